@@ -1,0 +1,70 @@
+"""What every config shares: its argument, and names for what is trained."""
+
+import difflib
+from types import SimpleNamespace
+
+# What trains, as regexes over the whole name of a parameter. `tune` in the
+# argument of a transfer config picks one; --config.trainable takes any other.
+TRAINABLE = {
+  "attention": (r"llm/layers/(\d+/)?attn/.*",),
+  "full": (r".*",),
+  "decoder": (r"llm/.*",),
+  "image": (r"img/.*",),
+  "head": (r"img/head/.*",),
+}
+
+
+def parse_argument(argument, **defaults):
+  """Reads the part of --config behind the colon: "variant=x,res=448".
+
+  Args:
+    argument: str of comma-separated name=value pairs, or None.
+    **defaults: every name with its default, whose type the value takes.
+
+  Returns:
+    SimpleNamespace with one attribute per default.
+
+  Raises:
+    ValueError: a name that is not among the defaults, with the nearest one, or
+      a value that is not of its type.
+  """
+  values = dict(defaults)
+  for pair in filter(None, (argument or "").split(",")):
+    name, equals, text = pair.partition("=")
+    name = name.strip()
+    if name not in defaults:
+      near = difflib.get_close_matches(name, defaults, n=1)
+      hint = f' Did you mean "{near[0]}"?' if near else ""
+      raise ValueError(
+        f'unknown config argument "{name}", expected one of '
+        f"{', '.join(defaults)}.{hint}"
+      )
+    kind = type(defaults[name])
+    try:
+      values[name] = _BOOLEANS[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+      equals = False
+    if not equals:
+      raise ValueError(
+        f'config argument "{pair}": expected {name}=<{kind.__name__}>, for '
+        f"example {name}={defaults[name]}"
+      )
+  return SimpleNamespace(**values)
+
+
+def trainable(tune):
+  """The regexes of TRAINABLE by name.
+
+  Raises:
+    ValueError: unknown name, with the nearest one.
+  """
+  if tune not in TRAINABLE:
+    near = difflib.get_close_matches(tune, TRAINABLE, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    raise ValueError(
+      f'unknown tune "{tune}", expected one of {", ".join(TRAINABLE)}.{hint}'
+    )
+  return TRAINABLE[tune]
+
+
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}

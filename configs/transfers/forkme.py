@@ -1,0 +1,98 @@
+"""Fork me: fine-tune PaliGemma on your own PaliGemma JSONL, all values shown.
+
+    python -m trainers.train --workdir runs/mine --config \
+      configs/transfers/forkme.py:variant=paligemma_3b,res=224,init=pt_224.npz,\
+      tokenizer=paligemma_tokenizer.model,train=train.jsonl,val=val.jsonl
+
+Every value can be changed on top: --config.learning_rate=0.01.
+A line of the JSONL: {"image": "0001.jpg", "prefix": "caption en", "suffix":
+"a red barn"}, image paths relative to the file.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+
+def get_config(argument=None):
+  """Attention-only SGD, as in the PaliGemma fine-tuning notebook."""
+  arg = common.parse_argument(
+    argument,
+    variant="paligemma_3b",
+    res=224,
+    text_len=128,
+    batch_size=32,
+    epochs=15.0,
+    tune="attention",
+    init="",
+    tokenizer="paligemma_tokenizer.model",
+    train="data/train.jsonl",
+    val="data/val.jsonl",
+  )
+  config = ConfigDict()
+  config.seed = 0
+
+  # Model. `init` is an .npz with big_vision's names; empty for random weights.
+  config.model = dict(variant=arg.variant, dtype="bfloat16")
+  config.model.img = dict(dropout=0.0, remat_policy="nothing_saveable")
+  config.model.llm = dict(dropout=0.0, remat_policy="nothing_saveable")
+  config.init = arg.init
+  config.tokenizer = arg.tokenizer
+  config.res = arg.res
+  config.text_len = arg.text_len
+
+  # What trains, in float32; the rest is frozen in this dtype.
+  config.trainable = common.trainable(arg.tune)
+  config.frozen_dtype = "bfloat16"
+
+  # Data. Several sources are mixed by weight.
+  config.train = ConfigDict()
+  config.train.sources = dict(
+    main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)
+  )
+  config.train.ops = ()  # e.g. (preprocess.Format("answer en {question}"),)
+  config.train.resize = "bilinear"
+  config.train.too_long = "error"  # or "truncate" the suffix
+  config.train.on_bad = "stop"  # or "skip" bad examples and count them
+  config.train.num_workers = 0
+  config.batch_size = arg.batch_size
+  config.total_epochs = arg.epochs
+
+  # Optimizer.
+  config.optimizer = "sgd"
+  config.optimizer_args = dict()  # e.g. dict(momentum=0.9)
+  config.learning_rate = 0.03
+  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
+  config.weight_decay = 0.0
+  config.clip_norm = None
+  config.label_smoothing = 0.0
+  config.accumulate_steps = 1
+  config.ema_decay = None
+
+  # Devices: a mesh of data (-1: all that are left) x model, and per regex how
+  # the parameters lie on it.
+  config.mesh = dict(data=-1, model=1)
+  config.sharding = ((".*", "fsdp"),)
+
+  # Log, checkpoints, evaluation (always before the first and after the last
+  # step, and every so often).
+  config.log_steps = 10
+  config.checkpoint_percent = 0.25
+  config.keep_checkpoints = 1
+  config.evals = ConfigDict()
+  config.evals.pplx = dict(
+    kind="perplexity",
+    source=dict(kind="jsonl", path=arg.val),
+    batch_size=arg.batch_size,
+    every_percent=0.25,
+  )
+  config.evals.val = dict(
+    kind="generate",
+    source=dict(kind="jsonl", path=arg.val),
+    batch_size=arg.batch_size,
+    max_decode_len=arg.text_len,
+    sampler="greedy",
+    metric="exact_match",
+    every_percent=0.25,
+  )
+  return config

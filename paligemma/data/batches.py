@@ -1,0 +1,311 @@
+"""Sources -> shuffled, mixed and sharded batches, the same for every run.
+
+Row i of global batch k depends on the seed alone: not on the number of
+processes, workers or threads. Process p of P holds rows p * B / P onwards of
+each global batch of B, so the processes' batches, one after the other, are the
+batch of a single process.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from paligemma import tree
+from paligemma.data import preprocess as preprocess_lib
+from paligemma.data import sources as sources_lib
+
+Batch = dict[str, np.ndarray]
+
+ON_BAD = {
+  "stop": "raise the error",
+  "skip": "put a row of zeros with _mask False in its place",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class TrainBatches(grain.DatasetIterator):
+  """Endless iterator over local batches; see `train`."""
+
+  def __init__(self, dataset, read, identity):
+    super().__init__()
+    self._dataset = dataset
+    self._read = read
+    self._identity = identity
+    self._next_batch = 0
+    self._reader = None
+
+  def __next__(self) -> Batch:
+    self.start_prefetch()
+    try:
+      batch = next(self._reader)
+    except Exception as error:
+      self._stop()  # a reader that failed would next report a silent end
+      _raise(error)
+    self._next_batch += 1
+    return batch
+
+  def start_prefetch(self) -> None:
+    """Starts reading ahead, before the first batch is asked for."""
+    if self._reader is None:
+      self._reader = self._read(self._dataset[self._next_batch :])
+      self._reader.start_prefetch()
+
+  def get_state(self) -> dict[str, Any]:
+    """Returns the position and what it is a position in, as JSON values.
+
+    It is equal on all processes, and independent of num_workers and
+    process_count.
+    """
+    return {"next_batch": self._next_batch, **self._identity}
+
+  def set_state(self, state: dict[str, Any]) -> None:
+    """Continues at the batch that followed when the state was taken.
+
+    Args:
+      state: Of `get_state`, from an iterator over the same data.
+
+    Raises:
+      ValueError: The seed, the batch size, the weights or the sizes of the
+        sources are others, so that batches would not be those of that run.
+    """
+    for key, value in self._identity.items():
+      if state.get(key) != value:
+        raise ValueError(
+          f"data state was saved with {key} {state.get(key)}, this run has "
+          f"{value}; restore the former value or start a new run"
+        )
+    self._stop()
+    self._next_batch = state["next_batch"]
+
+  def close(self) -> None:
+    """Ends worker processes and threads."""
+    self._stop()
+    super().close()
+
+  def _stop(self):
+    if self._reader is not None:
+      self._reader.close()
+      self._reader = None
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+  """The same local batches each time it is iterated over; see `evaluation`."""
+
+  dataset: grain.MapDataset
+  read: Callable[[grain.MapDataset], grain.DatasetIterator]
+
+  def __len__(self) -> int:
+    return len(self.dataset)
+
+  def __iter__(self) -> Iterator[Batch]:
+    reader = self.read(self.dataset)
+    try:
+      yield from reader
+    except Exception as error:
+      _raise(error)
+    finally:
+      reader.close()
+
+
+def train(
+  sources: Sequence[tuple[sources_lib.Source, float]],
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  seed: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  num_threads: int = 2,
+  on_bad: str = "stop",
+) -> TrainBatches:
+  """Returns an endless, resumable iterator over shuffled batches.
+
+  Every source is reshuffled as a whole each time it has been gone through; in
+  a mixture, sources come round at different times.
+
+  Args:
+    sources: (source, weight) pairs; a source gives its weight over the sum of
+      weights of all rows, evenly spread.
+    preprocess: Makes the rows. Its rng depends on the seed, the source and the
+      position.
+    batch_size: GLOBAL number of rows.
+    seed: In [0, 2**32).
+    process_index: Of this host.
+    process_count: Number of hosts.
+    num_workers: Processes that prepare batches ahead; 0 (default) for none.
+    num_threads: Threads that do so, in this process or in each worker; each
+      holds one batch. 0 prepares a batch when it is asked for. Default 2.
+    on_bad: Key of ON_BAD: what to do with an example that cannot be read.
+      Default "stop". With "skip" steps, shards and resumption stay what they
+      are, a line is logged, and the batch shows the count.
+
+  Returns:
+    Iterator whose items are the arrays of `preprocess` stacked over
+    batch_size / process_count rows, with `_mask` bool[B]: False for a row that
+    was skipped. `get_state` and `set_state` make it resumable bit for bit;
+    grain.checkpoint.CheckpointSave and CheckpointRestore accept it.
+
+  Raises:
+    ValueError: Bad arguments. In next(): a bad example, if on_bad is "stop".
+  """
+  _check_sharding(batch_size, process_index, process_count)
+  tree.lookup(ON_BAD, on_bad, "on_bad")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
+  if not sources:
+    raise ValueError("no source to train on, expected (source, weight) pairs")
+  datasets = []
+  for i, (source, weight) in enumerate(sources):
+    if weight <= 0:
+      raise ValueError(f"weight of {source} is {weight}, expected more than 0")
+    # Not seed + i, which grain uses for the epochs: streams would repeat.
+    shuffle_seed, rng_seed = np.random.SeedSequence((seed, i)).generate_state(2)
+    datasets.append(
+      grain.MapDataset.range(len(source))
+      .shuffle(seed=int(shuffle_seed))
+      .repeat()
+      .random_map(_Row(source, preprocess, on_bad), seed=int(rng_seed))
+    )
+  weights = [float(weight) for _, weight in sources]
+  rows = grain.MapDataset.mix(datasets, weights)
+  dataset = _local_batches(rows, batch_size, process_index, process_count)
+  identity = {
+    "seed": seed,
+    "batch_size": batch_size,
+    "weights": weights,
+    "examples": [len(source) for source, _ in sources],
+  }
+  return TrainBatches(dataset, _reader(num_workers, num_threads), identity)
+
+
+def evaluation(
+  source: sources_lib.Source,
+  preprocess: preprocess_lib.Preprocess,
+  *,
+  batch_size: int,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_workers: int = 0,
+  num_threads: int = 2,
+  limit: int | None = None,
+) -> EvaluationBatches:
+  """Returns an iterable over every example once, in order.
+
+  All processes get the same number of batches; the last one is padded.
+
+  Args:
+    source: The examples.
+    preprocess: Makes the rows; for example i its rng is default_rng(i), so that
+      all evaluations see the same.
+    batch_size: GLOBAL number of rows.
+    process_index: Of this host.
+    process_count: Number of hosts.
+    num_workers: As of `train`.
+    num_threads: As of `train`.
+    limit: Only the first so many examples. Default None, all.
+
+  Returns:
+    Iterable, with a length, over dicts of the arrays of `preprocess`, stacked,
+    with `_mask` bool[B], False on padding, and `_index` int64[B], the position
+    in the source, -1 on padding.
+
+  Raises:
+    ValueError: Bad arguments; while iterating, a bad example.
+  """
+  _check_sharding(batch_size, process_index, process_count)
+  if limit is not None and limit < 1:
+    raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
+  examples = min(len(source), limit or len(source))
+  batches = -(-examples // batch_size)
+  rows = grain.MapDataset.range(batches * batch_size).map(
+    _EvaluationRow(source, preprocess, examples)
+  )
+  dataset = _local_batches(rows, batch_size, process_index, process_count)
+  return EvaluationBatches(dataset, _reader(num_workers, num_threads))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """Reads and prepares one training example."""
+
+  source: sources_lib.Source
+  preprocess: preprocess_lib.Preprocess
+  on_bad: str
+
+  def __call__(self, index, rng):
+    try:
+      row = self.preprocess(self.source[index], rng)
+    except ValueError as error:
+      if self.on_bad == "stop":
+        raise
+      _log.warning("skipped a bad example: %s", error)
+      return {**self.preprocess.padding(), "_mask": np.False_}
+    return {**row, "_mask": np.True_}
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluationRow:
+  """Reads and prepares one example, or padding past the last one."""
+
+  source: sources_lib.Source
+  preprocess: preprocess_lib.Preprocess
+  examples: int
+
+  def __call__(self, index):
+    if index >= self.examples:
+      padding = self.preprocess.padding()
+      return {**padding, "_mask": np.False_, "_index": np.int64(-1)}
+    row = self.preprocess(self.source[index], np.random.default_rng(index))
+    return {**row, "_mask": np.True_, "_index": np.int64(index)}
+
+
+def _check_sharding(batch_size, process_index, process_count):
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"process_index is {process_index}, expected it in [0, {process_count})"
+    )
+  if batch_size < 1 or batch_size % process_count:
+    raise ValueError(
+      f"batch_size is {batch_size}, expected a positive multiple of the "
+      f"{process_count} processes"
+    )
+
+
+def _local_batches(rows, batch_size, process_index, process_count):
+  # Blocks of local size, dealt in turn, are contiguous parts of global batches.
+  local = batch_size // process_count
+  blocks = rows.batch(local, drop_remainder=True, batch_fn=_stack)
+  return blocks[process_index::process_count]
+
+
+def _stack(rows):
+  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def _raise(error):
+  """Raises an error of the data without what grain notes on it."""
+  if type(error) is ValueError:
+    raise ValueError(str(error)) from None
+  raise error
+
+
+def _reader(num_workers, num_threads):
+  """Returns what makes an iterator of a MapDataset, read ahead as asked."""
+  # grain 0.2.18 reads this flag of its own even where nothing has parsed flags,
+  # as in a notebook (google/grain#1355); so that it finds the default:
+  flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
+  threads = grain.ReadOptions(
+    num_threads=num_threads, prefetch_buffer_size=num_threads
+  )
+  workers = grain.MultiprocessingOptions(num_workers=num_workers)
+  return lambda dataset: iter(
+    dataset.to_iter_dataset(threads).mp_prefetch(workers)
+  )

@@ -1,0 +1,167 @@
+"""Encoded bytes -> RGB pixels -> resized -> the value range of the model."""
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from paligemma import tree
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
+
+
+def decode(
+  data: bytes, *, where: str = "image", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+  """Decodes an image to RGB, upright, eight bits a channel.
+
+  Grayscale, palette and CMYK become RGB; of 16 bits the high byte is kept, as
+  TensorFlow and libpng's strip_16 do; an EXIF orientation is applied;
+  transparency is laid over white; of an animation the first frame is taken.
+
+  Args:
+    data: JPEG, PNG or WebP file contents.
+    where: What the message of an error begins with, such as "train.jsonl:12".
+    max_pixels: Larger images are refused before their pixels are decoded.
+      Default: Pillow's own limit, above which it also warns.
+
+  Returns:
+    uint8[H, W, 3].
+
+  Raises:
+    ValueError: Not an image, truncated or damaged, empty, or too large.
+
+  Differs from tf.io.decode_image (big_vision), which drops the alpha channel,
+  so that black text on nothing becomes black on black, and ignores EXIF.
+  """
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+      if picture.width * picture.height <= max_pixels:
+        return _to_rgb(picture)
+      size = f"{picture.width}x{picture.height} pixels"
+      problem = f"image is too large: {size}, at most {max_pixels} in all"
+  except UnidentifiedImageError:
+    problem = (
+      f"not a readable JPEG, PNG or WebP image: {len(data)} bytes that begin "
+      f"with {data[:8]!r}"
+    )
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    problem = f"image is too large: {e}"
+  except Exception as e:  # damaged files make Pillow raise a dozen kinds
+    problem = f"truncated or damaged image of {len(data)} bytes: {e}"
+  raise ValueError(" ".join(f"{where}: {problem}".split()))
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+  ImageOps.exif_transpose(picture, in_place=True)
+  if picture.mode.startswith("I"):  # 16-bit grayscale; convert() would clip it
+    gray = (np.asarray(picture) >> 8).astype(np.uint8)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+  if picture.has_transparency_data:
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture.convert("RGBA"))
+  if picture.mode != "RGB":
+    picture = picture.convert("RGB")
+  return np.asarray(picture)
+
+
+def resize(
+  image: np.ndarray,
+  size: tuple[int, int],
+  method: str = "bilinear",
+  antialias: bool = True,
+) -> np.ndarray:
+  """Resizes by the definition of tf.image.resize and jax.image.resize.
+
+  Pixel centres lie at half integers. Every output pixel is the mean of the
+  input pixels around it, weighted by a kernel that is widened by the scale when
+  the image shrinks; the weights of pixels outside of the image are dropped and
+  the rest is normalised to one.
+
+  Args:
+    image: uint8 or float[H, W, C].
+    size: (height, width) of the result.
+    method: "bilinear" (triangle kernel, default) or "bicubic" (Keys 1981,
+      a = -0.5; overshoots the range of the input at edges).
+    antialias: Widen the kernel when the image shrinks. Default True.
+
+  Returns:
+    float32[height, width, C], neither rounded nor clipped.
+
+  Raises:
+    ValueError: Unknown method.
+
+  Differs from big_vision, which truncates the result to uint8 again.
+  """
+  height, width, channels = image.shape
+  pixels = image.reshape(height, width * channels).astype(np.float32)
+  rows = np.empty((size[0], width * channels), np.float32)
+  for out, used, weights in _bands(height, size[0], method, antialias, 1):
+    np.matmul(weights, pixels[used], out=rows[out])
+  result = np.empty((size[0], size[1] * channels), np.float32)
+  for out, used, weights in _bands(width, size[1], method, antialias, channels):
+    np.matmul(rows[:, used], weights.T, out=result[:, out])
+  return result.reshape(*size, channels)
+
+
+def to_model_range(
+  image: np.ndarray, low: float = -1.0, high: float = 1.0
+) -> np.ndarray:
+  """Maps [0, 255] linearly to [low, high]; returns float32 of equal shape."""
+  scaled = np.multiply(image, (high - low) / 255, dtype=np.float32)
+  scaled += low
+  return scaled
+
+
+def _triangle(x):
+  return np.maximum(0, 1 - x)
+
+
+def _keys_cubic(x):
+  near = (1.5 * x - 2.5) * x * x + 1
+  far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+  return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+# name -> (kernel of the distance to the centre, distance at which it ends).
+KERNELS = {"bilinear": (_triangle, 1), "bicubic": (_keys_cubic, 2)}
+
+_BAND = 8  # output rows a product; fastest of 4, 8, 16, 32 for 640x480 -> 224
+
+
+@functools.lru_cache(maxsize=64)  # at most 1.5 MB each for a 4000-pixel side
+def _bands(length, new_length, method, antialias, channels):
+  """Cuts the mostly zero filter matrix into dense products along its diagonal.
+
+  Returns:
+    (out, used, weights) of each product: slices of the filtered and of the
+    original axis, with `channels` interleaved, and float32 weights between
+    them.
+  """
+  kernel, radius = tree.lookup(KERNELS, method, "resize method")
+  scale = length / new_length
+  widen = max(scale, 1.0) if antialias else 1.0
+  bands = []
+  for start in range(0, new_length, _BAND):
+    stop = min(start + _BAND, new_length)
+    centres = (np.arange(start, stop) + 0.5) * scale
+    first = max(int(centres[0] - radius * widen), 0)
+    last = min(int(centres[-1] + radius * widen) + 1, length)
+    distance = np.abs(np.arange(first, last) + 0.5 - centres[:, None])
+    weights = kernel(distance / widen)
+    weights /= weights.sum(axis=1, keepdims=True)
+    out = slice(start * channels, stop * channels)
+    used = slice(first * channels, last * channels)
+    bands.append((out, used, _repeat_channels(weights, channels)))
+  return bands
+
+
+def _repeat_channels(weights, channels):
+  """Returns float32 weights that filter each interleaved channel alone."""
+  new_length, length = weights.shape
+  wide = np.zeros((new_length, channels, length, channels), np.float32)
+  for channel in range(channels):
+    wide[:, channel, :, channel] = weights
+  return wide.reshape(new_length * channels, length * channels)

@@ -1,0 +1,118 @@
+"""Prompt and answer -> token ids and masks; the only place masks are born."""
+
+import numpy as np
+
+from paligemma import tree
+from paligemma.data import tokenizer as tokenizer_lib
+
+TOO_LONG = {
+  "error": "refuse the example",
+  "truncate": "cut the end of the answer",
+}
+
+
+def training(
+  tokenizer: tokenizer_lib.Tokenizer,
+  prefix: str,
+  suffix: str,
+  text_len: int,
+  *,
+  too_long: str = "error",
+) -> dict[str, np.ndarray]:
+  r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
+
+  Prefix, "\n" and suffix are tokenized apart, so that the ids of the prompt are
+  the same with and without an answer. There is one position more than text_len,
+  as the input is [:-1] and the target [1:]. For the prefix "<loc0003>", the
+  suffix "<seg005>" and text_len 6:
+
+      text        2  256003  108  257029  1  0  0
+      mask_ar     0       0    0       1  1  1  1   1: sees only what precedes
+      mask_input  1       1    1       1  1  0  0   1: not padding
+      mask_loss   0       0    0       1  1  0  0   1: supervised
+
+  Args:
+    tokenizer: Gives the ids.
+    prefix: The prompt.
+    suffix: The answer.
+    text_len: L, number of input positions.
+    too_long: What to do with more than L + 1 tokens. "error" (default) or
+      "truncate": keep the first L + 1; then there is also `truncated`, int32[],
+      1 if this example was cut. A prompt is never cut.
+
+  Returns:
+    dict of text int32[L + 1], mask_ar int32[L + 1], mask_input bool[L + 1],
+    mask_loss int32[L + 1].
+
+  Raises:
+    ValueError: The tokens do not fit, or the prompt leaves no room for the
+      first token of the answer.
+
+  Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
+  """
+  tree.lookup(TOO_LONG, too_long, "choice of too_long")
+  prompt_ids = _prompt_ids(tokenizer, prefix)
+  suffix_ids = tokenizer.encode(suffix, eos=True)
+  ids, room = prompt_ids + suffix_ids, text_len + 1
+  if len(prompt_ids) >= room or (len(ids) > room and too_long == "error"):
+    raise ValueError(
+      f"prompt and answer have {len(prompt_ids)} + {len(suffix_ids)} tokens, "
+      f"text_len {text_len} has room for {room}; raise text_len or shorten them"
+    )
+  kept = min(len(ids), room)
+  position = np.arange(room)
+  arrays = {
+    "text": _pad(ids[:kept], room, tokenizer.pad_id),
+    "mask_ar": (position >= len(prompt_ids)).astype(np.int32),
+    "mask_input": position < kept,
+    "mask_loss": ((position >= len(prompt_ids)) & (position < kept)).astype(
+      np.int32
+    ),
+  }
+  if too_long == "truncate":
+    arrays["truncated"] = np.int32(len(ids) > room)
+  return arrays
+
+
+def prompt(
+  tokenizer: tokenizer_lib.Tokenizer, prefix: str, text_len: int
+) -> dict[str, np.ndarray]:
+  r"""Returns a sequence to be answered: [bos] prefix "\n" pad.
+
+  It takes no answer, so none can leak. For "<loc0003>" and text_len 6:
+
+      text        2  256003  108  0  0  0
+      mask_ar     0       0    0  1  1  1
+      mask_input  1       1    1  0  0  0
+
+  Args:
+    tokenizer: Gives the ids.
+    prefix: The prompt.
+    text_len: L, number of positions.
+
+  Returns:
+    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
+
+  Raises:
+    ValueError: The prompt has more than L tokens.
+  """
+  ids = _prompt_ids(tokenizer, prefix)
+  if len(ids) > text_len:
+    raise ValueError(
+      f"prompt has {len(ids)} tokens, text_len is {text_len}; raise text_len "
+      "or shorten the prompt"
+    )
+  is_prompt = np.arange(text_len) < len(ids)
+  return {
+    "text": _pad(ids, text_len, tokenizer.pad_id),
+    "mask_ar": (~is_prompt).astype(np.int32),
+    "mask_input": is_prompt,
+  }
+
+
+def _prompt_ids(tokenizer, prefix):
+  return tokenizer.encode(prefix, bos=True) + tokenizer.encode("\n")
+
+
+def _pad(ids, length, pad_id):
+  return np.array(ids + [pad_id] * (length - len(ids)), np.int32)

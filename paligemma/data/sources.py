@@ -1,0 +1,304 @@
+"""Random access to raw examples: a dict of fields with the encoded image.
+
+A source has a length and gives by index a dict with "image" (bytes, encoded),
+every further field of the data set, and "_where" (str), the place to name in an
+error. Sources are small to pickle, so that data workers can hold them.
+"""
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+
+
+class Source(Protocol):
+  """What the rest of the package expects of a data set."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+
+class Jsonl:
+  """PaliGemma JSONL: one object a line, with the path of an image.
+
+      {"image": "0001.jpg", "prefix": "caption en", "suffix": "a red barn"}
+
+  Only "image" must be there; all keys are kept. The file is scanned once for
+  the positions of its lines; a line is parsed, and its image read, when it is
+  asked for.
+
+  Args:
+    path: The file, on any file system that etils.epath opens.
+    image_root: What image paths are relative to. Default: the file's folder.
+
+  Raises:
+    ValueError: At construction, no such file or no line in it. On access, a
+      malformed line, a missing key or image, named as path:line.
+  """
+
+  def __init__(
+    self, path: epath.PathLike, image_root: epath.PathLike | None = None
+  ):
+    self._path = epath.Path(path)
+    self._root = epath.Path(image_root or self._path.parent)
+    self._lines = _line_positions(self._path)
+
+  def __len__(self) -> int:
+    return len(self._lines)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    number, offset = self._lines[index]
+    where = f"{self._path}:{number}"
+    with self._path.open("rb") as file:
+      file.seek(offset)
+      line = file.readline()
+    fields = _parse_line(line, where)
+    if not isinstance(fields.get("image"), str):
+      raise ValueError(
+        f'{where}: expected a path under the key "image", found '
+        f"{_found(fields, 'image')}"
+      )
+    image = _read_image(self._root, fields["image"], where)
+    return {**fields, "image": image, "_where": where}
+
+  def __str__(self) -> str:
+    return str(self._path)
+
+
+class Tfds:
+  """A TFDS data set in ArrayRecord files, read without TensorFlow.
+
+  Text fields come as str; the image stays encoded, and is decoded by us.
+
+  Args:
+    name: Builder name, "coco_captions" or "ref_coco/refcoco_unc:1.1.0".
+    split: Split name, TFDS slices included ("train[:90%]").
+    data_dir: Where prepared data sets lie. Default: that of TFDS.
+    image_key: The field that holds the image; it is renamed to "image".
+
+  Raises:
+    ValueError: The data set is not prepared, or has no such split or field.
+  """
+
+  def __init__(
+    self,
+    name: str,
+    split: str,
+    data_dir: epath.PathLike | None = None,
+    image_key: str = "image",
+  ):
+    self._arguments = (name, split, data_dir, image_key)
+    self._name = f"{name}/{split}"
+    self._image_key = image_key
+    self._data = _open_tfds(name, split, data_dir, image_key)
+    if not len(self._data):
+      raise ValueError(f"{self}: the split has no examples")
+
+  def __len__(self) -> int:
+    return len(self._data)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    where = f"{self._name}[{index}]"
+    fields = dict(self._data[int(index)])
+    image = fields.pop(self._image_key)
+    try:
+      fields = {key: _to_text(value) for key, value in fields.items()}
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{where}: text is not UTF-8: {error}") from None
+    return {**fields, "image": image, "_where": where}
+
+  def __str__(self) -> str:
+    return f"tfds {self._name}"
+
+  def __reduce__(self):
+    # What TFDS holds carries the builder's class, which a worker may not have;
+    # prepared files can be opened without it.
+    return Tfds, self._arguments
+
+
+class Slice:
+  """A contiguous part of a source.
+
+  Args:
+    source: What to cut.
+    bounds: "[start:stop]" as in Python, each bound a count of examples or a
+      percentage (rounded to the nearest example, so "[:90%]" and "[90%:]" are
+      disjoint and leave nothing out): "[:100]", "[-5%:]", "[10%:50%]".
+
+  Raises:
+    ValueError: Malformed bounds, or nothing between them.
+  """
+
+  def __init__(self, source: Source, bounds: str):
+    match = re.fullmatch(r"\[(-?\d+%?)?:(-?\d+%?)?\]", bounds)
+    if not match:
+      raise ValueError(
+        f'malformed slice "{bounds}" of {source}, expected "[start:stop]" with '
+        'counts or percentages, such as "[:90%]"'
+      )
+    start, stop = (_bound(text, len(source)) for text in match.groups())
+    self._range = range(len(source))[start:stop]
+    if not self._range:
+      raise ValueError(
+        f'slice "{bounds}" of the {len(source)} examples of {source} is empty'
+      )
+    self._source = source
+    self._bounds = bounds
+
+  def __len__(self) -> int:
+    return len(self._range)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._source[self._range[index]]
+
+  def __str__(self) -> str:
+    return f"{self._source}{self._bounds}"
+
+
+class Cached:
+  """Keeps every example it has read, with its encoded image, in memory.
+
+  Each data worker fills a cache of its own; a pickle carries none of it.
+
+  Args:
+    source: What to read from.
+  """
+
+  def __init__(self, source: Source):
+    self._source = source
+    self._examples = {}
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    if index not in self._examples:
+      self._examples[index] = self._source[index]
+    return dict(self._examples[index])
+
+  def __str__(self) -> str:
+    return str(self._source)
+
+  def __getstate__(self):
+    return {"_source": self._source, "_examples": {}}
+
+
+SOURCES = {"jsonl": Jsonl, "tfds": Tfds}
+
+
+def make(
+  kind: str, /, *, slice: str | None = None, cache: bool = False, **arguments
+) -> Source:
+  """Makes a source from the values of a config.
+
+  Args:
+    kind: Key of SOURCES.
+    slice: Bounds for Slice; default None, the whole.
+    cache: Keep encoded examples in memory. Default False.
+    **arguments: Of the source's constructor.
+
+  Raises:
+    ValueError: Unknown kind or argument; whatever the constructor raises.
+  """
+  constructor = tree.lookup(SOURCES, kind, "source")
+  known = inspect.signature(constructor).parameters
+  for argument in arguments:
+    tree.lookup(known, argument, f"{kind} argument")
+  source = constructor(**arguments)
+  if slice is not None:
+    source = Slice(source, slice)
+  return Cached(source) if cache else source
+
+
+def _line_positions(path):
+  """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
+  positions, offset = [], 0
+  try:
+    with path.open("rb") as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          positions.append((number, offset))
+        offset += len(line)
+  except OSError as error:
+    raise ValueError(f"{path}: cannot read data: {error}") from None
+  if not positions:
+    raise ValueError(f"{path}: empty data set, expected a JSON object a line")
+  return np.array(positions, np.int64)
+
+
+def _parse_line(line, where):
+  try:
+    text = line.decode("utf-8-sig").rstrip("\r\n")
+    fields = json.loads(text)
+  except UnicodeDecodeError as error:
+    raise ValueError(f"{where}: not UTF-8: {error}") from None
+  except json.JSONDecodeError as error:
+    found = repr(text[error.pos : error.pos + 20]) if text[error.pos :] else ""
+    raise ValueError(
+      f"{where}: malformed JSON at column {error.colno}: {error.msg}, found "
+      f"{found or 'the end of the line'}"
+    ) from None
+  if not isinstance(fields, dict):
+    raise ValueError(
+      f'{where}: expected an object such as {{"image": ..., "prefix": ...}}, '
+      f"found {type(fields).__name__}"
+    )
+  return fields
+
+
+def _found(fields: Mapping[str, Any], key: str) -> str:
+  if key in fields:
+    return f"{fields[key]!r}"
+  return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+
+
+def _read_image(root, name, where):
+  path = epath.Path(name) if "://" in name else root / name
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    reason = error.strerror or error
+    raise ValueError(f"{where}: cannot read image {path}: {reason}") from None
+
+
+def _open_tfds(name, split, data_dir, image_key):
+  import tensorflow_datasets as tfds  # only who uses it pays for its import
+
+  try:
+    builder = tfds.builder(name, data_dir=data_dir)
+  except ValueError as error:
+    reason = str(error).strip().splitlines()[0]
+    raise ValueError(f"tfds {name}: {reason}") from None
+  tree.lookup(builder.info.features, image_key, f"image_key of tfds {name}")
+  decoders = {image_key: tfds.decode.SkipDecoding()}
+  try:
+    return builder.as_data_source(split=split, decoders=decoders)
+  except (AssertionError, FileNotFoundError, NotImplementedError):
+    raise ValueError(
+      f"tfds {name}: not prepared in ArrayRecord format under "
+      f"{builder.data_path}; run: tfds build {name} --file_format=array_record"
+    ) from None
+  except ValueError as error:
+    reason = str(error).strip().splitlines()[0]
+    raise ValueError(f"tfds {name}/{split}: {reason}") from None
+
+
+def _to_text(value):
+  if isinstance(value, bytes):
+    return value.decode()
+  if isinstance(value, list):
+    return [_to_text(element) for element in value]
+  return value
+
+
+def _bound(text, length):
+  if text is None or not text.endswith("%"):
+    return text and int(text)
+  return round(length * int(text[:-1]) / 100)

@@ -1,0 +1,114 @@
+"""Perplexity of the true answers: how much the model is surprised by them."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import numpy as np
+
+from paligemma import losses, sharding
+from paligemma.data import batches, preprocess, sources
+
+_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+  """Negative log-likelihood (nll) of the supervised tokens, teacher-forced.
+
+  Attributes:
+    name: names the evaluator in reports.
+    source: the examples, with answers.
+    preprocess: makes the rows, in the training layout (train=True), whose
+      mask_loss says which tokens are the answer.
+    batch_size: examples per batch over all processes.
+    limit: evaluate the first `limit` examples only; None for all.
+    num_workers: data worker processes; 0 works in this one.
+  """
+
+  name: str
+  source: sources.Source
+  preprocess: preprocess.Preprocess
+  batch_size: int
+  limit: int | None = None
+  num_workers: int = 0
+
+  def run(
+    self, model, params, mesh, *, output_dir=None, rng=None
+  ) -> dict[str, float]:
+    """Evaluates the source; nothing is written and nothing is drawn at random.
+
+    Args:
+      model: a Model, hashable.
+      params: its parameters, {"img": ..., "llm": ...}.
+      mesh: mesh with the axis "data", over which batches are split.
+      output_dir: unused, as every evaluator is called alike.
+      rng: unused, likewise.
+
+    Returns:
+      With n_i supervised tokens of example i and s_i their summed nll in nats:
+        nll_per_token: sum_i s_i / sum_i n_i.
+        perplexity: exp(nll_per_token).
+        nll_per_example: mean_i s_i / n_i, the training loss without smoothing
+          (an example without a supervised token counts as 0, as it does there).
+        num_tokens: sum_i n_i.
+        num_examples: number of examples.
+
+    Raises:
+      ValueError: batches have no mask_loss, or it supervises no token at all.
+
+    Source: big_vision, evaluators/proj/paligemma/perplexity.py, whose "avg" is
+    our nll_per_example and whose "sum" is mean_i s_i. It exponentiates nothing,
+    and without mask_loss it averages over prompt and padding; we refuse.
+    """
+    # Sums in float64: 1e6 float32 terms lose the digits that are compared.
+    nll, count = [np.zeros(0, np.float64)], [np.zeros(0, np.float64)]
+    for batch in batches.evaluation(
+      self.source,
+      self.preprocess,
+      batch_size=self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=self.num_workers,
+      limit=self.limit,
+    ):
+      if "mask_loss" not in batch:
+        raise ValueError(
+          f'evaluator "{self.name}": batches have no mask_loss, so the answer'
+          " cannot be told from prompt and padding; make them with the training"
+          " layout (train=True)."
+        )
+      batch = sharding.put_batch({key: batch[key] for key in _KEYS}, mesh)
+      sums = _token_sums(model, params, batch)
+      rows, sum_nll, tokens = sharding.fetch((batch["_mask"], *sums))
+      nll.append(sum_nll[rows].astype(np.float64))
+      count.append(tokens[rows].astype(np.float64))
+    nll, count = np.concatenate(nll), np.concatenate(count)
+    if not count.sum():
+      raise ValueError(
+        f'evaluator "{self.name}": no supervised token in {len(count)}'
+        " examples, expected answers under mask_loss."
+      )
+    per_token = nll.sum() / count.sum()
+    return {
+      "perplexity": math.exp(per_token),
+      "nll_per_token": float(per_token),
+      "nll_per_example": float(np.mean(nll / np.maximum(count, 1))),
+      "num_tokens": float(count.sum()),
+      "num_examples": float(len(count)),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _token_sums(model, params, batch):
+  """Summed nll f32[B] and number f32[B] of each row's supervised tokens."""
+  text, mask_ar = batch["text"], batch["mask_ar"]
+  logits, _ = model.apply(
+    {"params": params},
+    batch["image"],
+    text[:, :-1],
+    mask_ar[:, :-1],
+    input_mask=batch["mask_input"][:, :-1],
+  )
+  return losses.token_sums(logits, text[:, 1:], batch["mask_loss"][:, 1:])

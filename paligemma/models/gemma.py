@@ -1,0 +1,462 @@
+"""The decoder: Gemma 1 and Gemma 2, with a key/value cache.
+
+Names and shapes of the parameters are those of big_vision's models/ppp/gemma.py
+(Gemma 2 adds post norms). Sources: arXiv:2403.08295 (Gemma), arXiv:2408.00118
+(Gemma 2), google-deepmind/gemma.
+
+Axes: B batch, T query position, S key position, N query heads, K key/value
+heads, H head dim, D width, F hidden width of the MLP, V vocabulary.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma import tree, variants
+from paligemma.models import attention
+from paligemma.models.remat import remat
+
+
+def _fan_in(in_axis, out_axis):
+  return nn.initializers.variance_scaling(
+    1.0, "fan_in", "truncated_normal", in_axis=in_axis, out_axis=out_axis
+  )
+
+
+class Einsum(nn.Module):
+  """A weight "w" and the einsum that applies it in the compute dtype."""
+
+  shape: tuple[int, ...]
+  init: nn.initializers.Initializer
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, equation, x):
+    w = self.param("w", self.init, self.shape, jnp.float32)
+    return jnp.einsum(equation, x.astype(self.dtype), w.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+  """Root-mean-square norm times (1 + scale), in float32.
+
+  The stored scale is the difference to one (Gemma's convention): a converter
+  copies it and never adds one.
+  """
+
+  epsilon: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param(
+      "scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
+    )
+    x = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+    gain = 1.0 + scale.astype(jnp.float32)
+    return x / jnp.sqrt(mean_square + self.epsilon) * gain[None, None, :]
+
+
+class Embedder(nn.Module):
+  """The vocabulary table, read on the way in and on the way out."""
+
+  vocab_size: int
+  width: int
+  dtype: str = "float32"
+
+  def setup(self):
+    self.input_embedding = self.param(
+      "input_embedding",
+      nn.initializers.variance_scaling(
+        1.0, "fan_in", "normal", in_axis=1, out_axis=0
+      ),
+      (self.vocab_size, self.width),
+      jnp.float32,
+    )
+
+  def encode(self, tokens):
+    """int[B, T] -> float32[B, T, D], scaled by the square root of D.
+
+    Gemma rounds that factor to the dtype of the table; here it is float32.
+    """
+    table = jnp.take(self.input_embedding, tokens, axis=0)
+    return table.astype(jnp.float32) * np.float32(np.sqrt(self.width))
+
+  def decode(self, x):
+    """float[B, T, D] -> float32[B, T, V]."""
+    return jnp.einsum(
+      "BTD,VD->BTV",
+      x.astype(self.dtype),
+      self.input_embedding.astype(self.dtype),
+      preferred_element_type=jnp.float32,
+    )
+
+
+class Attention(nn.Module):
+  """Multi-head, grouped or multi-query attention with RoPE and a cache."""
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  query_scale: float
+  logits_softcap: float | None
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, positions, mask, cache_index, mode, cache_size):
+    """Mixes float[B, T, D] over the keys that `mask` bool[B, T, S] allows.
+
+    In mode "prefill" the keys and values are also written to the front of a
+    new cache of `cache_size` positions; in mode "extend" they go to position
+    `cache_index` int[] of the cache, and the query attends to all of it.
+    """
+    width = x.shape[-1]
+    q, k, v = self._project(x)
+    q = attention.apply_rope(q, positions)
+    k = attention.apply_rope(k, positions)
+    if mode == "prefill":
+      room = [(0, 0), (0, cache_size - k.shape[1]), (0, 0), (0, 0)]
+      self.put_variable("cache", "k", jnp.pad(k, room))
+      self.put_variable("cache", "v", jnp.pad(v, room))
+    elif mode == "extend":
+      k = self._append("k", k, cache_index)
+      v = self._append("v", v, cache_index)
+    mixed = attention.attend(
+      q,
+      k,
+      v,
+      mask,
+      scale=self.query_scale,
+      logits_softcap=self.logits_softcap,
+    )
+    return Einsum(
+      (self.num_heads, self.head_dim, width),
+      _fan_in((0, 1), (2,)),
+      self.dtype,
+      name="attn_vec_einsum",
+    )("BTNH,NHD->BTD", mixed)
+
+  def _project(self, x):
+    width = x.shape[-1]
+    if self.num_kv_heads == self.num_heads:
+      return Einsum(
+        (3, self.num_heads, width, self.head_dim),
+        _fan_in((2,), (0, 1, 3)),
+        self.dtype,
+        name="qkv_einsum",
+      )("BTD,3NDH->3BTNH", x)
+    q = Einsum(
+      (self.num_heads, width, self.head_dim),
+      _fan_in((1,), (0, 2)),
+      self.dtype,
+      name="q_einsum",
+    )("BTD,NDH->BTNH", x)
+    k, v = Einsum(
+      (2, self.num_kv_heads, width, self.head_dim),
+      _fan_in((2,), (0, 1, 3)),
+      self.dtype,
+      name="kv_einsum",
+    )("BTD,2KDH->2BTKH", x)
+    return q, k, v
+
+  def _append(self, name, new, cache_index):
+    cached = self.get_variable("cache", name)
+    cached = jax.lax.dynamic_update_slice_in_dim(
+      cached, new.astype(cached.dtype), cache_index, axis=1
+    )
+    self.put_variable("cache", name, cached)
+    return cached
+
+
+class FeedForward(nn.Module):
+  """Gated MLP with tanh-approximated GELU: float[B, T, D] -> float32[B, T, D].
+
+  The hidden values of released Gemma checkpoints pass the largest float16,
+  65504. In that dtype they are held divided by a power of two, which is exact,
+  and the output is multiplied back in float32.
+  """
+
+  mlp_dim: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x):
+    width = x.shape[-1]
+    gating = self.param(
+      "gating_einsum",
+      _fan_in((1,), (0, 2)),
+      (2, width, self.mlp_dim),
+      jnp.float32,
+    ).astype(self.dtype)
+    linear = self.param(
+      "linear", _fan_in((0,), (1,)), (self.mlp_dim, width), jnp.float32
+    ).astype(self.dtype)
+    to_float32 = {"preferred_element_type": jnp.float32}
+    x = x.astype(self.dtype)
+    gate = jnp.einsum("BTD,DF->BTF", x, gating[0], **to_float32)
+    up = jnp.einsum("BTD,DF->BTF", x, gating[1], **to_float32)
+    headroom = 64.0 if jnp.dtype(self.dtype) == jnp.float16 else 1.0
+    hidden = (nn.gelu(gate) * (up / headroom)).astype(self.dtype)
+    out = jnp.einsum("BTF,FD->BTD", hidden, linear, **to_float32)
+    return out * headroom
+
+
+class Block(nn.Module):
+  """One decoder layer; the residual stream stays float32."""
+
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  query_scale: float
+  norm_eps: float
+  post_norms: bool
+  attn_logits_softcap: float | None
+  dropout: float
+  dtype: str
+
+  @nn.compact
+  def __call__(
+    self, x, is_local, positions, mask, local_mask, cache_index, mode, size
+  ):
+    if local_mask is not None:
+      mask = jnp.where(is_local, local_mask, mask)
+    drop = nn.Dropout(self.dropout, deterministic=mode != "train")
+
+    y = RMSNorm(self.norm_eps, name="pre_attention_norm")(x)
+    y = Attention(
+      num_heads=self.num_heads,
+      num_kv_heads=self.num_kv_heads,
+      head_dim=self.head_dim,
+      query_scale=self.query_scale,
+      logits_softcap=self.attn_logits_softcap,
+      dtype=self.dtype,
+      name="attn",
+    )(y, positions, mask, cache_index, mode, size)
+    if self.post_norms:
+      y = RMSNorm(self.norm_eps, name="post_attention_norm")(y)
+    x = x + drop(y.astype(jnp.float32))
+
+    y = RMSNorm(self.norm_eps, name="pre_ffw_norm")(x)
+    y = FeedForward(self.mlp_dim, self.dtype, name="mlp")(y)
+    if self.post_norms:
+      y = RMSNorm(self.norm_eps, name="post_ffw_norm")(y)
+    return x + drop(y), None
+
+
+class LoopedLayers(nn.Module):
+  """The layers one by one, for a checkpoint or a debugger that wants them so.
+
+  Called like the scanned block: `is_local` bool[L] holds one entry per layer,
+  everything else is shared.
+  """
+
+  depth: int
+  block: type[nn.Module]
+  sizes: dict[str, float | int | str | bool | None]
+
+  @nn.compact
+  def __call__(self, x, is_local, *shared):
+    for i in range(self.depth):
+      x, _ = self.block(**self.sizes, name=str(i))(x, is_local[i], *shared)
+    return x, None
+
+
+class Model(nn.Module):
+  """A decoder of embedded tokens.
+
+  Attributes:
+    width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
+    norm_eps, query_scale, post_norms, attn_logits_softcap,
+    final_logits_softcap, sliding_window: see variants.Gemma.
+    dropout: float, rate on the output of each attention and MLP.
+    scan: bool, layers stacked on a leading axis ("layers/...") and run by
+      lax.scan, or separate ("layers/0/...").
+    remat_policy: see models/remat.py.
+    dtype: compute dtype of matrix products and cache: "float32", "bfloat16" or
+      "float16". Norms, RoPE, softmax, logits and residual sums are float32.
+  """
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  vocab_size: int
+  norm_eps: float = 1e-6
+  query_scale: str = "head_dim"
+  post_norms: bool = False
+  attn_logits_softcap: float | None = None
+  final_logits_softcap: float | None = None
+  sliding_window: int | None = None
+  dropout: float = 0.0
+  scan: bool = True
+  remat_policy: str = "nothing_saveable"
+  dtype: str = "float32"
+
+  def setup(self):
+    scales = {
+      "head_dim": self.head_dim**-0.5,
+      "width_per_head": (self.width / self.num_heads) ** -0.5,
+    }
+    sizes = {
+      "num_heads": self.num_heads,
+      "num_kv_heads": self.num_kv_heads,
+      "head_dim": self.head_dim,
+      "mlp_dim": self.mlp_dim,
+      "query_scale": tree.lookup(scales, self.query_scale, "query_scale"),
+      "norm_eps": self.norm_eps,
+      "post_norms": self.post_norms,
+      "attn_logits_softcap": self.attn_logits_softcap,
+      "dropout": self.dropout,
+      "dtype": self.dtype,
+    }
+    block = remat(
+      Block, self.remat_policy, scan=self.scan, static_argnums=(7, 8)
+    )
+    self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
+    if self.scan:
+      self.layers = nn.scan(
+        block,
+        variable_axes={"params": 0, "cache": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *6 * [nn.broadcast]),
+        length=self.depth,
+      )(**sizes)
+    else:
+      self.layers = LoopedLayers(self.depth, block, sizes)
+    self.final_norm = RMSNorm(self.norm_eps)
+
+  def embed_tokens(self, tokens):
+    """Token ids int[B, T] -> embeddings float32[B, T, D], times sqrt(D)."""
+    return self.embedder.encode(tokens)
+
+  def compute_logits(self, pre_logits):
+    """float[B, T, D] -> logits float32[B, T, V], soft-capped.
+
+    Every path comes through here, so that training, prefill and extension
+    agree (big_vision caps in extension only).
+    """
+    logits = self.embedder.decode(pre_logits)
+    return attention.soft_cap(logits, self.final_logits_softcap)
+
+  def __call__(self, x, input_mask, mask_ar, train=False):
+    """Runs all layers on embedded tokens.
+
+    Args:
+      x: float[B, T, D] embeddings.
+      input_mask: bool[B, T], True at a token, False at padding.
+      mask_ar: int[B, T], see attention.make_attn_mask.
+      train: bool, whether dropout is on.
+
+    Returns:
+      Tuple of normed features float32[B, T, D] for `compute_logits`, and a
+      dict: "attn_mask" bool[B, T, T], "encoded" float32[B, T, D] before the
+      final norm, "pre_logits" after it.
+    """
+    mode = "train" if train else "eval"
+    return self._run_prompt(x, input_mask, mask_ar, mode, None)
+
+  def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
+    """Runs a prompt and keeps its keys and values in the "cache" collection.
+
+    The prompt stays where it is, padding in the middle or at the end
+    included: new tokens are appended behind position T for all rows alike,
+    and the mask kept beside the cache hides the gaps. RoPE counts tokens, not
+    cache positions, so a ragged batch equals its rows one by one.
+
+    Args:
+      x, input_mask, mask_ar: as in __call__.
+      cache_size: int, T plus the number of tokens to come.
+
+    Returns:
+      float32[B, 1, V] logits after the last valid token of each row.
+
+    Raises:
+      ValueError: the prompt does not fit.
+    """
+    length = x.shape[1]
+    if cache_size < length:
+      raise ValueError(
+        f"cache_size {cache_size} is below the prompt length {length}"
+      )
+    pre_logits, _ = self._run_prompt(
+      x, input_mask, mask_ar, "prefill", cache_size
+    )
+    room = [(0, 0), (0, cache_size - length)]
+    positions = _positions(input_mask)
+    self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
+    self.put_variable("cache", "positions", jnp.pad(positions, room))
+    self.put_variable("cache", "next_index", jnp.int32(length))
+
+    last = length - 1 - jnp.argmax(input_mask[:, ::-1], axis=1)
+    last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
+    return self.compute_logits(last)
+
+  def extend_cache(self, x):
+    """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
+
+    The new token sees every valid token before it and itself.
+    """
+    index = self.get_variable("cache", "next_index")
+    input_mask = self.get_variable("cache", "input_mask")
+    key_positions = self.get_variable("cache", "positions")
+    positions = jnp.sum(input_mask, axis=1, keepdims=True, dtype=jnp.int32)
+    write = jax.lax.dynamic_update_slice_in_dim
+    input_mask = write(input_mask, jnp.ones_like(input_mask[:, :1]), index, 1)
+    key_positions = write(key_positions, positions, index, 1)
+    self.put_variable("cache", "input_mask", input_mask)
+    self.put_variable("cache", "positions", key_positions)
+    self.put_variable("cache", "next_index", index + 1)
+
+    x, _ = self._run_layers(
+      x, positions, key_positions, input_mask[:, None, :], index, "extend", None
+    )
+    return self.compute_logits(self.final_norm(x))
+
+  def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size):
+    mask = attention.make_attn_mask(input_mask, mask_ar)
+    positions = _positions(input_mask)
+    encoded, _ = self._run_layers(
+      x, positions, positions, mask, None, mode, cache_size
+    )
+    pre_logits = self.final_norm(encoded)
+    out = {"attn_mask": mask, "encoded": encoded, "pre_logits": pre_logits}
+    return pre_logits, out
+
+  def _run_layers(
+    self, x, positions, key_positions, mask, cache_index, mode, cache_size
+  ):
+    local_mask = None
+    if self.sliding_window is not None:
+      local_mask = mask & attention.make_window_mask(
+        positions, key_positions, self.sliding_window
+      )
+    is_local = jnp.arange(self.depth) % 2 == 0
+    return self.layers(
+      x.astype(jnp.float32),
+      is_local,
+      positions,
+      mask,
+      local_mask,
+      cache_index,
+      mode,
+      cache_size,
+    )
+
+
+def _positions(input_mask):
+  """Index of each token among the valid ones of its row; 0 before the first."""
+  counts = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
+  return jnp.maximum(counts - 1, 0)
+
+
+def make(variant, *, dtype="float32", **overrides):
+  """A decoder from a name in variants.GEMMA, fields overridden by keyword.
+
+  Raises:
+    ValueError: unknown variant, with the nearest name.
+  """
+  sizes = tree.lookup(variants.GEMMA, variant, "decoder")
+  return Model(**{**vars(sizes), "dtype": dtype, **overrides})

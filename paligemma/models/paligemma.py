@@ -1,0 +1,245 @@
+"""PaliGemma: an image tower and a decoder that reads images before text.
+
+Sources: arXiv:2407.07726 (PaliGemma), arXiv:2412.03555 (PaliGemma 2),
+big_vision's models/proj/paligemma/paligemma.py.
+
+Axes: B batch, F frames, H height, W width in pixels, L image tokens, T text
+tokens, S = L + T, D width of the decoder, V vocabulary.
+"""
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paligemma import tree, variants
+from paligemma.models import gemma, vit
+
+
+class Model(nn.Module):
+  """Two towers in one sequence: image tokens, then text.
+
+  Attributes:
+    img: module called with (image, train) that returns float[B, L, D] tokens
+      and a dict of intermediates, e.g. vit.Model with num_classes D.
+    llm: module with `embed_tokens`, `compute_logits` and __call__ as
+      gemma.Model has them; `prefill_cache` and `extend_cache` are optional.
+  """
+
+  img: nn.Module
+  llm: nn.Module
+
+  def embed_image(self, image, train=False):
+    """Turns images into decoder inputs.
+
+    The tokens are not multiplied by sqrt(D): only text is, inside the
+    embedding table.
+
+    Args:
+      image: float[B, H, W, 3] in [-1, 1], or frames float[B, F, H, W, 3],
+        whose tokens are concatenated in order.
+      train: bool, whether dropout is on.
+
+    Returns:
+      Tuple of float32[B, L, D] (frames: [B, F * L, D]) and a dict of
+      intermediates named "img/...", "img/zimg" being the tokens.
+    """
+    batch = image.shape[0]
+    is_video = image.ndim == 5
+    if is_video:
+      image = einops.rearrange(image, "B F H W C -> (B F) H W C")
+    zimg, out = self.img(image, train=train)
+    if is_video:
+      zimg = einops.rearrange(zimg, "(B F) L D -> B (F L) D", B=batch)
+    out = {f"img/{name}": value for name, value in out.items()}
+    return zimg, {**out, "img/zimg": zimg}
+
+  def embed_text(self, tokens):
+    """Looks tokens up: int[B, T] -> float32[B, T, D], and {"llm/ztxt": ...}."""
+    ztxt = self.llm.embed_tokens(tokens)
+    return ztxt, {"llm/ztxt": ztxt}
+
+  def embed_image_and_text(
+    self,
+    image,
+    text,
+    *,
+    input_mask=None,
+    mask_ar=None,
+    frame_mask=None,
+    train=False,
+  ):
+    """Lays images and text out as one sequence of embeddings.
+
+    Args:
+      image: float[B, H, W, 3] or float[B, F, H, W, 3], see `embed_image`.
+      text: int[B, T] token ids.
+      input_mask: bool[B, T], False at padding. Default: no padding.
+      mask_ar: int[B, T], 0 in the prefix, which is read in both directions
+        together with the image, 1 where text is causal. Default: all 1.
+      frame_mask: bool[B, F], False at a frame that is only padding. Default:
+        all frames count. Only with frames.
+      train: bool, whether dropout is on.
+
+    Returns:
+      Tuple of (x float32[B, S, D], input_mask bool[B, S], mask_ar int[B, S])
+      and a dict of intermediates.
+    """
+    zimg, out_img = self.embed_image(image, train=train)
+    ztxt, out_txt = self.embed_text(text)
+    if input_mask is None:
+      input_mask = jnp.ones(text.shape, bool)
+    if mask_ar is None:
+      mask_ar = jnp.ones(text.shape, jnp.int32)
+    image_mask = jnp.ones(zimg.shape[:2], bool)
+    if frame_mask is not None:
+      tokens_per_frame = zimg.shape[1] // frame_mask.shape[1]
+      image_mask = jnp.repeat(frame_mask, tokens_per_frame, axis=1)
+    x = jnp.concatenate([zimg, ztxt], axis=1)
+    input_mask = jnp.concatenate([image_mask, input_mask.astype(bool)], axis=1)
+    mask_ar = jnp.pad(mask_ar, [(0, 0), (zimg.shape[1], 0)])
+    return (x, input_mask, mask_ar), {**out_img, **out_txt}
+
+  def __call__(
+    self, image, text, mask_ar, train=False, *, input_mask=None, frame_mask=None
+  ):
+    """Predicts each next text token.
+
+    Args:
+      image, text, mask_ar, input_mask, frame_mask, train: see
+        `embed_image_and_text`.
+
+    Returns:
+      Tuple of logits float32[B, T, V], those at t predicting token t + 1, and
+      a dict of intermediates: "img/..." of the image tower, "llm/..." of the
+      decoder ("llm/pre_logits" float32[B, S, D] among them), "text_logits".
+      Flax's `capture_intermediates=True` adds the output of every submodule.
+    """
+    (x, input_mask, mask_ar), out = self.embed_image_and_text(
+      image,
+      text,
+      input_mask=input_mask,
+      mask_ar=mask_ar,
+      frame_mask=frame_mask,
+      train=train,
+    )
+    pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
+    out.update({f"llm/{name}": value for name, value in out_llm.items()})
+    logits = self.llm.compute_logits(pre_logits[:, -text.shape[1] :])
+    out["text_logits"] = logits
+    return logits, out
+
+  def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
+    """Reads a prompt into the "cache" collection, which must be mutable.
+
+    Args:
+      x, input_mask, mask_ar: as `embed_image_and_text` returns them.
+      cache_size: int, S plus the number of tokens that will be appended.
+
+    Returns:
+      float32[B, 1, V] logits after the last valid token of each row.
+    """
+    if hasattr(self.llm, "prefill_cache"):
+      return self.llm.prefill_cache(
+        x, input_mask, mask_ar, cache_size=cache_size
+      )
+    room = [(0, 0), (0, cache_size - x.shape[1])]
+    self.put_variable("cache", "x", jnp.pad(x, [*room, (0, 0)]))
+    self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
+    self.put_variable("cache", "mask_ar", jnp.pad(mask_ar, room))
+    self.put_variable("cache", "next_index", jnp.int32(x.shape[1]))
+    return self._last_logits_without_cache()
+
+  def extend_cache(self, x):
+    """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
+
+    The new token attends to every valid token before it.
+    """
+    if hasattr(self.llm, "extend_cache"):
+      return self.llm.extend_cache(x)
+    index = self.get_variable("cache", "next_index")
+    new = {
+      "x": x,
+      "input_mask": jnp.ones(x.shape[:2], bool),
+      "mask_ar": jnp.ones(x.shape[:2], jnp.int32),
+    }
+    for name, value in new.items():
+      old = self.get_variable("cache", name)
+      value = jax.lax.dynamic_update_slice_in_dim(
+        old, value.astype(old.dtype), index, axis=1
+      )
+      self.put_variable("cache", name, value)
+    self.put_variable("cache", "next_index", index + 1)
+    return self._last_logits_without_cache()
+
+  def _last_logits_without_cache(self):
+    """Runs the decoder on all tokens so far: slow, but any decoder can."""
+    names = ("x", "input_mask", "mask_ar")
+    x, input_mask, mask_ar = (self.get_variable("cache", n) for n in names)
+    pre_logits, _ = self.llm(x, input_mask, mask_ar)
+    last = input_mask.shape[1] - 1 - jnp.argmax(input_mask[:, ::-1], axis=1)
+    last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
+    return self.llm.compute_logits(last)
+
+
+def make(
+  variant="paligemma_3b",
+  *,
+  vocab_size=None,
+  dtype="float32",
+  img=None,
+  llm=None,
+):
+  """A model by name.
+
+  Args:
+    variant: str, a key of variants.PALIGEMMA.
+    vocab_size: int, rows of the embedding table. Default: the variant's.
+    dtype: compute dtype of both towers: "float32", "bfloat16" or "float16".
+    img: dict of fields of vit.Model that differ; "variant" (e.g. "B/16")
+      exchanges the whole tower.
+    llm: dict of fields of gemma.Model that differ; likewise "variant".
+
+  Returns:
+    Model. The resolution is not part of it: the position embedding takes the
+    number of patches of the image that initialises or the checkpoint.
+
+  Raises:
+    ValueError: unknown variant or field, with the nearest name.
+  """
+  sizes = tree.lookup(variants.PALIGEMMA, variant, "variant")
+  llm = {"variant": sizes.llm, **sizes.llm_overrides, **(llm or {})}
+  img = {"variant": sizes.img, **(img or {})}
+  if vocab_size is not None:
+    llm["vocab_size"] = vocab_size
+  llm = gemma.make(**{"dtype": dtype, **llm})
+  img = vit.make(**{"dtype": dtype, "num_classes": llm.width, **img})
+  return Model(img=img, llm=llm)
+
+
+def from_sizes(img, llm, *, dtype="float32"):
+  """A model of the sizes that a checkpoint has.
+
+  What array shapes cannot tell (soft caps, query scale) comes from the variant
+  of those sizes. A decoder of unknown sizes counts as Gemma 2 if it has post
+  norms, else as Gemma 1, and gets the values of PaliGemma 2 or 1.
+
+  Args:
+    img: dict of width, depth, mlp_dim, num_heads, patch_size and scan.
+    llm: dict of width, depth, mlp_dim, num_heads, num_kv_heads, head_dim,
+      vocab_size, post_norms and scan.
+    dtype: compute dtype of both towers.
+
+  Returns:
+    Model.
+  """
+  known = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+  nearest = "gemma2_2b" if llm["post_norms"] else "gemma_2b"
+  for name, sizes in variants.GEMMA.items():
+    if all(getattr(sizes, field) == llm[field] for field in known):
+      nearest = name
+  overrides = variants.AS_IN_PALIGEMMA2 if llm["post_norms"] else {}
+  return Model(
+    img=vit.Model(**img, num_classes=llm["width"], dtype=dtype),
+    llm=gemma.make(nearest, dtype=dtype, **{**overrides, **llm}),
+  )

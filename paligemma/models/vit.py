@@ -1,0 +1,340 @@
+"""The image tower: a Vision Transformer as SigLIP trains it.
+
+Names and shapes of the parameters are those of big_vision's models/vit.py, so
+its checkpoints load as they are. Sources: arXiv:2010.11929 (ViT),
+arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
+(SigLIP).
+
+Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma import tree, variants
+from paligemma.models import attention
+from paligemma.models.remat import remat
+
+POOLINGS = ("none", "gap", "map", "tok", "0")
+
+
+def sincos2d(height, width, features, *, max_wavelength=10_000):
+  """Fixed position embedding from the sines and cosines of both coordinates.
+
+  Args:
+    height: int, patches per column.
+    width: int, patches per row.
+    features: int, a multiple of 4: sin x, cos x, sin y, cos y in that order.
+    max_wavelength: the slowest wave, in patches per radian.
+
+  Returns:
+    float32[1, height * width, features].
+  """
+  if features % 4:
+    raise ValueError(f"sincos2d needs a width divisible by 4, got {features}")
+  y, x = np.mgrid[:height, :width]
+  exponent = np.arange(features // 4) / max(features // 4 - 1, 1)
+  omega = 1.0 / max_wavelength**exponent
+  x = x.reshape(-1, 1) * omega
+  y = y.reshape(-1, 1) * omega
+  waves = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1)
+  return jnp.asarray(waves[None], jnp.float32)
+
+
+class MlpBlock(nn.Module):
+  """Two dense layers with tanh GELU between: float[B, T, D] -> [B, T, D]."""
+
+  mlp_dim: int
+  dropout: float = 0.0
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    inits = {
+      "kernel_init": nn.initializers.xavier_uniform(),
+      "bias_init": nn.initializers.normal(1e-6),
+      "dtype": self.dtype,
+    }
+    hidden = nn.gelu(nn.Dense(self.mlp_dim, **inits)(x))
+    hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+    return nn.Dense(x.shape[-1], **inits)(hidden)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Attention of float[B, T, D] queries over float[B, S, D]: [B, T, D]."""
+
+  num_heads: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, queries, keys):
+    width = queries.shape[-1]
+    head_dim, rest = divmod(width, self.num_heads)
+    if rest:
+      raise ValueError(
+        f"image tower width {width} is not divisible by {self.num_heads} heads"
+      )
+
+    def project(x, name):
+      return nn.DenseGeneral(
+        (self.num_heads, head_dim),
+        kernel_init=nn.initializers.xavier_uniform(),
+        dtype=self.dtype,
+        name=name,
+      )(x)
+
+    mixed = attention.attend(
+      project(queries, "query"),
+      project(keys, "key"),
+      project(keys, "value"),
+      scale=head_dim**-0.5,
+    )
+    return nn.DenseGeneral(
+      width,
+      axis=(-2, -1),
+      kernel_init=nn.initializers.xavier_uniform(),
+      dtype=self.dtype,
+      name="out",
+    )(mixed)
+
+
+class Block(nn.Module):
+  """One pre-norm transformer block; the residual stream stays float32."""
+
+  mlp_dim: int
+  num_heads: int
+  dropout: float = 0.0
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, train):
+    y = nn.LayerNorm(dtype=jnp.float32)(x)
+    y = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y, y)
+    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    x = x + y.astype(jnp.float32)
+    y = nn.LayerNorm(dtype=jnp.float32)(x)
+    y = MlpBlock(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train)
+    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    return x + y.astype(jnp.float32), None
+
+
+class Encoder(nn.Module):
+  """A stack of blocks and the final norm: float32[B, L, D] -> [B, L, D]."""
+
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  dropout: float = 0.0
+  scan: bool = True
+  remat_policy: str = "none"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    block = remat(Block, self.remat_policy, scan=self.scan, static_argnums=(2,))
+    sizes = {
+      "mlp_dim": self.mlp_dim,
+      "num_heads": self.num_heads,
+      "dropout": self.dropout,
+      "dtype": self.dtype,
+    }
+    if self.scan:
+      blocks = nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=self.depth,
+      )(name="encoderblock", **sizes)
+      x, _ = blocks(x, train)
+    else:
+      for i in range(self.depth):
+        x, _ = block(name=f"encoderblock_{i}", **sizes)(x, train)
+    return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x)
+
+
+class MAPHead(nn.Module):
+  """Multihead attention pooling: a learned probe reads float32[B, L, D]."""
+
+  mlp_dim: int
+  num_heads: int
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x):
+    batch, _, width = x.shape
+    probe = self.param(
+      "probe", nn.initializers.xavier_uniform(), (1, 1, width), jnp.float32
+    )
+    probe = jnp.broadcast_to(probe, (batch, 1, width))
+    x = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(probe, x)
+    x = x.astype(jnp.float32)
+    y = nn.LayerNorm(dtype=jnp.float32)(x)
+    y = MlpBlock(self.mlp_dim, dtype=self.dtype)(y)
+    return (x + y.astype(jnp.float32))[:, 0]
+
+
+class Model(nn.Module):
+  """Images to tokens, or to one vector with a pooling.
+
+  Attributes:
+    patch_size: int, side of a square patch in pixels.
+    width, depth, mlp_dim, num_heads: sizes, see variants.VIT.
+    num_classes: int, features of the linear head; None leaves it out. In
+      PaliGemma this is the width of the decoder.
+    posemb: "learn" (one vector per patch of the trained resolution) or
+      "sincos2d".
+    pool_type: "none" keeps [B, L, D]; "gap" averages; "map" lets a learned
+      probe attend; "tok" appends a class token in front and reads it; "0"
+      reads the first patch.
+    rep_size: int, width of a tanh layer before the head, or None.
+    head_zeroinit: bool, starts the head at zero.
+    dropout: float, rate in the blocks and after the position embedding.
+    scan: bool, one stacked block ("encoderblock" with a leading layer axis)
+      or separate ones ("encoderblock_0", ...).
+    remat_policy: see models/remat.py.
+    dtype: compute dtype of the matrix products. Patch and position embedding,
+      norms, softmax and residual sums stay float32: in bfloat16 the embeddings
+      alone shift image tokens by up to 0.4.
+  """
+
+  patch_size: int
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  num_classes: int | None = None
+  posemb: str = "learn"
+  pool_type: str = "none"
+  rep_size: int | None = None
+  head_zeroinit: bool = False
+  dropout: float = 0.0
+  scan: bool = True
+  remat_policy: str = "nothing_saveable"
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, image, train=False):
+    """Embeds images.
+
+    Args:
+      image: float[B, H, W, 3] in [-1, 1]; H and W are multiples of the patch
+        size, and with posemb "learn" give as many patches as at init.
+      train: bool, whether dropout is on.
+
+    Returns:
+      Tuple of float32[B, L, C] (or [B, C] with a pooling), C being
+      num_classes or the width, and a dict of intermediates: "stem" patches,
+      "with_posemb", "encoded" [B, L, D], "head_input", "pre_logits".
+    """
+    out = {}
+    _, height, width, _ = image.shape
+    if height % self.patch_size or width % self.patch_size:
+      raise ValueError(
+        f"image of {height}x{width} pixels does not divide into patches of "
+        f"{self.patch_size}x{self.patch_size}"
+      )
+    x = nn.Conv(
+      self.width,
+      (self.patch_size, self.patch_size),
+      strides=(self.patch_size, self.patch_size),
+      padding="VALID",
+      dtype=jnp.float32,
+      name="embedding",
+    )(image)
+    batch, rows, columns, _ = x.shape
+    x = out["stem"] = x.reshape(batch, rows * columns, self.width)
+    x = out["with_posemb"] = x + self._position_embedding(rows, columns)
+    if self.pool_type == "tok":
+      cls = self.param(
+        "cls", nn.initializers.zeros_init(), (1, 1, self.width), jnp.float32
+      )
+      cls = jnp.broadcast_to(cls, (batch, 1, self.width))
+      x = jnp.concatenate([cls, x], axis=1)
+    x = nn.Dropout(self.dropout)(x, deterministic=not train)
+
+    x = Encoder(
+      depth=self.depth,
+      mlp_dim=self.mlp_dim,
+      num_heads=self.num_heads,
+      dropout=self.dropout,
+      scan=self.scan,
+      remat_policy=self.remat_policy,
+      dtype=self.dtype,
+      name="Transformer",
+    )(x, train)
+    out["encoded"] = x[:, 1:] if self.pool_type == "tok" else x
+    x = out["head_input"] = self._pool(x)
+
+    if self.rep_size is not None:
+      x = jnp.tanh(nn.Dense(self.rep_size, name="pre_logits")(x))
+    out["pre_logits"] = x
+    if self.num_classes is not None:
+      kernel_init = (
+        nn.initializers.zeros_init()
+        if self.head_zeroinit
+        else nn.initializers.lecun_normal()
+      )
+      x = nn.Dense(
+        self.num_classes,
+        kernel_init=kernel_init,
+        dtype=self.dtype,
+        name="head",
+      )(x)
+    return x.astype(jnp.float32), out
+
+  def _position_embedding(self, rows, columns):
+    if self.posemb == "sincos2d":
+      return sincos2d(rows, columns, self.width)
+    if self.posemb == "learn":
+      return self.param(
+        "pos_embedding",
+        nn.initializers.normal(self.width**-0.5),
+        (1, rows * columns, self.width),
+        jnp.float32,
+      ).astype(jnp.float32)
+    raise ValueError(
+      f'unknown posemb "{self.posemb}", expected "learn" or "sincos2d"'
+    )
+
+  def _pool(self, x):
+    match self.pool_type:
+      case "none":
+        return x
+      case "gap":
+        return x.mean(axis=1)
+      case "map":
+        return MAPHead(
+          self.mlp_dim, self.num_heads, self.dtype, name="MAPHead_0"
+        )(x)
+      case "tok" | "0":
+        return x[:, 0]
+    raise ValueError(
+      f'unknown pool_type "{self.pool_type}", expected one of '
+      f"{', '.join(POOLINGS)}"
+    )
+
+
+def make(variant, *, dtype="float32", **overrides):
+  """An image tower from a name such as "So400m/14".
+
+  Args:
+    variant: str, a key of variants.VIT, a slash, the patch size in pixels.
+    dtype: compute dtype.
+    **overrides: fields of Model that differ.
+
+  Returns:
+    Model.
+
+  Raises:
+    ValueError: unknown size, or no patch size behind a slash.
+  """
+  name, _, patch = variant.partition("/")
+  sizes = tree.lookup(variants.VIT, name, "image tower")
+  if not patch.isdigit():
+    raise ValueError(
+      f'image tower "{variant}" names no patch size, expected e.g. "{name}/14"'
+    )
+  fields = {**vars(sizes), "patch_size": int(patch), "dtype": dtype}
+  return Model(**{**fields, **overrides})

@@ -1,0 +1,190 @@
+"""Parameter trees by name: flat and nested forms, regex rules, comparison.
+
+A nested tree is a dict of dicts; its flat form joins the keys with "/":
+
+    {"img": {"head": {"bias": x}}}  <->  {"img/head/bias": x}
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Flat = dict[str, Any]
+
+REQUIRED = object()  # match_first: every name must be matched by some rule
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+  """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
+  by_lower = {option.lower(): option for option in options}
+  close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+  return f' Did you mean "{by_lower[close[0]]}"?' if close else ""
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+  """Returns table[name].
+
+  Args:
+    table: The visible dict of known names.
+    name: The name a user gave.
+    what: What the table holds, for the message: "variant", "sampler".
+
+  Raises:
+    ValueError: The name is unknown; lists the known ones and the nearest.
+  """
+  if name in table:
+    return table[name]
+  raise ValueError(
+    f'unknown {what} "{name}", expected one of: {", ".join(sorted(table))}.'
+    + did_you_mean(str(name), table)
+  )
+
+
+def flatten(tree: Mapping[str, Any]) -> Flat:
+  """Returns the leaves of nested dicts by "/"-joined name, sorted by name.
+
+  Whatever is not a mapping is a leaf. An empty mapping leaves no trace. A flat
+  tree is returned as it is, only sorted.
+  """
+  return dict(sorted(_leaves(tree, "")))
+
+
+def _leaves(tree, prefix):
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, f"{prefix}{key}/")
+    else:
+      yield f"{prefix}{key}", value
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the nested dicts of a flat tree, the inverse of `flatten`.
+
+  Raises:
+    ValueError: A name is a leaf and the prefix of another one ("a", "a/b").
+  """
+  tree = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split("/")
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+      if not isinstance(node, dict):
+        raise ValueError(f'"{name}" lies under "{parent}", which is a leaf')
+    if last in node:
+      raise ValueError(f'"{name}" is a leaf and the prefix of another name')
+    node[last] = leaf
+  return tree
+
+
+def match_first(
+  rules: Sequence[tuple[str, Any]],
+  names: Iterable[str],
+  *,
+  default: Any = REQUIRED,
+) -> dict[str, Any]:
+  """Gives every name the value of the first rule that matches it.
+
+  Args:
+    rules: (regex, value) pairs; a regex must match the whole name.
+    names: Names of leaves.
+    default: Value of the names that no rule matches. Without it, such a name
+      is an error.
+
+  Returns:
+    name -> value, in the order of names.
+
+  Raises:
+    ValueError: A regex is malformed or matches no name at all (".*" may), or a
+      name is matched by no rule.
+  """
+  names = list(names)
+  compiled = [(_compile(regex), value) for regex, value in rules]
+  for regex, _ in compiled:
+    if regex.pattern != ".*" and not any(map(regex.fullmatch, names)):
+      raise ValueError(
+        f'rule "{regex.pattern}" matches none of {len(names)} names (a rule '
+        "must match the whole name)." + did_you_mean(regex.pattern, names)
+      )
+  matched = {}
+  for name in names:
+    values = (value for regex, value in compiled if regex.fullmatch(name))
+    matched[name] = next(values, default)
+    if matched[name] is REQUIRED:
+      raise ValueError(
+        f'no rule matches "{name}"; add one, or end the rules with ".*"'
+      )
+  return matched
+
+
+def match_any(patterns: Sequence[str], names: Iterable[str]) -> dict[str, bool]:
+  """Tells of every name whether some regex matches the whole of it.
+
+  Raises:
+    ValueError: As `match_first`; a regex that matches no name is an error, so
+      that a misspelt one cannot silently freeze what it was meant to train.
+  """
+  return match_first([(p, True) for p in patterns], names, default=False)
+
+
+def _compile(regex: str) -> re.Pattern:
+  try:
+    return re.compile(regex)
+  except re.error as e:
+    raise ValueError(f'malformed regex "{regex}": {e}') from None
+
+
+def partition(
+  flat: Mapping[str, Any], mask: Mapping[str, bool]
+) -> tuple[Flat, Flat]:
+  """Splits a flat tree in two by a mask over the same names: (true, false)."""
+  assert flat.keys() == mask.keys(), sorted(flat.keys() ^ mask.keys())
+  chosen = {name: leaf for name, leaf in flat.items() if mask[name]}
+  others = {name: leaf for name, leaf in flat.items() if not mask[name]}
+  return chosen, others
+
+
+def merge(*flats: Mapping[str, Any]) -> Flat:
+  """Returns the union of flat trees, sorted by name.
+
+  Raises:
+    ValueError: A name stands in two of them.
+  """
+  union = {}
+  for flat in flats:
+    if twice := sorted(union.keys() & flat.keys()):
+      raise ValueError(f'"{twice[0]}" stands in two of the trees to merge')
+    union.update(flat)
+  return dict(sorted(union.items()))
+
+
+def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+  """Lists how the names and shapes of a flat tree differ from the expected.
+
+  Args:
+    expected: Name -> shape, or name -> anything with a `shape`.
+    found: The same, of what was found.
+
+  Returns:
+    One line per differing leaf, sorted by name; empty if there is none.
+  """
+  missing = expected.keys() - found.keys()
+  unexpected = found.keys() - expected.keys()
+  lines = []
+  for name in sorted(expected.keys() | found.keys()):
+    if name in missing:
+      lines.append(f"{name}: missing, expected {_shape(expected[name])}")
+    elif name in unexpected:
+      hint = did_you_mean(name, missing)
+      lines.append(f"{name}: unexpected, found {_shape(found[name])}.{hint}")
+    elif _shape(expected[name]) != _shape(found[name]):
+      lines.append(
+        f"{name}: found shape {_shape(found[name])}, "
+        f"expected {_shape(expected[name])}"
+      )
+  return lines
+
+
+def _shape(leaf) -> tuple[int, ...]:
+  return tuple(getattr(leaf, "shape", leaf))

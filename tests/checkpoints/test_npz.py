@@ -1,0 +1,223 @@
+"""What is saved comes back, and every bad file ends in one clear line."""
+
+import contextlib
+import re
+import zipfile
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from paligemma.checkpoints import npz
+
+RNG = np.random.default_rng(0)
+FLAT = {
+  "img/head/bias": RNG.normal(size=(3,)).astype(np.float32),
+  "img/pos_embedding": RNG.normal(size=(1, 5, 7)).astype(ml_dtypes.bfloat16),
+  "llm/final_norm/scale": RNG.normal(size=(2,)).astype(np.float16),
+}
+
+
+def assert_same(found, expected):
+  assert found.keys() == expected.keys()
+  for name in expected:
+    assert found[name].dtype == expected[name].dtype, name
+    np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+@pytest.fixture
+def path(tmp_path):
+  npz.save(tmp_path / "a.npz", FLAT)
+  return tmp_path / "a.npz"
+
+
+def test_saved_then_loaded_is_itself(path):
+  assert_same(npz.load(path), FLAT)
+  assert_same(npz.load(str(path)), FLAT)
+
+
+def test_file_is_what_big_vision_reads(path):
+  with np.load(path) as file:  # allow_pickle is off by default
+    assert sorted(file) == [f"params/{name}" for name in FLAT]
+    bias = file["params/img/head/bias"]
+    position = file["params/img/pos_embedding"]
+  np.testing.assert_array_equal(bias, FLAT["img/head/bias"])
+  assert position.dtype == np.dtype("V2")
+  np.testing.assert_array_equal(
+    position.view(ml_dtypes.bfloat16), FLAT["img/pos_embedding"]
+  )
+
+
+def test_a_file_of_numpy_without_prefix_loads(tmp_path):
+  np.savez(tmp_path / "b.npz", **FLAT)
+  assert_same(npz.load(tmp_path / "b.npz"), FLAT)
+  np.savez_compressed(tmp_path / "c.npz", **FLAT)
+  assert_same(npz.load(tmp_path / "c.npz"), FLAT)
+
+
+def test_only_params_of_a_training_checkpoint(tmp_path):
+  np.savez(tmp_path / "b.npz", **{"params/w": np.ones(2), "opt/w": np.ones(3)})
+  assert list(npz.load(tmp_path / "b.npz")) == ["w"]
+
+
+def test_cast_while_saving(tmp_path):
+  npz.save(tmp_path / "b.npz", FLAT, dtype=ml_dtypes.bfloat16)
+  expected = {n: x.astype(ml_dtypes.bfloat16) for n, x in FLAT.items()}
+  assert_same(npz.load(tmp_path / "b.npz"), expected)
+
+
+def test_jax_arrays_from_a_generator(tmp_path):
+  pairs = ((name, jnp.asarray(x)) for name, x in FLAT.items())
+  npz.save(tmp_path / "b.npz", pairs)
+  assert_same(npz.load(tmp_path / "b.npz"), FLAT)
+
+
+def test_views_and_scalars(tmp_path):
+  flat = {
+    "scalar": np.asarray(3, ml_dtypes.bfloat16),
+    "transposed": FLAT["img/pos_embedding"].T,
+  }
+  npz.save(tmp_path / "b.npz", flat)
+  assert_same(npz.load(tmp_path / "b.npz"), flat)
+
+
+def test_subtree(path):
+  image = {
+    name.removeprefix("img/"): x
+    for name, x in FLAT.items()
+    if name.startswith("img/")
+  }
+  assert_same(npz.load(f"{path}:img"), image)
+  assert list(npz.load(f"{path}:img/head")) == ["bias"]
+  assert npz.shapes(f"{path}:img/head") == {"bias": (3,)}
+  message = 'nothing under "imgs/", expected one of: img, llm. .*"img"'
+  with pytest.raises(ValueError, match=message):
+    npz.load(f"{path}:imgs")
+
+
+def test_a_scheme_is_no_subtree():
+  assert npz._PATH.fullmatch("gs://bucket/a.npz")["subtree"] is None
+  match = npz._PATH.fullmatch("gs://bucket/a.npz:img/head")
+  assert match["file"] == "gs://bucket/a.npz"
+  assert match["subtree"] == "img/head"
+
+
+def test_shapes_reads_headers_alone(path):
+  assert npz.shapes(path) == {name: x.shape for name, x in FLAT.items()}
+
+
+def test_iterate_reads_no_array_before_it_is_asked_for(path):
+  corrupt(path, FLAT["llm/final_norm/scale"].tobytes())
+  arrays = npz.iterate(path)
+  assert next(arrays)[0] == "img/head/bias"
+  assert next(arrays)[0] == "img/pos_embedding"
+  with pytest.raises(ValueError, match=r"llm/final_norm/scale: .*CRC-32"):
+    next(arrays)
+
+
+def test_equal_arrays_give_equal_files(path, tmp_path):
+  npz.save(tmp_path / "b.npz", FLAT)
+  assert path.read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_fingerprint_names_the_contents(path, tmp_path):
+  first = npz.fingerprint(path)
+  assert re.fullmatch("sha256:[0-9a-f]{64}", first)
+  # Another order, no prefix, written by NumPy: the same arrays.
+  position = FLAT["img/pos_embedding"].view("V2")
+  other = FLAT | {"img/pos_embedding": position}
+  np.savez(tmp_path / "b.npz", **dict(reversed(other.items())))
+  assert npz.fingerprint(tmp_path / "b.npz") == first
+  changed = {**FLAT, "img/head/bias": FLAT["img/head/bias"] + 1}
+  npz.save(tmp_path / "c.npz", changed)
+  assert npz.fingerprint(tmp_path / "c.npz") != first
+  renamed = {f"{name}2": x for name, x in FLAT.items()}
+  npz.save(tmp_path / "d.npz", renamed)
+  assert npz.fingerprint(tmp_path / "d.npz") != first
+
+
+def test_save_that_fails_leaves_the_earlier_file(path):
+  def pairs():
+    yield "img/head/bias", np.zeros(3)
+    raise RuntimeError("killed")
+
+  with pytest.raises(RuntimeError, match="killed"):
+    npz.save(path, pairs())
+  assert_same(npz.load(path), FLAT)
+  assert [p.name for p in path.parent.iterdir()] == ["a.npz"]
+
+
+def test_save_refuses_what_cannot_come_back(tmp_path):
+  with pytest.raises(ValueError, match="w: dtype object, expected bfloat16"):
+    npz.save(tmp_path / "b.npz", {"w": np.array([None])})
+  assert not list(tmp_path.iterdir())
+
+
+def test_missing_file(tmp_path):
+  message = r"b\.npz: No such file or directory, expected an npz"
+  with pytest.raises(ValueError, match=message):
+    npz.load(tmp_path / "b.npz")
+  with pytest.raises(ValueError, match="Is a directory, expected an npz"):
+    npz.load(tmp_path)
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+  np.savez(tmp_path / "b.npz", w=np.array([{"a": 1}], dtype=object))
+  with pytest.raises(ValueError, match=r"b\.npz: w: pickled objects are refus"):
+    npz.load(tmp_path / "b.npz")
+
+
+def test_cut_short(path):
+  path.write_bytes(path.read_bytes()[:-40])
+  with pytest.raises(
+    ValueError, match=r"a\.npz: not an npz file, or corr"
+  ) as e:
+    npz.load(path)
+  assert "\n" not in str(e.value)
+
+
+def test_corrupt_data(path):
+  corrupt(path, FLAT["img/head/bias"].tobytes())
+  with pytest.raises(ValueError, match=r"img/head/bias: .*corrupt.*CRC-32"):
+    npz.load(path)
+
+
+def test_whatever_byte_is_broken(path, tmp_path):
+  good = path.read_bytes()
+  rng = np.random.default_rng(0)
+  for position in rng.choice(len(good), 211, replace=False):
+    bad = bytearray(good)
+    bad[position] ^= 0xFF
+    (tmp_path / "b.npz").write_bytes(bad)
+    with contextlib.suppress(ValueError):  # dates and flags may do no harm
+      npz.load(tmp_path / "b.npz")
+    (tmp_path / "b.npz").write_bytes(good[:position])
+    with pytest.raises(ValueError, match=r"b\.npz: "):
+      npz.load(tmp_path / "b.npz")
+
+
+def corrupt(path, data):
+  """Flips one bit of these bytes in the file."""
+  content = bytearray(path.read_bytes())
+  content[content.index(data)] ^= 1
+  path.write_bytes(content)
+
+
+def test_not_an_npz(tmp_path):
+  (tmp_path / "b.npz").write_text("no zip")
+  with pytest.raises(ValueError, match="not an npz file"):
+    npz.load(tmp_path / "b.npz")
+  with zipfile.ZipFile(tmp_path / "c.zip", "w") as archive:
+    archive.writestr("readme.txt", "hello")
+  with pytest.raises(
+    ValueError, match=r'"readme\.txt" in it is no \.npy array'
+  ):
+    npz.load(tmp_path / "c.zip")
+  with zipfile.ZipFile(tmp_path / "d.zip", "w") as archive:
+    archive.writestr("w.npy", "hello, no array")
+  with pytest.raises(ValueError, match=r"w: not an npz file.*magic string"):
+    npz.load(tmp_path / "d.zip")
+  np.savez(tmp_path / "e.npz")
+  with pytest.raises(ValueError, match="holds no array"):
+    npz.load(tmp_path / "e.npz")

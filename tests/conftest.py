@@ -1,0 +1,55 @@
+"""Strict numerics for every test: 8 CPU devices, no silent rank promotion."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax  # noqa: E402  the flags above are read when jax is imported
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_threefry_partitionable", True)
+
+import io  # noqa: E402
+
+import pytest  # noqa: E402
+import sentencepiece  # noqa: E402
+
+from paligemma.data import tokenizer as tokenizer_lib  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model():
+  """A small SentencePiece model without loc and seg pieces, as bytes."""
+  words = "what digit is this answer en caption detect segment red blue circle"
+  numbers = "zero one two three four five six seven eight nine 0123456789"
+  lines = [f"{a} {b}" for a in words.split() for b in numbers.split()]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    vocab_size=400,
+    hard_vocab_limit=False,
+    pad_id=0,
+    eos_id=1,
+    bos_id=2,
+    unk_id=3,
+    user_defined_symbols=["\n"],
+    byte_fallback=True,
+    split_digits=True,
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    normalization_rule_name="identity",
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tokenizer(sentencepiece_model, tmp_path_factory):
+  """The small model with loc and seg pieces appended."""
+  path = tmp_path_factory.mktemp("tokenizer") / "small.model"
+  path.write_bytes(sentencepiece_model)
+  return tokenizer_lib.Tokenizer(path, add_loc_seg=True)

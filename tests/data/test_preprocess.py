@@ -1,0 +1,203 @@
+"""Rows of batches; the evaluation row is blind to the answer."""
+
+import io
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data import image as image_lib
+from paligemma.data import preprocess as preprocess_lib
+from paligemma.data import sequence
+
+RES, TEXT_LEN = 7, 37
+
+
+@pytest.fixture
+def example():
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (11, 13, 3), dtype=np.uint8)
+  data = io.BytesIO()
+  Image.fromarray(pixels).save(data, "PNG")
+  return {
+    "image": data.getvalue(),
+    "prefix": "what digit is this",
+    "suffix": "one",
+    "_where": "a.jsonl:7",
+  }
+
+
+@pytest.fixture
+def rng():
+  return np.random.default_rng(0)
+
+
+def make(tokenizer, train=True, **options):
+  return preprocess_lib.Preprocess(
+    tokenizer, RES, TEXT_LEN, train=train, **options
+  )
+
+
+def test_train_row(tokenizer, example, rng):
+  row = make(tokenizer)(example, rng)
+  image = row.pop("image")
+  assert image.shape == (RES, RES, 3)
+  assert image.dtype == np.float32
+  pixels = image_lib.resize(image_lib.decode(example["image"]), (RES, RES))
+  np.testing.assert_allclose(image, pixels / 127.5 - 1, rtol=0, atol=1e-6)
+  expected = sequence.training(tokenizer, "what digit is this", "one", TEXT_LEN)
+  assert row.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_array_equal(row[key], value)
+
+
+def test_evaluation_row_never_carries_the_answer(tokenizer, example, rng):
+  preprocess = make(tokenizer, train=False)
+  row = preprocess(example, rng)
+  assert row.keys() == {"image", "text", "mask_ar", "mask_input"}
+  for suffix in ("another answer", "", 7, None):
+    other = preprocess({**example, "suffix": suffix}, rng)
+    for key, value in row.items():
+      np.testing.assert_array_equal(other[key], value)
+  del example["suffix"]
+  np.testing.assert_array_equal(preprocess(example, rng)["text"], row["text"])
+
+
+def test_bicubic_is_passed_on(tokenizer, example, rng):
+  row = make(tokenizer, resize="bicubic")(example, rng)
+  pixels = image_lib.decode(example["image"])
+  expected = image_lib.resize(pixels, (RES, RES), "bicubic") / 127.5 - 1
+  np.testing.assert_allclose(row["image"], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("too_long", ["error", "truncate"])
+def test_padding_has_the_form_of_a_row(
+  tokenizer, example, rng, train, too_long
+):
+  preprocess = make(tokenizer, train, too_long=too_long)
+  row, padding = preprocess(example, rng), preprocess.padding()
+  assert row.keys() == padding.keys()
+  for key in row:
+    assert padding[key].shape == row[key].shape
+    assert padding[key].dtype == row[key].dtype
+    assert not padding[key].any()
+
+
+def test_pickle(tokenizer, example, rng):
+  ops = (preprocess_lib.Format("{prefix}?"), preprocess_lib.Lower("suffix"))
+  preprocess = make(tokenizer, ops=ops)
+  copy = pickle.loads(pickle.dumps(preprocess))
+  row, again = preprocess(example, rng), copy(example, rng)
+  np.testing.assert_array_equal(row["text"], again["text"])
+
+
+def test_format(rng):
+  example = {"question": "how many?", "answer": 3, "suffix": "kept"}
+  op = preprocess_lib.Format("answer en {question}", "{answer}")
+  assert op(example, rng) == {
+    **example,
+    "prefix": "answer en how many?",
+    "suffix": "3",
+  }
+  op = preprocess_lib.Format("caption en")
+  assert op(example, rng) == {**example, "prefix": "caption en"}
+  assert "prefix" not in example
+
+
+def test_lower_and_choice(rng):
+  example = {"suffix": ["A Dog", "A CAT", "A bird"]}
+  chosen = set()
+  for _ in range(50):
+    one = preprocess_lib.Choice("suffix")(example, rng)
+    chosen.add(preprocess_lib.Lower("suffix")(one, rng)["suffix"])
+  assert chosen == {"a dog", "a cat", "a bird"}
+
+
+def test_choice_depends_on_the_rng_alone():
+  example = {"suffix": list("abcdefghijk")}
+  op = preprocess_lib.Choice("suffix")
+  draws = [
+    [op(example, rng)["suffix"] for _ in range(20)]
+    for rng in map(np.random.default_rng, (5, 5, 6))
+  ]
+  assert draws[0] == draws[1] != draws[2]
+
+
+def test_prepare_shows_the_answer_to_evaluators(tokenizer, example, rng):
+  ops = (preprocess_lib.Format("caption en", "it is {suffix}"),)
+  prepared = make(tokenizer, train=False, ops=ops).prepare(example, rng)
+  assert prepared["suffix"] == "it is one"
+
+
+def fails(preprocess, example, match):
+  with pytest.raises(ValueError, match=match) as info:
+    preprocess(example, np.random.default_rng(0))
+  assert str(info.value).startswith("a.jsonl:7: ")
+  assert "\n" not in str(info.value)
+
+
+def test_errors_name_the_place(tokenizer, example):
+  preprocess = make(tokenizer)
+  fails(
+    preprocess, {**example, "image": b"x"}, "not a readable JPEG, PNG or WebP"
+  )
+  fails(
+    preprocess,
+    {**example, "prefix": "<loc0000>" * 40},
+    r"prompt and answer have 42 \+ \d+ tokens, text_len 37 has room for 38",
+  )
+  fails(preprocess, {**example, "prefix": 7}, 'text under "prefix", found 7')
+  fails(preprocess, {**example, "suffix": None}, 'under "suffix", found None')
+
+
+@pytest.mark.parametrize("key", ["prefix", "suffix", "image"])
+def test_missing_key_is_named(tokenizer, example, key):
+  example[f"{key}es"] = example.pop(key)
+  fails(
+    make(tokenizer),
+    example,
+    rf'missing key "{key}", found .*\. Did you mean "{key}es"\?',
+  )
+
+
+def test_prompt_too_long_is_counted(tokenizer, example):
+  example["prefix"] = "<loc0000>" * 40
+  fails(
+    make(tokenizer, train=False),
+    example,
+    "prompt has 42 tokens, text_len is 37",
+  )
+
+
+def test_errors_of_ops_name_the_place(tokenizer, example):
+  def of(op):
+    return make(tokenizer, ops=(op,))
+
+  fails(
+    of(preprocess_lib.Format("answer en {sufix}")),
+    example,
+    'missing key "sufix", found image, prefix, suffix. Did you mean "suffix"',
+  )
+  fails(
+    of(preprocess_lib.Format("answer en {prefix")),
+    example,
+    'malformed template "answer en {prefix"',
+  )
+  fails(
+    of(preprocess_lib.Choice("suffix")), example, "to choose from, found 'o"
+  )
+  fails(
+    of(preprocess_lib.Choice("suffix")),
+    {**example, "suffix": []},
+    r"to choose from, found \[\]",
+  )
+  fails(of(preprocess_lib.Lower("prefx")), example, 'Did you mean "prefix"')
+
+
+def test_unknown_options_fail_at_construction(tokenizer):
+  with pytest.raises(ValueError, match='resize method "bicubik"'):
+    make(tokenizer, resize="bicubik")
+  with pytest.raises(ValueError, match='too_long "cut", expected one of'):
+    make(tokenizer, too_long="cut")

@@ -1,0 +1,131 @@
+"""Whole-matrix goldens of ids and masks."""
+
+import numpy as np
+import pytest
+
+from paligemma.data import sequence
+
+LENGTH = 7
+
+
+@pytest.fixture
+def ids(tokenizer):
+  """Ids of the docstring's example in this vocabulary: <loc0003>, <seg005>."""
+  (newline,) = tokenizer.encode("\n")
+  return tokenizer.loc_id(3), newline, tokenizer.seg_id(5)
+
+
+def check(arrays, expected, dtypes):
+  assert arrays.keys() == expected.keys()
+  for key, value in expected.items():
+    np.testing.assert_array_equal(arrays[key], value, err_msg=key)
+    assert arrays[key].dtype == dtypes[key], key
+
+
+DTYPES = {
+  "text": np.int32,
+  "mask_ar": np.int32,
+  "mask_input": np.bool_,
+  "mask_loss": np.int32,
+  "truncated": np.int32,
+}
+
+
+def test_training(tokenizer, ids):
+  loc, newline, seg = ids
+  arrays = sequence.training(tokenizer, "<loc0003>", "<seg005>", LENGTH)
+  expected = {
+    "text": [2, loc, newline, seg, 1, 0, 0, 0],
+    "mask_ar": [0, 0, 0, 1, 1, 1, 1, 1],
+    "mask_input": [1, 1, 1, 1, 1, 0, 0, 0],
+    "mask_loss": [0, 0, 0, 1, 1, 0, 0, 0],
+  }
+  check(arrays, expected, DTYPES)
+
+
+def test_prompt(tokenizer, ids):
+  loc, newline, _ = ids
+  arrays = sequence.prompt(tokenizer, "<loc0003>", LENGTH)
+  expected = {
+    "text": [2, loc, newline, 0, 0, 0, 0],
+    "mask_ar": [0, 0, 0, 1, 1, 1, 1],
+    "mask_input": [1, 1, 1, 0, 0, 0, 0],
+  }
+  check(arrays, expected, DTYPES)
+
+
+def test_prompt_is_the_beginning_of_training(tokenizer):
+  """What is decoded after is what was trained on: the prompt's ids agree."""
+  for prefix in ("what digit is this", "", "caption en ", "two\nlines"):
+    short = sequence.prompt(tokenizer, prefix, 61)
+    long = sequence.training(tokenizer, prefix, "one two", 61)
+    prompt_len = short["mask_input"].sum()
+    np.testing.assert_array_equal(
+      short["text"][:prompt_len], long["text"][:prompt_len]
+    )
+    assert not long["mask_ar"][:prompt_len].any()
+    assert long["mask_ar"][prompt_len:].all()
+
+
+def test_separator_does_not_merge_with_its_neighbours(tokenizer):
+  (newline,) = tokenizer.encode("\n")
+  prefix_ids, suffix_ids = map(tokenizer.encode, ("what ", " one"))
+  text = sequence.training(tokenizer, "what ", " one", 40)["text"]
+  expected = [2, *prefix_ids, newline, *suffix_ids, 1]
+  np.testing.assert_array_equal(text[: len(expected)], expected)
+
+
+def test_exactly_full(tokenizer, ids):
+  loc, newline, seg = ids
+  arrays = sequence.training(tokenizer, "<loc0003>", "<seg005>", 4)
+  np.testing.assert_array_equal(arrays["text"], [2, loc, newline, seg, 1])
+  assert arrays["mask_input"].all()
+  assert sequence.prompt(tokenizer, "<loc0003>", 3)["mask_input"].all()
+
+
+def test_empty_answer_supervises_the_end(tokenizer):
+  arrays = sequence.training(tokenizer, "<loc0003>", "", 5)
+  np.testing.assert_array_equal(arrays["mask_loss"], [0, 0, 0, 1, 0, 0])
+  assert arrays["text"][3] == tokenizer.eos_id
+
+
+def test_too_long_is_counted(tokenizer):
+  with pytest.raises(
+    ValueError,
+    match=r"^prompt and answer have 3 \+ 4 tokens, text_len 5 has room for 6;",
+  ):
+    sequence.training(tokenizer, "<loc0003>", "<seg005>" * 3, 5)
+  with pytest.raises(ValueError, match=r"^prompt has 3 tokens, text_len is 2;"):
+    sequence.prompt(tokenizer, "<loc0003>", 2)
+
+
+def test_truncate_cuts_the_end_of_the_answer(tokenizer, ids):
+  loc, newline, seg = ids
+  arrays = sequence.training(
+    tokenizer, "<loc0003>", "<seg005>" * 3, 4, too_long="truncate"
+  )
+  expected = {
+    "text": [2, loc, newline, seg, seg],
+    "mask_ar": [0, 0, 0, 1, 1],
+    "mask_input": [1, 1, 1, 1, 1],
+    "mask_loss": [0, 0, 0, 1, 1],
+    "truncated": 1,
+  }
+  check(arrays, expected, DTYPES)
+  arrays = sequence.training(
+    tokenizer, "<loc0003>", "<seg005>", 4, too_long="truncate"
+  )
+  assert arrays["truncated"] == 0
+  assert arrays["truncated"].dtype == np.int32
+
+
+def test_truncate_never_cuts_the_prompt(tokenizer):
+  with pytest.raises(ValueError, match=r"have 5 \+ 2 tokens, .* room for 5;"):
+    sequence.training(
+      tokenizer, "<loc0003>" * 3, "<seg005>", 4, too_long="truncate"
+    )
+
+
+def test_unknown_choice_of_too_long(tokenizer):
+  with pytest.raises(ValueError, match='Did you mean "truncate"'):
+    sequence.training(tokenizer, "", "", 5, too_long="truncated")

@@ -1,0 +1,289 @@
+"""JSONL and TFDS examples, and a clear line for each bad one."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data import sources
+
+
+def png(value=0):
+  data = io.BytesIO()
+  Image.new("RGB", (3, 2), (value, 0, 0)).save(data, "PNG")
+  return data.getvalue()
+
+
+@pytest.fixture
+def write(tmp_path):
+  """Writes lines to data.jsonl beside five images; returns its path."""
+  for i in range(5):
+    (tmp_path / f"{i}.png").write_bytes(png(i))
+
+  def write(*lines):
+    texts = [x if isinstance(x, str) else json.dumps(x) for x in lines]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(texts), encoding="utf-8")
+    return path
+
+  return write
+
+
+def examples(n=5):
+  return [
+    {"image": f"{i}.png", "prefix": f"p{i} é", "suffix": f"s{i}", "id": i}
+    for i in range(n)
+  ]
+
+
+@pytest.fixture
+def five(write):
+  return sources.Jsonl(write(*examples()))
+
+
+def ids(source):
+  return [source[i]["id"] for i in range(len(source))]
+
+
+def test_jsonl(write):
+  path = write(*examples(3))
+  source = sources.Jsonl(path)
+  assert len(source) == 3
+  assert source[1] == {
+    "image": png(1),
+    "prefix": "p1 é",
+    "suffix": "s1",
+    "id": 1,
+    "_where": f"{path}:2",
+  }
+
+
+def test_jsonl_with_blank_lines_crlf_and_byte_order_mark(write):
+  path = write("")
+  a, b = (json.dumps(x).encode() for x in examples(2))
+  path.write_bytes(b"\xef\xbb\xbf" + a + b"\r\n\r\n  \n" + b + b"\n\n")
+  source = sources.Jsonl(path)
+  assert ids(source) == [0, 1]
+  assert source[1]["_where"] == f"{path}:4"
+
+
+def test_jsonl_image_root(write, tmp_path):
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "elsewhere" / "0.png").write_bytes(png(77))
+  source = sources.Jsonl(write(*examples(1)), tmp_path / "elsewhere")
+  assert source[0]["image"] == png(77)
+
+
+def test_jsonl_absolute_image_path(write, tmp_path):
+  source = sources.Jsonl(write({"image": str(tmp_path / "3.png")}), "nowhere")
+  assert source[0]["image"] == png(3)
+
+
+def test_jsonl_is_lazy(write):
+  source = sources.Jsonl(write(*examples(1), "{broken", {"image": "no.png"}))
+  assert source[0]["id"] == 0
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ('{"image": "0.png" "prefix": 1}', r"column 19: .* found '\"prefix\": 1}'"),
+    ('{"image": "0.png"', r"column 18: .* found the end of the line"),
+    ("[1, 2]", r"expected an object such as .* found list"),
+    ('{"imag": "0.png"}', r'found keys imag\. Did you mean "imag"\?'),
+    ('{"image": 7}', r'a path under the key "image", found 7$'),
+    ('{"image": "no.png"}', r"cannot read image .*no\.png: No such file"),
+    ('{"image": "."}', r"cannot read image .*: Is a directory"),
+  ],
+)
+def test_bad_lines_are_named(write, line, message):
+  path = write(*examples(2), line)
+  source = sources.Jsonl(path)
+  with pytest.raises(ValueError, match=message) as info:
+    source[2]
+  assert str(info.value).startswith(f"{path}:3: ")
+  assert "\n" not in str(info.value)
+
+
+def test_line_that_is_not_utf8(write):
+  path = write(*examples(1))
+  path.write_bytes(b'{"image": "\xff"}')
+  with pytest.raises(ValueError, match=r"data\.jsonl:1: not UTF-8: .*0xff"):
+    sources.Jsonl(path)[0]
+
+
+def test_missing_and_empty_file(write, tmp_path):
+  with pytest.raises(ValueError, match=r"no\.jsonl: cannot read data: .*No su"):
+    sources.Jsonl(tmp_path / "no.jsonl")
+  with pytest.raises(ValueError, match=r"data\.jsonl: empty data set"):
+    sources.Jsonl(write("", "  "))
+
+
+@pytest.mark.parametrize(
+  ("bounds", "expected"),
+  [
+    ("[:]", [0, 1, 2, 3, 4]),
+    ("[:2]", [0, 1]),
+    ("[3:]", [3, 4]),
+    ("[-1:]", [4]),
+    ("[1:-1]", [1, 2, 3]),
+    ("[:50%]", [0, 1]),
+    ("[50%:]", [2, 3, 4]),
+    ("[-20%:]", [4]),
+    ("[20%:1000]", [1, 2, 3, 4]),
+  ],
+)
+def test_slice(five, bounds, expected):
+  assert ids(sources.Slice(five, bounds)) == expected
+
+
+@pytest.mark.parametrize("percent", range(0, 101, 7))
+def test_percentages_partition(percent):
+  everything = [{"id": i} for i in range(13)]
+  parts = []
+  for bounds in (f"[:{percent}%]", f"[{percent}%:]"):
+    try:
+      parts += ids(sources.Slice(everything, bounds))
+    except ValueError as error:
+      assert "is empty" in str(error)
+  assert parts == list(range(13))
+
+
+def test_slice_of_a_slice(five):
+  assert ids(sources.Slice(sources.Slice(five, "[1:]"), "[:-2]")) == [1, 2]
+
+
+@pytest.mark.parametrize("bounds", ["", "1:2", "[1]", "[:9x]", "[0.5:]"])
+def test_malformed_slice(five, bounds):
+  with pytest.raises(ValueError, match=r'malformed slice .* such as "\[:90%'):
+    sources.Slice(five, bounds)
+
+
+def test_empty_slice(five):
+  with pytest.raises(
+    ValueError, match=r'"\[5:\]" of the 5 examples of .*jsonl'
+  ):
+    sources.Slice(five, "[5:]")
+
+
+def test_cached_reads_once(five, tmp_path):
+  source = sources.Cached(five)
+  first = source[2]
+  first["prefix"] = "changed by the reader"
+  (tmp_path / "2.png").unlink()
+  assert source[2] == {**first, "prefix": "p2 é"}
+  with pytest.raises(ValueError, match=r"2\.png"):
+    five[2]
+
+
+def test_sources_pickle_small(five):
+  cached = sources.Cached(sources.Slice(five, "[1:]"))
+  assert ids(cached) == [1, 2, 3, 4]
+  pickled = pickle.dumps(cached)
+  assert len(pickled) < 2000
+  assert ids(pickle.loads(pickled)) == [1, 2, 3, 4]
+
+
+def test_make(write):
+  path = write(*examples())
+  source = sources.make("jsonl", path=path, slice="[:2]", cache=True)
+  assert isinstance(source, sources.Cached)
+  assert ids(source) == [0, 1]
+  assert str(source) == f"{path}[:2]"
+  assert ids(sources.make("jsonl", path=path)) == [0, 1, 2, 3, 4]
+
+
+def test_make_with_unknown_names(write):
+  path = write(*examples())
+  with pytest.raises(ValueError, match=r'source "json", .* mean "jsonl"'):
+    sources.make("json", path=path)
+  with pytest.raises(
+    ValueError, match=r'jsonl argument "image_rot", .* mean "im'
+  ):
+    sources.make("jsonl", path=path, image_rot="x")
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory):
+  """Prepares the data set "shades" in ArrayRecord format."""
+  import tensorflow_datasets as tfds
+
+  class Shades(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      features = tfds.features.FeaturesDict(
+        {
+          "picture": tfds.features.Image(shape=(None, None, 3)),
+          "question": tfds.features.Text(),
+          "answers": tfds.features.Sequence(tfds.features.Text()),
+          "id": np.int64,
+        }
+      )
+      return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+      for i in range(5):
+        yield (
+          i,
+          {
+            "picture": png(i),
+            "question": f"q{i} é",
+            "answers": [f"a{i}", "b"],
+            "id": i,
+          },
+        )
+
+  path = tmp_path_factory.mktemp("tfds")
+  builder = Shades(data_dir=path, file_format="array_record")
+  builder.download_and_prepare()
+  return path
+
+
+def test_tfds(tfds_dir):
+  source = sources.Tfds("shades", "train", tfds_dir, image_key="picture")
+  assert sorted(ids(source)) == [0, 1, 2, 3, 4]
+  for i in range(len(source)):
+    example = source[i]
+    number = example["id"]
+    assert example == {
+      "image": png(number),
+      "question": f"q{number} é",
+      "answers": [f"a{number}", "b"],
+      "id": number,
+      "_where": f"shades/train[{i}]",
+    }
+
+
+def test_tfds_split_and_pickle(tfds_dir):
+  source = sources.make(
+    "tfds",
+    name="shades",
+    split="train[:40%]",
+    data_dir=tfds_dir,
+    image_key="picture",
+  )
+  assert len(source) == 2
+  assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
+
+
+def test_tfds_errors(tfds_dir, tmp_path):
+  def make(name="shades", split="train", data_dir=tfds_dir, key="picture"):
+    return sources.Tfds(name, split, data_dir, key)
+
+  with pytest.raises(ValueError, match=r"tfds shads: .*not found"):
+    make("shads")
+  with pytest.raises(
+    ValueError, match="tfds shades/tain: Unknown split 'tain'"
+  ):
+    make(split="tain")
+  with pytest.raises(ValueError, match=r'"picure", .* mean "picture"'):
+    make(key="picure")
+  with pytest.raises(ValueError, match=r"not prepared .* run: tfds build shad"):
+    make(data_dir=tmp_path)

@@ -1,0 +1,92 @@
+"""A small real model and a source of pictures for the evaluators."""
+
+import io
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma import sharding
+from paligemma.data import preprocess
+from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.models import paligemma as paligemma_model
+
+ASSETS = pathlib.Path(paligemma_model.__file__).parents[1] / "assets"
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+  return tokenizer_lib.Tokenizer(ASSETS / "tiny_tokenizer.model")
+
+
+@pytest.fixture(scope="session")
+def examples():
+  """Eleven examples, no two alike, with prompts of different lengths."""
+
+  def png(rng):
+    file = io.BytesIO()
+    pixels = rng.integers(0, 256, (28, 28, 3), np.uint8)
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+  rng = np.random.default_rng(0)
+  return [
+    {
+      "image": png(rng),
+      "prefix": "count " + "red " * (i % 3) + f"{i}",
+      "suffix": f"{i} dots" * (1 + i % 2),
+      "question_id": np.int64(100 + i),
+      "pixels": np.zeros(2),
+      "_where": f"x.jsonl:{i + 1}",
+    }
+    for i in range(11)
+  ]
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer):
+  """The evaluation layout."""
+  return preprocess.Preprocess(tokenizer, res=28, text_len=31, train=False)
+
+
+@pytest.fixture(scope="session")
+def supervised(tokenizer):
+  """The training layout."""
+  return preprocess.Preprocess(tokenizer, res=28, text_len=41, train=True)
+
+
+@pytest.fixture(scope="session")
+def model(tokenizer):
+  return paligemma_model.make(
+    "paligemma_tiny",
+    vocab_size=tokenizer.vocab_size,
+    img={"width": 12, "depth": 1, "mlp_dim": 20, "num_heads": 3},
+    llm={"width": 28, "depth": 2, "mlp_dim": 44, "head_dim": 10},
+  )
+
+
+@pytest.fixture(scope="session")
+def params(model):
+  """Random parameters under which predictions differ between examples."""
+  text = np.zeros((1, 2), np.int32)
+  image = np.zeros((1, 28, 28, 3), np.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, text, text)
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(
+    lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes["params"]
+  )
+  # The table is tied to the logits: a large one makes each token repeat itself.
+  params["llm"]["embedder"]["input_embedding"] *= 0.2
+  return params
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def eight_devices():
+  return sharding.make_mesh(data=4, model=2)

@@ -1,0 +1,232 @@
+"""Masks by whole matrices; RoPE and attention against float64 loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma.models import attention
+
+
+def matrix(picture):
+  """bool[lines, marks]: "x" is True, "." is False."""
+  lines = picture.strip().split("\n")
+  return np.array([[mark == "x" for mark in line.split()] for line in lines])
+
+
+CAUSAL = """
+x . . . .
+x x . . .
+x x x . .
+x x x x .
+x x x x x"""
+PREFIX = """
+x x x . .
+x x x . .
+x x x . .
+x x x x .
+x x x x x"""
+BLOCKS = """
+x x . . .
+x x . . .
+x x x x .
+x x x x .
+x x x x x"""
+PADDED_END = """
+x x x . .
+x x x . .
+x x x . .
+x x x x .
+. . . . ."""
+PADDED_MIDDLE = """
+x x . . .
+x x . . .
+. . . . .
+x x . x .
+x x . x x"""
+
+
+@pytest.mark.parametrize(
+  ("input_mask", "mask_ar", "golden"),
+  [
+    ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1], CAUSAL),
+    ([1, 1, 1, 1, 1], [0, 1, 1, 1, 1], CAUSAL),
+    ([1, 1, 1, 1, 1], [0, 0, 0, 1, 1], PREFIX),
+    ([1, 1, 1, 1, 1], [1, 0, 1, 0, 1], BLOCKS),
+    ([1, 1, 1, 1, 0], [0, 0, 0, 1, 1], PADDED_END),
+    ([1, 1, 0, 1, 1], [0, 0, 0, 1, 1], PADDED_MIDDLE),
+    ([1, 1, 0, 1, 1], [0, 0, 1, 1, 1], PADDED_MIDDLE),
+  ],
+)
+def test_make_attn_mask(input_mask, mask_ar, golden):
+  # A second, causal row: rows of a batch must not influence each other.
+  mask = attention.make_attn_mask(
+    jnp.asarray([input_mask, [1] * 5], bool), jnp.asarray([mask_ar, [1] * 5])
+  )
+  assert mask.dtype == bool
+  np.testing.assert_array_equal(mask[0], matrix(golden))
+  np.testing.assert_array_equal(mask[1], matrix(CAUSAL))
+
+
+@pytest.mark.parametrize(
+  ("window", "golden"),
+  [
+    (1, "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
+    (2, "x x . . .\nx x x . .\n. x x x .\n. . x x x\n. . . x x"),
+    (5, "x x x x x\n" * 5),
+  ],
+)
+def test_make_window_mask(window, golden):
+  positions = jnp.arange(5)[None]
+  mask = attention.make_window_mask(positions, positions, window)
+  np.testing.assert_array_equal(mask[0], matrix(golden))
+
+
+def test_make_window_mask_goes_by_position_not_by_place():
+  queries = jnp.asarray([[7], [3]])
+  keys = jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]])
+  mask = attention.make_window_mask(queries, keys, 3)
+  np.testing.assert_array_equal(mask[:, 0], matrix(". x x x x\n. x x x x"))
+
+
+def rope_loop(x, positions, max_wavelength):
+  """Each pair (x[i], x[i + H / 2]) is a complex number that turns."""
+  out = np.empty(x.shape, np.float64)
+  half = x.shape[-1] // 2
+  for b, t, n in np.ndindex(x.shape[:3]):
+    for i in range(half):
+      turn = np.exp(1j * positions[b, t] / max_wavelength ** (i / half))
+      turned = (float(x[b, t, n, i]) + 1j * float(x[b, t, n, i + half])) * turn
+      out[b, t, n, i] = turned.real
+      out[b, t, n, i + half] = turned.imag
+  return out
+
+
+@pytest.mark.parametrize("max_wavelength", [10_000, 17])
+def test_apply_rope_equals_complex_rotation(max_wavelength):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 5, 3, 14)).astype(np.float32)
+  # A float32 angle of 911 radians is exact to 3e-5.
+  positions = np.array([[0, 1, 2, 3, 911], [0, 0, 7, 13, 89]])
+  rotated = attention.apply_rope(
+    jnp.asarray(x), jnp.asarray(positions), max_wavelength=max_wavelength
+  )
+  expected = rope_loop(x, positions, max_wavelength)
+  np.testing.assert_allclose(rotated, expected, rtol=0, atol=1e-4)
+  np.testing.assert_array_equal(rotated[1, :2], x[1, :2])
+
+
+def test_apply_rope_is_float32_inside():
+  x = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
+  # bfloat16 cannot tell 1000 from 1001: one radian would be lost.
+  rotated = attention.apply_rope(x, jnp.asarray([[1000, 1001]]))
+  assert rotated.dtype == jnp.bfloat16
+  first, second = (np.asarray(r, np.float32) for r in rotated[0, :, 0])
+  assert np.dot(first, second) / 2 == pytest.approx(np.cos(1), abs=0.01)
+
+
+def attend_loop(q, k, v, mask, scale, cap):
+  """Attention one query, one head, one key at a time."""
+  batch, queries, heads, _ = q.shape
+  group = heads // k.shape[2]
+  out = np.zeros(q.shape, np.float64)
+  for b in range(batch):
+    for n in range(heads):
+      for t in range(queries):
+        weights = []
+        for s in range(k.shape[1]):
+          logit = scale * np.dot(q[b, t, n], k[b, s, n // group])
+          if cap is not None:
+            logit = cap * np.tanh(logit / cap)
+          weights.append(np.exp(logit) if mask[b, t, s] else 0.0)
+        for s, weight in enumerate(weights):
+          out[b, t, n] += weight / sum(weights) * v[b, s, n // group]
+  return out
+
+
+def random_qkv(*, heads=6, kv_heads=3, queries=5, keys=7, head_dim=11, seed=0):
+  rng = np.random.default_rng(seed)
+  q = rng.standard_normal((2, queries, heads, head_dim))
+  k = rng.standard_normal((2, keys, kv_heads, head_dim))
+  v = rng.standard_normal((2, keys, kv_heads, head_dim))
+  mask = rng.random((2, queries, keys)) < 0.6
+  mask[:, :, 2] = True  # every query has a key
+  return q, k, v, mask
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 1), (5, 5)])
+def test_attend_equals_loop(heads, kv_heads, cap, masked):
+  q, k, v, mask = random_qkv(heads=heads, kv_heads=kv_heads)
+  expected = attend_loop(q, k, v, mask | (not masked), 0.7, cap)
+  out = attention.attend(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
+    jnp.asarray(mask) if masked else None,
+    scale=0.7,
+    logits_softcap=cap,
+  )
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attend_softmax_is_float32_inside(dtype):
+  # The logits are 90000.0 and 90000.6: infinite in float16, and in bfloat16
+  # steps are 512 wide there.
+  q = jnp.full((1, 1, 1, 2), 300.0, dtype)
+  k = jnp.asarray([[300.0, 0.0], [300.0, 2**-9]], dtype)[None, :, None, :]
+  v = jnp.asarray([[0.0, 0.0], [1.0, 1.0]], dtype)[None, :, None, :]
+  out = attention.attend(q, k, v, scale=1.0)
+  assert out.dtype == dtype
+  weight = 1 / (1 + np.exp(-300 / 2**9))
+  np.testing.assert_allclose(np.asarray(out, np.float32), weight, rtol=2**-8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attend_in_half_precision_is_near_float32(dtype):
+  q, k, v, mask = random_qkv(seed=1)
+  # Rounded first, so that only the computation differs.
+  q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
+  expected = attention.attend(
+    *(x.astype(jnp.float32) for x in (q, k, v)), jnp.asarray(mask), scale=0.3
+  )
+  out = attention.attend(q, k, v, jnp.asarray(mask), scale=0.3)
+  # Weights and result are each rounded once, values are up to about 3.
+  step = float(jnp.finfo(dtype).eps)
+  np.testing.assert_allclose(
+    np.asarray(out, np.float32), expected, rtol=0, atol=4 * step
+  )
+
+
+def test_attend_without_any_key_averages():
+  q, k, v, mask = random_qkv()
+  mask[1, 3] = False
+  out = attention.attend(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
+    jnp.asarray(mask),
+    scale=1.0,
+    logits_softcap=2.0,
+  )
+  average = np.repeat(v[1].mean(axis=0), 2, axis=0)
+  np.testing.assert_allclose(out[1, 3], average, rtol=1e-5, atol=1e-5)
+
+
+def test_soft_cap():
+  z = jnp.asarray([-1e4, -1.0, 0.0, 0.001, 3.0, 1e4])
+  capped = attention.soft_cap(z, 5.0)
+  expected = [-5.0, -5 * np.tanh(0.2), 0.0, 0.001, 5 * np.tanh(0.6), 5.0]
+  np.testing.assert_allclose(capped, expected, rtol=1e-6)
+  assert attention.soft_cap(z, None) is z
+
+
+def test_masked_logit_vanishes_and_keeps_gradients_finite():
+  q, k, v, mask = random_qkv()
+  mask[0, 1] = False
+
+  def total(q, k, v):
+    return jnp.sum(attention.attend(q, k, v, jnp.asarray(mask), scale=1.0))
+
+  grads = jax.grad(total, argnums=(0, 1, 2))(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v))
+  )
+  assert all(jnp.isfinite(g).all() for g in grads)

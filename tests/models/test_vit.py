@@ -1,0 +1,349 @@
+"""The image tower: position embedding, poolings, layouts, errors."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma import tree
+from paligemma.models import vit
+
+SIZES = {
+  "patch_size": 2,
+  "width": 12,
+  "depth": 3,
+  "mlp_dim": 17,
+  "num_heads": 3,
+  "remat_policy": "none",
+}
+IMAGE = np.random.default_rng(0).uniform(-1, 1, (2, 6, 10, 3)).astype("float32")
+PATCHES = 15
+
+
+def build(**overrides):
+  return vit.Model(**{**SIZES, **overrides})
+
+
+def init(model, seed=0):
+  """Parameters with everything away from its neutral start."""
+  params = jax.jit(model.init)(jax.random.key(seed), IMAGE)["params"]
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), params
+  )
+
+
+def apply(model, params, image=IMAGE, **kwargs):
+  return jax.jit(lambda p, i: model.apply({"params": p}, i, **kwargs))(
+    params, image
+  )
+
+
+def unstack(params, depth):
+  """The parameters of the loop layout, made of those of the scan layout."""
+  flat = {}
+  for name, value in tree.flatten(params).items():
+    if "encoderblock/" in name:
+      for i in range(depth):
+        flat[name.replace("encoderblock", f"encoderblock_{i}")] = value[i]
+    else:
+      flat[name] = value
+  return tree.unflatten(flat)
+
+
+def test_sincos2d_golden():
+  # Two rows of three patches; 8 features, hence waves of 1 and 1 / 100.
+  s, c = np.sin, np.cos
+  golden = [
+    [s(x), s(x / 100), c(x), c(x / 100), s(y), s(y / 100), c(y), c(y / 100)]
+    for y in range(2)
+    for x in range(3)
+  ]
+  table = vit.sincos2d(2, 3, 8, max_wavelength=100)
+  assert table.dtype == jnp.float32
+  np.testing.assert_allclose(table, [golden], rtol=1e-6, atol=1e-7)
+
+
+def test_sincos2d_needs_a_multiple_of_four():
+  with pytest.raises(ValueError, match="divisible by 4, got 14"):
+    vit.sincos2d(2, 3, 14)
+
+
+def test_posemb_sincos2d_has_no_parameter_and_takes_any_resolution():
+  model = build(posemb="sincos2d")
+  params = init(model)
+  assert not any("pos_embedding" in name for name in tree.flatten(params))
+  _, out = apply(model, params, IMAGE[:, :4])
+  np.testing.assert_allclose(
+    out["with_posemb"] - out["stem"],
+    np.tile(vit.sincos2d(2, 5, 12), (2, 1, 1)),
+    atol=1e-6,
+  )
+
+
+def test_posemb_learn_is_added_per_patch():
+  model = build()
+  params = init(model)
+  _, out = apply(model, params)
+  np.testing.assert_allclose(
+    out["with_posemb"] - out["stem"],
+    np.tile(params["pos_embedding"], (2, 1, 1)),
+    atol=1e-6,
+  )
+
+
+def test_stem_is_one_matrix_per_patch_row_by_row():
+  params = init(build())
+  kernel, bias = params["embedding"]["kernel"], params["embedding"]["bias"]
+  _, out = apply(build(), params)
+  third_of_second_row = IMAGE[:, 2:4, 4:6].astype(np.float64)
+  expected = np.einsum("BhwC,hwCD->BD", third_of_second_row, kernel) + bias
+  np.testing.assert_allclose(out["stem"][:, 5 + 2], expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def unpooled():
+  """Parameters and encoded patches float[B, L, D] without a head."""
+  params = init(build())
+  return params, apply(build(), params)[1]["encoded"]
+
+
+def test_pool_none_keeps_patches(unpooled):
+  params, encoded = unpooled
+  x, out = apply(build(), params)
+  assert x.shape == (2, PATCHES, 12)
+  np.testing.assert_array_equal(x, encoded)
+  np.testing.assert_array_equal(x, out["pre_logits"])
+
+
+@pytest.mark.parametrize(
+  ("pool_type", "reduce"),
+  [("gap", lambda x: x.mean(axis=1)), ("0", lambda x: x[:, 0])],
+)
+def test_pools_without_parameters(unpooled, pool_type, reduce):
+  params, encoded = unpooled
+  x, _ = apply(build(pool_type=pool_type), params)
+  np.testing.assert_allclose(x, reduce(np.asarray(encoded)), atol=1e-5)
+
+
+def test_pool_tok_prepends_a_token_without_position():
+  model = build(pool_type="tok")
+  params = init(model)
+  assert params["cls"].shape == (1, 1, 12)
+  x, out = apply(model, params)
+  assert x.shape == (2, 12)
+  assert out["encoded"].shape == (2, PATCHES, 12)
+  # The same sequence built by hand, through the encoder alone.
+  cls = jnp.broadcast_to(params["cls"], (2, 1, 12))
+  encoder = vit.Encoder(3, 17, 3)
+  encoded = encoder.apply(
+    {"params": params["Transformer"]},
+    jnp.concatenate([cls, out["with_posemb"]], axis=1),
+  )
+  np.testing.assert_allclose(x, encoded[:, 0], atol=1e-5)
+  np.testing.assert_allclose(out["encoded"], encoded[:, 1:], atol=1e-5)
+
+
+def test_pool_map_attends_from_a_probe():
+  model = build(pool_type="map")
+  params = init(model)
+  x, out = apply(model, params)
+  assert x.shape == (2, 12)
+  head = jax.tree.map(np.float64, params["MAPHead_0"])
+  attn = head["MultiHeadDotProductAttention_0"]
+
+  def project(name, x):
+    w = attn[name]
+    return np.einsum("...D,DNH->...NH", x, w["kernel"]) + w["bias"]
+
+  encoded = np.float64(out["encoded"])
+  q = project("query", head["probe"][0, 0])
+  k, v = project("key", encoded), project("value", encoded)
+  weights = np.exp(np.einsum("NH,BSNH->BNS", q, k) / 2)  # head_dim is 4
+  weights /= weights.sum(axis=-1, keepdims=True)
+  mixed = np.einsum("BNS,BSNH->BNH", weights, v)
+  pooled = np.einsum("BNH,NHD->BD", mixed, attn["out"]["kernel"])
+  pooled += attn["out"]["bias"]
+  mean = pooled.mean(axis=-1, keepdims=True)
+  y = (pooled - mean) / np.sqrt(pooled.var(axis=-1, keepdims=True) + 1e-6)
+  y = y * head["LayerNorm_0"]["scale"] + head["LayerNorm_0"]["bias"]
+  first, second = head["MlpBlock_0"]["Dense_0"], head["MlpBlock_0"]["Dense_1"]
+  y = y @ first["kernel"] + first["bias"]
+  y *= (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))) / 2
+  y = y @ second["kernel"] + second["bias"]
+  np.testing.assert_allclose(x, pooled + y, rtol=1e-4, atol=1e-4)
+
+
+def test_rep_size_and_head():
+  model = build(pool_type="gap", rep_size=7, num_classes=5)
+  params = init(model)
+  x, out = apply(model, params)
+  rep, head = params["pre_logits"], params["head"]
+  pre_logits = np.tanh(out["head_input"] @ rep["kernel"] + rep["bias"])
+  np.testing.assert_allclose(out["pre_logits"], pre_logits, atol=1e-5)
+  expected = pre_logits @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+def test_head_zeroinit():
+  model = build(num_classes=5, head_zeroinit=True)
+  variables = model.init(jax.random.key(0), IMAGE)
+  x, _ = model.apply(variables, IMAGE)
+  np.testing.assert_array_equal(x, np.zeros((2, PATCHES, 5)))
+
+
+def test_scan_equals_loop(unpooled):
+  params, encoded = unpooled
+  loop = build(scan=False)
+  looped = unstack(params, 3)
+  expected = jax.tree.map(jnp.shape, init(loop))
+  assert jax.tree.map(jnp.shape, looped) == expected
+  x, _ = apply(loop, looped)
+  np.testing.assert_allclose(x, encoded, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_dropout_needs_an_rng_in_training_only(scan):
+  model = build(dropout=0.5, scan=scan)
+  params = init(model)
+  apply_train = jax.jit(
+    lambda key: model.apply(
+      {"params": params}, IMAGE, train=True, rngs={"dropout": key}
+    )[0]
+  )
+  one, again, other = (apply_train(jax.random.key(s)) for s in (1, 1, 2))
+  np.testing.assert_array_equal(one, again)
+  assert jnp.abs(one - other).max() > 0.1
+  evaluated, _ = apply(model, params)
+  np.testing.assert_allclose(
+    evaluated, apply(build(scan=scan), params)[0], atol=1e-6
+  )
+
+
+def test_dropout_differs_by_layer():
+  # Every layer adds 0 or 2 to each of the 12 features of a token, which makes
+  # up to four different sums; were the masks the same, there would be two.
+  encoder = vit.Encoder(3, 17, 3, dropout=0.5)
+  x = np.zeros((1, 7, 12), np.float32)
+  params = encoder.init(jax.random.key(0), x)["params"]
+  flat = {
+    name: np.full(leaf.shape, "out/bias" in name, np.float32)
+    for name, leaf in tree.flatten(params).items()
+  }
+  flat["encoder_norm/scale"] += 1
+  x = encoder.apply(
+    {"params": tree.unflatten(flat)},
+    x,
+    train=True,
+    rngs={"dropout": jax.random.key(0)},
+  )
+  sums = max(len(np.unique(token.round(3))) for token in np.asarray(x[0]))
+  assert sums > 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_near_float32(unpooled, dtype):
+  params, encoded = unpooled
+  x, out = apply(build(dtype=dtype), params)
+  assert x.dtype == jnp.float32
+  # The stem is float32 whatever the compute dtype is.
+  _, exact = apply(build(), params)
+  np.testing.assert_array_equal(out["with_posemb"], exact["with_posemb"])
+  # Three layers, about eight roundings each, of values of order one.
+  step = float(jnp.finfo(dtype).eps)
+  assert 0 < jnp.abs(x - encoded).max() < 8 * step * jnp.abs(encoded).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_parameters_may_be_bfloat16(unpooled, dtype):
+  params, encoded = unpooled
+  params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  x, _ = apply(build(dtype=dtype), params)
+  assert x.dtype == jnp.float32
+  assert jnp.abs(x - encoded).max() < 0.1 * jnp.abs(encoded).max()
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_remat_policies_change_neither_value_nor_gradient(scan):
+  params = init(build(scan=scan))
+
+  def value_and_grad(policy):
+    model = build(remat_policy=policy, scan=scan)
+
+    def loss(params):
+      return jnp.sum(jnp.sin(model.apply({"params": params}, IMAGE)[0]))
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+  expected = value_and_grad("none")
+  for policy in ("nothing_saveable", "dots_saveable"):
+    found = value_and_grad(policy)
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+      found,
+      expected,
+    )
+
+
+def test_image_must_divide_into_patches():
+  message = "image of 6x9 pixels does not divide into patches of 2x2"
+  with pytest.raises(ValueError, match=message):
+    jax.eval_shape(build().init, jax.random.key(0), IMAGE[:, :, :9])
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    (
+      {"pool_type": "avg"},
+      'unknown pool_type "avg", expected one of none, gap, map, tok, 0',
+    ),
+    (
+      {"posemb": "rope"},
+      'unknown posemb "rope", expected "learn" or "sincos2d"',
+    ),
+    (
+      {"remat_policy": "all"},
+      'unknown remat_policy "all", expected one of none, nothing_saveable',
+    ),
+    ({"num_heads": 5}, "width 12 is not divisible by 5 heads"),
+  ],
+)
+def test_unknown_options(overrides, message):
+  with pytest.raises(ValueError, match=re.escape(message)):
+    jax.eval_shape(build(**overrides).init, jax.random.key(0), IMAGE)
+
+
+def test_make_reads_name_and_patch():
+  model = vit.make("So400m/14", dtype="bfloat16", num_classes=2048, depth=5)
+  assert model == vit.Model(
+    patch_size=14,
+    width=1152,
+    depth=5,
+    mlp_dim=4304,
+    num_heads=16,
+    num_classes=2048,
+    dtype="bfloat16",
+  )
+
+
+@pytest.mark.parametrize("variant", ["So400m", "So400m/", "So400m/x", "B/0"])
+def test_make_needs_a_patch_size(variant):
+  with pytest.raises(ValueError, match=f'"{variant}" names no patch size'):
+    vit.make(variant)
+
+
+def test_make_knows_its_names():
+  with pytest.raises(
+    ValueError, match=r'unknown image tower "so400m".*mean "So400m"\?'
+  ):
+    vit.make("so400m/14")
+
+
+def test_make_knows_its_fields():
+  with pytest.raises(
+    ValueError, match=r'unknown field.*"drop_out".*mean "dropout"\?'
+  ):
+    vit.make("B/16", drop_out=0.1)

@@ -1,0 +1,333 @@
+"""The rules of the house: who imports whom, and what the library never does.
+
+All of it is read off the syntax trees; nothing is imported.
+"""
+
+import ast
+import functools
+import pathlib
+import textwrap
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+OURS = ("paligemma", "trainers", "configs", "scripts")
+ANYTHING = ("*",)
+
+# Room -> what it may import of ours. A room is a module or a whole package, and
+# may import from itself; the nearest enclosing room of a module counts.
+MAY_IMPORT = {
+  "paligemma": ANYTHING,  # __init__.py alone: every other module has a room
+  "paligemma.api": ANYTHING,
+  "paligemma.variants": (),
+  "paligemma.tree": (),
+  "paligemma.data": ("variants", "tree"),
+  "paligemma.losses": ("variants", "tree"),
+  "paligemma.samplers": ("variants", "tree"),
+  "paligemma.optim": ("variants", "tree"),
+  "paligemma.sharding": ("variants", "tree"),
+  "paligemma.metrics": ("variants", "tree"),
+  "paligemma.models": ("variants", "tree"),  # tree: lookup of options
+  "paligemma.decode": ("samplers",),
+  "paligemma.checkpoints": ("variants", "tree"),
+  "paligemma.evals": (
+    "data",
+    "losses",
+    "decode",
+    "metrics",
+    "sharding",
+    "samplers",
+    "tree",
+  ),
+  "trainers": ("*", "trainers"),
+  "scripts": ("*", "trainers"),
+  "configs": ("data", "configs"),
+}
+
+# Data workers start fast, and metrics run anywhere: NumPy alone.
+WITHOUT_JAX = (
+  "paligemma.data",
+  "paligemma.metrics",
+  "paligemma.tree",
+  "paligemma.variants",
+)
+JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
+NOT_AT_RUN_TIME = {
+  "torch",
+  "torchvision",
+  "tensorflow",
+  "transformers",
+  "keras",
+}
+NO_FILE_NAMES = {"util", "utils", "helper", "helpers", "misc", "common"}
+
+
+def module_name(path):
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+  module_name(path): path
+  for package in OURS
+  for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+@functools.cache
+def syntax(path):
+  return ast.parse(path.read_text(), str(path))
+
+
+def resolve(name, modules):
+  """'paligemma.tree.flatten' -> 'paligemma.tree'; foreign names as they are."""
+  parts = name.split(".")
+  while parts and ".".join(parts) not in modules:
+    parts.pop()
+  return ".".join(parts) or name
+
+
+def imports(source, module, modules):
+  """Yields (line, imported module, True if it runs when `module` is loaded)."""
+  is_package = any(name.startswith(f"{module}.") for name in modules)
+  package = module if is_package else module.rpartition(".")[0]
+
+  def visit(node, eager):
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+      eager = False
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield node.lineno, resolve(alias.name, modules), eager
+    elif isinstance(node, ast.ImportFrom):
+      base = node.module or ""
+      if node.level:
+        parents = package.split(".")
+        parents = parents[: len(parents) - node.level + 1]
+        base = ".".join([*parents, *filter(None, [base])])
+      for alias in node.names:
+        yield node.lineno, resolve(f"{base}.{alias.name}", modules), eager
+    for child in ast.iter_child_nodes(node):
+      yield from visit(child, eager)
+
+  yield from visit(source, eager=True)
+
+
+def all_imports():
+  for module, path in MODULES.items():
+    for line, imported, eager in imports(syntax(path), module, MODULES):
+      where = f"{path.relative_to(ROOT)}:{line}"
+      yield module, where, imported, eager
+
+
+def is_in(module, room):
+  return module == room or module.startswith(f"{room}.")
+
+
+def room_of(module):
+  if module == "paligemma":
+    return module
+  rooms = [r for r in MAY_IMPORT if r != "paligemma" and is_in(module, r)]
+  return max(rooms, key=len, default=None)
+
+
+def may_import(module, imported):
+  """Whether a module of ours may import another one."""
+  room = room_of(module)
+  if is_in(imported, room) and imported != "paligemma":
+    return True
+  for name in MAY_IMPORT[room]:
+    if name == "*" and is_in(imported, "paligemma"):
+      return True
+    if name in OURS and is_in(imported, name):
+      return True
+    if is_in(imported, f"paligemma.{name}"):
+      return True
+  return False
+
+
+def test_every_module_has_a_room():
+  homeless = [
+    str(path.relative_to(ROOT))
+    for module, path in MODULES.items()
+    if room_of(module) is None
+  ]
+  assert not homeless, f"give them a line in MAY_IMPORT: {homeless}"
+
+
+def test_imports_of_ours_follow_the_table():
+  broken = [
+    f"{where}: {module} imports {imported}, {room_of(module)} may import "
+    f"{MAY_IMPORT[room_of(module)]}"
+    for module, where, imported, _ in all_imports()
+    if imported.partition(".")[0] in OURS and not may_import(module, imported)
+  ]
+  assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+  ("module", "imported", "allowed"),
+  [
+    ("paligemma.losses", "paligemma.tree", True),
+    ("paligemma.losses", "paligemma.optim", False),
+    ("paligemma.tree", "paligemma.variants", False),
+    ("paligemma.data.batches", "paligemma.data.image", True),
+    ("paligemma.data.batches", "paligemma.metrics", False),
+    ("paligemma.models.gemma", "paligemma.models.attention", True),
+    ("paligemma.models.gemma", "paligemma.losses", False),
+    ("paligemma.decode", "paligemma.models.gemma", False),
+    ("paligemma.tree", "paligemma", False),
+    ("paligemma", "paligemma.decode", True),
+    ("paligemma.api", "trainers.train", False),
+    ("trainers.train", "paligemma.decode", True),
+    ("trainers.train", "configs.common", False),
+    ("scripts.demo", "trainers.train", True),
+    ("configs.common", "paligemma.data.preprocess", True),
+    ("configs.common", "paligemma.models.gemma", False),
+    ("configs.common", "paligemma", False),
+  ],
+)
+def test_the_table_is_read_right(module, imported, allowed):
+  assert may_import(module, imported) == allowed
+
+
+def test_no_import_cycle():
+  graph = {module: set() for module in MODULES}
+  for module, _, imported, eager in all_imports():
+    # Only what is asked for counts: `from paligemma import tree` also runs
+    # paligemma/__init__.py, but needs nothing of it.
+    if eager and imported in graph and imported != module:
+      graph[module].add(imported)
+  assert find_cycle(graph) is None, " -> ".join(find_cycle(graph))
+
+
+def find_cycle(graph):
+  """Returns a list of nodes that begins and ends with the same one, or None."""
+  done = set()
+
+  def visit(node, trail):
+    if node in trail:
+      return [*trail[trail.index(node) :], node]
+    if node in done:
+      return None
+    for child in sorted(graph[node]):
+      if cycle := visit(child, [*trail, node]):
+        return cycle
+    done.add(node)
+    return None
+
+  cycles = (visit(node, []) for node in sorted(graph))
+  return next((cycle for cycle in cycles if cycle), None)
+
+
+def test_find_cycle():
+  acyclic = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+  assert find_cycle(acyclic) is None
+  assert find_cycle(acyclic | {"c": {"b"}}) == ["b", "c", "b"]
+
+
+def test_no_foreign_framework_at_run_time():
+  broken = [
+    f"{where}: {module} imports {imported}"
+    for module, where, imported, _ in all_imports()
+    if imported.partition(".")[0] in NOT_AT_RUN_TIME
+  ]
+  assert not broken, "\n".join(broken)
+
+
+def test_numpy_rooms_import_no_jax():
+  broken = [
+    f"{where}: {module} imports {imported}"
+    for module, where, imported, _ in all_imports()
+    if any(is_in(module, room) for room in WITHOUT_JAX)
+    and imported.partition(".")[0] in JAX
+  ]
+  assert not broken, "\n".join(broken)
+
+
+def test_imports_are_found_wherever_they_stand():
+  source = ast.parse(
+    textwrap.dedent(
+      """
+      import a.b.c
+      from a import b as renamed, x
+      from . import sibling
+      from .sibling import name
+      from .. import top
+      class C:
+        from a import b
+      def f():
+        import late
+      """
+    )
+  )
+  modules = {"a", "a.b", "p", "p.q", "p.q.m", "p.q.sibling", "p.top"}
+  assert list(imports(source, "p.q.m", modules)) == [
+    (2, "a.b", True),
+    (3, "a.b", True),
+    (3, "a", True),
+    (4, "p.q.sibling", True),
+    (5, "p.q.sibling", True),
+    (6, "p.top", True),
+    (8, "a.b", True),
+    (10, "late", False),
+  ]
+
+
+def side_effects(source):
+  """Yields (line, what) of what a library must leave to its caller."""
+  for node in ast.walk(source):
+    if isinstance(node, ast.Call):
+      name = ast.unparse(node.func)
+      if name in ("print", "jax.config.update", "os.getenv", "os.putenv"):
+        yield node.lineno, name
+      if name.startswith("logging.") and name.endswith("basicConfig"):
+        yield node.lineno, name
+    elif isinstance(node, ast.Attribute) and ast.unparse(node) == "os.environ":
+      yield node.lineno, "os.environ"
+    elif isinstance(node, ast.ImportFrom) and node.module == "os":
+      for alias in node.names:
+        if alias.name in ("environ", "getenv"):
+          yield node.lineno, f"os.{alias.name}"
+
+
+def test_the_library_leaves_its_surroundings_alone():
+  broken = [
+    f"{path.relative_to(ROOT)}:{line}: {what}"
+    for module, path in MODULES.items()
+    if is_in(module, "paligemma")
+    for line, what in side_effects(syntax(path))
+  ]
+  assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    "print(1)",
+    "jax.config.update('a', 1)",
+    "os.environ['A'] = 1",
+    "x = os.environ.get('A')",
+    "os.getenv('A')",
+    "from os import environ",
+  ],
+)
+def test_side_effects_are_found(line):
+  assert [number for number, _ in side_effects(ast.parse(line))] == [1]
+
+
+def test_file_names_are_nouns():
+  vague = [
+    str(path.relative_to(ROOT))
+    for path in (ROOT / "paligemma").rglob("*")
+    if NO_FILE_NAMES & set(path.stem.lower().split("_"))
+  ]
+  assert not vague, f"name them after what they hold: {vague}"
+
+
+def test_every_module_says_its_one_idea():
+  silent = [
+    str(path.relative_to(ROOT))
+    for path in MODULES.values()
+    if path.read_text().strip() and ast.get_docstring(syntax(path)) is None
+  ]
+  assert not silent, f"no docstring: {silent}"

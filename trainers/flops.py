@@ -1,0 +1,71 @@
+"""Floating-point operations of a train step, counted from the shapes.
+
+XLA's own cost analysis counts the body of a scan once, whatever its length.
+"""
+
+import math
+
+import jax
+
+# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
+PEAK_FLOPS = {
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5": 459e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+  "Tesla T4": 65e12,  # float16
+  "NVIDIA A100-SXM4-40GB": 312e12,
+  "NVIDIA A100-SXM4-80GB": 312e12,
+  "NVIDIA H100 80GB HBM3": 989e12,
+  "NVIDIA H200": 989e12,
+  "NVIDIA L4": 121e12,
+}
+
+
+def train_step(model, shapes, trainable, *, batch_size, res, text_len):
+  """Counts the multiplications and additions that the step needs.
+
+  A matrix with n entries costs 2n per token forward, 2n more where a gradient
+  flows through to something trainable, and 2n more where it trains itself.
+  Recomputation (remat) does not count, as usual for model FLOP utilisation
+  (PaLM, arXiv:2204.02311, appendix B).
+
+  Args:
+    model: paligemma Model.
+    shapes: name -> leaf with a shape, of all parameters.
+    trainable: the names that train.
+    batch_size, res, text_len: int, global examples, pixels, text tokens.
+
+  Returns:
+    int, operations per step over all devices.
+  """
+  image_tokens = (res // model.img.patch_size) ** 2
+  length = image_tokens + text_len
+  image_trains = any(name.startswith("img/") for name in trainable)
+
+  total = 0
+  for name, leaf in shapes.items():
+    if len(leaf.shape) < 2 or name == "img/pos_embedding":
+      continue
+    tokens = image_tokens if name.startswith("img/") else length
+    if name == "llm/embedder/input_embedding":
+      tokens = text_len  # as the output layer; reading a row is no product
+    flows = name.startswith("llm/") or image_trains
+    passes = 1 + flows + (name in trainable)
+    total += 2 * math.prod(leaf.shape) * tokens * passes
+
+  towers = (
+    (model.llm, model.llm.num_heads * model.llm.head_dim, length, True),
+    (model.img, model.img.width, image_tokens, image_trains),
+  )
+  for tower, width, tokens, flows in towers:
+    # Queries times keys, and weights times values.
+    total += 4 * tower.depth * tokens**2 * width * (1 + 2 * flows)
+  return total * batch_size
+
+
+def peak_per_second():
+  """Peak of all devices together, or None for an unknown kind (a CPU)."""
+  peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+  return peak and peak * jax.device_count()

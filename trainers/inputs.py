@@ -1,0 +1,129 @@
+"""From the values of a config to tokenizer, batches and evaluators."""
+
+import jax
+import jax.numpy as jnp
+
+from paligemma import evals, sharding, tree
+from paligemma.data import batches, preprocess, sources, tokenizer
+from trainers import schedule
+
+# What the train step reads of a batch.
+STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
+
+
+def make_tokenizer(config, model):
+  """Opens the tokenizer and checks that the model has a row for every id.
+
+  Raises:
+    ValueError: the file is unusable, or names more ids than the model has.
+  """
+  tok = tokenizer.Tokenizer(config.tokenizer)
+  if tok.vocab_size > model.llm.vocab_size:
+    raise ValueError(
+      f"{config.tokenizer}: {tok.vocab_size} ids, but the model has only "
+      f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
+    )
+  return tok
+
+
+def make_sources(config):
+  """Opens the training data: a list of (source, weight)."""
+  specs = [spec.to_dict() for spec in config.train.sources.values()]
+  return [(_source(spec), spec.get("weight", 1.0)) for spec in specs]
+
+
+def examples_per_epoch(config, train_sources):
+  """Examples of the data set, or of the largest share of a mixture.
+
+  An epoch of a mixture ends when every source has been seen once.
+  """
+  total = sum(weight for _, weight in train_sources)
+  return round(max(len(s) * total / weight for s, weight in train_sources))
+
+
+def train_batches(config, train_sources, tok):
+  """The endless iterator over this process's part of the training batches."""
+  return batches.train(
+    train_sources,
+    _preprocess(config, config.train, tok, train=True),
+    batch_size=config.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.train.num_workers,
+    on_bad=config.train.on_bad,
+  )
+
+
+def abstract_batch(config, mesh):
+  """Shapes and places of what the train step reads; see trainers/step.py."""
+  rows, length, res = config.batch_size, config.text_len + 1, config.res
+  sharding.check_batch_size(rows, mesh)
+  shapes = {
+    "image": ((rows, res, res, 3), jnp.float32),
+    "text": ((rows, length), jnp.int32),
+    "mask_ar": ((rows, length), jnp.int32),
+    "mask_input": ((rows, length), jnp.bool_),
+    "mask_loss": ((rows, length), jnp.int32),
+    "_mask": ((rows,), jnp.bool_),
+  }
+  place = sharding.batch_sharding(mesh)
+  return {
+    key: jax.ShapeDtypeStruct(*shapes[key], sharding=place) for key in STEP_KEYS
+  }
+
+
+def make_evaluators(config, tok, **sizes):
+  """Evaluators of the config with their intervals.
+
+  Args:
+    config: the config; `evals` holds by name the fields of the evaluator
+      `kind`, the data as in `train` (its ops by default), and a duration
+      every_steps, every_epochs, ... (default: only at the first and last step).
+    tok: the tokenizer.
+    **sizes: batch_size, examples_per_epoch and total_steps, for durations.
+
+  Returns:
+    List of (evaluator, steps between two runs, or None).
+  """
+  made = []
+  for name, spec in config.evals.items():
+    spec = spec.to_dict()
+    every = schedule.steps(spec, "every", default=None, **sizes)
+    kind = spec.pop("kind")
+    fields = {
+      "name": name,
+      "source": _source(spec.pop("source")),
+      "preprocess": _preprocess(
+        config,
+        {**config.train, **{k: spec.pop(k) for k in ("ops",) if k in spec}},
+        tok,
+        train=kind == "perplexity",
+      ),
+      **{k: v for k, v in spec.items() if not k.startswith("every_")},
+    }
+    if kind == "generate":
+      fields["tokenizer"] = tok
+    evaluator = tree.lookup(evals.EVALUATORS, kind, "kind of evaluator")
+    try:
+      made.append((evaluator(**fields), every))
+    except TypeError as error:
+      raise ValueError(f"evals.{name}: {error}") from None
+  return made
+
+
+def _source(spec):
+  spec = {k: v for k, v in spec.items() if k != "weight"}
+  return sources.make(spec.pop("kind"), **spec)
+
+
+def _preprocess(config, data, tok, *, train):
+  return preprocess.Preprocess(
+    tok,
+    res=config.res,
+    text_len=config.text_len,
+    train=train,
+    ops=tuple(data["ops"]),
+    resize=data["resize"],
+    too_long=data["too_long"],
+  )

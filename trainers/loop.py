@@ -1,0 +1,194 @@
+"""The loop over steps: log, save, evaluate, and leave in good order."""
+
+import math
+import time
+
+import jax
+
+from paligemma import sharding, tree
+from paligemma.checkpoints import npz
+from trainers import flops, inputs, preemption, report, schedule, workdir
+from trainers.start import frozen_source
+
+
+class Loop:
+  """One run of the loop; `run` goes from the state given to the last step.
+
+  Args:
+    plan: trainers.plan.Plan.
+    folder: epath.Path of the run.
+    checkpoints: StepCheckpoints.
+    batches: resumable iterator over local batches.
+    evaluators: list of (evaluator, steps between two runs or None).
+  """
+
+  def __init__(self, plan, folder, checkpoints, batches, evaluators):
+    self.plan = plan
+    self.folder = folder
+    self.checkpoints = checkpoints
+    self.batches = batches
+    self.evaluators = evaluators
+    sizes = plan.sizes
+    self.log_every = schedule.steps(plan.config, "log", **sizes)
+    self.save_every = schedule.steps(plan.config, "checkpoint", **sizes)
+    # Examples of this process so far in this run.
+    self.counts = {"skipped": 0, "truncated": 0}
+    self.preemption = preemption.Preemption()
+    self.report = report.Report(
+      folder,
+      first_step=checkpoints.latest_step() or 0,
+      total_steps=plan.total_steps,
+    )
+
+  def run(self, compiled, train_state, frozen):
+    """Trains from the step of the state to the last, and writes final.npz."""
+    step, total = int(train_state.step), self.plan.total_steps
+    if step in (0, total):  # at the end, a run that was killed evaluating
+      self.evaluate(step, train_state, frozen)
+    clock, before = _Clock(step), None
+    while step < total:
+      batch = self.next_batch(step + 1)
+      train_state, measured = compiled(train_state, frozen, batch)
+      if before is not None:
+        self.check_finite(step, before)  # while the next step is running
+      step, before = step + 1, measured
+      if _due(step, self.log_every, total):
+        self.log(step, measured, clock)
+      leaving = step < total and self.preemption.requested(step)
+      if leaving or _due(step, self.save_every, total):
+        self.save(step, train_state, measured)
+      if leaving:
+        self.report.say(f"stopped at step {step}: saved, start again to resume")
+        return
+      if self.evaluate(step, train_state, frozen):
+        clock.restart(step)
+      self.report.step(step)
+    self.write_final(train_state, frozen)
+
+  def next_batch(self, step):
+    """The batch of a step, on the devices.
+
+    Raises:
+      ValueError: none of its tokens is supervised.
+    """
+    local = next(self.batches)
+    if not local["mask_loss"][:, 1:].any():
+      raise ValueError(
+        f"the batch of step {step} supervises no token: its examples have an "
+        "empty suffix, or all were skipped; check the data"
+      )
+    self.counts["skipped"] += int((~local["_mask"]).sum())
+    self.counts["truncated"] += int(
+      local.get("truncated", 0 * local["_mask"]).sum()
+    )
+    local = {key: local[key] for key in inputs.STEP_KEYS}
+    return sharding.put_batch(local, self.plan.mesh)
+
+  def log(self, step, measured, clock):
+    """Writes the measurements of a step and the speed since the last log."""
+    measured = self.check_finite(step, measured)
+    done, seconds = clock.restart(step)
+    examples = self.plan.config.batch_size * done / seconds
+    peak = flops.peak_per_second()
+    speed = self.plan.flops_per_step * done / seconds
+    self.report.write(
+      step,
+      {
+        **measured,
+        **self.counts,
+        **self.learning_rates(step),
+        "examples_per_second": examples,
+        "tokens_per_second": measured["num_tokens"] * done / seconds,
+        "mfu": peak and speed / peak,
+        "peak_memory_gib": report.peak_memory_gib(),
+      },
+    )
+
+  def learning_rates(self, step):
+    """The learning rates that the last step used, by name."""
+    return {
+      f"learning_rate/{regex}".removesuffix("/.*"): at(step - 1)
+      for regex, at in self.plan.learning_rates.items()
+    }
+
+  def check_finite(self, step, measured):
+    """Fetches the measurements; stops the run if one is not a number."""
+    measured = {name: float(value) for name, value in measured.items()}
+    for name in ("loss", "grad_norm", "param_norm"):
+      if not math.isfinite(measured[name]):
+        raise ValueError(
+          f"step {step}: {name} is {measured[name]}; the last good checkpoint "
+          f"is that of step {self.checkpoints.latest_step()} in {self.folder}; "
+          "lower the learning rate or clip the gradients"
+        )
+    return measured
+
+  def save(self, step, train_state, measured):
+    """Starts writing a checkpoint of a state that is known to be finite."""
+    self.check_finite(step, measured)
+    self.checkpoints.save(
+      step,
+      train_state.trainable,
+      train_state.opt_state,
+      ema=train_state.ema,
+      data_iterator=self.batches,
+      metadata={
+        "config": workdir.as_json(self.plan.config),
+        "init": frozen_source(self.plan.config),
+      },
+    )
+
+  def evaluate(self, step, train_state, frozen):
+    """Runs the evaluators that are due; says whether any was."""
+    due = [
+      evaluator
+      for evaluator, every in self.evaluators
+      if step == 0 or _due(step, every, self.plan.total_steps)
+    ]
+    for evaluator in due:
+      weights = train_state.ema or train_state.trainable
+      scores = evaluator.run(
+        self.plan.model,
+        tree.unflatten({**frozen, **weights}),
+        self.plan.mesh,
+        output_dir=self.folder,
+        rng=jax.random.key(self.plan.config.seed),
+      )
+      named = {f"{evaluator.name}/{k}": v for k, v in scores.items()}
+      self.report.write(step, named)
+    return bool(due)
+
+  def write_final(self, train_state, frozen):
+    """Writes all parameters under big_vision's names, one at a time."""
+    weights = {**frozen, **(train_state.ema or train_state.trainable)}
+    arrays = (
+      (name, sharding.fetch(array)) for name, array in sorted(weights.items())
+    )
+    if jax.process_index() == 0:
+      npz.save(self.folder / "final.npz", arrays)
+    else:
+      for _ in arrays:
+        pass
+    self.report.say(f"wrote {self.folder / 'final.npz'}")
+
+  def close(self):
+    """Ends the data workers and files."""
+    self.preemption.close()
+    self.batches.close()
+    self.report.close()
+
+
+class _Clock:
+  """Steps and seconds since the last restart."""
+
+  def __init__(self, step):
+    self.restart_at = step, time.perf_counter()
+
+  def restart(self, step):
+    before, started = self.restart_at
+    self.restart_at = step, time.perf_counter()
+    return step - before, self.restart_at[1] - started
+
+
+def _due(step, every, total):
+  return step == total or bool(every and step % every == 0)

@@ -1,0 +1,119 @@
+"""All that follows from a config before anything is allocated."""
+
+import jax
+
+from paligemma import optim, sharding
+from paligemma.models import paligemma as paligemma_model
+from trainers import flops, inputs, report, schedule, state
+from trainers.step import make_step
+
+
+class Plan:
+  """Mesh, model, data sizes, shapes and places, optimizer and step of a run.
+
+  Attributes:
+    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
+    mesh: mesh of all devices of all processes.
+    model: paligemma Model.
+    sources: list of (source, weight), the training data.
+    sizes: dict of batch_size, examples_per_epoch and total_steps.
+    trainable, frozen: name -> jax.ShapeDtypeStruct with sharding.
+    optimizer: optax transformation.
+    learning_rates: regex -> function from a step to the learning rate.
+    state: TrainState of jax.ShapeDtypeStruct.
+    flops_per_step: int, see trainers/flops.py.
+
+  Raises:
+    ValueError: a value of the config does not fit the rest.
+  """
+
+  def __init__(self, config):
+    self.config = config
+    self.mesh = sharding.make_mesh(**config.mesh)
+    self.model = paligemma_model.make(**config.model.to_dict())
+    self.sources = inputs.make_sources(config)
+    self.sizes = {
+      "batch_size": config.batch_size,
+      "examples_per_epoch": inputs.examples_per_epoch(config, self.sources),
+    }
+    self.total_steps = schedule.steps(config, "total", **self.sizes)
+    self.sizes["total_steps"] = self.total_steps
+    self.trainable, self.frozen = state.abstract_params(
+      self.model,
+      res=config.res,
+      trainable=config.trainable,
+      frozen_dtype=config.frozen_dtype,
+      mesh=self.mesh,
+      sharding_rules=config.sharding,
+    )
+    self.optimizer, self.learning_rates = optim.make(
+      list(self.trainable),
+      total_steps=self.total_steps,
+      optimizer=config.optimizer,
+      optimizer_args=config.optimizer_args,
+      learning_rate=config.learning_rate,
+      schedule=self._schedule(),
+      weight_decay=config.weight_decay,
+      clip_norm=config.clip_norm,
+    )
+    self.state = state.abstract_state(
+      self.optimizer,
+      self.trainable,
+      mesh=self.mesh,
+      ema=config.ema_decay is not None,
+    )
+    self.flops_per_step = flops.train_step(
+      self.model,
+      {**self.trainable, **self.frozen},
+      self.trainable,
+      batch_size=config.batch_size,
+      res=config.res,
+      text_len=config.text_len,
+    )
+
+  def _schedule(self):
+    """The schedules of the config with their warm-up in steps."""
+    rules = []
+    for regex, arguments in self.config.schedule:
+      if arguments is not None:
+        warmup = schedule.steps(arguments, "warmup", default=0, **self.sizes)
+        arguments = {
+          name: value
+          for name, value in arguments.items()
+          if not name.startswith("warmup_")
+        } | {"warmup_steps": warmup}
+      rules.append((regex, arguments))
+    return rules
+
+  def compile_step(self):
+    """The step compiled for this mesh; its first argument is reused."""
+    step = make_step(
+      self.model,
+      self.optimizer,
+      seed=self.config.seed,
+      label_smoothing=self.config.label_smoothing,
+      accumulate_steps=self.config.accumulate_steps,
+      ema_decay=self.config.ema_decay,
+    )
+    batch = inputs.abstract_batch(self.config, self.mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
+    everywhere = sharding.replicated(self.mesh)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+    return jitted.lower(self.state, self.frozen, batch).compile()
+
+  def describe(self, compiled):
+    """The table that stands at the start of a run."""
+    return "\n".join(
+      [
+        report.parameter_table(
+          self.trainable,
+          self.frozen,
+          self.state.opt_state,
+          rules=self.config.trainable,
+        ),
+        f"mesh: {dict(self.mesh.shape)}, batch {self.config.batch_size}, "
+        f"{self.sizes['examples_per_epoch']} examples per epoch, "
+        f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step",
+        report.memory_line(compiled),
+      ]
+    )

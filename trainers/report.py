@@ -1,0 +1,147 @@
+"""What a run tells: the table at its start, a line or bar, metrics on disk."""
+
+import json
+import math
+import sys
+
+import jax
+import tensorboardX
+from etils import epath
+from tqdm import tqdm
+
+from paligemma import sharding
+
+GIB = 2**30
+
+
+def parameter_table(trainable, frozen, opt_state, *, rules):
+  """Says of every parameter its size, fate and place, and the sums.
+
+  Args:
+    trainable, frozen: name -> leaf with shape, dtype and sharding.
+    opt_state: tree of the same.
+    rules: the regexes that chose what trains.
+
+  Returns:
+    str of several lines.
+  """
+  both = sorted({**trainable, **frozen}.items())
+  rows = [("parameter", "shape", "dtype", "", "sharding")] + [
+    (
+      name,
+      "x".join(map(str, leaf.shape)),
+      str(leaf.dtype),
+      "train" if name in trainable else "",
+      sharding.describe(leaf.sharding),
+    )
+    for name, leaf in both
+  ]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]
+  lines.append(f"trains: {', '.join(rules)}")
+  groups = (
+    ("trainable", trainable),
+    ("frozen", frozen),
+    ("optimizer", opt_state),
+  )
+  for name, group in groups:
+    leaves = jax.tree.leaves(group)
+    here = sum(map(bytes_per_device, leaves))
+    everywhere = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
+    lines.append(
+      f"{name:<10}{sum(math.prod(x.shape) for x in leaves):>16,} numbers  "
+      f"{everywhere / GIB:9.3f} GiB  "
+      f"{here / GIB:9.3f} GiB per device"
+    )
+  return "\n".join(lines)
+
+
+def bytes_per_device(leaf):
+  """Bytes of a leaf with shape, dtype and sharding on one device."""
+  shape = leaf.sharding.shard_shape(leaf.shape)
+  return math.prod(shape) * leaf.dtype.itemsize
+
+
+def memory_line(compiled):
+  """Memory of a compiled step per device, as the compiler reckons it."""
+  memory = compiled.memory_analysis()
+  arguments = memory.argument_size_in_bytes
+  temporaries = memory.temp_size_in_bytes
+  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
+  total = arguments + temporaries + fresh
+  return (
+    f"expected memory per device: {total / GIB:.3f} GiB "
+    f"(arguments {arguments / GIB:.3f}, temporaries {temporaries / GIB:.3f}, "
+    f"new outputs {fresh / GIB:.3f})"
+  )
+
+
+def peak_memory_gib():
+  """Most memory a local device has used so far, None where it is not kept."""
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  peaks = [s["peak_bytes_in_use"] for s in stats if s]
+  return max(peaks) / GIB if peaks else None
+
+
+class Report:
+  """metrics.jsonl, TensorBoard, and a bar or lines; only process 0 writes."""
+
+  def __init__(self, workdir, *, first_step, total_steps):
+    """Opens the files; lines from steps after `first_step` are dropped.
+
+    A run that was killed may have written beyond its last checkpoint, and will
+    write those steps again.
+    """
+    self._writes = jax.process_index() == 0
+    if not self._writes:
+      return
+    self._path = epath.Path(workdir) / "metrics.jsonl"
+    _drop_after(self._path, first_step)
+    self._board = tensorboardX.SummaryWriter(
+      str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
+    )
+    self._bar = None
+    if sys.stderr.isatty():
+      self._bar = tqdm(total=total_steps, initial=first_step, unit="step")
+
+  def write(self, step, values):
+    """Keeps named numbers of a step and shows them."""
+    if not self._writes:
+      return
+    values = {k: float(v) for k, v in values.items() if v is not None}
+    with self._path.open("a") as file:
+      file.write(json.dumps({"step": step, **values}) + "\n")
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+    shown = "  ".join(f"{name}={value:.5g}" for name, value in values.items())
+    self.say(f"step {step}  {shown}")
+
+  def step(self, step):
+    """Moves the bar."""
+    if self._writes and self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def say(self, text):
+    """Prints a line, above the bar if there is one."""
+    if self._writes:
+      tqdm.write(text, file=sys.stderr)
+
+  def close(self):
+    """Flushes everything."""
+    if self._writes:
+      self._board.close()
+      if self._bar is not None:
+        self._bar.close()
+
+
+def _drop_after(path, step):
+  if not path.exists():
+    return
+  lines = path.read_text().splitlines()
+  kept = [line for line in lines if json.loads(line)["step"] <= step]
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text("".join(line + "\n" for line in kept))
+  temporary.replace(path)

@@ -1,0 +1,94 @@
+"""Durations: a config says steps, examples, epochs or percent; we get steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from paligemma import tree
+
+UNITS = ("steps", "examples", "epochs", "percent")
+
+
+def steps(
+  config: Mapping[str, Any],
+  prefix: str,
+  *,
+  batch_size: int | None = None,
+  examples_per_epoch: int | None = None,
+  total_steps: int | None = None,
+  default: Any = tree.REQUIRED,
+) -> Any:
+  """Reads the duration named prefix from a config and converts it to steps.
+
+  The config sets one of these; a value of None counts as not set:
+
+      warmup_steps=100       100 steps
+      warmup_examples=6400   6400 / batch_size steps
+      warmup_epochs=0.5      0.5 * examples_per_epoch / batch_size steps
+      warmup_percent=0.05    0.05 * total_steps steps: a fraction, 1.0 is all
+
+  Steps are whole; the others are rounded to the nearest step (a half to the
+  even neighbour, Python's round), and to 1 where that would give 0 for a
+  positive duration. A duration of 0 is 0 steps.
+
+  Args:
+    config: Holds the duration, among other keys.
+    prefix: Name of the duration: "total", "warmup", "log", "save".
+    batch_size: Global number of examples per step.
+    examples_per_epoch: Number of examples in the training data.
+    total_steps: Length of the whole training.
+    default: Returned as it is when the config does not set the duration; an
+      error by default.
+
+  Returns:
+    The number of steps, an int >= 0, or default.
+
+  Raises:
+    ValueError: The duration is missing, set twice, negative, a percent above 1,
+      a fraction of a step, or needs a size that was not given.
+
+  Source: steps() in big_vision/utils.py. There a missing size falls back to the
+  default in silence; here it is an error.
+  """
+  names = [f"{prefix}_{unit}" for unit in UNITS]
+  found = [name for name in names if config.get(name) is not None]
+  if len(found) > 1:
+    raise ValueError(f"both {found[0]} and {found[1]} are set; keep one")
+  if not found:
+    if default is not tree.REQUIRED:
+      return default
+    raise ValueError(f'no duration "{prefix}": set one of {", ".join(names)}')
+  name = found[0]
+  value = config[name]
+  if value < 0:
+    raise ValueError(f"{name} is {value}, expected 0 or more")
+  match name.removeprefix(f"{prefix}_"):
+    case "steps":
+      if value != int(value):
+        raise ValueError(f"{name} is {value}, expected whole steps")
+      return int(value)
+    case "examples":
+      _require(name, batch_size=batch_size)
+      exact = value / batch_size
+    case "epochs":
+      _require(
+        name, batch_size=batch_size, examples_per_epoch=examples_per_epoch
+      )
+      exact = value * examples_per_epoch / batch_size
+    case "percent":
+      if value > 1:
+        raise ValueError(
+          f"{name} is {value}, expected a fraction in [0, 1]; "
+          f"for {value} percent write {value / 100}"
+        )
+      _require(name, total_steps=total_steps)
+      exact = value * total_steps
+  return max(round(exact), 1) if exact > 0 else 0
+
+
+def _require(name, **sizes):
+  for size, value in sizes.items():
+    if value is None:
+      raise ValueError(
+        f"{name} cannot be converted to steps: {size} is not known here; "
+        f"set {name.rpartition('_')[0]}_steps instead"
+      )

@@ -1,0 +1,188 @@
+"""What a training run holds: trainable, frozen and optimizer state, in place.
+
+Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
+trains is simply another dict than what is frozen.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma import sharding, tree
+from paligemma.checkpoints import npz, precision
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a step changes.
+
+  Attributes:
+    step: int32[], steps done.
+    trainable: name -> float32 parameter.
+    opt_state: state of the optimizer.
+    ema: name -> float32 moving average of the parameter, or None.
+  """
+
+  step: jax.Array
+  trainable: dict[str, jax.Array]
+  opt_state: Any
+  ema: dict[str, jax.Array] | None
+
+
+def abstract_params(
+  model, *, res, trainable, frozen_dtype, mesh, sharding_rules
+):
+  """Shapes, storage dtypes and places of all parameters; allocates nothing.
+
+  Args:
+    model: paligemma Model.
+    res: int, side of the images in pixels.
+    trainable: regexes of the names that train.
+    frozen_dtype: dtype of what is frozen, see precision.storage_dtypes.
+    mesh: mesh of sharding.make_mesh.
+    sharding_rules: see sharding.infer.
+
+  Returns:
+    Two flat dicts of jax.ShapeDtypeStruct with shardings: trainable, frozen.
+
+  Raises:
+    ValueError: a regex matches no parameter.
+  """
+  shapes = jax.eval_shape(_init(model, res), jax.random.key(0))
+  is_trained = tree.match_any(trainable, shapes)
+  frozen_dtypes = precision.storage_dtypes(shapes, frozen_dtype)
+  places = sharding.infer(shapes, mesh, sharding_rules)
+  leaves = {
+    name: jax.ShapeDtypeStruct(
+      leaf.shape,
+      jnp.float32 if is_trained[name] else frozen_dtypes[name],
+      sharding=places[name],
+    )
+    for name, leaf in shapes.items()
+  }
+  return tree.partition(leaves, is_trained)
+
+
+def abstract_state(optimizer, trainable, *, mesh, ema):
+  """Shapes and places of the whole TrainState; allocates nothing.
+
+  What the optimizer keeps per parameter lies where the parameter lies.
+
+  Args:
+    optimizer: optax transformation.
+    trainable: name -> jax.ShapeDtypeStruct with sharding.
+    mesh: the mesh.
+    ema: bool, whether a moving average is kept.
+
+  Returns:
+    TrainState of jax.ShapeDtypeStruct.
+  """
+  state = jax.eval_shape(lambda t: _new_state(optimizer, t, ema), trainable)
+  places = sharding.infer_state(
+    state,
+    trainable,
+    {name: leaf.sharding for name, leaf in trainable.items()},
+    mesh,
+  )
+  return jax.tree.map(
+    lambda leaf, where: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=where
+    ),
+    state,
+    places,
+  )
+
+
+def create_state(optimizer, trainable, abstract):
+  """Starts a TrainState at step 0 from loaded parameters.
+
+  Args:
+    optimizer: optax transformation.
+    trainable: name -> float32 array; their buffers are reused.
+    abstract: what `abstract_state` returned.
+
+  Returns:
+    TrainState of arrays, placed as in `abstract`.
+  """
+  ema = abstract.ema is not None
+  places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  create = jax.jit(
+    lambda t: _new_state(optimizer, t, ema), out_shardings=places
+  )
+  return create(trainable)
+
+
+def random_params(model, res, abstract, *, seed):
+  """Draws every parameter, each device only its own part.
+
+  Args:
+    model: paligemma Model.
+    res: int, side of the images in pixels.
+    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
+    seed: int.
+
+  Returns:
+    name -> array.
+  """
+  init = _init(model, res)
+
+  def draw(key):
+    params = init(key)
+    return {n: params[n].astype(leaf.dtype) for n, leaf in abstract.items()}
+
+  places = {name: leaf.sharding for name, leaf in abstract.items()}
+  return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
+
+
+def load_params(path, abstract):
+  """Reads every parameter from an npz, array by array, cast and placed.
+
+  Args:
+    path: see npz.load.
+    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
+
+  Returns:
+    name -> array.
+
+  Raises:
+    ValueError: the file is unreadable, or holds other names or shapes than the
+      model; all that differ are listed.
+  """
+  if differences := tree.compare(abstract, npz.shapes(path)):
+    raise ValueError(
+      f"{path}: does not fit the model, {len(differences)} leaves differ: "
+      + "; ".join(differences)
+    )
+  return {
+    name: place(array, abstract[name]) for name, array in npz.iterate(path)
+  }
+
+
+def place(array, like):
+  """Casts a host array and gives every device its part of it."""
+  array = np.asarray(array).astype(like.dtype, copy=False)
+  return jax.make_array_from_callback(
+    like.shape, like.sharding, lambda index: array[index]
+  )
+
+
+def _init(model, res):
+  def init(key):
+    image = jnp.zeros((1, res, res, 3), jnp.float32)
+    text = jnp.zeros((1, 1), jnp.int32)
+    return tree.flatten(model.init(key, image, text, text)["params"])
+
+  return init
+
+
+def _new_state(optimizer, trainable, ema):
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    trainable=trainable,
+    opt_state=optimizer.init(trainable),
+    # A copy: the step donates the state, and no buffer can be given away twice.
+    ema={n: jnp.copy(x) for n, x in trainable.items()} if ema else None,
+  )

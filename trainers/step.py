@@ -1,0 +1,118 @@
+"""One training step as a value: a pure function of state, weights and batch."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paligemma import losses, optim, tree
+
+
+def make_step(
+  model,
+  optimizer,
+  *,
+  seed,
+  label_smoothing=0.0,
+  accumulate_steps=1,
+  ema_decay=None,
+):
+  """Builds the step of next-token training on the suffix.
+
+  The loss is the mean over the supervised tokens of an example, then over the
+  examples of the global batch (those with `_mask`), as in big_vision's
+  trainers/proj/paligemma/train.py.
+
+  Args:
+    model: paligemma Model.
+    optimizer: optax transformation over flat dicts.
+    seed: int; dropout depends on it and on the number of the step.
+    label_smoothing: see losses.next_token.
+    accumulate_steps: int, micro batches the batch is split into; the gradient
+      is that of the whole batch, the activations are those of one part.
+    ema_decay: decay of the moving average of the parameters, None for none.
+
+  Returns:
+    Function (TrainState, frozen, batch) -> (TrainState, measurements).
+    `frozen` is name -> array; `batch` holds image float32[B, H, W, 3], text
+    int32[B, L+1], mask_ar int32[B, L+1], mask_input bool[B, L+1], mask_loss
+    int32[B, L+1] and _mask bool[B]. Measurements are float32[]: loss,
+    grad_norm, update_norm, param_norm, num_tokens (supervised), num_examples.
+
+  Raises:
+    ValueError: on tracing, if the batch does not divide into the micro batches.
+  """
+
+  def summed_loss(trainable, frozen, batch, rng):
+    params = tree.unflatten({**frozen, **trainable})
+    logits, _ = model.apply(
+      {"params": params},
+      batch["image"],
+      batch["text"][:, :-1],
+      batch["mask_ar"][:, :-1],
+      train=True,
+      input_mask=batch["mask_input"][:, :-1],
+      rngs={"dropout": rng},
+    )
+    per_example = losses.next_token(
+      logits,
+      batch["text"][:, 1:],
+      batch["mask_loss"][:, 1:],
+      label_smoothing=label_smoothing,
+    )
+    return jnp.sum(per_example * batch["_mask"])
+
+  loss_and_grads = jax.value_and_grad(summed_loss)
+
+  def accumulated(trainable, frozen, batch, rng):
+    if accumulate_steps == 1:
+      return loss_and_grads(trainable, frozen, batch, rng)
+
+    def add(total, part):
+      batch, rng = part
+      new = loss_and_grads(trainable, frozen, batch, rng)
+      return jax.tree.map(jnp.add, total, new), None
+
+    parts = jax.tree.map(lambda x: _split(x, accumulate_steps), batch)
+    rngs = jax.random.split(rng, accumulate_steps)
+    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
+    return jax.lax.scan(add, nothing, (parts, rngs))[0]
+
+  def step(state, frozen, batch):
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    num_examples = jnp.sum(batch["_mask"], dtype=jnp.float32)
+    total, grads = accumulated(state.trainable, frozen, batch, rng)
+    scale = 1.0 / jnp.maximum(num_examples, 1.0)
+    grads = jax.tree.map(lambda g: g * scale, grads)
+    updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.trainable
+    )
+    trainable = optax.apply_updates(state.trainable, updates)
+    ema = state.ema
+    if ema_decay is not None:
+      ema = optim.ema(trainable, ema, ema_decay)
+    measurements = {
+      "loss": total * scale,
+      "grad_norm": optax.global_norm(grads),
+      "update_norm": optax.global_norm(updates),
+      "param_norm": optax.global_norm(trainable),
+      "num_tokens": jnp.sum(batch["mask_loss"][:, 1:], dtype=jnp.float32),
+      "num_examples": num_examples,
+    }
+    state = state.replace(
+      step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
+    )
+    return state, measurements
+
+  return step
+
+
+def _split(x, parts):
+  """[B, ...] -> [parts, B / parts, ...] without moving rows between devices."""
+  batch = x.shape[0]
+  if batch % parts:
+    raise ValueError(
+      f"batch_size {batch} does not divide into accumulate_steps {parts}"
+    )
+  # Every device holds a contiguous run of rows; row i goes to part i % parts,
+  # so that each part keeps an equal share on each device.
+  return jnp.swapaxes(x.reshape(batch // parts, parts, *x.shape[1:]), 0, 1)

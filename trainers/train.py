@@ -1,0 +1,78 @@
+"""Fine-tunes PaliGemma.
+
+    python -m trainers.train --config configs/transfers/forkme.py:res=224 \
+      --workdir runs/mine
+
+Started again on the same workdir, it resumes where the last checkpoint ended,
+bit for bit. --dry_run prints the table of parameters, memory and steps, and
+allocates nothing.
+"""
+
+import os
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from paligemma.checkpoints import steps
+from trainers import inputs, start, workdir
+from trainers.loop import Loop
+from trainers.plan import Plan
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  "JAX_COORDINATOR_ADDRESS" in os.environ,
+  "Several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+  "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says.",
+)
+
+
+def train(config, folder):
+  """Runs or resumes the training that a config describes, to its end."""
+  plan = Plan(config)
+  tok = inputs.make_tokenizer(config, plan.model)
+  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+  batches = inputs.train_batches(config, plan.sources, tok)
+  folder = workdir.claim(folder, config)
+  compiled = plan.compile_step()
+
+  with steps.StepCheckpoints(
+    folder / "checkpoints", max_to_keep=config.keep_checkpoints
+  ) as checkpoints:
+    state, frozen = start.start_or_resume(plan, checkpoints, batches)
+    loop = Loop(plan, folder, checkpoints, batches, evaluators)
+    loop.report.say(plan.describe(compiled))
+    try:
+      loop.run(compiled, state, frozen)
+    finally:
+      loop.close()
+
+
+def main(argv):
+  """Parses the command line; a user's mistake ends in one line."""
+  del argv
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
+  if _DISTRIBUTED.value:
+    count = os.environ.get("JAX_NUM_PROCESSES")
+    index = os.environ.get("JAX_PROCESS_ID")
+    jax.distributed.initialize(
+      num_processes=count and int(count), process_id=index and int(index)
+    )
+  try:
+    if _DRY_RUN.value:
+      plan = Plan(_CONFIG.value)
+      print(plan.describe(plan.compile_step()))
+    else:
+      train(_CONFIG.value, _WORKDIR.value)
+  except ValueError as error:
+    logging.vlog(1, "where it happened", exc_info=True)
+    raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main)
