@@ -29,7 +29,7 @@ def assert_drawn_from(frequencies, probs):
 
 
 def kept_ids(sampler, logits):
-  """Ids that are ever drawn, flattened first so that each kept one shows."""
+  """Ids that are ever drawn."""
   return set(np.flatnonzero(draw(sampler, logits)))
 
 

@@ -172,5 +172,6 @@ def _write_jsonl(path, records):
   """Writes one object per line; the file appears complete or not at all."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(f"{_to_json(record)}\n" for record in records))
+  text = "".join(f"{_to_json(record)}\n" for record in records)
+  temporary.write_bytes(text.encode())
   temporary.replace(path)

@@ -87,11 +87,11 @@ def apply_rope(x, positions, *, max_wavelength=10_000):
 
 
 def soft_cap(logits, cap):
-  """Squashes logits smoothly into (-cap, cap); a cap of None changes nothing.
+  """Squashes logits smoothly into (-cap, cap); None or 0 changes nothing.
 
   Source: Gemma 2 report (arXiv:2408.00118), section 2.
   """
-  return logits if cap is None else cap * jnp.tanh(logits / cap)
+  return cap * jnp.tanh(logits / cap) if cap else logits
 
 
 def attend(q, k, v, mask=None, *, scale, logits_softcap=None):

@@ -172,8 +172,9 @@ class FeedForward(nn.Module):
   """Gated MLP with tanh-approximated GELU: float[B, T, D] -> float32[B, T, D].
 
   The hidden values of released Gemma checkpoints pass the largest float16,
-  65504. In that dtype they are held divided by a power of two, which is exact,
-  and the output is multiplied back in float32.
+  65504. In that dtype they are held divided by 64 (exact, but for values below
+  0.004, which move by at most 2e-6) and the output is multiplied back in
+  float32.
   """
 
   mlp_dim: int
@@ -397,7 +398,8 @@ class Model(nn.Module):
   def extend_cache(self, x):
     """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
 
-    The new token sees every valid token before it and itself.
+    The new token sees every valid token before it and itself. The caller stops
+    at `cache_size`: a token too many would overwrite the last one.
     """
     index = self.get_variable("cache", "next_index")
     input_mask = self.get_variable("cache", "input_mask")
@@ -456,7 +458,9 @@ def make(variant, *, dtype="float32", **overrides):
   """A decoder from a name in variants.GEMMA, fields overridden by keyword.
 
   Raises:
-    ValueError: unknown variant, with the nearest name.
+    ValueError: unknown variant or field, with the nearest name.
   """
   sizes = tree.lookup(variants.GEMMA, variant, "decoder")
+  for field in overrides:
+    tree.lookup(Model.__annotations__, field, "decoder field")
   return Model(**{**vars(sizes), "dtype": dtype, **overrides})

@@ -84,6 +84,9 @@ class Model(nn.Module):
     Returns:
       Tuple of (x float32[B, S, D], input_mask bool[B, S], mask_ar int[B, S])
       and a dict of intermediates.
+
+    Raises:
+      ValueError: `frame_mask` does not fit the frames.
     """
     zimg, out_img = self.embed_image(image, train=train)
     ztxt, out_txt = self.embed_text(text)
@@ -93,6 +96,11 @@ class Model(nn.Module):
       mask_ar = jnp.ones(text.shape, jnp.int32)
     image_mask = jnp.ones(zimg.shape[:2], bool)
     if frame_mask is not None:
+      if image.ndim != 5 or frame_mask.shape != image.shape[:2]:
+        raise ValueError(
+          f"frame_mask of shape {frame_mask.shape} does not fit an image of "
+          f"shape {image.shape}, expected [B, F] and [B, F, H, W, 3]"
+        )
       tokens_per_frame = zimg.shape[1] // frame_mask.shape[1]
       image_mask = jnp.repeat(frame_mask, tokens_per_frame, axis=1)
     x = jnp.concatenate([zimg, ztxt], axis=1)

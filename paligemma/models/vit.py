@@ -8,6 +8,8 @@ arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
 Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
 """
 
+import re
+
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
@@ -328,13 +330,15 @@ def make(variant, *, dtype="float32", **overrides):
     Model.
 
   Raises:
-    ValueError: unknown size, or no patch size behind a slash.
+    ValueError: unknown size or field, or no patch size behind a slash.
   """
   name, _, patch = variant.partition("/")
   sizes = tree.lookup(variants.VIT, name, "image tower")
-  if not patch.isdigit():
+  if not re.fullmatch("[1-9][0-9]*", patch):
     raise ValueError(
       f'image tower "{variant}" names no patch size, expected e.g. "{name}/14"'
     )
+  for field in overrides:
+    tree.lookup(Model.__annotations__, field, "image tower field")
   fields = {**vars(sizes), "patch_size": int(patch), "dtype": dtype}
   return Model(**{**fields, **overrides})

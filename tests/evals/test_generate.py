@@ -35,7 +35,8 @@ def run(model, params, one_device, tmp_path_factory):
     )
     path = output_dir / evaluator.name / "predictions.jsonl"
     assert [p.name for p in path.parent.iterdir()] == [path.name]
-    return scores, [json.loads(line) for line in path.open()]
+    lines = path.read_bytes().splitlines()
+    return scores, [json.loads(line) for line in lines]
 
   return run
 
@@ -53,21 +54,22 @@ def column(lines, key):
 def assert_same(lines, others):
   assert column(lines, "prediction") == column(others, "prediction")
   np.testing.assert_allclose(
-    column(lines, "score"), column(others, "score"), atol=1e-3
+    column(lines, "score"), column(others, "score"), atol=1e-4
   )
 
 
 def test_lines_hold_example_and_prediction(plain, examples):
   assert len(set(column(plain, "prediction"))) > 5  # else nothing is tested
   for i, (line, example) in enumerate(zip(plain, examples, strict=True)):
-    assert line.pop("score") < 0
-    assert isinstance(line.pop("prediction"), str)
+    assert line["score"] < 0
     assert line == {
       "prefix": example["prefix"],
       "suffix": example["suffix"],
       "question_id": 100 + i,
       "where": f"x.jsonl:{i + 1}",
       "index": i,
+      "prediction": line["prediction"],
+      "score": line["score"],
       "correct": False,
     }
 
@@ -85,12 +87,10 @@ def test_predictions_are_those_of_decode(
   )
 
 
-@pytest.mark.parametrize("batch_size", [1, 11])
-def test_batch_size_and_padding_change_nothing(
-  evaluator, run, plain, batch_size
-):
-  other = dataclasses.replace(evaluator, batch_size=batch_size)
-  assert_same(run(other)[1], plain)
+def test_batch_size_and_padding_change_nothing(evaluator, run, plain):
+  # Batches of 5, the last one with 4 rows of padding, against none at all.
+  alone = dataclasses.replace(evaluator, batch_size=1)
+  assert_same(run(alone)[1], plain)
 
 
 def test_sharded_is_single_device(evaluator, run, plain, eight_devices):
@@ -177,13 +177,14 @@ def test_drawn_predictions_follow_the_rng(evaluator, run, plain):
 
 
 def test_batches_draw_apart(evaluator, run):
-  # The same example everywhere; batches of one differ by their key alone.
-  same = [evaluator.source[0]] * 3
+  # The same example everywhere: batches differ by their key alone.
   drawing = dataclasses.replace(
-    evaluator, source=same, batch_size=1, sampler=samplers.Temperature(2.0)
+    evaluator,
+    source=[evaluator.source[0]] * 10,
+    sampler=samplers.Temperature(2.0),
   )
-  lines = run(drawing, rng=jax.random.key(0))[1]
-  assert len(set(column(lines, "prediction"))) == 3
+  drawn = column(run(drawing, rng=jax.random.key(0))[1], "prediction")
+  assert drawn[:5] != drawn[5:]
 
 
 def test_running_again_compiles_nothing(evaluator, run, plain, params):

@@ -217,6 +217,7 @@ def test_soft_cap():
   expected = [-5.0, -5 * np.tanh(0.2), 0.0, 0.001, 5 * np.tanh(0.6), 5.0]
   np.testing.assert_allclose(capped, expected, rtol=1e-6)
   assert attention.soft_cap(z, None) is z
+  assert attention.soft_cap(z, 0) is z  # big_vision's configs write 0
 
 
 def test_masked_logit_vanishes_and_keeps_gradients_finite():

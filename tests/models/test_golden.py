@@ -27,8 +27,12 @@ def load(case):
     arrays = dict(file)
   config = json.loads(str(arrays.pop("config")))
   model = paligemma.Model(
-    img=vit.Model(**config["img"], num_classes=config["llm"]["width"]),
-    llm=gemma.Model(**config["llm"]),
+    img=vit.Model(
+      **config["img"],
+      num_classes=config["llm"]["width"],
+      remat_policy="none",
+    ),
+    llm=gemma.Model(**config["llm"], remat_policy="none"),
   )
   params = {
     name.removeprefix("params/"): arrays.pop(name).astype(np.float32)

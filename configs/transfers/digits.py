@@ -1,0 +1,26 @@
+"""Reads scans of handwritten digits: a fork of forkme, as short as yours.
+
+    python -m scripts.make_digits data/digits
+    python -m trainers.train --config configs/transfers/digits.py \
+      --workdir runs/digits
+"""
+
+from configs.transfers import forkme
+
+
+def get_config(argument=None):
+  """Attention weights of the tiny model, by plain SGD."""
+  config = forkme.get_config(
+    ",".join(
+      [
+        "variant=paligemma_tiny,res=56,text_len=16,batch_size=32,epochs=20",
+        "init=paligemma/assets/tiny.npz",
+        "tokenizer=paligemma/assets/tiny_tokenizer.model",
+        "train=data/digits/train.jsonl,val=data/digits/test.jsonl",
+        argument or "",
+      ]
+    )
+  )
+  config.model.dtype = "float32"  # faster than bfloat16 on a CPU of this size
+  config.evals.val.max_decode_len = 4
+  return config

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Runs all tests: bash scripts/test.sh [arguments of pytest]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/environment.sh test
+exec python -m pytest "$@"

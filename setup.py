@@ -1,0 +1,48 @@
+"""Installs the library `paligemma`; everything else runs from the checkout."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="paligemma",
+  version="0.1.0",
+  description="Fine-tune, evaluate and ship PaliGemma 1 and 2 in JAX.",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["paligemma", "paligemma.*"]),
+  package_data={"paligemma": ["assets/*"]},
+  install_requires=[
+    "absl-py",
+    "einops",
+    "etils[epath,epy]",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "jax>=0.10,<0.12",
+    "ml_collections>=1.1",
+    "ml_dtypes",
+    "numpy",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "Pillow",
+    "protobuf",  # sentencepiece reads its model files with it
+    "sentencepiece>=0.2.3",
+    "tensorboardX",
+    "tqdm",
+  ],
+  extras_require={
+    "cuda": ["jax[cuda13]"],
+    "tpu": ["jax[tpu]"],
+    # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
+    "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "demo": ["scikit-learn"],  # the scans of handwritten digits
+    "pretrain": ["matplotlib"],  # the fonts of the printed digits
+    "test": [
+      "importlib_resources",
+      "matplotlib",
+      "pytest",
+      "pytest-xdist",
+      "ruff",
+      "scikit-learn",
+      "tensorflow-datasets>=4.9.10",
+    ],
+  },
+)
