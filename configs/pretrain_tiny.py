@@ -15,7 +15,7 @@ def get_config(argument=None):
   config = forkme.get_config(
     ",".join(
       [
-        "variant=paligemma_tiny,res=56,text_len=32,batch_size=64,epochs=3",
+        "variant=paligemma_tiny,res=56,text_len=32,batch_size=64,epochs=2",
         "tune=full,tokenizer=paligemma/assets/tiny_tokenizer.model",
         "train=data/pictures/train.jsonl,val=data/pictures/val.jsonl",
         argument or "",
@@ -27,6 +27,7 @@ def get_config(argument=None):
   config.model.llm.remat_policy = "none"
   config.train.num_workers = 0
   config.optimizer = "adam"
+  config.optimizer_args = dict(b2=0.95)
   config.learning_rate = 1e-3
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
   config.weight_decay = 1e-4

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
@@ -110,7 +111,7 @@ def generate(
       batch,
       max_decode_len=max_decode_len,
       sampler=sampler,
-      rng=rng,
+      rng=None if rng is None else jax.random.fold_in(rng, start),
       eos_id=tok.eos_id,
       pad_id=tok.pad_id,
     )

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
+from scripts import command_line
+
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
 COLUMNS = 8
 # A multiple of 8 and of 56, so that their pixels stay square.
@@ -181,4 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  command_line.run(main)

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
+from scripts import command_line
+
 PREFIX = "answer en what number is written here?"
 # The scans are stored writer by writer, so the last 500 come largely from
 # people whose hand is not in the first 1297.
@@ -127,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  command_line.run(main)

@@ -13,6 +13,7 @@ import numpy as np
 
 from paligemma import tree
 from paligemma.checkpoints import npz
+from scripts import command_line
 
 
 def changed_leaves(before, after):
@@ -92,4 +93,4 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  command_line.run(main)

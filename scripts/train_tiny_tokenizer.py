@@ -16,7 +16,7 @@ import tempfile
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from scripts import draw_pictures
+from scripts import command_line, draw_pictures
 
 NUM_TEXT = 640
 NUM_LOC, NUM_SEG = 1024, 128
@@ -149,4 +149,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  command_line.run(main)

@@ -4,6 +4,8 @@ import math
 import time
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from paligemma import sharding, tree
 from paligemma.checkpoints import npz
@@ -31,26 +33,31 @@ class Loop:
     sizes = plan.sizes
     self.log_every = schedule.steps(plan.config, "log", **sizes)
     self.save_every = schedule.steps(plan.config, "checkpoint", **sizes)
-    # Examples of this process so far in this run.
-    self.counts = {"skipped": 0, "truncated": 0}
+    self.init = frozen_source(plan.config)
+    latest = checkpoints.latest_step()
+    # Examples of all processes before this start, and of this one since.
+    self.counts_before = {"skipped": 0, "truncated": 0}
+    if latest is not None:
+      self.counts_before = checkpoints.metadata(latest)["counts"]
+    self.counts = dict.fromkeys(self.counts_before, 0)
     self.preemption = preemption.Preemption()
     self.report = report.Report(
       folder,
-      first_step=checkpoints.latest_step() or 0,
+      first_step=latest or 0,
       total_steps=plan.total_steps,
+      repeated=[evaluator.name for evaluator in self.due(latest or 0)],
     )
 
   def run(self, compiled, train_state, frozen):
     """Trains from the step of the state to the last, and writes final.npz."""
     step, total = int(train_state.step), self.plan.total_steps
-    if step in (0, total):  # at the end, a run that was killed evaluating
-      self.evaluate(step, train_state, frozen)
+    # Also where it resumes: it may have been stopped before it evaluated.
+    self.evaluate(step, train_state, frozen)
     clock, before = _Clock(step), None
     while step < total:
-      batch = self.next_batch(step + 1)
-      train_state, measured = compiled(train_state, frozen, batch)
+      train_state, measured = compiled(train_state, frozen, self.next_batch())
       if before is not None:
-        self.check_finite(step, before)  # while the next step is running
+        self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
@@ -60,23 +67,16 @@ class Loop:
       if leaving:
         self.report.say(f"stopped at step {step}: saved, start again to resume")
         return
-      if self.evaluate(step, train_state, frozen):
+      if self.due(step):
+        self.check(step, measured)
+        self.evaluate(step, train_state, frozen)
         clock.restart(step)
       self.report.step(step)
     self.write_final(train_state, frozen)
 
-  def next_batch(self, step):
-    """The batch of a step, on the devices.
-
-    Raises:
-      ValueError: none of its tokens is supervised.
-    """
+  def next_batch(self):
+    """The next batch, on the devices."""
     local = next(self.batches)
-    if not local["mask_loss"][:, 1:].any():
-      raise ValueError(
-        f"the batch of step {step} supervises no token: its examples have an "
-        "empty suffix, or all were skipped; check the data"
-      )
     self.counts["skipped"] += int((~local["_mask"]).sum())
     self.counts["truncated"] += int(
       local.get("truncated", 0 * local["_mask"]).sum()
@@ -86,7 +86,7 @@ class Loop:
 
   def log(self, step, measured, clock):
     """Writes the measurements of a step and the speed since the last log."""
-    measured = self.check_finite(step, measured)
+    measured = self.check(step, measured)
     done, seconds = clock.restart(step)
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
@@ -95,7 +95,7 @@ class Loop:
       step,
       {
         **measured,
-        **self.counts,
+        **self.total_counts(),
         **self.learning_rates(step),
         "examples_per_second": examples,
         "tokens_per_second": measured["num_tokens"] * done / seconds,
@@ -111,21 +111,36 @@ class Loop:
       for regex, at in self.plan.learning_rates.items()
     }
 
-  def check_finite(self, step, measured):
-    """Fetches the measurements; stops the run if one is not a number."""
+  def total_counts(self):
+    """Examples skipped and cut so far, by all processes."""
+    here = np.array(list(self.counts.values()))
+    everywhere = multihost_utils.process_allgather(here[None], tiled=True)
+    now = zip(self.counts, everywhere.sum(axis=0).tolist(), strict=True)
+    return {name: self.counts_before[name] + count for name, count in now}
+
+  def check(self, step, measured):
+    """Fetches the measurements of a step; stops the run if it went wrong."""
     measured = {name: float(value) for name, value in measured.items()}
+    if not measured["num_tokens"]:
+      raise ValueError(
+        f"the batch of step {step} supervises no token: all its examples were "
+        "skipped, or have no answer; check the data"
+      )
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(measured[name]):
+        latest = self.checkpoints.latest_step()
+        good = "there is no checkpoint yet"
+        if latest is not None:
+          good = f"the last good checkpoint is that of step {latest}"
         raise ValueError(
-          f"step {step}: {name} is {measured[name]}; the last good checkpoint "
-          f"is that of step {self.checkpoints.latest_step()} in {self.folder}; "
+          f"step {step}: {name} is {measured[name]}; {good} in {self.folder}; "
           "lower the learning rate or clip the gradients"
         )
     return measured
 
   def save(self, step, train_state, measured):
     """Starts writing a checkpoint of a state that is known to be finite."""
-    self.check_finite(step, measured)
+    self.check(step, measured)
     self.checkpoints.save(
       step,
       train_state.trainable,
@@ -134,18 +149,22 @@ class Loop:
       data_iterator=self.batches,
       metadata={
         "config": workdir.as_json(self.plan.config),
-        "init": frozen_source(self.plan.config),
+        "init": self.init,
+        "counts": self.total_counts(),
       },
     )
 
-  def evaluate(self, step, train_state, frozen):
-    """Runs the evaluators that are due; says whether any was."""
-    due = [
+  def due(self, step):
+    """The evaluators to run after `step` steps."""
+    return [
       evaluator
       for evaluator, every in self.evaluators
       if step == 0 or _due(step, every, self.plan.total_steps)
     ]
-    for evaluator in due:
+
+  def evaluate(self, step, train_state, frozen):
+    """Runs the evaluators that are due."""
+    for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
       scores = evaluator.run(
         self.plan.model,
@@ -156,7 +175,6 @@ class Loop:
       )
       named = {f"{evaluator.name}/{k}": v for k, v in scores.items()}
       self.report.write(step, named)
-    return bool(due)
 
   def write_final(self, train_state, frozen):
     """Writes all parameters under big_vision's names, one at a time."""

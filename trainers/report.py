@@ -9,7 +9,7 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import sharding
+from paligemma import sharding, tree
 
 GIB = 2**30
 
@@ -25,23 +25,22 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
   Returns:
     str of several lines.
   """
-  both = sorted({**trainable, **frozen}.items())
-  rows = [("parameter", "shape", "dtype", "", "sharding")] + [
+  trained_by = tree.match_first([(rule, rule) for rule in rules], trainable)
+  rows = [("parameter", "shape", "dtype", "sharding", "trained by")] + [
     (
       name,
       "x".join(map(str, leaf.shape)),
       str(leaf.dtype),
-      "train" if name in trainable else "",
       sharding.describe(leaf.sharding),
+      trained_by.get(name, ""),
     )
-    for name, leaf in both
+    for name, leaf in sorted({**trainable, **frozen}.items())
   ]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
     for row in rows
   ]
-  lines.append(f"trains: {', '.join(rules)}")
   groups = (
     ("trainable", trainable),
     ("frozen", frozen),
@@ -89,17 +88,21 @@ def peak_memory_gib():
 class Report:
   """metrics.jsonl, TensorBoard, and a bar or lines; only process 0 writes."""
 
-  def __init__(self, workdir, *, first_step, total_steps):
-    """Opens the files; lines from steps after `first_step` are dropped.
+  def __init__(self, workdir, *, first_step, total_steps, repeated=()):
+    """Opens the files, and drops the lines that will be written again.
 
-    A run that was killed may have written beyond its last checkpoint, and will
-    write those steps again.
+    Args:
+      workdir: folder of the run.
+      first_step: int, the step of the checkpoint it resumes; a run that was
+        killed may have written beyond it.
+      total_steps: int, for the bar.
+      repeated: names of the evaluators that will run at `first_step`.
     """
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
     self._path = epath.Path(workdir) / "metrics.jsonl"
-    _drop_after(self._path, first_step)
+    _drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
@@ -137,11 +140,18 @@ class Report:
         self._bar.close()
 
 
-def _drop_after(path, step):
+def _drop(path, first_step, repeated):
+  def keep(line):
+    if not line.endswith("}\n"):  # cut short when the machine went down
+      return False
+    values = json.loads(line)
+    again = any(name.startswith(repeated) for name in values)
+    last_kept = first_step - 1 if again else first_step
+    return values["step"] <= last_kept
+
   if not path.exists():
     return
-  lines = path.read_text().splitlines()
-  kept = [line for line in lines if json.loads(line)["step"] <= step]
+  kept = filter(keep, path.read_text().splitlines(keepends=True))
   temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(line + "\n" for line in kept))
+  temporary.write_text("".join(kept))
   temporary.replace(path)

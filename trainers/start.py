@@ -10,27 +10,20 @@ def start_or_resume(plan, checkpoints, batches):
   Raises:
     ValueError: the initial weights are not those of the checkpoint.
   """
-  config = plan.config
-  everything = {**plan.trainable, **plan.frozen}
-  if config.init:
-    params = state.load_params(config.init, everything)
-  else:
-    params = state.random_params(
-      plan.model, config.res, everything, seed=config.seed
-    )
-  frozen = {name: params[name] for name in plan.frozen}
-  trainable = {name: params[name] for name in plan.trainable}
-  train_state = state.create_state(plan.optimizer, trainable, plan.state)
-
   latest = checkpoints.latest_step()
   if latest is None:
-    return train_state, frozen
-  found, given = checkpoints.metadata(latest)["init"], frozen_source(config)
+    params = _initial_params(plan, {**plan.trainable, **plan.frozen})
+    frozen = {name: params.pop(name) for name in plan.frozen}
+    return state.create_state(plan.optimizer, params, plan.state), frozen
+
+  found = checkpoints.metadata(latest)["init"]
+  given = frozen_source(plan.config)
   if found != given:
     raise ValueError(
       f"checkpoint of step {latest} was trained on top of {found}, but init is "
       f"now {given}; give the former weights"
     )
+  frozen = _initial_params(plan, plan.frozen)
   trainable, opt_state, ema = checkpoints.restore(
     latest,
     plan.state.trainable,
@@ -41,6 +34,18 @@ def start_or_resume(plan, checkpoints, batches):
   step = state.place(latest, plan.state.step)
   restored = state.TrainState(step, trainable, opt_state, ema)
   return restored, frozen
+
+
+def _initial_params(plan, names):
+  """The parameters of these names as they are before the first step."""
+  config = plan.config
+  everything = {**plan.trainable, **plan.frozen}
+  if config.init:
+    return state.load_params(config.init, everything, names)
+  params = state.random_params(
+    plan.model, config.res, everything, seed=config.seed
+  )
+  return {name: params[name] for name in names}
 
 
 def frozen_source(config):

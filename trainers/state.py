@@ -110,7 +110,9 @@ def create_state(optimizer, trainable, abstract):
   ema = abstract.ema is not None
   places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   create = jax.jit(
-    lambda t: _new_state(optimizer, t, ema), out_shardings=places
+    lambda t: _new_state(optimizer, t, ema),
+    donate_argnums=0,
+    out_shardings=places,
   )
   return create(trainable)
 
@@ -137,12 +139,13 @@ def random_params(model, res, abstract, *, seed):
   return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
 
 
-def load_params(path, abstract):
-  """Reads every parameter from an npz, array by array, cast and placed.
+def load_params(path, abstract, names):
+  """Reads parameters from an npz, array by array, cast and placed.
 
   Args:
     path: see npz.load.
     abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
+    names: those to place; a resumed run has the others in its checkpoint.
 
   Returns:
     name -> array.
@@ -157,7 +160,9 @@ def load_params(path, abstract):
       + "; ".join(differences)
     )
   return {
-    name: place(array, abstract[name]) for name, array in npz.iterate(path)
+    name: place(array, abstract[name])
+    for name, array in npz.iterate(path)
+    if name in names
   }
 
 

@@ -92,9 +92,9 @@ def make_step(
       ema = optim.ema(trainable, ema, ema_decay)
     measurements = {
       "loss": total * scale,
-      "grad_norm": optax.global_norm(grads),
-      "update_norm": optax.global_norm(updates),
-      "param_norm": optax.global_norm(trainable),
+      "grad_norm": optax.tree.norm(grads),
+      "update_norm": optax.tree.norm(updates),
+      "param_norm": optax.tree.norm(trainable),
       "num_tokens": jnp.sum(batch["mask_loss"][:, 1:], dtype=jnp.float32),
       "num_examples": num_examples,
     }

@@ -9,6 +9,7 @@ allocates nothing.
 """
 
 import os
+import sys
 
 import jax
 from absl import app, flags, logging
@@ -36,23 +37,39 @@ def train(config, folder):
   tok = inputs.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   batches = inputs.train_batches(config, plan.sources, tok)
-  folder = workdir.claim(folder, config)
+  folder = workdir.check(folder, config)
   compiled = plan.compile_step()
 
   with steps.StepCheckpoints(
     folder / "checkpoints", max_to_keep=config.keep_checkpoints
   ) as checkpoints:
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
+    workdir.claim(folder, config)
     loop = Loop(plan, folder, checkpoints, batches, evaluators)
-    loop.report.say(plan.describe(compiled))
     try:
+      loop.report.say(plan.describe(compiled))
       loop.run(compiled, state, frozen)
     finally:
       loop.close()
 
 
+def parse_flags(argv):
+  """Reads the command line; a mistake in it or in a config ends in one line."""
+  try:
+    return flags.FLAGS(argv)
+  except AttributeError as error:
+    if not isinstance(error.args[0], KeyError):
+      raise  # a fault in the config's code, not a name that is not in it
+    message = f"no such value in the config: {error.args[0].args[0]}"
+  except flags.Error as error:
+    *trace, message = str(error).strip().splitlines()
+    if not message.startswith("ValueError: "):  # a fault in the config's code
+      sys.stderr.writelines(f"{line}\n" for line in trace)
+  raise SystemExit(_one_line(message.removeprefix("ValueError: ")))
+
+
 def main(argv):
-  """Parses the command line; a user's mistake ends in one line."""
+  """Runs what the command line says; a user's mistake ends in one line."""
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
@@ -66,13 +83,19 @@ def main(argv):
     if _DRY_RUN.value:
       plan = Plan(_CONFIG.value)
       print(plan.describe(plan.compile_step()))
+    elif not _WORKDIR.value:
+      raise ValueError("no --workdir given, expected the folder of the run")
     else:
       train(_CONFIG.value, _WORKDIR.value)
-  except ValueError as error:
+  except (OSError, ValueError) as error:
     logging.vlog(1, "where it happened", exc_info=True)
-    raise SystemExit(f"error: {error}") from None
+    raise SystemExit(_one_line(error)) from None
+
+
+def _one_line(error):
+  return f"error: {' '.join(str(error).split())}"
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config"])
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

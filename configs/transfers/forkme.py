@@ -9,7 +9,7 @@ A line of the JSONL: {"image": "0001.jpg", "prefix": "caption en", "suffix":
 "a red barn"}, image paths relative to the file.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from configs import common
 
@@ -64,10 +64,10 @@ def get_config(argument=None):
   config.learning_rate = 0.03
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
   config.weight_decay = 0.0
-  config.clip_norm = None
+  config.clip_norm = config_dict.placeholder(float)  # None
   config.label_smoothing = 0.0
   config.accumulate_steps = 1
-  config.ema_decay = None
+  config.ema_decay = config_dict.placeholder(float)
 
   # Devices: a mesh of data (-1: all that are left) x model, and per regex how
   # the parameters lie on it.

@@ -57,6 +57,15 @@ x x . x x"""
     ([1, 1, 0, 1, 1], [0, 0, 0, 1, 1], PADDED_MIDDLE),
     ([1, 1, 0, 1, 1], [0, 0, 1, 1, 1], PADDED_MIDDLE),
   ],
+  ids=[
+    "causal",
+    "causal_from_zero",
+    "prefix",
+    "blocks",
+    "padded_end",
+    "padded_middle",
+    "padded_middle_with_new_block",
+  ],
 )
 def test_make_attn_mask(input_mask, mask_ar, golden):
   # A second, causal row: rows of a batch must not influence each other.
@@ -75,6 +84,7 @@ def test_make_attn_mask(input_mask, mask_ar, golden):
     (2, "x x . . .\nx x x . .\n. x x x .\n. . x x x\n. . . x x"),
     (5, "x x x x x\n" * 5),
   ],
+  ids=["1", "2", "5"],
 )
 def test_make_window_mask(window, golden):
   positions = jnp.arange(5)[None]

@@ -434,8 +434,8 @@ def test_dropout_needs_an_rng_in_training_only(scan):
 
 
 def test_dropout_differs_by_layer():
-  # Every layer adds 0 or 2 to each feature of a token: with a mask of its own,
-  # up to four sums over three layers; with one mask for all, two.
+  # Every layer adds 0 or some value to each feature of a token: with a mask of
+  # its own, up to eight sums over three layers; with one mask for all, two.
   model = build("gemma", dropout=0.5, width=22)
   flat = {
     name: np.zeros(shape, np.float32)
@@ -454,7 +454,7 @@ def test_dropout_differs_by_layer():
     rngs={"dropout": jax.random.key(0)},
   )
   added = np.asarray(out["encoded"])[0, :, 1:]
-  assert max(np.sum(token != 0) for token in added) > 0.6 * 21
+  assert max(len(np.unique(token.round(3))) for token in added) > 2
 
 
 def test_intermediates():

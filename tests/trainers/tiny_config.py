@@ -17,9 +17,8 @@ def get_config(argument=None):
     )
   )
   config.model.dtype = "float32"
-  # Widths that differ, so that no swapped axis hides; heads and vocabulary
-  # divide by 2, for the "model" axis of a mesh.
-  config.model.vocab_size = 1600
+  # Sizes that differ, so that no swapped axis hides; heads divide by 2, for the
+  # "model" axis of a mesh.
   config.model.img.update(
     width=12, depth=2, mlp_dim=20, num_heads=2, remat_policy="none"
   )

@@ -1,0 +1,181 @@
+"""A data set of thirteen pictures, a tiny model on it, and runs of the trainer.
+
+The subprocess runs use two virtual devices each, unless a test says otherwise.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma import tree
+from paligemma.checkpoints import npz
+from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.models import paligemma as paligemma_model
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
+TINY_CONFIG = pathlib.Path(__file__).parent / "tiny_config.py"
+# No optimisation by the compiler: a step then compiles in half the time.
+FAST_COMPILE = {"xla_backend_optimization_level": 0}
+
+
+def write_jsonl(path, rows):
+  path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+  """The files of the tiny data set, and configs that read them.
+
+  Attributes:
+    folder: pathlib.Path of train.jsonl (13 lines), val.jsonl (5) and pictures.
+  """
+
+  folder: pathlib.Path
+
+  def argument(self, **arguments):
+    """What stands behind the colon of --config tests/trainers/tiny_config.py.
+
+    The initial weights are in a file, as drawing them takes 10 s to compile.
+    """
+    variant = arguments.get("variant", "paligemma_tiny")
+    arguments = {
+      "tokenizer": TOKENIZER,
+      "train": self.folder / "train.jsonl",
+      "val": self.folder / "val.jsonl",
+      "init": self.folder / f"{variant}.npz",
+      **arguments,
+    }
+    return ",".join(f"{name}={value}" for name, value in arguments.items())
+
+  def config(self, values=None, **arguments):
+    """The config, with `values` such as {"mesh.model": 2} set on top."""
+    config = load_module(TINY_CONFIG).get_config(self.argument(**arguments))
+    for name, value in (values or {}).items():
+      *parents, last = name.split(".")
+      holder = config
+      for parent in parents:
+        holder = holder[parent]
+      holder[last] = value
+    return config
+
+
+def load_module(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("tiny")
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 13), ("val", 5)):
+    rows = []
+    for i in range(count):
+      pixels = rng.integers(0, 256, (14 + i, 31, 3), np.uint8)
+      Image.fromarray(pixels).save(folder / f"{split}{i}.png")
+      prefix = "what digit" + " is this" * (i % 3)
+      suffix = f"{i} dots" if i % 2 else f"{i}"
+      rows.append(
+        {"image": f"{split}{i}.png", "prefix": prefix, "suffix": suffix}
+      )
+    write_jsonl(folder / f"{split}.jsonl", rows)
+  made = Tiny(folder)
+  for variant in ("paligemma_tiny", "paligemma2_tiny"):
+    config = made.config(variant=variant)
+    model = paligemma_model.make(**config.model.to_dict())
+    npz.save(folder / f"{variant}.npz", random_params(model, config.res))
+  return made
+
+
+def random_params(model, res):
+  """name -> float32 array, without compiling any initialisation."""
+  image = np.zeros((1, res, res, 3), np.float32)
+  text = np.zeros((1, 1), np.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, text, text)
+  rng = np.random.default_rng(1)
+  return {
+    name: rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+    for name, leaf in tree.flatten(shapes["params"]).items()
+  }
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+  return tokenizer_lib.Tokenizer(TOKENIZER)
+
+
+class Processes:
+  """Runs of `python -m trainers.train`, none of which outlives the tests."""
+
+  def __init__(self):
+    self._started = []
+
+  def start(self, *arguments, devices=2, environment=()):
+    """Starts one with so many virtual CPU devices."""
+    flags = {"xla_force_host_platform_device_count": devices, **FAST_COMPILE}
+    process = subprocess.Popen(
+      [sys.executable, "-m", "trainers.train", *map(str, arguments)],
+      cwd=ROOT,
+      env={
+        **os.environ,
+        "XLA_FLAGS": " ".join(f"--{k}={v}" for k, v in flags.items()),
+        **dict(environment),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    self._started.append(process)
+    return process
+
+  def finish(self, process, seconds=300):
+    """Waits for the end; returns the exit status and stderr."""
+    try:
+      _, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+      process.kill()
+      _, err = process.communicate()
+      pytest.fail(f"no end after {seconds} s:\n{err}")
+    return process.returncode, err
+
+  def run(self, *arguments, **settings):
+    """Starts one and waits for its end, which must be a good one."""
+    status, err = self.finish(self.start(*arguments, **settings))
+    assert status == 0, err
+    return err
+
+  def close(self):
+    for process in self._started:
+      if process.poll() is None:
+        process.kill()
+      process.communicate()
+
+
+@pytest.fixture(scope="session")
+def processes():
+  started = Processes()
+  yield started
+  started.close()
+
+
+@pytest.fixture(scope="session")
+def read_metrics():
+  """The lines of metrics.jsonl in a folder."""
+
+  def read(folder):
+    lines = (pathlib.Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+  return read

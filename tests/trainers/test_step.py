@@ -1,0 +1,293 @@
+"""One step: what it moves, what it leaves alone, what it must not notice."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma import losses, optim, tree
+from paligemma.checkpoints import npz
+from paligemma.models import paligemma as paligemma_model
+from trainers import step as step_lib
+from trainers.state import TrainState
+
+ROWS, LENGTH = 6, 11
+LEARNING_RATE = 0.5
+# Compiles in half the time without the compiler's optimisations.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@pytest.fixture(scope="module")
+def config(tiny):
+  return tiny.config()
+
+
+@pytest.fixture(scope="module")
+def model(config):
+  return paligemma_model.make(**config.model.to_dict())
+
+
+@pytest.fixture(scope="module")
+def params(tiny, config):
+  """Two flat dicts: the attention leaves of the decoder, and the rest."""
+  flat = npz.load(config.init)
+  return tree.partition(flat, tree.match_any(config.trainable, flat))
+
+
+@pytest.fixture(scope="module")
+def batch():
+  """Six rows of random pixels and tokens with answers of several lengths."""
+  rng = np.random.default_rng(2)
+  position = np.arange(LENGTH)
+  prompt = rng.integers(2, 5, (ROWS, 1))
+  end = prompt + rng.integers(1, 6, (ROWS, 1))
+  text = rng.integers(3, 1792, (ROWS, LENGTH)) * (position < end)
+  return {
+    "image": rng.uniform(-1, 1, (ROWS, 28, 28, 3)).astype(np.float32),
+    "text": text.astype(np.int32),
+    "mask_ar": (position >= prompt).astype(np.int32),
+    "mask_input": position < end,
+    "mask_loss": ((position >= prompt) & (position < end)).astype(np.int32),
+    "_mask": np.ones(ROWS, bool),
+  }
+
+
+def make_optimizer(names, **arguments):
+  schedule = ((".*", {"decay": "constant"}),)
+  optimizer, _ = optim.make(
+    list(names),
+    total_steps=10,
+    learning_rate=LEARNING_RATE,
+    schedule=schedule,
+    **arguments,
+  )
+  return optimizer
+
+
+@functools.cache
+def compiled(model, names, momentum=0.0, seed=3, **arguments):
+  """The jitted step for trainable leaves of these names."""
+  optimizer = make_optimizer(names, optimizer_args={"momentum": momentum})
+  return jax.jit(
+    step_lib.make_step(model, optimizer, seed=seed, **arguments),
+    compiler_options=FAST,
+  )
+
+
+def new_state(trainable, *, momentum=0.0, step=0, ema=None):
+  optimizer = make_optimizer(trainable, optimizer_args={"momentum": momentum})
+  trainable = jax.tree.map(jnp.asarray, trainable)
+  return TrainState(jnp.int32(step), trainable, optimizer.init(trainable), ema)
+
+
+def assert_close(found, expected, atol=1e-6):
+  assert found.keys() == expected.keys()
+  for name, leaf in expected.items():
+    np.testing.assert_allclose(
+      found[name], leaf, rtol=0, atol=atol, err_msg=name
+    )
+
+
+def assert_equal(found, expected):
+  assert_close(found, expected, atol=0)
+
+
+@pytest.fixture(scope="module")
+def after(model, params, batch):
+  """State and measurements after one step of plain SGD."""
+  trainable, frozen = params
+  step = compiled(model, tuple(trainable))
+  return step(new_state(trainable), frozen, batch)
+
+
+def test_loss_is_the_mean_per_example_then_over_examples(
+  model, params, batch, after
+):
+  logits, _ = model.apply(
+    {"params": tree.unflatten({**params[0], **params[1]})},
+    batch["image"],
+    batch["text"][:, :-1],
+    batch["mask_ar"][:, :-1],
+    input_mask=batch["mask_input"][:, :-1],
+  )
+  log_probs = jax.nn.log_softmax(logits)
+  means = []
+  for row in range(ROWS):
+    at = np.flatnonzero(batch["mask_loss"][row, 1:])
+    targets = batch["text"][row, 1:][at]
+    means.append(-np.mean(np.asarray(log_probs)[row, at, targets]))
+  _, measured = after
+  np.testing.assert_allclose(measured["loss"], np.mean(means), rtol=1e-5)
+  assert measured["num_examples"] == ROWS
+  assert measured["num_tokens"] == batch["mask_loss"][:, 1:].sum()
+
+
+def test_exactly_the_attention_leaves_train(params, after):
+  trainable, _ = params
+  state, _ = after
+  assert sorted(trainable) == [
+    "llm/layers/attn/attn_vec_einsum/w",
+    "llm/layers/attn/kv_einsum/w",
+    "llm/layers/attn/q_einsum/w",
+  ]
+  assert state.trainable.keys() == trainable.keys()
+  for name, before in trainable.items():
+    layers = np.abs(state.trainable[name] - before).reshape(len(before), -1)
+    assert (layers.max(axis=1) > 1e-4).all(), name
+    assert state.trainable[name].dtype == jnp.float32
+  assert jax.tree.leaves(state.opt_state) == [1]  # the count of plain SGD
+
+
+def test_measurements_are_those_of_the_gradient(params, after):
+  trainable, _ = params
+  state, measured = after
+  change = {n: state.trainable[n] - x for n, x in trainable.items()}
+  norm = np.sqrt(sum(np.square(x).sum() for x in change.values()))
+  np.testing.assert_allclose(measured["update_norm"], norm, rtol=1e-4)
+  np.testing.assert_allclose(
+    measured["grad_norm"], norm / LEARNING_RATE, rtol=1e-4
+  )
+  total = np.sqrt(sum(np.square(x).sum() for x in state.trainable.values()))
+  np.testing.assert_allclose(measured["param_norm"], total, rtol=1e-5)
+  assert int(state.step) == 1
+
+
+def test_accumulated_is_at_once(model, params, batch, after):
+  trainable, frozen = params
+  # One row less, so that the micro batches count unequally many examples.
+  batch = {**batch, "_mask": np.arange(ROWS) != 4}
+  at_once = compiled(model, tuple(trainable))
+  in_parts = compiled(model, tuple(trainable), accumulate_steps=3)
+  expected, expected_measured = at_once(new_state(trainable), frozen, batch)
+  found, measured = in_parts(new_state(trainable), frozen, batch)
+  assert_close(found.trainable, expected.trainable)
+  assert_close(measured, expected_measured, atol=1e-5)
+
+
+def test_micro_batches_must_divide_the_batch(model, params, batch):
+  trainable, frozen = params
+  step = compiled(model, tuple(trainable), accumulate_steps=4)
+  with pytest.raises(ValueError, match="batch_size 6 does not divide into acc"):
+    step(new_state(trainable), frozen, batch)
+
+
+def test_rows_that_only_fill_the_batch_count_for_nothing(
+  model, params, batch, after
+):
+  trainable, frozen = params
+  step = compiled(model, tuple(trainable))
+  kept = np.arange(ROWS) < 4
+  results = []
+  for seed in range(2):
+    rng = np.random.default_rng(seed)
+    filled = {"_mask": kept}
+    for key in ("image", "text", "mask_ar", "mask_input", "mask_loss"):
+      other = rng.permutation(batch[key][kept])[:2]
+      filled[key] = np.concatenate([batch[key][kept], other])
+    results.append(step(new_state(trainable), frozen, filled))
+  (found, measured), (other, _) = results
+  assert_equal(found.trainable, other.trainable)
+  assert measured["num_examples"] == 4
+
+  alone = {key: value[kept] for key, value in batch.items()}
+  expected, expected_measured = step(new_state(trainable), frozen, alone)
+  assert_close(found.trainable, expected.trainable)
+  np.testing.assert_allclose(
+    measured["loss"], expected_measured["loss"], rtol=1e-6
+  )
+
+
+def test_padding_may_be_of_any_length(model, params, batch, after):
+  trainable, frozen = params
+  longer = dict(batch)
+  for key, filling in (
+    ("text", 0),
+    ("mask_ar", 1),
+    ("mask_input", False),
+    ("mask_loss", 0),
+  ):
+    longer[key] = np.pad(batch[key], [(0, 0), (0, 3)], constant_values=filling)
+  step = compiled(model, tuple(trainable))
+  found, measured = step(new_state(trainable), frozen, longer)
+  expected, expected_measured = after
+  assert_close(found.trainable, expected.trainable)
+  assert_close(measured, expected_measured, atol=1e-5)
+
+
+def test_label_smoothing_and_moving_average(model, params, batch):
+  trainable, frozen = params
+  step = compiled(model, tuple(trainable), label_smoothing=0.3, ema_decay=0.75)
+  start = {name: jnp.asarray(x) + 1 for name, x in trainable.items()}
+  state, measured = step(new_state(trainable, ema=start), frozen, batch)
+  for name, average in state.ema.items():
+    expected = 0.75 * start[name] + 0.25 * state.trainable[name]
+    np.testing.assert_allclose(average, expected, atol=1e-6, err_msg=name)
+
+  logits, _ = model.apply(
+    {"params": tree.unflatten({**trainable, **frozen})},
+    batch["image"],
+    batch["text"][:, :-1],
+    batch["mask_ar"][:, :-1],
+    input_mask=batch["mask_input"][:, :-1],
+  )
+  smoothed = losses.next_token(
+    logits,
+    batch["text"][:, 1:],
+    batch["mask_loss"][:, 1:],
+    label_smoothing=0.3,
+  )
+  np.testing.assert_allclose(measured["loss"], smoothed.mean(), rtol=1e-5)
+
+
+def test_dropout_depends_on_seed_and_step_alone(config, params, batch):
+  trainable, frozen = params
+  fields = config.model.to_dict()
+  fields["llm"]["dropout"] = fields["img"]["dropout"] = 0.3
+  model = paligemma_model.make(**fields)
+
+  def loss(step, seed):
+    state = new_state(trainable, step=step)
+    run = compiled(model, tuple(trainable), seed=seed)
+    return float(run(state, frozen, batch)[1]["loss"])
+
+  assert loss(step=0, seed=3) == loss(step=0, seed=3)
+  assert loss(step=0, seed=3) != loss(step=1, seed=3)
+  assert loss(step=0, seed=3) != loss(step=0, seed=4)
+
+
+def test_each_micro_batch_drops_other_units(config, params, batch):
+  trainable, frozen = params
+  fields = config.model.to_dict()
+  fields["llm"]["dropout"] = 0.3
+  model = paligemma_model.make(**fields)
+  # Three copies of two rows: with one dropout mask for all micro batches the
+  # gradient of three would be that of one.
+  row = {key: np.repeat(value[:2], 3, axis=0) for key, value in batch.items()}
+  row["_mask"] = np.tile([True, False, False], 2)
+  run = compiled(model, tuple(trainable), accumulate_steps=3)
+  first, _ = run(new_state(trainable), frozen, row)
+  row["_mask"] = np.tile([False, True, False], 2)
+  second, _ = run(new_state(trainable), frozen, row)
+  name = "llm/layers/attn/q_einsum/w"
+  assert np.abs(first.trainable[name] - second.trainable[name]).max() > 1e-6
+
+
+def test_frozen_weights_may_be_stored_in_bfloat16(model, params, batch):
+  trainable, frozen = params
+  momentum = 0.9
+  step = compiled(model, tuple(trainable), momentum=momentum)
+  stored = {name: jnp.asarray(x, jnp.bfloat16) for name, x in frozen.items()}
+  rounded = {name: x.astype(jnp.float32) for name, x in stored.items()}
+  found = expected = new_state(trainable, momentum=momentum)
+  for _ in range(2):
+    found, measured = step(found, stored, batch)
+    expected, _ = step(expected, rounded, batch)
+  assert_close(found.trainable, expected.trainable)
+  for leaf in (*found.trainable.values(), *measured.values()):
+    assert leaf.dtype == jnp.float32
+  moments = found.opt_state.direction.trace
+  assert moments.keys() == trainable.keys()
+  for name, leaf in moments.items():
+    assert (leaf.shape, leaf.dtype) == (trainable[name].shape, jnp.float32)
