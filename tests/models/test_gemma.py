@@ -151,30 +151,24 @@ def make_case(style, scan):
   return Case(style, scan)
 
 
-@pytest.fixture(params=[True, False], ids=["scan", "loop"])
-def scan(request):
-  return request.param
-
-
 @pytest.fixture(params=STYLES)
-def case(request, scan):
-  return make_case(request.param, scan)
-
-
-def test_loop_has_the_layers_of_scan(case):
-  found = {k: v.shape for k, v in tree.flatten(case.params).items()}
-  assert found == shapes_of(case.model)
+def case(request):
+  """What holds of the scanned layers holds of the looped, which equal them."""
+  return make_case(request.param, scan=True)
 
 
 @pytest.mark.parametrize("style", STYLES)
 def test_scan_equals_loop(style):
   inputs = random_inputs("middle")
   scanned, looped = (make_case(style, scan) for scan in (True, False))
-  np.testing.assert_allclose(
-    scanned.forward(scanned.params, *inputs),
-    looped.forward(looped.params, *inputs),
-    **SAME,
-  )
+  found = {k: v.shape for k, v in tree.flatten(looped.params).items()}
+  assert found == shapes_of(looped.model)
+  for path in ("forward", "decode"):
+    np.testing.assert_allclose(
+      getattr(looped, path)(looped.params, *inputs),
+      getattr(scanned, path)(scanned.params, *inputs),
+      **SAME,
+    )
 
 
 @pytest.mark.parametrize("layout", ["middle", "none"])
@@ -240,7 +234,7 @@ def test_prefix_is_read_in_both_directions(case):
 
 
 def test_prefill_needs_room():
-  model, params = build("gemma"), make_case("gemma", True).params
+  model, params = build("gemma"), make_case("gemma", scan=True).params
   with pytest.raises(
     ValueError, match="cache_size 12 is below the prompt length 13"
   ):
@@ -253,17 +247,17 @@ def test_prefill_needs_room():
     )
 
 
-def run(style="gemma2", params=None, **overrides):
-  """Logits of a model that differs from a style in some fields."""
-  model = build(style, **overrides)
-  if params is None:
-    params = make_case(style, True).params
-  inputs = random_inputs("middle")
-  return np.asarray(jax.jit(functools.partial(forward, model))(params, *inputs))
+def run(params=None, **overrides):
+  """Logits of the Gemma 2 style, some fields or parameters exchanged."""
+  case = make_case("gemma2", scan=True)
+  path = case.forward
+  if overrides:
+    path = jax.jit(functools.partial(forward, build("gemma2", **overrides)))
+  return np.asarray(path(params or case.params, *random_inputs("middle")))
 
 
 def test_final_soft_cap_bounds_every_path_alike():
-  case = make_case("gemma2", True)
+  case = make_case("gemma2", scan=True)
   inputs = random_inputs("none")
   raw = run(final_logits_softcap=None)
   assert np.abs(raw).max() > 3.0  # else the cap would have nothing to do
@@ -310,20 +304,19 @@ def test_window_is_on_even_layers_only():
 
 
 def test_embeddings_are_scaled_by_the_root_of_the_width():
-  model, params = build("gemma"), make_case("gemma", True).params
+  model, params = build("gemma"), make_case("gemma", scan=True).params
   tokens = np.array([[3, 0, 28], [7, 7, 11]])
   x = model.apply({"params": params}, tokens, method="embed_tokens")
   table = params["embedder"]["input_embedding"]
   np.testing.assert_allclose(x, table[tokens] * WIDTH**0.5, rtol=1e-6)
 
 
-@pytest.mark.parametrize("style", ["gemma", "gemma2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_near_float32(style, dtype):
-  case = make_case(style, True)
+def test_half_precision_is_near_float32(dtype):
+  case = make_case("gemma2", scan=True)
   inputs = random_inputs("middle")
   expected = np.asarray(case.forward(case.params, *inputs))
-  model = build(style, dtype=dtype)
+  model = build("gemma2", dtype=dtype)
   path = jax.jit(lambda *args: (forward(model, *args), decode(model, *args)))
   logits, stepwise = path(case.params, *inputs)
   assert logits.dtype == jnp.float32
@@ -341,7 +334,7 @@ def test_residual_sums_are_float32():
   # Next to 1e4 a bfloat16 step is 64: all updates of that feature would vanish.
   x, input_mask, mask_ar = random_inputs("none")
   x[:, :, 0] = 1e4
-  params = make_case("gemma", True).params
+  params = make_case("gemma", scan=True).params
 
   def updates(dtype):
     model = build("gemma", dtype=dtype)
@@ -356,7 +349,7 @@ def test_residual_sums_are_float32():
 def test_float16_survives_hidden_values_beyond_its_range():
   # The gate and the up projection of released checkpoints reach such values.
   model = build("gemma", dtype="float16")
-  flat = tree.flatten(make_case("gemma", True).params)
+  flat = tree.flatten(make_case("gemma", scan=True).params)
   gating = "layers/mlp/gating_einsum"
   flat[gating] = 300 * flat[gating]
   # Small enough that the residual stream keeps its order of magnitude.
@@ -370,7 +363,9 @@ def test_float16_survives_hidden_values_beyond_its_range():
   gate, up = (normed @ flat[gating][0, i] for i in range(2))
   assert jnp.abs(jax.nn.gelu(gate) * up).max() > 65504
 
-  expected = make_case("gemma", True).forward(params, x, input_mask, mask_ar)
+  expected = make_case("gemma", scan=True).forward(
+    params, x, input_mask, mask_ar
+  )
   path = jax.jit(functools.partial(forward, model))
   logits = path(params, x, input_mask, mask_ar)
   # As near as without the large values, see the test above.
@@ -380,7 +375,7 @@ def test_float16_survives_hidden_values_beyond_its_range():
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_parameters_may_be_bfloat16(dtype):
-  case = make_case("gemma2", True)
+  case = make_case("gemma2", scan=True)
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), case.params)
   exact = jax.tree.map(lambda x: x.astype(jnp.float32), rounded)
   found = run(params=rounded, dtype=dtype)
@@ -390,32 +385,31 @@ def test_parameters_may_be_bfloat16(dtype):
   assert difference.max() < tolerance
 
 
-def value_and_grad(model, params):
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
+def test_remat_changes_neither_value_nor_gradient(scan):
   inputs = random_inputs("middle")
 
-  def loss(params):
-    return jnp.mean(jnp.sin(forward(model, params, *inputs)))
+  def value_and_grad(policy):
+    model = build("gemma2", scan=scan, depth=2, remat_policy=policy)
 
-  return jax.jit(jax.value_and_grad(loss))(params)
+    def loss(params):
+      return jnp.mean(jnp.sin(forward(model, params, *inputs)))
 
+    return jax.jit(jax.value_and_grad(loss))(random_params(model))
 
-def test_remat_changes_neither_value_nor_gradient(scan):
-  params = make_case("gemma2", scan).params
-  expected, found = (
-    value_and_grad(build("gemma2", scan=scan, remat_policy=policy), params)
-    for policy in ("none", "nothing_saveable")
-  )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    found,
-    expected,
+    value_and_grad("nothing_saveable"),
+    value_and_grad("none"),
   )
 
 
+@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
 def test_dropout_needs_an_rng_in_training_only(scan):
   case = make_case("gemma", scan)
-  model = build(
-    "gemma", scan=scan, dropout=0.5, remat_policy="nothing_saveable"
+  model, without = (
+    build("gemma", scan=scan, dropout=rate, remat_policy="nothing_saveable")
+    for rate in (0.5, 0.0)
   )
   inputs = random_inputs("none")
 
@@ -428,9 +422,12 @@ def test_dropout_needs_an_rng_in_training_only(scan):
   one, again, other = (train(jax.random.key(seed)) for seed in (1, 1, 2))
   np.testing.assert_array_equal(one, again)
   assert np.abs(one - other).max() > 0.1
-  evaluated = jax.jit(functools.partial(forward, model))(case.params, *inputs)
-  expected = case.forward(case.params, *inputs)
-  np.testing.assert_allclose(evaluated, expected, **SAME)
+
+  evaluation, expected = (
+    jax.make_jaxpr(functools.partial(forward, m))(case.params, *inputs)
+    for m in (model, without)
+  )
+  assert str(evaluation) == str(expected)
 
 
 def test_dropout_differs_by_layer():
@@ -458,7 +455,7 @@ def test_dropout_differs_by_layer():
 
 
 def test_intermediates():
-  case = make_case("gemma2", True)
+  case = make_case("gemma2", scan=True)
   x, input_mask, mask_ar = random_inputs("middle")
   pre_logits, out = jax.jit(case.model.apply)(
     {"params": case.params}, x, input_mask, mask_ar

@@ -95,14 +95,16 @@ def decode(model, params, image, text, mask_ar, input_mask, **frames):
     mutable=["cache"],
     method="prefill_cache",
   )
-  all_logits = [logits]
-  for t in range(PROMPT, TEXT_LEN):
-    ztxt, _ = model.apply(params, text[:, t : t + 1], method="embed_text")
+
+  def step(cache, tokens):
+    ztxt, _ = model.apply(params, tokens[:, None], method="embed_text")
     logits, cache = model.apply(
       params | cache, ztxt, mutable=["cache"], method="extend_cache"
     )
-    all_logits.append(logits)
-  return jnp.concatenate(all_logits, axis=1)
+    return cache, logits[:, 0]
+
+  _, rest = jax.lax.scan(step, cache, text[:, PROMPT:].T)
+  return jnp.concatenate([logits, jnp.swapaxes(rest, 0, 1)], axis=1)
 
 
 class Case:
