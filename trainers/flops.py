@@ -46,8 +46,8 @@ def train_step(model, shapes, trainable, *, batch_size, res, text_len):
 
   total = 0
   for name, leaf in shapes.items():
-    if len(leaf.shape) < 2 or name == "img/pos_embedding":
-      continue
+    if name.endswith(("/bias", "/scale", "/pos_embedding")):
+      continue  # added or multiplied once per token, no matrix product
     tokens = image_tokens if name.startswith("img/") else length
     if name == "llm/embedder/input_embedding":
       tokens = text_len  # as the output layer; reading a row is no product

@@ -90,10 +90,11 @@ def make_evaluators(config, tok, **sizes):
   for name, spec in config.evals.items():
     spec = spec.to_dict()
     every = schedule.steps(spec, "every", default=None, **sizes)
-    kind = spec.pop("kind")
+    kind = spec.pop("kind", None)
+    evaluator = tree.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
     fields = {
       "name": name,
-      "source": _source(spec.pop("source")),
+      "source": _source(spec.pop("source", {})),
       "preprocess": _preprocess(
         config,
         {**config.train, **{k: spec.pop(k) for k in ("ops",) if k in spec}},
@@ -104,7 +105,6 @@ def make_evaluators(config, tok, **sizes):
     }
     if kind == "generate":
       fields["tokenizer"] = tok
-    evaluator = tree.lookup(evals.EVALUATORS, kind, "kind of evaluator")
     try:
       made.append((evaluator(**fields), every))
     except TypeError as error:
@@ -114,7 +114,7 @@ def make_evaluators(config, tok, **sizes):
 
 def _source(spec):
   spec = {k: v for k, v in spec.items() if k != "weight"}
-  return sources.make(spec.pop("kind"), **spec)
+  return sources.make(spec.pop("kind", None), **spec)
 
 
 def _preprocess(config, data, tok, *, train):

@@ -22,8 +22,6 @@ def get_config(argument=None):
     )
   )
   config.model.dtype = "float32"  # faster than bfloat16 on a CPU of this size
-  config.learning_rate = (
-    0.3  # a narrow model takes larger steps than the 3B one
-  )
+  config.learning_rate = 0.3  # so narrow a model takes larger steps
   config.evals.val.max_decode_len = 4
   return config

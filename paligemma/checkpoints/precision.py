@@ -1,8 +1,8 @@
 """Which parameters a half-precision copy of the model keeps in float32."""
 
-import jax.numpy as jnp
+import re
 
-from paligemma import tree
+import jax.numpy as jnp
 
 # In bfloat16 the patch and position embeddings alone shift image tokens by up
 # to 0.4; norms and biases are too small for it to save anything.
@@ -23,7 +23,10 @@ def storage_dtypes(names, dtype):
     name -> np.dtype: float32 for patch and position embeddings, norm scales and
     biases, `dtype` for all the rest.
   """
-  dtype = jnp.dtype(dtype)
-  float32 = jnp.dtype("float32")
-  rules = [(regex, float32) for regex in ALWAYS_FLOAT32]
-  return tree.match_first(rules, names, default=dtype)
+
+  # Not tree.match_first: one tower alone need not match every regex.
+  def storage(name):
+    keep = any(re.fullmatch(regex, name) for regex in ALWAYS_FLOAT32)
+    return jnp.dtype("float32" if keep else dtype)
+
+  return {name: storage(name) for name in names}

@@ -30,9 +30,9 @@ class Jsonl:
 
       {"image": "0001.jpg", "prefix": "caption en", "suffix": "a red barn"}
 
-  Only "image" must be there; all keys are kept. The file is scanned once for
-  the positions of its lines; a line is parsed, and its image read, when it is
-  asked for.
+  Only "image" must be there; all keys are kept, the path as "_image_path". The
+  file is scanned once for the positions of its lines; a line is parsed, and its
+  image read, when it is asked for.
 
   Args:
     path: The file, on any file system that etils.epath opens.
@@ -66,7 +66,8 @@ class Jsonl:
         f"{_found(fields, 'image')}"
       )
     image = _read_image(self._root, fields["image"], where)
-    return {**fields, "image": image, "_where": where}
+    path = fields["image"]
+    return {**fields, "image": image, "_image_path": path, "_where": where}
 
   def __str__(self) -> str:
     return str(self._path)

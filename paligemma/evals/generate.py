@@ -14,6 +14,9 @@ from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.metrics import exact_match
 
 
+_WRITTEN_AS = {"_where": "where", "_image_path": "image"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Generate:
   """Predictions of a model for a source, and a metric over them.
@@ -60,8 +63,8 @@ class Generate:
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
         is replaced as a whole or not at all; None writes nothing. One line per
         example, in order: its fields after the ops, as far as JSON can hold
-        them (no image, no arrays; _where becomes where), then ours, which win
-        over a field of the same name:
+        them (no pixels; _where becomes where and _image_path becomes image),
+        then ours, which win over a field of the same name:
           index: its place in the source.
           prediction: the decoded text.
           score: log-probability of the prediction, summed over its tokens.
@@ -138,7 +141,7 @@ class Generate:
   def _record(self, index, example, prediction, score) -> dict[str, Any]:
     """The JSONL line of one example."""
     record = {
-      {"_where": "where"}.get(key, key): value
+      _WRITTEN_AS.get(key, key): value
       for key, value in example.items()
       if _is_json(value)
     }

@@ -57,6 +57,7 @@ def test_jsonl(write):
     "prefix": "p1 é",
     "suffix": "s1",
     "id": 1,
+    "_image_path": "1.png",
     "_where": f"{path}:2",
   }
 

@@ -39,6 +39,7 @@ def examples():
       "suffix": f"{i} dots" * (1 + i % 2),
       "question_id": np.int64(100 + i),
       "pixels": np.zeros(2),
+      "_image_path": f"{i}.png",
       "_where": f"x.jsonl:{i + 1}",
     }
     for i in range(11)

@@ -66,6 +66,7 @@ def test_lines_hold_example_and_prediction(plain, examples):
       "prefix": example["prefix"],
       "suffix": example["suffix"],
       "question_id": 100 + i,
+      "image": f"{i}.png",
       "where": f"x.jsonl:{i + 1}",
       "index": i,
       "prediction": line["prediction"],

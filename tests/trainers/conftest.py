@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -168,6 +169,51 @@ def processes():
   started = Processes()
   yield started
   started.close()
+
+
+@pytest.fixture(scope="session")
+def wait_until():
+  """Waits for a condition that must come true while a process runs."""
+
+  def wait(process, condition, seconds=300):
+    end = time.monotonic() + seconds
+    while not condition():
+      assert process.poll() is None, process.communicate()[1]
+      assert time.monotonic() < end, "waited too long"
+      time.sleep(0.01)
+
+  return wait
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A training of 60 steps: shuffled 37 times, with a moving average.
+
+  Attributes:
+    command: arguments of trainers.train, but for --workdir.
+    folder: pathlib.Path of the run that nothing interrupted.
+  """
+
+  command: tuple[str, ...]
+  folder: pathlib.Path
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tiny, processes, tmp_path_factory):
+  # Momentum, the embedding table (the one leaf that is split over devices)
+  # among what trains, and evaluations at steps 0, 15, 30, 45 and 60.
+  argument = tiny.argument(tune="decoder", epochs=37)
+  command = (
+    f"--config={TINY_CONFIG}:{argument}",
+    "--config.optimizer_args={'momentum': 0.9}",
+    "--config.clip_norm=1.5",
+    "--config.ema_decay=0.9",
+    "--config.checkpoint_percent=0.0834",  # every 5 steps
+    "--config.keep_checkpoints=2",
+  )
+  folder = tmp_path_factory.mktemp("uninterrupted")
+  processes.run(*command, f"--workdir={folder}")
+  return Run(command, folder)
 
 
 @pytest.fixture(scope="session")

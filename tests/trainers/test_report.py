@@ -9,7 +9,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from paligemma import sharding
 from trainers import report
 
-
 TABLE = """\
 parameter             shape        dtype     sharding        trained by
 img/head/bias         7            float32   replicated

@@ -119,15 +119,12 @@ def test_new_state_takes_over_the_parameters(mesh):
   }
   found = state.create_state(adam, given, shapes)
   assert all(array.is_deleted() for array in given.values())
-  jax.tree.map(
-    lambda leaf, like: (
-      (leaf.shape, leaf.dtype, leaf.sharding)
-      == (like.shape, like.dtype, like.sharding)
-      or pytest.fail(f"{leaf.sharding} {like}")
-    ),
-    found,
-    shapes,
-  )
+  assert jax.tree.structure(found) == jax.tree.structure(shapes)
+  for leaf, like in zip(
+    jax.tree.leaves(found), jax.tree.leaves(shapes), strict=True
+  ):
+    assert (leaf.shape, leaf.dtype) == (like.shape, like.dtype)
+    assert leaf.sharding == like.sharding
   assert int(found.step) == 0
   for name, array in found.trainable.items():
     np.testing.assert_array_equal(array, np.ones(array.shape), err_msg=name)

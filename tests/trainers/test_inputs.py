@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+
+from paligemma import evals, sharding
+from paligemma.data import preprocess
+from paligemma.models import paligemma as paligemma_model
+from trainers import inputs
+
+SIZES = {"batch_size": 8, "examples_per_epoch": 13, "total_steps": 10}
+
+
+def test_the_model_must_have_a_row_for_every_token(tiny):
+  config = tiny.config()
+  model = paligemma_model.make(**config.model.to_dict())
+  assert inputs.make_tokenizer(config, model).vocab_size == 1792
+  small = paligemma_model.make("paligemma_tiny", vocab_size=1791)
+  with pytest.raises(ValueError, match="1792 ids, but the model has only 1791"):
+    inputs.make_tokenizer(config, small)
+
+
+def test_the_batch_that_is_compiled_for_is_the_batch_that_comes(tiny):
+  config = tiny.config(res=42, text_len=23)
+  mesh = sharding.make_mesh(data=4, model=2)
+  expected = inputs.abstract_batch(config, mesh)
+  tokenizer = inputs.make_tokenizer(config, _model(config))
+  batches = inputs.train_batches(config, inputs.make_sources(config), tokenizer)
+  batch = next(batches)
+  batches.close()
+  placed = sharding.put_batch({key: batch[key] for key in expected}, mesh)
+  for key, leaf in expected.items():
+    assert (placed[key].shape, placed[key].dtype) == (leaf.shape, leaf.dtype)
+    assert placed[key].sharding == leaf.sharding
+
+
+def _model(config):
+  return paligemma_model.make(**config.model.to_dict())
+
+
+def test_batches_must_divide_over_the_devices(tiny):
+  config = tiny.config(batch_size=12)
+  inputs.abstract_batch(config, sharding.make_mesh(data=4, model=2))
+  with pytest.raises(
+    ValueError, match="batch_size 12 is not divisible by the 8"
+  ):
+    inputs.abstract_batch(config, sharding.make_mesh(data=8))
+
+
+def test_a_mixture_has_the_epoch_of_its_largest_share(tiny):
+  config = tiny.config()
+  config.train.sources = {
+    "a": {"kind": "jsonl", "path": str(tiny.folder / "train.jsonl")},
+    "b": {
+      "kind": "jsonl",
+      "path": str(tiny.folder / "val.jsonl"),
+      "weight": 0.25,
+      "slice": "[:3]",
+      "cache": True,
+    },
+  }
+  sources = inputs.make_sources(config)
+  assert [(len(source), weight) for source, weight in sources] == [
+    (13, 1.0),
+    (3, 0.25),
+  ]
+  # 13 of a share of 4/5 take 16.25 examples; 3 of a share of 1/5 take 15.
+  assert inputs.examples_per_epoch(config, sources) == 16
+  assert inputs.examples_per_epoch(config, sources[:1]) == 13
+
+
+def test_evaluators_and_when_they_run(tiny, tokenizer):
+  config = tiny.config({"train.ops": (preprocess.Lower("prefix"),)})
+  config.evals.val.every_percent = 0.3
+  config.evals.pplx = {
+    "kind": "perplexity",
+    "source": {"kind": "jsonl", "path": str(tiny.folder / "val.jsonl")},
+    "batch_size": 8,
+    "ops": (),
+    "limit": 3,
+  }
+  (pplx, never), (val, every) = inputs.make_evaluators(
+    config, tokenizer, **SIZES
+  )
+  assert (never, every) == (None, 3)
+  assert isinstance(pplx, evals.Perplexity)
+  assert (pplx.name, len(pplx.source), pplx.limit) == ("pplx", 5, 3)
+  assert pplx.preprocess.train
+  assert pplx.preprocess.ops == ()
+
+  assert isinstance(val, evals.Generate)
+  assert (val.name, val.sampler, val.metric) == ("val", "greedy", "exact_match")
+  assert val.tokenizer is tokenizer
+  assert not val.preprocess.train
+  assert val.preprocess.ops == config.train.ops
+  assert (val.preprocess.res, val.preprocess.text_len) == (28, 19)
+
+
+def _perplexity(tiny, **changes):
+  spec = {
+    "kind": "perplexity",
+    "source": {"kind": "jsonl", "path": str(tiny.folder / "val.jsonl")},
+    "batch_size": 8,
+    **changes,
+  }
+  return {name: value for name, value in spec.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"kind": "perplexitty"}, 'kind of evals.mine "perplexitty".*"perplexity"'),
+    ({"kind": None}, 'unknown kind of evals.mine "None", expected one of'),
+    ({"source": None}, 'unknown source "None", expected one of: jsonl, tfds'),
+    ({"batch_sise": 8}, r"evals.mine: .*'batch_sise'"),
+    (
+      {"every_steps": 2, "every_epochs": 1},
+      "both every_steps and every_epochs",
+    ),
+    ({"source": {"kind": "jsonl", "path": "no.jsonl"}}, "^no.jsonl: "),
+  ],
+)
+def test_a_wrong_evaluator_is_named(tiny, tokenizer, changes, message):
+  config = tiny.config()
+  config.evals = {"mine": _perplexity(tiny, **changes)}
+  with pytest.raises(ValueError, match=message) as caught:
+    inputs.make_evaluators(config, tokenizer, **SIZES)
+  assert "\n" not in str(caught.value)
+
+
+def test_same_seed_same_batches(tiny, tokenizer):
+  def first(seed):
+    config = tiny.config({"seed": seed})
+    sources = inputs.make_sources(config)
+    batches = inputs.train_batches(config, sources, tokenizer)
+    batch = next(batches)
+    batches.close()
+    return batch["text"]
+
+  np.testing.assert_array_equal(first(3), first(3))
+  assert not np.array_equal(first(3), first(4))

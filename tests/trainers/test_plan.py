@@ -1,0 +1,110 @@
+import math
+import re
+
+import jax
+import pytest
+
+from configs.transfers import forkme
+from paligemma import sharding
+from trainers import report
+from trainers.plan import Plan
+
+
+def forkme_config(tiny, **arguments):
+  """forkme as it stands, on the tiny data set."""
+  arguments = {
+    "train": tiny.folder / "train.jsonl",
+    "val": tiny.folder / "val.jsonl",
+    **arguments,
+  }
+  return forkme.get_config(",".join(f"{k}={v}" for k, v in arguments.items()))
+
+
+def resident_bytes():
+  with open("/proc/self/statm") as file:
+    return int(file.read().split()[1]) * 4096
+
+
+def test_the_3b_model_is_planned_without_being_allocated(tiny):
+  arrays = sum(array.nbytes for array in jax.live_arrays())
+  resident = resident_bytes()
+  plan = Plan(forkme_config(tiny, variant="paligemma_3b", res=224))
+  compiled = plan.compile_step()
+  table = plan.describe(compiled)
+  assert sum(x.nbytes for x in jax.live_arrays()) - arrays < 1e6
+  # The compiler takes about 0.4 GB; the parameters alone would be 5.8 GB.
+  assert resident_bytes() - resident < 1.5e9
+
+  lines = table.splitlines()
+  everything = {**plan.trainable, **plan.frozen}
+  assert sum(math.prod(x.shape) for x in everything.values()) == 2_923_335_408
+  assert len(everything) == 32
+  for name, leaf in everything.items():
+    (line,) = (line for line in lines if line.split()[0] == name)
+    assert sharding.describe(leaf.sharding) in line
+    trains = name.startswith("llm/layers/attn/")
+    assert line.endswith(r"llm/layers/(\d+/)?attn/.*") == trains
+  assert re.search(r"llm/embedder/input_embedding +257152x2048 +bf", table)
+  sums = {line.split()[0]: line.split() for line in lines if "numbers" in line}
+  assert sums["trainable"][1] == "169,869,312"
+  assert sums["frozen"][1] == f"{2_923_335_408 - 169_869_312:,}"
+  assert sums["optimizer"][1] == "1"  # plain SGD keeps the count of steps
+  frozen = list(plan.frozen.values())
+  whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in frozen)
+  per_device = sum(map(report.bytes_per_device, frozen))
+  assert per_device == pytest.approx(whole / 8, rel=1e-3)
+  assert f"{whole / 2**30:.3f} GiB" in table
+  assert f"{per_device / 2**30:.3f} GiB per device" in table
+  assert "mesh: {'data': 8, 'model': 1}, batch 32, 13 examples per epoch" in (
+    table
+  )
+  assert lines[-1].startswith("expected memory per device: ")
+
+
+def test_durations_follow_the_data(tiny):
+  config = tiny.config(epochs=5)
+  config.schedule = (
+    ("llm/.*q_einsum/w", None),
+    (".*", {"decay": "linear", "warmup_percent": 0.25}),
+  )
+  plan = Plan(config)
+  assert plan.sizes == {
+    "batch_size": 8,
+    "examples_per_epoch": 13,
+    "total_steps": 8,
+  }
+  (rate,) = plan.learning_rates.values()
+  rates = [float(rate(step)) / config.learning_rate for step in range(9)]
+  assert rates == pytest.approx(
+    [0, 1 / 2, 1] + [1 - i / 6 for i in range(1, 7)]
+  )
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"trainable": ("llm/layer/.*",)}, 'rule "llm/layer/.*" matches none'),
+    ({"sharding": ((".*", "fdsp"),)}, 'strategy "fdsp".*Did you mean "fsdp"'),
+    ({"sharding": (("llm/.*", "fsdp"),)}, 'no rule matches "img/'),
+    ({"model.variant": "paligema_3b"}, 'Did you mean "paligemma_3b"'),
+    ({"model.llm.widht": 3}, 'decoder field "widht".*Did you mean "width"'),
+    ({"optimizer": "adan"}, 'optimizer "adan".*Did you mean "ada'),
+    ({"optimizer_args": {"momentun": 0.9}}, 'no argument "momentun"'),
+    ({"schedule": (("img/.*", {}),)}, "matches none of 3 names"),
+    ({"mesh": {"data": 3, "model": 1}}, "data=3 x model=1 needs 3 devices"),
+    ({"total_epochs": None}, 'no duration "total": set one of total_steps'),
+    ({"total_steps": 3}, "both total_steps and total_epochs are set"),
+  ],
+)
+def test_a_value_that_does_not_fit_is_named(tiny, values, message):
+  config = tiny.config()
+  with config.ignore_type():
+    for name, value in values.items():
+      *parents, last = name.split(".")
+      holder = config
+      for parent in parents:
+        holder = holder[parent]
+      holder[last] = value
+  with pytest.raises(ValueError, match=message) as caught:
+    Plan(config)
+  assert "\n" not in str(caught.value)
