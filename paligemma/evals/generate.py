@@ -13,7 +13,6 @@ from paligemma import decode, metrics, samplers, sharding
 from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.metrics import exact_match
 
-
 _WRITTEN_AS = {"_where": "where", "_image_path": "image"}
 
 

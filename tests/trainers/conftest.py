@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -121,11 +122,12 @@ class Processes:
   """Runs of `python -m trainers.train`, none of which outlives the tests."""
 
   def __init__(self):
-    self._started = []
+    self._printed = {}  # process -> open file with its output
 
   def start(self, *arguments, devices=2, environment=()):
     """Starts one with so many virtual CPU devices."""
     flags = {"xla_force_host_platform_device_count": devices, **FAST_COMPILE}
+    printed = tempfile.TemporaryFile("w+")
     process = subprocess.Popen(
       [sys.executable, "-m", "trainers.train", *map(str, arguments)],
       cwd=ROOT,
@@ -134,34 +136,46 @@ class Processes:
         "XLA_FLAGS": " ".join(f"--{k}={v}" for k, v in flags.items()),
         **dict(environment),
       },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+      stdout=printed,
+      stderr=printed,
     )
-    self._started.append(process)
+    self._printed[process] = printed
     return process
 
+  def output(self, process):
+    """What it has printed so far."""
+    self._printed[process].seek(0)
+    return self._printed[process].read()
+
+  def wait_until(self, process, condition, seconds=300):
+    """Waits for a condition that must come true while the process runs."""
+    end = time.monotonic() + seconds
+    while not condition():
+      assert process.poll() is None, self.output(process)
+      assert time.monotonic() < end, self.output(process)
+      time.sleep(0.01)
+
   def finish(self, process, seconds=300):
-    """Waits for the end; returns the exit status and stderr."""
+    """Waits for the end; returns the exit status and what was printed."""
     try:
-      _, err = process.communicate(timeout=seconds)
+      process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
       process.kill()
-      _, err = process.communicate()
-      pytest.fail(f"no end after {seconds} s:\n{err}")
-    return process.returncode, err
+      pytest.fail(f"no end after {seconds} s:\n{self.output(process)}")
+    return process.returncode, self.output(process)
 
   def run(self, *arguments, **settings):
     """Starts one and waits for its end, which must be a good one."""
-    status, err = self.finish(self.start(*arguments, **settings))
-    assert status == 0, err
-    return err
+    status, output = self.finish(self.start(*arguments, **settings))
+    assert status == 0, output
+    return output
 
   def close(self):
-    for process in self._started:
+    for process, printed in self._printed.items():
       if process.poll() is None:
         process.kill()
-      process.communicate()
+        process.wait()
+      printed.close()
 
 
 @pytest.fixture(scope="session")
@@ -169,20 +183,6 @@ def processes():
   started = Processes()
   yield started
   started.close()
-
-
-@pytest.fixture(scope="session")
-def wait_until():
-  """Waits for a condition that must come true while a process runs."""
-
-  def wait(process, condition, seconds=300):
-    end = time.monotonic() + seconds
-    while not condition():
-      assert process.poll() is None, process.communicate()[1]
-      assert time.monotonic() < end, "waited too long"
-      time.sleep(0.01)
-
-  return wait
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,12 +52,12 @@ def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
   assert changed == {name for name in after if name.startswith("llm/")}
 
 
-def test_killed_and_resumed(
-  uninterrupted, processes, wait_until, read_metrics, tmp_path
-):
+def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   command = (*uninterrupted.command, f"--workdir={tmp_path}")
   process = processes.start(*command)
-  wait_until(process, lambda: max(saved_steps(tmp_path), default=0) >= 15)
+  processes.wait_until(
+    process, lambda: max(saved_steps(tmp_path), default=0) >= 15
+  )
   process.send_signal(signal.SIGKILL)
   status, _ = processes.finish(process)
   assert status == -signal.SIGKILL
@@ -68,12 +68,14 @@ def test_killed_and_resumed(
 
 
 def test_terminated_and_resumed(
-  uninterrupted, processes, wait_until, read_metrics, tmp_path
+  uninterrupted, processes, read_metrics, tmp_path
 ):
   command = (*uninterrupted.command, f"--workdir={tmp_path}")
   process = processes.start(*command)
   log = tmp_path / "metrics.jsonl"
-  wait_until(process, lambda: log.exists() and '"step": 17' in log.read_text())
+  processes.wait_until(
+    process, lambda: log.exists() and '"step": 17' in log.read_text()
+  )
   process.send_signal(signal.SIGTERM)
   status, err = processes.finish(process)
   assert status == 0, err

@@ -37,13 +37,15 @@ def start_both(processes):
 
 
 def test_two_processes_are_one(
-  uninterrupted, start_both, processes, wait_until, read_metrics, tmp_path
+  uninterrupted, start_both, processes, read_metrics, tmp_path
 ):
   command = (*uninterrupted.command, f"--workdir={tmp_path}")
   both = start_both(command)
   log = tmp_path / "metrics.jsonl"
   started = f'"step": {STOP_AFTER}'
-  wait_until(both[0], lambda: log.exists() and started in log.read_text())
+  processes.wait_until(
+    both[0], lambda: log.exists() and started in log.read_text()
+  )
   both[1].send_signal(signal.SIGTERM)  # the other hears of it
   for process in both:
     status, err = processes.finish(process)
