@@ -209,4 +209,7 @@ class _Clock:
 
 
 def _due(step, every, total):
-  return step == total or bool(every and step % every == 0)
+  """At the end, and every so often; the last time but one not just before."""
+  return step == total or bool(
+    every and step % every == 0 and 2 * (total - step) >= every
+  )

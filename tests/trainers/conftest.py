@@ -10,18 +10,20 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import tree
+from paligemma import sharding, tree
 from paligemma.checkpoints import npz
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
+from trainers import train
+from trainers.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
@@ -121,31 +123,32 @@ def tokenizer():
 class Processes:
   """Runs of `python -m trainers.train`, none of which outlives the tests."""
 
-  def __init__(self):
-    self._printed = {}  # process -> open file with its output
+  def __init__(self, folder):
+    self._folder = folder
+    self._logs = {}  # process -> path of what it prints
 
   def start(self, *arguments, devices=2, environment=()):
     """Starts one with so many virtual CPU devices."""
     flags = {"xla_force_host_platform_device_count": devices, **FAST_COMPILE}
-    printed = tempfile.TemporaryFile("w+")
-    process = subprocess.Popen(
-      [sys.executable, "-m", "trainers.train", *map(str, arguments)],
-      cwd=ROOT,
-      env={
-        **os.environ,
-        "XLA_FLAGS": " ".join(f"--{k}={v}" for k, v in flags.items()),
-        **dict(environment),
-      },
-      stdout=printed,
-      stderr=printed,
-    )
-    self._printed[process] = printed
+    log = self._folder / f"{len(self._logs)}.log"
+    with log.open("w") as file:
+      process = subprocess.Popen(
+        [sys.executable, "-m", "trainers.train", *map(str, arguments)],
+        cwd=ROOT,
+        env={
+          **os.environ,
+          "XLA_FLAGS": " ".join(f"--{k}={v}" for k, v in flags.items()),
+          **dict(environment),
+        },
+        stdout=file,
+        stderr=subprocess.STDOUT,
+      )
+    self._logs[process] = log
     return process
 
   def output(self, process):
     """What it has printed so far."""
-    self._printed[process].seek(0)
-    return self._printed[process].read()
+    return self._logs[process].read_text()
 
   def wait_until(self, process, condition, seconds=300):
     """Waits for a condition that must come true while the process runs."""
@@ -171,16 +174,14 @@ class Processes:
     return output
 
   def close(self):
-    for process, printed in self._printed.items():
-      if process.poll() is None:
-        process.kill()
-        process.wait()
-      printed.close()
+    for process in self._logs:
+      process.kill()
+      process.wait()
 
 
 @pytest.fixture(scope="session")
-def processes():
-  started = Processes()
+def processes(tmp_path_factory):
+  started = Processes(tmp_path_factory.mktemp("logs"))
   yield started
   started.close()
 
@@ -214,6 +215,53 @@ def uninterrupted(tiny, processes, tmp_path_factory):
   folder = tmp_path_factory.mktemp("uninterrupted")
   processes.run(*command, f"--workdir={folder}")
   return Run(command, folder)
+
+
+@pytest.fixture
+def main(monkeypatch):
+  """trainers.train.main in this process, on a config and the folder of the run.
+
+  Returns the line a mistake ends in, or None.
+  """
+
+  def run(config, folder):
+    for flag, value in (
+      ("_CONFIG", config),
+      ("_WORKDIR", str(folder)),
+      ("_DRY_RUN", False),
+      ("_DISTRIBUTED", False),
+    ):
+      holder = types.SimpleNamespace(value=value)
+      monkeypatch.setattr(train, flag, holder)
+    try:
+      train.main([])
+    except SystemExit as end:
+      return str(end)
+    return None
+
+  return run
+
+
+@pytest.fixture(scope="session")
+def compiled_steps():
+  return {}
+
+
+@pytest.fixture
+def reuse_steps(monkeypatch, compiled_steps):
+  """Compiles a step once for all tests whose configs differ in data alone."""
+  compile_step = Plan.compile_step
+
+  def reuse(plan):
+    values = plan.config.to_dict()
+    for name in ("train", "evals", "init", "tokenizer"):
+      del values[name]
+    key = f"{values} {sharding.MIN_FSDP_SIZE} {plan.mesh} {plan.total_steps}"
+    if key not in compiled_steps:
+      compiled_steps[key] = compile_step(plan)
+    return compiled_steps[key]
+
+  monkeypatch.setattr(Plan, "compile_step", reuse)
 
 
 @pytest.fixture(scope="session")

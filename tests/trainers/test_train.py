@@ -1,9 +1,16 @@
-"""However a run was stopped, resumed it ends as if it had never been."""
+"""Whole runs: stopped and resumed, on any mesh, with any choice."""
 
+import functools
 import signal
 
-from paligemma import tree
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from paligemma import sharding, tree
 from paligemma.checkpoints import npz
+from trainers import train
 
 TOTAL = 60
 SPEED = ("examples_per_second", "tokens_per_second")
@@ -97,3 +104,109 @@ def test_started_again_at_the_end_changes_nothing(
   processes.run(*uninterrupted.command, f"--workdir={folder}")
   assert [file.read_bytes() for file in files] == before
   assert without_speed(read_metrics(folder)) == without_speed(lines)
+
+
+STYLES = {
+  "gemma1": dict(variant="paligemma_tiny", tune="full"),
+  "gemma2": dict(variant="paligemma2_tiny", tune="decoder"),
+}
+
+
+def trained(config, folder):
+  train.train(config, folder)
+  return npz.load(folder / "final.npz")
+
+
+def three_steps(tiny, style):
+  values = {"optimizer_args": {"momentum": 0.9}, "evals": {}}
+  return tiny.config(values, epochs=24 / 13, **STYLES[style])
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tiny, tmp_path_factory):
+  """style -> parameters after three steps."""
+  found = {}
+  with pytest.MonkeyPatch.context() as patch:
+    make_mesh = functools.partial(sharding.make_mesh, devices=jax.devices()[:1])
+    patch.setattr(sharding, "make_mesh", make_mesh)
+    for style in STYLES:
+      folder = tmp_path_factory.mktemp(style)
+      found[style] = trained(three_steps(tiny, style), folder)
+  return found
+
+
+@pytest.mark.parametrize(
+  ("style", "data", "model", "strategy", "accumulate_steps"),
+  [
+    ("gemma1", 8, 1, "fsdp", 1),
+    ("gemma1", 4, 2, "fsdp", 2),
+    ("gemma1", 8, 1, "replicate", 1),
+    ("gemma2", 4, 2, "fsdp", 1),
+  ],
+)
+def test_eight_devices_are_one(
+  tiny,
+  on_one_device,
+  tmp_path,
+  monkeypatch,
+  style,
+  data,
+  model,
+  strategy,
+  accumulate_steps,
+):
+  monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 8)  # split all that can be
+  config = three_steps(tiny, style)
+  config.mesh = dict(data=data, model=model)
+  config.sharding = ((".*", strategy),)
+  config.accumulate_steps = accumulate_steps
+  found = trained(config, tmp_path)
+  before = npz.load(config.init)
+  name = "llm/layers/attn/q_einsum/w"
+  assert np.abs(found[name] - before[name]).max() > 1e-3
+  for name, expected in on_one_device[style].items():
+    np.testing.assert_allclose(
+      found[name], expected, rtol=0, atol=1e-5, err_msg=name
+    )
+
+
+@pytest.mark.parametrize(
+  ("tune", "values"),
+  [
+    ("full", {"optimizer": "adam", "learning_rate": 1e-3}),
+    ("decoder", {"optimizer": "adafactor", "learning_rate": 1e-3}),
+    ("image", {"optimizer": "lion", "learning_rate": 1e-3}),
+    ("head", {"optimizer_args": {"momentum": 0.9, "nesterov": True}}),
+    (
+      "attention",
+      {
+        "optimizer": "adamw",
+        "weight_decay": 0.1,
+        "schedule": (
+          (".*/q_einsum/w", {"decay": "rsqrt", "mult": 0.1}),
+          (".*/kv_einsum/w", None),
+          (".*", {"decay": "linear", "warmup_examples": 8}),
+        ),
+      },
+    ),
+  ],
+)
+def test_every_choice_of_what_trains_and_how(
+  tiny, tmp_path, read_metrics, tune, values
+):
+  config = tiny.config({"evals": {}, **values}, epochs=16 / 13, tune=tune)
+  if "schedule" not in values:
+    config.schedule = ((".*", {"decay": "cosine"}),)
+  after = trained(config, tmp_path)
+  before = npz.load(config.init)
+  changed = {name for name in after if (after[name] != before[name]).any()}
+  trains = tree.match_any(common.TRAINABLE[tune], after)
+  moves = {name for name, yes in trains.items() if yes}
+  assert changed == {n for n in moves if tune != "attention" or "kv_" not in n}
+  assert all(np.isfinite(array).all() for array in after.values())
+  lines = read_metrics(tmp_path)
+  assert [line["step"] for line in lines] == [1, 2]
+  if tune == "attention":
+    q_rate = lines[1]["learning_rate/.*/q_einsum/w"]
+    assert q_rate == pytest.approx(0.003, rel=1e-3)  # rsqrt has begun
+    assert lines[1]["learning_rate"] == pytest.approx(0.03)

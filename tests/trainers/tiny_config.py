@@ -31,6 +31,8 @@ def get_config(argument=None):
     head_dim=10,
     remat_policy="none",
   )
+  if config.model.variant.startswith("paligemma2"):
+    config.model.llm.update(num_heads=4, num_kv_heads=2)
   config.frozen_dtype = "float32"
   config.log_steps = 1
   config.evals.val.max_decode_len = 3

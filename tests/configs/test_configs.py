@@ -1,0 +1,162 @@
+"""Every config builds, says what is wrong with its argument, starts no device."""
+
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import common
+from configs.transfers import forkme
+from paligemma import tree, variants
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Config -> an argument of it, and values that this has to set.
+CONFIGS = {
+  "configs.pretrain_tiny": (
+    "batch_size=3",
+    {"batch_size": 3, "optimizer": "adam", "trainable": (".*",)},
+  ),
+  "configs.transfers.digits": (
+    "epochs=0.5",
+    {"total_epochs": 0.5, "optimizer": "sgd", "learning_rate": 0.03},
+  ),
+  "configs.transfers.forkme": (
+    "variant=paligemma2_10b,res=448,tune=image",
+    {"res": 448, "trainable": ("img/.*",), "frozen_dtype": "bfloat16"},
+  ),
+}
+
+
+def test_every_config_is_tested():
+  found = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "configs").rglob("*.py")
+  }
+  none = {"configs.__init__", "configs.transfers.__init__", "configs.common"}
+  assert found - none == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds(name):
+  get_config = importlib.import_module(name).get_config
+  argument, values = CONFIGS[name]
+  plain, config = get_config(), get_config(argument)
+  assert isinstance(config, ConfigDict)
+  # All have the values of forkme, which explains them; none invents its own.
+  defaults = tree.flatten(forkme.get_config().to_dict())
+  for built in (plain, config):
+    assert tree.flatten(built.to_dict()).keys() == defaults.keys()
+    json.dumps(built.to_dict())
+    assert built.model.variant in variants.PALIGEMMA
+  for key, value in values.items():
+    assert config[key] == value
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_takes_the_arguments_of_forkme_alone(name):
+  get_config = importlib.import_module(name).get_config
+  with pytest.raises(ValueError, match='"tran", expected one of variant, res'):
+    get_config("tran=a.jsonl")
+
+
+def test_the_default_is_what_the_paper_notebook_does():
+  config = forkme.get_config()
+  assert config.trainable == (r"llm/layers/(\d+/)?attn/.*",)
+  assert config.frozen_dtype == "bfloat16"
+  assert (config.optimizer, config.learning_rate) == ("sgd", 0.03)
+  assert not config.optimizer_args
+  assert config.schedule == (
+    (".*", {"decay": "cosine", "warmup_percent": 0.1}),
+  )
+  assert config.ema_decay is None
+  assert config.clip_norm is None
+
+
+def test_reading_a_config_starts_no_device():
+  script = """
+    import importlib, sys
+    for name in sys.argv[1:]:
+      importlib.import_module(name).get_config()
+    if "jax" in sys.modules:
+      from jax._src import xla_bridge
+      assert not xla_bridge.backends_are_initialized()
+    print(sorted({"jax", "tensorflow", "torch"} & set(sys.modules)))
+  """
+  lines = [line.removeprefix("    ") for line in script.splitlines()]
+  result = subprocess.run(
+    [sys.executable, "-c", "\n".join(lines), *CONFIGS],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.strip() == "[]"
+
+
+def parse(argument):
+  return common.parse_argument(
+    argument, variant="a", res=224, rate=0.5, cache=False, tune="attention"
+  )
+
+
+def test_argument():
+  assert vars(parse(None)) == vars(parse("")) == vars(parse(","))
+  assert vars(parse("res=448, rate=1,cache=true,variant=x=y,")) == {
+    "variant": "x=y",
+    "res": 448,
+    "rate": 1.0,
+    "cache": True,
+    "tune": "attention",
+  }
+  assert parse("variant=").variant == ""
+  assert parse("res=1,res=2").res == 2
+  assert parse("cache=0").cache is False
+
+
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("rez=1", '"rez", expected one of variant, .* Did you mean "res"'),
+    ("zzzz=1", '"zzzz", expected one of variant, res, rate, cache, tune.$'),
+    ("res=4.5", '"res=4.5": expected res=<int>, for example res=224'),
+    ("rate=fast", '"rate=fast": expected rate=<float>, for example rate=0.5'),
+    ("cache=yes", '"cache=yes": expected cache=<bool>, for example cache=F'),
+    ("variant", '"variant": expected variant=<str>, for example variant=a'),
+    ("res", '"res": expected res=<int>'),
+  ],
+)
+def test_a_wrong_argument_is_named(argument, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    parse(argument)
+  assert "\n" not in str(caught.value)
+
+
+def test_what_trains_by_name():
+  names = [
+    "img/embedding/kernel",
+    "img/head/kernel",
+    "llm/embedder/input_embedding",
+    "llm/layers/attn/q_einsum/w",
+    "llm/layers/11/attn/q_einsum/w",
+    "llm/layers/mlp/linear",
+  ]
+  found = {
+    tune: [n for n, hit in tree.match_any(common.trainable(tune), names).items() if hit]
+    for tune in common.TRAINABLE
+  }
+  assert found == {
+    "attention": names[3:5],
+    "full": names,
+    "decoder": names[2:],
+    "image": names[:2],
+    "head": names[1:2],
+  }
+  with pytest.raises(ValueError, match='"hed", expected .*mean "head"'):
+    common.trainable("hed")

@@ -1,0 +1,452 @@
+"""A mistake ends in one line that says where, and harms no earlier result."""
+
+import dataclasses
+import io
+import json
+import re
+import shutil
+from typing import ClassVar
+
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from PIL import Image
+
+from paligemma import evals
+from paligemma.checkpoints import npz
+from paligemma.data import image as image_lib
+from trainers import inputs, preemption, train
+from trainers.plan import Plan
+
+STOPPED, TOTAL = 3, 6
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """Where a test finds the data and the run: always the same path."""
+  return tmp_path_factory.mktemp("bad_input")
+
+
+def make_config(tiny, place, values=None, **arguments):
+  """Six steps that checkpoint after each and evaluate nothing."""
+  data = place / "data"
+  files = {
+    "train": data / "train.jsonl",
+    "tokenizer": data / "tiny_tokenizer.model",
+    "init": data / "paligemma_tiny.npz",
+  }
+  values = {"evals": {}, "keep_checkpoints": 9, **(values or {})}
+  arguments = {**files, "epochs": TOTAL * 8 / 13, **arguments}
+  return tiny.config(values, **arguments)
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, place, tokenizer):
+  """A copy of the data and of a run that was told to stop after three steps."""
+  shutil.copytree(tiny.folder, place / "data")
+  tokenizer.save(place / "data/tiny_tokenizer.model")
+  config = make_config(tiny, place)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      preemption.Preemption, "requested", lambda self, step: step == STOPPED
+    )
+    train.train(config, place / "run")
+  copy = place.parent / f"{place.name}_copy"
+  shutil.copytree(place, copy)
+  return copy
+
+
+@pytest.fixture
+def afresh(stopped, place):
+  """Data and run as they were, at the path that the config names."""
+  shutil.rmtree(place)
+  shutil.copytree(stopped, place)
+  return place
+
+
+def contents(folder):
+  """path -> bytes of all files."""
+  return {
+    path: path.read_bytes() for path in folder.rglob("*") if path.is_file()
+  }
+
+
+def edit(path, number, **fields):
+  """Changes fields of a line of JSONL, None to remove one."""
+  lines = path.read_text().splitlines()
+  row = {**json.loads(lines[number - 1]), **fields}
+  row = {name: value for name, value in row.items() if value is not None}
+  lines[number - 1] = json.dumps(row)
+  path.write_text("\n".join(lines) + "\n")
+
+
+def replace_line(path, number, text):
+  lines = path.read_text().splitlines()
+  lines[number - 1] = text
+  path.write_text("\n".join(lines) + "\n")
+
+
+def png(mode, size):
+  file = io.BytesIO()
+  Image.new(mode, size).save(file, format="PNG")
+  return file.getvalue()
+
+
+def cut(path):
+  path.write_bytes(path.read_bytes()[:-200])
+
+
+# What is done to the data of the run that is to be resumed, and the message.
+BAD_DATA = {
+  "malformed line": (
+    lambda data: replace_line(data / "train.jsonl", 5, '{"image": "a.png",'),
+    r"train.jsonl:5: .*JSON",
+  ),
+  "no object": (
+    lambda data: replace_line(data / "train.jsonl", 5, "[1, 2]"),
+    r"train.jsonl:5: ",
+  ),
+  "no image key": (
+    lambda data: edit(data / "train.jsonl", 3, image=None, imagge="a.png"),
+    r'train.jsonl:3: .*"image"',
+  ),
+  "no suffix": (
+    lambda data: edit(data / "train.jsonl", 3, suffix=None, sufix="1"),
+    r'train.jsonl:3: missing key "suffix", found .*Did you mean "sufix"',
+  ),
+  "no image file": (
+    lambda data: (data / "train7.png").unlink(),
+    r"train.jsonl:8: cannot read image .*train7.png: No such file",
+  ),
+  "cut image": (
+    lambda data: cut(data / "train7.png"),
+    r"train.jsonl:8: truncated or damaged image of \d+ bytes",
+  ),
+  "no image": (
+    lambda data: (data / "train7.png").write_bytes(b"<html></html>"),
+    r"train.jsonl:8: not a readable JPEG, PNG or WebP image: 13 bytes",
+  ),
+  "image bomb": (
+    lambda data: (data / "train7.png").write_bytes(png("1", (30_000, 3000))),
+    rf"train.jsonl:8: image is too large: .*{image_lib.MAX_PIXELS}",
+  ),
+  "too long": (
+    lambda data: edit(data / "train.jsonl", 2, prefix="what " * 20),
+    r"train.jsonl:2: prompt and answer have \d+ \+ \d+ tokens, text_len 19",
+  ),
+  "no example": (
+    lambda data: (data / "train.jsonl").write_text("\n"),
+    r"train.jsonl: .*(empty|no )",
+  ),
+  "no file": (
+    lambda data: (data / "train.jsonl").unlink(),
+    r"train.jsonl: .*No such file",
+  ),
+  "other data": (
+    lambda data: (data / "val.jsonl").replace(data / "train.jsonl"),
+    r"data state was saved with examples \[13\], this run has \[5\]",
+  ),
+  "corrupt weights": (
+    lambda data: cut(data / "paligemma_tiny.npz"),
+    r"paligemma_tiny.npz: not an npz file, or corrupt or cut short",
+  ),
+  "other weights": (
+    lambda data: npz.save(data / "paligemma_tiny.npz", {"w": np.zeros(3)}),
+    r"checkpoint of step 3 was trained on top of .*sha256:.*give the former",
+  ),
+  "no tokenizer": (
+    lambda data: (data / "tiny_tokenizer.model").unlink(),
+    r"tiny_tokenizer.model: cannot read tokenizer",
+  ),
+}
+
+
+def assert_one_line(line, message):
+  assert line is not None, "no error"
+  assert line.startswith("error: ")
+  assert "\n" not in line
+  assert re.search(message, line), line
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(tiny, afresh, main, reuse_steps, case):
+  spoil, message = BAD_DATA[case]
+  spoil(afresh / "data")
+  before = contents(afresh / "run")
+  line = main(make_config(tiny, afresh), afresh / "run")
+  assert_one_line(line, message)
+  after = contents(afresh / "run")
+  for path, data in before.items():
+    appended = path.name == "metrics.jsonl"  # by steps before the bad example
+    found = after.get(path, b"")
+    assert (found[: len(data)] if appended else found) == data, path
+
+
+def test_what_was_mended_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
+  config = make_config(tiny, afresh)
+  picture = afresh / "data/train7.png"
+  whole = picture.read_bytes()
+  cut(picture)
+  assert "truncated" in main(config, afresh / "run")
+  picture.write_bytes(whole)
+  assert main(config, afresh / "run") is None
+  steps = [line["step"] for line in read_metrics(afresh / "run")]
+  assert steps == list(range(1, TOTAL + 1))
+
+
+def test_a_tokenizer_without_locations(tiny, afresh, main, sentencepiece_model):
+  (afresh / "data/tiny_tokenizer.model").write_bytes(sentencepiece_model)
+  line = main(make_config(tiny, afresh), afresh / "run")
+  assert_one_line(line, r"tiny_tokenizer.model: 1152 of 1152 <loc> and <seg>")
+
+
+def test_a_folder_of_another_config(tiny, afresh, main):
+  before = contents(afresh / "run")
+  config = make_config(tiny, afresh, {"learning_rate": 0.5})
+  line = main(config, afresh / "run")
+  assert_one_line(
+    line,
+    rf"{afresh / 'run'}: belongs to another config "
+    r"\(learning_rate: found 0.03, given 0.5\); use another --workdir",
+  )
+  assert contents(afresh / "run") == before
+
+
+BAD_CONFIGS = {
+  "batch": (
+    lambda config: config.update(batch_size=12, total_epochs=5.0),
+    'batch_size 12 is not divisible by the 8 devices of mesh axis "data"',
+  ),
+  "variant": (
+    lambda config: config.model.update(variant="paligema_3b"),
+    'unknown variant "paligema_3b".*Did you mean "paligemma_3b"',
+  ),
+  "what trains": (
+    lambda config: config.update(trainable=("llm/layers/atn/.*",)),
+    'rule "llm/layers/atn/.*" matches none of 32 names',
+  ),
+  "on_bad": (
+    lambda config: config.train.update(on_bad="skp"),
+    'unknown on_bad "skp".*Did you mean "skip"',
+  ),
+  "no weights": (
+    lambda config: config.update(init="no.npz"),
+    "no.npz: No such file or directory",
+  ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_config(tiny, afresh, main, reuse_steps, case):
+  spoil, message = BAD_CONFIGS[case]
+  config = make_config(tiny, afresh)
+  spoil(config)
+  folder = afresh / "new"
+  assert_one_line(main(config, folder), message)
+  # Mended, it may use the same folder.
+  assert not (folder / "config.json").exists()
+
+
+def test_weights_of_another_size(tiny, afresh, main, reuse_steps):
+  config = make_config(tiny, afresh)
+  path = afresh / "data/paligemma2_tiny.npz"
+  config.init = str(path)
+  line = main(config, afresh / "new")
+  assert_one_line(line, f"{path}: does not fit the model, 5 leaves differ: ")
+  for difference in (
+    "llm/layers/attn/attn_vec_einsum/w: found shape (2, 4, 10, 16), "
+    "expected (2, 2, 10, 16)",
+    "llm/layers/attn/kv_einsum/w: found shape (2, 2, 2, 16, 10)",
+    "llm/layers/attn/q_einsum/w: found shape (2, 4, 16, 10)",
+    "llm/layers/post_attention_norm/scale: unexpected, found (2, 16)",
+    "llm/layers/post_ffw_norm/scale: unexpected, found (2, 16)",
+  ):
+    assert difference in line
+
+
+def test_pickled_weights_are_refused(tiny, afresh, main, reuse_steps):
+  config = make_config(tiny, afresh)
+  arrays = npz.load(config.init)
+  arrays["img/head/bias"] = np.array([object()] * 16)
+  path = afresh / "data/pickled.npz"
+  np.savez(path, **arrays)
+  config.init = str(path)
+  line = main(config, afresh / "new")
+  assert_one_line(line, f"{path}: img/head/bias: pickled objects are refused")
+
+
+def test_no_supervised_token(tiny, afresh, main, reuse_steps, read_metrics):
+  for picture in (afresh / "data").glob("train*.png"):
+    picture.unlink()
+  config = make_config(tiny, afresh, {"train.on_bad": "skip"})
+  before = contents(afresh / "run/checkpoints")
+  line = main(config, afresh / "run")
+  assert_one_line(line, "the batch of step 4 supervises no token: all its exam")
+  assert contents(afresh / "run/checkpoints") == before
+  assert [m["step"] for m in read_metrics(afresh / "run")] == [1, 2, 3]
+
+
+def test_weights_that_are_no_numbers(tiny, afresh, main, reuse_steps):
+  config = make_config(tiny, afresh)
+  arrays = npz.load(config.init)
+  arrays["img/head/bias"][3] = np.nan
+  npz.save(afresh / "data/nan.npz", arrays)
+  config.init = str(afresh / "data/nan.npz")
+  line = main(config, afresh / "new")
+  assert_one_line(line, "step 1: loss is nan; there is no checkpoint yet in ")
+  assert not list((afresh / "new/checkpoints").iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder:
+  """An evaluator that notes the states it is given."""
+
+  name: str
+  source: object
+  preprocess: object
+  seen: ClassVar[list] = []
+
+  def run(self, model, params, mesh, *, output_dir, rng):
+    w = params["llm"]["layers"]["attn"]["q_einsum"]["w"]
+    self.seen.append(bool(np.isfinite(w).all()))
+    return {"calls": len(self.seen)}
+
+
+def test_a_step_that_explodes(tiny, afresh, main, read_metrics, monkeypatch):
+  monkeypatch.setitem(evals.EVALUATORS, "recorder", Recorder)
+  recorder = {
+    "kind": "recorder",
+    "source": {"kind": "jsonl", "path": str(afresh / "data/val.jsonl")},
+    "every_steps": 1,
+  }
+  config = make_config(
+    tiny,
+    afresh,
+    {
+      "learning_rate": 1e38,
+      "checkpoint_percent": 0.17,
+      "log_steps": 4,
+      "evals": {"recorder": recorder},
+    },
+  )
+  folder = afresh / "new"
+  line = main(config, folder)
+  # The warm-up makes the first step one of length zero.
+  assert_one_line(
+    line,
+    r"step 2: (loss|grad_norm|param_norm) is (nan|inf); the last good "
+    rf"checkpoint is that of step 1 in {folder}; lower the learning rate",
+  )
+  assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
+  assert Recorder.seen == [True, True]  # steps 0 and 1
+  assert [m["step"] for m in read_metrics(folder)] == [0, 1]
+
+
+def test_skipped_and_cut_examples_are_counted(
+  tiny, afresh, main, reuse_steps, read_metrics, monkeypatch
+):
+  data = afresh / "data"
+  (data / "train4.png").unlink()
+  replace_line(data / "train.jsonl", 9, "{")
+  edit(data / "train.jsonl", 2, suffix="what digit is this " * 9)
+  config = make_config(
+    tiny, afresh, {"train.on_bad": "skip", "train.too_long": "truncate"}
+  )
+  folder = afresh / "new"
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      preemption.Preemption, "requested", lambda self, step: step == STOPPED
+    )
+    assert main(config, folder) is None
+  assert main(config, folder) is None
+
+  plan = Plan(config)
+  tokenizer = inputs.make_tokenizer(config, plan.model)
+  batches = inputs.train_batches(config, plan.sources, tokenizer)
+  skipped = truncated = 0
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == list(range(1, TOTAL + 1))
+  for line in lines:
+    batch = next(batches)
+    skipped += (~batch["_mask"]).sum()
+    truncated += batch["truncated"].sum()
+    assert (line["skipped"], line["truncated"]) == (skipped, truncated)
+    assert line["num_examples"] == batch["_mask"].sum()
+  batches.close()
+  assert skipped > 4
+  assert truncated > 2
+
+
+@pytest.fixture
+def parse_flags(monkeypatch):
+  def parse(arguments):
+    # Where ml_collections looks for the values set on top of a config.
+    monkeypatch.setattr("sys.argv", ["train", *arguments])
+    return train.parse_flags(["train", *arguments])
+
+  return parse
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (
+      ["--config=configs/transfers/forkme.py:varant=paligemma_3b"],
+      'unknown config argument "varant", expected .*Did you mean "variant"',
+    ),
+    (
+      ["--config=configs/transfers/forkme.py:tune=atention"],
+      'unknown tune "atention".*Did you mean "attention"',
+    ),
+    (
+      ["--config=configs/transfers/forkme.py", "--config.lerning_rate=1"],
+      "no such value in the config: 'lerning_rate' Did you mean",
+    ),
+    (
+      ["--config=configs/transfers/forkme.py", "--config.learning_rate=a"],
+      "--config.learning_rate=a: could not convert string to float",
+    ),
+    (
+      ["--config=configs/transfers/forkme.py", "--workdr=a"],
+      "Unknown command line flag 'workdr'. Did you mean: workdir",
+    ),
+  ],
+)
+@pytest.mark.filterwarnings("ignore:the load_module.. method is deprecated")
+def test_bad_command_line(parse_flags, arguments, message):
+  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+    parse_flags(arguments)
+  assert_one_line(str(end.value), message)
+
+
+@pytest.mark.parametrize(
+  ("config", "folder", "message"),
+  [
+    ("configs/transfers/forkme.py", "", "no --workdir given"),
+    ("no/such.py", "--workdir=a", "Failed loading config file.*No such file"),
+  ],
+)
+def test_bad_command(processes, config, folder, message):
+  arguments = filter(None, [f"--config={config}", folder])
+  status, output = processes.finish(processes.start(*arguments))
+  assert status == 1
+  assert_one_line(output.strip(), message)
+
+
+@pytest.mark.filterwarnings("ignore:the load_module.. method is deprecated")
+def test_values_that_are_not_set_can_be(parse_flags, tiny):
+  with flagsaver.flagsaver():
+    parse_flags(
+      [
+        f"--config=configs/transfers/forkme.py:{tiny.argument()}",
+        "--config.ema_decay=0.9",
+        "--config.clip_norm=1",
+        "--config.optimizer_args={'momentum': 0.9}",
+        "--config.trainable=('img/.*',)",
+      ]
+    )
+    config = flags.FLAGS.config
+  assert (config.ema_decay, config.clip_norm) == (0.9, 1.0)
+  assert config.optimizer_args.to_dict() == {"momentum": 0.9}
+  assert config.trainable == ("img/.*",)
