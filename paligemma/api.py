@@ -31,11 +31,20 @@ def load(path, dtype=None):
     default device.
 
   Raises:
-    ValueError: the file is unreadable or holds no PaliGemma; names the leaf.
+    ValueError: the file is unreadable or holds no PaliGemma; names the leaves.
   """
   shapes = npz.shapes(path)
-  sizes = infer.sizes(shapes)
-  sizes["img"].pop("res")
+  try:
+    sizes = infer.sizes(shapes)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+  res = sizes["img"].pop("res")
+  expected = _param_shapes(paligemma_model.from_sizes(**sizes), res)
+  if differences := tree.compare(expected, shapes):
+    raise ValueError(
+      f"{path}: does not hold a whole PaliGemma, {len(differences)} leaves "
+      f"differ: {'; '.join(differences)}"
+    )
   dtypes = precision.storage_dtypes(shapes, dtype) if dtype else {}
   params = {
     name: jnp.asarray(array, dtypes.get(name, array.dtype))
@@ -124,16 +133,30 @@ def generate(
   return answers[: len(prompts)]
 
 
+def _param_shapes(model, res):
+  """name -> shape; without a position embedding res is None."""
+  res = res or model.img.patch_size
+  image = np.zeros((1, res, res, 3), np.float32)
+  text = np.zeros((1, 1), np.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, text, text)
+  return tree.flatten(shapes["params"])
+
+
 def _resolution(model, params):
   side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   return side * model.img.patch_size
 
 
 def _pixels(picture, res):
-  if not isinstance(picture, (bytes, np.ndarray)):
+  if isinstance(picture, bytes):
+    picture = image_lib.decode(picture)
+  elif not isinstance(picture, np.ndarray):
     picture = image_lib.decode(_read(picture), where=str(picture))
-  elif isinstance(picture, bytes):
-    picture = image_lib.decode(picture, where="image")
+  elif picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+    raise ValueError(
+      f"image array is {picture.dtype}{list(picture.shape)}, expected "
+      "uint8[H, W, 3]"
+    )
   return image_lib.to_model_range(image_lib.resize(picture, (res, res)))
 
 
