@@ -390,7 +390,7 @@ def test_remat_changes_neither_value_nor_gradient(scan):
   inputs = random_inputs("middle")
 
   def value_and_grad(policy):
-    model = build("gemma2", scan=scan, depth=2, remat_policy=policy)
+    model = build("gemma", scan=scan, depth=2, remat_policy=policy)
 
     def loss(params):
       return jnp.mean(jnp.sin(forward(model, params, *inputs)))
