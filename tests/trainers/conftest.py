@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import sharding, tree
+from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
@@ -30,6 +30,16 @@ TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
 TINY_CONFIG = pathlib.Path(__file__).parent / "tiny_config.py"
 # No optimisation by the compiler: a step then compiles in half the time.
 FAST_COMPILE = {"xla_backend_optimization_level": 0}
+# What may differ between configs that share a compiled step.
+NOT_IN_THE_STEP = (
+  "checkpoint_percent",
+  "evals",
+  "init",
+  "keep_checkpoints",
+  "log_steps",
+  "tokenizer",
+  "train",
+)
 
 
 def write_jsonl(path, rows):
@@ -224,11 +234,11 @@ def main(monkeypatch):
   Returns the line a mistake ends in, or None.
   """
 
-  def run(config, folder):
+  def run(config, folder, dry_run=False):
     for flag, value in (
       ("_CONFIG", config),
       ("_WORKDIR", str(folder)),
-      ("_DRY_RUN", False),
+      ("_DRY_RUN", dry_run),
       ("_DISTRIBUTED", False),
     ):
       holder = types.SimpleNamespace(value=value)
@@ -253,10 +263,12 @@ def reuse_steps(monkeypatch, compiled_steps):
   compile_step = Plan.compile_step
 
   def reuse(plan):
-    values = plan.config.to_dict()
-    for name in ("train", "evals", "init", "tokenizer"):
-      del values[name]
-    key = f"{values} {sharding.MIN_FSDP_SIZE} {plan.mesh} {plan.total_steps}"
+    values = {
+      name: value
+      for name, value in plan.config.to_dict().items()
+      if name not in NOT_IN_THE_STEP
+    }
+    key = f"{values} {plan.mesh} {plan.total_steps}"
     if key not in compiled_steps:
       compiled_steps[key] = compile_step(plan)
     return compiled_steps[key]

@@ -191,8 +191,8 @@ def test_what_was_mended_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
   assert "truncated" in main(config, afresh / "run")
   picture.write_bytes(whole)
   assert main(config, afresh / "run") is None
-  steps = [line["step"] for line in read_metrics(afresh / "run")]
-  assert steps == list(range(1, TOTAL + 1))
+  lines = read_metrics(afresh / "run")
+  assert [line["step"] for line in lines] == list(range(1, TOTAL + 1))
 
 
 def test_a_tokenizer_without_locations(tiny, afresh, main, sentencepiece_model):
@@ -300,7 +300,7 @@ def test_weights_that_are_no_numbers(tiny, afresh, main, reuse_steps):
 
 @dataclasses.dataclass(frozen=True)
 class Recorder:
-  """An evaluator that notes the states it is given."""
+  """An evaluator that notes whether the weights it is given are finite."""
 
   name: str
   source: object
@@ -313,19 +313,57 @@ class Recorder:
     return {"calls": len(self.seen)}
 
 
-def test_a_step_that_explodes(tiny, afresh, main, read_metrics, monkeypatch):
+@pytest.fixture
+def recorder(afresh, monkeypatch):
+  """Its values in a config, to run after every step."""
   monkeypatch.setitem(evals.EVALUATORS, "recorder", Recorder)
-  recorder = {
-    "kind": "recorder",
-    "source": {"kind": "jsonl", "path": str(afresh / "data/val.jsonl")},
-    "every_steps": 1,
-  }
+  Recorder.seen.clear()
+  source = {"kind": "jsonl", "path": str(afresh / "data/val.jsonl")}
+  return {"kind": "recorder", "source": source, "every_steps": 1}
+
+
+def test_started_again_it_evaluates_again_and_changes_nothing(
+  tiny, afresh, main, reuse_steps, recorder, read_metrics
+):
+  config = make_config(tiny, afresh, {"evals": {"recorder": recorder}})
+  folder = afresh / "run"
+  assert main(config, folder) is None
+  final = (folder / "final.npz").read_bytes()
+  evaluated = [m["step"] for m in read_metrics(folder) if "loss" not in m]
+  assert evaluated == list(range(STOPPED, TOTAL + 1))
+  assert main(config, folder) is None
+  assert (folder / "final.npz").read_bytes() == final
+  evaluated = [m["step"] for m in read_metrics(folder) if "loss" not in m]
+  assert evaluated == list(range(STOPPED, TOTAL + 1))
+  trained = [m["step"] for m in read_metrics(folder) if "loss" in m]
+  assert trained == list(range(1, TOTAL + 1))
+  assert Recorder.seen == [True] * 5
+
+
+@pytest.mark.parametrize(
+  ("checkpoint_percent", "saved", "good"),
+  [
+    (0.17, ["1"], "the last good checkpoint is that of step 1"),
+    (1.0, [], "there is no checkpoint yet"),
+  ],
+)
+def test_a_step_that_explodes(
+  tiny,
+  afresh,
+  main,
+  reuse_steps,
+  recorder,
+  read_metrics,
+  checkpoint_percent,
+  saved,
+  good,
+):
   config = make_config(
     tiny,
     afresh,
     {
       "learning_rate": 1e38,
-      "checkpoint_percent": 0.17,
+      "checkpoint_percent": checkpoint_percent,
       "log_steps": 4,
       "evals": {"recorder": recorder},
     },
@@ -335,10 +373,10 @@ def test_a_step_that_explodes(tiny, afresh, main, read_metrics, monkeypatch):
   # The warm-up makes the first step one of length zero.
   assert_one_line(
     line,
-    r"step 2: (loss|grad_norm|param_norm) is (nan|inf); the last good "
-    rf"checkpoint is that of step 1 in {folder}; lower the learning rate",
+    r"step 2: (loss|grad_norm|param_norm) is (nan|inf); "
+    rf"{good} in {folder}; lower the learning rate",
   )
-  assert [path.name for path in (folder / "checkpoints").iterdir()] == ["1"]
+  assert [path.name for path in (folder / "checkpoints").iterdir()] == saved
   assert Recorder.seen == [True, True]  # steps 0 and 1
   assert [m["step"] for m in read_metrics(folder)] == [0, 1]
 

@@ -25,16 +25,20 @@ def resident_bytes():
     return int(file.read().split()[1]) * 4096
 
 
-def test_the_3b_model_is_planned_without_being_allocated(tiny):
+def test_the_3b_model_is_planned_without_being_allocated(
+  tiny, main, tmp_path, capsys
+):
   arrays = sum(array.nbytes for array in jax.live_arrays())
   resident = resident_bytes()
-  plan = Plan(forkme_config(tiny, variant="paligemma_3b", res=224))
-  compiled = plan.compile_step()
-  table = plan.describe(compiled)
+  config = forkme_config(tiny, variant="paligemma_3b", res=224)
+  assert main(config, tmp_path, dry_run=True) is None
+  table = capsys.readouterr().out.rstrip()
+  assert not list(tmp_path.iterdir())
   assert sum(x.nbytes for x in jax.live_arrays()) - arrays < 1e6
   # The compiler takes about 0.4 GB; the parameters alone would be 5.8 GB.
   assert resident_bytes() - resident < 1.5e9
 
+  plan = Plan(config)
   lines = table.splitlines()
   everything = {**plan.trainable, **plan.frozen}
   assert sum(math.prod(x.shape) for x in everything.values()) == 2_923_335_408

@@ -204,7 +204,7 @@ def test_rows_that_only_fill_the_batch_count_for_nothing(
   )
 
 
-def test_padding_may_be_of_any_length(model, params, batch, after):
+def test_padding_may_be_anywhere_and_of_any_length(model, params, batch, after):
   trainable, frozen = params
   longer = dict(batch)
   for key, filling in (
@@ -213,7 +213,10 @@ def test_padding_may_be_of_any_length(model, params, batch, after):
     ("mask_input", False),
     ("mask_loss", 0),
   ):
-    longer[key] = np.pad(batch[key], [(0, 0), (0, 3)], constant_values=filling)
+    padded = np.pad(batch[key], [(0, 0), (0, 3)], constant_values=filling)
+    # And inside the prompt, where only mask_input tells it from a token.
+    inside = np.zeros((ROWS, 2), padded.dtype)
+    longer[key] = np.insert(padded, [1], inside, axis=1)
   step = compiled(model, tuple(trainable))
   found, measured = step(new_state(trainable), frozen, longer)
   expected, expected_measured = after

@@ -10,7 +10,7 @@ import pytest
 from configs import common
 from paligemma import sharding, tree
 from paligemma.checkpoints import npz
-from trainers import train
+from trainers import loop, train
 
 TOTAL = 60
 SPEED = ("examples_per_second", "tokens_per_second")
@@ -31,11 +31,9 @@ def saved_steps(folder):
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def assert_as_if_never_stopped(folder, uninterrupted, read_metrics):
+def assert_same_weights(folder, uninterrupted):
   final = uninterrupted.folder / "final.npz"
   assert (folder / "final.npz").read_bytes() == final.read_bytes()
-  found = without_speed(read_metrics(folder))
-  assert found == without_speed(read_metrics(uninterrupted.folder))
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
@@ -62,48 +60,42 @@ def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
 def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   command = (*uninterrupted.command, f"--workdir={tmp_path}")
   process = processes.start(*command)
-  processes.wait_until(
-    process, lambda: max(saved_steps(tmp_path), default=0) >= 15
-  )
+  # Step 15 is also evaluated: before or after this, as it comes.
+  processes.wait_until(process, lambda: saved_steps(tmp_path)[-1:] >= [15])
   process.send_signal(signal.SIGKILL)
   status, _ = processes.finish(process)
   assert status == -signal.SIGKILL
   assert saved_steps(tmp_path)[-1] < TOTAL
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
-  assert_as_if_never_stopped(tmp_path, uninterrupted, read_metrics)
+  assert_same_weights(tmp_path, uninterrupted)
+  found = without_speed(read_metrics(tmp_path))
+  assert found == without_speed(read_metrics(uninterrupted.folder))
 
 
 def test_terminated_and_resumed(
   uninterrupted, processes, read_metrics, tmp_path
 ):
-  command = (*uninterrupted.command, f"--workdir={tmp_path}")
+  # Evaluations are no part of the training.
+  command = (*uninterrupted.command, "--config.evals={}")
+  command = (*command, f"--workdir={tmp_path}")
   process = processes.start(*command)
   log = tmp_path / "metrics.jsonl"
   processes.wait_until(
     process, lambda: log.exists() and '"step": 17' in log.read_text()
   )
   process.send_signal(signal.SIGTERM)
-  status, err = processes.finish(process)
-  assert status == 0, err
+  status, output = processes.finish(process)
+  assert status == 0, output
   stopped = saved_steps(tmp_path)[-1]
-  assert f"stopped at step {stopped}: saved, start again to resume" in err
+  assert f"stopped at step {stopped}: saved, start again to resume" in output
   assert stopped == read_metrics(tmp_path)[-1]["step"] < TOTAL
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
-  assert_as_if_never_stopped(tmp_path, uninterrupted, read_metrics)
-
-
-def test_started_again_at_the_end_changes_nothing(
-  uninterrupted, processes, read_metrics
-):
-  folder = uninterrupted.folder
-  files = [folder / "final.npz", folder / "val/predictions.jsonl"]
-  before = [file.read_bytes() for file in files]
-  lines = read_metrics(folder)
-  processes.run(*uninterrupted.command, f"--workdir={folder}")
-  assert [file.read_bytes() for file in files] == before
-  assert without_speed(read_metrics(folder)) == without_speed(lines)
+  assert_same_weights(tmp_path, uninterrupted)
+  found = without_speed(read_metrics(tmp_path))
+  expected = without_speed(read_metrics(uninterrupted.folder))
+  assert found == [line for line in expected if "loss" in line]
 
 
 STYLES = {
@@ -210,3 +202,19 @@ def test_every_choice_of_what_trains_and_how(
     q_rate = lines[1]["learning_rate/.*/q_einsum/w"]
     assert q_rate == pytest.approx(0.003, rel=1e-3)  # rsqrt has begun
     assert lines[1]["learning_rate"] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+  ("every", "total", "expected"),
+  [
+    (25, 100, [25, 50, 75, 100]),
+    (25, 112, [25, 50, 75, 112]),  # 100 would be just before the end
+    (25, 113, [25, 50, 75, 100, 113]),
+    (1, 3, [1, 2, 3]),
+    (None, 7, [7]),
+    (0, 7, [7]),
+  ],
+)
+def test_every_so_often_and_at_the_end(every, total, expected):
+  steps = range(1, total + 1)
+  assert [s for s in steps if loop._due(s, every, total)] == expected
