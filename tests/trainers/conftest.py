@@ -28,8 +28,11 @@ from trainers.plan import Plan
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
 TINY_CONFIG = pathlib.Path(__file__).parent / "tiny_config.py"
-# No optimisation by the compiler: a step then compiles in half the time.
-FAST_COMPILE = {"xla_backend_optimization_level": 0}
+# As in tests/conftest.py: without optimizations, in half the time.
+FAST_COMPILE = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": "true",
+}
 # What may differ between configs that share a compiled step.
 NOT_IN_THE_STEP = (
   "checkpoint_percent",
@@ -148,6 +151,9 @@ class Processes:
         env={
           **os.environ,
           "XLA_FLAGS": " ".join(f"--{k}={v}" for k, v in flags.items()),
+          # What one run has compiled, its resumption need not.
+          "JAX_COMPILATION_CACHE_DIR": str(self._folder / "compiled"),
+          "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
           **dict(environment),
         },
         stdout=file,

@@ -15,8 +15,6 @@ from trainers.state import TrainState
 
 ROWS, LENGTH = 6, 11
 LEARNING_RATE = 0.5
-# Compiles in half the time without the compiler's optimisations.
-FAST = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +65,7 @@ def make_optimizer(names):
 def compiled(model, names, seed=3, **arguments):
   """The jitted step for trainable leaves of these names."""
   optimizer = make_optimizer(names)
-  return jax.jit(
-    step_lib.make_step(model, optimizer, seed=seed, **arguments),
-    compiler_options=FAST,
-  )
+  return jax.jit(step_lib.make_step(model, optimizer, seed=seed, **arguments))
 
 
 def new_state(trainable, *, step=0, ema=None):
@@ -113,7 +108,7 @@ def logits(model, params, batch):
     )[0]
 
   both = tree.unflatten({**params[0], **params[1]})
-  return jax.jit(forward, compiler_options=FAST)(both, batch)
+  return jax.jit(forward)(both, batch)
 
 
 def test_loss_is_the_mean_per_example_then_over_examples(logits, batch, after):

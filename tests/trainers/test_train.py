@@ -132,8 +132,8 @@ def on_one_device(tiny, tmp_path_factory):
   [
     ("gemma1", 8, 1, "fsdp", 1),
     ("gemma1", 4, 2, "fsdp", 2),
-    ("gemma1", 8, 1, "replicate", 1),
     ("gemma2", 4, 2, "fsdp", 1),
+    ("gemma2", 8, 1, "replicate", 1),
   ],
 )
 def test_eight_devices_are_one(
