@@ -26,6 +26,7 @@ setup(
     "protobuf",  # sentencepiece reads its model files with it
     "sentencepiece>=0.2.3",
     "tensorboardX",
+    "tensorstore",
     "tqdm",
   ],
   extras_require={
@@ -33,15 +34,25 @@ setup(
     "tpu": ["jax[tpu]"],
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
     "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "keras": ["h5py"],  # checkpoints of keras-hub
+    "coco": ["pycocotools"],  # masks given as polygons
+    "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     "pretrain": ["matplotlib"],  # the fonts of the printed digits
+    # Other implementations to compare with; never used at run time.
+    "parity": ["keras", "keras-hub", "torch", "transformers"],
     "test": [
+      "h5py",
+      "hypothesis",
       "importlib_resources",
       "matplotlib",
+      "pycocotools",
       "pytest",
       "pytest-xdist",
       "ruff",
+      "safetensors",
       "scikit-learn",
+      "scipy",
       "tensorflow-datasets>=4.9.10",
     ],
   },

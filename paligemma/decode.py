@@ -10,7 +10,7 @@ import numpy as np
 
 from paligemma import samplers
 
-_KEYS = ("image", "text", "mask_ar", "mask_input")
+_TEXT_KEYS = ("text", "mask_ar", "mask_input")
 
 
 class Decoded(NamedTuple):
@@ -57,7 +57,7 @@ def generate(
       extend_cache; hashable.
     params: its parameters, {"img": ..., "llm": ...}.
     batch: a batch of prompts, without the answer:
-      image: f32[B, H, W, 3] in [-1, 1].
+      image: f32[B, H, W, 3] in [-1, 1]; not for a model without image tower.
       text: i32[B, T], prompt then padding; rows may differ in length.
       mask_ar: i32[B, T], 0 on the prompt (attended to in both directions).
       mask_input: bool[B, T], True on the prompt, False on padding.
@@ -82,10 +82,11 @@ def generate(
     raise ValueError(f"max_decode_len={max_decode_len}, expected at least 1.")
   if sampler.stochastic and rng is None:
     raise ValueError(f"{sampler} draws at random: give generate an rng.")
-  if missing := [key for key in _KEYS if key not in batch]:
+  keys = _TEXT_KEYS if model.img is None else ("image", *_TEXT_KEYS)
+  if missing := [key for key in keys if key not in batch]:
     raise ValueError(
       f"The batch to decode has no {', '.join(missing)}, expected"
-      f" {', '.join(_KEYS)}; found {', '.join(sorted(batch))}."
+      f" {', '.join(keys)}; found {', '.join(sorted(batch))}."
     )
   if "mask_loss" in batch:
     raise ValueError(
@@ -96,7 +97,8 @@ def generate(
   return _generate(
     model,
     params,
-    *(batch[key] for key in _KEYS),
+    None if model.img is None else batch["image"],
+    *(batch[key] for key in _TEXT_KEYS),
     rows,
     rng if sampler.stochastic else None,
     max_decode_len=max_decode_len,

@@ -31,9 +31,11 @@ class Gemma:
   """Sizes of a decoder, and what array shapes cannot tell about it.
 
   `query_scale` says by what the queries are divided: the square root of
-  "head_dim", or of "width_per_head" (width / num_heads). A soft cap c turns
-  logits z into c * tanh(z / c); None is no cap. `sliding_window` is the
-  number of positions that even layers (0, 2, ...) can look back, None all.
+  "head_dim", of "width_per_head" (width / num_heads), or of a number
+  (transformers' query_pre_attn_scalar). A soft cap c turns logits z into
+  c * tanh(z / c); None is no cap. `sliding_window` is the number of positions
+  that even layers (0, 2, ...) can look back, itself included; None all. A
+  prefix sees all of itself whatever the window.
   """
 
   width: int
@@ -44,7 +46,7 @@ class Gemma:
   head_dim: int
   vocab_size: int = VOCAB_SIZE
   norm_eps: float = 1e-6
-  query_scale: Literal["head_dim", "width_per_head"] = "head_dim"
+  query_scale: Literal["head_dim", "width_per_head"] | float = "head_dim"
   post_norms: bool = False
   attn_logits_softcap: float | None = None
   final_logits_softcap: float | None = None

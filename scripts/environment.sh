@@ -1,6 +1,6 @@
-# Sourced by demo.sh and test.sh with the extra to install ("demo", "test").
-# Uses the active virtual environment, or makes .venv; installs only when
-# setup.py or constraints.txt have changed since the last time.
+# Sourced by demo.sh, test.sh and parity.sh with the extras to install ("demo").
+# Uses the active virtual environment, or makes $venv (default .venv); installs
+# only when setup.py or constraints.txt have changed since the last time.
 
 find_python() {
   for candidate in python3.11 python3.12 python3.13 python3; do
@@ -16,10 +16,11 @@ find_python() {
 }
 
 if [ -z "${VIRTUAL_ENV:-}" ]; then
-  if [ ! -x .venv/bin/python ]; then
-    "$(find_python)" -m venv .venv
+  venv="${venv:-.venv}"
+  if [ ! -x "$venv/bin/python" ]; then
+    "$(find_python)" -m venv "$venv"
   fi
-  . .venv/bin/activate
+  . "$venv/bin/activate"
 fi
 
 stamp="$VIRTUAL_ENV/.paligemma-$1-$(cat setup.py constraints.txt | cksum | cut -d' ' -f1)"

@@ -22,6 +22,7 @@ class Scripted:
   """A model whose n-th token is image[row, n, 0, 0], whatever the prompt."""
 
   on_step: Callable[[], None] = lambda: None
+  img: str = "an image tower"
 
   def apply(self, variables, *args, method, mutable=(), **kwargs):
     return getattr(self, method)(variables, *args, **kwargs)

@@ -1,6 +1,7 @@
 """Where a run starts: initial weights, and over them its last checkpoint."""
 
-from paligemma.checkpoints import npz
+from paligemma import initial
+from paligemma.checkpoints import fingerprint, formats
 from trainers import state
 
 
@@ -42,7 +43,7 @@ def _initial_params(plan, names):
   everything = {**plan.trainable, **plan.frozen}
   if config.init:
     return state.load_params(config.init, everything, names)
-  params = state.random_params(
+  params = initial.random_params(
     plan.model, config.res, everything, seed=config.seed
   )
   return {name: params[name] for name in names}
@@ -50,6 +51,22 @@ def _initial_params(plan, names):
 
 def frozen_source(config):
   """Names the weights a run started from: where they lie, and their hash."""
-  if config.init:
-    return {"path": config.init, "fingerprint": npz.fingerprint(config.init)}
-  return {"path": "random", "fingerprint": f"seed:{config.seed}"}
+  if not config.init:
+    return {"path": "random", "fingerprint": f"seed:{config.seed}"}
+  path = formats.open(config.init).path
+  return {"path": config.init, "fingerprint": fingerprint.of(path)}
+
+
+def describe_source(config, model):
+  """Where the initial weights come from, and what the config overrules."""
+  if not config.init:
+    return "initial weights: random"
+  checkpoint = formats.open(config.init)
+  lines = [f"initial weights: {checkpoint.describe()}"]
+  for field, theirs in checkpoint.llm.items():
+    if (ours := getattr(model.llm, field)) != theirs:
+      lines.append(
+        f"note: {field} is {theirs} in the files and {ours} in this run; "
+        f"config.model.llm.{field} changes it"
+      )
+  return "\n".join(lines)

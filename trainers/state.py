@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import sharding, tree
-from paligemma.checkpoints import npz, precision
+from paligemma import initial, sharding, tree
+from paligemma.checkpoints import fit, formats, leaves, precision
 
 
 @flax.struct.dataclass
@@ -51,7 +51,7 @@ def abstract_params(
   Raises:
     ValueError: a regex matches no parameter.
   """
-  shapes = jax.eval_shape(_init(model, res), jax.random.key(0))
+  shapes = initial.shapes(model, res)
   is_trained = tree.match_any(trainable, shapes)
   frozen_dtypes = precision.storage_dtypes(shapes, frozen_dtype)
   places = sharding.infer(shapes, mesh, sharding_rules)
@@ -117,34 +117,13 @@ def create_state(optimizer, trainable, abstract):
   return create(trainable)
 
 
-def random_params(model, res, abstract, *, seed):
-  """Draws every parameter, each device only its own part.
-
-  Args:
-    model: paligemma Model.
-    res: int, side of the images in pixels.
-    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
-    seed: int.
-
-  Returns:
-    name -> array.
-  """
-  init = _init(model, res)
-
-  def draw(key):
-    params = init(key)
-    return {n: params[n].astype(leaf.dtype) for n, leaf in abstract.items()}
-
-  places = {name: leaf.sharding for name, leaf in abstract.items()}
-  return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
-
-
 def load_params(path, abstract, names):
-  """Reads parameters from an npz, array by array, cast and placed.
+  """Reads parameters from a checkpoint, one at a time, cast and placed.
 
   Args:
-    path: see npz.load.
-    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
+    path: see formats.open.
+    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters. A
+      position embedding of another resolution is resampled.
     names: those to place; a resumed run has the others in its checkpoint.
 
   Returns:
@@ -154,15 +133,12 @@ def load_params(path, abstract, names):
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
-  if differences := tree.compare(abstract, npz.shapes(path)):
-    raise ValueError(
-      f"{path}: does not fit the model, {len(differences)} leaves differ: "
-      + "; ".join(differences)
-    )
+  found = fit.fit(formats.open(path), abstract)
   return {
-    name: place(array, abstract[name])
-    for name, array in npz.iterate(path)
-    if name in names
+    name: leaves.place(
+      found[name], abstract[name].dtype, abstract[name].sharding
+    )
+    for name in names
   }
 
 
@@ -172,15 +148,6 @@ def place(array, like):
   return jax.make_array_from_callback(
     like.shape, like.sharding, lambda index: array[index]
   )
-
-
-def _init(model, res):
-  def init(key):
-    image = jnp.zeros((1, res, res, 3), jnp.float32)
-    text = jnp.zeros((1, 1), jnp.int32)
-    return tree.flatten(model.init(key, image, text, text)["params"])
-
-  return init
 
 
 def _new_state(optimizer, trainable, ema):

@@ -48,6 +48,7 @@ def train(config, folder):
     loop = Loop(plan, folder, checkpoints, batches, evaluators)
     try:
       loop.report.say(plan.describe(compiled))
+      loop.report.say(start.describe_source(config, plan.model))
       loop.run(compiled, state, frozen)
     finally:
       loop.close()

@@ -32,7 +32,8 @@ def get_config(argument=None):
   config = ConfigDict()
   config.seed = 0
 
-  # Model. `init` is an .npz with big_vision's names; empty for random weights.
+  # Model. `init` is a checkpoint of any format or the name of a preset; empty
+  # for random weights.
   config.model = dict(variant=arg.variant, dtype="bfloat16")
   config.model.img = dict(dropout=0.0, remat_policy="nothing_saveable")
   config.model.llm = dict(dropout=0.0, remat_policy="nothing_saveable")
@@ -51,7 +52,7 @@ def get_config(argument=None):
     main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)
   )
   config.train.ops = ()  # e.g. (preprocess.Format("answer en {question}"),)
-  config.train.resize = "bilinear"
+  config.train.resize = "bilinear"  # as the reference; or "hf", "bicubic"
   config.train.too_long = "error"  # or "truncate" the suffix
   config.train.on_bad = "stop"  # or "skip" bad examples and count them
   config.train.num_workers = 0

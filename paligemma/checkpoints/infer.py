@@ -1,23 +1,15 @@
 """Sizes and layout of both towers, read off the shapes of their arrays.
 
-A checkpoint keeps the layers of a tower stacked along a leading axis ("scan":
-`llm/layers/attn/...`) or apart ("loop": `llm/layers/3/attn/...`).
-
 Axes: L layers, D width, F mlp hidden, N heads, K kv heads, H head dim, V
 vocabulary, P positions, C colours.
 """
 
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from paligemma import tree
-
-# What stands before a layer's index in loop layout, and what joins the two.
-_STEMS = (("Transformer/encoderblock", "_"), ("layers", "/"))
+from paligemma.checkpoints import layouts
 
 _VIT = "img/Transformer/encoderblock"
 _GEMMA = "llm/layers"
@@ -34,95 +26,29 @@ def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     {"img": width, depth, mlp_dim, num_heads, patch_size, res (pixels; None
     without a learned position embedding), scan (True: layers are stacked),
     "llm": width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
-    post_norms (True in Gemma 2), scan}.
+    post_norms (True in Gemma 2), scan}. A tower of which there is nothing is
+    left out.
 
   Raises:
-    ValueError: Arrays are missing (all are listed) or of another rank, a patch
-      or the grid of positions is not square, or layers differ in their arrays.
+    ValueError: There is no tower, or arrays of one are missing (all are listed)
+      or of another rank, a patch or the grid of positions is not square, or
+      layers differ in their arrays.
   """
   shapes = {name: tuple(getattr(x, "shape", x)) for name, x in flat.items()}
-  apart = {name.partition("/")[0] for name in shapes if _split(name)}
-  shapes = _stack(shapes, _stack_shapes)
-  return {
-    "img": {**_image_tower(shapes), "scan": "img" not in apart},
-    "llm": {**_decoder(shapes), "scan": "llm" not in apart},
+  towers = {name.partition("/")[0] for name in shapes}
+  apart = {n.partition("/")[0] for n in shapes if layouts.split_layer(n)}
+  shapes = layouts.stack(shapes, layouts.stack_shapes)
+  found = {
+    tower: {**read(shapes), "scan": tower not in apart}
+    for tower, read in (("img", _image_tower), ("llm", _decoder))
+    if tower in towers
   }
-
-
-def stack_layers(flat: Mapping[str, np.ndarray]) -> tree.Flat:
-  """Loop layout to scan layout; names that are no layer's pass through.
-
-  Raises:
-    ValueError: A layer lacks an array that another one has, or shapes differ.
-  """
-  return _stack(flat, _stack_arrays)
-
-
-def unstack_layers(flat: Mapping[str, np.ndarray]) -> tree.Flat:
-  """Scan layout to loop layout, the inverse of `stack_layers`."""
-  loop = {}
-  for name, leaf in flat.items():
-    stem = _stem_of_stacked(name)
-    if stem is None:
-      loop[name] = leaf
-      continue
-    prefix, joint, rest = stem
-    for index, layer in enumerate(leaf):
-      loop[f"{prefix}{joint}{index}/{rest}"] = layer
-  return dict(sorted(loop.items()))
-
-
-def _split(name: str) -> tuple[str, str, int, str] | None:
-  """'llm/layers/3/attn/w' -> ('llm/layers', '/', 3, 'attn/w'), else None."""
-  for stem, joint in _STEMS:
-    if m := re.fullmatch(rf"((?:.*/)?{stem}){joint}(\d+)/(.+)", name):
-      return m[1], joint, int(m[2]), m[3]
-  return None
-
-
-def _stem_of_stacked(name: str) -> tuple[str, str, str] | None:
-  """'llm/layers/attn/w' -> ('llm/layers', '/', 'attn/w'), else None."""
-  for stem, joint in _STEMS:
-    m = re.fullmatch(rf"((?:.*/)?{stem})/(.+)", name)
-    if m and not _split(name):
-      return m[1], joint, m[2]
-  return None
-
-
-def _stack(flat: Mapping[str, Any], combine: Callable) -> tree.Flat:
-  stacked = {}
-  layers = {}  # prefix, joint -> rest -> index -> leaf
-  for name, leaf in flat.items():
-    if parts := _split(name):
-      prefix, joint, index, rest = parts
-      tower = layers.setdefault((prefix, joint), {})
-      tower.setdefault(rest, {})[index] = leaf
-    else:
-      stacked[name] = leaf
-  for (prefix, joint), tower in layers.items():
-    depth = 1 + max(max(by_index) for by_index in tower.values())
-    for rest, by_index in tower.items():
-      for index in range(depth):
-        if index not in by_index:
-          raise ValueError(
-            f"{prefix}{joint}{index}/{rest}: missing, there are {depth} layers"
-          )
-      name = f"{prefix}/{rest}"
-      stacked[name] = combine(name, [by_index[i] for i in range(depth)])
-  return dict(sorted(stacked.items()))
-
-
-def _stack_shapes(name: str, shapes: list[tuple[int, ...]]) -> tuple[int, ...]:
-  if len(set(shapes)) > 1:
+  if not found:
     raise ValueError(
-      f"{name}: layers differ in shape: {sorted(set(shapes))}, expected one"
+      'no parameters under "img/" or "llm/", found: '
+      f"{', '.join(sorted(towers)) or 'nothing'}"
     )
-  return len(shapes), *shapes[0]
-
-
-def _stack_arrays(name: str, arrays: list[np.ndarray]) -> np.ndarray:
-  _stack_shapes(name, [x.shape for x in arrays])
-  return np.stack(arrays)
+  return found
 
 
 def _image_tower(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -1,11 +1,14 @@
-"""Parameters in one .npz file with big_vision's names, one array at a time.
+"""Parameters in one .npz file with big_vision's names.
 
 A path may end in the sub-tree that is wanted: "siglip.npz:img" gives what lies
 under "img/", without that prefix.
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
+import math
 import os
 import re
 import struct
@@ -19,11 +22,18 @@ import numpy as np
 from etils import epath
 
 from paligemma import tree
+from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
 _PATH = re.compile(r"(?P<file>.*?)(:(?P<subtree>\w[\w/]*))?")
 _CORRUPT = (
   EOFError,
+  MemoryError,  # a corrupt header may ask for any number of bytes
+  NotImplementedError,  # zipfile: a later version of the format
+  OverflowError,
   RuntimeError,  # zipfile: flags or a compression that it does not know
+  SyntaxError,  # NumPy: a header that is no Python literal
+  TypeError,
   ValueError,
   struct.error,
   zipfile.BadZipFile,
@@ -31,8 +41,8 @@ _CORRUPT = (
 )
 
 
-def load(path: epath.PathLike) -> tree.Flat:
-  """Returns all arrays of a file by name.
+def open(path: epath.PathLike) -> Checkpoint:
+  """Opens a file; reads only its headers.
 
   Args:
     path: File, with or without ":sub/tree"; whatever etils.epath opens. The
@@ -40,37 +50,39 @@ def load(path: epath.PathLike) -> tree.Flat:
       are read (its training checkpoints also hold "opt/...").
 
   Returns:
-    Name without "params/" -> array. bfloat16, which NumPy stores as void of two
-    bytes, comes back as ml_dtypes.bfloat16.
+    Checkpoint of the names as they are, without "params/". bfloat16, which
+    NumPy stores as void of two bytes, comes back as ml_dtypes.bfloat16. What
+    numpy.savez wrote to a local file is mapped to memory when it is read; what
+    savez_compressed wrote, or what lies elsewhere, is read as a stream. Either
+    is checked against its CRC-32 and ends in a ValueError if damaged.
 
   Raises:
-    ValueError: No such file, not an npz, corrupt, pickled (never unpickled, as
-      that would run code from the file), or nothing under the sub-tree.
+    ValueError: No such file, not an npz, corrupt, cut short, pickled (never
+      unpickled, as that would run code from the file), or nothing under the
+      sub-tree.
   """
+  found = {}
+  with _open(path) as (archive, members):
+    for name, member in members.items():
+      with _one_line(path, name):
+        found[name] = Leaf.of(_tensor(path, name, archive, member))
+  return Checkpoint(path=str(path), format="big_vision npz", leaves=found)
+
+
+def load(path: epath.PathLike) -> tree.Flat:
+  """Reads all arrays: name -> np.ndarray; path and errors as in `open`."""
   return dict(iterate(path))
 
 
 def iterate(path: epath.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields what `load` returns as (name, array), in the order of the file.
-
-  Only one array is in memory at a time, so that 11 GB of float32 need not stand
-  in host memory next to their copy on the devices.
-  """
-  with _open(path) as (archive, members):
-    for name, member in members.items():
-      with _one_line(path, name), archive.open(member) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-      yield name, _from_void(f"{path}: {name}", array)
+  """Yields what `load` returns as (name, array), in the order of the file."""
+  for name, leaf in open(path).leaves.items():
+    yield name, leaf.read()
 
 
 def shapes(path: epath.PathLike) -> dict[str, tuple[int, ...]]:
   """Returns name -> shape of what `load` returns, reading only the headers."""
-  found = {}
-  with _open(path) as (archive, members):
-    for name, member in members.items():
-      with _one_line(path, name), archive.open(member) as file:
-        found[name] = _read_shape(file)
-  return found
+  return {name: leaf.shape for name, leaf in open(path).leaves.items()}
 
 
 def fingerprint(path: epath.PathLike) -> str:
@@ -131,9 +143,9 @@ def save(
 @contextlib.contextmanager
 def _open(path):
   """Yields the open archive and name -> ZipInfo of the wanted sub-tree."""
-  match = _PATH.fullmatch(str(path))
+  subtree = _PATH.fullmatch(str(path))["subtree"]
   with _one_line(path), contextlib.ExitStack() as stack:
-    file = stack.enter_context(epath.Path(match["file"]).open("rb"))
+    file = stack.enter_context(_file(path).open("rb"))
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = {m.filename: m for m in archive.infolist()}
     stack = stack.pop_all()
@@ -142,11 +154,15 @@ def _open(path):
       raise ValueError(f'{path}: "{foreign[0]}" in it is no .npy array')
     members = {n.removesuffix(".npy"): m for n, m in members.items()}
     members = _under("params/", members) or members
-    if match["subtree"]:
-      members = _wanted(path, match["subtree"].rstrip("/"), members)
+    if subtree:
+      members = _wanted(path, subtree.rstrip("/"), members)
     if not members:
       raise ValueError(f"{path}: holds no array")
     yield archive, members
+
+
+def _file(path) -> epath.Path:
+  return epath.Path(_PATH.fullmatch(str(path))["file"])
 
 
 def _under(prefix, members):
@@ -184,30 +200,164 @@ def _one_line(path, name=None):
     raise ValueError(f"{where}: {reason}") from None
 
 
-def _read_shape(file) -> tuple[int, ...]:
+@dataclasses.dataclass(frozen=True)
+class _StoredMember:
+  """An uncompressed array of a local file."""
+
+  where: tuple[str, str]
+  mapped: Mapped
+  member: Mapped  # the same with the header before it: what the CRC is of
+  crc: int
+
+  @property
+  def shape(self):
+    return self.mapped.shape
+
+  @property
+  def dtype(self):
+    return self.mapped.dtype
+
+  def __getitem__(self, index):
+    with _one_line(*self.where):
+      if not self._is_whole:
+        raise zipfile.BadZipFile("bad CRC-32")
+      return self.mapped[index]
+
+  @functools.cached_property
+  def _is_whole(self):
+    crc = 0
+    for start in range(0, self.member.shape[0], BLOCK_BYTES):
+      crc = zlib.crc32(self.member[start : start + BLOCK_BYTES], crc)
+    return crc == self.crc
+
+
+@dataclasses.dataclass
+class _StreamedMember:
+  """An array that can only be read from its beginning on.
+
+  Slices that follow one another are read in one pass.
+  """
+
+  where: tuple[str, str]
+  member: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  fortran: bool
+  file: Any = None
+  row: int = 0
+  open_files: contextlib.ExitStack | None = None
+
+  def __getitem__(self, index):
+    with _one_line(*self.where):
+      if isinstance(index, slice) and not self.fortran and self.shape:
+        start, stop, _ = index.indices(self.shape[0])
+        return self._rows(start, stop)
+      self._restart()
+      array = np.lib.format.read_array(self.file, allow_pickle=False)
+      self._finish()
+      return array.view(self.dtype)[index]
+
+  def _rows(self, start, stop):
+    if self.file is None or start < self.row:
+      self._restart()
+      _read_header(self.file)
+      self.row = 0
+    self._read(start - self.row)
+    rows = self._read(stop - start)
+    self.row = stop
+    if stop == self.shape[0]:
+      self._finish()
+    return rows
+
+  def _read(self, count):
+    rows = np.empty((count, *self.shape[1:]), self.dtype)
+    flat = rows.reshape(-1).view(np.uint8)
+    done = 0
+    while done < flat.size:
+      read = self.file.readinto(flat[done:])
+      if not read:
+        raise EOFError("data is missing")
+      done += read
+    return rows
+
+  def _restart(self):
+    self.close()
+    with contextlib.ExitStack() as stack:
+      file = stack.enter_context(_file(self.where[0]).open("rb"))
+      archive = stack.enter_context(zipfile.ZipFile(file))
+      self.file = stack.enter_context(archive.open(self.member))
+      self.open_files = stack.pop_all()
+
+  def _finish(self):
+    if self.file.read(1):  # at the end zipfile compares the CRC
+      raise ValueError("more data than its shape says")
+    self.close()
+
+  def close(self):
+    if self.open_files is not None:
+      self.open_files.close()
+    self.file = self.open_files = None
+
+  __del__ = close
+
+
+def _tensor(path, name, archive, member):
+  with archive.open(member) as file:
+    shape, fortran, dtype = _read_header(file)
+    header_bytes = file.tell()
+  if dtype.hasobject:
+    raise ValueError("needs allow_pickle")
+  data_bytes = math.prod(shape) * dtype.itemsize
+  if header_bytes + data_bytes != member.file_size:
+    raise ValueError(
+      f"shape {shape} of {dtype} takes {data_bytes} bytes, found "
+      f"{member.file_size - header_bytes}"
+    )
+  where = (str(path), name)
+  dtype = _dtype(f"{path}: {name}", dtype)
+  stored = member.compress_type == zipfile.ZIP_STORED
+  if stored and not fortran and os.path.isfile(_file(path)):
+    offset = _data_offset(archive, member)
+    crc_of = Mapped(_file(path), offset, (member.file_size,), np.dtype("u1"))
+    data = Mapped(_file(path), offset + header_bytes, shape, dtype)
+    return _StoredMember(where, data, crc_of, member.CRC)
+  return _StreamedMember(where, member.filename, shape, dtype, fortran)
+
+
+def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
   if np.lib.format.read_magic(file) == (1, 0):
-    shape, _, _ = np.lib.format.read_array_header_1_0(file)
-  else:
-    shape, _, _ = np.lib.format.read_array_header_2_0(file)
-  return shape
+    return np.lib.format.read_array_header_1_0(file)
+  return np.lib.format.read_array_header_2_0(file)
 
 
-def _from_void(where: str, array: np.ndarray) -> np.ndarray:
-  if array.dtype == np.dtype("V2"):
-    return array.view(ml_dtypes.bfloat16)
-  _check_dtype(where, array)
-  return array
+def _data_offset(archive, member) -> int:
+  """Where the bytes of an uncompressed member begin in the file."""
+  archive.fp.seek(member.header_offset)
+  header = archive.fp.read(30)
+  name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+  offset = member.header_offset + 30 + name_bytes + extra_bytes
+  end = archive.fp.seek(0, os.SEEK_END)
+  if offset + member.file_size > end:
+    raise EOFError(f"{offset + member.file_size - end} bytes are missing")
+  return offset
+
+
+def _dtype(where: str, dtype: np.dtype) -> np.dtype:
+  if dtype == np.dtype("V2"):
+    return np.dtype(ml_dtypes.bfloat16)
+  _check_dtype(where, dtype)
+  return dtype
 
 
 def _to_void(where: str, array: np.ndarray) -> np.ndarray:
   if array.dtype == ml_dtypes.bfloat16:
     return array.view("V2")
-  _check_dtype(where, array)
+  _check_dtype(where, array.dtype)
   return array
 
 
-def _check_dtype(where: str, array: np.ndarray) -> None:
-  if array.dtype.kind not in "fiub":
+def _check_dtype(where: str, dtype: np.dtype) -> None:
+  if dtype.kind not in "fiub":
     raise ValueError(
-      f"{where}: dtype {array.dtype}, expected bfloat16 or a number of NumPy"
+      f"{where}: dtype {dtype}, expected bfloat16 or a number of NumPy"
     )

@@ -75,7 +75,9 @@ class Preprocess:
       looked at.
     ops: Applied in turn to the raw example; they write "prefix" and "suffix"
       where the source does not hold them.
-    resize: Key of `image.KERNELS`.
+    resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
+      the same), "hf" for weights that were tuned or are served with
+      transformers, or "bicubic".
     too_long: Key of `sequence.TOO_LONG`, of use with train only.
   """
 
@@ -84,11 +86,11 @@ class Preprocess:
   text_len: int
   train: bool
   ops: tuple[Op, ...] = ()
-  resize: str = "bilinear"
+  resize: str = "reference"
   too_long: str = "error"
 
   def __post_init__(self):
-    tree.lookup(image_lib.KERNELS, self.resize, "resize method")
+    tree.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
     tree.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
 
   def __call__(
@@ -118,8 +120,8 @@ class Preprocess:
       raise ValueError(f"{_where(example)}: {error}") from None
     data = _field(example, "image")
     pixels = image_lib.decode(data, where=_where(example))
-    pixels = image_lib.resize(pixels, (self.res, self.res), self.resize)
-    return {"image": image_lib.to_model_range(pixels), **arrays}
+    to_input = image_lib.PREPROCESSING[self.resize]
+    return {"image": to_input(pixels, (self.res, self.res)), **arrays}
 
   def prepare(self, example: Example, rng: np.random.Generator) -> Example:
     """Returns the example after the ops, where evaluators find the answer."""

@@ -1,4 +1,22 @@
-"""Prompt and answer -> token ids and masks; the only place masks are born."""
+r"""Prompt and answer -> token ids and masks; the only place masks are born.
+
+PaliGemmaProcessor of Hugging Face transformers lays out the same tokens behind
+its image tokens. For the text "<image>caption en" and the suffix "a cat":
+
+    input_ids       <image>... <bos> caption  en  "\n"   a  cat  <eos>
+    token_type_ids      0...      0     0      0    0    1    1     1    mask_ar
+    labels           -100...   -100  -100   -100 -100    a  cat  <eos>   where
+                                                                      mask_loss
+
+It pads on the left, which rotary positions and masked attention do not see. Its
+ids differ from ours, which are those of big_vision, in three known cases:
+
+- It tokenizes prefix and "\n" together: a prefix that ends in "\n" ends in
+  another piece if the vocabulary has one for "\n\n".
+- "<bos>", "<eos>", "<pad>" and "<unk>" written in a text become those tokens;
+  here they are text like any other.
+- A space behind "<image>" belongs to the prompt; leave it out there.
+"""
 
 import numpy as np
 
@@ -96,7 +114,43 @@ def prompt(
   Raises:
     ValueError: The prompt has more than L tokens.
   """
-  ids = _prompt_ids(tokenizer, prefix)
+  return _padded_prompt(
+    tokenizer, _prompt_ids(tokenizer, prefix), text_len, ar=0
+  )
+
+
+def text_prompt(
+  tokenizer: tokenizer_lib.Tokenizer, prompt: str, text_len: int
+) -> dict[str, np.ndarray]:
+  r"""Returns a sequence for a decoder without an image: [bos] prompt pad.
+
+  Gemma alone was trained on plain text: nothing separates prompt and answer,
+  and each token sees only what precedes. For "<loc0003>" and text_len 5:
+
+      text        2  256003  0  0  0
+      mask_ar     1       1  1  1  1
+      mask_input  1       1  0  0  0
+
+  Args:
+    tokenizer: Gives the ids.
+    prompt: The text to be continued.
+    text_len: L, number of positions.
+
+  Returns:
+    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
+
+  Raises:
+    ValueError: The prompt has more than L tokens.
+
+  Source: Gemma (arXiv:2403.08295), section 2: a causal decoder whose sequences
+  begin with bos.
+  """
+  ids = tokenizer.encode(prompt, bos=True)
+  return _padded_prompt(tokenizer, ids, text_len, ar=1)
+
+
+def _padded_prompt(tokenizer, ids, text_len, ar):
+  """Pads behind a prompt; `ar` is its mask_ar, that of the padding is 1."""
   if len(ids) > text_len:
     raise ValueError(
       f"prompt has {len(ids)} tokens, text_len is {text_len}; raise text_len "
@@ -105,7 +159,7 @@ def prompt(
   is_prompt = np.arange(text_len) < len(ids)
   return {
     "text": _pad(ids, text_len, tokenizer.pad_id),
-    "mask_ar": (~is_prompt).astype(np.int32),
+    "mask_ar": np.where(is_prompt, ar, 1).astype(np.int32),
     "mask_input": is_prompt,
   }
 

@@ -39,11 +39,43 @@ def make_attn_mask(input_mask, mask_ar):
   return causal & valid
 
 
-def make_window_mask(query_positions, key_positions, window):
-  """Says which keys stand closer than `window` to a query.
+def make_block_mask(mask_ar):
+  """Says which keys stand in the same block as a query, see `make_attn_mask`.
 
-  The bound holds in both directions because tokens of a prefix also look
-  ahead, as in the Gemma 2 reference (google-deepmind/gemma).
+  Args:
+    mask_ar: int[B, T].
+
+  Returns:
+    bool[B, T, T] (query, key): tokens of a prefix with each other, a causal
+    token with itself.
+  """
+  block = jnp.cumsum(mask_ar, axis=1)
+  return block[:, None, :] == block[:, :, None]
+
+
+def make_window_mask(query_positions, key_positions, window):
+  """Says which keys stand less than `window` positions before a query.
+
+  Keys behind the query pass: whether it may look ahead says the mask that this
+  one is combined with. Local layers of gemma.Model do so by
+
+      make_attn_mask & (make_window_mask | make_block_mask)
+
+  which with a window of 2 and a prefix of 3 tokens gives
+
+      x x x . .    the prefix sees all of itself, however long,
+      x x x . .
+      x x x . .
+      . . x x .    the suffix looks back on prefix and suffix alike
+      . . . x x
+
+  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
+  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
+  which are those that the next token sees by this rule. It counts places, we
+  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
+  Gemma 2 is causal throughout, bounds the distance in both directions
+  (|distance| < window): the same for causal text, and it would cut the prefix.
+  big_vision has no window.
 
   Args:
     query_positions: int[B, T], index of each query in its own sequence.
@@ -53,8 +85,7 @@ def make_window_mask(query_positions, key_positions, window):
   Returns:
     bool[B, T, S].
   """
-  distance = query_positions[:, :, None] - key_positions[:, None, :]
-  return jnp.abs(distance) < window
+  return query_positions[:, :, None] - key_positions[:, None, :] < window
 
 
 def apply_rope(x, positions, *, max_wavelength=10_000):

@@ -8,6 +8,8 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, H head dim, D width, F hidden width of the MLP, V vocabulary.
 """
 
+import numbers
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -269,7 +271,8 @@ class Model(nn.Module):
   Attributes:
     width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
     norm_eps, query_scale, post_norms, attn_logits_softcap,
-    final_logits_softcap, sliding_window: see variants.Gemma.
+    final_logits_softcap, sliding_window: see variants.Gemma. How window and
+    prefix meet: attention.make_window_mask.
     dropout: float, rate on the output of each attention and MLP.
     scan: bool, layers stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
@@ -286,7 +289,7 @@ class Model(nn.Module):
   head_dim: int
   vocab_size: int
   norm_eps: float = 1e-6
-  query_scale: str = "head_dim"
+  query_scale: str | float = "head_dim"
   post_norms: bool = False
   attn_logits_softcap: float | None = None
   final_logits_softcap: float | None = None
@@ -297,16 +300,12 @@ class Model(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
-    scales = {
-      "head_dim": self.head_dim**-0.5,
-      "width_per_head": (self.width / self.num_heads) ** -0.5,
-    }
     sizes = {
       "num_heads": self.num_heads,
       "num_kv_heads": self.num_kv_heads,
       "head_dim": self.head_dim,
       "mlp_dim": self.mlp_dim,
-      "query_scale": tree.lookup(scales, self.query_scale, "query_scale"),
+      "query_scale": self._find_query_scale(),
       "norm_eps": self.norm_eps,
       "post_norms": self.post_norms,
       "attn_logits_softcap": self.attn_logits_softcap,
@@ -328,6 +327,22 @@ class Model(nn.Module):
     else:
       self.layers = LoopedLayers(self.depth, block, sizes)
     self.final_norm = RMSNorm(self.norm_eps)
+
+  def _find_query_scale(self):
+    """What the queries are multiplied by."""
+    divisors = {
+      "head_dim": self.head_dim,
+      "width_per_head": self.width / self.num_heads,
+    }
+    divisor = self.query_scale
+    if isinstance(divisor, str):
+      divisor = tree.lookup(divisors, divisor, "query_scale")
+    elif not (isinstance(divisor, numbers.Real) and 0 < divisor < np.inf):
+      raise ValueError(
+        f"query_scale is {divisor!r}, expected a positive number, by whose "
+        f"square root queries are divided, or one of: {', '.join(divisors)}"
+      )
+    return divisor**-0.5
 
   def embed_tokens(self, tokens):
     """Token ids int[B, T] -> embeddings float32[B, T, D], times sqrt(D)."""
@@ -412,29 +427,41 @@ class Model(nn.Module):
     self.put_variable("cache", "positions", key_positions)
     self.put_variable("cache", "next_index", index + 1)
 
+    mask = input_mask[:, None, :]
+    local_mask = self._make_local_mask(mask, positions, key_positions)
     x, _ = self._run_layers(
-      x, positions, key_positions, input_mask[:, None, :], index, "extend", None
+      x, positions, mask, local_mask, index, "extend", None
     )
     return self.compute_logits(self.final_norm(x))
 
   def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size):
     mask = attention.make_attn_mask(input_mask, mask_ar)
     positions = _positions(input_mask)
+    local_mask = self._make_local_mask(
+      mask, positions, positions, attention.make_block_mask(mask_ar)
+    )
     encoded, _ = self._run_layers(
-      x, positions, positions, mask, None, mode, cache_size
+      x, positions, mask, local_mask, None, mode, cache_size
     )
     pre_logits = self.final_norm(encoded)
     out = {"attn_mask": mask, "encoded": encoded, "pre_logits": pre_logits}
     return pre_logits, out
 
+  def _make_local_mask(self, mask, positions, key_positions, same_block=False):
+    """The mask of even layers, None if it is that of all layers.
+
+    A token that extends the cache is a block of its own.
+    """
+    if self.sliding_window is None:
+      return None
+    return mask & (
+      attention.make_window_mask(positions, key_positions, self.sliding_window)
+      | same_block
+    )
+
   def _run_layers(
-    self, x, positions, key_positions, mask, cache_index, mode, cache_size
+    self, x, positions, mask, local_mask, cache_index, mode, cache_size
   ):
-    local_mask = None
-    if self.sliding_window is not None:
-      local_mask = mask & attention.make_window_mask(
-        positions, key_positions, self.sliding_window
-      )
     is_local = jnp.arange(self.depth) % 2 == 0
     return self.layers(
       x.astype(jnp.float32),

@@ -21,12 +21,13 @@ class Model(nn.Module):
 
   Attributes:
     img: module called with (image, train) that returns float[B, L, D] tokens
-      and a dict of intermediates, e.g. vit.Model with num_classes D.
+      and a dict of intermediates, e.g. vit.Model with num_classes D; None for
+      a decoder alone, whose images are None as well.
     llm: module with `embed_tokens`, `compute_logits` and __call__ as
       gemma.Model has them; `prefill_cache` and `extend_cache` are optional.
   """
 
-  img: nn.Module
+  img: nn.Module | None
   llm: nn.Module
 
   def embed_image(self, image, train=False):
@@ -72,7 +73,8 @@ class Model(nn.Module):
     """Lays images and text out as one sequence of embeddings.
 
     Args:
-      image: float[B, H, W, 3] or float[B, F, H, W, 3], see `embed_image`.
+      image: float[B, H, W, 3] or float[B, F, H, W, 3], see `embed_image`; None
+        for text alone.
       text: int[B, T] token ids.
       input_mask: bool[B, T], False at padding. Default: no padding.
       mask_ar: int[B, T], 0 in the prefix, which is read in both directions
@@ -88,12 +90,14 @@ class Model(nn.Module):
     Raises:
       ValueError: `frame_mask` does not fit the frames.
     """
-    zimg, out_img = self.embed_image(image, train=train)
     ztxt, out_txt = self.embed_text(text)
     if input_mask is None:
       input_mask = jnp.ones(text.shape, bool)
     if mask_ar is None:
       mask_ar = jnp.ones(text.shape, jnp.int32)
+    if image is None:
+      return (ztxt, input_mask.astype(bool), mask_ar), out_txt
+    zimg, out_img = self.embed_image(image, train=train)
     image_mask = jnp.ones(zimg.shape[:2], bool)
     if frame_mask is not None:
       if image.ndim != 5 or frame_mask.shape != image.shape[:2]:
@@ -228,26 +232,36 @@ def make(
 def from_sizes(img, llm, *, dtype="float32"):
   """A model of the sizes that a checkpoint has.
 
-  What array shapes cannot tell (soft caps, query scale) comes from the variant
-  of those sizes. A decoder of unknown sizes counts as Gemma 2 if it has post
-  norms, else as Gemma 1, and gets the values of PaliGemma 2 or 1.
+  What array shapes cannot tell (soft caps, window, query scale) comes from the
+  variant of those sizes, unless `llm` says it. A decoder of unknown sizes
+  counts as Gemma 2 if it has post norms, else as Gemma 1. With an image tower
+  Gemma 2 runs without window and final soft cap, as PaliGemma 2 was trained.
 
   Args:
-    img: dict of width, depth, mlp_dim, num_heads, patch_size and scan.
+    img: dict of width, depth, mlp_dim, num_heads, patch_size and scan; further
+      fields of vit.Model are taken as they are. None: a decoder alone.
     llm: dict of width, depth, mlp_dim, num_heads, num_kv_heads, head_dim,
-      vocab_size, post_norms and scan.
+      vocab_size, post_norms and scan; further fields of gemma.Model likewise.
     dtype: compute dtype of both towers.
 
   Returns:
     Model.
+
+  Raises:
+    ValueError: unknown field, with the nearest name.
   """
   known = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
   nearest = "gemma2_2b" if llm["post_norms"] else "gemma_2b"
   for name, sizes in variants.GEMMA.items():
     if all(getattr(sizes, field) == llm[field] for field in known):
       nearest = name
-  overrides = variants.AS_IN_PALIGEMMA2 if llm["post_norms"] else {}
-  return Model(
-    img=vit.Model(**img, num_classes=llm["width"], dtype=dtype),
-    llm=gemma.make(nearest, dtype=dtype, **{**overrides, **llm}),
-  )
+  overrides = {}
+  if img is not None and llm["post_norms"]:
+    overrides = variants.AS_IN_PALIGEMMA2
+  llm = gemma.make(nearest, dtype=dtype, **{**overrides, **llm})
+  if img is None:
+    return Model(img=None, llm=llm)
+  for field in img:
+    tree.lookup(vit.Model.__annotations__, field, "image tower field")
+  img = vit.Model(**{"num_classes": llm.width, "dtype": dtype, **img})
+  return Model(img=img, llm=llm)

@@ -128,9 +128,14 @@ def test_everything_missing_is_listed():
   with pytest.raises(ValueError) as e:
     infer.sizes(flat)
   assert str(e.value).endswith(message)
-  only_decoder = {n: x for n, x in PALIGEMMA.items() if n.startswith("llm/")}
-  with pytest.raises(ValueError, match="missing: img/embedding/kernel, img/"):
-    infer.sizes(only_decoder)
+
+
+@pytest.mark.parametrize("tower", ["img", "llm"])
+def test_one_tower_alone(tower):
+  alone = {n: x for n, x in PALIGEMMA.items() if n.startswith(tower)}
+  assert infer.sizes(alone) == {tower: infer.sizes(PALIGEMMA)[tower]}
+  with pytest.raises(ValueError, match='no parameters under "img/" or "llm/"'):
+    infer.sizes({"txt/w": (3,)})
 
 
 @pytest.mark.parametrize(
@@ -155,55 +160,3 @@ def test_layers_that_differ():
   message = "llm/layers/3/mlp/linear: missing, there are 18 layers"
   with pytest.raises(ValueError, match=message):
     infer.sizes(short)
-
-
-def small(stacked_layers):
-  rng = np.random.default_rng(0)
-  shapes = {
-    "img/Transformer/encoderblock/MlpBlock_0/Dense_0/bias": (11, 5),
-    "img/Transformer/encoder_norm/bias": (5,),
-    "llm/layers/mlp/linear": (2, 3, 7),
-    "llm/final_norm/scale": (7,),
-  }
-  shapes = shapes if stacked_layers else loop_shapes(shapes)
-  return {name: rng.normal(size=shape) for name, shape in shapes.items()}
-
-
-def test_stack_orders_layers_by_number():
-  loop = small(stacked_layers=False)
-  stacked = infer.stack_layers(loop)
-  name = "img/Transformer/encoderblock/MlpBlock_0/Dense_0/bias"
-  for i in range(11):  # as text, layer 10 would come before layer 2
-    np.testing.assert_array_equal(
-      stacked[name][i],
-      loop[f"img/Transformer/encoderblock_{i}/MlpBlock_0/Dense_0/bias"],
-    )
-  assert {n: x.shape for n, x in stacked.items()} == {
-    n: x.shape for n, x in small(stacked_layers=True).items()
-  }
-
-
-@pytest.mark.parametrize("stacked", [True, False])
-def test_stack_and_unstack_are_inverse(stacked):
-  flat = small(stacked)
-  there = infer.unstack_layers if stacked else infer.stack_layers
-  back = infer.stack_layers if stacked else infer.unstack_layers
-  found = back(there(flat))
-  assert there(flat).keys() != flat.keys()
-  assert found.keys() == flat.keys()
-  for name in flat:
-    np.testing.assert_array_equal(found[name], flat[name])
-
-
-def test_a_layout_that_is_there_already_passes_through():
-  assert infer.stack_layers(small(True)).keys() == small(True).keys()
-  assert infer.unstack_layers(small(False)).keys() == small(False).keys()
-
-
-def test_a_tower_alone_without_its_prefix():
-  flat = {"Transformer/encoderblock_0/w": np.ones(3), "layers/0/w": np.ones(2)}
-  stacked = infer.stack_layers(flat)
-  assert {n: x.shape for n, x in stacked.items()} == {
-    "Transformer/encoderblock/w": (1, 3),
-    "layers/w": (1, 2),
-  }

@@ -1,6 +1,7 @@
 """Decoding of every kind of file, and resizing against its definition."""
 
 import io
+import pathlib
 import zlib
 
 import jax
@@ -11,6 +12,7 @@ from PIL import Image
 
 from paligemma.data import image as image_lib
 
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "preprocessing"
 TOLERANCE = 1e-3 * 255
 SIZES = [  # (H, W) -> (height, width): down, up, one of each, extreme, equal
   ((31, 43), (7, 11)),
@@ -116,6 +118,65 @@ def test_model_range():
   np.testing.assert_allclose(result, [-1, 1, -0.6], rtol=1e-6)
   unit = image_lib.to_model_range(image, 0.0, 1.0)
   np.testing.assert_allclose(unit, [0, 1, 0.2], rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def goldens():
+  with np.load(GOLDENS / "preprocessing.npz") as file:
+    return dict(file)
+
+
+GOLDEN_PICTURES = range(4)
+
+
+def test_every_golden_picture_is_compared(goldens):
+  found = {name.split("/")[0] for name in goldens if name.endswith("/picture")}
+  assert found == set(map(str, GOLDEN_PICTURES))
+
+
+@pytest.mark.parametrize("i", GOLDEN_PICTURES)
+@pytest.mark.parametrize(("name", "bound"), [("hf", 5e-7), ("reference", 1e-5)])
+def test_equals_transformers_and_tensorflow(goldens, name, bound, i):
+  expected = goldens[f"{i}/{name}"]
+  preprocess = image_lib.PREPROCESSING[name]
+  result = preprocess(goldens[f"{i}/picture"], expected.shape[:2])
+  assert result.dtype == np.float32
+  assert expected.min() < -0.7 and expected.max() > 0.7
+  np.testing.assert_allclose(result, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize("i", GOLDEN_PICTURES)
+def test_big_vision_truncates_the_reference(goldens, i):
+  theirs = goldens[f"{i}/big_vision"]
+  ours = image_lib.reference(goldens[f"{i}/picture"], theirs.shape[:2])
+  cut = (ours + 1) * 127.5 - theirs
+  assert cut.min() > -1e-3 and cut.max() < 1 + 1e-3
+  assert 0.4 < cut.mean() < 0.6
+
+
+@pytest.mark.parametrize("old", [(41, 59), (13, 11)])
+def test_hf_rounds_and_clips_bicubic(old):
+  """The two definitions of the filter agree up to the rounding to uint8."""
+  image, size = pixels(*old) // 2 + 64, (19, 23)  # too far in to be clipped
+  hf = (image_lib.hf(image, size) + 1) * 127.5
+  np.testing.assert_allclose(hf, hf.round(), rtol=0, atol=1e-4)
+  exact = (image_lib.bicubic(image, size) + 1) * 127.5
+  np.testing.assert_allclose(hf, exact, rtol=0, atol=2)
+  edges = np.zeros((31, 31, 3), np.uint8)
+  edges[7:23, 7:23] = 255
+  assert np.abs(image_lib.hf(edges, size)).max() == 1
+  assert np.abs(image_lib.bicubic(edges, size)).max() > 1.05
+
+
+def test_preprocessing_of_a_constant_is_its_value():
+  for value in (0, 51, 255):
+    image = np.full((13, 31, 3), value, np.uint8)
+    for name, preprocess in image_lib.PREPROCESSING.items():
+      result = preprocess(image, (7, 5))
+      assert result.shape == (7, 5, 3) and result.dtype == np.float32
+      np.testing.assert_allclose(
+        result, value / 127.5 - 1, rtol=0, atol=1e-6, err_msg=name
+      )
 
 
 @pytest.mark.parametrize("options", [{}, {"lossless": True}])

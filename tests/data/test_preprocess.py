@@ -64,11 +64,13 @@ def test_evaluation_row_never_carries_the_answer(tokenizer, example, rng):
   np.testing.assert_array_equal(preprocess(example, rng)["text"], row["text"])
 
 
-def test_bicubic_is_passed_on(tokenizer, example, rng):
-  row = make(tokenizer, resize="bicubic")(example, rng)
+@pytest.mark.parametrize("name", image_lib.PREPROCESSING)
+def test_resize_chooses_the_preprocessing(tokenizer, example, rng, name):
+  row = make(tokenizer, resize=name)(example, rng)
   pixels = image_lib.decode(example["image"])
-  expected = image_lib.resize(pixels, (RES, RES), "bicubic") / 127.5 - 1
-  np.testing.assert_allclose(row["image"], expected, rtol=0, atol=1e-6)
+  for other, preprocess in image_lib.PREPROCESSING.items():
+    same = np.array_equal(row["image"], preprocess(pixels, (RES, RES)))
+    assert same == (other == name or {other, name} == {"reference", "bilinear"})
 
 
 @pytest.mark.parametrize("train", [True, False])

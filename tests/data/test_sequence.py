@@ -1,10 +1,17 @@
 """Whole-matrix goldens of ids and masks."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 
+import paligemma
 from paligemma.data import sequence
+from paligemma.data import tokenizer as tokenizer_lib
 
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens" / "preprocessing"
+ASSETS = pathlib.Path(paligemma.__file__).parent / "assets"
 LENGTH = 7
 
 
@@ -52,6 +59,56 @@ def test_prompt(tokenizer, ids):
     "mask_input": [1, 1, 1, 0, 0, 0, 0],
   }
   check(arrays, expected, DTYPES)
+
+
+def test_text_prompt(tokenizer, ids):
+  loc, _, _ = ids
+  arrays = sequence.text_prompt(tokenizer, "<loc0003>", 5)
+  expected = {
+    "text": [2, loc, 0, 0, 0],
+    "mask_ar": [1, 1, 1, 1, 1],
+    "mask_input": [1, 1, 0, 0, 0],
+  }
+  check(arrays, expected, DTYPES)
+  assert sequence.text_prompt(tokenizer, "<loc0003>", 2)["mask_input"].all()
+  with pytest.raises(ValueError, match=r"^prompt has 2 tokens, text_len is 1;"):
+    sequence.text_prompt(tokenizer, "<loc0003>", 1)
+
+
+def test_text_prompt_adds_nothing_but_bos(tokenizer):
+  for text in ("what digit is this", "", "two\nlines\n"):
+    arrays = sequence.text_prompt(tokenizer, text, 61)
+    found = arrays["text"][arrays["mask_input"]]
+    np.testing.assert_array_equal(found, [2, *tokenizer.encode(text)])
+
+
+def test_layout_equals_that_of_transformers():
+  """What PaliGemmaProcessor gives behind its image tokens and padding."""
+  tokenizer = tokenizer_lib.Tokenizer(ASSETS / "tiny_tokenizer.model")
+  with np.load(GOLDENS / "preprocessing.npz") as file:
+    goldens = dict(file)
+  texts = json.loads(str(goldens["texts"]))
+  assert len(texts) == len(goldens["input_ids"]) > 3
+  image_tokens = goldens["image_tokens"]
+  for i, (prefix, suffix) in enumerate(texts):
+    text_len = 101
+    ours = sequence.training(tokenizer, prefix, suffix, text_len)
+    valid = ours["mask_input"]
+    labels = np.where(ours["mask_loss"], ours["text"], -100)
+    attended = goldens["attention_mask"][i] == 1
+    for key, mine in (
+      ("input_ids", ours["text"]),
+      ("token_type_ids", ours["mask_ar"]),
+      ("labels", labels),
+    ):
+      theirs = goldens[key][i][attended][image_tokens:]
+      np.testing.assert_array_equal(mine[valid], theirs, err_msg=key)
+    ours = sequence.prompt(tokenizer, prefix, text_len)
+    is_prompt = attended & (goldens["token_type_ids"][i] == 0)
+    np.testing.assert_array_equal(
+      ours["text"][ours["mask_input"]],
+      goldens["input_ids"][i][is_prompt][image_tokens:],
+    )
 
 
 def test_prompt_is_the_beginning_of_training(tokenizer):

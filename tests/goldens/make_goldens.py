@@ -8,18 +8,18 @@ Run by hand, never by the tests, in an environment of its own:
 Each case is a tiny model with random weights, run in float64. What would hide
 a mistake is avoided: norm scales are not zero (a wrong 1 + w would show), soft
 caps are small enough to bend, `norm_eps` is large, dimensions are pairwise
-different. Two differences of transformers bound what can be compared:
+different, the sliding window is shorter than an image.
 
-- Its local layers apply the sliding window to the suffix only, ours to the
-  prefix too. The window is therefore as long as the longest prefix.
-- Its positions start at 1; RoPE is relative, so nothing follows from it.
-
-Before version 5 it divided image features by sqrt(width); now it does not.
+The positions of transformers start at 1, ours at 0: RoPE is relative, so
+nothing follows from it. Before version 5 it divided image features by
+sqrt(width); now it does not.
 
 An npz holds "config" (JSON, keyword arguments of vit.Model and gemma.Model),
-"image", "text", "mask_ar", "input_mask", the expected "image_tokens" and
-"logits", and "params/..." under our names. Weights and images are rounded to
-float16 before use, hence exact at half the size.
+the inputs "image", "text", "mask_ar", "input_mask", "mask_loss", the expected
+"image_tokens", "logits", "loss" (of each example, the mean over its suffix) and
+"grads/..." (of the batch's mean loss, for the weights of attention), and
+"params/...", all under our names. Weights and images are rounded to float16
+before use, hence exact at half the size.
 """
 
 import json
@@ -31,9 +31,9 @@ import transformers
 
 FOLDER = pathlib.Path(__file__).parent
 RES = 9
-IMAGE_TOKENS = 9
+IMAGE_TOKENS = 9  # of each image
 IMAGE_TOKEN_ID = 96  # the last one; never part of a text
-PREFIX = (5, 3)  # tokens of each row
+PREFIX = (5, 3)  # tokens of each row, behind the images
 SUFFIX = (6, 4)
 
 VIT = {"patch_size": 3, "width": 15, "depth": 2, "mlp_dim": 23, "num_heads": 3}
@@ -53,17 +53,16 @@ GEMMA2 = GEMMA | {
   "post_norms": True,
   "attn_logits_softcap": 2.0,
 }
+WINDOW = {"final_logits_softcap": 3.0, "sliding_window": 5}
 CASES = {
   "gemma": GEMMA,
   "gemma_multi_head": GEMMA | {"depth": 2, "num_kv_heads": 3},
-  "gemma2": GEMMA2
-  | {
-    "query_scale": "width_per_head",
-    "final_logits_softcap": 3.0,
-    "sliding_window": IMAGE_TOKENS + PREFIX[0],
-  },
-  "gemma2_as_in_paligemma2": GEMMA2 | {"depth": 2},
+  "gemma2_2b": GEMMA2 | WINDOW,
+  "gemma2_27b": GEMMA2 | WINDOW | {"query_scale": "width_per_head"},
+  "gemma2_as_in_paligemma2": GEMMA2 | {"depth": 2},  # by big_vision
+  "two_images": GEMMA2 | WINDOW | {"depth": 2, "query_scale": 17},
 }
+FRAMES = {"two_images": 2}
 
 
 def transformers_model(llm):
@@ -88,14 +87,16 @@ def transformers_model(llm):
     "rms_norm_eps": llm["norm_eps"],
   }
   if llm.get("post_norms"):
-    by_width = llm.get("query_scale") == "width_per_head"
+    scale = {
+      "head_dim": llm["head_dim"],
+      "width_per_head": llm["width"] // llm["num_heads"],
+    }
+    by = llm.get("query_scale", "head_dim")
     window = llm.get("sliding_window")
     local = "full_attention" if window is None else "sliding_attention"
     text = transformers.Gemma2Config(
       **sizes,
-      query_pre_attn_scalar=(
-        llm["width"] // llm["num_heads"] if by_width else llm["head_dim"]
-      ),
+      query_pre_attn_scalar=scale.get(by, by),
       attn_logit_softcapping=llm["attn_logits_softcap"],
       final_logit_softcapping=llm.get("final_logits_softcap"),
       sliding_window=window,
@@ -219,28 +220,35 @@ def text_params(state, llm):
   return params
 
 
-def make_inputs(rng):
+def make_inputs(rng, frames):
   """Images, texts and masks: row 0 is full, row 1 is padded on the right."""
-  image = rng.uniform(-1, 1, (2, RES, RES, 3)).astype(np.float16)
+  shape = (2, RES, RES, 3) if frames is None else (2, frames, RES, RES, 3)
+  image = rng.uniform(-1, 1, shape).astype(np.float16)
   text_len = PREFIX[0] + SUFFIX[0]
   text = rng.integers(3, IMAGE_TOKEN_ID, (2, text_len), dtype=np.int32)
   position = np.arange(text_len)
   prefix, suffix = np.array(PREFIX)[:, None], np.array(SUFFIX)[:, None]
+  input_mask = position < prefix + suffix
   return {
     "image": image,
     "text": text,
     "mask_ar": (position >= prefix).astype(np.int32),
-    "input_mask": position < prefix + suffix,
+    "input_mask": input_mask,
+    "mask_loss": input_mask & (position >= prefix),
   }
 
 
-@torch.no_grad()
 def run(model, inputs):
-  """Image tokens float[B, L, D] and text logits float[B, T, V]."""
-  image_ids = np.full((2, IMAGE_TOKENS), IMAGE_TOKEN_ID)
+  """Image tokens float[B, L, D], text logits float[B, T, V] and loss[B].
+
+  The gradients of the mean loss are left in the parameters.
+  """
+  pixels = inputs["image"].astype(np.float64)
+  pixels = pixels.reshape(-1, RES, RES, 3).transpose(0, 3, 1, 2)
+  image_len = len(pixels) // 2 * IMAGE_TOKENS
+  image_ids = np.full((2, image_len), IMAGE_TOKEN_ID)
   ids = np.concatenate([image_ids, inputs["text"]], axis=1)
-  pad_left = [(0, 0), (IMAGE_TOKENS, 0)]
-  pixels = inputs["image"].astype(np.float64).transpose(0, 3, 1, 2)
+  pad_left = [(0, 0), (image_len, 0)]
   outputs = model(
     input_ids=torch.from_numpy(ids).long(),
     pixel_values=torch.from_numpy(pixels),
@@ -249,9 +257,23 @@ def run(model, inputs):
     ).long(),
     token_type_ids=torch.from_numpy(np.pad(inputs["mask_ar"], pad_left)).long(),
   )
+  logits = outputs.logits[:, image_len:]
+  targets = torch.from_numpy(inputs["text"][:, 1:]).long()
+  losses = torch.nn.functional.cross_entropy(
+    logits[:, :-1].transpose(1, 2), targets, reduction="none"
+  )
+  mask_loss = torch.from_numpy(inputs["mask_loss"][:, 1:])
+  loss = (losses * mask_loss).sum(dim=1) / mask_loss.sum(dim=1)
+  loss.mean().backward()
+  image_tokens = outputs.image_hidden_states
+  results = {
+    "image_tokens": image_tokens.reshape(2, image_len, -1),
+    "logits": logits,
+    "loss": loss,
+  }
   return {
-    "image_tokens": outputs.image_hidden_states.numpy().astype(np.float32),
-    "logits": outputs.logits[:, IMAGE_TOKENS:].numpy().astype(np.float32),
+    name: value.detach().numpy().astype(np.float32)
+    for name, value in results.items()
   }
 
 
@@ -265,13 +287,25 @@ def main():
       for name, value in model.state_dict().items()
     }
     params = image_params(state) | text_params(state, llm)
-    inputs = make_inputs(rng)
+    inputs = make_inputs(rng, FRAMES.get(case))
+    outputs = run(model, inputs)
+    # A gradient has the axes of its weight: the same mapping names it.
+    slopes = {
+      name: parameter.grad.numpy().astype(np.float32)
+      for name, parameter in model.named_parameters()
+    }
+    grads = text_params(slopes, llm)
     np.savez_compressed(
       FOLDER / f"{case}.npz",
       config=json.dumps({"img": VIT, "llm": llm}),
       **inputs,
-      **run(model, inputs),
+      **outputs,
       **{f"params/{name}": value for name, value in params.items()},
+      **{
+        f"grads/{name}": value
+        for name, value in grads.items()
+        if "/attn/" in name
+      },
     )
 
 

@@ -80,8 +80,8 @@ def test_make_attn_mask(input_mask, mask_ar, golden):
 @pytest.mark.parametrize(
   ("window", "golden"),
   [
-    (1, "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
-    (2, "x x . . .\nx x x . .\n. x x x .\n. . x x x\n. . . x x"),
+    (1, "x x x x x\n. x x x x\n. . x x x\n. . . x x\n. . . . x"),
+    (2, "x x x x x\nx x x x x\n. x x x x\n. . x x x\n. . . x x"),
     (5, "x x x x x\n" * 5),
   ],
   ids=["1", "2", "5"],
@@ -97,6 +97,20 @@ def test_make_window_mask_goes_by_position_not_by_place():
   keys = jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]])
   mask = attention.make_window_mask(queries, keys, 3)
   np.testing.assert_array_equal(mask[:, 0], matrix(". x x x x\n. x x x x"))
+
+
+@pytest.mark.parametrize(
+  ("mask_ar", "golden"),
+  [
+    ([1, 1, 1, 1, 1], "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
+    ([0, 0, 0, 1, 1], "x x x . .\nx x x . .\nx x x . .\n. . . x .\n. . . . x"),
+    ([1, 0, 1, 1, 0], "x x . . .\nx x . . .\n. . x . .\n. . . x x\n. . . x x"),
+  ],
+  ids=["causal", "prefix", "blocks"],
+)
+def test_make_block_mask(mask_ar, golden):
+  mask = attention.make_block_mask(jnp.asarray([mask_ar]))
+  np.testing.assert_array_equal(mask[0], matrix(golden))
 
 
 def rope_loop(x, positions, max_wavelength):

@@ -227,7 +227,7 @@ def test_suffix_leaves_earlier_logits_alone(case):
 def test_prefix_is_read_in_both_directions(case):
   x, input_mask, mask_ar = random_inputs("none")
   other = x.copy()
-  other[:, 2] += 1.0  # within the window of position 0
+  other[:, 7] += 1.0  # the last of it, beyond the window of position 0
   one = case.forward(case.params, x, input_mask, mask_ar)
   two = case.forward(case.params, other, input_mask, mask_ar)
   assert np.abs(one[:, 0] - two[:, 0]).max(axis=-1).min() > 1e-3
@@ -301,6 +301,53 @@ def test_window_is_on_even_layers_only():
     path = jax.jit(functools.partial(forward, model, random_params(model)))
     one, two = (path(z, input_mask, mask_ar) for z in (x, other))
     assert (np.abs(one - two)[:, -1].max() > 1e-4) == sees
+
+
+# One local layer with a window of 3: which rows of the input each output reads.
+# Rows with a prefix of 4 and padding behind it, suffix or none.
+PREFIX_IS_WHOLE = """
+x x x x . . . .
+x x x x . . . .
+x x x x . . . .
+x x x x . . . .
+. . . . . . . .
+. . x x . x . .
+. . . x . x x .
+. . . . . x x x"""
+CAUSAL_IS_CUT = """
+x . . . . . . .
+x x . . . . . .
+x x x . . . . .
+. x x x . . . .
+. . . . . . . .
+. . x x . x . .
+. . . x . x x .
+. . . . . x x x"""
+
+
+@pytest.mark.parametrize(
+  ("prefix", "golden"),
+  [(4, PREFIX_IS_WHOLE), (1, CAUSAL_IS_CUT)],
+  ids=["prefix", "causal"],
+)
+def test_window_spares_the_prefix_and_counts_tokens(prefix, golden):
+  model = build("gemma2", depth=1, sliding_window=3)
+  params = random_params(model)
+  x = random_inputs("none")[0][:1, :8]
+  valid = np.arange(8)[None] != 4
+  mask_ar = (np.arange(8)[None] >= prefix).astype(np.int32)
+
+  @jax.jit
+  def reads(x):
+    path = functools.partial(forward, model, params)
+    jacobian = jax.jacfwd(lambda x: path(x, valid, mask_ar))(x)
+    return jnp.abs(jacobian[0, :, :, 0]).sum(axis=(1, 3)) > 1e-6
+
+  found = np.where(valid[0][:, None], reads(x), False)
+  expected = [
+    [mark == "x" for mark in line.split()] for line in golden.split("\n")[1:]
+  ]
+  np.testing.assert_array_equal(found, expected)
 
 
 def test_embeddings_are_scaled_by_the_root_of_the_width():
@@ -479,6 +526,21 @@ def test_make():
     gemma.make("gemma_2b", norm_epsilon=1e-5)
 
 
-def test_unknown_query_scale():
-  with pytest.raises(ValueError, match='unknown query_scale "head-dim"'):
-    shapes_of(build("gemma", query_scale="head-dim"))
+def test_query_scale_by_number():
+  width_per_head = 14 / 6  # what the style says by name
+  np.testing.assert_array_equal(run(query_scale=width_per_head), run())
+
+
+@pytest.mark.parametrize(
+  ("value", "message"),
+  [
+    ("head-dim", 'unknown query_scale "head-dim".*mean "head_dim"\\?'),
+    (0, "query_scale is 0, expected a positive number.*width_per_head"),
+    (-144.0, "query_scale is -144.0, expected a positive number"),
+    (float("nan"), "query_scale is nan, expected a positive number"),
+    (None, "query_scale is None, expected a positive number"),
+  ],
+)
+def test_bad_query_scale(value, message):
+  with pytest.raises(ValueError, match=message):
+    shapes_of(build("gemma", query_scale=value))

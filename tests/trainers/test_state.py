@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from paligemma import optim, sharding, tree
+from paligemma import initial, optim, sharding, tree
 from paligemma.checkpoints import npz
 from trainers import state
 
@@ -19,6 +19,8 @@ RULES = ((".*", "fsdp"),)
 
 class Small:
   """What the state asks of a model: parameters, two of them worth splitting."""
+
+  img = "an image tower"
 
   def init(self, key, image, text, mask_ar):
     keys = jax.random.split(key, len(SHAPES))
@@ -99,13 +101,13 @@ def test_random_parameters_do_not_depend_on_the_mesh(mesh):
   for where in (mesh, alone):
     trainable, frozen = abstract(where)
     both = {**trainable, **frozen}
-    drawn.append(state.random_params(Small(), 28, both, seed=3))
+    drawn.append(initial.random_params(Small(), 28, both, seed=3))
     for name, leaf in both.items():
       assert drawn[-1][name].sharding == leaf.sharding
       assert drawn[-1][name].dtype == leaf.dtype
   for name, array in drawn[0].items():
     np.testing.assert_array_equal(array, drawn[1][name], err_msg=name)
-  other = state.random_params(Small(), 28, both, seed=4)
+  other = initial.random_params(Small(), 28, both, seed=4)
   assert not np.array_equal(other["llm/embed"], drawn[0]["llm/embed"])
 
 

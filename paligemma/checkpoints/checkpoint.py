@@ -1,0 +1,51 @@
+"""What every format is turned into before a model is made of it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from paligemma.checkpoints.leaves import Leaf
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A checkpoint that was opened but not read.
+
+  Attributes:
+    path: Where it lies.
+    format: Its name for people: "big_vision npz", "Hugging Face", ...
+    leaves: Name -> leaf, under big_vision's names: "img/..." and "llm/...", in
+      scan or loop layout. Every tensor of the files is used exactly once, but
+      for `ignored`.
+    img: Fields of vit.Model that the files state and shapes cannot tell.
+    llm: The same of gemma.Model: soft caps, window, query scale, epsilon.
+      Fields that are absent are taken from the variant of the same sizes.
+    ignored: Names in the files of what is no parameter of a PaliGemma, such as
+      buffers, or the pooling head of SigLIP.
+    created: Names of leaves that are in no file and drawn at random, such as
+      the head between two towers that have not met before.
+    export: What a format needs to write the same files again and no model
+      holds, such as Hugging Face's id of the image token.
+  """
+
+  path: str
+  format: str
+  leaves: Mapping[str, Leaf]
+  img: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  llm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  ignored: tuple[str, ...] = ()
+  created: tuple[str, ...] = ()
+  export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def describe(self) -> str:
+    """One line for people: what it is, and what was decided about it."""
+    parts = [f"{self.path}: {self.format}, {len(self.leaves)} parameters"]
+    for tower, fields in (("img", self.img), ("llm", self.llm)):
+      if fields:
+        listed = ", ".join(f"{k}={v}" for k, v in sorted(fields.items()))
+        parts.append(f"{tower} as the files say: {listed}")
+    if self.ignored:
+      parts.append(f"ignored: {', '.join(self.ignored)}")
+    if self.created:
+      parts.append(f"drawn at random: {', '.join(self.created)}")
+    return "; ".join(parts)

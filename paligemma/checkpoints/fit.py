@@ -1,0 +1,56 @@
+"""From the leaves of a checkpoint to those that a model expects."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from paligemma import tree
+from paligemma.checkpoints import layouts, leaves, resample
+from paligemma.checkpoints.checkpoint import Checkpoint
+
+_POSITIONS = "img/pos_embedding"
+_LISTED = 20
+
+
+def fit(
+  checkpoint: Checkpoint, expected: Mapping[str, Any]
+) -> dict[str, leaves.Leaf]:
+  """Gives a checkpoint the layout and the resolution of a model.
+
+  Layers are stacked or taken apart as the model has them, and the position
+  embedding is resampled to its number of patches.
+
+  Args:
+    checkpoint: What was opened.
+    expected: Name -> shape, or anything with a `shape`, of every parameter.
+
+  Returns:
+    Name -> leaf, of exactly the names and shapes of `expected`.
+
+  Raises:
+    ValueError: Leaves are missing, left over, of another shape, or no floating
+      point numbers; all that differ are listed.
+  """
+  fitted = leaves.stack_layers(checkpoint.leaves)
+  for tower in ("img/", "llm/"):
+    if any(n.startswith(tower) and layouts.split_layer(n) for n in expected):
+      ours = {n: fitted.pop(n) for n in list(fitted) if n.startswith(tower)}
+      fitted |= leaves.unstack_layers(ours)
+  if _POSITIONS in fitted and _POSITIONS in expected:
+    wanted = expected[_POSITIONS]
+    count = tuple(getattr(wanted, "shape", wanted))[1]
+    fitted[_POSITIONS] = resample.resample(fitted[_POSITIONS], count)
+  differences = tree.compare(expected, fitted) or [
+    f"{name}: found dtype {leaf.dtype}, expected floating point numbers"
+    for name, leaf in fitted.items()
+    if not jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  if differences:
+    listed = "; ".join(differences[:_LISTED])
+    more = len(differences) - _LISTED
+    raise ValueError(
+      f"{checkpoint.path}: does not fit the model, {len(differences)} leaves "
+      f"differ: {listed}" + (f"; and {more} more" if more > 0 else "")
+    )
+  return dict(sorted(fitted.items()))

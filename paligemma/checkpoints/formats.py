@@ -1,0 +1,132 @@
+"""Which format a checkpoint has: one door for all of them."""
+
+import dataclasses
+import zipfile
+from collections.abc import Callable, Mapping
+
+from etils import epath
+
+from paligemma import tree
+from paligemma.checkpoints import (
+  big_vision_workdir,
+  gemma_orbax,
+  huggingface,
+  keras_hub,
+  npz,
+  orbax,
+  presets,
+  runs,
+  towers,
+)
+from paligemma.checkpoints.checkpoint import Checkpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A format that can be read.
+
+  Attributes:
+    recognise: Tells by the names of files whether a path may have this format.
+    open: Path -> Checkpoint.
+    looks_like: What is recognised, for people.
+  """
+
+  recognise: Callable[[epath.Path], bool]
+  open: Callable[[str], Checkpoint]
+  looks_like: str
+
+
+def _has(*patterns):
+  return lambda path: any(next(iter(path.glob(p)), None) for p in patterns)
+
+
+def _is_npz(path):
+  if path.suffix.partition(":")[0] == ".npz":
+    return True
+  return path.is_file() and zipfile.is_zipfile(path)
+
+
+# The first that recognises a path opens it: a keras-hub preset, for example,
+# has a config.json as well.
+FORMATS = {
+  "big_vision npz": Format(_is_npz, npz.open, "a .npz file"),
+  "keras-hub": Format(
+    _has(keras_hub.WEIGHTS, keras_hub.SHARDS),
+    keras_hub.open,
+    f"a folder with {keras_hub.WEIGHTS}",
+  ),
+  "Hugging Face": Format(
+    _has("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"),
+    huggingface.open,
+    "a folder with config.json and *.safetensors",
+  ),
+  "training run": Format(
+    lambda path: runs.find(path) is not None,
+    lambda path: runs.open(path, open),
+    "the workdir of a training run",
+  ),
+  "big_vision workdir": Format(
+    lambda path: big_vision_workdir.find(path) is not None,
+    big_vision_workdir.open,
+    "a folder with checkpoint.bv-LAST",
+  ),
+  "Gemma Orbax": Format(
+    gemma_orbax.holds, gemma_orbax.open, "Orbax with Gemma's names"
+  ),
+  "Orbax": Format(
+    lambda path: orbax.find(path) is not None,
+    orbax.open,
+    "a folder with _METADATA",
+  ),
+}
+
+
+def open(
+  path: epath.PathLike | Mapping[str, epath.PathLike],
+  *,
+  directory: epath.PathLike | None = None,
+) -> Checkpoint:
+  """Opens a checkpoint of any format; reads only what tells names and shapes.
+
+  Args:
+    path: A file or folder of any format in FORMATS, the name of a preset (see
+      presets.PRESETS), or {"img": path, "llm": path} for the image tower of one
+      and the decoder of another.
+    directory: Where presets are looked for first, see presets.find.
+
+  Returns:
+    Checkpoint.
+
+  Raises:
+    ValueError: No such file, an unknown or damaged format.
+  """
+  if isinstance(path, Mapping):
+    if set(path) != {"img", "llm"}:
+      raise ValueError(
+        f'towers of a checkpoint are {sorted(path)}, expected "img" and "llm"'
+      )
+    return towers.combine(
+      *(open(path[tower], directory=directory) for tower in ("img", "llm"))
+    )
+  if not epath.Path(path).exists() and presets.is_name(path):
+    path = presets.find(path, directory=directory)
+  return FORMATS[detect(path)].open(str(path))
+
+
+def detect(path: epath.PathLike) -> str:
+  """Returns the key in FORMATS of what lies at a path.
+
+  Raises:
+    ValueError: There is nothing, or nothing that is known.
+  """
+  path = epath.Path(path)
+  for name, format in FORMATS.items():
+    if format.recognise(path):
+      return name
+  known = "; ".join(format.looks_like for format in FORMATS.values())
+  if not path.exists():
+    raise ValueError(
+      f"{path}: no such file or folder, nor the name of a preset."
+      + tree.did_you_mean(str(path), presets.PRESETS)
+    )
+  raise ValueError(f"{path}: no checkpoint, expected one of: {known}")

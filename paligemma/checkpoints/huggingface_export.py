@@ -1,0 +1,284 @@
+"""Hugging Face directories, out: PaliGemma 1 and 2 for transformers, vLLM."""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+from paligemma.checkpoints import (
+  huggingface_config,
+  huggingface_tokenizer,
+  layouts,
+  safetensors,
+)
+from paligemma.checkpoints import huggingface_layout as layout
+from paligemma.checkpoints.huggingface import FILE, FLOATS, INDEX, padded_rows
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+
+_TABLE = "llm/embedder/input_embedding"
+_POSITIONS = "img/pos_embedding"
+
+
+def save(
+  path: epath.PathLike,
+  arrays: Mapping[str, Any],
+  *,
+  img: Mapping[str, Any],
+  llm: Mapping[str, Any],
+  tokenizer: Any = None,
+  dtype: Any = None,
+  image_token_id: int | None = None,
+  max_shard_bytes: float = 5e9,
+) -> None:
+  """Writes a directory that transformers opens with `from_pretrained`.
+
+  Tensors are fetched, cast and written one at a time. The directory appears
+  under its name when it is complete. With several processes let one write.
+
+  Args:
+    path: Local directory to make, with its parents. It may not exist.
+    arrays: Name -> Leaf, NumPy or JAX array; "img/..." and "llm/..." in scan or
+      loop layout.
+    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size.
+    llm: Fields of gemma.Model: width, depth, mlp_dim, num_heads, num_kv_heads,
+      head_dim, vocab_size, and norm_eps, query_scale, post_norms, soft caps and
+      sliding_window where they are not its defaults. Further fields of both are
+      not looked at.
+    tokenizer: SentencePiece file of `vocab_size` pieces, or an object with
+      `save(path)` that writes one, such as data.tokenizer.Tokenizer. Default:
+      no tokenizer is written.
+    dtype: Of all tensors, default as they are. config.json names that of the
+      table of embeddings, in which transformers then holds them all.
+    image_token_id: Row of the table that stands for an image. Default: the one
+      after the last; rows are added up to the next multiple of 64, all of them
+      the mean of the table, which gives them the mean of the logits: never the
+      largest.
+    max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
+
+  Raises:
+    ValueError: `path` exists or is not local; arrays are missing, too many or
+      of other shapes than img and llm say; or transformers has no such model.
+  """
+  if "://" in str(path):
+    raise ValueError(f"{path}: expected a directory of the local file system")
+  path = pathlib.Path(path)
+  if path.exists():
+    raise ValueError(f"{path}: exists, expected a new directory to write to")
+  num_rows = llm["vocab_size"]
+  if image_token_id is None:
+    image_token_id = num_rows
+    num_rows = padded_rows(image_token_id)
+  num_positions = _num_positions(path, arrays)
+  entries = _entries(img, llm, num_positions)
+  _check(path, entries, arrays)
+  tensors = {layout.hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
+  table = layout.hub_key("text.embed_tokens.weight")
+  tensors[table] = _Table(tensors[table], num_rows)
+  for name, tensor in tensors.items():
+    if tensor.dtype not in FLOATS:
+      raise ValueError(
+        f"{path}: {name}: dtype {tensor.dtype}, expected a float"
+      )
+  try:
+    config = huggingface_config.make(
+      img=img,
+      llm=llm,
+      num_positions=num_positions,
+      rows=num_rows,
+      image_token_id=image_token_id,
+      dtype=str(tensors[table].dtype),
+    )
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+  shutil.rmtree(temporary, ignore_errors=True)
+  try:
+    temporary.mkdir(parents=True)
+    _write_json(temporary / "config.json", config)
+    _write_json(
+      temporary / "generation_config.json", huggingface_config.SPECIAL_IDS
+    )
+    _write_json(
+      temporary / "preprocessor_config.json",
+      _image_processor(config["vision_config"]),
+    )
+    if tokenizer is not None:
+      huggingface_tokenizer.save(temporary, tokenizer, image_token_id)
+    _write_tensors(temporary, tensors, max_shard_bytes)
+    temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _num_positions(path, arrays) -> int:
+  """Patches of an image; transformers has no position embedding but learned."""
+  if _POSITIONS not in arrays:
+    raise ValueError(
+      f"{path}: {_POSITIONS} is missing, expected a learned position embedding"
+    )
+  shape = tuple(arrays[_POSITIONS].shape)
+  if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
+    raise ValueError(f"{path}: {_POSITIONS}: shape {shape}, expected (1, P, D)")
+  return shape[1]
+
+
+def _entries(img, llm, num_positions) -> list[layout.Entry]:
+  tower = ("width", "depth", "mlp_dim", "num_heads")
+  decoder = (*tower, "num_kv_heads", "head_dim", "vocab_size")
+  return [
+    *layout.decoder(
+      **{name: llm[name] for name in decoder},
+      post_norms=llm.get("post_norms", False),
+    ),
+    *layout.image_tower(
+      **{name: img[name] for name in tower},
+      patch_size=img["patch_size"],
+      num_positions=num_positions,
+    ),
+    *layout.projector(img_width=img["width"], llm_width=llm["width"]),
+  ]
+
+
+def _check(path, entries, arrays) -> None:
+  found = {name: tuple(x.shape) for name, x in arrays.items()}
+  try:
+    found = layouts.stack(found, layouts.stack_shapes)
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+  if lines := tree.compare(layout.leaf_shapes(entries), found):
+    raise ValueError(
+      f"{path}: arrays are not those of the model, {len(lines)} differ: "
+      f"{'; '.join(lines[:10])}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """A tensor of transformers that is yet to be cut out of our arrays."""
+
+  arrays: Mapping[str, Any]
+  entry: layout.Entry
+  cast: Any
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.entry.their_shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(self.cast or self.source[0].dtype)
+
+  @property
+  def source(self) -> tuple[Any, tuple[int, ...]]:
+    """The array that holds it, in scan or loop layout, and where."""
+    if self.entry.leaf in self.arrays:
+      return self.arrays[self.entry.leaf], self.entry.at
+    prefix, joint, rest = layouts.split_stacked(self.entry.leaf)
+    layer, *at = self.entry.at
+    return self.arrays[f"{prefix}{joint}{layer}/{rest}"], tuple(at)
+
+  def __getitem__(self, _: Any) -> np.ndarray:
+    array, at = self.source
+    if isinstance(array, Leaf):
+      index = [slice(i, i + 1) for i in at]
+      index += [slice(size) for size in self.entry.our_shape]
+      part = array.read(self.dtype, tuple(index))
+    else:
+      part = np.asarray(array[at]).astype(self.dtype, copy=False)
+    return self.entry.to_theirs(part.reshape(self.entry.our_shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """The table of embeddings with the mean of its rows added at the end."""
+
+  part: _Part
+  num_rows: int
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.num_rows, self.part.shape[1]
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.part.dtype
+
+  def __getitem__(self, _: Any) -> np.ndarray:
+    table = np.empty(self.shape, self.dtype)
+    length = self.part.shape[0]
+    total = np.zeros(self.shape[1], np.float64)
+    count = max(BLOCK_BYTES // table[0].nbytes, 1)
+    for start in range(0, length, count):
+      stop = min(start + count, length)
+      table[start:stop] = self._read_rows(slice(start, stop))
+      # Of the rows as they are written: a file read back gives the same again.
+      block = table[start:stop].astype(np.float32)
+      total += block.sum(axis=0, dtype=np.float64)
+    table[length:] = (total / length).astype(np.float32)
+    return table
+
+  def _read_rows(self, rows: slice) -> np.ndarray:
+    array, _ = self.part.source
+    if isinstance(array, Leaf):
+      return array.read(self.dtype, (rows, slice(None)))
+    return np.asarray(array[rows])
+
+
+def _image_processor(vision: Mapping[str, Any]) -> dict[str, Any]:
+  side = vision["image_size"]
+  return {
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_processor_type": "SiglipImageProcessor",
+    "image_seq_length": vision["num_image_tokens"],
+    "image_std": [0.5, 0.5, 0.5],
+    "processor_class": "PaliGemmaProcessor",
+    "resample": 3,  # bicubic
+    "rescale_factor": 1 / 255,
+    "size": {"height": side, "width": side},
+  }
+
+
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _write_tensors(
+  path: pathlib.Path, tensors: Mapping[str, Any], max_shard_bytes: float
+) -> None:
+  """Fills one file after the other, in the order of names."""
+  shards, room = [], 0
+  for name in sorted(tensors):
+    nbytes = _nbytes(tensors[name])
+    if not shards or nbytes > room:
+      shards.append({})
+      room = max_shard_bytes
+    shards[-1][name] = tensors[name]
+    room -= nbytes
+  metadata = {"format": "pt"}  # transformers wants to be told
+  if len(shards) == 1:
+    safetensors.save(path / FILE, tensors, metadata)
+    return
+  weight_map = {}
+  for i, shard in enumerate(shards, 1):
+    name = FILE.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
+    safetensors.save(path / name, shard, metadata)
+    weight_map |= dict.fromkeys(shard, name)
+  total_size = sum(map(_nbytes, tensors.values()))
+  index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+  _write_json(path / INDEX, index)
+
+
+def _nbytes(tensor: Any) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize

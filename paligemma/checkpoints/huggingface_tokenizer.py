@@ -1,0 +1,205 @@
+"""A SentencePiece file as the tokenizer files of transformers."""
+
+import json
+import pathlib
+from typing import Any
+
+from etils import epath
+from sentencepiece import sentencepiece_model_pb2
+
+_ModelProto = sentencepiece_model_pb2.ModelProto
+_Piece = _ModelProto.SentencePiece
+
+IMAGE = "<image>"
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for " "
+_SPECIAL = {"pad_token": 0, "eos_token": 1, "bos_token": 2, "unk_token": 3}
+
+
+def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
+  """Writes tokenizer.model, tokenizer.json and two more into a directory.
+
+  Args:
+    path: The directory.
+    tokenizer: SentencePiece file, or an object with `save(path)` that writes
+      one.
+    image_token_id: Id of "<image>", normally the number of pieces.
+
+  Raises:
+    ValueError: The file is unreadable, is not of Gemma's kind (byte pairs with
+      bytes for what is unknown, text taken as it is), or another piece has the
+      id of the image token.
+
+  Source of tokenizer.json: the format of the tokenizers library, and
+  transformers' conversion of Gemma (convert_slow_tokenizer.py). There "  " is
+  one token only by way of merges, here already as a symbol of the user, as in
+  SentencePiece.
+  """
+  model_file = path / "tokenizer.model"
+  if isinstance(tokenizer, str | epath.PathLike):
+    where = tokenizer
+    try:
+      model_file.write_bytes(epath.Path(tokenizer).read_bytes())
+    except OSError as e:
+      reason = e.strerror or e
+      raise ValueError(f"{where}: cannot read tokenizer: {reason}") from None
+  else:
+    where = "tokenizer"
+    tokenizer.save(model_file)
+  model = _parse(where, model_file.read_bytes())
+  pieces = [piece.piece for piece in model.pieces]
+  if [*pieces, IMAGE][image_token_id : image_token_id + 1] != [IMAGE]:
+    raise ValueError(
+      f"{where}: has {len(pieces)} pieces, expected {image_token_id}, so that "
+      f"{IMAGE} gets the next id, or a piece {IMAGE} of id {image_token_id}"
+    )
+  special = {name: pieces[i] for name, i in _SPECIAL.items()}
+  added = _added_tokens(model, image_token_id)
+  files = {
+    "tokenizer.json": _fast(model, added, special),
+    "tokenizer_config.json": {
+      **special,
+      "add_bos_token": True,
+      "add_eos_token": False,
+      "added_tokens_decoder": {
+        str(token["id"]): {k: v for k, v in token.items() if k != "id"}
+        for token in added
+      },
+      "additional_special_tokens": [IMAGE],
+      "clean_up_tokenization_spaces": False,
+      # Else GemmaTokenizer adds one behind the image token.
+      "mask_token": "<mask>" if "<mask>" in pieces else None,
+      "model_max_length": 10**30,  # no limit, as transformers writes it
+      "processor_class": "PaliGemmaProcessor",
+      "sp_model_kwargs": {},
+      "spaces_between_special_tokens": False,
+      "tokenizer_class": "GemmaTokenizer",
+    },
+    "special_tokens_map.json": {
+      **special,
+      "additional_special_tokens": [IMAGE],
+    },
+  }
+  for name, content in files.items():
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    (path / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _parse(where, proto: bytes):
+  try:
+    model = _ModelProto.FromString(proto)
+  except Exception:  # DecodeError of whichever protobuf is installed
+    raise ValueError(
+      f"{where}: not a SentencePiece model ({len(proto)} bytes)"
+    ) from None
+  trainer, normalizer = model.trainer_spec, model.normalizer_spec
+  ids = (trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id)
+  as_in_gemma = {
+    "pad 0, eos 1, bos 2, unk 3": ids == tuple(_SPECIAL.values()),
+    "byte pairs": trainer.model_type == trainer.BPE,
+    "byte_fallback": trainer.byte_fallback,
+    "no add_dummy_prefix": not normalizer.add_dummy_prefix,
+    "no remove_extra_whitespaces": not normalizer.remove_extra_whitespaces,
+    "no normalization": not normalizer.precompiled_charsmap,
+    "escape_whitespaces": normalizer.escape_whitespaces,
+  }
+  if missing := [name for name, holds in as_in_gemma.items() if not holds]:
+    raise ValueError(
+      f"{where}: not a SentencePiece model of Gemma's kind, it lacks: "
+      f"{', '.join(missing)}"
+    )
+  return model
+
+
+def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
+  """What is cut out of a text before it is segmented."""
+  tokens = {
+    i: (piece.piece, piece.type != _Piece.USER_DEFINED)
+    for i, piece in enumerate(model.pieces)
+    if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.USER_DEFINED)
+  }
+  tokens[image_token_id] = (IMAGE, True)
+  return [
+    {
+      "id": i,
+      "content": content,
+      "single_word": False,
+      "lstrip": False,
+      "rstrip": False,
+      # Looked for when spaces have become what the piece spells them as.
+      "normalized": _SPACE in content,
+      "special": special,
+    }
+    for i, (content, special) in sorted(tokens.items())
+  ]
+
+
+def _fast(model, added, special) -> dict[str, Any]:
+  """The contents of tokenizer.json."""
+  bos = special["bos_token"]
+  sequence = {"Sequence": {"id": "A", "type_id": 0}}
+  pair = {"Sequence": {"id": "B", "type_id": 1}}
+  return {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": added,
+    "normalizer": {
+      "type": "Replace",
+      "pattern": {"String": " "},
+      "content": _SPACE,
+    },
+    "pre_tokenizer": {
+      "type": "Split",
+      "pattern": {"String": " "},
+      "behavior": "MergedWithPrevious",
+      "invert": False,
+    },
+    "post_processor": {
+      "type": "TemplateProcessing",
+      "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, sequence],
+      "pair": [
+        {"SpecialToken": {"id": bos, "type_id": 0}},
+        sequence,
+        {"SpecialToken": {"id": bos, "type_id": 1}},
+        pair,
+      ],
+      "special_tokens": {
+        bos: {"id": bos, "ids": [_SPECIAL["bos_token"]], "tokens": [bos]}
+      },
+    },
+    "decoder": {
+      "type": "Sequence",
+      "decoders": [
+        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+      ],
+    },
+    "model": {
+      "type": "BPE",
+      "dropout": None,
+      "unk_token": special["unk_token"],
+      "continuing_subword_prefix": None,
+      "end_of_word_suffix": None,
+      "fuse_unk": True,
+      "byte_fallback": True,
+      "ignore_merges": False,
+      "vocab": {piece.piece: i for i, piece in enumerate(model.pieces)},
+      "merges": _merges(model),
+    },
+  }
+
+
+def _merges(model) -> list[tuple[str, str]]:
+  """Pairs of pieces that form a piece, the best piece first.
+
+  SentencePiece has no list of merges: any two neighbours may merge into a
+  piece, the one of the highest score first.
+  """
+  scores = {p.piece: p.score for p in model.pieces if p.type == _Piece.NORMAL}
+  return [
+    (piece[:i], piece[i:])
+    for piece in sorted(scores, key=scores.get, reverse=True)
+    for i in range(1, len(piece))
+    if piece[:i] in scores and piece[i:] in scores
+  ]

@@ -1,0 +1,395 @@
+"""Published checkpoints by name: where they lie on this machine, or on a hub.
+
+Names are ours, "paligemma2_3b_pt_224": that of the model, "pt" (to be
+fine-tuned), "mix" (fine-tuned on a mixture of tasks) or "ft_docci", and pixels.
+A Gemma, for text alone, has the name that keras-hub gives it. The names that
+they have on a hub, or in keras-hub, do as well (ALIASES).
+
+Sources. Kaggle, JAX: big_vision's configs/proj/paligemma/README.md and
+finetune_paligemma.ipynb (files .npz, .bf16.npz and .f16.npz of PaliGemma,
+.b16.npz of PaliGemma 2), and PRESET_MAP of keras-hub's
+tools/checkpoint_conversion/convert_pali_gemma2_checkpoints.py. Kaggle, Keras:
+models/pali_gemma/pali_gemma_presets.py and models/gemma/gemma_presets.py of
+keras-hub 0.32. Hugging Face: the announcements of PaliGemma 2 and of its mix
+models (huggingface/blog, paligemma2.md and paligemma2mix.md), and for PaliGemma
+and Gemma lists of its models in public code. Whatever is missing here was named
+by none of them, such as JAX files of PaliGemma 2 "pt" on Hugging Face.
+"""
+
+import dataclasses
+import importlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+
+from etils import epath
+
+from paligemma import tree, variants
+
+DIRECTORY_VARIABLE = "PALIGEMMA_CHECKPOINTS"
+
+# PaliGemma was published in float32, and in bfloat16 and float16 made of it;
+# PaliGemma 2 in bfloat16.
+_ENDINGS = (".npz", ".bf16.npz", ".b16.npz", ".f16.npz")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A place on a hub.
+
+  Attributes:
+    hub: "Kaggle" or "Hugging Face".
+    handle: Of the model there.
+    files: What to fetch: a file on Kaggle, patterns on Hugging Face. Default:
+      all.
+  """
+
+  hub: str
+  handle: str
+  files: tuple[str, ...] = ()
+
+  @property
+  def page(self) -> str:
+    """Where a person reads about it and accepts the licence."""
+    if self.hub == "Kaggle":
+      owner, model = self.handle.split("/")[:2]
+      return f"https://www.kaggle.com/models/{owner}/{model}"
+    return f"https://huggingface.co/{self.handle}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """A published checkpoint.
+
+  Attributes:
+    variant: Key of variants.PALIGEMMA, or of variants.GEMMA: a decoder alone.
+    res: Pixels of a side; None of a decoder.
+    vocab_size: Rows of the embedding table.
+    sources: Where it is published, the best first.
+  """
+
+  variant: str
+  res: int | None
+  vocab_size: int
+  sources: tuple[Source, ...]
+
+  @property
+  def stems(self) -> tuple[str, ...]:
+    """Names that files and folders of it have, without the ending."""
+    handles = [source.handle.split("/") for source in self.sources]
+    # On Kaggle: owner, model, framework, name, version.
+    names = [h[3] if len(h) > 3 else h[-1] for h in handles]
+    return tuple(dict.fromkeys(names))
+
+
+def _paligemma(variant, name, res, keras, jax_on_hugging_face) -> Preset:
+  generation = "paligemma-2" if name.startswith("paligemma2") else "paligemma"
+  ending = ".b16.npz" if generation == "paligemma-2" else ".npz"
+  sources = [
+    Source("Kaggle", f"google/{generation}/jax/{name}/1", (f"{name}{ending}",)),
+    Source("Hugging Face", f"google/{name}-jax", ("*.npz",)),
+    _transformers(f"google/{name}"),
+    Source("Kaggle", keras),
+  ]
+  if not jax_on_hugging_face:
+    del sources[1]
+  return Preset(variant, res, variants.VOCAB_SIZE, tuple(sources))
+
+
+def _gemma(variant, keras, hugging_face=None) -> Preset:
+  sources = [Source("Kaggle", keras)]
+  if hugging_face:
+    sources.append(_transformers(hugging_face))
+  return Preset(variant, None, 256_000, tuple(sources))
+
+
+def _transformers(repo) -> Source:
+  return Source("Hugging Face", repo, ("*.json", "*.safetensors", "*.model"))
+
+
+def _all_paligemma() -> Iterator[tuple[str, Preset]]:
+  """Yields name, preset."""
+  one = "keras/paligemma/keras"
+  two = "keras/paligemma2/keras"
+  for kind, res, keras in (
+    ("pt", 224, f"{one}/pali_gemma_3b_224/4"),
+    ("pt", 448, f"{one}/pali_gemma_3b_448/4"),
+    ("pt", 896, f"{one}/pali_gemma_3b_896/4"),
+    ("mix", 224, f"{one}/pali_gemma_3b_mix_224/4"),
+    ("mix", 448, f"{one}/pali_gemma_3b_mix_448/4"),
+  ):
+    name = f"paligemma-3b-{kind}-{res}"
+    preset = _paligemma("paligemma_3b", name, res, keras, True)
+    yield name.replace("-", "_"), preset
+  for size, kind, res, keras in (
+    ("3b", "pt", 224, f"{two}/pali_gemma2_pt_3b_224/2"),
+    ("3b", "pt", 448, f"{two}/pali_gemma2_pt_3b_448/2"),
+    ("3b", "pt", 896, f"{two}/pali_gemma2_pt_3b_896/2"),
+    ("10b", "pt", 224, f"{two}/pali_gemma2_pt_10b_224/3"),
+    ("10b", "pt", 448, f"{two}/pali_gemma2_pt_10b_448/3"),
+    ("10b", "pt", 896, f"{two}/pali_gemma2_pt_10b_896/3"),
+    ("28b", "pt", 224, f"{two}/pali_gemma2_pt_28b_224/4"),
+    ("28b", "pt", 448, f"{two}/pali_gemma2_pt_28b_448/3"),
+    ("28b", "pt", 896, f"{two}/pali_gemma2_pt_28b_896/3"),
+    ("3b", "mix", 224, f"{two}/pali_gemma2_mix_3b_224/2"),
+    ("3b", "mix", 448, f"{two}/pali_gemma2_mix_3b_448/2"),
+    ("10b", "mix", 224, f"{two}/pali_gemma2_mix_10b_224/3"),
+    ("10b", "mix", 448, f"{two}/pali_gemma2_mix_10b_448/3"),
+    ("28b", "mix", 224, f"{two}/pali_gemma2_28b_mix_224/3"),
+    ("28b", "mix", 448, f"{two}/pali_gemma2_28b_mix_448/3"),
+    ("3b", "ft-docci", 448, f"{two}/pali_gemma_2_ft_docci_3b_448/2"),
+    ("10b", "ft-docci", 448, f"{two}/pali_gemma2_ft_docci_10b_448/3"),
+  ):
+    name = f"paligemma2-{size}-{kind}-{res}"
+    preset = _paligemma(f"paligemma2_{size}", name, res, keras, kind == "mix")
+    yield name.replace("-", "_"), preset
+
+
+_GEMMA = {
+  "gemma_2b_en": _gemma(
+    "gemma_2b", "keras/gemma/keras/gemma_2b_en/3", "google/gemma-2b"
+  ),
+  "gemma_instruct_2b_en": _gemma(
+    "gemma_2b", "keras/gemma/keras/gemma_instruct_2b_en/3", "google/gemma-2b-it"
+  ),
+  "gemma_1.1_instruct_2b_en": _gemma(
+    "gemma_2b",
+    "keras/gemma/keras/gemma_1.1_instruct_2b_en/4",
+    "google/gemma-1.1-2b-it",
+  ),
+  "gemma_7b_en": _gemma(
+    "gemma_7b", "keras/gemma/keras/gemma_7b_en/4", "google/gemma-7b"
+  ),
+  "gemma_instruct_7b_en": _gemma(
+    "gemma_7b", "keras/gemma/keras/gemma_instruct_7b_en/4", "google/gemma-7b-it"
+  ),
+  "gemma_1.1_instruct_7b_en": _gemma(
+    "gemma_7b",
+    "keras/gemma/keras/gemma_1.1_instruct_7b_en/5",
+    "google/gemma-1.1-7b-it",
+  ),
+  "code_gemma_2b_en": _gemma(
+    "gemma_2b",
+    "keras/codegemma/keras/code_gemma_2b_en/2",
+    "google/codegemma-2b",
+  ),
+  "code_gemma_1.1_2b_en": _gemma(
+    "gemma_2b",
+    "keras/codegemma/keras/code_gemma_1.1_2b_en/2",
+    "google/codegemma-1.1-2b",
+  ),
+  "code_gemma_7b_en": _gemma(
+    "gemma_7b",
+    "keras/codegemma/keras/code_gemma_7b_en/3",
+    "google/codegemma-7b",
+  ),
+  "code_gemma_instruct_7b_en": _gemma(
+    "gemma_7b",
+    "keras/codegemma/keras/code_gemma_instruct_7b_en/3",
+    "google/codegemma-7b-it",
+  ),
+  "code_gemma_1.1_instruct_7b_en": _gemma(
+    "gemma_7b",
+    "keras/codegemma/keras/code_gemma_1.1_instruct_7b_en/3",
+    "google/codegemma-1.1-7b-it",
+  ),
+  "gemma2_2b_en": _gemma(
+    "gemma2_2b", "keras/gemma2/keras/gemma2_2b_en/2", "google/gemma-2-2b"
+  ),
+  "gemma2_instruct_2b_en": _gemma(
+    "gemma2_2b",
+    "keras/gemma2/keras/gemma2_instruct_2b_en/2",
+    "google/gemma-2-2b-it",
+  ),
+  "gemma2_9b_en": _gemma(
+    "gemma2_9b", "keras/gemma2/keras/gemma2_9b_en/4", "google/gemma-2-9b"
+  ),
+  "gemma2_instruct_9b_en": _gemma(
+    "gemma2_9b",
+    "keras/gemma2/keras/gemma2_instruct_9b_en/4",
+    "google/gemma-2-9b-it",
+  ),
+  "gemma2_27b_en": _gemma(
+    "gemma2_27b", "keras/gemma2/keras/gemma2_27b_en/3", "google/gemma-2-27b"
+  ),
+  "gemma2_instruct_27b_en": _gemma(
+    "gemma2_27b",
+    "keras/gemma2/keras/gemma2_instruct_27b_en/3",
+    "google/gemma-2-27b-it",
+  ),
+  "shieldgemma_2b_en": _gemma(
+    "gemma2_2b",
+    "google/shieldgemma/keras/shieldgemma_2b_en/2",
+    "google/shieldgemma-2b",
+  ),
+  "shieldgemma_9b_en": _gemma(
+    "gemma2_9b",
+    "google/shieldgemma/keras/shieldgemma_9b_en/2",
+    "google/shieldgemma-9b",
+  ),
+  "shieldgemma_27b_en": _gemma(
+    "gemma2_27b",
+    "google/shieldgemma/keras/shieldgemma_27b_en/2",
+    "google/shieldgemma-27b",
+  ),
+  "c2s_scale_gemma_2_2b_en": _gemma(
+    "gemma2_2b", "keras/cell2sentence/keras/c2s_scale_gemma_2_2b_en/1"
+  ),
+  "c2s_scale_gemma_2_27b_en": _gemma(
+    "gemma2_27b", "keras/cell2sentence/keras/c2s_scale_gemma_2_27b_en/1"
+  ),
+}
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+  {**dict(_all_paligemma()), **_GEMMA}
+)
+
+# Name on a hub, or in keras-hub -> name here.
+ALIASES: Mapping[str, str] = MappingProxyType(
+  {
+    **{stem: n for n, preset in PRESETS.items() for stem in preset.stems},
+    # Kaggle has another name for them than keras-hub.
+    "pali_gemma2_mix_28b_224": "paligemma2_28b_mix_224",
+    "pali_gemma2_mix_28b_448": "paligemma2_28b_mix_448",
+  }
+)
+
+
+def is_name(name: epath.PathLike) -> bool:
+  """Tells whether this is the name of a preset, and no path."""
+  return str(name) in PRESETS or str(name) in ALIASES
+
+
+def get(name: str) -> Preset:
+  """Returns the preset of a name in PRESETS or ALIASES.
+
+  Raises:
+    ValueError: Unknown; lists the known ones and the nearest.
+  """
+  name = str(name)
+  return tree.lookup(PRESETS, ALIASES.get(name, name), "preset")
+
+
+def find(
+  name: str, directory: epath.PathLike | None = None, *, fetch: bool = True
+) -> str:
+  """Returns the path of a checkpoint: from a directory, else from a hub.
+
+  In the directory, and in every folder in it, this is looked for, where <name>
+  is that of the preset or its name on a hub:
+
+      <name>.npz, <name>.bf16.npz, <name>.b16.npz, <name>.f16.npz
+      <name>/     such a file in it, or a checkpoint of any other format
+
+  Args:
+    name: As in `get`.
+    directory: Where to look first. Default: what the environment variable
+      PALIGEMMA_CHECKPOINTS names, if it is set.
+    fetch: Whether to ask the hubs whose client is installed: kagglehub or
+      huggingface_hub.
+
+  Raises:
+    ValueError: Unknown name, no such directory; or it is neither there nor to
+      be had: says what was looked for and where to get it.
+  """
+  preset = get(name)
+  ours = ALIASES.get(str(name), str(name))
+  stems = tuple(dict.fromkeys((ours, str(name), *preset.stems)))
+  directory = directory or os.environ.get(DIRECTORY_VARIABLE)
+  if directory:
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+      raise ValueError(f"{directory}: no such directory of checkpoints")
+    if found := _look(directory, stems):
+      return str(found)
+  reasons = []
+  if fetch:
+    for source in preset.sources:
+      try:
+        return _fetch(source, stems)
+      except _CannotFetchError as e:
+        reasons.append(f"{source.hub}, {source.handle}: {e}")
+  where = f"{directory} and the folders in it"
+  if not directory:
+    where = f"no directory ({DIRECTORY_VARIABLE} is not set)"
+  pages = " or ".join(dict.fromkeys(source.page for source in preset.sources))
+  raise ValueError(
+    f'preset "{name}": looked in {where} for {", ".join(stems)}, a folder or '
+    f"with one of the endings {' '.join(_ENDINGS)}"
+    + "".join(f"; {reason}" for reason in reasons)
+    + f". Get it at {pages}: sign in, accept the licence there, and put it "
+    f"into the directory as {ours}.npz or {ours}/; or install kagglehub or "
+    "huggingface_hub and call kagglehub.login() or huggingface_hub.login()"
+  )
+
+
+class _CannotFetchError(Exception):
+  """Why a source does not give what is wanted, in one line."""
+
+
+def _look(directory: pathlib.Path, stems) -> pathlib.Path | None:
+  folders = sorted(path for path in directory.iterdir() if path.is_dir())
+  for parent in (directory, *folders):
+    for stem in stems:
+      for ending in _ENDINGS:
+        if (parent / f"{stem}{ending}").is_file():
+          return parent / f"{stem}{ending}"
+      if found := _look_inside(parent / stem, stems):
+        return found
+  return None
+
+
+def _look_inside(folder: pathlib.Path, stems) -> pathlib.Path | None:
+  """The npz of a known name in a folder, or else the folder if it has files."""
+  if not folder.is_dir():
+    return None
+  for stem in stems:
+    for ending in _ENDINGS:
+      if (folder / f"{stem}{ending}").is_file():
+        return folder / f"{stem}{ending}"
+  files = [path for path in folder.iterdir() if not path.name.startswith(".")]
+  archives = [path for path in files if path.suffix == ".npz"]
+  if len(archives) == 1:
+    return archives[0]
+  return folder if files else None
+
+
+def _fetch(source: Source, stems) -> str:
+  fetch = {"Kaggle": _fetch_kaggle, "Hugging Face": _fetch_hugging_face}
+  return fetch[source.hub](source, stems)
+
+
+def _fetch_kaggle(source, stems):
+  client = _client("kagglehub")
+  return _ask(client.model_download, source.handle, *source.files)
+
+
+def _fetch_hugging_face(source, stems):
+  client = _client("huggingface_hub")
+  folder = pathlib.Path(
+    _ask(
+      client.snapshot_download,
+      source.handle,
+      allow_patterns=list(source.files),
+    )
+  )
+  kinds = {path.suffix for path in folder.iterdir()}
+  if not kinds & {".npz", ".safetensors"}:
+    raise _CannotFetchError(f"no weights in {folder}")
+  return str(_look_inside(folder, stems))
+
+
+def _client(module):
+  try:
+    return importlib.import_module(module)
+  except ImportError:
+    raise _CannotFetchError(f"{module} is not installed") from None
+
+
+def _ask(download, *args, **kwargs) -> str:
+  try:
+    return str(download(*args, **kwargs))
+  except Exception as e:  # offline, not signed in, no licence, no such file
+    reason = " ".join(str(e).split()) or type(e).__name__
+    raise _CannotFetchError(reason[:200]) from None

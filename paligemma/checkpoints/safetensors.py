@@ -1,0 +1,223 @@
+"""The safetensors file format, read and written one tensor at a time.
+
+    8 bytes   N, little-endian
+    N bytes   JSON: {"__metadata__": {str: str},
+                     name: {"dtype": "F32", "shape": [2, 3],
+                            "data_offsets": [begin, end]}, ...}
+    the rest  the tensors, without gap or overlap, in C order, little-endian
+
+Source: the format's description in github.com/huggingface/safetensors, which
+this reader is as strict as.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+from paligemma.checkpoints.leaves import Mapped, Tensor
+
+DTYPES = {
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+  "I64": np.dtype(np.int64),
+  "I32": np.dtype(np.int32),
+  "I16": np.dtype(np.int16),
+  "I8": np.dtype(np.int8),
+  "U64": np.dtype(np.uint64),
+  "U32": np.dtype(np.uint32),
+  "U16": np.dtype(np.uint16),
+  "U8": np.dtype(np.uint8),
+  "BOOL": np.dtype(np.bool_),
+}
+
+_METADATA = "__metadata__"
+_MAX_HEADER = 100_000_000  # bytes, the limit of the reference implementation
+_MAX_BYTES = 2**63 - 1
+
+
+def open(path: epath.PathLike) -> dict[str, Mapped]:
+  """Reads the header of a local file.
+
+  Args:
+    path: The file.
+
+  Returns:
+    Name -> tensor, in the order of the header. The data is mapped to memory
+    anew for each access.
+
+  Raises:
+    ValueError: No such file, or not a safetensors file, or corrupt or cut
+      short: the header must describe every byte exactly once.
+  """
+  try:
+    size = pathlib.Path(path).stat().st_size
+    with pathlib.Path(path).open("rb") as file:
+      header, start = _read_header(path, file, size)
+  except OSError as e:
+    reason = e.strerror or e
+    raise ValueError(f"{path}: {reason}, expected a safetensors file") from None
+  tensors = {}
+  for name, entry in header.items():
+    if name == _METADATA:
+      _check_metadata(path, entry)
+    else:
+      tensors[name] = _tensor(f"{path}: {name}", path, entry, start)
+  _check_coverage(path, tensors, start, size)
+  return tensors
+
+
+def save(
+  path: epath.PathLike,
+  tensors: Mapping[str, Tensor],
+  metadata: Mapping[str, str] | None = None,
+) -> None:
+  """Writes tensors one at a time.
+
+  Args:
+    path: File to write.
+    tensors: Name -> anything with `shape` and `dtype` that `tensor[...]` turns
+      into an array, which happens when its turn to be written comes.
+    metadata: Strings to keep with them, such as {"format": "pt"}, which
+      transformers looks for.
+
+  Raises:
+    ValueError: A tensor has a dtype that the format cannot hold.
+  """
+  names = {dtype: name for name, dtype in DTYPES.items()}
+  header = {_METADATA: dict(metadata)} if metadata else {}
+  # Big items first keeps every tensor aligned; equal tensors, equal files.
+  order = sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n))
+  end = 0
+  for name in order:
+    shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
+    if dtype not in names:
+      raise ValueError(
+        f"{path}: {name}: dtype {dtype}, expected one of: "
+        f"{', '.join(map(str, names))}"
+      )
+    begin, end = end, end + math.prod(shape) * dtype.itemsize
+    header[name] = {
+      "dtype": names[dtype],
+      "shape": list(shape),
+      "data_offsets": [begin, end],
+    }
+  encoded = json.dumps(header, separators=(",", ":")).encode()
+  encoded += b" " * (-len(encoded) % 8)
+  with pathlib.Path(path).open("wb") as file:
+    file.write(len(encoded).to_bytes(8, "little") + encoded)
+    for name in order:
+      array = np.ascontiguousarray(tensors[name][...])
+      assert array.nbytes == math.prod(tensors[name].shape) * (
+        tensors[name].dtype.itemsize
+      ), f"{name}: other than announced"
+      file.write(array.reshape(-1).view(np.uint8))
+
+
+def _read_header(path, file, size) -> tuple[dict[str, Any], int]:
+  """Returns the header, and where the data starts."""
+  length = int.from_bytes(file.read(8), "little")
+  if size < 8 or length > min(size - 8, _MAX_HEADER):
+    raise ValueError(
+      f"{path}: not a safetensors file, or cut short: {size} bytes with a "
+      f"header of {length}"
+    )
+  try:
+    header = json.loads(
+      file.read(length).decode(), object_pairs_hook=_without_duplicates
+    )
+  except (ValueError, RecursionError) as e:
+    reason = str(e).splitlines()[0]
+    raise ValueError(
+      f"{path}: not a safetensors file, or corrupt ({reason})"
+    ) from None
+  if not isinstance(header, dict):
+    raise ValueError(f"{path}: the header is no JSON object")
+  return header, 8 + length
+
+
+def _without_duplicates(pairs):
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in found if keys.count(key) > 1)
+    raise ValueError(f'"{twice}" stands twice in the header')
+  return found
+
+
+def _check_metadata(path, entry):
+  strings = isinstance(entry, dict) and all(
+    isinstance(value, str) for value in entry.values()
+  )
+  if not strings:
+    raise ValueError(f"{path}: {_METADATA} must map strings to strings")
+
+
+def _tensor(where, path, entry, start) -> Mapped:
+  keys = {"dtype", "shape", "data_offsets"}
+  if not isinstance(entry, dict) or entry.keys() != keys:
+    raise ValueError(f"{where}: {_short(entry)} in the header, expected {keys}")
+  if not isinstance(entry["dtype"], str):
+    raise ValueError(f"{where}: dtype {_short(entry['dtype'])} is no string")
+  try:
+    dtype = tree.lookup(DTYPES, entry["dtype"], "dtype")
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from None
+  shape, offsets = entry["shape"], entry["data_offsets"]
+  if not _are_sizes(shape):
+    raise ValueError(f"{where}: shape {_short(shape)}, expected sizes")
+  if not (_are_sizes(offsets) and len(offsets) == 2):
+    raise ValueError(f"{where}: data_offsets {_short(offsets)}, expected two")
+  # An empty tensor may not have sizes that NumPy cannot multiply either.
+  if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
+    raise ValueError(f"{where}: shape {_short(shape)} is too big")
+  nbytes = math.prod(shape) * dtype.itemsize
+  begin, end = offsets
+  if end - begin != nbytes:
+    raise ValueError(
+      f"{where}: data_offsets {_short(offsets)} span {end - begin} bytes, "
+      f"{entry['dtype']}{shape} has {nbytes}"
+    )
+  return Mapped(path, start + begin, tuple(shape), dtype)
+
+
+def _are_sizes(value) -> bool:
+  # NumPy has at most 64 axes.
+  return (
+    isinstance(value, list)
+    and len(value) <= 64
+    and all(type(n) is int and 0 <= n <= _MAX_BYTES for n in value)
+  )
+
+
+def _short(value) -> str:
+  text = str(value)
+  return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _check_coverage(path, tensors, start, size):
+  """Every byte behind the header belongs to exactly one tensor."""
+  end = start
+  for name, tensor in sorted(
+    tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)
+  ):
+    if tensor.offset != end:
+      kind = "overlaps what precedes" if tensor.offset < end else "gap before"
+      raise ValueError(
+        f"{path}: {name}: {kind}, starts at byte {tensor.offset}, expected "
+        f"{end}"
+      )
+    end += tensor.nbytes
+  if end != size:
+    raise ValueError(
+      f"{path}: {size} bytes, the header describes {end}; the file is cut "
+      "short or has bytes to spare"
+    )

@@ -1,0 +1,145 @@
+"""A PaliGemma from an image tower and a decoder that never met."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import numpy as np
+
+from paligemma import variants
+from paligemma.checkpoints import infer, leaves
+from paligemma.checkpoints.checkpoint import Checkpoint
+
+# What SigLIP has beside its image tower, and PaliGemma does not: the pooling
+# head, the text tower, temperature and bias of the loss.
+_OF_SIGLIP_ALONE = r"img/(MAPHead_0|head)/.*|txt/.*|t|b"
+_NEW_ROWS_STDDEV = 0.02  # big_vision's models/ppp/gemma.py
+
+
+def combine(
+  img: Checkpoint,
+  llm: Checkpoint,
+  *,
+  vocab_size: int = variants.VOCAB_SIZE,
+  seed: int = 0,
+) -> Checkpoint:
+  """Takes the image tower of one checkpoint and the decoder of another.
+
+  The head between them is that of `img` if it fits the decoder, else it is
+  drawn at random (kernel LeCun normal, bias zero). A decoder without <loc> and
+  <seg> gets embeddings for them, drawn from N(0, 0.02).
+
+  Args:
+    img: PaliGemma, SigLIP ("img/...", its text tower and pooling head are left
+      out) or a bare Vision Transformer.
+    llm: PaliGemma or Gemma.
+    vocab_size: Rows of the embedding table; a longer table stays as it is.
+    seed: Of what is drawn.
+
+  Returns:
+    Checkpoint with `created` and `ignored` stating what was done.
+
+  Raises:
+    ValueError: One holds no image tower, the other no decoder.
+  """
+  image, ignored = _image_tower(img)
+  decoder = {n: x for n, x in llm.leaves.items() if n.startswith("llm/")}
+  if not decoder:
+    raise ValueError(f'{llm.path}: holds no decoder, nothing under "llm/"')
+  created = {}
+  width = infer.sizes(decoder)["llm"]["width"]
+  head = img.leaves.get("img/head/kernel")
+  if head is not None and head.shape[-1] == width:
+    image |= {n: x for n, x in img.leaves.items() if n.startswith("img/head/")}
+    ignored = [n for n in ignored if not n.startswith("img/head/")]
+  else:
+    features = infer.sizes(image)["img"]["width"]
+    created["img/head/kernel"] = leaves.Leaf.of(
+      Normal((features, width), features**-0.5, seed)
+    )
+    created["img/head/bias"] = leaves.Leaf.of(Normal((width,), 0.0, seed))
+  table = "llm/embedder/input_embedding"
+  names = list(created)
+  if (rows := decoder[table].shape[0]) < vocab_size:
+    created[table] = extend_vocabulary(decoder.pop(table), vocab_size, seed)
+    names.append(f"{table}[{rows}:]")
+  return Checkpoint(
+    path=f"{img.path} and {llm.path}",
+    format=f"{img.format} and {llm.format}",
+    leaves={**image, **decoder, **created},
+    img=img.img,
+    llm=llm.llm,
+    ignored=(*img.ignored, *ignored, *llm.ignored),
+    created=tuple(names),
+  )
+
+
+def extend_vocabulary(leaf: leaves.Leaf, rows: int, seed: int) -> leaves.Leaf:
+  """An embedding table of more rows; the new ones are N(0, 0.02)."""
+  old, width = leaf.shape
+  new = Normal((rows - old, width), _NEW_ROWS_STDDEV, seed)
+  table = Stacked((leaf, leaves.Leaf.of(new)), (rows, width), leaf.dtype)
+  return leaves.Leaf.of(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Normal:
+  """A tensor of random numbers: every reading gives the same ones."""
+
+  shape: tuple[int, ...]
+  stddev: float
+  seed: int
+  dtype: np.dtype = dataclasses.field(default=np.dtype("float32"))
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    rng = np.random.default_rng((self.seed, math.prod(self.shape)))
+    drawn = rng.standard_normal(self.shape, np.float32)
+    return (drawn * np.float32(self.stddev))[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+  """Leaves one below the other."""
+
+  parts: tuple[leaves.Leaf, ...]
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    if not isinstance(index, slice):
+      return self[:][index]
+    start, stop, _ = index.indices(self.shape[0])
+    read, first = [], 0
+    for part in self.parts:
+      count = part.shape[0]
+      rows = slice(max(start - first, 0), max(min(stop - first, count), 0))
+      if rows.start < rows.stop:
+        rest = (slice(None),) * (len(self.shape) - 1)
+        read.append(part.read(self.dtype, (rows, *rest)))
+      first += count
+    if not read:
+      return np.empty((0, *self.shape[1:]), self.dtype)
+    return np.concatenate(read)
+
+
+def _image_tower(checkpoint):
+  """The leaves of the tower itself, and the names of what is left out."""
+  found = checkpoint.leaves
+  if not any(name.startswith("img/") for name in found):
+    tops = (
+      "embedding/",
+      "Transformer/",
+      "pos_embedding",
+      "MAPHead_0/",
+      "head/",
+    )
+    if not any(name.startswith(tops) for name in found):
+      raise ValueError(
+        f'{checkpoint.path}: holds no image tower, nothing under "img/"'
+      )
+    found = {f"img/{name}": leaf for name, leaf in found.items()}
+  left_out = [
+    n for n in found if re.fullmatch(rf"{_OF_SIGLIP_ALONE}|llm/.*", n)
+  ]
+  return {n: x for n, x in found.items() if n not in left_out}, left_out

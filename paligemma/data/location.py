@@ -1,0 +1,230 @@
+"""Boxes, labels and the codes of masks in the text of a prompt or an answer.
+
+    <loc0123><loc0045><loc0678><loc0910><seg001>...<seg127> cat ; <loc...> dog
+    top      left     bottom   right    16 codes of a mask  label
+
+Boxes are (y0, x0, y1, x1) in pixels of the original image, from the corner at
+(0, 0), which is the upper left one of pixel (0, 0), to the one at (height,
+width). A location is the nearest of 1024 points from 0 to the side's length.
+
+The denominator is 1023 as in the training and evaluation code of big_vision
+(pp/proj/paligemma/segmentation.py, evaluators/proj/paligemma/transfers/
+segmentation.py). Its notebook and the demos divide by 1024 when they read a
+box, which moves it towards the origin by a thousandth at most.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from paligemma.data import tokenizer
+
+Box = tuple[float, float, float, float]
+
+SEPARATOR = " ; "
+CODES = 16  # of a mask
+
+_LOC = {piece: i for i, piece in enumerate(tokenizer.LOC)}
+_SEG = {piece: i for i, piece in enumerate(tokenizer.SEG)}
+_LAST = len(_LOC) - 1
+
+_PIECE = re.compile(r"<(loc|seg)[0-9]+>")
+# Locations and then codes, as many as there are of both.
+_RUN = re.compile(
+  r"(?=<(?:loc|seg)[0-9]+>)((?:<loc[0-9]+>\s*)*)((?:<seg[0-9]+>\s*)*)"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Object:
+  """A thing that a text names.
+
+  Attributes:
+    box: (y0, x0, y1, x1) in pixels, not rounded, or None.
+    label: What follows the box, or stands alone; "" without one.
+    codes: Sixteen of [0, 128), or None.
+    span: Of the text it was read from, (start, stop) in characters.
+    problem: What is wrong with it; "" if nothing is.
+  """
+
+  box: Box | None = None
+  label: str = ""
+  codes: tuple[int, ...] | None = None
+  span: tuple[int, int] | None = None
+  problem: str = ""
+
+
+def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
+  """Writes a box: (12, 0, 24, 32) in 48x64 is <loc0256><loc0000>...
+
+  Args:
+    box: (y0, x0, y1, x1) in pixels; what lies outside of the image is clipped.
+    size: (height, width) of the image in pixels.
+
+  Returns:
+    Four locations, each round(1023 * coordinate / side), halves to even.
+
+  Raises:
+    ValueError: Not four finite numbers, or y1 < y0, or x1 < x0.
+
+  Source: refcoco_mask2str of big_vision, which rounds in float32.
+  """
+  fractions = np.divide(_checked(box), _sides(size))
+  bins = np.clip(np.round(fractions * _LAST), 0, _LAST)
+  return "".join(tokenizer.LOC[i] for i in bins.astype(int))
+
+
+def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
+  """Writes objects, such as "<loc>x4<seg>x16 cat ; <loc>x4 dog ; sky".
+
+  Args:
+    objects: Of each box, codes and label are written, as far as it has them.
+    size: (height, width) of the image in pixels.
+
+  Raises:
+    ValueError: An object that `parse` would not give back: codes without box,
+      or none of all three, or a label with ";" or locations in it.
+  """
+  return SEPARATOR.join(_encode_object(thing, size) for thing in objects)
+
+
+def parse(text: str, size: tuple[int, int]) -> list[Object]:
+  """Reads the objects of a text, the inverse of `encode` up to half a bin.
+
+  Objects end at ";", at the next location, or with the text. Words before the
+  first location of an object are skipped, those after it are its label; an
+  object without location or code is all label. Space is optional everywhere.
+
+  Args:
+    text: Any text.
+    size: (height, width) of the original image in pixels.
+
+  Returns:
+    Objects in the order of the text. Four locations in succession are a box,
+    eight are two. What is malformed has a `problem`: another number of
+    locations or of codes, a number beyond <loc1023> or <seg127> (neither has a
+    box, then), or a box without area.
+  """
+  objects = []
+  for item in re.finditer("[^;]+", text):
+    runs = list(_RUN.finditer(text, *item.span()))
+    if not runs and (label := item[0].strip()):
+      start = text.index(label, item.start())
+      objects.append(Object(None, label, span=(start, start + len(label))))
+    stops = [run.start() for run in runs[1:]] + [item.end()]
+    for run, stop in zip(runs, stops, strict=False):
+      objects.extend(_read(text, run, stop, size))
+  return objects
+
+
+def to_pixels(
+  box: Sequence[float], size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+  """Rounds a box to whole pixels, halves to even, and clips it to the image.
+
+  With it, a box of whole pixels comes back from text as it was if the sides of
+  the image are at most 1023 pixels.
+
+  Args:
+    box: (y0, x0, y1, x1) in pixels.
+    size: (height, width) of the image in pixels.
+
+  Returns:
+    (y0, x0, y1, x1), for image[y0:y1, x0:x1]; of no area if the box is thin, or
+    lies outside.
+
+  Raises:
+    ValueError: As `encode_box`.
+
+  Source: refcoco_mask2str of big_vision, before it crops a mask. Its evaluator
+  rounds down instead, by which a box comes back up to a pixel smaller.
+  """
+  y0, x0, y1, x1 = np.clip(np.round(_checked(box)), 0, _sides(size)).astype(int)
+  return int(y0), int(x0), int(y1), int(x1)
+
+
+def _encode_object(thing, size):
+  if thing.box is None and thing.codes is not None:
+    raise ValueError(f'object "{thing.label}" has codes of a mask but no box')
+  if thing.box is None and not thing.label.strip():
+    raise ValueError("object has neither box nor label")
+  if ";" in thing.label or _PIECE.search(thing.label):
+    raise ValueError(
+      f'label "{thing.label}" holds ";", a location or a code, where it would '
+      "end"
+    )
+  pieces = encode_box(thing.box, size) if thing.box is not None else ""
+  if thing.codes is not None:
+    pieces += _encode_codes(thing.codes)
+  return f"{pieces} {thing.label}".strip()
+
+
+def _encode_codes(codes):
+  codes = np.asarray(codes)
+  valid = codes.shape == (CODES,) and codes.dtype.kind in "iu"
+  if not valid or codes.min() < 0 or codes.max() >= len(_SEG):
+    raise ValueError(
+      f"codes of a mask are {codes.tolist()}, expected {CODES} integers in "
+      f"[0, {len(_SEG)})"
+    )
+  return "".join(tokenizer.SEG[i] for i in codes)
+
+
+def _read(text, run, stop, size):
+  """Yields the objects of one run of pieces; the last one has the label."""
+  locs = list(_PIECE.finditer(text, *run.span(1)))
+  segs = list(_PIECE.finditer(text, *run.span(2)))
+  label = text[run.end() : stop].strip()
+  stop = run.end() + len(text[run.end() : stop].rstrip())
+  stop = stop if label else (segs or locs)[-1].end()
+  pieces = [match[0] for match in locs + segs]
+  unknown = [p for p in pieces if p not in _LOC and p not in _SEG]
+  if unknown:
+    problem = f"{unknown[0]:.12} is no piece of the vocabulary"
+  elif not locs or len(locs) % 4 or len(segs) not in (0, CODES):
+    problem = (
+      f"{len(locs)} locations and {len(segs)} codes, expected 4 locations, and "
+      f"{CODES} codes or none"
+    )
+  else:
+    problem = ""
+  if problem:
+    yield Object(None, label, span=(run.start(), stop), problem=problem)
+    return
+  for i in range(0, len(locs), 4):
+    corners = [_LOC[m[0]] for m in locs[i : i + 4]]
+    y0, x0, y1, x1 = (np.divide(corners, _LAST) * _sides(size)).tolist()
+    last = i + 4 == len(locs)
+    yield Object(
+      box=(y0, x0, y1, x1),
+      label=label if last else "",
+      codes=tuple(_SEG[m[0]] for m in segs) if last and segs else None,
+      span=(locs[i].start(), stop if last else locs[i + 3].end()),
+      problem="" if y0 < y1 and x0 < x1 else "box without area",
+    )
+
+
+def _checked(box):
+  try:
+    corners = np.asarray(box, np.float64)
+  except (TypeError, ValueError):
+    corners = np.empty(0)
+  if corners.shape != (4,) or not np.isfinite(corners).all():
+    raise ValueError(
+      f"box is {box}, expected 4 finite numbers (y0, x0, y1, x1)"
+    )
+  y0, x0, y1, x1 = corners
+  if y1 < y0 or x1 < x0:
+    raise ValueError(
+      f"box is {box}, expected (y0, x0, y1, x1) with y0 <= y1 and x0 <= x1"
+    )
+  return corners
+
+
+def _sides(size):
+  height, width = size
+  if height <= 0 or width <= 0:
+    raise ValueError(f"image size is {size}, expected (height, width) above 0")
+  return np.array([height, width, height, width])

@@ -1,0 +1,243 @@
+"""Masks in pixels: from annotations, and to and from the 64x64 of a codec.
+
+    annotation -> bool[H, W] -> crop -> float[64, 64] -> mask_codec.encode
+    mask_codec.decode -> float[64, 64] -> paste -> float[H, W] -> above 0.5
+
+Boxes are (y0, x0, y1, x1) in pixels, as in data/location.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from paligemma.data import image as image_lib
+from paligemma.data import location
+
+SIDE = 64  # pixels of what the codec takes and gives
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+  """Returns the smallest box (y0, x0, y1, x1) around what is inside.
+
+  Args:
+    mask: bool or number[H, W]; what is not 0 is inside.
+
+  Raises:
+    ValueError: Nothing is inside.
+  """
+  rows, columns = np.asarray(mask).any(axis=1), np.asarray(mask).any(axis=0)
+  if not rows.any():
+    raise ValueError("mask is empty, nothing has a bounding box")
+  y0, x0 = int(rows.argmax()), int(columns.argmax())
+  y1 = len(rows) - int(rows[::-1].argmax())
+  x1 = len(columns) - int(columns[::-1].argmax())
+  return y0, x0, y1, x1
+
+
+def crop(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
+  """Cuts the box out of a mask and resizes it to 64x64, bilinear, antialiased.
+
+  Args:
+    mask: bool or number[H, W] in [0, 1].
+    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels.
+
+  Returns:
+    float32[64, 64] in [0, 1], for models/mask_codec.encode.
+
+  Raises:
+    ValueError: The mask is not of this kind, or the box covers no pixel of it.
+
+  Source: refcoco_mask2str of big_vision.
+  """
+  mask = np.asarray(mask)
+  if mask.ndim != 2:
+    raise ValueError(f"mask has shape {mask.shape}, expected (height, width)")
+  y0, x0, y1, x1 = location.to_pixels(box, mask.shape)
+  part = mask[y0:y1, x0:x1]
+  if not part.size:
+    raise ValueError(
+      f"box {tuple(box)} covers no pixel of a mask of "
+      f"{mask.shape[0]}x{mask.shape[1]}"
+    )
+  if not (part.min() >= 0 and part.max() <= 1):
+    raise ValueError(
+      f"mask has values from {part.min()} to {part.max()}, expected [0, 1]; "
+      "divide pixels by 255"
+    )
+  return image_lib.resize(part[:, :, None], (SIDE, SIDE))[:, :, 0]
+
+
+def paste(
+  decoded: np.ndarray, box: Sequence[float], size: tuple[int, int]
+) -> np.ndarray:
+  """Resizes a decoded mask to its box and puts it into an empty image.
+
+  Args:
+    decoded: float[64, 64], one mask of models/mask_codec.decode: above 0
+      inside, about [-1, 1].
+    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels.
+    size: (height, width) of the image in pixels.
+
+  Returns:
+    float32[height, width] in [0, 1]: resized, then mapped from [-1, 1] and
+    clipped; above 0.5 is inside. All 0 when the box has no area.
+
+  Raises:
+    ValueError: The mask is not finite, as when a code is out of range.
+
+  Source: the evaluator of big_vision for segmentation, whose pixels above 0 are
+  ours above 0.5; it rounds the box down, see location.to_pixels.
+  """
+  decoded = np.asarray(decoded)
+  if decoded.ndim != 2:
+    raise ValueError(
+      f"decoded mask has shape {decoded.shape}, expected {(SIDE, SIDE)}"
+    )
+  if not np.isfinite(decoded).all():
+    raise ValueError("decoded mask is not finite; are its codes in [0, 128)?")
+  y0, x0, y1, x1 = location.to_pixels(box, size)
+  pasted = np.zeros(size, np.float32)
+  if y0 < y1 and x0 < x1:
+    part = image_lib.resize(decoded[:, :, None], (y1 - y0, x1 - x0))[:, :, 0]
+    pasted[y0:y1, x0:x1] = np.clip(0.5 + part / 2, 0, 1)
+  return pasted
+
+
+def from_polygons(
+  polygons: Sequence[Sequence[float]], height: int, width: int
+) -> np.ndarray:
+  """Fills polygons of COCO, by pycocotools, which decides on edge pixels.
+
+  Args:
+    polygons: Each is [x0, y0, x1, y1, ...] in pixels; at most one image away
+      from the image.
+    height, width: Size of the image in pixels.
+
+  Returns:
+    bool[height, width], the union.
+
+  Raises:
+    ValueError: No polygon, a malformed one, or pycocotools is missing.
+  """
+  _check_size(height, width)
+  if not len(polygons):
+    raise ValueError("no polygon, expected a list of [x0, y0, x1, y1, ...]")
+  checked = [
+    _checked_polygon(i, polygon, height, width)
+    for i, polygon in enumerate(polygons)
+  ]
+  try:
+    from pycocotools import mask as coco
+  except ImportError:
+    raise ValueError(
+      "polygons are filled by pycocotools, which is missing: "
+      'pip install "paligemma[coco]"'
+    ) from None
+  runs = coco.merge(coco.frPyObjects(checked, height, width))
+  return from_rle(runs, height, width)
+
+
+def from_rle(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
+  """Unpacks a run-length encoded mask of COCO.
+
+  Args:
+    rle: {"size": [height, width], "counts": ...}, column by column: a list of
+      the lengths of runs, beginning with one outside of the mask, or that list
+      as compressed by pycocotools, str or bytes.
+    height, width: Size of the image in pixels, which the mask must have.
+
+  Returns:
+    bool[height, width].
+
+  Raises:
+    ValueError: Malformed, or of another size.
+
+  Source: maskApi.c of pycocotools. Itself it takes counts that are too few, and
+  gives back what was in memory; hence our own.
+  """
+  _check_size(height, width)
+  if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
+    raise ValueError('run-length mask is no dict with "size" and "counts"')
+  if not np.array_equal(rle["size"], [height, width]):
+    raise ValueError(
+      f"run-length mask has size {rle['size']}, expected [{height}, {width}], "
+      "that of the image"
+    )
+  counts = rle["counts"]
+  if isinstance(counts, str | bytes):
+    counts = _decompress(counts)
+  if not isinstance(counts, list | tuple | np.ndarray) or not all(
+    isinstance(n, int | np.integer) and n >= 0 for n in counts
+  ):
+    raise ValueError("counts of a run-length mask are not all integers from 0")
+  if (total := sum(map(int, counts))) != height * width:
+    raise ValueError(
+      f"counts of a run-length mask sum to {total}, expected "
+      f"{height * width} = {height} * {width}"
+    )
+  inside = np.arange(len(counts)) % 2 == 1
+  return inside.repeat(counts).reshape(width, height).T
+
+
+def _decompress(text):
+  """Counts of pycocotools' text: 6 bits a character, from "0" on.
+
+  Five bits, least significant first, and one that says whether more follow; the
+  highest bit of all is the sign. From the fourth on a count is given as the
+  difference to the last but one.
+  """
+  characters = text.encode() if isinstance(text, str) else text
+  counts = []
+  value = shift = 0
+  for character in characters:
+    six = character - 48
+    if not 0 <= six < 64 or shift > 30:
+      raise ValueError(
+        f"counts of a run-length mask hold {bytes([character])!r} where "
+        "compressed counts cannot, expected those of pycocotools"
+      )
+    value |= (six & 31) << shift
+    shift += 5
+    if six & 32:
+      continue
+    if six & 16:
+      value -= 1 << shift
+    if len(counts) > 2:
+      value += counts[-2]
+    counts.append(value)
+    value = shift = 0
+  if shift:
+    raise ValueError("compressed counts of a run-length mask are cut short")
+  return counts
+
+
+def _check_size(height, width):
+  if not 0 < height * width <= image_lib.MAX_PIXELS or height < 0:
+    raise ValueError(
+      f"image of {height}x{width} pixels, expected at least 1 and at most "
+      f"{image_lib.MAX_PIXELS} in all"
+    )
+
+
+def _checked_polygon(i, polygon, height, width):
+  try:
+    numbers = np.asarray(polygon, np.float64)
+  except (TypeError, ValueError):
+    numbers = np.empty(0)
+  # Four numbers would be taken for a box by pycocotools.
+  if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
+    raise ValueError(
+      f"polygon {i} has shape {numbers.shape}, expected numbers [x0, y0, x1, "
+      "y1, ...] of 3 points or more"
+    )
+  x, y = numbers[::2], numbers[1::2]
+  near_x = (x >= -width) & (x <= 2 * width)
+  near_y = (y >= -height) & (y <= 2 * height)
+  if not (near_x & near_y).all():
+    j = int((near_x & near_y).argmin())
+    raise ValueError(
+      f"polygon {i} has a point (x, y) = ({x[j]}, {y[j]}), expected it not "
+      f"farther from an image of {height}x{width} than its size"
+    )
+  return numbers.tolist()

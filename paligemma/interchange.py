@@ -1,0 +1,274 @@
+"""Models from checkpoints of any format, and back into them."""
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+
+from paligemma import initial, sharding, tree
+from paligemma.checkpoints import (
+  fit,
+  formats,
+  huggingface_export,
+  infer,
+  leaves,
+  npz,
+  orbax,
+  precision,
+  presets,
+)
+from paligemma.models import gemma, mask_codec
+from paligemma.models import paligemma as paligemma_model
+
+_TABLE = "llm/embedder/input_embedding"
+# How a model runs, not what it is.
+_OF_THE_RUN = {"dtype", "remat_policy", "dropout", "parent", "name"}
+
+
+def load(
+  path,
+  dtype=None,
+  *,
+  res=None,
+  img=None,
+  llm=None,
+  mesh=None,
+  load_weights=True,
+  seed=0,
+  directory=None,
+):
+  """Reads a model from a checkpoint of any format.
+
+  Tensor by tensor: beside the parameters themselves there is never more than
+  one of them in host memory, and of a file that can be mapped only a block.
+
+  Args:
+    path: what formats.open takes: an .npz with big_vision's names, a folder of
+      Hugging Face, Orbax, a training run, Gemma or keras-hub; the name of a
+      preset such as "paligemma2_3b_pt_224"; or {"img": path, "llm": path} for
+      two towers that have not met.
+    dtype: "float32", "bfloat16" or "float16", for storage (see
+      checkpoints/precision.py) and for computing. Default: stored as in the
+      file, computed in the dtype of the file's embedding table.
+    res: int, side of the images in pixels; the position embedding is resampled
+      to it. Default: that of the checkpoint.
+    img: dict of fields of vit.Model to override.
+    llm: dict of fields of gemma.Model to override. What shapes cannot tell
+      comes from here, else from the files (the config of a Hugging Face folder
+      gives PaliGemma 2 a sliding window of 4096), else from the variant of
+      those sizes (the reference trained PaliGemma 2 without window). What was
+      chosen is logged at INFO and stands in the model that is returned.
+    mesh: mesh of sharding.make_mesh to split the parameters over (FSDP).
+      Default: all on the default device.
+    load_weights: False draws random weights; of a preset no file is needed.
+    seed: int, of what is drawn.
+    directory: where presets are looked for, see presets.find.
+
+  Returns:
+    Tuple of the Model and its parameters {"img": ..., "llm": ...}; a decoder
+    alone has `img` None and no "img".
+
+  Raises:
+    ValueError: the checkpoint is unreadable, of an unknown format, or holds
+      other leaves than the model; one line that names file and leaves.
+  """
+  if not load_weights and presets.is_name(path):
+    preset = presets.get(path)
+    model = preset_model(preset, img=img, llm=llm)
+    shapes = initial.shapes(model, res := res or preset.res)
+    stored = precision.storage_dtypes(shapes, dtype or "float32")
+  else:
+    checkpoint = formats.open(path, directory=directory)
+    model, res = model_of(checkpoint, res=res, img=img, llm=llm)
+    shapes = initial.shapes(model, res)
+    found = fit.fit(checkpoint, shapes)
+    stored = {name: leaf.dtype for name, leaf in found.items()}
+    if dtype is not None:
+      stored = precision.storage_dtypes(shapes, dtype)
+    logging.info("%s", checkpoint.describe())
+  model = _compute_in(model, dtype or str(stored[_TABLE]))
+  logging.info("%s", model)
+  places = _places(shapes, mesh)
+  if load_weights:
+    params = {
+      name: leaves.place(leaf, stored[name], places[name])
+      for name, leaf in found.items()
+    }
+  else:
+    abstract = {
+      name: jax.ShapeDtypeStruct(x.shape, stored[name], sharding=places[name])
+      for name, x in shapes.items()
+    }
+    params = initial.random_params(model, res, abstract, seed=seed)
+  return model, tree.unflatten(params)
+
+
+def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
+  """Writes a model for other programs, or for `load`.
+
+  Args:
+    path: file or folder to write; it appears when it is complete.
+    model: Model.
+    params: its parameters {"img": ..., "llm": ...}, sharded in any way.
+    format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
+      vLLM) or "orbax". Default: npz where the path ends in .npz.
+    dtype: every parameter is cast to it. Default: as they are.
+    tokenizer: Tokenizer or path of a SentencePiece file, for the tokenizer
+      files of a Hugging Face folder. Default: none are written.
+
+  Raises:
+    ValueError: unknown format, or one that cannot hold this model.
+  """
+  write(
+    path,
+    tree.flatten(params),
+    model_fields(model),
+    format=format,
+    dtype=dtype,
+    tokenizer=tokenizer,
+  )
+
+
+def load_mask_codec(path):
+  """Reads the codec of segmentation masks.
+
+  Args:
+    path: the published "vae-oid.npz", or one with its names; see
+      models/mask_codec.py.
+
+  Returns:
+    Parameters for mask_codec.encode and mask_codec.decode.
+
+  Raises:
+    ValueError: unreadable, or other names or shapes in it.
+  """
+  return mask_codec.from_arrays(npz.load(path), path)
+
+
+def model_of(checkpoint, *, res=None, img=None, llm=None):
+  """The model of a checkpoint that was opened.
+
+  Args:
+    checkpoint: Checkpoint.
+    res, img, llm: as in `load`.
+
+  Returns:
+    Tuple of the Model, in float32, and the side of its images in pixels.
+
+  Raises:
+    ValueError: the sizes cannot be read off the leaves, or a field is unknown.
+  """
+  try:
+    sizes = infer.sizes(checkpoint.leaves)
+    if "llm" not in sizes:
+      raise ValueError(
+        'holds no decoder; combine it with one: {"img": path, "llm": path}'
+      )
+    llm = {**sizes["llm"], **checkpoint.llm, **(llm or {})}
+    if "img" in sizes:
+      res = sizes["img"].pop("res") if res is None else res
+      sizes["img"].pop("res", None)
+      img = {**sizes["img"], **checkpoint.img, **(img or {})}
+    elif img:
+      raise ValueError(f"has no image tower to give {sorted(img)}")
+    model = paligemma_model.from_sizes(img or None, llm)
+  except ValueError as error:
+    raise ValueError(f"{checkpoint.path}: {error}") from None
+  return model, res
+
+
+def preset_model(preset, *, img=None, llm=None):
+  """The model of a preset, without any file; `img` and `llm` as in `load`."""
+  if preset.res is None:
+    return paligemma_model.Model(
+      img=None, llm=gemma.make(preset.variant, **(llm or {}))
+    )
+  return paligemma_model.make(preset.variant, img=img, llm=llm)
+
+
+def model_fields(model):
+  """What a model is: {"img": fields of vit.Model or None, "llm": ...}."""
+
+  def fields(tower):
+    names = set(type(tower).__annotations__) - _OF_THE_RUN
+    return {name: getattr(tower, name) for name in sorted(names)}
+
+  return {
+    "img": None if model.img is None else fields(model.img),
+    "llm": fields(model.llm),
+  }
+
+
+def write(
+  path, arrays, fields, *, format=None, dtype=None, tokenizer=None, export=None
+):
+  """Writes arrays or leaves, one at a time.
+
+  Args:
+    path, format, dtype, tokenizer: as in `save`.
+    arrays: name -> array or Leaf.
+    fields: what `model_fields` returns.
+    export: Checkpoint.export of where the leaves come from.
+
+  Raises:
+    ValueError: see `save`.
+  """
+  if format is None:
+    if epath.Path(path).suffix != ".npz":
+      raise ValueError(
+        f"{path}: cannot tell the format from the name, expected format=one "
+        f"of: {', '.join(sorted(WRITERS))}, or a name that ends in .npz"
+      )
+    format = "npz"
+  writer = tree.lookup(WRITERS, format, "format")
+  writer(path, arrays, fields, dtype, tokenizer, export or {})
+
+
+def _write_npz(path, arrays, fields, dtype, tokenizer, export):
+  npz.save(path, _fetch_each(arrays), dtype)
+
+
+def _write_orbax(path, arrays, fields, dtype, tokenizer, export):
+  orbax.save(path, arrays, **fields, export=export, dtype=dtype)
+
+
+def _write_huggingface(path, arrays, fields, dtype, tokenizer, export):
+  if fields["img"] is None:
+    raise ValueError(
+      f"{path}: a Hugging Face folder is written of a whole PaliGemma, this "
+      "model has no image tower"
+    )
+  huggingface_export.save(
+    path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, **export
+  )
+
+
+# format -> function that writes it.
+WRITERS = {
+  "npz": _write_npz,
+  "huggingface": _write_huggingface,
+  "orbax": _write_orbax,
+}
+
+
+def _fetch_each(arrays):
+  for name, array in arrays.items():
+    if isinstance(array, leaves.Leaf):
+      array = array.read()
+    elif isinstance(array, jax.Array):
+      array = sharding.fetch(array)
+    yield name, array
+
+
+def _compute_in(model, dtype):
+  towers = {"llm": model.llm.clone(dtype=dtype)}
+  if model.img is not None:
+    towers["img"] = model.img.clone(dtype=dtype)
+  return model.clone(**towers)
+
+
+def _places(shapes, mesh):
+  if mesh is not None:
+    return sharding.infer(shapes, mesh)
+  device = jnp.zeros(()).sharding
+  return dict.fromkeys(shapes, device)

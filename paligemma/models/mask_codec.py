@@ -1,0 +1,236 @@
+"""The segmentation mask codec: a 64x64 mask <-> 16 codes of a codebook of 128.
+
+A VQ-VAE with the layers of "All in Tokens" (arXiv:2301.02229), trained on
+OpenImages and used by PaLI-3 and PaliGemma, which writes a code as <seg042>.
+The parameters keep the names of the published file, vae-oid.npz:
+
+    encoder.0 .2 .4 .6    4x4 convolutions of stride 2, from 64x64 to 4x4
+    encoder.8 .9          residual blocks of 3x3, 3x3 and 1x1
+    encoder.10            1x1, to the width of the codebook
+    _vq_vae._embedding    the codebook
+    decoder.0             1x1, from the width of the codebook
+    decoder.2 .3          residual blocks
+    decoder.4 .6 .8 .10   4x4 transposed convolutions, from 4x4 to 64x64
+    decoder.12            1x1, to one channel
+
+Axes: B batch, H and W rows and columns, T codes of a mask (16, the 4x4 grid row
+by row), D width of the codebook, C its number of codes.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma import tree
+
+SIDE = 64  # pixels of a mask
+GRID = 4  # codes along a side of it
+
+Params = dict[str, jax.Array]
+
+_CODEBOOK = "_vq_vae._embedding"
+# Moving averages of the codebook, from which its training would go on.
+_IGNORED = ("_vq_vae._ema_cluster_size", "_vq_vae._ema_w")
+
+_DOWN = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
+_UP = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
+_BLOCK = {".net.0": 3, ".net.2": 3, ".net.4": 1}
+# Layer -> side of its kernel, in the order in which the data passes.
+_ENCODER = {
+  **dict.fromkeys(_DOWN, 4),
+  **{f"encoder.8{layer}": side for layer, side in _BLOCK.items()},
+  **{f"encoder.9{layer}": side for layer, side in _BLOCK.items()},
+  "encoder.10": 1,
+}
+_DECODER = {
+  "decoder.0": 1,
+  **{f"decoder.2{layer}": side for layer, side in _BLOCK.items()},
+  **{f"decoder.3{layer}": side for layer, side in _BLOCK.items()},
+  **dict.fromkeys(_UP, 4),
+  "decoder.12": 1,
+}
+_LAYERS = _ENCODER | _DECODER
+
+
+def from_arrays(
+  flat: Mapping[str, np.ndarray], where: str = "mask codec"
+) -> Params:
+  """Makes parameters of the arrays of vae-oid.npz, all of which must be there.
+
+  Args:
+    flat: Name -> array of any float dtype in the layout of PyTorch, as
+      checkpoints.npz.load reads them. The widths are those of the arrays; in
+      the published file 16 to 128 channels, and 128 codes of 512.
+    where: What the message of an error begins with, such as the path.
+
+  Returns:
+    The same names, without the moving averages of training -> float32 array.
+    Axes of kernels go from [O, I, H, W] to [H, W, I, O]; those of transposed
+    convolutions thereby from [I, O, H, W] to [H, W, O, I].
+
+  Raises:
+    ValueError: Arrays are missing, unexpected, of another shape or not float.
+  """
+  flat = {name: x for name, x in flat.items() if name not in _IGNORED}
+  if problems := _problems(flat):
+    more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+    raise ValueError(
+      f"{where}: expected the arrays of a mask codec such as vae-oid.npz, "
+      f"found {'; '.join(problems[:10])}{more}"
+    )
+  return {
+    name: jnp.asarray(x.transpose(2, 3, 1, 0) if x.ndim == 4 else x, "float32")
+    for name, x in flat.items()
+  }
+
+
+def _problems(flat):
+  """Lists what is wrong: with the names, else with shapes and dtypes."""
+  expected = {_CODEBOOK, *(f"{layer}.weight" for layer in _LAYERS)}
+  expected |= {f"{layer}.bias" for layer in _LAYERS}
+  missing = sorted(expected - flat.keys())
+  unexpected = sorted(flat.keys() - expected)
+  if missing or unexpected:
+    return [f"{name}: missing" for name in missing] + [
+      f"{name}: unexpected.{tree.did_you_mean(name, missing)}"
+      for name in unexpected
+    ]
+  return tree.compare(_shapes(flat), flat) + [
+    f"{name}: {x.dtype}, expected a float dtype"
+    for name, x in sorted(flat.items())
+    if not jnp.issubdtype(x.dtype, jnp.floating)
+  ]
+
+
+def _shapes(flat):
+  """Shapes that fit each other, when layers are as wide as their biases."""
+  shapes = {}
+  width = 1
+  for layer, side in _LAYERS.items():
+    new_width = max(flat[f"{layer}.bias"].size, 1)
+    if ".net." in layer:  # a sum follows
+      new_width = width
+    if layer == "decoder.12":
+      new_width = 1
+    axes = (width, new_width) if layer in _UP else (new_width, width)
+    shapes[f"{layer}.weight"] = (*axes, side, side)
+    shapes[f"{layer}.bias"] = (new_width,)
+    width = new_width
+    if layer == "encoder.10":
+      shapes[_CODEBOOK] = (max(flat[_CODEBOOK].size // width, 1), width)
+  return shapes
+
+
+@jax.jit
+def encode(params: Params, masks: jax.Array) -> jax.Array:
+  """Turns masks into codes.
+
+  Args:
+    params: From `from_arrays`.
+    masks: bool or float[B, 64, 64]; 1 is inside, 0 outside, and what lies
+      between is smooth edges (data/masks.crop makes them).
+
+  Returns:
+    int32[B, 16] in [0, C): entries of the codebook nearest to the encoded mask,
+    row by row; the first of equally near ones.
+
+  Raises:
+    ValueError: masks of another shape or dtype.
+
+  Source: encode_to_codebook_indices of big_vision
+  (pp/proj/paligemma/segmentation.py), whose masks are [B, 64, 64, 1].
+  """
+  inexact = jnp.issubdtype(masks.dtype, jnp.floating)
+  if masks.shape[1:] != (SIDE, SIDE) or not (inexact or masks.dtype == bool):
+    raise ValueError(
+      f"masks are {masks.dtype}{list(masks.shape)}, expected bool or float"
+      f"[B, {SIDE}, {SIDE}] in [0, 1]"
+    )
+  x = 2 * masks[..., None].astype("float32") - 1
+  for layer in _DOWN:
+    x = jax.nn.relu(_conv(params, layer, x, stride=2))
+  x = _block(params, "encoder.8", x)
+  x = _block(params, "encoder.9", x)
+  x = _conv(params, "encoder.10", x)
+  x = x.reshape(len(x), GRID * GRID, -1)
+  # |x - e|^2 without |x|^2, which is the same for all codes.
+  codebook = params[_CODEBOOK]
+  products = jnp.einsum("BTD,CD->BTC", x, codebook, precision="highest")
+  distances = (codebook**2).sum(axis=-1)[None, None] - 2 * products
+  return distances.argmin(axis=-1).astype("int32")
+
+
+@jax.jit
+def decode(params: Params, codes: jax.Array) -> jax.Array:
+  """Turns codes into masks.
+
+  Args:
+    params: From `from_arrays`.
+    codes: int[B, 16] in [0, C).
+
+  Returns:
+    float32[B, 64, 64], about 1 inside and -1 outside, and more or less than
+    that at places; 0 is the edge (data/masks.paste puts them into an image,
+    as values in [0, 1]). A mask with a code out of range is NaN.
+
+  Raises:
+    ValueError: codes of another shape or dtype.
+
+  Source: get_reconstruct_masks of big_vision
+  (evaluators/proj/paligemma/transfers/segmentation.py), which returns
+  [B, 64, 64, 1].
+  """
+  integer = jnp.issubdtype(codes.dtype, jnp.integer)
+  if codes.shape[1:] != (GRID * GRID,) or not integer:
+    raise ValueError(
+      f"codes are {codes.dtype}{list(codes.shape)}, expected int"
+      f"[B, {GRID * GRID}]"
+    )
+  codebook = params[_CODEBOOK]
+  known = (codes >= 0) & (codes < len(codebook))
+  x = jnp.where(known[..., None], codebook[codes], jnp.nan)
+  x = x.reshape(len(codes), GRID, GRID, -1)
+  x = jax.nn.relu(_conv(params, "decoder.0", x))
+  x = _block(params, "decoder.2", x)
+  x = _block(params, "decoder.3", x)
+  for layer in _UP:
+    x = jax.nn.relu(_conv_transpose(params, layer, x))
+  return _conv(params, "decoder.12", x)[..., 0]
+
+
+def _block(params, name, x):
+  """A residual block: float32[B, H, W, D] -> the same shape."""
+  y = jax.nn.relu(_conv(params, f"{name}.net.0", x))
+  y = jax.nn.relu(_conv(params, f"{name}.net.2", y))
+  return x + _conv(params, f"{name}.net.4", y)
+
+
+def _conv(params, layer, x, stride=1):
+  """torch.nn.Conv2d, which keeps H and W, or halves them with stride 2."""
+  x = jax.lax.conv_general_dilated(
+    x,
+    params[f"{layer}.weight"],
+    window_strides=(stride, stride),
+    padding="SAME",  # as much on both sides, for these kernels and strides
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    precision="highest",
+  )
+  return x + params[f"{layer}.bias"][None, None, None]
+
+
+def _conv_transpose(params, layer, x):
+  """torch.nn.ConvTranspose2d(kernel_size=4, stride=2, padding=1)."""
+  x = jax.lax.conv_transpose(
+    x,
+    params[f"{layer}.weight"],
+    strides=(2, 2),
+    # PyTorch crops 1 pixel of the full result at each side; JAX pads the input,
+    # where kernel_size - 1 = 3 on each side would be the full result.
+    padding=((2, 2), (2, 2)),
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    transpose_kernel=True,  # it is the gradient of a convolution: flipped
+    precision="highest",
+  )
+  return x + params[f"{layer}.bias"][None, None, None]

@@ -1,0 +1,188 @@
+"""Converts a checkpoint of any format that is read to one that is written.
+
+    python -m scripts.convert SRC DST [--dtype bfloat16] [--check]
+
+SRC is whatever paligemma.load takes. DST is an .npz file with big_vision's
+names, or with --format a folder for Hugging Face or Orbax; it appears when it
+is complete. One tensor at a time is in memory. --check reads both again and
+prints a line per tensor and the logits of one fixed input before and after.
+"""
+
+import argparse
+import hashlib
+import math
+
+import jax
+import numpy as np
+from etils import epath
+
+from paligemma import initial, interchange, tree
+from paligemma.checkpoints import fit, formats, leaves
+from scripts import command_line
+
+_BLOCK_ELEMENTS = 2**24
+
+
+def convert(src, dst, *, format=None, dtype=None, tokenizer=None, res=None):
+  """Writes the checkpoint `src` to `dst`; returns what to print about it."""
+  if epath.Path(dst).exists():
+    raise ValueError(f"{dst}: exists already, expected a new name")
+  checkpoint, model, found = _open(src, res)
+  interchange.write(
+    dst,
+    found,
+    interchange.model_fields(model),
+    format=format,
+    dtype=dtype,
+    tokenizer=tokenizer,
+    export=checkpoint.export,
+  )
+  return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
+
+
+def describe(model):
+  """One line on what array shapes do not tell."""
+  fields = interchange.model_fields(model)["llm"]
+  names = (
+    "sliding_window",
+    "attn_logits_softcap",
+    "final_logits_softcap",
+    "query_scale",
+    "norm_eps",
+  )
+  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in names)
+
+
+def check(src, dst, *, res=None):
+  """Compares two checkpoints tensor by tensor and by their logits.
+
+  Returns:
+    Tuple of the report, and True if `dst` is `src` rounded to its dtypes.
+  """
+  _, model, before = _open(src, res)
+  _, model_after, after = _open(dst, None)
+  lines = [_row("tensor", "shape", "dtype", "max diff", "sha256")]
+  exact = True
+  for name, leaf in before.items():
+    equal, difference, digest = _compare(leaf, after[name])
+    exact &= equal
+    dtype = str(leaf.dtype)
+    if leaf.dtype != after[name].dtype:
+      dtype += f" -> {after[name].dtype}"
+    shape = "x".join(map(str, leaf.shape))
+    lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
+  lines += _other_fields(model, model_after)
+  first = logits(model, before)
+  second = logits(model_after, after)
+  lines.append(
+    f"logits of one fixed input: max |logit| {np.abs(first).max():.4f}, "
+    f"max difference {np.abs(first - second).max():.1e}"
+  )
+  verdict = "is SRC in its dtypes" if exact else "DIFFERS from SRC"
+  lines.append(f"{len(before)} tensors: DST {verdict}, bit for bit")
+  return "\n".join(lines), exact
+
+
+def logits(model, found, tokens=7):
+  """float32[T, V] of one picture and text, the same for every checkpoint."""
+  image = None
+  if model.img is not None:
+    res = math.isqrt(found["img/pos_embedding"].shape[1]) * model.img.patch_size
+    ramp = np.linspace(-1, 1, res, dtype=np.float32)
+    image = np.stack(
+      np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[:, None] * ramp),
+      axis=-1,
+    )[None]
+  vocab_size = model.llm.vocab_size
+  text = np.arange(2, 2 + tokens, dtype=np.int32)[None] * 9973 % vocab_size
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  params = {n: leaves.place(x, x.dtype, device) for n, x in found.items()}
+  out = jax.jit(_forward, static_argnums=0)(model, params, image, text)
+  return np.asarray(out[0])
+
+
+def _open(path, res):
+  """The checkpoint, its model, and its leaves as the model has them."""
+  checkpoint = formats.open(path)
+  model, res = interchange.model_of(checkpoint, res=res)
+  return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
+
+
+def _compare(before, after):
+  """Equal once rounded?, max difference in float32, SHA-256 of what is new."""
+  digest = hashlib.sha256()
+  equal, difference = before.shape == after.shape, 0.0
+  rows = after.shape[0] if after.shape else 1
+  count = max(_BLOCK_ELEMENTS * rows // max(math.prod(after.shape), 1), 1)
+  for start in range(0, rows, count) if equal else ():
+    index = tuple(slice(0, size) for size in after.shape)
+    if index:
+      index = (slice(start, min(start + count, rows)), *index[1:])
+    old, new = before.read(index=index), after.read(index=index)
+    digest.update(new.tobytes())
+    equal &= old.astype(new.dtype).tobytes() == new.tobytes()
+    both = old.astype(np.float32), new.astype(np.float32)
+    if new.size:
+      difference = max(difference, float(np.abs(both[0] - both[1]).max()))
+  return equal, difference, digest.hexdigest()
+
+
+def _row(name, shape, dtype, difference, digest):
+  return f"{name:<70} {shape:<18} {dtype:<20} {difference:>9} {digest:>12}"
+
+
+def _other_fields(before, after):
+  """Lines on what the format of DST cannot say and a reader has to be told."""
+  old, new = (interchange.model_fields(m)["llm"] for m in (before, after))
+  return [
+    f"note: {name}={old[name]} in SRC, DST loads with {new[name]}; give it to "
+    f"paligemma.load as llm=dict({name}={old[name]!r})"
+    for name in old
+    if old[name] != new[name]
+  ]
+
+
+def _forward(model, params, image, text):
+  variables = {"params": tree.unflatten(params)}
+  mask_ar = jax.numpy.zeros_like(text)
+  return model.apply(variables, image, text, mask_ar)[0]
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("src", metavar="SRC")
+  parser.add_argument("dst", metavar="DST")
+  parser.add_argument(
+    "--format",
+    help="default: npz, if DST ends so",
+    choices=sorted(interchange.WRITERS),
+  )
+  parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--tokenizer", help="SentencePiece file, for its folder")
+  parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
+  parser.add_argument("--res", type=int, help="resample the position embedding")
+  parser.add_argument("--check", action="store_true")
+  args = parser.parse_args()
+  src = args.src
+  if args.decoder:
+    src = {"img": args.src, "llm": args.decoder}
+  said = convert(
+    src,
+    args.dst,
+    format=args.format,
+    dtype=args.dtype,
+    tokenizer=args.tokenizer,
+    res=args.res,
+  )
+  print(said)
+  if args.check:
+    report, exact = check(src, args.dst, res=args.res)
+    print(report)
+    if not exact:
+      raise ValueError(f"{args.dst}: is not what {args.src} holds")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

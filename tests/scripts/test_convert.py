@@ -1,0 +1,129 @@
+"""Conversions end whole or not at all, and the check finds what differs."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import paligemma
+from paligemma import tree
+from paligemma.checkpoints import npz
+from scripts import convert
+
+ROOT = pathlib.Path(__file__).parents[2]
+SOURCE = ROOT / "paligemma/assets/tiny.npz"
+TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
+FORMATS = {"npz": "model.npz", "huggingface": "folder", "orbax": "folder"}
+
+
+def run(monkeypatch, *arguments):
+  monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+  convert.main()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_there_and_back_is_the_same_file(tmp_path, format):
+  there = tmp_path / FORMATS[format]
+  said = convert.convert(SOURCE, there, format=format)
+  assert "32 parameters" in said
+  assert "sliding_window=None" in said
+  assert said.endswith(f"wrote {there}")
+  convert.convert(there, tmp_path / "back.npz")
+  assert (tmp_path / "back.npz").read_bytes() == SOURCE.read_bytes()
+
+
+def test_check_reports_every_tensor(tmp_path, monkeypatch, capsys):
+  arguments = [SOURCE, tmp_path / "half.npz", "--dtype", "bfloat16", "--check"]
+  run(monkeypatch, *arguments)
+  out = capsys.readouterr().out
+  for name, shape in npz.shapes(SOURCE).items():
+    (line,) = (x for x in out.splitlines() if x.startswith(f"{name} "))
+    assert "x".join(map(str, shape)) in line
+    assert "float16 -> bfloat16" in line
+  assert "logits of one fixed input: max |logit| 32." in out
+  assert out.endswith("32 tensors: DST is SRC in its dtypes, bit for bit\n")
+
+
+def test_check_finds_a_changed_number(tmp_path):
+  flat = npz.load(SOURCE)
+  flat["img/head/bias"][5] += 0.25
+  npz.save(tmp_path / "changed.npz", flat)
+  report, exact = convert.check(SOURCE, tmp_path / "changed.npz")
+  assert not exact
+  (line,) = (x for x in report.splitlines() if x.startswith("img/head/bias"))
+  assert " 2.5e-01 " in line
+  assert report.endswith("32 tensors: DST DIFFERS from SRC, bit for bit")
+
+
+def test_what_a_format_cannot_hold_is_said(tmp_path):
+  model, params = paligemma.load(SOURCE)
+  capped = model.clone(llm=model.llm.clone(final_logits_softcap=30.0))
+  paligemma.save(tmp_path / "capped", capped, params, format="orbax")
+  convert.convert(tmp_path / "capped", tmp_path / "plain.npz")
+  report, exact = convert.check(tmp_path / "capped", tmp_path / "plain.npz")
+  assert exact
+  assert "note: final_logits_softcap=30.0 in SRC, DST loads with None" in report
+  assert "max difference 0.0e+00" not in report
+
+
+def test_another_resolution(tmp_path, monkeypatch, capsys):
+  run(monkeypatch, SOURCE, tmp_path / "a.npz", "--res", 112, "--check")
+  assert npz.shapes(tmp_path / "a.npz")["img/pos_embedding"] == (1, 64, 128)
+  assert "bit for bit" in capsys.readouterr().out
+
+
+def test_two_towers(tmp_path, monkeypatch, capsys):
+  flat = npz.load(SOURCE)
+  for tower in ("img", "llm"):
+    part = {n: x for n, x in flat.items() if n.startswith(tower)}
+    npz.save(tmp_path / f"{tower}.npz", part)
+  decoder = ("--decoder", tmp_path / "llm.npz")
+  run(monkeypatch, tmp_path / "img.npz", tmp_path / "both.npz", *decoder)
+  assert "drawn at random: " in capsys.readouterr().out
+  found = npz.load(tmp_path / "both.npz")
+  table = "llm/embedder/input_embedding"
+  np.testing.assert_array_equal(found[table][:1792], flat[table])
+
+
+def test_a_hugging_face_folder_with_its_tokenizer(tmp_path, monkeypatch):
+  arguments = ("--format", "huggingface", "--tokenizer", TOKENIZER)
+  run(monkeypatch, SOURCE, tmp_path / "folder", *arguments)
+  written = tmp_path / "folder/tokenizer.model"
+  assert written.read_bytes() == TOKENIZER.read_bytes()
+
+
+def test_nothing_is_overwritten(tmp_path):
+  (tmp_path / "a.npz").write_text("precious")
+  with pytest.raises(ValueError, match=r"a\.npz: exists already, expected a n"):
+    convert.convert(SOURCE, tmp_path / "a.npz")
+  assert (tmp_path / "a.npz").read_text() == "precious"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_killed_it_leaves_nothing(tmp_path, format):
+  killed = """
+import os, signal, sys
+from paligemma.checkpoints import leaves
+from scripts import convert
+read, count = leaves.Leaf.read, 0
+def read_nine(*args, **kwargs):
+  global count
+  count += 1
+  if count == 9:
+    os.kill(os.getpid(), signal.SIGKILL)
+  return read(*args, **kwargs)
+leaves.Leaf.read = read_nine
+convert.convert(*sys.argv[1:3], format=sys.argv[3])
+"""
+  target = tmp_path / FORMATS[format]
+  command = [sys.executable, "-c", killed, SOURCE, target, format]
+  done = subprocess.run(command, cwd=ROOT, check=False)
+  assert done.returncode == -signal.SIGKILL
+  assert not target.exists()
+  convert.convert(SOURCE, target, format=format)
+  expected = tree.flatten(paligemma.load(SOURCE)[1])
+  for name, array in tree.flatten(paligemma.load(target)[1]).items():
+    np.testing.assert_array_equal(array, expected[name])

@@ -1,0 +1,308 @@
+"""Any format in, any format out: the same model and the same numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import paligemma
+from paligemma import decode, initial, interchange, sharding, tree
+from paligemma.checkpoints import formats, leaves, npz, presets
+from paligemma.data import sequence
+from paligemma.models import paligemma as paligemma_model
+
+RES = 28
+IMG = dict(width=12, depth=2, mlp_dim=20, num_heads=3)
+LLM = dict(
+  width=18, depth=3, mlp_dim=22, num_heads=6, num_kv_heads=2, head_dim=10
+)
+
+
+def random(model, res=RES):
+  rng = np.random.default_rng(0)
+  return tree.unflatten(
+    {
+      name: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
+      for name, leaf in initial.shapes(model, res).items()
+    }
+  )
+
+
+def assert_same(found, expected):
+  found, expected = tree.flatten(found), tree.flatten(expected)
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    assert found[name].dtype == array.dtype, name
+    np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def model():
+  """PaliGemma 2 with a window, as Hugging Face runs it."""
+  llm = dict(LLM, sliding_window=5, final_logits_softcap=30.0)
+  return paligemma_model.make("paligemma2_tiny", img=IMG, llm=llm)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+  return random(model)
+
+
+@pytest.fixture(scope="module", params=sorted(interchange.WRITERS))
+def saved(request, model, params, tmp_path_factory):
+  """Format, and path of the model in it."""
+  suffix = ".npz" if request.param == "npz" else ""
+  path = tmp_path_factory.mktemp("saved") / f"model{suffix}"
+  paligemma.save(path, model, params, format=request.param)
+  return request.param, path
+
+
+def test_saved_and_loaded_is_itself(saved, model, params):
+  format, path = saved
+  found_model, found = paligemma.load(path)
+  assert_same(found, params)
+  if format == "npz":  # has no place for what shapes do not tell
+    caps = dict(sliding_window=None, final_logits_softcap=None)
+    assert found_model.llm == model.llm.clone(**caps)
+    found_model, _ = paligemma.load(
+      path, llm=dict(sliding_window=5, final_logits_softcap=30.0)
+    )
+  assert found_model == model
+
+
+def test_a_field_is_overridden(saved):
+  model, _ = paligemma.load(saved[1], llm=dict(sliding_window=7))
+  assert model.llm.sliding_window == 7
+  with pytest.raises(ValueError, match=r'unknown decoder field "windows"'):
+    paligemma.load(saved[1], llm=dict(windows=7))
+  with pytest.raises(ValueError, match=r'unknown image tower field "pool"'):
+    paligemma.load(saved[1], img=dict(pool="map"))
+
+
+def test_cast_on_the_way_out(model, params, tmp_path):
+  paligemma.save(tmp_path / "a.npz", model, params, dtype="bfloat16")
+  _, found = paligemma.load(tmp_path / "a.npz")
+  assert_same(found, jax.tree.map(lambda x: x.astype(jnp.bfloat16), params))
+
+
+def test_split_over_a_mesh(saved, params):
+  mesh = sharding.make_mesh(data=2, model=4)
+  _, found = paligemma.load(saved[1], mesh=mesh)
+  table = found["llm"]["embedder"]["input_embedding"]
+  assert table.addressable_shards[0].data.size == table.size // 8
+  assert_same(found, params)
+
+
+def test_another_resolution(saved, params):
+  model, found = paligemma.load(saved[1], res=56)
+  assert found["img"]["pos_embedding"].shape == (1, 16, 12)
+  logits, _ = model.apply(
+    {"params": found},
+    np.zeros((1, 56, 56, 3), np.float32),
+    np.ones((1, 3), np.int32),
+    np.ones((1, 3), np.int32),
+  )
+  assert np.isfinite(logits).all()
+  _, same = paligemma.load(saved[1], res=RES)
+  assert_same(same, params)
+
+
+def test_random_weights_of_a_file(saved, params):
+  _, found = paligemma.load(saved[1], load_weights=False, seed=3)
+  shapes = jax.tree.map(jnp.shape, (found, params))
+  assert shapes[0] == shapes[1]
+  _, again = paligemma.load(saved[1], load_weights=False, seed=3)
+  assert_same(again, found)
+
+
+def test_random_weights_of_a_preset(monkeypatch):
+  small = dataclasses.replace(
+    presets.get("paligemma2_3b_pt_448"), variant="paligemma2_tiny", res=RES
+  )
+  monkeypatch.setattr(
+    presets, "PRESETS", {**presets.PRESETS, "paligemma2_3b_pt_448": small}
+  )
+  model, params = paligemma.load(
+    "paligemma2_3b_pt_448", "bfloat16", llm=LLM, load_weights=False
+  )
+  assert model.llm.dtype == "bfloat16"
+  shapes = jax.tree.map(jnp.shape, tree.flatten(params))
+  expected = {n: x.shape for n, x in initial.shapes(model, RES).items()}
+  assert shapes == expected
+  assert params["llm"]["embedder"]["input_embedding"].dtype == jnp.bfloat16
+
+
+def test_formats_are_named(saved):
+  format, path = saved
+  names = {"npz": "big_vision npz", "huggingface": "Hugging Face"}
+  assert formats.detect(path) == names.get(format, "Orbax")
+  assert formats.open(path).describe().startswith(f"{path}: ")
+
+
+def test_no_format(model, params, tmp_path):
+  with pytest.raises(ValueError, match="cannot tell the format from the name"):
+    paligemma.save(tmp_path / "a", model, params)
+  with pytest.raises(
+    ValueError, match=r'unknown format "hugging_face".*Did yo'
+  ):
+    paligemma.save(tmp_path / "a", model, params, format="hugging_face")
+  assert not list(tmp_path.iterdir())
+  (tmp_path / "notes.txt").write_text("hello")
+  with pytest.raises(ValueError, match=r"no checkpoint, expected one of: a \."):
+    paligemma.load(tmp_path)
+  message = 'no such file or folder, nor the name of a preset. Did you mean "pa'
+  with pytest.raises(ValueError, match=message):
+    paligemma.load("paligemma2_3b_pt_225")
+
+
+@pytest.fixture(scope="module")
+def paths(params, tmp_path_factory):
+  """A SigLIP npz and a decoder without <loc> and <seg>."""
+  folder = tmp_path_factory.mktemp("towers")
+  flat = tree.flatten(params)
+  siglip = {n: x for n, x in flat.items() if n.startswith("img/")}
+  siglip.pop("img/head/kernel"), siglip.pop("img/head/bias")
+  siglip |= {
+    "img/MAPHead_0/probe": np.zeros((1, 1, 12), np.float32),
+    "txt/head/bias": np.zeros(7, np.float32),
+    "t": np.zeros(1, np.float32),
+    "b": np.zeros(1, np.float32),
+  }
+  npz.save(folder / "siglip.npz", siglip)
+  gemma = {n: x for n, x in flat.items() if n.startswith("llm/")}
+  npz.save(folder / "gemma.npz", gemma)
+  return {"img": folder / "siglip.npz", "llm": folder / "gemma.npz"}
+
+
+class TestTwoTowers:
+  def test_meet(self, paths, params):
+    model, found = paligemma.load(paths)
+    assert model.img.num_classes == 18
+    table = found["llm"]["embedder"].pop("input_embedding")
+    head = found["img"].pop("head")
+    expected = jax.tree.map(lambda x: x, params)
+    old = expected["llm"]["embedder"].pop("input_embedding")
+    del expected["img"]["head"]
+    assert_same(found, expected)
+    assert table.shape == (257_152, 18)
+    np.testing.assert_array_equal(table[: len(old)], old)
+    assert np.std(table[len(old) :]) == pytest.approx(0.02, rel=0.01)
+    assert np.std(head["kernel"]) == pytest.approx(12**-0.5, rel=0.2)
+    np.testing.assert_array_equal(head["bias"], np.zeros(18))
+
+  def test_what_was_left_out_and_drawn_is_said(self, paths):
+    said = formats.open(paths).describe()
+    assert "ignored: img/MAPHead_0/probe, txt/head/bias, t, b" in said
+    assert "drawn at random: img/head/kernel, img/head/bias, llm/emb" in said
+
+  def test_a_subtree_is_a_tower_too(self, paths):
+    whole = formats.open(paths).leaves
+    part = formats.open({**paths, "img": f"{paths['img']}:img"}).leaves
+    assert part.keys() == whole.keys()
+
+  def test_a_head_that_fits_is_kept(self, params, model, paths, tmp_path):
+    paligemma.save(tmp_path / "a.npz", model, params)
+    both = formats.open({"img": tmp_path / "a.npz", "llm": paths["llm"]})
+    head = both.leaves["img/head/kernel"].read()
+    np.testing.assert_array_equal(head, params["img"]["head"]["kernel"])
+
+  def test_errors(self, paths):
+    with pytest.raises(ValueError, match=r"gemma\.npz: holds no image tower"):
+      paligemma.load({"img": paths["llm"], "llm": paths["llm"]})
+    with pytest.raises(ValueError, match=r"siglip\.npz: holds no decoder, no"):
+      paligemma.load({"img": paths["img"], "llm": paths["img"]})
+    with pytest.raises(ValueError, match=r"siglip\.npz: holds no decoder; com"):
+      paligemma.load(paths["img"])
+    with pytest.raises(ValueError, match=r"towers .*\['llm'\], expected"):
+      paligemma.load({"llm": paths["llm"]})
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+  """Gemma 2 as loaded from a file that holds nothing else."""
+  llm = dict(LLM, sliding_window=4)
+  whole = paligemma_model.make("paligemma2_tiny", img=IMG, llm=llm)
+  alone = paligemma_model.Model(img=None, llm=whole.llm)
+  path = tmp_path_factory.mktemp("gemma") / "gemma.npz"
+  paligemma.save(path, alone, random(alone))
+  return paligemma.load(path, llm=dict(sliding_window=4))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+  folder = paligemma.__path__[0]
+  return paligemma.Tokenizer(f"{folder}/assets/tiny_tokenizer.model")
+
+
+class TestDecoderAlone:
+  def test_has_the_soft_cap_of_gemma(self, gemma):
+    model, params = gemma
+    assert model.img is None
+    assert model.llm.final_logits_softcap == 30.0
+    assert list(params) == ["llm"]
+
+  def test_prefill_and_extend_are_the_forward_pass(self, gemma):
+    model, params = gemma
+    variables = {"params": params}
+    text = np.random.default_rng(0).integers(3, 97, (2, 11))
+    causal = np.ones_like(text)
+    expected, _ = model.apply(variables, None, text, causal)
+    (x, mask, ar), _ = model.apply(
+      variables,
+      None,
+      text[:, :7],
+      mask_ar=causal[:, :7],
+      method="embed_image_and_text",
+    )
+    logits, cache = model.apply(
+      variables,
+      x,
+      mask,
+      ar,
+      cache_size=11,
+      method="prefill_cache",
+      mutable=["cache"],
+    )
+    np.testing.assert_allclose(logits[:, 0], expected[:, 6], atol=1e-5)
+    for t in range(7, 11):
+      x, _ = model.apply(variables, text[:, t : t + 1], method="embed_text")
+      logits, cache = model.apply(
+        variables | cache, x, method="extend_cache", mutable=["cache"]
+      )
+      np.testing.assert_allclose(logits[:, 0], expected[:, t], atol=1e-5)
+
+  def test_generates_text(self, gemma, tokenizer):
+    model, params = gemma
+    prompts = ["what", "caption en"]
+    found = paligemma.generate(
+      model, params, tokenizer, None, prompts, max_decode_len=5
+    )
+    for prompt, answer in zip(prompts, found, strict=True):
+      row = sequence.text_prompt(tokenizer, prompt, 13)
+      batch = {name: array[None] for name, array in row.items()}
+      decoded = decode.generate(model, params, batch, max_decode_len=5)
+      count = int(decoded.num_tokens[0])
+      assert answer == tokenizer.decode(decoded.tokens[0][:count].tolist())
+    one = paligemma.generate(
+      model, params, tokenizer, None, "what", max_decode_len=5
+    )
+    assert one == found[:1]
+
+  def test_takes_no_image(self, gemma, tokenizer):
+    with pytest.raises(ValueError, match="1 images for a decoder without imag"):
+      paligemma.generate(*gemma, tokenizer, [b""], ["what"])
+
+  def test_is_no_hugging_face_paligemma(self, gemma, tmp_path):
+    with pytest.raises(ValueError, match="this model has no image tower"):
+      paligemma.save(tmp_path / "a", *gemma, format="huggingface")
+
+
+def test_leaves_are_written_as_well_as_arrays(model, params, tmp_path):
+  lazily = {n: leaves.Leaf.of(x) for n, x in tree.flatten(params).items()}
+  fields = interchange.model_fields(model)
+  for format in interchange.WRITERS:
+    path = tmp_path / (format if format != "npz" else "a.npz")
+    interchange.write(path, lazily, fields, format=format)
+    assert_same(paligemma.load(path)[1], params)
