@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
   name="paligemma",
-  version="0.1.0",
+  version="0.2.0",
   description="Fine-tune, evaluate and ship PaliGemma 1 and 2 in JAX.",
   license="Apache-2.0",
   python_requires=">=3.11",

@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import logging
 from etils import epath
 
 from paligemma import initial, sharding, tree
 from paligemma.checkpoints import (
+  errors,
   fit,
   formats,
   huggingface_export,
@@ -80,8 +82,9 @@ def load(
   else:
     checkpoint = formats.open(path, directory=directory)
     model, res = model_of(checkpoint, res=res, img=img, llm=llm)
-    shapes = initial.shapes(model, res)
-    found = fit.fit(checkpoint, shapes)
+    with errors.named(checkpoint.path):
+      shapes = initial.shapes(model, res)
+      found = fit.fit(checkpoint, shapes)
     stored = {name: leaf.dtype for name, leaf in found.items()}
     if dtype is not None:
       stored = precision.storage_dtypes(shapes, dtype)
@@ -90,10 +93,11 @@ def load(
   logging.info("%s", model)
   places = _places(shapes, mesh)
   if load_weights:
-    params = {
-      name: leaves.place(leaf, stored[name], places[name])
-      for name, leaf in found.items()
-    }
+    with errors.named(checkpoint.path):
+      params = {
+        name: leaves.place(leaf, stored[name], places[name])
+        for name, leaf in found.items()
+      }
   else:
     abstract = {
       name: jax.ShapeDtypeStruct(x.shape, stored[name], sharding=places[name])
@@ -109,7 +113,8 @@ def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
   Args:
     path: file or folder to write; it appears when it is complete.
     model: Model.
-    params: its parameters {"img": ..., "llm": ...}, sharded in any way.
+    params: its parameters {"img": ..., "llm": ...}, sharded in any way; over
+      several processes for "orbax" alone.
     format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
       vLLM) or "orbax". Default: npz where the path ends in .npz.
     dtype: every parameter is cast to it. Default: as they are.
@@ -158,7 +163,7 @@ def model_of(checkpoint, *, res=None, img=None, llm=None):
   Raises:
     ValueError: the sizes cannot be read off the leaves, or a field is unknown.
   """
-  try:
+  with errors.named(checkpoint.path):
     sizes = infer.sizes(checkpoint.leaves)
     if "llm" not in sizes:
       raise ValueError(
@@ -172,9 +177,19 @@ def model_of(checkpoint, *, res=None, img=None, llm=None):
     elif img:
       raise ValueError(f"has no image tower to give {sorted(img)}")
     model = paligemma_model.from_sizes(img or None, llm)
-  except ValueError as error:
-    raise ValueError(f"{checkpoint.path}: {error}") from None
+    _check_heads(model.llm)
   return model, res
+
+
+def _check_heads(llm):
+  """What would fail when the model runs, and say less."""
+  if llm.num_heads % llm.num_kv_heads:
+    raise ValueError(
+      f"{llm.num_heads} heads share {llm.num_kv_heads} key/value heads, "
+      "expected a divisor"
+    )
+  if llm.head_dim % 2:
+    raise ValueError(f"head dim {llm.head_dim}, expected an even one for RoPE")
 
 
 def preset_model(preset, *, img=None, llm=None):
@@ -225,6 +240,7 @@ def write(
 
 
 def _write_npz(path, arrays, fields, dtype, tokenizer, export):
+  _check_addressable(path, arrays)
   npz.save(path, _fetch_each(arrays), dtype)
 
 
@@ -238,6 +254,7 @@ def _write_huggingface(path, arrays, fields, dtype, tokenizer, export):
       f"{path}: a Hugging Face folder is written of a whole PaliGemma, this "
       "model has no image tower"
     )
+  _check_addressable(path, arrays)
   huggingface_export.save(
     path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, **export
   )
@@ -251,13 +268,20 @@ WRITERS = {
 }
 
 
+def _check_addressable(path, arrays):
+  for name, array in arrays.items():
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      raise ValueError(
+        f"{path}: {name} is spread over several processes; save it with "
+        'format="orbax", which all of them write, and convert that'
+      )
+
+
 def _fetch_each(arrays):
   for name, array in arrays.items():
     if isinstance(array, leaves.Leaf):
       array = array.read()
-    elif isinstance(array, jax.Array):
-      array = sharding.fetch(array)
-    yield name, array
+    yield name, np.asarray(array)
 
 
 def _compute_in(model, dtype):

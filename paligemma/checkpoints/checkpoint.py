@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from paligemma.checkpoints import fields
 from paligemma.checkpoints.leaves import Leaf
 
 
@@ -26,6 +27,9 @@ class Checkpoint:
       the head between two towers that have not met before.
     export: What a format needs to write the same files again and no model
       holds, such as Hugging Face's id of the image token.
+
+  Raises:
+    ValueError: `img` or `llm` state what no model can have.
   """
 
   path: str
@@ -37,12 +41,15 @@ class Checkpoint:
   created: tuple[str, ...] = ()
   export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    fields.check(self.path, self.img, self.llm)
+
   def describe(self) -> str:
     """One line for people: what it is, and what was decided about it."""
     parts = [f"{self.path}: {self.format}, {len(self.leaves)} parameters"]
-    for tower, fields in (("img", self.img), ("llm", self.llm)):
-      if fields:
-        listed = ", ".join(f"{k}={v}" for k, v in sorted(fields.items()))
+    for tower, stated in (("img", self.img), ("llm", self.llm)):
+      if stated:
+        listed = ", ".join(f"{k}={v}" for k, v in sorted(stated.items()))
         parts.append(f"{tower} as the files say: {listed}")
     if self.ignored:
       parts.append(f"ignored: {', '.join(self.ignored)}")

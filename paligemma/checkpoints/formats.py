@@ -9,6 +9,7 @@ from etils import epath
 from paligemma import tree
 from paligemma.checkpoints import (
   big_vision_workdir,
+  errors,
   gemma_orbax,
   huggingface,
   keras_hub,
@@ -110,7 +111,8 @@ def open(
     )
   if not epath.Path(path).exists() and presets.is_name(path):
     path = presets.find(path, directory=directory)
-  return FORMATS[detect(path)].open(str(path))
+  with errors.named(path):
+    return FORMATS[detect(path)].open(str(path))
 
 
 def detect(path: epath.PathLike) -> str:

@@ -162,7 +162,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
     raise ValueError(f"{index}: no weight_map, expected tensor -> file")
   for key, file in weight_map.items():
     if not isinstance(file, str) or pathlib.PurePath(file).name != file:
-      raise ValueError(f"{index}: {key} is in {file!r}, expected a file name")
+      raise ValueError(f"{index}: {key!r} is in {file!r}, expected a file name")
   found = {}
   for file in sorted(set(weight_map.values())):
     shard = safetensors.open(path / file)
@@ -171,7 +171,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
       where = "the file" if differ[0] in shard else INDEX
       raise ValueError(
         f"{path / file}: does not agree with {INDEX}, {len(differ)} tensors "
-        f"differ: {differ[0]} is in {where} alone"
+        f"differ: {differ[0]!r} is in {where} alone"
       )
     found.update(shard)
   return found

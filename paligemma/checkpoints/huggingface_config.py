@@ -205,15 +205,17 @@ class _Section:
 
   def lookup(self, table, key):
     value = self.filled(key)
-    if not isinstance(value, str):
-      raise self.error(key, value, f"one of: {', '.join(sorted(table))}")
-    try:
-      return tree.lookup(table, value, key)
-    except ValueError as e:
-      raise ValueError(f"{self.where}: {e}") from None
+    if not isinstance(value, str) or value not in table:
+      hint = tree.did_you_mean(str(value), table)
+      options = ", ".join(sorted(table))
+      raise self.error(key, value, f"one of: {options}.{hint}")
+    return table[value]
 
   def error(self, key, value, expected):
-    return ValueError(f"{self.where}: {key} is {value!r}, expected {expected}")
+    found = repr(value)
+    if len(found) > 80:
+      found = f"{found[:80]}..."
+    return ValueError(f"{self.where}: {key} is {found}, expected {expected}")
 
 
 def _paligemma(config) -> Description:

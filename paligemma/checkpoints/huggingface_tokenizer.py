@@ -80,7 +80,8 @@ def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
     },
   }
   for name, content in files.items():
-    text = json.dumps(content, ensure_ascii=False, indent=1)
+    # Without indentation: Gemma has half a million merges.
+    text = json.dumps(content, ensure_ascii=False)
     (path / name).write_text(text + "\n", encoding="utf-8")
 
 

@@ -31,8 +31,8 @@ def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
   Raises:
     ValueError: There is no tower, or arrays of one are missing (all are listed)
-      or of another rank, a patch or the grid of positions is not square, or
-      layers differ in their arrays.
+      or of another rank or empty, a patch or the grid of positions is not
+      square, or layers differ in their arrays.
   """
   shapes = {name: tuple(getattr(x, "shape", x)) for name, x in flat.items()}
   towers = {name.partition("/")[0] for name in shapes}
@@ -119,4 +119,8 @@ def _shapes(shapes, *wanted: tuple[str, str]) -> list[tuple[int, ...]]:
   for name, axes in wanted:
     if len(shapes[name]) != len(axes.split(", ")):
       raise ValueError(f"{name}: shape {shapes[name]}, expected ({axes})")
+    if not all(0 < size < 2**31 for size in shapes[name]):
+      raise ValueError(
+        f"{name}: shape {shapes[name]}, expected sizes from 1 to 2**31 - 1"
+      )
   return [shapes[name] for name, _ in wanted]

@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import tree
-from paligemma.checkpoints import zarr
+from paligemma.checkpoints import fields, zarr
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
 
@@ -253,7 +253,7 @@ def _metadata(names):
 
 
 def _settings(file):
-  """img, llm and export as `save` wrote them, {} if there is no such file."""
+  """What `save` wrote and arrays do not tell, {} if there is no such file."""
   if not file.exists():
     return {}
   with zarr.one_line(str(file)):
@@ -261,6 +261,9 @@ def _settings(file):
     settings = {key: found.pop(key) for key in ("img", "llm", "export")}
     if found or not all(isinstance(x, dict) for x in settings.values()):
       raise ValueError("expected three objects: img, llm and export")
+    for tower in ("img", "llm"):
+      stated = settings[tower].items()
+      settings[tower] = {k: v for k, v in stated if k not in fields.SIZES}
     return settings
 
 

@@ -13,6 +13,7 @@ from etils import epath
 
 from paligemma import tree, variants
 from paligemma.checkpoints import (
+  errors,
   fingerprint,
   layouts,
   orbax,
@@ -51,7 +52,10 @@ def find(path: epath.PathLike) -> epath.Path | None:
 
 
 def open(
-  path: epath.PathLike, open_source: Callable[[str], Checkpoint]
+  path: epath.PathLike,
+  open_source: Callable[[str], Checkpoint],
+  *,
+  above: tuple[epath.Path, ...] = (),
 ) -> Checkpoint:
   """Opens a step: its moving average, else its weights, over the frozen ones.
 
@@ -61,13 +65,14 @@ def open(
       relative path is looked for in the current folder, then in that of the
       step and upwards; else it is given to `open_source` as it is, which may
       know it as a name.
+    above: Steps that started from this one, the nearest last.
 
   Returns:
     Checkpoint of the step, with the settings of the run's config.
 
   Raises:
     ValueError: No step, unreadable, frozen weights that were random and are
-      gone, or that are not those the run started from.
+      gone, that are not those the run started from, or are the run's own.
   """
   step = find(path)
   if step is None:
@@ -75,6 +80,8 @@ def open(
       f"{path}: holds no step of a training run, expected its workdir, the "
       'folder "checkpoints" in it or one of the steps in there'
     )
+  if step.resolve() in [other.resolve() for other in above]:
+    raise ValueError(f"{step}: says that it started from itself")
   file = step / "info" / "metadata"
   with zarr.one_line(str(file)):
     metadata = json.loads(file.read_text())["metadata"]
@@ -99,7 +106,12 @@ def open(
       f"{step}: the frozen weights of this run were random ({expected}) and "
       'are stored nowhere; convert its "final.npz"'
     )
-  frozen = open_source(_locate(source, step))
+  with errors.named(step):
+    source = _locate(source, step)
+    if find(source) is None:
+      frozen = open_source(source)
+    else:
+      frozen = open(source, open_source, above=(*above, step))
   given = fingerprint.of(frozen.path)
   if given != expected:
     raise ValueError(

@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import tree
 from paligemma.checkpoints.leaves import Mapped, Tensor
 
 DTYPES = {
@@ -69,6 +68,8 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
   for name, entry in header.items():
     if name == _METADATA:
       _check_metadata(path, entry)
+    elif not name.isprintable():
+      raise ValueError(f"{path}: {_short(name)}: expected a name to print")
     else:
       tensors[name] = _tensor(f"{path}: {name}", path, entry, start)
   _check_coverage(path, tensors, start, size)
@@ -165,12 +166,12 @@ def _tensor(where, path, entry, start) -> Mapped:
   keys = {"dtype", "shape", "data_offsets"}
   if not isinstance(entry, dict) or entry.keys() != keys:
     raise ValueError(f"{where}: {_short(entry)} in the header, expected {keys}")
-  if not isinstance(entry["dtype"], str):
-    raise ValueError(f"{where}: dtype {_short(entry['dtype'])} is no string")
-  try:
-    dtype = tree.lookup(DTYPES, entry["dtype"], "dtype")
-  except ValueError as e:
-    raise ValueError(f"{where}: {e}") from None
+  if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
+    raise ValueError(
+      f"{where}: dtype {_short(entry['dtype'])}, expected one of: "
+      f"{', '.join(DTYPES)}"
+    )
+  dtype = DTYPES[entry["dtype"]]
   shape, offsets = entry["shape"], entry["data_offsets"]
   if not _are_sizes(shape):
     raise ValueError(f"{where}: shape {_short(shape)}, expected sizes")
@@ -199,7 +200,7 @@ def _are_sizes(value) -> bool:
 
 
 def _short(value) -> str:
-  text = str(value)
+  text = repr(value)
   return text if len(text) <= 80 else f"{text[:80]}..."
 
 

@@ -20,9 +20,11 @@ from etils import epath
 
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
 
-# What tensorstore raises on bad files, and NumPy on what they claim to hold.
+# What tensorstore and NumPy raise on bad files, and Python on JSON that holds
+# other types than it should.
 _BAD_FILE = (
   ArithmeticError,
+  AttributeError,
   IndexError,
   KeyError,
   MemoryError,

@@ -7,6 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from paligemma.checkpoints import huggingface, infer
 from tests.checkpoints.handmade_huggingface import (
@@ -173,15 +175,15 @@ def test_shards_must_agree_with_their_index(gemma1):
     file.write_text(json.dumps({"weight_map": weight_map}))
 
   rewrite(**{key: ...})
-  refused(gemma1, f"00-?.*1 tensors differ: {key} is in the file alone")
+  refused(gemma1, f"00-?.*1 tensors differ: '{key}' is in the file alone")
   rewrite(more="model-00001-of-00002.safetensors")
-  refused(gemma1, r"differ: more is in model.safetensors.index.json alone")
+  refused(gemma1, r"differ: 'more' is in model.safetensors.index.json alone")
   rewrite(more="model-00003-of-00003.safetensors")
   refused(gemma1, "model-00003-of-00003.safetensors: No such file")
   rewrite(more="../model.safetensors")
-  refused(gemma1, r"more is in '../model.safetensors', expected a file name")
+  refused(gemma1, r"'more' is in '../model.safetensors', expected a file name")
   rewrite(more=3)
-  refused(gemma1, "more is in 3, expected a file name")
+  refused(gemma1, "'more' is in 3, expected a file name")
   file.write_text("{}")
   refused(gemma1, "index.json: no weight_map")
   file.write_text("{")
@@ -396,6 +398,59 @@ def test_what_our_models_cannot_do_is_refused(gemma2, key):
   where = f"config.json: {section + ': ' if section else ''}"
   value = re.escape(repr(value)) if key != "rope_scaling" else ".*"
   refused(gemma2, f"{where}{key} is {value}, expected .*{expected}")
+
+
+def test_a_sliding_layer_needs_a_window(gemma2):
+  config = {"layer_types": [SLIDING, FULL], "sliding_window": None}
+  change(gemma2, config, "text_config")
+  refused(gemma2, r"layer_types is .*\(of sliding_window None\)")
+
+
+GEMMA2_KEYS = [
+  "hidden_activation",
+  "rms_norm_eps",
+  "tie_word_embeddings",
+  "attention_bias",
+  "rope_theta",
+  "rope_scaling",
+  "rope_parameters",
+  "query_pre_attn_scalar",
+  "sliding_window",
+  "layer_types",
+  "final_logit_softcapping",
+  "attn_logit_softcapping",
+]
+JSON = st.recursive(
+  st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+  lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+  max_leaves=5,
+)
+
+
+@settings(
+  max_examples=300,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_any_damage_to_a_config_ends_in_one_line(gemma2, data):
+  good = paligemma_config(text_config(3, 1, "gemma2"))
+  config = json.loads(json.dumps(good))
+  keys = {
+    None: [*config, "quantization_config", "image_token_id"],
+    "text_config": [*config["text_config"], *GEMMA2_KEYS],
+    "vision_config": [*VISION, "num_channels", "hidden_act", "layer_norm_eps"],
+  }
+  section = data.draw(st.sampled_from(list(keys)))
+  key = data.draw(st.sampled_from(keys[section]))
+  (config if section is None else config[section])[key] = data.draw(JSON)
+  (gemma2 / "config.json").write_text(json.dumps(config))
+  try:
+    found = huggingface.open(gemma2)
+  except ValueError as e:
+    assert "\n" not in str(e) and str(gemma2) in str(e)
+  else:
+    assert found.leaves
 
 
 def test_quantized_weights_and_absurd_depths_are_refused(gemma1):
