@@ -820,8 +820,6 @@ OF_ARRAYS = (
 SETTINGS = hypothesis.settings(
   deadline=None,
   derandomize=True,
-  report_multiple_bugs=False,
-  phases=[hypothesis.Phase.generate],
   database=None,
   suppress_health_check=list(hypothesis.HealthCheck),
 )
