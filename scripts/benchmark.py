@@ -12,6 +12,7 @@ copy as many bytes in memory, and the bytes of the arrays themselves.
 import argparse
 import json
 import os
+import pathlib
 import platform
 import statistics
 import subprocess
@@ -158,8 +159,9 @@ def _spread(values):
 
 
 def _bytes_below(path):
+  path = pathlib.Path(path)
   files = [path] if path.is_file() else path.rglob("*")
-  return sum(file.stat().length for file in files if file.is_file())
+  return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _line(result):

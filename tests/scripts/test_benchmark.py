@@ -8,12 +8,16 @@ import pytest
 import paligemma
 from scripts import benchmark
 
-SIZES = ["--variant", "paligemma_tiny", "--res", "28", "--runs", "2"]
+SIZES = ["--variant", "paligemma_tiny", "--res", "28"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_load(tmp_path, monkeypatch, capsys):
-  arguments = ["load", "--folder", str(tmp_path), *SIZES, "--json"]
+@pytest.mark.parametrize(
+  "format, runs", [("npz", 2), ("huggingface", 1), ("orbax", 1)]
+)
+def test_load(tmp_path, monkeypatch, capsys, format, runs):
+  arguments = ["load", "--folder", str(tmp_path), "--json", *SIZES]
+  arguments += ["--format", format, "--runs", str(runs)]
   monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
   benchmark.main()
   result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -22,7 +26,9 @@ def test_load(tmp_path, monkeypatch, capsys):
   assert model.llm.dtype == "bfloat16"
   count = sum(x.size for x in benchmark.jax.tree.leaves(params))
   assert result["array_bytes"]["median"] == 2 * count
-  assert result["file_bytes"] == path.stat().st_size
+  if format == "npz":
+    assert result["file_bytes"] == path.stat().st_size
+  assert result["file_bytes"] > result["array_bytes"]["median"]
   for figure in ("seconds", "peak_bytes"):
     spread = result[figure]
     assert 0 <= spread["min"] <= spread["median"] <= spread["max"]
