@@ -1,10 +1,24 @@
 """The next-token loss of the supervised tokens, always computed in float32.
 
-Axes: B batch, T token, V vocabulary.
+`next_token` and `token_sums` are the definitions. `mean_next_token` and
+`supervised_sums` give the same without the logits of all tokens, which for 8
+examples of 128 tokens would take 1 GiB: they compute those of a few supervised
+tokens at a time.
+
+Axes: B batch, T token, D width, V vocabulary, C tokens at a time.
 """
+
+import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from paligemma import parts
+
+# Logits of one device that are held at once, 128 MiB in float32.
+_LOGITS_AT_ONCE = 2**25
 
 
 def next_token(
@@ -39,10 +53,7 @@ def next_token(
 
   Source: big_vision/trainers/proj/paligemma/train.py, the same definition.
   """
-  if not 0 <= label_smoothing < 1:
-    raise ValueError(
-      f"label_smoothing is {label_smoothing}, expected a value in [0, 1)"
-    )
+  _check_smoothing(label_smoothing)
   total, count = _masked_sums(logits, targets, mask_loss, label_smoothing)
   return total / jnp.maximum(count, 1)
 
@@ -67,6 +78,189 @@ def token_sums(
     ValueError: mask_loss is None, or a shape does not fit.
   """
   return _masked_sums(logits, targets, mask_loss, label_smoothing=0.0)
+
+
+def mean_next_token(
+  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  head: Any,
+  features: jax.Array,
+  targets: jax.Array,
+  mask_loss: jax.Array,
+  weights: jax.Array,
+  *,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """The weighted sum over examples of `next_token`, without all the logits.
+
+  The gradient is computed along with the value, as in the Liger kernels
+  (arXiv:2410.10989): the logits exist once, for a few tokens at a time, and
+  tokens that are not supervised cost nothing.
+
+  Args:
+    compute_logits: (head, float[B, C, D]) -> float[B, C, V], the soft cap
+      included. A function that compares equal from call to call compiles once.
+    head: parameters of the output layer; they get a gradient if they are
+      differentiated.
+    features: float[B, T, D], what the logits are computed from.
+    targets, mask_loss: as for `next_token`.
+    weights: float[B], e.g. 0 for rows that only fill the batch.
+    label_smoothing: as for `next_token`.
+
+  Returns:
+    float32[], sum_b weights[b] * next_token(logits, ...)[b].
+
+  Raises:
+    ValueError: as `next_token`.
+  """
+  _check_smoothing(label_smoothing)
+  _check_shapes(features, targets, mask_loss)
+  mask = mask_loss.astype(jnp.float32)
+  weights = weights / jnp.maximum(mask.sum(axis=1), 1)
+  return _weighted_loss(
+    compute_logits,
+    label_smoothing,
+    head,
+    features,
+    targets,
+    mask * weights[:, None],
+  )
+
+
+def supervised_sums(
+  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  head: Any,
+  features: jax.Array,
+  targets: jax.Array,
+  mask_loss: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """`token_sums` without all the logits; arguments as of `mean_next_token`."""
+  _check_shapes(features, targets, mask_loss)
+  mask = mask_loss.astype(jnp.float32)
+
+  def add(total, tokens):
+    logits = compute_logits(head, tokens.features)
+    losses = _token_losses(logits, tokens.targets, 0.0)
+    return total + (losses * tokens.weights).sum(axis=1)
+
+  nothing = jnp.zeros(mask.shape[0])
+  total = _each_few(compute_logits, head, features, targets, mask, add, nothing)
+  return total, mask.sum(axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_loss(compute_logits, smoothing, head, features, targets, weights):
+  def add(total, tokens):
+    logits = compute_logits(head, tokens.features)
+    losses = _token_losses(logits, tokens.targets, smoothing)
+    return total + (losses * tokens.weights).sum()
+
+  return _each_few(
+    compute_logits, head, features, targets, weights, add, jnp.zeros(())
+  )
+
+
+def _weighted_loss_fwd(
+  compute_logits, smoothing, head, features, targets, weights
+):
+  head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
+  head, features, targets, weights = jax.tree.map(
+    lambda x: x.value, (head, features, targets, weights)
+  )
+
+  def add(carry, tokens):
+    total, by_head, by_features = carry
+
+    def of(head, features):
+      return compute_logits(head, features)
+
+    if head_trains:
+      logits, pull_back = jax.vjp(of, head, tokens.features)
+    else:
+      logits, pull_back = jax.vjp(lambda f: of(head, f), tokens.features)
+    losses, by_logits = _token_losses_and_grads(
+      logits, tokens.targets, tokens.weights, smoothing
+    )
+    *new_by_head, new_by_features = pull_back(by_logits)
+    if head_trains:
+      by_head = jax.tree.map(jnp.add, by_head, new_by_head[0])
+    by_features = tokens.put(by_features, new_by_features)
+    return total + (losses * tokens.weights).sum(), by_head, by_features
+
+  nothing = (
+    jnp.zeros(()),
+    jax.tree.map(jnp.zeros_like, head) if head_trains else None,
+    jnp.zeros_like(features),
+  )
+  total, *grads = _each_few(
+    compute_logits, head, features, targets, weights, add, nothing
+  )
+  return total, grads
+
+
+def _weighted_loss_bwd(compute_logits, smoothing, grads, by_total):
+  del compute_logits, smoothing
+  if isinstance(by_total, jax.custom_derivatives.SymbolicZero):
+    by_total = jnp.zeros(())
+  by_head, by_features = jax.tree.map(
+    lambda g: (g * by_total).astype(g.dtype), grads
+  )
+  return by_head, by_features, None, None
+
+
+_weighted_loss.defvjp(
+  _weighted_loss_fwd, _weighted_loss_bwd, symbolic_zeros=True
+)
+
+
+class _Tokens:
+  """A few tokens of every example.
+
+  Attributes:
+    index: int[B, C], where they stand; T for none, which weighs nothing.
+    features: float[B, C, D].
+    targets: int[B, C].
+    weights: float32[B, C].
+  """
+
+  def __init__(self, index, features, targets, weights):
+    take = functools.partial(
+      jnp.take_along_axis, axis=1, mode="fill", fill_value=0
+    )
+    self.index = index
+    self.features = take(features, index[:, :, None])
+    self.targets = take(targets, index)
+    self.weights = take(weights, index)
+
+  def put(self, array, values):
+    """Writes float[B, C, D] values to where the tokens stand in [B, T, D]."""
+
+    def one_example(array, index, values):
+      return array.at[index].set(values, mode="drop")
+
+    return jax.vmap(one_example)(array, self.index, values)
+
+
+def _each_few(compute_logits, head, features, targets, weights, add, carry):
+  """Carries `add` (carry, _Tokens) -> carry over the tokens that count.
+
+  Those of every example come first, so that the number of rounds is that of
+  the example with the most of them.
+  """
+  rows, length = targets.shape
+  one = jax.ShapeDtypeStruct((rows, 1, features.shape[-1]), features.dtype)
+  vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
+  size = _LOGITS_AT_ONCE // (parts.local_rows(rows) * vocab_size)
+  size = min(max(size, 1), length)
+  counts = weights != 0
+  order = jnp.argsort(~counts, axis=1, stable=True)
+  order = jnp.pad(order, [(0, 0), (0, -length % size)], constant_values=length)
+  rounds = -(-counts.sum(axis=1).max() // size)
+
+  def one_round(i, carry):
+    index = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
+    return add(carry, _Tokens(index, features, targets, weights))
+
+  return jax.lax.fori_loop(0, rounds, one_round, carry)
 
 
 def _masked_sums(logits, targets, mask_loss, label_smoothing):
@@ -95,6 +289,25 @@ def _token_losses(logits, targets, label_smoothing):
   return (1 - label_smoothing) * nll + label_smoothing * others
 
 
+def _token_losses_and_grads(logits, targets, weights, label_smoothing):
+  """Losses float32[B, C], and what `weights` times them gives the logits."""
+  losses = _token_losses(logits, targets, label_smoothing)
+  vocab_size = logits.shape[-1]
+  others = label_smoothing / (vocab_size - 1)
+  is_target = targets[..., None] == jnp.arange(vocab_size)[None, None, :]
+  wanted = jnp.where(is_target, 1 - label_smoothing, others)
+  softmax = jax.nn.softmax(logits.astype(jnp.float32))
+  grads = (softmax - wanted) * weights[..., None]
+  return losses, grads.astype(logits.dtype)
+
+
+def _check_smoothing(label_smoothing):
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(
+      f"label_smoothing is {label_smoothing}, expected a value in [0, 1)"
+    )
+
+
 def _check_shapes(logits, targets, mask_loss):
   if mask_loss is None:
     raise ValueError(
@@ -105,5 +318,5 @@ def _check_shapes(logits, targets, mask_loss):
     if array.shape != logits.shape[:-1]:
       raise ValueError(
         f"{name} has shape {array.shape}, expected {logits.shape[:-1]}: the "
-        f"logits {logits.shape} without their vocabulary axis"
+        f"logits or features {logits.shape} without their last axis"
       )

@@ -1,115 +1,87 @@
 """Measures what the project claims; every figure of the README comes from here.
 
-    python -m scripts.benchmark load [--format npz] [--json]
+    python -m scripts.benchmark {train,decode,data,load} [--json]
+    python -m scripts.benchmark train --dtype float32 --peer transformers
+    python -m scripts.benchmark decode --config FILE:ARGUMENT --growth
 
+Each figure is the median of runs after one to warm up, beside the smallest and
+the largest. With --json the last line is one object. Weights and pixels are
+random. Without --config the model is the bench shape (subject.py), small enough
+for two cores and with PaliGemma's vocabulary.
+
+train: examples per second of the trainer's own step. Frozen parameters and
+products are in --dtype, what trains in float32. `loss_difference` is the
+largest, over the first three steps, to a step in the plain form.
+decode: tokens per second of greedy decoding from a prompt of 16 tokens and an
+image, both read within the time measured, to 32 tokens a row.
+data: images per second of one core from JPEG, 640x480, to a row of a batch.
 load: seconds and peak host memory of paligemma.load for a full-size checkpoint
 with random weights, which is written first (5.5 GiB for PaliGemma 3B) and kept
-in --folder. Each run is a process of its own: median, minimum and maximum after
-one run that warms up the cache of the file system. The floor is the time to
-copy as many bytes in memory, and the bytes of the arrays themselves.
+in --folder. Each run is a process of its own, and the one that warms up fills
+the cache of the file system.
+
+--peer transformers runs transformers' PaliGemma with the same weights and batch
+in the same process, in turns with ours, in float32 and in bfloat16;
+`ratio_to_best` is our median over its better one. It needs the extra [parity].
+--growth adds how the cost grows: memory with the batch and time with the
+resolution (train), time per token with their number (decode).
+
+The floor beside a figure is what the machine allows. train and decode: each
+phase (the step; the prefill and every token) takes at least its FLOPs over the
+rate of a large matrix product and its bytes over the bandwidth of reading,
+both measured here, whichever is longer. Bytes are those of the parameters: a
+step of training reads each twice, and what trains is updated, two times more;
+decoding reads each once a phase. data: Pillow decoding the same JPEG alone.
+load: the time to copy as many bytes in memory, and the bytes of the arrays.
+
+On Linux, train and decode start again with GLIBC_TUNABLES=
+glibc.malloc.hugetlb=1, as scripts/demo.sh does, for both sides: without it a
+step takes up to twice as long. data runs with one thread.
 """
 
 import argparse
 import json
 import os
-import pathlib
-import platform
-import statistics
-import subprocess
 import sys
-import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from etils import epath
-
-from paligemma import initial, interchange
-from paligemma.checkpoints import leaves
-from paligemma.models import paligemma as paligemma_model
+from paligemma import interchange
 from scripts import command_line
+from scripts.benchmarks import data, decode, load, report, subject, train
 
-_ONE_LOAD = "one-load"
-
-
-class Tiled:
-  """A tensor of any size that repeats one block of random numbers."""
-
-  def __init__(self, shape, dtype):
-    self.shape, self.dtype = shape, jnp.dtype(dtype)
-    width = int(np.prod(shape[1:]))
-    self._row = np.resize(_random_block(), width).astype(self.dtype)
-
-  def __getitem__(self, index):
-    start, stop, _ = index.indices(self.shape[0])
-    rows = np.broadcast_to(self._row, (stop - start, self._row.size))
-    return rows.reshape(stop - start, *self.shape[1:])
-
-
-def write_random(path, format, *, variant, res, dtype):
-  """Writes a checkpoint of full size, a block at a time."""
-  model = paligemma_model.make(variant)
-  arrays = {
-    name: leaves.Leaf.of(Tiled(leaf.shape, dtype))
-    for name, leaf in initial.shapes(model, res).items()
-  }
-  fields = interchange.model_fields(model)
-  interchange.write(path, arrays, fields, format=format)
-
-
-def one_load(path, dtype):
-  """Loads once; returns what it took, as measured by the kernel."""
-  jnp.zeros(()).block_until_ready()
-  epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
-  before = _memory()["VmHWM"]
-  start = time.perf_counter()
-  _, params = interchange.load(path, dtype)
-  arrays = jax.block_until_ready(jax.tree.leaves(params))
-  seconds = time.perf_counter() - start
-  return {
-    "seconds": seconds,
-    "peak_bytes": _memory()["VmHWM"] - before,
-    "array_bytes": sum(array.nbytes for array in arrays),
-  }
-
-
-def load(folder, *, format, variant, res, dtype, load_dtype, runs):
-  """Median, minimum and maximum of each figure over several processes."""
-  suffix = ".npz" if format == "npz" else ""
-  path = epath.Path(folder) / f"{variant}-{res}-{format}-{dtype}{suffix}"
-  if not path.exists():
-    _say(f"writing {path}")
-    write_random(path, format, variant=variant, res=res, dtype=dtype)
-  command = [sys.executable, "-m", "scripts.benchmark", _ONE_LOAD, str(path)]
-  command += ["--load_dtype", load_dtype] if load_dtype else []
-  results = []
-  for i in range(runs + 1):
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    _say(f"run {i}: {_line(result)}")
-    results.append(result)
-  summary = {key: _spread([r[key] for r in results[1:]]) for key in results[0]}
-  array_bytes = results[0]["array_bytes"]
-  summary["seconds"]["floor"] = _copy_seconds(array_bytes)
-  summary["peak_bytes"]["floor"] = array_bytes
-  return {
-    "what": "load",
-    "format": format,
-    "variant": variant,
-    "dtype": dtype,
-    "load_dtype": load_dtype or dtype,
-    "file_bytes": _bytes_below(path),
-    "hardware": f"{os.cpu_count()} x {platform.processor() or 'CPU'}",
-    **summary,
-  }
+# What has to be in the environment before a process starts.
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+_ENVIRONMENT = {
+  "train": _HUGE_PAGES,
+  "decode": _HUGE_PAGES,
+  "data": {"OPENBLAS_NUM_THREADS": "1"},
+}
 
 
 def main():
+  args = vars(_parser().parse_args())
+  what, as_json = args.pop("what"), args.pop("json", False)
+  if what == load.ONE_LOAD:
+    print(json.dumps(load.one_load(args["path"], args["load_dtype"])))
+    return
+  if what == "load":
+    result = load.measure(**args)
+    said = load.describe(result)
+  else:
+    config = subject.read_config(args.pop("config"), args.pop("dtype"))
+    if "peer" in args:
+      args["peer"] = args["peer"] and _import_peer()
+    measure = {"train": train, "decode": decode, "data": data}[what].measure
+    result = measure(config, **args)
+    said = report.describe(result)
+  print(json.dumps(result) if as_json else said)
+
+
+def _parser():
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   commands = parser.add_subparsers(dest="what", required=True)
-  one = commands.add_parser(_ONE_LOAD)
+  one = commands.add_parser(load.ONE_LOAD)
   one.add_argument("path")
   one.add_argument("--load_dtype")
   loads = commands.add_parser("load")
@@ -121,78 +93,43 @@ def main():
   loads.add_argument("--load_dtype", help="cast while loading")
   loads.add_argument("--runs", type=int, default=3)
   loads.add_argument("--json", action="store_true")
-  args = vars(parser.parse_args())
-  what, as_json = args.pop("what"), args.pop("json", False)
-  if what == _ONE_LOAD:
-    print(json.dumps(one_load(args["path"], args["load_dtype"])))
-    return
-  result = load(**args)
-  print(json.dumps(result) if as_json else _line_of_spreads(result))
+  for what in ("train", "decode", "data"):
+    command = commands.add_parser(what)
+    command.add_argument("--config", metavar="FILE:ARGUMENT")
+    command.add_argument("--runs", type=int, default=5)
+    command.add_argument("--json", action="store_true")
+    if what == "data":
+      command.set_defaults(dtype="float32")
+      continue
+    command.add_argument(
+      "--dtype", default="bfloat16", choices=("bfloat16", "float32")
+    )
+    command.add_argument("--peer", choices=("transformers",))
+    command.add_argument("--growth", action="store_true")
+    if what == "train":
+      command.add_argument("--steps", type=int, default=1, help="of each run")
+  return parser
 
 
-def _random_block():
-  return np.random.default_rng(0).standard_normal(2**20, np.float32) / 64
+def _import_peer():
+  try:
+    from scripts.benchmarks import peer
+  except ImportError as error:
+    raise ValueError(
+      f"--peer transformers: {error}; pip install -e '.[parity]'"
+    ) from None
+  return peer
 
 
-def _memory():
-  """Field -> bytes of what the kernel says about this process."""
-  lines = epath.Path("/proc/self/status").read_text().splitlines()
-  fields = (line.split() for line in lines if line.endswith(" kB"))
-  return {name.rstrip(":"): int(kb) * 1024 for name, kb, _ in fields}
-
-
-def _copy_seconds(count):
-  """Seconds to copy bytes that are in memory to memory that is new."""
-  source = np.ones(2**28, np.uint8)
-  start = time.perf_counter()
-  for _ in range(4):
-    source.copy()
-  return (time.perf_counter() - start) / 2**30 * count
-
-
-def _spread(values):
-  return {
-    "median": statistics.median(values),
-    "min": min(values),
-    "max": max(values),
-  }
-
-
-def _bytes_below(path):
-  path = pathlib.Path(path)
-  files = [path] if path.is_file() else path.rglob("*")
-  return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _line(result):
-  beyond = result["peak_bytes"] - result["array_bytes"]
-  return (
-    f"{result['seconds']:.2f} s, arrays {_gib(result['array_bytes'])}, peak "
-    f"{_gib(result['peak_bytes'])}, beyond the arrays {_gib(beyond)} "
-    f"({beyond / result['array_bytes']:.1%})"
-  )
-
-
-def _line_of_spreads(result):
-  medians = {
-    key: result[key]["median"]
-    for key in ("seconds", "peak_bytes", "array_bytes")
-  }
-  return (
-    f"{result['variant']} {result['format']} {result['dtype']} -> "
-    f"{result['load_dtype']}: {_line(medians)}; floor "
-    f"{result['seconds']['floor']:.2f} s; seconds from "
-    f"{result['seconds']['min']:.2f} to {result['seconds']['max']:.2f}"
-  )
-
-
-def _gib(count):
-  return f"{count / 2**30:.2f} GiB"
-
-
-def _say(line):
-  print(line, file=sys.stderr, flush=True)
+def _start_again_with(environment):
+  """Replaces this process by itself, unless it has that environment."""
+  missing = environment.keys() - os.environ.keys()
+  if missing and sys.platform == "linux":
+    os.environ.update(environment)
+    arguments = ["-m", "scripts.benchmark", *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, *arguments])
 
 
 if __name__ == "__main__":
+  _start_again_with(_ENVIRONMENT.get("".join(sys.argv[1:2]), {}))
   command_line.run(main)

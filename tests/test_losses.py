@@ -123,7 +123,95 @@ def test_messages(example):
     losses.token_sums(logits, targets, None)
   with pytest.raises(ValueError, match=r"mask_loss has shape \(3, 4\), expe"):
     losses.next_token(logits, targets, mask[:, 1:])
-  with pytest.raises(ValueError, match=r"targets has shape .*vocabulary axis"):
+  with pytest.raises(ValueError, match=r"targets has shape .*last axis"):
     losses.token_sums(logits, targets[:, 1:], mask)
   with pytest.raises(ValueError, match=r"label_smoothing is 1\.0, expected"):
     losses.next_token(logits, targets, mask, label_smoothing=1.0)
+
+
+def compute_logits(head, features):
+  """The output layer of a decoder, with a soft cap."""
+  return 5 * jnp.tanh(features @ head["table"] / 5)
+
+
+@pytest.fixture
+def features():
+  rng = np.random.default_rng(1)
+  head = {"table": rng.normal(scale=2, size=(7, V)).astype(np.float32)}
+  return head, rng.normal(size=(B, T, 7)).astype(np.float32)
+
+
+@pytest.mark.parametrize("at_once", [2**25, 2 * V * B, 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_few_logits_at_a_time_change_nothing(
+  example, features, smoothing, at_once, monkeypatch
+):
+  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", at_once)
+  _, targets, mask = example
+  mask = mask.at[2, 0].set(1)
+  weights = jnp.array([0.5, 0.0, 2.0])
+
+  def plain(head, x):
+    logits = compute_logits(head, x)
+    each = losses.next_token(logits, targets, mask, label_smoothing=smoothing)
+    return (each * weights).sum()
+
+  def few(head, x):
+    return losses.mean_next_token(
+      compute_logits,
+      head,
+      x,
+      targets,
+      mask,
+      weights,
+      label_smoothing=smoothing,
+    )
+
+  for arguments in (0, 1, (0, 1)):
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      jax.jit(jax.value_and_grad(few, arguments))(*features),
+      jax.value_and_grad(plain, arguments)(*features),
+    )
+  np.testing.assert_allclose(few(*features), plain(*features), rtol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [2**25, 2 * V * B, 1])
+def test_sums_of_few_logits_at_a_time(example, features, at_once, monkeypatch):
+  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", at_once)
+  _, targets, mask = example
+  found = losses.supervised_sums(compute_logits, *features, targets, mask)
+  logits = compute_logits(*features)
+  expected = losses.token_sums(logits, targets, mask)
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-6)
+  np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_without_supervised_tokens_there_is_no_loss(example, features):
+  _, targets, mask = example
+
+  def few(head, x):
+    zeros = jnp.zeros_like(mask)
+    ones = jnp.ones(B)
+    return losses.mean_next_token(compute_logits, head, x, targets, zeros, ones)
+
+  value, grads = jax.value_and_grad(few, (0, 1))(*features)
+  assert value == 0
+  assert not any(np.any(g) for g in jax.tree.leaves(grads))
+
+
+def test_no_array_of_all_logits(monkeypatch):
+  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 2 * 3 * 101)
+  head = {"table": jnp.ones((7, 101))}
+  shape = (3, 17)
+
+  def few(x, targets, mask):
+    return losses.mean_next_token(
+      compute_logits, head, x, targets, mask, jnp.ones(3)
+    )
+
+  jaxpr = jax.make_jaxpr(jax.grad(few))(
+    jnp.ones((*shape, 7)), jnp.ones(shape, jnp.int32), jnp.ones(shape)
+  )
+  assert "f32[3,2,101]" in str(jaxpr)
+  assert "f32[3,17,101]" not in str(jaxpr)

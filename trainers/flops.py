@@ -1,4 +1,4 @@
-"""Floating-point operations of a train step, counted from the shapes.
+"""Floating-point operations of a train step or decoding, from the shapes.
 
 XLA's own cost analysis counts the body of a scan once, whatever its length.
 """
@@ -45,9 +45,7 @@ def train_step(model, shapes, trainable, *, batch_size, res, text_len):
   image_trains = any(name.startswith("img/") for name in trainable)
 
   total = 0
-  for name, leaf in shapes.items():
-    if name.endswith(("/bias", "/scale", "/pos_embedding")):
-      continue  # added or multiplied once per token, no matrix product
+  for name, leaf in _matrices(shapes):
     tokens = image_tokens if name.startswith("img/") else length
     if name == "llm/embedder/input_embedding":
       tokens = text_len  # as the output layer; reading a row is no product
@@ -63,6 +61,48 @@ def train_step(model, shapes, trainable, *, batch_size, res, text_len):
     # Queries times keys, and weights times values.
     total += 4 * tower.depth * tokens**2 * width * (1 + 2 * flows)
   return total * batch_size
+
+
+def decode(model, shapes, *, batch_size, res, text_len, max_decode_len):
+  """Counts the multiplications and additions of decoding to the full length.
+
+  Counted as in `train_step`. The first token comes from the prompt's logits at
+  its end, and each later one attends to all tokens before it and itself.
+
+  Args:
+    model: paligemma Model.
+    shapes: name -> leaf with a shape, of all parameters.
+    batch_size, res, text_len: int, global rows, pixels, tokens of a prompt.
+    max_decode_len: int, tokens that every row decodes.
+
+  Returns:
+    int, operations over all devices.
+  """
+  image_tokens = (res // model.img.patch_size) ** 2
+  length = image_tokens + text_len
+  steps = range(1, max_decode_len)
+
+  total = 0
+  for name, leaf in _matrices(shapes):
+    tokens = image_tokens if name.startswith("img/") else length + len(steps)
+    if name == "llm/embedder/input_embedding":
+      tokens = max_decode_len
+    total += 2 * math.prod(leaf.shape) * tokens
+
+  total += 4 * model.img.depth * image_tokens**2 * model.img.width
+  pairs = length**2 + sum(length + step for step in steps)
+  width = model.llm.num_heads * model.llm.head_dim
+  total += 4 * model.llm.depth * pairs * width
+  return total * batch_size
+
+
+def _matrices(shapes):
+  """The parameters of matrix products; others act once per token."""
+  return [
+    (name, leaf)
+    for name, leaf in shapes.items()
+    if not name.endswith(("/bias", "/scale", "/pos_embedding"))
+  ]
 
 
 def peak_per_second():

@@ -57,20 +57,13 @@ def train_batches(config, train_sources, tok):
 
 def abstract_batch(config, mesh):
   """Shapes and places of what the train step reads; see trainers/step.py."""
-  rows, length, res = config.batch_size, config.text_len + 1, config.res
-  sharding.check_batch_size(rows, mesh)
-  shapes = {
-    "image": ((rows, res, res, 3), jnp.float32),
-    "text": ((rows, length), jnp.int32),
-    "mask_ar": ((rows, length), jnp.int32),
-    "mask_input": ((rows, length), jnp.bool_),
-    "mask_loss": ((rows, length), jnp.int32),
-    "_mask": ((rows,), jnp.bool_),
-  }
-  place = sharding.batch_sharding(mesh)
-  return {
-    key: jax.ShapeDtypeStruct(*shapes[key], sharding=place) for key in STEP_KEYS
-  }
+  return _abstract(config, mesh, STEP_KEYS, config.text_len + 1)
+
+
+def abstract_prompts(config, mesh):
+  """Shapes and places of what decode.generate reads."""
+  keys = [key for key in STEP_KEYS if key != "mask_loss"]
+  return _abstract(config, mesh, keys, config.text_len)
 
 
 def make_evaluators(config, tok, **sizes):
@@ -110,6 +103,23 @@ def make_evaluators(config, tok, **sizes):
     except TypeError as error:
       raise ValueError(f"evals.{name}: {error}") from None
   return made
+
+
+def _abstract(config, mesh, keys, length):
+  rows, res = config.batch_size, config.res
+  sharding.check_batch_size(rows, mesh)
+  shapes = {
+    "image": ((rows, res, res, 3), jnp.float32),
+    "text": ((rows, length), jnp.int32),
+    "mask_ar": ((rows, length), jnp.int32),
+    "mask_input": ((rows, length), jnp.bool_),
+    "mask_loss": ((rows, length), jnp.int32),
+    "_mask": ((rows,), jnp.bool_),
+  }
+  place = sharding.batch_sharding(mesh)
+  return {
+    key: jax.ShapeDtypeStruct(*shapes[key], sharding=place) for key in keys
+  }
 
 
 def _source(spec):

@@ -2,7 +2,7 @@
 
 import jax
 
-from paligemma import optim, sharding
+from paligemma import decode, optim, sharding, tree
 from paligemma.models import paligemma as paligemma_model
 from trainers import flops, inputs, report, schedule, state
 from trainers.step import make_step
@@ -13,9 +13,9 @@ class Plan:
 
   Attributes:
     config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
-    mesh: mesh of all devices of all processes.
+    mesh: mesh of the devices, those of all processes.
     model: paligemma Model.
-    sources: list of (source, weight), the training data.
+    sources: list of (source, weight), the training data; None if not opened.
     sizes: dict of batch_size, examples_per_epoch and total_steps.
     trainable, frozen: name -> jax.ShapeDtypeStruct with sharding.
     optimizer: optax transformation.
@@ -27,14 +27,24 @@ class Plan:
     ValueError: a value of the config does not fit the rest.
   """
 
-  def __init__(self, config):
+  def __init__(self, config, *, devices=None, examples_per_epoch=None):
+    """Draws conclusions from a config.
+
+    Args:
+      config: see above.
+      devices: those to run on, default all; of a topology, to compile alone.
+      examples_per_epoch: int, stands in for the data, which is then not opened.
+    """
     self.config = config
-    self.mesh = sharding.make_mesh(**config.mesh)
+    self.mesh = sharding.make_mesh(**config.mesh, devices=devices)
     self.model = paligemma_model.make(**config.model.to_dict())
-    self.sources = inputs.make_sources(config)
+    self.sources = None
+    if examples_per_epoch is None:
+      self.sources = inputs.make_sources(config)
+      examples_per_epoch = inputs.examples_per_epoch(config, self.sources)
     self.sizes = {
       "batch_size": config.batch_size,
-      "examples_per_epoch": inputs.examples_per_epoch(config, self.sources),
+      "examples_per_epoch": examples_per_epoch,
     }
     self.total_steps = schedule.steps(config, "total", **self.sizes)
     self.sizes["total_steps"] = self.total_steps
@@ -85,8 +95,17 @@ class Plan:
       rules.append((regex, arguments))
     return rules
 
-  def compile_step(self):
-    """The step compiled for this mesh; its first argument is reused."""
+  def step_arguments(self):
+    """Shapes and places of what the step takes: state, frozen and batch."""
+    batch = inputs.abstract_batch(self.config, self.mesh)
+    return self.state, self.frozen, batch
+
+  def compile_step(self, **options):
+    """The step compiled for this mesh; its first argument is reused.
+
+    Args:
+      **options: of XLA, see jax.stages.Lowered.compile.
+    """
     step = make_step(
       self.model,
       self.optimizer,
@@ -95,11 +114,37 @@ class Plan:
       accumulate_steps=self.config.accumulate_steps,
       ema_decay=self.config.ema_decay,
     )
-    batch = inputs.abstract_batch(self.config, self.mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     everywhere = sharding.replicated(self.mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
-    return jitted.lower(self.state, self.frozen, batch).compile()
+    lowered = jitted.lower(*self.step_arguments())
+    return lowered.compile(compiler_options=options)
+
+  def decode_arguments(self):
+    """Shapes and places of what decoding takes: params, all frozen; prompts."""
+    _, params = state.abstract_params(
+      self.model,
+      res=self.config.res,
+      trainable=(),
+      frozen_dtype=self.config.frozen_dtype,
+      mesh=self.mesh,
+      sharding_rules=self.config.sharding,
+    )
+    return params, inputs.abstract_prompts(self.config, self.mesh)
+
+  def compile_decode(self, max_decode_len, **options):
+    """Greedy decoding of prompts of text_len tokens, compiled alike."""
+
+    def generate(params, batch):
+      return decode.generate(
+        self.model,
+        tree.unflatten(params),
+        batch,
+        max_decode_len=max_decode_len,
+      )
+
+    lowered = jax.jit(generate).lower(*self.decode_arguments())
+    return lowered.compile(compiler_options=options)
 
   def describe(self, compiled):
     """The table that stands at the start of a run."""

@@ -10,8 +10,8 @@ from etils import epath
 from tqdm import tqdm
 
 from paligemma import sharding, tree
-
-GIB = 2**30
+from trainers import memory
+from trainers.memory import GIB
 
 
 def parameter_table(trainable, frozen, opt_state, *, rules):
@@ -66,15 +66,12 @@ def bytes_per_device(leaf):
 
 def memory_line(compiled):
   """Memory of a compiled step per device, as the compiler reckons it."""
-  memory = compiled.memory_analysis()
-  arguments = memory.argument_size_in_bytes
-  temporaries = memory.temp_size_in_bytes
-  fresh = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  total = arguments + temporaries + fresh
+  found = memory.of(compiled)
   return (
-    f"expected memory per device: {total / GIB:.3f} GiB "
-    f"(arguments {arguments / GIB:.3f}, temporaries {temporaries / GIB:.3f}, "
-    f"new outputs {fresh / GIB:.3f})"
+    f"expected memory per device: {found.peak / GIB:.3f} GiB "
+    f"(arguments {found.arguments / GIB:.3f}, "
+    f"temporaries {found.temporaries / GIB:.3f}, "
+    f"new outputs {found.outputs / GIB:.3f})"
   )
 
 

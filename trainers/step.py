@@ -44,7 +44,7 @@ def make_step(
 
   def summed_loss(trainable, frozen, batch, rng):
     params = tree.unflatten({**frozen, **trainable})
-    logits, _ = model.apply(
+    features, _ = model.apply(
       {"params": params},
       batch["image"],
       batch["text"][:, :-1],
@@ -52,14 +52,16 @@ def make_step(
       train=True,
       input_mask=batch["mask_input"][:, :-1],
       rngs={"dropout": rng},
+      method="compute_features",
     )
-    per_example = losses.next_token(
-      logits,
+    return losses.mean_next_token(
+      *model.output_layer(params),
+      features,
       batch["text"][:, 1:],
       batch["mask_loss"][:, 1:],
+      batch["_mask"].astype(jnp.float32),
       label_smoothing=label_smoothing,
     )
-    return jnp.sum(per_example * batch["_mask"])
 
   loss_and_grads = jax.value_and_grad(summed_loss)
 

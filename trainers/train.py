@@ -9,18 +9,17 @@ allocates nothing.
 """
 
 import os
-import sys
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from paligemma.checkpoints import steps
-from trainers import inputs, start, workdir
+from trainers import command_line, inputs, start, workdir
+from trainers.command_line import one_line, parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+_CONFIG = command_line.CONFIG
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 _DISTRIBUTED = flags.DEFINE_bool(
@@ -54,21 +53,6 @@ def train(config, folder):
       loop.close()
 
 
-def parse_flags(argv):
-  """Reads the command line; a mistake in it or in a config ends in one line."""
-  try:
-    return flags.FLAGS(argv)
-  except AttributeError as error:
-    if not isinstance(error.args[0], KeyError):
-      raise  # a fault in the config's code, not a name that is not in it
-    message = f"no such value in the config: {error.args[0].args[0]}"
-  except flags.Error as error:
-    *trace, message = str(error).strip().splitlines()
-    if not message.startswith("ValueError: "):  # a fault in the config's code
-      sys.stderr.writelines(f"{line}\n" for line in trace)
-  raise SystemExit(_one_line(message.removeprefix("ValueError: ")))
-
-
 def main(argv):
   """Runs what the command line says; a user's mistake ends in one line."""
   del argv
@@ -90,11 +74,7 @@ def main(argv):
       train(_CONFIG.value, _WORKDIR.value)
   except (OSError, ValueError) as error:
     logging.vlog(1, "where it happened", exc_info=True)
-    raise SystemExit(_one_line(error)) from None
-
-
-def _one_line(error):
-  return f"error: {' '.join(str(error).split())}"
+    raise SystemExit(one_line(error)) from None
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def get_config(argument=None):
   # Model. `init` is a checkpoint of any format or the name of a preset; empty
   # for random weights.
   config.model = dict(variant=arg.variant, dtype="bfloat16")
-  config.model.img = dict(dropout=0.0, remat_policy="nothing_saveable")
-  config.model.llm = dict(dropout=0.0, remat_policy="nothing_saveable")
+  config.model.img = dict(dropout=0.0, remat_policy="block_inputs")
+  config.model.llm = dict(dropout=0.0, remat_policy="block_inputs")
   config.init = arg.init
   config.tokenizer = arg.tokenizer
   config.res = arg.res

@@ -104,11 +104,17 @@ class Perplexity:
 def _token_sums(model, params, batch):
   """Summed nll f32[B] and number f32[B] of each row's supervised tokens."""
   text, mask_ar = batch["text"], batch["mask_ar"]
-  logits, _ = model.apply(
+  features, _ = model.apply(
     {"params": params},
     batch["image"],
     text[:, :-1],
     mask_ar[:, :-1],
     input_mask=batch["mask_input"][:, :-1],
+    method="compute_features",
   )
-  return losses.token_sums(logits, text[:, 1:], batch["mask_loss"][:, 1:])
+  return losses.supervised_sums(
+    *model.output_layer(params),
+    features,
+    text[:, 1:],
+    batch["mask_loss"][:, 1:],
+  )

@@ -5,16 +5,74 @@ heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
 import einops
+import flax.struct
 import jax
 import jax.numpy as jnp
+
+from paligemma.models.matmul import einsum_float32
+from paligemma.parts import local_rows
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
 # any key (padding) yields a plain average instead of NaN.
 MASKED_LOGIT = -2.3819763e38
 
+# Logits of one device that are held at once, 128 MiB in float32.
+_LOGITS_AT_ONCE = 2**25
 
-def make_attn_mask(input_mask, mask_ar):
-  """Says which keys every query may attend to.
+_UNSEEN = jnp.iinfo(jnp.int32).max
+
+
+@flax.struct.dataclass
+class Mask:
+  """Says which keys every query may attend to, from a few numbers per token.
+
+  A query sees the keys whose block is at most its own. With a window, those of
+  earlier blocks must also stand less than `window` positions before it, which
+  with a window of 2 and a prefix of 3 tokens gives
+
+      x x x . .    the prefix sees all of itself, however long,
+      x x x . .
+      x x x . .
+      . . x x .    the suffix looks back on prefix and suffix alike
+      . . . x x
+
+  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
+  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
+  which are those that the next token sees by this rule. It counts places, we
+  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
+  Gemma 2 is causal throughout, bounds the distance in both directions
+  (|distance| < window): the same for causal text, and it would cut the prefix.
+  big_vision has no window.
+
+  Attributes:
+    query_block: int32[B, T]; -1 at padding, which sees nothing.
+    key_block: int32[B, S]; the largest int32 at padding, which nothing sees.
+    query_position: int32[B, T], index of each query in its own sequence.
+    key_position: int32[B, S], likewise for the keys.
+  """
+
+  query_block: jax.Array
+  key_block: jax.Array
+  query_position: jax.Array
+  key_position: jax.Array
+
+  def dense(self, window=None):
+    """Writes the mask out: bool[B, T, S] (query, key).
+
+    Args:
+      window: int or int32[], the number of positions; 1 leaves only the token
+        itself (and its block). Default: no bound.
+    """
+    query, key = self.query_block[:, :, None], self.key_block[:, None, :]
+    seen = key <= query
+    if window is None:
+      return seen
+    distance = self.query_position[:, :, None] - self.key_position[:, None, :]
+    return seen & ((distance < window) | (key == query))
+
+
+def make_mask(input_mask, mask_ar):
+  """The mask of a sequence that attends to itself.
 
   A query sees the valid keys whose running sum of `mask_ar` is at most its
   own. So a 1 in `mask_ar` opens a new block that earlier tokens cannot see,
@@ -31,61 +89,37 @@ def make_attn_mask(input_mask, mask_ar):
     mask_ar: int[B, T], 1 where earlier tokens must not look, else 0.
 
   Returns:
-    bool[B, T, T] (query, key). Padding neither attends nor is attended to.
+    Mask of T queries and T keys. Padding neither attends nor is attended to.
+    The position of a token is its index among the valid ones of its row.
   """
-  block = jnp.cumsum(mask_ar, axis=1)
-  causal = block[:, None, :] <= block[:, :, None]
-  valid = input_mask[:, None, :] & input_mask[:, :, None]
-  return causal & valid
+  block = jnp.cumsum(mask_ar, axis=1, dtype=jnp.int32)
+  count = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
+  position = jnp.maximum(count - 1, 0)
+  return Mask(
+    query_block=jnp.where(input_mask, block, -1),
+    key_block=jnp.where(input_mask, block, _UNSEEN),
+    query_position=position,
+    key_position=position,
+  )
 
 
-def make_block_mask(mask_ar):
-  """Says which keys stand in the same block as a query, see `make_attn_mask`.
+def make_next_mask(key_mask, key_position, position):
+  """The mask of one new token per row, a block of its own.
 
   Args:
-    mask_ar: int[B, T].
+    key_mask: bool[B, S], True at the tokens before it and at itself.
+    key_position: int32[B, S].
+    position: int32[B, 1], that of the new token.
 
   Returns:
-    bool[B, T, T] (query, key): tokens of a prefix with each other, a causal
-    token with itself.
+    Mask of 1 query and S keys.
   """
-  block = jnp.cumsum(mask_ar, axis=1)
-  return block[:, None, :] == block[:, :, None]
-
-
-def make_window_mask(query_positions, key_positions, window):
-  """Says which keys stand less than `window` positions before a query.
-
-  Keys behind the query pass: whether it may look ahead says the mask that this
-  one is combined with. Local layers of gemma.Model do so by
-
-      make_attn_mask & (make_window_mask | make_block_mask)
-
-  which with a window of 2 and a prefix of 3 tokens gives
-
-      x x x . .    the prefix sees all of itself, however long,
-      x x x . .
-      x x x . .
-      . . x x .    the suffix looks back on prefix and suffix alike
-      . . . x x
-
-  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
-  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
-  which are those that the next token sees by this rule. It counts places, we
-  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
-  Gemma 2 is causal throughout, bounds the distance in both directions
-  (|distance| < window): the same for causal text, and it would cut the prefix.
-  big_vision has no window.
-
-  Args:
-    query_positions: int[B, T], index of each query in its own sequence.
-    key_positions: int[B, S], likewise for the keys.
-    window: int, the number of positions; 1 leaves only the token itself.
-
-  Returns:
-    bool[B, T, S].
-  """
-  return query_positions[:, :, None] - key_positions[:, None, :] < window
+  return Mask(
+    query_block=jnp.ones_like(position),
+    key_block=jnp.where(key_mask, 0, _UNSEEN),
+    query_position=position,
+    key_position=key_position,
+  )
 
 
 def apply_rope(x, positions, *, max_wavelength=10_000):
@@ -125,30 +159,74 @@ def soft_cap(logits, cap):
   return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def attend(q, k, v, mask=None, *, scale, logits_softcap=None):
+def attend(
+  q, k, v, mask=None, *, scale, logits_softcap=None, window=None, parts=None
+):
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32 whatever the inputs are; the weights return
-  to the dtype of `v` before they meet it.
+  to the dtype of `v` before they meet it. Many queries are taken part by part,
+  each computed again in the backward pass, so that no array of T x S stands in
+  memory; the result is the same.
 
   Args:
     q: float[B, T, N, H] queries, not yet scaled.
     k: float[B, S, K, H] keys; K divides N.
     v: float[B, S, K, H] values.
-    mask: bool[B, T, S], True where a query may look, or None for everywhere.
+    mask: Mask, or None: everything is seen.
     scale: float, what the queries are multiplied by.
     logits_softcap: float or None, bound on the logits before the mask.
+    window: see Mask.dense.
+    parts: int, number of parts; default as many as keep the logits of a device
+      below 2**25.
 
   Returns:
     float[B, T, N, H] in the dtype of `v`.
   """
-  q = einops.rearrange(q, "B T (K G) H -> B T K G H", K=k.shape[2])
-  logits = jnp.einsum(
-    "BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32
-  )
-  logits = soft_cap(logits * scale, logits_softcap)
+  batch, length, heads, _ = q.shape
+  if parts is None:
+    logits = local_rows(batch) * heads * length * k.shape[1]
+    parts = -(-logits // _LOGITS_AT_ONCE)
+  settings = {"scale": scale, "logits_softcap": logits_softcap}
+  if parts <= 1:
+    seen = None if mask is None else mask.dense(window)
+    return _attend(q, k, v, seen, **settings)
+
+  size = -(-length // parts)
+  parts = -(-length // size)
+
+  def split(x, filling=0):
+    room = [(0, 0), (0, parts * size - length)] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, room, constant_values=filling)
+    x = x.reshape(batch, parts, size, *x.shape[2:])
+    return jnp.swapaxes(x, 0, 1)
+
+  @jax.checkpoint
+  def one_part(queries):
+    q, query_block, query_position = queries
+    seen = None
+    if mask is not None:
+      part = mask.replace(
+        query_block=query_block, query_position=query_position
+      )
+      seen = part.dense(window)
+    return _attend(q, k, v, seen, **settings)
+
+  blocks = positions = None
   if mask is not None:
-    logits = jnp.where(mask[:, None, None, :, :], logits, MASKED_LOGIT)
+    blocks = split(mask.query_block, -1)
+    positions = split(mask.query_position)
+  mixed = jax.lax.map(one_part, (split(q), blocks, positions))
+  mixed = einops.rearrange(mixed, "P B T N H -> B (P T) N H")
+  return mixed[:, :length]
+
+
+def _attend(q, k, v, seen, *, scale, logits_softcap):
+  q = einops.rearrange(q, "B T (K G) H -> B T K G H", K=k.shape[2])
+  logits = einsum_float32("BTKGH,BSKH->BKGTS", q, k)
+  logits = soft_cap(logits * scale, logits_softcap)
+  if seen is not None:
+    logits = jnp.where(seen[:, None, None, :, :], logits, MASKED_LOGIT)
   weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-  mixed = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v)
+  mixed = einsum_float32("BKGTS,BSKH->BTKGH", weights, v).astype(v.dtype)
   return einops.rearrange(mixed, "B T K G H -> B T (K G) H")

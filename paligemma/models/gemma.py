@@ -15,9 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import tree, variants
-from paligemma.models import attention
+from paligemma import parts, tree, variants
+from paligemma.models import attention, layer_scan
+from paligemma.models.matmul import einsum_float32
 from paligemma.models.remat import remat
+
+# Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
+_HIDDEN_AT_ONCE = 2**26
+
+_EVERYWHERE = np.iinfo(np.int32).max
 
 
 def _fan_in(in_axis, out_axis):
@@ -36,7 +42,8 @@ class Einsum(nn.Module):
   @nn.compact
   def __call__(self, equation, x):
     w = self.param("w", self.init, self.shape, jnp.float32)
-    return jnp.einsum(equation, x.astype(self.dtype), w.astype(self.dtype))
+    out = einsum_float32(equation, x.astype(self.dtype), w.astype(self.dtype))
+    return out.astype(self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -86,11 +93,10 @@ class Embedder(nn.Module):
 
   def decode(self, x):
     """float[B, T, D] -> float32[B, T, V]."""
-    return jnp.einsum(
+    return einsum_float32(
       "BTD,VD->BTV",
       x.astype(self.dtype),
       self.input_embedding.astype(self.dtype),
-      preferred_element_type=jnp.float32,
     )
 
 
@@ -105,8 +111,8 @@ class Attention(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x, positions, mask, cache_index, mode, cache_size):
-    """Mixes float[B, T, D] over the keys that `mask` bool[B, T, S] allows.
+  def __call__(self, x, window, mask, cache_index, mode, cache_size):
+    """Mixes float[B, T, D] over the keys that `mask` and `window` allow.
 
     In mode "prefill" the keys and values are also written to the front of a
     new cache of `cache_size` positions; in mode "extend" they go to position
@@ -114,8 +120,8 @@ class Attention(nn.Module):
     """
     width = x.shape[-1]
     q, k, v = self._project(x)
-    q = attention.apply_rope(q, positions)
-    k = attention.apply_rope(k, positions)
+    q = attention.apply_rope(q, mask.query_position)
+    k = attention.apply_rope(k, mask.query_position)
     if mode == "prefill":
       room = [(0, 0), (0, cache_size - k.shape[1]), (0, 0), (0, 0)]
       self.put_variable("cache", "k", jnp.pad(k, room))
@@ -130,6 +136,7 @@ class Attention(nn.Module):
       mask,
       scale=self.query_scale,
       logits_softcap=self.logits_softcap,
+      window=window,
     )
     return Einsum(
       (self.num_heads, self.head_dim, width),
@@ -194,14 +201,20 @@ class FeedForward(nn.Module):
     linear = self.param(
       "linear", _fan_in((0,), (1,)), (self.mlp_dim, width), jnp.float32
     ).astype(self.dtype)
-    to_float32 = {"preferred_element_type": jnp.float32}
     x = x.astype(self.dtype)
-    gate = jnp.einsum("BTD,DF->BTF", x, gating[0], **to_float32)
-    up = jnp.einsum("BTD,DF->BTF", x, gating[1], **to_float32)
+    # In float16 they would overflow; bfloat16 takes half the memory.
+    kept = "float32" if self.dtype == "float16" else self.dtype
+    gate = einsum_float32("BTD,DF->BTF", x, gating[0]).astype(kept)
+    up = einsum_float32("BTD,DF->BTF", x, gating[1]).astype(kept)
     headroom = 64.0 if jnp.dtype(self.dtype) == jnp.float16 else 1.0
-    hidden = (nn.gelu(gate) * (up / headroom)).astype(self.dtype)
-    out = jnp.einsum("BTF,FD->BTD", hidden, linear, **to_float32)
-    return out * headroom
+
+    def combine(gate, up):
+      gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
+      return (nn.gelu(gate) * (up / headroom)).astype(self.dtype)
+
+    # The backward pass keeps gate and up, not the steps between.
+    hidden = jax.checkpoint(combine, prevent_cse=False)(gate, up)
+    return einsum_float32("BTF,FD->BTD", hidden, linear) * headroom
 
 
 class Block(nn.Module):
@@ -219,11 +232,7 @@ class Block(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(
-    self, x, is_local, positions, mask, local_mask, cache_index, mode, size
-  ):
-    if local_mask is not None:
-      mask = jnp.where(is_local, local_mask, mask)
+  def __call__(self, x, window, mask, cache_index, mode, size):
     drop = nn.Dropout(self.dropout, deterministic=mode != "train")
 
     y = RMSNorm(self.norm_eps, name="pre_attention_norm")(x)
@@ -235,7 +244,7 @@ class Block(nn.Module):
       logits_softcap=self.attn_logits_softcap,
       dtype=self.dtype,
       name="attn",
-    )(y, positions, mask, cache_index, mode, size)
+    )(y, window, mask, cache_index, mode, size)
     if self.post_norms:
       y = RMSNorm(self.norm_eps, name="post_attention_norm")(y)
     x = x + drop(y.astype(jnp.float32))
@@ -250,8 +259,8 @@ class Block(nn.Module):
 class LoopedLayers(nn.Module):
   """The layers one by one, for a checkpoint or a debugger that wants them so.
 
-  Called like the scanned block: `is_local` bool[L] holds one entry per layer,
-  everything else is shared.
+  Called like the scanned block: `window` int32[L], if there is one, holds one
+  entry per layer, everything else is shared.
   """
 
   depth: int
@@ -259,9 +268,10 @@ class LoopedLayers(nn.Module):
   sizes: dict[str, float | int | str | bool | None]
 
   @nn.compact
-  def __call__(self, x, is_local, *shared):
+  def __call__(self, x, window, *shared):
     for i in range(self.depth):
-      x, _ = self.block(**self.sizes, name=str(i))(x, is_local[i], *shared)
+      own = None if window is None else window[i]
+      x, _ = self.block(**self.sizes, name=str(i))(x, own, *shared)
     return x, None
 
 
@@ -272,7 +282,7 @@ class Model(nn.Module):
     width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
     norm_eps, query_scale, post_norms, attn_logits_softcap,
     final_logits_softcap, sliding_window: see variants.Gemma. How window and
-    prefix meet: attention.make_window_mask.
+    prefix meet: attention.Mask.
     dropout: float, rate on the output of each attention and MLP.
     scan: bool, layers stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
@@ -296,11 +306,29 @@ class Model(nn.Module):
   sliding_window: int | None = None
   dropout: float = 0.0
   scan: bool = True
-  remat_policy: str = "nothing_saveable"
+  remat_policy: str = "block_inputs"
   dtype: str = "float32"
 
   def setup(self):
-    sizes = {
+    sizes = self._block_sizes()
+    block = remat(
+      Block, self.remat_policy, scan=self.scan, static_argnums=(5, 6)
+    )
+    self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
+    if self.scan:
+      self.layers = nn.scan(
+        block,
+        variable_axes={"params": 0, "cache": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, *4 * [nn.broadcast]),
+        length=self.depth,
+      )(**sizes)
+    else:
+      self.layers = LoopedLayers(self.depth, block, sizes)
+    self.final_norm = RMSNorm(self.norm_eps)
+
+  def _block_sizes(self):
+    return {
       "num_heads": self.num_heads,
       "num_kv_heads": self.num_kv_heads,
       "head_dim": self.head_dim,
@@ -312,21 +340,6 @@ class Model(nn.Module):
       "dropout": self.dropout,
       "dtype": self.dtype,
     }
-    block = remat(
-      Block, self.remat_policy, scan=self.scan, static_argnums=(7, 8)
-    )
-    self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
-    if self.scan:
-      self.layers = nn.scan(
-        block,
-        variable_axes={"params": 0, "cache": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *6 * [nn.broadcast]),
-        length=self.depth,
-      )(**sizes)
-    else:
-      self.layers = LoopedLayers(self.depth, block, sizes)
-    self.final_norm = RMSNorm(self.norm_eps)
 
   def _find_query_scale(self):
     """What the queries are multiplied by."""
@@ -363,7 +376,7 @@ class Model(nn.Module):
     Args:
       x: float[B, T, D] embeddings.
       input_mask: bool[B, T], True at a token, False at padding.
-      mask_ar: int[B, T], see attention.make_attn_mask.
+      mask_ar: int[B, T], see attention.make_mask.
       train: bool, whether dropout is on.
 
     Returns:
@@ -401,7 +414,7 @@ class Model(nn.Module):
       x, input_mask, mask_ar, "prefill", cache_size
     )
     room = [(0, 0), (0, cache_size - length)]
-    positions = _positions(input_mask)
+    positions = attention.make_mask(input_mask, mask_ar).query_position
     self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
     self.put_variable("cache", "positions", jnp.pad(positions, room))
     self.put_variable("cache", "next_index", jnp.int32(length))
@@ -427,58 +440,66 @@ class Model(nn.Module):
     self.put_variable("cache", "positions", key_positions)
     self.put_variable("cache", "next_index", index + 1)
 
-    mask = input_mask[:, None, :]
-    local_mask = self._make_local_mask(mask, positions, key_positions)
-    x, _ = self._run_layers(
-      x, positions, mask, local_mask, index, "extend", None
-    )
+    mask = attention.make_next_mask(input_mask, key_positions, positions)
+    x = self._run_layers(x, mask, index, "extend", None)
     return self.compute_logits(self.final_norm(x))
 
   def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size):
-    mask = attention.make_attn_mask(input_mask, mask_ar)
-    positions = _positions(input_mask)
-    local_mask = self._make_local_mask(
-      mask, positions, positions, attention.make_block_mask(mask_ar)
-    )
-    encoded, _ = self._run_layers(
-      x, positions, mask, local_mask, None, mode, cache_size
-    )
+    mask = attention.make_mask(input_mask, mask_ar)
+    encoded = self._run_layers(x, mask, None, mode, cache_size)
     pre_logits = self.final_norm(encoded)
-    out = {"attn_mask": mask, "encoded": encoded, "pre_logits": pre_logits}
+    out = {
+      "attn_mask": mask.dense(),
+      "encoded": encoded,
+      "pre_logits": pre_logits,
+    }
     return pre_logits, out
 
-  def _make_local_mask(self, mask, positions, key_positions, same_block=False):
-    """The mask of even layers, None if it is that of all layers.
+  def _run_layers(self, x, mask, cache_index, mode, cache_size):
+    x = x.astype(jnp.float32)
+    window = None
+    if self.sliding_window is not None:
+      is_local = jnp.arange(self.depth) % 2 == 0
+      window = jnp.where(is_local, self.sliding_window, _EVERYWHERE)
+    if (
+      self.remat_policy == "block_inputs"
+      and self.scan
+      and mode in ("train", "eval")
+      and not self.is_initializing()
+      and not self.is_mutable_collection("intermediates")
+    ):
+      return self._scan_layers(x, window, mask, mode)
+    return self.layers(x, window, mask, cache_index, mode, cache_size)[0]
 
-    A token that extends the cache is a block of its own.
-    """
-    if self.sliding_window is None:
-      return None
-    return mask & (
-      attention.make_window_mask(positions, key_positions, self.sliding_window)
-      | same_block
+  def _scan_layers(self, x, window, mask, mode):
+    """The same as self.layers, with little memory for the backward pass."""
+    layers = {"window": window}
+    if self.dropout and mode == "train":
+      layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
+    block = Block(**self._block_sizes(), parent=None)
+
+    def run_block(params, x, layer, mask, part):
+      rngs = {}
+      if "rng" in layer:
+        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
+      x, _ = block.apply(
+        {"params": params},
+        x,
+        layer["window"],
+        mask,
+        None,
+        mode,
+        None,
+        rngs=rngs,
+      )
+      return x
+
+    batch, length, _ = x.shape
+    num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
+    params = self.variables["params"]["layers"]
+    return layer_scan.scan_layers(
+      run_block, params, x, layers, mask, dtype=self.dtype, num_parts=num_parts
     )
-
-  def _run_layers(
-    self, x, positions, mask, local_mask, cache_index, mode, cache_size
-  ):
-    is_local = jnp.arange(self.depth) % 2 == 0
-    return self.layers(
-      x.astype(jnp.float32),
-      is_local,
-      positions,
-      mask,
-      local_mask,
-      cache_index,
-      mode,
-      cache_size,
-    )
-
-
-def _positions(input_mask):
-  """Index of each token among the valid ones of its row; 0 before the first."""
-  counts = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
-  return jnp.maximum(counts - 1, 0)
 
 
 def make(variant, *, dtype="float32", **overrides):

@@ -7,6 +7,8 @@ Axes: B batch, F frames, H height, W width in pixels, L image tokens, T text
 tokens, S = L + T, D width of the decoder, V vocabulary.
 """
 
+import dataclasses
+
 import einops
 import flax.linen as nn
 import jax
@@ -14,6 +16,17 @@ import jax.numpy as jnp
 
 from paligemma import tree, variants
 from paligemma.models import gemma, vit
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputLayer:
+  """Logits from features and the parameters that this takes."""
+
+  llm: nn.Module
+
+  def __call__(self, head, features):
+    variables = {"params": head}
+    return self.llm.apply(variables, features, method="compute_logits")
 
 
 class Model(nn.Module):
@@ -127,6 +140,21 @@ class Model(nn.Module):
       decoder ("llm/pre_logits" float32[B, S, D] among them), "text_logits".
       Flax's `capture_intermediates=True` adds the output of every submodule.
     """
+    features, out = self.compute_features(
+      image, text, mask_ar, train, input_mask=input_mask, frame_mask=frame_mask
+    )
+    logits = self.compute_logits(features)
+    out["text_logits"] = logits
+    return logits, out
+
+  def compute_features(
+    self, image, text, mask_ar, train=False, *, input_mask=None, frame_mask=None
+  ):
+    """All but the last step of __call__, with the same arguments.
+
+    Returns:
+      Tuple of float32[B, T, D] for `compute_logits`, and intermediates.
+    """
     (x, input_mask, mask_ar), out = self.embed_image_and_text(
       image,
       text,
@@ -137,9 +165,24 @@ class Model(nn.Module):
     )
     pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
-    logits = self.llm.compute_logits(pre_logits[:, -text.shape[1] :])
-    out["text_logits"] = logits
-    return logits, out
+    return pre_logits[:, -text.shape[1] :], out
+
+  def compute_logits(self, features):
+    """float[B, T, D] -> logits float32[B, T, V], soft-capped."""
+    return self.llm.compute_logits(features)
+
+  @nn.nowrap
+  def output_layer(self, params):
+    """The last step of __call__ by itself, for losses.mean_next_token.
+
+    Args:
+      params: parameters of the model, {"img": ..., "llm": ...}.
+
+    Returns:
+      Tuple of a function (head, float[B, T, D]) -> float32[B, T, V], equal for
+      equal models, and the part of the parameters that is its `head`.
+    """
+    return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
 
   def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
     """Reads a prompt into the "cache" collection, which must be mutable.

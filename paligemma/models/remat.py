@@ -5,6 +5,7 @@ import jax
 
 POLICIES = (
   "none",
+  "block_inputs",
   "nothing_saveable",
   "everything_saveable",
   "dots_saveable",
@@ -17,8 +18,10 @@ def remat(block, policy, *, scan, static_argnums=()):
 
   Args:
     block: linen module class.
-    policy: "none" keeps all activations; another of POLICIES names what
-      jax.checkpoint_policies keeps ("nothing_saveable" only the block input).
+    policy: "none" keeps all activations; "block_inputs" only the input of the
+      block, and where layers are scanned that in the compute dtype, see
+      layer_scan.scan_layers; another of POLICIES names what
+      jax.checkpoint_policies keeps.
     scan: bool, whether the block is the body of a scan, which already keeps
       the compiler from merging the recomputation with the first computation.
     static_argnums: positions of Python values in __call__, self being 0.
@@ -35,6 +38,8 @@ def remat(block, policy, *, scan, static_argnums=()):
     )
   if policy == "none":
     return block
+  if policy == "block_inputs":
+    policy = "nothing_saveable"
   return nn.remat(
     block,
     policy=getattr(jax.checkpoint_policies, policy),

@@ -11,12 +11,17 @@ Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
 import re
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import tree, variants
-from paligemma.models import attention
+from paligemma import parts, tree, variants
+from paligemma.models import attention, layer_scan
+from paligemma.models.matmul import dot_general
 from paligemma.models.remat import remat
+
+# Hidden values of the MLP that one device holds at once, 128 MiB in float32.
+_HIDDEN_AT_ONCE = 2**25
 
 POOLINGS = ("none", "gap", "map", "tok", "0")
 
@@ -57,6 +62,7 @@ class MlpBlock(nn.Module):
       "kernel_init": nn.initializers.xavier_uniform(),
       "bias_init": nn.initializers.normal(1e-6),
       "dtype": self.dtype,
+      "dot_general": dot_general,
     }
     hidden = nn.gelu(nn.Dense(self.mlp_dim, **inits)(x))
     hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
@@ -83,6 +89,7 @@ class MultiHeadDotProductAttention(nn.Module):
         (self.num_heads, head_dim),
         kernel_init=nn.initializers.xavier_uniform(),
         dtype=self.dtype,
+        dot_general=dot_general,
         name=name,
       )(x)
 
@@ -97,6 +104,7 @@ class MultiHeadDotProductAttention(nn.Module):
       axis=(-2, -1),
       kernel_init=nn.initializers.xavier_uniform(),
       dtype=self.dtype,
+      dot_general=dot_general,
       name="out",
     )(mixed)
 
@@ -134,13 +142,21 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x, train=False):
-    block = remat(Block, self.remat_policy, scan=self.scan, static_argnums=(2,))
     sizes = {
       "mlp_dim": self.mlp_dim,
       "num_heads": self.num_heads,
       "dropout": self.dropout,
       "dtype": self.dtype,
     }
+    norm = nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")
+    if (
+      self.scan
+      and self.remat_policy == "block_inputs"
+      and not self.is_initializing()
+      and not self.is_mutable_collection("intermediates")
+    ):
+      return norm(self._scan_blocks(sizes, x, train))
+    block = remat(Block, self.remat_policy, scan=self.scan, static_argnums=(2,))
     if self.scan:
       blocks = nn.scan(
         block,
@@ -153,7 +169,28 @@ class Encoder(nn.Module):
     else:
       for i in range(self.depth):
         x, _ = block(name=f"encoderblock_{i}", **sizes)(x, train)
-    return nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")(x)
+    return norm(x)
+
+  def _scan_blocks(self, sizes, x, train):
+    """The same as the scanned blocks, with little memory to go back."""
+    layers = {"index": jnp.arange(self.depth)}
+    if self.dropout and train:
+      layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
+    block = Block(**sizes, parent=None)
+
+    def run_block(params, x, layer, rows, part):
+      del rows
+      rngs = {}
+      if "rng" in layer:
+        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
+      return block.apply({"params": params}, x, train, rngs=rngs)[0]
+
+    batch, length, _ = x.shape
+    num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
+    params = self.variables["params"]["encoderblock"]
+    return layer_scan.scan_layers(
+      run_block, params, x, layers, (), dtype=self.dtype, num_parts=num_parts
+    )
 
 
 class MAPHead(nn.Module):
@@ -213,7 +250,7 @@ class Model(nn.Module):
   head_zeroinit: bool = False
   dropout: float = 0.0
   scan: bool = True
-  remat_policy: str = "nothing_saveable"
+  remat_policy: str = "block_inputs"
   dtype: str = "float32"
 
   @nn.compact

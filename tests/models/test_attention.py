@@ -1,6 +1,9 @@
 """Masks by whole matrices; RoPE and attention against float64 loops."""
 
+import functools
+
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,50 +70,51 @@ x x . x x"""
     "padded_middle_with_new_block",
   ],
 )
-def test_make_attn_mask(input_mask, mask_ar, golden):
+def test_make_mask(input_mask, mask_ar, golden):
   # A second, causal row: rows of a batch must not influence each other.
-  mask = attention.make_attn_mask(
+  mask = attention.make_mask(
     jnp.asarray([input_mask, [1] * 5], bool), jnp.asarray([mask_ar, [1] * 5])
-  )
+  ).dense()
   assert mask.dtype == bool
   np.testing.assert_array_equal(mask[0], matrix(golden))
   np.testing.assert_array_equal(mask[1], matrix(CAUSAL))
 
 
 @pytest.mark.parametrize(
-  ("window", "golden"),
+  ("window", "mask_ar", "golden"),
   [
-    (1, "x x x x x\n. x x x x\n. . x x x\n. . . x x\n. . . . x"),
-    (2, "x x x x x\nx x x x x\n. x x x x\n. . x x x\n. . . x x"),
-    (5, "x x x x x\n" * 5),
+    (1, [1] * 5, "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
+    (2, [1] * 5, "x . . . .\nx x . . .\n. x x . .\n. . x x .\n. . . x x"),
+    (5, [1] * 5, CAUSAL),
+    (
+      2,
+      [0, 0, 0, 1, 1],
+      "x x x . .\nx x x . .\nx x x . .\n. . x x .\n. . . x x",
+    ),
+    (
+      1,
+      [1, 0, 1, 1, 0],
+      "x x . . .\nx x . . .\n. . x . .\n. . . x x\n. . . x x",
+    ),
   ],
-  ids=["1", "2", "5"],
+  ids=["1", "2", "5", "prefix", "blocks"],
 )
-def test_make_window_mask(window, golden):
-  positions = jnp.arange(5)[None]
-  mask = attention.make_window_mask(positions, positions, window)
-  np.testing.assert_array_equal(mask[0], matrix(golden))
+def test_window(window, mask_ar, golden):
+  mask = attention.make_mask(jnp.ones((1, 5), bool), jnp.asarray([mask_ar]))
+  np.testing.assert_array_equal(mask.dense(window)[0], matrix(golden))
+  # A number that is only known when the program runs.
+  dense = jax.jit(lambda mask, window: mask.dense(window))
+  np.testing.assert_array_equal(dense(mask, window)[0], matrix(golden))
 
 
-def test_make_window_mask_goes_by_position_not_by_place():
-  queries = jnp.asarray([[7], [3]])
-  keys = jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]])
-  mask = attention.make_window_mask(queries, keys, 3)
-  np.testing.assert_array_equal(mask[:, 0], matrix(". x x x x\n. x x x x"))
-
-
-@pytest.mark.parametrize(
-  ("mask_ar", "golden"),
-  [
-    ([1, 1, 1, 1, 1], "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
-    ([0, 0, 0, 1, 1], "x x x . .\nx x x . .\nx x x . .\n. . . x .\n. . . . x"),
-    ([1, 0, 1, 1, 0], "x x . . .\nx x . . .\n. . x . .\n. . . x x\n. . . x x"),
-  ],
-  ids=["causal", "prefix", "blocks"],
-)
-def test_make_block_mask(mask_ar, golden):
-  mask = attention.make_block_mask(jnp.asarray([mask_ar]))
-  np.testing.assert_array_equal(mask[0], matrix(golden))
+def test_window_goes_by_position_not_by_place():
+  mask = attention.make_next_mask(
+    jnp.ones((2, 5), bool),
+    jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]]),
+    jnp.asarray([[7], [3]]),
+  )
+  seen = mask.dense(3)[:, 0]
+  np.testing.assert_array_equal(seen, matrix(". x x x x\n. x x x x"))
 
 
 def rope_loop(x, positions, max_wavelength):
@@ -173,22 +177,34 @@ def random_qkv(*, heads=6, kv_heads=3, queries=5, keys=7, head_dim=11, seed=0):
   q = rng.standard_normal((2, queries, heads, head_dim))
   k = rng.standard_normal((2, keys, kv_heads, head_dim))
   v = rng.standard_normal((2, keys, kv_heads, head_dim))
-  mask = rng.random((2, queries, keys)) < 0.6
-  mask[:, :, 2] = True  # every query has a key
+  key_block = rng.integers(0, 6, (2, keys))
+  key_block[:, 2] = 0  # every query has a key
+  mask = attention.Mask(
+    *(jnp.asarray(x) for x in (rng.integers(0, 6, (2, queries)), key_block)),
+    *(jnp.asarray(rng.integers(0, 9, (2, n))) for n in (queries, keys)),
+  )
   return q, k, v, mask
 
 
+def without_keys(mask, row, query):
+  return mask.replace(query_block=mask.query_block.at[row, query].set(-1))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 1), (5, 5)])
-def test_attend_equals_loop(heads, kv_heads, cap, masked):
+def test_attend_equals_loop(heads, kv_heads, cap, masked, parts):
   q, k, v, mask = random_qkv(heads=heads, kv_heads=kv_heads)
-  expected = attend_loop(q, k, v, mask | (not masked), 0.7, cap)
+  seen = np.asarray(mask.dense()) | (not masked)
+  assert seen.mean() < 0.8 or not masked
+  expected = attend_loop(q, k, v, seen, 0.7, cap)
   out = attention.attend(
     *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
-    jnp.asarray(mask) if masked else None,
+    mask if masked else None,
     scale=0.7,
     logits_softcap=cap,
+    parts=parts,
   )
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -212,9 +228,9 @@ def test_attend_in_half_precision_is_near_float32(dtype):
   # Rounded first, so that only the computation differs.
   q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
   expected = attention.attend(
-    *(x.astype(jnp.float32) for x in (q, k, v)), jnp.asarray(mask), scale=0.3
+    *(x.astype(jnp.float32) for x in (q, k, v)), mask, scale=0.3
   )
-  out = attention.attend(q, k, v, jnp.asarray(mask), scale=0.3)
+  out = attention.attend(q, k, v, mask, scale=0.3)
   # Weights and result are each rounded once, values are up to about 3.
   step = float(jnp.finfo(dtype).eps)
   np.testing.assert_allclose(
@@ -224,10 +240,9 @@ def test_attend_in_half_precision_is_near_float32(dtype):
 
 def test_attend_without_any_key_averages():
   q, k, v, mask = random_qkv()
-  mask[1, 3] = False
   out = attention.attend(
     *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
-    jnp.asarray(mask),
+    without_keys(mask, 1, 3),
     scale=1.0,
     logits_softcap=2.0,
   )
@@ -246,12 +261,63 @@ def test_soft_cap():
 
 def test_masked_logit_vanishes_and_keeps_gradients_finite():
   q, k, v, mask = random_qkv()
-  mask[0, 1] = False
+  mask = without_keys(mask, 0, 1)
 
   def total(q, k, v):
-    return jnp.sum(attention.attend(q, k, v, jnp.asarray(mask), scale=1.0))
+    return jnp.sum(attention.attend(q, k, v, mask, scale=1.0))
 
   grads = jax.grad(total, argnums=(0, 1, 2))(
     *(jnp.asarray(x, jnp.float32) for x in (q, k, v))
   )
   assert all(jnp.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 7])
+def test_parts_change_neither_value_nor_gradient(parts):
+  q, k, v, mask = random_qkv(queries=5, keys=7)
+  weights = jnp.asarray(random_qkv(seed=3)[0], jnp.float32)
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def value_and_grad(q, k, v, parts):
+    def total(q, k, v):
+      out = attention.attend(
+        q, k, v, mask, scale=0.7, logits_softcap=2.0, window=3, parts=parts
+      )
+      return jnp.sum(out * weights)
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  expected = value_and_grad(*arrays, 1)
+  found = value_and_grad(*arrays, parts)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found,
+    expected,
+  )
+
+
+def test_no_array_of_all_queries_and_keys():
+  """4608 tokens: 8 heads of float32 logits would take 648 MiB per example."""
+  tokens = 4608
+  arrays = [
+    jax.ShapeDtypeStruct((2, tokens, heads, 4), jnp.float32)
+    for heads in (8, 1, 1)
+  ]
+  marks = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
+
+  def total(q, k, v, mask_ar):
+    mask = attention.make_mask(mask_ar >= 0, mask_ar)
+    return jnp.sum(attention.attend(q, k, v, mask, scale=1.0))
+
+  jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(*arrays, marks)
+  assert largest_size(jaxpr.jaxpr) <= 2**25
+
+
+def largest_size(jaxpr):
+  sizes = [0]
+  for equation in jaxpr.eqns:
+    sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      sizes.append(largest_size(inner))
+  return max(sizes)

@@ -432,12 +432,21 @@ def test_parameters_may_be_bfloat16(dtype):
   assert difference.max() < tolerance
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-def test_remat_changes_neither_value_nor_gradient(scan):
+@pytest.mark.parametrize(
+  ("policy", "scan", "style"),
+  [
+    ("nothing_saveable", True, "gemma"),
+    ("nothing_saveable", False, "gemma"),
+    ("block_inputs", False, "gemma"),
+    ("block_inputs", True, "gemma"),
+    ("block_inputs", True, "gemma2"),
+  ],
+)
+def test_remat_changes_neither_value_nor_gradient(policy, scan, style):
   inputs = random_inputs("middle")
 
   def value_and_grad(policy):
-    model = build("gemma", scan=scan, depth=2, remat_policy=policy)
+    model = build(style, scan=scan, depth=2, remat_policy=policy)
 
     def loss(params):
       return jnp.mean(jnp.sin(forward(model, params, *inputs)))
@@ -446,16 +455,23 @@ def test_remat_changes_neither_value_nor_gradient(scan):
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
-    value_and_grad("nothing_saveable"),
+    value_and_grad(policy),
     value_and_grad("none"),
   )
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-def test_dropout_needs_an_rng_in_training_only(scan):
+@pytest.mark.parametrize(
+  ("policy", "scan"),
+  [
+    ("nothing_saveable", True),
+    ("nothing_saveable", False),
+    ("block_inputs", True),
+  ],
+)
+def test_dropout_needs_an_rng_in_training_only(policy, scan):
   case = make_case("gemma", scan)
   model, without = (
-    build("gemma", scan=scan, dropout=rate, remat_policy="nothing_saveable")
+    build("gemma", scan=scan, dropout=rate, remat_policy=policy)
     for rate in (0.5, 0.0)
   )
   inputs = random_inputs("none")
@@ -508,7 +524,7 @@ def test_intermediates():
     {"params": case.params}, x, input_mask, mask_ar
   )
   np.testing.assert_array_equal(
-    out["attn_mask"], attention.make_attn_mask(input_mask, mask_ar)
+    out["attn_mask"], attention.make_mask(input_mask, mask_ar).dense()
   )
   np.testing.assert_array_equal(out["pre_logits"], pre_logits)
   assert out["encoded"].shape == x.shape

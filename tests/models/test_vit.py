@@ -204,12 +204,18 @@ def test_scan_equals_loop(unpooled):
   np.testing.assert_allclose(x, out["encoded"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-def test_dropout_needs_an_rng_in_training_only(unpooled, scan):
+@pytest.mark.parametrize(
+  ("policy", "scan"),
+  [
+    ("nothing_saveable", True),
+    ("nothing_saveable", False),
+    ("block_inputs", True),
+  ],
+)
+def test_dropout_needs_an_rng_in_training_only(unpooled, policy, scan):
   params = {"params": unpooled[0] if scan else unstack(unpooled[0], 3)}
   model, without = (
-    build(dropout=rate, scan=scan, remat_policy="nothing_saveable")
-    for rate in (0.5, 0.0)
+    build(dropout=rate, scan=scan, remat_policy=policy) for rate in (0.5, 0.0)
   )
   train = jax.jit(functools.partial(model.apply, train=True))
 
@@ -286,8 +292,16 @@ def test_parameters_may_be_bfloat16(unpooled, dtype):
   assert np.sqrt(np.mean((x - expected) ** 2)) < 8 * step
 
 
-@pytest.mark.parametrize("scan", [True, False], ids=["scan", "loop"])
-def test_remat_changes_neither_value_nor_gradient(scan):
+@pytest.mark.parametrize(
+  ("policy", "scan"),
+  [
+    ("nothing_saveable", True),
+    ("nothing_saveable", False),
+    ("block_inputs", True),
+    ("block_inputs", False),
+  ],
+)
+def test_remat_changes_neither_value_nor_gradient(policy, scan):
   def value_and_grad(policy):
     model = build(remat_policy=policy, scan=scan, depth=2)
 
@@ -298,7 +312,7 @@ def test_remat_changes_neither_value_nor_gradient(scan):
 
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-    value_and_grad("nothing_saveable"),
+    value_and_grad(policy),
     value_and_grad("none"),
   )
 
@@ -335,7 +349,7 @@ def test_image_must_divide_into_patches():
     ),
     (
       {"remat_policy": "all"},
-      'unknown remat_policy "all", expected one of none, nothing_saveable',
+      'unknown remat_policy "all", expected one of none, block_inputs',
     ),
     ({"num_heads": 5}, "width 12 is not divisible by 5 heads"),
   ],

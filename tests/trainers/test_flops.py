@@ -76,6 +76,22 @@ def test_by_hand(pattern, expected, scan):
   assert found == 13 * 2 * expected
 
 
+def test_decoding_by_hand():
+  model, shapes = make_model(
+    4,
+    vocab_size=11,
+    img=dict(variant="mu/2", width=4, depth=2, mlp_dim=10, num_heads=2),
+    llm=dict(width=6, depth=3, mlp_dim=7, num_heads=3, head_dim=8),
+  )
+  found = flops.decode(
+    model, shapes, batch_size=13, res=4, text_len=5, max_decode_len=3
+  )
+  # A prompt of 4 + 5, and two more tokens to read after the first to write.
+  gemma = (9 + 2) * 3 * (ATTENTION + MLP) + 3 * VOCABULARY
+  mixing = 2 * 3 * (9**2 + 10 + 11) * 24
+  assert found == 13 * 2 * (VIT + VIT_MIXING + gemma + mixing)
+
+
 @pytest.mark.parametrize("pattern", ["llm/.*attn/.*", ".*"])
 def test_the_compiler_counts_alike(pattern):
   # Unrolled, as the compiler counts the body of a loop once; wide and deep

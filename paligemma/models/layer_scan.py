@@ -1,0 +1,135 @@
+"""Runs a stack of layers and keeps little of them for the backward pass.
+
+Axes: L layer, B batch, T token, D width.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from paligemma import parts
+
+
+def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
+  """Applies `block` once per layer to the output of the layer before.
+
+  The backward pass keeps nothing but the input of every layer, rounded to
+  `dtype`, and computes each layer again from it, so the value is exact and the
+  gradient that of inputs off by one rounding. With float32 it is the gradient,
+  as of jax.checkpoint around each layer. Only parameters that are
+  differentiated get a gradient. Matrices are converted to `dtype` before the
+  layers run, while they are still split over devices, and so are their
+  gradients after it. The rows of a batch go through a layer in `num_parts`
+  parts, which bounds what stands in memory within a layer.
+
+  Args:
+    block: function (params, x, layer, rows, part) -> x, where `params` and
+      `layer` are those of one layer and `part` is the int32[] number of the
+      part, for its random numbers.
+    params: tree of float[L, ...].
+    x: float[B, T, D].
+    layers: tree of arrays [L, ...] that are not differentiated.
+    rows: tree of arrays [B, ...] that are not differentiated.
+    dtype: compute dtype.
+    num_parts: int, divides the rows of each device.
+
+  Returns:
+    float[B, T, D].
+  """
+
+  def convert(path, p):
+    return p if path[-1].key in ("bias", "scale") else p.astype(dtype)
+
+  params = jax.tree_util.tree_map_with_path(convert, params)
+  return _scan(block, dtype, num_parts, params, x, layers, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _scan(block, dtype, num_parts, params, x, layers, rows):
+  return _forward(block, None, num_parts, params, x, layers, rows)[0]
+
+
+def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
+  def step(x, layer):
+    index, layer = layer
+    x = parts.spread(x)
+    kept = None if kept_dtype is None else x.astype(kept_dtype)
+
+    def one_part(part):
+      number, x, rows = part
+      return block(_take(params, index, number), x, layer, rows, number)
+
+    return parts.map_rows(one_part, (x, rows), num_parts), kept
+
+  return jax.lax.scan(step, x, (_indices(params), layers))
+
+
+def _scan_fwd(block, dtype, num_parts, params, x, layers, rows):
+  marks = jax.tree.map(lambda p: () if p.perturbed else None, params)
+  params, x, layers, rows = jax.tree.map(
+    lambda p: p.value, (params, x, layers, rows)
+  )
+  y, kept = _forward(block, dtype, num_parts, params, x, layers, rows)
+  return y, (params, marks, kept, layers, rows)
+
+
+def _scan_bwd(block, dtype, num_parts, residuals, dy):
+  del dtype
+  params, marks, kept, layers, rows = residuals
+  leaves, treedef = jax.tree.flatten(params)
+  trains = [mark is not None for mark in treedef.flatten_up_to(marks)]
+  trained = [p for p, t in zip(leaves, trains, strict=True) if t]
+  if isinstance(dy, jax.custom_derivatives.SymbolicZero):
+    dy = jnp.zeros(dy.shape, dy.dtype)
+
+  def step(dy, layer):
+    index, kept, layer = layer
+    dy = parts.spread(dy)
+
+    def one_part(total, part):
+      number, kept, dy, rows = part
+      here = _take(leaves, index, number)
+
+      def run(trained, x):
+        trained = iter(trained)
+        params = [
+          next(trained) if t else p for p, t in zip(here, trains, strict=True)
+        ]
+        return block(treedef.unflatten(params), x, layer, rows, number)
+
+      trained = [p for p, t in zip(here, trains, strict=True) if t]
+      _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
+      grads, dx = pull_back(dy)
+      total = [t + g.astype(t.dtype) for t, g in zip(total, grads, strict=True)]
+      return total, dx
+
+    nothing = [jnp.zeros(p.shape[1:], jnp.float32) for p in trained]
+    grads, dx = parts.scan_rows(one_part, nothing, (kept, dy, rows), num_parts)
+    grads = [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
+    return dx, grads
+
+  dx, grads = jax.lax.scan(
+    step, dy, (_indices(params), kept, layers), reverse=True
+  )
+  grads = iter(grads)
+  grads = treedef.unflatten([next(grads) if t else None for t in trains])
+  return grads, dx, None, None
+
+
+_scan.defvjp(_scan_fwd, _scan_bwd, symbolic_zeros=True)
+
+
+def _indices(params):
+  return jnp.arange(len(jax.tree.leaves(params)[0]))
+
+
+def _take(params, index, part):
+  """The parameters of a layer, read where they are used.
+
+  `part` >> 31 is 0. XLA does not know that, and so does not copy them in front
+  of the loop over parts.
+  """
+  index = index + (part >> 31)
+  take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
+  return parts.gather(jax.tree.map(lambda p: take(p, index), params))

@@ -1,0 +1,66 @@
+"""The input pipeline of one core: decode, resize, tokenize."""
+
+import io
+import time
+
+import numpy as np
+from PIL import Image
+
+from paligemma.data import preprocess, tokenizer
+from scripts.benchmarks import machine, turns
+
+_SIZE = (640, 480)
+_IMAGES = 16
+_WORDS = "answer en what does the sign on the left say"
+
+
+def measure(config, *, runs):
+  """What `scripts.benchmark data` prints."""
+  row = preprocess.Preprocess(
+    tokenizer.Tokenizer(config.tokenizer),
+    res=config.res,
+    text_len=config.text_len,
+    train=True,
+    resize=config.train.resize,
+  )
+  pictures = [_picture(seed) for seed in range(_IMAGES)]
+  rng = np.random.default_rng(0)
+
+  def ours():
+    for data in pictures:
+      row({"image": data, "prefix": _WORDS, "suffix": "exit"}, rng)
+
+  def jpeg_alone():
+    for data in pictures:
+      np.asarray(Image.open(io.BytesIO(data)))
+
+  taken = turns.seconds(
+    {"ours": ours, "floor": jpeg_alone}, runs, clock=time.process_time
+  )
+  rate = {
+    name: turns.spread([_IMAGES / s for s in each])
+    for name, each in taken.items()
+  }
+  return {
+    "what": "data",
+    "hardware": machine.hardware(),
+    "images_per_s": {
+      **rate["ours"],
+      "dtype": "float32",
+      "floor": rate["floor"]["median"],
+    },
+    "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {len(pictures[0])} bytes",
+    "res": config.res,
+  }
+
+
+def _picture(seed):
+  """A JPEG of smooth shapes with some grain, as large as a photograph's."""
+  rng = np.random.default_rng(seed)
+  coarse = rng.integers(0, 256, (15, 20, 3), np.uint8)
+  smooth = Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC)
+  grain = rng.normal(0, 6, (_SIZE[1], _SIZE[0], 1))
+  pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=85)
+  return file.getvalue()

@@ -1,0 +1,107 @@
+"""Greedy decoding, from images and prompts to the last token."""
+
+import functools
+
+import jax
+import numpy as np
+
+from paligemma import decode, tree
+from scripts.benchmarks import machine, subject, turns
+from trainers import flops
+
+NEW_TOKENS = 32
+_GROWTH = (16, 32, 64, 128, 256, 512)
+_NEVER = -1  # an id that no token has: every row goes on to the end
+
+
+def measure(config, *, peer, runs, growth):
+  """What `scripts.benchmark decode` prints; `peer` is a module or None."""
+  plan = subject.make_plan(config)
+  model, flat = plan.model, subject.served_parameters(plan)
+  params = tree.unflatten(flat)
+  dtype, rows = config.model.dtype, config.batch_size
+  prompts = subject.prompts(subject.batch(config, model.llm.vocab_size))
+  ours = functools.partial(_generate, model, params, prompts)
+  contestants = {"ours": functools.partial(ours, NEW_TOKENS)}
+  if peer is not None:
+    peers = peer.decoders(model, flat, prompts, NEW_TOKENS)
+    contestants |= {name: each.generate for name, each in peers.items()}
+  taken = turns.seconds(contestants, runs)
+
+  phases = work(model, flat, config)
+  rates = machine.rates(dtype)
+  tokens = rows * NEW_TOKENS
+  rate = {
+    name: turns.spread([tokens / s for s in each])
+    for name, each in taken.items()
+  }
+  result = {
+    "what": "decode",
+    "hardware": machine.hardware(),
+    "tokens_per_s": {
+      **rate.pop("ours"),
+      "dtype": dtype,
+      "floor": tokens / machine.floor(phases, rates),
+    },
+    "flops": sum(phase[0] for phase in phases),
+    "bytes": sum(phase[1] for phase in phases),
+    **rates,
+  }
+  if peer is not None:
+    text = np.asarray(ours(NEW_TOKENS).tokens)
+    result["peer"] = {
+      "version": peer.VERSION,
+      "tokens_per_s": rate,
+      "ratio_to_best": turns.ratio(result["tokens_per_s"], rate),
+      "equal_tokens": {
+        name: float((text == each.generate()).mean())
+        for name, each in peers.items()
+      },
+    }
+  if growth:
+    result["growth"] = {"new_tokens": _growth(ours)}
+  return result
+
+
+def work(model, params, config):
+  """(FLOPs, bytes) of the prefill, and of all further tokens.
+
+  Args:
+    model: paligemma Model.
+    params: flat parameters as they are stored.
+    config: batch_size and res are read.
+
+  Returns:
+    List of two pairs: see scripts/benchmark.py.
+  """
+  count = functools.partial(
+    flops.decode,
+    model,
+    params,
+    batch_size=config.batch_size,
+    res=config.res,
+    text_len=subject.PREFIX,
+  )
+  prefill, whole = (count(max_decode_len=n) for n in (1, NEW_TOKENS))
+  llm_bytes = sum(x.nbytes for n, x in params.items() if n.startswith("llm/"))
+  all_bytes = sum(x.nbytes for x in params.values())
+  steps = NEW_TOKENS - 1
+  return [(prefill, all_bytes), (whole - prefill, steps * llm_bytes)]
+
+
+def _generate(model, params, prompts, new_tokens):
+  decoded = decode.generate(
+    model, params, prompts, max_decode_len=new_tokens, eos_id=_NEVER
+  )
+  return jax.block_until_ready(decoded)
+
+
+def _growth(generate):
+  """Seconds per token after the first, by the number of tokens."""
+  contestants = {n: functools.partial(generate, n) for n in (1, *_GROWTH)}
+  taken = turns.seconds(contestants, 3)
+  first = min(taken.pop(1))
+  return [
+    {"new_tokens": n, "seconds_per_token": (min(each) - first) / (n - 1)}
+    for n, each in taken.items()
+  ]

@@ -1,0 +1,158 @@
+"""Loading a checkpoint of full size, each time in a process of its own."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from paligemma import initial, interchange
+from paligemma.checkpoints import leaves
+from paligemma.models import paligemma as paligemma_model
+from scripts.benchmarks import machine, turns
+
+ONE_LOAD = "one-load"
+
+
+class Tiled:
+  """A tensor of any size that repeats one block of random numbers."""
+
+  def __init__(self, shape, dtype):
+    self.shape, self.dtype = shape, jnp.dtype(dtype)
+    width = int(np.prod(shape[1:]))
+    self._row = np.resize(_random_block(), width).astype(self.dtype)
+
+  def __getitem__(self, index):
+    start, stop, _ = index.indices(self.shape[0])
+    rows = np.broadcast_to(self._row, (stop - start, self._row.size))
+    return rows.reshape(stop - start, *self.shape[1:])
+
+
+def write_random(path, format, *, variant, res, dtype):
+  """Writes a checkpoint of full size, a block at a time."""
+  model = paligemma_model.make(variant)
+  arrays = {
+    name: leaves.Leaf.of(Tiled(leaf.shape, dtype))
+    for name, leaf in initial.shapes(model, res).items()
+  }
+  fields = interchange.model_fields(model)
+  interchange.write(path, arrays, fields, format=format)
+
+
+def one_load(path, dtype):
+  """Loads once; returns what it took, as measured by the kernel."""
+  jnp.zeros(()).block_until_ready()
+  epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
+  before = _memory()["VmHWM"]
+  start = time.perf_counter()
+  _, params = interchange.load(path, dtype)
+  arrays = jax.block_until_ready(jax.tree.leaves(params))
+  seconds = time.perf_counter() - start
+  return {
+    "seconds": seconds,
+    "peak_bytes": _memory()["VmHWM"] - before,
+    "array_bytes": sum(array.nbytes for array in arrays),
+  }
+
+
+def measure(folder, *, format, variant, res, dtype, load_dtype, runs):
+  """Median, minimum and maximum of each figure over several processes."""
+  suffix = ".npz" if format == "npz" else ""
+  path = epath.Path(folder) / f"{variant}-{res}-{format}-{dtype}{suffix}"
+  if not path.exists():
+    _say(f"writing {path}")
+    write_random(path, format, variant=variant, res=res, dtype=dtype)
+  command = [sys.executable, "-m", "scripts.benchmark", ONE_LOAD, str(path)]
+  command += ["--load_dtype", load_dtype] if load_dtype else []
+  results = []
+  for i in range(runs + 1):
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    _say(f"run {i}: {_line(result)}")
+    results.append(result)
+  array_bytes = results[0]["array_bytes"]
+  floors = {
+    "seconds": _copy_seconds(array_bytes),
+    "peak_bytes": array_bytes,
+    "array_bytes": array_bytes,
+  }
+  summary = {
+    key: {
+      **turns.spread([r[key] for r in results[1:]]),
+      "dtype": load_dtype or dtype,
+      "floor": floor,
+    }
+    for key, floor in floors.items()
+  }
+  return {
+    "what": "load",
+    "format": format,
+    "variant": variant,
+    "dtype": dtype,
+    "load_dtype": load_dtype or dtype,
+    "file_bytes": _bytes_below(path),
+    "hardware": machine.hardware(),
+    **summary,
+  }
+
+
+def describe(result):
+  """One line of what `measure` returned."""
+  medians = {
+    key: result[key]["median"]
+    for key in ("seconds", "peak_bytes", "array_bytes")
+  }
+  return (
+    f"{result['variant']} {result['format']} {result['dtype']} -> "
+    f"{result['load_dtype']}: {_line(medians)}; floor "
+    f"{result['seconds']['floor']:.2f} s; seconds from "
+    f"{result['seconds']['min']:.2f} to {result['seconds']['max']:.2f}"
+  )
+
+
+def _random_block():
+  return np.random.default_rng(0).standard_normal(2**20, np.float32) / 64
+
+
+def _memory():
+  """Field -> bytes of what the kernel says about this process."""
+  lines = epath.Path("/proc/self/status").read_text().splitlines()
+  fields = (line.split() for line in lines if line.endswith(" kB"))
+  return {name.rstrip(":"): int(kb) * 1024 for name, kb, _ in fields}
+
+
+def _copy_seconds(count):
+  """Seconds to copy bytes that are in memory to memory that is new."""
+  source = np.ones(2**28, np.uint8)
+  start = time.perf_counter()
+  for _ in range(4):
+    source.copy()
+  return (time.perf_counter() - start) / 2**30 * count
+
+
+def _bytes_below(path):
+  path = pathlib.Path(path)
+  files = [path] if path.is_file() else path.rglob("*")
+  return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _line(result):
+  beyond = result["peak_bytes"] - result["array_bytes"]
+  return (
+    f"{result['seconds']:.2f} s, arrays {_gib(result['array_bytes'])}, peak "
+    f"{_gib(result['peak_bytes'])}, beyond the arrays {_gib(beyond)} "
+    f"({beyond / result['array_bytes']:.1%})"
+  )
+
+
+def _gib(count):
+  return f"{count / 2**30:.2f} GiB"
+
+
+def _say(line):
+  print(line, file=sys.stderr, flush=True)

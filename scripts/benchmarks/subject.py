@@ -1,0 +1,125 @@
+"""What is measured: a model with random weights, and a batch of noise."""
+
+import runpy
+
+import numpy as np
+
+from paligemma import initial
+from trainers.plan import Plan
+
+# A model that two cores of a CPU train at some steps a second, with the whole
+# vocabulary of PaliGemma.
+BENCH_CONFIG = (
+  "configs/transfers/forkme.py:"
+  "variant=paligemma_3b,res=224,text_len=64,batch_size=4,"
+  "tokenizer=paligemma/assets/tiny_tokenizer.model"
+)
+BENCH_IMG = {"width": 384, "depth": 6, "mlp_dim": 1536, "num_heads": 6}
+BENCH_LLM = {
+  "width": 512,
+  "depth": 6,
+  "mlp_dim": 4096,
+  "num_heads": 8,
+  "num_kv_heads": 1,
+  "head_dim": 64,
+  # It fits: nothing is recomputed, on neither side.
+  "remat_policy": "none",
+}
+PREFIX = 16
+
+
+def read_config(spec, dtype):
+  """The config of FILE or FILE:ARGUMENT, by default the bench shape.
+
+  Args:
+    spec: str, or None for the bench shape.
+    dtype: of the products and of what is frozen.
+
+  Returns:
+    ml_collections.ConfigDict of a run without a schedule.
+
+  Raises:
+    ValueError: the file is not there or is no config.
+  """
+  path, _, argument = (spec or BENCH_CONFIG).partition(":")
+  try:
+    get_config = runpy.run_path(path)["get_config"]
+  except (OSError, KeyError):
+    raise ValueError(
+      f"--config {path}: no such file or no get_config in it, expected e.g. "
+      "configs/transfers/forkme.py:batch_size=8"
+    ) from None
+  config = get_config(argument)
+  if spec is None:
+    config.model.img.update(BENCH_IMG)
+    config.model.llm.update(BENCH_LLM)
+  config.model.dtype = config.frozen_dtype = dtype
+  config.schedule = ((".*", dict(decay="constant")),)
+  if config.text_len <= PREFIX:
+    raise ValueError(
+      f"text_len {config.text_len}, expected more than the {PREFIX} tokens of "
+      "the prefix"
+    )
+  return config
+
+
+def changed(config, **values):
+  """A copy of a config with other values."""
+  config = config.copy_and_resolve_references()
+  config.update(values)
+  return config
+
+
+def make_plan(config):
+  """The plan of a run, as the trainer makes it, without the config's data."""
+  return Plan(config, examples_per_epoch=config.batch_size)
+
+
+def trained_parameters(plan):
+  """Random ones as training has them: two flat dicts, trainable and frozen."""
+  drawn = _draw(plan, {**plan.trainable, **plan.frozen})
+  parts = plan.trainable, plan.frozen
+  return tuple({name: drawn[name] for name in part} for part in parts)
+
+
+def served_parameters(plan):
+  """Random ones as decoding has them: flat, all in the dtype of storage."""
+  return _draw(plan, plan.decode_arguments()[0])
+
+
+def batch(config, vocab_size):
+  """Noise, laid out as a batch of training on the host.
+
+  All text_len tokens are there, the first PREFIX of them the prompt, and each
+  of the others is supervised. The one after them, which the step cuts off its
+  input, is padding: so both sides read and predict the same tokens.
+  """
+  rng = np.random.default_rng(0)
+  rows, length, res = config.batch_size, config.text_len + 1, config.res
+  position = np.broadcast_to(np.arange(length), (rows, length))
+  valid = position < config.text_len
+  answer = position >= PREFIX
+  text = rng.integers(3, vocab_size, (rows, length), np.int32)
+  image = rng.uniform(-1, 1, (rows, res, res, 3))
+  return {
+    "image": image.astype(np.float32),
+    "text": np.where(valid, text, 0),
+    "mask_ar": answer.astype(np.int32),
+    "mask_input": valid,
+    "mask_loss": (valid & answer).astype(np.int32),
+    "_mask": np.ones(rows, bool),
+  }
+
+
+def prompts(batch):
+  """The prompts alone, as decoding takes them."""
+  return {
+    "image": batch["image"],
+    **{
+      key: batch[key][:, :PREFIX] for key in ("text", "mask_ar", "mask_input")
+    },
+  }
+
+
+def _draw(plan, abstract):
+  return initial.random_params(plan.model, plan.config.res, abstract, seed=0)

@@ -1,0 +1,164 @@
+"""Steps of training, as the trainer compiles and runs them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paligemma import losses, sharding, tree
+from scripts.benchmarks import machine, subject, turns
+from trainers import state
+
+_LOSSES = 3
+_GROWTH = (1, 2, 4)
+
+
+class Run:
+  """A run of training from some weights on, over one batch."""
+
+  def __init__(self, plan, trainable, frozen, batch):
+    self._compiled = plan.compile_step()
+    self._frozen, self._batch = frozen, sharding.put_batch(batch, plan.mesh)
+    self._state = state.create_state(
+      plan.optimizer, jax.tree.map(jnp.copy, trainable), plan.state
+    )
+
+  def steps(self, count):
+    """Takes steps and waits for the last; returns the loss of each."""
+    measured = []
+    for _ in range(count):
+      self._state, measurements = self._compiled(
+        self._state, self._frozen, self._batch
+      )
+      measured.append(measurements["loss"])
+    jax.block_until_ready(self._state)
+    return [float(loss) for loss in measured]
+
+
+def reference_losses(plan, trainable, frozen, batch, count):
+  """The loss of each step in the plain form.
+
+  Logits float32[B, T, V] of every position, then the loss, and its gradient by
+  jax.grad.
+
+  Args:
+    plan: Plan.
+    trainable, frozen: the initial weights.
+    batch: on the host.
+    count: int, steps.
+  """
+
+  def mean_loss(trainable, frozen, batch):
+    logits, _ = plan.model.apply(
+      {"params": tree.unflatten({**frozen, **trainable})},
+      batch["image"],
+      batch["text"][:, :-1],
+      batch["mask_ar"][:, :-1],
+      input_mask=batch["mask_input"][:, :-1],
+    )
+    targets = batch["text"][:, 1:], batch["mask_loss"][:, 1:]
+    return losses.next_token(logits, *targets).mean()
+
+  @jax.jit
+  def step(trainable, opt_state, frozen, batch):
+    loss, grads = jax.value_and_grad(mean_loss)(trainable, frozen, batch)
+    updates, opt_state = plan.optimizer.update(grads, opt_state, trainable)
+    return optax.apply_updates(trainable, updates), opt_state, loss
+
+  opt_state = plan.optimizer.init(trainable)
+  found = []
+  for _ in range(count):
+    trainable, opt_state, loss = step(trainable, opt_state, frozen, batch)
+    found.append(float(loss))
+  return found
+
+
+def work(plan):
+  """(FLOPs, bytes) that a step must do: see scripts/benchmark.py."""
+  passes = [(plan.frozen, 2), (plan.trainable, 4)]
+  moved = sum(
+    count * leaf.size * leaf.dtype.itemsize
+    for part, count in passes
+    for leaf in part.values()
+  )
+  return plan.flops_per_step, moved
+
+
+def measure(config, *, peer, runs, steps, growth):
+  """What `scripts.benchmark train` prints; `peer` is a module or None."""
+  plan = subject.make_plan(config)
+  model, dtype, rows = plan.model, config.model.dtype, config.batch_size
+  batch = subject.batch(config, model.llm.vocab_size)
+  trainable, frozen = subject.trained_parameters(plan)
+  run = Run(plan, trainable, frozen, batch)
+  ours = run.steps(_LOSSES)
+  plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
+  contestants = {"ours": functools.partial(run.steps, steps)}
+  if peer is not None:
+    peers = peer.trainers(config, model, {**trainable, **frozen}, batch)
+    theirs = {name: each.steps(_LOSSES) for name, each in peers.items()}
+    contestants |= {
+      name: functools.partial(each.steps, steps) for name, each in peers.items()
+    }
+  taken = turns.seconds(contestants, runs)
+
+  flops, size = work(plan)
+  rates = machine.rates(dtype)
+  rate = {
+    name: turns.spread([rows * steps / s for s in each])
+    for name, each in taken.items()
+  }
+  result = {
+    "what": "train",
+    "hardware": machine.hardware(),
+    "examples_per_s": {
+      **rate.pop("ours"),
+      "dtype": dtype,
+      "floor": rows / machine.floor([(flops, size)], rates),
+    },
+    "flops": flops,
+    "bytes": size,
+    **rates,
+    "losses": ours,
+    "loss_difference": _largest_difference(ours, plain),
+  }
+  if peer is not None:
+    result["peer"] = {
+      "version": peer.VERSION,
+      "examples_per_s": rate,
+      "ratio_to_best": turns.ratio(result["examples_per_s"], rate),
+      "loss_difference": {
+        name: _largest_difference(ours, each) for name, each in theirs.items()
+      },
+    }
+  if growth:
+    result["growth"] = {
+      "batch_size": [_memory(config, rows * times) for times in _GROWTH],
+      "res": [_time(config, config.res * times) for times in _GROWTH],
+    }
+  return result
+
+
+def _memory(config, batch_size):
+  plan = subject.make_plan(subject.changed(config, batch_size=batch_size))
+  memory = plan.compile_step().memory_analysis()
+  return {
+    "batch_size": batch_size,
+    "arguments": memory.argument_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+  }
+
+
+def _time(config, res):
+  values = {"res": res, "batch_size": jax.device_count()}
+  config = subject.changed(config, **values)
+  plan = subject.make_plan(config)
+  batch = subject.batch(config, plan.model.llm.vocab_size)
+  run = Run(plan, *subject.trained_parameters(plan), batch)
+  taken = turns.seconds({"ours": lambda: run.steps(1)}, 3)["ours"]
+  return {"res": res, "flops": plan.flops_per_step, "seconds": min(taken)}
+
+
+def _largest_difference(ours, theirs):
+  return max(abs(a - b) for a, b in zip(ours, theirs, strict=True))

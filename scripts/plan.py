@@ -1,0 +1,287 @@
+"""Plans a run for devices that need not be there; reads no data, no weights.
+
+    python -m scripts.plan --topology v5e:4x4 --batch_size 64 --config \
+      configs/transfers/forkme.py:variant=paligemma_3b,res=224
+
+Compiles the train step (or --what decode) of a config ahead of time and prints
+what it needs: memory of each device, FLOPs, bytes of every collective, which
+devices it fits, and what to change if it does not fit. With --topology the
+compiler is that of TPUs (pip install -e ".[plan]"), on any machine; without,
+that of the local devices. --largest_batch searches the largest batch that fits
+the chip, in a few compilations. With --json the last line is one object.
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import sys
+import tempfile
+import time
+
+import jax
+from absl import app, flags, logging
+
+from paligemma import sharding
+from trainers import (
+  advice,
+  collectives,
+  flops,
+  largest_batch,
+  memory,
+  report,
+  topology,
+)
+from trainers.command_line import CONFIG, one_line, parse_flags
+from trainers.memory import GIB
+from trainers.plan import Plan
+
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "TPU slice, such as v5e:4x4; default: the local devices."
+)
+_WHAT = flags.DEFINE_enum("what", "train", ["train", "decode"], "The program.")
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", None, "In the place of the config's.", lower_bound=1
+)
+_LARGEST_BATCH = flags.DEFINE_bool(
+  "largest_batch", False, "Search the largest batch that fits."
+)
+_MAX_DECODE_LEN = flags.DEFINE_integer(
+  "max_decode_len", 128, "Tokens to decode, for --what decode.", lower_bound=1
+)
+_JSON = flags.DEFINE_bool("json", False, "End with one JSON object.")
+
+# What lets libtpu compile on a machine without a TPU, beside other compilers.
+WITHOUT_A_TPU = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# The schedule does not change what a step needs, so any size of data will do.
+_EXAMPLES = 1_000_000
+
+
+def with_batch_size(config, batch_size):
+  """A copy of a config with another batch size."""
+  changed = config.copy_and_resolve_references()
+  changed.batch_size = batch_size
+  return changed
+
+
+def measure(config, *, devices=None, what="train", max_decode_len=128):
+  """Compiles a program and reads off what it needs.
+
+  Args:
+    config: as for trainers.plan.Plan.
+    devices: those of topology.devices, default the local ones.
+    what: "train" or "decode".
+    max_decode_len: int, for "decode".
+
+  Returns:
+    Tuple of the Plan, the Memory, and the figures as a dict. A program that the
+    compiler refuses, as it exceeds the device, has its Memory from the message
+    and no collectives.
+
+  Raises:
+    ValueError: a value of the config does not fit the rest.
+  """
+  plan = Plan(config, devices=devices, examples_per_epoch=_EXAMPLES)
+  params = {**plan.trainable, **plan.frozen}
+  sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
+  if what == "train":
+    count, compile_it = plan.flops_per_step, plan.compile_step
+    arguments = plan.step_arguments()
+  else:
+    count = flops.decode(
+      plan.model, params, max_decode_len=max_decode_len, **sizes
+    )
+    compile_it = functools.partial(plan.compile_decode, max_decode_len)
+    arguments = plan.decode_arguments()
+  start, hlo = time.perf_counter(), None
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      # Not compiled.as_text(): jaxlib cannot read all that libtpu writes.
+      compiled = compile_it(xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      (text,) = pathlib.Path(folder).glob("*.jit_*after_optimizations.txt")
+      needed, hlo = memory.of(compiled), text.read_text()
+  except jax.errors.JaxRuntimeError as error:
+    wanted = memory.wanted(error)
+    if wanted is None:
+      raise
+    given = sum(map(report.bytes_per_device, jax.tree.leaves(arguments)))
+    needed = memory.Memory(given, max(int(wanted) - given, 0))
+  figures = {
+    "what": what,
+    "batch_size": config.batch_size,
+    "devices": plan.mesh.size,
+    "mesh": dict(plan.mesh.shape),
+    "compiled": hlo is not None,
+    "seconds": time.perf_counter() - start,
+    "argument_gib": needed.arguments / GIB,
+    "temp_gib": needed.temporaries / GIB,
+    "output_gib": needed.outputs / GIB,
+    "program_gib": needed.program / GIB,
+    "peak_gib_per_device": needed.peak / GIB,
+    "flops_per_step": count,
+    "collective_bytes": None,
+    "parameter_gather_bytes": None,
+    "fits": memory.fits(needed.peak),
+  }
+  if hlo is not None:
+    found = collectives.find(hlo)
+    figures["collective_bytes"] = collectives.bytes_by_kind(found)
+    figures["parameter_gather_bytes"] = collectives.parameter_bytes(
+      found, params
+    )
+  return plan, needed, figures
+
+
+def measure_largest(config, limit, *, devices=None, say=print, **how):
+  """As `measure`, for the largest batch whose peak does not exceed a limit.
+
+  Args:
+    config: as for `measure`; its batch_size is where the search starts.
+    limit: bytes.
+    devices, **how: as for `measure`.
+    say: called with a line about every compilation.
+
+  Returns:
+    As `measure`, with `largest_batch` among the figures: 0 if none fits, and
+    then the rest is about the smallest.
+  """
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  tried = {}
+
+  def peak(batch_size):
+    changed = with_batch_size(config, batch_size)
+    tried[batch_size] = measure(changed, devices=devices, **how)
+    _, needed, figures = tried[batch_size]
+    verdict = "fits" if needed.peak <= limit else "does not fit"
+    say(
+      f"batch {batch_size}: {needed.peak / GIB:.3f} GiB, {verdict} "
+      f"({figures['seconds']:.0f} s)"
+    )
+    return needed.peak
+
+  found = largest_batch.search(
+    peak,
+    limit,
+    multiple=mesh.shape["data"] * config.accumulate_steps,
+    start=config.batch_size,
+  )
+  plan, needed, figures = tried[found or min(tried)]
+  return plan, needed, {**figures, "largest_batch": found}
+
+
+def describe(figures):
+  """The figures as lines."""
+  gib = {key.removesuffix("_gib"): value for key, value in figures.items()}
+  device = figures["device"]
+  mesh = " x ".join(f"{size} {axis}" for axis, size in figures["mesh"].items())
+  end = f"in {figures['seconds']:.0f} s"
+  how = f"compiled {end}" if figures["compiled"] else f"refused {end}"
+  lines = [
+    f"{figures['what']}, batch {figures['batch_size']}, on "
+    f"{figures['topology']} ({mesh}), {how}",
+    f"memory of each device: {figures['peak_gib_per_device']:.3f} GiB "
+    f"(arguments {gib['argument']:.3f}, temporaries {gib['temp']:.3f}, new "
+    f"outputs {gib['output']:.3f}; program {gib['program']:.3f} more)",
+    f"FLOPs: {figures['flops_per_step']:.4g} on all devices",
+  ]
+  if figures["compiled"]:
+    sent = [
+      f"{kind} {_bytes(count)}"
+      for kind, count in figures["collective_bytes"].items()
+      if count
+    ]
+    lines.append(f"collectives of each device: {', '.join(sent) or 'none'}")
+    if gathered := figures["parameter_gather_bytes"]:
+      lines.append(f"  of which all-gather of parameters: {_bytes(gathered)}")
+  for fits, verdict in ((True, "fits"), (False, "too much for")):
+    names = [
+      f"{name} ({memory.USABLE_GIB[name]} GiB)"
+      for name, found in figures["fits"].items()
+      if found == fits
+    ]
+    lines += [f"{verdict} {', '.join(names)}"] * bool(names)
+  lines.append(f"  compiled for {device}; for other devices an estimate")
+  lines += [f"to change: {line}" for line in figures["advice"]]
+  if "largest_batch" in figures:
+    lines.append(f"largest batch that fits: {figures['largest_batch']}")
+  return "\n".join(lines)
+
+
+def plan_command(
+  config,
+  *,
+  topology_name=None,
+  batch_size=None,
+  find_largest=False,
+  say=print,
+  **how,
+):
+  """All figures of one command line, as --json prints them."""
+  config = with_batch_size(config, batch_size or config.batch_size)
+  if topology_name is None:
+    devices, device = None, jax.devices()[0].device_kind
+    stats = jax.devices()[0].memory_stats() or {}
+    usable = stats.get("bytes_limit")
+  else:
+    jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
+    for name, value in WITHOUT_A_TPU.items():
+      os.environ.setdefault(name, value)
+    devices = topology.devices(topology_name)
+    device = topology_name.partition(":")[0]
+    usable = memory.USABLE_GIB[device] * GIB
+  how["devices"] = devices
+  if not find_largest:
+    plan, needed, figures = measure(config, **how)
+  elif usable is None:
+    raise ValueError(
+      f"--largest_batch: a {device} has no memory of its own; give a --topology"
+    )
+  else:
+    plan, needed, figures = measure_largest(config, usable, say=say, **how)
+  if usable is None:  # a CPU: advice for the largest device it does not fit
+    missed = [n for n, fits in figures["fits"].items() if not fits]
+    usable = max((memory.USABLE_GIB[n] * GIB for n in missed), default=math.inf)
+  lines = advice.advise(plan, needed, usable, what=figures["what"])
+  return {
+    "topology": topology_name or "local",
+    "device": device,
+    **figures,
+    "advice": lines,
+  }
+
+
+def main(argv):
+  """Runs what the command line says; a user's mistake ends in one line."""
+  del argv
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  try:
+    figures = plan_command(
+      CONFIG.value,
+      topology_name=_TOPOLOGY.value,
+      batch_size=_BATCH_SIZE.value,
+      find_largest=_LARGEST_BATCH.value,
+      what=_WHAT.value,
+      max_decode_len=_MAX_DECODE_LEN.value,
+      say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+  except ValueError as error:
+    raise SystemExit(one_line(error)) from None
+  print(describe(figures))
+  if _JSON.value:
+    print(json.dumps(figures))
+
+
+def _bytes(count):
+  return f"{count / GIB:.3f} GiB"
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config"])
+  app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,190 @@
+"""The planner on the local devices: no data, no tokenizer, no weights."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from scripts import plan as command
+from trainers import flops, memory, report
+from trainers.memory import GIB
+from trainers.plan import Plan
+
+ROOT = pathlib.Path(__file__).parents[2]
+TINY_CONFIG = ROOT / "tests/trainers/tiny_config.py"
+NOT_THERE = "train=no/such.jsonl,val=no/such.jsonl,tokenizer=no/such.model"
+
+
+@pytest.fixture
+def config():
+  spec = importlib.util.spec_from_file_location("tiny_config", TINY_CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(f"tune=decoder,{NOT_THERE}")
+
+
+def tree_gib(leaves):
+  return sum(map(report.bytes_per_device, jax.tree.leaves(leaves))) / GIB
+
+
+def test_a_train_step(config):
+  config.sharding = (("img/.*", "replicate"), (".*", "fsdp"))
+  config.accumulate_steps = 2
+  found = command.plan_command(config, batch_size=16)
+  plan = Plan(command.with_batch_size(config, 16), examples_per_epoch=1)
+  assert found["topology"] == "local"
+  assert found["batch_size"] == 16
+  assert config.batch_size == 8
+  assert found["mesh"] == {"data": 8, "model": 1}
+  assert found["argument_gib"] == pytest.approx(
+    tree_gib(plan.step_arguments()), rel=1e-3
+  )
+  assert found["temp_gib"] > tree_gib(plan.trainable)  # their gradients
+  assert found["peak_gib_per_device"] == pytest.approx(
+    found["argument_gib"] + found["temp_gib"] + found["output_gib"]
+  )
+  assert found["flops_per_step"] == plan.flops_per_step
+  assert all(found["fits"].values())
+  assert found["advice"] == []
+  # The gradient of what every device has all of is summed over them.
+  whole = [x for x in plan.trainable.values() if x.sharding.is_fully_replicated]
+  assert found["collective_bytes"]["all-reduce"] / GIB >= tree_gib(whole)
+  said = command.describe(json.loads(json.dumps(found)))
+  assert said.startswith("train, batch 16, on local (8 data x 1 model), comp")
+  assert "\nfits v4 (15.25 GiB), v5e (15.75 GiB), " in said
+  assert "\ncollectives of each device: " in said
+
+
+def test_decoding(config):
+  found = command.plan_command(config, what="decode", max_decode_len=5)
+  plan = Plan(config, examples_per_epoch=1)
+  params = {**plan.trainable, **plan.frozen}
+  assert found["what"] == "decode"
+  prompts = {
+    name: leaf
+    for name, leaf in plan.step_arguments()[2].items()
+    if name != "mask_loss"
+  }
+  assert found["argument_gib"] == pytest.approx(
+    tree_gib((params, prompts)), rel=1e-2
+  )
+  assert found["flops_per_step"] == flops.decode(
+    plan.model, params, batch_size=8, res=28, text_len=19, max_decode_len=5
+  )
+
+
+def refusing_compiler(monkeypatch, gib):
+  """Refuses what needs more than 15.75; the step needs gib(batch size)."""
+
+  def compile_step(plan, **options):
+    wanted = gib(plan.config.batch_size)
+    if wanted > 15.75:
+      raise jax.errors.JaxRuntimeError(
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on "
+        "HBM, the total memory required for HLO temporaries "
+        f"({wanted:.2f}G) exceeds available HBM (15.75G)."
+      )
+    return jax.jit(lambda x: x).lower(1.0).compile(compiler_options=options)
+
+  def of(compiled):
+    return memory.Memory(0, 0)
+
+  monkeypatch.setattr(Plan, "compile_step", compile_step)
+  monkeypatch.setattr(command.memory, "of", of)
+
+
+def test_a_program_that_the_compiler_refuses(config, monkeypatch):
+  refusing_compiler(monkeypatch, lambda rows: 20.4)
+  found = command.plan_command(config)
+  assert not found["compiled"]
+  assert found["peak_gib_per_device"] == pytest.approx(20.4)
+  assert found["collective_bytes"] is None
+  assert not found["fits"]["v5e"]
+  assert not found["fits"]["T4"]
+  assert found["fits"]["v5p"]
+  said = command.describe(found)
+  assert "refused in " in said
+  assert "\nto change: 20.40 GiB needed, 15.75 usable: 4.65 too much\n" in said
+  assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), T4 (" in said
+
+
+def test_another_failure_is_none_of_the_memory(config, monkeypatch):
+  def fail(plan, **options):
+    raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
+
+  monkeypatch.setattr(Plan, "compile_step", fail)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a fault"):
+    command.plan_command(config)
+
+
+def test_the_largest_batch(config, monkeypatch):
+  config.accumulate_steps = 3  # batches are multiples of 8 x 3
+  refusing_compiler(monkeypatch, lambda rows: 3 + rows / 64)
+  said = []
+  plan, _, found = command.measure_largest(config, 15.75 * GIB, say=said.append)
+  assert found["largest_batch"] == found["batch_size"] == 816
+  assert plan.config.batch_size == 816
+  assert any(line.startswith("batch 840: 16.1") for line in said)
+  assert "\nlargest batch that fits: 816" in command.describe(
+    {"topology": "local", "device": "cpu", "advice": [], **found}
+  )
+
+
+def test_no_batch_fits(config, monkeypatch):
+  refusing_compiler(monkeypatch, lambda rows: 16 + rows)
+  _, needed, found = command.measure_largest(config, 15.75 * GIB, say=str)
+  assert (found["largest_batch"], found["batch_size"]) == (0, 8)
+  assert needed.peak == 24 * GIB
+
+
+def run(*arguments):
+  return subprocess.run(
+    [sys.executable, "-m", "scripts.plan", *arguments],
+    cwd=ROOT,
+    env={
+      **os.environ,
+      "XLA_FLAGS": "--xla_force_host_platform_device_count=2"
+      " --xla_backend_optimization_level=0",
+    },
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_the_last_line_is_one_object():
+  done = run(
+    f"--config={TINY_CONFIG}:{NOT_THERE}",
+    "--config.optimizer=adam",
+    "--batch_size=4",
+    "--json",
+  )
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  found = json.loads(last)
+  assert text == command.describe(found).splitlines()
+  assert (found["batch_size"], found["devices"]) == (4, 2)
+
+
+def test_a_mistake_ends_in_one_line():
+  done = run(f"--config={TINY_CONFIG}:{NOT_THERE}", "--topology=v9:2x2")
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: unknown topology "v9:2x2", expected a chip')
+  assert not done.stdout
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"batch_size": 3}, "batch_size 3 is not divisible by the 8 devices"),
+    ({"find_largest": True}, "a cpu has no memory of its own; give a --topol"),
+  ],
+)
+def test_what_cannot_be_planned(config, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    command.plan_command(config, **arguments)
