@@ -16,7 +16,7 @@ def einsum_float32(equation, x, y):
   gradients of float16 (5.96e-8 is its smallest number) stay float32.
 
   On CPUs, too, a bfloat16 product is twice as fast if its output is float32
-  (jax 0.10.2, AMX): ask for it and round.
+  (jax 0.10.2, AVX-512): ask for it and round.
 
   Args:
     equation: str, of two factors; a letter that stands in one alone also
