@@ -117,7 +117,8 @@ class Plan:
     places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     everywhere = sharding.replicated(self.mesh)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
-    lowered = jitted.lower(*self.step_arguments())
+    with jax.set_mesh(self.mesh):
+      lowered = jitted.lower(*self.step_arguments())
     return lowered.compile(compiler_options=options)
 
   def decode_arguments(self):
@@ -143,7 +144,8 @@ class Plan:
         max_decode_len=max_decode_len,
       )
 
-    lowered = jax.jit(generate).lower(*self.decode_arguments())
+    with jax.set_mesh(self.mesh):
+      lowered = jax.jit(generate).lower(*self.decode_arguments())
     return lowered.compile(compiler_options=options)
 
   def describe(self, compiled):
