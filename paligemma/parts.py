@@ -10,32 +10,58 @@ from jax.sharding import PartitionSpec
 
 def local_rows(rows):
   """How many of `rows` one device has, by the mesh of jax.set_mesh."""
-  shards = jax.sharding.get_abstract_mesh().shape.get("data", 1)
+  shards = _shards()
   return rows if rows % shards else rows // shards
 
 
-def spread(x):
-  """Keeps the rows of an array on the devices that they belong to.
+def on_each_device(function, shared, rows, sums=()):
+  """Applies a function to the rows of each device, there.
 
-  Parameters and batch are split over the same devices, and XLA may as well
-  split the features of what is computed, with far more traffic: a few such
-  marks make it gather the parameters instead.
+  So parameters that are split over the same devices (FSDP) are gathered where
+  they are handed over, and the sums of their gradients come back split. Left to
+  itself XLA may as well split the features of what is computed, with far more
+  traffic.
+
+  Args:
+    function: of (shared, rows), returns (sums, rows).
+    shared: tree of arrays that every device gets whole.
+    rows: tree of arrays with the same rows.
+    sums: tree of jax.ShapeDtypeStruct, what the function sums over its rows.
+
+  Returns:
+    What the function returns: the sums over all rows, and the rows.
   """
-  if local_rows(x.shape[0]) == x.shape[0]:
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
+  (total,) = {x.shape[0] for x in jax.tree.leaves(rows)}
+  if local_rows(total) == total:
+    return function(shared, rows)
+  shards = _shards()
 
+  def split_axis(x):
+    free = [i for i, size in enumerate(x.shape) if size % shards == 0]
+    return max(free, key=lambda i: x.shape[i], default=None)
 
-def gather(params):
-  """Brings parameters that are split over "data" to all devices (FSDP).
+  def place(x):
+    axis = split_axis(x)
+    axes = () if axis is None else (*axis * (None,), "data")
+    return PartitionSpec(*axes)
 
-  Said where they are used, else XLA may exchange activations instead. Under
-  tensor parallelism it is left to choose.
-  """
-  sizes = jax.sharding.get_abstract_mesh().shape
-  if sizes.get("data", 1) == 1 or sizes.get("model", 1) > 1:
-    return params
-  return jax.lax.with_sharding_constraint(params, PartitionSpec())
+  def add(x):
+    axis = split_axis(x)
+    if axis is None:
+      return jax.lax.psum(x, "data")
+    return jax.lax.psum_scatter(x, "data", scatter_dimension=axis, tiled=True)
+
+  def run(shared, rows):
+    sums, rows = function(shared, rows)
+    return jax.tree.map(add, sums), rows
+
+  return jax.shard_map(
+    run,
+    in_specs=(PartitionSpec(), PartitionSpec("data")),
+    out_specs=(jax.tree.map(place, sums), PartitionSpec("data")),
+    axis_names={"data"},
+    check_vma=False,
+  )(shared, rows)
 
 
 def count(rows, at_once):
@@ -85,26 +111,30 @@ def scan_rows(function, carry, arrays, num_parts):
   Returns:
     The last carry, and the array of all rows.
   """
+  first = jnp.int32(0)
+  if _is_on_each_device():
+    first = jax.lax.axis_index("data") * num_parts
   if num_parts == 1:
-    return function(carry, (jnp.int32(0), *arrays))
+    return function(carry, (first, *arrays))
+  numbers = first + jnp.arange(num_parts, dtype=jnp.int32)
   arrays = jax.tree.map(lambda x: _split(x, num_parts), arrays)
-  carry, out = jax.lax.scan(
-    function, carry, (jnp.arange(num_parts, dtype=jnp.int32), *arrays)
-  )
+  carry, out = jax.lax.scan(function, carry, (numbers, *arrays))
   return carry, jax.tree.map(_join, out)
 
 
+def _is_on_each_device():
+  return "data" in jax.sharding.get_abstract_mesh().manual_axes
+
+
+def _shards():
+  if _is_on_each_device():
+    return 1
+  return jax.sharding.get_abstract_mesh().shape.get("data", 1)
+
+
 def _split(x, num_parts):
-  # A part has an equal share of the run of each device, so that no row moves.
-  shards = x.shape[0] // local_rows(x.shape[0])
-  x = x.reshape(shards, num_parts, -1, *x.shape[1:])
-  x = jnp.swapaxes(x, 0, 1)
-  return x.reshape(num_parts, -1, *x.shape[3:])
+  return x.reshape(num_parts, -1, *x.shape[1:])
 
 
 def _join(x):
-  num_parts, rows = x.shape[:2]
-  shards = rows * num_parts // local_rows(rows * num_parts)
-  x = x.reshape(num_parts, shards, -1, *x.shape[2:])
-  x = jnp.swapaxes(x, 0, 1)
-  return x.reshape(num_parts * rows, *x.shape[3:])
+  return x.reshape(-1, *x.shape[2:])

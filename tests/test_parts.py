@@ -50,17 +50,50 @@ def test_scan_rows_hands_on_its_carry():
   np.testing.assert_array_equal(numbers, [0, 0, 1, 1, 2, 2])
 
 
-def test_no_row_leaves_its_device():
+@pytest.fixture
+def mesh():
   mesh = sharding.make_mesh(data=4, model=2)
+  with jax.set_mesh(mesh):
+    yield mesh
+
+
+def test_every_device_has_its_rows(mesh):
   place = sharding.batch_sharding(mesh)
   x = jax.device_put(np.arange(48.0).reshape(24, 2), place)
 
-  def double(x):
-    return parts.map_rows(lambda part: 2 * parts.spread(part[1]), (x,), 3)
+  def shift_and_sum(shift, x):
+    assert parts.local_rows(len(x)) == len(x) == 6
+    numbers, out = parts.scan_rows(
+      lambda seen, part: (jnp.append(seen, part[0])[1:], part[1] + shift),
+      jnp.zeros(3, jnp.int32),
+      (x,),
+      3,
+    )
+    sums = {"split": jnp.sum(x) + jnp.arange(8.0), "not": numbers}
+    return sums, out
 
-  with jax.set_mesh(mesh):
-    compiled = jax.jit(double, out_shardings=place).lower(x).compile()
-    np.testing.assert_array_equal(compiled(x), 2 * np.asarray(x))
-  program = compiled.as_text()
+  def run(x):
+    like = {"split": jnp.zeros(8), "not": jnp.zeros(3)}
+    return parts.on_each_device(shift_and_sum, jnp.float32(5), x, like)
+
+  compiled = jax.jit(run).lower(x).compile()
+  sums, out = compiled(x)
+  np.testing.assert_array_equal(out, np.asarray(x) + 5)
+  assert out.sharding.is_equivalent_to(place, 2)
+  np.testing.assert_array_equal(sums["split"], x.sum() + 4 * np.arange(8))
+  assert sums["split"].addressable_shards[0].data.shape == (2,)
+  # Parts are numbered through: 0, 1, 2 of the first device, then 3, 4, 5, ...
+  np.testing.assert_array_equal(sums["not"], [18, 22, 26])
   for exchange in ("all-gather", "all-to-all", "collective-permute"):
-    assert exchange not in program
+    assert exchange not in compiled.as_text()
+
+
+def test_rows_that_the_devices_cannot_share_stay_together(mesh):
+  del mesh
+
+  def shift_and_sum(shift, x):
+    return x.sum(), x + shift
+
+  total, out = parts.on_each_device(shift_and_sum, 5.0, jnp.arange(7.0))
+  assert total == 21
+  np.testing.assert_array_equal(out, np.arange(7) + 5)

@@ -80,7 +80,8 @@ class Perplexity:
           " layout (train=True)."
         )
       batch = sharding.put_batch({key: batch[key] for key in _KEYS}, mesh)
-      sums = _token_sums(model, params, batch)
+      with jax.set_mesh(mesh):
+        sums = _token_sums(model, params, batch)
       rows, sum_nll, tokens = sharding.fetch((batch["_mask"], *sums))
       nll.append(sum_nll[rows].astype(np.float64))
       count.append(tokens[rows].astype(np.float64))

@@ -19,6 +19,7 @@ from paligemma import parts, tree, variants
 from paligemma.models import attention, layer_scan
 from paligemma.models.matmul import einsum_float32
 from paligemma.models.remat import remat
+from paligemma.models.rows import take
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
 _HIDDEN_AT_ONCE = 2**26
@@ -88,16 +89,19 @@ class Embedder(nn.Module):
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
-    table = jnp.take(self.input_embedding, tokens, axis=0)
-    return table.astype(jnp.float32) * np.float32(np.sqrt(self.width))
+    rows = take(self.input_embedding, tokens)
+    return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
   def decode(self, x):
     """float[B, T, D] -> float32[B, T, V]."""
-    return einsum_float32(
-      "BTD,VD->BTV",
-      x.astype(self.dtype),
+    batch, length, width = x.shape
+    # Of two axes: with three, XLA on CPUs transposes the table in every step.
+    logits = einsum_float32(
+      "XD,VD->XV",
+      x.reshape(batch * length, width).astype(self.dtype),
       self.input_embedding.astype(self.dtype),
     )
+    return logits.reshape(batch, length, -1)
 
 
 class Attention(nn.Module):

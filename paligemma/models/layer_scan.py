@@ -53,14 +53,20 @@ def _scan(block, dtype, num_parts, params, x, layers, rows):
 def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
   def step(x, layer):
     index, layer = layer
-    x = parts.spread(x)
     kept = None if kept_dtype is None else x.astype(kept_dtype)
 
-    def one_part(part):
-      number, x, rows = part
-      return block(_take(params, index, number), x, layer, rows, number)
+    def on_device(shared, rows):
+      params, index, layer = shared
 
-    return parts.map_rows(one_part, (x, rows), num_parts), kept
+      def one_part(part):
+        number, x, rows = part
+        return block(_take(params, index, number), x, layer, rows, number)
+
+      return (), parts.map_rows(one_part, rows, num_parts)
+
+    shared = (*_to_share(params, index, len(x)), layer)
+    _, x = parts.on_each_device(on_device, shared, (x, rows))
+    return x, kept
 
   return jax.lax.scan(step, x, (_indices(params), layers))
 
@@ -85,29 +91,38 @@ def _scan_bwd(block, dtype, num_parts, residuals, dy):
 
   def step(dy, layer):
     index, kept, layer = layer
-    dy = parts.spread(dy)
 
-    def one_part(total, part):
-      number, kept, dy, rows = part
-      here = _take(leaves, index, number)
+    def on_device(shared, rows):
+      leaves, index, layer = shared
 
-      def run(trained, x):
-        trained = iter(trained)
-        params = [
-          next(trained) if t else p for p, t in zip(here, trains, strict=True)
-        ]
-        return block(treedef.unflatten(params), x, layer, rows, number)
+      def one_part(total, part):
+        number, kept, dy, rows = part
+        here = _take(leaves, index, number)
 
-      trained = [p for p, t in zip(here, trains, strict=True) if t]
-      _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
-      grads, dx = pull_back(dy)
-      total = [t + g.astype(t.dtype) for t, g in zip(total, grads, strict=True)]
-      return total, dx
+        def run(trained, x):
+          trained = iter(trained)
+          params = [
+            next(trained) if t else p for p, t in zip(here, trains, strict=True)
+          ]
+          return block(treedef.unflatten(params), x, layer, rows, number)
 
-    nothing = [jnp.zeros(p.shape[1:], jnp.float32) for p in trained]
-    grads, dx = parts.scan_rows(one_part, nothing, (kept, dy, rows), num_parts)
-    grads = [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
-    return dx, grads
+        trained = [p for p, t in zip(here, trains, strict=True) if t]
+        _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
+        grads, dx = pull_back(dy)
+        add = zip(total, grads, strict=True)
+        return [t + g.astype(t.dtype) for t, g in add], dx
+
+      nothing = [jnp.zeros(like.shape, like.dtype) for like in sums]
+      return parts.scan_rows(one_part, nothing, rows, num_parts)
+
+    sums = [jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for p in trained]
+    grads, dx = parts.on_each_device(
+      on_device,
+      (*_to_share(leaves, index, len(dy)), layer),
+      (kept, dy, rows),
+      sums,
+    )
+    return dx, [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
 
   dx, grads = jax.lax.scan(
     step, dy, (_indices(params), kept, layers), reverse=True
@@ -124,6 +139,14 @@ def _indices(params):
   return jnp.arange(len(jax.tree.leaves(params)[0]))
 
 
+def _to_share(params, index, rows):
+  """The stack and the layer's index in it, or if gathered that layer alone."""
+  if parts.local_rows(rows) == rows:
+    return params, index
+  take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
+  return jax.tree.map(lambda p: take(p, index), params), jnp.int32(0)
+
+
 def _take(params, index, part):
   """The parameters of a layer, read where they are used.
 
@@ -132,4 +155,4 @@ def _take(params, index, part):
   """
   index = index + (part >> 31)
   take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
-  return parts.gather(jax.tree.map(lambda p: take(p, index), params))
+  return jax.tree.map(lambda p: take(p, index), params)

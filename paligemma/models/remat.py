@@ -20,8 +20,9 @@ def remat(block, policy, *, scan, static_argnums=()):
     block: linen module class.
     policy: "none" keeps all activations; "block_inputs" only the input of the
       block, and where layers are scanned that in the compute dtype, see
-      layer_scan.scan_layers; another of POLICIES names what
-      jax.checkpoint_policies keeps.
+      layer_scan.scan_layers, the one that sees to it that parameters which are
+      split over devices (FSDP) are gathered once per layer and pass; another of
+      POLICIES names what jax.checkpoint_policies keeps.
     scan: bool, whether the block is the body of a scan, which already keeps
       the compiler from merging the recomputation with the first computation.
     static_argnums: positions of Python values in __call__, self being 0.

@@ -6,7 +6,7 @@ import pytest
 
 from configs.transfers import forkme
 from paligemma import sharding
-from trainers import report
+from trainers import collectives, report
 from trainers.plan import Plan
 
 
@@ -112,3 +112,27 @@ def test_a_value_that_does_not_fit_is_named(tiny, values, message):
   with pytest.raises(ValueError, match=message) as caught:
     Plan(config)
   assert "\n" not in str(caught.value)
+
+
+def test_full_fine_tuning_gathers_parameters_twice(tiny):
+  """Once forward and once backward; what is summed comes back in parts."""
+  config = tiny.config(tune="full", batch_size=16)
+  # Large enough that layers are split: the smallest leaves stay whole.
+  config.model.llm.update(
+    width=192, mlp_dim=384, depth=3, remat_policy="block_inputs"
+  )
+  plan = Plan(config)
+  found = collectives.find(plan.compile_step().as_text())
+  layers = {
+    name: leaf
+    for name, leaf in plan.trainable.items()
+    if "/layers/" in name and leaf.sharding.spec
+  }
+  size = sum(4 * leaf.size for leaf in layers.values())
+  assert collectives.parameter_bytes(found, layers) == 2 * size
+  sent = collectives.bytes_by_kind(found)
+  assert size <= sent["reduce-scatter"] < 1.1 * size
+  # The rest: the table's gradient and features, small leaves, measurements.
+  assert sent["all-gather"] < 2.5 * size
+  assert sent["all-reduce"] < 0.25 * size
+  assert sent["all-to-all"] + sent["collective-permute"] == 0
