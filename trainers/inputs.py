@@ -1,5 +1,8 @@
 """From the values of a config to tokenizer, batches and evaluators."""
 
+import time
+
+import grain
 import jax
 import jax.numpy as jnp
 
@@ -53,6 +56,70 @@ def train_batches(config, train_sources, tok):
     num_workers=config.train.num_workers,
     on_bad=config.train.on_bad,
   )
+
+
+class Feed(grain.DatasetIterator):
+  """Training batches on the devices, the next one on its way during a step.
+
+  Its state is that of the batches it has given out: one that is only on its
+  way is read again after a restart, and an error in it waits for its turn.
+
+  Args:
+    batches: resumable iterator over this process's part of the batches.
+    mesh: the devices.
+
+  Attributes:
+    seconds_waited: float, spent so far on waiting for batches to be read. While
+      a step runs it costs nothing, until it is longer than the step.
+  """
+
+  def __init__(self, batches, mesh):
+    super().__init__()
+    self._batches = batches
+    self._mesh = mesh
+    self._ahead = None  # of a batch on its way: (state before it, it, error)
+    self.seconds_waited = 0.0
+
+  def __next__(self):
+    """The next batch on the devices, and {what: number} of its examples."""
+    self.start_next()
+    (_, batch, error), self._ahead = self._ahead, None
+    if error is not None:
+      raise error
+    return batch
+
+  def start_next(self):
+    """Reads the next batch and begins to copy it, unless that is done."""
+    if self._ahead is not None:
+      return
+    state = self._batches.get_state()
+    try:
+      self._ahead = state, self._read(), None
+    except Exception as error:
+      self._ahead = state, None, error
+
+  def get_state(self):
+    return self._ahead[0] if self._ahead else self._batches.get_state()
+
+  def set_state(self, state):
+    self._ahead = None
+    self._batches.set_state(state)
+
+  def close(self):
+    """Ends the data workers."""
+    self._batches.close()
+    super().close()
+
+  def _read(self):
+    start = time.perf_counter()
+    local = next(self._batches)
+    self.seconds_waited += time.perf_counter() - start
+    counts = {
+      "skipped": int((~local["_mask"]).sum()),
+      "truncated": int(local.get("truncated", 0 * local["_mask"]).sum()),
+    }
+    local = {key: local[key] for key in STEP_KEYS}
+    return sharding.put_batch(local, self._mesh), counts
 
 
 def abstract_batch(config, mesh):

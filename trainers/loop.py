@@ -28,7 +28,7 @@ class Loop:
     self.plan = plan
     self.folder = folder
     self.checkpoints = checkpoints
-    self.batches = batches
+    self.feed = inputs.Feed(batches, plan.mesh)
     self.evaluators = evaluators
     sizes = plan.sizes
     self.log_every = schedule.steps(plan.config, "log", **sizes)
@@ -53,12 +53,14 @@ class Loop:
     step, total = int(train_state.step), self.plan.total_steps
     # Also where it resumes: it may have been stopped before it evaluated.
     self.evaluate(step, train_state, frozen)
-    clock, before = _Clock(step), None
+    clock, before = _Clock(step, self.feed), None
     while step < total:
       train_state, measured = compiled(train_state, frozen, self.next_batch())
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
+      if step < total:
+        self.feed.start_next()
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
       leaving = step < total and self.preemption.requested(step)
@@ -76,18 +78,15 @@ class Loop:
 
   def next_batch(self):
     """The next batch, on the devices."""
-    local = next(self.batches)
-    self.counts["skipped"] += int((~local["_mask"]).sum())
-    self.counts["truncated"] += int(
-      local.get("truncated", 0 * local["_mask"]).sum()
-    )
-    local = {key: local[key] for key in inputs.STEP_KEYS}
-    return sharding.put_batch(local, self.plan.mesh)
+    batch, counts = next(self.feed)
+    for name, count in counts.items():
+      self.counts[name] += count
+    return batch
 
   def log(self, step, measured, clock):
     """Writes the measurements of a step and the speed since the last log."""
     measured = self.check(step, measured)
-    done, seconds = clock.restart(step)
+    done, seconds, waited = clock.restart(step)
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
     speed = self.plan.flops_per_step * done / seconds
@@ -99,6 +98,7 @@ class Loop:
         **self.learning_rates(step),
         "examples_per_second": examples,
         "tokens_per_second": measured["num_tokens"] * done / seconds,
+        "waited_for_data": waited / seconds,
         "mfu": peak and speed / peak,
         "peak_memory_gib": report.peak_memory_gib(),
       },
@@ -146,7 +146,7 @@ class Loop:
       train_state.trainable,
       train_state.opt_state,
       ema=train_state.ema,
-      data_iterator=self.batches,
+      data_iterator=self.feed,
       metadata={
         "config": workdir.as_json(self.plan.config),
         "init": self.init,
@@ -192,20 +192,23 @@ class Loop:
   def close(self):
     """Ends the data workers and files."""
     self.preemption.close()
-    self.batches.close()
+    self.feed.close()
     self.report.close()
 
 
 class _Clock:
-  """Steps and seconds since the last restart."""
+  """Steps, seconds, and seconds waited for data since the last restart."""
 
-  def __init__(self, step):
-    self.restart_at = step, time.perf_counter()
+  def __init__(self, step, feed):
+    self.feed = feed
+    self.restart_at = self.now(step)
 
   def restart(self, step):
-    before, started = self.restart_at
-    self.restart_at = step, time.perf_counter()
-    return step - before, self.restart_at[1] - started
+    before, self.restart_at = self.restart_at, self.now(step)
+    return [b - a for a, b in zip(before, self.restart_at, strict=True)]
+
+  def now(self, step):
+    return step, time.perf_counter(), self.feed.seconds_waited
 
 
 def _due(step, every, total):

@@ -93,7 +93,7 @@ def test_decode(run):
 def test_data(run):
   result = run("data", "--config", CONFIG, "--runs", 2)
   assert_figure(result["images_per_s"], "float32")
-  assert result["images_per_s"]["floor"] > result["images_per_s"]["max"]
+  assert result["jpeg"].startswith("640x480, quality 85, 4:2:0, ")
 
 
 @pytest.mark.parametrize("what", ["train", "decode"])

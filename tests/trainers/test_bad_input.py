@@ -16,7 +16,9 @@ from PIL import Image
 from paligemma import evals
 from paligemma.checkpoints import npz
 from paligemma.data import image as image_lib
+from paligemma.data.batches import TrainBatches
 from trainers import inputs, preemption, train
+from trainers.loop import Loop
 from trainers.plan import Plan
 
 STOPPED, TOTAL = 3, 6
@@ -414,6 +416,38 @@ def test_skipped_and_cut_examples_are_counted(
   batches.close()
   assert skipped > 4
   assert truncated > 2
+
+
+@pytest.mark.parametrize("bad", [2, TOTAL])
+def test_a_batch_is_read_during_the_step_before_and_its_error_told_after_it(
+  tiny, afresh, main, reuse_steps, read_metrics, monkeypatch, bad
+):
+  """Batch `bad` cannot be read. That of number TOTAL is for no step."""
+  read, log, events = TrainBatches.__next__, Loop.log, []
+
+  def reads(self):
+    events.append(number := self.get_state()["next_batch"])
+    if number == bad:
+      raise ValueError("a.jsonl:3: bad")
+    return read(self)
+
+  def logs(self, step, *rest):
+    events.append(f"step {step}")
+    return log(self, step, *rest)
+
+  monkeypatch.setattr(TrainBatches, "__next__", reads)
+  monkeypatch.setattr(Loop, "log", logs)
+  folder = afresh / "new"
+  error = main(make_config(tiny, afresh), folder)
+  assert error == ("error: a.jsonl:3: bad" if bad < TOTAL else None)
+  expected = [0]
+  for step in range(1, bad + 1):
+    expected += [step, f"step {step}"]
+  assert events == [event for event in expected if event != TOTAL]
+  assert [line["step"] for line in read_metrics(folder)] == list(
+    range(1, bad + 1)
+  )
+  assert (folder / "checkpoints" / str(bad)).exists()
 
 
 @pytest.fixture

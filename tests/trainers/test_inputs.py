@@ -1,7 +1,12 @@
+import json
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from paligemma import evals, sharding
+from paligemma.checkpoints import steps
 from paligemma.data import preprocess
 from paligemma.models import paligemma as paligemma_model
 from trainers import inputs
@@ -137,3 +142,115 @@ def test_same_seed_same_batches(tiny, tokenizer):
 
   np.testing.assert_array_equal(first(3), first(3))
   assert not np.array_equal(first(3), first(4))
+
+
+class Numbered:
+  """Stands in for batches.TrainBatches: batch n holds n in all three rows.
+
+  n % 2 of them are skipped, n % 3 were cut; those of `bad` cannot be read.
+  """
+
+  def __init__(self, bad=()):
+    self.number, self.bad, self.closed = 0, bad, False
+
+  def __next__(self):
+    self.number += 1
+    if self.number in self.bad:
+      raise ValueError(f"a.jsonl:{self.number}: bad")
+    batch = dict.fromkeys(inputs.STEP_KEYS, np.full(3, self.number))
+    rows = np.arange(3)
+    mask, truncated = rows >= self.number % 2, 1 * (rows < self.number % 3)
+    return {**batch, "_mask": mask, "truncated": truncated}
+
+  def get_state(self):
+    return {"number": self.number}
+
+  def set_state(self, state):
+    self.number = state["number"]
+
+  def close(self):
+    self.closed = True
+
+
+def number(item):
+  batch, _ = item
+  assert batch.keys() == set(inputs.STEP_KEYS)
+  return int(batch["text"][0])
+
+
+@pytest.fixture
+def mesh():
+  return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+def test_the_feed_gives_every_batch_in_turn_with_its_counts(mesh):
+  feed = inputs.Feed(Numbered(), mesh)
+  for i in range(1, 8):
+    if i % 3:
+      feed.start_next()
+      feed.start_next()  # once is enough
+    batch, counts = next(feed)
+    assert batch["text"].sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(batch["text"], [i] * 3)
+    assert counts == {"skipped": i % 2, "truncated": i % 3}
+
+
+def test_a_batch_on_its_way_has_not_been_read(mesh):
+  """The state is that of the batch that trains, whatever is read ahead."""
+  batches = Numbered()
+  feed = inputs.Feed(batches, mesh)
+  assert number(next(feed)) == 1
+  feed.start_next()
+  assert batches.number == 2
+  state = json.loads(json.dumps(feed.get_state()))
+  assert state == {"number": 1}
+  assert number(next(feed)) == 2
+  assert feed.get_state() == {"number": 2}
+
+  fresh = inputs.Feed(Numbered(), mesh)
+  fresh.start_next()
+  fresh.set_state(state)
+  assert fresh.get_state() == state
+  assert number(next(fresh)) == 2
+
+
+def test_the_state_in_a_checkpoint_is_that_of_the_batch_that_trains(
+  mesh, tmp_path
+):
+  feed = inputs.Feed(Numbered(), mesh)
+  for _ in range(4):
+    next(feed)
+  feed.start_next()
+  with steps.StepCheckpoints(tmp_path) as checkpoints:
+    checkpoints.save(4, {"w": jnp.zeros(2)}, (), data_iterator=feed)
+    resumed = inputs.Feed(Numbered(), mesh)
+    checkpoints.restore(4, {"w": jnp.zeros(2)}, (), data_iterator=resumed)
+  assert number(next(resumed)) == 5
+
+
+def test_an_error_in_a_batch_waits_for_its_turn(mesh):
+  feed = inputs.Feed(Numbered(bad=[2]), mesh)
+  feed.start_next()
+  assert number(next(feed)) == 1
+  feed.start_next()
+  assert feed.get_state() == {"number": 1}
+  with pytest.raises(ValueError, match=r"^a\.jsonl:2: bad$"):
+    next(feed)
+
+
+def test_the_wait_is_that_for_reading(mesh, monkeypatch):
+  clock = iter(range(0, 1000, 5))
+  monkeypatch.setattr(inputs.time, "perf_counter", lambda: next(clock))
+  feed = inputs.Feed(Numbered(), mesh)
+  assert feed.seconds_waited == 0
+  feed.start_next()
+  assert feed.seconds_waited == 5
+  next(feed)
+  next(feed)
+  assert feed.seconds_waited == 10
+
+
+def test_a_feed_closes_what_it_reads(mesh):
+  batches = Numbered()
+  inputs.Feed(batches, mesh).close()
+  assert batches.closed

@@ -12,7 +12,7 @@ from paligemma.checkpoints import npz
 from trainers import loop, train
 
 TOTAL = 60
-SPEED = ("examples_per_second", "tokens_per_second")
+SPEED = ("examples_per_second", "tokens_per_second", "waited_for_data")
 
 
 def without_speed(lines):
