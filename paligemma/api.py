@@ -10,9 +10,6 @@ from paligemma import decode, tree
 from paligemma.data import image as image_lib
 from paligemma.data import sequence
 
-# Prompts are padded to a multiple of this, so that few lengths get compiled.
-_BUCKET = 32
-
 
 def generate(
   model,
@@ -38,8 +35,8 @@ def generate(
     preprocessing: key of image.PREPROCESSING: "reference" as in training, or
       "hf", what transformers' processor does.
     max_decode_len: int, most tokens of an answer.
-    sampler: "greedy", "temperature", "top_k", "nucleus", or a sampler of
-      paligemma.samplers with its settings.
+    sampler: a sampler of paligemma.samplers, or a string for samplers.make:
+      "greedy", "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
     rng: JAX key, for samplers that draw.
     batch_size: int, pictures decoded at a time.
 
@@ -62,8 +59,8 @@ def generate(
       f"{len(images)} images but {len(prompts)} prompts; give one prompt per "
       "image, or a single one for all"
     )
-  longest = max((len(tok.encode(p, bos=True)) for p in prompts), default=0) + 1
-  text_len = math.ceil(longest / _BUCKET) * _BUCKET
+  lengths = (len(tok.encode(prompt, bos=True)) for prompt in prompts)
+  text_len = max(lengths, default=0) + 1
   answers = []
   for start in range(0, len(prompts), batch_size):
     rows = [

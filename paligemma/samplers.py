@@ -1,16 +1,20 @@
-"""How the next token is chosen from the logits of one decoding step.
+"""How answers are chosen: token by token, or among several whole answers.
 
-A sampler is a frozen (hashable) dataclass called with
+`Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens, called with
 
   logits: f32[B, V], unnormalised log-probabilities of the next token.
   rng: a JAX random key, or None where `stochastic` is False.
 
-and returns i32[B], one token id per row. Equal logits are ranked by token id,
+and return i32[B], one token id per row. Equal logits are ranked by token id,
 the lower first, so top-k and nucleus keep the same set on every backend.
+
+`Beam` and `BestOf` choose among answers; decode.generate carries them out. All
+are frozen (hashable) dataclasses that can be written as strings, see `make`.
 """
 
+import ast
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +79,7 @@ class TopK:
 
   def __post_init__(self):
     _check_temperature(self)
-    if self.k < 1:
-      raise ValueError(f"TopK: k={self.k}, expected at least 1 token.")
+    _check_count(self, "k")
 
   def __call__(self, logits, rng):
     kept, ids = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
@@ -118,43 +121,144 @@ class Nucleus:
     return _draw(rng, jnp.where(before < self.p, ranked, -jnp.inf), ids)
 
 
+@dataclasses.dataclass(frozen=True)
+class Beam:
+  """Beam search for the answer with the highest score, see paligemma/beam.py.
+
+  Attributes:
+    beam_size: answers that are followed at a time. 1 without length penalty is
+      `Greedy`.
+    length_penalty: alpha of `score`, 0 or more.
+  """
+
+  stochastic: ClassVar[bool] = False
+  beam_size: int = 4
+  length_penalty: float = 0.0
+
+  def __post_init__(self):
+    _check_count(self, "beam_size")
+    _check_length_penalty(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOf:
+  """The one with the highest score of n answers that are drawn independently.
+
+  The score is the model's own, whatever `sampler` does to the distribution.
+  Without length penalty the most probable of the n answers wins, as with
+  best_of_n of big_vision, and as beam search has it. That favours short
+  answers; the mean log-probability per token, which others take, favours long
+  and repetitive ones, and a length penalty of 1 comes close to it.
+
+  Attributes:
+    n: answers drawn per prompt.
+    sampler: what chooses the tokens, one that draws at random.
+    length_penalty: alpha of `score`, 0 or more.
+  """
+
+  stochastic: ClassVar[bool] = True
+  n: int = 8
+  sampler: Sampler = dataclasses.field(default_factory=Temperature)
+  length_penalty: float = 0.0
+
+  def __post_init__(self):
+    _check_count(self, "n")
+    _check_length_penalty(self)
+    if not callable(self.sampler) or not self.sampler.stochastic:
+      raise ValueError(
+        f"BestOf: sampler={self.sampler}, expected one that draws tokens at"
+        " random, such as Temperature() or Nucleus()."
+      )
+
+
 SAMPLERS = {
   "greedy": Greedy,
   "temperature": Temperature,
   "top_k": TopK,
   "nucleus": Nucleus,
+  "beam": Beam,
+  "best_of": BestOf,
 }
 
+AnySampler = Sampler | Beam | BestOf
 
-def make(sampler: str | Sampler, **arguments) -> Sampler:
-  """Builds a sampler from its name in SAMPLERS; a sampler is returned as is.
+
+def make(sampler: str | AnySampler) -> AnySampler:
+  """Builds a sampler from a string; a sampler is returned as it is.
 
   Args:
-    sampler: a name such as "nucleus", or a sampler.
-    **arguments: the fields of the named sampler, e.g. p=0.9.
+    sampler: a sampler, or how one would write it with a name of SAMPLERS:
+
+      greedy
+      nucleus(0.9)
+      beam(beam_size=4, length_penalty=0.6)
+      best_of(n=16, sampler=top_k(k=40, temperature=0.7))
 
   Returns:
     The sampler.
 
   Raises:
-    ValueError: unknown name or field, or a value out of range.
+    ValueError: unknown name or argument, or a value out of range.
   """
   if not isinstance(sampler, str):
-    if arguments:
-      raise ValueError(
-        f"{sampler} is built already, arguments {sorted(arguments)} cannot"
-        " reach it: give its name instead."
-      )
     return sampler
-  cls = tree.lookup(SAMPLERS, sampler, "sampler")
+  try:
+    made = _build(ast.parse(sampler.strip(), mode="eval").body)
+    if not isinstance(made, tuple(SAMPLERS.values())):
+      raise TypeError("this is no sampler")
+  except (SyntaxError, TypeError) as error:
+    reason = getattr(error, "msg", error)
+    raise ValueError(
+      f'sampler "{sampler}": {reason}; expected a name or a call, such as'
+      ' "greedy" or "nucleus(p=0.9)".'
+    ) from None
+  return made
+
+
+def score(log_prob, num_tokens, length_penalty):
+  """What answers are ranked by: log-probability over a penalty of the length.
+
+      score(Y) = log P(Y | X) / lp(Y),   lp(Y) = ((5 + |Y|) / (5 + 1)) ** alpha
+
+  Alpha = 0 ranks by probability. The larger it is, the longer the answers:
+  a log-probability is negative, and lp grows with the length.
+
+  Source: Wu et al. 2016, "Google's Neural Machine Translation System",
+  arXiv:1609.08144, equation 14 without coverage. Its best alpha was 0.2.
+  transformers divides by |Y| ** length_penalty.
+
+  Args:
+    log_prob: f32[...], of whole answers.
+    num_tokens: i32[...] or int, |Y|, eos included.
+    length_penalty: float, alpha.
+
+  Returns:
+    f32[...].
+  """
+  return log_prob / ((5.0 + num_tokens) / 6.0) ** length_penalty
+
+
+def _build(node: ast.expr) -> Any:
+  """The value of an expression of sampler names, calls of them and numbers."""
+  if isinstance(node, ast.Name):
+    return tree.lookup(SAMPLERS, node.id, "sampler")()
+  if not isinstance(node, ast.Call):
+    try:
+      return ast.literal_eval(node)
+    except ValueError:
+      raise TypeError(f'cannot read "{ast.unparse(node)}"') from None
+  cls = tree.lookup(SAMPLERS, ast.unparse(node.func), "sampler")
   fields = [field.name for field in dataclasses.fields(cls)]
-  for name in arguments:
-    if name not in fields:
+  for argument in node.keywords:
+    if argument.arg not in fields:
       raise ValueError(
-        f'Sampler "{sampler}" has no argument "{name}", expected one of'
-        f" {fields}.{tree.did_you_mean(name, fields)}"
+        f'Sampler "{node.func.id}" has no argument "{argument.arg}", expected'
+        f" one of {fields}.{tree.did_you_mean(str(argument.arg), fields)}"
       )
-  return cls(**arguments)
+  return cls(
+    *map(_build, node.args),
+    **{argument.arg: _build(argument.value) for argument in node.keywords},
+  )
 
 
 def _draw(rng, logits, ids):
@@ -170,4 +274,21 @@ def _check_temperature(sampler):
     raise ValueError(
       f"{type(sampler).__name__}: temperature={sampler.temperature}, expected"
       ' a positive number; for the most probable token use "greedy".'
+    )
+
+
+def _check_count(sampler, field):
+  value = getattr(sampler, field)
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(
+      f"{type(sampler).__name__}: {field}={value!r}, expected a whole number of"
+      " at least 1."
+    )
+
+
+def _check_length_penalty(sampler):
+  if not sampler.length_penalty >= 0:
+    raise ValueError(
+      f"{type(sampler).__name__}: length_penalty={sampler.length_penalty},"
+      " expected 0 or more."
     )

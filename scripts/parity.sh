@@ -7,4 +7,7 @@ cd "$(dirname "$0")/.."
 unset VIRTUAL_ENV
 venv=.venv-parity
 . scripts/environment.sh test,parity
+# Official scorers: of each one file is read, without what it depends on.
+python -m pip install --quiet --disable-pip-version-check --no-deps \
+  salesforce-lavis==1.0.2 lmms-eval==0.7.3 anls==0.0.2
 exec python -m pytest --numprocesses 2 --dist loadfile tests/parity "$@"

@@ -1,4 +1,7 @@
 import dataclasses
+import functools
+import math
+import re
 from collections.abc import Callable
 
 import jax
@@ -195,6 +198,11 @@ def assert_same(decoded, other):
   np.testing.assert_allclose(decoded.log_probs, other.log_probs, atol=1e-4)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(model, *args, **kwargs):
+  return model.apply(*args, **kwargs)
+
+
 def teacher_forced(model, params, batch, tokens):
   """Log-probs f32[B, L, V] of the decoded positions by one full forward.
 
@@ -207,7 +215,8 @@ def teacher_forced(model, params, batch, tokens):
   for row, length in enumerate(LENGTHS):
     text[row, :length] = batch["text"][row, :length]
     text[row, length : length + LENGTH] = tokens[row]
-  logits, _ = jax.jit(model.apply)(
+  logits, _ = _apply(
+    model,
     {"params": params},
     batch["image"],
     text,
@@ -324,6 +333,130 @@ def test_same_shapes_compile_once(real):
   assert decode._generate._cache_size() == compiled
 
 
+@pytest.mark.parametrize(
+  ("max_decode_len", "buckets", "lengths", "programs"),
+  [
+    (3, decode.PROMPT_BUCKETS, (2, 5, 16), 1),
+    (4, decode.PROMPT_BUCKETS, (17, 32, 2, 31), 2),
+    (5, (4, 8), (8, 9, 11), 3),  # nothing is padded beyond the last
+    (6, (), (2, 5), 2),
+  ],
+)
+def test_prompts_of_any_length_share_a_few_programs(
+  max_decode_len, buckets, lengths, programs
+):
+  compiled = decode._generate._cache_size()
+  for length in lengths:
+    batch = scripted_batch([[3, 4, 5, 6, 7, 8, 9]])
+    batch |= {
+      key: np.repeat(batch[key][:, :1], length, axis=1)
+      for key in ("text", "mask_ar", "mask_input")
+    }
+    decoded = decode.generate(
+      Scripted(),
+      {},
+      batch,
+      max_decode_len=max_decode_len,
+      eos_id=length,  # no reason to compile again
+      prompt_buckets=buckets,
+    )
+    assert decoded.tokens.shape == (1, max_decode_len)
+  assert decode._generate._cache_size() == compiled + programs
+
+
+def test_buckets_change_no_answer(real):
+  model, params, batch = real
+  padded, exact = (
+    decode.generate(
+      model, params, batch, max_decode_len=LENGTH, prompt_buckets=buckets
+    )
+    for buckets in (decode.PROMPT_BUCKETS, ())
+  )
+  assert batch["text"].shape[1] not in decode.PROMPT_BUCKETS
+  assert_same(padded, exact)
+  # Arrays on the device are padded there, and traced ones while traced.
+  on_device = jax.device_put(batch)
+  assert_same(greedy(model, params, on_device), greedy(model, params, batch))
+
+
+def test_beams_stay_on_their_devices(real):
+  model, params, batch = real
+  beams, positions = 5, 4 + 16 + LENGTH - 1  # image, bucket and answer
+  arguments = {
+    "max_decode_len": LENGTH,
+    "sampler": "beam(5)",
+    "num_answers": 3,
+    "eos_id": -1,
+  }
+  mesh = sharding.make_mesh(data=4, model=2)
+  placed = (
+    jax.device_put(params, sharding.replicated(mesh)),
+    sharding.put_batch(batch, mesh),
+  )
+  compiled = (
+    jax.jit(functools.partial(decode.generate, model, **arguments))
+    .lower(*placed)
+    .compile()
+  )
+  shapes = {
+    tuple(map(int, shape.split(",")))
+    for shape in re.findall(r"\w\[([\d,]+)\]", compiled.as_text())
+  }
+  # No device ever holds keys of more rows than its own, one prompt of four:
+  # neither in the cache nor in the part of it that goes from beam to beam.
+  llm = model.llm
+  per_position = llm.depth * beams * llm.num_kv_heads * llm.head_dim
+  for length in (positions, LENGTH - 1):
+    held = [shape for shape in shapes if {length, llm.head_dim} <= {*shape}]
+    assert max(map(math.prod, held)) == length * per_position
+  single = decode.generate(model, params, batch, **arguments)
+  assert_same(sharding.fetch(compiled(*placed)), jax.device_get(single))
+
+
+IMAGE_OF_ROW = np.array([2, 0, 2, 1])
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_several_prompts_about_one_image(real, embedded):
+  model, params, batch = real
+  expected = greedy(
+    model, params, batch | {"image": batch["image"][IMAGE_OF_ROW]}
+  )
+  other = greedy(model, params, batch)
+  assert np.any(expected.tokens != other.tokens)
+
+  about = {"image": batch["image"][:3], "image_index": IMAGE_OF_ROW}
+  if embedded:
+    image = about.pop("image")
+    about["image_embedding"] = decode.embed_images(model, params, image)
+    assert about["image_embedding"].shape == (3, 4, model.llm.width)
+  prompts = {key: batch[key] for key in ("text", "mask_ar", "mask_input")}
+  assert_same(greedy(model, params, prompts | about), expected)
+
+
+def test_beams_are_the_full_forward(real):
+  """Each beam has the cache of its own tokens."""
+  model, params, batch = real
+  decoded = decode.generate(
+    model,
+    params,
+    batch,
+    max_decode_len=LENGTH,
+    sampler="beam(5)",
+    num_answers=3,
+    eos_id=-1,
+  )
+  greedy_score = greedy(model, params, batch).score
+  assert np.all(decoded.score[:, 0] >= greedy_score - 1e-4)
+  assert np.any(decoded.score[:, 0] > greedy_score + 0.1)
+  for place in range(3):
+    tokens = np.asarray(decoded.tokens[:, place])
+    expected = teacher_forced(model, params, batch, tokens)
+    expected = np.take_along_axis(expected, tokens[..., None], axis=-1)[..., 0]
+    log_probs = decoded.log_probs[:, place]
+    np.testing.assert_allclose(log_probs, expected, atol=1e-4)
+
+
 def without(batch, key):
   return {k: v for k, v in batch.items() if k != key}
 
@@ -340,6 +473,23 @@ BATCH = scripted_batch([[3, 4, 5, 6, 7, 8, 9]])
     (without(BATCH, "mask_input"), {}, "has no mask_input, .* found image"),
     (without(BATCH, "mask_ar"), {}, "has no mask_ar"),
     (BATCH | {"mask_loss": 0}, {}, "has mask_loss: its text holds the answer"),
+    (without(BATCH, "image"), {}, "has no image, expected image, text"),
+    (BATCH | {"image_embedding": 0}, {}, "has image and image_embedding"),
+    (
+      BATCH | {"image": np.zeros(2)},
+      {},
+      "has 2 images and 1 prompts: say in i",
+    ),
+    (
+      BATCH | {"image_index": [0, 0]},
+      {},
+      r"image_index has shape \(2,\), expected \(1,\)",
+    ),
+    (
+      BATCH | {"image_index": [1]},
+      {},
+      "image_index goes from 1 to 1, expected 0 to 0: the batch has 1 images",
+    ),
   ],
 )
 def test_errors(batch, arguments, message):

@@ -31,7 +31,8 @@ MAY_IMPORT = {
   "paligemma.sharding": ("variants", "tree"),
   "paligemma.metrics": ("variants", "tree"),
   "paligemma.models": ("variants", "tree", "parts"),
-  "paligemma.decode": ("samplers",),
+  "paligemma.beam": ("samplers",),
+  "paligemma.decode": ("samplers", "beam"),
   "paligemma.checkpoints": ("variants", "tree"),
   "paligemma.evals": (
     "data",

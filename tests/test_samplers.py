@@ -102,7 +102,11 @@ def test_nucleus_is_chosen_in_every_row_apart():
   assert set(tokens[1]) == {1, 2}
 
 
-@pytest.mark.parametrize("name", sorted(samplers.SAMPLERS))
+# Those that choose among answers are tested in test_beam.py.
+AMONG_ANSWERS = {"beam", "best_of"}
+
+
+@pytest.mark.parametrize("name", sorted(set(samplers.SAMPLERS) - AMONG_ANSWERS))
 def test_same_rng_same_tokens(name):
   sampler = samplers.make(name)
   logits = jax.random.normal(jax.random.key(1), (31, 17))
@@ -118,18 +122,65 @@ def test_samplers_are_values(name):
   assert hash(samplers.make(name)) == hash(samplers.make(name))
 
 
-def test_make():
-  assert samplers.make("nucleus", p=0.3) == samplers.Nucleus(p=0.3)
-  assert samplers.make(samplers.TopK(3)) == samplers.TopK(3)
+@pytest.mark.parametrize(
+  ("text", "sampler"),
+  [
+    ("greedy", samplers.Greedy()),
+    ("greedy()", samplers.Greedy()),
+    (" nucleus(0.3)", samplers.Nucleus(p=0.3)),
+    ("top_k(temperature=0.7, k=3)", samplers.TopK(3, 0.7)),
+    ("top_k(3, temperature=2)", samplers.TopK(3, 2)),
+    ("beam(beam_size=3,length_penalty=.6)", samplers.Beam(3, 0.6)),
+    ("best_of", samplers.BestOf(8, samplers.Temperature(1.0))),
+    ("best_of(4, nucleus(0.5))", samplers.BestOf(4, samplers.Nucleus(0.5))),
+    ("best_of(sampler=top_k)", samplers.BestOf(8, samplers.TopK())),
+    (samplers.TopK(3), samplers.TopK(3)),
+  ],
+)
+def test_make(text, sampler):
+  assert samplers.make(text) == sampler
+  assert samplers.make(samplers.make(text)) == sampler
+
+
+def test_score_is_worked_out_by_hand():
+  # (5 + 7) / 6 = 2 and (5 + 1) / 6 = 1.
+  log_prob = np.array([-3.0, -3.0, -np.inf], np.float32)
+  num_tokens = np.array([7, 1, 0])
+  for alpha, expected in (
+    (0.0, [-3, -3]),
+    (1.0, [-1.5, -3]),
+    (2.0, [-0.75, -3]),
+  ):
+    score = samplers.score(log_prob, num_tokens, alpha)
+    np.testing.assert_allclose(score, [*expected, -np.inf])
 
 
 @pytest.mark.parametrize(
   ("build", "message"),
   [
     (lambda: samplers.make("gredy"), 'Did you mean "greedy"'),
-    (lambda: samplers.make("top_k", temprature=2), 'mean "temperature"'),
-    (lambda: samplers.make(samplers.Greedy(), k=2), r"Greedy.*built already"),
-    (lambda: samplers.TopK(0), "k=0, expected at least 1"),
+    (lambda: samplers.make("top_k(temprature=2)"), 'mean "temperature"'),
+    (lambda: samplers.make("best_of(2, nuclus)"), 'Did you mean "nucleus"'),
+    (lambda: samplers.make("top-k"), '"top-k": cannot read "top - k"'),
+    (lambda: samplers.make("beam(4"), r'sampler "beam\(4": .*was never closed'),
+    (lambda: samplers.make("greedy(3)"), r"greedy\(3\).* takes 1 positional"),
+    (lambda: samplers.make("nucleus('a')"), r"nucleus\('a'\).* not supported"),
+    (lambda: samplers.make("a.b()"), 'unknown sampler "a.b"'),
+    (lambda: samplers.make("3"), 'sampler "3": this is no sampler; expected'),
+    (lambda: samplers.make("top_k(**{})"), 'no argument "None"'),
+    (lambda: samplers.TopK(0), "k=0, expected a whole number of at least 1"),
+    (lambda: samplers.Beam(2.0), "Beam: beam_size=2.0, expected a whole"),
+    (lambda: samplers.Beam(2, -1), "Beam: length_penalty=-1, expected 0 or"),
+    (lambda: samplers.BestOf(0), "BestOf: n=0, expected a whole number"),
+    (
+      lambda: samplers.BestOf(2, samplers.Greedy()),
+      "Greedy.*expected one that",
+    ),
+    (
+      lambda: samplers.BestOf(2, samplers.Beam()),
+      "Beam.*expected one that draw",
+    ),
+    (lambda: samplers.BestOf(2, 0.9), "sampler=0.9, expected one that draws"),
     (lambda: samplers.Nucleus(0.0), r"p=0.0, expected a mass in \(0, 1\]"),
     (lambda: samplers.Nucleus(1.5), r"p=1.5, expected a mass in \(0, 1\]"),
     (lambda: samplers.Temperature(0), 'temperature=0, .* use "greedy"'),

@@ -142,6 +142,7 @@ class Plan:
         tree.unflatten(params),
         batch,
         max_decode_len=max_decode_len,
+        prompt_buckets=(),
       )
 
     with jax.set_mesh(self.mesh):

@@ -27,8 +27,10 @@ class Generate:
     tokenizer: turns ids into text; gives eos_id and pad_id.
     batch_size: examples per batch over all processes.
     max_decode_len: most tokens of a prediction.
-    sampler: a sampler or its name.
-    metric: a metric or its name (see paligemma.metrics); None only predicts.
+    sampler: a sampler, or a string for samplers.make, such as "greedy",
+      "nucleus(p=0.9)", "beam(beam_size=4)" or "best_of(n=8)".
+    metric: a metric, or a string for metrics.make such as "vqa(lower=True)";
+      None only predicts.
     limit: evaluate the first `limit` examples only; None for all.
     num_workers: data worker processes; 0 works in this one.
     answer_key: field with the answer or answers, after the preprocess's ops.
@@ -40,7 +42,7 @@ class Generate:
   tokenizer: tokenizer.Tokenizer
   batch_size: int
   max_decode_len: int
-  sampler: str | samplers.Sampler = "greedy"
+  sampler: str | samplers.AnySampler = "greedy"
   metric: str | Callable | None = "exact_match"
   limit: int | None = None
   num_workers: int = 0
@@ -119,13 +121,14 @@ class Generate:
         rng=None if rng is None else jax.random.fold_in(rng, number),
         eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id,
+        prompt_buckets=(),  # all batches have one shape
       )
-      rows, index, tokens, log_probs, num_tokens = sharding.fetch(
-        (batch["_mask"], batch["_index"], *decoded)
+      rows, index, decoded = sharding.fetch(
+        (batch["_mask"], batch["_index"], decoded)
       )
       for row in np.flatnonzero(rows):
-        ids = tokens[row, : num_tokens[row]].tolist()
-        score = log_probs[row].sum(dtype=np.float64)
+        ids = decoded.tokens[row, : decoded.num_tokens[row]].tolist()
+        score = decoded.log_probs[row].sum(dtype=np.float64)
         found[int(index[row])] = self.tokenizer.decode(ids), float(score)
     assert sorted(found) == list(range(len(found))), "examples lost or repeated"
     return [found[index] for index in range(len(found))]
@@ -145,8 +148,9 @@ class Generate:
       if _is_json(value)
     }
     record |= {"index": index, "prediction": prediction, "score": score}
-    if self.answer_key in example:
-      match = exact_match.exact_match(prediction, example[self.answer_key])
+    answer = example.get(self.answer_key)
+    if isinstance(answer, str | list):
+      match = exact_match.exact_match(prediction, answer)
       record["correct"] = bool(match)
     return record
 

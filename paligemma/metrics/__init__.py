@@ -7,24 +7,81 @@
   answer_key: the field of an example that holds its answer or answers.
 
 A metric sees all examples at once, since some (CIDEr, mean average precision)
-are no mean of per-example values. Its own options are bound where it is chosen:
-functools.partial(exact_match.score, lower=True).
+are no mean of per-example values. Those of METRICS are Metrics, which also give
+a row of numbers per example: metric.rows(...) and metric.reduce(rows).
 """
 
+import ast
+import functools
+import inspect
 from collections.abc import Callable
 
 from paligemma import tree
-from paligemma.metrics import exact_match
+from paligemma.metrics import (
+  anls,
+  chartqa,
+  exact_match,
+  mmvp,
+  pope,
+  rsvqa,
+  science_qa,
+  tallyqa,
+  vqa,
+  vqav2,
+)
+from paligemma.metrics.metric import Metric
 
-METRICS = {"exact_match": exact_match.score}
+__all__ = ["METRICS", "Metric", "make"]
+
+# Name -> what makes the metric from its options.
+METRICS = {
+  "anls": anls.ANLS,
+  "chartqa": chartqa.ChartQA,
+  "exact_match": exact_match.ExactMatch,
+  "mmvp": mmvp.MMVP,
+  "pope": pope.POPE,
+  "rsvqa": rsvqa.RSVQA,
+  "science_qa": science_qa.ScienceQA,
+  "tallyqa": tallyqa.TallyQA,
+  "textvqa": functools.partial(vqav2.VQAv2, by_type=False),
+  "vqa": vqa.VQA,
+  "vqav2": vqav2.VQAv2,
+}
 
 
 def make(metric: str | Callable) -> Callable:
-  """The metric of that name in METRICS; a function is returned as is.
+  """The metric that a string names; a function is returned as it is.
+
+  Args:
+    metric: a Metric, a function of its form, or how one would write it with a
+      name of METRICS:
+
+      exact_match
+      vqa(lower=True)
 
   Raises:
-    ValueError: unknown name.
+    ValueError: unknown name or option.
   """
   if not isinstance(metric, str):
     return metric
-  return tree.lookup(METRICS, metric, "metric")
+  name, parenthesis, _ = metric.partition("(")
+  constructor = tree.lookup(METRICS, name.strip(), "metric")
+  options = _options(metric) if parenthesis else {}
+  known = inspect.signature(constructor).parameters
+  for option in options:
+    tree.lookup(known, option, f"option of metric {name.strip()}")
+  return constructor(**options)
+
+
+def _options(text):
+  """The named arguments of a call; their values are literals."""
+  try:
+    call = ast.parse(text.strip(), mode="eval").body
+    if isinstance(call, ast.Call) and not call.args:
+      return {o.arg: ast.literal_eval(o.value) for o in call.keywords}
+  except (SyntaxError, ValueError):
+    pass
+  raise ValueError(
+    f'cannot read metric "{text}", expected a name or a call with named options'
+    ' such as "vqa(lower=True)".'
+  )

@@ -1,9 +1,10 @@
 """Exact match: the prediction is, letter for letter, one of the answers."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
-from paligemma import tree
+from paligemma.metrics import fields
+from paligemma.metrics import metric as metric_lib
 
 
 def exact_match(
@@ -37,39 +38,22 @@ def exact_match(
   return float(normalize(prediction) in map(normalize, answers))
 
 
-def score(
-  predictions: Sequence[str],
-  examples: Sequence[Mapping[str, Any]],
-  *,
-  answer_key: str = "suffix",
-  lower: bool = False,
-  strip: bool = True,
-) -> dict[str, float]:
-  """Mean exact match over all examples.
+@dataclasses.dataclass(frozen=True)
+class ExactMatch(metric_lib.Metric):
+  """{"exact_match": share of the predictions that are right}, in [0, 1].
 
-  Args:
-    predictions: decoded texts, one per example.
-    examples: the raw examples.
-    answer_key: field of an example with its answer or list of answers.
+  Attributes:
     lower: as in exact_match.
     strip: as in exact_match.
-
-  Returns:
-    {"exact_match": mean in [0, 1]}.
-
-  Raises:
-    ValueError: no example, or one without the answer.
   """
-  if not predictions:
-    raise ValueError("exact_match of no example is undefined, expected one.")
-  total = 0.0
-  for prediction, example in zip(predictions, examples, strict=True):
-    if answer_key not in example:
-      raise ValueError(
-        f'{example.get("_where", "example")}: no answer under "{answer_key}",'
-        f" found {sorted(example)}.{tree.did_you_mean(answer_key, example)}"
-      )
-    total += exact_match(
-      prediction, example[answer_key], lower=lower, strip=strip
-    )
-  return {"exact_match": total / len(predictions)}
+
+  lower: bool = False
+  strip: bool = True
+
+  def score(self, prediction, example, answer_key):
+    answers = fields.text_or_texts(example, answer_key, "answer")
+    match = exact_match(prediction, answers, lower=self.lower, strip=self.strip)
+    return {"exact_match": match}
+
+  def reduce(self, rows):
+    return metric_lib.means(rows)

@@ -1,5 +1,4 @@
 import dataclasses
-import functools
 import json
 
 import jax
@@ -158,7 +157,7 @@ def test_answers_are_those_after_the_ops(right_at, run, prompts):
     right_at,
     source=source,
     preprocess=dataclasses.replace(prompts, ops=ops),
-    metric=functools.partial(exact_match.score, lower=True),
+    metric=exact_match.ExactMatch(lower=True),
   )
   assert run(other)[0]["exact_match"] == pytest.approx(4 / 11)
   by_key = dataclasses.replace(
@@ -186,6 +185,26 @@ def test_batches_draw_apart(evaluator, run):
   )
   drawn = column(run(drawing, rng=jax.random.key(0))[1], "prediction")
   assert drawn[:5] != drawn[5:]
+
+
+def test_sampler_of_a_config(evaluator, run, model, params, prompts, tokenizer):
+  lines = run(dataclasses.replace(evaluator, sampler="beam(beam_size=2)"))[1]
+  rows = [
+    prompts(example, np.random.default_rng(0)) for example in evaluator.source
+  ]
+  decoded = decode.generate(
+    model,
+    params,
+    {key: np.stack([row[key] for row in rows]) for key in rows[0]},
+    max_decode_len=6,
+    sampler=samplers.Beam(2),
+  )
+  tokens = [
+    ids[:n] for ids, n in zip(decoded.tokens, decoded.num_tokens, strict=True)
+  ]
+  texts = [tokenizer.decode(np.asarray(ids)) for ids in tokens]
+  assert column(lines, "prediction") == texts
+  np.testing.assert_allclose(column(lines, "score"), decoded.score, atol=1e-4)
 
 
 def test_running_again_compiles_nothing(evaluator, run, plain, params):

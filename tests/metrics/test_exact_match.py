@@ -1,8 +1,5 @@
-import functools
-
 import pytest
 
-from paligemma import metrics
 from paligemma.metrics import exact_match
 
 
@@ -29,32 +26,11 @@ def test_exact_match(prediction, answers, options, expected):
 
 def test_score_is_the_mean_over_examples():
   examples = [{"suffix": "a"}, {"suffix": ["b", "c"]}, {"suffix": "d"}]
-  assert exact_match.score(["a", "c", "D"], examples) == {
+  predictions = ["a", "c", "D "]
+  assert exact_match.ExactMatch()(predictions, examples) == {
     "exact_match": pytest.approx(2 / 3)
   }
-  lower = functools.partial(exact_match.score, lower=True)
-  assert lower(["a", "c", "D"], examples) == {"exact_match": 1.0}
-
-
-def test_score_reads_the_given_field():
-  examples = [{"suffix": "a", "answer": "b"}]
-  scores = exact_match.score(["b"], examples, answer_key="answer")
-  assert scores == {"exact_match": 1.0}
-
-
-def test_score_names_the_example_without_an_answer():
-  examples = [{"suffix": "a"}, {"sufix": "b", "_where": "x.jsonl:2"}]
-  with pytest.raises(ValueError, match=r'x.jsonl:2.*"suffix".*"sufix"'):
-    exact_match.score(["a", "b"], examples)
-
-
-def test_score_of_nothing_is_an_error():
-  with pytest.raises(ValueError, match="no example"):
-    exact_match.score([], [])
-
-
-def test_make():
-  assert metrics.make("exact_match") is exact_match.score
-  assert metrics.make(len) is len
-  with pytest.raises(ValueError, match='mean "exact_match"'):
-    metrics.make("exactmatch")
+  lower = exact_match.ExactMatch(lower=True)
+  assert lower(predictions, examples) == {"exact_match": 1.0}
+  as_is = exact_match.ExactMatch(lower=True, strip=False)
+  assert as_is(predictions, examples) == {"exact_match": pytest.approx(2 / 3)}

@@ -1,0 +1,52 @@
+"""MMVP: two images that look alike to CLIP; both must be told right."""
+
+import collections
+
+from paligemma.metrics import exact_match, fields
+from paligemma.metrics import metric as metric_lib
+
+
+class MMVP(metric_lib.Metric):
+  """Paired accuracy: a pair counts if both of its questions are right.
+
+  Each example has a "pair", a text or a number that it shares with exactly one
+  other; the n-th question (from 1) of the data set is in pair (n + 1) // 2.
+
+  Keys:
+    acc: share of the pairs with two right predictions: the published score.
+    acc_question: share of the right predictions.
+    num: number of questions, twice that of pairs.
+
+  A row holds the score of its whole pair, so the rows of a pair are not
+  independent: resample them together.
+
+  Source: Tong et al. 2024, "Eyes Wide Shut?", section 2.2. The official script
+  asks GPT-4 whether a prediction is right; how the published scores were
+  matched is not known. We want an answer word for word, but for case and white
+  space at the ends. List all that shall count, such as ["(a)", "a", "open"].
+  """
+
+  def rows(self, predictions, examples, *, answer_key="suffix"):
+    paired = collections.defaultdict(list)
+    right = []
+    named = metric_lib.pairs(predictions, examples)
+    for prediction, example in named:
+      answers = fields.text_or_texts(example, answer_key, "answer")
+      right.append(exact_match.exact_match(prediction, answers, lower=True))
+      paired[_pair(example)].append(right[-1])
+    for _, example in named:
+      if (found := len(paired[_pair(example)])) != 2:
+        raise fields.wrong(
+          example, "pair", f"two examples of each pair, not {found}"
+        )
+    return [
+      {"acc": min(paired[_pair(example)]), "acc_question": one}
+      for one, (_, example) in zip(right, named, strict=True)
+    ]
+
+
+def _pair(example):
+  value = fields.read(example, "pair", "number of the pair")
+  if isinstance(value, bool) or not isinstance(value, str | int):
+    raise fields.wrong(example, "pair", "a text or a number")
+  return value

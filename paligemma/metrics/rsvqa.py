@@ -1,0 +1,53 @@
+"""RSVQA: accuracy by type of question, and the mean over the types."""
+
+import dataclasses
+
+from paligemma.metrics import fields, vqa
+from paligemma.metrics import metric as metric_lib
+
+QUESTION_TYPES = ("comp", "count", "presence", "rural_urban", "area")
+NUMERIC_TYPES = ("count", "area")
+
+
+@dataclasses.dataclass(frozen=True)
+class RSVQA(metric_lib.Metric):
+  """Remote sensing questions: needs each example's "question_type".
+
+  Keys:
+    acc, acc_any, anls: as those of `vqa.vqa`; acc_any is the overall accuracy.
+    acc_{type}: acc_any over the questions of a type of QUESTION_TYPES.
+    acc_avg: mean over the types that occur: the published score.
+    acc_avg_nonum: the same over those that occur but count and area.
+    num: number of examples.
+
+  Attributes:
+    lower: compare without regard to case, as the published transfers do.
+
+  Source: Lobry et al. 2020, "RSVQA: Visual Question Answering for Remote
+  Sensing Data"; big_vision, evaluators/proj/paligemma/transfers/rsvqa.py. There
+  acc_avg_nonum is written twice for the low-resolution data, last without
+  rural_urban, and a single "answer" counts for no type.
+  """
+
+  lower: bool = True
+
+  def score(self, prediction, example, answer_key):
+    answers = fields.text_or_texts(example, answer_key, "answer")
+    kind = fields.choice(
+      example, "question_type", "type of question", QUESTION_TYPES
+    )
+    row = vqa.vqa(prediction, answers, lower=self.lower)
+    return row | {f"acc_{kind}": row["acc_any"]}
+
+  def reduce(self, rows):
+    scores = super().reduce(rows)
+    by_type = {
+      kind: scores[f"acc_{kind}"]
+      for kind in QUESTION_TYPES
+      if f"acc_{kind}" in scores
+    }
+    scores["acc_avg"] = sum(by_type.values()) / len(by_type)
+    texts = [v for kind, v in by_type.items() if kind not in NUMERIC_TYPES]
+    if texts:
+      scores["acc_avg_nonum"] = sum(texts) / len(texts)
+    return scores
