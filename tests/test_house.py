@@ -29,7 +29,7 @@ MAY_IMPORT = {
   "paligemma.samplers": ("variants", "tree"),
   "paligemma.optim": ("variants", "tree"),
   "paligemma.sharding": ("variants", "tree"),
-  "paligemma.metrics": ("variants", "tree"),
+  "paligemma.metrics": ("variants", "tree", "data"),
   "paligemma.models": ("variants", "tree", "parts"),
   "paligemma.beam": ("samplers",),
   "paligemma.decode": ("samplers", "beam"),

@@ -19,12 +19,15 @@ from collections.abc import Callable
 from paligemma import tree
 from paligemma.metrics import (
   anls,
+  captions,
   chartqa,
+  detection,
   exact_match,
   mmvp,
   pope,
   rsvqa,
   science_qa,
+  segmentation,
   tallyqa,
   vqa,
   vqav2,
@@ -36,12 +39,15 @@ __all__ = ["METRICS", "Metric", "make"]
 # Name -> what makes the metric from its options.
 METRICS = {
   "anls": anls.ANLS,
+  "captions": captions.Captions,
   "chartqa": chartqa.ChartQA,
+  "detection": detection.Detection,
   "exact_match": exact_match.ExactMatch,
   "mmvp": mmvp.MMVP,
   "pope": pope.POPE,
   "rsvqa": rsvqa.RSVQA,
   "science_qa": science_qa.ScienceQA,
+  "segmentation": segmentation.Segmentation,
   "tallyqa": tallyqa.TallyQA,
   "textvqa": functools.partial(vqav2.VQAv2, by_type=False),
   "vqa": vqa.VQA,

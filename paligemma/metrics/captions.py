@@ -1,0 +1,79 @@
+"""Captions: CIDEr, BLEU and ROUGE-L as pycocoevalcap computes them."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from paligemma.metrics import bleu, cider, fields, ngrams, ptb_tokenizer, rouge
+from paligemma.metrics import metric as metric_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """What the scores of a corpus need to know of one caption.
+
+  Attributes:
+    prediction: its runs of words.
+    references: those of each reference.
+    bleu: its part of BLEU.
+    rouge: its ROUGE-L.
+  """
+
+  prediction: ngrams.Counts
+  references: tuple[ngrams.Counts, ...]
+  bleu: bleu.Statistics
+  rouge: float
+
+
+class Captions(metric_lib.Metric):
+  """Scores of captions against all references of their image.
+
+  A row is a Record: CIDEr and BLEU are no means over captions, and a resample
+  of the rows is a corpus of its own.
+
+  Keys:
+    cider: in [0, 10], published 100-fold; CIDEr-D, as pycocoevalcap's "CIDEr".
+    cider_unclipped: the original CIDEr, without clipping and length penalty.
+    bleu-1 ... bleu-4, rouge: in [0, 1].
+    num: number of captions.
+  """
+
+  def score(self, prediction, example, answer_key) -> Record:
+    """The record of one caption.
+
+    Args:
+      prediction: decoded text.
+      example: the raw example.
+      answer_key: field of the example with its caption or captions.
+
+    Raises:
+      ValueError: no caption, or something else than texts.
+    """
+    answers = fields.text_or_texts(example, answer_key, "caption")
+    answers = [answers] if isinstance(answers, str) else answers
+    ours = ptb_tokenizer.tokenize(prediction)
+    theirs = [ptb_tokenizer.tokenize(answer) for answer in answers]
+    counts = ngrams.count(ours)
+    reference_counts = tuple(map(ngrams.count, theirs))
+    return Record(
+      prediction=counts,
+      references=reference_counts,
+      bleu=bleu.statistics(counts, reference_counts),
+      rouge=rouge.rouge_l(ours, theirs),
+    )
+
+  def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
+    """Scores of a corpus of records, one at least, with repetition or not."""
+    corpus = [r.prediction for r in rows], [r.references for r in rows]
+    scores = {
+      "cider": _mean(cider.ciders(*corpus)),
+      "cider_unclipped": _mean(cider.ciders(*corpus, clipped=False)),
+    }
+    for n, value in enumerate(bleu.bleu(r.bleu for r in rows), start=1):
+      scores[f"bleu-{n}"] = value
+    scores["rouge"] = _mean([r.rouge for r in rows])
+    return scores | {"num": float(len(rows))}
+
+
+def _mean(values):
+  return math.fsum(values) / len(values)

@@ -1,0 +1,423 @@
+"""Cuts captions into the words over which CIDEr, BLEU and ROUGE are counted.
+
+    "A man's dog (brown) isn't on St. Mark's No. 5 bus..."
+    a man 's dog -lrb- brown -rrb- is n't on st. mark 's no. 5 bus
+
+The published scores of captions are counted over the tokens of Stanford's
+PTBTokenizer 3.4.1, a Java program, in lower case and without punctuation, as
+pycocoevalcap calls it. A score moves by points with another tokenizer; this one
+gives the same tokens without Java.
+
+It is a list of rules, and works as that program's lexer does: at each place of
+the text the rule wins that matches the longest stretch, what it only looks
+ahead at included, and of equally long ones the first.
+"""
+
+import re
+import unicodedata
+from collections.abc import Callable
+
+# Tokens that pycocoevalcap drops. It compares them after lower-casing, so that
+# brackets, which are written as -lrb-, stay.
+# fmt: off
+PUNCTUATION = frozenset([
+  "''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-",
+  ".", "?", "!", ",", ":", "-", "--", "...", ";",
+])
+# fmt: on
+
+
+def tokenize(text: str) -> str:
+  """Returns the words of a caption, separated by single spaces.
+
+  A fraction after a number ("1 1/2"), a telephone number and a tag with
+  attributes are one word with no-break spaces in it, at which str.split() cuts
+  them, as in CIDEr and BLEU, and str.split(" ") does not, as in ROUGE.
+
+  Args:
+    text: a caption. Line breaks are spaces.
+
+  Returns:
+    Lower-case words; "" if there is none.
+
+  Source: PTBTokenizer 3.4.1 with -preserveLines -lowerCase, and the list of
+  punctuation of pycocoevalcap/tokenizer/ptbtokenizer.py. The rules were found
+  by asking that program. Known differences: there, whether the last word of a
+  caption keeps its period may depend on the caption after it, of another image
+  ("No." before one that begins with a number); a line break other than "\\n"
+  makes two captions of one, after which all go to the wrong image; letters
+  newer than Unicode 6.1 vanish; and a capital sigma at the end of a word with
+  digits is lowered as one.
+  """
+  text = _code_units(text.replace("\n", " ")) + "\n"
+  words = []
+  start = 0
+  while start < len(text):
+    if plain := _PLAIN.match(text, start):
+      words.append(plain[1])
+      start = plain.end()
+      continue
+    longest = len(_SPACES.match(text, start)[0])
+    token = None
+    for pattern, rewrite in _RULES:
+      match = pattern.match(text, start)
+      if match and match.end() - start > longest:
+        longest = match.end() - start
+        token, written = match[1], rewrite
+    if token:
+      words.append(written(token))
+      start += len(token)
+    else:  # a character that no rule knows is left out
+      start += max(longest, 1)
+  # Joined and cut again, as a token may end with white space of its own.
+  words = " ".join(words).lower().rstrip().split(" ")
+  return _characters(" ".join(w for w in words if w not in PUNCTUATION))
+
+
+def _code_units(text):
+  """UTF-16, as in Java: a character beyond U+FFFF is two, of no rule's set."""
+  data = text.encode("utf-16-le", "surrogatepass")
+  return "".join(map(chr, memoryview(data).cast("H")))
+
+
+def _characters(units):
+  data = units.encode("utf-16-le", "surrogatepass")
+  return data.decode("utf-16-le", "replace")
+
+
+def _ranges(holds: Callable[[str], bool]) -> str:
+  """The characters up to U+FFFF of a kind, for the inside of [...]."""
+  ranges = []
+  for code in range(0x80, 0x10000):
+    if holds(chr(code)):
+      if ranges and ranges[-1][1] == code - 1:
+        ranges[-1][1] = code
+      else:
+        ranges.append([code, code])
+  return "".join(f"{chr(a)}-{chr(b)}" for a, b in ranges)
+
+
+def _listed(text: str) -> str:
+  """The same of hexadecimal ranges."""
+  pairs = [item.split("-") for item in text.split()]
+  return "".join(f"{chr(int(p[0], 16))}-{chr(int(p[-1], 16))}" for p in pairs)
+
+
+def _any_of(words: str, form: Callable[[str], str]) -> str:
+  """A pattern for words, of which a longer one comes before its beginning."""
+  return "|".join(form(word) for word in sorted(words.split(), reverse=True))
+
+
+def _in_any_case(word):
+  return f"(?i:{re.escape(word)})"
+
+
+def _capitalized(word):
+  return f"{word[0].upper()}(?i:{re.escape(word[1:])})"
+
+
+def _in_small_letters(word):
+  """But for the first."""
+  return f"[{word[0]}{word[0].upper()}]{word[1:]}"
+
+
+_LETTERS = "a-zA-Z" + _ranges(lambda c: unicodedata.category(c)[0] == "L")
+_DIGITS = "0-9" + _ranges(lambda c: unicodedata.category(c) == "Nd")
+# Accents and vowel signs, which go on with a word. Not those of all scripts.
+_MARKS = _listed("""
+  2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f
+  591-5bd 5bf 5c1-5c2 5c4-5c5 5c7 615-61a 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe
+  70f 711 730-74c 7a6-7b0 7eb-7f3 900-903 93c 93e-94e 951-955 962-963 981-983
+  9bc 9be-9c4 9c7-9c8 9cb-9cd 9d7 9e2-9e3 a01-a03 a3c a3e-a4f a81-a83 abc
+  abe-acf b82 bbe-bc2 bc6-bc8 bca-bcd c01-c03 c3e-c56 d3e-d44 d46-d48 e31
+  e34-e3a e47-e4e eb1 eb4-ebc ec8-ecd 1885-1886
+""")
+# Signs that are a token of their own; signs not listed vanish.
+_SIGNS = r"!-/:-@\[-`{-~" + _listed("""
+  a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603
+  606-60c 614 61b 61e-61f 66a 66d 6d4 700-70d 7f6-7f8 964-965 e3f e4f 1fbd
+  2016-2017 201a 201e-2023 2030-2038 203b 203e-2042 2044 2070 2074-207e
+  2080-208e 20a4 2100-2101 2103-2106 2108-2109 2114 2116-2118 211e-2123 2125
+  2127 2129 212e 213a-213b 2140-2144 214a-214d 214f 2155-215e 2190-2bff
+  3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 ffe0-ffe1
+  ffe5-ffe6
+""")
+
+_ENTITY = "&[aeiouAEIOU](?:acute|grave|uml);"
+_D = f"[{_DIGITS}]"
+_L = f"[{_LETTERS}]"
+_LD = f"[{_LETTERS}{_DIGITS}]"
+# With marks, the soft hyphen and letters that are written as entities.
+_LM = f"(?:[{_LETTERS}{_MARKS}\xad]|{_ENTITY})"
+_LMD = f"(?:[{_LETTERS}{_MARKS}\xad{_DIGITS}]|{_ENTITY})"
+_SPACE = "[ \t\xa0\u2000-\u200a\u3000\r\n\u2028\u2029\x0b\x0c]"
+_BLANK = _SPACE[:-1] + "\x85]"  # what it looks ahead for
+_APOSTROPHE = "(?:['\x92\u2019]|&apos;)"
+_ANY_APOSTROPHE = "(?:['\x92\u2019`\x91\u2018\u201b]|&apos;)"
+_HYPHEN = "[-_\u058a\u2010\u2011]"
+_WORD = f"{_LM}{_LMD}*(?:[.!?]{_LM}{_LMD}*)*"
+_NUMBER = f"(?:{_D}*(?:[.:,\xad\u066b\u066c]{_D}+)+|{_D}+)"
+_THING = (
+  f"(?:[dDoOlL]{_ANY_APOSTROPHE}{_LD})?{_LD}+"
+  f"(?:{_HYPHEN}(?:[dDoOlL]{_ANY_APOSTROPHE}{_L})?{_LD}+)*"
+)
+# U.S, where a single letter would do, too, if it stands alone
+_ACRONYM = (
+  r"(?:(?:Canada|Sino|Korean|EU|Japan|non)-U\.S|U\.S\.-(?:U\.K|U\.S\.S\.R)"
+  r"|[A-Za-z](?:\.[A-Za-z])+)"
+)
+_COMPANY = "[A-Z]+(?:(?:[+&]|&amp;)[A-Z]+)+"
+_HYPHENED = (
+  rf"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:{_ACRONYM}\.|[A-Za-z0-9\xad]+))+"
+)
+
+_NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"
+_VALUE = "(?:'[^'\r\n]*'|\"[^\"\r\n]*\")"
+_TAG = (
+  f"<(?:[!?][A-Za-z\\-][^>\r\n]*"
+  f"|{_NAME}(?: +(?:{_NAME} *= *{_VALUE}|{_NAME}))* */?|/{_NAME}) *>"
+)
+# What a path goes on and ends with, and what a name in an address is made of.
+_IN_PATH = '[^ \t\n\f\r"<>|()]'
+_LAST_IN_PATH = '[^ \t\n\f\r"<>|.!?(){},\\-]'
+_PATH = f"/{_IN_PATH}+{_LAST_IN_PATH}"
+_IN_URL = '[^ \t\n\f\r"<>|(){}]'
+_IN_WWW = '[^ \t\n\f\r"<>|.!?(){},]'
+# From the comma to the underscore, capitals and digits among them.
+_IN_HOST = "[^ \t\n\f\r\"`'<>|.!?(){},-_$]"
+_IN_EMAIL = '[^ \t\n\f\r"<>|(){}\xa0]'
+_IN_DOMAIN = '[^ \t\n\f\r"<>|(){}.\xa0]'
+
+# Abbreviations that keep their period. After these a sentence may end, ...
+_ENDING = "|".join(
+  [
+    _any_of("ark az del ill la mass miss ore pa tex wash", _capitalized),
+    _any_of("ppte ppty pte ptes pty ptys", _in_small_letters),
+    _any_of(
+      """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn
+    corp cos ct dak dec ed.d esq est etc ext feb fla fri ga inc ind intl jan jr
+    jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla
+    penn ph.d plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ
+    va vt wed wis wisc wyo""",
+      _in_any_case,
+    ),
+  ]
+)
+# ... after these it goes on, ...
+_LEADING = "|".join(
+  [
+    _any_of("mfg mtg", _in_small_letters),
+    _any_of(
+      """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col
+    comdr cpl dept det dr drs elec ens ft gen gov govs hon insp invt jos lieut
+    lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
+    reps rev sen sens sfc sgt spc st ste supt supts treas vs wm""",
+      _in_any_case,
+    ),
+  ]
+)
+# ... and these are abbreviations only before a number.
+_NUMBERING = _any_of("art ca fig figs no nos op pp prop", _in_any_case)
+# Before these, or a tag, a single letter ends a sentence: its period is none of
+# its own.
+_SENTENCE_STARTS = _any_of(
+  """a about according additionally after an as at but earlier he her here
+  however if in it last many more mr. ms. now once one other our she since so
+  some such that the their then there these they this we what when while yet
+  you""",
+  _capitalized,
+)
+_FILE_ENDINGS = _any_of(
+  """bat bmp bz2 c cgi class cpp dll doc docx exe gif gz h htm html jar java
+  jpeg jpg mov mp3 pdf php pl png ppt ps py sql tar txt wav x xml zip""",
+  _in_any_case,
+)
+
+_QUOTES = str.maketrans(
+  dict.fromkeys("\x91\u2018\u201b\u2039", "`")
+  | dict.fromkeys("\x92\u2019\u203a", "'")
+  | dict.fromkeys("\x93\u201c\xab", "``")
+  | dict.fromkeys("\x94\u201d\xbb", "''")
+)
+_BRACKETS = {
+  "(": "-lrb-",
+  ")": "-rrb-",
+  "[": "-lsb-",
+  "]": "-rsb-",
+  "{": "-lcb-",
+  "}": "-rcb-",
+}
+_FRACTIONS = {
+  "\xbc": "1/4",
+  "\xbd": "1/2",
+  "\xbe": "3/4",
+  "\u2153": "1/3",
+  "\u2154": "2/3",
+}
+_CURRENCIES = dict.fromkeys("\x80\xa4\u20a0\u20ac", "$") | {
+  "\xa2": "cents",
+  "\xa3": "#",
+}
+_ENTITIES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
+
+
+def _as_is(token):
+  return token
+
+
+def _word(token):
+  return token.replace("\xad", "").translate(_QUOTES) or "-"
+
+
+def _one_word(token):
+  return token.replace(" ", "\xa0")
+
+
+def _brackets(token):
+  return token.replace("(", "-lrb-").replace(")", "-rrb-")
+
+
+def _phone(token):
+  return _one_word(_brackets(token))
+
+
+def _entity(token):
+  return _ENTITIES[token.lower()]
+
+
+def _company(token):
+  return token.replace("&amp;", "&")
+
+
+def _always(written):
+  return lambda token: written
+
+
+# (pattern, how its token is written). Group 1 is the token; the pattern goes on
+# with what must follow. What a pattern finds first is its longest match.
+_RULES = [
+  (re.compile(pattern, re.A), written)
+  for pattern, written in [
+    (
+      "(?i)(can(?=not)|gon(?=na)|wan(?=na)|got(?=ta)|lem(?=me)|gim(?=me))"
+      "(?:not|na|ta|me)",
+      _as_is,
+    ),
+    (f"({_TAG})", _one_word),
+    (r"(&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015])", _always("--")),
+    ("(?i)(&(?:amp|lt|gt);)", _entity),
+    ("(&(?:HS|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _as_is),
+    # he|'s, is|n't, and the word itself
+    (f"(?i)({_WORD}){_APOSTROPHE}(?:[msd]|re|ve|ll)", _word),
+    (
+      rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOSTROPHE}[tT]",
+      _word,
+    ),
+    (f"({_WORD})", _word),
+    # words with an apostrophe, and names such as O'Brien or Ma'am
+    (
+      f"(?i)({_APOSTROPHE}n{_APOSTROPHE}?|[ldj]{_APOSTROPHE}|dunkin{_APOSTROPHE}"
+      f"|somethin{_APOSTROPHE}|ol{_APOSTROPHE}|{_APOSTROPHE}em"
+      f"|{_APOSTROPHE}cause|{_APOSTROPHE}till?|cap{_APOSTROPHE}n"
+      f"|c{_APOSTROPHE}est|e'er|nor'easter|c'mon|nat'l|li'l|cont'd\\.)",
+      _as_is,
+    ),
+    (f"(?i)(y{_APOSTROPHE}){_L}", _as_is),
+    (f"(?i)({_APOSTROPHE}t)(?:is|was)", _as_is),
+    (f"([A-HJ-XZn]{_ANY_APOSTROPHE}{_L}{{2,}})", _as_is),
+    (
+      f"({_L}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_L}*)",
+      _as_is,
+    ),
+    # addresses and tags
+    (f"(?i)(https?://{_IN_URL}+{_LAST_IN_PATH})", _as_is),
+    (rf"(www\.(?:{_IN_WWW}+?\.)+?[a-zA-Z]{{2,4}}{_PATH})", _as_is),
+    (rf"(www\.(?:{_IN_WWW}+\.)+[a-zA-Z]{{2,4}})", _as_is),
+    (rf"((?:{_IN_HOST}+\.)+(?:com|net|org|edu)(?:{_PATH})?)", _as_is),
+    (
+      rf"((?:&lt;|<)?[a-zA-Z0-9]{_IN_EMAIL}*@(?:{_IN_DOMAIN}+\.)*{_IN_DOMAIN}+"
+      "(?:&gt;|>)?)",
+      _as_is,
+    ),
+    ("(@[A-Za-z_][A-Za-z0-9_]*)", _as_is),
+    (f"(#{_LM}+)", _as_is),
+    # 's and n't
+    (f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))[^a-z]", _word),
+    (f"(?i)(n{_ANY_APOSTROPHE}t)", _word),
+    # numbers
+    (f"({_D}{{1,2}}[-/]{_D}{{1,2}}[-/]{_D}{{2,4}})", _as_is),
+    (f"([-+]?{_NUMBER})", _word),
+    (
+      f"((?:{_D}{{1,4}}[- \xa0])?{_D}{{1,4}}(?:\\\\?/|\u2044){_D}{{1,4}})",
+      _one_word,
+    ),
+    (f"([{''.join(_FRACTIONS)}])", _FRACTIONS.get),
+    (
+      "([\u207a\u207b\u208a\u208b]?"
+      "(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+))",
+      _as_is,
+    ),
+    (f"({_APOSTROPHE}[0-9][0-9]){_BLANK}", _as_is),
+    (f"(?i)({_APOSTROPHE}[2-9]0s)", _as_is),
+    (
+      r"((?:\([0-9]{2,3}\)[ \xa0]?"
+      r"|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+      r"[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
+      _phone,
+    ),
+    (r"([A-Z]*\$|#)", _as_is),
+    # words with hyphens, slashes, digits and signs
+    (
+      r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S&(?:amp;)?P-500"
+      "|S&(?:amp;)?Ls)",
+      _as_is,
+    ),
+    (f"({_THING})", _as_is),
+    (f"({_COMPANY})", _company),
+    (
+      r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+      r"(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})",
+      _as_is,
+    ),
+    (r"([Cc]\+\+|[CcFf]#)", _as_is),
+    # abbreviations
+    (rf"([A-Za-z])\.{_BLANK}+(?:{_SENTENCE_STARTS}|{_TAG}){_BLANK}", _as_is),
+    (rf"((?:{_ENDING})\.)(?:[\s\S]{{2}})?", _as_is),
+    (f"({_HYPHENED})", _word),
+    (rf"((?:{_LEADING})\.)", _as_is),
+    (rf"((?:{_ACRONYM}|[A-Za-z])\.)", _as_is),
+    (rf"((?:{_NUMBERING})\.){_BLANK}?{_D}", _as_is),
+    (
+      rf"(?i)({_LMD}+(?:\.{_LMD}+)*\.(?:{_FILE_ENDINGS}))(?:{_BLANK}|[.?!,])",
+      _as_is,
+    ),
+    (rf"({_WORD}\.)[,;:\u3001]", _word),
+    (rf"({_THING}\.)[,;:\u3001]", _as_is),
+    (rf"({_COMPANY}\.)[,;:\u3001]", _company),
+    (rf"({_HYPHENED}\.)[,;:\u3001]", _word),
+    # faces
+    (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _brackets),
+    (r"([-'<=>^~x]_[-'<=>^~x]|\([-'<=>^~x][_.]?[-'<=>^~x]\))", _brackets),
+    # signs
+    (r"([()\[\]{}])", _BRACKETS.get),
+    ("(<<|>>)", _as_is),
+    (r"(\.{3,5}|[\x85\u2026]|\.(?: \.){2,4})", _always("...")),
+    ("([?!]+)", _as_is),
+    ("(-{3,4})", _always("--")),
+    (r"(-+|_+|\*+|#+|@+|(?:\\\*)+)", _as_is),
+    ("('')", _as_is),
+    (f"(``|[`{''.join(map(chr, _QUOTES))}\u201a\u201e]{{1,2}})", _word),
+    ("(')[A-Za-z][^ \t\n\r\xa0]", _always("`")),
+    (f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))", _word),
+    ("(?i)(&quot;|&nbsp;|&apos;|[\"'])", _always("''")),
+    (f"([{''.join(_CURRENCIES)}])", _CURRENCIES.get),
+    (f"([{_SIGNS}])", _as_is),
+  ]
+]
+
+_SPACES = re.compile(f"{_SPACE}*")
+# What most of a caption is: words of ASCII letters.
+_PLAIN = re.compile(
+  "(?!(?:cannot|gimme|gonna|gotta|lemme|wanna) )([a-z]+) +(?=[!-~])",
+  re.I | re.A,
+)

@@ -1,0 +1,181 @@
+"""Segmentation of one thing per image: mean IoU of masks, accuracy of boxes."""
+
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from PIL import Image
+
+from paligemma.data import masks as masks_lib
+from paligemma.metrics import boxes, fields
+from paligemma.metrics import metric as metric_lib
+
+THRESHOLDS = (0.5, 0.75)  # of the IoU of boxes
+CODES = 16  # of a mask
+
+_LAST_LOC = 1023
+_LAST_SEG = 127
+# Masks decoded at a time: one size, one compilation.
+_BATCH = 64
+
+# What the answer begins with; nothing stands before or between, and what
+# follows is not looked at.
+_PIECES = re.compile(r"((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})")
+
+Pieces = tuple[np.ndarray, np.ndarray]
+
+
+class Segmentation(metric_lib.Metric):
+  """Masks and boxes against those of the examples, in original pixels.
+
+  Fields of an example, which need not have an answer:
+    mask: what is not 0 is inside: array[H, W] of the original size, or a
+      run-length mask of COCO, {"size": [H, W], "counts": ...}.
+    box: (y0, x0, y1, x1) in pixels; without it, the smallest around the mask.
+
+  Keys:
+    miou: mean IoU of the masks, 0 for an invalid prediction.
+    boxacc/0.5, boxacc/0.75: share of boxes with at least this IoU.
+    invalid: number of predictions that do not begin with four locations and 16
+      codes, or whose box has no area or covers no pixel.
+    total: number of predictions.
+
+  Args:
+    decode: int32[B, 16] codes -> float[B, 64, 64] masks, above 0 inside, such
+      as functools.partial(mask_codec.decode, params).
+
+  Source: big_vision, evaluators/proj/paligemma/transfers/segmentation.py, which
+  reads tokens; here, a text with white space before the first is invalid too. A
+  mask is resized to the box rounded down; data/masks.paste rounds to nearest.
+  """
+
+  def __init__(self, decode: Callable[[np.ndarray], np.ndarray]):
+    self._decode = decode
+
+  def rows(self, predictions, examples, *, answer_key="suffix"):
+    """One row per example, as Metric.rows; answer_key is of no use here.
+
+    Raises:
+      ValueError: as Metric.rows; a mask or box is missing or malformed, or the
+        mask is empty.
+    """
+    named = metric_lib.pairs(predictions, examples)
+    found = [parse(prediction) for prediction, _ in named]
+    decoded = iter(self._decode_all([p[1] for p in found if p is not None]))
+    return [
+      _row(pieces, None if pieces is None else next(decoded), example)
+      for pieces, (_, example) in zip(found, named, strict=True)
+    ]
+
+  def reduce(self, rows):
+    """Means, and the numbers of predictions; rows may repeat."""
+    scores = metric_lib.means(rows)
+    invalid = sum(row["invalid"] for row in rows)
+    return scores | {"invalid": invalid, "total": float(len(rows))}
+
+  def _decode_all(self, codes):
+    for start in range(0, len(codes), _BATCH):
+      part = codes[start : start + _BATCH]
+      batch = np.zeros((_BATCH, CODES), np.int32)
+      batch[: len(part)] = part
+      yield from np.asarray(self._decode(batch), np.float32)[: len(part)]
+
+
+def parse(prediction: str) -> Pieces | None:
+  """Reads a predicted text.
+
+  Returns:
+    (int[4], int[16]): locations (y0, x0, y1, x1) in [0, 1024) and codes in
+    [0, 128); None if the text does not begin with them, or y1 <= y0, or
+    x1 <= x0.
+  """
+  match = _PIECES.match(prediction)
+  if not match:
+    return None
+  locs, codes = (
+    np.array(re.findall("[0-9]+", part), np.int32) for part in match.groups()
+  )
+  ordered = locs[2] > locs[0] and locs[3] > locs[1]
+  if locs.max() > _LAST_LOC or codes.max() > _LAST_SEG or not ordered:
+    return None
+  return locs, codes
+
+
+def mask_iou(decoded: np.ndarray, locs: np.ndarray, truth: np.ndarray) -> float:
+  """Intersection over union of a decoded and a true mask, at full size.
+
+  Args:
+    decoded: float[64, 64], above 0 inside.
+    locs: int[4] in [0, 1024), (y0, x0, y1, x1).
+    truth: bool[H, W], not empty.
+
+  Returns:
+    A value in [0, 1]; NaN if the box covers no pixel.
+  """
+  height, width = truth.shape
+  y0, x0, y1, x1 = (
+    int(corner * side)
+    for corner, side in zip(
+      locs / _LAST_LOC, (height, width, height, width), strict=True
+    )
+  )
+  if y1 <= y0 or x1 <= x0:
+    return float("nan")
+  picture = Image.fromarray(decoded).resize(
+    (x1 - x0, y1 - y0), Image.Resampling.BILINEAR
+  )
+  inside = np.asarray(picture) > 0
+  common = np.count_nonzero(inside & truth[y0:y1, x0:x1])
+  union = np.count_nonzero(truth) + np.count_nonzero(inside) - common
+  return float(common / union)
+
+
+def _row(pieces, decoded, example):
+  truth = _mask(example)
+  box = _box(example, truth)
+  height, width = truth.shape
+  if pieces is None:
+    between_boxes, between_masks = 0.0, float("nan")
+  else:
+    relative = box / np.array([height, width, height, width])
+    (between_boxes,) = boxes.iou(pieces[0] / _LAST_LOC, relative[None])
+    between_masks = mask_iou(decoded, pieces[0], truth)
+  invalid = np.isnan(between_masks)
+  return {
+    "miou": 0.0 if invalid else between_masks,
+    **{f"boxacc/{t}": float(between_boxes >= t) for t in THRESHOLDS},
+    "invalid": float(invalid),
+  }
+
+
+def _mask(example):
+  value = fields.read(example, "mask", "mask")
+  try:
+    if isinstance(value, Mapping):
+      mask = masks_lib.from_rle(value, *map(int, value["size"]))
+    else:
+      mask = np.asarray(value) != 0
+    problem = f"has shape {mask.shape}" if mask.ndim != 2 else "is empty"
+  except (KeyError, TypeError, ValueError) as error:
+    mask, problem = np.empty(0), f"cannot be read ({error})"
+  if mask.ndim != 2 or not mask.any():
+    raise ValueError(
+      f'{example["_where"]}: "mask" {problem}, expected an array'
+      " [height, width] or a run-length mask of COCO, with something inside."
+    )
+  return mask
+
+
+def _box(example, mask):
+  if "box" not in example:
+    return np.array(masks_lib.bounding_box(mask), np.float64)
+  try:
+    box = np.array(example["box"], np.float64)
+  except (TypeError, ValueError):
+    box = np.empty(0)
+  finite = box.shape == (4,) and np.isfinite(box).all()
+  if not finite or not (box[:2] < box[2:]).all():
+    raise fields.wrong(
+      example, "box", "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
+    )
+  return box
