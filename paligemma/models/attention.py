@@ -4,13 +4,34 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
+import functools
+
 import einops
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from paligemma import tree
+from paligemma.models import flash, gpu_attention
 from paligemma.models.matmul import einsum_float32
 from paligemma.parts import local_rows
+
+IMPLEMENTATIONS = (
+  "auto",
+  "reference",
+  "chunked",
+  "flash",
+  "tokamax",
+  "cudnn",
+)
+
+# Kernel -> the platform it runs on, and the dtypes it takes.
+_KERNELS = {
+  "flash": ("tpu", ("float32", "bfloat16")),
+  "tokamax": ("gpu", ("bfloat16", "float16")),
+  "cudnn": ("gpu", ("bfloat16", "float16")),
+}
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
 # any key (padding) yields a plain average instead of NaN.
@@ -69,6 +90,38 @@ class Mask:
       return seen
     distance = self.query_position[:, :, None] - self.key_position[:, None, :]
     return seen & ((distance < window) | (key == query))
+
+  def ranges(self, window=None):
+    """The mask as one range of keys for each query.
+
+    For a mask of `make_mask`, where blocks and positions rise along the row: a
+    query sees the valid keys from the first of its block, or with a window the
+    first one within it, to the last of its block; without one all up to there.
+
+    Args:
+      window: as for `dense`.
+
+    Returns:
+      Tuple of the first place int32[B, T], the place behind the last one
+      int32[B, T], and which keys are valid, bool[B, S].
+    """
+    valid = self.key_block != _UNSEEN
+    # Padding joins the block behind it, and at the end stays out of all.
+    block = jax.lax.cummin(self.key_block, axis=1, reverse=True)
+
+    def find(rising, wanted, side):
+      search = functools.partial(jnp.searchsorted, side=side)
+      return jax.vmap(search)(rising, wanted).astype(jnp.int32)
+
+    end = find(block, self.query_block, "right")
+    if window is None:
+      return jnp.zeros_like(end), end, valid
+    nearest = find(self.key_position, self.query_position - window, "right")
+    return (
+      jnp.minimum(find(block, self.query_block, "left"), nearest),
+      end,
+      valid,
+    )
 
 
 def make_mask(input_mask, mask_ar):
@@ -160,14 +213,35 @@ def soft_cap(logits, cap):
 
 
 def attend(
-  q, k, v, mask=None, *, scale, logits_softcap=None, window=None, parts=None
+  q,
+  k,
+  v,
+  mask=None,
+  *,
+  scale,
+  logits_softcap=None,
+  window=None,
+  implementation="auto",
+  parts=None,
 ):
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32 whatever the inputs are; the weights return
-  to the dtype of `v` before they meet it. Many queries are taken part by part,
-  each computed again in the backward pass, so that no array of T x S stands in
-  memory; the result is the same.
+  to the dtype of `v` before they meet it. All implementations agree, but for
+  queries without any key, whose result is some finite number:
+
+      reference  plain, for short sequences: its logits are B x N x T x S
+      chunked    a part of the queries at a time, computed again in the
+                 backward pass; on any device
+      flash      tile by tile within the cores of a TPU: models/flash.py
+      tokamax    likewise on Hopper and Blackwell GPUs: models/gpu_attention.py
+      cudnn      likewise on GPUs, for what sees everything, the image tower
+
+  "auto" takes the reference while the logits of a device are at most 2**25.
+  Beyond, it takes flash on a TPU for float32 and bfloat16, unless there are
+  fewer than 128 queries or heads are split over the mesh axis "model"; else
+  chunked. It takes no kernel for GPUs: none has been run on one. A single
+  query, as in decoding, takes the reference whatever is asked for.
 
   Args:
     q: float[B, T, N, H] queries, not yet scaled.
@@ -177,21 +251,119 @@ def attend(
     scale: float, what the queries are multiplied by.
     logits_softcap: float or None, bound on the logits before the mask.
     window: see Mask.dense.
-    parts: int, number of parts; default as many as keep the logits of a device
-      below 2**25.
+    implementation: str, "auto" or a name above.
+    parts: int, of the chunked path; default as many as keep the logits of a
+      device below 2**25.
 
   Returns:
     float[B, T, N, H] in the dtype of `v`.
+
+  Raises:
+    ValueError: an unknown implementation, or one that cannot do this here.
   """
-  batch, length, heads, _ = q.shape
-  if parts is None:
-    logits = local_rows(batch) * heads * length * k.shape[1]
-    parts = -(-logits // _LOGITS_AT_ONCE)
+  tree.lookup(dict.fromkeys(IMPLEMENTATIONS), implementation, "attention")
+  if q.shape[1] == 1:
+    implementation = "reference"
+  elif implementation == "auto":
+    implementation = _choose(q, k, mask, logits_softcap)
+  elif refusal := _refuse(implementation, q, k, mask, logits_softcap):
+    raise ValueError(
+      f'attention "{implementation}" {refusal}; use "auto" or "chunked"'
+    )
   settings = {"scale": scale, "logits_softcap": logits_softcap}
-  if parts <= 1:
+  if implementation == "reference":
     seen = None if mask is None else mask.dense(window)
     return _attend(q, k, v, seen, **settings)
+  if implementation == "chunked":
+    parts = parts or max(_count_parts(q, k), 1)
+    return _attend_in_parts(q, k, v, mask, window, parts, **settings)
 
+  def on_device(arrays, window):
+    q, k, v, mask = arrays
+    if implementation == "flash":
+      mask = _see_all(q, k) if mask is None else mask
+      return flash.attend(q, k, v, mask, window, **settings)
+    if implementation == "tokamax":
+      return gpu_attention.tokamax(q, k, v, mask, window, **settings)
+    return gpu_attention.cudnn(q, k, v, scale=scale)
+
+  return _on_each_device(on_device, (q, k, v, mask), window)
+
+
+def _choose(q, k, mask, cap):
+  """The implementation that "auto" stands for."""
+  if _count_parts(q, k) <= 1:
+    return "reference"
+  if q.shape[1] >= 128 and not _refuse("flash", q, k, mask, cap):
+    return "flash"
+  return "chunked"
+
+
+def _count_parts(q, k):
+  batch, length, heads, _ = q.shape
+  logits = local_rows(batch) * heads * length * k.shape[1]
+  return -(-logits // _LOGITS_AT_ONCE)
+
+
+def _refuse(implementation, q, k, mask, cap):
+  """What an implementation cannot do of what is asked, or None."""
+  if implementation in ("reference", "chunked"):
+    return None
+  platform = _platform()
+  wanted, dtypes = _KERNELS[implementation]
+  mesh = jax.sharding.get_abstract_mesh()
+  if platform != wanted:
+    return f"runs on a {wanted.upper()}, found {platform.upper()}"
+  if q.dtype.name not in dtypes:
+    return f"takes {' or '.join(dtypes)}, found {q.dtype}"
+  if "model" not in mesh.manual_axes and mesh.shape.get("model", 1) > 1:
+    return (
+      'does not split heads, and the mesh axis "model" has '
+      f"{mesh.shape['model']} devices"
+    )
+  if implementation == "tokamax" and mask and q.shape[1] != k.shape[1]:
+    return (
+      "takes a mask of as many queries as keys, found "
+      f"{q.shape[1]} and {k.shape[1]}"
+    )
+  if implementation == "cudnn" and mask:
+    return "knows no mask of a prefix"
+  if implementation == "cudnn" and cap:
+    return f"knows no soft cap of the logits, found {cap}"
+  return None
+
+
+def _platform():
+  """What is compiled for: the mesh's devices, which need not be here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def _on_each_device(function, rows, shared):
+  """Applies a function to the rows of each device: kernels do not split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = set(mesh.axis_names) - set(mesh.manual_axes)
+  if not axes:
+    return function(rows, shared)
+  batch = rows[0].shape[0]
+  split = PartitionSpec("data" if local_rows(batch) < batch else None)
+  return jax.shard_map(
+    function,
+    in_specs=(split, PartitionSpec()),
+    out_specs=split,
+    axis_names=axes,
+    check_vma=False,
+  )(rows, shared)
+
+
+def _see_all(q, k):
+  """The mask of queries that see all keys."""
+  query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+  return Mask(query, key, query, key)
+
+
+def _attend_in_parts(q, k, v, mask, window, parts, **settings):
+  batch, length = q.shape[:2]
   size = -(-length // parts)
   parts = -(-length // size)
 

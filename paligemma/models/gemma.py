@@ -113,6 +113,7 @@ class Attention(nn.Module):
   query_scale: float
   logits_softcap: float | None
   dtype: str
+  attention: str
 
   @nn.compact
   def __call__(self, x, window, mask, cache_index, mode, cache_size):
@@ -141,6 +142,7 @@ class Attention(nn.Module):
       scale=self.query_scale,
       logits_softcap=self.logits_softcap,
       window=window,
+      implementation=self.attention,
     )
     return Einsum(
       (self.num_heads, self.head_dim, width),
@@ -234,6 +236,7 @@ class Block(nn.Module):
   attn_logits_softcap: float | None
   dropout: float
   dtype: str
+  attention: str
 
   @nn.compact
   def __call__(self, x, window, mask, cache_index, mode, size):
@@ -247,6 +250,7 @@ class Block(nn.Module):
       query_scale=self.query_scale,
       logits_softcap=self.attn_logits_softcap,
       dtype=self.dtype,
+      attention=self.attention,
       name="attn",
     )(y, window, mask, cache_index, mode, size)
     if self.post_norms:
@@ -293,6 +297,7 @@ class Model(nn.Module):
     remat_policy: see models/remat.py.
     dtype: compute dtype of matrix products and cache: "float32", "bfloat16" or
       "float16". Norms, RoPE, softmax, logits and residual sums are float32.
+    attention: how, see attention.attend; "auto" or the name of one.
   """
 
   width: int
@@ -312,6 +317,7 @@ class Model(nn.Module):
   scan: bool = True
   remat_policy: str = "block_inputs"
   dtype: str = "float32"
+  attention: str = "auto"
 
   def setup(self):
     sizes = self._block_sizes()
@@ -343,6 +349,7 @@ class Model(nn.Module):
       "attn_logits_softcap": self.attn_logits_softcap,
       "dropout": self.dropout,
       "dtype": self.dtype,
+      "attention": self.attention,
     }
 
   def _find_query_scale(self):

@@ -74,6 +74,7 @@ class MultiHeadDotProductAttention(nn.Module):
 
   num_heads: int
   dtype: str = "float32"
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, queries, keys):
@@ -98,6 +99,7 @@ class MultiHeadDotProductAttention(nn.Module):
       project(keys, "key"),
       project(keys, "value"),
       scale=head_dim**-0.5,
+      implementation=self.attention,
     )
     return nn.DenseGeneral(
       width,
@@ -116,11 +118,14 @@ class Block(nn.Module):
   num_heads: int
   dropout: float = 0.0
   dtype: str = "float32"
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x, train):
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(y, y)
+    y = MultiHeadDotProductAttention(
+      self.num_heads, self.dtype, self.attention
+    )(y, y)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
     x = x + y.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
@@ -139,6 +144,7 @@ class Encoder(nn.Module):
   scan: bool = True
   remat_policy: str = "none"
   dtype: str = "float32"
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -147,6 +153,7 @@ class Encoder(nn.Module):
       "num_heads": self.num_heads,
       "dropout": self.dropout,
       "dtype": self.dtype,
+      "attention": self.attention,
     }
     norm = nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")
     if (
@@ -236,6 +243,7 @@ class Model(nn.Module):
     dtype: compute dtype of the matrix products. Patch and position embedding,
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
+    attention: how, see attention.attend; "auto" or the name of one.
   """
 
   patch_size: int
@@ -252,6 +260,7 @@ class Model(nn.Module):
   scan: bool = True
   remat_policy: str = "block_inputs"
   dtype: str = "float32"
+  attention: str = "auto"
 
   @nn.compact
   def __call__(self, image, train=False):
@@ -301,6 +310,7 @@ class Model(nn.Module):
       scan=self.scan,
       remat_policy=self.remat_policy,
       dtype=self.dtype,
+      attention=self.attention,
       name="Transformer",
     )(x, train)
     out["encoded"] = x[:, 1:] if self.pool_type == "tok" else x

@@ -1,14 +1,16 @@
 """Masks by whole matrices; RoPE and attention against float64 loops."""
 
 import functools
+import math
+import re
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models import attention
+from paligemma import sharding
+from paligemma.models import attention, flash
 
 
 def matrix(picture):
@@ -190,11 +192,11 @@ def without_keys(mask, row, query):
   return mask.replace(query_block=mask.query_block.at[row, query].set(-1))
 
 
-@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("how", ["auto", "reference", "chunked"])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 1), (5, 5)])
-def test_attend_equals_loop(heads, kv_heads, cap, masked, parts):
+def test_attend_equals_loop(heads, kv_heads, cap, masked, how):
   q, k, v, mask = random_qkv(heads=heads, kv_heads=kv_heads)
   seen = np.asarray(mask.dense()) | (not masked)
   assert seen.mean() < 0.8 or not masked
@@ -204,7 +206,8 @@ def test_attend_equals_loop(heads, kv_heads, cap, masked, parts):
     mask if masked else None,
     scale=0.7,
     logits_softcap=cap,
-    parts=parts,
+    implementation=how,
+    parts=2,
   )
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -281,14 +284,22 @@ def test_parts_change_neither_value_nor_gradient(parts):
   def value_and_grad(q, k, v, parts):
     def total(q, k, v):
       out = attention.attend(
-        q, k, v, mask, scale=0.7, logits_softcap=2.0, window=3, parts=parts
+        q,
+        k,
+        v,
+        mask,
+        scale=0.7,
+        logits_softcap=2.0,
+        window=3,
+        implementation="chunked" if parts else "reference",
+        parts=parts,
       )
       return jnp.sum(out * weights)
 
     return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
 
   arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
-  expected = value_and_grad(*arrays, 1)
+  expected = value_and_grad(*arrays, None)
   found = value_and_grad(*arrays, parts)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
@@ -297,27 +308,152 @@ def test_parts_change_neither_value_nor_gradient(parts):
   )
 
 
-def test_no_array_of_all_queries_and_keys():
-  """4608 tokens: 8 heads of float32 logits would take 648 MiB per example."""
-  tokens = 4608
-  arrays = [
-    jax.ShapeDtypeStruct((2, tokens, heads, 4), jnp.float32)
-    for heads in (8, 1, 1)
-  ]
-  marks = jax.ShapeDtypeStruct((2, tokens), jnp.int32)
+def padded_mask(seed=0):
+  """Blocks of any length, padding anywhere, and a row that has none."""
+  rng = np.random.default_rng(seed)
+  input_mask = rng.random((64, 23)) < rng.random((64, 1))
+  mask_ar = rng.random((64, 23)) < rng.random((64, 1))
+  return attention.make_mask(
+    jnp.asarray(input_mask).at[0].set(True), jnp.asarray(mask_ar, jnp.int32)
+  )
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 2**31 - 1])
+def test_ranges_are_the_mask(window):
+  mask = padded_mask()
+  start, end, valid = jax.jit(attention.Mask.ranges)(mask, window)
+  place = np.arange(23)[None, None]
+  start, end = np.asarray(start), np.asarray(end)
+  within = (start[:, :, None] <= place) & (place < end[:, :, None])
+  seen = within & np.asarray(valid)[:, None]
+  np.testing.assert_array_equal(seen, mask.dense(window))
+
+
+def largest_array(hlo):
+  """Elements of the largest array in the text of a program."""
+  shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", hlo)
+  return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+
+def compile_gradient(how, *, batch, tokens, heads, head_dim):
+  """The optimized program of value and gradient, as text."""
+  shapes = [(batch, tokens, n, head_dim) for n in (heads, 1, 1)]
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  marks = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
 
   def total(q, k, v, mask_ar):
     mask = attention.make_mask(mask_ar >= 0, mask_ar)
-    return jnp.sum(attention.attend(q, k, v, mask, scale=1.0))
+    out = attention.attend(
+      q, k, v, mask, scale=1.0, window=7, logits_softcap=5.0, implementation=how
+    )
+    return jnp.sum(out * out)
 
-  jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(*arrays, marks)
-  assert largest_size(jaxpr.jaxpr) <= 2**25
+  step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+  return step.lower(*arrays, marks).compile().as_text()
 
 
-def largest_size(jaxpr):
-  sizes = [0]
-  for equation in jaxpr.eqns:
-    sizes += [v.aval.size for v in equation.outvars if hasattr(v.aval, "size")]
-    for inner in jax.extend.core.jaxprs_in_params(equation.params):
-      sizes.append(largest_size(inner))
-  return max(sizes)
+@pytest.mark.parametrize("how", ["reference", "chunked", "auto"])
+def test_no_array_of_all_queries_and_keys(monkeypatch, how):
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  hlo = compile_gradient(how, batch=2, tokens=211, heads=3, head_dim=5)
+  holds_all = largest_array(hlo) >= 211 * 211
+  assert holds_all == (how == "reference")
+
+
+@pytest.mark.parametrize("how", ["reference", "auto"])
+def test_no_array_of_all_queries_and_keys_at_896_pixels(how):
+  """4096 patches and 512 tokens of text; the program is not run."""
+  hlo = compile_gradient(how, batch=1, tokens=4608, heads=8, head_dim=8)
+  holds_all = "4608,4608]" in hlo
+  assert holds_all == (how == "reference")
+  assert (largest_array(hlo) > 2**25) == (how == "reference")
+
+
+def small(dtype=jnp.bfloat16, length=131):
+  x = jnp.zeros((1, length, 1, 8), dtype)
+  tokens = jnp.ones((1, length), jnp.int32)
+  return (x, x, x, attention.make_mask(tokens == 1, tokens))
+
+
+@pytest.mark.parametrize(
+  ("how", "platform", "arrays", "cap", "message"),
+  [
+    ("flahs", "tpu", small(), None, 'unknown attention "flahs".*flash'),
+    ("flash", "cpu", small(), None, "runs on a TPU, found CPU"),
+    ("flash", "gpu", small(), None, "runs on a TPU, found GPU"),
+    ("flash", "tpu", small("float16"), None, "float32 or bfloat16, .* float16"),
+    ("tokamax", "tpu", small(), None, "runs on a GPU, found TPU"),
+    ("tokamax", "gpu", small("float32"), None, "bfloat16 or .* found float32"),
+    (
+      "tokamax",
+      "gpu",
+      (small()[0][:, :7], *small()[1:]),
+      None,
+      "as many queries as keys, found 7 and 131",
+    ),
+    ("cudnn", "cpu", small(), None, "runs on a GPU, found CPU"),
+    ("cudnn", "gpu", small(), None, "knows no mask of a prefix"),
+    ("cudnn", "gpu", small()[:3], 50.0, "knows no soft cap .* found 50.0"),
+    ("cudnn", "gpu", small()[:3], None, "cuDNN is not detected"),
+  ],
+)
+def test_what_an_implementation_cannot_do(
+  monkeypatch, how, platform, arrays, cap, message
+):
+  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  with pytest.raises(ValueError, match=message) as error:
+    attention.attend(*arrays, scale=1.0, logits_softcap=cap, implementation=how)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "length", "logits", "model", "chosen"),
+  [
+    ("cpu", "bfloat16", 131, 2**25, 1, "reference"),
+    ("tpu", "bfloat16", 131, 2**25, 1, "reference"),
+    ("cpu", "bfloat16", 131, 2**13, 1, "chunked"),
+    ("gpu", "bfloat16", 131, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 131, 2**13, 1, "flash"),
+    ("tpu", "float32", 131, 2**13, 1, "flash"),
+    ("tpu", "float16", 131, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 113, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 131, 2**13, 2, "chunked"),
+  ],
+)
+def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
+  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", logits)
+  called = []
+
+  def record(name, q, *_, **__):
+    called.append(name)
+    return q
+
+  for name, where, path in (
+    ("reference", attention, "_attend"),
+    ("chunked", attention, "_attend_in_parts"),
+    ("flash", flash, "attend"),
+  ):
+    monkeypatch.setattr(where, path, functools.partial(record, name))
+  with jax.set_mesh(sharding.make_mesh(1, model, jax.devices()[:model])):
+    attention.attend(*small(dtype, length), scale=1.0)
+  assert called == [chosen]
+
+
+@pytest.mark.parametrize("how", ["flash", "tokamax", "cudnn", "chunked"])
+def test_a_single_query_takes_the_reference(how):
+  q, k, v, mask = random_qkv(queries=1)
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  out = attention.attend(*arrays, mask, scale=0.7, implementation=how)
+  expected = attend_loop(q, k, v, np.asarray(mask.dense()), 0.7, None)
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_platform_is_that_of_the_mesh():
+  assert attention._platform() == "cpu"
+  with jax.set_mesh(sharding.make_mesh(8)):
+    assert attention._platform() == "cpu"
+  device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+  mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert attention._platform() == "tpu"
