@@ -10,7 +10,7 @@ Axes: B batch, T token, D width, V vocabulary, C tokens at a time.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -140,10 +140,12 @@ def supervised_sums(
   def add(total, tokens):
     logits = compute_logits(head, tokens.features)
     losses = _token_losses(logits, tokens.targets, 0.0)
-    return total + (losses * tokens.weights).sum(axis=1)
+    return total + (losses * tokens.weights).sum(axis=1), None
 
   nothing = jnp.zeros(mask.shape[0])
-  total = _each_few(compute_logits, head, features, targets, mask, add, nothing)
+  total, _ = _each_few(
+    compute_logits, head, features, targets, mask, add, nothing
+  )
   return total, mask.sum(axis=1)
 
 
@@ -152,11 +154,12 @@ def _weighted_loss(compute_logits, smoothing, head, features, targets, weights):
   def add(total, tokens):
     logits = compute_logits(head, tokens.features)
     losses = _token_losses(logits, tokens.targets, smoothing)
-    return total + (losses * tokens.weights).sum()
+    return total + (losses * tokens.weights).sum(), None
 
-  return _each_few(
+  total, _ = _each_few(
     compute_logits, head, features, targets, weights, add, jnp.zeros(())
   )
+  return total
 
 
 def _weighted_loss_fwd(
@@ -168,7 +171,7 @@ def _weighted_loss_fwd(
   )
 
   def add(carry, tokens):
-    total, by_head, by_features = carry
+    total, by_head = carry
 
     def of(head, features):
       return compute_logits(head, features)
@@ -180,21 +183,19 @@ def _weighted_loss_fwd(
     losses, by_logits = _token_losses_and_grads(
       logits, tokens.targets, tokens.weights, smoothing
     )
-    *new_by_head, new_by_features = pull_back(by_logits)
+    *new_by_head, by_tokens = pull_back(by_logits)
     if head_trains:
       by_head = jax.tree.map(jnp.add, by_head, new_by_head[0])
-    by_features = tokens.put(by_features, new_by_features)
-    return total + (losses * tokens.weights).sum(), by_head, by_features
+    return (total + (losses * tokens.weights).sum(), by_head), by_tokens
 
   nothing = (
     jnp.zeros(()),
     jax.tree.map(jnp.zeros_like, head) if head_trains else None,
-    jnp.zeros_like(features),
   )
-  total, *grads = _each_few(
+  (total, by_head), by_features = _each_few(
     compute_logits, head, features, targets, weights, add, nothing
   )
-  return total, grads
+  return total, (by_head, by_features)
 
 
 def _weighted_loss_bwd(compute_logits, smoothing, grads, by_total):
@@ -212,39 +213,33 @@ _weighted_loss.defvjp(
 )
 
 
-class _Tokens:
-  """A few tokens of every example.
+class _Tokens(NamedTuple):
+  """Some tokens of every example.
 
   Attributes:
-    index: int[B, C], where they stand; T for none, which weighs nothing.
     features: float[B, C, D].
     targets: int[B, C].
-    weights: float32[B, C].
+    weights: float32[B, C]; 0 for those that only fill up.
   """
 
-  def __init__(self, index, features, targets, weights):
-    take = functools.partial(
-      jnp.take_along_axis, axis=1, mode="fill", fill_value=0
-    )
-    self.index = index
-    self.features = take(features, index[:, :, None])
-    self.targets = take(targets, index)
-    self.weights = take(weights, index)
-
-  def put(self, array, values):
-    """Writes float[B, C, D] values to where the tokens stand in [B, T, D]."""
-
-    def one_example(array, index, values):
-      return array.at[index].set(values, mode="drop")
-
-    return jax.vmap(one_example)(array, self.index, values)
+  features: jax.Array
+  targets: jax.Array
+  weights: jax.Array
 
 
 def _each_few(compute_logits, head, features, targets, weights, add, carry):
-  """Carries `add` (carry, _Tokens) -> carry over the tokens that count.
+  """Carries `add` over a few tokens at a time, until all that count are done.
 
-  Those of every example come first, so that the number of rounds is that of
-  the example with the most of them.
+  Those of every example are brought to the front, so that the number of rounds
+  is that of the example with the most of them.
+
+  Args:
+    add: function (carry, _Tokens) -> (carry, float[B, C, D] for the tokens, or
+      None).
+
+  Returns:
+    The last carry, and what `add` gave for the tokens where they stood,
+    float[B, T, D] with 0 for those that do not count; or None.
   """
   rows, length = targets.shape
   one = jax.ShapeDtypeStruct((rows, 1, features.shape[-1]), features.dtype)
@@ -252,15 +247,37 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
   size = _LOGITS_AT_ONCE // (parts.local_rows(rows) * vocab_size)
   size = min(max(size, 1), length)
   counts = weights != 0
-  order = jnp.argsort(~counts, axis=1, stable=True)
-  order = jnp.pad(order, [(0, 0), (0, -length % size)], constant_values=length)
   rounds = -(-counts.sum(axis=1).max() // size)
+  order = jnp.argsort(~counts, axis=1, stable=True)
+  tokens = _Tokens(
+    jnp.take_along_axis(features, order[:, :, None], axis=1),
+    jnp.take_along_axis(targets, order, axis=1),
+    jnp.take_along_axis(weights, order, axis=1),
+  )
+  tokens = jax.tree.map(lambda x: _fill_up(x, -length % size), tokens)
 
-  def one_round(i, carry):
-    index = jax.lax.dynamic_slice_in_dim(order, i * size, size, axis=1)
-    return add(carry, _Tokens(index, features, targets, weights))
+  def one_round(i, state):
+    carry, out = state
+    few = jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1), tokens
+    )
+    carry, new = add(carry, few)
+    if new is not None:
+      out = jax.lax.dynamic_update_slice_in_dim(out, new, i * size, axis=1)
+    return carry, out
 
-  return jax.lax.fori_loop(0, rounds, one_round, carry)
+  few = jax.tree.map(lambda x: x[:, :size], tokens)
+  gives = jax.eval_shape(add, carry, few)[1] is not None
+  out = jnp.zeros_like(tokens.features) if gives else None
+  carry, out = jax.lax.fori_loop(0, rounds, one_round, (carry, out))
+  if gives:
+    place = jnp.argsort(order, axis=1)
+    out = jnp.take_along_axis(out, place[:, :, None], axis=1)
+  return carry, out
+
+
+def _fill_up(x, number):
+  return jnp.pad(x, [(0, 0), (0, number)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _masked_sums(logits, targets, mask_loss, label_smoothing):
