@@ -16,6 +16,8 @@ def describe(result):
     _row("ours", ours["dtype"], unit, ours),
     f"  at the floor         {ours['floor']:10.2f} {unit}",
   ]
+  if result.get("mfu"):
+    lines.append(f"  {result['mfu']:.1%} of the peak FLOPs of the devices")
   if "loss_difference" in result:
     lines.append(
       f"  losses {', '.join(f'{loss:.4f}' for loss in result['losses'])}, at "

@@ -8,6 +8,7 @@ import optax
 
 from paligemma import losses, sharding, tree
 from scripts.benchmarks import machine, subject, turns
+from trainers import flops as flops_lib
 from trainers import state
 
 _LOSSES = 3
@@ -109,17 +110,20 @@ def measure(config, *, peer, runs, steps, growth):
     name: turns.spread([rows * steps / s for s in each])
     for name, each in taken.items()
   }
+  examples_per_s = {
+    **rate.pop("ours"),
+    "dtype": dtype,
+    "floor": rows / machine.floor([(flops, size)], rates),
+  }
+  peak = flops_lib.peak_per_second()
   result = {
     "what": "train",
     "hardware": machine.hardware(),
-    "examples_per_s": {
-      **rate.pop("ours"),
-      "dtype": dtype,
-      "floor": rows / machine.floor([(flops, size)], rates),
-    },
+    "examples_per_s": examples_per_s,
     "flops": flops,
     "bytes": size,
     **rates,
+    "mfu": peak and flops * examples_per_s["median"] / rows / peak,
     "losses": ours,
     "loss_difference": _largest_difference(ours, plain),
   }
