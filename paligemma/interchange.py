@@ -24,7 +24,14 @@ from paligemma.models import paligemma as paligemma_model
 
 _TABLE = "llm/embedder/input_embedding"
 # How a model runs, not what it is.
-_OF_THE_RUN = {"dtype", "remat_policy", "dropout", "parent", "name"}
+_OF_THE_RUN = {
+  "attention",
+  "dtype",
+  "remat_policy",
+  "dropout",
+  "parent",
+  "name",
+}
 
 
 def load(
