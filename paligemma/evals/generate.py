@@ -112,17 +112,18 @@ class Generate:
       # int32, as JAX has no 64-bit integers unless told to.
       batch["_index"] = batch["_index"].astype(np.int32)
       batch = sharding.put_batch(batch, mesh)
-      decoded = decode.generate(
-        model,
-        params,
-        batch,
-        max_decode_len=self.max_decode_len,
-        sampler=self.sampler,
-        rng=None if rng is None else jax.random.fold_in(rng, number),
-        eos_id=self.tokenizer.eos_id,
-        pad_id=self.tokenizer.pad_id,
-        prompt_buckets=(),  # all batches have one shape
-      )
+      with jax.set_mesh(mesh):
+        decoded = decode.generate(
+          model,
+          params,
+          batch,
+          max_decode_len=self.max_decode_len,
+          sampler=self.sampler,
+          rng=None if rng is None else jax.random.fold_in(rng, number),
+          eos_id=self.tokenizer.eos_id,
+          pad_id=self.tokenizer.pad_id,
+          prompt_buckets=(),  # all batches have one shape
+        )
       rows, index, decoded = sharding.fetch(
         (batch["_mask"], batch["_index"], decoded)
       )

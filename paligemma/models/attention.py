@@ -239,7 +239,8 @@ def attend(
 
   "auto" takes the reference while the logits of a device are at most 2**25.
   Beyond, it takes flash on a TPU for float32 and bfloat16, unless there are
-  fewer than 128 queries or heads are split over the mesh axis "model"; else
+  fewer than 128 queries, heads are split over the mesh axis "model", or there
+  are several devices and no mesh of jax.set_mesh says what they hold; else
   chunked. It takes no kernel for GPUs: none has been run on one. A single
   query, as in decoding, takes the reference whatever is asked for.
 
@@ -294,7 +295,10 @@ def _choose(q, k, mask, cap):
   """The implementation that "auto" stands for."""
   if _count_parts(q, k) <= 1:
     return "reference"
-  if q.shape[1] >= 128 and not _refuse("flash", q, k, mask, cap):
+  mesh = jax.sharding.get_abstract_mesh()
+  split_is_known = jax.device_count() == 1 or not mesh.empty
+  long = q.shape[1] >= 128
+  if long and split_is_known and not _refuse("flash", q, k, mask, cap):
     return "flash"
   return "chunked"
 

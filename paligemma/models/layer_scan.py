@@ -26,7 +26,8 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
   Args:
     block: function (params, x, layer, rows, part) -> x, where `params` and
       `layer` are those of one layer and `part` is the int32[] number of the
-      part, for its random numbers.
+      part, for its random numbers. Parts are numbered through over devices, so
+      what is drawn depends on how many there are.
     params: tree of float[L, ...].
     x: float[B, T, D].
     layers: tree of arrays [L, ...] that are not differentiated.

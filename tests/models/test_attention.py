@@ -440,6 +440,20 @@ def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
   assert called == [chosen]
 
 
+def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
+  monkeypatch,
+):
+  monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  q, k, _, mask = small("bfloat16", 131)
+  choose = functools.partial(attention._choose, q, k, mask, None)
+  assert choose() == "chunked"
+  with jax.set_mesh(sharding.make_mesh(8)):
+    assert choose() == "flash"
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert choose() == "flash"
+
+
 @pytest.mark.parametrize("how", ["flash", "tokamax", "cudnn", "chunked"])
 def test_a_single_query_takes_the_reference(how):
   q, k, v, mask = random_qkv(queries=1)
