@@ -51,7 +51,7 @@ def get_config(argument=None):
   config.train.sources = dict(
     main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)
   )
-  config.train.ops = ()  # e.g. (preprocess.Format("answer en {question}"),)
+  config.train.ops = ()  # e.g. (text_ops.Format("answer en {question}"),)
   config.train.resize = "bilinear"  # as the reference; or "hf", "bicubic"
   config.train.too_long = "error"  # or "truncate" the suffix
   config.train.on_bad = "stop"  # or "skip" bad examples and count them

@@ -2,64 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from paligemma import tree
+from paligemma.data import fields, sequence
 from paligemma.data import image as image_lib
-from paligemma.data import sequence
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.data.fields import Example
 
-Example = dict[str, Any]
 Op = Callable[[Example, np.random.Generator], Example]
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-  """Writes prefix, and suffix if given, from templates of other fields.
-
-      Format("answer en {question}", "{answer}")
-
-  Attributes:
-    prefix: Template of the prompt, as of str.format.
-    suffix: Template of the answer. Default None leaves the answer as it is.
-  """
-
-  prefix: str
-  suffix: str | None = None
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    written = {"prefix": _fill(self.prefix, example)}
-    if self.suffix is not None:
-      written["suffix"] = _fill(self.suffix, example)
-    return {**example, **written}
-
-
-@dataclasses.dataclass(frozen=True)
-class Lower:
-  """Turns a text field to lower case."""
-
-  key: str
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    return {**example, self.key: _text(example, self.key).lower()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """Replaces a list field, such as five captions, by a random element."""
-
-  key: str
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    options = _field(example, self.key)
-    if not isinstance(options, list) or not options:
-      raise ValueError(
-        f'{_where(example)}: expected a list under "{self.key}" to choose '
-        f"from, found {options!r}"
-      )
-    return {**example, self.key: options[rng.integers(len(options))]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +64,14 @@ class Preprocess:
         the message begins with "_where".
     """
     example = self.prepare(example, rng)
-    prefix = _text(example, "prefix")
-    suffix = _text(example, "suffix") if self.train else None
+    prefix = fields.text(example, "prefix")
+    suffix = fields.text(example, "suffix") if self.train else None
     try:
       arrays = self._tokenize(prefix, suffix)
     except ValueError as error:
-      raise ValueError(f"{_where(example)}: {error}") from None
-    data = _field(example, "image")
-    pixels = image_lib.decode(data, where=_where(example))
+      raise ValueError(f"{fields.where(example)}: {error}") from None
+    data = fields.read(example, "image")
+    pixels = image_lib.decode(data, where=fields.where(example))
     to_input = image_lib.PREPROCESSING[self.resize]
     return {"image": to_input(pixels, (self.res, self.res)), **arrays}
 
@@ -141,41 +93,3 @@ class Preprocess:
     return sequence.training(
       self.tokenizer, prefix, suffix, self.text_len, too_long=self.too_long
     )
-
-
-def _where(example):
-  return example.get("_where", "example")
-
-
-def _field(example, key):
-  if key in example:
-    return example[key]
-  raise _missing(example, key)
-
-
-def _missing(example, key):
-  present = [name for name in example if not name.startswith("_")]
-  return ValueError(
-    f'{_where(example)}: missing key "{key}", found {", ".join(present)}.'
-    + tree.did_you_mean(key, present)
-  )
-
-
-def _text(example, key):
-  text = _field(example, key)
-  if not isinstance(text, str):
-    raise ValueError(
-      f'{_where(example)}: expected text under "{key}", found {text!r}'
-    )
-  return text
-
-
-def _fill(template, example):
-  try:
-    return template.format_map(example)
-  except KeyError as error:
-    raise _missing(example, error.args[0]) from None
-  except ValueError as error:
-    raise ValueError(
-      f'{_where(example)}: malformed template "{template}": {error}'
-    ) from None

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from paligemma import tree
-from paligemma.data import batches, preprocess, sources
+from paligemma.data import batches, preprocess, sources, text_ops
 
 EXAMPLES = 13
 RES, TEXT_LEN = 5, 23
@@ -69,8 +69,8 @@ def prompts(tokenizer):
 @pytest.fixture
 def random_rows(tokenizer):
   ops = (
-    preprocess.Choice("loose"),
-    preprocess.Format("{prefix} {loose}"),
+    text_ops.Choice("loose"),
+    text_ops.Format("{prefix} {loose}"),
   )
   return preprocess.Preprocess(tokenizer, RES, TEXT_LEN, train=True, ops=ops)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from paligemma.data import image as image_lib
 from paligemma.data import preprocess as preprocess_lib
-from paligemma.data import sequence
+from paligemma.data import sequence, text_ops
 
 RES, TEXT_LEN = 7, 37
 
@@ -88,47 +88,15 @@ def test_padding_has_the_form_of_a_row(
 
 
 def test_pickle(tokenizer, example, rng):
-  ops = (preprocess_lib.Format("{prefix}?"), preprocess_lib.Lower("suffix"))
+  ops = (text_ops.Format("{prefix}?"), text_ops.Lower("suffix"))
   preprocess = make(tokenizer, ops=ops)
   copy = pickle.loads(pickle.dumps(preprocess))
   row, again = preprocess(example, rng), copy(example, rng)
   np.testing.assert_array_equal(row["text"], again["text"])
 
 
-def test_format(rng):
-  example = {"question": "how many?", "answer": 3, "suffix": "kept"}
-  op = preprocess_lib.Format("answer en {question}", "{answer}")
-  assert op(example, rng) == {
-    **example,
-    "prefix": "answer en how many?",
-    "suffix": "3",
-  }
-  op = preprocess_lib.Format("caption en")
-  assert op(example, rng) == {**example, "prefix": "caption en"}
-  assert "prefix" not in example
-
-
-def test_lower_and_choice(rng):
-  example = {"suffix": ["A Dog", "A CAT", "A bird"]}
-  chosen = set()
-  for _ in range(50):
-    one = preprocess_lib.Choice("suffix")(example, rng)
-    chosen.add(preprocess_lib.Lower("suffix")(one, rng)["suffix"])
-  assert chosen == {"a dog", "a cat", "a bird"}
-
-
-def test_choice_depends_on_the_rng_alone():
-  example = {"suffix": list("abcdefghijk")}
-  op = preprocess_lib.Choice("suffix")
-  draws = [
-    [op(example, rng)["suffix"] for _ in range(20)]
-    for rng in map(np.random.default_rng, (5, 5, 6))
-  ]
-  assert draws[0] == draws[1] != draws[2]
-
-
 def test_prepare_shows_the_answer_to_evaluators(tokenizer, example, rng):
-  ops = (preprocess_lib.Format("caption en", "it is {suffix}"),)
+  ops = (text_ops.Format("caption en", "it is {suffix}"),)
   prepared = make(tokenizer, train=False, ops=ops).prepare(example, rng)
   assert prepared["suffix"] == "it is one"
 
@@ -178,24 +146,26 @@ def test_errors_of_ops_name_the_place(tokenizer, example):
     return make(tokenizer, ops=(op,))
 
   fails(
-    of(preprocess_lib.Format("answer en {sufix}")),
+    of(text_ops.Format("answer en {sufix}")),
     example,
     'missing key "sufix", found image, prefix, suffix. Did you mean "suffix"',
   )
   fails(
-    of(preprocess_lib.Format("answer en {prefix")),
+    of(text_ops.Format("answer en {prefix")),
     example,
     'malformed template "answer en {prefix"',
   )
   fails(
-    of(preprocess_lib.Choice("suffix")), example, "to choose from, found 'o"
+    of(text_ops.Choice("suffix")),
+    example,
+    'to choose from under "suffix", found \'o',
   )
   fails(
-    of(preprocess_lib.Choice("suffix")),
+    of(text_ops.Choice("suffix")),
     {**example, "suffix": []},
-    r"to choose from, found \[\]",
+    r'to choose from under "suffix", found \[\]',
   )
-  fails(of(preprocess_lib.Lower("prefx")), example, 'Did you mean "prefix"')
+  fails(of(text_ops.Lower("prefx")), example, 'Did you mean "prefix"')
 
 
 def test_unknown_options_fail_at_construction(tokenizer):

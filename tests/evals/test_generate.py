@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paligemma import decode, evals, samplers
-from paligemma.data import preprocess
+from paligemma.data import text_ops
 from paligemma.metrics import exact_match
 
 
@@ -152,7 +152,7 @@ def test_answers_are_those_after_the_ops(right_at, run, prompts):
     | {"answer": example["suffix"].upper()}
     for example in right_at.source
   ]
-  ops = (preprocess.Format("{prefix}", "{answer}"),)
+  ops = (text_ops.Format("{prefix}", "{answer}"),)
   other = dataclasses.replace(
     right_at,
     source=source,

@@ -7,7 +7,7 @@ import pytest
 
 from paligemma import evals, sharding
 from paligemma.checkpoints import steps
-from paligemma.data import preprocess
+from paligemma.data import text_ops
 from paligemma.models import paligemma as paligemma_model
 from trainers import inputs
 
@@ -73,7 +73,7 @@ def test_a_mixture_has_the_epoch_of_its_largest_share(tiny):
 
 
 def test_evaluators_and_when_they_run(tiny, tokenizer):
-  config = tiny.config({"train.ops": (preprocess.Lower("prefix"),)})
+  config = tiny.config({"train.ops": (text_ops.Lower("prefix"),)})
   config.evals.val.every_percent = 0.3
   config.evals.pplx = {
     "kind": "perplexity",

@@ -3,7 +3,7 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from paligemma.data import preprocess
+from paligemma.data import text_ops
 from trainers import workdir
 
 
@@ -12,7 +12,7 @@ def make_config(**values):
     {
       "seed": 0,
       "schedule": ((".*", {"decay": "cosine"}),),
-      "train": {"ops": (preprocess.Lower("prefix"),), "on_bad": "stop"},
+      "train": {"ops": (text_ops.Lower("prefix"),), "on_bad": "stop"},
       "log_steps": 10,
       **values,
     }
@@ -53,7 +53,7 @@ def test_what_is_shown_and_kept_may_change(tmp_path):
       r'schedule: found \[\[".\*", {"decay": "cosine"}\]\], given .*"linear"',
     ),
     (
-      {"train": {"ops": (preprocess.Lower("suffix"),)}},
+      {"train": {"ops": (text_ops.Lower("suffix"),)}},
       r"train/ops: found \[\"Lower\(key='prefix'\)\"\], given .*'suffix'",
     ),
   ],
