@@ -394,7 +394,7 @@ def test_the_data_room_imports_no_jax():
   """What a worker runs is NumPy; only grain itself brings jax along."""
   files = [pathlib.Path(tree.__file__)]
   files += pathlib.Path(batches.__file__).parent.glob("*.py")
-  assert len(files) == 10
+  assert len(files) > 10
   for file in files:
     for node in ast.walk(ast.parse(file.read_text())):
       names = [alias.name for alias in getattr(node, "names", [])]
