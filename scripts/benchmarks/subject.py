@@ -14,9 +14,8 @@ BENCH_CONFIG = (
   "variant=paligemma_3b,res=224,text_len=64,batch_size=4,"
   "tokenizer=paligemma/assets/tiny_tokenizer.model"
 )
-# It fits: nothing is recomputed, on neither side; and layers stand one by one,
-# as XLA on CPUs converts stacked bfloat16 weights to float32 to decode.
-_LAYERS = {"remat_policy": "none", "scan": False}
+# It fits: nothing is recomputed, on neither side.
+_LAYERS = {"remat_policy": "none"}
 BENCH_IMG = {
   "width": 384,
   "depth": 6,

@@ -355,6 +355,7 @@ def compile_gradient(how, *, batch, tokens, heads, head_dim):
 @pytest.mark.parametrize("how", ["reference", "chunked", "auto"])
 def test_no_array_of_all_queries_and_keys(monkeypatch, how):
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", 2**13)
   hlo = compile_gradient(how, batch=2, tokens=211, heads=3, head_dim=5)
   holds_all = largest_array(hlo) >= 211 * 211
   assert holds_all == (how == "reference")
