@@ -37,13 +37,16 @@ setup(
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
     "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
     "keras": ["h5py"],  # checkpoints of keras-hub
-    "coco": ["pycocotools"],  # masks given as polygons
+    "coco": ["pycocotools"],  # masks given as polygons; average precision
+    "video": ["av>=18"],  # videos
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
-    "demo": ["scikit-learn"],  # the scans of handwritten digits
+    # The scans of handwritten digits; average precision of found ones.
+    "demo": ["pycocotools", "scikit-learn"],
     "pretrain": ["matplotlib"],  # the fonts of the printed digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "torch", "transformers"],
     "test": [
+      "av>=18",
       "h5py",
       "hypothesis",
       "importlib_resources",

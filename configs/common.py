@@ -58,13 +58,27 @@ def trainable(tune):
   Raises:
     ValueError: unknown name, with the nearest one.
   """
-  if tune not in TRAINABLE:
-    near = difflib.get_close_matches(tune, TRAINABLE, n=1)
-    hint = f' Did you mean "{near[0]}"?' if near else ""
-    raise ValueError(
-      f'unknown tune "{tune}", expected one of {", ".join(TRAINABLE)}.{hint}'
-    )
-  return TRAINABLE[tune]
+  return lookup(TRAINABLE, tune, "tune")
+
+
+def lookup(table, name, what):
+  """What an argument names.
+
+  Args:
+    table: dict of what it may name.
+    name: str.
+    what: the argument, for the message.
+
+  Raises:
+    ValueError: unknown name, with the nearest one.
+  """
+  if name in table:
+    return table[name]
+  near = difflib.get_close_matches(name, table, n=1)
+  hint = f' Did you mean "{near[0]}"?' if near else ""
+  raise ValueError(
+    f'unknown {what} "{name}", expected one of {", ".join(table)}.{hint}'
+  )
 
 
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False}

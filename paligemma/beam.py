@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from paligemma import samplers
+from paligemma.grammar import automaton
 
 
 class Answers(NamedTuple):
@@ -35,6 +36,7 @@ class _Live(NamedTuple):
   tokens: jax.Array  # i32[B, N, L]
   log_probs: jax.Array  # f32[B, N, L]
   total: jax.Array  # f32[B, N], sum of log_probs; -inf where there is no beam
+  place: automaton.State | None  # [B, N], in the grammar
 
 
 def search(
@@ -45,6 +47,7 @@ def search(
   extend,
   reorder,
   sampler: samplers.Beam,
+  grammar,
   keep,
   max_decode_len,
   eos_id,
@@ -83,6 +86,8 @@ def search(
     reorder: function (cache, parent i32[B, N]) -> cache where beam n of a
       prompt has what its beam parent[:, n] had.
     sampler: beam size N and length penalty.
+    grammar: the answers that are allowed, or None: see decode.generate. Fewer
+      than N may be, or go on; the other beams are of log-probability -inf.
     keep: answers to return, at most N.
     max_decode_len: L.
     eos_id, pad_id: see decode.generate.
@@ -98,13 +103,18 @@ def search(
   def choose(step, logits, live, answers):
     """Adds column `step` by logits f32[B, N, V]: (beams, parents, answers)."""
     log_probs = jax.nn.log_softmax(logits)
-    total, chosen = _top(live.total[:, :, None] + log_probs, 2 * beams)
+    left = max_decode_len - step
+    allowed = automaton.restrict(grammar, live.place, log_probs, left)
+    total, chosen = _top(live.total[:, :, None] + allowed, 2 * beams)
     parent, token = jnp.divmod(chosen, vocabulary)
     log_prob = jax.vmap(lambda row, *at: row[at])(log_probs, parent, token)
     candidates = _Live(
       tokens=take(live.tokens, parent).at[:, :, step].set(token),
       log_probs=take(live.log_probs, parent).at[:, :, step].set(log_prob),
       total=total,
+      place=automaton.advance(
+        grammar, jax.tree.map(lambda x: take(x, parent), live.place), token
+      ),
     )
     ends = token == eos_id
 
@@ -137,6 +147,7 @@ def search(
       tokens=jnp.full(shape, pad_id, jnp.int32),
       log_probs=jnp.zeros(shape, jnp.float32),
       total=jnp.full(shape[:2], -jnp.inf, jnp.float32),
+      place=automaton.begin(grammar, shape[:2]),
     )
 
   # All beams begin alike: but for one they are left out of the first step.

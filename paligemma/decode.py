@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma import beam, samplers
+from paligemma.grammar import automaton
 
 # Lengths that prompts are padded to, so that few get compiled.
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
@@ -32,7 +33,8 @@ class Decoded(NamedTuple):
   Attributes:
     tokens: i32[B, L].
     log_probs: f32[B, L], log-probability of each token under the model's own
-      softmax: temperature 1, whole vocabulary, whatever the sampler did.
+      softmax: temperature 1, whole vocabulary, whatever the sampler did and the
+      grammar forbade. So a token that the model did not want has a low one.
     num_tokens: i32[B], tokens up to and including eos.
     score: f32[B], what answers to one prompt are ranked by: the sum of
       log_probs, divided by the length penalty of the sampler if it has one,
@@ -54,6 +56,7 @@ def generate(
   sampler: str | samplers.AnySampler = "greedy",
   num_answers: int | None = None,
   rng: jax.Array | None = None,
+  grammar: automaton.Grammar | None = None,
   eos_id: int = 1,
   pad_id: int = 0,
   prompt_buckets: Sequence[int] = PROMPT_BUCKETS,
@@ -89,6 +92,10 @@ def generate(
       best first: all of Decoded gets an axis of that size behind B. Default:
       the best, without that axis.
     rng: key for a stochastic sampler; the n-th token uses fold_in(rng, n).
+    grammar: the answers that are allowed, of grammar.make. The sampler then
+      chooses among the tokens that these have next, and beams are answers of
+      them; none is cut by the length limit. It is an argument of the program:
+      another of the same shape compiles nothing. Default: all are allowed.
     eos_id: token that ends a row.
     pad_id: token written after it.
     prompt_buckets: ascending lengths. T is padded to the first that it fits in,
@@ -101,7 +108,8 @@ def generate(
   Raises:
     ValueError: a key is missing, the batch is one for training, images and rows
       do not fit together, max_decode_len is below 1, more answers are asked for
-      than the sampler finds, or a stochastic sampler has no rng.
+      than the sampler finds, a stochastic sampler has no rng, or the grammar is
+      one of another tokenizer or has no answer of max_decode_len tokens.
   """
   sampler = samplers.make(sampler)
   if max_decode_len < 1:
@@ -114,6 +122,8 @@ def generate(
       f"num_answers={num_answers}, expected 1 to {found}: what {sampler} finds"
       " for a prompt."
     )
+  if grammar is not None:
+    automaton.check(grammar, max_decode_len, eos_id)
   images, text = _inputs(model, batch)
   return _generate(
     model,
@@ -122,6 +132,7 @@ def generate(
     _pad_prompts(text, prompt_buckets),
     batch.get("_mask", np.ones(len(batch["text"]), bool)),
     rng if sampler.stochastic else None,
+    grammar,
     eos_id,
     pad_id,
     max_decode_len=max_decode_len,
@@ -237,6 +248,7 @@ def _generate(
   text,
   rows,
   rng,
+  grammar,
   eos_id,
   pad_id,
   *,
@@ -273,6 +285,7 @@ def _generate(
   logits, cache = prefill(*prompt, cache_size=cache_size)
 
   limits = {
+    "grammar": grammar,
     "max_decode_len": max_decode_len,
     "eos_id": eos_id,
     "pad_id": pad_id,
@@ -337,14 +350,26 @@ class _Embedded(nn.Module):
 
 
 def _sample(
-  logits, cache, rows, *, extend, rng, sampler, max_decode_len, eos_id, pad_id
+  logits,
+  cache,
+  rows,
+  *,
+  extend,
+  rng,
+  sampler,
+  grammar,
+  max_decode_len,
+  eos_id,
+  pad_id,
 ) -> Decoded:
   """One answer per row, by logits f32[B, V] of its first token."""
 
-  def choose(step, logits, ended, decoded):
+  def choose(step, logits, ended, place, decoded):
     """Adds the token that logits f32[B, V] give as column `step`."""
     key = None if rng is None else jax.random.fold_in(rng, step)
-    token = jnp.where(ended, pad_id, sampler(logits, key))
+    left = max_decode_len - step
+    allowed = automaton.restrict(grammar, place, logits, left)
+    token = jnp.where(ended, pad_id, sampler(allowed, key))
     log_prob = jax.nn.log_softmax(logits)
     log_prob = jnp.take_along_axis(log_prob, token[:, None], axis=-1)[:, 0]
     log_prob = jnp.where(ended, 0.0, log_prob)
@@ -354,16 +379,17 @@ def _sample(
       num_tokens=decoded.num_tokens + ~ended,
       score=decoded.score + log_prob,
     )
-    return token, ended | (token == eos_id), decoded
+    place = automaton.advance(grammar, place, token)
+    return token, ended | (token == eos_id), place, decoded
 
   def unfinished(state):
-    step, _, ended, _, _ = state
+    step, _, ended, *_ = state
     return (step < max_decode_len) & ~jnp.all(ended)
 
   def advance(state):
-    step, token, ended, decoded, cache = state
+    step, token, ended, place, decoded, cache = state
     logits, cache = extend(cache, token)
-    return step + 1, *choose(step, logits, ended, decoded), cache
+    return step + 1, *choose(step, logits, ended, place, decoded), cache
 
   shape = (len(logits), max_decode_len)
   nothing = Decoded(
@@ -372,8 +398,9 @@ def _sample(
     num_tokens=jnp.zeros(len(logits), jnp.int32),
     score=jnp.where(rows, 0.0, -jnp.inf),
   )
-  state = (1, *choose(0, logits, ~rows, nothing), cache)
-  _, _, _, decoded, _ = jax.lax.while_loop(unfinished, advance, state)
+  place = automaton.begin(grammar, rows.shape)
+  state = (1, *choose(0, logits, ~rows, place, nothing), cache)
+  *_, decoded, _ = jax.lax.while_loop(unfinished, advance, state)
   return decoded
 
 

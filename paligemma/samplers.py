@@ -12,14 +12,13 @@ the lower first, so top-k and nucleus keep the same set on every backend.
 are frozen (hashable) dataclasses that can be written as strings, see `make`.
 """
 
-import ast
 import dataclasses
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from paligemma import tree
+from paligemma import calls
 
 
 class Sampler(Protocol):
@@ -202,17 +201,7 @@ def make(sampler: str | AnySampler) -> AnySampler:
   """
   if not isinstance(sampler, str):
     return sampler
-  try:
-    made = _build(ast.parse(sampler.strip(), mode="eval").body)
-    if not isinstance(made, tuple(SAMPLERS.values())):
-      raise TypeError("this is no sampler")
-  except (SyntaxError, TypeError) as error:
-    reason = getattr(error, "msg", error)
-    raise ValueError(
-      f'sampler "{sampler}": {reason}; expected a name or a call, such as'
-      ' "greedy" or "nucleus(p=0.9)".'
-    ) from None
-  return made
+  return calls.make(sampler, SAMPLERS, "sampler", nested=True)
 
 
 def score(log_prob, num_tokens, length_penalty):
@@ -236,29 +225,6 @@ def score(log_prob, num_tokens, length_penalty):
     f32[...].
   """
   return log_prob / ((5.0 + num_tokens) / 6.0) ** length_penalty
-
-
-def _build(node: ast.expr) -> Any:
-  """The value of an expression of sampler names, calls of them and numbers."""
-  if isinstance(node, ast.Name):
-    return tree.lookup(SAMPLERS, node.id, "sampler")()
-  if not isinstance(node, ast.Call):
-    try:
-      return ast.literal_eval(node)
-    except ValueError:
-      raise TypeError(f'cannot read "{ast.unparse(node)}"') from None
-  cls = tree.lookup(SAMPLERS, ast.unparse(node.func), "sampler")
-  fields = [field.name for field in dataclasses.fields(cls)]
-  for argument in node.keywords:
-    if argument.arg not in fields:
-      raise ValueError(
-        f'Sampler "{node.func.id}" has no argument "{argument.arg}", expected'
-        f" one of {fields}.{tree.did_you_mean(str(argument.arg), fields)}"
-      )
-  return cls(
-    *map(_build, node.args),
-    **{argument.arg: _build(argument.value) for argument in node.keywords},
-  )
 
 
 def _draw(rng, logits, ids):

@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from paligemma import decode, samplers, sharding
+from paligemma import decode, grammar, samplers, sharding
 from paligemma.models import paligemma as paligemma_model
+from tests.grammar.words import Words
 
 EOS, PAD = 1, 0
 LENGTH = 7
@@ -457,11 +458,35 @@ def test_beams_are_the_full_forward(real):
     np.testing.assert_allclose(log_probs, expected, atol=1e-4)
 
 
+# The tokens 5, 6 ... are letters.
+LETTERS = Words([chr(ord("A") + i) for i in range(VOCABULARY - 5)])
+
+
+def test_within_the_grammar_the_most_probable_token_is_taken(real):
+  only = grammar.regex(LETTERS, "[A-F]{2}[G-M]*")
+  model, params, batch = real
+  decoded = jax.device_get(
+    decode.generate(model, params, batch, max_decode_len=LENGTH, grammar=only)
+  )
+  log_probs = teacher_forced(model, params, batch, decoded.tokens)
+  first, later = np.arange(5, 11), [EOS, *range(11, 18)]
+  for row, number in enumerate(decoded.num_tokens):
+    for n in range(number):
+      ids = first if n < 2 else later if n < LENGTH - 1 else [EOS]
+      token = decoded.tokens[row, n]
+      assert token == ids[np.argmax(log_probs[row, n, ids])]
+      # The model's own, which would often have taken another.
+      own = log_probs[row, n, token]
+      assert decoded.log_probs[row, n] == pytest.approx(own, abs=1e-4)
+  assert np.any(log_probs.max(axis=-1)[:, 0] > decoded.log_probs[:, 0] + 0.1)
+
+
 def without(batch, key):
   return {k: v for k, v in batch.items() if k != key}
 
 
 BATCH = scripted_batch([[3, 4, 5, 6, 7, 8, 9]])
+FOUR = grammar.choices(LETTERS, "ABCD")
 
 
 @pytest.mark.parametrize(
@@ -470,6 +495,29 @@ BATCH = scripted_batch([[3, 4, 5, 6, 7, 8, 9]])
     (BATCH, {"sampler": "nucleus"}, r"Nucleus\(p=0.9.* give generate an rng"),
     (BATCH, {"sampler": "gredy"}, 'Did you mean "greedy"'),
     (BATCH, {"max_decode_len": 0}, "max_decode_len=0, expected at least 1"),
+    (
+      BATCH,
+      {"grammar": FOUR, "max_decode_len": 4},
+      "max_decode_len=4, but the shortest answer .* has 5 tokens, eos included",
+    ),
+    (
+      BATCH,
+      {"grammar": FOUR, "max_decode_len": 5, "eos_id": 2},
+      "eos_id=2, but answers of the grammar end with 1, that of its tokenizer",
+    ),
+    (
+      BATCH,
+      {
+        "grammar": grammar.choices(Words(["A"] * 57), "A"),
+        "max_decode_len": 5,
+      },
+      "grammar was made for 62 tokens, the model writes 61: give grammar.make",
+    ),
+    (
+      BATCH,
+      {"grammar": "boxes"},
+      "grammar is 'boxes', expected what grammar.m",
+    ),
     (without(BATCH, "mask_input"), {}, "has no mask_input, .* found image"),
     (without(BATCH, "mask_ar"), {}, "has no mask_ar"),
     (BATCH | {"mask_loss": 0}, {}, "has mask_loss: its text holds the answer"),

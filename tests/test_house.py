@@ -24,15 +24,17 @@ MAY_IMPORT = {
   "paligemma.variants": (),
   "paligemma.tree": (),
   "paligemma.parts": (),
+  "paligemma.calls": ("tree",),
   "paligemma.data": ("variants", "tree"),
   "paligemma.losses": ("variants", "tree", "parts"),
-  "paligemma.samplers": ("variants", "tree"),
+  "paligemma.samplers": ("variants", "tree", "calls"),
+  "paligemma.grammar": ("tree", "calls"),
   "paligemma.optim": ("variants", "tree"),
   "paligemma.sharding": ("variants", "tree"),
-  "paligemma.metrics": ("variants", "tree", "data"),
+  "paligemma.metrics": ("variants", "tree", "calls", "data"),
   "paligemma.models": ("variants", "tree", "parts"),
-  "paligemma.beam": ("samplers",),
-  "paligemma.decode": ("samplers", "beam"),
+  "paligemma.beam": ("samplers", "grammar"),
+  "paligemma.decode": ("samplers", "beam", "grammar"),
   "paligemma.checkpoints": ("variants", "tree"),
   "paligemma.evals": (
     "data",
@@ -41,6 +43,7 @@ MAY_IMPORT = {
     "metrics",
     "sharding",
     "samplers",
+    "grammar",
     "tree",
   ),
   "trainers": ("*", "trainers"),
@@ -50,6 +53,7 @@ MAY_IMPORT = {
 
 # Data workers start fast, and metrics run anywhere: NumPy alone.
 WITHOUT_JAX = (
+  "paligemma.calls",
   "paligemma.data",
   "paligemma.metrics",
   "paligemma.tree",

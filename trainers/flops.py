@@ -23,7 +23,9 @@ PEAK_FLOPS = {
 }
 
 
-def train_step(model, shapes, trainable, *, batch_size, res, text_len):
+def train_step(
+  model, shapes, trainable, *, batch_size, res, text_len, frames=0
+):
   """Counts the multiplications and additions that the step needs.
 
   A matrix with n entries costs 2n per token forward, 2n more where a gradient
@@ -36,17 +38,19 @@ def train_step(model, shapes, trainable, *, batch_size, res, text_len):
     shapes: name -> leaf with a shape, of all parameters.
     trainable: the names that train.
     batch_size, res, text_len: int, global examples, pixels, text tokens.
+    frames: int, images of an example; 0 is one.
 
   Returns:
     int, operations per step over all devices.
   """
   image_tokens = (res // model.img.patch_size) ** 2
-  length = image_tokens + text_len
+  frames = frames or 1
+  length = frames * image_tokens + text_len
   image_trains = any(name.startswith("img/") for name in trainable)
 
   total = 0
   for name, leaf in _matrices(shapes):
-    tokens = image_tokens if name.startswith("img/") else length
+    tokens = frames * image_tokens if name.startswith("img/") else length
     if name == "llm/embedder/input_embedding":
       tokens = text_len  # as the output layer; reading a row is no product
     flows = name.startswith("llm/") or image_trains
@@ -54,12 +58,12 @@ def train_step(model, shapes, trainable, *, batch_size, res, text_len):
     total += 2 * math.prod(leaf.shape) * tokens * passes
 
   towers = (
-    (model.llm, model.llm.num_heads * model.llm.head_dim, length, True),
-    (model.img, model.img.width, image_tokens, image_trains),
+    (model.llm, model.llm.num_heads * model.llm.head_dim, length, 1, True),
+    (model.img, model.img.width, image_tokens, frames, image_trains),
   )
-  for tower, width, tokens, flows in towers:
+  for tower, width, tokens, times, flows in towers:
     # Queries times keys, and weights times values.
-    total += 4 * tower.depth * tokens**2 * width * (1 + 2 * flows)
+    total += 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
   return total * batch_size
 
 

@@ -1,17 +1,22 @@
 """From the values of a config to tokenizer, batches and evaluators."""
 
+import functools
 import time
 
 import grain
 import jax
 import jax.numpy as jnp
 
-from paligemma import evals, sharding, tree
+from paligemma import evals, interchange, sharding, tree
 from paligemma.data import batches, preprocess, sources, tokenizer
+from paligemma.metrics import segmentation
+from paligemma.models import mask_codec
 from trainers import schedule
 
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
+# What an evaluator may have of its own; else it is that of the training data.
+OWN = ("ops", "resize", "too_long", "text_len", "frames")
 
 
 def make_tokenizer(config, model):
@@ -48,7 +53,7 @@ def train_batches(config, train_sources, tok):
   """The endless iterator over this process's part of the training batches."""
   return batches.train(
     train_sources,
-    _preprocess(config, config.train, tok, train=True),
+    make_preprocess(config, config.train, tok, train=True),
     batch_size=config.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),
@@ -138,8 +143,9 @@ def make_evaluators(config, tok, **sizes):
 
   Args:
     config: the config; `evals` holds by name the fields of the evaluator
-      `kind`, the data as in `train` (its ops by default), and a duration
-      every_steps, every_epochs, ... (default: only at the first and last step).
+      `kind`, what is in OWN, and a duration every_steps, every_epochs, ...
+      (default: only at the first and last step; 0: only at the last). The
+      metric segmentation needs `mask_codec`, the path of vae-oid.npz.
     tok: the tokenizer.
     **sizes: batch_size, examples_per_epoch and total_steps, for durations.
 
@@ -152,14 +158,14 @@ def make_evaluators(config, tok, **sizes):
     every = schedule.steps(spec, "every", default=None, **sizes)
     kind = spec.pop("kind", None)
     evaluator = tree.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
+    own = {key: spec.pop(key) for key in OWN if key in spec}
+    if codec := spec.pop("mask_codec", None):
+      spec["metric"] = _segmentation(codec)
     fields = {
       "name": name,
       "source": _source(spec.pop("source", {})),
-      "preprocess": _preprocess(
-        config,
-        {**config.train, **{k: spec.pop(k) for k in ("ops",) if k in spec}},
-        tok,
-        train=kind == "perplexity",
+      "preprocess": make_preprocess(
+        config, {**config.train, **own}, tok, train=kind == "perplexity"
       ),
       **{k: v for k, v in spec.items() if not k.startswith("every_")},
     }
@@ -175,8 +181,9 @@ def make_evaluators(config, tok, **sizes):
 def _abstract(config, mesh, keys, length):
   rows, res = config.batch_size, config.res
   sharding.check_batch_size(rows, mesh)
+  frames = (config.frames,) if config.frames else ()
   shapes = {
-    "image": ((rows, res, res, 3), jnp.float32),
+    "image": ((rows, *frames, res, res, 3), jnp.float32),
     "text": ((rows, length), jnp.int32),
     "mask_ar": ((rows, length), jnp.int32),
     "mask_input": ((rows, length), jnp.bool_),
@@ -194,13 +201,22 @@ def _source(spec):
   return sources.make(spec.pop("kind", None), **spec)
 
 
-def _preprocess(config, data, tok, *, train):
+def make_preprocess(config, data, tok, *, train):
+  """What makes rows of the examples of `data`, which is laid out as `train`."""
   return preprocess.Preprocess(
     tok,
     res=config.res,
-    text_len=config.text_len,
+    text_len=data.get("text_len", config.text_len),
     train=train,
     ops=tuple(data["ops"]),
     resize=data["resize"],
     too_long=data["too_long"],
+    frames=data.get("frames", config.frames),
   )
+
+
+def _segmentation(path):
+  """The metric, which decodes masks with the codec of a file."""
+  codec = interchange.load_mask_codec(path)
+  decode = functools.partial(mask_codec.decode, codec)
+  return segmentation.Segmentation(decode)

@@ -155,11 +155,11 @@ class Loop:
     )
 
   def due(self, step):
-    """The evaluators to run after `step` steps."""
+    """The evaluators to run after `step` steps; every 0: after the last."""
     return [
       evaluator
       for evaluator, every in self.evaluators
-      if step == 0 or _due(step, every, self.plan.total_steps)
+      if (step == 0 and every != 0) or _due(step, every, self.plan.total_steps)
     ]
 
   def evaluate(self, step, train_state, frozen):

@@ -56,6 +56,7 @@ class Plan:
       mesh=self.mesh,
       sharding_rules=config.sharding,
     )
+    mults = config.weight_decay_mults
     self.optimizer, self.learning_rates = optim.make(
       list(self.trainable),
       total_steps=self.total_steps,
@@ -64,6 +65,7 @@ class Plan:
       learning_rate=config.learning_rate,
       schedule=self._schedule(),
       weight_decay=config.weight_decay,
+      weight_decay_mults=optim.MATRICES if mults is None else mults,
       clip_norm=config.clip_norm,
     )
     self.state = state.abstract_state(
@@ -79,6 +81,7 @@ class Plan:
       batch_size=config.batch_size,
       res=config.res,
       text_len=config.text_len,
+      frames=config.frames,
     )
 
   def _schedule(self):

@@ -4,17 +4,14 @@
       --workdir runs/mine
 
 Started again on the same workdir, it resumes where the last checkpoint ended,
-bit for bit. --dry_run prints the table of parameters, memory and steps, and
-allocates nothing.
+bit for bit. --dry_run prints the tables of parameters, memory, steps and data,
+and allocates nothing.
 """
 
-import os
-
-import jax
 from absl import app, flags, logging
 
 from paligemma.checkpoints import steps
-from trainers import command_line, inputs, start, workdir
+from trainers import checks, command_line, inputs, processes, start, workdir
 from trainers.command_line import one_line, parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
@@ -24,7 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
-  "JAX_COORDINATOR_ADDRESS" in os.environ,
+  processes.expected(),
   "Several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
   "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says.",
 )
@@ -37,6 +34,7 @@ def train(config, folder):
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   batches = inputs.train_batches(config, plan.sources, tok)
   folder = workdir.check(folder, config)
+  data = checks.check(plan, tok, evaluators)
   compiled = plan.compile_step()
 
   with steps.StepCheckpoints(
@@ -48,9 +46,19 @@ def train(config, folder):
     try:
       loop.report.say(plan.describe(compiled))
       loop.report.say(start.describe_source(config, plan.model))
+      loop.report.say(data)
       loop.run(compiled, state, frozen)
     finally:
       loop.close()
+
+
+def dry_run(config):
+  """Prints what stands at the start of a training, and stops before it."""
+  plan = Plan(config)
+  print(plan.describe(plan.compile_step()))
+  tok = inputs.make_tokenizer(config, plan.model)
+  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+  print(checks.check(plan, tok, evaluators))
 
 
 def main(argv):
@@ -59,15 +67,10 @@ def main(argv):
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
   if _DISTRIBUTED.value:
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    index = os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-      num_processes=count and int(count), process_id=index and int(index)
-    )
+    processes.join()
   try:
     if _DRY_RUN.value:
-      plan = Plan(_CONFIG.value)
-      print(plan.describe(plan.compile_step()))
+      dry_run(_CONFIG.value)
     elif not _WORKDIR.value:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:

@@ -40,6 +40,7 @@ def get_config(argument=None):
   config.init = arg.init
   config.tokenizer = arg.tokenizer
   config.res = arg.res
+  config.frames = 0  # of a video; 0: one image
   config.text_len = arg.text_len
 
   # What trains, in float32; the rest is frozen in this dtype.
@@ -65,6 +66,7 @@ def get_config(argument=None):
   config.learning_rate = 0.03
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
   config.weight_decay = 0.0
+  config.weight_decay_mults = config_dict.placeholder(tuple)  # every matrix
   config.clip_norm = config_dict.placeholder(float)  # None
   config.label_smoothing = 0.0
   config.accumulate_steps = 1

@@ -135,7 +135,9 @@ def train(
     sources: (source, weight) pairs; a source gives its weight over the sum of
       weights of all rows, evenly spread.
     preprocess: Makes the rows. Its rng depends on the seed, the source and the
-      position.
+      position. Beside the fields of the source, an example has "_index", its
+      position in the source, and "_epoch", how often the source was gone
+      through before, both int, for ops that do not choose a thing twice.
     batch_size: GLOBAL number of rows.
     seed: In [0, 2**32).
     process_index: Of this host.
@@ -172,6 +174,7 @@ def train(
       grain.MapDataset.range(len(source))
       .shuffle(seed=int(shuffle_seed))
       .repeat()
+      .map_with_index(_Numbered(len(source)))
       .random_map(_Row(source, preprocess, on_bad), seed=int(rng_seed))
     )
   weights = [float(weight) for _, weight in sources]
@@ -233,6 +236,16 @@ def evaluation(
 
 
 @dataclasses.dataclass(frozen=True)
+class _Numbered:
+  """Gives an element of an endless range the number of its round."""
+
+  examples: int
+
+  def __call__(self, position, index):
+    return int(index), position // self.examples
+
+
+@dataclasses.dataclass(frozen=True)
 class _Row:
   """Reads and prepares one training example."""
 
@@ -240,9 +253,11 @@ class _Row:
   preprocess: preprocess_lib.Preprocess
   on_bad: str
 
-  def __call__(self, index, rng):
+  def __call__(self, place, rng):
+    index, epoch = place
     try:
-      row = self.preprocess(self.source[index], rng)
+      example = {**self.source[index], "_index": index, "_epoch": epoch}
+      row = self.preprocess(example, rng)
     except ValueError as error:
       if self.on_bad == "stop":
         raise

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from paligemma import tree
-from paligemma.data import fields, sequence
+from paligemma.data import fields, image_ops, sequence
 from paligemma.data import image as image_lib
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.data.fields import Example
@@ -31,6 +31,8 @@ class Preprocess:
       the same), "hf" for weights that were tuned or are served with
       transformers, or "bicubic".
     too_long: Key of `sequence.TOO_LONG`, of use with train only.
+    frames: 0 (default) for one image; F for a list, or an array, of exactly F
+      images, which may differ in size.
   """
 
   tokenizer: tokenizer_lib.Tokenizer
@@ -40,10 +42,16 @@ class Preprocess:
   ops: tuple[Op, ...] = ()
   resize: str = "reference"
   too_long: str = "error"
+  frames: int = 0
 
   def __post_init__(self):
     tree.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
     tree.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
+    if self.frames < 0:
+      raise ValueError(
+        f"frames is {self.frames}, expected the number of frames, or 0 for one "
+        "image"
+      )
 
   def __call__(
     self, example: Example, rng: np.random.Generator
@@ -51,29 +59,31 @@ class Preprocess:
     """Returns the arrays of the example.
 
     Args:
-      example: Fields as from a source: "image" (bytes), "_where", and after the
-        ops "prefix" and, when training, "suffix".
+      example: Fields as from a source: "_where", and after the ops "image",
+        encoded (bytes) or uint8[H, W, 3], or `frames` of those; "prefix" and,
+        when training, "suffix", of which "unsupervised", if there, gives the
+        parts that are no targets.
       rng: The only randomness the ops may use.
 
     Returns:
-      dict of image float32[res, res, 3] in [-1, 1] (bicubic may overshoot), and
-      the arrays of `sequence.training` or `sequence.prompt`.
+      dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]
+      (bicubic may overshoot), and the arrays of `sequence.training` or
+      `sequence.prompt`.
 
     Raises:
-      ValueError: A missing field, a bad image, or a sequence that is too long;
-        the message begins with "_where".
+      ValueError: A missing field, a bad image, another number of frames, or a
+        sequence that is too long; the message begins with "_where".
     """
     example = self.prepare(example, rng)
     prefix = fields.text(example, "prefix")
     suffix = fields.text(example, "suffix") if self.train else None
     try:
-      arrays = self._tokenize(prefix, suffix)
+      arrays = self._tokenize(prefix, suffix, example.get("unsupervised", ()))
     except ValueError as error:
       raise ValueError(f"{fields.where(example)}: {error}") from None
-    data = fields.read(example, "image")
-    pixels = image_lib.decode(data, where=fields.where(example))
-    to_input = image_lib.PREPROCESSING[self.resize]
-    return {"image": to_input(pixels, (self.res, self.res)), **arrays}
+    image = fields.read(example, "image")
+    to_input = self._frames if self.frames else self._image
+    return {"image": to_input(image, fields.where(example)), **arrays}
 
   def prepare(self, example: Example, rng: np.random.Generator) -> Example:
     """Returns the example after the ops, where evaluators find the answer."""
@@ -84,12 +94,34 @@ class Preprocess:
   def padding(self) -> dict[str, np.ndarray]:
     """Returns a row of zeros, with the keys and shapes of every other row."""
     arrays = self._tokenize("", "" if self.train else None)
-    arrays["image"] = np.empty((self.res, self.res, 3), np.float32)
+    frames = (self.frames,) if self.frames else ()
+    arrays["image"] = np.empty((*frames, self.res, self.res, 3), np.float32)
     return {key: np.zeros_like(value) for key, value in arrays.items()}
 
-  def _tokenize(self, prefix, suffix):
+  def _image(self, image, where):
+    pixels = image_ops.pixels(image, where=where)
+    return image_lib.PREPROCESSING[self.resize](pixels, (self.res, self.res))
+
+  def _frames(self, images, where):
+    several = isinstance(images, list | tuple) or np.ndim(images) == 4
+    if not several or len(images) != self.frames:
+      found = f"{len(images)} frames" if several else "one image"
+      raise ValueError(
+        f'{where}: expected {self.frames} frames under "image", found {found}'
+      )
+    rows = np.empty((self.frames, self.res, self.res, 3), np.float32)
+    for i, image in enumerate(images):
+      rows[i] = self._image(image, f"{where}, frame {i}")
+    return rows
+
+  def _tokenize(self, prefix, suffix, unsupervised=()):
     if not self.train:
       return sequence.prompt(self.tokenizer, prefix, self.text_len)
     return sequence.training(
-      self.tokenizer, prefix, suffix, self.text_len, too_long=self.too_long
+      self.tokenizer,
+      prefix,
+      suffix,
+      self.text_len,
+      too_long=self.too_long,
+      unsupervised=unsupervised,
     )

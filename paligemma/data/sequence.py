@@ -18,6 +18,8 @@ ids differ from ours, which are those of big_vision, in three known cases:
 - A space behind "<image>" belongs to the prompt; leave it out there.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from paligemma import tree
@@ -36,6 +38,7 @@ def training(
   text_len: int,
   *,
   too_long: str = "error",
+  unsupervised: Sequence[tuple[int, int]] = (),
 ) -> dict[str, np.ndarray]:
   r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
 
@@ -57,20 +60,24 @@ def training(
     too_long: What to do with more than L + 1 tokens. "error" (default) or
       "truncate": keep the first L + 1; then there is also `truncated`, int32[],
       1 if this example was cut. A prompt is never cut.
+    unsupervised: Parts of the suffix that are no targets, (start, stop) in
+      characters, in order and apart; mask_loss is 0 there. Default none.
 
   Returns:
     dict of text int32[L + 1], mask_ar int32[L + 1], mask_input bool[L + 1],
     mask_loss int32[L + 1].
 
   Raises:
-    ValueError: The tokens do not fit, or the prompt leaves no room for the
-      first token of the answer.
+    ValueError: The tokens do not fit, the prompt leaves no room for the first
+      token of the answer, or a part that is no target begins or ends within a
+      token.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
   """
   tree.lookup(TOO_LONG, too_long, "choice of too_long")
   prompt_ids = _prompt_ids(tokenizer, prefix)
   suffix_ids = tokenizer.encode(suffix, eos=True)
+  targets = _targets(tokenizer, suffix, suffix_ids, unsupervised)
   ids, room = prompt_ids + suffix_ids, text_len + 1
   if len(prompt_ids) >= room or (len(ids) > room and too_long == "error"):
     raise ValueError(
@@ -83,9 +90,7 @@ def training(
     "text": _pad(ids[:kept], room, tokenizer.pad_id),
     "mask_ar": (position >= len(prompt_ids)).astype(np.int32),
     "mask_input": position < kept,
-    "mask_loss": ((position >= len(prompt_ids)) & (position < kept)).astype(
-      np.int32
-    ),
+    "mask_loss": _pad(([0] * len(prompt_ids) + targets)[:kept], room, 0),
   }
   if too_long == "truncate":
     arrays["truncated"] = np.int32(len(ids) > room)
@@ -162,6 +167,25 @@ def _padded_prompt(tokenizer, ids, text_len, ar):
     "mask_ar": np.where(is_prompt, ar, 1).astype(np.int32),
     "mask_input": is_prompt,
   }
+
+
+def _targets(tokenizer, suffix, suffix_ids, unsupervised):
+  """1 for every token of the answer, 0 for those of the parts left out."""
+  if not unsupervised:
+    return [1] * len(suffix_ids)
+  ids, targets, position = [], [], 0
+  for start, stop in [*unsupervised, (len(suffix), len(suffix))]:
+    for text, target in ((suffix[position:start], 1), (suffix[start:stop], 0)):
+      part = tokenizer.encode(text)
+      ids += part
+      targets += [target] * len(part)
+    position = stop
+  if ids != suffix_ids[:-1]:
+    raise ValueError(
+      f'parts {list(unsupervised)} of "{suffix:.60}", which are no targets, do '
+      "not begin and end where tokens do"
+    )
+  return [*targets, 1]
 
 
 def _prompt_ids(tokenizer, prefix):

@@ -1,8 +1,9 @@
 """Random access to raw examples: a dict of fields with the encoded image.
 
-A source has a length and gives by index a dict with "image" (bytes, encoded),
-every further field of the data set, and "_where" (str), the place to name in an
-error. Sources are small to pickle, so that data workers can hold them.
+A source has a length and gives by index a dict with "image" (bytes, encoded; of
+several images or frames a list of them, or of uint8[H, W, 3]), every further
+field of the data set, and "_where" (str), the place to name in an error.
+Sources are small to pickle, so that data workers can hold them.
 """
 
 import inspect
@@ -15,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import tree
+from paligemma.data import video as video_lib
 
 
 class Source(Protocol):
@@ -30,9 +32,10 @@ class Jsonl:
 
       {"image": "0001.jpg", "prefix": "caption en", "suffix": "a red barn"}
 
-  Only "image" must be there; all keys are kept, the path as "_image_path". The
-  file is scanned once for the positions of its lines; a line is parsed, and its
-  image read, when it is asked for.
+  Only "image" must be there, or in its place a list of the paths of several;
+  all keys are kept, what stood there as "_image_path". The file is scanned once
+  for the positions of its lines; a line is parsed, and its image read, when it
+  is asked for.
 
   Args:
     path: The file, on any file system that etils.epath opens.
@@ -46,37 +49,89 @@ class Jsonl:
   def __init__(
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
   ):
-    self._path = epath.Path(path)
-    self._root = epath.Path(image_root or self._path.parent)
-    self._lines = _line_positions(self._path)
+    self._lines = _Lines(path)
+    self._root = epath.Path(image_root or epath.Path(path).parent)
 
   def __len__(self) -> int:
     return len(self._lines)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    number, offset = self._lines[index]
-    where = f"{self._path}:{number}"
-    with self._path.open("rb") as file:
-      file.seek(offset)
-      line = file.readline()
-    fields = _parse_line(line, where)
-    if not isinstance(fields.get("image"), str):
+    fields, where = self._lines[index]
+    value = fields.get("image")
+    names = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(name, str) for name in names):
       raise ValueError(
         f'{where}: expected a path under the key "image", found '
         f"{_found(fields, 'image')}"
       )
-    image = _read_image(self._root, fields["image"], where)
-    path = fields["image"]
-    return {**fields, "image": image, "_image_path": path, "_where": where}
+    images = [_read_file(self._root, "image", name, where) for name in names]
+    image = images if isinstance(value, list) else images[0]
+    return {**fields, "image": image, "_image_path": value, "_where": where}
 
   def __str__(self) -> str:
-    return str(self._path)
+    return str(self._lines)
+
+
+class VideoJsonl:
+  """PaliGemma JSONL of videos: one object a line, with the path of a video.
+
+      {"video": "0001.mp4", "prefix": "caption en", "suffix": "a barn burns"}
+
+  All keys are kept; "image" becomes the list of the video's frames, uint8[H, W,
+  3], and "_video_path" the path.
+
+  Args:
+    path: As of Jsonl.
+    video_root: What video paths are relative to. Default: the file's folder.
+    num_frames: Frames of each video, as of video.Frames. None leaves "image"
+      the contents of the file, for video.Frames among the ops, where frames can
+      begin anywhere.
+    stride: As of video.Frames.
+    short: As of video.Frames.
+
+  Raises:
+    ValueError: As Jsonl; on access, whatever video.decode raises.
+  """
+
+  def __init__(
+    self,
+    path: epath.PathLike,
+    video_root: epath.PathLike | None = None,
+    num_frames: int | None = 16,
+    stride: int = 9,
+    short: str = "tile",
+  ):
+    self._lines = _Lines(path)
+    self._root = epath.Path(video_root or epath.Path(path).parent)
+    self._frames = None
+    if num_frames is not None:
+      self._frames = video_lib.Frames(num_frames, stride, short)
+
+  def __len__(self) -> int:
+    return len(self._lines)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    fields, where = self._lines[index]
+    name = fields.get("video")
+    if not isinstance(name, str):
+      raise ValueError(
+        f'{where}: expected a path under the key "video", found '
+        f"{_found(fields, 'video')}"
+      )
+    image = _read_file(self._root, "video", name, where, self._frames)
+    return {**fields, "image": image, "_video_path": name, "_where": where}
+
+  def __str__(self) -> str:
+    return str(self._lines)
 
 
 class Tfds:
   """A TFDS data set in ArrayRecord files, read without TensorFlow.
 
-  Text fields come as str; the image stays encoded, and is decoded by us.
+  Text fields come as str; the image stays encoded, and is decoded by us. A
+  sequence of images is a list of them; what holds the contents of a video file
+  is decoded by video.Frames among the ops. (The feature Video of TFDS cannot be
+  read without TensorFlow.)
 
   Args:
     name: Builder name, "coco_captions" or "ref_coco/refcoco_unc:1.1.0".
@@ -191,7 +246,7 @@ class Cached:
     return {"_source": self._source, "_examples": {}}
 
 
-SOURCES = {"jsonl": Jsonl, "tfds": Tfds}
+SOURCES = {"jsonl": Jsonl, "video_jsonl": VideoJsonl, "tfds": Tfds}
 
 
 def make(
@@ -216,6 +271,28 @@ def make(
   if slice is not None:
     source = Slice(source, slice)
   return Cached(source) if cache else source
+
+
+class _Lines:
+  """The objects of a JSONL file and their places, by index."""
+
+  def __init__(self, path):
+    self._path = epath.Path(path)
+    self._positions = _line_positions(self._path)
+
+  def __len__(self):
+    return len(self._positions)
+
+  def __getitem__(self, index):
+    number, offset = self._positions[index]
+    where = f"{self._path}:{number}"
+    with self._path.open("rb") as file:
+      file.seek(offset)
+      line = file.readline()
+    return _parse_line(line, where), where
+
+  def __str__(self):
+    return str(self._path)
 
 
 def _line_positions(path):
@@ -260,13 +337,17 @@ def _found(fields: Mapping[str, Any], key: str) -> str:
   return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
 
 
-def _read_image(root, name, where):
+def _read_file(root, kind, name, where, frames=None):
+  """The contents of an image or a video, or some frames of a video."""
   path = epath.Path(name) if "://" in name else root / name
   try:
-    return path.read_bytes()
+    if frames is None:
+      return path.read_bytes()
+    with path.open("rb") as file:
+      return frames.sample(file, where=f"{where}: {path}")
   except OSError as error:
     reason = error.strerror or error
-    raise ValueError(f"{where}: cannot read image {path}: {reason}") from None
+    raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
 
 
 def _open_tfds(name, split, data_dir, image_key):
@@ -278,7 +359,12 @@ def _open_tfds(name, split, data_dir, image_key):
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"tfds {name}: {reason}") from None
   tree.lookup(builder.info.features, image_key, f"image_key of tfds {name}")
-  decoders = {image_key: tfds.decode.SkipDecoding()}
+
+  class Encoded(tfds.decode.SkipDecoding):
+    def decode_batch_example_np(self, serialized_example):
+      return list(serialized_example)
+
+  decoders = {image_key: Encoded()}
   try:
     return builder.as_data_source(split=split, decoders=decoders)
   except (AssertionError, FileNotFoundError, NotImplementedError):
@@ -296,6 +382,8 @@ def _to_text(value):
     return value.decode()
   if isinstance(value, list):
     return [_to_text(element) for element in value]
+  if isinstance(value, dict):
+    return {key: _to_text(element) for key, element in value.items()}
   return value
 
 

@@ -1,8 +1,11 @@
 """Decodes an answer for every example, scores all, writes them as JSONL."""
 
+import contextlib
 import dataclasses
-import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -10,10 +13,14 @@ import numpy as np
 from etils import epath
 
 from paligemma import decode, metrics, samplers, sharding
+from paligemma import grammar as grammar_lib
 from paligemma.data import batches, preprocess, sources, tokenizer
-from paligemma.metrics import exact_match
+from paligemma.data.fields import Example
+from paligemma.evals import gather, predictions, scoring
+from paligemma.evals.predictions import Record
+from paligemma.metrics import detection
 
-_WRITTEN_AS = {"_where": "where", "_image_path": "image"}
+_LOC = re.compile(r"(<loc[0-9]{4}>)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +37,13 @@ class Generate:
     sampler: a sampler, or a string for samplers.make, such as "greedy",
       "nucleus(p=0.9)", "beam(beam_size=4)" or "best_of(n=8)".
     metric: a metric, or a string for metrics.make such as "vqa(lower=True)";
-      None only predicts.
+      None only predicts. One with an argument `confidences`, as detection, gets
+      those of the boxes in each prediction.
     limit: evaluate the first `limit` examples only; None for all.
     num_workers: data worker processes; 0 works in this one.
     answer_key: field with the answer or answers, after the preprocess's ops.
+    grammar: the answers that are allowed, or a string for grammar.make such as
+      'boxes(["cat", "dog"])' or 'choices("yes", "no")'; None allows all.
   """
 
   name: str
@@ -47,138 +57,246 @@ class Generate:
   limit: int | None = None
   num_workers: int = 0
   answer_key: str = "suffix"
+  grammar: str | grammar_lib.Grammar | None = None
+
+  def __len__(self) -> int:
+    return min(len(self.source), self.limit or len(self.source))
 
   def run(
     self, model, params, mesh, *, output_dir=None, rng=None
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
 
-    The examples are looked up again by their index once all is decoded, so no
-    answer ever travels with a batch. Every process returns the same numbers;
-    process 0 writes.
+    Args:
+      model, params, mesh, rng: as in `predict`.
+      output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
+        is replaced as a whole or not at all; None writes nothing.
+
+    Returns:
+      The values of the metric, and num_examples; the same in every process.
+
+    Raises:
+      ValueError: as `predict` and `score`.
+    """
+    metric = None if self.metric is None else metrics.make(self.metric)
+    with contextlib.ExitStack() as stack:
+      path = temporary = None
+      if output_dir is not None:
+        path = epath.Path(output_dir) / self.name / "predictions.jsonl"
+        temporary = path.with_name("predictions.jsonl.tmp")
+        if jax.process_index() == 0:
+          stack.callback(temporary.unlink, missing_ok=True)
+          temporary.unlink(missing_ok=True)  # of a run that was killed
+      records, examples = self.predict(
+        model, params, mesh, path=temporary, rng=rng
+      )
+      if path is not None and jax.process_index() == 0:
+        temporary.replace(path)
+    scores = {}
+    if metric is not None:
+      scores = scoring.apply(
+        metric, records, examples, answer_key=self.answer_key
+      )
+    return scores | {"num_examples": float(len(records))}
+
+  def predict(
+    self,
+    model,
+    params,
+    mesh,
+    *,
+    rng=None,
+    path: epath.PathLike | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> tuple[list[Record], list[Example]]:
+    """Decodes all examples, or those that a file does not have yet.
+
+    Which process reads an example gives its fields, but the image, to all the
+    others; they never get near the model. Process 0 writes.
 
     Args:
       model: a Model, hashable.
       params: its parameters, {"img": ..., "llm": ...}.
       mesh: mesh with the axis "data", over which batches are split.
-      output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
-        is replaced as a whole or not at all; None writes nothing. One line per
-        example, in order: its fields after the ops, as far as JSON can hold
-        them (no pixels; _where becomes where and _image_path becomes image),
-        then ours, which win over a field of the same name:
-          index: its place in the source.
-          prediction: the decoded text.
-          score: log-probability of the prediction, summed over its tokens.
-          correct: whether it is an exact match; absent without an answer.
       rng: key for a stochastic sampler, folded with the number of the batch.
+      path: file to append each batch to, see predictions.py; None for none.
+      settings: what the predictions depend on, as JSON values: the file is
+        resumed behind its last whole batch, and refused if it has others, see
+        predictions.resume. Default: there is no file yet.
+      progress: called with the number of examples done, and of all.
 
     Returns:
-      The values of the metric, and num_examples.
+      The records of all examples, in order, and the examples they are about,
+      after the ops and without the image. Without a metric, which alone would
+      read them, there are no examples.
 
     Raises:
-      ValueError: unknown metric or sampler, the preprocess has the training
-        layout, a stochastic sampler has no rng, or an answer is missing.
+      ValueError: unknown sampler or grammar, the preprocess has the training
+        layout, a stochastic sampler has no rng, or the file cannot be resumed.
     """
-    metric = None if self.metric is None else metrics.make(self.metric)
-    decoded = self._decode(model, params, mesh, rng)
-    predictions = [prediction for prediction, _ in decoded]
-    examples = [self._example(index) for index in range(len(decoded))]
-    if output_dir is not None and jax.process_index() == 0:
-      records = [
-        self._record(index, example, *decoded[index])
-        for index, example in enumerate(examples)
-      ]
-      path = epath.Path(output_dir) / self.name / "predictions.jsonl"
-      _write_jsonl(path, records)
-    scores = {}
-    if metric is not None:
-      scores = metric(predictions, examples, answer_key=self.answer_key)
-    return scores | {"num_examples": float(len(examples))}
-
-  def _decode(self, model, params, mesh, rng) -> list[tuple[str, float]]:
-    """Prediction and score of every example, in the order of the source."""
-    found = {}
-    for number, batch in enumerate(
-      batches.evaluation(
-        self.source,
-        self.preprocess,
-        batch_size=self.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=self.num_workers,
-        limit=self.limit,
-      )
-    ):
-      # int32, as JAX has no 64-bit integers unless told to.
-      batch["_index"] = batch["_index"].astype(np.int32)
-      batch = sharding.put_batch(batch, mesh)
-      with jax.set_mesh(mesh):
-        decoded = decode.generate(
+    allowed = self.grammar
+    if allowed is not None:
+      allowed = grammar_lib.make(allowed, self.tokenizer)
+    records = self._kept(path, settings)
+    examples = []
+    if self.metric is not None:
+      examples = self.examples(len(records))
+    progress = progress or (lambda done, total: None)
+    progress(len(records), len(self))
+    with contextlib.ExitStack() as stack:
+      append = None
+      if path is not None and jax.process_index() == 0:
+        append = stack.enter_context(predictions.appending(path))
+      start = -(-len(records) // self.batch_size)
+      for number, batch in enumerate(self._batches(start), start=start):
+        found = [
+          example
+          for part in gather.gather(batch.pop("_example").tolist())
+          for example in part
+        ]
+        decoded = self._decode(
           model,
           params,
+          mesh,
           batch,
-          max_decode_len=self.max_decode_len,
-          sampler=self.sampler,
+          grammar=allowed,
           rng=None if rng is None else jax.random.fold_in(rng, number),
-          eos_id=self.tokenizer.eos_id,
-          pad_id=self.tokenizer.pad_id,
-          prompt_buckets=(),  # all batches have one shape
         )
-      rows, index, decoded = sharding.fetch(
-        (batch["_mask"], batch["_index"], decoded)
-      )
-      for row in np.flatnonzero(rows):
-        ids = decoded.tokens[row, : decoded.num_tokens[row]].tolist()
-        score = decoded.log_probs[row].sum(dtype=np.float64)
-        found[int(index[row])] = self.tokenizer.decode(ids), float(score)
-    assert sorted(found) == list(range(len(found))), "examples lost or repeated"
-    return [found[index] for index in range(len(found))]
+        new = self._records(len(records), found, decoded)
+        if append is not None:
+          append(new)
+        records += new
+        if self.metric is not None:
+          examples += found[: len(new)]
+        progress(len(records), len(self))
+    assert len(records) == len(self), "examples lost or repeated"
+    return records, examples
 
-  def _example(self, index) -> dict[str, Any]:
-    """What the preprocess read, but the image, which would fill the memory."""
+  def examples(self, count: int | None = None) -> list[Example]:
+    """The first examples after the ops, without the image, read again.
+
+    Args:
+      count: how many; default all that are evaluated.
+    """
+    with futures.ThreadPoolExecutor() as pool:
+      return list(pool.map(self._example, range(len(self))[:count]))
+
+  def _example(self, index):
     # The rng of batches.evaluation, so that random ops choose the same again.
     rng = np.random.default_rng(index)
-    example = self.preprocess.prepare(self.source[index], rng)
-    return {key: value for key, value in example.items() if key != "image"}
+    return _without_image(self.preprocess.prepare(self.source[index], rng))
 
-  def _record(self, index, example, prediction, score) -> dict[str, Any]:
-    """The JSONL line of one example."""
-    record = {
-      _WRITTEN_AS.get(key, key): value
-      for key, value in example.items()
-      if _is_json(value)
-    }
-    record |= {"index": index, "prediction": prediction, "score": score}
-    answer = example.get(self.answer_key)
-    if isinstance(answer, str | list):
-      match = exact_match.exact_match(prediction, answer)
-      record["correct"] = bool(match)
-    return record
+  def _kept(self, path, settings) -> list[Record]:
+    """The records that a file already has, in every process."""
+    if path is None or settings is None:
+      return []
+    kept = None
+    if jax.process_index() == 0:
+      try:
+        kept = predictions.resume(
+          path, settings, count=len(self), batch_size=self.batch_size
+        )
+      except ValueError as error:  # for all processes, or the others would wait
+        kept = error
+    kept = gather.gather(kept)[0]
+    if isinstance(kept, ValueError):
+      raise kept
+    return kept
+
+  def _batches(self, start) -> Iterable[dict[str, np.ndarray]]:
+    """The local batches from the one of that number on, with "_example"."""
+    all_batches = batches.evaluation(
+      self.source,
+      _Keeping(self.preprocess),
+      batch_size=self.batch_size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=self.num_workers,
+      limit=self.limit,
+    )
+    return dataclasses.replace(all_batches, dataset=all_batches.dataset[start:])
+
+  def _decode(self, model, params, mesh, batch, **options):
+    """Decoded, of all rows of a global batch, in every process."""
+    del batch["_index"]  # the rows are in order
+    batch = sharding.put_batch(batch, mesh)
+    with jax.set_mesh(mesh):
+      decoded = decode.generate(
+        model,
+        params,
+        batch,
+        max_decode_len=self.max_decode_len,
+        sampler=self.sampler,
+        eos_id=self.tokenizer.eos_id,
+        pad_id=self.tokenizer.pad_id,
+        prompt_buckets=(),  # all batches have one shape
+        **options,
+      )
+    return sharding.fetch(decoded)
+
+  def _records(self, start, examples, decoded) -> list[Record]:
+    """The records of a batch whose first example has the index `start`."""
+    made = []
+    for row, example in enumerate(examples[: len(self) - start]):
+      length = decoded.num_tokens[row]
+      ids = decoded.tokens[row, :length].tolist()
+      log_probs = decoded.log_probs[row, :length].astype(np.float64)
+      text = self.tokenizer.decode(ids)
+      made.append(
+        predictions.record(
+          start + row,
+          example,
+          self.answer_key,
+          prediction=text,
+          score=float(log_probs.sum()),
+          confidences=self._confidences(text, ids, log_probs),
+        )
+      )
+    return made
+
+  def _confidences(self, text, ids, log_probs) -> list[float]:
+    """How sure the model is of each box in the text that ids stand for."""
+    if "<loc" not in text:
+      return []
+    first, last = self.tokenizer.loc_id(0), self.tokenizer.loc_id(1023)
+    own = [p for i, p in zip(ids, log_probs, strict=True) if first <= i <= last]
+    pieces = _LOC.split(text)
+    if len(own) != len(pieces) // 2:
+      # A location spelled in letters is none that the model was trained on.
+      own = [-math.inf] * (len(pieces) // 2)
+    values = [0.0] * len(pieces)
+    values[1::2] = own
+    return detection.box_confidences(pieces, values)
 
 
-def _is_json(value) -> bool:
-  try:
-    _to_json(value)
-  except (TypeError, ValueError):
-    return False
-  return True
+@dataclasses.dataclass(frozen=True)
+class _Keeping:
+  """A preprocess whose rows carry the example that they were made of."""
+
+  preprocess: preprocess.Preprocess
+
+  def __call__(self, example, rng):
+    example = self.preprocess.prepare(example, rng)
+    # What is left to do, so that no op runs twice.
+    row = dataclasses.replace(self.preprocess, ops=())(example, rng)
+    return {**row, "_example": _boxed(_without_image(example))}
+
+  def padding(self):
+    return {**self.preprocess.padding(), "_example": _boxed(None)}
 
 
-def _to_json(value) -> str:
-  return json.dumps(value, ensure_ascii=False, default=_to_python)
+def _boxed(value):
+  """An array of no dimension that holds any object, for np.stack."""
+  box = np.empty((), object)
+  box[()] = value
+  return box
 
 
-def _to_python(value):
-  """NumPy scalars, such as the question ids of TFDS, as Python numbers."""
-  if isinstance(value, np.generic):
-    return value.item()
-  raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _write_jsonl(path, records):
-  """Writes one object per line; the file appears complete or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  text = "".join(f"{_to_json(record)}\n" for record in records)
-  temporary.write_bytes(text.encode())
-  temporary.replace(path)
+def _without_image(example):
+  """The example without what would fill the memory: encoded or plain pixels."""
+  return {
+    key: value
+    for key, value in example.items()
+    if key != "image" and not isinstance(value, bytes)
+  }

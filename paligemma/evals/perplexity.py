@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from paligemma import losses, sharding
 from paligemma.data import batches, preprocess, sources
+
+Row = dict[str, float]
 
 _KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 
@@ -34,36 +37,53 @@ class Perplexity:
   limit: int | None = None
   num_workers: int = 0
 
+  def __len__(self) -> int:
+    return min(len(self.source), self.limit or len(self.source))
+
   def run(
     self, model, params, mesh, *, output_dir=None, rng=None
   ) -> dict[str, float]:
     """Evaluates the source; nothing is written and nothing is drawn at random.
 
     Args:
-      model: a Model, hashable.
-      params: its parameters, {"img": ..., "llm": ...}.
-      mesh: mesh with the axis "data", over which batches are split.
+      model, params, mesh: as in `rows`.
       output_dir: unused, as every evaluator is called alike.
       rng: unused, likewise.
 
     Returns:
-      With n_i supervised tokens of example i and s_i their summed nll in nats:
-        nll_per_token: sum_i s_i / sum_i n_i.
-        perplexity: exp(nll_per_token).
-        nll_per_example: mean_i s_i / n_i, the training loss without smoothing
-          (an example without a supervised token counts as 0, as it does there).
-        num_tokens: sum_i n_i.
-        num_examples: number of examples.
+      As `reduce`.
+
+    Raises:
+      ValueError: as `rows`.
+    """
+    return self.reduce(self.rows(model, params, mesh))
+
+  def rows(
+    self,
+    model,
+    params,
+    mesh,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+  ) -> list[Row]:
+    """The sums of every example, in order.
+
+    Args:
+      model: a Model, hashable.
+      params: its parameters, {"img": ..., "llm": ...}.
+      mesh: mesh with the axis "data", over which batches are split.
+      progress: called with the number of examples done, and of all.
+
+    Returns:
+      Per example, "nll" s_i: summed nll in nats of its supervised tokens, and
+      "tokens" n_i: their number.
 
     Raises:
       ValueError: batches have no mask_loss, or it supervises no token at all.
-
-    Source: big_vision, evaluators/proj/paligemma/perplexity.py, whose "avg" is
-    our nll_per_example and whose "sum" is mean_i s_i. It exponentiates nothing,
-    and without mask_loss it averages over prompt and padding; we refuse.
     """
-    # Sums in float64: 1e6 float32 terms lose the digits that are compared.
-    nll, count = [np.zeros(0, np.float64)], [np.zeros(0, np.float64)]
+    progress = progress or (lambda done, total: None)
+    progress(0, len(self))
+    rows = []
     for batch in batches.evaluation(
       self.source,
       self.preprocess,
@@ -82,22 +102,44 @@ class Perplexity:
       batch = sharding.put_batch({key: batch[key] for key in _KEYS}, mesh)
       with jax.set_mesh(mesh):
         sums = _token_sums(model, params, batch)
-      rows, sum_nll, tokens = sharding.fetch((batch["_mask"], *sums))
-      nll.append(sum_nll[rows].astype(np.float64))
-      count.append(tokens[rows].astype(np.float64))
-    nll, count = np.concatenate(nll), np.concatenate(count)
-    if not count.sum():
+      real, nll, tokens = sharding.fetch((batch["_mask"], *sums))
+      rows += [
+        {"nll": float(s), "tokens": float(n)}
+        for s, n in zip(nll[real], tokens[real], strict=True)
+      ]
+      progress(len(rows), len(self))
+    if not any(row["tokens"] for row in rows):
       raise ValueError(
-        f'evaluator "{self.name}": no supervised token in {len(count)}'
+        f'evaluator "{self.name}": no supervised token in {len(rows)}'
         " examples, expected answers under mask_loss."
       )
-    per_token = nll.sum() / count.sum()
+    return rows
+
+  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
+    """Numbers over rows, which may be any choice of them, with repetition.
+
+    Returns:
+      nll_per_token: sum_i s_i / sum_i n_i.
+      perplexity: exp(nll_per_token).
+      nll_per_example: mean_i s_i / n_i, the training loss without smoothing (an
+        example without a supervised token counts as 0, as it does there).
+      num_tokens: sum_i n_i.
+      num_examples: number of examples.
+
+    Source: big_vision, evaluators/proj/paligemma/perplexity.py, whose "avg" is
+    our nll_per_example and whose "sum" is mean_i s_i. It exponentiates nothing,
+    and without mask_loss it averages over prompt and padding; we refuse.
+    """
+    # Sums in float64: 1e6 float32 terms lose the digits that are compared.
+    nll = np.array([row["nll"] for row in rows], np.float64)
+    count = np.array([row["tokens"] for row in rows], np.float64)
+    per_token = nll.sum() / max(count.sum(), 1)
     return {
       "perplexity": math.exp(per_token),
       "nll_per_token": float(per_token),
       "nll_per_example": float(np.mean(nll / np.maximum(count, 1))),
       "num_tokens": float(count.sum()),
-      "num_examples": float(len(count)),
+      "num_examples": float(len(rows)),
     }
 
 

@@ -11,12 +11,10 @@ are no mean of per-example values. Those of METRICS are Metrics, which also give
 a row of numbers per example: metric.rows(...) and metric.reduce(rows).
 """
 
-import ast
 import functools
-import inspect
 from collections.abc import Callable
 
-from paligemma import tree
+from paligemma import calls
 from paligemma.metrics import (
   anls,
   captions,
@@ -70,24 +68,4 @@ def make(metric: str | Callable) -> Callable:
   """
   if not isinstance(metric, str):
     return metric
-  name, parenthesis, _ = metric.partition("(")
-  constructor = tree.lookup(METRICS, name.strip(), "metric")
-  options = _options(metric) if parenthesis else {}
-  known = inspect.signature(constructor).parameters
-  for option in options:
-    tree.lookup(known, option, f"option of metric {name.strip()}")
-  return constructor(**options)
-
-
-def _options(text):
-  """The named arguments of a call; their values are literals."""
-  try:
-    call = ast.parse(text.strip(), mode="eval").body
-    if isinstance(call, ast.Call) and not call.args:
-      return {o.arg: ast.literal_eval(o.value) for o in call.keywords}
-  except (SyntaxError, ValueError):
-    pass
-  raise ValueError(
-    f'cannot read metric "{text}", expected a name or a call with named options'
-    ' such as "vqa(lower=True)".'
-  )
+  return calls.make(metric, METRICS, "metric")

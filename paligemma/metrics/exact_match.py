@@ -49,6 +49,7 @@ class ExactMatch(metric_lib.Metric):
 
   lower: bool = False
   strip: bool = True
+  is_mean = True  # of the rows, without their number
 
   def score(self, prediction, example, answer_key):
     answers = fields.text_or_texts(example, answer_key, "answer")

@@ -6,7 +6,7 @@ group, a resample for a confidence interval) come from the rows alone.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 Example = Mapping[str, Any]
 Row = dict[str, float]
@@ -17,7 +17,20 @@ class Metric:
 
   Called like any metric, metric(predictions, examples, answer_key="suffix"),
   it returns reduce(rows(...)).
+
+  Attributes:
+    group_key: field of an example whose value it shares with those that are
+      scored together: a resample has all of them or none. Default None: each
+      example stands for itself.
   """
+
+  group_key: ClassVar[str | None] = None
+
+  @property
+  def is_mean(self) -> bool:
+    """Whether reduce gives but means over the rows that have a name, and
+    numbers of rows ("num", "num/..."): resamples are then made at once."""
+    return type(self).reduce is Metric.reduce
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     """The numbers of one example.

@@ -17,14 +17,13 @@ class MMVP(metric_lib.Metric):
     acc_question: share of the right predictions.
     num: number of questions, twice that of pairs.
 
-  A row holds the score of its whole pair, so the rows of a pair are not
-  independent: resample them together.
-
   Source: Tong et al. 2024, "Eyes Wide Shut?", section 2.2. The official script
   asks GPT-4 whether a prediction is right; how the published scores were
   matched is not known. We want an answer word for word, but for case and white
   space at the ends. List all that shall count, such as ["(a)", "a", "open"].
   """
+
+  group_key = "pair"
 
   def rows(self, predictions, examples, *, answer_key="suffix"):
     paired = collections.defaultdict(list)

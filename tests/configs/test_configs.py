@@ -9,13 +9,16 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, published
 from configs.transfers import forkme
 from paligemma import tree, variants
+from tests.configs.transfer_facts import FACTS
+from trainers import workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Config -> an argument of it, and values that this has to set.
+# Config -> an argument of it, and values that this has to set. Those of the
+# published transfers are in test_transfers.py.
 CONFIGS = {
   "configs.pretrain_tiny": (
     "batch_size=3",
@@ -29,7 +32,12 @@ CONFIGS = {
     "variant=paligemma2_10b,res=448,tune=image",
     {"res": 448, "trainable": ("img/.*",), "frozen_dtype": "bfloat16"},
   ),
+  "configs.transfers.vertexai_l4": (
+    "train=a.jsonl",
+    {"batch_size": 4, "total_epochs": 1.0, "clip_norm": 1.0},
+  ),
 }
+PUBLISHED = {f"configs.transfers.{task}" for task in FACTS}
 
 
 def test_every_config_is_tested():
@@ -37,8 +45,10 @@ def test_every_config_is_tested():
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "configs").rglob("*.py")
   }
-  none = {"configs.__init__", "configs.transfers.__init__", "configs.common"}
-  assert found - none == set(CONFIGS)
+  none = {"__init__", "transfers.__init__", "common", "published"}
+  assert (
+    found - {f"configs.{name}" for name in none} == CONFIGS.keys() | PUBLISHED
+  )
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -50,10 +60,11 @@ def test_builds(name):
   # All have the values of forkme, which explains them; none invents its own.
   defaults = tree.flatten(forkme.get_config().to_dict())
   for built in (plain, config):
-    values_of = tree.flatten(built.to_dict())
-    new = {n for n in values_of if not n.startswith("optimizer_args/")}
-    assert new == defaults.keys()
-    json.dumps(built.to_dict())
+    names = tree.flatten(built.to_dict()).keys()
+    free = {n for n in names if n.startswith(("optimizer_args/", "evals/"))}
+    assert names - free == {n for n in defaults if not n.startswith("evals/")}
+    assert free - defaults.keys() <= {"optimizer_args/b2"}
+    json.dumps(workdir.as_json(built))
     assert built.model.variant in variants.PALIGEMMA
   for key, value in values.items():
     assert config[key] == value
@@ -87,11 +98,11 @@ def test_reading_a_config_starts_no_device():
     if "jax" in sys.modules:
       from jax._src import xla_bridge
       assert not xla_bridge.backends_are_initialized()
-    print(sorted({"jax", "tensorflow", "torch"} & set(sys.modules)))
+    print(sorted({"tensorflow", "torch"} & set(sys.modules)))
   """
   lines = [line.removeprefix("    ") for line in script.splitlines()]
   result = subprocess.run(
-    [sys.executable, "-c", "\n".join(lines), *CONFIGS],
+    [sys.executable, "-c", "\n".join(lines), *CONFIGS, *PUBLISHED],
     cwd=ROOT,
     capture_output=True,
     text=True,
@@ -166,3 +177,18 @@ def test_what_trains_by_name():
   }
   with pytest.raises(ValueError, match=r'"hed", expected .*mean "head"'):
     common.trainable("hed")
+
+
+def test_what_an_argument_names():
+  table = {"rs": 1, "ic": 2}
+  assert common.lookup(table, "ic", "crop") == 2
+  with pytest.raises(
+    ValueError, match=r'unknown crop "x", expected one of rs, ic\.$'
+  ):
+    common.lookup(table, "x", "crop")
+
+
+def test_values_by_resolution():
+  values = {448: "b", 224: "a"}
+  found = [published.at(res, values) for res in (56, 224, 300, 448, 896)]
+  assert found == ["a", "a", "a", "b", "b"]

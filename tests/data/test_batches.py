@@ -170,6 +170,53 @@ def test_processes_together_read_the_batch_of_one(
   assert_equal(together, read())
 
 
+@pytest.mark.parametrize(
+  "sharding",
+  [
+    {},
+    {"num_threads": 0},
+    {"num_workers": 1},
+    {"process_index": 1, "process_count": 2},
+  ],
+  ids=str,
+)
+def test_examples_know_their_index_and_epoch(source, tokenizer, sharding):
+  """In a mixture, of which the second source comes round more often."""
+  low, high = sources.Slice(source, "[:7]"), sources.Slice(source, "[7:]")
+  ops = (text_ops.Format("{_index}", "{_epoch}"),)
+  numbered = preprocess.Preprocess(
+    tokenizer, RES, TEXT_LEN, train=True, ops=ops
+  )
+  data = batches.train(
+    [(low, 1), (high, 3)], numbered, batch_size=8, seed=5, **sharding
+  )
+  data.set_state(data.get_state() | {"next_batch": 2})
+  rounds = {number: [] for number in range(EXAMPLES)}
+  for batch in take(data, 12):
+    for number, row, loss in zip(
+      numbers(batch), batch["text"], batch["mask_loss"], strict=True
+    ):
+      words = [
+        tokenizer.decode(row[loss == kind].tolist()).strip() for kind in (0, 1)
+      ]
+      index, epoch = map(int, words)
+      assert index == (number if number < 7 else number - 7)
+      rounds[number].append(epoch)
+  data.close()
+  # 8 rows a batch, of which 2 are low: the two batches that were left out
+  # held 4 of 7 low ones and both rounds of the 6 high ones.
+  if "process_count" in sharding:
+    assert all(sorted(set(r)) == r for r in rounds.values())
+    assert {r for n in range(7, 13) for r in rounds[n]} == set(range(2, 14))
+    return
+  for number in range(7):
+    first = rounds[number][0]
+    assert first in (0, 1)
+    assert rounds[number] == list(range(first, first + len(rounds[number])))
+  for number in range(7, 13):
+    assert rounds[number] == list(range(2, 14))
+
+
 def test_mixture_keeps_its_weights(source, rows):
   low = sources.Slice(source, "[:4]")
   high = sources.Slice(source, "[4:]")

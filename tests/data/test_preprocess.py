@@ -73,6 +73,59 @@ def test_resize_chooses_the_preprocessing(tokenizer, example, rng, name):
     assert same == (other == name or {other, name} == {"reference", "bilinear"})
 
 
+def test_image_may_be_pixels(tokenizer, example, rng):
+  row = make(tokenizer)(example, rng)
+  pixels = image_lib.decode(example["image"])
+  again = make(tokenizer)({**example, "image": pixels}, rng)
+  np.testing.assert_array_equal(again["image"], row["image"])
+
+
+@pytest.mark.parametrize("name", image_lib.PREPROCESSING)
+def test_frames(tokenizer, example, rng, name):
+  """Three frames of three sizes, one of them encoded."""
+  one = make(tokenizer, resize=name)
+  several = make(tokenizer, resize=name, frames=3)
+  images = [
+    rng.integers(0, 256, (5, 17, 3), dtype=np.uint8),
+    example["image"],
+    rng.integers(0, 256, (3, 2, 3), dtype=np.uint8),
+  ]
+  row = several({**example, "image": images}, rng)
+  assert row["image"].shape == (3, RES, RES, 3)
+  assert row["image"].dtype == np.float32
+  for image, frame in zip(images, row["image"], strict=True):
+    alone = one({**example, "image": image}, rng)
+    np.testing.assert_array_equal(frame, alone["image"])
+  np.testing.assert_array_equal(row["text"], alone["text"])
+  padding = several.padding()
+  assert padding["image"].shape == (3, RES, RES, 3)
+  assert not padding["image"].any()
+  array = rng.integers(0, 256, (3, 11, 13, 3), dtype=np.uint8)
+  of_array = several({**example, "image": array}, rng)
+  of_list = several({**example, "image": tuple(array)}, rng)
+  np.testing.assert_array_equal(of_array["image"], of_list["image"])
+
+
+def test_wrong_frames_are_named(tokenizer, example):
+  pixels = np.zeros((11, 13, 3), np.uint8)
+
+  def given(image, frames, match):
+    row = {**example, "image": image}
+    fails(make(tokenizer, frames=frames), row, match)
+
+  expected = 'expected 3 frames under "image", found'
+  given([pixels] * 2, 3, f"{expected} 2 frames$")
+  given(np.stack([pixels] * 5), 3, f"{expected} 5 frames$")
+  given(pixels, 3, f"{expected} one image$")
+  given(example["image"], 3, f"{expected} one image$")
+  given([pixels] * 2, 0, "found 2 frames, expected one image")
+  given(np.stack([pixels] * 2), 0, r"found uint8\[2, 11, 13, 3\], expected one")
+  given([pixels, b"x", pixels], 3, "^a.jsonl:7, frame 1: not a readable JPEG")
+  given([pixels, pixels, 7], 3, "^a.jsonl:7, frame 2: found int, expected one")
+  with pytest.raises(ValueError, match="frames is -1, expected the number of"):
+    make(tokenizer, frames=-1)
+
+
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("too_long", ["error", "truncate"])
 def test_padding_has_the_form_of_a_row(
@@ -104,7 +157,7 @@ def test_prepare_shows_the_answer_to_evaluators(tokenizer, example, rng):
 def fails(preprocess, example, match):
   with pytest.raises(ValueError, match=match) as info:
     preprocess(example, np.random.default_rng(0))
-  assert str(info.value).startswith("a.jsonl:7: ")
+  assert str(info.value).startswith("a.jsonl:7")
   assert "\n" not in str(info.value)
 
 

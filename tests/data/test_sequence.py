@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -186,3 +187,47 @@ def test_truncate_never_cuts_the_prompt(tokenizer):
 def test_unknown_choice_of_too_long(tokenizer):
   with pytest.raises(ValueError, match='Did you mean "truncate"'):
     sequence.training(tokenizer, "", "", 5, too_long="truncated")
+
+
+def test_parts_of_the_answer_may_be_no_targets(tokenizer):
+  suffix = "<loc0003><loc0005> red ; <loc0007><loc0011> blue"
+  spans = [
+    (match.start(), match.end())
+    for match in re.finditer("(<loc....>)+", suffix)
+  ]
+  whole = sequence.training(tokenizer, "what", suffix, 41)
+  for parts in (spans[1:], spans, [], spans[:1]):
+    part = sequence.training(tokenizer, "what", suffix, 41, unsupervised=parts)
+    dropped = [suffix[start:stop] for start, stop in parts]
+    ids = [i for text in dropped for i in tokenizer.encode(text)]
+    left_out = whole["mask_loss"] - part["mask_loss"]
+    assert part["text"][left_out == 1].tolist() == ids
+    assert left_out.min() >= 0
+    assert part["mask_loss"].dtype == np.int32
+    for key in ("text", "mask_ar", "mask_input"):
+      np.testing.assert_array_equal(part[key], whole[key])
+
+
+def test_truncation_and_parts_that_are_no_targets(tokenizer, ids):
+  loc, newline, seg = ids
+  arrays = sequence.training(
+    tokenizer,
+    "<loc0003>",
+    "<seg005><loc0003>" * 2,
+    5,
+    too_long="truncate",
+    unsupervised=[(8, 17), (25, 34)],
+  )
+  expected = {
+    "text": [2, loc, newline, seg, loc, seg],
+    "mask_ar": [0, 0, 0, 1, 1, 1],
+    "mask_input": [1, 1, 1, 1, 1, 1],
+    "mask_loss": [0, 0, 0, 1, 0, 1],
+    "truncated": 1,
+  }
+  check(arrays, expected, DTYPES)
+
+
+def test_no_token_is_cut_by_a_part(tokenizer):
+  with pytest.raises(ValueError, match="do not begin and end where tokens"):
+    sequence.training(tokenizer, "", "<loc0003> red", 30, unsupervised=[(0, 4)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.data import sources
+from paligemma.data import preprocess, sources, video
 
 
 def png(value=0):
@@ -83,6 +83,13 @@ def test_jsonl_absolute_image_path(write, tmp_path):
   assert source[0]["image"] == png(3)
 
 
+def test_jsonl_with_several_images(write):
+  source = sources.Jsonl(write({"image": ["2.png", "0.png"], "id": 7}))
+  example = source[0]
+  assert example["image"] == [png(2), png(0)]
+  assert example["_image_path"] == ["2.png", "0.png"]
+
+
 def test_jsonl_is_lazy(write):
   source = sources.Jsonl(write(*examples(1), "{broken", {"image": "no.png"}))
   assert source[0]["id"] == 0
@@ -96,6 +103,9 @@ def test_jsonl_is_lazy(write):
     ("[1, 2]", r"expected an object such as .* found list"),
     ('{"imag": "0.png"}', r'found keys imag\. Did you mean "imag"\?'),
     ('{"image": 7}', r'a path under the key "image", found 7$'),
+    ('{"image": []}', r'a path under the key "image", found \[\]$'),
+    ('{"image": ["0.png", 7]}', r'the key "image", found \[.0.png., 7\]$'),
+    ('{"image": ["no.png"]}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "no.png"}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "."}', r"cannot read image .*: Is a directory"),
   ],
@@ -207,6 +217,100 @@ def test_make_with_unknown_names(write):
     sources.make("jsonl", path=path, image_rot="x")
 
 
+def clip(count):
+  """A video whose frame i is of gray level i."""
+  av = pytest.importorskip("av")
+  data = io.BytesIO()
+  with av.open(data, "w", format="matroska") as out:
+    stream = out.add_stream("ffv1", rate=10)
+    stream.height, stream.width, stream.pix_fmt = 10, 14, "bgr0"
+    for i in range(count):
+      pixels = np.full((10, 14, 3), i, np.uint8)
+      frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+      out.mux(stream.encode(frame))
+    out.mux(stream.encode(None))
+  return data.getvalue()
+
+
+@pytest.fixture
+def videos(write, tmp_path):
+  """Writes lines beside videos of 5 and 29 frames; returns the path."""
+  for count in (5, 29):
+    (tmp_path / f"{count}.mkv").write_bytes(clip(count))
+  (tmp_path / "empty.mkv").write_bytes(b"")
+  return write
+
+
+def levels(example):
+  return [int(frame.mean()) for frame in example["image"]]
+
+
+def test_video_jsonl(videos):
+  path = videos({"video": "5.mkv"}, {"video": "29.mkv", "prefix": "p", "id": 3})
+  source = sources.make(
+    "video_jsonl", path=path, num_frames=3, stride=4, slice="[1:]"
+  )
+  example = pickle.loads(pickle.dumps(source))[0]
+  assert levels(example) == [0, 4, 8]
+  assert example["image"][0].shape == (10, 14, 3)
+  del example["image"]
+  assert example == {
+    "video": "29.mkv",
+    "prefix": "p",
+    "id": 3,
+    "_video_path": "29.mkv",
+    "_where": f"{path}:2",
+  }
+
+
+def test_video_jsonl_defaults_and_short_clips(videos):
+  path = videos({"video": "29.mkv"}, {"video": "5.mkv"})
+  source = sources.VideoJsonl(path)
+  assert levels(source[0]) == [0, 9, 18, 27] * 4
+  padded = sources.VideoJsonl(path, num_frames=4, stride=3, short="pad")
+  assert levels(padded[1]) == [0, 3, 0, 0]
+  tiled = sources.VideoJsonl(path, num_frames=5, stride=3)
+  assert levels(tiled[1]) == [0, 3, 0, 3, 0]
+
+
+def test_video_jsonl_of_undecoded_videos(videos, tmp_path):
+  source = sources.VideoJsonl(
+    videos({"video": "5.mkv"}), video_root=tmp_path, num_frames=None
+  )
+  example = source[0]
+  assert example["image"] == (tmp_path / "5.mkv").read_bytes()
+  op = video.Frames(num_frames=2, stride=3)
+  assert levels(op(example, np.random.default_rng(0))) == [0, 3]
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ({"vidoe": "5.mkv"}, r'under the key "video", found keys vidoe\. Did you '),
+    ({"video": 7}, r'expected a path under the key "video", found 7$'),
+    ({"video": "no.mkv"}, r"cannot read video .*no\.mkv: No such file"),
+    ({"video": "."}, r"cannot read video .*: Is a directory"),
+    ({"video": "empty.mkv"}, r".*empty\.mkv: damaged video, or of a kind"),
+    ({"video": "data.jsonl"}, r".*data\.jsonl: damaged video, or of a kind"),
+  ],
+)
+def test_bad_videos_are_named(videos, line, message):
+  path = videos({"video": "5.mkv"}, line)
+  source = sources.VideoJsonl(path)
+  with pytest.raises(ValueError, match=message) as info:
+    source[1]
+  assert str(info.value).startswith(f"{path}:2: ")
+  assert "\n" not in str(info.value)
+
+
+def test_bad_values_for_videos(videos):
+  path = videos({"video": "5.mkv"})
+  with pytest.raises(ValueError, match=r'short "loop", expected one of: pad'):
+    sources.make("video_jsonl", path=path, short="loop")
+  with pytest.raises(ValueError, match="num_frames is 0"):
+    sources.make("video_jsonl", path=path, num_frames=0)
+
+
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
   """Prepares the data set "shades" in ArrayRecord format."""
@@ -221,6 +325,9 @@ def tfds_dir(tmp_path_factory):
           "picture": tfds.features.Image(shape=(None, None, 3)),
           "question": tfds.features.Text(),
           "answers": tfds.features.Sequence(tfds.features.Text()),
+          "frames": tfds.features.Sequence(
+            tfds.features.Image(shape=(None, None, 3))
+          ),
           "id": np.int64,
         }
       )
@@ -237,6 +344,7 @@ def tfds_dir(tmp_path_factory):
             "picture": png(i),
             "question": f"q{i} é",
             "answers": [f"a{i}", "b"],
+            "frames": [png(i), png(9)],
             "id": i,
           },
         )
@@ -253,6 +361,7 @@ def test_tfds(tfds_dir):
   for i in range(len(source)):
     example = source[i]
     number = example["id"]
+    assert len(example.pop("frames")) == 2
     assert example == {
       "image": png(number),
       "question": f"q{number} é",
@@ -260,6 +369,12 @@ def test_tfds(tfds_dir):
       "id": number,
       "_where": f"shades/train[{i}]",
     }
+
+
+def test_tfds_sequence_of_images(tfds_dir):
+  source = sources.Tfds("shades", "train", tfds_dir, image_key="frames")
+  for i in range(len(source)):
+    assert source[i]["image"] == [png(source[i]["id"]), png(9)]
 
 
 def test_tfds_split_and_pickle(tfds_dir):
@@ -288,3 +403,15 @@ def test_tfds_errors(tfds_dir, tmp_path):
     make(key="picure")
   with pytest.raises(ValueError, match=r"not prepared .* run: tfds build shad"):
     make(data_dir=tmp_path)
+
+
+def test_frames_of_a_video_reach_the_model(videos, tokenizer):
+  line = {"video": "29.mkv", "prefix": "what", "suffix": "one"}
+  source = sources.VideoJsonl(videos(line), num_frames=3, stride=4)
+  through = preprocess.Preprocess(
+    tokenizer, res=7, text_len=41, train=True, frames=3
+  )
+  image = through(source[0], np.random.default_rng(0))["image"]
+  assert image.shape == (3, 7, 7, 3)
+  expected = np.array([0, 4, 8]) / 127.5 - 1
+  np.testing.assert_allclose(image.mean((1, 2, 3)), expected, atol=1e-6)

@@ -1,12 +1,16 @@
+import collections
 import dataclasses
 import json
+import math
+import random
 
 import jax
 import numpy as np
 import pytest
 
 from paligemma import decode, evals, samplers
-from paligemma.data import text_ops
+from paligemma.data import location, text_ops
+from paligemma.evals import predictions
 from paligemma.metrics import exact_match
 
 
@@ -61,6 +65,7 @@ def test_lines_hold_example_and_prediction(plain, examples):
   assert len(set(column(plain, "prediction"))) > 5  # else nothing is tested
   for i, (line, example) in enumerate(zip(plain, examples, strict=True)):
     assert line["score"] < 0
+    line = {k: v for k, v in line.items() if k != "confidences"}
     assert line == {
       "prefix": example["prefix"],
       "suffix": example["suffix"],
@@ -207,6 +212,199 @@ def test_sampler_of_a_config(evaluator, run, model, params, prompts, tokenizer):
   np.testing.assert_allclose(column(lines, "score"), decoded.score, atol=1e-4)
 
 
+class Counted(list):
+  """A source that counts how often each of its examples is read."""
+
+  def __init__(self, *arguments):
+    super().__init__(*arguments)
+    self.reads = collections.Counter()
+
+  def __getitem__(self, index):
+    self.reads[index] += 1
+    return super().__getitem__(index)
+
+
+def test_an_example_is_read_once(evaluator, run):
+  source = Counted(evaluator.source)
+  scored = dataclasses.replace(evaluator, source=source, metric="exact_match")
+  run(scored)
+  assert source.reads == dict.fromkeys(range(11), 1)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_metrics_see_the_example_after_the_ops(
+  evaluator, run, prompts, num_workers
+):
+  seen = []
+
+  def keep(texts, examples, *, answer_key):
+    seen.extend(examples)
+    return {"texts": float(len(texts))}
+
+  ops = (text_ops.Format("a {prefix}", "{question_id}"),)
+  scores, lines = run(
+    dataclasses.replace(
+      evaluator,
+      metric=keep,
+      preprocess=dataclasses.replace(prompts, ops=ops),
+      num_workers=num_workers,
+    )
+  )
+  assert scores == {"texts": 11, "num_examples": 11}
+  assert [x["suffix"] for x in seen] == [str(100 + i) for i in range(11)]
+  assert column(lines, "suffix") == [x["suffix"] for x in seen]
+  assert all(isinstance(x["pixels"], np.ndarray) for x in seen)
+  assert not any("image" in x for x in seen)
+  # What the model saw has been through the ops once.
+  written = [x | {"prefix": f"a {x['prefix']}"} for x in evaluator.source]
+  others = run(dataclasses.replace(evaluator, source=written))[1]
+  assert column(lines, "prediction") == column(others, "prediction")
+
+
+SETTINGS = {"made": "with this"}
+
+
+class Killed(BaseException):
+  """Nothing but the operating system catches it."""
+
+
+@pytest.fixture
+def predict(model, params, one_device, tmp_path):
+  """Predicts into a file; stopped after so many more bytes, half a line too."""
+
+  def predict(evaluator, name, stop_after=None, **arguments):
+    with pytest.MonkeyPatch.context() as patch:
+      if stop_after is not None:
+        patch.setattr(predictions, "appending", appending_until(stop_after))
+      return evaluator.predict(
+        model,
+        params,
+        one_device,
+        path=tmp_path / name,
+        settings=SETTINGS,
+        **arguments,
+      )
+
+  def appending_until(left):
+    def appending(path):
+      return Breaking(path, left)
+
+    return appending
+
+  return predict
+
+
+class Breaking:
+  """What predictions.appending gives, broken off after so many bytes."""
+
+  def __init__(self, path, left):
+    self._path, self._left = path, left
+
+  def __enter__(self):
+    return self.append
+
+  def __exit__(self, *error):
+    pass
+
+  def append(self, records):
+    before = self._path.stat().st_size if self._path.exists() else 0
+    with APPENDING(self._path) as append:
+      append(records)
+    data = self._path.read_bytes()
+    if len(data) - before > self._left:
+      self._path.write_bytes(data[: before + self._left])
+      raise Killed
+    self._left -= len(data) - before
+
+
+APPENDING = predictions.appending
+
+
+@pytest.mark.parametrize("sampler", ["greedy", "temperature(2.0)"])
+def test_killed_again_and_again_the_file_is_the_same(
+  evaluator, predict, tmp_path, sampler
+):
+  drawing = dataclasses.replace(
+    evaluator, sampler=sampler, metric="exact_match"
+  )
+  arguments = {"rng": jax.random.key(0)}
+  whole = predict(drawing, "whole.jsonl", **arguments)
+  expected = (tmp_path / "whole.jsonl").read_bytes()
+  dice, kills = random.Random(0), 0
+  while kills < 12:
+    (tmp_path / "y.jsonl").unlink(missing_ok=True)
+    resumed = None
+    while resumed is None:
+      try:
+        stop_after = dice.randrange(len(expected) // 2)
+        resumed = predict(drawing, "y.jsonl", stop_after, **arguments)
+      except Killed:
+        kills += 1
+    assert (tmp_path / "y.jsonl").read_bytes() == expected
+    assert resumed[0] == whole[0]
+    # Read again, the examples are those that came with the batches.
+    for one, other in zip(resumed[1], whole[1], strict=True):
+      assert one.keys() == other.keys()
+      assert one["prefix"] == other["prefix"]
+
+
+def test_resuming_decodes_only_what_is_left(evaluator, predict, tmp_path):
+  done = []
+  predict(evaluator, "y.jsonl", progress=lambda *at: done.append(at))
+  assert done == [(0, 11), (5, 11), (10, 11), (11, 11)]
+  path = tmp_path / "y.jsonl"
+  whole = path.read_bytes()
+  path.write_bytes(b"".join(whole.splitlines(keepends=True)[:7]))
+  del done[:]
+  predict(evaluator, "y.jsonl", progress=lambda *at: done.append(at))
+  assert done == [(5, 11), (10, 11), (11, 11)]
+  assert path.read_bytes() == whole
+  del done[:]
+  source = Counted(evaluator.source)
+  complete = dataclasses.replace(evaluator, source=source)
+  predict(complete, "y.jsonl", progress=lambda *at: done.append(at))
+  assert done == [(11, 11)]
+  assert not source.reads  # nor what only a metric would want
+
+
+def test_confidences_are_those_of_the_locations(evaluator, tokenizer):
+  loc = [tokenizer.loc_id(i) for i in (7, 11, 513, 1023)]
+  words = tokenizer.encode(" cat ; ")
+  ids = [*loc, *words, *loc, *tokenizer.encode(" é\n"), tokenizer.eos_id]
+  text = tokenizer.decode(ids)
+  assert len(location.parse(text, (1, 1))) == 2
+  log_probs = -np.arange(1, len(ids) + 1) / 10
+  first, second = evaluator._confidences(text, ids, log_probs)
+  assert first == pytest.approx(math.exp(-(1 + 2 + 3 + 4) / 40))
+  start = 4 + len(words)
+  assert second == pytest.approx(math.exp(log_probs[start : start + 4].mean()))
+  assert evaluator._confidences("no box", [5], [0.0]) == []
+
+
+def test_locations_spelled_in_letters_are_no_sure_box(evaluator, tokenizer):
+  ids = [i for c in "<loc0001>" for i in tokenizer.encode(c)] * 4
+  text = tokenizer.decode(ids)
+  assert text == "<loc0001>" * 4
+  assert evaluator._confidences(text, ids, [-0.1] * len(ids)) == [0.0]
+
+
+def test_confidences_reach_the_metric(evaluator, run):
+  seen = {}
+
+  def metric(texts, examples, *, answer_key, confidences):
+    seen.update(zip(texts, confidences, strict=True))
+    return {}
+
+  grammar = 'boxes(["red"], at_most=1)'
+  lines = run(dataclasses.replace(evaluator, metric=metric, grammar=grammar))[1]
+  assert len(seen) > 1
+  for line in lines:
+    assert line["confidences"] == seen[line["prediction"]]
+    (thing,) = location.parse(line["prediction"], (10, 10))
+    assert (thing.label, thing.problem) == ("red", "")
+    assert 0 < line["confidences"][0] < 1
+
+
 def test_running_again_compiles_nothing(evaluator, run, plain, params):
   compiled = decode._generate._cache_size()
   run(evaluator)
@@ -239,6 +437,7 @@ def test_predictions_survive_a_later_failure(
     ({"metric": "exactmatch"}, 'Did you mean "exact_match"'),
     ({"sampler": "gredy"}, 'Did you mean "greedy"'),
     ({"sampler": "nucleus"}, "give generate an rng"),
+    ({"grammar": "choice('a')"}, 'Did you mean "choices"'),
     (
       {"metric": "exact_match", "answer_key": "sufix"},
       'x.jsonl:1: no answer under "sufix".*Did you mean "suffix"',

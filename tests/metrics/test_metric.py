@@ -182,14 +182,12 @@ def test_make():
   [
     ("exactmatch", 'unknown metric "exactmatch".*mean "exact_match"'),
     ("vqq(lower=True)", 'unknown metric "vqq".*mean "vqa"'),
-    ("vqa(lowr=True)", 'unknown option of metric vqa "lowr".*mean "lower"'),
-    ("pope(lower=True)", 'unknown option of metric pope "lower"'),
-    ("vqa(True)", r"cannot read metric .vqa\(True\)., expected a name or"),
-    ("vqa(lower=True", "cannot read metric"),
-    ("vqa(lower=len)", "cannot read metric"),
-    ("vqa(**x)", "cannot read metric"),
-    ("vqa(lower=True).score", "cannot read metric"),
-    ("", "unknown metric"),
+    ("vqa(lowr=True)", 'unknown argument of vqa "lowr".*mean "lower"'),
+    ("pope(lower=True)", 'unknown argument of pope "lower"'),
+    ("vqa(lower=True", r'metric "vqa\(lower=True": .*was never closed'),
+    ("vqa(lower=len)", r'metric "vqa\(.*: cannot read "len", expected a plain'),
+    ("vqa(lower=True).score", "cannot read .*, expected a name or a call"),
+    ("", 'metric "": invalid syntax'),
   ],
 )
 def test_make_explains(text, message):

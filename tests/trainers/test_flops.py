@@ -76,6 +76,21 @@ def test_by_hand(pattern, expected, scan):
   assert found == 13 * 2 * expected
 
 
+def test_frames_by_hand():
+  model, shapes = make_model(
+    4,
+    vocab_size=11,
+    img=dict(variant="mu/2", width=4, depth=2, mlp_dim=10, num_heads=2),
+    llm=dict(width=6, depth=3, mlp_dim=7, num_heads=3, head_dim=8),
+  )
+  sizes = dict(batch_size=13, res=4, text_len=5, frames=7)
+  found = flops.train_step(model, shapes, names(shapes, "llm/.*"), **sizes)
+  length = 7 * 4 + 5
+  gemma = length * 3 * (ATTENTION + MLP) + 5 * VOCABULARY
+  mixing = 2 * 3 * length**2 * 24
+  assert found == 13 * 2 * (7 * (VIT + VIT_MIXING) + 3 * (gemma + mixing))
+
+
 def test_decoding_by_hand():
   model, shapes = make_model(
     4,

@@ -15,6 +15,7 @@ def forkme_config(tiny, **arguments):
   arguments = {
     "train": tiny.folder / "train.jsonl",
     "val": tiny.folder / "val.jsonl",
+    "tokenizer": "paligemma/assets/tiny_tokenizer.model",
     **arguments,
   }
   return forkme.get_config(",".join(f"{k}={v}" for k, v in arguments.items()))
@@ -62,7 +63,11 @@ def test_the_3b_model_is_planned_without_being_allocated(
   assert "mesh: {'data': 8, 'model': 1}, batch 32, 13 examples per epoch" in (
     table
   )
-  assert lines[-1].startswith("expected memory per device: ")
+  (end,) = (
+    i for i, line in enumerate(lines) if line.startswith("expected mem")
+  )
+  assert lines[end + 1].split()[:2] == ["data", "examples"]
+  assert lines[end + 2].split()[:2] == ["train.main", "13"]
 
 
 def test_durations_follow_the_data(tiny):

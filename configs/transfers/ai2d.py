@@ -1,0 +1,34 @@
+"""AI2D: multiple-choice questions about diagrams of a school book.
+
+Fields: image, question, choices, answer (one of the choices). Where a question
+is about parts with letters, these are drawn on the image in the data set.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  fields = (("possible_answers", "choices"),)
+  train = "train" if arg.final_split else "train[:-1024]"
+  config = published.make(
+    arg,
+    train=tfds("ai2d", train, fields=fields),
+    evals={
+      "minival": tfds("ai2d", "train[-1024:]", fields=fields),
+      "test": tfds("ai2d", "test", fields=fields),
+    },
+    text_len=128,
+    ops=(text_ops.MultipleChoice("choices"),),
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="vqa",
+    eval_antialias=False,
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 1e-5
+  config.weight_decay = 1e-6
+  return config

@@ -1,0 +1,31 @@
+"""A-OKVQA, direct answers.
+
+Fields: image, question, direct_answers (ten).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  config = published.make(
+    arg,
+    train=tfds("aokvqa", "train+val" if arg.final_split else "train"),
+    evals={
+      "val": tfds("aokvqa", "val"),
+      "test": tfds("aokvqa", "test", last=True, hidden=True),
+    },
+    text_len=32,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),
+    answer_key="direct_answers",
+    metric="vqa",
+    batch_size=128,
+    eval_batch_size=256,
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 5e-6
+  return config

@@ -1,0 +1,37 @@
+"""A-OKVQA, multiple choice: the model writes out one of the answers.
+
+Fields: image, question, choices (four), correct (the place of the right one,
+from 0).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  choices = ("multiple_choice_possible_answers", "choices")
+  fields = (choices, ("multiple_choice_correct_idx", "correct"))
+  answer = (text_ops.Pick("choices", "correct", "answer"),)
+  train = "train+val" if arg.final_split else "train"
+  config = published.make(
+    arg,
+    train=tfds("aokvqa", train, fields=fields),
+    evals={
+      "val": tfds("aokvqa", "val", fields=fields),
+      "test": tfds("aokvqa", "test", fields=(choices,), last=True, hidden=True),
+    },
+    text_len=128,
+    ops=(text_ops.MultipleChoice("choices"),),
+    score_ops=answer,
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="vqa",
+    batch_size=128,
+    eval_batch_size=256,
+  )
+  config.total_epochs = 15.0
+  config.learning_rate = 5e-6
+  return config

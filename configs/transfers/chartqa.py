@@ -1,0 +1,41 @@
+"""ChartQA: questions about charts, written by people or made by a model.
+
+Fields: image, question, answer. The published score is the mean of relaxed_acc
+over the two kinds of questions.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+# Examples in the paper (arXiv:2203.10244), by which the kinds are mixed.
+SIZES = {"human": 7_398, "augmented": 20_901}
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument, res=896)
+  train = "train+val" if arg.final_split else "train"
+  config = published.make(
+    arg,
+    train={
+      kind: tfds(f"chartqa/{kind}", train, weight=float(size))
+      for kind, size in SIZES.items()
+    },
+    evals={
+      f"{split}_{kind}": tfds(f"chartqa/{kind}", split)
+      for split in ("val", "test")
+      for kind in SIZES
+    },
+    text_len=48,
+    ops=(text_ops.Copy("question", "prefix"),),
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="chartqa",
+  )
+  config.total_epochs = 30.0
+  config.learning_rate = 1e-5
+  config.weight_decay = 1e-6
+  config.label_smoothing = 0.2
+  config.model.llm.dropout = 0.1
+  return config

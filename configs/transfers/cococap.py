@@ -1,0 +1,39 @@
+"""COCO captions, and NoCaps without training on it.
+
+Fields: image, captions (five).
+"""
+
+from configs import common, published
+from configs.published import tfds
+from paligemma.data import image_ops, text_ops
+
+# How training images are cut: not at all, or as for Inception.
+CROPS = {"rs": (), "ic": (image_ops.InceptionCrop(area=(0.5, 1.0)),)}
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse, and crop, a key of CROPS."""
+  arg = published.parse(argument, crop="rs")
+  train = "train+restval" if arg.final_split else "train[:98%]+restval"
+  coco = dict(fields=(("captions/text", "captions"),))
+  config = published.make(
+    arg,
+    train=tfds("coco_captions", train, **coco),
+    evals={
+      "minival": tfds("coco_captions", "train[-2%:]", **coco),
+      "val": tfds("coco_captions", "val", **coco),
+      "nocaps": tfds("nocaps", "val", fields=(("texts", "captions"),)),
+    },
+    text_len=32,
+    ops=(text_ops.Format("caption en"),),
+    answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+    answer_key="captions",
+    metric="captions",
+    sampler="beam(beam_size=2)",
+    train_ops=common.lookup(CROPS, arg.crop, "crop"),
+    antialias=False,
+  )
+  config.total_epochs = 5.0
+  config.learning_rate = 1e-5
+  config.weight_decay = 1e-6
+  return config

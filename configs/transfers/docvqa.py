@@ -1,0 +1,36 @@
+"""DocVQA: questions about scanned documents.
+
+Fields: image, question, answers (a list).
+
+The test server's ANLS, which is the published score, differs in details from
+that of this metric: metric="anls" gives both.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument, res=896)
+  config = published.make(
+    arg,
+    train=tfds("docvqa", "train+val" if arg.final_split else "train[:-5%]"),
+    evals={
+      "minival": tfds("docvqa", "train[-5%:]"),
+      "val": tfds("docvqa", "val"),
+      "test": tfds("docvqa", "test", last=True, hidden=True),
+    },
+    text_len=32,
+    eval_text_len=64,
+    ops=(text_ops.Copy("question", "prefix"),),
+    answer_ops=(text_ops.Choice("answers", "suffix"),),
+    answer_key="answers",
+    metric="vqa(lower=True)",
+    eval_batch_size=256,
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 1e-5
+  config.weight_decay = 1e-6
+  return config

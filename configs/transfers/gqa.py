@@ -1,0 +1,37 @@
+"""GQA: questions made of scene graphs; and xGQA without training on it.
+
+Fields: image, question, answer. The questions of xGQA are in eight languages,
+the answers in English; some ask for more tokens than GQA's.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  both = "train_balanced+val_balanced"
+  config = published.make(
+    arg,
+    train=tfds("gqa", both if arg.final_split else "train_balanced"),
+    evals={
+      "val": tfds("gqa", "val_balanced"),
+      "testdev": tfds("gqa", "testdev_balanced", last=True),
+      **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
+    },
+    text_len=32,
+    eval_text_len=64,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="vqa",
+    tune=published.at(arg.res, {224: "full", 448: "decoder"}),
+    antialias=False,
+  )
+  config.total_epochs = 1.0
+  config.learning_rate = 1e-5
+  return config

@@ -1,0 +1,43 @@
+"""InfographicVQA: questions about infographics.
+
+Fields: image, question, answers (a list).
+
+Some prompts have 51 tokens, more than text_len: training skips them.
+
+The test server's ANLS, which is the published score, differs in details from
+that of this metric: metric="anls" gives both.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument, res=896)
+  config = published.make(
+    arg,
+    train=tfds("infovqa", "train+val" if arg.final_split else "train"),
+    evals={
+      "val": tfds("infovqa", "val"),
+      "test": tfds("infovqa", "test", last=True, hidden=True),
+    },
+    text_len=48,
+    eval_text_len=96,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(
+      text_ops.Choice("answers", "suffix", replace=False),
+      text_ops.Lower("suffix"),
+    ),
+    answer_key="answers",
+    metric="vqa(lower=True)",
+    batch_size=published.at(arg.res, {224: 256, 448: 128, 896: 32}),
+    eval_batch_size=256,
+  )
+  config.train.on_bad = "skip"
+  config.total_epochs = 3.0
+  config.learning_rate = published.at(arg.res, {224: 1e-5, 896: 3e-6})
+  config.weight_decay = published.at(arg.res, {224: 1e-6, 896: 3e-7})
+  config.label_smoothing = 0.4
+  return config

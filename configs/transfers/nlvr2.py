@@ -1,0 +1,39 @@
+"""NLVR2: is a sentence about two pictures true? And MaRVL, in other languages.
+
+Fields: image (a list of two), sentence, label ("True" or "False").
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import image_ops, text_ops
+
+LANGUAGES = ("id", "sw", "ta", "tr", "zh")
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  # The left one is "image" already.
+  two = dict(
+    image_key="image_left", ops=(image_ops.Stack(("image", "image_right")),)
+  )
+  config = published.make(
+    arg,
+    train=tfds("nlvr2", "train+dev" if arg.final_split else "train", **two),
+    evals={
+      "dev": tfds("nlvr2", "dev", **two),
+      "test": tfds("nlvr2", "test", **two),
+      **{f"marvl_{x}": tfds("marvl", f"test_{x}", **two) for x in LANGUAGES},
+    },
+    text_len=64,
+    eval_text_len=128,
+    ops=(text_ops.Format("answer en {sentence}"),),
+    answer_ops=(text_ops.Copy("label", "suffix"),),
+    answer_key="label",
+    metric="vqa",
+  )
+  config.frames = 2
+  config.total_epochs = published.at(arg.res, {224: 3.0, 448: 10.0})
+  config.learning_rate = published.at(arg.res, {224: 1e-5, 448: 3e-6})
+  config.weight_decay = published.at(arg.res, {224: 1e-6, 448: 3e-7})
+  return config

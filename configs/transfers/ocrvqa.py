@@ -1,0 +1,32 @@
+"""OCR-VQA: questions about covers of books.
+
+Fields: image, question, answer.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  held_out = "" if arg.final_split else "[20000:]"
+  config = published.make(
+    arg,
+    train=tfds("ocrvqa_id", f"train+val{held_out}"),
+    evals={
+      "minival": tfds("ocrvqa_id", "val[:20000]"),
+      "test": tfds("ocrvqa_id", "test", last=True),
+    },
+    text_len=32,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="vqa",
+    batch_size=128,
+    eval_batch_size=256,
+  )
+  config.total_epochs = 3.0
+  config.learning_rate = published.at(arg.res, {224: 3e-6, 896: 1e-5})
+  return config

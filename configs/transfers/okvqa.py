@@ -1,0 +1,31 @@
+"""OK-VQA: questions that ask for knowledge from outside of the picture.
+
+Fields: image, question, answers (ten).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  train = "train" if arg.final_split else "train[:-10%]"
+  config = published.make(
+    arg,
+    train=tfds("okvqa", train),
+    evals={
+      "minival": tfds("okvqa", "train[-10%:]"),
+      "val": tfds("okvqa", "val"),
+    },
+    text_len=32,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    answer_key="answers",
+    metric="vqa",
+    batch_size=128,
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 5e-6
+  return config

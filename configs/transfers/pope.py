@@ -1,0 +1,43 @@
+"""POPE: does a model see things that are not there? It trains nothing.
+
+    python -m scripts.evaluate --config configs/transfers/pope.py --ckpt DIR
+
+with a DIR of vqav2 gives the published scores. Fields: image, question, answer
+("yes" or "no").
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse, and prefix, the prompt."""
+  arg = published.parse(argument, prefix="{question}")
+  sets = {
+    kind: tfds(f"pope_{kind}", "test")
+    for kind in ("random", "popular", "adversarial")
+  }
+  config = published.make(
+    arg,
+    train=sets,
+    evals=sets,
+    text_len=48,
+    ops=(text_ops.Format(arg.prefix),),
+    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    answer_key="answer",
+    metric="pope",
+    eval_batch_size=256,
+    antialias=False,
+  )
+  del config.total_epochs, config.evals.pplx
+  # There is nothing to train on: what is never read.
+  config.train.sources = {
+    name: spec.source for name, spec in config.evals.items()
+  }
+  config.total_steps = 0
+  config.optimizer = "sgd"
+  config.optimizer_args = {}
+  config.learning_rate = 0.0
+  config.trainable = ()
+  return config

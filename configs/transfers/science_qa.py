@@ -1,0 +1,35 @@
+"""ScienceQA: multiple-choice questions of school, those with a picture.
+
+Fields: image, question, choices, answer (the place of the right one, from 0),
+hint; lecture and solution where afmt asks for them.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse, and qfmt and afmt of ScienceQA."""
+  arg = published.parse(argument, res=448, qfmt="QCM", afmt="A")
+  train = "train+val" if arg.final_split else "train"
+  config = published.make(
+    arg,
+    train=tfds("science_qa", train),
+    evals={
+      "val": tfds("science_qa", "val"),
+      "test": tfds("science_qa", "test"),
+    },
+    text_len=512,
+    ops=(text_ops.ScienceQA(arg.qfmt, arg.afmt),),
+    # Over what the op above has written.
+    answer_ops=(text_ops.ScienceQA(arg.qfmt, arg.afmt, shuffle=True),),
+    answer_key="suffix",
+    metric="science_qa",
+    batch_size=128,
+    tune="decoder",
+    antialias=False,
+  )
+  config.total_epochs = 20.0
+  config.learning_rate = 1e-5
+  return config

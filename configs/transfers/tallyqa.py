@@ -1,0 +1,34 @@
+"""TallyQA: how many things of a kind? And CountBenchQA without training on it.
+
+Fields: image, question, answer (a number), issimple (1, 0, or -1 for unknown;
+may be missing).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  config = published.make(
+    arg,
+    train=tfds("tallyqa", "train"),
+    evals={
+      "test": tfds("tallyqa", "test"),
+      "countbenchqa": tfds(
+        "countbenchqa", "huggingface", fields=(("number", "answer"),)
+      ),
+    },
+    text_len=32,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Text("answer", "suffix"),),
+    answer_key="answer",
+    metric="tallyqa",
+    eval_batch_size=256,
+  )
+  config.total_epochs = 2.0
+  config.learning_rate = published.at(arg.res, {224: 1e-5, 896: 7e-6})
+  config.weight_decay = published.at(arg.res, {224: 0.0, 448: 1e-6, 896: 7e-7})
+  return config

@@ -1,0 +1,39 @@
+"""TextCaps: captions that mention the text in the picture.
+
+Fields: image, captions (five).
+"""
+
+from configs import common, published
+from configs.published import tfds
+from configs.transfers import cococap
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse, and crop as in cococap."""
+  arg = published.parse(argument, crop="rs")
+  fields = (("texts", "captions"),)
+  train = "train" if arg.final_split else "train[:98%]"
+  config = published.make(
+    arg,
+    train=tfds("text_caps", train, fields=fields),
+    evals={
+      "minival": tfds("text_caps", "train[-2%:]", fields=fields),
+      "val": tfds("text_caps", "val", fields=fields),
+    },
+    text_len=32,
+    ops=(text_ops.Format("caption en"),),
+    answer_ops=(
+      text_ops.Choice("captions", "suffix", replace=False),
+      text_ops.Lower("suffix"),
+    ),
+    answer_key="captions",
+    metric="captions",
+    sampler="beam(beam_size=3)",
+    train_ops=common.lookup(cococap.CROPS, arg.crop, "crop"),
+    antialias=False,
+  )
+  config.total_epochs = 5.0
+  config.learning_rate = 1e-5
+  config.weight_decay = 1e-6
+  return config

@@ -1,0 +1,29 @@
+"""Captions of 90 pictures by plain SGD on all parameters, for one small GPU.
+
+Fields: image, suffix (the caption).
+"""
+
+from configs.transfers import forkme
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """forkme with the values of big_vision's vertexai_l4; no evaluation."""
+  config = forkme.get_config(
+    ",".join(
+      [
+        "batch_size=4,epochs=1,tune=full,init=paligemma_3b_pt_224",
+        "train=gs://longcap100/data_train90.jsonl",
+        "val=gs://longcap100/data_val10.jsonl",
+        argument or "",
+      ]
+    )
+  )
+  config.train.sources.main.cache = True
+  config.train.ops = (text_ops.Format("caption en"),)
+  config.train.too_long = "truncate"
+  config.learning_rate = 0.1
+  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
+  config.clip_norm = 1.0
+  config.evals = {}
+  return config

@@ -1,0 +1,30 @@
+"""VizWiz-VQA: questions that blind people ask about their photographs.
+
+Fields: image, question, answers (ten).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  config = published.make(
+    arg,
+    train=tfds("vizwizvqa", "train+val" if arg.final_split else "train"),
+    evals={
+      "val": tfds("vizwizvqa", "val"),
+      "test": tfds("vizwizvqa", "test", last=True, hidden=True),
+    },
+    text_len=48,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    answer_key="answers",
+    metric="vqa",
+    eval_antialias=False,
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 1e-5
+  return config

@@ -1,0 +1,39 @@
+"""VQAv2: questions about pictures.
+
+Fields: image, question, answers (those of ten people), answer_type ("yes/no",
+"number" or "other").
+
+The published score is that of the test server, test-std, for predictions of
+`test`. MMVP, POPE and Objaverse were evaluated with the model of this transfer.
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  fields = (("question_text", "question"),)
+  held_out = "" if arg.final_split else "[:-10240]"
+  config = published.make(
+    arg,
+    train=tfds("vqa", f"train+validation{held_out}", fields=fields),
+    evals={
+      "minival": tfds("vqa", "validation[-10240:]", fields=fields),
+      # The two were made one in 2021.
+      "test": tfds(
+        "vqa", "test+test-dev", fields=fields, last=True, hidden=True
+      ),
+    },
+    text_len=32,
+    ops=(text_ops.Format("answer en {question}"),),
+    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    answer_key="answers",
+    metric="vqav2",
+  )
+  config.total_epochs = 10.0
+  config.learning_rate = 1e-5
+  config.weight_decay = published.at(arg.res, {224: 1e-6, 448: 0.0})
+  return config

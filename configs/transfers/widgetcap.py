@@ -1,0 +1,39 @@
+"""Widget Captioning: what the element of an app does that a red box surrounds.
+
+Fields: image, captions, bbox (ymin, xmin, ymax, xmax in [0, 1]).
+"""
+
+from configs import published
+from configs.published import tfds
+from paligemma.data import image_ops, text_ops
+
+
+def get_config(argument=None):
+  """Arguments: those of published.parse."""
+  arg = published.parse(argument)
+  fields = (("texts", "captions"),)
+  train = "train+dev" if arg.final_split else "train"
+  config = published.make(
+    arg,
+    train=tfds("widgetcap", train, fields=fields),
+    evals={
+      "dev": tfds("widgetcap", "dev", fields=fields),
+      "test": tfds("widgetcap", "test", fields=fields),
+    },
+    text_len=32,
+    ops=(
+      image_ops.Resize((arg.res, arg.res)),  # for a line of one pixel
+      image_ops.DrawBox("bbox"),
+      text_ops.Format("caption en"),
+    ),
+    answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+    answer_key="captions",
+    metric="captions",
+    batch_size=64,
+  )
+  config.total_epochs = 4.0
+  config.learning_rate = 3e-6
+  config.weight_decay = 3e-7
+  config.label_smoothing = 0.1
+  config.model.llm.dropout = 0.1
+  return config

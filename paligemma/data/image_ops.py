@@ -1,0 +1,434 @@
+"""Ops on the image of a raw example; its objects stay where they belong.
+
+The image is encoded (bytes) or pixels (uint8[H, W, 3]); ops decode it when they
+must. Those that move pixels move the example's "objects" (data/objects.py) with
+them, and keep its "height" and "width", if it has them, those of the image.
+They take one image: several frames are put together by `Stack`, the last op.
+
+Augmentation is for training data: give evaluators ops without it.
+"""
+
+import dataclasses
+import io
+import math
+import re
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from paligemma import tree
+from paligemma.data import fields, objects
+from paligemma.data import image as image_lib
+from paligemma.data.fields import Example
+
+_SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+_ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
+
+
+def pixels(image: bytes | np.ndarray, *, where: str = "image") -> np.ndarray:
+  """Returns uint8[H, W, 3] of an image that is encoded, or is that already.
+
+  Args:
+    image: File contents, or uint8[H, W, 3], which comes back as it is.
+    where: What the message of an error begins with.
+
+  Raises:
+    ValueError: Neither, or not a readable image.
+  """
+  if isinstance(image, bytes):
+    return image_lib.decode(image, where=where)
+  if not isinstance(image, np.ndarray):
+    several = isinstance(image, list | tuple)
+    found = f"{len(image)} frames" if several else type(image).__name__
+  elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    found = f"{image.dtype}{list(image.shape)}"
+  elif not image.size:
+    found = f"an empty image, {list(image.shape)}"
+  else:
+    return image
+  raise ValueError(
+    f"{where}: found {found}, expected one image, encoded or as "
+    "uint8[height, width, 3]"
+  )
+
+
+def size(image: bytes | np.ndarray, *, where: str = "image") -> tuple[int, int]:
+  """Returns (height, width) of an image; of an encoded one, from its header.
+
+  It is that of `pixels`: an EXIF orientation counts.
+  """
+  if isinstance(image, bytes):
+    try:
+      with Image.open(io.BytesIO(image), formats=image_lib.FORMATS) as picture:
+        width, height = picture.size
+        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
+        return (width, height) if turned else (height, width)
+    except Exception:  # what is wrong with it, or whether, decoding will say
+      pass
+  height, width, _ = pixels(image, where=where).shape
+  return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+  """Turns an encoded image into pixels; other ops do it by themselves.
+
+  Attributes:
+    key: Field of the image. Default "image".
+  """
+
+  key: str = "image"
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    return {**example, self.key: _read(example, self.key)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """Resizes to uint8, where an op such as DrawBox needs the final size.
+
+  `Preprocess` resizes by itself, and need not round to uint8 in between.
+
+  Attributes:
+    size: (height, width) in pixels.
+    method: Key of image.KERNELS. Default "bilinear".
+    antialias: Widen the kernel when the image shrinks. Default True; big_vision
+      trains nlvr2 and refcoco_seg without.
+    key: Field of the image. Default "image"; objects belong to that one.
+
+  Source: `resize` of big_vision, which truncates where we round to nearest.
+  """
+
+  size: tuple[int, int]
+  method: str = "bilinear"
+  antialias: bool = True
+  key: str = "image"
+
+  def __post_init__(self):
+    tree.lookup(image_lib.KERNELS, self.method, "resize method")
+    _check_size("Resize", self.size)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    image = _read(example, self.key)
+    new = image_lib.resize(image, self.size, self.method, self.antialias)
+    new = np.clip(np.rint(new), 0, 255).astype(np.uint8)
+    if self.key != "image":
+      return {**example, self.key: new}
+    return _replace(
+      example,
+      new,
+      lambda things: objects.resize(things, image.shape[:2], self.size),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawBox:
+  """Draws the outline of a box: red, one pixel wide, on the pixels it names.
+
+  In the published recipe of widgetcap it comes after Resize, so that the line
+  is as wide in every image. Rows are int(ymin * (height - 1)) and
+  int(ymax * (height - 1)), columns alike; a side beyond the image is not drawn.
+
+  Attributes:
+    key: Field of the box, (ymin, xmin, ymax, xmax) relative to the image, as of
+      TFDS. Ops do not move it: draw before any crop. Default "bbox".
+
+  Source: `draw_bbox` of big_vision, which is tf.image.draw_bounding_boxes.
+  """
+
+  key: str = "bbox"
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    box = fields.read(example, self.key)
+    try:
+      box = np.asarray(box, np.float32)
+    except (TypeError, ValueError):
+      box = np.empty(0)
+    if (
+      box.shape != (4,)
+      or not np.isfinite(box).all()
+      or (box[2:] < box[:2]).any()
+    ):
+      raise fields.wrong(
+        example, self.key, "a relative box (ymin, xmin, ymax, xmax)"
+      )
+    image = _read(example, "image").copy()
+    last = np.array(image.shape[:2]) - 1
+    y0, x0, y1, x1 = (box * np.tile(last, 2).astype(np.float32)).astype(int)
+    rows = slice(max(y0, 0), max(y1 + 1, 0))
+    columns = slice(max(x0, 0), max(x1 + 1, 0))
+    for y in {y0, y1} & set(range(last[0] + 1)):
+      image[y, columns] = (255, 0, 0)
+    for x in {x0, x1} & set(range(last[1] + 1)):
+      image[rows, x] = (255, 0, 0)
+    return {**example, "image": image}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Puts images of several fields together, for Preprocess(frames=...).
+
+      Stack(("image_left", "image_right"))
+
+  Attributes:
+    keys: The fields, in the order of the frames. They are taken away, so that
+      nobody keeps the images twice; what comes of them is "image", a list.
+
+  Source: `stack_images` of big_vision, of use in nlvr2.
+  """
+
+  keys: tuple[str, ...]
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    frames = [fields.read(example, key) for key in self.keys]
+    rest = {k: v for k, v in example.items() if k not in self.keys}
+    return {**rest, "image": frames}
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop:
+  """Cuts a part of given size out of an image, all places equally likely.
+
+  Attributes:
+    size: (height, width) in pixels. A smaller image is an error: Resize first.
+    min_visible: Objects of which less than this share is left are dropped; see
+      objects.crop. Default 0.25.
+  """
+
+  size: tuple[int, int]
+  min_visible: float = 0.25
+
+  def __post_init__(self):
+    _check_size("RandomCrop", self.size)
+    _check_shares("RandomCrop", min_visible=self.min_visible)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    height, width = _size(example)
+    if height < self.size[0] or width < self.size[1]:
+      raise ValueError(
+        f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
+        f"than a crop of {self.size[0]}x{self.size[1]}; put Resize before it"
+      )
+    y = int(rng.integers(height - self.size[0] + 1))
+    x = int(rng.integers(width - self.size[1] + 1))
+    window = (y, x, y + self.size[0], x + self.size[1])
+    return _crop(example, window, self.min_visible)
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionCrop:
+  """Cuts out a part of random area, aspect and place; `Preprocess` resizes it.
+
+  Aspect and height are uniform, each within the bounds, and the place within
+  the image; after 100 draws that do not fit, the image stays whole.
+
+  Attributes:
+    area: Bounds of the share of the image's area. Default (0.05, 1).
+    aspect: Bounds of width / height. Default (0.75, 1.33).
+    min_covered: At least one object has this share within the crop, in an image
+      that has objects. Default 0; 1 for what a question is about.
+    min_visible: Objects of which less than this share is left are dropped; see
+      objects.crop. Default 0.25.
+
+  Source: `inception_crop` of big_vision, tf.image.sample_distorted_bounding_box
+  after Szegedy et al. 2015, arXiv:1409.4842, section 6. Where rounding takes an
+  area out of the bounds it corrects the crop by one pixel, we draw again; and
+  it never puts a crop at the last row or column.
+  """
+
+  area: tuple[float, float] = (0.05, 1.0)
+  aspect: tuple[float, float] = (0.75, 1.33)
+  min_covered: float = 0.0
+  min_visible: float = 0.25
+
+  def __post_init__(self):
+    _check_shares(
+      "InceptionCrop",
+      area=self.area,
+      min_covered=self.min_covered,
+      min_visible=self.min_visible,
+    )
+    low, high = self.aspect
+    if not 0 < low <= high:
+      raise ValueError(
+        f"aspect of InceptionCrop is {self.aspect}, expected 0 < low <= high"
+      )
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    height, width = _size(example)
+    needed = self.min_covered > 0 and example.get("objects")
+    things = objects.read(example) if needed else []
+    for _ in range(_ATTEMPTS):
+      window = self._draw(height, width, rng)
+      if window and (
+        not things or objects.crop(things, window, self.min_covered)
+      ):
+        return _crop(example, window, self.min_visible)
+    return example
+
+  def _draw(self, height, width, rng):
+    aspect = rng.uniform(*self.aspect)
+    areas = np.multiply(self.area, height * width)
+    low, high = np.rint(np.sqrt(areas / aspect)).astype(int)
+    high = min(high, height, int((width + 0.5) / aspect))
+    new_height = int(rng.integers(min(low, high), high + 1))
+    new_width = round(new_height * aspect)
+    if not 0 < new_width <= width or not (
+      areas[0] <= new_height * new_width <= areas[1]
+    ):
+      return None
+    y = int(rng.integers(height - new_height + 1))
+    x = int(rng.integers(width - new_width + 1))
+    return y, x, y + new_height, x + new_width
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """Mirrors the image left to right, at random.
+
+  Texts stay as they are: a caption with "left" in it would then be wrong, and
+  so would letters in the image. Name such texts, or leave Flip away.
+
+  Attributes:
+    probability: How often. Default 0.5.
+    texts: Fields with a text; while one of them has a word that begins with
+      "left" or "right" in it, the image stays as it is. English alone. Default
+      none.
+  """
+
+  probability: float = 0.5
+  texts: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    _check_shares("Flip", probability=self.probability)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    stays = rng.random() >= self.probability
+    if stays or any(_SIDED.search(fields.text(example, k)) for k in self.texts):
+      return example
+    image = _read(example, "image")
+    return _replace(
+      example,
+      image[:, ::-1],
+      lambda things: objects.flip(things, image.shape[1]),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ZoomOut:
+  """Puts the image at a random place on a larger canvas: smaller objects.
+
+  Sides grow by one factor, uniform in [1, largest]; the canvas stays within
+  image.MAX_PIXELS. It grows with the image, and with the square of the factor:
+  put Resize before it where images are large.
+
+  Attributes:
+    largest: Of the factors. Default 4.
+    probability: How often. Default 0.5.
+    fill: Red, green and blue of the canvas. Default gray, 0 for the model.
+
+  Source: SSD (arXiv:1512.02325), section 3.6, "zoom out", which fills with the
+  mean of ImageNet.
+  """
+
+  largest: float = 4.0
+  probability: float = 0.5
+  fill: tuple[int, int, int] = (128, 128, 128)
+
+  def __post_init__(self):
+    _check_shares("ZoomOut", probability=self.probability)
+    if not self.largest >= 1:
+      raise ValueError(
+        f"largest of ZoomOut is {self.largest}, expected a factor of at least 1"
+      )
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    if rng.random() >= self.probability:
+      return example
+    image = _read(example, "image")
+    height, width, _ = image.shape
+    most = max(math.sqrt(image_lib.MAX_PIXELS / (height * width)), 1)
+    factor = rng.uniform(1, min(self.largest, most))
+    new = int(height * factor), int(width * factor)
+    y = int(rng.integers(new[0] - height + 1))
+    x = int(rng.integers(new[1] - width + 1))
+    canvas = np.empty((*new, 3), np.uint8)
+    canvas[:] = self.fill
+    canvas[y : y + height, x : x + width] = image
+    return _replace(
+      example, canvas, lambda things: objects.pad(things, (y, x), new)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class JpegNoise:
+  """Encodes the image as a JPEG of random quality.
+
+  Attributes:
+    quality: Lowest and highest quality of libjpeg, in [1, 100]. Default 30 and
+      100.
+    probability: How often. Default 1.
+  """
+
+  quality: tuple[int, int] = (30, 100)
+  probability: float = 1.0
+
+  def __post_init__(self):
+    _check_shares("JpegNoise", probability=self.probability)
+    low, high = self.quality
+    if not 1 <= low <= high <= 100:
+      raise ValueError(
+        f"quality of JpegNoise is {self.quality}, expected lowest and highest "
+        "in [1, 100]"
+      )
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    if rng.random() >= self.probability:
+      return example
+    quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
+    data = io.BytesIO()
+    Image.fromarray(_read(example, "image")).save(data, "JPEG", quality=quality)
+    return {**example, "image": data.getvalue()}
+
+
+def _read(example, key):
+  """Pixels of the one image under a key."""
+  return pixels(fields.read(example, key), where=fields.where(example))
+
+
+def _size(example):
+  return size(fields.read(example, "image"), where=fields.where(example))
+
+
+def _crop(example, window, min_visible):
+  y0, x0, y1, x1 = window
+  return _replace(
+    example,
+    _read(example, "image")[y0:y1, x0:x1],
+    lambda things: objects.crop(things, window, min_visible),
+  )
+
+
+def _replace(example, image, move):
+  """The example with another image; `move` does the same to its objects."""
+  result = {**example, "image": image}
+  if "objects" in example:
+    result["objects"] = move(objects.read(example))
+  for key, side in zip(("height", "width"), image.shape[:2], strict=True):
+    if key in example:
+      result[key] = side
+  return result
+
+
+def _check_size(op, size):
+  if len(size) != 2 or min(size) < 1:
+    raise ValueError(f"size of {op} is {size}, expected (height, width)")
+
+
+def _check_shares(op, **shares):
+  """Refuses a share, or a pair of bounds of one, out of [0, 1]."""
+  for name, value in shares.items():
+    bounds = np.atleast_1d(value).tolist()
+    if not 0 <= bounds[0] <= bounds[-1] <= 1:
+      raise ValueError(f"{name} of {op} is {value}, expected it in [0, 1]")

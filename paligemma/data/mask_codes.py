@@ -1,0 +1,156 @@
+"""Codes of masks without an accelerator: the encoder of the codec in NumPy.
+
+The same numbers as models/mask_codec.encode, for data workers, which write the
+codes of masks after they have been cropped and flipped. The layers and the
+names of their arrays are explained there.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+from paligemma.data import masks as masks_lib
+
+_CODEBOOK = "_vq_vae._embedding"
+_DOWN = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
+_BLOCKS = ("encoder.8", "encoder.9")
+# Layer -> side of its kernel, in the order in which the data passes.
+_LAYERS = {
+  **dict.fromkeys(_DOWN, 4),
+  **{
+    f"{block}.net.{i}": side
+    for block in _BLOCKS
+    for i, side in ((0, 3), (2, 3), (4, 1))
+  },
+  "encoder.10": 1,
+}
+_NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
+
+
+class Encoder:
+  """Turns a mask and its box into codes; small to pickle.
+
+  Args:
+    params: Path of "vae-oid.npz" or a file with its names, bare or under
+      "params/"; or the arrays, by name, in the layout of PyTorch. A file is
+      read when the first mask is encoded, once a process.
+
+  Raises:
+    ValueError: Not the arrays of an encoder; of a file, when it is used.
+  """
+
+  def __init__(self, params: epath.PathLike | Mapping[str, np.ndarray]):
+    self._is_path = not isinstance(params, Mapping)
+    self._params = str(params) if self._is_path else _checked(params)
+
+  def __repr__(self):
+    return f"Encoder({self._params if self._is_path else '...'!r})"
+
+  def __call__(self, mask: np.ndarray, box: Sequence[float]) -> tuple[int, ...]:
+    """Returns the 16 codes of the part of a mask within a box.
+
+    Args:
+      mask: bool or number[H, W] in [0, 1].
+      box: (y0, x0, y1, x1) in pixels, as of data/masks.crop.
+
+    Raises:
+      ValueError: As masks.crop.
+    """
+    (codes,) = self.codes(masks_lib.crop(mask, box)[None])
+    return tuple(codes.tolist())
+
+  def codes(self, masks: np.ndarray) -> np.ndarray:
+    """Returns int32[B, 16] in [0, C) of bool or float[B, 64, 64] in [0, 1]."""
+    codebook = self._arrays()[_CODEBOOK]
+    products = self.latents(masks) @ codebook.T
+    # |x - e|^2 without |x|^2, which is the same for all codes.
+    distances = (codebook**2).sum(axis=-1) - 2 * products
+    return distances.argmin(axis=-1).astype(np.int32)
+
+  def latents(self, masks: np.ndarray) -> np.ndarray:
+    """Returns float32[B, 16, D], of which `codes` finds the nearest entries."""
+    params = self._arrays()
+    side = masks_lib.SIDE
+    masks = np.asarray(masks, np.float32)
+    if masks.shape[1:] != (side, side):
+      raise ValueError(
+        f"masks have shape {masks.shape}, expected (B, {side}, {side})"
+      )
+    x = 2 * masks[..., None] - 1
+    for layer in _DOWN:
+      x = _relu(_conv(params, layer, x, stride=2))
+    for block in _BLOCKS:
+      y = _relu(_conv(params, f"{block}.net.0", x))
+      y = _relu(_conv(params, f"{block}.net.2", y))
+      x = x + _conv(params, f"{block}.net.4", y)
+    x = _conv(params, "encoder.10", x)
+    return x.reshape(len(x), -1, x.shape[-1])
+
+  def _arrays(self):
+    return _read(self._params) if self._is_path else self._params
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path):
+  """The arrays of a file; all ops and threads of a process share them."""
+  try:
+    with epath.Path(path).open("rb") as file, np.load(file) as archive:
+      names = {name.removeprefix("params/"): name for name in archive.files}
+      arrays = {n: archive[names[n]] for n in sorted(_NAMES & names.keys())}
+  except Exception as error:  # damaged files make NumPy raise a dozen kinds
+    reason = " ".join(str(error).split())
+    raise ValueError(f"{path}: cannot read a mask codec: {reason}") from None
+  return _checked(arrays, path)
+
+
+def _checked(arrays, where="mask codec"):
+  """The arrays as float32, if they are those of an encoder."""
+  missing = sorted(_NAMES - arrays.keys())
+  problems = [f"{name}: missing" for name in missing] or [
+    f"{name}: {arrays[name].dtype}, expected a float dtype"
+    for name in sorted(_NAMES)
+    if arrays[name].dtype.kind != "f"
+  ]
+  if not problems:
+    arrays = {name: np.asarray(arrays[name], np.float32) for name in _NAMES}
+    problems = tree.compare(_shapes(arrays), arrays)
+  if problems:
+    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+    raise ValueError(
+      f"{where}: expected the arrays of a mask codec such as vae-oid.npz, "
+      f"found {'; '.join(problems[:5])}{more}"
+    )
+  return arrays
+
+
+def _shapes(arrays):
+  """Shapes that fit each other, when layers are as wide as their biases."""
+  shapes, width = {}, 1
+  for layer, side in _LAYERS.items():
+    # A sum follows a block.
+    new = width if ".net." in layer else max(arrays[f"{layer}.bias"].size, 1)
+    shapes[f"{layer}.weight"] = (new, width, side, side)
+    shapes[f"{layer}.bias"] = (new,)
+    width = new
+  shapes[_CODEBOOK] = (max(arrays[_CODEBOOK].size // width, 1), width)
+  return shapes
+
+
+def _conv(params, layer, x, stride=1):
+  """torch.nn.Conv2d, which keeps height and width, or halves both: NHWC."""
+  weight = params[f"{layer}.weight"]
+  outputs, inputs, side, _ = weight.shape
+  pad = (side - 1) // 2
+  x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), (1, 2))
+  windows = windows[:, ::stride, ::stride]
+  rows = windows.reshape(-1, inputs * side * side)
+  y = rows @ weight.reshape(outputs, -1).T + params[f"{layer}.bias"]
+  return y.reshape(*windows.shape[:3], outputs)
+
+
+def _relu(x):
+  return np.maximum(x, 0)

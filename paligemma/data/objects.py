@@ -1,0 +1,163 @@
+"""The objects of an example: boxes, labels and masks in pixels of its image.
+
+    example["objects"] = [
+      {"box": (y0, x0, y1, x1), "label": "cat", "mask": bool[H, W]}, ...
+    ]
+
+Boxes go from the corner at (0, 0), which is the upper left one of pixel (0, 0),
+to the one at (height, width), as in data/location.py; they need not be whole
+pixels. A mask may be missing. What else an object holds is carried along, but
+for its "area" where that changes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from paligemma.data import fields, location, masks
+
+Object = dict[str, Any]
+
+
+def read(example: fields.Example) -> list[Object]:
+  """Returns the objects of an example, checked.
+
+  Raises:
+    ValueError: There are none, or one is malformed.
+  """
+  things = fields.read(example, "objects")
+  if not isinstance(things, list | tuple):
+    raise fields.wrong(example, "objects", "a list of boxes with labels")
+  for i, thing in enumerate(things):
+    if problem := _problem(thing):
+      found = " ".join(repr(thing).split())  # arrays come on several lines
+      raise ValueError(
+        f'{fields.where(example)}: object {i} of "objects" is {found:.80}, '
+        f"expected {problem}"
+      )
+  return list(things)
+
+
+def crop(
+  things: Sequence[Object], window: location.Box, min_visible: float
+) -> list[Object]:
+  """Cuts objects off at the borders of a part of the image.
+
+  Args:
+    things: The objects.
+    window: (y0, x0, y1, x1), whole pixels.
+    min_visible: An object stays if at least this share of it lies within the
+      window: of its mask, if it has one, else of its box. In [0, 1]; of what
+      lies wholly outside, or has no area, nothing ever stays.
+
+  Returns:
+    The objects that stay, in pixels of the window. A box is clipped; where part
+    of a mask was cut off, the box shrinks to what is left of it.
+  """
+  kept = []
+  y0, x0, y1, x1 = window
+  for thing in things:
+    whole = np.asarray(thing["box"], np.float64)
+    box = np.clip(whole, (y0, x0, y0, x0), (y1, x1, y1, x1))
+    visible = _area(box) / (_area(whole) or 1)
+    box -= (y0, x0, y0, x0)
+    moved = {"box": box}
+    if "mask" in thing:
+      moved["mask"] = mask = thing["mask"][y0:y1, x0:x1]
+      visible = mask.sum() / max(thing["mask"].sum(), 1)
+      if 0 < visible < 1:
+        tight = np.array(masks.bounding_box(mask))
+        box[:2] = np.maximum(box[:2], tight[:2])
+        box[2:] = np.minimum(box[2:], tight[2:])
+    if visible >= max(min_visible, np.finfo(float).tiny) and _area(box) > 0:
+      kept.append(_moved(thing, **moved))
+  return kept
+
+
+def pad(
+  things: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
+) -> list[Object]:
+  """Moves objects along with an image that is put onto a larger canvas.
+
+  Args:
+    things: The objects.
+    corner: (y, x) of the image on the canvas, in pixels.
+    size: (height, width) of the canvas.
+  """
+  y, x = corner
+  result = []
+  for thing in things:
+    moved = {"box": np.add(thing["box"], (y, x, y, x))}
+    if "mask" in thing:
+      moved["mask"] = np.zeros(size, bool)
+      height, width = thing["mask"].shape
+      moved["mask"][y : y + height, x : x + width] = thing["mask"]
+    result.append(_moved(thing, **moved))
+  return result
+
+
+def resize(
+  things: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
+) -> list[Object]:
+  """Scales objects; a pixel of the new mask is the old one under its centre.
+
+  Args:
+    things: The objects.
+    old: (height, width) of their image.
+    new: That of the resized one.
+  """
+  scale = np.divide(new, old)
+  rows, columns = (
+    ((np.arange(n) + 0.5) * o / n).astype(int)
+    for o, n in zip(old, new, strict=True)
+  )
+  result = []
+  for thing in things:
+    moved = {"box": np.multiply(thing["box"], (*scale, *scale))}
+    if "mask" in thing:
+      moved["mask"] = thing["mask"][rows[:, None], columns[None]]
+    result.append(_moved(thing, **moved))
+  return result
+
+
+def flip(things: Sequence[Object], width: int) -> list[Object]:
+  """Mirrors objects left to right in an image of this width."""
+  result = []
+  for thing in things:
+    y0, x0, y1, x1 = thing["box"]
+    moved = {"box": (y0, width - x1, y1, width - x0)}
+    if "mask" in thing:
+      moved["mask"] = thing["mask"][:, ::-1]
+    result.append(_moved(thing, **moved))
+  return result
+
+
+def _moved(thing, box, **mask):
+  """The object with another box and mask, and without its former area."""
+  rest = {key: value for key, value in thing.items() if key != "area"}
+  return {**rest, "box": tuple(map(float, box)), **mask}
+
+
+def _area(box):
+  return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _problem(thing):
+  """What is expected of an object, "" if it is as expected."""
+  if not isinstance(thing, dict) or not isinstance(thing.get("label"), str):
+    return '{"box": ..., "label": text}'
+  try:
+    box = np.asarray(thing.get("box"), np.float64)
+  except (TypeError, ValueError):
+    box = np.empty(0)
+  if (
+    box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any()
+  ):
+    return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
+  mask = thing.get("mask")
+  if "mask" in thing and (
+    not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2
+  ):
+    return 'bool[height, width] as "mask"'
+  return ""

@@ -1,0 +1,252 @@
+"""Encoded video -> a few RGB frames, decoded by PyAV.
+
+stride 3, num_frames 4, the first frame        0     3     6     9
+a clip of 8 frames gives three of them         0     3     6
+short="tile" goes through those again          0     3     6     0
+short="pad" ends in black                      0     3     6   black
+"""
+
+import dataclasses
+import io
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from paligemma import tree
+from paligemma.data import fields
+from paligemma.data import image as image_lib
+from paligemma.data.fields import Example
+
+SHORT = {
+  "tile": "repeat the frames there are, from the first one on",
+  "pad": "append black frames of the same size",
+}
+START = {
+  "first": "the first frame",
+  "random": "any that leaves room for all frames, else the first",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+  """An op: decodes "image", the contents of a video file, to frames.
+
+  Attributes:
+    num_frames: Number of frames.
+    stride: Distance of one to the next, in frames, whatever their time.
+    short: Key of SHORT: what to do with a clip that gives fewer.
+    start: Key of START: where the first one lies. Default "first"; "random" is
+      for training, and reads the file twice.
+
+  Source: big_vision, configs/proj/paligemma/transfers/msrvtt_cap.py, whose
+  reader is left to its users; the defaults are its own. It begins at the first
+  frame where `deterministic_fs` is set, which is in evaluations, and anywhere
+  in training; the bounds of that are those of DMVR (sample_sequence), but that
+  a clip which is too short begins at its first frame.
+  """
+
+  num_frames: int = 16
+  stride: int = 9
+  short: str = "tile"
+  start: str = "first"
+
+  def __post_init__(self):
+    tree.lookup(SHORT, self.short, "choice of short")
+    tree.lookup(START, self.start, "choice of start")
+    for name in ("num_frames", "stride"):
+      if (value := getattr(self, name)) < 1:
+        raise ValueError(f"{name} is {value}, expected at least 1")
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    data, where = fields.read(example, "image"), fields.where(example)
+    if not isinstance(data, bytes):
+      raise fields.wrong(example, "image", "the bytes of a video")
+    first = 0
+    if self.start == "random":
+      room = count(data, where=where) - (self.num_frames - 1) * self.stride
+      first = int(rng.integers(max(room, 1)))
+    return {**example, "image": self.sample(data, first=first, where=where)}
+
+  def sample(
+    self, data: bytes | BinaryIO, *, first: int = 0, where: str = "video"
+  ) -> list[np.ndarray]:
+    """Returns the frames first, first + stride, ..., num_frames in all.
+
+    Args:
+      data: As of `decode`.
+      first: Index of the first frame.
+      where: What the message of an error begins with.
+
+    Returns:
+      uint8[H, W, 3] of each frame.
+
+    Raises:
+      ValueError: As `decode`.
+    """
+    found = decode(data, self.num_frames, self.stride, first, where=where)
+    if self.short == "pad":
+      black = [np.zeros_like(found[-1])] * (self.num_frames - len(found))
+      return found + black
+    return [found[i % len(found)] for i in range(self.num_frames)]
+
+
+def decode(
+  data: bytes | BinaryIO,
+  num_frames: int,
+  stride: int,
+  first: int = 0,
+  *,
+  where: str = "video",
+) -> list[np.ndarray]:
+  """Decodes every stride-th frame from `first` on, and nothing behind the last.
+
+  Frames are counted in the order in which they are shown. A rotation that the
+  file asks for, such as that of a phone held upright, is applied; neither
+  mirroring nor pixels that are not square are.
+
+  Args:
+    data: Contents of a file of any kind that FFmpeg reads, or the file, opened
+      in binary mode; its first video stream is taken, no cover picture.
+    num_frames: Most frames to return.
+    stride: Distance of one to the next, in frames.
+    first: Index of the first one.
+    where: What the message of an error begins with, such as "train.jsonl:12".
+
+  Returns:
+    uint8[H, W, 3] of each frame: num_frames, or as many as there are, at least
+    one.
+
+  Raises:
+    ValueError: No video or damaged; cut short, as far as what is missing would
+      have been needed; no frame at `first`; or PyAV is missing.
+  """
+  found, end = [], None
+  wanted = range(first, first + num_frames * stride, stride)
+  with _Stream(data, where) as stream:
+    for i, frame in enumerate(stream.frames()):
+      end = frame
+      if i in wanted:
+        found.append(stream.to_rgb(frame))
+      if i == wanted[-1]:
+        return found
+    if not found:
+      reason = "no frame" if end is None else f"no frame {first}"
+      raise ValueError(f"{where}: {reason} in the video")
+    stream.check_end(end)
+  return found
+
+
+def count(data: bytes | BinaryIO, *, where: str = "video") -> int:
+  """Returns the number of frames of a video, without decoding them.
+
+  Args:
+    data: As of `decode`.
+    where: As of `decode`.
+
+  Raises:
+    ValueError: As `decode`.
+  """
+  with _Stream(data, where) as stream:
+    return stream.count()
+
+
+class _Stream:
+  """The first video stream of a file, whose errors are one line."""
+
+  def __init__(self, data, where):
+    self._where = where
+    try:
+      import av
+    except ImportError:
+      raise ValueError(
+        'videos are decoded by PyAV, which is missing: pip install "paligemma'
+        '[video]"'
+      ) from None
+    self._failure = av.error.FFmpegError
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+      self._container = av.open(file, metadata_errors="ignore")
+    except self._failure as error:
+      raise self._damaged(error) from None
+    cover = av.stream.Disposition.attached_pic
+    streams = [
+      stream
+      for stream in self._container.streams.video
+      if not stream.disposition & cover and stream.codec_context
+    ]
+    try:
+      if not streams:
+        kinds = {stream.type for stream in self._container.streams}
+        raise ValueError(
+          f"{where}: no video to decode in the file, found streams of "
+          f"{', '.join(sorted(kinds)) or 'no kind'}"
+        )
+      self._stream = streams[0]
+      context = self._stream.codec_context
+      if context.width * context.height > image_lib.MAX_PIXELS:
+        raise ValueError(
+          f"{where}: frames are too large: {context.width}x{context.height} "
+          f"pixels, at most {image_lib.MAX_PIXELS} in all"
+        )
+    except ValueError:
+      self._container.close()
+      raise
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._container.close()
+
+  def frames(self) -> Iterator:
+    try:
+      yield from self._container.decode(self._stream)
+    except self._failure as error:
+      raise self._damaged(error) from None
+
+  def count(self) -> int:
+    if self._stream.frames:
+      return self._stream.frames
+    try:
+      packets = self._container.demux(self._stream)
+      return sum(packet.size > 0 for packet in packets)
+    except self._failure as error:
+      raise self._damaged(error) from None
+
+  def to_rgb(self, frame) -> np.ndarray:
+    if frame.is_corrupt:
+      raise ValueError(f"{self._where}: damaged video: a frame is incomplete")
+    try:
+      pixels = frame.to_ndarray(format="rgb24")
+    except self._failure as error:
+      raise self._damaged(error) from None
+    # Degrees against the clock.
+    turned = np.rot90(pixels, round(frame.rotation / 90) % 4)
+    return np.ascontiguousarray(turned)
+
+  def check_end(self, frame):
+    """Raises if the last frame lies a second before the end that is stated."""
+    stream, container = self._stream, self._container
+    if stream.duration is not None:
+      start = (stream.start_time or 0) * stream.time_base
+      stated = start + stream.duration * stream.time_base
+    elif container.duration is not None and len(container.streams) == 1:
+      # In microseconds; with sound it may be that of the sound.
+      stated = ((container.start_time or 0) + container.duration) / 1e6
+    else:
+      return
+    if frame.time is not None and (left := float(stated) - frame.time) > 1:
+      longest = 2 / (stream.average_rate or 1)  # of slides, seconds are usual
+      if left > longest:
+        raise ValueError(
+          f"{self._where}: truncated or damaged video: the last frame is at "
+          f"{frame.time:.1f} s of {float(stated):.1f} s"
+        )
+
+  def _damaged(self, error):
+    reason = error.strerror or type(error).__name__
+    return ValueError(
+      f"{self._where}: damaged video, or of a kind that FFmpeg does not read: "
+      f"{reason}"
+    )

@@ -1,0 +1,290 @@
+"""The file of predictions: one JSON object a line, appended as they are made.
+
+    {"prefix": "count dots", "suffix": "3", "where": "val.jsonl:1", "index": 0,
+     "prediction": "3", "score": -0.214, "correct": true}
+
+Lines are in the order of the source, whole batches at a time. Who is killed
+leaves some batches and part of a line behind; `resume` cuts the file behind the
+last whole batch. What the predictions were made with stands beside them, in
+FILE.settings, so that nothing else is ever appended.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+from paligemma.metrics import exact_match
+
+Record = dict[str, Any]
+
+_WRITTEN_AS = {"_where": "where", "_image_path": "image"}
+_OURS = ("index", "prediction", "score", "confidences", "correct")
+
+
+def record(
+  index: int,
+  example: Mapping[str, Any],
+  answer_key: str,
+  *,
+  prediction: str,
+  score: float,
+  confidences: Sequence[float] = (),
+) -> Record:
+  """What is written of one example.
+
+  Args:
+    index: its place in the source.
+    example: its fields after the ops; what JSON cannot hold is left out, _where
+      becomes where and _image_path becomes image.
+    answer_key: field of the example with its answer or answers.
+    prediction: decoded text.
+    score: log-probability of the prediction, summed over its tokens.
+    confidences: of each box in the prediction; absent from the record where
+      there is no box.
+
+  Returns:
+    The fields, then ours, which win over a field of the same name: the above,
+    and `correct`, whether the prediction is an exact match; absent without an
+    answer. Numbers are rounded to the sixth digit, where float32 ends.
+  """
+  line = {k: v for k, v in _fields(example).items() if k not in _OURS}
+  line |= {"index": index, "prediction": prediction, "score": round(score, 6)}
+  if confidences:
+    line["confidences"] = [round(value, 6) for value in confidences]
+  answer = example.get(answer_key)
+  texts = answer if isinstance(answer, list) else [answer]
+  if all(isinstance(text, str) for text in texts):
+    line["correct"] = bool(exact_match.exact_match(prediction, answer))
+  return line
+
+
+@contextlib.contextmanager
+def appending(path: epath.PathLike) -> Iterator[Callable]:
+  """Opens a file for a function that appends records and flushes them."""
+  path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.open("ab") as file:
+
+    def append(records: Sequence[Record]) -> None:
+      text = "".join(f"{_to_json(line)}\n" for line in records)
+      # Half of a surrogate pair, which UTF-8 has not, stays escaped.
+      file.write(text.encode(errors="backslashreplace"))
+      file.flush()
+
+    yield append
+
+
+def resume(
+  path: epath.PathLike,
+  settings: Mapping[str, Any],
+  *,
+  count: int,
+  batch_size: int,
+) -> list[Record]:
+  """Prepares a file to be appended to, whether new, begun or complete.
+
+  Args:
+    path: the file.
+    settings: all that the predictions depend on, as JSON values.
+    count: number of examples.
+    batch_size: records that are appended at a time.
+
+  Returns:
+    The records that are there to stay: all, or those of the first so many
+    whole batches.
+
+  Raises:
+    ValueError: there are predictions made with other settings, or a line of
+      them is damaged that no kill can have damaged.
+  """
+  path = epath.Path(path)
+  beside = path.with_name(f"{path.name}.settings")
+  settings = json.loads(_to_json(settings))
+  if not path.exists() or not path.stat().length:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(beside, f"{json.dumps(settings, indent=2)}\n".encode())
+    return []
+  _check_settings(path, beside, settings)
+  data = path.read_bytes()
+  whole = data[: data.rfind(b"\n") + 1]
+  records = _parse(path, whole)
+  if len(records) > count:
+    raise ValueError(
+      f"{path}:{count + 1}: one line more than the {count} examples"
+    )
+  if len(records) < count:
+    del records[len(records) // batch_size * batch_size :]
+  kept = b"".join(line + b"\n" for line in whole.split(b"\n")[: len(records)])
+  if kept != data:
+    _replace(path, kept)
+  return records
+
+
+def read(path: epath.PathLike, count: int) -> list[Record]:
+  """Reads a complete file, of whatever origin.
+
+  Args:
+    path: the file; each line must have "index" and "prediction".
+    count: number of examples, from 0 on, that have to be in it.
+
+  Raises:
+    ValueError: a line is malformed, out of order, missing or one too many.
+  """
+  path = epath.Path(path)
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f"{path}: cannot read predictions: {error.strerror or error}"
+    ) from None
+  records = _parse(path, data)
+  if len(records) < count:
+    raise ValueError(
+      f"{path}:{len(records) + 1}: the file ends here, expected {count} lines:"
+      " one per example; what was interrupted goes on when started again"
+    )
+  if len(records) > count:
+    raise ValueError(
+      f"{path}:{count + 1}: one line more than the {count} examples: these are"
+      " predictions for other data, or for more of it"
+    )
+  return records
+
+
+def check_examples(
+  path: epath.PathLike,
+  records: Sequence[Record],
+  examples: Sequence[Mapping[str, Any]],
+) -> None:
+  """Checks that predictions are about these examples.
+
+  Args:
+    path: for the message.
+    records: of `read`.
+    examples: as many, after the ops.
+
+  Raises:
+    ValueError: a line and its example have a field with different values, but
+      for "where", which may have moved.
+  """
+  for number, (line, example) in enumerate(
+    zip(records, examples, strict=True), start=1
+  ):
+    for key, value in _fields(example).items():
+      if key in {"where", *_OURS} or key not in line:
+        continue
+      found, expected = _to_json(line[key]), _to_json(value)
+      if found != expected:
+        raise ValueError(
+          f'{path}:{number}: "{key}" is {found:.60}, but {expected:.60} in'
+          f" {example.get('_where', f'example {number - 1}')}: these are"
+          " predictions for other data"
+        )
+
+
+def _fields(example):
+  """The fields of an example as JSON values, if it has them, as in a file."""
+  fields = {}
+  for key, value in example.items():
+    with contextlib.suppress(TypeError, ValueError):
+      fields[_WRITTEN_AS.get(key, key)] = json.loads(_to_json(value))
+  return fields
+
+
+def _check_settings(path, beside, settings):
+  try:
+    found = json.loads(beside.read_text())
+  except (OSError, ValueError):
+    raise ValueError(
+      f"{path}: exists, and without a readable {beside.name} cannot be resumed;"
+      " delete it, or write elsewhere"
+    ) from None
+  old, new = tree.flatten(found), tree.flatten(settings)
+  differences = [
+    f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
+    for name in sorted(old.keys() | new.keys())
+    if _shown(old, name) != _shown(new, name)
+  ]
+  if differences:
+    raise ValueError(
+      f"{path}: holds predictions made with other settings"
+      f" ({'; '.join(differences)}); restore them, delete the file, or write"
+      " elsewhere"
+    )
+
+
+def _shown(flat, name):
+  return json.dumps(flat[name]) if name in flat else "nothing"
+
+
+def _parse(path, data) -> list[Record]:
+  """One record per line of a file, checked one by one."""
+  lines = data.split(b"\n")
+  if not lines[-1]:
+    lines.pop()
+  return [
+    _record_of(line, i, f"{path}:{i + 1}") for i, line in enumerate(lines)
+  ]
+
+
+def _record_of(line, index, where):
+  try:
+    found = json.loads(line)
+  except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    raise ValueError(
+      f"{where}: not JSON: {error}, found {line[:40]!r}"
+    ) from None
+  if not isinstance(found, Mapping) or not {"index", "prediction"} <= set(
+    found
+  ):
+    keys = f"keys {', '.join(found)}" if isinstance(found, Mapping) else ""
+    raise ValueError(
+      f"{where}: found {keys or repr(found)[:40]}, expected an object with"
+      ' "index" and "prediction"'
+    )
+  problem = ""
+  if type(found["index"]) is not int or found["index"] < 0:
+    problem = f"index {found['index']!r:.40}, expected a number from 0 on"
+  elif found["index"] < index:
+    problem = f"index {found['index']} for the second time, expected {index}"
+  elif found["index"] > index:
+    problem = f"index {found['index']}, expected {index}: a line is missing"
+  elif not isinstance(found["prediction"], str):
+    problem = f"prediction {found['prediction']!r:.40}, expected a text"
+  elif not _are_numbers(found.get("confidences", [])):
+    problem = (
+      f"confidences {found['confidences']!r:.40}, expected a list of numbers"
+    )
+  if problem:
+    raise ValueError(f"{where}: {problem}")
+  return found
+
+
+def _are_numbers(values):
+  return isinstance(values, list) and all(
+    type(value) in (int, float) and math.isfinite(value) for value in values
+  )
+
+
+def _to_json(value) -> str:
+  return json.dumps(value, ensure_ascii=False, default=_to_python)
+
+
+def _to_python(value):
+  """NumPy scalars, such as the question ids of TFDS, as Python numbers."""
+  if isinstance(value, np.generic):
+    return value.item()
+  raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def _replace(path, data):
+  """Writes a file that appears complete or not at all."""
+  temporary = path.with_name(f"{path.name}.tmp")
+  temporary.write_bytes(data)
+  temporary.replace(path)

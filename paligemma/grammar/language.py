@@ -1,0 +1,280 @@
+"""A set of sequences of symbols, and the automaton that knows them.
+
+A symbol is a whole number: the 256 bytes, and from TOKEN on the tokens, for
+what is said of a token rather than of its text. An expression of Symbols,
+Sequence, Either and Repeat says which sequences are allowed; `automaton` makes
+states of it, by the constructions of Thompson (expression -> nondeterministic),
+of subsets (-> deterministic) and of Moore (-> no two states that are alike).
+
+Source: Hopcroft, Motwani and Ullman, "Introduction to Automata Theory,
+Languages, and Computation", chapters 2 to 4.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+TOKEN = 256  # the symbol of token 0
+
+# Beyond it, no table of states and classes of tokens would be of a good size.
+MOST_STATES = 1 << 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Symbols:
+  """One symbol of some ranges.
+
+  Attributes:
+    ranges: (first, last) of each, both included.
+    rising: the symbol is a token, and allowed only if its id is greater than
+      that of the token two before: y1 against y0 and x1 against x0 in a box.
+  """
+
+  ranges: tuple[tuple[int, int], ...]
+  rising: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequence:
+  """One part after the other."""
+
+  parts: tuple["Expression", ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Either:
+  """One of the parts."""
+
+  parts: tuple["Expression", ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+  """The part, from `least` to `most` times; most None is without limit."""
+
+  part: "Expression"
+  least: int
+  most: int | None
+
+
+Expression = Symbols | Sequence | Either | Repeat
+
+
+@dataclasses.dataclass(frozen=True)
+class Automaton:
+  """States 0..S-1, of which 0 is the start, and K classes of symbols.
+
+  Attributes:
+    target: i32[S + 1, K + 1], the state after a symbol of a class, -1 where
+      none may follow. So the last row and column throughout, which the states
+      and classes that are none stand for as index.
+    accepting: bool[S], an answer may end here.
+    rising: bool[S], see Symbols.
+    bounds: i64[K + 1]; class k are the symbols in [bounds[k], bounds[k + 1]).
+  """
+
+  target: np.ndarray
+  accepting: np.ndarray
+  rising: np.ndarray
+  bounds: np.ndarray
+
+  def class_of(self, symbols) -> np.ndarray:
+    """The class of each symbol; -1 or K for those that never occur."""
+    return np.searchsorted(self.bounds, symbols, side="right") - 1
+
+
+def text(string: str) -> Expression:
+  """The bytes of a text."""
+  return Sequence(tuple(Symbols(((b, b),)) for b in string.encode()))
+
+
+def tokens(ids: Iterable[int]) -> Expression:
+  """These tokens, one after the other."""
+  return Sequence(tuple(Symbols(((TOKEN + i, TOKEN + i),)) for i in ids))
+
+
+def characters(ranges: Iterable[tuple[int, int]]) -> Expression:
+  """The bytes of one character, by ranges of code points, both ends included.
+
+  Surrogates, which are no characters, are left out.
+  """
+  parts = []
+  for first, last in ranges:
+    for low, high in ((first, min(last, 0xD7FF)), (max(first, 0xE000), last)):
+      for pair in _same_length(low, high):
+        encoded = zip(*(chr(point).encode() for point in pair), strict=True)
+        parts.append(Sequence(tuple(Symbols((both,)) for both in encoded)))
+  return Either(tuple(parts))
+
+
+def _same_length(low, high):
+  """Splits code points into ranges whose bytes range independently."""
+  if low > high:
+    return
+  for start in (0x80, 0x800, 0x10000):
+    if low < start <= high:
+      yield from _same_length(low, start - 1)
+      yield from _same_length(start, high)
+      return
+  # All but the last n of the bytes are the same in a block of 64 ** n.
+  for n in range(1, len(chr(low).encode())):
+    block = 64**n
+    if low // block == high // block:
+      break
+    if low % block:
+      middle = low - low % block + block
+    elif (high + 1) % block:
+      middle = high - high % block
+    else:
+      continue
+    yield from _same_length(low, middle - 1)
+    yield from _same_length(middle, high)
+    return
+  yield low, high
+
+
+def automaton(expression: Expression) -> Automaton:
+  """The smallest automaton of an expression.
+
+  Raises:
+    ValueError: it would have more than MOST_STATES.
+  """
+  nodes = _Nodes()
+  start = nodes.add()
+  end = _build(nodes, expression, start)
+  bounds = {
+    bound
+    for edges in nodes.edges
+    for first, last, _ in edges
+    for bound in (first, last + 1)
+  }
+  bounds = sorted(bounds or {0})
+  rows, members = _subsets(nodes, start, bounds)
+  accepting = [end in subset for subset in members]
+  rising = [not nodes.rising.isdisjoint(subset) for subset in members]
+  block = _alike(rows, list(zip(accepting, rising, strict=True)))
+  number = max(block) + 1
+  target = np.full((number + 1, len(bounds)), -1, np.int32)
+  flags = np.zeros((2, number), bool)
+  for state, row in enumerate(rows):
+    flags[:, block[state]] = accepting[state], rising[state]
+    for k, after in row.items():
+      target[block[state], k] = block[after]
+  return Automaton(target, *flags, np.array(bounds, np.int64))
+
+
+class _Nodes:
+  """A nondeterministic automaton that grows.
+
+  Attributes:
+    edges: of each node, (first symbol, last symbol, node behind).
+    jumps: of each node, the nodes that are reached by no symbol.
+    rising: nodes whose edges are of rising Symbols.
+  """
+
+  def __init__(self):
+    self.edges, self.jumps, self.rising = [], [], set()
+
+  def add(self) -> int:
+    if len(self.edges) > 16 * MOST_STATES:
+      raise _too_large()
+    self.edges.append([])
+    self.jumps.append([])
+    return len(self.edges) - 1
+
+
+def _too_large():
+  return ValueError(
+    f"grammar has more than {MOST_STATES} states; count to smaller numbers, or"
+    " give fewer or shorter choices."
+  )
+
+
+def _build(nodes, expression, start) -> int:
+  """Adds an expression behind a node; returns the node behind it."""
+  match expression:
+    case Symbols(ranges, rising):
+      end = nodes.add()
+      nodes.edges[start] += [(*both, end) for both in ranges]
+      if rising:
+        nodes.rising.add(start)
+      return end
+    case Sequence(parts):
+      for part in parts:
+        start = _build(nodes, part, start)
+      return start
+    case Either(parts):
+      end = nodes.add()
+      for part in parts:
+        nodes.jumps[_build(nodes, part, start)].append(end)
+      return end
+    case Repeat(part, least, most):
+      for _ in range(least):
+        start = _build(nodes, part, start)
+      end = nodes.add()
+      nodes.jumps[start].append(end)
+      if most is None:
+        nodes.jumps[_build(nodes, part, end)].append(end)
+      for _ in range(0 if most is None else most - least):
+        start = _build(nodes, part, start)
+        nodes.jumps[start].append(end)
+      return end
+
+
+def _subsets(nodes, start, bounds):
+  """Rows {class: state} and the set of nodes of each reachable state."""
+
+  def closure(subset):
+    found, left = set(subset), list(subset)
+    while left:
+      for node in nodes.jumps[left.pop()]:
+        if node not in found:
+          found.add(node)
+          left.append(node)
+    return frozenset(found)
+
+  members = [closure([start])]
+  states = {members[0]: 0}
+  rows, closures = [], {}
+  while len(rows) < len(members):
+    moves = {}
+    for node in members[len(rows)]:
+      for first, last, after in nodes.edges[node]:
+        low = bisect.bisect_left(bounds, first)
+        for k in range(low, bisect.bisect_left(bounds, last + 1)):
+          moves.setdefault(k, set()).add(after)
+    row = {}
+    for k, targets in moves.items():
+      key = frozenset(targets)
+      if key not in closures:
+        closures[key] = closure(key)
+      subset = closures[key]
+      if subset not in states:
+        if len(members) == MOST_STATES:
+          raise _too_large()
+        states[subset] = len(members)
+        members.append(subset)
+      row[k] = states[subset]
+    rows.append(row)
+  return rows, members
+
+
+def _alike(rows, kinds) -> list[int]:
+  """A number for each state; those that nothing tells apart share one."""
+  numbers = _numbered(kinds)
+  while True:
+    finer = _numbered(
+      (numbers[state], frozenset((k, numbers[s]) for k, s in row.items()))
+      for state, row in enumerate(rows)
+    )
+    if max(finer) == max(numbers):
+      return numbers
+    numbers = finer
+
+
+def _numbered(keys) -> list[int]:
+  """0, 1, 2... for keys in the order of their first occurrence."""
+  seen = {}
+  return [seen.setdefault(key, len(seen)) for key in keys]

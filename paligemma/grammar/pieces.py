@@ -1,0 +1,50 @@
+"""What each token writes, in bytes."""
+
+from typing import Protocol
+
+_REPLACEMENT = "\ufffd"  # what is shown for bytes that are no text
+_UNKNOWN = " \u2047 "  # what SentencePiece shows for <unk>
+
+# Characters with every byte that occurs in a character beyond ASCII.
+_EVERY_BYTE = "".join(
+  map(chr, [*range(0x80, 0x800), *range(0x800, 0xD800, 0x400)])
+) + "".join(map(chr, [0xE000, 0xF000, *range(0x10000, 0x110000, 0x10000)]))
+
+
+class Tokenizer(Protocol):
+  """What is asked of a tokenizer; that of data/tokenizer.py has it."""
+
+  vocab_size: int
+  eos_id: int
+
+  def encode(self, text: str) -> list[int]: ...
+  def decode(self, ids: list[int]) -> str: ...
+  def loc_id(self, i: int) -> int: ...
+  def seg_id(self, i: int) -> int: ...
+
+
+def of(tokenizer: Tokenizer) -> list[bytes]:
+  r"""The bytes that each token adds to a text; none for pad, eos and the like.
+
+      "cat" -> b"cat"   "▁cat" -> b" cat"   "<0xE9>" -> b"\xe9"
+
+  A token for one byte of a character beyond ASCII says nothing of its byte when
+  it is decoded alone. Such are found as SentencePiece writes them, 128 tokens
+  in the order of their bytes, and are used if they spell what they should.
+  """
+  # Behind a newline, which is one piece, a leading space is kept.
+  (newline,) = tokenizer.encode("\n")
+  texts = [
+    tokenizer.decode([newline, i])[1:] for i in range(tokenizer.vocab_size)
+  ]
+  found = [
+    b"" if text in (_REPLACEMENT, _UNKNOWN) else text.encode() for text in texts
+  ]
+  for first in range(len(texts) - 127):
+    if (
+      texts[first] == texts[first + 127] == _REPLACEMENT
+      and tokenizer.decode([first + b - 128 for b in _EVERY_BYTE.encode()])
+      == _EVERY_BYTE
+    ):
+      found[first : first + 128] = [bytes([b]) for b in range(128, 256)]
+  return found

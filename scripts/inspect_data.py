@@ -1,0 +1,192 @@
+"""Shows what the model sees of the data of a config, on one HTML page.
+
+    python -m scripts.inspect_data --out inspect.html \
+      --config configs/transfers/forkme.py:res=224,train=data/train.jsonl
+
+Of the training data and of every evaluator: examples as they are after all ops
+and the resize, with prompt, answer and the boxes in them; their tokens, by
+colour in the loss or not; and how long texts are against the room there is.
+Examples are drawn at random, always the same ones. One that cannot be used is
+shown with its error. The page needs no other file. With --mask_codec it also
+shows masks.
+"""
+
+import argparse
+import functools
+import pathlib
+import types
+
+import numpy as np
+
+import paligemma
+from paligemma.models import mask_codec
+from paligemma.models import paligemma as paligemma_model
+from scripts import command_line, config_command
+from scripts.inspection import page, samples
+from trainers import checks, evaluation, inputs
+
+
+def places(config):
+  """Everything that a config reads: training data, then evaluators.
+
+  Args:
+    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
+
+  Returns:
+    Tuple of the tokenizer and a list of trainers.checks.Place.
+
+  Raises:
+    ValueError: a value of the config is wrong, or a file is not there.
+  """
+  tok = inputs.make_tokenizer(
+    config, paligemma_model.make(**config.model.to_dict())
+  )
+  opened = types.SimpleNamespace(
+    config=config, sources=inputs.make_sources(config)
+  )
+  found = checks.train_places(opened, tok)
+  if config.evals:
+    evaluators = evaluation.make_evaluators(config, tok)
+    found += checks.evaluation_places([(e, None) for e in evaluators])
+  return tok, found
+
+
+def inspect(config, *, num=50, title="data", decode=None):
+  """Makes the page.
+
+  Args:
+    config: as of `places`.
+    num: examples of each place to show.
+    title: of the page.
+    decode: int[B, 16] codes -> float[B, 64, 64] masks; None draws no masks.
+
+  Returns:
+    Tuple of the HTML and one line of text about each place.
+
+  Raises:
+    ValueError: as `places`.
+  """
+  if num < 1:
+    raise ValueError(f"--num is {num}, expected at least 1 example")
+  tok, found = places(config)
+  sections, lines = [], []
+  for place in found:
+    indices = sorted(samples.draw(place, num))
+    shown = [samples.look(place, tok, index) for index in indices]
+    lengths = samples.measure(place, tok)
+    sections.append(
+      page.section(
+        place.name,
+        facts(place, shown, lengths),
+        charts(place, lengths),
+        [page.card(sample, decode) for sample in shown],
+      )
+    )
+    lines.append(summary(place, shown, lengths))
+  return page.page(title, sections), lines
+
+
+def room(place):
+  """Most tokens of the whole sequence, or of what is decoded."""
+  return place.preprocess.text_len + place.preprocess.train
+
+
+def charts(place, lengths):
+  """Histograms of lengths against their limits."""
+  text_len = place.preprocess.text_len
+  if place.decodes:
+    return [
+      page.histogram("tokens of the prompt", lengths.prompts, text_len),
+      page.histogram("tokens of the answer", lengths.answers, place.max_answer),
+    ]
+  return [
+    page.histogram("tokens of the prompt", lengths.prompts, text_len),
+    page.histogram(
+      "tokens of prompt and answer",
+      lengths.prompts + lengths.answers,
+      room(place),
+    ),
+  ]
+
+
+def facts(place, shown, lengths):
+  """What the table at the head of a section says."""
+  through = place.preprocess
+  frames = f"{through.frames} frames of " if through.frames else ""
+  rows = [
+    ("source", f"{place.source}, {len(place.source):,} examples"),
+    ("ops", ", ".join(map(str, through.ops)) or "none"),
+    ("image", f"{frames}{through.res}x{through.res}, resize {through.resize}"),
+    ("text_len", f"{through.text_len}, too_long {through.too_long}"),
+    ("measured", f"{len(lengths.prompts):,} examples"),
+    ("cannot be used", _of(sum(bool(s.problem) for s in shown), len(shown))),
+  ]
+  if lengths.bad:
+    rows.append(("cannot be measured", str(lengths.bad)))
+  total = len(lengths.prompts)
+  rows.append(("too long", _of(too_long(place, lengths), total)))
+  if through.train and (tokens := [t for s in shown for t in s.tokens]):
+    supervised = sum(t.kind == "supervised" for t in tokens)
+    positions = len(tokens) + sum(s.padding for s in shown)
+    rows.append(
+      (
+        "supervised",
+        f"{supervised / len(tokens):.1%} of the tokens, "
+        f"{supervised / positions:.1%} of all positions",
+      )
+    )
+  return rows
+
+
+def too_long(place, lengths):
+  """How many of the measured examples do not fit."""
+  if place.decodes:
+    over = lengths.prompts > place.preprocess.text_len
+    # An answer of just so many tokens is complete, though without its eos.
+    return int((over | (lengths.answers - 1 > place.max_answer)).sum())
+  over = lengths.prompts + lengths.answers > room(place)
+  return int(over.sum())
+
+
+def summary(place, shown, lengths):
+  """The line that the command prints."""
+  bad = sum(bool(sample.problem) for sample in shown)
+  return (
+    f"{place.name}: {len(place.source):,} examples, {len(shown)} shown, {bad} "
+    f"of these cannot be used; {too_long(place, lengths)} of "
+    f"{len(lengths.prompts):,} are too long"
+  )
+
+
+def _of(count, total):
+  return f"{count} of {total} ({count / max(total, 1):.1%})"
+
+
+def _decoder(path):
+  """Turns codes into masks, with the codec of a file."""
+  if path is None:
+    return None
+  decode = functools.partial(mask_codec.decode, paligemma.load_mask_codec(path))
+  return lambda codes: np.asarray(decode(codes))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument(
+    "--num", type=int, default=50, help="examples of each source"
+  )
+  parser.add_argument("--out", default="inspect.html", help="file to write")
+  parser.add_argument("--mask_codec", help="vae-oid.npz, to draw masks with")
+  options, config = config_command.parse(parser)
+  text, lines = inspect(
+    config,
+    num=options.num,
+    title=f"Data of {config.model.variant}",
+    decode=_decoder(options.mask_codec),
+  )
+  pathlib.Path(options.out).write_text(text, encoding="utf-8")
+  print("\n".join([*lines, f"written to {options.out}"]))
+
+
+if __name__ == "__main__":
+  command_line.run(main)

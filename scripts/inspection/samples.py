@@ -1,0 +1,172 @@
+"""Examples as the model gets them: pictures, tokens, and what the text says."""
+
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from paligemma.data import fields, location, sequence
+
+MEASURED = 1000  # examples of a place whose texts are measured, at most
+SECONDS = 20.0  # that it may take, as where ops decode videos
+_LONG = 1 << 15  # tokens; no text is longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Token:
+  """A position of the sequence that is not padding.
+
+  Attributes:
+    text: what it writes, or the name of a special token.
+    kind: "prompt"; "supervised"; or "answer", one that is not supervised.
+  """
+
+  text: str
+  kind: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """An example of a place.
+
+  Attributes:
+    index: its place in the source.
+    where: the place that errors name.
+    problem: why there is nothing else, "" if nothing is wrong.
+    frames: uint8[res, res, 3] of each image.
+    prefix: the prompt.
+    answers: what is to be answered; several where any will do.
+    tokens: of the sequence.
+    padding: number of further positions.
+    truncated: whether the answer was cut.
+    objects: what the text of prompt and answer locates, in pixels of a frame.
+  """
+
+  index: int
+  where: str
+  problem: str = ""
+  frames: tuple[np.ndarray, ...] = ()
+  prefix: str = ""
+  answers: tuple[str, ...] = ()
+  tokens: tuple[Token, ...] = ()
+  padding: int = 0
+  truncated: bool = False
+  objects: tuple[location.Object, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Tokens of texts: prompt with bos and newline, answer with eos.
+
+  Attributes:
+    prompts: of each example.
+    answers: of each example; 0 where there is no text.
+    bad: number of further examples, which could not be read.
+  """
+
+  prompts: np.ndarray
+  answers: np.ndarray
+  bad: int
+
+
+def draw(place, count: int) -> list[int]:
+  """Indices of so many examples in random order, always the same ones."""
+  size = min(len(place.source), place.limit or len(place.source))
+  rng = np.random.default_rng(0)
+  return rng.choice(size, min(count, size), replace=False).tolist()
+
+
+def look(place, tok, index: int) -> Sample:
+  """One example, through the ops and the preprocess that a run uses.
+
+  Args:
+    place: trainers.checks.Place.
+    tok: the tokenizer.
+    index: place of the example in the source.
+  """
+  where = f"{place.name} [{index}]"
+  try:
+    example = place.example(index)
+    where = fields.where(example)
+    prepared = place.prepare(example, index)
+    # Random ops choose the same again.
+    row = place.preprocess(example, np.random.default_rng(index))
+  except ValueError as error:
+    return Sample(index, where, problem=str(error))
+  answers = _answers(place, prepared)
+  return Sample(
+    index,
+    where,
+    frames=_frames(row["image"]),
+    prefix=prepared["prefix"],
+    answers=answers,
+    tokens=_tokens(row, tok),
+    padding=int((~row["mask_input"].astype(bool)).sum()),
+    truncated=bool(row.get("truncated", False)),
+    objects=_located([prepared["prefix"], *answers[:1]], row["image"].shape),
+  )
+
+
+def measure(place, tok, count: int = MEASURED) -> Lengths:
+  """Lengths of texts, whether they fit or not; no image is decoded but by ops.
+
+  Args:
+    place: trainers.checks.Place.
+    tok: the tokenizer.
+    count: most examples.
+  """
+  prompts, answers, bad = [], [], 0
+  end = time.perf_counter() + SECONDS
+  for index in draw(place, count):
+    if time.perf_counter() > end:
+      break
+    try:
+      prepared = place.prepare(place.example(index), index)
+      prefix = fields.text(prepared, "prefix")
+      texts = _answers(place, prepared)
+    except ValueError:
+      bad += 1
+      continue
+    row = sequence.prompt(tok, prefix, _LONG)
+    prompts.append(int(row["mask_input"].sum()))
+    lengths = (len(tok.encode(text, eos=True)) for text in texts)
+    answers.append(min(lengths, default=0))
+  return Lengths(np.array(prompts, int), np.array(answers, int), bad)
+
+
+def _answers(place, prepared) -> tuple[str, ...]:
+  value: Any = prepared.get(place.answer_key)
+  values = value if isinstance(value, list) else [value]
+  return tuple(str(v) for v in values if isinstance(v, str | int | float))
+
+
+def _frames(image):
+  """Pixels of float[res, res, 3] in [-1, 1], or of several."""
+  pixels = np.clip((image + 1) * 127.5, 0, 255).round().astype(np.uint8)
+  return tuple(pixels if pixels.ndim == 4 else [pixels])
+
+
+def _tokens(row, tok):
+  supervised = row.get("mask_loss", np.zeros_like(row["text"]))
+  return tuple(
+    Token(
+      _piece(tok, int(i)),
+      "supervised" if loss else "answer" if ar else "prompt",
+    )
+    for i, seen, loss, ar in zip(
+      row["text"], row["mask_input"], supervised, row["mask_ar"], strict=True
+    )
+    if seen
+  )
+
+
+def _piece(tok, i):
+  special = {tok.pad_id: "<pad>", tok.bos_id: "<bos>", tok.eos_id: "<eos>"}
+  return special.get(i) or tok.decode([i])
+
+
+def _located(texts, shape):
+  size = shape[-3:-1]
+  found = [thing for text in texts for thing in location.parse(text, size)]
+  return tuple(thing for thing in found if thing.box is not None)

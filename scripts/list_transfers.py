@@ -1,0 +1,175 @@
+"""Writes configs/transfers/README.md: prompts, metrics, scores and commands.
+
+    python -m scripts.list_transfers
+
+It reads the configs, and the published scores in configs/transfers/scores.json.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import pathlib
+
+from paligemma.data import text_ops
+from scripts import command_line
+
+FOLDER = pathlib.Path(__file__).parents[1] / "configs/transfers"
+RESOLUTIONS = (224, 448, 896)
+VARIANTS = {
+  "paligemma_3b": "PaliGemma 3B",
+  "paligemma2_3b": "PaliGemma 2 3B",
+  "paligemma2_10b": "PaliGemma 2 10B",
+  "paligemma2_28b": "PaliGemma 2 28B",
+}
+
+HEAD = """\
+# The published transfers
+
+Written by `python -m scripts.list_transfers`; change the configs or
+`scores.json` and run it again.
+
+What all have in common, and the arguments that all take, stands in
+[configs/published.py](../published.py): `res`, `variant`, `init`, `tokenizer`,
+`tune`, `data`, `splits` and `final_split`. Examples come from TFDS or, with
+`data=folder`, from `train.jsonl` and `val.jsonl` there, whose fields are named
+below. Values are given for the default resolution; others have their own.
+
+The scores are those that a faithful run of the official weights should reach:
+in per cent, CIDEr 100-fold, as published. Those of PaliGemma 3B are of models
+that were trained on the validation data too: give `final_split=true`. Where
+"server" stands, a test server scored them; the predictions that it takes are
+written here. Sources: {sources}.
+
+| transfer | prompt | metric | text_len | duration | learning rate | batch |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def transfers():
+  """(name, module, config) of every published transfer, and detection."""
+  found = []
+  for path in sorted(FOLDER.glob("*.py")):
+    if "published.make(" in path.read_text():
+      module = importlib.import_module(f"configs.transfers.{path.stem}")
+      found.append((path.stem, module, module.get_config()))
+  return found
+
+
+def prompt(config):
+  """The prompt as a template of fields."""
+  templates = []
+  for op in config.train.ops:
+    match op:
+      case text_ops.Format():
+        templates.append(op.prefix)
+      case text_ops.Copy(key=key, to="prefix"):
+        templates.append(f"{{{key}}}")
+      case text_ops.MultipleChoice():
+        templates.append("answer en  {question} choose from: {a} \\t {b} ...")
+      case text_ops.ScienceQA():
+        template = text_ops.SCIENCE_QA_PROMPTS[op.prompt]
+        templates.append(template.replace("\n", "\\n"))
+  return templates[-1]
+
+
+def metric(config):
+  """The metric of the evaluators that have one."""
+  specs = [spec for spec in config.evals.values() if spec.get("metric")]
+  return specs[0].metric
+
+
+def duration(config):
+  """How long it trains: "5 epochs"."""
+  for unit in ("epochs", "examples", "steps"):
+    if (count := config.get(f"total_{unit}")) is not None:
+      return f"{count:,.0f} {unit}"
+  raise ValueError("a config without a duration")
+
+
+def score_table(scores):
+  """Rows of what was measured, columns of variants and resolutions."""
+  columns = [
+    (variant, res)
+    for variant in VARIANTS
+    for res in RESOLUTIONS
+    if any((s["variant"], s["res"]) == (variant, res) for s in scores)
+  ]
+  names = [f"{VARIANTS[variant]}, {res}" for variant, res in columns]
+  lines = [
+    f"| split | metric | {' | '.join(names)} |",
+    "| --- " * (2 + len(columns)) + "|",
+  ]
+  for split, name in dict.fromkeys((s["split"], s["metric"]) for s in scores):
+    here = {
+      (s["variant"], s["res"]): s["score"]
+      for s in scores
+      if (s["split"], s["metric"]) == (split, name)
+    }
+    cells = [f"{here[c]:g}" if c in here else "" for c in columns]
+    lines.append(f"| {split} | {name} | {' | '.join(cells)} |")
+  return "\n".join(lines)
+
+
+def section(name, module, config, scores):
+  """What there is to know of one transfer, and its commands."""
+  path = f"configs/transfers/{name}.py"
+  trains = config.get("total_steps") != 0
+  ckpt = f"runs/{name}" if trains else "runs/vqav2"
+  commands = [f"python -m scripts.evaluate --config {path} --ckpt {ckpt}"]
+  if trains:
+    train = f"python -m trainers.train --config {path} --workdir {ckpt}"
+    commands.insert(0, train)
+  splits = [n for n, spec in config.evals.items() if spec.kind == "generate"]
+  if len(splits) > 12:
+    splits = [*splits[:3], f"{len(splits) - 3} more"]
+  return "\n".join(
+    [
+      f"## {name}",
+      "",
+      inspect.cleandoc(module.__doc__),
+      "",
+      f"Prompt `{prompt(config)}`, metric `{metric(config)}`, evaluated on "
+      f"{', '.join(splits)}.",
+      "",
+      score_table(scores),
+      "",
+      "```bash",
+      *commands,
+      "```",
+    ]
+  )
+
+
+def document():
+  """The whole text."""
+  published = json.loads((FOLDER / "scores.json").read_text())
+  found = transfers()
+  text = HEAD.format(sources="; ".join(published["sources"].values()))
+  for name, _, config in found:
+    cells = (
+      f"[{name}](#{name})",
+      f"`{prompt(config)}`",
+      f"`{metric(config)}`",
+      config.text_len,
+      duration(config),
+      f"{config.learning_rate:g}",
+      config.batch_size,
+    )
+    text += f"| {' | '.join(map(str, cells))} |\n"
+  for name, module, config in found:
+    scores = [s for s in published["scores"] if s["task"] == name]
+    text += f"\n{section(name, module, config, scores)}\n"
+  return text
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--out", default=FOLDER / "README.md", type=pathlib.Path)
+  args = parser.parse_args()
+  args.out.write_text(document(), encoding="utf-8")
+  print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

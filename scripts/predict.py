@@ -1,0 +1,139 @@
+"""Answers a prompt about every image of a JSONL file; needs no config.
+
+    python -m scripts.predict --ckpt runs/mine --tokenizer tokenizer.model \
+      --data images.jsonl --prompt "caption en" --out captions.jsonl
+
+Each line of --data names an "image", relative to the file. The prompt is its
+"prefix", unless --prompt gives one for all, in which {name} stands for a field
+of the line: "answer en {question}". --ckpt is the workdir of a run, or a
+checkpoint of any other format. Predictions are appended as they are made;
+whoever is stopped goes on there when started again.
+"""
+
+import argparse
+import math
+
+import jax
+
+from paligemma import evals, interchange, sharding
+from paligemma.data import image, preprocess, sources, text_ops, tokenizer
+from scripts import command_line, progress
+from trainers import evaluation, processes
+
+
+def predict(
+  ckpt,
+  tokenizer_path,
+  data,
+  out,
+  *,
+  prompt=None,
+  max_decode_len=64,
+  sampler="greedy",
+  batch_size=32,
+  text_len=64,
+  resize="reference",
+  dtype=None,
+  grammar=None,
+  seed=0,
+):
+  """Writes a file of predictions, see paligemma/evals/predictions.py.
+
+  Args:
+    ckpt: path of the weights, see formats.open.
+    tokenizer_path: SentencePiece file of the checkpoint.
+    data: PaliGemma JSONL.
+    out: file for the predictions.
+    prompt: template of the prompt. Default: the field "prefix".
+    max_decode_len: most tokens of a prediction.
+    sampler: as for samplers.make.
+    batch_size: images at a time, over all devices of all processes.
+    text_len: most tokens of a prompt.
+    resize: key of image.PREPROCESSING.
+    dtype: of parameters and products. Default: as stored.
+    grammar: as for grammar.make. Default: any answer.
+    seed: for a sampler that draws.
+
+  Returns:
+    int, the number of predictions in the file.
+
+  Raises:
+    ValueError: a mistake in the data, the checkpoint, or the file.
+  """
+  mesh = sharding.make_mesh()
+  tok = tokenizer.Tokenizer(tokenizer_path)
+  source = sources.Jsonl(data)
+  model, params = interchange.load(ckpt, dtype, mesh=mesh)
+  if model.img is None:
+    raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
+  if tok.vocab_size > model.llm.vocab_size:
+    raise ValueError(
+      f"{tokenizer_path}: {tok.vocab_size} ids, but the model has only "
+      f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
+    )
+  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
+  evaluator = evals.Generate(
+    name="predict",
+    source=source,
+    preprocess=preprocess.Preprocess(
+      tok,
+      res=side * model.img.patch_size,
+      text_len=text_len,
+      train=False,
+      ops=() if prompt is None else (text_ops.Format(prompt),),
+      resize=resize,
+    ),
+    tokenizer=tok,
+    batch_size=batch_size,
+    max_decode_len=max_decode_len,
+    sampler=sampler,
+    metric=None,
+    grammar=grammar,
+  )
+  records, _ = evaluator.predict(
+    model,
+    params,
+    mesh,
+    rng=jax.random.key(seed),
+    path=out,
+    settings=evaluation.settings(
+      evaluator, ckpt, tokenizer_path, {"path": data}, dtype=dtype, seed=seed
+    ),
+    progress=progress.bar(str(out)),
+  )
+  return len(records)
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--ckpt", required=True)
+  parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
+  parser.add_argument("--data", required=True, metavar="X.jsonl")
+  parser.add_argument("--out", required=True, metavar="Y.jsonl")
+  parser.add_argument("--prompt", help='such as "answer en {question}"')
+  parser.add_argument("--max_decode_len", type=int, default=64)
+  parser.add_argument("--sampler", default="greedy")
+  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument("--text_len", type=int, default=64, help="of a prompt")
+  parser.add_argument(
+    "--resize", default="reference", choices=image.PREPROCESSING
+  )
+  parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--grammar", help="such as 'boxes([\"cat\"])'")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument(
+    "--distributed", action="store_true", default=processes.expected()
+  )
+  args = vars(parser.parse_args())
+  if args.pop("distributed"):
+    processes.join()
+  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
+  count = predict(*required, **args)
+  if jax.process_index() == 0:
+    print(f"{count} predictions")
+
+
+if __name__ == "__main__":
+  command_line.run(main)

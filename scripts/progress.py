@@ -1,0 +1,30 @@
+"""How far an evaluation is, and when it will end; on stderr of process 0."""
+
+import jax
+from tqdm import tqdm
+
+
+def bar(name):
+  """A function of (examples done, of all) that shows a bar with time left."""
+  shown = None
+
+  def show(done, total):
+    nonlocal shown
+    if shown is None:  # what an earlier start has done is not this one's speed
+      shown = tqdm(
+        desc=name, total=total, initial=done, unit="example", disable=_quiet()
+      )
+    shown.update(done - shown.n)
+    if done == total:
+      shown.close()
+
+  return show
+
+
+def resampling(resamples):
+  """Goes through what takes long enough to be shown."""
+  return tqdm(resamples, desc="resamples", delay=2, disable=_quiet())
+
+
+def _quiet():
+  return jax.process_index() != 0

@@ -1,0 +1,444 @@
+"""The page shows what a run would see, and each example that it cannot use."""
+
+import base64
+import html.parser
+import io
+import json
+import pathlib
+import re
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data import location, text_ops
+from scripts import inspect_data
+from scripts.inspection import page, samples
+from tests.trainers import tiny_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
+RES = 28
+
+
+class Page(html.parser.HTMLParser):
+  """Pictures, spans by class, shapes and texts of a page; checks its tags."""
+
+  EMPTY = ("meta", "img")
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.images, self.spans, self.shapes = [], [], [], []
+    self.classes, self.texts = [], []
+    self.feed(text)
+    assert not self.open, self.open
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    if tag not in self.EMPTY:
+      self.open.append(tag)
+    self.classes.append(attrs.get("class"))
+    for key in ("src", "href"):
+      if key in attrs:
+        self.images.append(attrs[key])
+    if tag == "span":
+      self.spans.append([attrs["class"], ""])
+    if tag in ("rect", "line"):
+      self.shapes.append((tag, attrs))
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in self.EMPTY:
+      self.handle_endtag(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.texts.append(data)
+    if self.open and self.open[-1] == "span":
+      self.spans[-1][1] += data
+
+
+def opened(url):
+  kind, data = re.fullmatch(r"data:image/(\w+);base64,(.*)", url).groups()
+  picture = Image.open(io.BytesIO(base64.b64decode(data)))
+  assert picture.format == kind.upper()
+  return np.asarray(picture)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Eleven red and blue pictures, each with a box around the blue part."""
+  lines = []
+  for i in range(11):
+    pixels = np.zeros((20 + i, 40, 3), np.uint8)
+    pixels[..., 0] = 255
+    pixels[: 10 + i, 20:] = 0, 0, 255
+    Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    box = location.encode_box((0, 20, 10 + i, 40), (20 + i, 40))
+    lines.append(
+      {"image": f"{i}.png", "prefix": "detect 1", "suffix": f"{box} 1"}
+    )
+  for name in ("train", "val"):
+    write(tmp_path, name, lines)
+  return tmp_path
+
+
+def write(folder, name, lines):
+  text = "".join(json.dumps(line) + "\n" for line in lines)
+  (folder / f"{name}.jsonl").write_text(text)
+
+
+def read(folder, name="train"):
+  text = (folder / f"{name}.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def argument(folder, **changes):
+  values = {
+    "tokenizer": TOKENIZER,
+    "train": folder / "train.jsonl",
+    "val": folder / "val.jsonl",
+    "text_len": 29,
+    **changes,
+  }
+  return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def config_of(folder, **changes):
+  return tiny_config.get_config(argument(folder, **changes))
+
+
+def place_of(config, name="train.main"):
+  tok, found = inspect_data.places(config)
+  return tok, next(place for place in found if place.name == name)
+
+
+def test_places_are_the_training_data_and_all_evaluators(folder):
+  _, found = inspect_data.places(config_of(folder))
+  assert [place.name for place in found] == [
+    "train.main",
+    "evals.pplx",
+    "evals.val",
+  ]
+
+
+def test_a_config_without_evaluators(folder):
+  config = config_of(folder)
+  config.evals = {}
+  _, lines = inspect_data.inspect(config, num=1)
+  assert len(lines) == 1
+
+
+def test_tokens_tell_prompt_answer_and_padding(folder):
+  tok, place = place_of(config_of(folder))
+  sample = samples.look(place, tok, 3)
+  row = place.preprocess(place.source[3], np.random.default_rng(3))
+  supervised = row["mask_loss"].astype(bool)
+  kinds = [token.kind for token in sample.tokens]
+  expected = np.where(supervised, "supervised", "prompt")
+  assert kinds == expected[row["mask_input"]].tolist()
+  # Four locations, a space, a label, and the end.
+  assert kinds.count("supervised") == 7
+  assert len(kinds) + sample.padding == 30
+  texts = [token.text for token in sample.tokens]
+  assert texts[0] == "<bos>" and texts[-1] == "<eos>"
+  assert "".join(texts[1:-1]) == "detect 1\n" + read(folder)[3]["suffix"]
+
+
+def test_what_is_to_be_predicted_is_not_among_the_tokens(folder):
+  tok, place = place_of(config_of(folder), "evals.val")
+  sample = samples.look(place, tok, 3)
+  assert {token.kind for token in sample.tokens} == {"prompt"}
+  assert sample.tokens[-1].text == "\n"
+  assert sample.answers == (read(folder)[3]["suffix"],)
+
+
+def test_tokens_of_the_answer_that_are_not_in_the_loss(folder):
+  config = config_of(folder)
+  config.train.ops = (
+    lambda example, rng: {**example, "unsupervised": [(0, 18)]},
+  )
+  tok, place = place_of(config)
+  kinds = [token.kind for token in samples.look(place, tok, 3).tokens]
+  assert kinds == ["prompt"] * 5 + ["answer"] * 2 + ["supervised"] * 5
+
+
+def test_pieces_keep_their_spaces(tokenizer):
+  text = "what digit is\nthis <loc0042>\u00e9"
+  pieces = [samples._piece(tokenizer, i) for i in tokenizer.encode(text)]
+  assert "<loc0042>" in pieces
+  shown = "".join(piece for piece in pieces if "\ufffd" not in piece)
+  assert shown == text.removesuffix("\u00e9")
+
+
+def test_frames_are_the_images_of_the_row(folder):
+  tok, place = place_of(config_of(folder))
+  row = place.preprocess(place.source[5], np.random.default_rng(5))
+  (frame,) = samples.look(place, tok, 5).frames
+  assert frame.shape == (RES, RES, 3) and frame.dtype == np.uint8
+  np.testing.assert_allclose(
+    frame / 127.5 - 1, row["image"], atol=1 / 255 + 1e-6
+  )
+
+
+def test_boxes_lie_on_what_they_name(folder):
+  tok, place = place_of(config_of(folder))
+  for index in (0, 10):
+    sample = samples.look(place, tok, index)
+    (thing,) = sample.objects
+    y0, x0, y1, x1 = (round(corner) for corner in thing.box)
+    blue = sample.frames[0][..., 2] > 127
+    inside = np.zeros_like(blue)
+    inside[y0:y1, x0:x1] = True
+    assert (blue != inside).mean() < 0.02
+
+
+def test_random_ops_choose_alike_for_text_and_image(folder):
+  config = config_of(folder)
+  config.train.ops = (
+    lambda example, rng: {**example, "prefix": f"detect {rng.integers(10**6)}"},
+  )
+  tok, place = place_of(config)
+  sample = samples.look(place, tok, 2)
+  assert "".join(t.text for t in sample.tokens).startswith(
+    f"<bos>{sample.prefix}\n"
+  )
+
+
+def test_lengths(folder):
+  lines = read(folder)
+  lines[4]["prefix"] = "detect" + " 1" * 20
+  lines[6]["suffix"] = "1 " * 50
+  lines[7]["prefix"] = 5
+  write(folder, "train", lines)
+  tok, place = place_of(config_of(folder))
+  lengths = samples.measure(place, tok)
+  assert lengths.bad == 1
+  assert len(lengths.prompts) == 10
+  expected = sorted(
+    (
+      len(tok.encode(line["prefix"], bos=True)) + 1,
+      len(tok.encode(line["suffix"])) + 1,
+    )
+    for i, line in enumerate(lines)
+    if i != 7
+  )
+  found = zip(lengths.prompts.tolist(), lengths.answers.tolist(), strict=True)
+  assert sorted(found) == expected
+  assert inspect_data.too_long(place, lengths) == 2
+
+
+def test_measuring_ends_in_time(folder, monkeypatch):
+  tok, place = place_of(config_of(folder))
+  monkeypatch.setattr(samples, "SECONDS", -1.0)
+  assert not len(samples.measure(place, tok).prompts)
+  text, _ = inspect_data.inspect(config_of(folder), num=1)
+  assert Page(text).images  # without histograms
+
+
+def test_what_is_too_long_to_be_decoded(folder):
+  config = config_of(folder)
+  config.evals.val.max_decode_len = 5
+  tok, place = place_of(config, "evals.val")
+  lengths = samples.measure(place, tok)
+  assert set(lengths.answers.tolist()) == {7}
+  assert inspect_data.too_long(place, lengths) == 11
+  config.evals.val.max_decode_len = 6  # all but the end of the answer
+  tok, place = place_of(config, "evals.val")
+  assert inspect_data.too_long(place, lengths) == 0
+
+
+def test_examples_that_cannot_be_used_are_shown_with_their_error(folder):
+  lines = read(folder)
+  lines[0]["image"] = "gone.png"
+  lines[1]["suffix"] = "1 " * 50
+  del lines[2]["suffix"]
+  write(folder, "train", lines)
+  text, summaries = inspect_data.inspect(config_of(folder))
+  assert "11 shown, 3 of these cannot be used; 1 of 10" in summaries[0]
+  shown = Page(text)
+  assert shown.classes.count("card bad") == 3
+  joined = "".join(shown.texts)
+  assert "train.jsonl:1: cannot read image" in joined
+  assert "train.jsonl:2: prompt and answer have" in joined
+  assert 'train.jsonl:3: missing key "suffix"' in joined
+
+
+def test_truncated_answers_are_marked(folder):
+  lines = read(folder)
+  lines[0]["suffix"] = "1 " * 50
+  write(folder, "train", lines)
+  config = config_of(folder)
+  config.train.too_long = "truncate"
+  tok, place = place_of(config)
+  assert samples.look(place, tok, 0).truncated
+  assert not samples.look(place, tok, 1).truncated
+  text, _ = inspect_data.inspect(config)
+  assert "(cut to fit)" in text
+
+
+def test_page_stands_alone(folder):
+  text, _ = inspect_data.inspect(config_of(folder), num=4, title="a & b")
+  shown = Page(text)
+  assert len(shown.images) == 3 * 4
+  for url in shown.images:
+    assert opened(url).shape == (RES, RES, 3)
+  assert "a & b" in shown.texts
+  assert "script" not in text and "http" not in text
+  kinds = [kind for kind, _ in shown.spans[4:]]  # behind the legend
+  assert set(kinds) == {"prompt", "supervised", "padding"}
+  assert ["padding", "18 of padding"] in shown.spans
+
+
+def test_texts_of_the_data_are_escaped(folder):
+  lines = [{**x, "prefix": "<b>1</b> &amp;"} for x in read(folder)]
+  write(folder, "train", lines)
+  write(folder, "val", lines)
+  text, _ = inspect_data.inspect(config_of(folder, text_len=53), num=2)
+  shown = Page(text)
+  assert " <b>1</b> &amp;" in shown.texts
+  assert "<b>1</b>" not in text
+
+
+def test_boxes_are_drawn(folder):
+  text, _ = inspect_data.inspect(config_of(folder), num=11)
+  boxes = [a for tag, a in Page(text).shapes if a.get("fill") == "none"]
+  assert len(boxes) == 3 * 11
+  first = {k: float(boxes[0][k]) for k in ("x", "y", "width", "height")}
+  expected = {"x": 14, "y": 0, "width": 14, "height": 14}
+  assert first == pytest.approx(expected, abs=RES / 1023)
+
+
+def test_masks_are_drawn_in_their_boxes(folder):
+  codes = "".join(f"<seg{i:03d}>" for i in range(16))
+  lines = read(folder)
+  for line in lines:
+    line["suffix"] = line["suffix"].replace(" 1", f"{codes} 1")
+  write(folder, "train", lines)
+  seen = []
+
+  def decode(batch):
+    seen.append(batch)
+    mask = np.full((1, 64, 64), -1.0, np.float32)
+    mask[:, :32] = 1  # the upper half
+    return mask
+
+  tok, place = place_of(config_of(folder))
+  sample = samples.look(place, tok, 0)
+  assert page.card(sample).count("<image") == 0
+  shown = Page(page.card(sample, decode))
+  np.testing.assert_array_equal(seen[0], [range(16)])
+  (url,) = [url for url in shown.images if "image/png" in url]
+  opaque = opened(url)[..., 3] > 0
+  expected = np.zeros((RES, RES), bool)
+  expected[:7, 14:] = True
+  np.testing.assert_array_equal(opaque, expected)
+
+
+@pytest.mark.parametrize(
+  ("values", "limit", "red"),
+  [
+    ([3, 3, 5], None, 0),
+    ([3, 3, 5], 5, 0),
+    ([3, 3, 5], 4, 1),
+    ([4, 5, 700], 4, 2),
+  ],
+)
+def test_histogram(values, limit, red):
+  shown = Page(page.histogram("tokens", np.array(values), limit))
+  bars = [a for tag, a in shown.shapes if tag == "rect"]
+  assert len(bars) == len(set(values))
+  assert sum(bar["fill"] == "#c00" for bar in bars) == red
+  assert len(shown.shapes) - len(bars) == (limit is not None)
+  heights = [float(bar["height"]) for bar in bars]
+  assert max(heights) == 90
+  if values[0] == values[1]:
+    assert heights == pytest.approx([90, 45])
+  assert sum(
+    int(t.split(": ")[1]) for t in shown.texts if " tokens: " in t
+  ) == (len(values))
+
+
+def test_histogram_of_nothing():
+  assert page.histogram("tokens", np.array([], int), 5) == ""
+
+
+def test_frames_of_a_video(folder):
+  config = config_of(folder)
+  config.frames = 3
+  config.train.ops = (
+    lambda example, rng: {**example, "image": [example["image"]] * 3},
+  )
+  tok, place = place_of(config)
+  sample = samples.look(place, tok, 0)
+  assert not sample.problem and len(sample.frames) == 3
+  text = page.card(sample)
+  assert len(Page(text).images) == 3
+  assert text.count("<svg") == 1  # boxes are in the first
+
+
+def test_several_answers(folder):
+  lines = [{**x, "answers": ["1 1 1", "2"]} for x in read(folder)]
+  write(folder, "val", lines)
+  config = config_of(folder)
+  config.evals.val.answer_key = "answers"
+  config.evals.val.ops = (text_ops.Format("detect {prefix}"),)
+  tok, place = place_of(config, "evals.val")
+  sample = samples.look(place, tok, 0)
+  assert sample.answers == ("1 1 1", "2")
+  assert sample.prefix == "detect detect 1"
+  # The shortest will do.
+  assert samples.measure(place, tok).answers[0] == len(tok.encode("2")) + 1
+
+
+def command(monkeypatch, config, *arguments):
+  name = ROOT / "tests/trainers/tiny_config.py"
+  flag = f"--config={name}:{config}"
+  monkeypatch.setattr(sys, "argv", ["inspect_data", flag, *arguments])
+  parsed = []
+
+  def parse(parser):
+    options = parser.parse_args(sys.argv[2:])
+    parsed.append(options)
+    return options, tiny_config.get_config(config)
+
+  monkeypatch.setattr(inspect_data.config_command, "parse", parse)
+  inspect_data.main()
+
+
+def test_command(folder, monkeypatch, capsys):
+  out = folder / "page.html"
+  command(monkeypatch, argument(folder), f"--out={out}", "--num=2")
+  printed = capsys.readouterr().out.splitlines()
+  assert printed == [
+    *(
+      f"{name}: 11 examples, 2 shown, 0 of these cannot be used; 0 of 11 are "
+      "too long"
+      for name in ("train.main", "evals.pplx")
+    ),
+    "evals.val: 11 examples, 2 shown, 0 of these cannot be used; 11 of 11 are "
+    "too long",
+    f"written to {out}",
+  ]
+  assert len(Page(out.read_text()).images) == 6
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"train": "no.jsonl"}, r"no\.jsonl: cannot read data"),
+    ({"tokenizer": "no.model"}, r"no\.model: cannot read tokenizer"),
+  ],
+)
+def test_bad_configs(folder, changes, message):
+  with pytest.raises(ValueError, match=message) as info:
+    inspect_data.inspect(config_of(folder, **changes))
+  assert "\n" not in str(info.value)
+
+
+def test_no_example_to_show(folder):
+  with pytest.raises(ValueError, match="--num is 0, expected at least 1"):
+    inspect_data.inspect(config_of(folder), num=0)

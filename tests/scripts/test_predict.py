@@ -1,0 +1,201 @@
+"""Predictions without a config: those of decode, killed on the way or not."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from paligemma import decode, interchange
+from paligemma.data import preprocess, sources, text_ops
+from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.evals import predictions
+from scripts import predict as command
+
+OPTIONS = {"max_decode_len": 3, "batch_size": 8, "text_len": 19}
+KILLS = 10
+
+# Imports once and forks then, so that a kill costs a second or two.
+DRIVER = """
+import json, os, random, signal, sys, time
+from scripts import predict
+
+arguments, options, whole, resumed, kills = json.loads(sys.argv[1])
+
+def start(out):
+  child = os.fork()
+  if not child:
+    predict.predict(*arguments, out, **options)
+    os._exit(0)
+  return child
+
+def end(child):
+  return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def size():
+  return os.path.getsize(resumed) if os.path.exists(resumed) else 0
+
+assert end(start(whole)) == 0
+dice = random.Random(0)
+for _ in range(kills):
+  child, before = start(resumed), size()
+  while size() == before:
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "ended before it wrote"
+    time.sleep(0.001)
+  time.sleep(dice.random() * 0.05)
+  os.kill(child, signal.SIGKILL)
+  print(end(child), size())
+print(end(start(resumed)), size())
+"""
+
+
+def run(tiny, out, *, data=None, **options):
+  return command.predict(
+    tiny.weights, tiny.tokenizer, data or tiny.data, out, **OPTIONS | options
+  )
+
+
+@pytest.fixture(scope="module")
+def lines(tiny, tmp_path_factory):
+  path = tmp_path_factory.mktemp("whole") / "y.jsonl"
+  assert run(tiny, path) == 23
+  return predictions.read(path, 23)
+
+
+@pytest.fixture(scope="module")
+def expected(tiny):
+  """What decode makes of rows, on one device."""
+  model, params = interchange.load(tiny.weights)
+  tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
+  source = sources.Jsonl(tiny.data)
+
+  def expected(ops=(), **options):
+    to_row = preprocess.Preprocess(
+      tok, res=28, text_len=19, train=False, ops=ops
+    )
+    rows = [to_row(x, np.random.default_rng(0)) for x in source]
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+    found = decode.generate(model, params, batch, max_decode_len=3, **options)
+    return [
+      tok.decode(ids[:n])
+      for ids, n in zip(
+        np.asarray(found.tokens), np.asarray(found.num_tokens), strict=True
+      )
+    ]
+
+  return expected
+
+
+def texts(lines):
+  return [line["prediction"] for line in lines]
+
+
+def test_predictions_are_those_of_decode(lines, expected):
+  assert len(set(texts(lines))) > 5
+  assert texts(lines) == expected()
+  assert lines[6]["number"] == 6
+  assert lines[6]["image"] == "6.png"
+  assert lines[6]["prefix"] == "what digit"
+
+
+def test_a_prompt_for_all_of_fields(tiny, tmp_path, lines, expected):
+  prompt = "what is {number}"
+  run(tiny, tmp_path / "y.jsonl", prompt=prompt)
+  found = predictions.read(tmp_path / "y.jsonl", 23)
+  assert [x["prefix"] for x in found] == [f"what is {i}" for i in range(23)]
+  assert texts(found) == expected((text_ops.Format(prompt),))
+  assert texts(found) != texts(lines)
+
+
+def test_a_grammar(tiny, tmp_path):
+  run(tiny, tmp_path / "y.jsonl", grammar="choices('4', '2')")
+  found = predictions.read(tmp_path / "y.jsonl", 23)
+  assert set(texts(found)) <= {"2", "4"}
+
+
+def test_a_seed_decides_what_is_drawn(tiny, tmp_path):
+  drawn = []
+  for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+    run(tiny, tmp_path / name, sampler="temperature(2.0)", seed=seed)
+    drawn.append((tmp_path / name).read_bytes())
+  assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_killed_at_random_it_writes_the_same_file(tiny, tmp_path):
+  data = tiny.folder / "long.jsonl"  # beside the pictures
+  data.write_text(tiny.data.read_text() * 9)
+  whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+  arguments = [str(path) for path in (tiny.weights, tiny.tokenizer, data)]
+  options = OPTIONS | {"batch_size": 1, "sampler": "temperature(2.0)"}
+  done = subprocess.run(
+    [
+      sys.executable,
+      "-W",
+      "ignore:os.fork:RuntimeWarning",
+      "-c",
+      DRIVER,
+      json.dumps([arguments, options, str(whole), str(resumed), KILLS]),
+    ],
+    cwd=command.__file__.rpartition("/scripts/")[0],
+    env=tiny.environment(devices=1),
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  statuses, sizes = zip(
+    *(map(int, line.split()) for line in done.stdout.splitlines()), strict=True
+  )
+  assert statuses == (*[-9] * KILLS, 0)
+  assert sorted(set(sizes)) == list(sizes)  # each got further, none to the end
+  assert resumed.read_bytes() == whole.read_bytes()
+  assert len(predictions.read(whole, 9 * 23)) == 9 * 23
+
+
+def test_what_is_complete_is_not_made_again(tiny, tmp_path, monkeypatch):
+  run(tiny, tmp_path / "y.jsonl")
+  before = (tmp_path / "y.jsonl").read_bytes()
+  monkeypatch.setattr(decode, "generate", None)
+  assert run(tiny, tmp_path / "y.jsonl") == 23
+  assert (tmp_path / "y.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    ({"max_decode_len": 4}, "evaluator/max_decode_len was 3, now 4"),
+    ({"prompt": "caption en"}, r"preprocess/ops was \[\], now \[\"Format"),
+    ({"sampler": "beam(beam_size=2)"}, 'sampler was "greedy", now "beam'),
+    ({"batch_size": 16}, "batch_size was 8, now 16"),
+    ({"dtype": "bfloat16"}, 'dtype was null, now "bfloat16"'),
+  ],
+)
+def test_other_options_are_refused(tiny, tmp_path, options, message):
+  path = tmp_path / "y.jsonl"
+  run(tiny, path)
+  with pytest.raises(ValueError, match=f"y.jsonl: holds predic.*{message}.*;"):
+    run(tiny, path, **options)
+
+
+def test_errors(tiny, tmp_path):
+  out = tmp_path / "y.jsonl"
+  with pytest.raises(ValueError, match=r'long.jsonl:1: missing key "question"'):
+    (tmp_path / "long.jsonl").write_text(
+      json.dumps({"image": str(tiny.folder / "0.png")})
+    )
+    run(tiny, out, data=tmp_path / "long.jsonl", prompt="{question}")
+  with pytest.raises(
+    ValueError, match=r"val.jsonl:1: prompt has 4 tokens, tex"
+  ):
+    run(tiny, out, prompt="what", text_len=2)
+  with pytest.raises(ValueError, match=r"no.jsonl: cannot read data"):
+    run(tiny, out, data="no.jsonl")
+  assert not out.read_bytes()
+
+
+def test_on_several_devices(tiny, lines, tmp_path):
+  assert len(jax.devices()) == 8  # `lines` are split over them
+  run(tiny, tmp_path / "y.jsonl", batch_size=24)
+  assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)

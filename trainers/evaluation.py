@@ -1,0 +1,135 @@
+"""Evaluation without training: evaluators of a config, and weights for them."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from paligemma import evals, sharding, tree
+from paligemma.checkpoints import fingerprint, formats
+from paligemma.models import paligemma as paligemma_model
+from trainers import inputs, state, workdir
+
+# Of an evaluator: what changes no prediction, or is described by itself.
+_FREE = ("name", "source", "preprocess", "tokenizer", "metric", "num_workers")
+# Of a config: what else changes them.
+_OF_THE_MODEL = ("model", "trainable", "frozen_dtype", "seed")
+
+
+def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
+  """The evaluators of a config; the training data is not opened.
+
+  Args:
+    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
+    tok: the tokenizer; None for evaluators that only score.
+    split: the one of this name alone.
+    limit, batch_size: in the place of the config's.
+
+  Returns:
+    list of evaluators, one at least.
+
+  Raises:
+    ValueError: no evaluator, or none of that name; as inputs.make_evaluators.
+  """
+  if split is not None:
+    tree.lookup(config.evals, split, "split")
+  config = config.copy_and_resolve_references()
+  chosen = {
+    name: {k: v for k, v in spec.items() if not k.startswith("every_")}
+    for name, spec in config.evals.to_dict().items()
+    if split in (None, name)
+  }
+  if not chosen:
+    raise ValueError("config.evals is empty, expected an evaluator to run")
+  with config.unlocked():
+    config.evals = chosen
+  changes = {"limit": limit, "batch_size": batch_size}
+  changes = {k: v for k, v in changes.items() if v is not None}
+  return [
+    dataclasses.replace(evaluator, **changes)
+    for evaluator, _ in inputs.make_evaluators(config, tok)
+  ]
+
+
+def one_that_generates(evaluators):
+  """The only evaluator that makes predictions.
+
+  Raises:
+    ValueError: there is none, or there are several; names them.
+  """
+  found = [e for e in evaluators if isinstance(e, evals.Generate)]
+  if len(found) != 1:
+    names = ", ".join(e.name for e in found) or "none"
+    raise ValueError(
+      "one file holds the predictions of one evaluator, but those that generate"
+      f" are: {names}; name one with --split"
+    )
+  return found[0]
+
+
+def load(config, path):
+  """Mesh, model and parameters, as a run of the config holds them.
+
+  Args:
+    config: the config.
+    path: the workdir of a run, or what else formats.open takes.
+
+  Returns:
+    Tuple of mesh, Model and parameters {"img": ..., "llm": ...}.
+
+  Raises:
+    ValueError: the checkpoint is unreadable or does not fit the model.
+  """
+  mesh = sharding.make_mesh(**config.mesh)
+  model = paligemma_model.make(**config.model.to_dict())
+  trainable, frozen = state.abstract_params(
+    model,
+    res=config.res,
+    trainable=config.trainable,
+    frozen_dtype=config.frozen_dtype,
+    mesh=mesh,
+    sharding_rules=config.sharding,
+  )
+  leaves = {**trainable, **frozen}
+  return mesh, model, tree.unflatten(state.load_params(path, leaves, leaves))
+
+
+def settings(evaluator, checkpoint, tokenizer, source, **more):
+  """All that the predictions of an evaluator depend on, as JSON values.
+
+  Args:
+    evaluator: evals.Generate.
+    checkpoint: path of the weights, see formats.open.
+    tokenizer: path of the tokenizer.
+    source: dict of what the evaluator's source was made of.
+    **more: what else they depend on.
+  """
+  made = {
+    "checkpoint": fingerprint.of(formats.open(checkpoint).path),
+    "tokenizer": fingerprint.of(tokenizer),
+    "data": {**source, "examples": len(evaluator.source)},
+    "evaluator": _fields(evaluator, _FREE),
+    "preprocess": _fields(evaluator.preprocess, ("tokenizer",)),
+    **more,
+  }
+  if "path" in source:
+    made["data"]["contents"] = fingerprint.of(source["path"])
+  return workdir.as_json(ConfigDict(made))
+
+
+def config_settings(evaluator, checkpoint, config):
+  """The `settings` of one of the evaluators of a config."""
+  return settings(
+    evaluator,
+    checkpoint,
+    config.tokenizer,
+    config.evals[evaluator.name].source.to_dict(),
+    **{name: config[name] for name in _OF_THE_MODEL},
+  )
+
+
+def _fields(value, without):
+  return {
+    field.name: getattr(value, field.name)
+    for field in dataclasses.fields(value)
+    if field.name not in without
+  }
