@@ -95,6 +95,16 @@ class Tokenizer:
         kept.append(i)
     return self._processor.decode(kept)
 
+  def pieces(self, ids: Sequence[int]) -> list[str]:
+    """Returns what each id adds to the text.
+
+    bos, eos and pad add "", as do the first bytes of a character that several
+    ids stand for; joined, it is `decode(ids)` up to the first eos.
+    """
+    ids = list(map(int, ids))
+    found = self._processor.decode(ids, return_type="proto")
+    return [piece.surface for piece in found.pieces]
+
   def loc_id(self, i: int) -> int:
     """Returns the id of the i-th location, i in [0, 1024)."""
     return self._processor.piece_to_id(LOC[i])

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any
@@ -18,9 +16,7 @@ from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.data.fields import Example
 from paligemma.evals import gather, predictions, scoring
 from paligemma.evals.predictions import Record
-from paligemma.metrics import detection
-
-_LOC = re.compile(r"(<loc[0-9]{4}>)")
+from paligemma.metrics import confidence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,32 +238,23 @@ class Generate:
       length = decoded.num_tokens[row]
       ids = decoded.tokens[row, :length].tolist()
       log_probs = decoded.log_probs[row, :length].astype(np.float64)
-      text = self.tokenizer.decode(ids)
       made.append(
         predictions.record(
           start + row,
           example,
           self.answer_key,
-          prediction=text,
+          prediction=self.tokenizer.decode(ids),
           score=float(log_probs.sum()),
-          confidences=self._confidences(text, ids, log_probs),
+          confidences=self._confidences(ids, log_probs),
         )
       )
     return made
 
-  def _confidences(self, text, ids, log_probs) -> list[float]:
+  def _confidences(self, ids, log_probs) -> list[float]:
     """How sure the model is of each box in the text that ids stand for."""
-    if "<loc" not in text:
-      return []
-    first, last = self.tokenizer.loc_id(0), self.tokenizer.loc_id(1023)
-    own = [p for i, p in zip(ids, log_probs, strict=True) if first <= i <= last]
-    pieces = _LOC.split(text)
-    if len(own) != len(pieces) // 2:
-      # A location spelled in letters is none that the model was trained on.
-      own = [-math.inf] * (len(pieces) // 2)
-    values = [0.0] * len(pieces)
-    values[1::2] = own
-    return detection.box_confidences(pieces, values)
+    pieces = self.tokenizer.pieces(ids)
+    found = confidence.of_objects(pieces, log_probs, (1, 1))
+    return [thing.box for thing in found if thing.box is not None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Confidence:
 
   Attributes:
     thing: the object, as location.parse gives it.
-    box: of its four locations; that of detection.box_confidences.
+    box: of its four locations; what the detection metric takes.
     codes: of the 16 codes of its mask.
     label: of the tokens with a letter of its label.
     overall: of all its tokens, without the separator behind it.

@@ -91,9 +91,9 @@ class Detection(metric_lib.Metric):
       predictions: decoded texts, one per example.
       examples: the raw examples.
       answer_key: field of an example with its objects.
-      confidences: per prediction, one number per box of the text, in order, of
-        `box_confidences`. Default: none is surer than another; those first in
-        the text are taken first.
+      confidences: per prediction, one number per box of the text, in order, see
+        `confidence.of_objects`. Default: none is surer than another; those
+        first in the text are taken first.
 
     Raises:
       ValueError: as Metric.rows; an annotation is malformed, or there is not
@@ -162,35 +162,6 @@ class Detection(metric_lib.Metric):
       invalid=len(objects) - valid,
       total=len(objects),
     )
-
-
-def box_confidences(
-  pieces: Sequence[str], log_probs: Sequence[float]
-) -> list[float]:
-  """How sure a model is of each box that it wrote.
-
-  Args:
-    pieces: those of a decoded text, such as "<loc0012>" and "cat", one per
-      token; joined, they name the same objects as the text.
-    log_probs: float[T], log-probability of each.
-
-  Returns:
-    For each box in the order of the text, exp(mean of its four locations' log-
-    probabilities), in [0, 1]: the geometric mean.
-  """
-  assert len(pieces) == len(log_probs), (len(pieces), len(log_probs))
-  starts = np.cumsum([0, *map(len, pieces)])
-  locations = [
-    (start, log_prob)
-    for start, piece, log_prob in zip(starts, pieces, log_probs, strict=False)
-    if piece.startswith("<loc")
-  ]
-  confidences = []
-  for thing in location.parse("".join(pieces), (1, 1)):
-    if thing.box is not None:
-      own = [p for start, p in locations if start >= thing.span[0]][:4]
-      confidences.append(math.exp(math.fsum(own) / 4))
-  return confidences
 
 
 def average_precision(records: Sequence[Record]) -> dict[str, float]:

@@ -162,3 +162,13 @@ def test_missing_and_foreign_files(tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"foreign\.model: not a SentenceP"):
       tokenizer_lib.Tokenizer(path)
+
+
+def test_pieces_join_to_the_text(tokenizer):
+  text = "<loc0012>a red circle ; <seg007>d\u00e9j\u00e0 \u65e5\n"
+  ids = tokenizer.encode(text, eos=True)
+  pieces = tokenizer.pieces([*ids, tokenizer.pad_id])
+  assert len(pieces) == len(ids) + 1
+  assert "".join(pieces) == tokenizer.decode(ids) == text
+  assert pieces[0] == "<loc0012>" and pieces[-2:] == ["", ""]
+  assert "<seg007>" in pieces

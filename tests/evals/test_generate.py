@@ -371,21 +371,12 @@ def test_confidences_are_those_of_the_locations(evaluator, tokenizer):
   loc = [tokenizer.loc_id(i) for i in (7, 11, 513, 1023)]
   words = tokenizer.encode(" cat ; ")
   ids = [*loc, *words, *loc, *tokenizer.encode(" é\n"), tokenizer.eos_id]
-  text = tokenizer.decode(ids)
-  assert len(location.parse(text, (1, 1))) == 2
   log_probs = -np.arange(1, len(ids) + 1) / 10
-  first, second = evaluator._confidences(text, ids, log_probs)
+  first, second = evaluator._confidences(ids, log_probs)
   assert first == pytest.approx(math.exp(-(1 + 2 + 3 + 4) / 40))
   start = 4 + len(words)
   assert second == pytest.approx(math.exp(log_probs[start : start + 4].mean()))
-  assert evaluator._confidences("no box", [5], [0.0]) == []
-
-
-def test_locations_spelled_in_letters_are_no_sure_box(evaluator, tokenizer):
-  ids = [i for c in "<loc0001>" for i in tokenizer.encode(c)] * 4
-  text = tokenizer.decode(ids)
-  assert text == "<loc0001>" * 4
-  assert evaluator._confidences(text, ids, [-0.1] * len(ids)) == [0.0]
+  assert evaluator._confidences(tokenizer.encode("no box"), [0.0] * 3) == []
 
 
 def test_confidences_reach_the_metric(evaluator, run):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paligemma.data import location
-from paligemma.metrics import confidence, detection
+from paligemma.metrics import confidence
 
 SIZE = (97, 89)
 PIECES = [
@@ -38,13 +38,10 @@ def test_fields_of_objects_by_hand():
   assert third.label == third.overall == pytest.approx(mean(33))
 
 
-def test_things_and_boxes_are_those_of_the_other_parsers():
+def test_things_are_those_of_the_parser():
   found = confidence.of_objects(PIECES, LOG_PROBS, SIZE)
   text = "".join(PIECES)
   assert [one.thing for one in found] == location.parse(text, SIZE)
-  boxes = [one.box for one in found if one.box is not None]
-  expected = detection.box_confidences(PIECES, LOG_PROBS)
-  np.testing.assert_allclose(boxes, expected)
 
 
 def test_boxes_without_a_label_and_malformed_ones():

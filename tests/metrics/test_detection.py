@@ -172,19 +172,6 @@ def test_nothing_is_printed(capsys):
   assert capsys.readouterr() == ("", "")
 
 
-def test_box_confidences():
-  pieces = ["<loc0001>", "<loc0002>", "<loc0003>", "<loc0004>", " cat", " ;"]
-  pieces += [" ", "<loc0009>", " dog", " ; "]  # three locations too few
-  pieces += pieces[:4] + pieces[:4] + ["<seg001>"] * 16 + [" a", " b"]
-  log_probs = -np.arange(1.0, len(pieces) + 1) / 7
-  found = detection.box_confidences(pieces, log_probs)
-  assert len([o for o in location.parse("".join(pieces), (1, 1)) if o.box]) == 3
-  assert found == pytest.approx(
-    [math.exp(log_probs[i : i + 4].mean()) for i in (0, 10, 14)]
-  )
-  assert detection.box_confidences([], []) == []
-
-
 @pytest.mark.parametrize(
   ("change", "message"),
   [

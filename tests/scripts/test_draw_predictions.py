@@ -1,12 +1,16 @@
 """The sheet shows every prediction, green where correct and red where not."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
+from paligemma.data import location
 from scripts import draw_predictions
+
+CODEC = pathlib.Path(__file__).parents[1] / "goldens/mask_codec/mask_codec.npz"
 
 
 def _prediction(**changes):
@@ -39,6 +43,96 @@ def test_colour_tells_right_from_wrong(correct):
   red, green = 0, 1
   assert _has_tint(cell, green) == correct
   assert _has_tint(cell, red) != correct
+
+
+def _boxes(*things):
+  """The text of boxes in a picture of 100x100, each with its label."""
+  objects = [location.Object(box, label) for box, label in things]
+  return location.encode(objects, (100, 100))
+
+
+ONE, TWO = ((10, 20, 60, 50), "3"), ((70, 60, 95, 90), "7")
+NEAR_ONE = ((14, 22, 62, 50), "3")
+
+
+@pytest.mark.parametrize(
+  ("found", "right"),
+  [
+    (_boxes(ONE, TWO), True),
+    (_boxes(TWO, NEAR_ONE), True),
+    (_boxes(ONE), False),
+    (_boxes(ONE, TWO, TWO), False),
+    (_boxes(NEAR_ONE, ONE), False),
+    (_boxes((ONE[0], "7"), (TWO[0], "3")), False),
+    (_boxes(ONE, ((70, 60, 80, 90), "7")), False),
+    (_boxes(ONE, TWO) + " ; <loc0001>", False),
+    ("", False),
+    ("3 ; 7", False),
+  ],
+)
+def test_boxes_are_right_if_each_is_found_once(found, right):
+  prediction = _prediction(suffix=_boxes(ONE, TWO), prediction=found)
+  assert draw_predictions.is_right(prediction) == right
+
+
+def test_boxes_are_drawn_where_they_are():
+  picture = Image.new("RGB", (200, 100))  # twice as wide
+  draw_predictions.draw_objects(picture, _boxes(ONE, TWO), (0, 0, 255))
+  pixels = np.asarray(picture)[..., 2] == 255
+  expected = np.zeros((100, 200), bool)
+  for y0, x0, y1, x1 in ((10, 40, 60, 100), (70, 120, 95, 180)):
+    expected[y0:y1, x0:x1] = True
+    expected[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = False
+  np.testing.assert_array_equal(pixels, expected)
+
+
+def test_masks_tint_the_picture():
+  def decode(codes):
+    assert codes.shape == (1, 16) and codes[0, 1] == 5
+    half = np.ones((1, 64, 64), np.float32)
+    half[:, :32] = -1
+    return half
+
+  thing = location.Object((0, 0, 80, 40), "3", (3, 5) * 8)
+  text = location.encode([thing], (100, 100))
+  picture = Image.new("RGB", (100, 100), (100, 100, 100))
+  draw_predictions.draw_objects(picture, text, (0, 0, 200), decode)
+  pixels = np.asarray(picture)
+  assert (pixels[5:30, 5:30] == (100, 100, 100)).all()
+  assert (
+    np.abs(np.subtract(pixels[50:70, 5:30], (50, 50, 150), dtype=int)).max()
+    <= 1
+  )
+  assert (pixels[82:, 42:] == 100).all()
+
+
+def test_bad_boxes_are_not_drawn():
+  picture = Image.new("RGB", (100, 100))
+  text = "<loc0100> 3 ; <loc0900><loc0900><loc0100><loc0100> 7 ; 5"
+  draw_predictions.draw_objects(picture, text, (0, 0, 255))
+  assert not np.asarray(picture).any()
+
+
+def test_text_of_boxes_is_shortened_to_labels():
+  assert draw_predictions.shorten(_boxes(ONE, TWO)) == "3 ; 7"
+  for text in ("a red circle ; 7", "<loc0100> 3", ""):
+    assert draw_predictions.shorten(text) == text
+
+
+def test_sheet_of_masks_needs_their_codec(tmp_path):
+  Image.new("L", (100, 100), 99).save(tmp_path / "a.png")
+  thing = location.Object((10, 10, 90, 90), "3", range(16))
+  text = location.encode([thing], (100, 100))
+  path = _write(tmp_path, [_prediction(suffix=text, prediction=text)] * 2)
+  sheets = []
+  for codec in (None, CODEC):
+    drawn = draw_predictions.draw_predictions(
+      path, tmp_path / "out.png", image_root=tmp_path, num=3, codec=codec
+    )
+    assert drawn == (2, 2)
+    with Image.open(tmp_path / "out.png") as sheet:
+      sheets.append(np.asarray(sheet))
+  assert (sheets[0] != sheets[1]).any()
 
 
 def test_small_pictures_keep_their_pixels():
