@@ -1,17 +1,29 @@
 """Draws one sheet of pictures with question, prediction and right answer.
 
-python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png --image_root DIR
+  python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png --image_root DIR
+
+Boxes are drawn into the pictures, and with --codec the masks: those predicted
+in green or red, the right boxes in white.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import paligemma
+from paligemma.data import location
+from paligemma.data import masks as masks_lib
+from paligemma.metrics import boxes as boxes_lib
+from paligemma.models import mask_codec
 from scripts import command_line
+
+Decode = Callable[[np.ndarray], np.ndarray]
 
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
 COLUMNS = 8
@@ -23,6 +35,12 @@ LINE_HEIGHT = 15
 MAX_LINES = 6
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 GREEN, RED = (0, 120, 40), (190, 20, 20)
+# The same on pictures, which may be dark.
+BRIGHT = {GREEN: (60, 230, 90), RED: (255, 80, 70)}
+TRUTH = (255, 255, 255)
+TINT = 0.5  # of the colour of a mask over the picture
+# IoU from which on a box counts as right.
+OVERLAP = 0.5
 
 
 def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
@@ -88,33 +106,103 @@ def enlarge(picture: Image.Image, size: int) -> Image.Image:
   return picture.convert("RGB").resize(shape, smooth if scale < 1 else sharp)
 
 
-def draw_cell(picture: Image.Image, prediction: dict) -> Image.Image:
+def is_right(prediction: dict) -> bool:
+  """Says whether all boxes are found and no other; else, "correct".
+
+  A box is found if one with the same label overlaps with it by OVERLAP.
+  """
+  truths, found = (
+    location.parse(prediction[key], (1, 1)) for key in ("suffix", "prediction")
+  )
+  if not any(thing.box for thing in truths):
+    return bool(prediction["correct"])
+  for truth in truths:
+    hits = [thing for thing in found if _overlap(thing, truth) >= OVERLAP]
+    if not hits:
+      return False
+    found.remove(hits[0])
+  return not found
+
+
+def shorten(text: str) -> str:
+  """Leaves the labels of a text of boxes; any other text as it is."""
+  things = location.parse(text, (1, 1))
+  boxed = any(thing.box for thing in things)
+  if not boxed or any(thing.problem for thing in things):
+    return text
+  return location.SEPARATOR.join(thing.label for thing in things)
+
+
+def draw_objects(
+  picture: Image.Image,
+  text: str,
+  colour: tuple[int, int, int],
+  decode: Decode | None = None,
+) -> None:
+  """Draws boxes into a picture, and masks if there is what decodes them.
+
+  Args:
+    picture: RGB, which is changed.
+    text: with boxes, or without, then nothing is drawn.
+    colour: of the boxes, and of the tint of masks.
+    decode: as of metrics/segmentation.py, or None (default).
+  """
+  size = picture.height, picture.width
+  for thing in location.parse(text, size):
+    if thing.box is None or thing.problem:
+      continue
+    if thing.codes is not None and decode is not None:
+      (decoded,) = np.asarray(decode(np.array([thing.codes], np.int32)))
+      alpha = TINT * masks_lib.paste(decoded, thing.box, size)
+      mask = Image.fromarray(np.round(255 * alpha).astype(np.uint8))
+      picture.paste(colour, mask=mask)
+    y0, x0, y1, x1 = location.to_pixels(thing.box, size)
+    edges = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
+    ImageDraw.Draw(picture).rectangle(edges, outline=colour)
+
+
+def draw_cell(
+  picture: Image.Image, prediction: dict, decode: Decode | None = None
+) -> Image.Image:
   """Draws one picture with its text.
 
   Args:
     picture: any size and mode.
     prediction: with the KEYS of a predictions file.
+    decode: as of draw_objects.
 
   Returns:
-    the picture above the question, the prediction (green when correct, red
-    when not) and the right answer.
+    the picture, with boxes and masks, above the question, the prediction
+    (green when right, red when not) and the right answer.
   """
   font = ImageFont.load_default(FONT_SIZE)
   height = PICTURE + MAX_LINES * LINE_HEIGHT
+  colour = GREEN if is_right(prediction) else RED
+  picture = enlarge(picture, PICTURE)
+  draw_objects(picture, prediction["suffix"], TRUTH)
+  draw_objects(picture, prediction["prediction"], BRIGHT[colour], decode)
   cell = Image.new("RGB", (PICTURE, height), PAPER)
-  cell.paste(enlarge(picture, PICTURE), (0, 0))
+  cell.paste(picture, (0, 0))
   draw = ImageDraw.Draw(cell)
   y = PICTURE + 2
   texts = (
     (prediction["prefix"], INK),
-    (prediction["prediction"], GREEN if prediction["correct"] else RED),
-    (f"truth: {prediction['suffix']}", INK),
+    (shorten(prediction["prediction"]), colour),
+    (f"truth: {shorten(prediction['suffix'])}", INK),
   )
   for text, colour in texts:
     for line in wrap(text, font, PICTURE, MAX_LINES // len(texts)):
       draw.text((0, y), line, colour, font)
       y += LINE_HEIGHT
   return cell
+
+
+def _overlap(thing: location.Object, other: location.Object) -> float:
+  """IoU of the boxes of two things with the same label, else 0."""
+  usable = all(t.box and not t.problem for t in (thing, other))
+  if not usable or thing.label != other.label:
+    return 0.0
+  return float(boxes_lib.iou(np.array(thing.box), np.array([other.box]))[0])
 
 
 def draw_sheet(cells: Sequence[Image.Image]) -> Image.Image:
@@ -136,6 +224,7 @@ def draw_predictions(
   *,
   image_root: str | os.PathLike,
   num: int,
+  codec: str | os.PathLike | None = None,
 ) -> tuple[int, int]:
   """Draws the first predictions of a file on one PNG sheet.
 
@@ -144,14 +233,19 @@ def draw_predictions(
     out: the PNG file to write.
     image_root: the folder that the image paths are relative to.
     num: how many at most.
+    codec: npz file of the mask codec, to draw masks. Default None, no masks.
 
   Returns:
-    how many were drawn, and how many of these are correct.
+    how many were drawn, and how many of these are right.
 
   Raises:
     ValueError: a bad line, or a picture that is not there.
   """
   predictions = read_predictions(path, num)
+  decode = None
+  if codec is not None:
+    params = paligemma.load_mask_codec(codec)
+    decode = functools.partial(mask_codec.decode, params)
   cells = []
   for number, prediction in enumerate(predictions, start=1):
     image = pathlib.Path(image_root, prediction["image"])
@@ -161,9 +255,9 @@ def draw_predictions(
         " holds it as --image_root."
       )
     with Image.open(image) as picture:
-      cells.append(draw_cell(picture, prediction))
+      cells.append(draw_cell(picture, prediction, decode))
   draw_sheet(cells).save(out, format="PNG")
-  return len(cells), sum(bool(p["correct"]) for p in predictions)
+  return len(cells), sum(map(is_right, predictions))
 
 
 def main() -> None:
@@ -172,12 +266,14 @@ def main() -> None:
   parser.add_argument("out", help="the PNG file to write")
   parser.add_argument("--image_root", required=True)
   parser.add_argument("--num", type=int, default=40)
+  parser.add_argument("--codec", help="the npz file of the mask codec")
   options = parser.parse_args()
   drawn, correct = draw_predictions(
     options.predictions,
     options.out,
     image_root=options.image_root,
     num=options.num,
+    codec=options.codec,
   )
   print(f"sheet: {options.out} written, {correct} of {drawn} correct")
 
