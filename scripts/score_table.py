@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainers import columns
+
 
 def estimates(scores: Mapping[str, Any]) -> str:
   """Lines of {name: bootstrap.Estimate}."""
   rows = [("metric", "value", "95% interval")]
   for name, found in scores.items():
     rows.append((name, number(found.value), interval(found)))
-  return _aligned(rows)
+  return "\n".join(columns.align(rows))
 
 
 def comparisons(scores: Mapping[str, Any]) -> str:
@@ -28,7 +30,7 @@ def comparisons(scores: Mapping[str, Any]) -> str:
         "" if p is None else f"{p:.4f}",
       )
     )
-  return _aligned(rows)
+  return "\n".join(columns.align(rows))
 
 
 def as_json(scores: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,11 +46,3 @@ def interval(found) -> str:
   if found.low is None:
     return ""
   return f"[{found.low:.4f}, {found.high:.4f}]"
-
-
-def _aligned(rows):
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  return "\n".join(
-    "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-    for row in rows
-  )

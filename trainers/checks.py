@@ -16,7 +16,7 @@ import numpy as np
 from paligemma import evals, metrics, variants
 from paligemma.checkpoints import formats
 from paligemma.data import fields, preprocess, sources, tokenizer
-from trainers import inputs
+from trainers import columns, inputs
 
 ROWS = 256  # looked at, of all sources together
 WHOLE = 2  # of each source, looked at with their image, however slow that is
@@ -115,12 +115,8 @@ def check(plan, tok, evaluators):
     found = look(place, tok, rows=int(ROWS * share), seconds=SECONDS * share)
     table.append(_line(place, found))
     notes += [f"{place.name}: {note}" for note in found.notes]
-  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-  lines = [
-    "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-    for line in table
-  ]
-  return "\n".join(lines + [f"note: {note}" for note in notes])
+  lines = columns.align(table) + [f"note: {note}" for note in notes]
+  return "\n".join(lines)
 
 
 def train_places(plan, tok):

@@ -10,7 +10,7 @@ from etils import epath
 from tqdm import tqdm
 
 from paligemma import sharding, tree
-from trainers import memory
+from trainers import columns, memory
 from trainers.memory import GIB
 
 
@@ -36,11 +36,7 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
     )
     for name, leaf in sorted({**trainable, **frozen}.items())
   ]
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-    for row in rows
-  ]
+  lines = columns.align(rows)
   groups = (
     ("trainable", trainable),
     ("frozen", frozen),
