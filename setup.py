@@ -40,8 +40,7 @@ setup(
     "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
-    # The scans of handwritten digits; average precision of found ones.
-    "demo": ["pycocotools", "scikit-learn"],
+    "demo": ["scikit-learn"],  # the scans of handwritten digits
     "pretrain": ["matplotlib"],  # the fonts of the printed digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "torch", "transformers"],
