@@ -24,6 +24,7 @@ setup(
     "orbax-checkpoint>=0.12.8",
     "Pillow",
     "protobuf",  # sentencepiece reads its model files with it
+    "qwix>=0.1.8",
     "sentencepiece>=0.2.3",
     "tensorboardX",
     "tensorstore",
@@ -40,16 +41,22 @@ setup(
     "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
-    "demo": ["scikit-learn"],  # the scans of handwritten digits
-    "pretrain": ["matplotlib"],  # the fonts of the printed digits
+    "demo": [
+      "matplotlib",  # the fonts of printed digits
+      "pycocotools",  # average precision
+      "scikit-learn",  # the scans of handwritten digits
+    ],
     # Other implementations to compare with; never used at run time.
-    "parity": ["keras", "keras-hub", "torch", "transformers"],
+    "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
     "test": [
       "av>=18",
       "h5py",
       "hypothesis",
       "importlib_resources",
+      "ipykernel",
       "matplotlib",
+      "nbclient",
+      "nbformat",
       "pycocotools",
       "pytest",
       "pytest-xdist",

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from paligemma import tree
+from paligemma import quantized, tree
 
 
 def shapes(model, res=None):
@@ -26,7 +26,8 @@ def random_params(model, res, abstract, *, seed):
   Args:
     model: paligemma Model.
     res: int, side of the images in pixels.
-    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters.
+    abstract: name -> jax.ShapeDtypeStruct with sharding, of those that are
+      wanted; quantized ones under the names of their arrays.
     seed: int.
 
   Returns:
@@ -36,7 +37,14 @@ def random_params(model, res, abstract, *, seed):
 
   def draw(key):
     params = init(key)
-    return {n: params[n].astype(leaf.dtype) for n, leaf in abstract.items()}
+    return {n: _stored(n, params).astype(x.dtype) for n, x in abstract.items()}
+
+  def _stored(name, params):
+    if name in params:
+      return params[name]
+    matrix, part = quantized.split(name)
+    (kind,) = (k for k in quantized.KINDS if f"{matrix}/{k}" in abstract)
+    return quantized.quantize(matrix, params[matrix], kind)[part]
 
   places = {name: leaf.sharding for name, leaf in abstract.items()}
   return jax.jit(draw, out_shardings=places)(jax.random.key(seed))

@@ -6,7 +6,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from paligemma import initial, sharding, tree
+from paligemma import initial, quantized, sharding, tree
 from paligemma.checkpoints import (
   errors,
   fit,
@@ -18,14 +18,17 @@ from paligemma.checkpoints import (
   orbax,
   precision,
   presets,
+  quantizing,
 )
 from paligemma.models import gemma, mask_codec
 from paligemma.models import paligemma as paligemma_model
 
 _TABLE = "llm/embedder/input_embedding"
+_LAST_NORM = "llm/final_norm/scale"
 # How a model runs, not what it is.
 _OF_THE_RUN = {
   "attention",
+  "lora",
   "dtype",
   "remat_policy",
   "dropout",
@@ -38,6 +41,7 @@ def load(
   path,
   dtype=None,
   *,
+  quantize=None,
   res=None,
   img=None,
   llm=None,
@@ -58,7 +62,11 @@ def load(
       two towers that have not met.
     dtype: "float32", "bfloat16" or "float16", for storage (see
       checkpoints/precision.py) and for computing. Default: stored as in the
-      file, computed in the dtype of the file's embedding table.
+      file, computed in the dtype of the file's embedding table, or of the norm
+      before it where the table is quantized.
+    quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
+      while they are read; see quantized.py. `dtype` is then that of computing
+      and of all the rest. Default: as in the file, which may be quantized.
     res: int, side of the images in pixels; the position embedding is resampled
       to it. Default: that of the checkpoint.
     img: dict of fields of vit.Model to override.
@@ -78,39 +86,39 @@ def load(
     alone has `img` None and no "img".
 
   Raises:
-    ValueError: the checkpoint is unreadable, of an unknown format, or holds
-      other leaves than the model; one line that names file and leaves.
+    ValueError: the checkpoint is unreadable, of an unknown format, holds other
+      leaves than the model, or is quantized in another way than asked for; one
+      line that names file and leaves.
   """
+  if quantize is not None:
+    quantized.check_kind(quantize)
   if not load_weights and presets.is_name(path):
     preset = presets.get(path)
     model = preset_model(preset, img=img, llm=llm)
-    shapes = initial.shapes(model, res := res or preset.res)
-    stored = precision.storage_dtypes(shapes, dtype or "float32")
+    found = initial.shapes(model, res := res or preset.res)
+    stored = precision.storage_dtypes(found, dtype or "float32")
+    arrays = quantizing.storage(found, stored, quantize)
   else:
     checkpoint = formats.open(path, directory=directory)
     model, res = model_of(checkpoint, res=res, img=img, llm=llm)
     with errors.named(checkpoint.path):
-      shapes = initial.shapes(model, res)
-      found = fit.fit(checkpoint, shapes)
+      found = fit.fit(checkpoint, initial.shapes(model, res))
     stored = {name: leaf.dtype for name, leaf in found.items()}
+    if isinstance(found[_TABLE], quantizing.Pair):
+      stored[_TABLE] = stored[_LAST_NORM]
     if dtype is not None:
-      stored = precision.storage_dtypes(shapes, dtype)
+      stored = precision.storage_dtypes(found, dtype)
+    with errors.named(checkpoint.path):
+      arrays = quantizing.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())
   model = _compute_in(model, dtype or str(stored[_TABLE]))
   logging.info("%s", model)
-  places = _places(shapes, mesh)
+  arrays = _placed(arrays, mesh)
   if load_weights:
     with errors.named(checkpoint.path):
-      params = {
-        name: leaves.place(leaf, stored[name], places[name])
-        for name, leaf in found.items()
-      }
+      params = quantizing.place_all(found, arrays)
   else:
-    abstract = {
-      name: jax.ShapeDtypeStruct(x.shape, stored[name], sharding=places[name])
-      for name, x in shapes.items()
-    }
-    params = initial.random_params(model, res, abstract, seed=seed)
+    params = initial.random_params(model, res, arrays, seed=seed)
   return model, tree.unflatten(params)
 
 
@@ -124,7 +132,8 @@ def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
       several processes for "orbax" alone.
     format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
       vLLM) or "orbax". Default: npz where the path ends in .npz.
-    dtype: every parameter is cast to it. Default: as they are.
+    dtype: every parameter is cast to it but those that are quantized. Default:
+      as they are.
     tokenizer: Tokenizer or path of a SentencePiece file, for the tokenizer
       files of a Hugging Face folder. Default: none are written.
 
@@ -222,14 +231,23 @@ def model_fields(model):
 
 
 def write(
-  path, arrays, fields, *, format=None, dtype=None, tokenizer=None, export=None
+  path,
+  arrays,
+  fields,
+  *,
+  format=None,
+  dtype=None,
+  quantize=None,
+  tokenizer=None,
+  export=None,
 ):
   """Writes arrays or leaves, one at a time.
 
   Args:
     path, format, dtype, tokenizer: as in `save`.
-    arrays: name -> array or Leaf.
+    arrays: name -> array, Leaf or Pair.
     fields: what `model_fields` returns.
+    quantize: as in `load`, of leaves.
     export: Checkpoint.export of where the leaves come from.
 
   Raises:
@@ -243,23 +261,37 @@ def write(
       )
     format = "npz"
   writer = tree.lookup(WRITERS, format, "format")
-  writer(path, arrays, fields, dtype, tokenizer, export or {})
+  writer(path, arrays, fields, dtype, quantize, tokenizer, export or {})
 
 
-def _write_npz(path, arrays, fields, dtype, tokenizer, export):
+def _write_npz(path, arrays, fields, dtype, quantize, tokenizer, export):
   _check_addressable(path, arrays)
-  npz.save(path, _fetch_each(arrays), dtype)
+  npz.save(path, _fetch_each(quantizing.each_array(arrays, quantize)), dtype)
 
 
-def _write_orbax(path, arrays, fields, dtype, tokenizer, export):
+def _write_orbax(path, arrays, fields, dtype, quantize, tokenizer, export):
+  arrays = quantizing.each_array(arrays, quantize)
   orbax.save(path, arrays, **fields, export=export, dtype=dtype)
 
 
-def _write_huggingface(path, arrays, fields, dtype, tokenizer, export):
+def _write_huggingface(
+  path, arrays, fields, dtype, quantize, tokenizer, export
+):
   if fields["img"] is None:
     raise ValueError(
       f"{path}: a Hugging Face folder is written of a whole PaliGemma, this "
       "model has no image tower"
+    )
+  rounded = [
+    (quantized.split(name) or (name,))[0]
+    for name, array in arrays.items()
+    if isinstance(array, quantizing.Pair) or quantized.split(name)
+  ]
+  if rounded or quantize:
+    name = "the model" if quantize else rounded[0]
+    raise ValueError(
+      f"{path}: {name} is quantized, which a Hugging Face folder has no form "
+      "for; export the checkpoint that it was made from, without quantize"
     )
   _check_addressable(path, arrays)
   huggingface_export.save(
@@ -285,7 +317,7 @@ def _check_addressable(path, arrays):
 
 
 def _fetch_each(arrays):
-  for name, array in arrays.items():
+  for name, array in arrays:
     if isinstance(array, leaves.Leaf):
       array = array.read()
     yield name, np.asarray(array)
@@ -298,8 +330,12 @@ def _compute_in(model, dtype):
   return model.clone(**towers)
 
 
-def _places(shapes, mesh):
-  if mesh is not None:
-    return sharding.infer(shapes, mesh)
-  device = jnp.zeros(()).sharding
-  return dict.fromkeys(shapes, device)
+def _placed(arrays, mesh):
+  if mesh is None:
+    places = dict.fromkeys(arrays, jnp.zeros(()).sharding)
+  else:
+    places = sharding.infer(arrays, mesh)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+    for name, x in arrays.items()
+  }

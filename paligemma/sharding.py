@@ -190,7 +190,7 @@ def _tensor_parallel_axis(name, shape, model):
   if model == 1:
     return None
   for regex, axis in TENSOR_PARALLEL:
-    if re.fullmatch(regex, name):
+    if re.fullmatch(rf"{regex}(/(int8|int4|nf4|scale))?", name):
       return axis if shape[axis] % model == 0 else None
   return None
 

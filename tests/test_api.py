@@ -77,10 +77,14 @@ def _saved(tmp_path_factory, model):
 def test_public_names():
   assert paligemma.__all__ == [
     "Tokenizer",
+    "enable_lora",
     "generate",
     "load",
+    "load_adapter",
     "load_mask_codec",
+    "merge_lora",
     "save",
+    "save_adapter",
   ]
   for name in paligemma.__all__:
     assert getattr(paligemma, name).__doc__

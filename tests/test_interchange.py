@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import decode, initial, interchange, sharding, tree
+from paligemma import decode, initial, interchange, quantized, sharding, tree
 from paligemma.checkpoints import formats, leaves, npz, presets
 from paligemma.data import sequence
 from paligemma.models import paligemma as paligemma_model
@@ -208,6 +208,30 @@ class TestTwoTowers:
     head = both.leaves["img/head/kernel"].read()
     np.testing.assert_array_equal(head, params["img"]["head"]["kernel"])
 
+  def test_are_quantized_when_they_meet(self, paths, tmp_path):
+    _, params = paligemma.load(paths, quantize="int4")
+    assert params["img"]["head"]["kernel"]["int4"].shape == (12, 9)
+    table = params["llm"]["embedder"]["input_embedding"]
+    assert table["int8"].shape == (257_152, 18)
+    flat = tree.flatten(params)
+    image = {n: x for n, x in flat.items() if n.startswith("img/")}
+    npz.save(tmp_path / "img.npz", image)
+    decoder = {n: x for n, x in flat.items() if n.startswith("llm/")}
+    npz.save(tmp_path / "llm.npz", decoder)
+    both = {"img": tmp_path / "img.npz", "llm": tmp_path / "llm.npz"}
+    assert formats.open(both).created == ()
+    assert_same(paligemma.load(both)[1], params)
+
+  def test_few_rows_of_a_quantized_decoder(self, paths, tmp_path):
+    gemma = dict(npz.load(paths["llm"]))
+    name = "llm/embedder/input_embedding"
+    both = quantized.quantize(name, gemma.pop(name), "int8")
+    gemma |= {f"{name}/{part}": x for part, x in both.items()}
+    npz.save(tmp_path / "gemma.npz", gemma)
+    message = r"gemma\.npz: .*input_embedding is quantized and has \d+ rows"
+    with pytest.raises(ValueError, match=message):
+      paligemma.load({**paths, "llm": tmp_path / "gemma.npz"})
+
   def test_errors(self, paths):
     with pytest.raises(ValueError, match=r"gemma\.npz: holds no image tower"):
       paligemma.load({"img": paths["llm"], "llm": paths["llm"]})
@@ -306,3 +330,197 @@ def test_leaves_are_written_as_well_as_arrays(model, params, tmp_path):
     path = tmp_path / (format if format != "npz" else "a.npz")
     interchange.write(path, lazily, fields, format=format)
     assert_same(paligemma.load(path)[1], params)
+
+
+LINEAR = "llm/layers/mlp/linear"
+
+
+@pytest.fixture(scope="module")
+def whole(model, params, tmp_path_factory):
+  """Path of the model in full precision."""
+  path = tmp_path_factory.mktemp("whole") / "a.npz"
+  paligemma.save(path, model, params)
+  return path
+
+
+@pytest.fixture(scope="module", params=quantized.KINDS)
+def rounded(request, whole):
+  """Kind, model and parameters."""
+  return request.param, *paligemma.load(whole, quantize=request.param)
+
+
+class TestQuantized:
+  def test_is_what_quantize_gives(self, rounded, params):
+    kind, _, found = rounded
+    expected = {}
+    for name, array in tree.flatten(params).items():
+      if quantized.summed_axes(name) is None:
+        expected[name] = array
+        continue
+      of_this = "int8" if name.endswith("input_embedding") else kind
+      both = quantized.quantize(name, array, of_this)
+      expected |= {f"{name}/{part}": x for part, x in both.items()}
+    assert_same(found, expected)
+
+  def test_from_any_format(self, saved):
+    _, found = paligemma.load(saved[1], quantize="int4")
+    assert "int4" in found["llm"]["layers"]["mlp"]["linear"]
+
+  @pytest.mark.parametrize("format", ["npz", "orbax"])
+  def test_saved_and_loaded_is_itself(self, rounded, format, tmp_path):
+    kind, model, params = rounded
+    path = tmp_path / ("a.npz" if format == "npz" else "a")
+    paligemma.save(path, model, params, format=format)
+    fields = dict(llm=dict(sliding_window=None, final_logits_softcap=None))
+    for options in (fields, {"quantize": kind, **fields}):
+      again_model, again = paligemma.load(path, **options)
+      assert again_model == model
+      assert_same(again, params)
+    other = quantized.KINDS[quantized.KINDS.index(kind) - 1]
+    message = f"a.*: is {kind} in the files, expected {other} or full precis"
+    with pytest.raises(ValueError, match=message):
+      paligemma.load(path, quantize=other)
+
+  def test_is_no_hugging_face_folder(self, rounded, tmp_path):
+    _, *loaded = rounded
+    message = "/kernel is quantized, which a Hugging Face folder has no form fo"
+    with pytest.raises(ValueError, match=message):
+      paligemma.save(tmp_path / "a", *loaded, format="huggingface")
+
+  def test_computes_what_its_matrices_do(self, rounded):
+    _, model, params = rounded
+    whole = jax.tree.map(
+      lambda x: quantized.dequantize(x, np.float32) if is_pair(x) else x,
+      params,
+      is_leaf=is_pair,
+    )
+    image = np.random.default_rng(1).uniform(-1, 1, (2, RES, RES, 3))
+    text = np.random.default_rng(2).integers(3, 97, (2, 5))
+    inputs = image.astype(np.float32), text, np.ones_like(text)
+    expected, _ = model.apply({"params": whole}, *inputs)
+    found, _ = model.apply({"params": params}, *inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+  def test_layers_apart_and_stacked_again(self, rounded, whole, tmp_path):
+    kind, _, params = rounded
+    apart, again = (
+      dict(img=x, llm=x) for x in ({"scan": False}, {"scan": True})
+    )
+    model, loop = paligemma.load(whole, quantize=kind, **apart)
+    assert kind in loop["llm"]["layers"]["1"]["mlp"]["linear"]
+    paligemma.save(tmp_path / "loop.npz", model, loop)
+    model, found = paligemma.load(tmp_path / "loop.npz", **again)
+    assert_same(found, params)
+    paligemma.save(tmp_path / "scan.npz", model, params)
+    _, found = paligemma.load(tmp_path / "scan.npz", **apart)
+    assert_same(found, loop)
+
+  def test_split_over_a_mesh(self, rounded, whole):
+    kind, _, params = rounded
+    mesh = sharding.make_mesh(data=8, model=1)
+    _, found = paligemma.load(whole, quantize=kind, mesh=mesh)
+    assert_same(found, params)
+    table = found["llm"]["embedder"]["input_embedding"]["int8"]
+    assert table.addressable_shards[0].data.size == table.size // 8
+
+  def test_random_weights(self, rounded, whole):
+    kind, _, params = rounded
+    _, found = paligemma.load(whole, quantize=kind, load_weights=False)
+    shapes = jax.eval_shape(lambda: (found, params))
+    assert shapes[0] == shapes[1]
+
+
+def is_pair(x):
+  return isinstance(x, dict) and not x.keys().isdisjoint(quantized.KINDS)
+
+
+class TestQuantizedFile:
+  @pytest.fixture
+  def arrays(self, params):
+    """One matrix in int8, all else in full precision."""
+    flat = dict(tree.flatten(params))
+    both = quantized.quantize(LINEAR, flat.pop(LINEAR), "int8")
+    return flat | {f"{LINEAR}/{n}": np.asarray(x) for n, x in both.items()}
+
+  def test_some_matrices_alone(self, arrays, tmp_path):
+    npz.save(tmp_path / "a.npz", arrays)
+    _, found = paligemma.load(tmp_path / "a.npz")
+    assert_same(found, arrays)
+    _, found = paligemma.load(tmp_path / "a.npz", quantize="int8")
+    found = tree.flatten(found)
+    np.testing.assert_array_equal(
+      found[f"{LINEAR}/int8"], arrays[f"{LINEAR}/int8"]
+    )
+    assert "llm/layers/mlp/gating_einsum/int8" in found
+
+  def test_dtype_is_of_the_rest(self, arrays, tmp_path):
+    npz.save(tmp_path / "a.npz", arrays, dtype="bfloat16")
+    found_model, found = paligemma.load(tmp_path / "a.npz")
+    assert found_model.llm.dtype == "bfloat16"
+    found = tree.flatten(found)
+    assert found[f"{LINEAR}/scale"].dtype == np.float32
+    assert found[f"{LINEAR}/int8"].dtype == np.int8
+    found_model, found = paligemma.load(tmp_path / "a.npz", "float16")
+    assert found_model.llm.dtype == "float16"
+    found = tree.flatten(found)
+    assert found[f"{LINEAR}/scale"].dtype == np.float32
+    assert found["llm/layers/mlp/gating_einsum"].dtype == np.float16
+    assert found["llm/final_norm/scale"].dtype == np.float32
+
+  def test_computes_in_the_dtype_of_the_norms(self, rounded, tmp_path):
+    _, model, params = rounded
+    path = tmp_path / "a.npz"
+    paligemma.save(path, model, params, dtype="bfloat16")
+    found_model, found = paligemma.load(path)
+    assert found_model.llm.dtype == found_model.img.dtype == "bfloat16"
+    table = found["llm"]["embedder"]["input_embedding"]
+    assert_same(table, params["llm"]["embedder"]["input_embedding"])
+
+  @pytest.mark.parametrize(
+    ("lost", "added", "message"),
+    [
+      ("scale", {}, "linear/scale: missing, llm/layers/mlp/linear/int8 is no"),
+      ("int8", {}, "linear/scale: has no values beside it, expected llm/layer"),
+      (
+        "scale",
+        {f"{LINEAR}/scale": np.ones((3, 1, 17), np.float32)},
+        r"scale: shape \(3, 1, 17\), expected \(3, 1, 18\) beside int8",
+      ),
+      (
+        "",
+        {f"{LINEAR}/int4": np.zeros((3, 22, 9), np.uint8)},
+        "linear: is there as int4 and as int8, expected one of them",
+      ),
+      (
+        "int8",
+        {f"{LINEAR}/int8": np.zeros((3, 22, 18), np.int16)},
+        "linear/int8: dtype int16, expected int8",
+      ),
+    ],
+  )
+  def test_damage(self, arrays, lost, added, message, tmp_path):
+    flat = {n: x for n, x in arrays.items() if n != f"{LINEAR}/{lost}"} | added
+    npz.save(tmp_path / "a.npz", flat)
+    with pytest.raises(ValueError, match=rf"a\.npz: .*{message}") as error:
+      paligemma.load(tmp_path / "a.npz")
+    assert len(str(error.value).splitlines()) == 1
+
+  def test_unknown_kind(self, whole):
+    with pytest.raises(ValueError, match='unknown quantization "int2", expect'):
+      paligemma.load(whole, quantize="int2")
+
+  def test_integers_are_no_checkpoint(self, params, tmp_path):
+    flat = {n: x.astype(np.int8) for n, x in tree.flatten(params).items()}
+    npz.save(tmp_path / "a.npz", flat)
+    for kind in (None, "int8"):
+      with pytest.raises(ValueError, match="found dtype int8, expected flo"):
+        paligemma.load(tmp_path / "a.npz", quantize=kind)
+
+  def test_an_odd_axis(self, tmp_path):
+    llm = dict(LLM, mlp_dim=21)
+    odd = paligemma_model.make("paligemma2_tiny", img=IMG, llm=llm)
+    paligemma.save(tmp_path / "a.npz", odd, random(odd))
+    message = r"a\.npz: .*gating_einsum: shape \(3, 2, 18, 21\), int4 needs a l"
+    with pytest.raises(ValueError, match=message):
+      paligemma.load(tmp_path / "a.npz", quantize="int4")
+    paligemma.load(tmp_path / "a.npz", quantize="int8")

@@ -329,3 +329,22 @@ def test_strategy_message():
   mesh = sharding.make_mesh()
   with pytest.raises(ValueError, match=r'strategy "fdsp".*Did you mean "fsdp"'):
     sharding.infer(FULL, mesh, [(".*", "fdsp")])
+
+
+def test_quantized_matrices_are_split_like_those_in_full():
+  mesh = sharding.make_mesh(data=2, model=4)
+  found = sharding.infer(
+    {
+      "llm/layers/mlp/gating_einsum/int8": shape(3, 2, 128, 512),
+      "llm/layers/mlp/gating_einsum/scale": shape(3, 2, 1, 512),
+      "llm/layers/mlp/linear/int4": shape(3, 512, 64),
+      "llm/layers/mlp/linear/scale": shape(3, 8, 128),
+    },
+    mesh,
+  )
+  assert [place.spec for place in found.values()] == [
+    P(None, None, "data", "model"),
+    P(None, None, None, "model"),
+    P(None, "model", "data"),
+    P(None, "model"),
+  ]

@@ -10,6 +10,7 @@ from typing import Any
 from etils import epath
 
 from paligemma import tree
+from paligemma.lora import Lora
 
 # Far beyond any soft cap or epsilon, and within float32.
 _SMALL, _BIG = 1e-30, 1e30
@@ -45,6 +46,7 @@ IMG: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   ),
   "rep_size": (_optional(_size), "a size or null"),
   "head_zeroinit": (_flag, "true or false"),
+  "lora": (lambda value: isinstance(value, Lora), "a Lora"),
 }
 LLM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "norm_eps": (_positive, "a number > 0"),
@@ -56,6 +58,7 @@ LLM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "attn_logits_softcap": (_optional(_positive), "a number > 0 or null"),
   "final_logits_softcap": (_optional(_positive), "a number > 0 or null"),
   "sliding_window": (_optional(_size), "a number of positions or null"),
+  "lora": (lambda value: isinstance(value, Lora), "a Lora"),
 }
 
 # Fields of both towers that shapes do tell.

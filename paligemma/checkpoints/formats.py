@@ -48,7 +48,7 @@ def _is_npz(path):
 
 
 # The first that recognises a path opens it: a keras-hub preset, for example,
-# has a config.json as well.
+# has a config.json as well, a training run perhaps an adapter.safetensors.
 FORMATS = {
   "big_vision npz": Format(_is_npz, npz.open, "a .npz file"),
   "keras-hub": Format(
@@ -56,15 +56,15 @@ FORMATS = {
     keras_hub.open,
     f"a folder with {keras_hub.WEIGHTS}",
   ),
-  "Hugging Face": Format(
-    _has("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"),
-    huggingface.open,
-    "a folder with config.json and *.safetensors",
-  ),
   "training run": Format(
     lambda path: runs.find(path) is not None,
     lambda path: runs.open(path, open),
     "the workdir of a training run",
+  ),
+  "Hugging Face": Format(
+    _has("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"),
+    huggingface.open,
+    "a folder with config.json and *.safetensors",
   ),
   "big_vision workdir": Format(
     lambda path: big_vision_workdir.find(path) is not None,

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paligemma import tree
-from paligemma.checkpoints import layouts
+from paligemma.checkpoints import layouts, quantizing
 
 _VIT = "img/Transformer/encoderblock"
 _GEMMA = "llm/layers"
@@ -38,6 +38,7 @@ def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   towers = {name.partition("/")[0] for name in shapes}
   apart = {n.partition("/")[0] for n in shapes if layouts.split_layer(n)}
   shapes = layouts.stack(shapes, layouts.stack_shapes)
+  shapes = quantizing.full_shapes(shapes)
   found = {
     tower: {**read(shapes), "scan": tower not in apart}
     for tower, read in (("img", _image_tower), ("llm", _decoder))

@@ -141,7 +141,7 @@ class Leaf:
       )
     )
     shape = tuple(part.stop - part.start for part in index)
-    out = _aligned_empty(shape, np.dtype(dtype or self.dtype))
+    out = aligned_empty(shape, np.dtype(dtype or self.dtype))
     for piece in self.pieces:
       depth = len(piece.at)
       places = list(zip(piece.at, index[:depth], strict=True))
@@ -226,7 +226,10 @@ def _layer(leaf: Leaf, i: int) -> Leaf:
   return Leaf(leaf.shape[1:], leaf.dtype, tuple(pieces))
 
 
-def _aligned_empty(shape, dtype, alignment=64):
+def aligned_empty(
+  shape: tuple[int, ...], dtype: np.dtype, alignment: int = 64
+) -> np.ndarray:
+  """An array that JAX on a CPU takes over without a copy."""
   size = math.prod(shape) * dtype.itemsize
   buffer = np.empty(size + alignment, np.uint8)
   start = -buffer.ctypes.data % alignment

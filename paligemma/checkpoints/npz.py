@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import quantized, tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
@@ -114,8 +114,9 @@ def save(
   Args:
     path: File to write; its folder is made.
     flat: Name -> array, or pairs of them from a generator. NumPy or JAX arrays.
-    dtype: Cast every array to it, default as they are. bfloat16 is stored as
-      void of two bytes, as big_vision does and reads.
+    dtype: Cast every array to it but those of quantized matrices, default as
+      they are. bfloat16 is stored as void of two bytes, as big_vision does and
+      reads.
 
   Raises:
     ValueError: An array has a dtype that the format cannot hold.
@@ -131,7 +132,8 @@ def save(
       for name, array in flat.items() if isinstance(flat, Mapping) else flat:
         # ZipInfo without a date: equal arrays give equal files.
         member = zipfile.ZipInfo(f"params/{name}.npy")
-        array = _to_void(name, np.asarray(array, dtype=dtype))
+        cast_to = None if quantized.split(name) else dtype
+        array = _to_void(name, np.asarray(array, dtype=cast_to))
         # Over 4 GiB: the gating_einsum of the 3B is 4.8 GB in float32.
         with archive.open(member, "w", force_zip64=True) as entry:
           np.lib.format.write_array(entry, array, allow_pickle=False)

@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
-from paligemma import tree
+from paligemma import quantized, tree
 from paligemma.checkpoints import fields, zarr
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
@@ -143,6 +143,8 @@ def open(path: epath.PathLike) -> Checkpoint:
 def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
   """Checks that there are parameters, all of a PaliGemma and of real numbers.
 
+  Those of quantized matrices are checked where they meet, see quantizing.py.
+
   Raises:
     ValueError: Lists the first that are not.
   """
@@ -153,6 +155,8 @@ def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
       f"{listed(foreign) if foreign else 'none'}"
     )
   for name, array in arrays.items():
+    if quantized.split(name):
+      continue
     if array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
       raise ValueError(
         f"{where}: {name}: dtype {array.dtype}, expected float32, bfloat16 or "
@@ -186,7 +190,8 @@ def save(
     path: Folder to make.
     arrays: Name -> Leaf, jax.Array or np.ndarray, or pairs of them.
     img, llm, export: Of the Checkpoint, as far as JSON holds it; default none.
-    dtype: Cast every array to it, default as they are.
+    dtype: Cast every array to it but those of quantized matrices, default as
+      they are.
 
   Raises:
     ValueError: `path` exists, a name stands there twice, or an array has a
@@ -216,7 +221,8 @@ def save(
         raise ValueError(f'{path}: "{name}" stands there twice')
       names.append(name)
       folder = temporary / "params" / name.replace("/", ".")
-      zarr.write(folder, name, array, dtype)
+      cast_to = None if quantized.split(name) else dtype
+      zarr.write(folder, name, array, cast_to)
     multihost_utils.sync_global_devices(f"{temporary} written")
     tree.unflatten(dict.fromkeys(names))  # no name may be part of another
     if first:

@@ -6,6 +6,7 @@ never written: it lies where the run started from, as the checkpoint says.
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from paligemma.checkpoints import (
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, stack_layers, unstack_layers
+from paligemma.lora import PARAMETERS, Lora
 
 # Fields of both models that array shapes cannot tell.
 _LLM_FIELDS = (
@@ -133,6 +135,7 @@ def _settings(file, config):
     model = config["model"]
     variant = str(model["variant"])
     img, llm = dict(model.get("img") or {}), dict(model.get("llm") or {})
+    lora = model.get("lora")
   try:
     sizes = tree.lookup(variants.PALIGEMMA, variant, "variant")
     llm = {"variant": sizes.llm, **sizes.llm_overrides, **llm}
@@ -140,9 +143,13 @@ def _settings(file, config):
   except ValueError as e:
     raise ValueError(f"{file}: {e}") from None
   llm = {**vars(decoder), **llm}
+  adapted = {}
+  if lora is not None:
+    with zarr.one_line(str(file)):
+      adapted["lora"] = Lora(**lora)
   return (
-    {field: img[field] for field in _IMG_FIELDS if field in img},
-    {field: llm[field] for field in _LLM_FIELDS},
+    {field: img[field] for field in _IMG_FIELDS if field in img} | adapted,
+    {field: llm[field] for field in _LLM_FIELDS} | adapted,
   )
 
 
@@ -183,7 +190,8 @@ def _laid_over(
     elif any(layouts.split_stacked(name) for name in names):
       below = stack_layers(below)
     leaves |= below
-  if foreign := trained.keys() - leaves.keys():
+  foreign = {n for n in trained if not re.fullmatch(PARAMETERS, n)}
+  if foreign := foreign - leaves.keys():
     raise ValueError(
       f"{step}: trained {orbax.listed(foreign)}, which {frozen.path} lacks"
     )

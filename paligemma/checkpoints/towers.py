@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paligemma import variants
-from paligemma.checkpoints import infer, leaves
+from paligemma.checkpoints import infer, leaves, quantizing
 from paligemma.checkpoints.checkpoint import Checkpoint
 
 # What SigLIP has beside its image tower, and PaliGemma does not: the pooling
@@ -48,9 +48,10 @@ def combine(
   if not decoder:
     raise ValueError(f'{llm.path}: holds no decoder, nothing under "llm/"')
   created = {}
-  width = infer.sizes(decoder)["llm"]["width"]
-  head = img.leaves.get("img/head/kernel")
-  if head is not None and head.shape[-1] == width:
+  sizes = infer.sizes(decoder)["llm"]
+  width, rows = sizes["width"], sizes["vocab_size"]
+  heads = quantizing.full_shapes({n: x.shape for n, x in img.leaves.items()})
+  if heads.get("img/head/kernel", ())[-1:] == (width,):
     image |= {n: x for n, x in img.leaves.items() if n.startswith("img/head/")}
     ignored = [n for n in ignored if not n.startswith("img/head/")]
   else:
@@ -61,7 +62,12 @@ def combine(
     created["img/head/bias"] = leaves.Leaf.of(Normal((width,), 0.0, seed))
   table = "llm/embedder/input_embedding"
   names = list(created)
-  if (rows := decoder[table].shape[0]) < vocab_size:
+  if rows < vocab_size:
+    if table not in decoder:
+      raise ValueError(
+        f"{llm.path}: {table} is quantized and has {rows} rows, expected "
+        f"{vocab_size} or full precision; combine the towers, then quantize"
+      )
     created[table] = extend_vocabulary(decoder.pop(table), vocab_size, seed)
     names.append(f"{table}[{rows}:]")
   return Checkpoint(

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import parts, tree, variants
+from paligemma import lora as lora_lib
+from paligemma import parts, quantized, tree, variants
 from paligemma.models import attention, layer_scan
-from paligemma.models.matmul import einsum_float32
 from paligemma.models.remat import remat
 from paligemma.models.rows import take
+from paligemma.models.weights import adapt, matrix, product
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
 _HIDDEN_AT_ONCE = 2**26
@@ -34,7 +35,7 @@ def _fan_in(in_axis, out_axis):
 
 
 class Einsum(nn.Module):
-  """A weight "w" and the einsum that applies it in the compute dtype."""
+  """A weight "w" and the einsum that applies it: a float32 result."""
 
   shape: tuple[int, ...]
   init: nn.initializers.Initializer
@@ -42,9 +43,8 @@ class Einsum(nn.Module):
 
   @nn.compact
   def __call__(self, equation, x):
-    w = self.param("w", self.init, self.shape, jnp.float32)
-    out = einsum_float32(equation, x.astype(self.dtype), w.astype(self.dtype))
-    return out.astype(self.dtype)
+    w = matrix(self, "w", self.init, self.shape, self.dtype)
+    return product(equation, x.astype(self.dtype), w)
 
 
 class RMSNorm(nn.Module):
@@ -75,32 +75,36 @@ class Embedder(nn.Module):
   dtype: str = "float32"
 
   def setup(self):
-    self.input_embedding = self.param(
-      "input_embedding",
-      nn.initializers.variance_scaling(
-        1.0, "fan_in", "normal", in_axis=1, out_axis=0
-      ),
-      (self.vocab_size, self.width),
-      jnp.float32,
+    init = nn.initializers.variance_scaling(
+      1.0, "fan_in", "normal", in_axis=1, out_axis=0
     )
+    shape = self.vocab_size, self.width
+    if self.has_variable("params", "input_embedding"):
+      self.input_embedding = self.get_variable("params", "input_embedding")
+    else:
+      self.input_embedding = self.param(
+        "input_embedding", init, shape, jnp.float32
+      )
 
   def encode(self, tokens):
     """int[B, T] -> float32[B, T, D], scaled by the square root of D.
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
-    rows = take(self.input_embedding, tokens)
+    rows = jax.tree.map(lambda x: take(x, tokens), self.input_embedding)
+    if quantized.is_quantized(rows):
+      rows = quantized.dequantize(rows, jnp.float32)
     return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
   def decode(self, x):
     """float[B, T, D] -> float32[B, T, V]."""
     batch, length, width = x.shape
     # Of two axes: with three, XLA on CPUs transposes the table in every step.
-    logits = einsum_float32(
-      "XD,VD->XV",
-      x.reshape(batch * length, width).astype(self.dtype),
-      self.input_embedding.astype(self.dtype),
-    )
+    table = self.input_embedding
+    if not quantized.is_quantized(table):
+      table = table.astype(self.dtype)
+    x = x.reshape(batch * length, width).astype(self.dtype)
+    logits = product("XD,VD->XV", x, table)
     return logits.reshape(batch, length, -1)
 
 
@@ -114,6 +118,7 @@ class Attention(nn.Module):
   logits_softcap: float | None
   dtype: str
   attention: str
+  lora: lora_lib.Lora | None
 
   @nn.compact
   def __call__(self, x, window, mask, cache_index, mode, cache_size):
@@ -124,7 +129,7 @@ class Attention(nn.Module):
     `cache_index` int[] of the cache, and the query attends to all of it.
     """
     width = x.shape[-1]
-    q, k, v = self._project(x)
+    q, k, v = self._project(x, mode == "train")
     q = attention.apply_rope(q, mask.query_position)
     k = attention.apply_rope(k, mask.query_position)
     if mode == "prefill":
@@ -144,14 +149,27 @@ class Attention(nn.Module):
       window=window,
       implementation=self.attention,
     )
-    return Einsum(
+    out = Einsum(
       (self.num_heads, self.head_dim, width),
       _fan_in((0, 1), (2,)),
       self.dtype,
       name="attn_vec_einsum",
     )("BTNH,NHD->BTD", mixed)
+    out += self._adapt("out", mixed, (width,), mode == "train")
+    return out.astype(self.dtype)
 
-  def _project(self, x):
+  def _adapt(self, target, x, shape, train):
+    target = f"llm/attn/{target}"
+    return adapt(self.lora, target, x, shape, self.dtype, train)
+
+  def _project(self, x, train):
+    q, k, v = self._multiply(x)
+    q += self._adapt("q", x, q.shape[2:], train)
+    k += self._adapt("k", x, k.shape[2:], train)
+    v += self._adapt("v", x, v.shape[2:], train)
+    return [y.astype(self.dtype) for y in (q, k, v)]
+
+  def _multiply(self, x):
     width = x.shape[-1]
     if self.num_kv_heads == self.num_heads:
       return Einsum(
@@ -194,24 +212,30 @@ class FeedForward(nn.Module):
 
   mlp_dim: int
   dtype: str
+  lora: lora_lib.Lora | None
 
   @nn.compact
-  def __call__(self, x):
-    width = x.shape[-1]
-    gating = self.param(
+  def __call__(self, x, train):
+    width, hidden_shape = x.shape[-1], (self.mlp_dim,)
+    gating = matrix(
+      self,
       "gating_einsum",
       _fan_in((1,), (0, 2)),
       (2, width, self.mlp_dim),
-      jnp.float32,
-    ).astype(self.dtype)
-    linear = self.param(
-      "linear", _fan_in((0,), (1,)), (self.mlp_dim, width), jnp.float32
-    ).astype(self.dtype)
+      self.dtype,
+    )
+    linear = matrix(
+      self, "linear", _fan_in((0,), (1,)), (self.mlp_dim, width), self.dtype
+    )
     x = x.astype(self.dtype)
     # In float16 they would overflow; bfloat16 takes half the memory.
     kept = "float32" if self.dtype == "float16" else self.dtype
-    gate = einsum_float32("BTD,DF->BTF", x, gating[0]).astype(kept)
-    up = einsum_float32("BTD,DF->BTF", x, gating[1]).astype(kept)
+
+    def project(i, target):
+      out = product("BTD,DF->BTF", x, jax.tree.map(lambda w: w[i], gating))
+      return (out + self._adapt(target, x, hidden_shape, train)).astype(kept)
+
+    gate, up = project(0, "gate"), project(1, "up")
     headroom = 64.0 if jnp.dtype(self.dtype) == jnp.float16 else 1.0
 
     def combine(gate, up):
@@ -220,7 +244,12 @@ class FeedForward(nn.Module):
 
     # The backward pass keeps gate and up, not the steps between.
     hidden = jax.checkpoint(combine, prevent_cse=False)(gate, up)
-    return einsum_float32("BTF,FD->BTD", hidden, linear) * headroom
+    out = product("BTF,FD->BTD", hidden, linear)
+    return (out + self._adapt("down", hidden, (width,), train)) * headroom
+
+  def _adapt(self, target, x, shape, train):
+    target = f"llm/mlp/{target}"
+    return adapt(self.lora, target, x, shape, self.dtype, train)
 
 
 class Block(nn.Module):
@@ -237,6 +266,7 @@ class Block(nn.Module):
   dropout: float
   dtype: str
   attention: str
+  lora: lora_lib.Lora | None
 
   @nn.compact
   def __call__(self, x, window, mask, cache_index, mode, size):
@@ -251,6 +281,7 @@ class Block(nn.Module):
       logits_softcap=self.attn_logits_softcap,
       dtype=self.dtype,
       attention=self.attention,
+      lora=self.lora,
       name="attn",
     )(y, window, mask, cache_index, mode, size)
     if self.post_norms:
@@ -258,7 +289,8 @@ class Block(nn.Module):
     x = x + drop(y.astype(jnp.float32))
 
     y = RMSNorm(self.norm_eps, name="pre_ffw_norm")(x)
-    y = FeedForward(self.mlp_dim, self.dtype, name="mlp")(y)
+    mlp = FeedForward(self.mlp_dim, self.dtype, self.lora, name="mlp")
+    y = mlp(y, mode == "train")
     if self.post_norms:
       y = RMSNorm(self.norm_eps, name="post_ffw_norm")(y)
     return x + drop(y), None
@@ -298,6 +330,7 @@ class Model(nn.Module):
     dtype: compute dtype of matrix products and cache: "float32", "bfloat16" or
       "float16". Norms, RoPE, softmax, logits and residual sums are float32.
     attention: how, see attention.attend; "auto" or the name of one.
+    lora: Lora, the adapters beside the matrices, or None.
   """
 
   width: int
@@ -318,6 +351,7 @@ class Model(nn.Module):
   remat_policy: str = "block_inputs"
   dtype: str = "float32"
   attention: str = "auto"
+  lora: lora_lib.Lora | None = None
 
   def setup(self):
     sizes = self._block_sizes()
@@ -350,6 +384,7 @@ class Model(nn.Module):
       "dropout": self.dropout,
       "dtype": self.dtype,
       "attention": self.attention,
+      "lora": self.lora,
     }
 
   def _find_query_scale(self):
@@ -485,7 +520,7 @@ class Model(nn.Module):
   def _scan_layers(self, x, window, mask, mode):
     """The same as self.layers, with little memory for the backward pass."""
     layers = {"window": window}
-    if self.dropout and mode == "train":
+    if mode == "train" and self.has_rng("dropout"):
       layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
     block = Block(**self._block_sizes(), parent=None)
 

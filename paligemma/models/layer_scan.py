@@ -40,7 +40,9 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
   """
 
   def convert(path, p):
-    return p if path[-1].key in ("bias", "scale") else p.astype(dtype)
+    keeps = path[-1].key in ("bias", "scale")
+    keeps |= not jnp.issubdtype(p.dtype, jnp.floating)  # quantized
+    return p if keeps else p.astype(dtype)
 
   params = jax.tree_util.tree_map_with_path(convert, params)
   return _scan(block, dtype, num_parts, params, x, layers, rows)

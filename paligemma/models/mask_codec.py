@@ -30,7 +30,7 @@ GRID = 4  # codes along a side of it
 
 Params = dict[str, jax.Array]
 
-_CODEBOOK = "_vq_vae._embedding"
+CODEBOOK = "_vq_vae._embedding"
 # Moving averages of the codebook, from which its training would go on.
 _IGNORED = ("_vq_vae._ema_cluster_size", "_vq_vae._ema_w")
 
@@ -86,9 +86,18 @@ def from_arrays(
   }
 
 
+def to_arrays(params: Params) -> dict[str, np.ndarray]:
+  """The inverse of `from_arrays`: float32 arrays in the layout of PyTorch."""
+  flat = {name: np.asarray(x) for name, x in params.items()}
+  return {
+    name: x.transpose(3, 2, 0, 1) if x.ndim == 4 else x
+    for name, x in flat.items()
+  }
+
+
 def _problems(flat):
   """Lists what is wrong: with the names, else with shapes and dtypes."""
-  expected = {_CODEBOOK, *(f"{layer}.weight" for layer in _LAYERS)}
+  expected = {CODEBOOK, *(f"{layer}.weight" for layer in _LAYERS)}
   expected |= {f"{layer}.bias" for layer in _LAYERS}
   missing = sorted(expected - flat.keys())
   unexpected = sorted(flat.keys() - expected)
@@ -119,7 +128,7 @@ def _shapes(flat):
     shapes[f"{layer}.bias"] = (new_width,)
     width = new_width
     if layer == "encoder.10":
-      shapes[_CODEBOOK] = (max(flat[_CODEBOOK].size // width, 1), width)
+      shapes[CODEBOOK] = (max(flat[CODEBOOK].size // width, 1), width)
   return shapes
 
 
@@ -148,15 +157,9 @@ def encode(params: Params, masks: jax.Array) -> jax.Array:
       f"masks are {masks.dtype}{list(masks.shape)}, expected bool or float"
       f"[B, {SIDE}, {SIDE}] in [0, 1]"
     )
-  x = 2 * masks[..., None].astype("float32") - 1
-  for layer in _DOWN:
-    x = jax.nn.relu(_conv(params, layer, x, stride=2))
-  x = _block(params, "encoder.8", x)
-  x = _block(params, "encoder.9", x)
-  x = _conv(params, "encoder.10", x)
-  x = x.reshape(len(x), GRID * GRID, -1)
+  x = to_latents(params, masks).reshape(len(masks), GRID * GRID, -1)
   # |x - e|^2 without |x|^2, which is the same for all codes.
-  codebook = params[_CODEBOOK]
+  codebook = params[CODEBOOK]
   products = jnp.einsum("BTD,CD->BTC", x, codebook, precision="highest")
   distances = (codebook**2).sum(axis=-1)[None, None] - 2 * products
   return distances.argmin(axis=-1).astype("int32")
@@ -188,11 +191,25 @@ def decode(params: Params, codes: jax.Array) -> jax.Array:
       f"codes are {codes.dtype}{list(codes.shape)}, expected int"
       f"[B, {GRID * GRID}]"
     )
-  codebook = params[_CODEBOOK]
+  codebook = params[CODEBOOK]
   known = (codes >= 0) & (codes < len(codebook))
   x = jnp.where(known[..., None], codebook[codes], jnp.nan)
-  x = x.reshape(len(codes), GRID, GRID, -1)
-  x = jax.nn.relu(_conv(params, "decoder.0", x))
+  return from_latents(params, x.reshape(len(codes), GRID, GRID, -1))
+
+
+def to_latents(params: Params, masks: jax.Array) -> jax.Array:
+  """The encoder alone: bool or float[B, 64, 64] -> float32[B, 4, 4, D]."""
+  x = 2 * masks[..., None].astype("float32") - 1
+  for layer in _DOWN:
+    x = jax.nn.relu(_conv(params, layer, x, stride=2))
+  x = _block(params, "encoder.8", x)
+  x = _block(params, "encoder.9", x)
+  return _conv(params, "encoder.10", x)
+
+
+def from_latents(params: Params, latents: jax.Array) -> jax.Array:
+  """The decoder alone: float32[B, 4, 4, D] -> float32[B, 64, 64]."""
+  x = jax.nn.relu(_conv(params, "decoder.0", latents))
   x = _block(params, "decoder.2", x)
   x = _block(params, "decoder.3", x)
   for layer in _UP:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from paligemma import tree, variants
+from paligemma.lora import Lora
 from paligemma.models import gemma, vit
 
 
@@ -244,6 +245,7 @@ def make(
   dtype="float32",
   img=None,
   llm=None,
+  lora=None,
 ):
   """A model by name.
 
@@ -254,6 +256,8 @@ def make(
     img: dict of fields of vit.Model that differ; "variant" (e.g. "B/16")
       exchanges the whole tower.
     llm: dict of fields of gemma.Model that differ; likewise "variant".
+    lora: dict of fields of lora.Lora that differ, {} for its defaults; None for
+      no adapters.
 
   Returns:
     Model. The resolution is not part of it: the position embedding takes the
@@ -267,6 +271,10 @@ def make(
   img = {"variant": sizes.img, **(img or {})}
   if vocab_size is not None:
     llm["vocab_size"] = vocab_size
+  if lora is not None:
+    for field in lora:
+      tree.lookup(Lora.__annotations__, field, "LoRA field")
+    llm["lora"] = img["lora"] = Lora(**lora)
   llm = gemma.make(**{"dtype": dtype, **llm})
   img = vit.make(**{"dtype": dtype, "num_classes": llm.width, **img})
   return Model(img=img, llm=llm)

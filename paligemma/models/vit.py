@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from paligemma import lora as lora_lib
 from paligemma import parts, tree, variants
 from paligemma.models import attention, layer_scan
-from paligemma.models.matmul import dot_general
 from paligemma.models.remat import remat
+from paligemma.models.weights import Linear
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in float32.
 _HIDDEN_AT_ONCE = 2**25
@@ -55,18 +56,24 @@ class MlpBlock(nn.Module):
   mlp_dim: int
   dropout: float = 0.0
   dtype: str = "float32"
+  lora: lora_lib.Lora | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
-    inits = {
-      "kernel_init": nn.initializers.xavier_uniform(),
-      "bias_init": nn.initializers.normal(1e-6),
-      "dtype": self.dtype,
-      "dot_general": dot_general,
-    }
-    hidden = nn.gelu(nn.Dense(self.mlp_dim, **inits)(x))
+    def dense(i, size, target, x):
+      return Linear(
+        (size,),
+        self.dtype,
+        kernel_init=nn.initializers.xavier_uniform(),
+        bias_init=nn.initializers.normal(1e-6),
+        lora=self.lora,
+        target=f"img/mlp/{target}",
+        name=f"Dense_{i}",
+      )(x, train)
+
+    hidden = nn.gelu(dense(0, self.mlp_dim, "up", x))
     hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
-    return nn.Dense(x.shape[-1], **inits)(hidden)
+    return dense(1, x.shape[-1], "down", hidden)
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -75,9 +82,10 @@ class MultiHeadDotProductAttention(nn.Module):
   num_heads: int
   dtype: str = "float32"
   attention: str = "auto"
+  lora: lora_lib.Lora | None = None
 
   @nn.compact
-  def __call__(self, queries, keys):
+  def __call__(self, queries, keys, train=False):
     width = queries.shape[-1]
     head_dim, rest = divmod(width, self.num_heads)
     if rest:
@@ -85,30 +93,25 @@ class MultiHeadDotProductAttention(nn.Module):
         f"image tower width {width} is not divisible by {self.num_heads} heads"
       )
 
-    def project(x, name):
-      return nn.DenseGeneral(
-        (self.num_heads, head_dim),
+    def project(name, target, x, shape=(self.num_heads, head_dim), axes=1):
+      return Linear(
+        shape,
+        self.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
-        dtype=self.dtype,
-        dot_general=dot_general,
+        axes=axes,
+        lora=self.lora,
+        target=f"img/attn/{target}",
         name=name,
-      )(x)
+      )(x, train)
 
     mixed = attention.attend(
-      project(queries, "query"),
-      project(keys, "key"),
-      project(keys, "value"),
+      project("query", "q", queries),
+      project("key", "k", keys),
+      project("value", "v", keys),
       scale=head_dim**-0.5,
       implementation=self.attention,
     )
-    return nn.DenseGeneral(
-      width,
-      axis=(-2, -1),
-      kernel_init=nn.initializers.xavier_uniform(),
-      dtype=self.dtype,
-      dot_general=dot_general,
-      name="out",
-    )(mixed)
+    return project("out", "out", mixed, (width,), axes=2)
 
 
 class Block(nn.Module):
@@ -119,17 +122,18 @@ class Block(nn.Module):
   dropout: float = 0.0
   dtype: str = "float32"
   attention: str = "auto"
+  lora: lora_lib.Lora | None = None
 
   @nn.compact
   def __call__(self, x, train):
     y = nn.LayerNorm(dtype=jnp.float32)(x)
     y = MultiHeadDotProductAttention(
-      self.num_heads, self.dtype, self.attention
-    )(y, y)
+      self.num_heads, self.dtype, self.attention, self.lora
+    )(y, y, train)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
     x = x + y.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = MlpBlock(self.mlp_dim, self.dropout, dtype=self.dtype)(y, train)
+    y = MlpBlock(self.mlp_dim, self.dropout, self.dtype, self.lora)(y, train)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
     return x + y.astype(jnp.float32), None
 
@@ -145,6 +149,7 @@ class Encoder(nn.Module):
   remat_policy: str = "none"
   dtype: str = "float32"
   attention: str = "auto"
+  lora: lora_lib.Lora | None = None
 
   @nn.compact
   def __call__(self, x, train=False):
@@ -154,6 +159,7 @@ class Encoder(nn.Module):
       "dropout": self.dropout,
       "dtype": self.dtype,
       "attention": self.attention,
+      "lora": self.lora,
     }
     norm = nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")
     if (
@@ -181,7 +187,7 @@ class Encoder(nn.Module):
   def _scan_blocks(self, sizes, x, train):
     """The same as the scanned blocks, with little memory to go back."""
     layers = {"index": jnp.arange(self.depth)}
-    if self.dropout and train:
+    if train and self.has_rng("dropout"):
       layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
     block = Block(**sizes, parent=None)
 
@@ -244,6 +250,7 @@ class Model(nn.Module):
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
     attention: how, see attention.attend; "auto" or the name of one.
+    lora: Lora, the adapters beside the matrices, or None.
   """
 
   patch_size: int
@@ -261,6 +268,7 @@ class Model(nn.Module):
   remat_policy: str = "block_inputs"
   dtype: str = "float32"
   attention: str = "auto"
+  lora: lora_lib.Lora | None = None
 
   @nn.compact
   def __call__(self, image, train=False):
@@ -311,6 +319,7 @@ class Model(nn.Module):
       remat_policy=self.remat_policy,
       dtype=self.dtype,
       attention=self.attention,
+      lora=self.lora,
       name="Transformer",
     )(x, train)
     out["encoded"] = x[:, 1:] if self.pool_type == "tok" else x
@@ -325,12 +334,14 @@ class Model(nn.Module):
         if self.head_zeroinit
         else nn.initializers.lecun_normal()
       )
-      x = nn.Dense(
-        self.num_classes,
+      x = Linear(
+        (self.num_classes,),
+        self.dtype,
         kernel_init=kernel_init,
-        dtype=self.dtype,
+        lora=self.lora,
+        target="img/head",
         name="head",
-      )(x)
+      )(x, train)
     return x.astype(jnp.float32), out
 
   def _position_embedding(self, rows, columns):

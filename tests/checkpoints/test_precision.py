@@ -72,3 +72,8 @@ def test_one_tower_alone_and_layers_apart():
   ]
   found = precision.storage_dtypes(names, "bfloat16")
   assert list(found.values()) == [jnp.bfloat16, jnp.float32, jnp.float32]
+
+
+def test_adapters_stay_in_float32():
+  name = "llm/layers/attn/lora_q/a"
+  assert precision.storage_dtypes([name], "float16") == {name: jnp.float32}
