@@ -1,16 +1,53 @@
 """What every config shares: its argument, and names for what is trained."""
 
+import dataclasses
 import difflib
 from types import SimpleNamespace
+from typing import Any
 
 # What trains, as regexes over the whole name of a parameter. `tune` in the
 # argument of a transfer config picks one; --config.trainable takes any other.
+_ADAPTERS = (r"(.*/)?lora_\w+/[ab]",)
 TRAINABLE = {
   "attention": (r"llm/layers/(\d+/)?attn/.*",),
   "full": (r".*",),
   "decoder": (r"llm/.*",),
   "image": (r"img/.*",),
   "head": (r"img/head/.*",),
+  "lora": _ADAPTERS,
+  "qlora_int8": _ADAPTERS,
+  "qlora_int4": _ADAPTERS,
+  "qlora_nf4": _ADAPTERS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """How to train what trains.
+
+  Attributes:
+    optimizer, learning_rate: see paligemma/optim.py. The rates are for the
+      published sizes; a tiny model takes larger steps.
+    quantize: "int8", "int4" or "nf4" for what is frozen, or None.
+    lora: fields of paligemma/lora.py, or None: no adapters.
+  """
+
+  optimizer: str = "sgd"
+  learning_rate: float = 0.03
+  quantize: str | None = None
+  lora: dict[str, Any] | None = None
+
+
+_LORA = dict(rank=8, alpha=16.0, rslora=False, dropout=0.0, targets=("llm/.*",))
+# By `tune`; those that are not here are plain SGD, as in the fine-tuning
+# notebook of big_vision. Adam's rate for all weights is that of the published
+# transfers, for adapters that of QLoRA (arXiv:2305.14314, table 9).
+METHODS = {
+  "full": Method("adam", 1e-5),
+  "lora": Method("adam", 2e-4, lora=_LORA),
+  "qlora_int8": Method("adam", 2e-4, "int8", _LORA),
+  "qlora_int4": Method("adam", 2e-4, "int4", _LORA),
+  "qlora_nf4": Method("adam", 2e-4, "nf4", _LORA),
 }
 
 
@@ -59,6 +96,12 @@ def trainable(tune):
     ValueError: unknown name, with the nearest one.
   """
   return lookup(TRAINABLE, tune, "tune")
+
+
+def method(tune):
+  """The Method of a `tune`; errors as of `trainable`."""
+  lookup(TRAINABLE, tune, "tune")
+  return METHODS.get(tune, Method())
 
 
 def lookup(table, name, what):

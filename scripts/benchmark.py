@@ -44,7 +44,7 @@ import json
 import os
 import sys
 
-from paligemma import interchange
+from paligemma import interchange, quantized
 from scripts import command_line
 from scripts.benchmarks import data, decode, load, report, subject, train
 
@@ -61,7 +61,7 @@ def main():
   args = vars(_parser().parse_args())
   what, as_json = args.pop("what"), args.pop("json", False)
   if what == load.ONE_LOAD:
-    print(json.dumps(load.one_load(args["path"], args["load_dtype"])))
+    print(json.dumps(load.one_load(**args)))
     return
   if what == "load":
     result = load.measure(**args)
@@ -84,6 +84,7 @@ def _parser():
   one = commands.add_parser(load.ONE_LOAD)
   one.add_argument("path")
   one.add_argument("--load_dtype")
+  one.add_argument("--quantize")
   loads = commands.add_parser("load")
   loads.add_argument("--folder", default="runs/benchmark")
   loads.add_argument("--format", default="npz", choices=interchange.WRITERS)
@@ -91,6 +92,9 @@ def _parser():
   loads.add_argument("--res", type=int, default=224)
   loads.add_argument("--dtype", default="bfloat16", help="of the files")
   loads.add_argument("--load_dtype", help="cast while loading")
+  loads.add_argument(
+    "--quantize", choices=quantized.KINDS, help="round while loading"
+  )
   loads.add_argument("--runs", type=int, default=3)
   loads.add_argument("--json", action="store_true")
   for what in ("train", "decode", "data"):

@@ -1,11 +1,13 @@
 """Converts a checkpoint of any format that is read to one that is written.
 
     python -m scripts.convert SRC DST [--dtype bfloat16] [--check]
+    python -m scripts.convert SRC DST.npz --quantize int8
 
 SRC is whatever paligemma.load takes. DST is an .npz file with big_vision's
 names, or with --format a folder for Hugging Face or Orbax; it appears when it
-is complete. One tensor at a time is in memory. --check reads both again and
-prints a line per tensor and the logits of one fixed input before and after.
+is complete. One tensor at a time is in memory; a model with adapters is as a
+whole, and they are merged. --check reads both again and prints a line per
+tensor and the logits of one fixed input before and after.
 """
 
 import argparse
@@ -16,14 +18,24 @@ import jax
 import numpy as np
 from etils import epath
 
-from paligemma import initial, interchange, tree
-from paligemma.checkpoints import fit, formats, leaves
+from paligemma import adapters, initial, interchange, quantized, tree
+from paligemma.checkpoints import fit, formats, quantizing
+from paligemma.checkpoints.leaves import Leaf
 from scripts import command_line
 
 _BLOCK_ELEMENTS = 2**24
 
 
-def convert(src, dst, *, format=None, dtype=None, tokenizer=None, res=None):
+def convert(
+  src,
+  dst,
+  *,
+  format=None,
+  dtype=None,
+  quantize=None,
+  tokenizer=None,
+  res=None,
+):
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
@@ -34,6 +46,7 @@ def convert(src, dst, *, format=None, dtype=None, tokenizer=None, res=None):
     interchange.model_fields(model),
     format=format,
     dtype=dtype,
+    quantize=quantize,
     tokenizer=tokenizer,
     export=checkpoint.export,
   )
@@ -66,9 +79,7 @@ def check(src, dst, *, res=None):
   for name, leaf in before.items():
     equal, difference, digest = _compare(leaf, after[name])
     exact &= equal
-    dtype = str(leaf.dtype)
-    if leaf.dtype != after[name].dtype:
-      dtype += f" -> {after[name].dtype}"
+    dtype = " -> ".join(dict.fromkeys(map(_stored, (leaf, after[name]))))
     shape = "x".join(map(str, leaf.shape))
     lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
   lines += _other_fields(model, model_after)
@@ -96,7 +107,12 @@ def logits(model, found, tokens=7):
   vocab_size = model.llm.vocab_size
   text = np.arange(2, 2 + tokens, dtype=np.int32)[None] * 9973 % vocab_size
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  params = {n: leaves.place(x, x.dtype, device) for n, x in found.items()}
+  dtypes = {name: leaf.dtype for name, leaf in found.items()}
+  arrays = {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    for name, x in quantizing.storage(found, dtypes, None).items()
+  }
+  params = quantizing.place_all(found, arrays)
   out = jax.jit(_forward, static_argnums=0)(model, params, image, text)
   return np.asarray(out[0])
 
@@ -105,11 +121,17 @@ def _open(path, res):
   """The checkpoint, its model, and its leaves as the model has them."""
   checkpoint = formats.open(path)
   model, res = interchange.model_of(checkpoint, res=res)
-  return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
+  if adapters.lora_of(model) is None:
+    return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
+  model, params = adapters.merge_lora(*interchange.load(path, res=res))
+  found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
+  return checkpoint, model, found
 
 
 def _compare(before, after):
   """Equal once rounded?, max difference in float32, SHA-256 of what is new."""
+  if isinstance(after, quantizing.Pair):
+    return _compare_pair(before, after)
   digest = hashlib.sha256()
   equal, difference = before.shape == after.shape, 0.0
   rows = after.shape[0] if after.shape else 1
@@ -125,6 +147,33 @@ def _compare(before, after):
     if new.size:
       difference = max(difference, float(np.abs(both[0] - both[1]).max()))
   return equal, difference, digest.hexdigest()
+
+
+def _compare_pair(before, after):
+  """`_compare` with a matrix that is quantized."""
+  new = _arrays(after)
+  is_pair = isinstance(before, quantizing.Pair)
+  name, kind, scale = after.name, after.kind, new[quantized.SCALE]
+  old = _arrays(before) if is_pair else quantizing.read(name, before, kind)
+  equal = all(np.array_equal(old[part], new[part]) for part in new)
+  digest = hashlib.sha256(new[kind].tobytes() + scale.tobytes()).hexdigest()
+  difference = 0.0
+  for rows in () if is_pair else quantizing.blocks(name, before):
+    every = (slice(None),) * (len(before.shape) - 1)
+    block = before.read(np.float32, (rows, *every))
+    own = scale[rows] if len(scale) == before.shape[0] else scale
+    pair = {kind: new[kind][rows], quantized.SCALE: own}
+    back = np.asarray(quantized.dequantize(pair, np.float32))
+    difference = max(difference, float(np.abs(block - back).max()))
+  return equal, difference, digest
+
+
+def _arrays(pair):
+  return {pair.kind: pair.values.read(), quantized.SCALE: pair.scale.read()}
+
+
+def _stored(leaf):
+  return leaf.kind if isinstance(leaf, quantizing.Pair) else str(leaf.dtype)
 
 
 def _row(name, shape, dtype, difference, digest):
@@ -160,6 +209,7 @@ def main():
     choices=sorted(interchange.WRITERS),
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--quantize", choices=quantized.KINDS)
   parser.add_argument("--tokenizer", help="SentencePiece file, for its folder")
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")
@@ -173,6 +223,7 @@ def main():
     args.dst,
     format=args.format,
     dtype=args.dtype,
+    quantize=args.quantize,
     tokenizer=args.tokenizer,
     res=args.res,
   )

@@ -19,7 +19,7 @@ from paligemma import evals, metrics
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
 from scripts import command_line, config_command, progress, score_table
-from trainers import evaluation, inputs, processes
+from trainers import evaluation, inputs, processes, small_gpu
 
 
 def evaluate(
@@ -102,6 +102,7 @@ def main():
     "--distributed", action="store_true", default=processes.expected()
   )
   args, config = config_command.parse(parser)
+  small_gpu.configure()
   if args.distributed:
     processes.join()
   found = {}

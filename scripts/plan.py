@@ -9,9 +9,14 @@ devices it fits, and what to change if it does not fit. With --topology the
 compiler is that of TPUs (pip install -e ".[plan]"), on any machine; without,
 that of the local devices. --largest_batch searches the largest batch that fits
 the chip, in a few compilations. With --json the last line is one object.
+
+    python -m scripts.plan --t4
+
+prints which models train on a T4 by which method, from scripts/plan_t4.py.
 """
 
 import functools
+import importlib.util
 import json
 import math
 import os
@@ -24,6 +29,7 @@ import jax
 from absl import app, flags, logging
 
 from paligemma import sharding
+from scripts import plan_t4
 from trainers import (
   advice,
   collectives,
@@ -50,6 +56,7 @@ _LARGEST_BATCH = flags.DEFINE_bool(
 _MAX_DECODE_LEN = flags.DEFINE_integer(
   "max_decode_len", 128, "Tokens to decode, for --what decode.", lower_bound=1
 )
+_T4 = flags.DEFINE_bool("t4", False, "The table of what fits a T4.")
 _JSON = flags.DEFINE_bool("json", False, "End with one JSON object.")
 
 # What lets libtpu compile on a machine without a TPU, beside other compilers.
@@ -229,10 +236,7 @@ def plan_command(
     stats = jax.devices()[0].memory_stats() or {}
     usable = stats.get("bytes_limit")
   else:
-    jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
-    for name, value in WITHOUT_A_TPU.items():
-      os.environ.setdefault(name, value)
-    devices = topology.devices(topology_name)
+    devices = devices_of(topology_name)
     device = topology_name.partition(":")[0]
     usable = memory.USABLE_GIB[device] * GIB
   how["devices"] = devices
@@ -256,12 +260,50 @@ def plan_command(
   }
 
 
+def devices_of(topology_name):
+  """Devices of a TPU slice, which need not be there."""
+  jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
+  for name, value in WITHOUT_A_TPU.items():
+    os.environ.setdefault(name, value)
+  return topology.devices(topology_name)
+
+
+def t4_table(topology_name, **which):
+  """Rows of plan_t4, whose `which` it takes, told one by one on stderr.
+
+  There is no compiler for a T4 without one: a TPU of about its size stands in.
+  """
+  devices = devices_of(topology_name)
+  found = []
+  for row in plan_t4.rows(
+    lambda config: measure(config, devices=devices)[1], _load_config, **which
+  ):
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    found.append(row)
+  return found
+
+
+def _load_config(path, argument):
+  spec = importlib.util.spec_from_file_location("config", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(argument)
+
+
 def main(argv):
   """Runs what the command line says; a user's mistake ends in one line."""
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   try:
+    if _T4.value:
+      rows = t4_table(_TOPOLOGY.value or "v5e:1x1")
+      print(plan_t4.describe(rows))
+      if _JSON.value:
+        print(json.dumps(rows))
+      return
+    if CONFIG.value is None:
+      raise ValueError("no --config given, expected a config, or --t4")
     figures = plan_command(
       CONFIG.value,
       topology_name=_TOPOLOGY.value,
@@ -283,5 +325,4 @@ def _bytes(count):
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config"])
   app.run(main, flags_parser=parse_flags)

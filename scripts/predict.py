@@ -15,10 +15,11 @@ import math
 
 import jax
 
-from paligemma import evals, interchange, sharding
+from paligemma import adapters, evals, interchange, quantized, sharding
+from paligemma.checkpoints import fingerprint
 from paligemma.data import image, preprocess, sources, text_ops, tokenizer
 from scripts import command_line, progress
-from trainers import evaluation, processes
+from trainers import evaluation, processes, small_gpu
 
 
 def predict(
@@ -34,6 +35,8 @@ def predict(
   text_len=64,
   resize="reference",
   dtype=None,
+  quantize=None,
+  adapter=None,
   grammar=None,
   seed=0,
 ):
@@ -51,6 +54,9 @@ def predict(
     text_len: most tokens of a prompt.
     resize: key of image.PREPROCESSING.
     dtype: of parameters and products. Default: as stored.
+    quantize: "int8", "int4" or "nf4". Default: as stored.
+    adapter: path of LoRA weights, see load_adapter. Default: those of the
+      checkpoint, if any.
     grammar: as for grammar.make. Default: any answer.
     seed: for a sampler that draws.
 
@@ -63,7 +69,11 @@ def predict(
   mesh = sharding.make_mesh()
   tok = tokenizer.Tokenizer(tokenizer_path)
   source = sources.Jsonl(data)
-  model, params = interchange.load(ckpt, dtype, mesh=mesh)
+  model, params = interchange.load(ckpt, dtype, quantize=quantize, mesh=mesh)
+  weights = {"dtype": dtype, "quantize": quantize}
+  if adapter is not None:
+    model, params = adapters.load_adapter(adapter, model, params)
+    weights["adapter"] = fingerprint.of(adapter)
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   if tok.vocab_size > model.llm.vocab_size:
@@ -97,7 +107,7 @@ def predict(
     rng=jax.random.key(seed),
     path=out,
     settings=evaluation.settings(
-      evaluator, ckpt, tokenizer_path, {"path": data}, dtype=dtype, seed=seed
+      evaluator, ckpt, tokenizer_path, {"path": data}, seed=seed, **weights
     ),
     progress=progress.bar(str(out)),
   )
@@ -121,12 +131,15 @@ def main():
     "--resize", default="reference", choices=image.PREPROCESSING
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--quantize", choices=quantized.KINDS)
+  parser.add_argument("--adapter", help="LoRA weights, ours or of peft")
   parser.add_argument("--grammar", help="such as 'boxes([\"cat\"])'")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
     "--distributed", action="store_true", default=processes.expected()
   )
   args = vars(parser.parse_args())
+  small_gpu.configure()
   if args.pop("distributed"):
     processes.join()
   required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]

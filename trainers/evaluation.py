@@ -90,7 +90,13 @@ def load(config, path):
     sharding_rules=config.sharding,
   )
   leaves = {**trainable, **frozen}
-  return mesh, model, tree.unflatten(state.load_params(path, leaves, leaves))
+  params = state.load_params(path, leaves, leaves)
+  if leaves.keys() - params.keys():
+    raise ValueError(
+      f"{path}: holds no adapters, but config.model.lora says that the model "
+      "has some; leave tune=lora or tune=qlora_... out"
+    )
+  return mesh, model, tree.unflatten(params)
 
 
 def settings(evaluator, checkpoint, tokenizer, source, **more):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from paligemma import sharding, tree
+from paligemma import adapters, sharding, tree
 from paligemma.checkpoints import npz
 from trainers import flops, inputs, preemption, report, schedule, workdir
 from trainers.start import frozen_source
@@ -177,17 +177,23 @@ class Loop:
       self.report.write(step, named)
 
   def write_final(self, train_state, frozen):
-    """Writes all parameters under big_vision's names, one at a time."""
+    """Writes all parameters, one at a time; of adapters these alone."""
     weights = {**frozen, **(train_state.ema or train_state.trainable)}
+    model, path = self.plan.model, self.folder / "final.npz"
+    if adapters.lora_of(model) is not None:
+      path = self.folder / "adapter.safetensors"
+      weights, _ = tree.partition(weights, adapters.is_adapter(weights))
     arrays = (
       (name, sharding.fetch(array)) for name, array in sorted(weights.items())
     )
-    if jax.process_index() == 0:
-      npz.save(self.folder / "final.npz", arrays)
-    else:
+    if jax.process_index() != 0:
       for _ in arrays:
         pass
-    self.report.say(f"wrote {self.folder / 'final.npz'}")
+    elif path.suffix == ".npz":
+      npz.save(path, arrays)
+    else:
+      adapters.save_adapter(path, model, tree.unflatten(dict(arrays)))
+    self.report.say(f"wrote {path}")
 
   def close(self):
     """Ends the data workers and files."""

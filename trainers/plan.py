@@ -2,7 +2,7 @@
 
 import jax
 
-from paligemma import decode, optim, sharding, tree
+from paligemma import decode, initial, optim, sharding, tree
 from paligemma.models import paligemma as paligemma_model
 from trainers import flops, inputs, report, schedule, state
 from trainers.step import make_step
@@ -76,7 +76,7 @@ class Plan:
     )
     self.flops_per_step = flops.train_step(
       self.model,
-      {**self.trainable, **self.frozen},
+      initial.shapes(self.model, config.res),
       self.trainable,
       batch_size=config.batch_size,
       res=config.res,

@@ -41,12 +41,14 @@ def _initial_params(plan, names):
   """The parameters of these names as they are before the first step."""
   config = plan.config
   everything = {**plan.trainable, **plan.frozen}
+  params = {}
   if config.init:
-    return state.load_params(config.init, everything, names)
-  params = initial.random_params(
-    plan.model, config.res, everything, seed=config.seed
-  )
-  return {name: params[name] for name in names}
+    params = state.load_params(config.init, everything, names)
+  if drawn := {n: everything[n] for n in names if n not in params}:
+    params |= initial.random_params(
+      plan.model, config.res, drawn, seed=config.seed
+    )
+  return params
 
 
 def frozen_source(config):

@@ -11,8 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import initial, sharding, tree
-from paligemma.checkpoints import fit, formats, leaves, precision
+from paligemma import adapters, initial, quantized, sharding, tree
+from paligemma.checkpoints import fit, formats, precision, quantizing
+
+_FROZEN_DTYPES = dict.fromkeys(
+  ("float32", "bfloat16", "float16", *quantized.KINDS)
+)
 
 
 @flax.struct.dataclass
@@ -41,7 +45,8 @@ def abstract_params(
     model: paligemma Model.
     res: int, side of the images in pixels.
     trainable: regexes of the names that train.
-    frozen_dtype: dtype of what is frozen, see precision.storage_dtypes.
+    frozen_dtype: dtype of what is frozen, see precision.storage_dtypes, or one
+      of quantized.KINDS, which leaves in float32 what is not quantized.
     mesh: mesh of sharding.make_mesh.
     sharding_rules: see sharding.infer.
 
@@ -49,21 +54,22 @@ def abstract_params(
     Two flat dicts of jax.ShapeDtypeStruct with shardings: trainable, frozen.
 
   Raises:
-    ValueError: a regex matches no parameter.
+    ValueError: a regex matches no parameter, or an unknown frozen_dtype.
   """
+  tree.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
   shapes = initial.shapes(model, res)
-  is_trained = tree.match_any(trainable, shapes)
-  frozen_dtypes = precision.storage_dtypes(shapes, frozen_dtype)
-  places = sharding.infer(shapes, mesh, sharding_rules)
-  leaves = {
-    name: jax.ShapeDtypeStruct(
-      leaf.shape,
-      jnp.float32 if is_trained[name] else frozen_dtypes[name],
-      sharding=places[name],
-    )
-    for name, leaf in shapes.items()
+  trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
+  kind = frozen_dtype if frozen_dtype in quantized.KINDS else None
+  dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
+  stored = quantizing.storage(frozen, dtypes, kind)
+  in_float32 = dict.fromkeys(trained, jnp.float32)
+  stored |= quantizing.storage(trained, in_float32, None)
+  places = sharding.infer(stored, mesh, sharding_rules)
+  placed = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
+    for name, leaf in sorted(stored.items())
   }
-  return tree.partition(leaves, is_trained)
+  return tree.partition(placed, {name: name in trained for name in placed})
 
 
 def abstract_state(optimizer, trainable, *, mesh, ema):
@@ -123,23 +129,29 @@ def load_params(path, abstract, names):
   Args:
     path: see formats.open.
     abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters. A
-      position embedding of another resolution is resampled.
+      position embedding of another resolution is resampled; a matrix that is to
+      be quantized is, while it is read.
     names: those to place; a resumed run has the others in its checkpoint.
 
   Returns:
-    name -> array.
+    name -> array. Adapters are missing if the checkpoint has none at all.
 
   Raises:
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
-  found = fit.fit(formats.open(path), abstract)
-  return {
-    name: leaves.place(
-      found[name], abstract[name].dtype, abstract[name].sharding
-    )
-    for name in names
-  }
+  checkpoint = formats.open(path)
+  shapes = {name: leaf.shape for name, leaf in abstract.items()}
+  expected = quantizing.full_shapes(shapes)
+  if not any(adapters.is_adapter(checkpoint.leaves).values()):
+    is_adapter = adapters.is_adapter(expected)
+    expected = {n: x for n, x in expected.items() if not is_adapter[n]}
+  found = fit.fit(checkpoint, expected)
+  wanted = {(quantized.split(name) or (name,))[0] for name in names}
+  return quantizing.place_all(
+    {name: leaf for name, leaf in found.items() if name in wanted},
+    {name: abstract[name] for name in names},
+  )
 
 
 def place(array, like):

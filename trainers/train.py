@@ -11,7 +11,15 @@ and allocates nothing.
 from absl import app, flags, logging
 
 from paligemma.checkpoints import steps
-from trainers import checks, command_line, inputs, processes, start, workdir
+from trainers import (
+  checks,
+  command_line,
+  inputs,
+  processes,
+  small_gpu,
+  start,
+  workdir,
+)
 from trainers.command_line import one_line, parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
@@ -66,6 +74,7 @@ def main(argv):
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
+  small_gpu.configure()
   if _DISTRIBUTED.value:
     processes.join()
   try:

@@ -24,17 +24,19 @@ def get_config(argument=None):
     batch_size=32,
     epochs=15.0,
     tune="attention",
+    dtype="bfloat16",
     init="",
     tokenizer="paligemma_tokenizer.model",
     train="data/train.jsonl",
     val="data/val.jsonl",
   )
+  method = common.method(arg.tune)
   config = ConfigDict()
   config.seed = 0
 
   # Model. `init` is a checkpoint of any format or the name of a preset; empty
-  # for random weights.
-  config.model = dict(variant=arg.variant, dtype="bfloat16")
+  # for random weights. A T4 and older GPUs compute in float16.
+  config.model = dict(variant=arg.variant, dtype=arg.dtype)
   config.model.img = dict(dropout=0.0, remat_policy="block_inputs")
   config.model.llm = dict(dropout=0.0, remat_policy="block_inputs")
   config.init = arg.init
@@ -43,9 +45,12 @@ def get_config(argument=None):
   config.frames = 0  # of a video; 0: one image
   config.text_len = arg.text_len
 
-  # What trains, in float32; the rest is frozen in this dtype.
+  # What trains, in float32; the rest is frozen in this dtype, which may be one
+  # of int8, int4 and nf4.
   config.trainable = common.trainable(arg.tune)
-  config.frozen_dtype = "bfloat16"
+  config.frozen_dtype = method.quantize or arg.dtype
+  if method.lora:  # tune=lora and tune=qlora_... add adapters
+    config.model.lora = dict(method.lora)
 
   # Data. Several sources are mixed by weight.
   config.train = ConfigDict()
@@ -61,9 +66,9 @@ def get_config(argument=None):
   config.total_epochs = arg.epochs
 
   # Optimizer.
-  config.optimizer = "sgd"
+  config.optimizer = method.optimizer  # sgd, see common.METHODS
   config.optimizer_args = dict()  # e.g. dict(momentum=0.9)
-  config.learning_rate = 0.03
+  config.learning_rate = method.learning_rate  # 0.03
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
   config.weight_decay = 0.0
   config.weight_decay_mults = config_dict.placeholder(tuple)  # every matrix

@@ -44,13 +44,13 @@ def write_random(path, format, *, variant, res, dtype):
   interchange.write(path, arrays, fields, format=format)
 
 
-def one_load(path, dtype):
+def one_load(path, load_dtype, quantize):
   """Loads once; returns what it took, as measured by the kernel."""
   jnp.zeros(()).block_until_ready()
   epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
   before = _memory()["VmHWM"]
   start = time.perf_counter()
-  _, params = interchange.load(path, dtype)
+  _, params = interchange.load(path, load_dtype, quantize=quantize)
   arrays = jax.block_until_ready(jax.tree.leaves(params))
   seconds = time.perf_counter() - start
   return {
@@ -60,7 +60,7 @@ def one_load(path, dtype):
   }
 
 
-def measure(folder, *, format, variant, res, dtype, load_dtype, runs):
+def measure(folder, *, format, variant, res, dtype, load_dtype, quantize, runs):
   """Median, minimum and maximum of each figure over several processes."""
   suffix = ".npz" if format == "npz" else ""
   path = epath.Path(folder) / f"{variant}-{res}-{format}-{dtype}{suffix}"
@@ -69,6 +69,7 @@ def measure(folder, *, format, variant, res, dtype, load_dtype, runs):
     write_random(path, format, variant=variant, res=res, dtype=dtype)
   command = [sys.executable, "-m", "scripts.benchmark", ONE_LOAD, str(path)]
   command += ["--load_dtype", load_dtype] if load_dtype else []
+  command += ["--quantize", quantize] if quantize else []
   results = []
   for i in range(runs + 1):
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
@@ -84,7 +85,7 @@ def measure(folder, *, format, variant, res, dtype, load_dtype, runs):
   summary = {
     key: {
       **turns.spread([r[key] for r in results[1:]]),
-      "dtype": load_dtype or dtype,
+      "dtype": quantize or load_dtype or dtype,
       "floor": floor,
     }
     for key, floor in floors.items()
@@ -94,7 +95,7 @@ def measure(folder, *, format, variant, res, dtype, load_dtype, runs):
     "format": format,
     "variant": variant,
     "dtype": dtype,
-    "load_dtype": load_dtype or dtype,
+    "load_dtype": quantize or load_dtype or dtype,
     "file_bytes": _bytes_below(path),
     "hardware": machine.hardware(),
     **summary,

@@ -95,6 +95,56 @@ def test_a_hugging_face_folder_with_its_tokenizer(tmp_path, monkeypatch):
   assert written.read_bytes() == TOKENIZER.read_bytes()
 
 
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantized(tmp_path, monkeypatch, capsys, kind):
+  first, second = tmp_path / "a.npz", tmp_path / "b.npz"
+  run(monkeypatch, SOURCE, first, "--quantize", kind, "--check")
+  out = capsys.readouterr().out
+  (line,) = (x for x in out.splitlines() if x.startswith("llm/layers/mlp/lin"))
+  assert f"float16 -> {kind}" in line and "0.0e+00" not in line
+  assert out.endswith("32 tensors: DST is SRC in its dtypes, bit for bit\n")
+  expected = tree.flatten(paligemma.load(SOURCE, quantize=kind)[1])
+  found = npz.load(first)
+  assert found.keys() == expected.keys()
+  for name, array in found.items():
+    np.testing.assert_array_equal(array, expected[name])
+  run(monkeypatch, first, second, "--check")
+  (line,) = (
+    x
+    for x in capsys.readouterr().out.splitlines()
+    if x.startswith("llm/layers/mlp/linear ")
+  )
+  assert "->" not in line and "0.0e+00" in line
+  assert second.read_bytes() == first.read_bytes()
+  convert.convert(SOURCE, tmp_path / "orbax", format="orbax", quantize=kind)
+  convert.convert(tmp_path / "orbax", tmp_path / "c.npz")
+  assert npz.load(tmp_path / "c.npz").keys() == expected.keys()
+
+
+def test_check_finds_a_changed_scale(tmp_path):
+  convert.convert(SOURCE, tmp_path / "a.npz", quantize="int4")
+  flat = npz.load(tmp_path / "a.npz")
+  flat["llm/layers/mlp/linear/scale"][1, 0, 3] *= 2
+  npz.save(tmp_path / "b.npz", flat)
+  report, exact = convert.check(SOURCE, tmp_path / "b.npz")
+  assert not exact and report.endswith("DIFFERS from SRC, bit for bit")
+
+
+def test_what_cannot_be_quantized(tmp_path):
+  convert.convert(SOURCE, tmp_path / "a.npz", quantize="int8")
+  for source, options in (
+    (SOURCE, {"quantize": "int8"}),
+    (tmp_path / "a.npz", {}),
+  ):
+    with pytest.raises(ValueError, match="is quantized, which a Hugging"):
+      convert.convert(
+        source, tmp_path / "folder", format="huggingface", **options
+      )
+  with pytest.raises(ValueError, match="is int8 in the files, expected int4"):
+    convert.convert(tmp_path / "a.npz", tmp_path / "b.npz", quantize="int4")
+  assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def test_nothing_is_overwritten(tmp_path):
   (tmp_path / "a.npz").write_text("precious")
   with pytest.raises(ValueError, match=r"a\.npz: exists already, expected a n"):

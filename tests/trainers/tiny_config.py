@@ -33,7 +33,9 @@ def get_config(argument=None):
   )
   if config.model.variant.startswith("paligemma2"):
     config.model.llm.update(num_heads=4, num_kv_heads=2)
-  config.frozen_dtype = "float32"
+  if config.frozen_dtype == "bfloat16":
+    config.frozen_dtype = "float32"
+  config.optimizer, config.learning_rate = "sgd", 0.03
   config.log_steps = 1
   config.evals.val.max_decode_len = 3
   return config

@@ -1,0 +1,290 @@
+"""What a checkpoint loses in 8 and 4 bits: memory against answers.
+
+    python -m scripts.compare_quantized CKPT --tokenizer FILE --data x.jsonl
+
+CKPT is whatever paligemma.load takes, in full precision; x.jsonl is PaliGemma
+JSONL with "image", "prefix" and "suffix". A row of the table per kind:
+
+bytes: of the parameters, in memory.
+max error, mean error: of the logits of all true answers, teacher-forced, from
+those of full precision.
+perplexity: of the true answers.
+same tokens: of greedy decoding, the end of an answer among them. Answers are
+compared place by place, each decoded on its own, up to the end of the longer.
+same answers: those that agree in all tokens.
+exact match: answers that are the "suffix".
+
+The model stands in memory in full precision and in one other kind at a time.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from paligemma import decode, evals, interchange, quantized, sharding, tree
+from paligemma.data import batches, preprocess, sources
+from paligemma.data import tokenizer as tokenizer_lib
+from scripts import command_line
+from trainers import columns
+
+FULL = "full"
+
+
+@dataclasses.dataclass(frozen=True)
+class Questions:
+  """What models are asked: `scored` with the answer, `asked` without it."""
+
+  tokenizer: tokenizer_lib.Tokenizer
+  source: sources.Source
+  scored: preprocess.Preprocess
+  asked: preprocess.Preprocess
+  batch_size: int
+  limit: int | None
+
+  def batches(self, layout):
+    """Batches of arrays, the last filled up with rows that `_mask` marks."""
+    return batches.evaluation(
+      self.source,
+      layout,
+      batch_size=self.batch_size,
+      process_index=0,
+      process_count=1,
+      num_workers=0,
+      limit=self.limit,
+    )
+
+
+def compare(
+  ckpt,
+  tokenizer,
+  data,
+  *,
+  kinds=quantized.KINDS,
+  limit=None,
+  batch_size=16,
+  text_len=64,
+  max_decode_len=32,
+  dtype=None,
+):
+  """Measures what quantizing does to a checkpoint.
+
+  Args:
+    ckpt: path of the weights, see formats.open.
+    tokenizer: SentencePiece file of the checkpoint.
+    data: PaliGemma JSONL with answers.
+    kinds: those of quantized.KINDS to compare.
+    limit: the first examples only. Default: all.
+    batch_size: images at a time.
+    text_len: most tokens of prompt and answer.
+    max_decode_len: most tokens of a decoded answer.
+    dtype: of products and of what is not quantized. Default: that of the file.
+
+  Returns:
+    {"full" or kind: {name: number}}, see above.
+
+  Raises:
+    ValueError: a mistake in the data or the checkpoint, or an unknown kind.
+  """
+  for kind in kinds:
+    quantized.check_kind(kind)
+  model, params = interchange.load(ckpt, dtype)
+  if any(quantized.split(name) for name in tree.flatten(params)):
+    raise ValueError(f"{ckpt}: is quantized, expected full precision")
+  if model.img is None:
+    raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
+  tok = tokenizer_lib.Tokenizer(tokenizer)
+  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
+  layout = preprocess.Preprocess(
+    tok, res=side * model.img.patch_size, text_len=text_len, train=True
+  )
+  questions = Questions(
+    tokenizer=tok,
+    source=sources.Jsonl(data),
+    scored=layout,
+    asked=dataclasses.replace(layout, train=False),
+    batch_size=batch_size,
+    limit=limit,
+  )
+  truth = _answers(questions)
+  expected = _decode(questions, model, params, max_decode_len)
+  found = {
+    FULL: {
+      "bytes": _bytes(params),
+      "perplexity": _perplexity(questions, model, params),
+      "exact_match": _exact(questions, expected, truth),
+    }
+  }
+  for kind in kinds:
+    # The computation is that of the full model, whatever the norms are in.
+    _, less = interchange.load(ckpt, dtype, quantize=kind)
+    decoded = _decode(questions, model, less, max_decode_len)
+    found[kind] = {
+      "bytes": _bytes(less),
+      **_logit_errors(questions, model, params, less),
+      "perplexity": _perplexity(questions, model, less),
+      **agreement(expected, decoded),
+      "exact_match": _exact(questions, decoded, truth),
+    }
+  return found
+
+
+def agreement(expected, found):
+  """Compares answers place by place.
+
+  Args:
+    expected, found: lists of as many lists of ids, the last of each the end.
+
+  Returns:
+    {"same_tokens": share of all places up to the end of the longer answer with
+    equal ids, "same_answers": share of equal answers}.
+  """
+  same = places = answers = 0
+  for one, other in zip(expected, found, strict=True):
+    same += sum(a == b for a, b in zip(one, other, strict=False))
+    places += max(len(one), len(other))
+    answers += one == other
+  return {"same_tokens": same / places, "same_answers": answers / len(expected)}
+
+
+def describe(found):
+  """The table of what `compare` returned."""
+  header = (
+    "kind",
+    "bytes",
+    "max error",
+    "mean error",
+    "perplexity",
+    "same tokens",
+    "same answers",
+    "exact match",
+  )
+  rows = [header]
+  for kind, values in found.items():
+    shares = (f"{values.get(name, 1.0):.2%}" for name in _SHARES)
+    errors = (f"{values.get(name, 0.0):.4f}" for name in _ERRORS)
+    size = f"{values['bytes']:,}"
+    rows.append((kind, size, *errors, f"{values['perplexity']:.4f}", *shares))
+  return "\n".join(columns.align(rows))
+
+
+_ERRORS = ("max_error", "mean_error")
+_SHARES = ("same_tokens", "same_answers", "exact_match")
+
+
+def _bytes(params):
+  return sum(array.nbytes for array in jax.tree.leaves(params))
+
+
+def _answers(questions):
+  count = min(len(questions.source), questions.limit or len(questions.source))
+  return [questions.source[i]["suffix"] for i in range(count)]
+
+
+def _exact(questions, decoded, truth):
+  ends = {questions.tokenizer.eos_id}
+  texts = (
+    questions.tokenizer.decode([i for i in ids if i not in ends])
+    for ids in decoded
+  )
+  pairs = zip(texts, truth, strict=True)
+  return float(np.mean([text == answer for text, answer in pairs]))
+
+
+def _perplexity(questions, model, params):
+  evaluator = evals.Perplexity(
+    name="answers",
+    source=questions.source,
+    preprocess=questions.scored,
+    batch_size=questions.batch_size,
+    limit=questions.limit,
+  )
+  mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+  return evaluator.run(model, params, mesh)["perplexity"]
+
+
+def _decode(questions, model, params, max_decode_len):
+  """The ids of every greedy answer."""
+  answers = []
+  for batch in questions.batches(questions.asked):
+    decoded = decode.generate(
+      model,
+      params,
+      batch,
+      max_decode_len=max_decode_len,
+      eos_id=questions.tokenizer.eos_id,
+      pad_id=questions.tokenizer.pad_id,
+      prompt_buckets=(),
+    )
+    tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
+    rows = zip(tokens, lengths, strict=True)
+    answers += [ids[:n].tolist() for ids, n in rows if n]
+  return answers
+
+
+def _logit_errors(questions, model, params, less):
+  largest, total, count = 0.0, 0.0, 0
+  for batch in questions.batches(questions.scored):
+    mask = batch["mask_loss"][:, 1:].astype(bool) & batch["_mask"][:, None]
+    most, mean = jax.device_get(_row_errors(model, params, less, batch))
+    largest = max(largest, float(np.where(mask, most, 0).max()))
+    total += float(np.where(mask, mean, 0).sum(dtype=np.float64))
+    count += int(mask.sum())
+  return {"max_error": largest, "mean_error": total / count}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _row_errors(model, params, less, batch):
+  """Largest and mean difference of the logits at each place: float32[B, T]."""
+
+  def features(params):
+    text, mask_ar = batch["text"][:, :-1], batch["mask_ar"][:, :-1]
+    found, _ = model.apply(
+      {"params": params},
+      batch["image"],
+      text,
+      mask_ar,
+      input_mask=batch["mask_input"][:, :-1],
+      method="compute_features",
+    )
+    return found
+
+  def logits(params, x):
+    head, weights = model.output_layer(params)
+    return head(weights, x[None])[0]
+
+  def row(both):  # one at a time: [T, V] is large enough
+    error = jnp.abs(logits(params, both[0]) - logits(less, both[1]))
+    return error.max(-1), error.mean(-1)
+
+  return jax.lax.map(row, (features(params), features(less)))
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("ckpt", metavar="CKPT")
+  parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
+  parser.add_argument("--data", required=True, metavar="X.jsonl")
+  parser.add_argument("--kinds", default=",".join(quantized.KINDS))
+  parser.add_argument("--limit", type=int, help="the first examples only")
+  parser.add_argument("--batch_size", type=int, default=16)
+  parser.add_argument("--text_len", type=int, default=64)
+  parser.add_argument("--max_decode_len", type=int, default=32)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+  parser.add_argument("--json", action="store_true")
+  args = vars(parser.parse_args())
+  as_json, kinds = args.pop("json"), args.pop("kinds").split(",")
+  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data")]
+  found = compare(*required, kinds=kinds, **args)
+  print(json.dumps(found) if as_json else describe(found))
+
+
+if __name__ == "__main__":
+  command_line.run(main)

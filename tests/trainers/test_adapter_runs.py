@@ -1,0 +1,145 @@
+"""Runs that train adapters alone, beside weights in full or few bits."""
+
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+
+import paligemma
+from paligemma import adapters, quantized, tree
+from paligemma.checkpoints import npz, orbax
+from scripts import convert
+from trainers import evaluation, plan, start, train
+
+METHODS = ("lora", "qlora_int8", "qlora_int4", "qlora_nf4")
+
+
+def same(left, right):
+  left, right = tree.flatten(left), tree.flatten(right)
+  assert left.keys() == right.keys()
+  for name in left:
+    np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+  """The workdir of a run of two steps, by what it tunes."""
+  made = {}
+
+  def run(tune):
+    if tune not in made:
+      made[tune] = tmp_path_factory.mktemp(tune)
+      train.train(config_of(tiny, tune), made[tune])
+    return made[tune]
+
+  return run
+
+
+def config_of(tiny, tune, **values):
+  values = {"evals": {}, "learning_rate": 0.1, "total_steps": 2, **values}
+  config = tiny.config(tune=tune)
+  del config.total_epochs
+  with config.unlocked():
+    config.update(values)
+  return config
+
+
+@pytest.mark.parametrize("tune", ["lora", "qlora_int4"])
+def test_a_run_of_adapters_is_its_source_and_a_small_file(runs, tiny, tune):
+  folder = runs(tune)
+  assert not (folder / "final.npz").exists()
+  base = paligemma.load(tiny.folder / "paligemma_tiny.npz")
+  expected = paligemma.load_adapter(folder / "adapter.safetensors", *base)
+  model, params = paligemma.load(folder)
+  assert model.llm.lora == expected[0].llm.lora
+  same(params, expected[1])
+  trained = [x for n, x in tree.flatten(params).items() if n.endswith("/b")]
+  assert trained
+  assert all(np.asarray(x).any() for x in trained)
+
+
+@pytest.mark.parametrize("tune", METHODS)
+def test_what_is_frozen_is_the_source_in_few_bits(tiny, tune):
+  config = config_of(tiny, tune)
+  made = plan.Plan(config)
+  assert all(adapters.is_adapter(made.trainable).values())
+  frozen = start._initial_params(made, made.frozen)
+  for name, x in npz.load(tiny.folder / "paligemma_tiny.npz").items():
+    kind = None
+    if config.frozen_dtype in quantized.KINDS:
+      kind = quantized.kind_for(name, config.frozen_dtype)
+    if kind is None:
+      np.testing.assert_array_equal(frozen.pop(name), x)
+      continue
+    for part, array in quantized.quantize(name, x, kind).items():
+      np.testing.assert_array_equal(frozen.pop(f"{name}/{part}"), array)
+  assert not frozen
+
+
+@pytest.mark.parametrize("tune", ["lora", "qlora_int8"])
+def test_resumed_is_uninterrupted(runs, tiny, tune, tmp_path):
+  config = config_of(tiny, tune, keep_checkpoints=2)
+  del config.checkpoint_percent
+  with config.unlocked():
+    config.checkpoint_steps = 1
+  train.train(config, tmp_path)
+  final = tmp_path / "adapter.safetensors"
+  whole = final.read_bytes()
+  final.unlink()
+  shutil.rmtree(tmp_path / "checkpoints/2")  # as if it had been killed before
+  train.train(config, tmp_path)
+  assert final.read_bytes() == whole
+  saved = orbax.tensors(epath.Path(tmp_path) / "checkpoints/2/state")
+  weights = [n for n in saved if n.startswith("trainable/")]
+  assert weights
+  assert all("lora_" in name for name in weights)
+
+
+@pytest.mark.parametrize("tune", METHODS)
+def test_random_weights_need_no_file(tiny, tune):
+  config = config_of(tiny, tune, init="")
+  made = plan.Plan(config)
+  state = start._initial_params(made, {**made.trainable, **made.frozen})
+  assert {n: (x.shape, x.dtype) for n, x in state.items()} == {
+    n: (x.shape, x.dtype) for n, x in {**made.trainable, **made.frozen}.items()
+  }
+  zero = {name for name, x in state.items() if not np.asarray(x).any()}
+  b = {name for name in made.trainable if name.endswith("/b")}
+  norms = {n for n in state if n.endswith(("norm/scale", "/bias"))}
+  assert b <= zero <= b | norms
+
+
+def test_a_checkpoint_is_evaluated_as_the_run_held_it(runs, tiny):
+  config = config_of(tiny, "qlora_int8")
+  *_, params = evaluation.load(config, runs("qlora_int8"))
+  loaded = paligemma.load(runs("qlora_int8"), quantize="int8")
+  same(params, loaded[1])
+  with pytest.raises(ValueError, match="holds no adapters, but config"):
+    evaluation.load(config, tiny.folder / "paligemma_tiny.npz")
+
+
+def test_adapters_of_a_run_go_on_in_another(runs, tiny):
+  made = plan.Plan(config_of(tiny, "lora", init=str(runs("lora"))))
+  found = start._initial_params(made, made.trainable)
+  same(
+    found,
+    {n: x for n, x in flat_of(runs("lora")).items() if n in made.trainable},
+  )
+
+
+def flat_of(folder):
+  return tree.flatten(paligemma.load(folder)[1])
+
+
+def test_a_run_of_adapters_is_converted_merged(runs, tmp_path):
+  convert.convert(runs("lora"), tmp_path / "merged.npz")
+  model, params = paligemma.merge_lora(*paligemma.load(runs("lora")))
+  found = paligemma.load(tmp_path / "merged.npz")
+  assert found[0].llm == model.llm
+  same(found[1], params)
+
+
+def test_a_quantization_that_there_is_not(tiny):
+  with pytest.raises(ValueError, match=r'unknown frozen_dtype "int3", .*"int'):
+    plan.Plan(config_of(tiny, "lora", frozen_dtype="int3"))
