@@ -217,6 +217,14 @@ def bend(mask: Image.Image, rng: np.random.Generator) -> Image.Image:
   )
 
 
+def print_glyph(digit: str, rng: np.random.Generator) -> Image.Image:
+  """Prints a digit in some font, bends it, and cuts it out."""
+  fonts = (*FONTS, PILLOW_FONT)
+  font = fonts[rng.integers(len(fonts))]
+  glyph = bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
+  return glyph.crop(glyph.point(_COVERED).getbbox())
+
+
 def digit_mask(
   digit: str,
   size: int,
@@ -238,10 +246,7 @@ def digit_mask(
   Returns:
     the mask, 255 where there is ink.
   """
-  fonts = (*FONTS, PILLOW_FONT)
-  font = fonts[rng.integers(len(fonts))]
-  glyph = bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
-  glyph = glyph.crop(glyph.point(_COVERED).getbbox())
+  glyph = print_glyph(digit, rng)
   tall = round(height * size)
   wide = round(tall * glyph.width / glyph.height * rng.uniform(0.7, 1.15))
   wide = min(wide, int((right - left) * size))

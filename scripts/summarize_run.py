@@ -1,6 +1,6 @@
-"""Prints what a fine-tuning run changed, and its score before and after.
+"""Prints what a fine-tuning run changed, and its scores before and after.
 
-    python -m scripts.summarize_run runs/digits
+    python -m scripts.summarize_run runs/digits val/exact_match
 
 The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 """
@@ -82,14 +82,18 @@ def main():
   """Parses the command line."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("run", type=pathlib.Path, help="folder of the run")
-  run = parser.parse_args().run
+  parser.add_argument("scores", nargs="+", help="such as val/exact_match")
+  options = parser.parse_args()
+  run = options.run
   config = json.loads((run / "config.json").read_text())
   final = run / "final.npz"
   changed, total = changed_leaves(config["init"], final)
   check_changed(changed, npz.shapes(final), config["trainable"])
   print(f"changed {len(changed)} of {total} parameters: {', '.join(changed)}")
-  before, after, count = scores(run / "metrics.jsonl", "val/exact_match")
-  print(f"demo: exact_match before={before:.3f} after={after:.3f} n={count}")
+  for name in options.scores:
+    before, after, count = scores(run / "metrics.jsonl", name)
+    score = name.rpartition("/")[2]
+    print(f"demo: {score} before={before:.3f} after={after:.3f} n={count}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common, published
 from configs.transfers import forkme
-from paligemma import tree, variants
+from paligemma import lora, tree, variants
 from tests.configs.transfer_facts import FACTS
 from trainers import workdir
 
@@ -24,6 +24,10 @@ CONFIGS = {
     "batch_size=3",
     {"batch_size": 3, "optimizer": "adam", "trainable": (".*",)},
   ),
+  "configs.pretrain_scenes": (
+    "batch_size=3",
+    {"batch_size": 3, "res": 112, "learning_rate": 1e-3},
+  ),
   "configs.transfers.digits": (
     "epochs=0.5",
     {"total_epochs": 0.5, "optimizer": "sgd", "res": 56},
@@ -31,6 +35,10 @@ CONFIGS = {
   "configs.transfers.forkme": (
     "variant=paligemma2_10b,res=448,tune=image",
     {"res": 448, "trainable": ("img/.*",), "frozen_dtype": "bfloat16"},
+  ),
+  "configs.transfers.scenes": (
+    "train=a.jsonl",
+    {"batch_size": 16, "optimizer": "adam", "trainable": (".*",)},
   ),
   "configs.transfers.vertexai_l4": (
     "train=a.jsonl",
@@ -59,11 +67,15 @@ def test_builds(name):
   assert isinstance(config, ConfigDict)
   # All have the values of forkme, which explains them; none invents its own.
   defaults = tree.flatten(forkme.get_config().to_dict())
+  of_evaluators = {
+    name.split("/", 2)[2] for name in defaults if name.startswith("evals/")
+  } | {"mask_codec"}
   for built in (plain, config):
     names = tree.flatten(built.to_dict()).keys()
     free = {n for n in names if n.startswith(("optimizer_args/", "evals/"))}
     assert names - free == {n for n in defaults if not n.startswith("evals/")}
-    assert free - defaults.keys() <= {"optimizer_args/b2"}
+    own = free - defaults.keys() - {"optimizer_args/b2"}
+    assert {name.split("/", 2)[2] for name in own} <= of_evaluators
     json.dumps(workdir.as_json(built))
     assert built.model.variant in variants.PALIGEMMA
   for key, value in values.items():
@@ -159,6 +171,8 @@ def test_what_trains_by_name():
     "llm/layers/attn/q_einsum/w",
     "llm/layers/11/attn/q_einsum/w",
     "llm/layers/mlp/linear",
+    "llm/layers/mlp/lora_up/a",
+    "img/head/lora_head/b",
   ]
   found = {
     tune: [
@@ -168,15 +182,37 @@ def test_what_trains_by_name():
     ]
     for tune in common.TRAINABLE
   }
+  adapters = names[6:]
   assert found == {
     "attention": names[3:5],
     "full": names,
-    "decoder": names[2:],
-    "image": names[:2],
-    "head": names[1:2],
+    "decoder": names[2:7],
+    "image": [*names[:2], names[7]],
+    "head": [names[1], names[7]],
+    "lora": adapters,
+    "qlora_int8": adapters,
+    "qlora_int4": adapters,
+    "qlora_nf4": adapters,
   }
   with pytest.raises(ValueError, match=r'"hed", expected .*mean "head"'):
     common.trainable("hed")
+
+
+def test_every_method_of_tuning():
+  assert common.METHODS.keys() <= common.TRAINABLE.keys()
+  plain = forkme.get_config("tune=decoder")
+  assert (plain.optimizer, plain.learning_rate) == ("sgd", 0.03)
+  assert "lora" not in plain.model
+  for tune, method in common.METHODS.items():
+    config = forkme.get_config(f"tune={tune},dtype=float16")
+    assert config.optimizer == method.optimizer
+    assert config.learning_rate == method.learning_rate
+    assert config.frozen_dtype == (method.quantize or "float16")
+    if method.lora:
+      assert lora.Lora(**config.model.lora) == lora.Lora()
+      assert config.trainable == (lora.PARAMETERS,)
+  with pytest.raises(ValueError, match=r'unknown tune "lor", .*mean "lora"'):
+    forkme.get_config("tune=lor")
 
 
 def test_what_an_argument_names():

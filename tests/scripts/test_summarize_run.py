@@ -43,7 +43,8 @@ def run(tmp_path):
 
 
 def test_last_line_has_the_scores(run, monkeypatch, capsys):
-  monkeypatch.setattr("sys.argv", ["summarize_run", str(run)])
+  arguments = [str(run), "val/exact_match"]
+  monkeypatch.setattr("sys.argv", ["summarize_run", *arguments])
   summarize_run.main()
   first, last = capsys.readouterr().out.splitlines()
   assert first == (

@@ -1,0 +1,426 @@
+"""Places scans of handwritten digits in pictures, to be found and cut out.
+
+  python -m scripts.make_scenes OUT --codec paligemma/assets/tiny_mask_codec.npz
+
+Writes OUT/train.jsonl and OUT/test_{detect,answer,segment}.jsonl, and
+the pictures that they name. Scans of test pictures are in no train picture.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from paligemma.data import location, mask_codes
+from paligemma.data import masks as masks_lib
+from scripts import command_line, draw_pictures, make_digits
+
+SIDE = 112  # of a picture, in pixels
+# Boxes begin and end on a grid of so many pixels: a coarse ruler is learned
+# faster.
+STEP = 7
+# Of digits, in steps, the last excluded, for 1, 2 and 3 of them in a picture.
+HEIGHTS = ((8, 17), (6, 12), (6, 9))
+GAP = 7  # pixels at least between the boxes of two digits
+# Places that are tried for a digit, before other digits are.
+TRIES = 20
+# Gray values, drawn for each picture; the last is excluded.
+PAPER, INK = (0, 60), (180, 256)
+NOISE = 4  # standard deviation, in gray values
+ABSENT = 0.3  # of the questions by name ask for a digit that is not there, too
+PRINTED = 20_000  # digits of each split
+SPLITS = ("train", "test")
+ENCODED = 256  # masks at a time
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+
+SMOOTH = Image.Resampling.BICUBIC
+# The edge of a digit is found in its scan with PAD pixels of paper at each
+# side, enlarged FINE times.
+PAD, FINE = 2, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Thing:
+  """A digit in a picture.
+
+  Attributes:
+    label: "0" to "9".
+    box: (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around
+      what is inside, within a pixel.
+    ink: uint8[SIDE, SIDE] from 0 (paper) to 255 (ink).
+  """
+
+  label: str
+  box: Box
+  ink: np.ndarray
+
+  @property
+  def mask(self) -> np.ndarray:
+    """bool[SIDE, SIDE], what is inside."""
+    return is_inside(self.ink)
+
+
+def is_inside(ink: np.ndarray) -> np.ndarray:
+  """Says of uint8[...] where there is more ink than paper."""
+  return ink >= 128
+
+
+# --- Digits -----------------------------------------------------------------
+
+
+def print_scans(
+  number: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+  """Prints digits and bends them, in the form of make_digits.load_scans.
+
+  Args:
+    number: how many.
+    rng: decides everything.
+
+  Returns:
+    scans: uint8[number, 8, 8], 0 (paper) to 16 (ink).
+    labels: int[number], 0 to 9.
+  """
+  labels = rng.integers(10, size=number)
+  scans = np.stack([_print_scan(str(label), rng) for label in labels])
+  return scans, labels
+
+
+def _print_scan(digit, rng):
+  """One of them, uint8[8, 8]; strokes that would fade are drawn again."""
+  while True:
+    glyph = draw_pictures.print_glyph(digit, rng)
+    width = round(32 * glyph.width / glyph.height * rng.uniform(0.6, 1.1))
+    width = min(max(width, 6), 30)
+    ink = glyph.resize((width, 32), Image.Resampling.BILINEAR)
+    page = Image.new("L", (32, 32))
+    page.paste(ink, ((32 - width) // 2, 0))
+    blocks = is_inside(np.asarray(page)).reshape(8, 4, 8, 4)
+    scan = blocks.sum((1, 3)).astype(np.uint8)
+    if np.all((scan >= 9).any(axis=1)):
+      return scan
+
+
+def scanned(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns the scans of make_digits.py and their labels, by split."""
+  del seed  # nothing is drawn
+  parts = [
+    np.split(x, [-make_digits.NUM_TEST]) for x in make_digits.load_scans()
+  ]
+  return dict(zip(SPLITS, zip(*parts, strict=True), strict=True))
+
+
+def printed(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Returns printed digits and their labels, by split."""
+  rng = np.random.default_rng(seed)
+  return {split: print_scans(PRINTED, rng) for split in SPLITS}
+
+
+SOURCES = {"scanned": scanned, "printed": printed}
+
+
+# --- Pictures ---------------------------------------------------------------
+
+
+def enlarge(scan: np.ndarray, height: int) -> tuple[Image.Image, Size]:
+  """Makes a digit `height` steps high, and a whole number of steps wide.
+
+  Args:
+    scan: uint8[8, 8] of make_digits.load_scans.
+    height: of what is inside, in steps.
+
+  Returns:
+    gray picture, with STEP pixels of paper at each side, and the height and
+    width of what is inside, in pixels.
+  """
+  padded = np.pad(make_digits.to_gray(scan), PAD)
+  picture = Image.fromarray(padded)
+  fine = picture.resize([edge * FINE for edge in picture.size], SMOOTH)
+  y0, x0, y1, x1 = (
+    edge / FINE for edge in masks_lib.bounding_box(is_inside(np.asarray(fine)))
+  )
+  width = round(height * (x1 - x0) / (y1 - y0))
+  width = min(max(width, 1), SIDE // STEP)
+  # Pixels of the scan per step.
+  dy, dx = (y1 - y0) / height, (x1 - x0) / width
+  size = ((width + 2) * STEP, (height + 2) * STEP)
+  around = (x0 - dx, y0 - dy, x1 + dx, y1 + dy)
+  large = picture.resize(size, SMOOTH, around)
+  return large, (height * STEP, width * STEP)
+
+
+def place(
+  scan: np.ndarray,
+  label: str,
+  height: int,
+  others: Sequence[Thing],
+  rng: np.random.Generator,
+) -> Thing | None:
+  """Puts a digit somewhere apart from the others; None after TRIES tries."""
+  picture, (height, width) = enlarge(scan, height)
+  room = (SIDE - height) // STEP + 1, (SIDE - width) // STEP + 1
+  for top, left in (STEP * rng.integers(room, size=(TRIES, 2))).tolist():
+    box = (top, left, top + height, left + width)
+    if not any(_touch(box, other.box) for other in others):
+      canvas = Image.new("L", (SIDE, SIDE))
+      canvas.paste(picture, (left - STEP, top - STEP))
+      return Thing(label, box, np.asarray(canvas))
+  return None
+
+
+def draw_things(
+  scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+) -> list[Thing]:
+  """Draws 1 to 3 digits, from top to bottom; one label at least is single.
+
+  Args:
+    scans: uint8[N, 8, 8] to choose from.
+    labels: int[N], 0 to 9.
+    rng: decides everything.
+  """
+  number = int(rng.integers(1, len(HEIGHTS) + 1))
+  while True:
+    things = []
+    chosen = rng.integers(len(scans), size=number).tolist()
+    heights = rng.integers(*HEIGHTS[number - 1], size=number).tolist()
+    for i, height in zip(chosen, heights, strict=True):
+      thing = place(scans[i], str(labels[i]), height, things, rng)
+      if thing is None:
+        break
+      things.append(thing)
+    if len(things) == number and _single(things):
+      return sorted(things, key=lambda thing: thing.box)
+
+
+def paint(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
+  """Paints bright ink on dark paper, with some noise: a gray picture."""
+  paper, bright = rng.integers(*PAPER), rng.integers(*INK)
+  ink = np.maximum.reduce([thing.ink for thing in things])
+  pixels = paper + ink * ((bright - paper) / 255)
+  pixels += NOISE * rng.standard_normal(pixels.shape, np.float32)
+  return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+
+
+def _touch(box: Box, other: Box) -> bool:
+  """Whether there are fewer than GAP pixels between two boxes."""
+  y0, x0, y1, x1 = box
+  v0, u0, v1, u1 = other
+  rows = y0 < v1 + GAP and v0 < y1 + GAP
+  return rows and x0 < u1 + GAP and u0 < x1 + GAP
+
+
+def _single(things: Sequence[Thing]) -> list[Thing]:
+  """Those with a label that no other has."""
+  labels = [thing.label for thing in things]
+  return [thing for thing in things if labels.count(thing.label) == 1]
+
+
+# --- Questions --------------------------------------------------------------
+
+
+def ask_all(things: Sequence[Thing]) -> dict:
+  """Asks "detect digits": all boxes with their label, from top to bottom."""
+  return _detect(["digits"], things)
+
+
+def ask_some(things: Sequence[Thing], rng: np.random.Generator) -> dict:
+  """Asks "detect 3 ; 7": the boxes of one or two labels, in this order.
+
+  At times one of those asked for is not in the picture.
+  """
+  present = sorted({thing.label for thing in things})
+  names = rng.permutation(present)[: rng.integers(1, 3)].tolist()
+  if rng.random() < ABSENT:
+    absent = [str(i) for i in range(10) if str(i) not in present]
+    names = rng.permutation([*names[:1], rng.choice(absent)]).tolist()
+  return _detect(
+    names, [t for name in names for t in things if t.label == name]
+  )
+
+
+def ask_names(things: Sequence[Thing]) -> dict:
+  """Asks which digits there are: all labels, from top to bottom."""
+  return {
+    "prefix": "answer en read the digits",
+    "suffix": " ".join(thing.label for thing in things),
+  }
+
+
+def ask_mask(name: str, thing: Thing, codes: Sequence[int]) -> dict:
+  """Asks "segment digit": its box, the codes of its mask, its label."""
+  found = location.Object(thing.box, thing.label, codes)
+  return {
+    "prefix": f"segment {name}",
+    "suffix": location.encode([found], (SIDE, SIDE)),
+    "box": thing.box,
+    "mask": run_lengths(thing.mask),
+  }
+
+
+def plainly(
+  things: Sequence[Thing], rng: np.random.Generator
+) -> tuple[list[dict], list[tuple[str, Thing]]]:
+  """Asks for all digits, and for the mask of one that is alone.
+
+  Returns:
+    Questions, and what to ask for the masks of: name and digit.
+  """
+  del rng  # nothing is drawn
+  alone = [("digit", things[0])] if len(things) == 1 else []
+  return [ask_all(things)], alone
+
+
+def by_name(
+  things: Sequence[Thing], rng: np.random.Generator
+) -> tuple[list[dict], list[tuple[str, Thing]]]:
+  """Asks for all digits, for some by their label, and for one mask; as above.
+
+  To find what has a given label takes a model of this size far longer than to
+  read what it has found.
+  """
+  single = _single(things)
+  thing = single[rng.integers(len(single))]
+  plain = [ask_all(things), ask_some(things, rng), ask_names(things)]
+  return plain, [(thing.label, thing)]
+
+
+ASK = {"plainly": plainly, "by_name": by_name}
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+  """Packs a mask as COCO does: runs column by column, the first one outside."""
+  column = mask.T.ravel()
+  starts = np.flatnonzero(np.diff(column, prepend=False))
+  counts = np.diff(starts, prepend=0, append=column.size)
+  return {"size": list(mask.shape), "counts": counts.tolist()}
+
+
+def _detect(names, things):
+  objects = [location.Object(thing.box, thing.label) for thing in things]
+  return {
+    "prefix": f"detect {location.SEPARATOR.join(names)}",
+    "suffix": location.encode(objects, (SIDE, SIDE)),
+    "objects": [{"box": t.box, "label": t.label} for t in things],
+  }
+
+
+# --- Files ------------------------------------------------------------------
+
+
+def write_split(
+  folder: pathlib.Path,
+  split: str,
+  number: int,
+  scans: np.ndarray,
+  labels: np.ndarray,
+  encoder: mask_codes.Encoder,
+  ask: str,
+  seed: int,
+) -> Iterator[tuple[str, dict]]:
+  """Writes folder/split/*.png and yields the questions about each.
+
+  Yields:
+    "detect", "answer" or "segment" with an example of PaliGemma JSONL.
+  """
+  (folder / split).mkdir()
+  for start in range(0, number, ENCODED):
+    scenes, cut = [], []
+    for index in range(start, min(start + ENCODED, number)):
+      rng = np.random.default_rng((seed, SPLITS.index(split), index))
+      things = draw_things(scans, labels, rng)
+      name = f"{split}/{index:05d}.png"
+      paint(things, rng).save(folder / name)
+      plain, masked = ASK[ask](things, rng)
+      scenes.append((name, plain, masked))
+      cut += [masks_lib.crop(thing.mask, thing.box) for _, thing in masked]
+    codes = iter(encoder.codes(np.stack(cut)) if cut else ())
+    for name, plain, masked in scenes:
+      picture = {"image": name, "height": SIDE, "width": SIDE}
+      plain += [ask_mask(what, thing, next(codes)) for what, thing in masked]
+      for question in plain:
+        yield question["prefix"].split()[0], picture | question
+
+
+def make_scenes(
+  out: str | os.PathLike,
+  *,
+  codec: str | os.PathLike,
+  digits: str,
+  ask: str,
+  num_train: int,
+  num_test: int,
+  seed: int,
+) -> None:
+  """Writes train.jsonl, test_{detect,answer,segment}.jsonl and pictures.
+
+  Every line has image, height, width, prefix and suffix; those of "detect" have
+  "objects" (a list of box and label), those of "segment" have "box" and "mask"
+  (run lengths of COCO), all in pixels, as the metrics read them.
+
+  Args:
+    out: the folder to make; it appears as a whole or not at all.
+    codec: an npz file with the mask codec that writes the codes.
+    digits: "scanned", those of make_digits.py, whose test scans are in test
+      pictures only; or "printed", PRINTED others for each split.
+    ask: which questions, a key of ASK.
+    num_train: pictures of the train split.
+    num_test: pictures of the test split.
+    seed: of everything.
+
+  Raises:
+    ValueError: `out` exists already, or the codec cannot be read.
+  """
+  out = pathlib.Path(out)
+  if out.exists():
+    raise ValueError(
+      f"{out}: exists already, expected a new folder: remove it or name"
+      " another."
+    )
+  encoder = mask_codes.Encoder(codec)
+  sources = SOURCES[digits](seed)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  partial = pathlib.Path(tempfile.mkdtemp(prefix=out.name, dir=out.parent))
+  try:
+    partial.chmod(0o755)
+    for split, number in zip(SPLITS, (num_train, num_test), strict=True):
+      lines = {}
+      for kind, example in write_split(
+        partial, split, number, *sources[split], encoder, ask, seed
+      ):
+        name = "train" if split == "train" else f"test_{kind}"
+        lines.setdefault(name, []).append(json.dumps(example) + "\n")
+      for name, rows in lines.items():
+        (partial / f"{name}.jsonl").write_text("".join(rows))
+    partial.rename(out)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("out", help="the folder to make")
+  parser.add_argument("--codec", required=True, help="npz of the mask codec")
+  parser.add_argument("--digits", choices=list(SOURCES), default="scanned")
+  parser.add_argument("--ask", choices=list(ASK), default="plainly")
+  parser.add_argument("--num_train", type=int, default=12000)
+  parser.add_argument("--num_test", type=int, default=600)
+  parser.add_argument("--seed", type=int, default=0)
+  options = parser.parse_args()
+  make_scenes(**vars(options))
+  print(
+    f"scenes: {options.out} written, {options.num_train} train and"
+    f" {options.num_test} test pictures of {SIDE}x{SIDE}"
+  )
+
+
+if __name__ == "__main__":
+  command_line.run(main)
