@@ -15,14 +15,13 @@ import json
 import multiprocessing
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from paligemma.checkpoints.new_folder import new_folder
 from scripts import command_line
 
 NUM_VAL = 1000
@@ -682,15 +681,9 @@ def draw_pictures(
       f"{out}: exists already, expected a new folder: remove it or name"
       " another."
     )
-  out.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=out.name, dir=out.parent))
-  try:
-    partial.chmod(0o755)
+  with new_folder(out) as partial:
     for split, number in {"train": num, "val": num_val}.items():
       write_split(partial, split, number, seed=seed, res=res, workers=workers)
-    partial.rename(out)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:

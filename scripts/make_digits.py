@@ -8,13 +8,12 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 
 import numpy as np
 from PIL import Image
 from sklearn import datasets
 
+from paligemma.checkpoints.new_folder import new_folder
 from scripts import command_line
 
 PREFIX = "answer en what number is written here?"
@@ -106,17 +105,11 @@ def make_digits(out: str | os.PathLike) -> bool:
       f" that matches its {MANIFEST}): remove it or name another folder."
     )
   images, labels = load_scans()
-  out.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=out.name, dir=out.parent))
-  try:
-    partial.chmod(0o755)
+  with new_folder(out) as partial:
     write_split(partial, "train", images[:-NUM_TEST], labels[:-NUM_TEST])
     write_split(partial, "test", images[-NUM_TEST:], labels[-NUM_TEST:])
     manifest = {"num_images": len(images), "sha256": digest(partial)}
     (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
-    partial.rename(out)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
   return True
 
 

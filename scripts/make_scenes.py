@@ -11,13 +11,12 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
 
+from paligemma.checkpoints.new_folder import new_folder
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
 from scripts import command_line, draw_pictures, make_digits
@@ -387,10 +386,7 @@ def make_scenes(
     )
   encoder = mask_codes.Encoder(codec)
   sources = SOURCES[digits](seed)
-  out.parent.mkdir(parents=True, exist_ok=True)
-  partial = pathlib.Path(tempfile.mkdtemp(prefix=out.name, dir=out.parent))
-  try:
-    partial.chmod(0o755)
+  with new_folder(out) as partial:
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
       for kind, example in write_split(
@@ -400,9 +396,6 @@ def make_scenes(
         lines.setdefault(name, []).append(json.dumps(example) + "\n")
       for name, rows in lines.items():
         (partial / f"{name}.jsonl").write_text("".join(rows))
-    partial.rename(out)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import paligemma
 from paligemma import adapters, initial, lora, quantized, sharding, tree
 from paligemma.checkpoints import layouts
 from paligemma.models import paligemma as paligemma_model
+from tests.same_trees import assert_same
 
 RES, VOCABULARY = 28, 61
 IMG = dict(width=12, depth=2, mlp_dim=17, num_heads=3)
@@ -89,14 +90,6 @@ def adapted(base):
 def grouped():
   model = build()
   return model, random(initial.shapes(model, RES))
-
-
-def assert_same(found, expected):
-  found, expected = tree.flatten(found), tree.flatten(expected)
-  assert found.keys() == expected.keys()
-  for name, array in expected.items():
-    assert found[name].dtype == array.dtype, name
-    np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 def assert_close(found, expected, bound):

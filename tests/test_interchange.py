@@ -12,6 +12,7 @@ from paligemma import decode, initial, interchange, quantized, sharding, tree
 from paligemma.checkpoints import formats, leaves, npz, presets
 from paligemma.data import sequence
 from paligemma.models import paligemma as paligemma_model
+from tests.same_trees import assert_same
 
 RES = 28
 IMG = dict(width=12, depth=2, mlp_dim=20, num_heads=3)
@@ -28,14 +29,6 @@ def random(model, res=RES):
       for name, leaf in initial.shapes(model, res).items()
     }
   )
-
-
-def assert_same(found, expected):
-  found, expected = tree.flatten(found), tree.flatten(expected)
-  assert found.keys() == expected.keys()
-  for name, array in expected.items():
-    assert found[name].dtype == array.dtype, name
-    np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.fixture(scope="module")

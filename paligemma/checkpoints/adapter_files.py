@@ -55,7 +55,7 @@ def open(path: epath.PathLike) -> Adapters:
     if pathlib.Path(path).is_dir():
       return Adapters(*peft.open(path))
     tensors = safetensors.open(path)
-    metadata = _read_metadata(path)
+    metadata = safetensors.read_metadata(path)
     if metadata.get("format") != _FORMAT["format"]:
       raise ValueError(
         "is no adapter of paligemma; expected a file of save_adapter, or a "
@@ -108,13 +108,6 @@ def save(
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
-
-
-def _read_metadata(path) -> dict[str, str]:
-  """Of a file whose header was found to be good."""
-  with pathlib.Path(path).open("rb") as file:
-    header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-  return header.get("__metadata__", {})
 
 
 def _read_object(metadata, name) -> dict[str, Any]:

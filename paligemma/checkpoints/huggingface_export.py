@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +20,7 @@ from paligemma.checkpoints import (
 from paligemma.checkpoints import huggingface_layout as layout
 from paligemma.checkpoints.huggingface import FILE, FLOATS, INDEX, padded_rows
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+from paligemma.checkpoints.new_folder import new_folder
 
 _TABLE = "llm/embedder/input_embedding"
 _POSITIONS = "img/pos_embedding"
@@ -98,24 +97,18 @@ def save(
     )
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
-  try:
-    temporary.mkdir(parents=True)
-    _write_json(temporary / "config.json", config)
+  with new_folder(path) as folder:
+    _write_json(folder / "config.json", config)
     _write_json(
-      temporary / "generation_config.json", huggingface_config.SPECIAL_IDS
+      folder / "generation_config.json", huggingface_config.SPECIAL_IDS
     )
     _write_json(
-      temporary / "preprocessor_config.json",
+      folder / "preprocessor_config.json",
       _image_processor(config["vision_config"]),
     )
     if tokenizer is not None:
-      huggingface_tokenizer.save(temporary, tokenizer, image_token_id)
-    _write_tensors(temporary, tensors, max_shard_bytes)
-    temporary.rename(path)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+      huggingface_tokenizer.save(folder, tokenizer, image_token_id)
+    _write_tensors(folder, tensors, max_shard_bytes)
 
 
 def _num_positions(path, arrays) -> int:

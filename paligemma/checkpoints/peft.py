@@ -15,10 +15,8 @@ Heads are one axis (N H) here and there, so that a matrix is a transposed one.
 """
 
 import json
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +32,7 @@ from paligemma.checkpoints import (
   safetensors,
 )
 from paligemma.checkpoints.leaves import Leaf, Piece
+from paligemma.checkpoints.new_folder import new_folder
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
@@ -253,16 +252,10 @@ def save(
     "fan_in_fan_out": False,
     "init_lora_weights": True,
   }
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  shutil.rmtree(temporary, ignore_errors=True)
-  try:
-    temporary.mkdir(parents=True)
+  with new_folder(path) as folder:
     text = json.dumps(config, indent=2, sort_keys=True)
-    (temporary / CONFIG).write_text(text + "\n")
-    safetensors.save(temporary / FILE, tensors, {"format": "pt"})
-    temporary.rename(path)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    (folder / CONFIG).write_text(text + "\n")
+    safetensors.save(folder / FILE, tensors, {"format": "pt"})
 
 
 def _target_modules(targets, has_img) -> str:

@@ -76,6 +76,13 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
   return tensors
 
 
+def read_metadata(path: epath.PathLike) -> dict[str, str]:
+  """The strings beside the tensors of a local file that `open` found good."""
+  with pathlib.Path(path).open("rb") as file:
+    header, _ = _read_header(path, file, pathlib.Path(path).stat().st_size)
+  return header.get(_METADATA, {})
+
+
 def save(
   path: epath.PathLike,
   tensors: Mapping[str, Tensor],
