@@ -18,6 +18,8 @@ def take(array, index):
   Returns:
     float[*index.shape, ...], rows of the array in its dtype.
   """
+  # Without it, a loop over tokens would keep a copy of the bits before itself.
+  array, index = jax.lax.optimization_barrier((array, index))
   bits = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
   array, dtype = jax.lax.bitcast_convert_type(array, bits), array.dtype
   rows = jnp.take(array, index, axis=0)

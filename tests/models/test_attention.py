@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paligemma import sharding
-from paligemma.models import attention, flash
+from paligemma.models import attention, chunked, flash
 
 
 def matrix(picture):
@@ -225,20 +225,37 @@ def test_attend_softmax_is_float32_inside(dtype):
   np.testing.assert_allclose(np.asarray(out, np.float32), weight, rtol=2**-8)
 
 
+@pytest.mark.parametrize("how", ["reference", "chunked"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_attend_in_half_precision_is_near_float32(dtype):
+def test_attend_in_half_precision_is_near_float32(dtype, how):
   q, k, v, mask = random_qkv(seed=1)
   # Rounded first, so that only the computation differs.
-  q, k, v = (jnp.asarray(x, dtype) for x in (q, k, v))
-  expected = attention.attend(
-    *(x.astype(jnp.float32) for x in (q, k, v)), mask, scale=0.3
+  arrays = [jnp.asarray(x, dtype) for x in (q, k, v)]
+  pushed = jnp.asarray(random_qkv(seed=3)[0], dtype)
+
+  def value_and_gradients(how, arrays, pushed):
+    def attend(q, k, v):
+      return attention.attend(
+        q, k, v, mask, scale=0.3, implementation=how, parts=2
+      )
+
+    out, pull = jax.vjp(attend, *arrays)
+    return out, *pull(pushed)
+
+  expected = value_and_gradients(
+    "reference",
+    [x.astype(jnp.float32) for x in arrays],
+    pushed.astype(jnp.float32),
   )
-  out = attention.attend(q, k, v, mask, scale=0.3)
-  # Weights and result are each rounded once, values are up to about 3.
+  found = value_and_gradients(how, arrays, pushed)
+  # Weights, result and gradients are each rounded once, values are up to about
+  # 3, sums of them for keys and values up to about 10.
   step = float(jnp.finfo(dtype).eps)
-  np.testing.assert_allclose(
-    np.asarray(out, np.float32), expected, rtol=0, atol=4 * step
-  )
+  for a, b, steps in zip(found, expected, (4, 8, 16, 16), strict=True):
+    assert a.dtype == dtype
+    np.testing.assert_allclose(
+      np.asarray(a, np.float32), b, rtol=0, atol=steps * step
+    )
 
 
 def test_attend_without_any_key_averages():
@@ -262,12 +279,15 @@ def test_soft_cap():
   assert attention.soft_cap(z, 0) is z  # big_vision's configs write 0
 
 
-def test_masked_logit_vanishes_and_keeps_gradients_finite():
+@pytest.mark.parametrize("how", ["reference", "chunked"])
+def test_masked_logit_vanishes_and_keeps_gradients_finite(how):
   q, k, v, mask = random_qkv()
   mask = without_keys(mask, 0, 1)
 
   def total(q, k, v):
-    return jnp.sum(attention.attend(q, k, v, mask, scale=1.0))
+    return jnp.sum(
+      attention.attend(q, k, v, mask, scale=1.0, implementation=how)
+    )
 
   grads = jax.grad(total, argnums=(0, 1, 2))(
     *(jnp.asarray(x, jnp.float32) for x in (q, k, v))
@@ -424,6 +444,7 @@ def test_what_an_implementation_cannot_do(
 def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
   monkeypatch.setattr(attention, "_platform", lambda: platform)
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", logits)
+  monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", logits)
   called = []
 
   def record(name, q, *_, **__):
@@ -432,7 +453,7 @@ def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
 
   for name, where, path in (
     ("reference", attention, "_attend"),
-    ("chunked", attention, "_attend_in_parts"),
+    ("chunked", chunked, "attend"),
     ("flash", flash, "attend"),
   ):
     monkeypatch.setattr(where, path, functools.partial(record, name))

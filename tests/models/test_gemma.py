@@ -377,6 +377,22 @@ def test_half_precision_is_near_float32(dtype):
   )
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_row_alone_has_the_logits_that_it_has_among_others(dtype):
+  model, params = (
+    build("gemma", dtype=dtype),
+    make_case("gemma", scan=True).params,
+  )
+  x = np.random.default_rng(0).standard_normal((3, 1, WIDTH))
+  compute = functools.partial(
+    model.apply, {"params": params}, method="compute_logits"
+  )
+  together = compute(jnp.asarray(x, dtype))
+  alone = compute(jnp.asarray(x[1:2], dtype))
+  assert alone.shape == (1, 1, together.shape[-1])
+  np.testing.assert_allclose(alone, together[1:2], rtol=1e-6, atol=1e-6)
+
+
 def test_residual_sums_are_float32():
   # Next to 1e4 a bfloat16 step is 64: all updates of that feature would vanish.
   x, input_mask, mask_ar = random_inputs("none")
