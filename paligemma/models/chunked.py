@@ -78,10 +78,10 @@ def _forward(q, k, v, masks, window, settings):
 
   def one_part(queries):
     q, *of_queries = queries
-    logits, _ = _logits(q, k, settings)
+    logits, _ = _logits("BKGTH,BKSH->BKGTS", q, k, settings)
     seen = _seen(mask, *of_queries, window)
     if seen is not None:
-      logits = jnp.where(seen, logits, _LOWEST)
+      logits = jnp.where(seen[:, None, None], logits, _LOWEST)
     largest = logits.max(axis=-1, keepdims=True)
     weights = jnp.exp(logits - largest).astype(v.dtype)
     total = weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
@@ -96,24 +96,30 @@ def _backward(settings, kept, gradient):
   q, k, v, (mask, *of_queries), window, mixed, log_sum = kept
 
   def one_part(sums, queries):
+    # Keys before queries, "BKSGT": none of the five products has to turn one of
+    # the arrays of logits around.
     k_gradient, v_gradient = sums
     q, gradient, mixed, log_sum, *of_queries = queries
-    logits, slope = _logits(q, k, settings)
-    weights = jnp.exp(logits - log_sum)
+    logits, slope = _logits("BKSH,BKGTH->BKSGT", k, q, settings)
+    weights = jnp.exp(logits - _last(log_sum))
     seen = _seen(mask, *of_queries, window)
     if seen is not None:
-      weights = jnp.where(seen, weights, 0)
+      weights = jnp.where(
+        einops.rearrange(seen, "B T S -> B 1 S 1 T"), weights, 0
+      )
     products = gradient.astype(jnp.float32) * mixed.astype(jnp.float32)
-    by_weights = einsum_float32("BKGTH,BKSH->BKGTS", gradient, v)
-    by_logits = weights * (by_weights - products.sum(axis=-1, keepdims=True))
+    products = products.sum(axis=-1, keepdims=True)
+    by_weights = einsum_float32("BKSH,BKGTH->BKSGT", v, gradient)
+    by_logits = weights * (by_weights - _last(products))
     by_logits *= settings.scale if slope is None else settings.scale * slope
     if q.dtype == jnp.bfloat16:  # as in the backward pass of einsum_float32
       by_logits = by_logits.astype(jnp.bfloat16)
     v_gradient += einsum_float32(
-      "BKGTS,BKGTH->BKSH", weights.astype(v.dtype), gradient
+      "BKSGT,BKGTH->BKSH", weights.astype(v.dtype), gradient
     )
-    k_gradient += einsum_float32("BKGTS,BKGTH->BKSH", by_logits, q)
-    q_gradient = einsum_float32("BKGTS,BKSH->BKGTH", by_logits, k)
+    k_gradient += einsum_float32("BKSGT,BKGTH->BKSH", by_logits, q)
+    q_gradient = einsum_float32("BKSH,BKSGT->BKHGT", k, by_logits)
+    q_gradient = einops.rearrange(q_gradient, "B K H G T -> B K G T H")
     return (k_gradient, v_gradient), q_gradient.astype(q.dtype)
 
   (k_gradient, v_gradient), q_gradient = jax.lax.scan(
@@ -133,18 +139,23 @@ def _backward(settings, kept, gradient):
 _attend.defvjp(_forward, _backward)
 
 
-def _logits(q, k, settings):
-  """Capped logits float32[B, K, G, T, S], and the slope of the cap or None."""
-  logits = einsum_float32("BKGTH,BKSH->BKGTS", q, k) * settings.scale
+def _logits(equation, x, y, settings):
+  """Capped logits float32 of queries and keys, the slope of the cap or None."""
+  logits = einsum_float32(equation, x, y) * settings.scale
   if not settings.cap:
     return logits, None
   squashed = jnp.tanh(logits / settings.cap)
   return settings.cap * squashed, 1 - jnp.square(squashed)
 
 
+def _last(of_queries):
+  """[B, K, G, T, 1] -> [B, K, 1, G, T]"""
+  return einops.rearrange(of_queries, "B K G T 1 -> B K 1 G T")
+
+
 def _seen(mask, blocks, positions, window):
-  """Which keys the queries of a part see: bool[B, 1, 1, T, S], or None."""
+  """Which keys the queries of a part see: bool[B, T, S], or None."""
   if mask is None:
     return None
   part = mask.replace(query_block=blocks, query_position=positions)
-  return part.dense(window)[:, None, None]
+  return part.dense(window)
