@@ -10,7 +10,6 @@ key/value heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
 import functools
-from typing import NamedTuple
 
 import einops
 import jax
@@ -19,11 +18,6 @@ import jax.numpy as jnp
 from paligemma.models.matmul import einsum_float32
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
-
-
-class _Settings(NamedTuple):
-  scale: float
-  cap: float | None
 
 
 def attend(q, k, v, mask, window, parts, *, scale, logits_softcap=None):
@@ -58,27 +52,29 @@ def attend(q, k, v, mask, window, parts, *, scale, logits_softcap=None):
   blocks = positions = None
   if mask is not None:
     blocks, positions = split(mask.query_block, -1), split(mask.query_position)
+  # Scaled here, the logits need no pass for it.
+  q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   # In this order a product takes its factors as they lie.
   heads = "P B T (K G) H -> P B K G T H"
   q = einops.rearrange(split(q), heads, K=k.shape[2])
   k, v = (einops.rearrange(x, "B S K H -> B K S H") for x in (k, v))
-  settings = _Settings(scale, logits_softcap)
-  mixed = _attend(q, k, v, (mask, blocks, positions), window, settings)
+  masks = mask, blocks, positions
+  mixed = _attend(q, k, v, masks, window, logits_softcap)
   mixed = einops.rearrange(mixed, "P B K G T H -> B (P T) (K G) H")
   return mixed[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q, k, v, masks, window, settings):
-  return _forward(q, k, v, masks, window, settings)[0]
+def _attend(q, k, v, masks, window, cap):
+  return _forward(q, k, v, masks, window, cap)[0]
 
 
-def _forward(q, k, v, masks, window, settings):
+def _forward(q, k, v, masks, window, cap):
   mask, *of_queries = masks
 
   def one_part(queries):
     q, *of_queries = queries
-    logits, _ = _logits("BKGTH,BKSH->BKGTS", q, k, settings)
+    logits, _ = _logits("BKGTH,BKSH->BKGTS", q, k, cap)
     seen = _seen(mask, *of_queries, window)
     if seen is not None:
       logits = jnp.where(seen[:, None, None], logits, _LOWEST)
@@ -92,26 +88,27 @@ def _forward(q, k, v, masks, window, settings):
   return mixed, (q, k, v, masks, window, mixed, log_sum)
 
 
-def _backward(settings, kept, gradient):
+def _backward(cap, kept, gradient):
   q, k, v, (mask, *of_queries), window, mixed, log_sum = kept
+  products = gradient.astype(jnp.float32) * mixed.astype(jnp.float32)
+  products = products.sum(axis=-1, keepdims=True)
 
   def one_part(sums, queries):
     # Keys before queries, "BKSGT": none of the five products has to turn one of
     # the arrays of logits around.
     k_gradient, v_gradient = sums
-    q, gradient, mixed, log_sum, *of_queries = queries
-    logits, slope = _logits("BKSH,BKGTH->BKSGT", k, q, settings)
+    q, gradient, products, log_sum, *of_queries = queries
+    logits, slope = _logits("BKSH,BKGTH->BKSGT", k, q, cap)
     weights = jnp.exp(logits - _last(log_sum))
     seen = _seen(mask, *of_queries, window)
     if seen is not None:
       weights = jnp.where(
         einops.rearrange(seen, "B T S -> B 1 S 1 T"), weights, 0
       )
-    products = gradient.astype(jnp.float32) * mixed.astype(jnp.float32)
-    products = products.sum(axis=-1, keepdims=True)
     by_weights = einsum_float32("BKSH,BKGTH->BKSGT", v, gradient)
     by_logits = weights * (by_weights - _last(products))
-    by_logits *= settings.scale if slope is None else settings.scale * slope
+    if slope is not None:
+      by_logits *= slope
     if q.dtype == jnp.bfloat16:  # as in the backward pass of einsum_float32
       by_logits = by_logits.astype(jnp.bfloat16)
     v_gradient += einsum_float32(
@@ -125,7 +122,7 @@ def _backward(settings, kept, gradient):
   (k_gradient, v_gradient), q_gradient = jax.lax.scan(
     one_part,
     (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)),
-    (q, gradient, mixed, log_sum, *of_queries),
+    (q, gradient, products, log_sum, *of_queries),
   )
   return (
     q_gradient,
@@ -139,13 +136,13 @@ def _backward(settings, kept, gradient):
 _attend.defvjp(_forward, _backward)
 
 
-def _logits(equation, x, y, settings):
+def _logits(equation, x, y, cap):
   """Capped logits float32 of queries and keys, the slope of the cap or None."""
-  logits = einsum_float32(equation, x, y) * settings.scale
-  if not settings.cap:
+  logits = einsum_float32(equation, x, y)
+  if not cap:
     return logits, None
-  squashed = jnp.tanh(logits / settings.cap)
-  return settings.cap * squashed, 1 - jnp.square(squashed)
+  squashed = jnp.tanh(logits / cap)
+  return cap * squashed, 1 - jnp.square(squashed)
 
 
 def _last(of_queries):
