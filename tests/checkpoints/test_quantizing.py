@@ -1,6 +1,5 @@
 """Matrices are quantized while they are read, and read back from files."""
 
-import dataclasses
 import pathlib
 import re
 
@@ -11,30 +10,10 @@ import pytest
 
 from paligemma import quantized, sharding
 from paligemma.checkpoints import leaves, quantizing
+from tests.checkpoints.watched import Watched
 
 LINEAR = "llm/layers/mlp/linear"
 TABLE = "llm/embedder/input_embedding"
-
-
-@dataclasses.dataclass
-class Watched:
-  """A tensor that keeps how many of its rows were read at a time."""
-
-  array: np.ndarray
-  read: list[int] = dataclasses.field(default_factory=list)
-
-  @property
-  def shape(self):
-    return self.array.shape
-
-  @property
-  def dtype(self):
-    return self.array.dtype
-
-  def __getitem__(self, index):
-    rows = self.array[index]
-    self.read.append(len(rows))
-    return rows
 
 
 def random(*shape):

@@ -1,6 +1,5 @@
 """Position embeddings on other grids: by hand, and as big_vision does it."""
 
-import dataclasses
 import itertools
 
 import jax
@@ -11,6 +10,7 @@ import scipy.ndimage
 
 from paligemma.checkpoints import leaves
 from paligemma.checkpoints.resample import resample
+from tests.checkpoints.watched import Watched
 
 WIDTH = 5
 
@@ -101,36 +101,16 @@ def test_computed_in_float32_and_rounded_once(dtype):
   assert piece.tensor[...].dtype == dtype
 
 
-@dataclasses.dataclass
-class Counted:
-  """A tensor of a file, two-dimensional as that of Hugging Face."""
-
-  array: np.ndarray
-  reads: int = 0
-
-  @property
-  def shape(self):
-    return self.array.shape
-
-  @property
-  def dtype(self):
-    return self.array.dtype
-
-  def __getitem__(self, index):
-    self.reads += 1
-    return self.array[index]
-
-
 def test_nothing_is_read_before_it_is_asked_for():
   values = embedding(3)
-  tensor = Counted(values[0])
+  tensor = Watched(values[0])
   piece = leaves.Piece((), tensor, lambda x: x[None])
   leaf = resample(leaves.Leaf(values.shape, values.dtype, (piece,)), 25)
   assert leaf.shape == (1, 25, WIDTH)
-  assert tensor.reads == 0
+  assert len(tensor.read) == 0
   whole = resample(leaves.Leaf.of(values), 25).read()
   np.testing.assert_array_equal(leaf.read(), whole)
-  assert tensor.reads == 1
+  assert len(tensor.read) == 1
   part = leaf.read(index=(slice(None), slice(3, 11), slice(1, 4)))
   np.testing.assert_array_equal(part, whole[:, 3:11, 1:4])
 
