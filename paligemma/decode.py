@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import beam, samplers
+from paligemma import beam, reordered, samplers
 from paligemma.grammar import automaton
 
 # Lengths that prompts are padded to, so that few get compiled.
@@ -238,7 +238,7 @@ def _pad_prompts(text, buckets):
 
 
 @functools.partial(
-  jax.jit,
+  reordered.Program,
   static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
 )
 def _generate(
@@ -370,8 +370,8 @@ def _sample(
     left = max_decode_len - step
     allowed = automaton.restrict(grammar, place, logits, left)
     token = jnp.where(ended, pad_id, sampler(allowed, key))
-    log_prob = jax.nn.log_softmax(logits)
-    log_prob = jnp.take_along_axis(log_prob, token[:, None], axis=-1)[:, 0]
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
     log_prob = jnp.where(ended, 0.0, log_prob)
     decoded = Decoded(
       tokens=decoded.tokens.at[:, step].set(token),

@@ -36,7 +36,10 @@ class Greedy:
   stochastic: ClassVar[bool] = False
 
   def __call__(self, logits, rng=None):
-    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    # jnp.argmax takes three times as long on CPUs, a tenth of a small model.
+    is_less = logits < jnp.max(logits, axis=-1, keepdims=True)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    return jnp.min(jnp.where(is_less, logits.shape[-1], ids), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

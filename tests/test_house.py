@@ -24,6 +24,7 @@ MAY_IMPORT = {
   "paligemma.variants": (),
   "paligemma.tree": (),
   "paligemma.parts": (),
+  "paligemma.reordered": (),
   "paligemma.lora": ("tree",),
   "paligemma.quantized": ("tree",),
   "paligemma.adapters": (
@@ -41,9 +42,16 @@ MAY_IMPORT = {
   "paligemma.optim": ("variants", "tree"),
   "paligemma.sharding": ("variants", "tree"),
   "paligemma.metrics": ("variants", "tree", "calls", "data"),
-  "paligemma.models": ("variants", "tree", "parts", "lora", "quantized"),
+  "paligemma.models": (
+    "variants",
+    "tree",
+    "parts",
+    "lora",
+    "quantized",
+    "reordered",
+  ),
   "paligemma.beam": ("samplers", "grammar"),
-  "paligemma.decode": ("samplers", "beam", "grammar"),
+  "paligemma.decode": ("samplers", "beam", "grammar", "reordered"),
   "paligemma.checkpoints": ("variants", "tree", "lora", "quantized"),
   "paligemma.evals": (
     "data",

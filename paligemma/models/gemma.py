@@ -17,7 +17,7 @@ import numpy as np
 
 from paligemma import lora as lora_lib
 from paligemma import parts, quantized, tree, variants
-from paligemma.models import attention, layer_scan
+from paligemma.models import attention, few_rows, layer_scan
 from paligemma.models.remat import remat
 from paligemma.models.rows import take
 from paligemma.models.weights import adapt, matrix, product
@@ -104,11 +104,10 @@ class Embedder(nn.Module):
     if not quantized.is_quantized(table):
       table = table.astype(self.dtype)
     x = x.reshape(batch * length, width).astype(self.dtype)
-    if len(x) == 1 and x.dtype == jnp.bfloat16:
-      # On CPUs XLA converts all of a bfloat16 table for the product with one
-      # row: 155 ms for 256 MB, with two rows 15 (jax 0.10.2).
-      x = jnp.concatenate([x, x])
-    logits = product("XD,VD->XV", x, table)[: batch * length]
+    if few_rows.is_faster(x, table):
+      logits = few_rows.multiply(x, table)
+    else:
+      logits = product("XD,VD->XV", x, table)
     return logits.reshape(batch, length, -1)
 
 

@@ -33,7 +33,25 @@ def einsum_float32(equation, x, y):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _einsum_bfloat16(equation, x, y):
-  return jnp.einsum(equation, x, y, preferred_element_type=jnp.float32)
+  plain = functools.partial(
+    jnp.einsum, equation, preferred_element_type=jnp.float32
+  )
+  left, right, out = re.split(",|->", equation)
+  rows = [i for i, axis in enumerate(left) if axis not in right]
+  if not rows or any(x.shape[i] > 1 for i in rows):
+    return plain(x, y)
+
+  def twice(x, y):
+    """The product of a row alone, which is taken twice.
+
+    For one row, XLA on CPUs converts all of y to float32, or keeps a copy of
+    it so in front of a loop over tokens (jax 0.10.2).
+    """
+    axis = rows[0]
+    both = plain(jnp.repeat(x, 2, axis), y)
+    return jax.lax.slice_in_dim(both, 0, 1, axis=out.index(left[axis]))
+
+  return jax.lax.platform_dependent(x, y, cpu=twice, default=plain)
 
 
 def _fwd(equation, x, y):

@@ -85,3 +85,23 @@ def test_dot_general_accumulates_in_float32():
   jaxpr = str(jax.make_jaxpr(lambda x: dot_general(x, x, axes))(ones))
   assert "preferred_element_type=float32" in jaxpr
   assert dot_general(ones, ones, axes).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+  ("equation", "x", "y"),
+  [
+    ("BTD,CKDH->CBTKH", (1, 1, 67), (2, 3, 67, 11)),
+    ("BTNH,NHD->BTD", (1, 1, 5, 7), (5, 7, 61)),
+    ("XD,VD->XV", (1, 67), (701, 67)),
+  ],
+)
+def test_a_single_row_leaves_the_matrix_in_bfloat16(equation, x, y):
+  x, y = (
+    jax.random.normal(jax.random.key(len(shape)), shape, jnp.bfloat16)
+    for shape in (x, y)
+  )
+  multiply = jax.jit(einsum_float32, static_argnums=0)
+  program = multiply.lower(equation, x, y).compile().as_text()
+  assert f"f32[{','.join(map(str, y.shape))}]" not in program
+  exact = np.einsum(equation, *(np.asarray(z, np.float64) for z in (x, y)))
+  np.testing.assert_allclose(multiply(equation, x, y), exact, atol=1e-4)
