@@ -22,7 +22,8 @@ the cache of the file system.
 
 --peer transformers runs transformers' PaliGemma with the same weights and batch
 in the same process, in turns with ours, in float32 and in bfloat16;
-`ratio_to_best` is our median over its better one. It needs the extra [parity].
+`ratio_to_best` is our median over its better one, `floor_to_best` what no
+program passes that does the FLOPs below. It needs the extra [parity].
 --growth adds how the cost grows: memory with the batch and time with the
 resolution (train), time per token with their number (decode).
 

@@ -24,7 +24,10 @@ def describe(result):
       f"most {result['loss_difference']:.1e} from the plain form"
     )
   if peer := result.get("peer"):
-    lines.append(f"{peer['version']}: ours is {peer['ratio_to_best']:.2f} x")
+    lines.append(
+      f"{peer['version']}: ours is {peer['ratio_to_best']:.2f} x, the floor "
+      f"{peer['floor_to_best']:.2f} x"
+    )
     lines += [_row("peer", n, unit, each) for n, each in peer[figure].items()]
     for about in ("loss_difference", "equal_tokens"):
       for name, value in peer.get(about, {}).items():

@@ -36,6 +36,5 @@ def spread(values):
 
 
 def ratio(ours, theirs):
-  """The median of our rate over the best median of theirs."""
-  best = max(each["median"] for each in theirs.values())
-  return ours["median"] / best
+  """Our rate over the best median of theirs."""
+  return ours / max(each["median"] for each in theirs.values())

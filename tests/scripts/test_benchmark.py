@@ -144,6 +144,17 @@ def test_a_batch_has_prompts_and_answers_that_fill_the_input():
   assert prompts["mask_input"].all() and not prompts["mask_ar"].any()
 
 
+def test_a_step_needs_no_logits_of_the_prompt():
+  config = subject.read_config(CONFIG, "float32")
+  plan = subject.make_plan(config)
+  llm = plan.model.llm
+  prompt = config.batch_size * subject.PREFIX
+  # Forward, and back to the features: the table is frozen.
+  logits = 2 * (2 * prompt * llm.vocab_size * llm.width)
+  flops, _ = train.work(plan)
+  assert flops == plan.flops_per_step - logits
+
+
 def test_decoding_reads_the_decoder_once_a_token():
   config = subject.read_config(CONFIG, "float32")
   plan = subject.make_plan(config)
@@ -183,7 +194,7 @@ def test_contestants_run_in_turns():
   assert taken == {"a": [1, 1, 1], "b": [1, 1, 1]}
   rate = {"x": turns.spread([2.0, 9.0, 4.0]), "y": turns.spread([3.0])}
   assert rate["x"] == {"median": 4.0, "min": 2.0, "max": 9.0}
-  assert turns.ratio({"median": 10.0}, rate) == 2.5
+  assert turns.ratio(10.0, rate) == 2.5
 
 
 def test_a_mistake_is_one_line():
