@@ -2,7 +2,6 @@
 
 import runpy
 
-import jax
 import numpy as np
 
 from paligemma import initial
@@ -44,8 +43,7 @@ def read_config(spec, dtype):
     dtype: of the products and of what is frozen.
 
   Returns:
-    ml_collections.ConfigDict of a run without a schedule; on CPUs without
-    stacks of layers.
+    ml_collections.ConfigDict of a run without a schedule.
 
   Raises:
     ValueError: the file is not there or is no config.
@@ -63,9 +61,6 @@ def read_config(spec, dtype):
     config.model.img.update(BENCH_IMG)
     config.model.llm.update(BENCH_LLM)
   config.model.dtype = config.frozen_dtype = dtype
-  if jax.default_backend() == "cpu":
-    # There, XLA would convert a stack of bfloat16 weights to float32.
-    config.model.img.scan = config.model.llm.scan = False
   config.schedule = ((".*", dict(decay="constant")),)
   if config.text_len <= PREFIX:
     raise ValueError(
