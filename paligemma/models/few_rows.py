@@ -13,8 +13,10 @@ _MOST_ROWS = {"bfloat16": 4, "int8": 16}
 
 def is_faster(x, table) -> bool:
   """Whether `multiply` beats a product, with the same arguments."""
-  most = _MOST_ROWS.get(_values(table).dtype.name, 0)
-  return reordered.is_allowed() and 2 <= len(x) <= most
+  values = _values(table)
+  if values is None or not reordered.is_allowed():
+    return False
+  return 2 <= len(x) <= _MOST_ROWS.get(values.dtype.name, 0)
 
 
 def multiply(x, table):
@@ -27,7 +29,7 @@ def multiply(x, table):
 
   Args:
     x: float[X, D].
-    table: bfloat16[V, D], or a quantized table, see quantized.py.
+    table: bfloat16[V, D], or one in int8, see quantized.py.
 
   Returns:
     float32[X, V].
@@ -48,7 +50,8 @@ def multiply(x, table):
 
 
 def _values(table):
-  return table["int8"] if quantized.is_quantized(table) else table
+  """The table, or its int8 array; None in 4 bits."""
+  return table.get("int8") if quantized.is_quantized(table) else table
 
 
 def _as_float32(values):

@@ -55,6 +55,7 @@ def test_a_loop_keeps_no_float32_table():
     (5, TABLES["int8"], True),
     (17, TABLES["int8"], False),
     (2, TABLE, False),
+    (2, {"nf4": jnp.zeros((701, 34), jnp.uint8), "scale": TABLE}, False),
   ],
 )
 def test_when_it_is_faster(rows, table, faster):
