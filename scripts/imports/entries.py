@@ -2,12 +2,24 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# name of a split elsewhere -> ours
-SPLITS = {"train": "train", "val": "val", "valid": "val", "test": "test"}
-SPLITS["validation"] = SPLITS["dev"] = "val"
+# name of a split elsewhere -> ours, as the library datasets of Hugging Face
+# reads them off file names
+SPLITS = {
+  "train": "train",
+  "training": "train",
+  "val": "val",
+  "valid": "val",
+  "validation": "val",
+  "dev": "val",
+  "test": "test",
+  "testing": "test",
+  "eval": "test",
+  "evaluation": "test",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +28,14 @@ class Thing:
 
   Attributes:
     label: What it is.
-    box: (y0, x0, y1, x1) in pixels.
+    box: (y0, x0, y1, x1) in pixels, or as shares.
     where: The place to name in an error, "instances.json: annotation 17".
     mask: None, or polygons or a run-length mask of COCO.
     crowd: Whether it stands for many, which are neither asked for nor wrong to
       name.
     area: In pixels, where it is not that of the box.
+    shares: Whether the box, and polygons, are given as shares of the sides of
+      the image, 0 to 1, in place of pixels.
   """
 
   label: str
@@ -30,6 +44,7 @@ class Thing:
   mask: Sequence[Sequence[float]] | dict[str, Any] | None = None
   crowd: bool = False
   area: float | None = None
+  shares: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +52,8 @@ class Entry:
   """An image with its annotations; those that it does not have are None.
 
   Attributes:
-    image: Path of the file; without one, a name for `data`.
+    image: Path of the file; without one, a name for `data`. Several paths where
+      one prompt is about several pictures.
     where: The place to name in an error, "captions.csv:12".
     split: "train", "val", "test" or another name.
     data: Contents of an image that is no file.
@@ -49,7 +65,7 @@ class Entry:
     fields: Further keys for the JSONL.
   """
 
-  image: pathlib.Path
+  image: pathlib.Path | tuple[pathlib.Path, ...]
   where: str
   split: str = "train"
   data: bytes | None = None
@@ -77,14 +93,19 @@ class Annotations:
 class Problems:
   """A context around what may be bad: ends in its ValueError, or counts it.
 
+  It stands around a whole picture: one object that is bad takes its picture
+  out, as a model would learn to miss what a picture shows without annotation.
+
   Attributes:
     skip: Whether errors are only counted.
     messages: Of what was skipped.
+    notes: Of what was put right, {what: (count, place of the first)}.
   """
 
   def __init__(self, skip: bool = False):
     self.skip = skip
     self.messages = []
+    self.notes = {}
 
   def __enter__(self):
     return self
@@ -95,7 +116,28 @@ class Problems:
     self.messages.append(str(error))
     return True
 
+  def note(self, what: str, where: str) -> None:
+    """Counts what was put right, such as "boxes cut to their picture"."""
+    count, first = self.notes.get(what, (0, where))
+    self.notes[what] = count + 1, first
+
 
 def split_name(name: str) -> str:
   """The split's name in our spelling: "validation" is "val"."""
   return SPLITS.get(name.lower(), name)
+
+
+def split_of(path: pathlib.PurePath) -> str | None:
+  """The split that a path names, None without one.
+
+  The name of the file goes before its folder, and that before the ones above;
+  words end at anything but letters: "vqa-dev/train_0.parquet" is "train".
+
+  Args:
+    path: relative to the data set, so that no folder above it is read.
+  """
+  for name in reversed(path.parts):
+    for word in re.split(r"[\W\d_]+", name.lower()):
+      if word in SPLITS:
+        return SPLITS[word]
+  return None

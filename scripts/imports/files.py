@@ -16,11 +16,22 @@ def read_text(path: pathlib.Path) -> str:
     ValueError: it cannot be read, or is in another encoding.
   """
   try:
-    return path.read_text(encoding="utf-8-sig")
+    return path.read_bytes().decode("utf-8-sig")
   except OSError as error:
     raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
   except UnicodeDecodeError as error:
     raise ValueError(f"{path}: not UTF-8: {error}") from None
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+  r"""The lines of a text file, without their ends, which are \n or \r\n.
+
+  Other characters that str.splitlines cuts at, as U+2028, belong to a text.
+
+  Raises:
+    ValueError: as read_text.
+  """
+  return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
 def read_json(path: pathlib.Path) -> Any:
