@@ -272,6 +272,8 @@ def _folder(arg, clip):
   names = ("train", "val") if arg.final_split else ("train",)
   # Videos to train on are cut into frames by an op, which begins anywhere.
   train = {name: jsonl(name, num_frames=None) for name in names}
+  for split in train.values():
+    split.source["weight"] = None  # its size: as if both were one file
   splits = _names(arg.splits) or ["val"]
   return train, {name: jsonl(name, **frames) for name in splits}
 

@@ -35,18 +35,28 @@ def make_tokenizer(config, model):
 
 
 def make_sources(config):
-  """Opens the training data: a list of (source, weight)."""
-  specs = [spec.to_dict() for spec in config.train.sources.values()]
-  return [(_source(spec), spec.get("weight", 1.0)) for spec in specs]
+  """Opens the training data: a list of (source, weight).
 
-
-def examples_per_epoch(config, train_sources):
-  """Examples of the data set, or of the largest share of a mixture.
-
-  An epoch of a mixture ends when every source has been seen once.
+  A source of weight None weighs as many as it has examples, so that those of
+  all such sources are as likely as in one file; the default is 1.
   """
-  total = sum(weight for _, weight in train_sources)
-  return round(max(len(s) * total / weight for s, weight in train_sources))
+  opened = []
+  for spec in config.train.sources.values():
+    spec = spec.to_dict()
+    source, weight = _source(spec), spec.get("weight", 1.0)
+    opened.append((source, len(source) if weight is None else weight))
+  return opened
+
+
+def examples_per_epoch(train_sources):
+  """Number of examples of all sources together.
+
+  Where weights are other than sizes, an epoch of a mixture so holds some
+  examples more than once and others not at all.
+
+  Source: `training` of big_vision/input_pipeline.py, which sums them likewise.
+  """
+  return sum(len(source) for source, _ in train_sources)
 
 
 def train_batches(config, train_sources, tok):

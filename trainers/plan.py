@@ -41,7 +41,7 @@ class Plan:
     self.sources = None
     if examples_per_epoch is None:
       self.sources = inputs.make_sources(config)
-      examples_per_epoch = inputs.examples_per_epoch(config, self.sources)
+      examples_per_epoch = inputs.examples_per_epoch(self.sources)
     self.sizes = {
       "batch_size": config.batch_size,
       "examples_per_epoch": examples_per_epoch,

@@ -52,7 +52,7 @@ def get_config(argument=None):
   if method.lora:  # tune=lora and tune=qlora_... add adapters
     config.model.lora = dict(method.lora)
 
-  # Data. Several sources are mixed by weight.
+  # Data. Several sources are mixed by weight; None is the source's size.
   config.train = ConfigDict()
   config.train.sources = dict(
     main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)

@@ -97,7 +97,6 @@ def test_values_that_are_their_own():
     for name, source in config_of("chartqa").train.sources.items()
   }
   assert weights == {"human": 7398, "augmented": 20901}
-  assert config_of("vertexai_l4").learning_rate == 0.1
 
 
 @pytest.mark.parametrize("task", FACTS)
@@ -149,6 +148,7 @@ def test_videos(task, stride):
       "kind": "video_jsonl",
       "path": f"data/{task}/train.jsonl",
       "num_frames": None,
+      "weight": None,
     }
   }
   first = config.train.ops[0]
@@ -182,9 +182,9 @@ def test_arguments():
   assert config.trainable == common.TRAINABLE["attention"]
   assert config.weight_decay_mults == ()
   assert (config.init, config.tokenizer) == ("a.npz", "b.model")
-  assert [s.path for s in config.train.sources.values()] == [
-    "my/folder/train.jsonl",
-    "my/folder/val.jsonl",
+  assert [(s.path, s.weight) for s in config.train.sources.values()] == [
+    ("my/folder/train.jsonl", None),
+    ("my/folder/val.jsonl", None),
   ]
   assert {n: s.source.path for n, s in config.evals.items()} == {
     "pplx": "my/folder/val.jsonl",
@@ -382,6 +382,19 @@ def test_texts(task, write, picture):
 
 
 SIZES = {"batch_size": 8, "examples_per_epoch": 8, "total_steps": 2}
+
+
+@pytest.mark.parametrize("task", ["okvqa", "msvd_qa"])
+def test_a_final_run_sees_every_example_of_a_folder_equally_often(task, write):
+  """Eight to train on and three held out: an epoch has eleven, each once."""
+  folder = write(FACTS[task].example)
+  config = config_of(task, data=folder, final_split="true")
+  sources = inputs.make_sources(config)
+  assert [weight for _, weight in sources] == [8, 3]
+  assert inputs.examples_per_epoch(sources) == 11
+  assert all(
+    "weight" not in spec.source.to_dict() for spec in config.evals.values()
+  )
 
 
 def test_pope_only_evaluates(write):
