@@ -88,16 +88,16 @@ class Decode:
 class Resize:
   """Resizes to uint8, where an op such as DrawBox needs the final size.
 
-  `Preprocess` resizes by itself, and need not round to uint8 in between.
+  `Preprocess` resizes by itself, and need not cut to uint8 in between.
 
   Attributes:
     size: (height, width) in pixels.
     method: Key of image.KERNELS. Default "bilinear".
-    antialias: Widen the kernel when the image shrinks. Default True; big_vision
-      trains nlvr2 and refcoco_seg without.
+    antialias: Widen the kernel when the image shrinks. Default True.
     key: Field of the image. Default "image"; objects belong to that one.
 
-  Source: `resize` of big_vision, which truncates where we round to nearest.
+  Source: `resize` of big_vision, which truncates to uint8 as well; its default
+  is without antialias.
   """
 
   size: tuple[int, int]
@@ -111,8 +111,7 @@ class Resize:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     image = _read(example, self.key)
-    new = image_lib.resize(image, self.size, self.method, self.antialias)
-    new = np.clip(np.rint(new), 0, 255).astype(np.uint8)
+    new = image_lib.truncated(image, self.size, self.method, self.antialias)
     if self.key != "image":
       return {**example, self.key: new}
     return _replace(
@@ -120,6 +119,63 @@ class Resize:
       new,
       lambda things: objects.resize(things, image.shape[:2], self.size),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeSmall:
+  """Resizes so that the smaller side has a given length, the aspect kept.
+
+  Attributes:
+    side: In pixels.
+    method: Key of image.KERNELS. Default "area".
+    antialias: As of Resize, of no effect on "area". Default True.
+
+  Source: `resize_small` of big_vision, likewise to uint8; its default is
+  without antialias.
+  """
+
+  side: int
+  method: str = "area"
+  antialias: bool = True
+
+  def __post_init__(self):
+    tree.lookup(image_lib.KERNELS, self.method, "resize method")
+    _check_size("ResizeSmall", (self.side, self.side))
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    sides = np.array(_size(example), np.float32)
+    rounded = np.rint(sides * np.float32(self.side / sides.min()))
+    size = tuple(int(side) for side in rounded)
+    return Resize(size, self.method, self.antialias)(example, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+  """Cuts the middle out of an image.
+
+  Attributes:
+    size: (height, width) in pixels. A smaller image is an error: ResizeSmall
+      first. Default None: the largest square.
+    min_visible: As of RandomCrop. Default 0.25.
+
+  Source: `central_crop` of big_vision.
+  """
+
+  size: tuple[int, int] | None = None
+  min_visible: float = 0.25
+
+  def __post_init__(self):
+    if self.size is not None:
+      _check_size("CentralCrop", self.size)
+    _check_shares("CentralCrop", min_visible=self.min_visible)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    height, width = _size(example)
+    size = self.size or 2 * (min(height, width),)
+    _check_fits(example, (height, width), size)
+    y, x = (height - size[0]) // 2, (width - size[1]) // 2
+    window = (y, x, y + size[0], x + size[1])
+    return _crop(example, window, self.min_visible)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,11 +261,7 @@ class RandomCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     height, width = _size(example)
-    if height < self.size[0] or width < self.size[1]:
-      raise ValueError(
-        f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
-        f"than a crop of {self.size[0]}x{self.size[1]}; put Resize before it"
-      )
+    _check_fits(example, (height, width), self.size)
     y = int(rng.integers(height - self.size[0] + 1))
     x = int(rng.integers(width - self.size[1] + 1))
     window = (y, x, y + self.size[0], x + self.size[1])
@@ -419,6 +471,15 @@ def _replace(example, image, move):
     if key in example:
       result[key] = side
   return result
+
+
+def _check_fits(example, of_image, of_crop):
+  (height, width), (rows, columns) = of_image, of_crop
+  if height < rows or width < columns:
+    raise ValueError(
+      f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
+      f"than a crop of {rows}x{columns}; put Resize before it"
+    )
 
 
 def _check_size(op, size):
