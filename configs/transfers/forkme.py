@@ -69,6 +69,7 @@ def get_config(argument=None):
   config.optimizer = method.optimizer  # sgd, see common.METHODS
   config.optimizer_args = dict()  # e.g. dict(momentum=0.9)
   config.learning_rate = method.learning_rate  # 0.03
+  config.learning_rate_mults = ()  # e.g. (("img/.*", 0.1),)
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
   config.weight_decay = 0.0
   config.weight_decay_mults = config_dict.placeholder(tuple)  # every matrix
