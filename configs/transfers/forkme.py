@@ -70,10 +70,12 @@ def get_config(argument=None):
   config.optimizer_args = dict()  # e.g. dict(momentum=0.9)
   config.learning_rate = method.learning_rate  # 0.03
   config.learning_rate_mults = ()  # e.g. (("img/.*", 0.1),)
-  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
+  warmup = method.warmup  # 0.1
+  config.schedule = ((".*", dict(decay="cosine", warmup_percent=warmup)),)
   config.weight_decay = 0.0
   config.weight_decay_mults = config_dict.placeholder(tuple)  # every matrix
-  config.clip_norm = config_dict.placeholder(float)  # None
+  config.clip_norm = config_dict.placeholder(float)
+  config.clip_norm = method.clip_norm  # None
   config.label_smoothing = 0.0
   config.accumulate_steps = 1
   config.ema_decay = config_dict.placeholder(float)

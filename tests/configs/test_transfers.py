@@ -45,6 +45,14 @@ def test_all_published_transfers_are_here():
   assert len(found - {"detection"} | {"forkme", "vertexai_l4"}) == 34
 
 
+def test_differences_on_purpose_name_transfers_and_a_reason():
+  known = FACTS.keys() | {"forkme", "vertexai_l4"}
+  for difference in transfer_facts.DIFFERENCES:
+    assert known >= set(difference.transfers), difference
+    assert difference.there != difference.here
+    assert difference.why
+
+
 @pytest.mark.parametrize("task", FACTS)
 def test_defaults(task):
   config = config_of(task)

@@ -562,3 +562,123 @@ STRIDES = {
   "activitynet_qa": 70,
   "vatex_cap": 7,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """Where a published recipe is not followed, on purpose.
+
+  Attributes:
+    transfers: their names; none: all.
+    there: in big_vision.
+    here: in this project.
+    why: the reason.
+  """
+
+  transfers: tuple[str, ...]
+  there: str
+  here: str
+  why: str
+
+
+DIFFERENCES = (
+  Difference(
+    ("forkme",),
+    "all weights by Adam at 1e-5, pictures truncated to uint8",
+    "attention weights by plain SGD at 0.03, pictures not truncated; tune=full "
+    "is Adam at 1e-5, clipped and warmed up as there",
+    "it is the recipe of the fine-tuning notebook, which fits one GPU",
+  ),
+  Difference(
+    ("forkme",),
+    "weight decay of 3e-7 a step, on kernels of the image tower alone",
+    "none",
+    "it moves them by less than a thousandth in 3000 steps",
+  ),
+  Difference(
+    ("forkme",),
+    "the rows to be answered have their answer in the prompt, and the "
+    "perplexity is over prompt and padding too",
+    "a prompt takes no answer; the perplexity is that of the answer",
+    "both are slips of that config",
+  ),
+  Difference(
+    (),
+    "matrices are multiplied in float32, which on TPUs is bfloat16",
+    "in bfloat16; --config.model.dtype=float32 is float32 everywhere",
+    "the same on TPUs, and half the memory elsewhere",
+  ),
+  Difference(
+    (),
+    "evaluated 4 to 20 times in a run, on some of the training data as well",
+    "4 times, or once where it was once, on what is held out",
+    "scores that nobody reports cost as much as those that count",
+  ),
+  Difference(
+    (),
+    "perplexity of two or three splits, of the English one in coco35l",
+    "of the first that is evaluated",
+    "one is enough to see a run go wrong",
+  ),
+  Difference(
+    (),
+    "a JSON file of predictions, under the names of the test server",
+    "predictions.jsonl, the same for all; no metric where answers are hidden",
+    "one form that every script reads",
+  ),
+  Difference(
+    (),
+    "a buffer of 50,000 examples is shuffled, the k-th answer is that of an "
+    "example's hash and epoch",
+    "the whole data set is shuffled; answers are drawn by seed and epoch",
+    "a run is the same bit for bit after a restart and on other devices",
+  ),
+  Difference(
+    (),
+    "JPEG by a fast transform; EXIF orientation and transparency are ignored",
+    "exact JPEG, up to 17 levels of 255 away; upright, over white",
+    "it is what other decoders show, and what the picture means",
+  ),
+  Difference(
+    (),
+    "resolutions without a best of the sweep take the default values",
+    "they take the best of the next lower resolution",
+    "the defaults are older than the sweeps",
+  ),
+  Difference(
+    ("cococap", "textcaps"),
+    "every beam may end at every step and competes with those that end",
+    "it does where nothing else ended",
+    "see beam.search: an answer that no beam would give first is none",
+  ),
+  Difference(
+    ("cococap", "coco35l", "textcaps"),
+    "crop=ic corrects a crop by one pixel where rounding leaves the bounds",
+    "it draws again",
+    "the distribution is that of the definition",
+  ),
+  Difference(
+    ("coco35l",),
+    "Crossmodal-3600 is scored against captions that are not split into words",
+    "against those that are",
+    "the captions to train on are split",
+  ),
+  Difference(
+    ("refcoco_seg",),
+    "crop=zic_mild",
+    "not offered; object_ops and image_ops have zoom, crops and flips",
+    "its ops are not part of big_vision",
+  ),
+  Difference(
+    ("refcoco_seg",),
+    "5 epochs of batches of 64 unless swept",
+    "the swept 100 epochs of batches of 256, at 896 of 64",
+    "the published checkpoints are of those",
+  ),
+  Difference(
+    ("pope",),
+    "optimizer identity over all weights",
+    "no weight is trainable",
+    "it trains nothing either way, and needs no memory for it",
+  ),
+)
