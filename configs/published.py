@@ -23,7 +23,7 @@ Where the examples come from:
     splits=val+test    what is evaluated; of a folder, val.jsonl and test.jsonl.
                        Default: all that were published, or val of a folder
     final_split=true   train on the validation data too, as the models of the
-                       published scores were
+                       published scores were; every example is as likely
 
 Images are resized as there, for many transfers without antialiasing. Texts are
 cut at text_len, as there.

@@ -58,7 +58,8 @@ def get_config(argument=None):
     main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)
   )
   config.train.ops = ()  # e.g. (text_ops.Format("answer en {question}"),)
-  config.train.resize = "bilinear"  # as the reference; or "hf", "bicubic"
+  # As the notebook; "reference_uint8" as big_vision's configs, or "hf", ...
+  config.train.resize = "bilinear"
   config.train.too_long = "error"  # or "truncate" the suffix
   config.train.on_bad = "stop"  # or "skip" bad examples and count them
   config.train.num_workers = 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import common
-from paligemma import optim, sharding, tree, variants
+from paligemma import metrics, optim, sharding, tree, variants
 from paligemma.data import image_ops, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
@@ -184,6 +184,27 @@ def test_evaluators(task):
     )
     assert "resize" not in config.evals.pplx
   assert ("pplx" in config.evals) == (task not in ("pope", "detection"))
+
+
+# Where to_lower is True in big_vision; in the others that compare answers it
+# is False, by default or, in ai2d, by word.
+WITHOUT_CASE = {
+  *("chartqa", "docvqa", "infovqa", "ocrvqa", "rsvqa_hr", "rsvqa_lr", "stvqa"),
+}
+
+
+@pytest.mark.parametrize("task", FACTS)
+def test_answers_are_compared_with_or_without_case(task):
+  facts = FACTS[task]
+  if facts.metric.split("(")[0] not in ("vqa", "chartqa", "rsvqa"):
+    return
+  metric = metrics.make(facts.metric)
+  assert metric.lower == (task in WITHOUT_CASE)
+  answer = {facts.key: ["Red Barn"] * 3} | {"question_type": "comp"}
+  if task == "chartqa" or not isinstance(facts.example[facts.key], list):
+    answer[facts.key] = "Red Barn"
+  scores = metric(["red barn"], [answer], answer_key=facts.key)
+  assert scores["acc"] == (task in WITHOUT_CASE)
 
 
 @pytest.mark.parametrize("task", [t for t in FACTS if t not in STRIDES])
