@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import tree
+from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
 
@@ -50,7 +51,7 @@ class Jsonl:
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(image_root or epath.Path(path).parent)
+    self._root = self._lines.root(image_root)
 
   def __len__(self) -> int:
     return len(self._lines)
@@ -64,7 +65,9 @@ class Jsonl:
         f'{where}: expected a path under the key "image", found '
         f"{_found(fields, 'image')}"
       )
-    images = [_read_file(self._root, "image", name, where) for name in names]
+    images = [
+      pictures.read(name, root=self._root, where=where) for name in names
+    ]
     image = images if isinstance(value, list) else images[0]
     return {**fields, "image": image, "_image_path": value, "_where": where}
 
@@ -102,7 +105,7 @@ class VideoJsonl:
     short: str = "tile",
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(video_root or epath.Path(path).parent)
+    self._root = self._lines.root(video_root)
     self._frames = None
     if num_frames is not None:
       self._frames = video_lib.Frames(num_frames, stride, short)
@@ -118,7 +121,12 @@ class VideoJsonl:
         f'{where}: expected a path under the key "video", found '
         f"{_found(fields, 'video')}"
       )
-    image = _read_file(self._root, "video", name, where, self._frames)
+    path = files.resolve(name, self._root, what="video", where=where)
+    if self._frames is None:
+      image = files.read(path, what="video", where=where)
+    else:
+      with files.open_binary(path, what="video", where=where) as file:
+        image = self._frames.sample(file, where=f"{where}: {path}")
     return {**fields, "image": image, "_video_path": name, "_where": where}
 
   def __str__(self) -> str:
@@ -277,8 +285,12 @@ class _Lines:
   """The objects of a JSONL file and their places, by index."""
 
   def __init__(self, path):
-    self._path = epath.Path(path)
+    self._path = files.resolve(path, what="data")
     self._positions = _line_positions(self._path)
+
+  def root(self, folder):
+    """The folder that names in the lines are relative to."""
+    return self._path.parent if not folder else files.resolve(folder)
 
   def __len__(self):
     return len(self._positions)
@@ -286,7 +298,7 @@ class _Lines:
   def __getitem__(self, index):
     number, offset = self._positions[index]
     where = f"{self._path}:{number}"
-    with self._path.open("rb") as file:
+    with files.open_binary(self._path, what="data") as file:
       file.seek(offset)
       line = file.readline()
     return _parse_line(line, where), where
@@ -298,14 +310,11 @@ class _Lines:
 def _line_positions(path):
   """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
   positions, offset = [], 0
-  try:
-    with path.open("rb") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          positions.append((number, offset))
-        offset += len(line)
-  except OSError as error:
-    raise ValueError(f"{path}: cannot read data: {error}") from None
+  with files.open_binary(path, what="data") as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        positions.append((number, offset))
+      offset += len(line)
   if not positions:
     raise ValueError(f"{path}: empty data set, expected a JSON object a line")
   return np.array(positions, np.int64)
@@ -333,21 +342,8 @@ def _parse_line(line, where):
 
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
-    return f"{fields[key]!r}"
+    return f"{fields[key]!r:.200}"
   return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
-
-
-def _read_file(root, kind, name, where, frames=None):
-  """The contents of an image or a video, or some frames of a video."""
-  path = epath.Path(name) if "://" in name else root / name
-  try:
-    if frames is None:
-      return path.read_bytes()
-    with path.open("rb") as file:
-      return frames.sample(file, where=f"{where}: {path}")
-  except OSError as error:
-    reason = error.strerror or error
-    raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
 
 
 def _open_tfds(name, split, data_dir, image_key):
