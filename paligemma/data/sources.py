@@ -74,6 +74,15 @@ class Jsonl:
   def __str__(self) -> str:
     return str(self._lines)
 
+  def frames(self) -> int:
+    """Returns how many images the first line lists; 0 if it names one alone.
+
+    It is what Preprocess(frames=...) expects of every line.
+    """
+    fields, _ = self._lines[0]
+    value = fields.get("image")
+    return len(value) if isinstance(value, list) else 0
+
 
 class VideoJsonl:
   """PaliGemma JSONL of videos: one object a line, with the path of a video.
