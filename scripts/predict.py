@@ -3,7 +3,8 @@
     python -m scripts.predict --ckpt runs/mine --tokenizer tokenizer.model \
       --data images.jsonl --prompt "caption en" --out captions.jsonl
 
-Each line of --data names an "image", relative to the file. The prompt is its
+Each line of --data names an "image", relative to the file, or a list of them,
+as long in every line, which are asked about together. The prompt is its
 "prefix", unless --prompt gives one for all, in which {name} stands for a field
 of the line: "answer en {question}". --ckpt is the workdir of a run, or a
 checkpoint of any other format. Predictions are appended as they are made;
@@ -92,6 +93,7 @@ def predict(
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),
       resize=resize,
+      frames=source.frames(),
     ),
     tokenizer=tok,
     batch_size=batch_size,

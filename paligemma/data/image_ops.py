@@ -1,8 +1,9 @@
 """Ops on the image of a raw example; its objects stay where they belong.
 
-The image is encoded (bytes) or pixels (uint8[H, W, 3]); ops decode it when they
-must. Those that move pixels move the example's "objects" (data/objects.py) with
-them, and keep its "height" and "width", if it has them, those of the image.
+The image is encoded (bytes) or pixels (uint8[H, W, 3]), or whatever else
+`pixels` takes; ops decode it when they must. Those that move pixels move the
+example's "objects" (data/objects.py) with them, and keep its "height" and
+"width", if it has them, those of the image.
 They take one image: several frames are put together by `Stack`, the last op.
 
 An op that `augments` is for training alone: an evaluator that has no ops of its
@@ -17,60 +18,16 @@ import re
 from typing import ClassVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from paligemma import tree
 from paligemma.data import fields, objects
 from paligemma.data import image as image_lib
 from paligemma.data.fields import Example
+from paligemma.data.pictures import pixels, size
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
-
-
-def pixels(image: bytes | np.ndarray, *, where: str = "image") -> np.ndarray:
-  """Returns uint8[H, W, 3] of an image that is encoded, or is that already.
-
-  Args:
-    image: File contents, or uint8[H, W, 3], which comes back as it is.
-    where: What the message of an error begins with.
-
-  Raises:
-    ValueError: Neither, or not a readable image.
-  """
-  if isinstance(image, bytes):
-    return image_lib.decode(image, where=where)
-  if not isinstance(image, np.ndarray):
-    several = isinstance(image, list | tuple)
-    found = f"{len(image)} frames" if several else type(image).__name__
-  elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    found = f"{image.dtype}{list(image.shape)}"
-  elif not image.size:
-    found = f"an empty image, {list(image.shape)}"
-  else:
-    return image
-  raise ValueError(
-    f"{where}: found {found}, expected one image, encoded or as "
-    "uint8[height, width, 3]"
-  )
-
-
-def size(image: bytes | np.ndarray, *, where: str = "image") -> tuple[int, int]:
-  """Returns (height, width) of an image; of an encoded one, from its header.
-
-  It is that of `pixels`: an EXIF orientation counts.
-  """
-  if isinstance(image, bytes):
-    try:
-      with Image.open(io.BytesIO(image), formats=image_lib.FORMATS) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        return (width, height) if turned else (height, width)
-    except Exception:  # what is wrong with it, or whether, decoding will say
-      pass
-  height, width, _ = pixels(image, where=where).shape
-  return height, width
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,9 +64,9 @@ class Preprocess:
 
     Args:
       example: Fields as from a source: "_where", and after the ops "image",
-        encoded (bytes) or uint8[H, W, 3], or `frames` of those; "prefix" and,
-        when training, "suffix", of which "unsupervised", if there, gives the
-        parts that are no targets.
+        as of `pictures.pixels`, or `frames` of those; "prefix" and, when
+        training, "suffix", of which "unsupervised", if there, gives the parts
+        that are no targets.
       rng: The only randomness the ops may use.
 
     Returns:
@@ -86,8 +86,7 @@ class Preprocess:
     except ValueError as error:
       raise ValueError(f"{fields.where(example)}: {error}") from None
     image = fields.read(example, "image")
-    to_input = self._frames if self.frames else self._image
-    return {"image": to_input(image, fields.where(example)), **arrays}
+    return {"image": self._images(image, fields.where(example)), **arrays}
 
   def prepare(
     self,
@@ -174,13 +173,19 @@ class Preprocess:
     pixels = image_ops.pixels(image, where=where)
     return image_lib.PREPROCESSING[self.resize](pixels, (self.res, self.res))
 
-  def _frames(self, images, where):
-    several = isinstance(images, list | tuple) or np.ndim(images) == 4
-    if not several or len(images) != self.frames:
-      found = f"{len(images)} frames" if several else "one image"
+  def _images(self, images, where):
+    several = (
+      isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    )
+    found = f"{len(images)} frames" if several else "one image"
+    expected = f"{self.frames} frames" if self.frames else "one image"
+    if found != expected:
       raise ValueError(
-        f'{where}: expected {self.frames} frames under "image", found {found}'
+        f'{where}: expected {expected} under "image", found {found}; what '
+        f"`frames` of the config says ({self.frames}) holds for every example"
       )
+    if not several:
+      return self._image(images, where)
     rows = np.empty((self.frames, self.res, self.res, 3), np.float32)
     for i, image in enumerate(images):
       rows[i] = self._image(image, f"{where}, frame {i}")

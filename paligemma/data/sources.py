@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import tree
+from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
 
@@ -51,7 +52,7 @@ class Jsonl:
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(image_root or epath.Path(path).parent)
+    self._root = self._lines.root(image_root)
 
   def __len__(self) -> int:
     return len(self._lines)
@@ -60,7 +61,9 @@ class Jsonl:
     example = self._described(*self._lines[index])
     value, where = example["_image_path"], example["_where"]
     names = value if isinstance(value, list) else [value]
-    images = [_read_file(self._root, "image", name, where) for name in names]
+    images = [
+      pictures.read(name, root=self._root, where=where) for name in names
+    ]
     image = images if isinstance(value, list) else images[0]
     return {**example, "image": image}
 
@@ -80,6 +83,15 @@ class Jsonl:
 
   def __str__(self) -> str:
     return str(self._lines)
+
+  def frames(self) -> int:
+    """Returns how many images the first line lists; 0 if it names one alone.
+
+    It is what Preprocess(frames=...) expects of every line.
+    """
+    fields, _ = self._lines[0]
+    value = fields.get("image")
+    return len(value) if isinstance(value, list) else 0
 
 
 class VideoJsonl:
@@ -112,7 +124,7 @@ class VideoJsonl:
     short: str = "tile",
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(video_root or epath.Path(path).parent)
+    self._root = self._lines.root(video_root)
     self._frames = None
     if num_frames is not None:
       self._frames = video_lib.Frames(num_frames, stride, short)
@@ -123,7 +135,12 @@ class VideoJsonl:
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._described(*self._lines[index])
     name, where = example["_video_path"], example["_where"]
-    image = _read_file(self._root, "video", name, where, self._frames)
+    path = files.resolve(name, self._root, what="video", where=where)
+    if self._frames is None:
+      image = files.read(path, what="video", where=where)
+    else:
+      with files.open_binary(path, what="video", where=where) as file:
+        image = self._frames.sample(file, where=f"{where}: {path}")
     return {**example, "image": image}
 
   def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
@@ -317,8 +334,12 @@ class _Lines:
   """The objects of a JSONL file and their places, by index."""
 
   def __init__(self, path):
-    self._path = epath.Path(path)
+    self._path = files.resolve(path, what="data")
     self._positions = _line_positions(self._path)
+
+  def root(self, folder):
+    """The folder that names in the lines are relative to."""
+    return self._path.parent if not folder else files.resolve(folder)
 
   def __len__(self):
     return len(self._positions)
@@ -326,7 +347,7 @@ class _Lines:
   def __getitem__(self, index):
     number, offset = self._positions[index]
     where = f"{self._path}:{number}"
-    with self._path.open("rb") as file:
+    with files.open_binary(self._path, what="data") as file:
       file.seek(offset)
       line = file.readline()
     return _parse_line(line, where), where
@@ -350,14 +371,11 @@ class _Lines:
 def _line_positions(path):
   """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
   positions, offset = [], 0
-  try:
-    with path.open("rb") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          positions.append((number, offset))
-        offset += len(line)
-  except OSError as error:
-    raise ValueError(f"{path}: cannot read data: {error}") from None
+  with files.open_binary(path, what="data") as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        positions.append((number, offset))
+      offset += len(line)
   if not positions:
     raise ValueError(f"{path}: empty data set, expected a JSON object a line")
   return np.array(positions, np.int64)
@@ -385,21 +403,8 @@ def _parse_line(line, where):
 
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
-    return f"{fields[key]!r}"
+    return f"{fields[key]!r:.200}"
   return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
-
-
-def _read_file(root, kind, name, where, frames=None):
-  """The contents of an image or a video, or some frames of a video."""
-  path = epath.Path(name) if "://" in name else root / name
-  try:
-    if frames is None:
-      return path.read_bytes()
-    with path.open("rb") as file:
-      return frames.sample(file, where=f"{where}: {path}")
-  except OSError as error:
-    reason = error.strerror or error
-    raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
 
 
 def _open_tfds(name, split, data_dir, image_key):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma import decode, interchange
+from paligemma import api, decode, interchange
 from paligemma.data import preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
@@ -107,6 +107,30 @@ def test_a_prompt_for_all_of_fields(tiny, tmp_path, lines, expected):
   assert [x["prefix"] for x in found] == [f"what is {i}" for i in range(23)]
   assert texts(found) == expected((text_ops.Format(prompt),))
   assert texts(found) != texts(lines)
+
+
+def test_several_pictures_a_line(tiny, tmp_path):
+  """As many in each line need no option; another number is named."""
+  data = tiny.folder / "pairs.jsonl"  # beside the pictures
+  pairs = [["1.png", "2.png"], ["2.png", "1.png"], ["3.png", "3.png"]]
+  rows = [{"image": pair, "prefix": "what digit"} for pair in pairs]
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run(tiny, tmp_path / "y.jsonl", data=data) == 3
+  found = predictions.read(tmp_path / "y.jsonl", 3)
+  assert [line["image"] for line in found] == pairs
+  asked = [[tiny.folder / name for name in pair] for pair in pairs]
+  model, params = interchange.load(tiny.weights)
+  tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
+  answers = api.generate(
+    model, params, tok, asked, "what digit", max_decode_len=3
+  )
+  assert texts(found) == answers
+  rows.append({"image": "1.png", "prefix": "what digit"})
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(
+    ValueError, match=r"pairs.jsonl:4: expected 2 frames .* found one image; "
+  ):
+    run(tiny, tmp_path / "z.jsonl", data=data)
 
 
 def test_a_grammar(tiny, tmp_path):
