@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
 import pathlib
@@ -36,13 +37,14 @@ from scripts.imports import (
   yolo,
 )
 
-# name -> (function that reads it, whether it has columns)
+# name -> read(src, images, problems), which is also given those of task, names
+# and boxes that it declares
 FORMATS = {
-  "coco": (coco.read, False),
-  "csv": (table.read, True),
-  "hf": (hf.read, True),
-  "voc": (voc.read, False),
-  "yolo": (yolo.read, False),
+  "coco": coco.read,
+  "csv": table.read,
+  "hf": hf.read,
+  "voc": voc.read,
+  "yolo": yolo.read,
 }
 SHOWN = 5  # messages about what was skipped
 _MASKS = 8  # encoded at a time: a few sizes, a few compilations
@@ -56,6 +58,7 @@ def import_data(
   task: str,
   images: str | os.PathLike | None = None,
   names: dict[str, str] | None = None,
+  boxes: str | None = None,
   labels: str = "all",
   codec: str | os.PathLike | None = None,
   val: float | None = None,
@@ -71,6 +74,8 @@ def import_data(
     task: one of prompts.TASKS.
     images: folder that image paths are relative to; None as the format has it.
     names: key of columns.NAMES -> column, where it has another name.
+    boxes: key of entries.BOXES, what the four numbers of a box are; None as
+      the format has it.
     labels: "all": every prompt asks for all labels of the data set, the same in
       each; "present": for those in its image, as where there are too many to
       list, and images with none are left out.
@@ -91,11 +96,7 @@ def import_data(
     raise ValueError(f"{found[0]}: exists; remove it or name another folder")
   if val is not None and not 0 < val < 1:
     raise ValueError(f"--val is {val}, expected a share between 0 and 1")
-  read, has_columns = FORMATS[kind]
-  if has_columns:
-    read = functools.partial(read, task=task, names=names or {})
-  elif names:
-    raise ValueError(f"--columns: {kind} has no columns to name")
+  read = _reader(kind, task, names, boxes)
   problems = entries.Problems(skip_bad)
   found = read(src, images, problems)
   encode = _encoder(task, codec)
@@ -152,6 +153,19 @@ def cut_off(
   for line in records["train"]:
     parts["val" if line["image"] in chosen else "train"].append(line)
   return {**records, **parts}
+
+
+def _reader(kind, task, names, boxes):
+  """The function that reads a format, with the options that it declares."""
+  read = FORMATS[kind]
+  declared = inspect.signature(read).parameters
+  if names and "names" not in declared:
+    raise ValueError(f"--columns: {kind} has no columns to name")
+  if boxes and "boxes" not in declared:
+    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
+  options = {"task": task, "names": names or {}, "boxes": boxes}
+  taken = {name: options[name] for name in options if name in declared}
+  return functools.partial(read, **taken)
 
 
 def _shuffled(image):
@@ -249,6 +263,11 @@ def main() -> None:
     help=f"of csv and hf; NAME is one of {', '.join(columns.NAMES)}",
   )
   parser.add_argument(
+    "--boxes",
+    choices=entries.BOXES,
+    help="what the four numbers of a box are, where the format has no rule",
+  )
+  parser.add_argument(
     "--labels",
     choices=prompts.LABELS,
     default="all",
@@ -268,6 +287,7 @@ def main() -> None:
     task=options.task,
     images=options.images,
     names=options.columns and _pairs(options.columns),
+    boxes=options.boxes,
     labels=options.labels,
     codec=options.mask_codec,
     val=options.val,

@@ -20,6 +20,13 @@ SPLITS = {
   "eval": "test",
   "evaluation": "test",
 }
+# what the four numbers of a box are -> (y0, x0, y1, x1) of them
+BOXES = {
+  "xywh": lambda x, y, w, h: (y, x, y + h, x + w),
+  "xyxy": lambda x0, y0, x1, y1: (y0, x0, y1, x1),
+  "cxcywh": lambda x, y, w, h: (y - h / 2, x - w / 2, y + h / 2, x + w / 2),
+  "yxyx": lambda y0, x0, y1, x1: (y0, x0, y1, x1),
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -913,6 +913,7 @@ def test_command(tmp_path, capsys, monkeypatch):
     ("coco", {"task": "vqa"}, "image 7: the image has no question"),
     ("coco", {"task": "caption"}, "image 7: the image has no caption"),
     ("coco", {"names": {"image": "x"}}, "coco has no columns to name"),
+    ("voc", {"boxes": "xyxy"}, "--boxes: voc says itself what its boxes are"),
     (
       "csv",
       {"names": {"imag": "x"}},
@@ -963,6 +964,30 @@ def test_nothing_to_write(tmp_path):
     ValueError, match=r"nothing to write, 3 annotations are bad; the first: .* "
   ):
     run("coco", src, tmp_path / "out", skip_bad=True)
+
+
+def test_options_go_to_the_formats_that_declare_them(tmp_path, monkeypatch):
+  def read(src, images, problems, *, boxes):
+    image = pathlib.Path(src, "a.png")
+    box = entries.BOXES[boxes](10, 5, 8, 4)
+    things = (entries.Thing("cat", box, "here"),)
+    return entries.Annotations(iter([entries.Entry(image, "a", things=things)]))
+
+  write_images(tmp_path)
+  monkeypatch.setitem(import_data.FORMATS, "ours", read)
+  records, _ = run("ours", tmp_path, tmp_path / "out", boxes="cxcywh")
+  assert records["train"][0]["objects"][0]["box"] == [3, 6, 7, 14]
+
+
+@pytest.mark.parametrize("kind", entries.BOXES)
+def test_numbers_of_a_box(kind):
+  numbers = {
+    "xywh": (2, 3, 6, 4),
+    "xyxy": (2, 3, 8, 7),
+    "cxcywh": (5, 5, 6, 4),
+    "yxyx": (3, 2, 7, 8),
+  }
+  assert entries.BOXES[kind](*numbers[kind]) == (3, 2, 7, 8)
 
 
 def test_problems_pass_other_errors_on():
