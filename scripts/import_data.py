@@ -11,14 +11,10 @@ other prompts.
 """
 
 import argparse
-import dataclasses
 import functools
-import hashlib
 import inspect
-import json
 import os
 import pathlib
-import shutil
 import sys
 
 import numpy as np
@@ -31,7 +27,10 @@ from scripts.imports import (
   columns,
   entries,
   hf,
+  output,
   prompts,
+  splits,
+  summary,
   table,
   voc,
   yolo,
@@ -47,6 +46,10 @@ FORMATS = {
   "yolo": yolo.read,
 }
 SHOWN = 5  # messages about what was skipped
+_MISREAD = (
+  5,
+  0.1,
+)  # boxes mostly outside: so many, and that share, are no data
 _MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
@@ -61,10 +64,11 @@ def import_data(
   boxes: str | None = None,
   labels: str = "all",
   codec: str | os.PathLike | None = None,
+  tokenizer: str | os.PathLike | None = None,
   val: float | None = None,
   copy: bool = False,
   skip_bad: bool = False,
-) -> tuple[dict[str, list[dict]], list[str]]:
+) -> tuple[splits.Records, summary.Summary]:
   """Reads a data set and writes a JSONL file for each of its splits.
 
   Args:
@@ -80,13 +84,16 @@ def import_data(
       each; "present": for those in its image, as where there are too many to
       list, and images with none are left out.
     codec: of masks, .npz, for "segment".
+    tokenizer: that of the model, with which the summary counts tokens; None
+      does not.
     val: share of the images that become "val"; None for none. The same image is
       always on the same side as long as the data set stays the same.
     copy: copy images to out/images.
-    skip_bad: leave bad annotations out instead of ending with the first.
+    skip_bad: leave out images with a bad annotation, or that are bad
+      themselves, instead of ending with the first.
 
   Returns:
-    {split: objects of its lines}, and what was wrong with what was left out.
+    {split: objects of its lines}, and a summary.
 
   Raises:
     ValueError: whatever is wrong, in one line with its place.
@@ -97,62 +104,38 @@ def import_data(
   if val is not None and not 0 < val < 1:
     raise ValueError(f"--val is {val}, expected a share between 0 and 1")
   read = _reader(kind, task, names, boxes)
+  tok = tokenizer and paligemma.Tokenizer(tokenizer)
   problems = entries.Problems(skip_bad)
   found = read(src, images, problems)
   encode = _encoder(task, codec)
-  placed = [_with_file(entry, out) for entry in found.entries]
-  asked = _labels(found, placed) if labels == "all" else None
-  records, copies = {}, {}
-  for entry in placed:
-    with problems:
-      fields = prompts.record(
-        entry, task, problems, labels=asked, encode=encode
-      )
-      if fields is None:
-        continue
-      image = _copy(entry, out, copies) if copy else entry.image
-      image = pathlib.PurePath(os.path.relpath(image, out)).as_posix()
-      records.setdefault(entry.split, []).append({"image": image, **fields})
-  if not records:
-    raise ValueError(
-      f"{src}: nothing to write, {len(problems.messages)} annotations are bad"
-      + "".join(f"; the first: {m}" for m in problems.messages[:1])
+  with output.Output(out) as written:
+    placed = [written.place(entry) for entry in found.entries]
+    asked = _asked(found, placed, problems, src) if labels == "all" else None
+    records = {}
+    for entry in placed:
+      with problems:
+        fields = prompts.record(
+          entry, task, problems, labels=asked, encode=encode
+        )
+        if fields is None:
+          continue
+        image = _named(entry, written, copy)
+        line = {"image": image} | fields | {"image": image}
+        records.setdefault(entry.split, []).append(line)
+    _check(records, len(placed), src, problems)
+    if val is not None or len(records) > 1:
+      source = splits.sources(records, written.images)
+      for first, second, *_ in splits.shared(records, source):
+        what = "images have copies in another split, which is then easier"
+        problems.note(what, f"{first}, {second}")
+      if val is not None:
+        records = splits.cut_off(records, val, source)
+    for split, lines in records.items():
+      written.write(f"{split}.jsonl", lines)
+    about = summary.make(
+      records, asked or (), tok, problems.notes, problems.messages
     )
-  if val is not None:
-    records = cut_off(records, val)
-  out.mkdir(parents=True, exist_ok=True)
-  for split, lines in records.items():
-    _write(out / f"{split}.jsonl", lines)
-  return records, problems.messages
-
-
-def cut_off(
-  records: dict[str, list[dict]], share: float
-) -> dict[str, list[dict]]:
-  """Moves a share of the images of "train" to "val".
-
-  Which ones depends on their file names alone.
-
-  Raises:
-    ValueError: there is no "train", or a "val" already, or one would be empty.
-  """
-  if "val" in records or "train" not in records:
-    raise ValueError(
-      f"--val: the data set has the splits {', '.join(records)} of its own, "
-      'expected "train" without "val"'
-    )
-  images = dict.fromkeys(line["image"] for line in records["train"])
-  count = round(share * len(images))
-  if not 0 < count < len(images):
-    raise ValueError(
-      f"--val {share:g} of {len(images)} images is {count}, which leaves a "
-      "split without any"
-    )
-  chosen = set(sorted(images, key=_shuffled)[:count])
-  parts = {"train": [], "val": []}
-  for line in records["train"]:
-    parts["val" if line["image"] in chosen else "train"].append(line)
-  return {**records, **parts}
+  return records, about
 
 
 def _reader(kind, task, names, boxes):
@@ -168,41 +151,49 @@ def _reader(kind, task, names, boxes):
   return functools.partial(read, **taken)
 
 
-def _shuffled(image):
-  name = pathlib.PurePath(image).name
-  return hashlib.sha256(name.encode()).digest()
+def _asked(found, placed, problems, src):
+  """The labels that all prompts ask for, None if there is none."""
+  used = (thing.label for entry in placed for thing in entry.things or ())
+  return prompts.asked(found.labels, used, problems, str(src)) or None
 
 
-def _with_file(entry, out):
-  """The entry with an image that is a file."""
-  if entry.data is None:
-    return entry
-  path = out / "images" / entry.split / entry.image.name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(entry.data)
-  return dataclasses.replace(entry, image=path, data=None)
+def _named(entry, written, copy):
+  """What a line calls the image or images of an entry."""
+  if isinstance(entry.image, tuple):
+    return [written.name(x, entry.split, copy=copy) for x in entry.image]
+  return written.name(entry.image, entry.split, copy=copy)
 
 
-def _copy(entry, out, copies):
-  """Copies an image to a place that no other one has; returns that."""
-  path = out / "images" / entry.split / entry.image.name
-  if (other := copies.setdefault(path, entry.image)) != entry.image:
+def _check(records, images, src, problems):
+  """Raises if there is nothing to learn, or boxes are not what was read.
+
+  Args:
+    images: how many there were.
+  """
+  lines = [line for lines in records.values() for line in lines]
+  hints = [f"; the first: {message}" for message in problems.messages[:1]]
+  hints += [
+    f"; {count} {what}, the first: {first}"
+    for what, (count, first) in problems.notes.items()
+  ]
+  if not lines and problems.messages:
     raise ValueError(
-      f"{entry.where}: {entry.image} and {other} have the same name, and "
-      "cannot be copied to one folder; leave out --copy"
+      f"{src}: nothing to write, {len(problems.messages)} images or "
+      f"annotations are bad{''.join(hints[:1])}"
     )
-  if path != entry.image:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(entry.image, path)
-  return path
-
-
-def _labels(found, placed):
-  """All labels of the data set, None if it has none."""
-  if found.labels is not None:
-    return [label.strip() for label in found.labels]
-  things = [thing for entry in placed for thing in entry.things or ()]
-  return sorted({thing.label.strip() for thing in things}) or None
+  if not any(line["suffix"] for line in lines):
+    raise ValueError(
+      f"{src}: none of {images} images has an object, all answers would be "
+      f"empty; are the labels where the format has them?{''.join(hints[:1])}"
+    )
+  count, first = problems.notes.get(prompts.MOSTLY_OUTSIDE, (0, ""))
+  boxes = sum(len(line.get("objects", ())) for line in lines)
+  if count >= _MISREAD[0] and count > _MISREAD[1] * boxes:
+    raise ValueError(
+      f"{first}: this and {count - 1} more of {boxes} boxes lie for the most "
+      "part outside of their images; are their numbers others than they are "
+      "read as (--boxes), or of images of another size?"
+    )
 
 
 def _encoder(task, codec):
@@ -225,29 +216,12 @@ def _encoder(task, codec):
   return encode
 
 
-def _write(path, lines):
-  """Writes one object a line; the file appears complete or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
-
-
 def _pairs(text):
   """Reads "caption=title,image=file"."""
   pairs = [pair.partition("=") for pair in text.split(",")]
   if not all(name and equals and column for name, equals, column in pairs):
     raise ValueError(f'--columns is "{text}", expected NAME=COLUMN,...')
   return {name.strip(): column.strip() for name, _, column in pairs}
-
-
-def _described(path, lines):
-  """How much there is in a file."""
-  images = len({line["image"] for line in lines})
-  text = f"{path}: {len(lines)} examples of {images} images"
-  if "objects" in lines[0]:
-    return f"{text}, {sum(len(line['objects']) for line in lines)} objects"
-  return text
 
 
 def main() -> None:
@@ -274,13 +248,14 @@ def main() -> None:
     help="ask for all labels of the data set, or for those in the image",
   )
   parser.add_argument("--mask_codec", help="vae-oid.npz, for --task segment")
+  parser.add_argument("--tokenizer", help="of the model, to count tokens")
   parser.add_argument("--val", type=float, help="share of images, such as 0.05")
   parser.add_argument("--copy", action="store_true", help="copy the images")
   parser.add_argument(
-    "--skip_bad", action="store_true", help="leave bad annotations out"
+    "--skip_bad", action="store_true", help="leave bad images out"
   )
   options = parser.parse_args()
-  records, skipped = import_data(
+  records, about = import_data(
     options.kind,
     options.src,
     options.out,
@@ -290,16 +265,18 @@ def main() -> None:
     boxes=options.boxes,
     labels=options.labels,
     codec=options.mask_codec,
+    tokenizer=options.tokenizer,
     val=options.val,
     copy=options.copy,
     skip_bad=options.skip_bad,
   )
-  for split, lines in records.items():
-    print(_described(pathlib.Path(options.out, f"{split}.jsonl"), lines))
-  for message in skipped[:SHOWN]:
+  print(about)
+  for message in about.left_out[:SHOWN]:
     print(f"left out: {message}", file=sys.stderr)
-  if len(skipped) > SHOWN:
-    print(f"left out: {len(skipped) - SHOWN} more", file=sys.stderr)
+  if len(about.left_out) > SHOWN:
+    print(f"left out: {len(about.left_out) - SHOWN} more", file=sys.stderr)
+  for split in records:
+    print(f"wrote {pathlib.Path(options.out, split)}.jsonl")
 
 
 if __name__ == "__main__":
