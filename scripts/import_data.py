@@ -7,7 +7,7 @@ Writes OUT/train.jsonl, and a file for every other split that the data set has
 or that --val cuts off. Images stay where they are, named relative to OUT, but
 those of Parquet files, which go to OUT/images. Every line keeps its raw fields
 (captions, question, objects in pixels), so that the ops of a config can write
-other prompts.
+other prompts. At the end stands what was found: read it before you train.
 """
 
 import argparse
@@ -81,8 +81,8 @@ def import_data(
     boxes: key of entries.BOXES, what the four numbers of a box are; None as
       the format has it.
     labels: "all": every prompt asks for all labels of the data set, the same in
-      each; "present": for those in its image, as where there are too many to
-      list, and images with none are left out.
+      each, in alphabetical order; "present": for those in its image, as where
+      there are too many to list, and images with none are left out.
     codec: of masks, .npz, for "segment".
     tokenizer: that of the model, with which the summary counts tokens; None
       does not.
@@ -110,14 +110,21 @@ def import_data(
   encode = _encoder(task, codec)
   with output.Output(out) as written:
     placed = [written.place(entry) for entry in found.entries]
-    asked = _asked(found, placed, problems, src) if labels == "all" else None
+    used = (thing.label for entry in placed for thing in entry.things or ())
+    asked = prompts.asked(found.labels, used, problems, str(src))
     records = {}
     for entry in placed:
       with problems:
         fields = prompts.record(
-          entry, task, problems, labels=asked, encode=encode
+          entry,
+          task,
+          problems,
+          labels=asked if labels == "all" else None,
+          encode=encode,
         )
         if fields is None:
+          what = "images without an object, left out by --labels present"
+          problems.note(what, entry.where)
           continue
         image = _named(entry, written, copy)
         line = {"image": image} | fields | {"image": image}
@@ -132,9 +139,7 @@ def import_data(
         records = splits.cut_off(records, val, source)
     for split, lines in records.items():
       written.write(f"{split}.jsonl", lines)
-    about = summary.make(
-      records, asked or (), tok, problems.notes, problems.messages
-    )
+    about = summary.make(records, asked, tok, problems.notes, problems.messages)
   return records, about
 
 
@@ -149,12 +154,6 @@ def _reader(kind, task, names, boxes):
   options = {"task": task, "names": names or {}, "boxes": boxes}
   taken = {name: options[name] for name in options if name in declared}
   return functools.partial(read, **taken)
-
-
-def _asked(found, placed, problems, src):
-  """The labels that all prompts ask for, None if there is none."""
-  used = (thing.label for entry in placed for thing in entry.things or ())
-  return prompts.asked(found.labels, used, problems, str(src)) or None
 
 
 def _named(entry, written, copy):

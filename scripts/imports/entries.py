@@ -63,7 +63,7 @@ class Entry:
       one prompt is about several pictures.
     where: The place to name in an error, "captions.csv:12".
     split: "train", "val", "test" or another name.
-    data: Contents of an image that is no file.
+    data: Contents of an image that is no file; of several, a tuple of them.
     size: (height, width) that the annotations state.
     things: Objects in it.
     captions: Texts, one at least.
@@ -75,7 +75,7 @@ class Entry:
   image: pathlib.Path | tuple[pathlib.Path, ...]
   where: str
   split: str = "train"
-  data: bytes | None = None
+  data: bytes | tuple[bytes, ...] | None = None
   size: tuple[int, int] | None = None
   things: tuple[Thing, ...] | None = None
   captions: tuple[str, ...] | None = None

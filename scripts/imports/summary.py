@@ -11,7 +11,7 @@ from scripts.imports import splits
 from trainers import columns
 
 LABELS = 30  # listed, the most frequent ones
-_HELD = 99.9  # per cent of the examples, whose tokens text_len is to hold
+_HELD = 999  # of 1000 examples, whose tokens text_len is to hold
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Box:
   def __str__(self):
     return (
       f"{self.height:.6g} x {self.width:.6g} pixels (height x width), "
-      f"{self.share:.3g} of {self.image}"
+      f"{self.share:.2%} of {self.image}"
     )
 
 
@@ -76,12 +76,12 @@ class Summary:
 
   Attributes:
     counts: split -> Count.
-    labels: label that is asked for or annotated -> {split: objects}, without
-      crowds; the most frequent first. Empty for captions and questions.
+    labels: label -> {split: objects}, without crowds; the most frequent first.
+      Empty for captions and questions.
     crowds: Annotations that stand for many.
     smallest, largest: Boxes by their share of the image; None without any.
     tokens: None without tokenizer.
-    put_right: what was put right or is to be known -> (count, first place).
+    notes: What was put right, or is to be known -> (count, first place).
     left_out: What was wrong with each image or annotation that was left out.
   """
 
@@ -91,7 +91,7 @@ class Summary:
   smallest: Box | None
   largest: Box | None
   tokens: Tokens | None
-  put_right: dict[str, tuple[int, str]]
+  notes: dict[str, tuple[int, str]]
   left_out: list[str]
 
   @property
@@ -100,7 +100,7 @@ class Summary:
 
   @property
   def unused(self) -> list[str]:
-    """Labels that are asked for and annotated nowhere."""
+    """Labels that no object has."""
     return [label for label, by_split in self.labels.items() if not by_split]
 
   def __str__(self):
@@ -111,8 +111,8 @@ class Summary:
         f"largest box: {self.largest}",
       ]
     lines += self._tokens()
-    for what, (count, first) in self.put_right.items():
-      lines.append(f"note: {count} {what}; the first: {first}")
+    for what, (count, first) in self.notes.items():
+      lines.append(f"note: {what}: {count}, the first at {first}")
     return "\n".join(lines)
 
   def _counted(self):
@@ -135,20 +135,21 @@ class Summary:
     rows = [("label", *self.counts)]
     for label in used[:LABELS]:
       counts = (self.labels[label].get(split, 0) for split in self.counts)
-      rows.append((label, *(f"{count:,}" for count in counts)))
+      rows.append((f"{label:.40}", *(f"{count:,}" for count in counts)))
     lines = columns.align(rows)
     if rest := used[LABELS:]:
       most, least = (sum(self.labels[x].values()) for x in (rest[0], rest[-1]))
-      lines.append(f"{len(rest)} more labels of {most:,} to {least:,} objects")
+      lines.append(
+        f"further labels: {len(rest)}, of {least:,} to {most:,} objects"
+      )
     if self.crowds:
       lines.append(
-        f"crowds, neither asked for nor wrong to name: {self.crowds}"
+        f"crowds, neither asked for nor wrong to name: {self.crowds:,}"
       )
     if unused := self.unused:
-      shown = ", ".join(unused[:LABELS]) + ", ..." * (len(unused) > LABELS)
-      lines.append(
-        f"{len(unused)} labels are asked for and annotated nowhere: {shown}"
-      )
+      names = ", ".join(f"{label:.40}" for label in unused[:LABELS])
+      more = ", ..." * (len(unused) > LABELS)
+      lines.append(f"labels without an object: {len(unused)}: {names}{more}")
     return lines
 
   def _tokens(self):
@@ -162,27 +163,28 @@ class Summary:
     rows += [("answer", *map(str, self.tokens.answer))]
     return [
       *columns.align(rows),
-      f"text_len {self.tokens.held} holds {_HELD:g} % of the examples, "
+      f"text_len {self.tokens.held} holds {_HELD / 10:g} % of the examples, "
       f"{self.tokens.text_len} all",
     ]
 
 
 def make(
   records: splits.Records,
-  asked: Sequence[str],
+  labels: Sequence[str],
   tokenizer: tokenizer_lib.Tokenizer | None,
-  put_right: Mapping[str, tuple[int, str]],
+  notes: Mapping[str, tuple[int, str]],
   left_out: Sequence[str],
 ) -> Summary:
   """Sums up what is to be written.
 
   Args:
     records: name of a split -> objects of its lines.
-    asked: the labels that prompts ask for.
+    labels: those that objects can have, for detection and segmentation.
     tokenizer: that of the model; None counts no tokens.
-    put_right, left_out: notes and messages of entries.Problems.
+    notes, left_out: notes and messages of entries.Problems.
   """
-  labels = {label: collections.Counter() for label in asked}
+  detects = all("objects" in x for lines in records.values() for x in lines)
+  objects = {label: collections.Counter() for label in labels if detects}
   boxes, crowds, counts = [], 0, {}
   for split, lines in records.items():
     with_objects = set()
@@ -192,27 +194,27 @@ def make(
         if thing.get("iscrowd"):
           crowds += 1
           continue
-        labels.setdefault(thing["label"], collections.Counter())[split] += 1
+        objects.setdefault(thing["label"], collections.Counter())[split] += 1
         boxes.append(_box(thing["box"], line))
     images = {image for line in lines for image in splits.images(line)}
     counts[split] = Count(
       len(images),
       len(lines),
       sum(not line["suffix"] for line in lines),
-      len(images) - len(with_objects) if "objects" in lines[0] else None,
+      len(images) - len(with_objects) if detects else None,
     )
   by_share = dict(key=lambda box: box.share, default=None)
   return Summary(
     counts,
     {
       label: dict(count)
-      for label, count in sorted(labels.items(), key=lambda x: -x[1].total())
+      for label, count in sorted(objects.items(), key=lambda x: -x[1].total())
     },
     crowds,
     min(boxes, **by_share),
     max(boxes, **by_share),
     tokenizer and _count_tokens(records, tokenizer),
-    dict(put_right),
+    dict(notes),
     list(left_out),
   )
 
@@ -236,15 +238,18 @@ def _count_tokens(records, tokenizer):
       answers.append(len(tokenizer.encode(line["suffix"], eos=True)))
   # The last token is a target alone, see sequence.training.
   lengths = np.add(prompts, answers) - 1
-  held, text_len = _marks(lengths, (_HELD, 100))
+  held, text_len = _marks(lengths, (_HELD, 1000))
   return Tokens(
-    _marks(prompts, (50, 99, 100)),
-    _marks(answers, (50, 99, 100)),
+    _marks(prompts, (500, 990, 1000)),
+    _marks(answers, (500, 990, 1000)),
     held,
     text_len,
   )
 
 
 def _marks(numbers, shares):
-  marks = np.percentile(numbers, shares, method="inverted_cdf")
-  return tuple(int(mark) for mark in marks)
+  """The least numbers that so many of 1000 are not above."""
+  ordered = sorted(numbers)
+  return tuple(
+    int(ordered[-(-share * len(ordered) // 1000) - 1]) for share in shares
+  )

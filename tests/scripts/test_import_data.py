@@ -49,7 +49,7 @@ def lines_of(path):
 def test_boxes_of_every_format(kind, tmp_path):
   out = tmp_path / "deep" / "out"
   _, about = run(kind, MAKERS[kind](tmp_path / "src"), out)
-  assert not about.left_out and not about.put_right
+  assert not about.left_out and not about.notes
   source = sources.Jsonl(out / "train.jsonl")
   assert len(source) == len(TRUTH)
   for i, (size, things) in enumerate(TRUTH.values()):
