@@ -1,6 +1,7 @@
 """One made-up data set in five formats comes out as the same lines."""
 
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -10,9 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.data import location, mask_codes, masks, object_ops, sources
+from paligemma.data import (
+  location,
+  mask_codes,
+  masks,
+  object_ops,
+  sequence,
+  sources,
+  tokenizer,
+)
 from scripts import import_data
-from scripts.imports import entries, yolo
+from scripts.imports import entries, prompts, yolo
 from tests.scripts.imports.same_data import (
   LABELS,
   MAKERS,
@@ -28,12 +37,9 @@ from tests.scripts.imports.same_data import (
   write_images,
 )
 
-GOLDEN = (
-  pathlib.Path(__file__).parents[1]
-  / "goldens"
-  / "mask_codec"
-  / "mask_codec.npz"
-)
+ROOT = pathlib.Path(__file__).parents[2]
+GOLDEN = ROOT / "tests/goldens/mask_codec/mask_codec.npz"
+TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
 
 
 def run(kind, src, out, task="detect", **arguments):
@@ -812,3 +818,205 @@ def test_options_go_to_the_formats_that_declare_them(tmp_path, monkeypatch):
   monkeypatch.setitem(import_data.FORMATS, "ours", read)
   records, _ = run("ours", tmp_path, tmp_path / "out", boxes="cxcywh")
   assert records["train"][0]["objects"][0]["box"] == [3, 6, 7, 14]
+
+
+def test_all_answers_empty(tmp_path):
+  src = make_yolo(tmp_path / "src")
+  for path in (tmp_path / "src" / "labels" / "train").iterdir():
+    path.unlink()
+  for labels in ("all", "present"):
+    with pytest.raises(
+      ValueError, match="src: none of 3 images has an object, all answers would"
+    ):
+      run("yolo", src, tmp_path / "out", labels=labels)
+  assert not (tmp_path / "out").exists()
+  assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def boxes_of(folder, boxes):
+  """A CSV of boxes (xmin, ymin, xmax, ymax) in one image each, of 97x53."""
+  write_images(folder, ["a.png"])
+  lines = [f"a.png,{','.join(map(str, box))},cat" for box in boxes]
+  path = folder / "boxes.csv"
+  path.write_text("\n".join(["image,xmin,ymin,xmax,ymax,label", *lines]))
+  return path
+
+
+@pytest.mark.parametrize(
+  ("outside", "inside", "stops"),
+  [(5, 44, True), (5, 45, False), (4, 1, False)],
+)
+def test_boxes_that_are_read_as_what_they_are_not(
+  outside, inside, stops, tmp_path
+):
+  boxes = [(60, 20, 180, 70)] * outside + [(3, 5, 90, 31)] * inside
+  src = boxes_of(tmp_path / "src", boxes)
+  if stops:
+    message = r"csv:2: this and 4 more of 49 boxes lie for the most part outsid"
+    with pytest.raises(ValueError, match=message):
+      run("csv", src, tmp_path / "out")
+    return
+  _, about = run("csv", src, tmp_path / "out")
+  assert about.notes == {prompts.MOSTLY_OUTSIDE: (outside, f"{src}:2")}
+
+
+def test_an_image_without_a_bad_object_stays_whole_or_goes(tmp_path):
+  src = make_coco(tmp_path / "src")
+  content = coco_content()
+  content["annotations"][0]["bbox"] = [150, 3, 84, 28]
+  src.write_text(json.dumps(content))
+  records, about = run("coco", src, tmp_path / "out", skip_bad=True)
+  assert [x["image"] for x in records["train"]] == [
+    "../src/b.jpg",
+    "../src/c.png",
+  ]
+  (message,) = about.left_out
+  assert "annotation number 0: box (y0, x0, y1, x1) = (3, 150, 31, 2" in message
+
+
+def test_labels_of_a_data_set(tmp_path):
+  src = make_coco(tmp_path / "src")
+  content = coco_content()
+  for i, name in enumerate(["z; y", "", "a\nb", "<loc0001>", "cat ", "Zebra"]):
+    content["categories"].append({"id": 90 + i, "name": name})
+  content["annotations"][0]["category_id"] = 94
+  src.write_text(json.dumps(content))
+  records, about = run("coco", src, tmp_path / "out")
+  assert {x["prefix"] for x in records["train"]} == {
+    "detect Zebra ; cat ; red dog"
+  }
+  assert records["train"][0]["objects"][0]["label"] == "cat"
+  assert about.unused == ["Zebra"]
+  assert [count for count, _ in about.notes.values()] == [1, 4]
+
+
+def test_images_without_an_object_are_noted_where_they_are_left_out(tmp_path):
+  src = make_coco(tmp_path / "src")
+  _, about = run("coco", src, tmp_path / "out", labels="present")
+  assert about.notes == {
+    "images without an object, left out by --labels present": (
+      1,
+      f"{src}: image 9",
+    )
+  }
+
+
+def captioned(folder, names, split="train"):
+  """Lines of a format of its own; every image is another one."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, name in enumerate(names):
+    Image.new("RGB", (5 + i, 7)).save(folder / name)
+    yield entries.Entry(folder / name, f"{i}", split, captions=("x",))
+
+
+@pytest.fixture
+def ours(monkeypatch):
+  """A format whose entries a test gives itself."""
+  found = []
+
+  def read(src, images, problems):
+    return entries.Annotations(iter(found))
+
+  monkeypatch.setitem(import_data.FORMATS, "ours", read)
+  return found
+
+
+def test_copies_of_a_source_stay_on_one_side_of_val(ours, tmp_path):
+  names = [f"{i}_png.rf.{n}c.png" for i in range(7) for n in range(3)]
+  ours.extend(captioned(tmp_path / "src", names))
+  records, about = run("ours", "", tmp_path / "out", "caption", val=0.3)
+  sides = {
+    split: {pathlib.Path(x["image"]).name.split("_")[0] for x in lines}
+    for split, lines in records.items()
+  }
+  assert len(sides["val"]) == 2 and len(sides["train"]) == 5
+  assert not sides["val"] & sides["train"] and not about.notes
+
+
+def test_copies_in_several_splits_are_noted(ours, tmp_path):
+  src = tmp_path / "src"
+  ours.extend(captioned(src / "a", ["x_png.rf.1a.png", "y.png", "0001.png"]))
+  ours.extend(captioned(src / "b", ["x_png.rf.2b.png", "z.png"], "test"))
+  (src / "b" / "z.png").write_bytes((src / "a" / "y.png").read_bytes())
+  # Of one name, but another image.
+  Image.new("L", (3, 3)).save(src / "b" / "0001.png")
+  ours.append(
+    entries.Entry(src / "b" / "0001.png", "9", "test", captions=("x",))
+  )
+  records, about = run("ours", "", tmp_path / "out", "caption")
+  assert {split: len(x) for split, x in records.items()} == {
+    "train": 3,
+    "test": 3,
+  }
+  first = "train: ../src/a/x_png.rf.1a.png, test: ../src/b/x_png.rf.2b.png"
+  assert about.notes == {
+    "images have copies in another split, which is then easier": (2, first)
+  }
+  assert sorted(x.name for x in (tmp_path / "out").iterdir()) == [
+    "test.jsonl",
+    "train.jsonl",
+  ]
+
+
+def test_several_images_of_one_line(ours, tmp_path):
+  first, second = captioned(tmp_path / "src", ["a.png", "b.png"])
+  ours.append(dataclasses.replace(first, image=(first.image, second.image)))
+  records, _ = run("ours", "", tmp_path / "out", "caption", copy=True)
+  assert records["train"][0]["image"] == [
+    "images/train/a.png",
+    "images/train/b.png",
+  ]
+  example = sources.Jsonl(tmp_path / "out" / "train.jsonl")[0]
+  assert [len(x) for x in example["image"]] == [
+    entry.image.stat().st_size for entry in (first, second)
+  ]
+
+
+def test_a_further_field_is_no_image(ours, tmp_path):
+  (entry,) = captioned(tmp_path / "src", ["a.png"])
+  ours.append(dataclasses.replace(entry, fields={"image": "http://x/a.png"}))
+  records, _ = run("ours", "", tmp_path / "out", "caption")
+  assert records["train"][0]["image"] == "../src/a.png"
+
+
+def test_bad_texts_are_left_out_and_no_line_is_half_written(ours, tmp_path):
+  good, bad = captioned(tmp_path / "src", ["a.png", "b.png"])
+  ours.extend([good, dataclasses.replace(bad, captions=("\ud800",))])
+  with pytest.raises(ValueError, match="1: the text"):
+    run("ours", "", tmp_path / "out", "caption", copy=True)
+  assert not (tmp_path / "out").exists()
+  _, about = run("ours", "", tmp_path / "out", "caption", skip_bad=True)
+  assert len(about.left_out) == 1
+
+
+def test_images_of_parquet_are_not_written_if_one_is_bad(tmp_path):
+  src = make_parquet(tmp_path / "src")
+  (src / "data" / "train-00001-of-00001.parquet").write_text("no Parquet")
+  with pytest.raises(ValueError, match="cannot read Parquet"):
+    run("hf", src, tmp_path / "out")
+  assert [path.name for path in tmp_path.iterdir()] == ["src"]
+
+
+def test_tokens_are_counted_with_the_tokenizer_that_is_given(
+  tmp_path, capsys, monkeypatch
+):
+  src = make_coco(tmp_path / "src")
+  command(
+    monkeypatch,
+    "coco",
+    "--task=detect",
+    f"--tokenizer={TOKENIZER}",
+    src,
+    tmp_path / "out",
+  )
+  lines = capsys.readouterr().out.splitlines()
+  held = next(line for line in lines if line.startswith("text_len"))
+  text_len = int(held.split()[1])
+  tok = tokenizer.Tokenizer(TOKENIZER)
+  longest = lines_of(tmp_path / "out" / "train.jsonl")[0]
+  texts = longest["prefix"], longest["suffix"]
+  sequence.training(tok, *texts, text_len)
+  with pytest.raises(ValueError, match=f"has room for {text_len}"):
+    sequence.training(tok, *texts, text_len - 1)
+  with pytest.raises(ValueError, match=r"no\.model: cannot read tokenizer"):
+    run("coco", src, tmp_path / "out2", tokenizer=tmp_path / "no.model")
