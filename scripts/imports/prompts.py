@@ -301,7 +301,7 @@ def _at_least_one(box, size, steps):
   for low, side, count in zip((0, 1), size, steps, strict=True):
     a, b = (corners[i] / side * count for i in (low, low + 2))
     if np.round(a) == np.round(b):
-      start = min(math.floor((a + b) / 2), count - 1)
+      start = math.floor((a + b) / 2)
       corners[low] = start * side / count
       corners[low + 2] = (start + 1) * side / count
   return tuple(corners)

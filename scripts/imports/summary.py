@@ -46,12 +46,6 @@ class Box:
   share: float
   image: str
 
-  def __str__(self):
-    return (
-      f"{self.height:.6g} x {self.width:.6g} pixels (height x width), "
-      f"{self.share:.2%} of {self.image}"
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
@@ -104,16 +98,17 @@ class Summary:
     return [label for label, by_split in self.labels.items() if not by_split]
 
   def __str__(self):
-    lines = self._counted() + self._labelled()
-    if self.smallest:
-      lines += [
-        f"smallest box: {self.smallest}",
-        f"largest box: {self.largest}",
-      ]
-    lines += self._tokens()
-    for what, (count, first) in self.notes.items():
-      lines.append(f"note: {what}: {count}, the first at {first}")
-    return "\n".join(lines)
+    blocks = (
+      self._counted(),
+      self._labelled(),
+      self._boxes(),
+      self._tokens(),
+      [
+        f"note: {what}: {count:,}, the first at {first}"
+        for what, (count, first) in self.notes.items()
+      ],
+    )
+    return "\n\n".join("\n".join(block) for block in blocks if block)
 
   def _counted(self):
     rows = [("split", "images", "examples", "empty answers")]
@@ -140,7 +135,7 @@ class Summary:
     if rest := used[LABELS:]:
       most, least = (sum(self.labels[x].values()) for x in (rest[0], rest[-1]))
       lines.append(
-        f"further labels: {len(rest)}, of {least:,} to {most:,} objects"
+        f"further labels ({len(rest)}): {least:,} to {most:,} objects each"
       )
     if self.crowds:
       lines.append(
@@ -149,8 +144,17 @@ class Summary:
     if unused := self.unused:
       names = ", ".join(f"{label:.40}" for label in unused[:LABELS])
       more = ", ..." * (len(unused) > LABELS)
-      lines.append(f"labels without an object: {len(unused)}: {names}{more}")
+      lines.append(f"labels without an object ({len(unused)}): {names}{more}")
     return lines
+
+  def _boxes(self):
+    if self.smallest is None:
+      return []
+    rows = [("box", "height", "width", "share", "image")]
+    for name, box in (("smallest", self.smallest), ("largest", self.largest)):
+      sides = f"{box.height:.6g}", f"{box.width:.6g}"
+      rows.append((name, *sides, f"{box.share:.2%}", box.image))
+    return columns.align(rows)
 
   def _tokens(self):
     if self.tokens is None:

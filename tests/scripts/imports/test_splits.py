@@ -85,6 +85,13 @@ def test_copies_are_told_by_name_by_contents_and_by_line(tmp_path):
   }
 
 
+def test_copies_of_copies_are_copies(tmp_path):
+  contents = {"b": b"same", "a.rf.1.png": b"1", "a.rf.2.png": b"same"}
+  records = {"train": [{"image": ["a.rf.1.png", "c"]}]}
+  found = splits.sources(records, write(tmp_path, {**contents, "c": b"2"}))
+  assert set(found.values()) == {"b"}
+
+
 def test_long_files_differ_before_their_end(tmp_path):
   contents = {"a": b"1" + bytes(9999), "b": b"2" + bytes(9999)}
   files = write(tmp_path, {**contents, "c": contents["b"]})

@@ -52,15 +52,20 @@ def test_boxes_and_labels():
     "split  images  examples  empty answers  images without objects  objects",
     "train  3       3         33.3%          1                       3",
     "val    1       1         100.0%         0                       0",
+    "",
     "label  train  val",
     "cat    2      0",
     "dog    1      0",
     "crowds, neither asked for nor wrong to name: 1",
-    "labels without an object: 1: unicorn",
-    "smallest box: 5 x 5 pixels (height x width), 0.50% of a",
-    "largest box: 7 x 7 pixels (height x width), 77.78% of c",
+    "labels without an object (1): unicorn",
+    "",
+    "box       height  width  share   image",
+    "smallest  5       5      0.50%   a",
+    "largest   7       7      77.78%  c",
+    "",
     "tokens: not counted; pass --tokenizer FILE, the one of the checkpoint, "
     "for the text_len that holds them",
+    "",
     "note: boxes cut: 3, the first at x:1",
   ]
 
@@ -75,12 +80,12 @@ def test_many_labels_and_long_ones():
   lines = str(
     summary.make(records, [*names, *unused], None, {}, [])
   ).splitlines()
-  assert lines[3].split() == ["036", "36"]
-  assert lines[32].split() == ["007", "7"]
-  assert lines[33] == "further labels: 6, of 1 to 6 objects"
-  assert lines[34].startswith("labels without an object: 42: 000, ")
-  assert "y" * 40 + "," in lines[34] and "y" * 41 not in lines[34]
-  assert lines[34].endswith("n27, ...")
+  assert lines[4].split() == ["036", "36"]
+  assert lines[33].split() == ["007", "7"]
+  assert lines[34] == "further labels (6): 1 to 6 objects each"
+  assert lines[35].startswith("labels without an object (42): 000, ")
+  assert "y" * 40 + "," in lines[35] and "y" * 41 not in lines[35]
+  assert lines[35].endswith("n27, ...")
 
 
 def test_text_len_holds_what_it_says(tokenizer):
@@ -117,8 +122,8 @@ def test_text_len_holds_what_it_says(tokenizer):
   assert fit(found.tokens.text_len - 1) == len(lines) - 1
   shown = str(found).splitlines()
   assert shown[0] == "split  images  examples  empty answers"
-  assert shown[2].split() == ["tokens", "p50", "p99", "max"]
-  assert shown[5] == (
+  assert shown[3].split() == ["tokens", "p50", "p99", "max"]
+  assert shown[6] == (
     f"text_len {found.tokens.held} holds 99.9 % of the examples, "
     f"{found.tokens.text_len} all"
   )
