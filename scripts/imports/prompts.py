@@ -300,7 +300,7 @@ def _at_least_one(box, size, steps):
   corners = list(box)
   for low, side, count in zip((0, 1), size, steps, strict=True):
     a, b = (corners[i] / side * count for i in (low, low + 2))
-    if np.round(a) == np.round(b):
+    if round(a) == round(b):
       start = math.floor((a + b) / 2)
       corners[low] = start * side / count
       corners[low + 2] = (start + 1) * side / count
