@@ -19,7 +19,7 @@ from paligemma import adapters, evals, interchange, quantized, sharding
 from paligemma.checkpoints import fingerprint
 from paligemma.data import image, preprocess, sources, text_ops, tokenizer
 from scripts import command_line, progress
-from trainers import evaluation, processes, small_gpu
+from trainers import checks, evaluation, places, processes, small_gpu
 
 
 def predict(
@@ -100,6 +100,14 @@ def predict(
     metric=None,
     grammar=grammar,
   )
+  reads = places.Place(
+    "predict",
+    source,
+    evaluator.preprocess,
+    decodes=True,
+    max_answer=max_decode_len,
+  )
+  progress.say(checks.notes([reads], tok))
   records, _ = evaluator.predict(
     model,
     params,

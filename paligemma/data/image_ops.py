@@ -5,13 +5,16 @@ must. Those that move pixels move the example's "objects" (data/objects.py) with
 them, and keep its "height" and "width", if it has them, those of the image.
 They take one image: several frames are put together by `Stack`, the last op.
 
-Augmentation is for training data: give evaluators ops without it.
+An op that `augments` is for training alone: an evaluator that has no ops of its
+own takes those of the training data without it. One that `moves_pixels` leaves
+locations in texts where they were: Preprocess refuses such an example.
 """
 
 import dataclasses
 import io
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -196,6 +199,8 @@ class RandomCrop:
       objects.crop. Default 0.25.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   size: tuple[int, int]
   min_visible: float = 0.25
 
@@ -237,6 +242,8 @@ class InceptionCrop:
   it never puts a crop at the last row or column.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   area: tuple[float, float] = (0.05, 1.0)
   aspect: tuple[float, float] = (0.75, 1.33)
   min_covered: float = 0.0
@@ -297,6 +304,8 @@ class Flip:
       none.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   probability: float = 0.5
   texts: tuple[str, ...] = ()
 
@@ -332,6 +341,8 @@ class ZoomOut:
   mean of ImageNet.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   largest: float = 4.0
   probability: float = 0.5
   fill: tuple[int, int, int] = (128, 128, 128)
@@ -371,6 +382,7 @@ class JpegNoise:
     probability: How often. Default 1.
   """
 
+  augments: ClassVar[bool] = True
   quality: tuple[int, int] = (30, 100)
   probability: float = 1.0
 

@@ -7,9 +7,10 @@ Sources are small to pickle, so that data workers can hold them.
 """
 
 import inspect
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,7 +57,18 @@ class Jsonl:
     return len(self._lines)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    fields, where = self._lines[index]
+    example = self._described(*self._lines[index])
+    value, where = example["_image_path"], example["_where"]
+    names = value if isinstance(value, list) else [value]
+    images = [_read_file(self._root, "image", name, where) for name in names]
+    image = images if isinstance(value, list) else images[0]
+    return {**example, "image": image}
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
+    """Yields what __getitem__ gives of each line, with "image" left as None."""
+    return self._lines.read_all(self._described)
+
+  def _described(self, fields, where):
     value = fields.get("image")
     names = value if isinstance(value, list) and value else [value]
     if not all(isinstance(name, str) for name in names):
@@ -64,9 +76,7 @@ class Jsonl:
         f'{where}: expected a path under the key "image", found '
         f"{_found(fields, 'image')}"
       )
-    images = [_read_file(self._root, "image", name, where) for name in names]
-    image = images if isinstance(value, list) else images[0]
-    return {**fields, "image": image, "_image_path": value, "_where": where}
+    return {**fields, "image": None, "_image_path": value, "_where": where}
 
   def __str__(self) -> str:
     return str(self._lines)
@@ -111,15 +121,23 @@ class VideoJsonl:
     return len(self._lines)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    fields, where = self._lines[index]
+    example = self._described(*self._lines[index])
+    name, where = example["_video_path"], example["_where"]
+    image = _read_file(self._root, "video", name, where, self._frames)
+    return {**example, "image": image}
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
+    """Yields what __getitem__ gives of each line, with "image" left as None."""
+    return self._lines.read_all(self._described)
+
+  def _described(self, fields, where):
     name = fields.get("video")
     if not isinstance(name, str):
       raise ValueError(
         f'{where}: expected a path under the key "video", found '
         f"{_found(fields, 'video')}"
       )
-    image = _read_file(self._root, "video", name, where, self._frames)
-    return {**fields, "image": image, "_video_path": name, "_where": where}
+    return {**fields, "image": None, "_video_path": name, "_where": where}
 
   def __str__(self) -> str:
     return str(self._lines)
@@ -214,6 +232,11 @@ class Slice:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._source[self._range[index]]
 
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError] | None:
+    found = without_images(self._source)
+    bounds = self._range.start, self._range.stop
+    return found and itertools.islice(found, *bounds)
+
   def __str__(self) -> str:
     return f"{self._source}{self._bounds}"
 
@@ -238,6 +261,9 @@ class Cached:
     if index not in self._examples:
       self._examples[index] = self._source[index]
     return dict(self._examples[index])
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError] | None:
+    return without_images(self._source)
 
   def __str__(self) -> str:
     return str(self._source)
@@ -273,6 +299,20 @@ def make(
   return Cached(source) if cache else source
 
 
+def without_images(
+  source: Source,
+) -> Iterator[dict[str, Any] | ValueError] | None:
+  """Reads all examples of a source in order, but no picture.
+
+  Returns:
+    What the source gives by index, its "image" None, or in its place the error
+    of a line that cannot be read; None of a source whose texts cannot be read
+    without the pictures, such as Tfds.
+  """
+  read = getattr(source, "without_images", None)
+  return read and read()
+
+
 class _Lines:
   """The objects of a JSONL file and their places, by index."""
 
@@ -290,6 +330,18 @@ class _Lines:
       file.seek(offset)
       line = file.readline()
     return _parse_line(line, where), where
+
+  def read_all(self, describe):
+    """Yields describe(fields, where) of each line, or its ValueError."""
+    path = str(self._path)
+    with self._path.open("rb") as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          where = f"{path}:{number}"
+          try:
+            yield describe(_parse_line(line, where), where)
+          except ValueError as error:
+            yield error
 
   def __str__(self):
     return str(self._path)

@@ -192,10 +192,28 @@ def test_errors(tiny, tmp_path):
     run(tiny, out, prompt="what", text_len=2)
   with pytest.raises(ValueError, match=r"no.jsonl: cannot read data"):
     run(tiny, out, data="no.jsonl")
-  assert not out.read_bytes()
+  assert not out.exists()
 
 
 def test_on_several_devices(tiny, lines, tmp_path):
   assert len(jax.devices()) == 8  # `lines` are split over them
   run(tiny, tmp_path / "y.jsonl", batch_size=24)
   assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)
+
+
+def test_control_tokens_of_prompts_are_taken_off(tiny, lines, tmp_path, capsys):
+  spelled = tmp_path / "spelled.jsonl"
+  with spelled.open("w") as file:
+    for line in tiny.data.read_text().splitlines():
+      fields = json.loads(line)
+      fields["image"] = str(tiny.folder / fields["image"])
+      fields["prefix"] = f"<image> {fields['prefix']}\n"
+      file.write(json.dumps(fields) + "\n")
+  run(tiny, tmp_path / "y.jsonl", data=spelled)
+  assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)
+  said = capsys.readouterr().err
+  for what in ("<image>", "line break"):
+    note = (
+      f"note: predict: 23 times: {what} taken off; the first: {spelled}:1\n"
+    )
+    assert note in said
