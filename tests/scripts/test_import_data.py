@@ -504,7 +504,7 @@ BAD_COCO = [
   ),
   (
     change("coco.json", "annotations", 1, bbox="no"),
-    '1: expected list under "b',
+    '1: expected 4 numbers of a box',
   ),
   (change("coco.json", "annotations", 1, bbox=None), '1: missing key "bbox"'),
   (
