@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from scripts.imports import entries, files, pictures
+from scripts.imports import entries, files, pictures, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
@@ -128,7 +128,7 @@ def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
   Raises:
     ValueError: one is malformed.
   """
-  xs, ys = [], []
+  outlines = []
   for polygon in polygons:
     count = len(polygon) if isinstance(polygon, list) else 0
     if count < 6 or count % 2:
@@ -136,10 +136,8 @@ def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
         f"{where}: expected x and y of 3 points or more as a polygon, found "
         f"{polygon!r:.80}"
       )
-    values = files.numbers(polygon, count, "of a polygon", where)
-    xs += values[::2]
-    ys += values[1::2]
-  return min(ys), min(xs), max(ys), max(xs)
+    outlines.append(files.numbers(polygon, count, "of a polygon", where))
+  return shapes.box(outlines)
 
 
 class Sizes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from paligemma import tree
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, labels, paths
+from scripts.imports import columns, entries, files, paths, prompts
 
 _EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
 _PREFIXES = {"caption": "captions_"}  # task -> of the official names
@@ -29,7 +29,7 @@ class _Picture:
 
 @dataclasses.dataclass
 class _File:
-  """A JSON: its pictures by id, its labels by id, and parents of categories."""
+  """A JSON: its pictures and labels by id, and what is a parent of labels."""
 
   path: pathlib.Path
   split: str
@@ -151,14 +151,14 @@ def _parse(path, split, problems):
     if key in named:
       raise ValueError(f"{place}: its id {key} is that of another category")
     named[key] = str(files.get(category, "name", (str, int), place))
-    parent = labels.clean(str(category.get("supercategory")))
-    if parent != labels.clean(named[key]):
+    parent = prompts.label_name(str(category.get("supercategory")))
+    if parent != prompts.label_name(named[key]):
       parents.add(parent)
   return _File(
     path,
     split,
     pictures,
-    labels.named(named, str(path), problems),
+    named,
     parents,
     any(
       "caption" in x
@@ -275,23 +275,23 @@ def _thing(annotation, named, reading, where, problems):
 
 
 def _labels(parts, problems):
-  """The labels of all files, but for parents that nothing is annotated as."""
+  """The names of all files, but for parents that nothing is annotated as."""
   used = {
-    part.labels.get(_plain(str(annotation.get("category_id"))))
+    prompts.label_name(part.labels[key])
     for part in parts
     for _, _, annotation in part.annotations()
+    if (key := _plain(str(annotation.get("category_id")))) in part.labels
   }
-  parents = set().union(*(part.parents for part in parts))
-  found = {}
+  parents = set().union(*(part.parents for part in parts)) - used
+  found = []
   for part in parts:
-    for label in part.labels.values():
-      if label in used or label not in parents:
-        found[label] = part
-      else:
-        problems.note(
-          "supercategories that are never annotated, left out as labels",
-          f'{part.path}: "{label}"',
-        )
+    known = set(found)
+    for name in part.labels.values():
+      if prompts.label_name(name) in parents:
+        what = "supercategories that are never annotated, left out as labels"
+        problems.note(what, f'{part.path}: "{name}"')
+      elif name not in known:
+        found.append(name)
   return tuple(found)
 
 

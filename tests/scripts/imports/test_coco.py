@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from scripts import import_data
 from scripts.imports import coco, entries
 
 SIZE = (61, 97)  # height, width
@@ -136,14 +137,19 @@ def test_files_of_another_kind(src, content, message):
 
 
 def test_names_equal_but_for_spaces_are_one_label(src):
-  names = ["red dog", "red dog ", "red  dog", "cat"]
-  categories = [{"id": 3 + i, "name": name} for i, name in enumerate(names)]
+  names = ["red dog", "red dog ", "red  dog", "cat", "animal"]
+  categories = [
+    {"id": 3 + i, "name": name, "supercategory": " animal"}
+    for i, name in enumerate(names)
+  ]
   annotations = [{**BOX, "category_id": 3 + i} for i in range(4)]
-  found, labels, problems = read(write(src, [IMAGE], annotations, categories))
-  assert [x.label for x in found[0].things] == ["red dog"] * 3 + ["cat"]
-  assert labels == ("red dog", "cat")
-  what = "classes with the name of another, read as one"
-  assert problems.notes == {what: (2, str(src))}
+  write(src, [IMAGE], annotations, categories)
+  assert read(src)[1] == tuple(names[:4])  # made one where they are asked for
+  out = src.parent / "out"
+  records, _ = import_data.import_data("coco", src, out, task="detect")
+  (line,) = records["train"]
+  assert line["prefix"] == "detect cat ; red dog"
+  assert [x["label"] for x in line["objects"]] == ["red dog"] * 3 + ["cat"]
 
 
 @pytest.mark.parametrize("kind", [str, float, lambda x: f"{x}.0", int])
@@ -221,7 +227,7 @@ def test_boxes_of_polygons(src):
   ("fields", "message"),
   [
     ({"bbox": [7, 11, True, 29]}, "expected 4 numbers of a box, found"),
-    ({"bbox": [7, 11, float("nan"), 29]}, "expected 4 numbers of a box, found"),
+    ({"bbox": [7, 11, "nan", 29]}, "expected 4 numbers of a box, found"),
     ({"bbox": "1234"}, "expected 4 numbers of a box, found \\['1234'"),
     ({"bbox": None}, 'expected list or str under "bbox", found None'),
     ({"iscrowd": 2}, 'expected 0 or 1 as "iscrowd", found 2'),
