@@ -2,14 +2,16 @@
 
 import collections
 import dataclasses
+import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from scripts.imports import entries, files, pictures, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False}
 _SLACK = 0.02  # of a side, by which a box that fits may reach over the edge
 _FEW = 10  # boxes, which prove too little to overrule what a user says
 
@@ -122,6 +124,22 @@ def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
   return files.numbers(values, 4, what, where)
 
 
+def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """What COCO says of an object besides its box: "crowd", and "area" if given.
+
+  Raises:
+    ValueError: "iscrowd" is not 0 or 1, or "area" no number.
+  """
+  crowd, area = fields.get("iscrowd"), fields.get("area")
+  text = str(int(crowd) if crowd in (0, 1) else crowd).strip().lower()
+  if text not in _FLAGS:
+    raise ValueError(f'{where}: expected 0 or 1 as "iscrowd", found {crowd!r}')
+  found = {"crowd": _FLAGS[text]}
+  if area is not None:
+    (found["area"],) = files.numbers([area], 1, "area", where)
+  return found
+
+
 def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
   """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...].
 
@@ -162,15 +180,18 @@ def size(height: Any, width: Any) -> tuple[int, int] | None:
 
   Numbers as text are read; anything but two whole numbers above 0 states none.
   """
-  try:
-    sides = [float(side) for side in (height, width)]
-  except (TypeError, ValueError):
-    return None
-  if any(isinstance(side, bool) for side in (height, width)):
-    return None
+  sides = [number(side) for side in (height, width)]
   if not all(side > 0 and side.is_integer() for side in sides):
     return None
   return int(sides[0]), int(sides[1])
+
+
+def number(value: Any) -> float:
+  """A number, given as such or as text; NaN for anything else."""
+  try:
+    return math.nan if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError, OverflowError):
+    return math.nan
 
 
 def _fits(box, size):

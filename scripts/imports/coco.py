@@ -13,7 +13,6 @@ from scripts.imports import columns, entries, files, paths, prompts
 
 _EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
 _PREFIXES = {"caption": "captions_"}  # task -> of the official names
-_FLAGS = {"0": False, "1": True, "false": False, "true": True, "none": False}
 _TRIED = 50  # pictures by which the folder of pictures is found
 
 
@@ -260,11 +259,8 @@ def _thing(annotation, named, reading, where, problems):
       f"{where}: unknown category_id {category}, the file has categories "
       f"{', '.join(map(str, named)) or 'of no kind'}.{near}"
     )
-  mask, area = annotation.get("segmentation") or None, annotation.get("area")
-  label = named[category]
-  more = {"mask": mask, "crowd": _crowd(annotation, where)}
-  if area is not None:
-    (more["area"],) = files.numbers([area], 1, "area", where)
+  label, mask = named[category], annotation.get("segmentation") or None
+  more = {"mask": mask, **boxes_lib.details(annotation, where)}
   if isinstance(mask, list) and not annotation.get("bbox"):
     problems.note("objects without bbox, read as around their polygons", where)
     values = boxes_lib.around(mask, where)
@@ -336,11 +332,3 @@ def _plain(value):
     return value
   whole = re.fullmatch(r"(-?[1-9]\d*|0)(\.0+)?", str(value).strip(), re.ASCII)
   return int(whole[1]) if whole else value
-
-
-def _crowd(annotation, where):
-  value = annotation.get("iscrowd")
-  text = str(int(value) if value in (0, 1) else value).strip().lower()
-  if text not in _FLAGS:
-    raise ValueError(f'{where}: expected 0 or 1 as "iscrowd", found {value!r}')
-  return _FLAGS[text]
