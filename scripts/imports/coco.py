@@ -138,7 +138,9 @@ def _parse(path, split, problems):
     with problems:
       key = _id(annotation, "image_id", where)
       if key not in pictures:
-        raise ValueError(f"{where}: no image has its image_id {key}")
+        raise ValueError(
+          f"{where}: no image has its image_id {files.shown(str(key))}"
+        )
       pictures[key].annotations.append((where, annotation))
   named, parents = {}, set()
   categories = content.get("categories") and files.get(
@@ -148,7 +150,9 @@ def _parse(path, split, problems):
     place = f"{path}: category number {i}"
     key = _id(category, "id", place)
     if key in named:
-      raise ValueError(f"{place}: its id {key} is that of another category")
+      raise ValueError(
+        f"{place}: its id {files.shown(str(key))} is that of another category"
+      )
     named[key] = str(files.get(category, "name", (str, int), place))
     parent = prompts.label_name(str(category.get("supercategory")))
     if parent != prompts.label_name(named[key]):
@@ -182,7 +186,9 @@ def _pictures(path, listed, problems):
       name, _Picture(image, f"{path}: image {image['id']}", [])
     )
     if found.setdefault(key, same) is not same:
-      raise ValueError(f"{place}: its id {key} is that of another image")
+      raise ValueError(
+        f"{place}: its id {files.shown(str(key))} is that of another image"
+      )
     same.listed += 1
     if same.listed > 1:
       problems.note("images listed twice, read as one", place)
@@ -256,8 +262,8 @@ def _thing(annotation, named, reading, where, problems):
   if category not in named:
     near = tree.did_you_mean(str(category), map(str, named))
     raise ValueError(
-      f"{where}: unknown category_id {category}, the file has categories "
-      f"{', '.join(map(str, named)) or 'of no kind'}.{near}"
+      f"{where}: unknown category_id {files.shown(str(category))}, the file "
+      f"has {files.shown(', '.join(map(str, named))) or 'none'}.{near}"
     )
   label, mask = named[category], annotation.get("segmentation") or None
   more = {"mask": mask, **boxes_lib.details(annotation, where)}
@@ -285,7 +291,7 @@ def _labels(parts, problems):
     for name in part.labels.values():
       if prompts.label_name(name) in parents:
         what = "supercategories that are never annotated, left out as labels"
-        problems.note(what, f'{part.path}: "{name}"')
+        problems.note(what, f'{part.path}: "{files.shown(name)}"')
       elif name not in known:
         found.append(name)
   return tuple(found)

@@ -115,10 +115,8 @@ def find(
   for option in options:
     found = [x for x in present if _plain(x) == _plain(option)]
     if len(found) > 1:
-      raise ValueError(
-        f'{where}: both "{found[0]}" and "{found[1]}" could be the column '
-        f"{option}"
-      )
+      both = files.shown(f'both "{found[0]}" and "{found[1]}"')
+      raise ValueError(f"{where}: {both} could be the column {option}")
     if found:
       return found[0]
   return None
@@ -232,7 +230,8 @@ def each(objects: Any, where: str) -> list[Any]:
 
 
 def _key(fields, options):
-  return next((key for key in options if key in fields), options[0])
+  present = fields if isinstance(fields, Mapping) else ()
+  return next((key for key in options if key in present), options[0])
 
 
 def _plain(name):

@@ -127,7 +127,7 @@ def _entry(path, split, images, index, problems):
     element.tag = str(element.tag).rpartition("}")[2]
   if root.tag != "annotation":
     raise ValueError(
-      f"{path}: the root is <{root.tag}>, expected <annotation> of VOC"
+      f"{path}: the root is <{root.tag:.60}>, expected <annotation> of VOC"
     )
   image = _image(images, path, root.findtext("filename"), index, problems)
   sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
@@ -153,7 +153,7 @@ def _image(images, path, name, index, problems):
   for stem in stems:
     found = found or index[images].get(stem.lower(), [])
   if not found:
-    wanted = f"{name} or {path.stem}" if name else path.stem
+    wanted = files.shown(f"{name} or {path.stem}" if name else path.stem)
     raise ValueError(
       f"{path}: missing image {wanted}.*: {images} has none of such a name"
     )
@@ -183,7 +183,9 @@ def _thing(thing, where):
     others = [x.tag for x in thing if x.tag in ("robndbox", "polygon")]
     other = f", but a {others[0]}, which is not read" if others else ""
     count = f"{len(found)} of them" if found else f"no bndbox{other}"
-    raise ValueError(f"{where}: {label} has {count}, expected one bndbox")
+    raise ValueError(
+      f"{where}: {files.shown(label)} has {count}, expected one bndbox"
+    )
   edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)
   return entries.Thing(label, (y0, x0, y1, x1), where)

@@ -107,10 +107,11 @@ def _with_yaml(src, images, problems):
         f"{src}: expected a text as name of class {key}, found {name!r:.60}"
       )
   count = _whole(content.get("nc", len(named)))
+  found = files.shown(", ".join(map(str, named)))
   if set(named) != set(range(len(named))) or count != len(named):
     raise ValueError(
-      f"{src}: expected a name for each of {count} classes from 0, found names "
-      f"of {', '.join(map(str, named)) or 'none'}"
+      f"{src}: expected a name for each of {files.shown(str(count))} classes "
+      f"from 0, found names of {found or 'none'}"
     )
   splits = {}
   for key, split in entries.SPLITS.items():
@@ -236,7 +237,8 @@ def _images(root, place, where, problems):
         found.append(_listed(line, path, number, root, problems))
   else:
     raise ValueError(
-      f"{where}: no such folder or list of images: {path}; take the line out "
+      f"{where}: no such folder or list of images: "
+      f"{files.shown(str(path))}; take the line out "
       "if there are none"
     )
   if not found:
@@ -294,7 +296,7 @@ def _thing(words, data, where, problems):
   number, *shares = files.numbers(words, len(words), what, where)
   if number not in data.labels:
     raise ValueError(
-      f"{where}: unknown class {words[0]}, expected one from 0 to "
+      f"{where}: unknown class {words[0]:.20}, expected one from 0 to "
       f"{len(data.labels) - 1}"
     )
   label = data.labels[number]
