@@ -70,8 +70,7 @@ def make_yolo(folder):
       f"{(x1 - x0) / width} {(y1 - y0) / height}\n"
       for label, (y0, x0, y1, x1) in things
     ]
-    if lines:
-      (labels / name).with_suffix(".txt").write_text("".join(lines))
+    (labels / name).with_suffix(".txt").write_text("".join(lines))
   names = "".join(f"  {i}: {label}\n" for i, label in enumerate(LABELS))
   (folder / "data.yaml").write_text(f"train: images/train\nnames:\n{names}")
   return folder
