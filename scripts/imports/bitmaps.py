@@ -4,13 +4,14 @@ import io
 import pathlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from paligemma.data import masks
 from scripts.imports import entries
 
 # What keeps values as they are; JPEG changes them.
 SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+_WHAT = "the mask, a PNG, BMP, GIF or TIFF,"
 _GRAY = ("1", "L", "P", "I", "I;16")
 
 
@@ -40,6 +41,8 @@ def values(
       red, green, blue = np.moveaxis(
         np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0
       )
+  except UnidentifiedImageError:
+    raise ValueError(f"{where}: {_WHAT} is none") from None
   except (
     OSError,
     SyntaxError,
@@ -47,9 +50,7 @@ def values(
     Image.DecompressionBombError,
   ) as error:
     reason = str(error).partition("\n")[0]
-    raise ValueError(
-      f"{where}: cannot read a mask of PNG, BMP, GIF or TIFF: {reason:.100}"
-    ) from None
+    raise ValueError(f"{where}: {_WHAT} cannot be read: {reason:.99}") from None
   if not colours and (red == green).all() and (green == blue).all():
     return red
   return 65536 * red + 256 * green + blue

@@ -53,7 +53,7 @@ def _labels(folder):
     )
   labels = {}
   for line in csv.reader(files.read_lines(paths[0])):
-    if len(line) == 2:
+    if len(line) == 2 and line[0].startswith("/"):
       labels[line[0].strip()] = line[1].strip()
   return labels
 
