@@ -149,7 +149,11 @@ def _examples(fields, folder, where, problems):
       problems.note("answers that lose what was said before them", place)
     if _NOTATION.search(text):
       problems.note("boxes of another notation in answers stay text", place)
-    yield question, text, tuple(_file(name, folder, place) for name in shown)
+    yield (
+      question,
+      text,
+      tuple(_file(name, folder, place, problems) for name in shown),
+    )
     question = None
   if question is not None or not turns:
     raise ValueError(f"{where}: the last message is no answer")
@@ -223,10 +227,10 @@ def _named(fields, where):
   return found
 
 
-def _file(name, folder, where):
+def _file(name, folder, where, problems):
   name = name.removeprefix("file://")
   if re.match(r"\w{2,}:", name):
     raise ValueError(
       f"{where}: the picture is {name!r:.60}, expected a path of a file"
     )
-  return folders.find(name, [folder])
+  return folders.find(name, [folder], where, problems)

@@ -50,17 +50,19 @@ def _entries(found, root, images, problems):
     places = [path.parent if images is None else pathlib.Path(images)]
     for i, fields in enumerate(content):
       with problems:
-        yield _entry(fields, split, places, f"{path}: picture number {i}")
+        where = f"{path}: picture number {i}"
+        yield _entry(fields, split, places, where, problems)
 
 
-def _entry(fields, split, places, where):
+def _entry(fields, split, places, where, problems):
   name = files.get(fields, _key(fields, _IMAGE), str, where)
   annotations = files.get(fields, _key(fields, _ANNOTATIONS), list, where)
   things = tuple(
     _thing(annotation, f"{where}: annotation {i}")
     for i, annotation in enumerate(annotations)
   )
-  return entries.Entry(folders.find(name, places), where, split, things=things)
+  image = folders.find(name, places, where, problems)
+  return entries.Entry(image, where, split, things=things)
 
 
 def _thing(annotation, where):

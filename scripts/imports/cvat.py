@@ -88,9 +88,8 @@ def _entry(image, src, images, problems, where):
     split = entries.split_name(subset)
   else:
     split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"
-  return entries.Entry(
-    folders.find(name, places), where, split, size=size, things=tuple(things)
-  )
+  image = folders.find(name, places, where, problems)
+  return entries.Entry(image, where, split, size=size, things=tuple(things))
 
 
 def _thing(shape, size, where):

@@ -17,9 +17,8 @@ def read(src, images, problems):
   """Reads the pictures of the lists that obj.data names.
 
   Paths in it start where darknet was run: they are looked for beside obj.data,
-  above it, and without their first folder. A picture's labels lie beside it,
-  or, with /images/ in its path, under /labels/. A line is "class x y width
-  height", as in YOLO.
+  above it, and without their first folder. Labels are those of YOLO, where they
+  lie and what they say (yolo.read).
 
   Args:
     src: path of obj.data, or of the folder with one *.data, or of that with the
@@ -45,14 +44,14 @@ def read(src, images, problems):
       for path in named
     ]
   else:
-    names, splits = _described(src, images)
+    names, splits = _described(src, images, problems)
   labels = dict(enumerate(name.strip() for name in names if name.strip()))
   return entries.Annotations(
-    _entries(splits, labels, problems), tuple(labels.values())
+    _entries(src, splits, labels, problems), tuple(labels.values())
   )
 
 
-def _described(src, images):
+def _described(src, images, problems):
   """Names, and the pictures of each split, as obj.data says."""
   if src.is_dir():
     found = folders.ending(src, ".data")
@@ -74,7 +73,8 @@ def _described(src, images):
     if images is None:
       listed = [_at(src, line) for line in listed]
     else:
-      listed = [folders.find(line, [pathlib.Path(images)]) for line in listed]
+      places = [pathlib.Path(images)]
+      listed = [folders.find(x, places, str(path), problems) for x in listed]
     splits.append((entries.split_name(key), listed))
   if not splits:
     raise ValueError(f"{src}: names no list, expected train = train.txt")
@@ -90,33 +90,12 @@ def _at(src, name):
   return next((path for path in options if path.is_file()), options[0])
 
 
-def _entries(splits, labels, problems):
+def _entries(src, splits, labels, problems):
+  data = yolo._Dataset(str(src), src.parent, {}, labels, pose=False)
   for split, listed in splits:
-    for image in listed:
-      with problems:
-        beside = image.with_suffix(".txt")
-        path = next(
-          (x for x in (beside, yolo.label_path(image)) if x.is_file()), None
-        )
-        if path is None:
-          raise ValueError(
-            f"{beside}: no such file, expected the labels of {image.name}; an "
-            "empty one says that nothing is in it"
-          )
-        things = tuple(
-          _thing(line.split(), labels, f"{path}:{number}")
-          for number, line in enumerate(files.read_lines(path), start=1)
-          if line.strip()
-        )
-        yield entries.Entry(image, str(path), split, things=things)
-
-
-def _thing(words, labels, where):
-  number, *shares = files.numbers(words, 5, "class x y width height", where)
-  if number not in labels:
-    raise ValueError(
-      f"{where}: unknown class {words[0]:.20}, expected one from 0 to "
-      f"{len(labels) - 1}"
-    )
-  box = entries.BOXES["cxcywh"](*shares)
-  return entries.Thing(labels[number], box, where, shares=True)
+    with problems:
+      where = f"{src}: {split}"
+      found = yolo._label_files(listed, src.parent, where, problems)
+      for image in listed:
+        with problems:
+          yield yolo._entry(image, found.get(image), split, data, problems)

@@ -1,8 +1,9 @@
 """Files in folders, and the pictures that an annotation names."""
 
 import pathlib
-import re
 from collections.abc import Sequence
+
+from scripts.imports import entries, paths
 
 
 def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
@@ -25,22 +26,33 @@ def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
   return found
 
 
-def find(name: str, places: Sequence[pathlib.Path]) -> pathlib.Path:
-  """The picture of that name in the first folder that has it.
-
-  Of a path that begins at a root, or leaves its folder, the last part counts
-  where nothing lies there: it is that of the machine it was annotated on.
+def find(
+  name: str,
+  places: Sequence[pathlib.Path],
+  where: str,
+  problems: entries.Problems,
+) -> pathlib.Path:
+  """The picture of that name in the first folder that has it (paths.find).
 
   Args:
     name: as annotated, with slashes of any system.
     places: folders to look in.
+    where: the place that names it.
+    problems: entries.Problems.
 
   Returns:
     its path, in the first folder if none has it.
+
+  Raises:
+    ValueError: it can be the name of no file.
   """
-  path = pathlib.PurePosixPath(name.strip().replace("\\", "/"))
-  names = [path]
-  if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
-    names.append(pathlib.PurePosixPath(path.name))
-  options = [place / option for option in names for place in places]
-  return next((path for path in options if path.is_file()), options[0])
+  try:
+    for place in places:
+      found = paths.find(name, place, where, problems)
+      if found.is_file():
+        return found
+  except (OSError, ValueError):
+    raise ValueError(
+      f"{where}: the picture is {name!r:.60}, expected a path of a file"
+    ) from None
+  return places[0] / name.strip().replace("\\", "/")

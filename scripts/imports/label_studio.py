@@ -73,7 +73,7 @@ def _entries(src, content, places, task, names, problems):
       if said and task in ("detect", "segment"):
         problems.note("what is said of whole pictures left out", where)
       yield entries.Entry(
-        _find(_picture_name(data, names, where), places),
+        _find(_picture_name(data, names, where), places, where, problems),
         where,
         size=_size(regions, where),
         fields={"task_id": fields["id"]} if "id" in fields else {},
@@ -283,13 +283,15 @@ def _picture_name(data, names, where):
   return files.get(data, key, str, where)
 
 
-def _find(name, places):
+def _find(name, places, where, problems):
   """The file of "/data/upload/1/1a2b3c4d-a.jpg" and other addresses."""
-  address = urllib.parse.urlsplit(name)
-  path = urllib.parse.unquote(address.path)
-  if local := urllib.parse.parse_qs(address.query).get("d"):
-    path = local[0]
-  base = pathlib.PurePosixPath(path).name
-  names = [name, path.lstrip("/"), base, re.sub("^[0-9a-f]{8}-", "", base)]
-  found = [folders.find(option, places) for option in names]
-  return next((path for path in found if path.is_file()), found[2])
+  names = [name]
+  if "://" in name or name.startswith("/data/"):
+    address = urllib.parse.urlsplit(name)
+    path = urllib.parse.unquote(address.path)
+    if local := urllib.parse.parse_qs(address.query).get("d"):
+      path = local[0]
+    base = pathlib.PurePosixPath(path).name
+    names = [path.lstrip("/"), base, re.sub("^[0-9a-f]{8}-", "", base)]
+  found = [folders.find(option, places, where, problems) for option in names]
+  return next((path for path in found if path.is_file()), found[-1])

@@ -51,10 +51,10 @@ def read(src, images, problems):
 def _entries(found, root, images, problems):
   for path in found:
     with problems:
-      yield _entry(path, root, images)
+      yield _entry(path, root, images, problems)
 
 
-def _entry(path, root, images):
+def _entry(path, root, images, problems):
   where = str(path)
   content = files.read_json(path)
   drawn = files.get(content, "shapes", list, where)
@@ -64,7 +64,7 @@ def _entry(path, root, images):
     what = "imageHeight and imageWidth"
     height, width = files.numbers(sides, 2, what, where)
     size = int(height), int(width)
-  image, data = _image(content, path, root, images)
+  image, data = _image(content, path, root, images, problems)
   return entries.Entry(
     image,
     where,
@@ -75,11 +75,11 @@ def _entry(path, root, images):
   )
 
 
-def _image(content, path, root, images):
+def _image(content, path, root, images, problems):
   """Path and contents, which are None where the picture is a file."""
   places = [path.parent if images is None else pathlib.Path(images)]
   name = content.get("imagePath") or path.name
-  image = folders.find(str(name), places)
+  image = folders.find(str(name), places, str(path), problems)
   if not image.is_file():
     # Files are renamed in pairs, which their contents do not learn.
     for suffix in pictures.SUFFIXES:

@@ -1,13 +1,15 @@
 """Writes the same annotated pictures in formats of annotation programs.
 
-`truth` is {name: ((height, width), [(label, (y0, x0, y1, x1))])}; `outline`
-turns a box into a polygon [x0, y0, ...], which is written in its place where a
-format has polygons. Each function returns what is imported.
+`truth` is like TRUTH of same_data; `outline` turns a box into a polygon
+[x0, y0, ...], which is written in its place where a format has polygons. Each
+function returns what is imported.
 """
 
 import json
 
 from PIL import Image
+
+from tests.scripts.imports.same_data import TRUTH
 
 
 def write_pictures(folder, truth):
@@ -24,7 +26,7 @@ def points_of(polygon):
   return list(zip(polygon[::2], polygon[1::2], strict=True))
 
 
-def labelme(folder, truth, outline=None):
+def labelme(folder, truth=TRUTH, outline=None):
   write_pictures(folder, truth)
   for name, ((height, width), things) in truth.items():
     shapes = []
@@ -55,7 +57,7 @@ def labelme(folder, truth, outline=None):
   return folder
 
 
-def cvat(folder, truth, outline=None):
+def cvat(folder, truth=TRUTH, outline=None):
   write_pictures(folder / "images", truth)
   images = ""
   for i, (name, ((height, width), things)) in enumerate(truth.items()):
@@ -89,7 +91,7 @@ def cvat(folder, truth, outline=None):
   return folder
 
 
-def label_studio(folder, truth, outline=None):
+def label_studio(folder, truth=TRUTH, outline=None):
   write_pictures(folder, truth)
   tasks = []
   for i, (name, ((height, width), things)) in enumerate(truth.items()):
@@ -144,7 +146,7 @@ def label_studio(folder, truth, outline=None):
   return folder / "project-1.json"
 
 
-def createml(folder, truth):
+def createml(folder, truth=TRUTH):
   write_pictures(folder, truth)
   content = [
     {
@@ -168,7 +170,7 @@ def createml(folder, truth):
   return folder
 
 
-def darknet(folder, truth):
+def darknet(folder, truth=TRUTH):
   write_pictures(folder / "obj_train_data", truth)
   labels = labels_of(truth)
   for name, ((height, width), things) in truth.items():
@@ -190,7 +192,7 @@ def darknet(folder, truth):
   return folder
 
 
-def open_images(folder, truth):
+def open_images(folder, truth=TRUTH):
   """Leaves out pictures without a box, as the format does."""
   write_pictures(folder / "train", truth)
   labels = labels_of(truth)

@@ -1,7 +1,5 @@
 """The same annotated pictures through every format of annotation programs."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,43 +9,13 @@ from scripts import import_data
 from scripts.imports import coco
 from tests.scripts.imports import made_formats
 from tests.scripts.imports.reading import picture, read
-
-TRUTH = {
-  "a.png": ((53, 97), [("cat", (3, 5, 31, 89)), ("red dog", (7, 2, 50, 41))]),
-  "b.jpg": ((61, 43), [("cat", (0, 0, 61, 43))]),
-  "c.png": ((29, 31), []),
-}
+from tests.scripts.imports.same_data import TRUTH, make_coco
 
 
 def triangle(box):
   """The right upper half of a box, and a bit more."""
   y0, x0, y1, x1 = box
   return [x0, y0, x1, y0, x1, y1, (x0 + x1) / 2, (y0 + y1) / 2 + 1]
-
-
-def make_coco(folder):
-  made_formats.write_pictures(folder, TRUTH)
-  labels = made_formats.labels_of(TRUTH)
-  content = {"images": [], "annotations": [], "categories": []}
-  for i, label in enumerate(labels):
-    content["categories"].append({"id": i, "name": label})
-  for i, (name, ((height, width), things)) in enumerate(TRUTH.items()):
-    content["images"].append(
-      {"id": i, "file_name": name, "height": height, "width": width}
-    )
-    for label, box in things:
-      y0, x0, y1, x1 = box
-      annotation = {
-        "id": len(content["annotations"]),
-        "image_id": i,
-        "category_id": labels.index(label),
-        "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "segmentation": [triangle(box)],
-      }
-      content["annotations"].append(annotation)
-  path = folder / "coco.json"
-  path.write_text(json.dumps(content))
-  return path
 
 
 def pixels(entry, thing):
@@ -68,7 +36,7 @@ def objects(found):
 
 @pytest.mark.parametrize("kind", made_formats.MAKERS)
 def test_boxes_are_those_of_coco(kind, tmp_path):
-  src = made_formats.MAKERS[kind](tmp_path / kind, TRUTH)
+  src = made_formats.MAKERS[kind](tmp_path / kind)
   found, _, problems = read(import_data.FORMATS[kind], src)
   wanted = objects(read(coco.read, make_coco(tmp_path / "coco"))[0])
   if kind == "open_images":
@@ -84,7 +52,7 @@ def test_boxes_are_those_of_coco(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", made_formats.WITH_OUTLINES)
 def test_outlines_are_those_of_coco(kind, tmp_path):
-  src = made_formats.MAKERS[kind](tmp_path / kind, TRUTH, triangle)
+  src = made_formats.MAKERS[kind](tmp_path / kind, outline=triangle)
   found, _, _ = read(import_data.FORMATS[kind], src)
   for entry in found:
     size, things = TRUTH[entry.image.name]
@@ -123,7 +91,7 @@ def test_mask_pictures_are_outlines_of_coco(tmp_path):
 
 @pytest.mark.parametrize("kind", made_formats.MAKERS)
 def test_records_have_boxes_in_pixels(kind, tmp_path):
-  src = made_formats.MAKERS[kind](tmp_path / kind, TRUTH)
+  src = made_formats.MAKERS[kind](tmp_path / kind)
   out = tmp_path / "out"
   records = import_data.import_data(kind, src, out, task="detect")[0]
   for record in records["train"]:
