@@ -23,26 +23,46 @@ import paligemma
 from paligemma.models import mask_codec
 from scripts import command_line
 from scripts.imports import (
+  class_folders,
   coco,
   columns,
+  conversations,
+  createml,
+  cvat,
+  darknet,
   entries,
   hf,
+  label_studio,
+  labelme,
+  mask_pictures,
+  open_images,
   output,
   prompts,
   splits,
   summary,
   table,
   voc,
+  vqav2,
   yolo,
 )
 
 # name -> read(src, images, problems), which is also given those of task, names
 # and boxes that it declares
 FORMATS = {
+  "class_folders": class_folders.read,
   "coco": coco.read,
+  "conversations": conversations.read,
+  "createml": createml.read,
   "csv": table.read,
+  "cvat": cvat.read,
+  "darknet": darknet.read,
   "hf": hf.read,
+  "label_studio": label_studio.read,
+  "labelme": labelme.read,
+  "masks": mask_pictures.read,
+  "open_images": open_images.read,
   "voc": voc.read,
+  "vqav2": vqav2.read,
   "yolo": yolo.read,
 }
 SHOWN = 5  # messages about what was skipped
