@@ -66,10 +66,8 @@ FORMATS = {
   "yolo": yolo.read,
 }
 SHOWN = 5  # messages about what was skipped
-_MISREAD = (
-  5,
-  0.1,
-)  # boxes mostly outside: so many, and that share, are no data
+# So many boxes that lie mostly outside, and more than this share, are misread.
+_MISREAD, _MISREAD_SHARE = 5, 0.1
 _MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
@@ -207,7 +205,7 @@ def _check(records, images, src, problems):
     )
   count, first = problems.notes.get(prompts.MOSTLY_OUTSIDE, (0, ""))
   boxes = sum(len(line.get("objects", ())) for line in lines)
-  if count >= _MISREAD[0] and count > _MISREAD[1] * boxes:
+  if count >= _MISREAD and count > _MISREAD_SHARE * boxes:
     raise ValueError(
       f"{first}: this and {count - 1} more of {boxes} boxes lie for the most "
       "part outside of their images; are their numbers others than they are "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import location
+from paligemma.data import location, spelling
 from paligemma.data import masks as masks_lib
 from scripts.imports import entries, pictures
 
@@ -67,22 +67,23 @@ def record(
   sizes = [_size(image, entry) for image in images]
   if task == "caption":
     captions = _annotated(entry, "captions", "caption")
-    _check_texts(captions, entry.where)
+    captions = [_answer(text, entry.where, problems) for text in captions]
     return fields | {
       "prefix": "caption en",
       "suffix": captions[0],
-      "captions": list(captions),
+      "captions": captions,
     }
   if task == "vqa":
     question = _annotated(entry, "question", "question")
+    question = _question(question, len(images), entry.where, problems)
     answers = _annotated(entry, "answers", "answer")
-    _check_texts((question, *answers), entry.where)
+    answers = [_answer(text, entry.where, problems) for text in answers]
     ((most_common, _),) = collections.Counter(answers).most_common(1)
     return fields | {
       "prefix": f"answer en {question}",
       "suffix": most_common,
       "question": question,
-      "answers": list(answers),
+      "answers": answers,
     }
   if len(sizes) != 1:
     raise ValueError(
@@ -143,6 +144,8 @@ def label_problem(name: str) -> str:
     what = "a line break, which ends a prompt"
   elif not _is_utf8(name):
     what = "half of a surrogate pair, which UTF-8 cannot hold"
+  elif control := [token for token in spelling.CONTROL if token in name]:
+    what = f"{control[0]}, which is a control token"
   elif ";" in name or "<loc" in name or "<seg" in name:
     what = '";", a location or a code, where it would end'
   else:
@@ -179,13 +182,36 @@ def _size(image, entry):
   return pictures.size(image, entry.where, entry.size)
 
 
-def _check_texts(texts, where):
-  for text in texts:
-    if not _is_utf8(text):
-      raise ValueError(
-        f"{where}: the text {text!r:.60} holds half of a surrogate pair, which "
-        "UTF-8 cannot hold"
-      )
+def _question(text, num_images, where, problems):
+  """A question as training reads it, see spelling."""
+
+  def read(text):
+    return spelling.read_prompt(text, num_images)
+
+  return _read(text, read, where, problems)
+
+
+def _answer(text, where, problems):
+  """A caption or an answer as training reads it, see spelling."""
+  return _read(text, spelling.read_answer, where, problems)
+
+
+def _read(text, read, where, problems):
+  if not _is_utf8(text):
+    raise ValueError(
+      f"{where}: the text {text!r:.60} holds half of a surrogate pair, which "
+      "UTF-8 cannot hold"
+    )
+  try:
+    found, removed = read(text)
+  except ValueError as error:  # it may be meant so
+    problems.note("texts that training refuses", f"{where}: {error}")
+    return text
+  for token in removed:
+    problems.note(f"{token} taken off a text, which training adds", where)
+  if not found.strip():
+    raise ValueError(f"{where}: nothing is left of the text {text!r:.60}")
+  return found
 
 
 def _annotated(entry, name, what):

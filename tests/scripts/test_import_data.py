@@ -493,7 +493,7 @@ def remove(path):
 
 
 def no_image(path):
-  return lambda folder: (folder / path).write_bytes(encoded((5, 7), ".bmp"))
+  return lambda folder: (folder / path).write_bytes(b"no image")
 
 
 BAD_COCO = [
@@ -525,7 +525,7 @@ BAD_COCO = [
   ),
   (
     change("coco.json", "images", 0, file_name="no.png"),
-    "7: missing image .*no",
+    r"7: .*image .*no\.png",
   ),
   (change("coco.json", "images", 0, height=54), "7: annotated as 54x97 pixels"),
   (
@@ -542,7 +542,7 @@ BAD_COCO = [
     replace("coco.json", '"id"', '\n"id" 1'),
     r"json:2: malformed JSON at colum",
   ),
-  (no_image("a.png"), r"image 7: .*a\.png is no JPEG, PNG or WebP image"),
+  (no_image("a.png"), r"image 7: .*a\.png\b.* image"),
 ]
 BAD_YOLO = [
   (replace("labels/train/b.txt", "0 ", "2 "), r"b\.txt:1: unknown class 2, ex"),
@@ -564,7 +564,7 @@ BAD_YOLO = [
     r"b\.txt:1: expected 5 numbers",
   ),
   (remove("images/train/b.jpg"), r"b\.txt: missing image of these labels in"),
-  (no_image("images/train/b.jpg"), r"b\.txt: .*b\.jpg is no JPEG"),
+  (no_image("images/train/b.jpg"), r"b\.txt: .*b\.jpg\b.* image"),
   (replace("data.yaml", "1: ", "3: "), r"a name for each of 2 .* of 0, 3$"),
   (replace("data.yaml", "train:", "names: ["), r"yaml:\d: malformed YAML: "),
   (replace("data.yaml", "train:", "trian:"), 'has none of "train", "val" and'),
@@ -614,7 +614,7 @@ BAD_CSV = [
     replace("boxes.csv", "b.jpg", '"b.jpg'),
     r"csv:5: malformed CSV: unexpected",
   ),
-  (replace("boxes.csv", "b.jpg", "no.jpg"), r"csv:4: missing image .*no\.jpg"),
+  (replace("boxes.csv", "b.jpg", "no.jpg"), r"csv:4: .*image .*no\.jpg"),
   (
     replace("boxes.csv", "ymin", "upper"),
     r"no column ymin or .*, found image, .* ymin=C",
@@ -648,7 +648,7 @@ BAD_HF = [
   ),
   (
     replace("metadata.jsonl", "a.png", "no.png"),
-    r"l:1: missing image .*no\.png",
+    r"l:1: .*image .*no\.png",
   ),
   (
     replace("metadata.jsonl", "objects", "obects"),
@@ -825,7 +825,7 @@ def test_options_go_to_the_formats_that_declare_them(tmp_path, monkeypatch):
 def test_all_answers_empty(tmp_path):
   src = make_yolo(tmp_path / "src")
   for path in (tmp_path / "src" / "labels" / "train").iterdir():
-    path.unlink()
+    path.write_text("")
   for labels in ("all", "present"):
     with pytest.raises(
       ValueError, match="src: none of 3 images has an object, all answers would"
@@ -994,7 +994,7 @@ def test_bad_texts_are_left_out_and_no_line_is_half_written(ours, tmp_path):
 def test_images_of_parquet_are_not_written_if_one_is_bad(tmp_path):
   src = make_parquet(tmp_path / "src")
   (src / "data" / "train-00001-of-00001.parquet").write_text("no Parquet")
-  with pytest.raises(ValueError, match="cannot read Parquet"):
+  with pytest.raises(ValueError, match="Parquet magic bytes"):
     run("hf", src, tmp_path / "out")
   assert [path.name for path in tmp_path.iterdir()] == ["src"]
 

@@ -18,7 +18,7 @@ LABELS = ("cat", "red dog")
 
 def encoded(size, suffix=".png", **arguments):
   data = io.BytesIO()
-  kind = {".png": "PNG", ".jpg": "JPEG", ".bmp": "BMP"}[suffix]
+  kind = {".png": "PNG", ".jpg": "JPEG"}[suffix]
   Image.new("RGB", size[::-1]).save(data, kind, **arguments)
   return data.getvalue()
 

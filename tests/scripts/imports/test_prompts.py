@@ -1,5 +1,6 @@
 """Boxes, labels and texts of an image on their way into a prompt."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -149,6 +150,7 @@ def test_areas_that_say_no_more_than_the_box(image):
     ("a\nb", r'label "a\\nb" holds a line break, which ends a prompt'),
     ("a\r\nb", r'label "a\\nb" holds a line break'),
     ("a\ud800", r'label "a\\ud800" holds half of a surrogate pair'),
+    ("a<eos>", 'label "a<eos>" holds <eos>, which is a control token'),
     ("y;" * 999, 'label "(y;){30}" holds ";"'),
   ],
 )
@@ -239,7 +241,7 @@ def test_several_images(image):
   with pytest.raises(ValueError, match="image 1: 2 images, but boxes lie"):
     detect((image, image), thing((1, 2, 3, 4)))
   entry = entries.Entry((image, image.with_name("b.png")), "x:1", **more)
-  with pytest.raises(ValueError, match=r"x:1: missing image .*b\.png"):
+  with pytest.raises(ValueError, match=r"x:1: .* image .*b\.png"):
     prompts.record(entry, "caption", problems)
 
 
@@ -261,6 +263,49 @@ def test_texts_that_utf_8_cannot_hold(task, image):
   )
   with pytest.raises(ValueError, match=r"x:1: the text .* half of a surrogate"):
     prompts.record(entry, task, entries.Problems())
+
+
+def test_control_tokens_are_read_as_in_training(image):
+  entry = entries.Entry(
+    (image, image),
+    "x:1",
+    captions=("a cat<eos>", "b"),
+    question="<image><image>\nwhy?\n",
+    answers=("yes <eos>", "yes"),
+  )
+  problems = entries.Problems()
+  found = prompts.record(entry, "caption", problems)
+  assert found["captions"] == ["a cat", "b"] and found["suffix"] == "a cat"
+  found = prompts.record(entry, "vqa", problems)
+  assert found["prefix"] == "answer en why?" and found["question"] == "why?"
+  assert found["answers"] == ["yes", "yes"]
+  assert problems.notes == {
+    "<eos> taken off a text, which training adds": (2, "x:1"),
+    "<image> taken off a text, which training adds": (1, "x:1"),
+    "line break taken off a text, which training adds": (1, "x:1"),
+  }
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("what is <unk> in HTML", "<unk> stands within the answer"),
+    ("<loc100><loc0000><loc0001><loc0002> x", "<loc100> is no piece of the vo"),
+    ("<loc0100><loc0001><loc0002> x", "3 locations and 0 codes, expected 4"),
+  ],
+)
+def test_texts_that_training_refuses_are_noted(text, message, image):
+  entry = entries.Entry(image, "x:1", captions=(text,))
+  problems = entries.Problems()
+  assert prompts.record(entry, "caption", problems)["suffix"] == text
+  ((what, (count, first)),) = problems.notes.items()
+  assert (what, count) == ("texts that training refuses", 1)
+  assert first.startswith(f"x:1: {message}")
+  empty = dataclasses.replace(entry, captions=("<eos>",))
+  with pytest.raises(
+    ValueError, match="x:1: nothing is left of the text '<eos"
+  ):
+    prompts.record(empty, "caption", problems)
 
 
 def test_further_fields_that_json_cannot_hold(image):
