@@ -74,4 +74,5 @@ def _thing(annotation, where):
 
 
 def _key(fields, options):
-  return next((key for key in options if key in fields), options[0])
+  there = fields if isinstance(fields, dict) else ()
+  return next((key for key in options if key in there), options[0])

@@ -63,15 +63,21 @@ def _described(src, images, problems):
     key, _, value = line.partition("=")
     content[key.strip()] = value.strip()
   where = str(src)
-  names = files.read_lines(_at(src, files.get(content, "names", str, where)))
+  names = files.get(content, "names", str, where)
+  names = files.read_lines(_at(src, names, where, problems))
+  count = sum(1 for name in names if name.strip())
+  if content.get("classes", str(count)) != str(count):
+    raise ValueError(
+      f"{src}: classes = {content['classes']:.20}, but {count} names"
+    )
   splits = []
   for key in _LISTS:
     if not content.get(key):
       continue
-    path = _at(src, content[key])
+    path = _at(src, content[key], where, problems)
     listed = [line.strip() for line in files.read_lines(path) if line.strip()]
     if images is None:
-      listed = [_at(src, line) for line in listed]
+      listed = [_at(src, x, str(path), problems) for x in listed]
     else:
       places = [pathlib.Path(images)]
       listed = [folders.find(x, places, str(path), problems) for x in listed]
@@ -81,13 +87,16 @@ def _described(src, images, problems):
   return names, splits
 
 
-def _at(src, name):
+def _at(src, name, where, problems):
   """The file of a path that starts where darknet was run."""
   path = pathlib.PurePosixPath(name.replace("\\", "/"))
   roots = [src.parent, src.parent.parent]
   short = pathlib.PurePosixPath(*path.parts[1:])
-  options = [root / x for x in (path, short) for root in roots]
-  return next((path for path in options if path.is_file()), options[0])
+  found = [
+    folders.find(str(option), roots, where, problems)
+    for option in (path, short)
+  ]
+  return next((path for path in found if path.is_file()), found[0])
 
 
 def _entries(src, splits, labels, problems):

@@ -1,4 +1,4 @@
-"""Files in folders, and the pictures that an annotation names."""
+"""Files in folders, and those that an annotation names."""
 
 import pathlib
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ def find(
   where: str,
   problems: entries.Problems,
 ) -> pathlib.Path:
-  """The picture of that name in the first folder that has it (paths.find).
+  """The file of that name in the first folder that has it (paths.find).
 
   Args:
     name: as annotated, with slashes of any system.
@@ -53,6 +53,6 @@ def find(
         return found
   except (OSError, ValueError):
     raise ValueError(
-      f"{where}: the picture is {name!r:.60}, expected a path of a file"
+      f"{where}: {name!r:.60} can be the name of no file"
     ) from None
   return places[0] / name.strip().replace("\\", "/")

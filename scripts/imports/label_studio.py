@@ -94,9 +94,10 @@ def _results(fields, task, where, problems):
     return fields, _flat(fields)
   data = files.get(fields, "data", dict, where)
   key = "annotations" if "annotations" in fields else "completions"
+  made = fields.get(key) or []
   done = [
     annotation
-    for annotation in fields.get(key) or ()
+    for annotation in files.get({key: made}, key, list, where)
     if isinstance(annotation, dict) and not annotation.get("was_cancelled")
   ]
   if not done:
@@ -129,8 +130,8 @@ def _sorted(results, where):
       continue
     value = files.get(result, "value", dict, f"{where}: result {i}")
     if value.keys() & {"x", "points", "vertices", "rle"}:
-      key = result.get("id", i)
-      place = f"{where}: region {key}"
+      key = str(result.get("id", i))
+      place = f"{where}: region {key:.40}"
       region = regions.setdefault(key, (place, {}))[1]
       region.update({k: v for k, v in result.items() if k != "value"} | value)
     else:
@@ -163,8 +164,8 @@ def _thing(region, where):
   height, width = _sides(region, where)
   if region.get("image_rotation"):
     raise ValueError(
-      f"{where}: its picture was turned by {region['image_rotation']} degrees "
-      "to be annotated, expected it upright"
+      f"{where}: its picture was turned to be annotated, image_rotation is "
+      f"{region['image_rotation']!r:.20}, expected 0"
     )
   if "rle" in region:
     return bitmaps.thing(label, _brush(region, height, width, where), where)
@@ -294,4 +295,4 @@ def _find(name, places, where, problems):
     base = pathlib.PurePosixPath(path).name
     names = [path.lstrip("/"), base, re.sub("^[0-9a-f]{8}-", "", base)]
   found = [folders.find(option, places, where, problems) for option in names]
-  return next((path for path in found if path.is_file()), found[-1])
+  return next((path for path in found if path.is_file()), found[0])

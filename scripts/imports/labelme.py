@@ -122,8 +122,8 @@ def _thing(shape, label, size, where):
   if kind == "mask" and len(points) == 2:
     return _masked(shape, label, points, size, where)
   raise ValueError(
-    f"{where}: a {kind} of {len(points)} points is no box; expected polygon, "
-    "rectangle, circle or mask"
+    f"{where}: {kind!r:.40} of {len(points)} points is no box; expected "
+    "polygon, rectangle, circle or mask"
   )
 
 

@@ -70,7 +70,8 @@ def _entries(pairs, folder, problems):
         key = files.get(question, "question_id", (int, str), where)
         if key not in answers:
           raise ValueError(
-            f"{where}: no answer has its question_id {key} in {answers_path}"
+            f"{where}: its question_id {key!r:.40} has no answer in "
+            f"{answers_path}"
           )
         image = files.get(question, "image_id", int, where)
         yield entries.Entry(

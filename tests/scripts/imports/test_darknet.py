@@ -102,6 +102,7 @@ def test_an_empty_file_of_labels_says_that_nothing_is_there(tmp_path):
     ({"line": "1 0.5 0.5 0.1"}, "a.txt:1: found 4 numbers, expected a class"),
     ({"names": ""}, 'obj.data: missing key "names", found classes, train'),
     ({"names": "x.names"}, "x.names: cannot read it: No such file"),
+    ({"classes": "3"}, "obj.data: classes = 3, but 2 names"),
     ({"train": ""}, "obj.data: names no list, expected train = train.txt"),
     ({"train": "x.txt"}, "x.txt: cannot read it: No such file"),
   ],

@@ -192,7 +192,7 @@ def test_pictures_under_other_names(tmp_path):
   row = {"data": {"scan": "x/a.PNG", "page": "3"}, "annotations": []}
   row["annotations"] = [{"result": []}]
   ((entry,), _) = only(tmp_path, row)
-  assert entry.image == tmp_path / "a.PNG"
+  assert entry.image == tmp_path / "x" / "a.PNG"
   row["data"]["other"] = "b.jpg"
   with pytest.raises(
     ValueError, match="0: which of scan, page, other is the p"
@@ -212,7 +212,10 @@ def test_pictures_under_other_names(tmp_path):
       "region 0: is no box; expected rectangle, polygon, ellipse or brush",
     ),
     (box(width="x"), "region 0: expected 4 numbers x, y, width, height"),
-    ({**box(), "image_rotation": 90}, "its picture was turned by 90 degrees"),
+    (
+      {**box(), "image_rotation": 90},
+      "was turned to be annotated, image_rotation is 90",
+    ),
     (
       region("polygonlabels", points=[[1, 2], [3, 4]]),
       "region 0: a polygon of 2 points",

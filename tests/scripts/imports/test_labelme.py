@@ -145,10 +145,10 @@ def test_pictures_within_files(tmp_path):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    (shape("point", (1, 2)), "shape 0: a point of 1 points is no box; expect"),
-    (shape("linestrip", (1, 2), (3, 4), (5, 6)), "a linestrip of 3 points is"),
+    (shape("point", (1, 2)), "shape 0: 'point' of 1 points is no box; expect"),
+    (shape("linestrip", (1, 2), (3, 4), (5, 6)), "'linestrip' of 3 points is"),
     (shape("polygon", (1, 2), (3, 4)), "shape 0: a polygon of 2 points, exp"),
-    (shape("rectangle", (1, 2)), "shape 0: a rectangle of 1 points is no box"),
+    (shape("rectangle", (1, 2)), "shape 0: 'rectangle' of 1 points is no box"),
     (shape("polygon", (1, 2), (3,), (4, 5)), "shape 0: expected 2 numbers x, "),
     (shape("mask", (1, 2), (3, 4)), 'shape 0: missing key "mask"'),
     (shape("mask", (1, 2), (3, 4), mask="AAA"), "shape 0: malformed base64: "),

@@ -126,7 +126,7 @@ def test_empty_answers(tmp_path):
     (
       None,
       answers("yes", key=1),
-      "number 0: no answer has its question_id 900",
+      "number 0: its question_id 9000 has no answer",
     ),
     (questions(image_id="x"), None, 'expected int under "image_id", found'),
     (questions(question=None), None, 'expected str under "question", found'),
