@@ -1,5 +1,6 @@
 """The folder that an import writes: all of its files, or none of them."""
 
+import contextlib
 import dataclasses
 import filecmp
 import json
@@ -42,22 +43,17 @@ class Output:
     base = self.folder.absolute()
     while not base.is_dir():
       base = base.parent
-    try:
+    with self._writing():
       self._staged = pathlib.Path(tempfile.mkdtemp(prefix=".import-", dir=base))
-    except OSError as error:
-      raise self._unwritable(error) from error
     return self
 
   def __exit__(self, kind, error, trace):
     try:
       if kind is None:
-        self._move()
-    except OSError as failed:
-      error = failed
+        with self._writing():
+          self._move()
     finally:
       shutil.rmtree(self._staged, ignore_errors=True)
-    if isinstance(error, OSError):
-      raise self._unwritable(error) from error
 
   def place(self, entry: entries.Entry) -> entries.Entry:
     """Writes the images that are no files yet; returns the entry with them."""
@@ -69,8 +65,9 @@ class Output:
     images = []
     for name, contents in zip(names, data, strict=True):
       images.append(self._staged / self._free(name, entry.split))
-      images[-1].parent.mkdir(parents=True, exist_ok=True)
-      images[-1].write_bytes(contents)
+      with self._writing():
+        images[-1].parent.mkdir(parents=True, exist_ok=True)
+        images[-1].write_bytes(contents)
     image = tuple(images) if several else images[0]
     return dataclasses.replace(entry, image=image, data=None)
 
@@ -89,7 +86,7 @@ class Output:
   def write(self, name: str, lines: Iterable[dict[str, Any]]) -> None:
     """Writes a JSONL file, one object a line."""
     path = self._staged / self._keep(pathlib.PurePath(name))
-    with path.open("w", encoding="utf-8", newline="\n") as file:
+    with self._writing(), path.open("w", encoding="utf-8", newline="") as file:
       for line in lines:
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         file.write(f"{text}\n")
@@ -98,8 +95,9 @@ class Output:
     if (split, image) not in self._copied:
       place = self._free(image, split)
       path = self._staged / place
-      path.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(image, path)
+      with self._writing():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(image, path)
       self._copied[split, image] = self._keep(place)
     return self._copied[split, image]
 
@@ -127,6 +125,12 @@ class Output:
       (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
       (self._staged / place).replace(self.folder / place)
 
-  def _unwritable(self, error):
-    reason = error.strerror or error
-    return ValueError(f"{self.folder}: cannot write to it: {reason}")
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except OSError as error:
+      reason = error.strerror or error
+      raise ValueError(
+        f"{self.folder}: cannot write to it: {reason}"
+      ) from error

@@ -84,7 +84,7 @@ def test_what_no_line_names_does_not_appear(tmp_path):
   assert list(everything(tmp_path / "out")) == ["images/train/b.png"]
 
 
-@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt, OSError])
 def test_an_error_leaves_everything_as_it_was(kind, tmp_path):
   out = tmp_path / "out"
   out.mkdir()

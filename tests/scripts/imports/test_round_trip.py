@@ -9,6 +9,7 @@ from PIL import Image
 
 from paligemma.data import location, masks
 from scripts import import_data
+from tests.scripts.imports import made_formats
 
 # Labels out of order; corners at edges and at halves of a location; sides of
 # which some are primes, and one that has two locations a pixel.
@@ -116,9 +117,23 @@ def table(folder, shapes):
   return folder / "boxes.csv"
 
 
+def made(kind):
+  def make(folder, shapes):
+    write = made_formats.MAKERS[kind]
+    return write(folder, PICTURES, polygon if shapes else None)
+
+  return make
+
+
 # key of FORMATS -> function that writes PICTURES in it, as polygons or as boxes
-MAKERS = {"coco": coco, "csv": table, "voc": voc, "yolo": yolo}
-MASKED = ("coco", "yolo")  # those that have polygons
+MAKERS = {
+  "coco": coco,
+  "csv": table,
+  "voc": voc,
+  "yolo": yolo,
+  **{kind: made(kind) for kind in made_formats.WITH_OUTLINES},
+}
+MASKED = ("coco", "yolo", *made_formats.WITH_OUTLINES)  # have polygons
 
 
 def lines(kind, tmp_path, task="detect", **arguments):
@@ -130,7 +145,8 @@ def lines(kind, tmp_path, task="detect", **arguments):
   for line in (out / "train.jsonl").read_text().split("\n")[:-1]:
     fields = json.loads(line)
     fields["image"] = pathlib.PurePath(fields["image"]).name
-    fields.pop("image_id", None)
+    for name in ("image_id", "task_id"):
+      fields.pop(name, None)
     found.append(json.dumps(fields))
   return found
 
