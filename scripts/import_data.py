@@ -37,6 +37,7 @@ from scripts.imports import (
   mask_pictures,
   open_images,
   output,
+  pixels,
   prompts,
   splits,
   summary,
@@ -203,7 +204,7 @@ def _check(records, images, src, problems):
       f"{src}: none of {images} images has an object, all answers would be "
       f"empty; are the labels where the format has them?{''.join(hints[:1])}"
     )
-  count, first = problems.notes.get(prompts.MOSTLY_OUTSIDE, (0, ""))
+  count, first = problems.notes.get(pixels.MOSTLY_OUTSIDE, (0, ""))
   boxes = sum(len(line.get("objects", ())) for line in lines)
   if count >= _MISREAD and count > _MISREAD_SHARE * boxes:
     raise ValueError(

@@ -2,23 +2,17 @@
 
 import collections
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from paligemma.data import location, spelling
-from paligemma.data import masks as masks_lib
-from scripts.imports import entries, pictures
+from scripts.imports import entries, pictures, pixels
 
 TASKS = ("detect", "segment", "caption", "vqa")
 LABELS = ("all", "present")
 
-CUT = "boxes cut to their picture"
-MOSTLY_OUTSIDE = f"{CUT}, more than half of which lay outside"
-
-_DECIMALS = 2  # of a pixel
 _LAST = 1023  # location of a side's end
 
 
@@ -227,20 +221,20 @@ def _objects(things, size, task, problems, labels, encode):
     label = label_name(thing.label)
     if problem := label_problem(label):
       raise ValueError(f"{thing.where}: {problem}")
-    given = _pixels(thing, size)
-    box = _cut(given, size, thing.where, problems)
+    given = pixels.box(thing, size)
+    box = pixels.cut(given, size, thing.where, problems)
     fields = {"box": list(box), "label": label}
-    if thing.area is not None and not _is_area(thing.area, given):
+    if thing.area is not None and not pixels.is_area(thing.area, given):
       fields["area"] = thing.area
     if thing.crowd:
       raw.append({**fields, "iscrowd": 1})
       continue
     if task == "segment":
-      shape, mask = _mask(thing, size)
-      masks.append(_crop(mask, box, thing.where))
+      shape, mask = pixels.mask(thing, size)
+      masks.append(pixels.crop(mask, box, thing.where))
       annotations.append(_annotation(box, label, shape))
     raw.append(fields)
-    written = _at_least_one(box, size, (_LAST, _LAST))
+    written = pixels.widen(box, size, (_LAST, _LAST))
     if written != box:
       what = "boxes thinner than a location, written as wide as one"
       problems.note(what, thing.where)
@@ -265,105 +259,7 @@ def _objects(things, size, task, problems, labels, encode):
 def _annotation(box, label, shape):
   y0, x0, y1, x1 = box
   return {
-    "bbox": [_rounded(c) for c in (x0, y0, x1 - x0, y1 - y0)],
+    "bbox": [pixels.rounded(c) for c in (x0, y0, x1 - x0, y1 - y0)],
     "category_id": label,
     "segmentation": shape,
   }
-
-
-def _rounded(number):
-  return round(float(number), _DECIMALS) + 0.0  # no -0.0
-
-
-def _pixels(thing, size):
-  """The box of a thing in pixels, as it was given but for its unit."""
-  sides = (*size, *size) if thing.shares else (1, 1, 1, 1)
-  y0, x0, y1, x1 = box = [
-    _rounded(c * side) for c, side in zip(thing.box, sides, strict=True)
-  ]
-  problem = ""
-  if not all(map(math.isfinite, box)):
-    problem = "not finite"
-  elif y1 < y0 or x1 < x0:
-    problem = "inverted"
-  elif y1 == y0 or x1 == x0:
-    problem = "without area"
-  elif y1 <= 0 or x1 <= 0 or y0 >= size[0] or x0 >= size[1]:
-    problem = f"outside of its image of {size[0]}x{size[1]} pixels"
-  if problem:
-    shown = ", ".join(f"{c:.6g}" for c in box)
-    raise ValueError(
-      f"{thing.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
-    )
-  return tuple(box)
-
-
-def _cut(box, size, where, problems):
-  """The part of a box that lies in its image; notes that there is another."""
-  cut = tuple(
-    min(max(c, 0.0), float(side))
-    for c, side in zip(box, (*size, *size), strict=True)
-  )
-  if cut != box:
-    outside = _area(cut) < _area(box) / 2
-    problems.note(MOSTLY_OUTSIDE if outside else CUT, where)
-  return cut
-
-
-def _area(box):
-  y0, x0, y1, x1 = box
-  return (y1 - y0) * (x1 - x0)
-
-
-def _is_area(area, box):
-  """Whether it is that of the box, as far as both are rounded."""
-  y0, x0, y1, x1 = box
-  return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
-
-
-def _at_least_one(box, size, steps):
-  """A box that keeps an area where its sides are rounded to so many steps."""
-  corners = list(box)
-  for low, side, count in zip((0, 1), size, steps, strict=True):
-    a, b = (corners[i] / side * count for i in (low, low + 2))
-    if round(a) == round(b):
-      start = math.floor((a + b) / 2)
-      corners[low] = start * side / count
-      corners[low + 2] = (start + 1) * side / count
-  return tuple(corners)
-
-
-def _mask(thing, size):
-  """What a mask is written as, in pixels, and the mask."""
-  try:
-    if thing.mask is None:
-      raise ValueError("no mask, expected polygons or a run-length mask")
-    if isinstance(thing.mask, dict):
-      return thing.mask, masks_lib.from_rle(thing.mask, *size)
-    if not isinstance(thing.mask, list | tuple):
-      raise ValueError(
-        f"mask {thing.mask!r:.60}, expected polygons or a run-length mask"
-      )
-    unit = size[::-1] if thing.shares else (1, 1)
-    polygons = [_polygon(points, unit) for points in thing.mask]
-    return polygons, masks_lib.from_polygons(polygons, *size)
-  except ValueError as error:
-    raise ValueError(f"{thing.where}: {error}") from None
-
-
-def _polygon(points, unit):
-  """The numbers x, y, x, y, ... in pixels, or what is none as it is."""
-  try:
-    return [_rounded(c * unit[i % 2]) for i, c in enumerate(points)]
-  except (TypeError, ValueError):
-    return points  # masks.from_polygons says what is wrong with them
-
-
-def _crop(mask, box, where):
-  try:
-    cropped = masks_lib.crop(mask, _at_least_one(box, mask.shape, mask.shape))
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
-  if not cropped.any():
-    raise ValueError(f"{where}: nothing of the mask lies in its box {box}")
-  return cropped

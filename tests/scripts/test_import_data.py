@@ -21,7 +21,7 @@ from paligemma.data import (
   tokenizer,
 )
 from scripts import import_data
-from scripts.imports import entries, prompts, yolo
+from scripts.imports import entries, pixels, yolo
 from tests.scripts.imports.same_data import (
   LABELS,
   MAKERS,
@@ -835,10 +835,10 @@ def test_all_answers_empty(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ["src"]
 
 
-def boxes_of(folder, boxes):
+def boxes_of(folder, corners):
   """A CSV of boxes (xmin, ymin, xmax, ymax) in one image each, of 97x53."""
   write_images(folder, ["a.png"])
-  lines = [f"a.png,{','.join(map(str, box))},cat" for box in boxes]
+  lines = [f"a.png,{','.join(map(str, box))},cat" for box in corners]
   path = folder / "boxes.csv"
   path.write_text("\n".join(["image,xmin,ymin,xmax,ymax,label", *lines]))
   return path
@@ -851,15 +851,15 @@ def boxes_of(folder, boxes):
 def test_boxes_that_are_read_as_what_they_are_not(
   outside, inside, stops, tmp_path
 ):
-  boxes = [(60, 20, 180, 70)] * outside + [(3, 5, 90, 31)] * inside
-  src = boxes_of(tmp_path / "src", boxes)
+  corners = [(60, 20, 180, 70)] * outside + [(3, 5, 90, 31)] * inside
+  src = boxes_of(tmp_path / "src", corners)
   if stops:
     message = r"csv:2: this and 4 more of 49 boxes lie for the most part outsid"
     with pytest.raises(ValueError, match=message):
       run("csv", src, tmp_path / "out")
     return
   _, about = run("csv", src, tmp_path / "out")
-  assert about.notes == {prompts.MOSTLY_OUTSIDE: (outside, f"{src}:2")}
+  assert about.notes == {pixels.MOSTLY_OUTSIDE: (outside, f"{src}:2")}
 
 
 def test_an_image_without_a_bad_object_stays_whole_or_goes(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from paligemma.data import location
-from scripts.imports import entries, prompts
+from scripts.imports import entries, pixels, prompts
 
 SIZE = (120, 200)
 
@@ -35,11 +35,11 @@ def detect(image, *things, labels=("cat",), task="detect", encode=None, **more):
 @pytest.mark.parametrize(
   ("box", "expected", "note"),
   [
-    ((20, 150, 60, 230), [20, 150, 60, 200], prompts.CUT),
-    ((-3, -5.5, 60, 60), [0, 0, 60, 60], prompts.CUT),
-    ((-300, -300, 300, 300), [0, 0, 120, 200], prompts.MOSTLY_OUTSIDE),
-    ((20, 190, 60, 270), [20, 190, 60, 200], prompts.MOSTLY_OUTSIDE),
-    ((0, 0, 120.02, 200), [0, 0, 120, 200], prompts.CUT),
+    ((20, 150, 60, 230), [20, 150, 60, 200], pixels.CUT),
+    ((-3, -5.5, 60, 60), [0, 0, 60, 60], pixels.CUT),
+    ((-300, -300, 300, 300), [0, 0, 120, 200], pixels.MOSTLY_OUTSIDE),
+    ((20, 190, 60, 270), [20, 190, 60, 200], pixels.MOSTLY_OUTSIDE),
+    ((0, 0, 120.02, 200), [0, 0, 120, 200], pixels.CUT),
     ((-0.004, 0, 120.004, 200), [0, 0, 120, 200], None),
   ],
 )
@@ -80,36 +80,6 @@ def test_shares_of_the_sides(image):
   found, _ = detect(image, thing((0.25, 0.05, 0.5, 0.3), shares=True))
   assert found["objects"][0]["box"] == [30, 10, 60, 60]
   assert (found["height"], found["width"]) == SIZE
-
-
-def test_shares_of_six_decimals_give_the_pixels_they_were_made_of(tmp_path):
-  height, width = size = (3989, 5987)
-  Image.new("1", (width, height)).save(tmp_path / "a.png")
-  rng = np.random.default_rng(0)
-  for quantum in (1, 0.5, 0.01):
-    corners = rng.integers(0, 3980 / quantum, (97, 2, 2)) * quantum
-    for pair in corners:
-      (y0, x0), (y1, x1) = pair.min(axis=0), pair.max(axis=0) + 1
-      pixels = thing((y0, x0, y1, x1))
-      x, y = round((x0 + x1) / 2 / width, 6), round((y0 + y1) / 2 / height, 6)
-      w, h = round((x1 - x0) / width, 6), round((y1 - y0) / height, 6)
-      shares = thing(entries.BOXES["cxcywh"](x, y, w, h), shares=True)
-      wanted = tuple(np.round((y0, x0, y1, x1), 2))
-      assert prompts._pixels(pixels, size) == wanted
-      assert prompts._pixels(shares, size) == wanted
-
-
-@pytest.mark.parametrize("size", [(97, 4001), (5003, 47), (11, 13)])
-def test_every_box_comes_back_within_half_a_location(size):
-  rng = np.random.default_rng(0)
-  half_bins = np.array([*size, *size]) / 1023 / 2
-  for _ in range(97):
-    y, x = (np.sort(rng.uniform(0, side, 2)) for side in size)
-    box = prompts._pixels(thing((y[0], x[0], y[1], x[1])), size)
-    (back,) = location.parse(location.encode_box(box, size), size)
-    # Above the hundredth of a pixel that a box is rounded to.
-    assert (np.abs(np.subtract(back.box, box)) <= half_bins + 1e-9).all()
-    assert (np.abs(np.subtract(box, (y[0], x[0], y[1], x[1]))) < 0.0051).all()
 
 
 def test_boxes_thinner_than_a_location_are_written_as_one(tmp_path):
