@@ -76,7 +76,6 @@ def _entries(src, content, places, task, names, problems):
         _find(_picture_name(data, names, where), places, where, problems),
         where,
         size=_size(regions, where),
-        fields={"task_id": fields["id"]} if "id" in fields else {},
         **_annotated(data, regions, said, task, names, where),
       )
 
@@ -251,7 +250,8 @@ def _brush(region, height, width, where):
     lengths = [take(4) + 1 for _ in range(4)]
     if total != 4 * height * width:
       raise ValueError(f"{total} values, expected 4 x {height} x {width}")
-    found, i = np.zeros(total, np.uint32), 0
+    found = np.zeros(total, np.uint8 if word <= 8 else np.uint32)
+    i = 0
     while i < total:
       repeated = take(1)
       stop = i + take(lengths[take(2)]) + 1

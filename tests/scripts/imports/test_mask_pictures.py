@@ -192,6 +192,11 @@ def test_splits_are_folders(tmp_path):
       np.full((*SIZE, 3), [128, 0, 64], np.uint8),
       "a.png: colour 128,0,64 is that of no class",
     ),
+    (
+      "a.png",
+      np.stack([values()] * 3 + [values(square=255)], axis=-1),
+      "cannot be read: it is transparent in part, expected values alone",
+    ),
     ("x.png", values(square=1), "x.png: no picture has this mask"),
     (
       "a_1.png",
