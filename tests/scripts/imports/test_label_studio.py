@@ -244,6 +244,15 @@ def test_bad_regions(result, message, tmp_path):
   assert len(found) == len(problems.messages) == 1
 
 
+def test_folders_with_one_file(tmp_path):
+  src = write_json(tmp_path / "a.json", [task(box())])
+  ((entry,), _, _) = read(label_studio.read, tmp_path)
+  assert entry.where == f"{src}: task number 0"
+  write_json(tmp_path / "b.json", [])
+  with pytest.raises(ValueError, match="several JSON files, name one of them"):
+    read(label_studio.read, tmp_path)
+
+
 def test_other_bad_files(tmp_path):
   src = write_json(tmp_path / "a.json", {"a": 1})
   with pytest.raises(
