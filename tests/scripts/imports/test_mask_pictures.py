@@ -132,6 +132,12 @@ def test_voc_parts_classes_into_objects(tmp_path):
   assert list(problems.notes) == ["pixels of value 255, void, are of no object"]
   splits = [entry.split for entry in read(mask_pictures.read, tmp_path)[0]]
   assert splits == ["train", "val"]
+  objects[objects == 2] = 0
+  write(tmp_path / "SegmentationObject" / "b.png", objects, "P", palette)
+  with pytest.raises(
+    ValueError, match=r"Class/b\.png: pixels of a class are o"
+  ):
+    read(mask_pictures.read, tmp_path)
 
 
 @pytest.mark.parametrize("palette", [False, True])
