@@ -12,7 +12,7 @@ from scripts.imports import entries
 # What keeps values as they are; JPEG changes them.
 SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
 _WHAT = "the mask, a PNG, BMP, GIF or TIFF,"
-_GRAY = ("1", "L", "P", "I", "I;16")
+_GRAY = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
 def values(
@@ -38,6 +38,10 @@ def values(
     with Image.open(opened, formats=formats) as picture:
       if picture.mode in _GRAY and not colours:
         return np.asarray(picture).astype(np.int32)
+      if "A" in picture.getbands():
+        low, high = picture.getchannel("A").getextrema()
+        if low < high:
+          raise ValueError("it is transparent in part, expected values alone")
       red, green, blue = np.moveaxis(
         np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0
       )

@@ -50,7 +50,7 @@ def read(src, images, problems, *, task):
 def _stray(found):
   """The first picture that lies in no folder, or right in that of a split.
 
-  A folder such as train beside cat is that of a class, trains.
+  A folder such as train beside boat is that of a class.
   """
   names = {path.parts[0].lower() for path in found}
   deep = any(len(path.parts) > 2 for path in found)

@@ -33,6 +33,8 @@ _PLACEHOLDER = "<image>"
 _AROUND = re.compile(rf"^(?:{_PLACEHOLDER}\s*)+|(?:\s*{_PLACEHOLDER})+$")
 # Qwen-VL: Picture 1: <img>a.jpg</img>
 _TAGGED = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>")
+# What stands for something that is not in the text.
+_OTHER_PLACEHOLDER = re.compile(r"<(?:video|audio|bbox|ref-object)>")
 # Boxes and points in the notations of Qwen-VL, Kosmos-2 and others.
 _NOTATION = re.compile(
   r"</?(?:box|ref|quad|point|phrase|object|grounding)>|<\|(?:box|object)_\w+\|>"
@@ -179,6 +181,11 @@ def _turns(fields, where, problems):
     placed = text.count(_PLACEHOLDER)
     if placed and role == "assistant":
       raise ValueError(f"{place}: {_PLACEHOLDER} in an answer")
+    if other := _OTHER_PLACEHOLDER.search(text):
+      raise ValueError(
+        f"{place}: {other[0]} stands for what is not read, expected text and "
+        f"{_PLACEHOLDER}"
+      )
     text = _AROUND.sub("", text.strip())
     if _PLACEHOLDER in text:
       problems.note(f"{_PLACEHOLDER} taken out of the middle of a text", place)

@@ -32,7 +32,7 @@ def read(src, images, problems, *, task, names):
   that or a choice, to the question in the task's data.
 
   Args:
-    src: path of the JSON.
+    src: path of the JSON, or of the folder with one.
     images: folder of the pictures; None for that of the JSON, or its folder
       images. "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or
       a.jpg, "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
@@ -48,6 +48,10 @@ def read(src, images, problems, *, task, names):
     ValueError: the file is malformed, or whatever `problems` does not skip.
   """
   src = pathlib.Path(src)
+  if src.is_dir():
+    src, *others = folders.ending(src, ".json")
+    if others:
+      raise ValueError(f"{src.parent}: several JSON files, name one of them")
   content = files.read_json(src)
   if not isinstance(content, list):
     raise ValueError(
@@ -76,7 +80,6 @@ def _entries(src, content, places, task, names, problems):
         _find(_picture_name(data, names, where), places, where, problems),
         where,
         size=_size(regions, where),
-        fields={"task_id": fields["id"]} if "id" in fields else {},
         **_annotated(data, regions, said, task, names, where),
       )
 
@@ -251,7 +254,8 @@ def _brush(region, height, width, where):
     lengths = [take(4) + 1 for _ in range(4)]
     if total != 4 * height * width:
       raise ValueError(f"{total} values, expected 4 x {height} x {width}")
-    found, i = np.zeros(total, np.uint32), 0
+    found = np.zeros(total, np.uint8 if word <= 8 else np.uint32)
+    i = 0
     while i < total:
       repeated = take(1)
       stop = i + take(lengths[take(2)]) + 1

@@ -232,10 +232,14 @@ def _things(values, objects, classes, where, problems):
   elif objects.shape != values.shape:
     raise ValueError(f"{where}: of another size than in SegmentationObject")
   for number in np.unique(objects):
-    if number == 0 and objects is not values:
-      continue
     inside = objects == number
     found, counts = np.unique(values[inside], return_counts=True)
+    if number == 0 and objects is not values:
+      if any(classes.get(value) for value in found):
+        raise ValueError(
+          f"{where}: pixels of a class are of no object in SegmentationObject"
+        )
+      continue
     label = _label(found[counts.argmax()], values, classes, where, problems)
     if label is not None:
       yield bitmaps.thing(label, inside, where)

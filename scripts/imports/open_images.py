@@ -2,7 +2,8 @@
 
 The files of storage.googleapis.com/openimages: train-annotations-bbox.csv, in
 some releases with a prefix such as oidv6-, class-descriptions-boxable.csv, and
-pictures named by their ImageID.
+pictures named by their ImageID; or those as FiftyOne lays them out, with
+labels/detections.csv and metadata/classes.csv.
 """
 
 import csv
@@ -22,8 +23,8 @@ def read(src, images, problems):
   without a box are left out, as nobody said that nothing is in them.
 
   Args:
-    src: a file of boxes, or the folder with those of several splits and
-      *class-descriptions*.csv; the names of files tell the splits.
+    src: a file of boxes beside that of names, or a folder with those of several
+      splits; the names of files tell the splits, or their folders.
     images: folder with the pictures, in itself or below; None for that of the
       boxes.
     problems: entries.Problems.
@@ -36,17 +37,23 @@ def read(src, images, problems):
   """
   src = pathlib.Path(src)
   folder = src if src.is_dir() else src.parent
-  tables = folders.ending(src, "-bbox.csv") if src.is_dir() else [src]
+  tables = [src]
+  if src.is_dir():
+    tables = folders.ending(src, "-bbox.csv", "detections.csv")
   there = pathlib.Path(images) if images is not None else folder
   there = folders.ending(there, *pictures.SUFFIXES)
   found = {path.stem: path for path in there}
   labels = _labels(folder)
-  return entries.Annotations(_entries(tables, found, labels, problems))
+  return entries.Annotations(_entries(tables, folder, found, labels, problems))
 
 
 def _labels(folder):
   """name by code, "/m/01g317": "Person"."""
-  paths = sorted(folder.rglob("*class-descriptions*.csv"))
+  paths = [
+    path
+    for name in ("*class-descriptions*.csv", "classes.csv")
+    for path in sorted(folder.rglob(name))
+  ]
   if not paths:
     raise ValueError(
       f"{folder}: no class-descriptions-boxable.csv, which names the labels"
@@ -58,10 +65,10 @@ def _labels(folder):
   return labels
 
 
-def _entries(tables, found, labels, problems):
+def _entries(tables, folder, found, labels, problems):
   done = set()
   for path in tables:
-    split = entries.split_of(pathlib.PurePath(path.name)) or "train"
+    split = entries.split_of(path.relative_to(folder)) or "train"
     rows = _rows(path, found)
     for key, group in itertools.groupby(rows, lambda row: row[1]["ImageID"]):
       members = list(group)
@@ -78,7 +85,6 @@ def _entries(tables, found, labels, problems):
           members[0][0],
           split,
           things=things,
-          fields={"image_id": key},
         )
   for key in sorted(found.keys() - done):
     problems.note("pictures without a box left out", str(found[key]))

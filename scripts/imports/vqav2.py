@@ -61,6 +61,8 @@ def _entries(pairs, folder, problems):
   for path, answers_path in pairs:
     content = files.read_json(path)
     questions = files.get(content, "questions", list, str(path))
+    kind = str(content.get("data_type", "mscoco"))
+    kind = "COCO" if kind == "mscoco" else kind
     subset = str(content.get("data_subtype", ""))
     split = entries.split_of(pathlib.PurePath(path.name)) or "train"
     answers = _by_question(answers_path)
@@ -75,7 +77,7 @@ def _entries(pairs, folder, problems):
           )
         image = files.get(question, "image_id", int, where)
         yield entries.Entry(
-          _picture(folder, subset, image),
+          _picture(folder, kind, subset, image),
           where,
           split,
           question=files.get(question, "question", str, where).strip(),
@@ -109,9 +111,10 @@ def _answers(fields, where, problems):
   return tuple(answer for answer in found if answer) or None
 
 
-def _picture(folder, subset, key):
+def _picture(folder, kind, subset, key):
   """Names of 2014 have a prefix, those of 2017 are the number alone."""
-  names = [f"COCO_{subset}_{key:012d}.jpg", f"{key:012d}.jpg"]
+  names = [f"{kind}_{subset}_{key:012d}.jpg", f"{key:012d}.jpg"]
+  names.append(f"{kind}_{subset}_{key:012d}.png")  # of abstract scenes
   names += [f"{subset}/{name}" for name in names]
   options = [folder / name for name in names]
   return next((path for path in options if path.is_file()), options[0])

@@ -27,12 +27,12 @@ def test_classes_are_answers(tmp_path):
   assert [entry.captions for entry in found] == [("cat",), ("cat",), ("x",)]
 
 
-def test_a_class_can_be_called_train(tmp_path):
-  src = write(tmp_path / "src", "train/1.jpg", "boat/2.jpg")
+def test_a_class_can_be_called_test(tmp_path):
+  src = write(tmp_path / "src", "test/1.jpg", "boat/2.jpg")
   found, _, _ = read(class_folders.read, src, task="vqa")
   assert [(entry.split, entry.answers) for entry in found] == [
     ("train", ("boat",)),
-    ("train", ("train",)),
+    ("train", ("test",)),
   ]
 
 

@@ -183,6 +183,8 @@ def test_import(tmp_path):
     (llava(), "number 0: the last message is no answer"),
     (llava("<image>", "No."), "message 0: an empty text"),
     (llava("Why?", "\n"), "message 1: an empty text"),
+    (llava("<video>Why?", "No."), "message 0: <video> stands for what is not"),
+    (llava("Where?", "At <bbox>."), "message 1: <bbox> stands for what is no"),
     (llava("Why?", "<image>"), "message 1: <image> in an answer"),
     (
       {"image": "a.jpg", "conversations": [{"from": "gpt", "value": "No."}]},

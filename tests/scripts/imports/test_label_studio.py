@@ -136,7 +136,6 @@ def test_which_annotation_counts(tmp_path):
     "further annotations of a task left out",
     "tasks without an annotation left out",
   ]
-  assert found[0].fields == {"task_id": 9}
   assert found[0].size == (20, 40) and found[2].size is None
 
 
@@ -147,7 +146,6 @@ def test_the_small_export(tmp_path):
   fields["label"] = [{**flat, "rectanglelabels": ["cat"]}]
   ((entry,), _) = only(tmp_path, fields)
   assert entry.things[0].box == (4, 4, 14, 14)
-  assert entry.fields == {"task_id": 3}
   with pytest.raises(ValueError, match="number 0: JSON-MIN does not tell data"):
     only(tmp_path, fields, task="vqa")
 
@@ -244,6 +242,15 @@ def test_bad_regions(result, message, tmp_path):
   assert str(info.value).startswith(f"{tmp_path}/a.json: task number 0: ")
   found, _, problems = read(label_studio.read, tmp_path / "a.json", skip=True)
   assert len(found) == len(problems.messages) == 1
+
+
+def test_folders_with_one_file(tmp_path):
+  src = write_json(tmp_path / "a.json", [task(box())])
+  ((entry,), _, _) = read(label_studio.read, tmp_path)
+  assert entry.where == f"{src}: task number 0"
+  write_json(tmp_path / "b.json", [])
+  with pytest.raises(ValueError, match="several JSON files, name one of them"):
+    read(label_studio.read, tmp_path)
 
 
 def test_other_bad_files(tmp_path):

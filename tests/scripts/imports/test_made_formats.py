@@ -1,5 +1,8 @@
 """The same annotated pictures through every format of annotation programs."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -89,14 +92,22 @@ def test_mask_pictures_are_outlines_of_coco(tmp_path):
       )
 
 
+def lines(kind, src, out):
+  """The lines of an import without what names their pictures."""
+  import_data.import_data(kind, src, out, task="detect")
+  found = {}
+  for line in (out / "train.jsonl").read_text().splitlines():
+    record = json.loads(line)
+    record.pop("image_id", None)
+    name = pathlib.Path(record.pop("image")).name
+    found[name] = json.dumps(record)
+  return found
+
+
 @pytest.mark.parametrize("kind", made_formats.MAKERS)
-def test_records_have_boxes_in_pixels(kind, tmp_path):
+def test_lines_are_those_of_coco(kind, tmp_path):
   src = made_formats.MAKERS[kind](tmp_path / kind)
-  out = tmp_path / "out"
-  records = import_data.import_data(kind, src, out, task="detect")[0]
-  for record in records["train"]:
-    size, things = TRUTH[record["image"].rpartition("/")[2]]
-    assert (record["height"], record["width"]) == size
-    for found, (label, box) in zip(record["objects"], things, strict=True):
-      assert found["label"] == label
-      np.testing.assert_allclose(found["box"], box, rtol=0, atol=1e-6)
+  wanted = lines("coco", make_coco(tmp_path / "coco"), tmp_path / "out")
+  if kind == "open_images":
+    del wanted["c.png"]
+  assert lines(kind, src, tmp_path / f"{kind}_out") == wanted

@@ -132,6 +132,12 @@ def test_voc_parts_classes_into_objects(tmp_path):
   assert list(problems.notes) == ["pixels of value 255, void, are of no object"]
   splits = [entry.split for entry in read(mask_pictures.read, tmp_path)[0]]
   assert splits == ["train", "val"]
+  objects[objects == 2] = 0
+  write(tmp_path / "SegmentationObject" / "b.png", objects, "P", palette)
+  with pytest.raises(
+    ValueError, match=r"Class/b\.png: pixels of a class are o"
+  ):
+    read(mask_pictures.read, tmp_path)
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -191,6 +197,11 @@ def test_splits_are_folders(tmp_path):
       "a.png",
       np.full((*SIZE, 3), [128, 0, 64], np.uint8),
       "a.png: colour 128,0,64 is that of no class",
+    ),
+    (
+      "a.png",
+      np.stack([values()] * 3 + [values(square=255)], axis=-1),
+      "cannot be read: it is transparent in part, expected values alone",
     ),
     ("x.png", values(square=1), "x.png: no picture has this mask"),
     (

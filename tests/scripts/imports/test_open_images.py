@@ -29,7 +29,6 @@ def test_boxes_are_shares(tmp_path):
   image = picture(src / "train" / "0001.jpg")
   ((entry,), labels, problems) = read(open_images.read, src)
   assert (entry.image, entry.split) == (image, "train")
-  assert entry.fields == {"image_id": "0001"}
   assert entry.where == f"{src}/train-annotations-bbox.csv:2"
   cat, dogs = entry.things
   assert (cat.label, cat.box, cat.shares, cat.crowd) == (
@@ -62,6 +61,21 @@ def test_splits_and_pictures_elsewhere(tmp_path):
     tmp_path / "jpg",
   )
   assert [entry.split for entry in found] == ["val"]
+
+
+def test_the_layout_of_fiftyone(tmp_path):
+  for split, key in (("train", "0001"), ("validation", "0002")):
+    folder = tmp_path / split
+    write(folder / "labels", row(key), "detections.csv")
+    name = "oidv7-class-descriptions-boxable.csv"
+    (folder / "metadata").mkdir()
+    (folder / "labels" / name).rename(folder / "metadata" / "classes.csv")
+    picture(folder / "data" / f"{key}.jpg")
+  found, _, _ = read(open_images.read, tmp_path)
+  assert [(e.split, e.image.stem, e.things[0].label) for e in found] == [
+    ("train", "0001", "Cat"),
+    ("val", "0002", "Cat"),
+  ]
 
 
 @pytest.mark.parametrize(

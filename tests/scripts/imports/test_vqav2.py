@@ -81,6 +81,13 @@ def test_where_pictures_lie(name, tmp_path):
   assert entry.image == path
 
 
+def test_abstract_scenes(tmp_path):
+  scenes = questions("train2015") | {"data_type": "abstract_v002"}
+  path = picture(tmp_path / "abstract_v002_train2015_000000000009.png")
+  ((entry,), _, _) = read(vqav2.read, write(tmp_path, questioned=scenes))
+  assert entry.image == path
+
+
 def test_folders_have_several_splits(tmp_path):
   write(tmp_path / "Questions")
   write(tmp_path, subset="val2014")
