@@ -1,6 +1,7 @@
 """The public calls: load, ask; and that all is said about a wrong one."""
 
 import io
+import random
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,12 @@ from etils import epath
 from PIL import Image
 
 import paligemma
-from paligemma import tree
+from paligemma import decode, tree
 from paligemma.checkpoints import leaves, npz
 from paligemma.data import image as image_lib
 from paligemma.data import sequence
 from paligemma.models import paligemma as paligemma_model
+from tests.spelled_texts import plain_ids, random_texts
 
 RES, LIMIT = 28, 4
 PROMPTS = ("what", "caption en", "count red dots", "detect", "what digit is")
@@ -316,6 +318,30 @@ def test_sampling_draws_anew_for_every_picture(gemma1, tokenizer, pictures):
   assert sample(0) != sample(1)
 
 
+def test_2000_prompts_have_the_ids_of_training(
+  gemma1, tokenizer, monkeypatch, caplog
+):
+  """Those that tests/data/test_spelling.py finds there."""
+  rng = random.Random(0)
+  prompts = [random_texts(rng)[0] for _ in range(2000)]
+  seen = []
+
+  def nothing(model, params, batch, **_):
+    seen.extend(batch["text"][batch["mask_input"] & batch["_mask"][:, None]])
+    rows = len(batch["text"])
+    none = np.zeros(rows, np.int32)
+    return decode.Decoded(none[:, None], none[:, None], none, none)
+
+  monkeypatch.setattr(decode, "generate", nothing)
+  model, params = paligemma.load(gemma1[0])
+  picture = np.zeros((5, 7, 3), np.uint8)
+  paligemma.generate(model, params, tokenizer, [picture] * 2000, prompts)
+  wanted = [plain_ids(tokenizer, prompt, "")[0] for prompt in prompts]
+  assert [int(i) for i in seen] == [i for ids in wanted for i in ids]
+  for what in ("<image>", "<bos>", "line break"):
+    assert f"{what} taken off" in caplog.text
+
+
 def test_nothing_to_answer(gemma1, tokenizer):
   assert paligemma.generate(*paligemma.load(gemma1[0]), tokenizer, [], []) == []
 
@@ -345,6 +371,9 @@ def test_nothing_to_answer(gemma1, tokenizer):
     ([None], "a", {}, r"^images\[0\]: found NoneType, expected one picture"),
     ([[]], "a", {}, r"^images\[0\] is an empty list, expected a picture"),
     ({"a.png"}, "a", {}, r"^images\[0\]: found set, expected one picture"),
+    (["no.png"], ["a <image>"], {}, r"^prompts\[0\]: <image> stands within"),
+    (["no.png"], [b"a"], {}, r"^prompts\[0\] is bytes, expected a text"),
+    ([["a", "b"]], "<image>a", {}, "begins with 1 <image>, expected 2 or none"),
     (7, "a", {}, r"^images\[0\]: found int, expected one picture"),
     ([[["a.png"]]], "a", {}, r"^images\[0\]: found a list of 1, expected one"),
     (

@@ -291,7 +291,7 @@ def test_errors_in_workers_are_one_line(bad_source, rows):
   iterator = batches.train(
     [(bad_source, 1)], rows, batch_size=EXAMPLES, seed=0, num_workers=1
   )
-  expected = r"^\S+bad\.jsonl:4: truncated or damaged image of 50 bytes: .*$"
+  expected = r"^\S+bad\.jsonl:4: truncated or damaged image of 50 bytes$"
   with pytest.raises(ValueError, match=expected) as info:
     next(iterator)
   assert not getattr(info.value, "__notes__", [])

@@ -8,8 +8,8 @@ import pytest
 
 from paligemma.data import location, sequence, spelling
 from paligemma.data.preprocess import Preprocess
+from tests.spelled_texts import BOX, plain_ids, random_texts
 
-BOX = "<loc0001><loc0022><loc0333><loc1023>"
 CODES = "".join(f"<seg{i:03d}>" for i in range(16))
 
 
@@ -126,37 +126,12 @@ def test_flat_boxes(text, flat):
   assert location.has_flat_box(text) == flat
 
 
-def plain_ids(tok, prompt, answer):
-  """What the ids should be, written without a regular expression."""
-  for _ in range(2):
-    for token in ("<image>", "<bos>"):
-      if prompt.startswith(token):
-        prompt = prompt[len(token) :].lstrip()
-  while prompt.endswith("\n"):
-    prompt = prompt[:-1]
-  while answer.rstrip().endswith("<eos>"):
-    answer = answer.rstrip()[: -len("<eos>")].rstrip()
-  ids = [2, *tok.encode(prompt), *tok.encode("\n")]
-  return ids, [*tok.encode(answer), 1]
-
-
-def texts(rng):
-  """A prompt and an answer of all that occurs."""
-  words = ["a cat", "ein Käse", "🐈‍⬛", "\n", " ", "x < y", "<b>", "猫", BOX]
-  body = "".join(rng.choices(words, k=rng.randint(1, 6)))
-  answer = "".join(rng.choices([*words, " ; "], k=rng.randint(1, 6)))
-  start = rng.choice(["", "<image>", "<image> ", "<image><bos>", "<bos>"])
-  body = body.lstrip() if start else body
-  stop = rng.choice(["", "\n", "\n\n"])
-  return start + body + stop, answer + rng.choice(["", "<eos>", " <eos>\n"])
-
-
 def test_2000_texts_have_the_same_ids_everywhere(tokenizer):
   rng = random.Random(0)
   train = Preprocess(tokenizer, res=1, text_len=400, train=True)
   ask = Preprocess(tokenizer, res=1, text_len=400, train=False)
   for _ in range(2000):
-    prompt, answer = texts(rng)
+    prompt, answer = random_texts(rng)
     wanted, learned = plain_ids(tokenizer, prompt, answer)
     example = {"prefix": prompt, "suffix": answer}
     row = _row(train, example)
