@@ -50,7 +50,7 @@ def read(place: Place, tok) -> Found:
         if not isinstance(error, ValueError):
           raise
         found.bad[index] = str(error)
-    _count(place, tok, prepared, found)
+    _count(place, tok, prepared, found, remarks)
     if place.metric:
       scored += [e for i, e in prepared.items() if i in found.rows]
   if not found.rows and not found.bad:
@@ -125,7 +125,7 @@ def _ops_need_images(place, index):
   return True
 
 
-def _count(place, tok, prepared, found):
+def _count(place, tok, prepared, found, remarks):
   """Adds the rows of all examples, and errors of those that do not fit."""
   items = iter(prepared.items())
   while part := list(itertools.islice(items, _CHUNK)):
@@ -142,6 +142,9 @@ def _count(place, tok, prepared, found):
         found.rows[index] = _row(place, tok, example, prompt, answer)
       except ValueError as error:
         found.bad[index] = str(error)
+        continue
+      if prompt > place.preprocess.text_len:
+        remarks.add("prompt cut to text_len", fields.where(example))
 
 
 def _row(place, tok, example, prompt, answer):

@@ -59,7 +59,7 @@ def get_config(argument=None):
   )
   config.train.ops = ()  # e.g. (text_ops.Format("answer en {question}"),)
   config.train.resize = "bilinear"  # as the reference; or "hf", "bicubic"
-  config.train.too_long = "error"  # or "truncate" the suffix
+  config.train.too_long = "error"  # or "truncate" the end
   config.train.texts = "checked"  # or "plain": control tokens are letters
   config.train.on_bad = "stop"  # or "skip" bad examples and count them
   config.train.num_workers = 0

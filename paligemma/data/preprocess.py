@@ -30,7 +30,7 @@ class Preprocess:
     resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
       the same), "hf" for weights that were tuned or are served with
       transformers, or "bicubic".
-    too_long: Key of `sequence.TOO_LONG`, of use with train only.
+    too_long: Key of `sequence.TOO_LONG`.
     texts: Key of `spelling.TEXTS`: whether control tokens and locations that a
       text spells out are looked at ("checked", default) or are "plain" text.
     frames: 0 (default) for one image; F for a list, or an array, of exactly F
@@ -193,7 +193,9 @@ class Preprocess:
 
   def _tokenize(self, prefix, suffix, unsupervised=()):
     if not self.train:
-      return sequence.prompt(self.tokenizer, prefix, self.text_len)
+      return sequence.prompt(
+        self.tokenizer, prefix, self.text_len, too_long=self.too_long
+      )
     return sequence.training(
       self.tokenizer,
       prefix,

@@ -113,6 +113,27 @@ def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
   ]
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
+  changes = {i: {"prefix": "dot" * 50} for i in (2, 5)}
+  options = {"train": train, "place": {"decodes": not train}}
+  found = texts.read(make(changes, too_long="truncate", **options), tokenizer)
+  (note,) = found.notes
+  assert re.match(
+    r"2 times: prompt cut to text_len; the first: \S*data.jsonl:3$", note
+  )
+  assert found.rows[2].prompt == 42 - (not train)
+  assert (
+    found.rows
+    == checks.look(
+      make(changes, too_long="truncate", **options), tokenizer
+    ).rows
+  )
+  found = texts.read(make(changes, **options), tokenizer)
+  assert found.bad.keys() == {2, 5}
+  assert "raise text_len or shorten" in found.bad[2]
+
+
 def test_plain_texts_are_taken_as_they_are(make, tokenizer):
   changes = {1: {"prefix": "see <image>"}, 2: {"suffix": "<loc100> 1<eos>"}}
   found = texts.read(make(changes, texts="plain"), tokenizer)
