@@ -114,6 +114,13 @@ def test_sizes_read_as_corners(src):
   )
 
 
+def test_stated_sizes_are_those_of_the_check(src):
+  text = "image,width,height,label,xmin,ymin,xmax,ymax\nno.png,97,61,cat,{}\n"
+  with pytest.raises(ValueError, match="read as xywh they do"):
+    read(src, text.format("50,20,30,35"))
+  assert boxes(read(src, text.format("7,11,90,40"))[0]) == [(11, 7, 40, 90)]
+
+
 def test_boxes_as_shares(src):
   text = "image,label,xmin,ymin,xmax,ymax\na.png,cat,0.05,0.1667,0.3,0.5\n"
   found, problems = read(src, text)
