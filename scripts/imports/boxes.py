@@ -71,30 +71,27 @@ def decide(
       f"{src}: --boxes {name} is none of this format, expected "
       f"{' or '.join(among)}"
     )
-  total = within = known = 0
+  within, others = collections.Counter(), collections.Counter()
   odd = first = None
-  misfits = {size: collections.Counter() for size in ("shares", "pixels")}
   for values, size, where in found:
-    total += 1
     first = first or where
-    if all(0 <= value <= 1 for value in values):
-      within += 1
-    else:
-      odd = odd or where
-    known += size is not None
-    for other in among:
-      box = entries.BOXES[other](*values)
-      misfits["shares"][other] += not _fits(box, (1, 1))
-      misfits["pixels"][other] += size is not None and not _fits(box, size)
-  shares = 0 < total == within
-  if not shares and within > total / 2:
+    shares = min(values) >= 0 and max(values) <= 1
+    counts = within if shares else others
+    odd = odd if shares else odd or where
+    counts["boxes"] += 1
+    if size := (1, 1) if shares else size:
+      counts["known"] += 1
+      for other in among:
+        counts[other] += not _fits(entries.BOXES[other](*values), size)
+  total = within["boxes"] + others["boxes"]
+  shares = 0 < total == within["boxes"]
+  if not shares and within["boxes"] > total / 2:
     raise ValueError(
-      f"{odd}: box in pixels, while {within} of the {total} boxes have all "
-      "numbers from 0 to 1, as shares of a picture; expected one kind"
+      f"{odd}: box in pixels, while {within['boxes']} of the {total} boxes "
+      "have all numbers from 0 to 1, as shares of a picture; expected one kind"
     )
-  counts, checked = (
-    (misfits["shares"], total) if shares else (misfits["pixels"], known)
-  )
+  counts = within if shares else others
+  checked = counts["known"]
   fitting = [x for x in among if counts[x] <= checked // 50 and x != name]
   trusted = stated is not None and checked < _FEW
   if counts[name] > checked / 10 and fitting and not trusted:

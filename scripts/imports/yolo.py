@@ -290,7 +290,7 @@ def _thing(words, data, where, problems):
   if len(words) != 5 and not polygon:
     raise ValueError(
       f"{where}: found {len(words)} numbers, expected a class and 4 of a box, "
-      "or x and y of 3 points or more"
+      "or x and y of 3 points or more; key points need kpt_shape in the YAML"
     )
   what = "class x0 y0 x1 y1 ..." if polygon else "class x y width height"
   number, *shares = files.numbers(words, len(words), what, where)
