@@ -23,6 +23,7 @@ def decide(values, size=SIZE, **options):
     ([80, 40, 18.9, 22], ("xywh", False)),  # 2 % over the edge
     ([0, 0, 1, 1], ("xywh", True)),
     ([0.2, 0.1, 0.3, 0.5], ("xywh", True)),
+    ([0.2, -0.01, 0.3, 1.01], ("xywh", True)),
     ([0.2, 0.1, 0.3, 1.5], ("xywh", False)),
     ([-0.1, 0.1, 0.3, 0.5], ("xywh", False)),
   ],
