@@ -209,6 +209,9 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_path_of_another_machine(tmp_path):
+  src = make(tmp_path, yaml="path: ~\nnames: [cat]\nval: null\ntest:")
+  found, _, problems = read(src)
+  assert len(found) == 1 and not problems.notes
   src = make(tmp_path, yaml="path: /datasets/pets\nnames: [cat]")
   found, _, problems = read(src)
   assert len(found) == 1
