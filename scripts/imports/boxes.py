@@ -31,9 +31,18 @@ class Reading:
   def thing(
     self, label: str, values: Sequence[float], where: str, **more: Any
   ) -> entries.Thing:
-    """The object with this label and box; an area in shares is left out."""
+    """The object with this label and box; an area in shares is left out.
+
+    Raises:
+      ValueError: the box is in pixels, in a data set of shares.
+    """
     if self.shares:
       more["area"] = None
+      if not _are_shares(values):
+        raise ValueError(
+          f"{where}: expected numbers from 0 to 1, as the boxes of this data "
+          f"set are shares of the image's sides, found {list(values)!r:.80}"
+        )
     box = entries.BOXES[self.name](*values)
     return entries.Thing(label, box, where, shares=self.shares, **more)
 
@@ -49,10 +58,11 @@ def decide(
 ) -> Reading:
   """How the boxes of a data set are to be read.
 
-  They are shares of the picture's sides if every number is from 0 to 1, and
-  pixels otherwise. Whether they are corners or sizes is as stated, or else the
-  default; the boxes must bear it out: where a tenth of them reach over the edge
-  or are inverted, and in another reading 98 % fit, that must be stated.
+  They are shares of the picture's sides if all numbers of most boxes are from 0
+  to 1 (or 2 % off), and pixels otherwise. Whether they are corners or sizes is
+  as stated, or else the default; the boxes must bear it out: where a tenth of
+  them reach over the edge or are inverted, and in another reading 98 % fit,
+  that must be stated.
 
   Args:
     found: four numbers, (height, width) of the picture if known, and place.
@@ -63,7 +73,7 @@ def decide(
     among: keys of entries.BOXES that the format can have.
 
   Raises:
-    ValueError: another reading fits, or only most numbers are from 0 to 1.
+    ValueError: another reading fits.
   """
   name = stated or default
   if name not in among:
@@ -71,30 +81,19 @@ def decide(
       f"{src}: --boxes {name} is none of this format, expected "
       f"{' or '.join(among)}"
     )
-  total = within = known = 0
-  odd = first = None
-  misfits = {size: collections.Counter() for size in ("shares", "pixels")}
+  within, others = collections.Counter(), collections.Counter()
+  first = None
   for values, size, where in found:
-    total += 1
     first = first or where
-    if all(0 <= value <= 1 for value in values):
-      within += 1
-    else:
-      odd = odd or where
-    known += size is not None
-    for other in among:
-      box = entries.BOXES[other](*values)
-      misfits["shares"][other] += not _fits(box, (1, 1))
-      misfits["pixels"][other] += size is not None and not _fits(box, size)
-  shares = 0 < total == within
-  if not shares and within > total / 2:
-    raise ValueError(
-      f"{odd}: box in pixels, while {within} of the {total} boxes have all "
-      "numbers from 0 to 1, as shares of a picture; expected one kind"
-    )
-  counts, checked = (
-    (misfits["shares"], total) if shares else (misfits["pixels"], known)
-  )
+    counts = within if _are_shares(values) else others
+    counts["boxes"] += 1
+    if size := (1, 1) if counts is within else size:
+      counts["known"] += 1
+      for other in among:
+        counts[other] += not _fits(entries.BOXES[other](*values), size)
+  shares = within["boxes"] > others["boxes"]
+  counts = within if shares else others
+  checked = counts["known"]
   fitting = [x for x in among if counts[x] <= checked // 50 and x != name]
   trusted = stated is not None and checked < _FEW
   if counts[name] > checked / 10 and fitting and not trusted:
@@ -192,6 +191,10 @@ def number(value: Any) -> float:
     return math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError, OverflowError):
     return math.nan
+
+
+def _are_shares(values):
+  return min(values) >= -_SLACK and max(values) <= 1 + _SLACK
 
 
 def _fits(box, size):

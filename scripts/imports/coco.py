@@ -55,8 +55,8 @@ def read(src, images, problems, *, task, boxes=None):
   its path names.
 
   The pictures of a file lie in a folder named as the file ("train2017" of
-  instances_train2017.json) or as the split, in "images", or beside the file, or
-  one folder above these: the first of these that holds one of its pictures.
+  instances_train2017.json) or as the split, in "images" or "data", or beside
+  the file, or one folder above these: the first that holds one of its pictures.
 
   A category that is never annotated and is the supercategory of another is left
   out. An image whose size is not stated, or is no number, has that of its
@@ -307,7 +307,7 @@ def _folder(part, images):
     base / middle / leaf
     for base in bases
     for leaf in (*filter(None, own), ".")
-    for middle in (".", "images")
+    for middle in (".", "images", "data")
   ]
   candidates = [folder for folder in candidates if folder.is_dir()]
   for picture in part.unique()[:_TRIED]:
@@ -334,7 +334,7 @@ def _id(fields, key, where):
 
 def _plain(value):
   """An id without what differs in type alone; "007" stays a text."""
-  if isinstance(value, bool):
+  if isinstance(value, int):
     return value
   whole = re.fullmatch(r"(-?[1-9]\d*|0)(\.0+)?", str(value).strip(), re.ASCII)
   return int(whole[1]) if whole else value

@@ -103,21 +103,20 @@ def _entries(found, src, images, problems):
     for entry in parsed
     for thing in entry.things
   ]
-  shares = boxes.decide(
-    found, src, problems, default="yxyx", among=["yxyx"]
-  ).shares
-  shift = 0 if shares else 1
-  for (y0, x0, _, _), _, where in () if shares else found:
+  reading = boxes.decide(found, src, problems, default="yxyx", among=["yxyx"])
+  shift = 0 if reading.shares else 1
+  for (y0, x0, _, _), _, where in () if reading.shares else found:
     if 0 <= min(y0, x0) < 1:
       problems.note("boxes at pixel 0: the data set counts from 0", where)
       shift = 0
   for entry in parsed:
-    things = []
-    for thing in entry.things:
-      y0, x0, y1, x1 = thing.box
-      box = y0 - shift, x0 - shift, y1, x1
-      things.append(dataclasses.replace(thing, box=box, shares=shares))
-    yield dataclasses.replace(entry, things=tuple(things))
+    with problems:
+      things = []
+      for thing in entry.things:
+        y0, x0, y1, x1 = thing.box
+        box = y0 - shift, x0 - shift, y1, x1
+        things.append(reading.thing(thing.label, box, thing.where))
+      yield dataclasses.replace(entry, things=tuple(things))
 
 
 def _entry(path, split, images, index, problems):

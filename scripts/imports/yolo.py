@@ -7,6 +7,7 @@ import yaml
 
 from scripts.imports import boxes, entries, files, paths, pictures
 
+_ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
 _EDGE = 0.01  # by which a share may lie outside of its image
 # Text files beside labels that hold none, as do lists of a split's images.
 _OTHERS = ("classes.txt", "notes.txt", "readme")
@@ -117,7 +118,7 @@ def _with_yaml(src, images, problems):
   for key, split in entries.SPLITS.items():
     places = content.get(key)
     places = places if isinstance(places, list) else [places]
-    places = [place for place in places if place not in (None, "", "null", "~")]
+    places = [place for place in places if place not in _ABSENT]
     if not places:
       continue
     if split in splits:
@@ -128,7 +129,7 @@ def _with_yaml(src, images, problems):
   root = src.parent
   if images is not None:
     root = pathlib.Path(images)
-  elif content.get("path"):
+  elif content.get("path") not in _ABSENT:
     root = paths.find(str(content["path"]), root, f'{src}: "path"', problems)
     if not root.is_dir():
       what = '"path" that is not there, taken as the folder of the YAML'
@@ -260,7 +261,7 @@ def _hidden(file, folder):
 
 def _yaml(path):
   try:
-    # Scalars stay text: [no, yes] are names, not truth values.
+    # As text, as [no, yes] would be truth values.
     content = yaml.load(files.read_text(path), yaml.BaseLoader)
   except yaml.YAMLError as error:
     mark = getattr(error, "problem_mark", None)
@@ -290,7 +291,7 @@ def _thing(words, data, where, problems):
   if len(words) != 5 and not polygon:
     raise ValueError(
       f"{where}: found {len(words)} numbers, expected a class and 4 of a box, "
-      "or x and y of 3 points or more"
+      "or x and y of 3 points or more; key points need kpt_shape in the YAML"
     )
   what = "class x0 y0 x1 y1 ..." if polygon else "class x y width height"
   number, *shares = files.numbers(words, len(words), what, where)

@@ -72,7 +72,7 @@ def test_a_supercategory_that_is_annotated_stays(src):
   assert read(src)[1] == ("cat", "tom")
 
 
-@pytest.mark.parametrize("above", ["", "images/"])
+@pytest.mark.parametrize("above", ["", "images/", "data/"])
 def test_the_official_layout(tmp_path, above):
   for split in ("train", "val"):
     draw(tmp_path / f"{above}{split}2017" / "a.png")

@@ -114,6 +114,13 @@ def test_sizes_read_as_corners(src):
   )
 
 
+def test_stated_sizes_are_those_of_the_check(src):
+  text = "image,width,height,label,xmin,ymin,xmax,ymax\nno.png,97,61,cat,{}\n"
+  with pytest.raises(ValueError, match="read as xywh they do"):
+    read(src, text.format("50,20,30,35"))
+  assert boxes(read(src, text.format("7,11,90,40"))[0]) == [(11, 7, 40, 90)]
+
+
 def test_boxes_as_shares(src):
   text = "image,label,xmin,ymin,xmax,ymax\na.png,cat,0.05,0.1667,0.3,0.5\n"
   found, problems = read(src, text)
@@ -123,10 +130,13 @@ def test_boxes_as_shares(src):
     "data sets with boxes from 0 to 1, read as shares": (1, f"{src}:2")
   }
   more = "".join(f"a.png,cat,0,0,0.{i},1\n" for i in range(1, 4))
+  text = f"{text}{more}b.png,cat,7,11,90,40\n"
   with pytest.raises(
-    ValueError, match=r"t\.csv:6: box in pixels, while 4 of the 5 boxes have al"
+    ValueError, match=r"t\.csv:6: expected numbers from 0 to 1, as the boxes of"
   ):
-    read(src, f"{text}{more}a.png,cat,7,11,90,40\n")
+    read(src, text)
+  found, problems = read(src, text, skip=True)
+  assert len(found) == len(problems.messages) == 1
 
 
 def test_the_size_of_the_image_in_a_row(src):

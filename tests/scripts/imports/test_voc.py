@@ -69,6 +69,12 @@ def test_boxes_as_shares(tmp_path):
   assert list(problems.notes) == [
     "data sets with boxes from 0 to 1, read as shares"
   ]
+  draw(tmp_path / "b.png")
+  write(tmp_path / "b.xml", thing(0, 0, 1, 1), thing(8, 12, 90, 40), name="b")
+  with pytest.raises(
+    ValueError, match=r"b\.xml: object 2: expected numbers from"
+  ):
+    read(tmp_path)
 
 
 @pytest.mark.parametrize(

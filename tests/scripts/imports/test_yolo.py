@@ -75,6 +75,7 @@ def test_lines_of_windows_with_classes_as_floats(tmp_path):
   [
     (f"{LINE} 0.9", "found 6 numbers, expected 5: .* a confidence"),
     ("10 20 60 20 60 60 10 60 square 0", "found 10 numbers, expected a class"),
+    (f"{LINE} 0.5 0.5 2", "found 8 numbers, .*; key points need kpt_shape in"),
     ("0 0.5 nan 0.25 0.125", "expected 5 numbers class x y width height"),
     ("0 0.5 0.25 inf 0.125", "expected 5 numbers class x y width height"),
     ("0 6.5 3 3 2", "expected shares of the image's sides, .* found 6.5"),
@@ -208,6 +209,9 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 def test_a_path_of_another_machine(tmp_path):
+  src = make(tmp_path, yaml="path: ~\nnames: [cat]\nval: null\ntest:")
+  found, _, problems = read(src)
+  assert len(found) == 1 and not problems.notes
   src = make(tmp_path, yaml="path: /datasets/pets\nnames: [cat]")
   found, _, problems = read(src)
   assert len(found) == 1
