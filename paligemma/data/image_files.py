@@ -311,7 +311,10 @@ def _late_chunks(stream):
     if kind == b"IDAT":
       seen = True
       if after > end:
-        raise _Unusable(f"truncated or damaged image of {end} bytes")
+        raise _Unusable(
+          f"truncated or damaged image of {end} bytes: the file ends within "
+          "its pixels"
+        )
     first = start == len(_PNG_START)  # the header, without which none opens
     if after <= end and (
       first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
@@ -333,7 +336,10 @@ def _check_jpeg(stream):
     if b"\xff\xd9" in stream.read():
       break
   else:
-    raise _Unusable(f"truncated or damaged image of {end} bytes: no end")
+    raise _Unusable(
+      f"truncated or damaged image of {end} bytes: the file ends within its "
+      "pixels"
+    )
   stream.seek(position)
 
 
