@@ -220,8 +220,8 @@ def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
       raise _Unusable(
         f"not a readable image: {count} bytes that begin with {head[:16]!r}; "
-        "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and some more "
-        "are read"
+        "read is what Pillow knows of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, "
+        "HEIC, JPEG 2000 and some more formats"
       ) from None
     with picture:
       if picture.width * picture.height > max_pixels:
