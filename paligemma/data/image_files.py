@@ -87,12 +87,7 @@ def size(
       the file tells.
   """
   with _opened(file, where, image_lib.MAX_PIXELS) as picture:
-    sides = picture.size
-    if picture.format == "TIFF" and _tag(picture) in _SIDEWAYS:
-      sides = sides[::-1]  # Pillow has turned them already
-    if _orientation(picture) in _SIDEWAYS:
-      sides = sides[::-1]
-    return sides[1], sides[0]
+    return _upright_size(picture, _orientation(picture))
 
 
 def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
@@ -150,7 +145,16 @@ def decode(
       _say_once(
         _place(file, where), "has several frames, of which the first is read"
       )
-    return _rgb(picture, _orientation(picture), _place(file, where))
+    orientation = _orientation(picture)
+    expected = _upright_size(picture, orientation)
+    pixels = _rgb(picture, orientation, _place(file, where))
+    if pixels.shape[:2] != expected:
+      raise _Unusable(
+        "truncated or damaged image: its head says "
+        f"{expected[0]}x{expected[1]} pixels (height x width), it has "
+        f"{pixels.shape[0]}x{pixels.shape[1]}"
+      )
+    return pixels
 
 
 def to_rgb(picture: Image.Image, *, where: str | None = None) -> np.ndarray:
@@ -216,8 +220,8 @@ def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
       raise _Unusable(
         f"not a readable image: {count} bytes that begin with {head[:16]!r}; "
-        "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 and some more "
-        "are read"
+        "read is what Pillow knows of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, "
+        "HEIC, JPEG 2000 and some more formats"
       ) from None
     with picture:
       if picture.width * picture.height > max_pixels:
@@ -268,8 +272,28 @@ def _open(stream, head):
   return Image.open(stream, formats=_PILLOW)
 
 
-def _tag(picture):
-  return picture.tag_v2.get(ExifTags.Base.Orientation)
+def _upright_size(picture, orientation):
+  width, height = picture.size
+  if picture.format == "TIFF":  # of which Pillow states the upright size
+    tag = picture.tag_v2.get(ExifTags.Base.Orientation)
+    if tag in _SIDEWAYS:
+      width, height = height, width
+  return (width, height) if orientation in _SIDEWAYS else (height, width)
+
+
+def _orientation(picture):
+  """EXIF's orientation; of a PNG also from what follows the pixels."""
+  if picture.format == "PNG" and picture.tile:  # before it is decoded
+    position = picture.fp.tell()
+    late = _late_chunks(picture.fp)
+    picture.fp.seek(position)
+    try:
+      head = Image.open(io.BytesIO(late), formats=("PNG",)) if late else picture
+    except Exception:  # damaged
+      head = picture
+    if (orientation := _exif(head)) != 1:
+      return orientation
+  return _exif(picture)
 
 
 def _exif(picture):
@@ -279,19 +303,6 @@ def _exif(picture):
     return exif.get(ExifTags.Base.Orientation, 1)
   except Exception:  # damaged EXIF: Pillow raises as many kinds
     return 1
-
-
-def _orientation(picture):
-  """EXIF's orientation; of a PNG also from what follows the pixels."""
-  if picture.format == "PNG" and picture.tile:  # before it is decoded
-    position = picture.fp.tell()
-    late = _late_chunks(picture.fp)
-    picture.fp.seek(position)
-    if late:
-      with Image.open(io.BytesIO(late), formats=("PNG",)) as head:
-        if (orientation := _exif(head)) != 1:
-          return orientation
-  return _exif(picture)
 
 
 def _late_chunks(stream):
@@ -311,7 +322,10 @@ def _late_chunks(stream):
     if kind == b"IDAT":
       seen = True
       if after > end:
-        raise _Unusable(f"truncated or damaged image of {end} bytes")
+        raise _Unusable(
+          f"truncated or damaged image of {end} bytes: the file ends within "
+          "its pixels"
+        )
     first = start == len(_PNG_START)  # the header, without which none opens
     if after <= end and (
       first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
@@ -333,7 +347,10 @@ def _check_jpeg(stream):
     if b"\xff\xd9" in stream.read():
       break
   else:
-    raise _Unusable(f"truncated or damaged image of {end} bytes: no end")
+    raise _Unusable(
+      f"truncated or damaged image of {end} bytes: the file ends within its "
+      "pixels"
+    )
   stream.seek(position)
 
 

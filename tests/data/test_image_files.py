@@ -177,13 +177,18 @@ ORIENTED = {
 }
 
 
-@pytest.mark.parametrize("orientation", [*STORED, *UNDEFINED])
-@pytest.mark.parametrize("name", ORIENTED)
+@pytest.mark.parametrize(
+  ("name", "orientation"),
+  [
+    (name, orientation)
+    for name in ORIENTED
+    for orientation in (*STORED, *UNDEFINED)
+    # libtiff writes no other values; in XMP a value is one digit.
+    if not (name == "tiff, lzw" and orientation in UNDEFINED)
+    and not ("XMP" in name and orientation > 9)
+  ],
+)
 def test_size_and_pixels_stand_upright(name, orientation):
-  if orientation in UNDEFINED and name in ("tiff, lzw", "tiff, XMP"):
-    pytest.skip("libtiff does not write it; the digits of XMP are one")
-  if orientation == 255 and "XMP" in name:
-    pytest.skip("a number of one digit")
   upright = ramp(29, 17)
   turn = STORED.get(orientation, STORED[1])
   stored = Image.fromarray(np.ascontiguousarray(turn(upright)))
@@ -192,8 +197,8 @@ def test_size_and_pixels_stand_upright(name, orientation):
   found = image_files.decode(data)
   assert found.shape == upright.shape
   np.testing.assert_allclose(found.astype(int), upright, rtol=0, atol=8)
-  with Image.open(io.BytesIO(data)) if name != "heic" else stored as opened:
-    if name != "heic":  # a picture that was opened is like its file
+  if name != "heic":  # a picture that was opened is like its file
+    with Image.open(io.BytesIO(data)) as opened:
       np.testing.assert_array_equal(image_files.to_rgb(opened), found)
 
 

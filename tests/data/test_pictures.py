@@ -86,7 +86,7 @@ def test_pixels_come_back_as_they_are():
     (None, "found NoneType, expected one picture"),
     ({"bytes": b""}, "found dict, expected one picture"),
     (iter([COLOUR]), "found list_iterator, expected one picture"),
-    (b"hello", "not a readable image: 5 bytes that begin with b'hello'; JPEG"),
+    (b"hello", "not a readable image: 5 bytes that begin with b'hello'; re"),
     (PNG[:60], "truncated or damaged image of 60 bytes"),
   ],
 )
