@@ -16,7 +16,7 @@ from trainers import schedule
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 # What an evaluator may have of its own; else it is that of the training data.
-OWN = ("ops", "resize", "too_long", "text_len", "frames")
+OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
 
 
 def make_tokenizer(config, model):
@@ -148,6 +148,16 @@ def abstract_prompts(config, mesh):
   return _abstract(config, mesh, keys, config.text_len)
 
 
+def evaluation_ops(config):
+  """The ops of the training data but those that augment it."""
+  return [op for op in config.train.ops if not augments(op)]
+
+
+def augments(op):
+  """Whether an op is for training alone."""
+  return getattr(op, "augments", False)
+
+
 def make_evaluators(config, tok, **sizes):
   """Evaluators of the config with their intervals.
 
@@ -175,7 +185,10 @@ def make_evaluators(config, tok, **sizes):
       "name": name,
       "source": _source(spec.pop("source", {})),
       "preprocess": make_preprocess(
-        config, {**config.train, **own}, tok, train=kind == "perplexity"
+        config,
+        {**config.train, "ops": evaluation_ops(config), **own},
+        tok,
+        train=kind == "perplexity",
       ),
       **{k: v for k, v in spec.items() if not k.startswith("every_")},
     }
@@ -221,6 +234,7 @@ def make_preprocess(config, data, tok, *, train):
     ops=tuple(data["ops"]),
     resize=data["resize"],
     too_long=data["too_long"],
+    texts=data.get("texts", "checked"),
     frames=data.get("frames", config.frames),
   )
 

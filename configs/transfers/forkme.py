@@ -60,7 +60,8 @@ def get_config(argument=None):
   config.train.ops = ()  # e.g. (text_ops.Format("answer en {question}"),)
   # As the notebook; "reference_uint8" as big_vision's configs, or "hf", ...
   config.train.resize = "bilinear"
-  config.train.too_long = "error"  # or "truncate" the suffix
+  config.train.too_long = "error"  # or "truncate" the end
+  config.train.texts = "checked"  # or "plain": control tokens are letters
   config.train.on_bad = "stop"  # or "skip" bad examples and count them
   config.train.num_workers = 0
   config.batch_size = arg.batch_size

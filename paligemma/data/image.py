@@ -1,76 +1,16 @@
-"""Encoded bytes -> RGB pixels -> resized -> the value range of the model.
+"""RGB pixels -> resized -> the value range of the model.
 
 `PREPROCESSING` names the ways from pixels to what the image tower sees.
 """
 
 import functools
-import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from paligemma import tree
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
-
-
-def decode(
-  data: bytes, *, where: str = "image", max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-  """Decodes an image to RGB, upright, eight bits a channel.
-
-  Grayscale, palette and CMYK become RGB; of 16 bits the high byte is kept, as
-  TensorFlow and libpng's strip_16 do; an EXIF orientation is applied;
-  transparency is laid over white; of an animation the first frame is taken.
-
-  Args:
-    data: JPEG, PNG or WebP file contents.
-    where: What the message of an error begins with, such as "train.jsonl:12".
-    max_pixels: Larger images are refused before their pixels are decoded.
-      Default: Pillow's own limit, above which it also warns.
-
-  Returns:
-    uint8[H, W, 3].
-
-  Raises:
-    ValueError: Not an image, truncated or damaged, empty, or too large.
-
-  Differs from tf.io.decode_image (big_vision), which drops the alpha channel,
-  so that black text on nothing becomes black on black, and ignores EXIF. Its
-  default transform of JPEG is fast and inexact: up to 17 levels of 255 away
-  from this one, which is its "INTEGER_ACCURATE" and that of transformers, and
-  the only one that Pillow offers.
-  """
-  try:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-      if picture.width * picture.height <= max_pixels:
-        return _to_rgb(picture)
-      size = f"{picture.width}x{picture.height} pixels"
-      problem = f"image is too large: {size}, at most {max_pixels} in all"
-  except UnidentifiedImageError:
-    problem = (
-      f"not a readable JPEG, PNG or WebP image: {len(data)} bytes that begin "
-      f"with {data[:8]!r}"
-    )
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    problem = f"image is too large: {e}"
-  except Exception as e:  # damaged files make Pillow raise a dozen kinds
-    problem = f"truncated or damaged image of {len(data)} bytes: {e}"
-  raise ValueError(" ".join(f"{where}: {problem}".split()))
-
-
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-  ImageOps.exif_transpose(picture, in_place=True)
-  if picture.mode.startswith("I"):  # 16-bit grayscale; convert() would clip it
-    gray = (np.asarray(picture) >> 8).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-  if picture.has_transparency_data:
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture.convert("RGBA"))
-  if picture.mode != "RGB":
-    picture = picture.convert("RGB")
-  return np.asarray(picture)
 
 
 def resize(

@@ -1,73 +1,33 @@
 """Ops on the image of a raw example; its objects stay where they belong.
 
-The image is encoded (bytes) or pixels (uint8[H, W, 3]); ops decode it when they
-must. Those that move pixels move the example's "objects" (data/objects.py) with
-them, and keep its "height" and "width", if it has them, those of the image.
+The image is encoded (bytes) or pixels (uint8[H, W, 3]), or whatever else
+`pixels` takes; ops decode it when they must. Those that move pixels move the
+example's "objects" (data/objects.py) with them, and keep its "height" and
+"width", if it has them, those of the image.
 They take one image: several frames are put together by `Stack`, the last op.
 
-Augmentation is for training data: give evaluators ops without it.
+An op that `augments` is for training alone: an evaluator that has no ops of its
+own takes those of the training data without it. One that `moves_pixels` leaves
+locations in texts where they were: Preprocess refuses such an example.
 """
 
 import dataclasses
 import io
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from paligemma import tree
 from paligemma.data import fields, objects
 from paligemma.data import image as image_lib
 from paligemma.data.fields import Example
+from paligemma.data.pictures import pixels, size
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
-
-
-def pixels(image: bytes | np.ndarray, *, where: str = "image") -> np.ndarray:
-  """Returns uint8[H, W, 3] of an image that is encoded, or is that already.
-
-  Args:
-    image: File contents, or uint8[H, W, 3], which comes back as it is.
-    where: What the message of an error begins with.
-
-  Raises:
-    ValueError: Neither, or not a readable image.
-  """
-  if isinstance(image, bytes):
-    return image_lib.decode(image, where=where)
-  if not isinstance(image, np.ndarray):
-    several = isinstance(image, list | tuple)
-    found = f"{len(image)} frames" if several else type(image).__name__
-  elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    found = f"{image.dtype}{list(image.shape)}"
-  elif not image.size:
-    found = f"an empty image, {list(image.shape)}"
-  else:
-    return image
-  raise ValueError(
-    f"{where}: found {found}, expected one image, encoded or as "
-    "uint8[height, width, 3]"
-  )
-
-
-def size(image: bytes | np.ndarray, *, where: str = "image") -> tuple[int, int]:
-  """Returns (height, width) of an image; of an encoded one, from its header.
-
-  It is that of `pixels`: an EXIF orientation counts.
-  """
-  if isinstance(image, bytes):
-    try:
-      with Image.open(io.BytesIO(image), formats=image_lib.FORMATS) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        return (width, height) if turned else (height, width)
-    except Exception:  # what is wrong with it, or whether, decoding will say
-      pass
-  height, width, _ = pixels(image, where=where).shape
-  return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,6 +212,8 @@ class RandomCrop:
       objects.crop. Default 0.25.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   size: tuple[int, int]
   min_visible: float = 0.25
 
@@ -289,6 +251,8 @@ class InceptionCrop:
   it never puts a crop at the last row or column.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   area: tuple[float, float] = (0.05, 1.0)
   aspect: tuple[float, float] = (0.75, 1.33)
   min_covered: float = 0.0
@@ -349,6 +313,8 @@ class Flip:
       none.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   probability: float = 0.5
   texts: tuple[str, ...] = ()
 
@@ -384,6 +350,8 @@ class ZoomOut:
   mean of ImageNet.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   largest: float = 4.0
   probability: float = 0.5
   fill: tuple[int, int, int] = (128, 128, 128)
@@ -423,6 +391,7 @@ class JpegNoise:
     probability: How often. Default 1.
   """
 
+  augments: ClassVar[bool] = True
   quality: tuple[int, int] = (30, 100)
   probability: float = 1.0
 

@@ -1,10 +1,8 @@
-"""Decoding of every kind of file, and resizing against its definition."""
+"""Resizing against its definition, and the ways to the model's input."""
 
 import functools
-import io
 import math
 import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from paligemma.data import image as image_lib
 
@@ -30,12 +27,6 @@ SIZES = [  # (H, W) -> (height, width): down, up, one of each, extreme, equal
 def pixels(height, width, seed=0):
   rng = np.random.default_rng(seed)
   return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def encode(picture, kind="PNG", **options):
-  data = io.BytesIO()
-  picture.save(data, kind, **options)
-  return data.getvalue()
 
 
 def triangle(x):
@@ -283,161 +274,3 @@ def test_preprocessing_of_a_constant_is_its_value():
       np.testing.assert_allclose(
         result, value / 127.5 - 1, rtol=0, atol=1e-6, err_msg=name
       )
-
-
-@pytest.mark.parametrize("options", [{}, {"lossless": True}])
-def test_decode_is_exact_for_lossless_files(options):
-  image = pixels(5, 7)
-  kind = "WEBP" if options else "PNG"
-  result = image_lib.decode(encode(Image.fromarray(image), kind, **options))
-  assert result.dtype == np.uint8
-  np.testing.assert_array_equal(result, image)
-
-
-def test_decode_jpeg():
-  smooth = np.broadcast_to(np.arange(0, 230, 10)[:, None, None], (23, 17, 3))
-  picture = Image.fromarray(smooth.astype(np.uint8))
-  result = image_lib.decode(encode(picture, "JPEG", quality=95))
-  np.testing.assert_allclose(result.astype(int), smooth, rtol=0, atol=8)
-
-
-def test_decode_grayscale_and_one_bit():
-  gray = pixels(5, 7)[:, :, 0]
-  result = image_lib.decode(encode(Image.fromarray(gray)))
-  np.testing.assert_array_equal(result, np.stack([gray] * 3, axis=-1))
-  bits = Image.fromarray(gray > 127)
-  assert bits.mode == "1"
-  result = image_lib.decode(encode(bits))
-  np.testing.assert_array_equal(result[:, :, 1], (gray > 127) * 255)
-
-
-def test_decode_sixteen_bits_keeps_the_high_byte():
-  deep = np.array([[0, 255, 256], [0x1234, 0xFF00, 0xFFFF]], np.uint16)
-  picture = Image.fromarray(deep)
-  assert picture.mode == "I;16"
-  result = image_lib.decode(encode(picture))
-  expected = np.array([[0, 0, 1], [0x12, 0xFF, 0xFF]])
-  np.testing.assert_array_equal(result, np.stack([expected] * 3, axis=-1))
-
-
-def test_decode_palette():
-  picture = Image.fromarray(pixels(5, 7)).quantize(11)
-  assert picture.mode == "P"
-  result = image_lib.decode(encode(picture))
-  np.testing.assert_array_equal(result, np.asarray(picture.convert("RGB")))
-
-
-def test_transparency_is_laid_over_white():
-  rgba = np.zeros((1, 3, 4), np.uint8)  # black: nothing, half, opaque
-  rgba[0, :, 3] = 0, 128, 255
-  result = image_lib.decode(encode(Image.fromarray(rgba)))
-  np.testing.assert_array_equal(result[0, :, 2], [255, 127, 0])
-  result = image_lib.decode(encode(Image.fromarray(rgba).convert("LA")))
-  np.testing.assert_array_equal(result[0, :, 0], [255, 127, 0])
-
-
-def test_palette_with_a_transparent_entry():
-  picture = Image.new("P", (3, 1))
-  picture.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
-  picture.putdata([0, 1, 2])
-  result = image_lib.decode(encode(picture, transparency=1))
-  np.testing.assert_array_equal(
-    result[0], [[10, 20, 30], [255, 255, 255], [70, 80, 90]]
-  )
-
-
-def test_decode_cmyk_jpeg():
-  picture = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
-  result = image_lib.decode(encode(picture, "JPEG", quality=95))
-  np.testing.assert_allclose(result[3, 3], [255, 0, 0], rtol=0, atol=4)
-
-
-# The stored picture that a viewer turns upright, by orientation tag.
-STORED = {
-  1: lambda x: x,
-  2: lambda x: x[:, ::-1],
-  3: lambda x: x[::-1, ::-1],
-  4: lambda x: x[::-1],
-  5: lambda x: x.swapaxes(0, 1),
-  6: lambda x: np.rot90(x, 1),
-  7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
-  8: lambda x: np.rot90(x, -1),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_applied(orientation):
-  upright = pixels(3, 5)
-  stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-  exif = Image.Exif()
-  exif[0x0112] = orientation
-  result = image_lib.decode(encode(stored, exif=exif))
-  np.testing.assert_array_equal(result, upright)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.95])
-def test_truncated_files(kind, part):
-  data = encode(Image.fromarray(pixels(67, 71)), kind)
-  data = data[: int(len(data) * part)]
-  with pytest.raises(ValueError, match=r"^a\.jsonl:7: .*") as info:
-    image_lib.decode(data, where="a.jsonl:7")
-  assert "\n" not in str(info.value)
-  assert str(len(data)) in str(info.value)
-
-
-def test_damaged_bytes_never_escape_as_another_error():
-  data = bytearray(encode(Image.fromarray(pixels(11, 13)), "PNG"))
-  rng = np.random.default_rng(0)
-  refused = 0
-  for _ in range(200):
-    damaged = bytearray(data)
-    for position in rng.integers(8, len(data), 3):
-      damaged[position] ^= 1 << rng.integers(8)
-    try:
-      image_lib.decode(bytes(damaged))
-    except ValueError as error:
-      assert str(error).startswith("image: ") and "\n" not in str(error)
-      refused += 1
-  assert refused > 100
-
-
-@pytest.mark.parametrize(
-  "data", [b"", b"<html>\nno such page</html>", b"GIF89a"]
-)
-def test_not_an_image(data):
-  with pytest.raises(
-    ValueError, match=r"x\.png: not a readable JPEG, PNG or"
-  ) as info:
-    image_lib.decode(data, where="x.png")
-  assert "\n" not in str(info.value)
-
-
-def header_of(width, height):
-  """A PNG that claims a size; nothing but the claim is read."""
-  data = bytearray(encode(Image.new("L", (1, 1))))
-  data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-  data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-  return bytes(data)
-
-
-@pytest.mark.parametrize("size", [(10_000, 10_000), (60_000, 60_000)])
-def test_bombs_are_refused_by_their_size(size):
-  with pytest.raises(ValueError, match=r"x\.png: image is too large") as info:
-    image_lib.decode(header_of(*size), where="x.png")
-  assert "\n" not in str(info.value)
-
-
-def test_max_pixels():
-  data = encode(Image.new("L", (101, 103)))
-  image_lib.decode(data, max_pixels=101 * 103)
-  with pytest.raises(
-    ValueError, match="too large: 101x103 pixels, at most 10402 "
-  ):
-    image_lib.decode(data, max_pixels=101 * 103 - 1)
-
-
-@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
-def test_empty_image(size):
-  with pytest.raises(ValueError, match=r"x\.png: not a readable"):
-    image_lib.decode(header_of(*size), where="x.png")

@@ -159,45 +159,6 @@ def test_pixels():
   np.testing.assert_array_equal(image_ops.pixels(encode(image)), image)
 
 
-@pytest.mark.parametrize(
-  ("image", "found"),
-  [
-    (noise()[:, :, 0], r"uint8\[29, 41\]"),
-    (noise()[:, :, :2], r"uint8\[29, 41, 2\]"),
-    (noise().astype(np.float32), r"float32\[29, 41, 3\]"),
-    (noise()[:0], r"an empty image, \[0, 41, 3\]"),
-    ([noise(), noise()], "2 frames"),
-    ("a.jpg", "str"),
-  ],
-)
-def test_other_images_are_refused(image, found):
-  with pytest.raises(
-    ValueError, match=f"^b:3: found {found}, expected one image, encoded"
-  ):
-    image_ops.Flip(1)({"image": image, "_where": "b:3"}, rng())
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
-@pytest.mark.parametrize("orientation", range(9))
-def test_size_is_that_of_the_pixels(format, orientation):
-  exif = Image.Exif()
-  if orientation:
-    exif[0x0112] = orientation
-  data = encode(noise(13, 7), format, exif=exif)
-  expected = image_ops.pixels(data).shape[:2]
-  assert expected == ((7, 13) if orientation >= 5 else (13, 7))
-  assert image_ops.size(data) == expected
-
-
-def test_size_is_read_from_the_header():
-  data = encode(noise(), "JPEG")
-  assert image_ops.size(data[:-200]) == (HEIGHT, WIDTH)
-  with pytest.raises(ValueError, match=r"^c:1: not a readable JPEG, PNG"):
-    image_ops.size(b"hello", where="c:1")
-  with pytest.raises(ValueError, match=r"^image: truncated or damaged"):
-    image_ops.size(data[:30])
-
-
 def test_resize():
   image = noise()
   for method, antialias in itertools.product(image_lib.KERNELS, (True, False)):
