@@ -121,6 +121,7 @@ class CentralCrop:
   Source: `central_crop` of big_vision.
   """
 
+  moves_pixels: ClassVar[bool] = True
   size: tuple[int, int] | None = None
   min_visible: float = 0.25
 

@@ -29,7 +29,8 @@ class Preprocess:
       where the source does not hold them.
     resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
       the same), "hf" for weights that were tuned or are served with
-      transformers, or "bicubic".
+      transformers, "bicubic", or, as single recipes of big_vision have it,
+      "reference_uint8", "aliased" or "aliased_uint8".
     too_long: Key of `sequence.TOO_LONG`.
     texts: Key of `spelling.TEXTS`: whether control tokens and locations that a
       text spells out are looked at ("checked", default) or are "plain" text.

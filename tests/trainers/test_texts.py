@@ -208,6 +208,7 @@ MOVING = {
   "ZoomOut": image_ops.ZoomOut(),
   "InceptionCrop": image_ops.InceptionCrop(),
   "RandomCrop": image_ops.RandomCrop((3, 3)),
+  "CentralCrop": image_ops.CentralCrop(),
 }
 
 
