@@ -36,10 +36,13 @@ class Loop:
     self.init = frozen_source(plan.config)
     latest = checkpoints.latest_step()
     # Examples of all processes before this start, and of this one since.
-    self.counts_before = {"skipped": 0, "truncated": 0}
+    self.counts_before = {"skipped": 0, "truncated": 0, "empty_batches": 0}
+    self.counts = {"skipped": 0, "truncated": 0}
     if latest is not None:
-      self.counts_before = checkpoints.metadata(latest)["counts"]
-    self.counts = dict.fromkeys(self.counts_before, 0)
+      self.counts_before |= checkpoints.metadata(latest)["counts"]
+    self.empty = set()  # steps since this start whose batch had no example
+    epoch = sizes["examples_per_epoch"] / sizes["batch_size"]
+    self.batches_per_epoch = math.ceil(epoch)
     self.preemption = preemption.Preemption()
     self.report = report.Report(
       folder,
@@ -86,6 +89,9 @@ class Loop:
   def log(self, step, measured, clock):
     """Writes the measurements of a step and the speed since the last log."""
     measured = self.check(step, measured)
+    if not measured["num_examples"]:  # nothing has a loss
+      for name in ("loss", "grad_norm", "update_norm"):
+        del measured[name]
     done, seconds, waited = clock.restart(step)
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
@@ -106,25 +112,31 @@ class Loop:
 
   def learning_rates(self, step):
     """The learning rates that the last step used, by name."""
+    steps = step - self.counts_before["empty_batches"] - len(self.empty)
     return {
-      f"learning_rate/{regex}".removesuffix("/.*"): at(step - 1)
+      f"learning_rate/{regex}".removesuffix("/.*"): at(max(steps - 1, 0))
       for regex, at in self.plan.learning_rates.items()
     }
 
   def total_counts(self):
-    """Examples skipped and cut so far, by all processes."""
+    """Examples skipped and cut, and batches without any, by all processes."""
     here = np.array(list(self.counts.values()))
     everywhere = multihost_utils.process_allgather(here[None], tiled=True)
-    now = zip(self.counts, everywhere.sum(axis=0).tolist(), strict=True)
-    return {name: self.counts_before[name] + count for name, count in now}
+    now = dict(zip(self.counts, everywhere.sum(axis=0).tolist(), strict=True))
+    now["empty_batches"] = len(self.empty)
+    return {
+      name: self.counts_before[name] + count for name, count in now.items()
+    }
 
   def check(self, step, measured):
     """Fetches the measurements of a step; stops the run if it went wrong."""
     measured = {name: float(value) for name, value in measured.items()}
-    if not measured["num_tokens"]:
+    if not measured["num_examples"]:
+      self.count_empty(step)
+    elif not measured["num_tokens"]:
       raise ValueError(
-        f"the batch of step {step} supervises no token: all its examples were "
-        "skipped, or have no answer; check the data"
+        f"the batch of step {step} supervises no token: its examples have no "
+        "answer; check the data"
       )
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(measured[name]):
@@ -137,6 +149,23 @@ class Loop:
           "lower the learning rate or clip the gradients"
         )
     return measured
+
+  def count_empty(self, step):
+    """Tells of a batch whose every example was skipped; an epoch of them ends
+    the run."""
+    if step in self.empty:
+      return
+    self.empty.add(step)
+    latest = range(step - self.batches_per_epoch + 1, step + 1)
+    if self.empty.issuperset(latest):
+      raise ValueError(
+        f"step {step}: every example of the last {len(latest)} batches, a "
+        "whole epoch, was skipped; check the data"
+      )
+    self.report.say(
+      f"step {step}: every example of its batch was skipped; the weights stay "
+      "as they are"
+    )
 
   def save(self, step, train_state, measured):
     """Starts writing a checkpoint of a state that is known to be finite."""

@@ -7,6 +7,7 @@ import re
 import shutil
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -278,15 +279,66 @@ def test_pickled_weights_are_refused(tiny, afresh, main, reuse_steps):
   assert_one_line(line, f"{path}: img/head/bias: pickled objects are refused")
 
 
-def test_no_supervised_token(tiny, afresh, main, reuse_steps, read_metrics):
+def test_an_epoch_that_is_skipped_as_a_whole_ends_the_run(
+  tiny, afresh, main, reuse_steps, read_metrics
+):
   for picture in (afresh / "data").glob("train*.png"):
     picture.unlink()
   config = make_config(tiny, afresh, {"train.on_bad": "skip"})
-  before = contents(afresh / "run/checkpoints")
   line = main(config, afresh / "run")
-  assert_one_line(line, "the batch of step 4 supervises no token: all its exam")
+  assert_one_line(
+    line,
+    "step 5: every example of the last 2 batches, a whole epoch, was skipped; "
+    "check the data",
+  )
+  assert [m["step"] for m in read_metrics(afresh / "run")] == [1, 2, 3, 4]
+
+
+def test_no_supervised_token(tiny, afresh, main, reuse_steps, monkeypatch):
+  read = TrainBatches.__next__
+
+  def reads(self):
+    batch = read(self)
+    return {**batch, "mask_loss": 0 * batch["mask_loss"]}
+
+  monkeypatch.setattr(TrainBatches, "__next__", reads)
+  before = contents(afresh / "run/checkpoints")
+  line = main(make_config(tiny, afresh), afresh / "run")
+  assert_one_line(line, "the batch of step 4 supervises no token: its examples")
   assert contents(afresh / "run/checkpoints") == before
-  assert [m["step"] for m in read_metrics(afresh / "run")] == [1, 2, 3]
+
+
+def test_a_batch_whose_every_example_is_skipped_is_no_step(
+  tiny, afresh, main, reuse_steps, read_metrics, capfd, monkeypatch
+):
+  """Of 13 batches of one example, over two epochs, one cannot be read."""
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda: devices)
+  (afresh / "data/train5.png").unlink()
+  config = make_config(
+    tiny,
+    afresh,
+    {"train.on_bad": "skip", "ema_decay": 0.5},
+    batch_size=1,
+    epochs=2.0,
+  )
+  config.schedule = ((".*", {"decay": "cosine"}),)
+  folder = afresh / "new"
+  assert main(config, folder) is None
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == list(range(1, 27))
+  empty = [line["step"] for line in lines if not line["num_examples"]]
+  assert len(empty) == 2
+  said = capfd.readouterr().err
+  for number, step in enumerate(empty, start=1):
+    before, line = lines[step - 2], lines[step - 1]
+    assert "loss" not in line
+    assert line["empty_batches"] == line["skipped"] == number
+    assert line["param_norm"] == before["param_norm"]
+    assert line["learning_rate"] == before["learning_rate"]
+    assert f"step {step}: every example of its batch was skipped; the" in said
+  rates = [line["learning_rate"] for line in lines if "loss" in line]
+  assert len(set(rates)) == 24  # each step had its own
 
 
 def test_weights_that_are_no_numbers(tiny, afresh, main, reuse_steps):
