@@ -199,6 +199,7 @@ def evaluation(
   num_workers: int = 0,
   num_threads: int = 2,
   limit: int | None = None,
+  on_bad: str = "stop",
 ) -> EvaluationBatches:
   """Returns an iterable over every example once, in order.
 
@@ -214,22 +215,26 @@ def evaluation(
     num_workers: As of `train`.
     num_threads: As of `train`.
     limit: Only the first so many examples. Default None, all.
+    on_bad: As of `train`.
 
   Returns:
     Iterable, with a length, over dicts of the arrays of `preprocess`, stacked,
-    with `_mask` bool[B], False on padding, and `_index` int64[B], the position
-    in the source, -1 on padding.
+    with `_mask` bool[B], False on padding and on a row that was skipped;
+    `_index` int64[B], the position in the source, -1 on padding; and `_error`
+    str[B], what is wrong with the example, "" of a good one and of padding.
 
   Raises:
-    ValueError: Bad arguments; while iterating, a bad example.
+    ValueError: Bad arguments; while iterating, a bad example, if on_bad is
+      "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
+  tree.lookup(ON_BAD, on_bad, "on_bad")
   if limit is not None and limit < 1:
     raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
   examples = min(len(source), limit or len(source))
   batches = -(-examples // batch_size)
   rows = grain.MapDataset.range(batches * batch_size).map(
-    _EvaluationRow(source, preprocess, examples)
+    _EvaluationRow(source, preprocess, examples, on_bad)
   )
   dataset = _local_batches(rows, batch_size, process_index, process_count)
   return EvaluationBatches(dataset, _reader(num_workers, num_threads))
@@ -273,13 +278,27 @@ class _EvaluationRow:
   source: sources_lib.Source
   preprocess: preprocess_lib.Preprocess
   examples: int
+  on_bad: str
 
   def __call__(self, index):
     if index >= self.examples:
-      padding = self.preprocess.padding()
-      return {**padding, "_mask": np.False_, "_index": np.int64(-1)}
-    row = self.preprocess(self.source[index], np.random.default_rng(index))
-    return {**row, "_mask": np.True_, "_index": np.int64(index)}
+      return self._empty(-1)
+    try:
+      row = self.preprocess(self.source[index], np.random.default_rng(index))
+    except ValueError as error:
+      if self.on_bad == "stop":
+        raise
+      _log.warning("left a bad example out: %s", error)
+      return self._empty(index, str(error) or repr(error))
+    return _numbered({**row, "_mask": np.True_}, index)
+
+  def _empty(self, index, error=""):
+    row = {**self.preprocess.padding(), "_mask": np.False_}
+    return _numbered(row, index, error)
+
+
+def _numbered(row, index, error=""):
+  return {**row, "_index": np.int64(index), "_error": np.array(error)}
 
 
 def _check_sharding(batch_size, process_index, process_count):

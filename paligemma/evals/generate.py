@@ -40,6 +40,9 @@ class Generate:
     answer_key: field with the answer or answers, after the preprocess's ops.
     grammar: the answers that are allowed, or a string for grammar.make such as
       'boxes(["cat", "dog"])' or 'choices("yes", "no")'; None allows all.
+    on_bad: key of batches.ON_BAD: what becomes of an example that cannot be
+      used. "stop" raises; "skip" names it, in the log and in the place of its
+      prediction, and has no score of it.
   """
 
   name: str
@@ -54,6 +57,7 @@ class Generate:
   num_workers: int = 0
   answer_key: str = "suffix"
   grammar: str | grammar_lib.Grammar | None = None
+  on_bad: str = "stop"
 
   def __len__(self) -> int:
     return min(len(self.source), self.limit or len(self.source))
@@ -69,10 +73,12 @@ class Generate:
         is replaced as a whole or not at all; None writes nothing.
 
     Returns:
-      The values of the metric, and num_examples; the same in every process.
+      The values of the metric over the good examples, num_examples, their
+      number, and with on_bad="skip" num_bad, that of the others; the same in
+      every process.
 
     Raises:
-      ValueError: as `predict` and `score`.
+      ValueError: as `predict` and the metric; no example can be used.
     """
     metric = None if self.metric is None else metrics.make(self.metric)
     with contextlib.ExitStack() as stack:
@@ -93,7 +99,9 @@ class Generate:
       scores = scoring.apply(
         metric, records, examples, answer_key=self.answer_key
       )
-    return scores | {"num_examples": float(len(records))}
+    bad = sum(map(predictions.is_bad, records))
+    scores["num_examples"] = float(len(records) - bad)
+    return scores | ({"num_bad": float(bad)} if self.on_bad == "skip" else {})
 
   def predict(
     self,
@@ -124,8 +132,8 @@ class Generate:
 
     Returns:
       The records of all examples, in order, and the examples they are about,
-      after the ops and without the image. Without a metric, which alone would
-      read them, there are no examples.
+      after the ops and without the image, None for a bad one. Without a metric,
+      which alone would read them, there are no examples.
 
     Raises:
       ValueError: unknown sampler or grammar, the preprocess has the training
@@ -146,10 +154,9 @@ class Generate:
         append = stack.enter_context(predictions.appending(path))
       start = -(-len(records) // self.batch_size)
       for number, batch in enumerate(self._batches(start), start=start):
+        mine = batch.pop("_example").tolist(), batch.pop("_error").tolist()
         found = [
-          example
-          for part in gather.gather(batch.pop("_example").tolist())
-          for example in part
+          row for part in gather.gather(mine) for row in zip(*part, strict=True)
         ]
         decoded = self._decode(
           model,
@@ -164,7 +171,7 @@ class Generate:
           append(new)
         records += new
         if self.metric is not None:
-          examples += found[: len(new)]
+          examples += [example for example, _ in found[: len(new)]]
         progress(len(records), len(self))
     assert len(records) == len(self), "examples lost or repeated"
     return records, examples
@@ -174,6 +181,9 @@ class Generate:
 
     Args:
       count: how many; default all that are evaluated.
+
+    Returns:
+      list, with None for a bad example, if those are skipped.
     """
     with futures.ThreadPoolExecutor() as pool:
       return list(pool.map(self._example, range(len(self))[:count]))
@@ -181,7 +191,12 @@ class Generate:
   def _example(self, index):
     # The rng of batches.evaluation, so that random ops choose the same again.
     rng = np.random.default_rng(index)
-    return _without_image(self.preprocess.prepare(self.source[index], rng))
+    try:
+      return _without_image(self.preprocess.prepare(self.source[index], rng))
+    except ValueError:
+      if self.on_bad == "stop":
+        raise
+      return None
 
   def _kept(self, path, settings) -> list[Record]:
     """The records that a file already has, in every process."""
@@ -210,6 +225,7 @@ class Generate:
       process_count=jax.process_count(),
       num_workers=self.num_workers,
       limit=self.limit,
+      on_bad=self.on_bad,
     )
     return dataclasses.replace(all_batches, dataset=all_batches.dataset[start:])
 
@@ -231,10 +247,13 @@ class Generate:
       )
     return sharding.fetch(decoded)
 
-  def _records(self, start, examples, decoded) -> list[Record]:
+  def _records(self, start, found, decoded) -> list[Record]:
     """The records of a batch whose first example has the index `start`."""
     made = []
-    for row, example in enumerate(examples[: len(self) - start]):
+    for row, (example, error) in enumerate(found[: len(self) - start]):
+      if error:
+        made.append(predictions.bad_record(start + row, error))
+        continue
       length = decoded.num_tokens[row]
       ids = decoded.tokens[row, :length].tolist()
       log_probs = decoded.log_probs[row, :length].astype(np.float64)

@@ -369,6 +369,31 @@ def test_evaluation_sees_every_example_once(source, prompts, num_threads):
   assert_equal(first, list(data))
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_evaluation_names_what_it_skips(source, prompts, num_workers):
+  class Damaged:
+    def __len__(self):
+      return 7
+
+    def __getitem__(self, index):
+      if index in (1, 5):
+        raise ValueError(f"bad {'very ' * index}number {index}")
+      return source[index]
+
+  data = batches.evaluation(
+    Damaged(), prompts, batch_size=4, num_workers=num_workers, on_bad="skip"
+  )
+  first, second = data
+  assert first["_mask"].tolist() == [True, False, True, True]
+  assert second["_mask"].tolist() == [True, False, True, False]
+  assert second["_index"].tolist() == [4, 5, 6, -1]
+  assert first["_error"].tolist() == ["", "bad very number 1", "", ""]
+  error = "bad very very very very very number 5"
+  assert second["_error"].tolist() == ["", error, "", ""]
+  with pytest.raises(ValueError, match="bad very number 1"):
+    list(batches.evaluation(Damaged(), prompts, batch_size=4))
+
+
 def test_evaluation_over_processes(source, prompts):
   def read(**sharding):
     return list(batches.evaluation(source, prompts, batch_size=10, **sharding))

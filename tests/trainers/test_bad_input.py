@@ -359,6 +359,7 @@ class Recorder:
   name: str
   source: object
   preprocess: object
+  on_bad: str
   seen: ClassVar[list] = []
 
   def run(self, model, params, mesh, *, output_dir, rng):
@@ -468,6 +469,30 @@ def test_skipped_and_cut_examples_are_counted(
   batches.close()
   assert skipped > 4
   assert truncated > 2
+
+
+def test_evaluators_skip_what_the_training_skips(
+  tiny, afresh, main, reuse_steps, read_metrics
+):
+  (afresh / "data/val2.png").unlink()
+  evals_of_all = tiny.config().evals.to_dict()
+  for spec in evals_of_all.values():
+    spec["source"]["path"] = str(afresh / "data/val.jsonl")
+  config = make_config(tiny, afresh, {"evals": evals_of_all})
+  line = main(config, afresh / "new")
+  assert_one_line(line, r"evals.\w+: 1 of 5 examples looked at cannot be used")
+  config.train.on_bad = "skip"
+  assert main(config, afresh / "new") is None
+  last = read_metrics(afresh / "new")[-1]
+  assert (last["val/num_examples"], last["val/num_bad"]) == (4, 1)
+  path = afresh / "new/val/predictions.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [x["index"] for x in lines if "error" in x] == [2]
+  assert "val.jsonl:3: cannot read image" in lines[2]["error"]
+  # What an evaluator says of its own counts for it alone.
+  config.evals.val.on_bad = "stop"
+  line = main(config, afresh / "new")
+  assert_one_line(line, "evals.val: 1 of 5 examples looked at cannot be used")
 
 
 @pytest.mark.parametrize("bad", [2, TOTAL])
