@@ -23,6 +23,7 @@ import sys
 import numpy as np
 
 import paligemma
+from paligemma import atomic
 from paligemma.models import mask_codec
 from scripts import command_line
 from scripts.imports import (
@@ -213,10 +214,9 @@ def _encoder(task, codec):
 
 def _write(path, lines):
   """Writes one object a line; the file appears complete or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
   text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
+  # Half of a surrogate pair, which UTF-8 has not, stays escaped.
+  atomic.write(path, text.encode(errors="backslashreplace"))
 
 
 def _pairs(text):

@@ -9,7 +9,7 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import sharding, tree
+from paligemma import atomic, sharding, tree
 from trainers import columns, memory
 from trainers.memory import GIB
 
@@ -145,6 +145,4 @@ def _drop(path, first_step, repeated):
   if not path.exists():
     return
   kept = filter(keep, path.read_text().splitlines(keepends=True))
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(kept))
-  temporary.replace(path)
+  atomic.write(path, "".join(kept))

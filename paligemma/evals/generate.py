@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from paligemma import decode, metrics, samplers, sharding
+from paligemma import atomic, decode, metrics, samplers, sharding
 from paligemma import grammar as grammar_lib
 from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.data.fields import Example
@@ -82,18 +82,13 @@ class Generate:
     """
     metric = None if self.metric is None else metrics.make(self.metric)
     with contextlib.ExitStack() as stack:
-      path = temporary = None
-      if output_dir is not None:
+      temporary = None
+      if output_dir is not None and jax.process_index() == 0:
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
-        temporary = path.with_name("predictions.jsonl.tmp")
-        if jax.process_index() == 0:
-          stack.callback(temporary.unlink, missing_ok=True)
-          temporary.unlink(missing_ok=True)  # of a run that was killed
+        temporary = stack.enter_context(atomic.file(path))
       records, examples = self.predict(
         model, params, mesh, path=temporary, rng=rng
       )
-      if path is not None and jax.process_index() == 0:
-        temporary.replace(path)
     scores = {}
     if metric is not None:
       scores = scoring.apply(

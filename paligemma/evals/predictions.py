@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
 from paligemma.metrics import exact_match
 
 Record = dict[str, Any]
@@ -124,7 +124,7 @@ def resume(
   settings = json.loads(_to_json(settings))
   if not path.exists() or not path.stat().length:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(beside, f"{json.dumps(settings, indent=2)}\n".encode())
+    atomic.write(beside, f"{json.dumps(settings, indent=2)}\n")
     return []
   _check_settings(path, beside, settings)
   data = path.read_bytes()
@@ -138,7 +138,7 @@ def resume(
     del records[len(records) // batch_size * batch_size :]
   kept = b"".join(line + b"\n" for line in whole.split(b"\n")[: len(records)])
   if kept != data:
-    _replace(path, kept)
+    atomic.write(path, kept)
   return records
 
 
@@ -305,10 +305,3 @@ def _to_python(value):
   if isinstance(value, np.generic):
     return value.item()
   raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _replace(path, data):
-  """Writes a file that appears complete or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  temporary.write_bytes(data)
-  temporary.replace(path)

@@ -161,7 +161,7 @@ def test_an_image_that_cannot_be_read_has_no_prediction(tiny, lines, tmp_path):
     row["image"] = str(tiny.folder / row["image"])
   rows[5]["image"] = "none.png"
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  with pytest.raises(ValueError, match="x.jsonl:6: cannot read image"):
+  with pytest.raises(ValueError, match=r"x.jsonl:6: cannot read image"):
     run(tiny, tmp_path / "y.jsonl", data=data)
   # What stopped at it goes on past it.
   out = tmp_path / "y.jsonl"
