@@ -4,8 +4,9 @@
       --workdir runs/mine
 
 Started again on the same workdir, it resumes where the last checkpoint ended,
-bit for bit. --dry_run prints the tables of parameters, memory, steps and data,
-and allocates nothing.
+bit for bit; with other values of the config that change the training only by
+--override_config. --dry_run prints the tables of parameters, memory, steps and
+data, and allocates nothing.
 """
 
 from absl import app, flags, logging
@@ -27,6 +28,12 @@ from trainers.plan import Plan
 _CONFIG = command_line.CONFIG
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+_OVERRIDE = flags.DEFINE_bool(
+  "override_config",
+  False,
+  "Resume a run though values of its config that change the training are "
+  "others, and write them into its history.jsonl.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   processes.expected(),
@@ -35,13 +42,19 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def train(config, folder):
-  """Runs or resumes the training that a config describes, to its end."""
+def train(config, folder, *, override=False):
+  """Runs or resumes the training that a config describes, to its end.
+
+  Args:
+    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
+    folder: path of the folder of the run.
+    override: bool, whether a run of another config is resumed with this one.
+  """
   plan = Plan(config)
   tok = inputs.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   batches = inputs.train_batches(config, plan.sources, tok)
-  folder = workdir.check(folder, config)
+  folder = workdir.check(folder, config, override=override)
   data = checks.check(plan, tok, evaluators)
   compiled = plan.compile_step()
 
@@ -49,12 +62,14 @@ def train(config, folder):
     folder / "checkpoints", max_to_keep=config.keep_checkpoints
   ) as checkpoints:
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
-    workdir.claim(folder, config)
+    changes = workdir.claim(folder, config, step=int(state.step))
     loop = Loop(plan, folder, checkpoints, batches, evaluators)
     try:
       loop.report.say(plan.describe(compiled))
       loop.report.say(start.describe_source(config, plan.model))
       loop.report.say(data)
+      if changes:
+        loop.report.say(workdir.describe(changes))
       loop.run(compiled, state, frozen)
     finally:
       loop.close()
@@ -83,7 +98,7 @@ def main(argv):
     elif not _WORKDIR.value:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:
-      train(_CONFIG.value, _WORKDIR.value)
+      train(_CONFIG.value, _WORKDIR.value, override=_OVERRIDE.value)
   except (OSError, ValueError) as error:
     logging.vlog(1, "where it happened", exc_info=True)
     raise SystemExit(one_line(error)) from None

@@ -7,6 +7,7 @@ directory/
     info/                       what the trainer wants to find again
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,22 +114,23 @@ class StepCheckpoints:
         have (another one than it was saved with, if wanted), or an array.
       opt_state: Pytree of the same.
       ema: Name -> the same, default none.
-      data_iterator: Set to where it stood.
+      data_iterator: Set to where it stood. Where it stood at the same place in
+        all processes, another number of them may go on from there.
 
     Returns:
       (trainable, opt_state, ema).
 
     Raises:
       ValueError: No such step; names, shapes or dtypes differ from those that
-        were saved (lists them); another number of processes read the data.
+        were saved (lists them); another number of processes read the data, and
+        stood at different places in it.
     """
     abstract = (trainable, opt_state, ema)
     wanted = {n: _abstract(x) for n, x in _by_name(*abstract).items()}
     self._check_state(step, wanted)
     items = {"state": ocp.args.StandardRestore(wanted)}
     if data_iterator is not None:
-      self._check_processes(step)
-      items["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
+      self._restore_data(step, data_iterator)
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     leaves = [restored["state"][name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -189,14 +191,31 @@ class StepCheckpoints:
         f"in {len(lines)} of {len(wanted)} leaves: {'; '.join(lines)}"
       )
 
-  def _check_processes(self, step: int) -> None:
+  def _restore_data(self, step: int, iterator: Any) -> None:
     count = self._info(step)["process_count"]
-    if count != jax.process_count():
-      raise ValueError(
-        f"{self._directory / str(step)}: {count} processes saved where they "
-        f"stood in the data, this run has {jax.process_count()}; resume with "
-        f"{count}"
-      )
+    folder = self._directory / str(step) / "data"
+    files = [folder / f"process_{i}-of-{count}.json" for i in range(count)]
+    if count == jax.process_count():
+      state = _state(files[jax.process_index()])
+    else:
+      state, *others = map(_state, files)
+      if any(other != state for other in others):
+        raise ValueError(
+          f"{folder.parent}: {count} processes stood at different places in "
+          f"the data, this run has {jax.process_count()}; resume with {count}"
+        )
+    iterator.set_state(state)
+    iterator.start_prefetch()
+
+
+def _state(file: epath.Path) -> Any:
+  """What CheckpointSave wrote of one process."""
+  try:
+    text = file.read_text()
+    return json.loads(text)
+  except (OSError, RecursionError, ValueError) as e:
+    reason = str(e) or type(e).__name__
+    raise ValueError(f"{file}: missing or damaged ({reason})") from None
 
 
 def _by_name(trainable: Any, opt_state: Any, ema: Any) -> tree.Flat:

@@ -68,20 +68,23 @@ class TrainBatches(grain.DatasetIterator):
     """Continues at the batch that followed when the state was taken.
 
     Args:
-      state: Of `get_state`, from an iterator over the same data.
+      state: Of `get_state`, from an iterator over the same data. If that had
+        another batch size, at the batch with the row that followed; rows before
+        it, less than a batch of them, come again.
 
     Raises:
-      ValueError: The seed, the batch size, the weights or the sizes of the
-        sources are others, so that batches would not be those of that run.
+      ValueError: The seed, the weights or the sizes of the sources are others,
+        so that rows would not be those of that run.
     """
     for key, value in self._identity.items():
-      if state.get(key) != value:
+      if key != "batch_size" and state.get(key) != value:
         raise ValueError(
           f"data state was saved with {key} {state.get(key)}, this run has "
           f"{value}; restore the former value or start a new run"
         )
     self._stop()
-    self._next_batch = state["next_batch"]
+    rows = state["next_batch"] * state["batch_size"]
+    self._next_batch = rows // self._identity["batch_size"]
 
   def close(self) -> None:
     """Ends worker processes and threads."""

@@ -1,6 +1,7 @@
 """The same batches whatever the processes, workers, threads and restarts."""
 
 import ast
+import contextlib
 import io
 import json
 import pathlib
@@ -302,12 +303,32 @@ def test_state_of_other_data_is_refused(source, rows):
   state = make().get_state()
   for other, message in [
     (make("[1:]"), r"saved with examples \[13\], this run has \[12\];"),
-    (make(batch_size=2), "saved with batch_size 4, this run has 2;"),
     (make(seed=5), "saved with seed 0, this run has 5;"),
     (make(weight=2), r"saved with weights \[1\.0\], this run has \[2\.0\];"),
   ]:
     with pytest.raises(ValueError, match=message):
       other.set_state(state)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (3, 5)])
+def test_another_batch_size_goes_on_with_the_same_rows(
+  source, rows, before, after
+):
+  def make(batch_size):
+    return batches.train([(source, 1)], rows, batch_size=batch_size, seed=0)
+
+  with contextlib.ExitStack() as stack:
+    first, second, whole = (
+      stack.enter_context(contextlib.closing(make(n)))
+      for n in (before, after, 1)
+    )
+    done = [n for _ in range(3) for n in numbers(next(first))]
+    second.set_state(first.get_state())
+    again = 3 * before % after  # fewer than a batch come a second time
+    expected = [numbers(next(whole))[0] for _ in range(3 * before + after)]
+    assert done == expected[: 3 * before]
+    start = 3 * before - again
+    assert numbers(next(second)) == expected[start : start + after]
 
 
 def test_grain_checkpoint_in_orbax(source, rows, tmp_path):

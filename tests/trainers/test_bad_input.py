@@ -198,6 +198,50 @@ def test_what_was_mended_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
   assert [line["step"] for line in lines] == list(range(1, TOTAL + 1))
 
 
+def test_what_was_moved_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
+  """Data, tokenizer and weights at another path; the frozen weights count."""
+  moved = afresh / "moved"
+  (afresh / "data").rename(moved)
+  config = make_config(
+    tiny,
+    afresh,
+    {"log_steps": 2, "checkpoint_percent": 0.5, "sharding": ((".*", "fsdp"),)},
+    train=moved / "train.jsonl",
+    tokenizer=moved / "tiny_tokenizer.model",
+    init=moved / "paligemma_tiny.npz",
+  )
+  folder = afresh / "run"
+  assert main(config, folder) is None
+  assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4, 6]
+  history = (folder / "history.jsonl").read_text().splitlines()
+  assert json.loads(history[0])["step"] == STOPPED
+
+
+@pytest.mark.parametrize("change", ["longer", "larger batches"])
+def test_other_values_change_a_run_if_asked_to(
+  tiny, afresh, main, reuse_steps, read_metrics, change, capfd
+):
+  config = make_config(tiny, afresh)
+  if change == "longer":
+    config.total_epochs, total = 9 * 8 / 13, 9
+  else:
+    config.batch_size, config.total_epochs, total = 16, 5 * 16 / 13, 5
+  folder = afresh / "run"
+  assert_one_line(main(config, folder), "another config .*--override_config")
+  assert main(config, folder, override=True) is None
+  assert "resumed with changes: " in capfd.readouterr().err
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == list(range(1, total + 1))
+  assert lines[-1]["num_examples"] == config.batch_size
+  assert lines[-1]["learning_rate"] > 0
+  # From now on it is the config of the run.
+  assert main(config, folder) is None
+  shorter = make_config(tiny, afresh, epochs=2 * 8 / 13)
+  line = main(shorter, folder, override=True)
+  message = f"that of step {total}, but the training now ends at step 2; give"
+  assert_one_line(line, message)
+
+
 def test_a_tokenizer_without_locations(tiny, afresh, main, sentencepiece_model):
   (afresh / "data/tiny_tokenizer.model").write_bytes(sentencepiece_model)
   line = main(make_config(tiny, afresh), afresh / "run")
