@@ -95,7 +95,8 @@ class Loop:
     done, seconds, waited = clock.restart(step)
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
-    speed = self.plan.flops_per_step * done / seconds
+    if peak:
+      speed = self.plan.count_flops(measured["num_tokens"]) * done / seconds
     self.report.write(
       step,
       {
