@@ -22,9 +22,13 @@ class Loop:
     checkpoints: StepCheckpoints.
     batches: resumable iterator over local batches.
     evaluators: list of (evaluator, steps between two runs or None).
+    notice: Preemption.
+    lock: lock of the folder.
   """
 
-  def __init__(self, plan, folder, checkpoints, batches, evaluators):
+  def __init__(
+    self, plan, folder, checkpoints, batches, evaluators, *, notice, lock
+  ):
     self.plan = plan
     self.folder = folder
     self.checkpoints = checkpoints
@@ -43,7 +47,8 @@ class Loop:
     self.empty = set()  # steps since this start whose batch had no example
     epoch = sizes["examples_per_epoch"] / sizes["batch_size"]
     self.batches_per_epoch = math.ceil(epoch)
-    self.preemption = preemption.Preemption()
+    self.notice = notice
+    self.lock = lock
     self.report = report.Report(
       folder,
       first_step=latest or 0,
@@ -54,30 +59,45 @@ class Loop:
   def run(self, compiled, train_state, frozen):
     """Trains from the step of the state to the last, and writes final.npz."""
     step, total = int(train_state.step), self.plan.total_steps
+    self.notice.hold()
     # Also where it resumes: it may have been stopped before it evaluated.
-    self.evaluate(step, train_state, frozen)
+    if not self.evaluate(step, train_state, frozen):
+      self.leave(step)
+      return
     clock, before = _Clock(step, self.feed), None
     while step < total:
       train_state, measured = compiled(train_state, frozen, self.next_batch())
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
+      self.lock.check()
       if step < total:
         self.feed.start_next()
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
-      leaving = step < total and self.preemption.requested(step)
+      leaving = self.notice.requested(step)
       if leaving or _due(step, self.save_every, total):
         self.save(step, train_state, measured)
       if leaving:
-        self.report.say(f"stopped at step {step}: saved, start again to resume")
+        self.leave(step)
         return
       if self.due(step):
         self.check(step, measured)
-        self.evaluate(step, train_state, frozen)
+        if not self.evaluate(step, train_state, frozen):
+          self.save(step, train_state, measured)
+          self.leave(step)
+          return
         clock.restart(step)
       self.report.step(step)
-    self.write_final(train_state, frozen)
+    try:
+      self.write_final(train_state, frozen)
+    except preemption.Stopped:
+      self.leave(step)
+
+  def leave(self, step):
+    """Says what a run that was asked to stop leaves behind."""
+    saved = "saved, " if step else ""
+    self.report.say(f"stopped at step {step}: {saved}start again to resume")
 
   def next_batch(self):
     """The next batch, on the devices."""
@@ -193,18 +213,28 @@ class Loop:
     ]
 
   def evaluate(self, step, train_state, frozen):
-    """Runs the evaluators that are due."""
+    """Runs the evaluators that are due; whether they came to their end."""
     for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
-      scores = evaluator.run(
-        self.plan.model,
-        tree.unflatten({**frozen, **weights}),
-        self.plan.mesh,
-        output_dir=self.folder,
-        rng=jax.random.key(self.plan.config.seed),
-      )
+      try:
+        scores = evaluator.run(
+          self.plan.model,
+          tree.unflatten({**frozen, **weights}),
+          self.plan.mesh,
+          output_dir=self.folder,
+          rng=jax.random.key(self.plan.config.seed),
+          progress=lambda done, total: self.go_on(step),
+        )
+      except preemption.Stopped:
+        return False
       named = {f"{evaluator.name}/{k}": v for k, v in scores.items()}
       self.report.write(step, named)
+    return True
+
+  def go_on(self, step):
+    """Raises preemption.Stopped if the run was asked to stop."""
+    if self.notice.requested(step):
+      raise preemption.Stopped
 
   def write_final(self, train_state, frozen):
     """Writes all parameters, one at a time; of adapters these alone."""
@@ -213,9 +243,13 @@ class Loop:
     if adapters.lora_of(model) is not None:
       path = self.folder / "adapter.safetensors"
       weights, _ = tree.partition(weights, adapters.is_adapter(weights))
-    arrays = (
-      (name, sharding.fetch(array)) for name, array in sorted(weights.items())
-    )
+
+    def fetch():
+      for name, array in sorted(weights.items()):
+        self.go_on(self.plan.total_steps)
+        yield name, sharding.fetch(array)
+
+    arrays = fetch()
     if jax.process_index() != 0:
       for _ in arrays:
         pass
@@ -227,7 +261,6 @@ class Loop:
 
   def close(self):
     """Ends the data workers and files."""
-    self.preemption.close()
     self.feed.close()
     self.report.close()
 

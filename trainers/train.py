@@ -9,6 +9,8 @@ bit for bit; with other values of the config that change the training only by
 data, and allocates nothing.
 """
 
+import contextlib
+
 from absl import app, flags, logging
 
 from paligemma.checkpoints import steps
@@ -16,6 +18,8 @@ from trainers import (
   checks,
   command_line,
   inputs,
+  lock,
+  preemption,
   processes,
   small_gpu,
   start,
@@ -50,29 +54,33 @@ def train(config, folder, *, override=False):
     folder: path of the folder of the run.
     override: bool, whether a run of another config is resumed with this one.
   """
-  plan = Plan(config)
-  tok = inputs.make_tokenizer(config, plan.model)
-  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
-  batches = inputs.train_batches(config, plan.sources, tok)
-  folder = workdir.check(folder, config, override=override)
-  data = checks.check(plan, tok, evaluators)
-  compiled = plan.compile_step()
-
-  with steps.StepCheckpoints(
-    folder / "checkpoints", max_to_keep=config.keep_checkpoints
-  ) as checkpoints:
+  with contextlib.ExitStack() as stack:
+    notice = stack.enter_context(contextlib.closing(preemption.Preemption()))
+    plan = Plan(config)
+    tok = inputs.make_tokenizer(config, plan.model)
+    evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+    batches = inputs.train_batches(config, plan.sources, tok)
+    folder = workdir.check(folder, config, override=override)
+    data = checks.check(plan, tok, evaluators)
+    held = stack.enter_context(lock.held(folder))
+    compiled = plan.compile_step()
+    checkpoints = stack.enter_context(
+      steps.StepCheckpoints(
+        folder / "checkpoints", max_to_keep=config.keep_checkpoints
+      )
+    )
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
     changes = workdir.claim(folder, config, step=int(state.step))
-    loop = Loop(plan, folder, checkpoints, batches, evaluators)
-    try:
-      loop.report.say(plan.describe(compiled))
-      loop.report.say(start.describe_source(config, plan.model))
-      loop.report.say(data)
-      if changes:
-        loop.report.say(workdir.describe(changes))
-      loop.run(compiled, state, frozen)
-    finally:
-      loop.close()
+    loop = Loop(
+      plan, folder, checkpoints, batches, evaluators, notice=notice, lock=held
+    )
+    stack.callback(loop.close)
+    loop.report.say(plan.describe(compiled))
+    loop.report.say(start.describe_source(config, plan.model))
+    loop.report.say(data)
+    if changes:
+      loop.report.say(workdir.describe(changes))
+    loop.run(compiled, state, frozen)
 
 
 def dry_run(config):

@@ -8,6 +8,7 @@ batch of a single process.
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -344,5 +345,11 @@ def _reader(num_workers, num_threads):
   )
   workers = grain.MultiprocessingOptions(num_workers=num_workers)
   return lambda dataset: iter(
-    dataset.to_iter_dataset(threads).mp_prefetch(workers)
+    dataset.to_iter_dataset(threads).mp_prefetch(workers, _leave_interrupts)
   )
+
+
+def _leave_interrupts(index, count):
+  """A Ctrl-C, which workers get too, is for the process that ends them."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -63,12 +63,12 @@ class Generate:
     return min(len(self.source), self.limit or len(self.source))
 
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None
+    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
 
     Args:
-      model, params, mesh, rng: as in `predict`.
+      model, params, mesh, rng, progress: as in `predict`.
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
         is replaced as a whole or not at all; None writes nothing.
 
@@ -87,7 +87,7 @@ class Generate:
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
         temporary = stack.enter_context(atomic.file(path))
       records, examples = self.predict(
-        model, params, mesh, path=temporary, rng=rng
+        model, params, mesh, path=temporary, rng=rng, progress=progress
       )
     scores = {}
     if metric is not None:
@@ -123,7 +123,8 @@ class Generate:
       settings: what the predictions depend on, as JSON values: the file is
         resumed behind its last whole batch, and refused if it has others, see
         predictions.resume. Default: there is no file yet.
-      progress: called with the number of examples done, and of all.
+      progress: called between batches with the number of examples done, and of
+        all; what it raises ends the evaluation.
 
     Returns:
       The records of all examples, in order, and the examples they are about,

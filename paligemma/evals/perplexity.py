@@ -44,12 +44,12 @@ class Perplexity:
     return min(len(self.source), self.limit or len(self.source))
 
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None
+    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
   ) -> dict[str, float]:
     """Evaluates the source; nothing is written and nothing is drawn at random.
 
     Args:
-      model, params, mesh: as in `rows`.
+      model, params, mesh, progress: as in `rows`.
       output_dir: unused, as every evaluator is called alike.
       rng: unused, likewise.
 
@@ -60,7 +60,7 @@ class Perplexity:
     Raises:
       ValueError: as `rows`.
     """
-    rows = self.rows(model, params, mesh)
+    rows = self.rows(model, params, mesh, progress=progress)
     scores = self.reduce(rows)
     if self.on_bad == "skip":
       scores["num_bad"] = float(len(self) - len(rows))
@@ -80,7 +80,8 @@ class Perplexity:
       model: a Model, hashable.
       params: its parameters, {"img": ..., "llm": ...}.
       mesh: mesh with the axis "data", over which batches are split.
-      progress: called with the number of examples done, and of all.
+      progress: called between batches with the number of examples done, and of
+        all; what it raises ends the evaluation.
 
     Returns:
       Per example, "nll" s_i: summed nll in nats of its supervised tokens, and

@@ -23,6 +23,8 @@ from trainers.loop import Loop
 from trainers.plan import Plan
 
 STOPPED, TOTAL = 3, 6
+# Of a line of metrics, what an interruption must not change.
+EQUAL = ("step", "loss", "grad_norm", "pplx/perplexity", "val/exact_match")
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +408,7 @@ class Recorder:
   on_bad: str
   seen: ClassVar[list] = []
 
-  def run(self, model, params, mesh, *, output_dir, rng):
+  def run(self, model, params, mesh, *, output_dir, rng, progress):
     w = params["llm"]["layers"]["attn"]["q_einsum"]["w"]
     self.seen.append(bool(np.isfinite(w).all()))
     return {"calls": len(self.seen)}
@@ -537,6 +539,52 @@ def test_evaluators_skip_what_the_training_skips(
   config.evals.val.on_bad = "stop"
   line = main(config, afresh / "new")
   assert_one_line(line, "evals.val: 1 of 5 examples looked at cannot be used")
+
+
+# Questions from the start on: between batches of evaluations, one a step, and
+# in the final export.
+@pytest.mark.parametrize("questions", [1, 3, 5, 7, 12, 25, 31, 50])
+def test_stopped_anywhere_it_goes_on_as_if_nothing_had_been(
+  tiny, afresh, main, reuse_steps, read_metrics, monkeypatch, capfd, questions
+):
+  evals_of_all = tiny.config().evals.to_dict()
+  for spec in evals_of_all.values():
+    spec |= {"every_percent": None, "every_steps": 2}
+  values = {"evals": evals_of_all, "checkpoint_percent": 0.5}
+  config = make_config(tiny, afresh, values)
+  whole = afresh / "whole"
+  if not whole.exists():
+    assert main(config, whole) is None
+  asked = 0
+
+  def requested(self, step):
+    nonlocal asked
+    asked += 1
+    return asked == questions
+
+  folder = afresh / "stopped"
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Preemption, "requested", requested)
+    capfd.readouterr()
+    assert main(config, folder) is None
+    assert asked == questions, "ended before it was asked to stop"
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(r"stopped at step \d: (saved, )?start again to res", last)
+    assert not (folder / "final.npz").exists()
+    assert not list(folder.glob("**/*.tmp"))
+    assert not (folder / "trainer.lock").exists()
+  assert main(config, folder) is None
+  final = (whole / "final.npz").read_bytes()
+  assert (folder / "final.npz").read_bytes() == final
+  lines = [
+    [{k: v for k, v in line.items() if k in EQUAL} for line in read_metrics(at)]
+    for at in (whole, folder)
+  ]
+  assert lines[0] == lines[1]
+  predictions = [
+    (at / "val/predictions.jsonl").read_bytes() for at in (whole, folder)
+  ]
+  assert predictions[0] == predictions[1]
 
 
 @pytest.mark.parametrize("bad", [2, TOTAL])
