@@ -158,6 +158,7 @@ class Processes:
         },
         stdout=file,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
       )
     self._logs[process] = log
     return process
