@@ -23,7 +23,7 @@ import sys
 import numpy as np
 
 import paligemma
-from paligemma import atomic
+from paligemma import atomic, messages
 from paligemma.models import mask_codec
 from scripts import command_line
 from scripts.imports import (
@@ -277,7 +277,7 @@ def main() -> None:
   for split, lines in records.items():
     print(_described(pathlib.Path(options.out, f"{split}.jsonl"), lines))
   for message in skipped[:SHOWN]:
-    print(f"left out: {message}", file=sys.stderr)
+    print(f"left out: {messages.one_line(message)}", file=sys.stderr)
   if len(skipped) > SHOWN:
     print(f"left out: {len(skipped) - SHOWN} more", file=sys.stderr)
 

@@ -1,9 +1,13 @@
-"""The flag --config, and how programs that read one end: in one line."""
+"""The flag --config, and how programs end: a user's mistake is one line."""
 
+import contextlib
+import signal
 import sys
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import config_flags
+
+from paligemma import messages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
 
@@ -20,9 +24,22 @@ def parse_flags(argv):
     *trace, message = str(error).strip().splitlines()
     if not message.startswith("ValueError: "):  # a fault in the config's code
       sys.stderr.writelines(f"{line}\n" for line in trace)
-  raise SystemExit(one_line(message.removeprefix("ValueError: ")))
+  raise SystemExit(ending(message.removeprefix("ValueError: ")))
 
 
-def one_line(error):
+@contextlib.contextmanager
+def mistakes_in_one_line():
+  """Ends the program with one line on what a user or a disk did wrong."""
+  try:
+    yield
+  except (OSError, ValueError) as error:
+    logging.vlog(1, "where it happened", exc_info=True)
+    raise SystemExit(ending(error)) from None
+  except KeyboardInterrupt:
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(128 + signal.SIGINT) from None
+
+
+def ending(error):
   """What SystemExit prints about a mistake."""
-  return f"error: {' '.join(str(error).split())}"
+  return f"error: {messages.one_line(error)}"

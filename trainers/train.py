@@ -25,7 +25,7 @@ from trainers import (
   start,
   workdir,
 )
-from trainers.command_line import one_line, parse_flags
+from trainers.command_line import parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
 
@@ -100,16 +100,13 @@ def main(argv):
   small_gpu.configure()
   if _DISTRIBUTED.value:
     processes.join()
-  try:
+  with command_line.mistakes_in_one_line():
     if _DRY_RUN.value:
       dry_run(_CONFIG.value)
     elif not _WORKDIR.value:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:
       train(_CONFIG.value, _WORKDIR.value, override=_OVERRIDE.value)
-  except (OSError, ValueError) as error:
-    logging.vlog(1, "where it happened", exc_info=True)
-    raise SystemExit(one_line(error)) from None
 
 
 if __name__ == "__main__":

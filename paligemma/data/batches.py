@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.data import preprocess as preprocess_lib
 from paligemma.data import sources as sources_lib
 
@@ -270,7 +270,7 @@ class _Row:
     except ValueError as error:
       if self.on_bad == "stop":
         raise
-      _log.warning("skipped a bad example: %s", error)
+      _log.warning("skipped a bad example: %s", messages.one_line(error))
       return {**self.preprocess.padding(), "_mask": np.False_}
     return {**row, "_mask": np.True_}
 
@@ -292,8 +292,9 @@ class _EvaluationRow:
     except ValueError as error:
       if self.on_bad == "stop":
         raise
-      _log.warning("left a bad example out: %s", error)
-      return self._empty(index, str(error) or repr(error))
+      message = messages.one_line(error)
+      _log.warning("left a bad example out: %s", message)
+      return self._empty(index, message)
     return _numbered({**row, "_mask": np.True_}, index)
 
   def _empty(self, index, error=""):
