@@ -36,7 +36,7 @@ def file(path: epath.PathLike) -> Iterator[epath.Path]:
     OSError: It cannot be written; names the path.
   """
   path = epath.Path(path)
-  with _named(path):
+  with named(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     clear(path)
     temporary = beside(path)
@@ -62,7 +62,7 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
     OSError: It cannot be written; names the path.
   """
   path = pathlib.Path(path)
-  with _named(path):
+  with named(path):
     clear(path)
     temporary = pathlib.Path(beside(path))
     try:
@@ -165,7 +165,7 @@ def _sync_folder(path):
 
 
 @contextlib.contextmanager
-def _named(path):
+def named(path: epath.PathLike) -> Iterator[None]:
   """An error of writing names the path, which that of a full disk does not."""
   try:
     yield

@@ -1,6 +1,7 @@
 """The flag --config, and how programs end: a user's mistake is one line."""
 
 import contextlib
+import logging as python_logging
 import signal
 import sys
 
@@ -30,14 +31,38 @@ def parse_flags(argv):
 @contextlib.contextmanager
 def mistakes_in_one_line():
   """Ends the program with one line on what a user or a disk did wrong."""
+  background = _Background()
   try:
-    yield
+    with background:
+      yield
   except (OSError, ValueError) as error:
     logging.vlog(1, "where it happened", exc_info=True)
+    # What threads have to add later is no news.
+    python_logging.getLogger("asyncio").disabled = True
     raise SystemExit(ending(error)) from None
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     raise SystemExit(128 + signal.SIGINT) from None
+
+
+class _Background:
+  """Tracebacks of threads of Orbax, whose error the main thread raises too."""
+
+  def __enter__(self):
+    self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
+    logging.get_absl_logger().addFilter(self._filter)
+
+  def __exit__(self, *_):
+    sys.unraisablehook = self._hook
+    logging.get_absl_logger().removeFilter(self._filter)
+
+  def _unraisable(self, what):
+    # What tensorstore says when Orbax no longer waits for it.
+    if str(what.exc_value) != "Event loop is closed":
+      self._hook(what)
+
+  def _filter(self, record):
+    return not (record.exc_info and "/orbax/" in record.pathname)
 
 
 def ending(error):

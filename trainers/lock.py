@@ -120,10 +120,14 @@ class Lock:
         self._path.write_text(self._text())
       return created
     try:
-      with open(self._path, "x") as file:
-        file.write(self._text())
+      os.close(os.open(self._path, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
       return False
+    try:
+      atomic.write(self._path, self._text())
+    except OSError:
+      self._path.unlink(missing_ok=True)
+      raise
     return True
 
   def _beat(self):

@@ -108,7 +108,7 @@ class Report:
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
-    with self._path.open("a") as file:
+    with atomic.named(self._path), self._path.open("a") as file:
       file.write(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
@@ -128,7 +128,8 @@ class Report:
   def close(self):
     """Flushes everything."""
     if self._writes:
-      self._board.close()
+      with atomic.named(self._path.with_name("tensorboard")):
+        self._board.close()
       if self._bar is not None:
         self._bar.close()
 

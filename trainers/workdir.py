@@ -96,7 +96,8 @@ def claim(folder, config, *, step=0):
   changes = {} if old is None else _changes(old, new)
   if changes:
     line = json.dumps({"step": step, "changes": changes})
-    with (folder / "history.jsonl").open("a") as file:
+    history = folder / "history.jsonl"
+    with atomic.named(history), history.open("a") as file:
       file.write(f"{line}\n")
   files = {n: x for n, x in tree.flatten(new).items() if FILES.fullmatch(n)}
   found = {name: _of_file(path) for name, path in files.items()}

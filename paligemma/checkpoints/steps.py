@@ -7,8 +7,11 @@ directory/
     info/                       what the trainer wants to find again
 """
 
+import contextlib
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain.checkpoint
@@ -16,7 +19,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
+
+# How tensorstore ends a message on a call of the operating system.
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 
 
 class StepCheckpoints:
@@ -82,8 +88,8 @@ class StepCheckpoints:
         frozen weights.
 
     Raises:
-      Exception: What went wrong in the background while writing the step
-        before this one.
+      OSError: The disk is full, or cannot be written; also while the step
+        before this one was written in the background.
     """
     if step in self._manager.all_steps():
       return
@@ -94,8 +100,9 @@ class StepCheckpoints:
     }
     if data_iterator is not None:
       items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
-    # force: which steps are worth saving is the caller's decision.
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with self._disk():
+      # force: which steps are worth saving is the caller's decision.
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def restore(
     self,
@@ -153,17 +160,32 @@ class StepCheckpoints:
 
   def wait(self) -> None:
     """Waits until all is written; raises what went wrong meanwhile."""
-    self._manager.wait_until_finished()
+    with self._disk():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and ends the threads in the background."""
-    self._manager.close()
+    with self._disk():
+      self._manager.close()
 
   def __enter__(self) -> "StepCheckpoints":
     return self
 
   def __exit__(self, *_) -> None:
     self.close()
+
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    """Makes of what is raised of the disk an OSError with a path."""
+    try:
+      with atomic.named(self._directory):
+        yield
+    except ValueError as e:
+      if found := _OS_ERROR.search(str(e)):
+        number = int(found[1])
+        directory = str(self._directory)
+        raise OSError(number, os.strerror(number), directory) from None
+      raise
 
   def _info(self, step: int) -> dict[str, Any]:
     self._check_step(step)

@@ -1,8 +1,10 @@
 """A mistake ends in one line that says where, and harms no earlier result."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import shutil
 from typing import ClassVar
@@ -260,6 +262,33 @@ def test_a_folder_of_another_config(tiny, afresh, main):
     r"\(learning_rate: found 0.03, given 0.5\); use another --workdir",
   )
   assert contents(afresh / "run") == before
+
+
+def test_a_full_disk_is_one_line_with_the_path(
+  tiny, afresh, main, reuse_steps, monkeypatch, capfd
+):
+  """As tensorstore tells it, in the background, and as Python does."""
+  config = make_config(tiny, afresh)
+  folder = afresh / "run"
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def save_fails(self, *arguments, **named):
+    raise ValueError("at file 9: No space left [os_error_code='28']")
+
+  def close_fails(self):
+    raise full
+
+  for name, fails, path in (
+    ("orbax.checkpoint.CheckpointManager.save", save_fails, "checkpoints"),
+    ("tensorboardX.SummaryWriter.close", close_fails, "tensorboard"),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(name, fails)
+      line = main(config, folder)
+    assert line == f"error: {folder / path}: {os.strerror(errno.ENOSPC)}"
+    assert "Traceback" not in capfd.readouterr().err
+  # With room again, it goes on.
+  assert main(config, folder) is None
 
 
 BAD_CONFIGS = {
