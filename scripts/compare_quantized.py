@@ -49,7 +49,7 @@ class Questions:
 
   def batches(self, layout):
     """Batches of arrays, the last filled up with rows that `_mask` marks."""
-    return batches.evaluation(
+    found = batches.evaluation(
       self.source,
       layout,
       batch_size=self.batch_size,
@@ -58,6 +58,9 @@ class Questions:
       num_workers=0,
       limit=self.limit,
     )
+    for batch in found:
+      del batch["_error"]
+      yield batch
 
 
 def compare(

@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from paligemma.checkpoints.new_folder import new_folder
+from paligemma import atomic
 from scripts import command_line
 
 NUM_VAL = 1000
@@ -681,7 +681,7 @@ def draw_pictures(
       f"{out}: exists already, expected a new folder: remove it or name"
       " another."
     )
-  with new_folder(out) as partial:
+  with atomic.folder(out) as partial:
     for split, number in {"train": num, "val": num_val}.items():
       write_split(partial, split, number, seed=seed, res=res, workers=workers)
 

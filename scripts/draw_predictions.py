@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 import paligemma
 from paligemma.data import image_files, location
 from paligemma.data import masks as masks_lib
+from paligemma.evals import predictions as predictions_lib
 from paligemma.metrics import boxes as boxes_lib
 from paligemma.models import mask_codec
 from scripts import command_line
@@ -66,6 +67,8 @@ def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
         prediction = json.loads(line)
       except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{number}: not JSON: {error}") from None
+      if predictions_lib.is_bad(prediction):
+        continue
       missing = [key for key in KEYS if key not in prediction]
       if missing:
         raise ValueError(

@@ -16,7 +16,7 @@ import json
 import jax
 
 from paligemma import evals, metrics
-from paligemma.evals import scoring
+from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
 from scripts import command_line, config_command, progress, score_table
 from trainers import (
@@ -51,6 +51,7 @@ def evaluate(
 
   Yields:
     (name of the evaluator, number of examples, {name: bootstrap.Estimate}).
+    Where bad examples are skipped, "num_bad" is their number.
 
   Raises:
     ValueError: a mistake in the config, the data, the checkpoint or the file.
@@ -70,8 +71,9 @@ def evaluate(
     if isinstance(evaluator, evals.Perplexity):
       rows = evaluator.rows(model, params, mesh, **shown)
       scores = bootstrap.estimate(evaluator, rows, **options)
+      bad = len(evaluator) - len(rows)
     else:
-      scores = _generate(
+      scores, bad = _generate(
         evaluator,
         (model, params, mesh),
         rng=jax.random.key(config.seed),
@@ -80,17 +82,21 @@ def evaluate(
         options=options,
         **shown,
       )
+    if evaluator.on_bad == "skip":
+      scores["num_bad"] = bootstrap.Estimate(float(bad))
     yield evaluator.name, len(evaluator), scores
 
 
 def _generate(evaluator, loaded, *, options, **arguments):
   metric = evaluator.metric and metrics.make(evaluator.metric)
   records, examples = evaluator.predict(*loaded, **arguments)
+  bad = sum(map(predictions.is_bad, records))
   if metric is None:
-    return {}
-  return scoring.estimate(
+    return {}, bad
+  scores = scoring.estimate(
     metric, records, examples, answer_key=evaluator.answer_key, **options
   )
+  return scores, bad
 
 
 def main():

@@ -20,6 +20,7 @@ import sys
 import numpy as np
 
 import paligemma
+from paligemma import messages
 from paligemma.models import mask_codec
 from scripts import command_line
 from scripts.imports import (
@@ -290,7 +291,7 @@ def main() -> None:
   )
   print(about)
   for message in about.left_out[:SHOWN]:
-    print(f"left out: {message}", file=sys.stderr)
+    print(f"left out: {messages.one_line(message)}", file=sys.stderr)
   if len(about.left_out) > SHOWN:
     print(f"left out: {len(about.left_out) - SHOWN} more", file=sys.stderr)
   for split in records:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from paligemma.checkpoints.new_folder import new_folder
+from paligemma import atomic
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
 from scripts import command_line, draw_pictures, make_digits
@@ -386,7 +386,7 @@ def make_scenes(
     )
   encoder = mask_codes.Encoder(codec)
   sources = SOURCES[digits](seed)
-  with new_folder(out) as partial:
+  with atomic.folder(out) as partial:
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
       for kind, example in write_split(

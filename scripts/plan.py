@@ -39,7 +39,7 @@ from trainers import (
   report,
   topology,
 )
-from trainers.command_line import CONFIG, one_line, parse_flags
+from trainers.command_line import CONFIG, mistakes_in_one_line, parse_flags
 from trainers.memory import GIB
 from trainers.plan import Plan
 
@@ -295,7 +295,7 @@ def main(argv):
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  try:
+  with mistakes_in_one_line():
     if _T4.value:
       rows = t4_table(_TOPOLOGY.value or "v5e:1x1")
       print(plan_t4.describe(rows))
@@ -313,8 +313,6 @@ def main(argv):
       max_decode_len=_MAX_DECODE_LEN.value,
       say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-  except ValueError as error:
-    raise SystemExit(one_line(error)) from None
   print(describe(figures))
   if _JSON.value:
     print(json.dumps(figures))

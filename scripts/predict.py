@@ -18,7 +18,15 @@ import jax
 
 from paligemma import adapters, evals, interchange, quantized, sharding
 from paligemma.checkpoints import fingerprint
-from paligemma.data import image, preprocess, sources, text_ops, tokenizer
+from paligemma.data import (
+  batches,
+  image,
+  preprocess,
+  sources,
+  text_ops,
+  tokenizer,
+)
+from paligemma.evals import predictions
 from scripts import command_line, progress
 from trainers import checks, evaluation, places, processes, small_gpu
 
@@ -39,6 +47,7 @@ def predict(
   quantize=None,
   adapter=None,
   grammar=None,
+  on_bad="stop",
   seed=0,
 ):
   """Writes a file of predictions, see paligemma/evals/predictions.py.
@@ -59,10 +68,11 @@ def predict(
     adapter: path of LoRA weights, see load_adapter. Default: those of the
       checkpoint, if any.
     grammar: as for grammar.make. Default: any answer.
+    on_bad: key of batches.ON_BAD: what becomes of an image that cannot be read.
     seed: for a sampler that draws.
 
   Returns:
-    int, the number of predictions in the file.
+    The numbers of predictions and of bad examples in the file.
 
   Raises:
     ValueError: a mistake in the data, the checkpoint, or the file.
@@ -101,11 +111,13 @@ def predict(
     sampler=sampler,
     metric=None,
     grammar=grammar,
+    on_bad=on_bad,
   )
   reads = places.Place(
     "predict",
     source,
     evaluator.preprocess,
+    skips=on_bad == "skip",
     decodes=True,
     max_answer=max_decode_len,
   )
@@ -121,7 +133,8 @@ def predict(
     ),
     progress=progress.bar(str(out)),
   )
-  return len(records)
+  bad = sum(map(predictions.is_bad, records))
+  return len(records) - bad, bad
 
 
 def main():
@@ -144,6 +157,12 @@ def main():
   parser.add_argument("--quantize", choices=quantized.KINDS)
   parser.add_argument("--adapter", help="LoRA weights, ours or of peft")
   parser.add_argument("--grammar", help="such as 'boxes([\"cat\"])'")
+  parser.add_argument(
+    "--on_bad",
+    choices=batches.ON_BAD,
+    default="stop",
+    help="an image that cannot be read ends the run, or has no prediction",
+  )
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument(
     "--distributed", action="store_true", default=processes.expected()
@@ -153,9 +172,9 @@ def main():
   if args.pop("distributed"):
     processes.join()
   required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
-  count = predict(*required, **args)
+  count, bad = predict(*required, **args)
   if jax.process_index() == 0:
-    print(f"{count} predictions")
+    print(f"{count} predictions" + f", {bad} bad examples" * bool(bad))
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def score(
     resamples: number of them for each interval; 0 for none.
 
   Returns:
-    Tuple of the number of examples, and {name: bootstrap.Estimate}, or with
-    `against` {name: bootstrap.Comparison}.
+    Tuple of the number of examples that are scored, {name: bootstrap.Estimate},
+    or with `against` {name: bootstrap.Comparison}, and the number of examples
+    that are not, as a file says that they cannot be used.
 
   Raises:
     ValueError: a mistake in the config or the data, or in a line of a file.
@@ -64,7 +65,8 @@ def score(
   for path, lines in zip(files, records, strict=True):
     predictions_lib.check_examples(path, lines, examples)
   function = scoring.estimate if against is None else scoring.compare
-  return len(examples), function(
+  count = len(scoring.good(examples, *records)[0])
+  scores = function(
     made,
     *records,
     examples,
@@ -72,6 +74,7 @@ def score(
     samples=resamples,
     progress=progress.resampling,
   )
+  return count, scores, len(examples) - count
 
 
 def main():
@@ -89,7 +92,7 @@ def main():
   parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
   parser.add_argument("--json", action="store_true")
   args, config = config_command.parse(parser)
-  count, scores = score(
+  count, scores, bad = score(
     config,
     args.predictions,
     against=args.against,
@@ -98,7 +101,7 @@ def main():
     limit=args.limit,
     resamples=args.resamples,
   )
-  print(f"{count} examples")
+  print(f"{count} examples" + f", {bad} more are bad" * bool(bad))
   table = score_table.comparisons if args.against else score_table.estimates
   print(table(scores))
   if args.json:

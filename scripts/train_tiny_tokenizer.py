@@ -8,14 +8,12 @@ unk, "\\n", the 256 bytes, text, then the 1024 locations, last the 128 segments.
 
 import argparse
 import io
-import os
-import pathlib
 import re
-import tempfile
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from paligemma import atomic
 from scripts import command_line, draw_pictures
 
 NUM_TEXT = 640
@@ -128,22 +126,12 @@ def make_tokenizer() -> bytes:
   return model.SerializeToString(deterministic=True)
 
 
-def write_whole(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a file that is there as a whole or not at all."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-    partial = pathlib.Path(folder, path.name)
-    partial.write_bytes(content)
-    partial.replace(path)
-
-
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("out", help="the .model file to write")
   out = parser.parse_args().out
   content = make_tokenizer()
-  write_whole(out, content)
+  atomic.write(out, content)
   total = NUM_TEXT + NUM_LOC + NUM_SEG
   print(f"tokenizer: {out} written, {total} pieces, {len(content)} bytes")
 

@@ -8,6 +8,7 @@ from trainers import report
 from trainers.memory import GIB
 
 # The least that trains, see configs/common.py; the names are those of Gemma.
+LEAST = "block_inputs"  # what of models/remat.py keeps the least
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
@@ -91,10 +92,10 @@ def _smaller_batch(plan, memory, usable, what):
   lines, policies = [], (config.model.img, config.model.llm)
   rows = config.batch_size // data
   if what == "train":
-    if any(p.get("remat_policy") != "nothing_saveable" for p in policies):
+    if any(p.get("remat_policy") != LEAST for p in policies):
       lines.append(
-        "remat_policy=nothing_saveable in model.img and model.llm: keeps the "
-        "least of each layer"
+        f"remat_policy={LEAST} in model.img and model.llm: keeps the least of "
+        "each layer"
       )
     for parts in range(2, rows // config.accumulate_steps + 1):
       steps = parts * config.accumulate_steps

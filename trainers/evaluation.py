@@ -10,7 +10,15 @@ from paligemma.models import paligemma as paligemma_model
 from trainers import inputs, state, workdir
 
 # Of an evaluator: what changes no prediction, or is described by itself.
-_FREE = ("name", "source", "preprocess", "tokenizer", "metric", "num_workers")
+_FREE = (
+  "name",
+  "source",
+  "preprocess",
+  "tokenizer",
+  "metric",
+  "num_workers",
+  "on_bad",
+)
 # Of a config: what else changes them.
 _OF_THE_MODEL = ("model", "trainable", "frozen_dtype", "seed")
 

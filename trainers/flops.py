@@ -23,13 +23,26 @@ PEAK_FLOPS = {
 }
 
 
+# Behind the image tower: it trains without a gradient that flows through that.
+_HEAD = "img/head/"
+
+
 def train_step(
-  model, shapes, trainable, *, batch_size, res, text_len, frames=0
+  model,
+  shapes,
+  trainable,
+  *,
+  batch_size,
+  res,
+  text_len,
+  frames=0,
+  supervised=None,
 ):
   """Counts the multiplications and additions that the step needs.
 
   A matrix with n entries costs 2n per token forward, 2n more where a gradient
-  flows through to something trainable, and 2n more where it trains itself.
+  flows through to something trainable, and 2n more where it trains itself. The
+  output layer sees the supervised tokens alone.
   Recomputation (remat) does not count, as usual for model FLOP utilisation
   (PaLM, arXiv:2204.02311, appendix B).
 
@@ -39,6 +52,8 @@ def train_step(
     trainable: the names that train.
     batch_size, res, text_len: int, global examples, pixels, text tokens.
     frames: int, images of an example; 0 is one.
+    supervised: number of supervised tokens in the batch, default all of the
+      text.
 
   Returns:
     int, operations per step over all devices.
@@ -46,25 +61,31 @@ def train_step(
   image_tokens = (res // model.img.patch_size) ** 2
   frames = frames or 1
   length = frames * image_tokens + text_len
-  image_trains = any(name.startswith("img/") for name in trainable)
+  if supervised is None:
+    supervised = batch_size * text_len
+  tower_trains = any(
+    name.startswith("img/") and not name.startswith(_HEAD) for name in trainable
+  )
 
   total = 0
   for name, leaf in _matrices(shapes):
     tokens = frames * image_tokens if name.startswith("img/") else length
+    tokens *= batch_size
     if name == "llm/embedder/input_embedding":
-      tokens = text_len  # as the output layer; reading a row is no product
-    flows = name.startswith("llm/") or image_trains
+      tokens = supervised  # as the output layer; reading a row is no product
+    flows = name.startswith("llm/") or tower_trains
     passes = 1 + flows + (name in trainable)
-    total += 2 * math.prod(leaf.shape) * tokens * passes
+    total += 2 * math.prod(leaf.shape) * int(tokens) * passes
 
   towers = (
     (model.llm, model.llm.num_heads * model.llm.head_dim, length, 1, True),
-    (model.img, model.img.width, image_tokens, frames, image_trains),
+    (model.img, model.img.width, image_tokens, frames, tower_trains),
   )
+  attention = 0
   for tower, width, tokens, times, flows in towers:
     # Queries times keys, and weights times values.
-    total += 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
-  return total * batch_size
+    attention += 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
+  return total + attention * batch_size
 
 
 def decode(model, shapes, *, batch_size, res, text_len, max_decode_len):

@@ -164,8 +164,9 @@ def make_evaluators(config, tok, **sizes):
   Args:
     config: the config; `evals` holds by name the fields of the evaluator
       `kind`, what is in OWN, and a duration every_steps, every_epochs, ...
-      (default: only at the first and last step; 0: only at the last). The
-      metric segmentation needs `mask_codec`, the path of vae-oid.npz.
+      (default: only at the first and last step; 0: only at the last). `on_bad`
+      is that of the training data, unless it has its own. The metric
+      segmentation needs `mask_codec`, the path of vae-oid.npz.
     tok: the tokenizer.
     **sizes: batch_size, examples_per_epoch and total_steps, for durations.
 
@@ -190,6 +191,7 @@ def make_evaluators(config, tok, **sizes):
         tok,
         train=kind == "perplexity",
       ),
+      "on_bad": config.train.on_bad,
       **{k: v for k, v in spec.items() if not k.startswith("every_")},
     }
     if kind == "generate":

@@ -22,9 +22,13 @@ class Loop:
     checkpoints: StepCheckpoints.
     batches: resumable iterator over local batches.
     evaluators: list of (evaluator, steps between two runs or None).
+    notice: Preemption.
+    lock: lock of the folder.
   """
 
-  def __init__(self, plan, folder, checkpoints, batches, evaluators):
+  def __init__(
+    self, plan, folder, checkpoints, batches, evaluators, *, notice, lock
+  ):
     self.plan = plan
     self.folder = folder
     self.checkpoints = checkpoints
@@ -36,11 +40,15 @@ class Loop:
     self.init = frozen_source(plan.config)
     latest = checkpoints.latest_step()
     # Examples of all processes before this start, and of this one since.
-    self.counts_before = {"skipped": 0, "truncated": 0}
+    self.counts_before = {"skipped": 0, "truncated": 0, "empty_batches": 0}
+    self.counts = {"skipped": 0, "truncated": 0}
     if latest is not None:
-      self.counts_before = checkpoints.metadata(latest)["counts"]
-    self.counts = dict.fromkeys(self.counts_before, 0)
-    self.preemption = preemption.Preemption()
+      self.counts_before |= checkpoints.metadata(latest)["counts"]
+    self.empty = set()  # steps since this start whose batch had no example
+    epoch = sizes["examples_per_epoch"] / sizes["batch_size"]
+    self.batches_per_epoch = math.ceil(epoch)
+    self.notice = notice
+    self.lock = lock
     self.report = report.Report(
       folder,
       first_step=latest or 0,
@@ -51,30 +59,45 @@ class Loop:
   def run(self, compiled, train_state, frozen):
     """Trains from the step of the state to the last, and writes final.npz."""
     step, total = int(train_state.step), self.plan.total_steps
+    self.notice.hold()
     # Also where it resumes: it may have been stopped before it evaluated.
-    self.evaluate(step, train_state, frozen)
+    if not self.evaluate(step, train_state, frozen):
+      self.leave(step)
+      return
     clock, before = _Clock(step, self.feed), None
     while step < total:
       train_state, measured = compiled(train_state, frozen, self.next_batch())
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
+      self.lock.check()
       if step < total:
         self.feed.start_next()
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
-      leaving = step < total and self.preemption.requested(step)
+      leaving = self.notice.requested(step)
       if leaving or _due(step, self.save_every, total):
         self.save(step, train_state, measured)
       if leaving:
-        self.report.say(f"stopped at step {step}: saved, start again to resume")
+        self.leave(step)
         return
       if self.due(step):
         self.check(step, measured)
-        self.evaluate(step, train_state, frozen)
+        if not self.evaluate(step, train_state, frozen):
+          self.save(step, train_state, measured)
+          self.leave(step)
+          return
         clock.restart(step)
       self.report.step(step)
-    self.write_final(train_state, frozen)
+    try:
+      self.write_final(train_state, frozen)
+    except preemption.Stopped:
+      self.leave(step)
+
+  def leave(self, step):
+    """Says what a run that was asked to stop leaves behind."""
+    saved = "saved, " if step else ""
+    self.report.say(f"stopped at step {step}: {saved}start again to resume")
 
   def next_batch(self):
     """The next batch, on the devices."""
@@ -86,10 +109,14 @@ class Loop:
   def log(self, step, measured, clock):
     """Writes the measurements of a step and the speed since the last log."""
     measured = self.check(step, measured)
+    if not measured["num_examples"]:  # nothing has a loss
+      for name in ("loss", "grad_norm", "update_norm"):
+        del measured[name]
     done, seconds, waited = clock.restart(step)
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
-    speed = self.plan.flops_per_step * done / seconds
+    if peak:
+      speed = self.plan.count_flops(measured["num_tokens"]) * done / seconds
     self.report.write(
       step,
       {
@@ -106,25 +133,31 @@ class Loop:
 
   def learning_rates(self, step):
     """The learning rates that the last step used, by name."""
+    steps = step - self.counts_before["empty_batches"] - len(self.empty)
     return {
-      f"learning_rate/{regex}".removesuffix("/.*"): at(step - 1)
+      f"learning_rate/{regex}".removesuffix("/.*"): at(max(steps - 1, 0))
       for regex, at in self.plan.learning_rates.items()
     }
 
   def total_counts(self):
-    """Examples skipped and cut so far, by all processes."""
+    """Examples skipped and cut, and batches without any, by all processes."""
     here = np.array(list(self.counts.values()))
     everywhere = multihost_utils.process_allgather(here[None], tiled=True)
-    now = zip(self.counts, everywhere.sum(axis=0).tolist(), strict=True)
-    return {name: self.counts_before[name] + count for name, count in now}
+    now = dict(zip(self.counts, everywhere.sum(axis=0).tolist(), strict=True))
+    now["empty_batches"] = len(self.empty)
+    return {
+      name: self.counts_before[name] + count for name, count in now.items()
+    }
 
   def check(self, step, measured):
     """Fetches the measurements of a step; stops the run if it went wrong."""
     measured = {name: float(value) for name, value in measured.items()}
-    if not measured["num_tokens"]:
+    if not measured["num_examples"]:
+      self.count_empty(step)
+    elif not measured["num_tokens"]:
       raise ValueError(
-        f"the batch of step {step} supervises no token: all its examples were "
-        "skipped, or have no answer; check the data"
+        f"the batch of step {step} supervises no token: its examples have no "
+        "answer; check the data"
       )
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(measured[name]):
@@ -137,6 +170,23 @@ class Loop:
           "lower the learning rate or clip the gradients"
         )
     return measured
+
+  def count_empty(self, step):
+    """Tells of a batch whose every example was skipped; an epoch of them ends
+    the run."""
+    if step in self.empty:
+      return
+    self.empty.add(step)
+    latest = range(step - self.batches_per_epoch + 1, step + 1)
+    if self.empty.issuperset(latest):
+      raise ValueError(
+        f"step {step}: every example of the last {len(latest)} batches, a "
+        "whole epoch, was skipped; check the data"
+      )
+    self.report.say(
+      f"step {step}: every example of its batch was skipped; the weights stay "
+      "as they are"
+    )
 
   def save(self, step, train_state, measured):
     """Starts writing a checkpoint of a state that is known to be finite."""
@@ -163,18 +213,28 @@ class Loop:
     ]
 
   def evaluate(self, step, train_state, frozen):
-    """Runs the evaluators that are due."""
+    """Runs the evaluators that are due; whether they came to their end."""
     for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
-      scores = evaluator.run(
-        self.plan.model,
-        tree.unflatten({**frozen, **weights}),
-        self.plan.mesh,
-        output_dir=self.folder,
-        rng=jax.random.key(self.plan.config.seed),
-      )
+      try:
+        scores = evaluator.run(
+          self.plan.model,
+          tree.unflatten({**frozen, **weights}),
+          self.plan.mesh,
+          output_dir=self.folder,
+          rng=jax.random.key(self.plan.config.seed),
+          progress=lambda done, total: self.go_on(step),
+        )
+      except preemption.Stopped:
+        return False
       named = {f"{evaluator.name}/{k}": v for k, v in scores.items()}
       self.report.write(step, named)
+    return True
+
+  def go_on(self, step):
+    """Raises preemption.Stopped if the run was asked to stop."""
+    if self.notice.requested(step):
+      raise preemption.Stopped
 
   def write_final(self, train_state, frozen):
     """Writes all parameters, one at a time; of adapters these alone."""
@@ -183,9 +243,13 @@ class Loop:
     if adapters.lora_of(model) is not None:
       path = self.folder / "adapter.safetensors"
       weights, _ = tree.partition(weights, adapters.is_adapter(weights))
-    arrays = (
-      (name, sharding.fetch(array)) for name, array in sorted(weights.items())
-    )
+
+    def fetch():
+      for name, array in sorted(weights.items()):
+        self.go_on(self.plan.total_steps)
+        yield name, sharding.fetch(array)
+
+    arrays = fetch()
     if jax.process_index() != 0:
       for _ in arrays:
         pass
@@ -197,7 +261,6 @@ class Loop:
 
   def close(self):
     """Ends the data workers and files."""
-    self.preemption.close()
     self.feed.close()
     self.report.close()
 

@@ -106,6 +106,7 @@ def evaluation_places(evaluators):
       f"evals.{evaluator.name}",
       evaluator.source,
       evaluator.preprocess,
+      skips=evaluator.on_bad == "skip",
       limit=getattr(evaluator, "limit", None),
     )
     if isinstance(evaluator, evals.Generate):

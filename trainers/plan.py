@@ -21,7 +21,7 @@ class Plan:
     optimizer: optax transformation.
     learning_rates: regex -> function from a step to the learning rate.
     state: TrainState of jax.ShapeDtypeStruct.
-    flops_per_step: int, see trainers/flops.py.
+    flops_per_step: int, see trainers/flops.py, if all the text is supervised.
 
   Raises:
     ValueError: a value of the config does not fit the rest.
@@ -75,14 +75,20 @@ class Plan:
       mesh=self.mesh,
       ema=config.ema_decay is not None,
     )
-    self.flops_per_step = flops.train_step(
+    self._shapes = initial.shapes(self.model, config.res)
+    self.flops_per_step = self.count_flops()
+
+  def count_flops(self, supervised=None):
+    """Operations of a step with so many supervised tokens, see flops.py."""
+    return flops.train_step(
       self.model,
-      initial.shapes(self.model, config.res),
+      self._shapes,
       self.trainable,
-      batch_size=config.batch_size,
-      res=config.res,
-      text_len=config.text_len,
-      frames=config.frames,
+      batch_size=self.config.batch_size,
+      res=self.config.res,
+      text_len=self.config.text_len,
+      frames=self.config.frames,
+      supervised=supervised,
     )
 
   def _schedule(self):
@@ -158,7 +164,8 @@ class Plan:
         ),
         f"mesh: {dict(self.mesh.shape)}, batch {self.config.batch_size}, "
         f"{self.sizes['examples_per_epoch']} examples per epoch, "
-        f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step",
+        f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step "
+        "at most",
         report.memory_line(compiled),
       ]
     )

@@ -9,7 +9,7 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import sharding, tree
+from paligemma import atomic, sharding, tree
 from trainers import columns, memory
 from trainers.memory import GIB
 
@@ -108,7 +108,7 @@ class Report:
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
-    with self._path.open("a") as file:
+    with atomic.named(self._path), self._path.open("a") as file:
       file.write(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
@@ -128,7 +128,8 @@ class Report:
   def close(self):
     """Flushes everything."""
     if self._writes:
-      self._board.close()
+      with atomic.named(self._path.with_name("tensorboard")):
+        self._board.close()
       if self._bar is not None:
         self._bar.close()
 
@@ -145,6 +146,4 @@ def _drop(path, first_step, repeated):
   if not path.exists():
     return
   kept = filter(keep, path.read_text().splitlines(keepends=True))
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text("".join(kept))
-  temporary.replace(path)
+  atomic.write(path, "".join(kept))

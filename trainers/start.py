@@ -9,7 +9,8 @@ def start_or_resume(plan, checkpoints, batches):
   """Loads the initial weights, and over them the last checkpoint if any.
 
   Raises:
-    ValueError: the initial weights are not those of the checkpoint.
+    ValueError: the frozen weights are not those of the checkpoint, or it stands
+      beyond the end of the training.
   """
   latest = checkpoints.latest_step()
   if latest is None:
@@ -19,7 +20,7 @@ def start_or_resume(plan, checkpoints, batches):
 
   found = checkpoints.metadata(latest)["init"]
   given = frozen_source(plan.config)
-  if found != given:
+  if plan.frozen and found["fingerprint"] != given["fingerprint"]:
     raise ValueError(
       f"checkpoint of step {latest} was trained on top of {found}, but init is "
       f"now {given}; give the former weights"
@@ -32,6 +33,11 @@ def start_or_resume(plan, checkpoints, batches):
     ema=plan.state.ema,
     data_iterator=batches,
   )
+  if latest > plan.total_steps:
+    raise ValueError(
+      f"the checkpoint is that of step {latest}, but the training now ends at "
+      f"step {plan.total_steps}; give more total_epochs or total_steps"
+    )
   step = state.place(latest, plan.state.step)
   restored = state.TrainState(step, trainable, opt_state, ema)
   return restored, frozen

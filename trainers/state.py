@@ -24,7 +24,7 @@ class TrainState:
   """What a step changes.
 
   Attributes:
-    step: int32[], steps done.
+    step: int32[], batches done.
     trainable: name -> float32 parameter.
     opt_state: state of the optimizer.
     ema: name -> float32 moving average of the parameter, or None.

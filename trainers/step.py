@@ -20,7 +20,9 @@ def make_step(
 
   The loss is the mean over the supervised tokens of an example, then over the
   examples of the global batch (those with `_mask`), as in big_vision's
-  trainers/proj/paligemma/train.py.
+  trainers/proj/paligemma/train.py. A batch without an example is no step of the
+  optimizer: parameters, its state (the schedule's count with it) and the moving
+  average stay as they are, and `step` alone advances, which counts batches.
 
   Args:
     model: paligemma Model.
@@ -36,7 +38,8 @@ def make_step(
     `frozen` is name -> array; `batch` holds image float32[B, H, W, 3], text
     int32[B, L+1], mask_ar int32[B, L+1], mask_input bool[B, L+1], mask_loss
     int32[B, L+1] and _mask bool[B]. Measurements are float32[]: loss,
-    grad_norm, update_norm, param_norm, num_tokens (supervised), num_examples.
+    grad_norm, update_norm, param_norm, num_tokens (supervised), num_examples;
+    without an example the first three are 0.
 
   Raises:
     ValueError: on tracing, if the batch does not divide into the micro batches.
@@ -92,18 +95,20 @@ def make_step(
     ema = state.ema
     if ema_decay is not None:
       ema = optim.ema(trainable, ema, ema_decay)
+    stepped = state.replace(trainable=trainable, opt_state=opt_state, ema=ema)
+    is_step = num_examples > 0
+    state = jax.tree.map(
+      lambda new, old: jnp.where(is_step, new, old), stepped, state
+    )
     measurements = {
-      "loss": total * scale,
-      "grad_norm": optax.tree.norm(grads),
-      "update_norm": optax.tree.norm(updates),
-      "param_norm": optax.tree.norm(trainable),
+      "loss": jnp.where(is_step, total * scale, 0.0),
+      "grad_norm": jnp.where(is_step, optax.tree.norm(grads), 0.0),
+      "update_norm": jnp.where(is_step, optax.tree.norm(updates), 0.0),
+      "param_norm": optax.tree.norm(state.trainable),
       "num_tokens": jnp.sum(batch["mask_loss"][:, 1:], dtype=jnp.float32),
       "num_examples": num_examples,
     }
-    state = state.replace(
-      step=state.step + 1, trainable=trainable, opt_state=opt_state, ema=ema
-    )
-    return state, measurements
+    return state.replace(step=state.step + 1), measurements
 
   return step
 

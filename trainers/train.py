@@ -4,9 +4,12 @@
       --workdir runs/mine
 
 Started again on the same workdir, it resumes where the last checkpoint ended,
-bit for bit. --dry_run prints the tables of parameters, memory, steps and data,
-and allocates nothing.
+bit for bit; with other values of the config that change the training only by
+--override_config. --dry_run prints the tables of parameters, memory, steps and
+data, and allocates nothing.
 """
+
+import contextlib
 
 from absl import app, flags, logging
 
@@ -15,18 +18,26 @@ from trainers import (
   checks,
   command_line,
   inputs,
+  lock,
+  preemption,
   processes,
   small_gpu,
   start,
   workdir,
 )
-from trainers.command_line import one_line, parse_flags
+from trainers.command_line import parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
 
 _CONFIG = command_line.CONFIG
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
+_OVERRIDE = flags.DEFINE_bool(
+  "override_config",
+  False,
+  "Resume a run though values of its config that change the training are "
+  "others, and write them into its history.jsonl.",
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   "distributed",
   processes.expected(),
@@ -35,29 +46,41 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def train(config, folder):
-  """Runs or resumes the training that a config describes, to its end."""
-  plan = Plan(config)
-  tok = inputs.make_tokenizer(config, plan.model)
-  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
-  batches = inputs.train_batches(config, plan.sources, tok)
-  folder = workdir.check(folder, config)
-  data = checks.check(plan, tok, evaluators)
-  compiled = plan.compile_step()
+def train(config, folder, *, override=False):
+  """Runs or resumes the training that a config describes, to its end.
 
-  with steps.StepCheckpoints(
-    folder / "checkpoints", max_to_keep=config.keep_checkpoints
-  ) as checkpoints:
+  Args:
+    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
+    folder: path of the folder of the run.
+    override: bool, whether a run of another config is resumed with this one.
+  """
+  with contextlib.ExitStack() as stack:
+    notice = stack.enter_context(contextlib.closing(preemption.Preemption()))
+    plan = Plan(config)
+    tok = inputs.make_tokenizer(config, plan.model)
+    evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+    batches = inputs.train_batches(config, plan.sources, tok)
+    folder = workdir.check(folder, config, override=override)
+    data = checks.check(plan, tok, evaluators)
+    held = stack.enter_context(lock.held(folder))
+    compiled = plan.compile_step()
+    checkpoints = stack.enter_context(
+      steps.StepCheckpoints(
+        folder / "checkpoints", max_to_keep=config.keep_checkpoints
+      )
+    )
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
-    workdir.claim(folder, config)
-    loop = Loop(plan, folder, checkpoints, batches, evaluators)
-    try:
-      loop.report.say(plan.describe(compiled))
-      loop.report.say(start.describe_source(config, plan.model))
-      loop.report.say(data)
-      loop.run(compiled, state, frozen)
-    finally:
-      loop.close()
+    changes = workdir.claim(folder, config, step=int(state.step))
+    loop = Loop(
+      plan, folder, checkpoints, batches, evaluators, notice=notice, lock=held
+    )
+    stack.callback(loop.close)
+    loop.report.say(plan.describe(compiled))
+    loop.report.say(start.describe_source(config, plan.model))
+    loop.report.say(data)
+    if changes:
+      loop.report.say(workdir.describe(changes))
+    loop.run(compiled, state, frozen)
 
 
 def dry_run(config):
@@ -77,16 +100,13 @@ def main(argv):
   small_gpu.configure()
   if _DISTRIBUTED.value:
     processes.join()
-  try:
+  with command_line.mistakes_in_one_line():
     if _DRY_RUN.value:
       dry_run(_CONFIG.value)
     elif not _WORKDIR.value:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:
-      train(_CONFIG.value, _WORKDIR.value)
-  except (OSError, ValueError) as error:
-    logging.vlog(1, "where it happened", exc_info=True)
-    raise SystemExit(one_line(error)) from None
+      train(_CONFIG.value, _WORKDIR.value, override=_OVERRIDE.value)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
-"""The folder of one run: it belongs to one config, and to no other."""
+"""The folder of one run: it belongs to one config, and to no other.
+
+config.json        the config of the last start
+fingerprints.json  what its files held
+history.jsonl      per start with another config: the step, and what changed
+"""
 
 import json
 import re
@@ -6,19 +11,23 @@ import re
 import jax
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
+from paligemma.checkpoints import fingerprint, formats
 
-# May change between two starts of a run: what is shown, kept and evaluated, and
-# what becomes of a bad example, at which the run may have stopped.
-FREE = (
-  "log_",
-  "checkpoint_",
-  "keep_checkpoints",
-  "evals",
-  "train/num_workers",
-  "train/on_bad",
-  "train/too_long",
+# May change between two starts of a run, as it changes no step: what is shown,
+# kept and evaluated, how the work is spread, and where files lie that are not
+# compared; and what becomes of a bad example, at which the run may have
+# stopped.
+FREE = re.compile(
+  r"(log_|checkpoint_|evals(/|$)).*"
+  r"|keep_checkpoints"
+  r"|(mesh|sharding)(/.*)?"
+  r"|model/(img|llm)/remat_policy"
+  r"|train/(num_workers|on_bad|too_long)"
+  r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
+# Paths of files, which may lie elsewhere if they hold the same.
+FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
 
 
 def as_json(config):
@@ -30,54 +39,119 @@ def as_json(config):
   return json.loads(json.dumps(config.to_dict(), default=describe))
 
 
-def check(path, config):
+def check(path, config, *, override=False):
   """Checks that a folder is free, or was claimed with the same config.
 
   Args:
     path: folder of the run.
     config: its ConfigDict.
+    override: bool, whether values that change the training may be others.
 
   Returns:
     epath.Path of the folder.
 
   Raises:
-    ValueError: the folder belongs to another config; names what differs.
+    ValueError: the folder belongs to another config; names what differs. Or its
+      config cannot be read.
   """
   folder = epath.Path(path)
-  file = folder / "config.json"
-  if file.exists():
-    old = json.loads(file.read_text())
-    if differences := _differences(old, as_json(config)):
-      raise ValueError(
-        f"{folder}: belongs to another config ({'; '.join(differences)}); "
-        "use another --workdir, or restore the values to resume"
-      )
+  old = _read(folder / "config.json")
+  if old is None or override:
+    return folder
+  fingerprints = _read(folder / "fingerprints.json") or {}
+  changes = [
+    f"{name}: found {_shown(before)}, given {_shown(now)}"
+    for name, (before, now) in _changes(old, as_json(config)).items()
+    if not FREE.fullmatch(name)
+    and not (name in fingerprints and _of_file(now) == fingerprints[name])
+  ]
+  if changes:
+    raise ValueError(
+      f"{folder}: belongs to another config ({'; '.join(changes)}); use "
+      "another --workdir, restore the values to resume, or resume with the "
+      "changes by --override_config"
+    )
   return folder
 
 
-def claim(folder, config):
-  """Writes config.json into a folder that `check` returned.
+def claim(folder, config, *, step=0):
+  """Writes the config into a folder that `check` returned, and what changed.
 
   Not before the run is about to step, so that a mistake found on the way there
   can be mended without another folder.
+
+  Args:
+    folder: epath.Path of the run.
+    config: its ConfigDict.
+    step: int, from which it goes on.
+
+  Returns:
+    {name: [value before, value now]} of what is not as at the start before, in
+    process 0.
   """
-  if jax.process_index() == 0:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(as_json(config), indent=2) + "\n")
-    temporary.replace(folder / "config.json")
+  if jax.process_index() != 0:
+    return {}
+  new = as_json(config)
+  old = _read(folder / "config.json")
+  changes = {} if old is None else _changes(old, new)
+  if changes:
+    line = json.dumps({"step": step, "changes": changes})
+    history = folder / "history.jsonl"
+    with atomic.named(history), history.open("a") as file:
+      file.write(f"{line}\n")
+  files = {n: x for n, x in tree.flatten(new).items() if FILES.fullmatch(n)}
+  found = {name: _of_file(path) for name, path in files.items()}
+  fingerprints = {name: x for name, x in found.items() if x is not None}
+  # The config last: until it is there, what was there counts.
+  for name, value in (("fingerprints", fingerprints), ("config", new)):
+    atomic.write(folder / f"{name}.json", f"{json.dumps(value, indent=2)}\n")
+  return changes
 
 
-def _differences(old, new):
+def describe(changes):
+  """A line on changes that `claim` returned."""
+  shown = (
+    f"{name}: {_shown(before)} -> {_shown(now)}"
+    for name, (before, now) in changes.items()
+  )
+  return f"resumed with changes: {'; '.join(shown)}"
+
+
+def _read(file):
+  """The object in a JSON file, None if there is no file."""
+  if not file.exists():
+    return None
+  try:
+    found = json.loads(file.read_bytes())
+  except (RecursionError, ValueError) as error:
+    raise ValueError(
+      f"{file}: damaged, {str(error) or type(error).__name__}; put back what "
+      "the run wrote there, or use another --workdir"
+    ) from None
+  if not isinstance(found, dict):
+    raise ValueError(f"{file}: holds no object; use another --workdir")
+  return found
+
+
+def _changes(old, new):
+  """{name: [before, now]} of values that differ, None where there is none."""
   old, new = tree.flatten(old), tree.flatten(new)
-  nothing = object()
-  return [
-    f"{name}: found {_shown(old, name)}, given {_shown(new, name)}"
+  return {
+    name: [old.get(name), new.get(name)]
     for name in sorted(old.keys() | new.keys())
-    if not name.startswith(FREE)
-    and old.get(name, nothing) != new.get(name, nothing)
-  ]
+    if old.get(name) != new.get(name)
+  }
 
 
-def _shown(flat, name):
-  return json.dumps(flat[name]) if name in flat else "nothing"
+def _of_file(path):
+  """The fingerprint of a file or checkpoint; None if it cannot be read."""
+  try:
+    if not epath.Path(path).is_file():
+      path = formats.open(path).path
+    return fingerprint.of(path)
+  except (OSError, TypeError, ValueError):
+    return None
+
+
+def _shown(value):
+  return "nothing" if value is None else json.dumps(value)

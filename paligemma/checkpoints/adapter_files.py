@@ -11,7 +11,6 @@ they are for ("model").
 
 import dataclasses
 import json
-import os
 import pathlib
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 from etils import epath
 
+from paligemma import atomic
 from paligemma import lora as lora_lib
 from paligemma.checkpoints import errors, peft, safetensors
 from paligemma.checkpoints.leaves import Leaf
@@ -93,21 +93,14 @@ def save(
     lora: What they are.
     sizes: Of the model that they are for, as JSON can hold them.
   """
-  path = epath.Path(path)
   metadata = {
     **_FORMAT,
     "lora": json.dumps(dataclasses.asdict(lora)),
     "model": json.dumps(sizes),
   }
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  try:
-    with tempfile.NamedTemporaryFile() as local:
-      safetensors.save(local.name, arrays, metadata)
-      temporary.write_bytes(local.read())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with atomic.file(path) as temporary, tempfile.NamedTemporaryFile() as local:
+    safetensors.save(local.name, arrays, metadata)
+    temporary.write_bytes(local.read())
 
 
 def _read_object(metadata, name) -> dict[str, Any]:

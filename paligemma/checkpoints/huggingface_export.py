@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
 from paligemma.checkpoints import (
   huggingface_config,
   huggingface_tokenizer,
@@ -20,7 +20,6 @@ from paligemma.checkpoints import (
 from paligemma.checkpoints import huggingface_layout as layout
 from paligemma.checkpoints.huggingface import FILE, FLOATS, INDEX, padded_rows
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
-from paligemma.checkpoints.new_folder import new_folder
 
 _TABLE = "llm/embedder/input_embedding"
 _POSITIONS = "img/pos_embedding"
@@ -97,7 +96,7 @@ def save(
     )
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  with new_folder(path) as folder:
+  with atomic.folder(path) as folder:
     _write_json(folder / "config.json", config)
     _write_json(
       folder / "generation_config.json", huggingface_config.SPECIAL_IDS

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import quantized, tree
+from paligemma import atomic, quantized, tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
@@ -121,25 +121,19 @@ def save(
   Raises:
     ValueError: An array has a dtype that the format cannot hold.
   """
-  path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
-  try:
-    with (
-      temporary.open("wb") as file,
-      zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
-    ):
-      for name, array in flat.items() if isinstance(flat, Mapping) else flat:
-        # ZipInfo without a date: equal arrays give equal files.
-        member = zipfile.ZipInfo(f"params/{name}.npy")
-        cast_to = None if quantized.split(name) else dtype
-        array = _to_void(name, np.asarray(array, dtype=cast_to))
-        # Over 4 GiB: the gating_einsum of the 3B is 4.8 GB in float32.
-        with archive.open(member, "w", force_zip64=True) as entry:
-          np.lib.format.write_array(entry, array, allow_pickle=False)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with (
+    atomic.file(path) as temporary,
+    temporary.open("wb") as file,
+    zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
+  ):
+    for name, array in flat.items() if isinstance(flat, Mapping) else flat:
+      # ZipInfo without a date: equal arrays give equal files.
+      member = zipfile.ZipInfo(f"params/{name}.npy")
+      cast_to = None if quantized.split(name) else dtype
+      array = _to_void(name, np.asarray(array, dtype=cast_to))
+      # Over 4 GiB: the gating_einsum of the 3B is 4.8 GB in float32.
+      with archive.open(member, "w", force_zip64=True) as entry:
+        np.lib.format.write_array(entry, array, allow_pickle=False)
 
 
 @contextlib.contextmanager

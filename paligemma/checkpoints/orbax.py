@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
-from paligemma import quantized, tree
+from paligemma import atomic, quantized, tree
 from paligemma.checkpoints import fields, zarr
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
@@ -208,10 +208,11 @@ def save(
   if path.exists():
     raise ValueError(f"{path}: exists; remove it, or give another path")
   process = multihost_utils.broadcast_one_to_all(np.int32(os.getpid()))
-  temporary = path.parent / f".{path.name}.{process}.tmp"
   first = jax.process_index() == 0
+  temporary = atomic.beside(path, f"shared.{process}")
   try:
     if first:
+      atomic.clear(path)
       (temporary / "params").mkdir(parents=True)
     multihost_utils.sync_global_devices(f"{temporary} made")
     names = []
@@ -230,7 +231,7 @@ def save(
       (temporary / "params" / "_METADATA").write_text(metadata)
       (temporary / "model").mkdir()
       (temporary / "model" / "metadata").write_text(settings)
-      temporary.rename(path)
+      atomic.publish(temporary, path)
     multihost_utils.sync_global_devices(f"{path} complete")
   finally:
     if first and temporary.exists():

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from paligemma import atomic
 from paligemma import lora as lora_lib
 from paligemma.checkpoints import (
   huggingface,
@@ -32,7 +33,6 @@ from paligemma.checkpoints import (
   safetensors,
 )
 from paligemma.checkpoints.leaves import Leaf, Piece
-from paligemma.checkpoints.new_folder import new_folder
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
@@ -252,7 +252,7 @@ def save(
     "fan_in_fan_out": False,
     "init_lora_weights": True,
   }
-  with new_folder(path) as folder:
+  with atomic.folder(path) as folder:
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / CONFIG).write_text(text + "\n")
     safetensors.save(folder / FILE, tensors, {"format": "pt"})

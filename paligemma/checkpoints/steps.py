@@ -7,7 +7,11 @@ directory/
     info/                       what the trainer wants to find again
 """
 
-from collections.abc import Mapping
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain.checkpoint
@@ -15,7 +19,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
+
+# How tensorstore ends a message on a call of the operating system.
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 
 
 class StepCheckpoints:
@@ -81,8 +88,8 @@ class StepCheckpoints:
         frozen weights.
 
     Raises:
-      Exception: What went wrong in the background while writing the step
-        before this one.
+      OSError: The disk is full, or cannot be written; also while the step
+        before this one was written in the background.
     """
     if step in self._manager.all_steps():
       return
@@ -93,8 +100,9 @@ class StepCheckpoints:
     }
     if data_iterator is not None:
       items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
-    # force: which steps are worth saving is the caller's decision.
-    self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+    with self._disk():
+      # force: which steps are worth saving is the caller's decision.
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
   def restore(
     self,
@@ -113,22 +121,23 @@ class StepCheckpoints:
         have (another one than it was saved with, if wanted), or an array.
       opt_state: Pytree of the same.
       ema: Name -> the same, default none.
-      data_iterator: Set to where it stood.
+      data_iterator: Set to where it stood. Where it stood at the same place in
+        all processes, another number of them may go on from there.
 
     Returns:
       (trainable, opt_state, ema).
 
     Raises:
       ValueError: No such step; names, shapes or dtypes differ from those that
-        were saved (lists them); another number of processes read the data.
+        were saved (lists them); another number of processes read the data, and
+        stood at different places in it.
     """
     abstract = (trainable, opt_state, ema)
     wanted = {n: _abstract(x) for n, x in _by_name(*abstract).items()}
     self._check_state(step, wanted)
     items = {"state": ocp.args.StandardRestore(wanted)}
     if data_iterator is not None:
-      self._check_processes(step)
-      items["data"] = grain.checkpoint.CheckpointRestore(data_iterator)
+      self._restore_data(step, data_iterator)
     restored = self._manager.restore(step, args=ocp.args.Composite(**items))
     leaves = [restored["state"][name] for name in wanted]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -151,17 +160,32 @@ class StepCheckpoints:
 
   def wait(self) -> None:
     """Waits until all is written; raises what went wrong meanwhile."""
-    self._manager.wait_until_finished()
+    with self._disk():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     """Waits, and ends the threads in the background."""
-    self._manager.close()
+    with self._disk():
+      self._manager.close()
 
   def __enter__(self) -> "StepCheckpoints":
     return self
 
   def __exit__(self, *_) -> None:
     self.close()
+
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    """Makes of what is raised of the disk an OSError with a path."""
+    try:
+      with atomic.named(self._directory):
+        yield
+    except ValueError as e:
+      if found := _OS_ERROR.search(str(e)):
+        number = int(found[1])
+        directory = str(self._directory)
+        raise OSError(number, os.strerror(number), directory) from None
+      raise
 
   def _info(self, step: int) -> dict[str, Any]:
     self._check_step(step)
@@ -189,14 +213,31 @@ class StepCheckpoints:
         f"in {len(lines)} of {len(wanted)} leaves: {'; '.join(lines)}"
       )
 
-  def _check_processes(self, step: int) -> None:
+  def _restore_data(self, step: int, iterator: Any) -> None:
     count = self._info(step)["process_count"]
-    if count != jax.process_count():
-      raise ValueError(
-        f"{self._directory / str(step)}: {count} processes saved where they "
-        f"stood in the data, this run has {jax.process_count()}; resume with "
-        f"{count}"
-      )
+    folder = self._directory / str(step) / "data"
+    files = [folder / f"process_{i}-of-{count}.json" for i in range(count)]
+    if count == jax.process_count():
+      state = _state(files[jax.process_index()])
+    else:
+      state, *others = map(_state, files)
+      if any(other != state for other in others):
+        raise ValueError(
+          f"{folder.parent}: {count} processes stood at different places in "
+          f"the data, this run has {jax.process_count()}; resume with {count}"
+        )
+    iterator.set_state(state)
+    iterator.start_prefetch()
+
+
+def _state(file: epath.Path) -> Any:
+  """What CheckpointSave wrote of one process."""
+  try:
+    text = file.read_text()
+    return json.loads(text)
+  except (OSError, RecursionError, ValueError) as e:
+    reason = str(e) or type(e).__name__
+    raise ValueError(f"{file}: missing or damaged ({reason})") from None
 
 
 def _by_name(trainable: Any, opt_state: Any, ema: Any) -> tree.Flat:

@@ -8,6 +8,7 @@ batch of a single process.
 
 import dataclasses
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.data import preprocess as preprocess_lib
 from paligemma.data import sources as sources_lib
 
@@ -68,20 +69,23 @@ class TrainBatches(grain.DatasetIterator):
     """Continues at the batch that followed when the state was taken.
 
     Args:
-      state: Of `get_state`, from an iterator over the same data.
+      state: Of `get_state`, from an iterator over the same data. If that had
+        another batch size, at the batch with the row that followed; rows before
+        it, less than a batch of them, come again.
 
     Raises:
-      ValueError: The seed, the batch size, the weights or the sizes of the
-        sources are others, so that batches would not be those of that run.
+      ValueError: The seed, the weights or the sizes of the sources are others,
+        so that rows would not be those of that run.
     """
     for key, value in self._identity.items():
-      if state.get(key) != value:
+      if key != "batch_size" and state.get(key) != value:
         raise ValueError(
           f"data state was saved with {key} {state.get(key)}, this run has "
           f"{value}; restore the former value or start a new run"
         )
     self._stop()
-    self._next_batch = state["next_batch"]
+    rows = state["next_batch"] * state["batch_size"]
+    self._next_batch = rows // self._identity["batch_size"]
 
   def close(self) -> None:
     """Ends worker processes and threads."""
@@ -199,6 +203,7 @@ def evaluation(
   num_workers: int = 0,
   num_threads: int = 2,
   limit: int | None = None,
+  on_bad: str = "stop",
 ) -> EvaluationBatches:
   """Returns an iterable over every example once, in order.
 
@@ -214,22 +219,26 @@ def evaluation(
     num_workers: As of `train`.
     num_threads: As of `train`.
     limit: Only the first so many examples. Default None, all.
+    on_bad: As of `train`.
 
   Returns:
     Iterable, with a length, over dicts of the arrays of `preprocess`, stacked,
-    with `_mask` bool[B], False on padding, and `_index` int64[B], the position
-    in the source, -1 on padding.
+    with `_mask` bool[B], False on padding and on a row that was skipped;
+    `_index` int64[B], the position in the source, -1 on padding; and `_error`
+    str[B], what is wrong with the example, "" of a good one and of padding.
 
   Raises:
-    ValueError: Bad arguments; while iterating, a bad example.
+    ValueError: Bad arguments; while iterating, a bad example, if on_bad is
+      "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
+  tree.lookup(ON_BAD, on_bad, "on_bad")
   if limit is not None and limit < 1:
     raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
   examples = min(len(source), limit or len(source))
   batches = -(-examples // batch_size)
   rows = grain.MapDataset.range(batches * batch_size).map(
-    _EvaluationRow(source, preprocess, examples)
+    _EvaluationRow(source, preprocess, examples, on_bad)
   )
   dataset = _local_batches(rows, batch_size, process_index, process_count)
   return EvaluationBatches(dataset, _reader(num_workers, num_threads))
@@ -261,7 +270,7 @@ class _Row:
     except ValueError as error:
       if self.on_bad == "stop":
         raise
-      _log.warning("skipped a bad example: %s", error)
+      _log.warning("skipped a bad example: %s", messages.one_line(error))
       return {**self.preprocess.padding(), "_mask": np.False_}
     return {**row, "_mask": np.True_}
 
@@ -273,13 +282,28 @@ class _EvaluationRow:
   source: sources_lib.Source
   preprocess: preprocess_lib.Preprocess
   examples: int
+  on_bad: str
 
   def __call__(self, index):
     if index >= self.examples:
-      padding = self.preprocess.padding()
-      return {**padding, "_mask": np.False_, "_index": np.int64(-1)}
-    row = self.preprocess(self.source[index], np.random.default_rng(index))
-    return {**row, "_mask": np.True_, "_index": np.int64(index)}
+      return self._empty(-1)
+    try:
+      row = self.preprocess(self.source[index], np.random.default_rng(index))
+    except ValueError as error:
+      if self.on_bad == "stop":
+        raise
+      message = messages.one_line(error)
+      _log.warning("left a bad example out: %s", message)
+      return self._empty(index, message)
+    return _numbered({**row, "_mask": np.True_}, index)
+
+  def _empty(self, index, error=""):
+    row = {**self.preprocess.padding(), "_mask": np.False_}
+    return _numbered(row, index, error)
+
+
+def _numbered(row, index, error=""):
+  return {**row, "_index": np.int64(index), "_error": np.array(error)}
 
 
 def _check_sharding(batch_size, process_index, process_count):
@@ -322,5 +346,11 @@ def _reader(num_workers, num_threads):
   )
   workers = grain.MultiprocessingOptions(num_workers=num_workers)
   return lambda dataset: iter(
-    dataset.to_iter_dataset(threads).mp_prefetch(workers)
+    dataset.to_iter_dataset(threads).mp_prefetch(workers, _leave_interrupts)
   )
+
+
+def _leave_interrupts(index, count):
+  """A Ctrl-C, which workers get too, is for the process that ends them."""
+  del index, count
+  signal.signal(signal.SIGINT, signal.SIG_IGN)

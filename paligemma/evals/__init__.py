@@ -1,6 +1,7 @@
 """Evaluators: a source, a model and its parameters in, named numbers out.
 
-run(model, params, mesh, *, output_dir=None, rng=None) -> {name: value}
+run(model, params, mesh, *, output_dir=None, rng=None, progress=None)
+  -> {name: value}
 """
 
 from paligemma.evals.generate import Generate

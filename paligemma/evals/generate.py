@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from paligemma import decode, metrics, samplers, sharding
+from paligemma import atomic, decode, metrics, samplers, sharding
 from paligemma import grammar as grammar_lib
 from paligemma.data import batches, image_ops, preprocess, sources, tokenizer
 from paligemma.data import fields as data_fields
@@ -41,6 +41,9 @@ class Generate:
     answer_key: field with the answer or answers, after the preprocess's ops.
     grammar: the answers that are allowed, or a string for grammar.make such as
       'boxes(["cat", "dog"])' or 'choices("yes", "no")'; None allows all.
+    on_bad: key of batches.ON_BAD: what becomes of an example that cannot be
+      used. "stop" raises; "skip" names it, in the log and in the place of its
+      prediction, and has no score of it.
   """
 
   name: str
@@ -55,46 +58,46 @@ class Generate:
   num_workers: int = 0
   answer_key: str = "suffix"
   grammar: str | grammar_lib.Grammar | None = None
+  on_bad: str = "stop"
 
   def __len__(self) -> int:
     return min(len(self.source), self.limit or len(self.source))
 
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None
+    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
 
     Args:
-      model, params, mesh, rng: as in `predict`.
+      model, params, mesh, rng, progress: as in `predict`.
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
         is replaced as a whole or not at all; None writes nothing.
 
     Returns:
-      The values of the metric, and num_examples; the same in every process.
+      The values of the metric over the good examples, num_examples, their
+      number, and with on_bad="skip" num_bad, that of the others; the same in
+      every process.
 
     Raises:
-      ValueError: as `predict` and `score`.
+      ValueError: as `predict` and the metric; no example can be used.
     """
     metric = None if self.metric is None else metrics.make(self.metric)
     with contextlib.ExitStack() as stack:
-      path = temporary = None
-      if output_dir is not None:
+      temporary = None
+      if output_dir is not None and jax.process_index() == 0:
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
-        temporary = path.with_name("predictions.jsonl.tmp")
-        if jax.process_index() == 0:
-          stack.callback(temporary.unlink, missing_ok=True)
-          temporary.unlink(missing_ok=True)  # of a run that was killed
+        temporary = stack.enter_context(atomic.file(path))
       records, examples = self.predict(
-        model, params, mesh, path=temporary, rng=rng
+        model, params, mesh, path=temporary, rng=rng, progress=progress
       )
-      if path is not None and jax.process_index() == 0:
-        temporary.replace(path)
     scores = {}
     if metric is not None:
       scores = scoring.apply(
         metric, records, examples, answer_key=self.answer_key
       )
-    return scores | {"num_examples": float(len(records))}
+    bad = sum(map(predictions.is_bad, records))
+    scores["num_examples"] = float(len(records) - bad)
+    return scores | ({"num_bad": float(bad)} if self.on_bad == "skip" else {})
 
   def predict(
     self,
@@ -121,12 +124,13 @@ class Generate:
       settings: what the predictions depend on, as JSON values: the file is
         resumed behind its last whole batch, and refused if it has others, see
         predictions.resume. Default: there is no file yet.
-      progress: called with the number of examples done, and of all.
+      progress: called between batches with the number of examples done, and of
+        all; what it raises ends the evaluation.
 
     Returns:
       The records of all examples, in order, and the examples they are about,
-      after the ops and without the image. Without a metric, which alone would
-      read them, there are no examples.
+      after the ops and without the image, None for a bad one. Without a metric,
+      which alone would read them, there are no examples.
 
     Raises:
       ValueError: unknown sampler or grammar, the preprocess has the training
@@ -147,10 +151,9 @@ class Generate:
         append = stack.enter_context(predictions.appending(path))
       start = -(-len(records) // self.batch_size)
       for number, batch in enumerate(self._batches(start), start=start):
+        mine = batch.pop("_example").tolist(), batch.pop("_error").tolist()
         found = [
-          example
-          for part in gather.gather(batch.pop("_example").tolist())
-          for example in part
+          row for part in gather.gather(mine) for row in zip(*part, strict=True)
         ]
         decoded = self._decode(
           model,
@@ -165,7 +168,7 @@ class Generate:
           append(new)
         records += new
         if self.metric is not None:
-          examples += found[: len(new)]
+          examples += [example for example, _ in found[: len(new)]]
         progress(len(records), len(self))
     assert len(records) == len(self), "examples lost or repeated"
     return records, examples
@@ -175,6 +178,9 @@ class Generate:
 
     Args:
       count: how many; default all that are evaluated.
+
+    Returns:
+      list, with None for a bad example, if those are skipped.
     """
     with futures.ThreadPoolExecutor() as pool:
       return list(pool.map(self._example, range(len(self))[:count]))
@@ -182,8 +188,15 @@ class Generate:
   def _example(self, index):
     # The rng of batches.evaluation, so that random ops choose the same again.
     rng = np.random.default_rng(index)
-    example = self.preprocess.prepare(self.source[index], rng, self.answer_key)
-    return _without_image(example, self._reads_size)
+    try:
+      example = self.preprocess.prepare(
+        self.source[index], rng, self.answer_key
+      )
+      return _without_image(example, self._reads_size)
+    except ValueError:
+      if self.on_bad == "stop":
+        raise
+      return None
 
   @property
   def _reads_size(self) -> bool:
@@ -217,6 +230,7 @@ class Generate:
       process_count=jax.process_count(),
       num_workers=self.num_workers,
       limit=self.limit,
+      on_bad=self.on_bad,
     )
     return dataclasses.replace(all_batches, dataset=all_batches.dataset[start:])
 
@@ -238,10 +252,13 @@ class Generate:
       )
     return sharding.fetch(decoded)
 
-  def _records(self, start, examples, decoded) -> list[Record]:
+  def _records(self, start, found, decoded) -> list[Record]:
     """The records of a batch whose first example has the index `start`."""
     made = []
-    for row, example in enumerate(examples[: len(self) - start]):
+    for row, (example, error) in enumerate(found[: len(self) - start]):
+      if error:
+        made.append(predictions.bad_record(start + row, error))
+        continue
       length = decoded.num_tokens[row]
       ids = decoded.tokens[row, :length].tolist()
       log_probs = decoded.log_probs[row, :length].astype(np.float64)

@@ -28,6 +28,8 @@ class Perplexity:
     batch_size: examples per batch over all processes.
     limit: evaluate the first `limit` examples only; None for all.
     num_workers: data worker processes; 0 works in this one.
+    on_bad: key of batches.ON_BAD: what becomes of an example that cannot be
+      used. "stop" raises; "skip" names it in the log and leaves it out.
   """
 
   name: str
@@ -36,27 +38,33 @@ class Perplexity:
   batch_size: int
   limit: int | None = None
   num_workers: int = 0
+  on_bad: str = "stop"
 
   def __len__(self) -> int:
     return min(len(self.source), self.limit or len(self.source))
 
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None
+    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
   ) -> dict[str, float]:
     """Evaluates the source; nothing is written and nothing is drawn at random.
 
     Args:
-      model, params, mesh: as in `rows`.
+      model, params, mesh, progress: as in `rows`.
       output_dir: unused, as every evaluator is called alike.
       rng: unused, likewise.
 
     Returns:
-      As `reduce`.
+      As `reduce`, and with on_bad="skip" num_bad, the number of examples that
+      were left out.
 
     Raises:
       ValueError: as `rows`.
     """
-    return self.reduce(self.rows(model, params, mesh))
+    rows = self.rows(model, params, mesh, progress=progress)
+    scores = self.reduce(rows)
+    if self.on_bad == "skip":
+      scores["num_bad"] = float(len(self) - len(rows))
+    return scores
 
   def rows(
     self,
@@ -66,24 +74,26 @@ class Perplexity:
     *,
     progress: Callable[[int, int], None] | None = None,
   ) -> list[Row]:
-    """The sums of every example, in order.
+    """The sums of every good example, in order.
 
     Args:
       model: a Model, hashable.
       params: its parameters, {"img": ..., "llm": ...}.
       mesh: mesh with the axis "data", over which batches are split.
-      progress: called with the number of examples done, and of all.
+      progress: called between batches with the number of examples done, and of
+        all; what it raises ends the evaluation.
 
     Returns:
       Per example, "nll" s_i: summed nll in nats of its supervised tokens, and
       "tokens" n_i: their number.
 
     Raises:
-      ValueError: batches have no mask_loss, or it supervises no token at all.
+      ValueError: batches have no mask_loss, or it supervises no token at all; a
+        bad example, or with on_bad="skip" none that is good.
     """
     progress = progress or (lambda done, total: None)
     progress(0, len(self))
-    rows = []
+    rows, first_error = [], ""
     for batch in batches.evaluation(
       self.source,
       self.preprocess,
@@ -92,7 +102,9 @@ class Perplexity:
       process_count=jax.process_count(),
       num_workers=self.num_workers,
       limit=self.limit,
+      on_bad=self.on_bad,
     ):
+      first_error = first_error or next(filter(None, batch["_error"]), "")
       if "mask_loss" not in batch:
         raise ValueError(
           f'evaluator "{self.name}": batches have no mask_loss, so the answer'
@@ -108,6 +120,11 @@ class Perplexity:
         for s, n in zip(nll[real], tokens[real], strict=True)
       ]
       progress(len(rows), len(self))
+    if not rows:
+      raise ValueError(
+        f'evaluator "{self.name}": none of {len(self)} examples can be used, '
+        f"one of them: {first_error}"
+      )
     if not any(row["tokens"] for row in rows):
       raise ValueError(
         f'evaluator "{self.name}": no supervised token in {len(rows)}'

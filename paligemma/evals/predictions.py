@@ -3,6 +3,11 @@
     {"prefix": "count dots", "suffix": "3", "where": "val.jsonl:1", "index": 0,
      "prediction": "3", "score": -0.214, "correct": true}
 
+An example that cannot be used, if those are skipped, has a line as well, which
+says why in the place of a prediction:
+
+    {"index": 1, "error": "val.jsonl:2: truncated or damaged image"}
+
 Lines are in the order of the source, whole batches at a time. Who is killed
 leaves some batches and part of a line behind; `resume` cuts the file behind the
 last whole batch. What the predictions were made with stands beside them, in
@@ -18,11 +23,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import atomic, tree
 from paligemma.metrics import exact_match
 
 Record = dict[str, Any]
 
+_ANSWERS = {"prediction", "error"}
 _WRITTEN_AS = {"_where": "where", "_image_path": "image"}
 _OURS = ("index", "prediction", "score", "confidences", "correct")
 
@@ -62,6 +68,16 @@ def record(
   if all(isinstance(text, str) for text in texts):
     line["correct"] = bool(exact_match.exact_match(prediction, answer))
   return line
+
+
+def bad_record(index: int, error: str) -> Record:
+  """What is written of an example that cannot be used, and why it cannot."""
+  return {"index": index, "error": error}
+
+
+def is_bad(line: Record) -> bool:
+  """Whether a record is that of an example that cannot be used."""
+  return "error" in line and "prediction" not in line
 
 
 @contextlib.contextmanager
@@ -108,7 +124,7 @@ def resume(
   settings = json.loads(_to_json(settings))
   if not path.exists() or not path.stat().length:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(beside, f"{json.dumps(settings, indent=2)}\n".encode())
+    atomic.write(beside, f"{json.dumps(settings, indent=2)}\n")
     return []
   _check_settings(path, beside, settings)
   data = path.read_bytes()
@@ -122,7 +138,7 @@ def resume(
     del records[len(records) // batch_size * batch_size :]
   kept = b"".join(line + b"\n" for line in whole.split(b"\n")[: len(records)])
   if kept != data:
-    _replace(path, kept)
+    atomic.write(path, kept)
   return records
 
 
@@ -130,7 +146,7 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
   """Reads a complete file, of whatever origin.
 
   Args:
-    path: the file; each line must have "index" and "prediction".
+    path: the file; each line must have "index" and "prediction" or "error".
     count: number of examples, from 0 on, that have to be in it.
 
   Raises:
@@ -167,15 +183,22 @@ def check_examples(
   Args:
     path: for the message.
     records: of `read`.
-    examples: as many, after the ops.
+    examples: as many, after the ops; None for one that cannot be used.
 
   Raises:
     ValueError: a line and its example have a field with different values, but
-      for "where", which may have moved.
+      for "where", which may have moved; or a prediction has no example.
   """
   for number, (line, example) in enumerate(
     zip(records, examples, strict=True), start=1
   ):
+    if is_bad(line):
+      continue
+    if example is None:
+      raise ValueError(
+        f"{path}:{number}: a prediction for an example that cannot be used: "
+        "these are predictions for other data"
+      )
     for key, value in _fields(example).items():
       if key in {"where", *_OURS} or key not in line:
         continue
@@ -240,13 +263,12 @@ def _record_of(line, index, where):
     raise ValueError(
       f"{where}: not JSON: {error}, found {line[:40]!r}"
     ) from None
-  if not isinstance(found, Mapping) or not {"index", "prediction"} <= set(
-    found
-  ):
-    keys = f"keys {', '.join(found)}" if isinstance(found, Mapping) else ""
+  is_object = isinstance(found, Mapping)
+  if not is_object or "index" not in found or not found.keys() & _ANSWERS:
+    keys = f"keys {', '.join(found)}" if is_object else ""
     raise ValueError(
       f"{where}: found {keys or repr(found)[:40]}, expected an object with"
-      ' "index" and "prediction"'
+      ' "index" and "prediction" (or "error")'
     )
   problem = ""
   if type(found["index"]) is not int or found["index"] < 0:
@@ -255,7 +277,9 @@ def _record_of(line, index, where):
     problem = f"index {found['index']} for the second time, expected {index}"
   elif found["index"] > index:
     problem = f"index {found['index']}, expected {index}: a line is missing"
-  elif not isinstance(found["prediction"], str):
+  elif is_bad(found) and not isinstance(found["error"], str):
+    problem = f"error {found['error']!r:.40}, expected a text"
+  elif not is_bad(found) and not isinstance(found["prediction"], str):
     problem = f"prediction {found['prediction']!r:.40}, expected a text"
   elif not _are_numbers(found.get("confidences", [])):
     problem = (
@@ -281,10 +305,3 @@ def _to_python(value):
   if isinstance(value, np.generic):
     return value.item()
   raise TypeError(f"no JSON for {type(value).__name__}")
-
-
-def _replace(path, data):
-  """Writes a file that appears complete or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  temporary.write_bytes(data)
-  temporary.replace(path)

@@ -127,8 +127,7 @@ def measure(config, *, peer, runs, steps, growth):
     "flops": flops,
     "bytes": size,
     **rates,
-    "mfu": peak
-    and plan.flops_per_step * examples_per_s["median"] / rows / peak,
+    "mfu": peak and flops * examples_per_s["median"] / rows / peak,
     "losses": ours,
     "loss_difference": _largest_difference(ours, plain),
   }

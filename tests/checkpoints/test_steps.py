@@ -284,6 +284,15 @@ def test_two_processes(tmp_path):
   with steps.StepCheckpoints(tmp_path) as checkpoints:
     found, _, _ = checkpoints.restore(5, trainable, ())
     np.testing.assert_array_equal(found["w"][:, 0], [0, 0, 0, 1, 1, 1])
-    message = "2 processes saved where they stood in the data, this run has 1"
+    message = "2 processes stood at different places in the data, this run has"
     with pytest.raises(ValueError, match=message):
       checkpoints.restore(5, trainable, (), data_iterator=iterator())
+    # Where they stood at the same place, one can go on from there.
+    states[1].write_text(states[0].read_text())
+    resumed = iterator()
+    checkpoints.restore(5, trainable, (), data_iterator=resumed)
+    assert resumed.get_state() == json.loads(states[0].read_text())
+    states[0].write_text("{")
+    message = "process_0-of-2.json: missing or damaged"
+    with pytest.raises(ValueError, match=message):
+      checkpoints.restore(5, trainable, (), data_iterator=resumed)

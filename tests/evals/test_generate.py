@@ -348,6 +348,75 @@ def test_killed_again_and_again_the_file_is_the_same(
       assert one["prefix"] == other["prefix"]
 
 
+class Damaged:
+  """A source some of whose examples cannot be read."""
+
+  def __init__(self, source, bad):
+    self.source, self.bad = source, bad
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, index):
+    if index in self.bad:
+      raise ValueError(f"x.jsonl:{index + 1}: no image")
+    return self.source[index]
+
+
+def test_a_bad_example_is_an_error_or_is_named_and_has_no_score(
+  evaluator, run, plain, caplog
+):
+  bad = (2, 5, 10)  # the last one of the source among them
+  damaged = dataclasses.replace(
+    evaluator, source=Damaged(evaluator.source, bad), metric="exact_match"
+  )
+  with pytest.raises(ValueError, match=r"^x.jsonl:3: no image$"):
+    run(damaged)
+  skipping = dataclasses.replace(damaged, on_bad="skip")
+  scores, lines = run(skipping)
+  assert column(lines, "index") == list(range(11))
+  for index in bad:
+    error = f"x.jsonl:{index + 1}: no image"
+    assert lines[index] == {"index": index, "error": error}
+    assert f"left a bad example out: {error}" in caplog.text
+  good = [line for line in lines if "error" not in line]
+  assert_same(good, [line for line in plain if line["index"] not in bad])
+  right = sum(line["correct"] for line in good)
+  assert scores["exact_match"] == right / 8
+  assert (scores["num_examples"], scores["num_bad"]) == (8, 3)
+  # Data workers are other processes; what is wrong must come back from them.
+  assert run(dataclasses.replace(skipping, num_workers=2)) == (scores, lines)
+
+
+def test_no_good_example_is_an_error(evaluator, run):
+  damaged = dataclasses.replace(
+    evaluator,
+    source=Damaged(evaluator.source, range(11)),
+    on_bad="skip",
+    metric="exact_match",
+  )
+  message = "none of 11 examples can be used, the first: x.jsonl:1: no image"
+  with pytest.raises(ValueError, match=message):
+    run(damaged)
+
+
+def test_a_file_with_bad_examples_is_resumed(evaluator, predict, tmp_path):
+  skipping = dataclasses.replace(
+    evaluator,
+    source=Damaged(evaluator.source, (1, 7)),
+    on_bad="skip",
+    metric="exact_match",
+  )
+  whole = predict(skipping, "y.jsonl")
+  path = tmp_path / "y.jsonl"
+  data = path.read_bytes()
+  path.write_bytes(b"".join(data.splitlines(keepends=True)[:7]))
+  again = predict(skipping, "y.jsonl")
+  assert path.read_bytes() == data
+  assert again[0] == whole[0]
+  assert [x is None for x in again[1]] == [i in (1, 7) for i in range(11)]
+
+
 def test_resuming_decodes_only_what_is_left(evaluator, predict, tmp_path):
   done = []
   predict(evaluator, "y.jsonl", progress=lambda *at: done.append(at))

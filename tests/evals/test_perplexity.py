@@ -54,6 +54,31 @@ def test_definitions(evaluator, model, params, one_device, expected):
   assert_same(evaluator.run(model, params, one_device), expected)
 
 
+class Damaged(list):
+  """Examples of which the fourth and the last cannot be read."""
+
+  def __getitem__(self, index):
+    if index in (3, 10):
+      raise ValueError(f"x.jsonl:{index + 1}: no image")
+    return super().__getitem__(index)
+
+
+def test_a_bad_example_is_an_error_or_left_out(
+  evaluator, model, params, one_device, examples, caplog
+):
+  damaged = dataclasses.replace(evaluator, source=Damaged(examples))
+  with pytest.raises(ValueError, match=r"^x.jsonl:4: no image$"):
+    damaged.run(model, params, one_device)
+  skipping = dataclasses.replace(damaged, on_bad="skip")
+  found = skipping.run(model, params, one_device)
+  assert found.pop("num_bad") == 2
+  assert found["num_examples"] == 9
+  assert "left a bad example out: x.jsonl:11: no image" in caplog.text
+  good = [x for i, x in enumerate(examples) if i not in (3, 10)]
+  alone = dataclasses.replace(evaluator, source=good)
+  assert_same(found, alone.run(model, params, one_device))
+
+
 def test_padding_of_the_last_batch_changes_nothing(
   evaluator, model, params, one_device
 ):

@@ -232,6 +232,20 @@ def test_other_data_are_noticed(path, records):
     predictions.check_examples(path, records, examples)
 
 
+def test_a_line_that_says_why_there_is_no_prediction_is_one(tmp_path):
+  path = tmp_path / "y.jsonl"
+  bad = predictions.bad_record(0, "x.jsonl:1: no image")
+  # An "error" beside a prediction is a field of the data.
+  good = {"index": 1, "prediction": "1", "error": "none"}
+  path.write_text(f"{json.dumps(bad)}\n{json.dumps(good)}\n")
+  found = predictions.read(path, 2)
+  assert found == [bad, good]
+  assert [predictions.is_bad(line) for line in found] == [True, False]
+  predictions.check_examples(path, found, [None, {"error": "none"}])
+  with pytest.raises(ValueError, match=r"y.jsonl:2: a prediction for an exam"):
+    predictions.check_examples(path, found, [None, None])
+
+
 def test_bare_predictions_of_another_program_will_do(tmp_path):
   path = tmp_path / "y.jsonl"
   path.write_text('{"prediction": "a", "index": 0}\n')

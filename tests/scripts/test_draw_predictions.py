@@ -36,6 +36,12 @@ def _has_tint(image, channel):
   return (pixels[..., channel] > others + 50).any()
 
 
+def test_an_example_without_a_prediction_has_no_picture(tmp_path):
+  bad = {"index": 0, "error": "val.jsonl:1: no image"}
+  path = _write(tmp_path, [bad, _prediction()])
+  assert draw_predictions.read_predictions(path, 5) == [_prediction()]
+
+
 @pytest.mark.parametrize("correct", [True, False])
 def test_colour_tells_right_from_wrong(correct):
   picture = Image.new("L", (8, 8), 255)

@@ -60,7 +60,7 @@ def run(tiny, out, *, data=None, **options):
 @pytest.fixture(scope="module")
 def lines(tiny, tmp_path_factory):
   path = tmp_path_factory.mktemp("whole") / "y.jsonl"
-  assert run(tiny, path) == 23
+  assert run(tiny, path) == (23, 0)
   return predictions.read(path, 23)
 
 
@@ -115,7 +115,7 @@ def test_several_pictures_a_line(tiny, tmp_path):
   pairs = [["1.png", "2.png"], ["2.png", "1.png"], ["3.png", "3.png"]]
   rows = [{"image": pair, "prefix": "what digit"} for pair in pairs]
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert run(tiny, tmp_path / "y.jsonl", data=data) == 3
+  assert run(tiny, tmp_path / "y.jsonl", data=data) == (3, 0)
   found = predictions.read(tmp_path / "y.jsonl", 3)
   assert [line["image"] for line in found] == pairs
   asked = [[tiny.folder / name for name in pair] for pair in pairs]
@@ -178,11 +178,29 @@ def test_killed_at_random_it_writes_the_same_file(tiny, tmp_path):
   assert len(predictions.read(whole, 9 * 23)) == 9 * 23
 
 
+def test_an_image_that_cannot_be_read_has_no_prediction(tiny, lines, tmp_path):
+  data = tmp_path / "x.jsonl"
+  rows = [json.loads(x) for x in tiny.data.read_text().splitlines()]
+  for row in rows:
+    row["image"] = str(tiny.folder / row["image"])
+  rows[5]["image"] = "none.png"
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(ValueError, match=r"x.jsonl:6: cannot read image"):
+    run(tiny, tmp_path / "y.jsonl", data=data)
+  # What stopped at it goes on past it.
+  out = tmp_path / "y.jsonl"
+  assert run(tiny, out, data=data, on_bad="skip") == (22, 1)
+  found = predictions.read(out, 23)
+  assert "x.jsonl:6: cannot read image" in found[5]["error"]
+  del found[5]
+  assert texts(found) == texts(lines[:5] + lines[6:])
+
+
 def test_what_is_complete_is_not_made_again(tiny, tmp_path, monkeypatch):
   run(tiny, tmp_path / "y.jsonl")
   before = (tmp_path / "y.jsonl").read_bytes()
   monkeypatch.setattr(decode, "generate", None)
-  assert run(tiny, tmp_path / "y.jsonl") == 23
+  assert run(tiny, tmp_path / "y.jsonl") == (23, 0)
   assert (tmp_path / "y.jsonl").read_bytes() == before
 
 

@@ -49,12 +49,26 @@ def bad(write, answers):
 
 
 def test_scores_are_those_of_the_metric(tiny, good, answers):
-  count, scores = command.score(tiny.config(), good)
-  assert count == 23
+  count, scores, num_bad = command.score(tiny.config(), good)
+  assert (count, num_bad) == (23, 0)
   rows = [{"exact_match": float(i < 18)} for i in range(23)]
   expected = bootstrap.estimate(exact_match.ExactMatch(), rows)
   assert scores == expected
   assert scores["exact_match"].value == pytest.approx(18 / 23)
+
+
+def test_an_example_that_could_not_be_used_has_no_score(tiny, good, tmp_path):
+  lines = good.read_text().splitlines()
+  lines[3] = '{"index": 3, "error": "data.jsonl:4: no image"}'
+  path = tmp_path / "one_bad.jsonl"
+  path.write_text("\n".join(lines) + "\n")
+  count, scores, num_bad = command.score(tiny.config(), path)
+  assert (count, num_bad) == (22, 1)
+  assert scores["exact_match"].value == pytest.approx(17 / 22)
+  # Of two files, what both have a prediction for.
+  count, scores, num_bad = command.score(tiny.config(), good, against=path)
+  assert (count, num_bad) == (22, 1)
+  assert scores["exact_match"].difference == 0
 
 
 def test_another_metric(tiny, write, answers):
@@ -75,11 +89,11 @@ def test_what_was_evaluated_is_scored_alike(tiny, tmp_path):
   ((_, count, scores),) = evaluate.evaluate(
     config, tiny.weights, split="val", out=out, limit=11
   )
-  assert command.score(config, out, limit=11) == (count, scores)
+  assert command.score(config, out, limit=11) == (count, scores, 0)
 
 
 def test_two_files_are_compared_example_by_example(tiny, good, bad):
-  _, scores = command.score(tiny.config(), good, against=bad)
+  _, scores, _ = command.score(tiny.config(), good, against=bad)
   (found,) = scores.values()
   assert (found.a, found.b) == pytest.approx((18 / 23, 10 / 23))
   assert found.difference == pytest.approx(8 / 23)

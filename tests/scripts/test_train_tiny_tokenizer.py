@@ -80,14 +80,6 @@ def test_questions_on_pictures_are_short(processor):
   assert max(lengths) <= 30
 
 
-def test_written_file_replaces_the_old_one(tmp_path):
-  path = tmp_path / "assets" / "small.model"
-  for content in (b"old", b"new"):
-    train_tiny_tokenizer.write_whole(path, content)
-    assert path.read_bytes() == content
-  assert [p.name for p in path.parent.iterdir()] == ["small.model"]
-
-
 def test_library_reads_the_file():
   ours = tokenizer.Tokenizer(ASSET)
   assert ours.vocab_size == 1792

@@ -158,6 +158,7 @@ class Processes:
         },
         stdout=file,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
       )
     self._logs[process] = log
     return process
@@ -240,11 +241,12 @@ def main(monkeypatch):
   Returns the line a mistake ends in, or None.
   """
 
-  def run(config, folder, dry_run=False):
+  def run(config, folder, dry_run=False, override=False):
     for flag, value in (
       ("_CONFIG", config),
       ("_WORKDIR", str(folder)),
       ("_DRY_RUN", dry_run),
+      ("_OVERRIDE", override),
       ("_DISTRIBUTED", False),
     ):
       holder = types.SimpleNamespace(value=value)

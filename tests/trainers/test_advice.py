@@ -1,6 +1,6 @@
 import pytest
 
-from trainers import advice
+from trainers import advice, memory
 from trainers.memory import GIB, Memory
 from trainers.plan import Plan
 
@@ -23,13 +23,32 @@ def test_large_temporaries_ask_for_fewer_examples(tiny):
   assert first == "34.00 GiB needed, 16.00 usable: 18.00 too much"
   # 8 examples on each of 8 devices: 30 GiB / 4 is below 12, 30 / 2 is not.
   assert found[:3] == [
-    "remat_policy=nothing_saveable in model.img and model.llm: keeps the least "
-    "of each layer",
+    "remat_policy=block_inputs in model.img and model.llm: keeps the least of "
+    "each layer",
     "accumulate_steps=4: the same batch in turns",
     "batch_size=24, about; see --largest_batch",
   ]
   assert found[3].startswith("tune=attention: 0.00 GiB more of parameters")
   assert found[-1] == "more than 8 devices, with fewer examples on each"
+
+
+def test_no_policy_keeps_less_than_the_advised_one(tiny):
+  def temporaries(policy):
+    values = {"model.dtype": "bfloat16"}
+    for tower in ("img", "llm"):
+      # Deep, so that what layers keep outweighs what a layer needs.
+      values |= {
+        f"model.{tower}.remat_policy": policy,
+        f"model.{tower}.depth": 29,
+      }
+    config = tiny.config(values, tune="attention", batch_size=32, text_len=97)
+    plan = Plan(config, examples_per_epoch=10)
+    return memory.of(plan.compile_step()).temporaries
+
+  least = temporaries(advice.LEAST)
+  assert temporaries("none") > 1.1 * least
+  # At these sizes the same, at published ones up to twice as much.
+  assert temporaries("nothing_saveable") > 0.98 * least
 
 
 def test_large_arguments_ask_for_less_to_keep(tiny):

@@ -1,12 +1,15 @@
 """A mistake ends in one line that says where, and harms no earlier result."""
 
 import dataclasses
+import errno
 import io
 import json
+import os
 import re
 import shutil
 from typing import ClassVar
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -22,6 +25,8 @@ from trainers.loop import Loop
 from trainers.plan import Plan
 
 STOPPED, TOTAL = 3, 6
+# Of a line of metrics, what an interruption must not change.
+EQUAL = ("step", "loss", "grad_norm", "pplx/perplexity", "val/exact_match")
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +202,50 @@ def test_what_was_mended_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
   assert [line["step"] for line in lines] == list(range(1, TOTAL + 1))
 
 
+def test_what_was_moved_goes_on(tiny, afresh, main, reuse_steps, read_metrics):
+  """Data, tokenizer and weights at another path; the frozen weights count."""
+  moved = afresh / "moved"
+  (afresh / "data").rename(moved)
+  config = make_config(
+    tiny,
+    afresh,
+    {"log_steps": 2, "checkpoint_percent": 0.5, "sharding": ((".*", "fsdp"),)},
+    train=moved / "train.jsonl",
+    tokenizer=moved / "tiny_tokenizer.model",
+    init=moved / "paligemma_tiny.npz",
+  )
+  folder = afresh / "run"
+  assert main(config, folder) is None
+  assert [line["step"] for line in read_metrics(folder)] == [1, 2, 3, 4, 6]
+  history = (folder / "history.jsonl").read_text().splitlines()
+  assert json.loads(history[0])["step"] == STOPPED
+
+
+@pytest.mark.parametrize("change", ["longer", "larger batches"])
+def test_other_values_change_a_run_if_asked_to(
+  tiny, afresh, main, reuse_steps, read_metrics, change, capfd
+):
+  config = make_config(tiny, afresh)
+  if change == "longer":
+    config.total_epochs, total = 9 * 8 / 13, 9
+  else:
+    config.batch_size, config.total_epochs, total = 16, 5 * 16 / 13, 5
+  folder = afresh / "run"
+  assert_one_line(main(config, folder), "another config .*--override_config")
+  assert main(config, folder, override=True) is None
+  assert "resumed with changes: " in capfd.readouterr().err
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == list(range(1, total + 1))
+  assert lines[-1]["num_examples"] == config.batch_size
+  assert lines[-1]["learning_rate"] > 0
+  # From now on it is the config of the run.
+  assert main(config, folder) is None
+  shorter = make_config(tiny, afresh, epochs=2 * 8 / 13)
+  line = main(shorter, folder, override=True)
+  message = f"that of step {total}, but the training now ends at step 2; give"
+  assert_one_line(line, message)
+
+
 def test_a_tokenizer_without_locations(tiny, afresh, main, sentencepiece_model):
   (afresh / "data/tiny_tokenizer.model").write_bytes(sentencepiece_model)
   line = main(make_config(tiny, afresh), afresh / "run")
@@ -213,6 +262,33 @@ def test_a_folder_of_another_config(tiny, afresh, main):
     r"\(learning_rate: found 0.03, given 0.5\); use another --workdir",
   )
   assert contents(afresh / "run") == before
+
+
+def test_a_full_disk_is_one_line_with_the_path(
+  tiny, afresh, main, reuse_steps, monkeypatch, capfd
+):
+  """As tensorstore tells it, in the background, and as Python does."""
+  config = make_config(tiny, afresh)
+  folder = afresh / "run"
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def save_fails(self, *arguments, **named):
+    raise ValueError("at file 9: No space left [os_error_code='28']")
+
+  def close_fails(self):
+    raise full
+
+  for name, fails, path in (
+    ("orbax.checkpoint.CheckpointManager.save", save_fails, "checkpoints"),
+    ("tensorboardX.SummaryWriter.close", close_fails, "tensorboard"),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(name, fails)
+      line = main(config, folder)
+    assert line == f"error: {folder / path}: {os.strerror(errno.ENOSPC)}"
+    assert "Traceback" not in capfd.readouterr().err
+  # With room again, it goes on.
+  assert main(config, folder) is None
 
 
 BAD_CONFIGS = {
@@ -278,15 +354,66 @@ def test_pickled_weights_are_refused(tiny, afresh, main, reuse_steps):
   assert_one_line(line, f"{path}: img/head/bias: pickled objects are refused")
 
 
-def test_no_supervised_token(tiny, afresh, main, reuse_steps, read_metrics):
+def test_an_epoch_that_is_skipped_as_a_whole_ends_the_run(
+  tiny, afresh, main, reuse_steps, read_metrics
+):
   for picture in (afresh / "data").glob("train*.png"):
     picture.unlink()
   config = make_config(tiny, afresh, {"train.on_bad": "skip"})
-  before = contents(afresh / "run/checkpoints")
   line = main(config, afresh / "run")
-  assert_one_line(line, "the batch of step 4 supervises no token: all its exam")
+  assert_one_line(
+    line,
+    "step 5: every example of the last 2 batches, a whole epoch, was skipped; "
+    "check the data",
+  )
+  assert [m["step"] for m in read_metrics(afresh / "run")] == [1, 2, 3, 4]
+
+
+def test_no_supervised_token(tiny, afresh, main, reuse_steps, monkeypatch):
+  read = TrainBatches.__next__
+
+  def reads(self):
+    batch = read(self)
+    return {**batch, "mask_loss": 0 * batch["mask_loss"]}
+
+  monkeypatch.setattr(TrainBatches, "__next__", reads)
+  before = contents(afresh / "run/checkpoints")
+  line = main(make_config(tiny, afresh), afresh / "run")
+  assert_one_line(line, "the batch of step 4 supervises no token: its examples")
   assert contents(afresh / "run/checkpoints") == before
-  assert [m["step"] for m in read_metrics(afresh / "run")] == [1, 2, 3]
+
+
+def test_a_batch_whose_every_example_is_skipped_is_no_step(
+  tiny, afresh, main, reuse_steps, read_metrics, capfd, monkeypatch
+):
+  """Of 13 batches of one example, over two epochs, one cannot be read."""
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda: devices)
+  (afresh / "data/train5.png").unlink()
+  config = make_config(
+    tiny,
+    afresh,
+    {"train.on_bad": "skip", "ema_decay": 0.5},
+    batch_size=1,
+    epochs=2.0,
+  )
+  config.schedule = ((".*", {"decay": "cosine"}),)
+  folder = afresh / "new"
+  assert main(config, folder) is None
+  lines = read_metrics(folder)
+  assert [line["step"] for line in lines] == list(range(1, 27))
+  empty = [line["step"] for line in lines if not line["num_examples"]]
+  assert len(empty) == 2
+  said = capfd.readouterr().err
+  for number, step in enumerate(empty, start=1):
+    before, line = lines[step - 2], lines[step - 1]
+    assert "loss" not in line
+    assert line["empty_batches"] == line["skipped"] == number
+    assert line["param_norm"] == before["param_norm"]
+    assert line["learning_rate"] == before["learning_rate"]
+    assert f"step {step}: every example of its batch was skipped; the" in said
+  rates = [line["learning_rate"] for line in lines if "loss" in line]
+  assert len(set(rates)) == 24  # each step had its own
 
 
 def test_weights_that_are_no_numbers(tiny, afresh, main, reuse_steps):
@@ -307,9 +434,10 @@ class Recorder:
   name: str
   source: object
   preprocess: object
+  on_bad: str
   seen: ClassVar[list] = []
 
-  def run(self, model, params, mesh, *, output_dir, rng):
+  def run(self, model, params, mesh, *, output_dir, rng, progress):
     w = params["llm"]["layers"]["attn"]["q_einsum"]["w"]
     self.seen.append(bool(np.isfinite(w).all()))
     return {"calls": len(self.seen)}
@@ -416,6 +544,76 @@ def test_skipped_and_cut_examples_are_counted(
   batches.close()
   assert skipped > 4
   assert truncated > 2
+
+
+def test_evaluators_skip_what_the_training_skips(
+  tiny, afresh, main, reuse_steps, read_metrics
+):
+  (afresh / "data/val2.png").unlink()
+  evals_of_all = tiny.config().evals.to_dict()
+  for spec in evals_of_all.values():
+    spec["source"]["path"] = str(afresh / "data/val.jsonl")
+  config = make_config(tiny, afresh, {"evals": evals_of_all})
+  line = main(config, afresh / "new")
+  assert_one_line(line, r"evals.\w+: 1 of 5 examples looked at cannot be used")
+  config.train.on_bad = "skip"
+  assert main(config, afresh / "new") is None
+  last = read_metrics(afresh / "new")[-1]
+  assert (last["val/num_examples"], last["val/num_bad"]) == (4, 1)
+  path = afresh / "new/val/predictions.jsonl"
+  lines = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [x["index"] for x in lines if "error" in x] == [2]
+  assert "val.jsonl:3: cannot read image" in lines[2]["error"]
+  # What an evaluator says of its own counts for it alone.
+  config.evals.val.on_bad = "stop"
+  line = main(config, afresh / "new")
+  assert_one_line(line, "evals.val: 1 of 5 examples looked at cannot be used")
+
+
+# Questions from the start on: between batches of evaluations, one a step, and
+# in the final export.
+@pytest.mark.parametrize("questions", [1, 3, 5, 7, 12, 25, 31, 50])
+def test_stopped_anywhere_it_goes_on_as_if_nothing_had_been(
+  tiny, afresh, main, reuse_steps, read_metrics, monkeypatch, capfd, questions
+):
+  evals_of_all = tiny.config().evals.to_dict()
+  for spec in evals_of_all.values():
+    spec |= {"every_percent": None, "every_steps": 2}
+  values = {"evals": evals_of_all, "checkpoint_percent": 0.5}
+  config = make_config(tiny, afresh, values)
+  whole = afresh / "whole"
+  if not whole.exists():
+    assert main(config, whole) is None
+  asked = 0
+
+  def requested(self, step):
+    nonlocal asked
+    asked += 1
+    return asked == questions
+
+  folder = afresh / "stopped"
+  with monkeypatch.context() as patch:
+    patch.setattr(preemption.Preemption, "requested", requested)
+    capfd.readouterr()
+    assert main(config, folder) is None
+    assert asked == questions, "ended before it was asked to stop"
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert re.match(r"stopped at step \d: (saved, )?start again to res", last)
+    assert not (folder / "final.npz").exists()
+    assert not list(folder.glob("**/*.tmp"))
+    assert not (folder / "trainer.lock").exists()
+  assert main(config, folder) is None
+  final = (whole / "final.npz").read_bytes()
+  assert (folder / "final.npz").read_bytes() == final
+  lines = [
+    [{k: v for k, v in line.items() if k in EQUAL} for line in read_metrics(at)]
+    for at in (whole, folder)
+  ]
+  assert lines[0] == lines[1]
+  predictions = [
+    (at / "val/predictions.jsonl").read_bytes() for at in (whole, folder)
+  ]
+  assert predictions[0] == predictions[1]
 
 
 @pytest.mark.parametrize("bad", [2, TOTAL])

@@ -107,6 +107,25 @@ def test_decoding_by_hand():
   assert found == 13 * 2 * (VIT + VIT_MIXING + gemma + mixing)
 
 
+def test_only_supervised_tokens_have_logits_and_a_head_needs_no_tower():
+  model, shapes = make_model(
+    4,
+    vocab_size=11,
+    img=dict(variant="mu/2", width=4, depth=2, mlp_dim=10, num_heads=2),
+    llm=dict(width=6, depth=3, mlp_dim=7, num_heads=3, head_dim=8),
+  )
+  sizes = dict(batch_size=13, res=4, text_len=5)
+  trained = names(shapes, "llm/.*")
+  all_text = flops.train_step(model, shapes, trained, **sizes)
+  few = flops.train_step(model, shapes, trained, supervised=29, **sizes)
+  assert all_text - few == 2 * 3 * (13 * 5 - 29) * VOCABULARY
+
+  # Forward through the tower, the head and what its weights need.
+  found = flops.train_step(model, shapes, names(shapes, "img/head/.*"), **sizes)
+  tower = VIT + VIT_MIXING + 4 * HEAD
+  assert found == 13 * 2 * (tower + 2 * GEMMA + 3 * GEMMA_MIXING)
+
+
 @pytest.mark.parametrize("pattern", ["llm/.*attn/.*", ".*"])
 def test_the_compiler_counts_alike(pattern):
   # Unrolled, as the compiler counts the body of a loop once; wide and deep

@@ -199,6 +199,55 @@ def test_rows_that_only_fill_the_batch_count_for_nothing(
   )
 
 
+@pytest.mark.parametrize("accumulate_steps", [1, 3])
+def test_a_batch_without_an_example_is_no_step(
+  model, params, batch, accumulate_steps
+):
+  trainable, frozen = params
+  optimizer, _ = optim.make(
+    list(trainable),
+    total_steps=10,
+    optimizer="adamw",
+    weight_decay=0.1,
+    schedule=((".*", {"decay": "cosine", "warmup_steps": 1}),),
+  )
+  step = jax.jit(
+    step_lib.make_step(
+      model,
+      optimizer,
+      seed=3,
+      accumulate_steps=accumulate_steps,
+      ema_decay=0.75,
+    )
+  )
+  start = {name: jnp.asarray(x) for name, x in trainable.items()}
+  state = TrainState(jnp.int32(0), start, optimizer.init(start), start)
+  # Moments, counts and averages that a step of length zero would change.
+  for _ in range(2):
+    state, _ = step(state, frozen, batch)
+  padding = {name: np.zeros_like(x) for name, x in batch.items()}
+  # Skipped rows are zeros; that they count for nothing is decided by _mask.
+  none_real = {**batch, "_mask": np.zeros(ROWS, bool)}
+  for empty in (padding, none_real):
+    after, measured = step(state, frozen, empty)
+    assert int(after.step) == int(state.step) + 1
+    unchanged = after.replace(step=state.step)
+    for found, expected in zip(
+      jax.tree.leaves(unchanged), jax.tree.leaves(state), strict=True
+    ):
+      np.testing.assert_array_equal(found, expected)
+    assert all(np.isfinite(x) for x in measured.values())
+    names = ("loss", "grad_norm", "update_norm", "num_examples")
+    assert [measured[name] for name in names] == [0, 0, 0, 0]
+    assert measured["param_norm"] > 0
+  # The next batch is the step that it would have been.
+  found, _ = step(after, frozen, batch)
+  expected, _ = step(state, frozen, batch)
+  assert_equal(found.trainable, expected.trainable)
+  assert_equal(found.ema, expected.ema)
+  assert step._cache_size() == 1
+
+
 def test_padding_may_be_anywhere_and_of_any_length(model, params, batch, after):
   trainable, frozen = params
   longer = dict(batch)

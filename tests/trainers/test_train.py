@@ -1,5 +1,6 @@
 """Whole runs: stopped and resumed, on any mesh, with any choice."""
 
+import os
 import signal
 
 import jax
@@ -72,20 +73,23 @@ def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   assert found == without_speed(read_metrics(uninterrupted.folder))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_terminated_and_resumed(
-  uninterrupted, processes, read_metrics, tmp_path
+  uninterrupted, processes, read_metrics, tmp_path, number
 ):
-  # Evaluations are no part of the training.
+  # Evaluations are no part of the training, nor are data workers, who get a
+  # Ctrl-C too.
   command = (*uninterrupted.command, "--config.evals={}")
-  command = (*command, f"--workdir={tmp_path}")
+  command = (*command, f"--workdir={tmp_path}", "--config.train.num_workers=1")
   process = processes.start(*command)
   log = tmp_path / "metrics.jsonl"
   processes.wait_until(
     process, lambda: log.exists() and '"step": 17' in log.read_text()
   )
-  process.send_signal(signal.SIGTERM)
+  os.killpg(process.pid, number)
   status, output = processes.finish(process)
   assert status == 0, output
+  assert "Traceback" not in output
   stopped = saved_steps(tmp_path)[-1]
   assert f"stopped at step {stopped}: saved, start again to resume" in output
   assert stopped == read_metrics(tmp_path)[-1]["step"] < TOTAL
