@@ -136,14 +136,16 @@ class Report:
 
 def _drop(path, first_step, repeated):
   def keep(line):
-    if not line.endswith("}\n"):  # cut short when the machine went down
-      return False
-    values = json.loads(line)
+    try:
+      values = json.loads(line)
+      step = values["step"] + 0
+    except (KeyError, RecursionError, TypeError, ValueError):
+      return False  # damaged, as when the machine went down
     again = any(name.startswith(repeated) for name in values)
     last_kept = first_step - 1 if again else first_step
-    return values["step"] <= last_kept
+    return step <= last_kept
 
   if not path.exists():
     return
-  kept = filter(keep, path.read_text().splitlines(keepends=True))
-  atomic.write(path, "".join(kept))
+  kept = filter(keep, path.read_bytes().split(b"\n"))
+  atomic.write(path, b"".join(line + b"\n" for line in kept))

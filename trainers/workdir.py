@@ -11,7 +11,7 @@ import re
 import jax
 from etils import epath
 
-from paligemma import atomic, tree
+from paligemma import atomic, regular, tree
 from paligemma.checkpoints import fingerprint, formats
 
 # May change between two starts of a run, as it changes no step: what is shown,
@@ -53,8 +53,9 @@ def check(path, config, *, override=False):
   Raises:
     ValueError: the folder belongs to another config; names what differs. Or its
       config cannot be read.
+    OSError: it is no folder of a file system.
   """
-  folder = epath.Path(path)
+  folder = regular.path(path)
   old = _read(folder / "config.json")
   if old is None or override:
     return folder

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import regular, tree
 from paligemma.data import video as video_lib
 
 
@@ -277,8 +277,8 @@ class _Lines:
   """The objects of a JSONL file and their places, by index."""
 
   def __init__(self, path):
+    self._positions = _line_positions(path)
     self._path = epath.Path(path)
-    self._positions = _line_positions(self._path)
 
   def __len__(self):
     return len(self._positions)
@@ -299,13 +299,14 @@ def _line_positions(path):
   """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
   positions, offset = [], 0
   try:
-    with path.open("rb") as file:
+    with regular.path(path).open("rb") as file:
       for number, line in enumerate(file, start=1):
         if line.strip():
           positions.append((number, offset))
         offset += len(line)
   except OSError as error:
-    raise ValueError(f"{path}: cannot read data: {error}") from None
+    reason = error.strerror or error
+    raise ValueError(f"{path}: cannot read data: {reason}") from None
   if not positions:
     raise ValueError(f"{path}: empty data set, expected a JSON object a line")
   return np.array(positions, np.int64)
@@ -317,6 +318,8 @@ def _parse_line(line, where):
     fields = json.loads(text)
   except UnicodeDecodeError as error:
     raise ValueError(f"{where}: not UTF-8: {error}") from None
+  except RecursionError:
+    raise ValueError(f"{where}: JSON with too many brackets") from None
   except json.JSONDecodeError as error:
     found = repr(text[error.pos : error.pos + 20]) if text[error.pos :] else ""
     raise ValueError(
@@ -341,6 +344,7 @@ def _read_file(root, kind, name, where, frames=None):
   """The contents of an image or a video, or some frames of a video."""
   path = epath.Path(name) if "://" in name else root / name
   try:
+    path = regular.path(path)
     if frames is None:
       return path.read_bytes()
     with path.open("rb") as file:
@@ -348,6 +352,8 @@ def _read_file(root, kind, name, where, frames=None):
   except OSError as error:
     reason = error.strerror or error
     raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
+  except ValueError as error:  # a NUL in the path
+    raise ValueError(f"{where}: cannot read {kind}: {error}") from None
 
 
 def _open_tfds(name, split, data_dir, image_key):

@@ -415,3 +415,18 @@ def test_frames_of_a_video_reach_the_model(videos, tokenizer):
   assert image.shape == (3, 7, 7, 3)
   expected = np.array([0, 4, 8]) / 127.5 - 1
   np.testing.assert_allclose(image.mean((1, 2, 3)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("[" * 100_000, "JSON with too many brackets"),
+    ('{"image": "a\\u0000.png"}', "cannot read image: embedded null byte"),
+    ("\x00", "malformed JSON at column 1"),
+  ],
+)
+def test_a_line_of_any_damage_is_named(tmp_path, line, message):
+  path = tmp_path / "x.jsonl"
+  path.write_text(f"{line}\n")
+  with pytest.raises(ValueError, match=rf"^\S*x.jsonl:1: {message}"):
+    sources.Jsonl(path)[0]
