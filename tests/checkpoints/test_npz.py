@@ -232,9 +232,7 @@ def test_a_header_without_its_brace(tmp_path):
   array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
   with zipfile.ZipFile(path, "w") as archive:
     archive.writestr("w.npy", array + b"1234")
-  with pytest.raises(
-    ValueError, match=r"a.npz: w: not an npz file, or corrupt"
-  ):
+  with pytest.raises(ValueError, match=r"a.npz: w: not an npz file, or"):
     npz.open(path)
 
 
