@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "initial",
     "checkpoints",
   ),
-  "paligemma.calls": ("tree",),
+  "paligemma.calls": ("tree", "messages"),
   "paligemma.data": ("variants", "tree", "messages", "regular"),
   "paligemma.losses": ("variants", "tree", "parts"),
   "paligemma.samplers": ("variants", "tree", "calls"),

@@ -9,7 +9,7 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import atomic, sharding, tree
+from paligemma import atomic, regular, sharding, tree
 from trainers import columns, memory
 from trainers.memory import GIB
 
@@ -95,7 +95,7 @@ class Report:
     if not self._writes:
       return
     self._path = epath.Path(workdir) / "metrics.jsonl"
-    _drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
+    drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
@@ -134,7 +134,15 @@ class Report:
         self._bar.close()
 
 
-def _drop(path, first_step, repeated):
+def drop(path, first_step, repeated):
+  """Takes out of a metrics.jsonl what will be written again, and the damaged.
+
+  Args:
+    path: epath.Path of the file, which need not exist.
+    first_step: int, the step that a run resumes.
+    repeated: starts of the names of what is written of that step again.
+  """
+
   def keep(line):
     try:
       values = json.loads(line)
@@ -147,5 +155,5 @@ def _drop(path, first_step, repeated):
 
   if not path.exists():
     return
-  kept = filter(keep, path.read_bytes().split(b"\n"))
+  kept = filter(keep, regular.path(path).read_bytes().split(b"\n"))
   atomic.write(path, b"".join(line + b"\n" for line in kept))

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from paligemma import regular, tree
+from paligemma import messages, regular, tree
 from paligemma.data import video as video_lib
 
 
@@ -316,7 +316,9 @@ def _parse_line(line, where):
   try:
     text = line.decode("utf-8-sig").rstrip("\r\n")
     fields = json.loads(text)
-  except UnicodeDecodeError as error:
+    if "\\ud" in text.lower():  # perhaps an escape for half of a pair
+      json.dumps(fields, ensure_ascii=False).encode()
+  except UnicodeError as error:
     raise ValueError(f"{where}: not UTF-8: {error}") from None
   except RecursionError:
     raise ValueError(f"{where}: JSON with too many brackets") from None
@@ -336,8 +338,9 @@ def _parse_line(line, where):
 
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
-    return f"{fields[key]!r}"
-  return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+    return messages.one_line(f"{fields[key]!r}")
+  found = f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+  return messages.one_line(found)
 
 
 def _read_file(root, kind, name, where, frames=None):
@@ -351,7 +354,8 @@ def _read_file(root, kind, name, where, frames=None):
       return frames.sample(file, where=f"{where}: {path}")
   except OSError as error:
     reason = error.strerror or error
-    raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
+    message = f"{where}: cannot read {kind} {path}: {reason}"
+    raise ValueError(messages.one_line(message)) from None
   except ValueError as error:  # a NUL in the path
     raise ValueError(f"{where}: cannot read {kind}: {error}") from None
 

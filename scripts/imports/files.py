@@ -47,6 +47,8 @@ def parse_json(text: str, where: str) -> Any:
   """The value of a JSON text, which stands at that place."""
   try:
     return json.loads(text)
+  except RecursionError:
+    raise ValueError(f"{where}: JSON with too many brackets") from None
   except json.JSONDecodeError as error:
     line = f":{error.lineno}" if error.lineno > 1 else ""
     raise ValueError(

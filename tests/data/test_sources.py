@@ -423,10 +423,15 @@ def test_frames_of_a_video_reach_the_model(videos, tokenizer):
     ("[" * 100_000, "JSON with too many brackets"),
     ('{"image": "a\\u0000.png"}', "cannot read image: embedded null byte"),
     ("\x00", "malformed JSON at column 1"),
+    ('{"image": "a.png", "prefix": "\\ud800"}', "not UTF-8: .*surrogates not"),
+    ('{"image": "a\\n.png"}', r"cannot read image \S*a .png: No such file"),
+    ('{"image": ' + "9" * 4000 + "}", "expected a path under the key"),
+    (f'{{"{"k" * 9999}": 1}}', "expected a path under the key"),
   ],
 )
 def test_a_line_of_any_damage_is_named(tmp_path, line, message):
   path = tmp_path / "x.jsonl"
   path.write_text(f"{line}\n")
-  with pytest.raises(ValueError, match=rf"^\S*x.jsonl:1: {message}"):
+  with pytest.raises(ValueError, match=rf"^\S*x.jsonl:1: {message}") as caught:
     sources.Jsonl(path)[0]
+  assert len(str(caught.value)) < 500
