@@ -103,7 +103,7 @@ def test_arguments_that_are_given_stand_in_front():
     ("pair(13)", 'thing "pair(13)": Pair: left=13, expected no such number.'),
     ("pair(17)", 'thing "pair(17)": 17 is not supported'),
     ("pair\0", r'thing "pair\x00": source code string cannot contain null byt'),
-    ("pair(" + "1" * 10_000, 'thing "pair(111'),
+    ("pair(" + "a" * 10_000, 'thing "pair(aaa'),
   ],
 )
 def test_mistakes(text, message):
