@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paligemma import tree
+from paligemma import messages, tree
 
 
 def make(
@@ -71,4 +71,5 @@ def make(
     return call(node)
   except (SyntaxError, TypeError, ValueError) as error:
     reason = getattr(error, "msg", error)
-    raise ValueError(f'{what} "{text}": {reason}') from None
+    message = messages.one_line(f'{what} "{text}": {reason}')
+    raise ValueError(message) from None

@@ -9,7 +9,7 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import atomic, sharding, tree
+from paligemma import atomic, regular, sharding, tree
 from trainers import columns, memory
 from trainers.memory import GIB
 
@@ -95,7 +95,7 @@ class Report:
     if not self._writes:
       return
     self._path = epath.Path(workdir) / "metrics.jsonl"
-    _drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
+    drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
@@ -134,16 +134,26 @@ class Report:
         self._bar.close()
 
 
-def _drop(path, first_step, repeated):
+def drop(path, first_step, repeated):
+  """Takes out of a metrics.jsonl what will be written again, and the damaged.
+
+  Args:
+    path: epath.Path of the file, which need not exist.
+    first_step: int, the step that a run resumes.
+    repeated: starts of the names of what is written of that step again.
+  """
+
   def keep(line):
-    if not line.endswith("}\n"):  # cut short when the machine went down
-      return False
-    values = json.loads(line)
+    try:
+      values = json.loads(line)
+      step = values["step"] + 0
+    except (KeyError, RecursionError, TypeError, ValueError):
+      return False  # damaged, as when the machine went down
     again = any(name.startswith(repeated) for name in values)
     last_kept = first_step - 1 if again else first_step
-    return values["step"] <= last_kept
+    return step <= last_kept
 
   if not path.exists():
     return
-  kept = filter(keep, path.read_text().splitlines(keepends=True))
-  atomic.write(path, "".join(kept))
+  kept = filter(keep, regular.path(path).read_bytes().split(b"\n"))
+  atomic.write(path, b"".join(line + b"\n" for line in kept))

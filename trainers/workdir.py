@@ -11,7 +11,7 @@ import re
 import jax
 from etils import epath
 
-from paligemma import atomic, tree
+from paligemma import atomic, regular, tree
 from paligemma.checkpoints import fingerprint, formats
 
 # May change between two starts of a run, as it changes no step: what is shown,
@@ -53,15 +53,23 @@ def check(path, config, *, override=False):
   Raises:
     ValueError: the folder belongs to another config; names what differs. Or its
       config cannot be read.
+    OSError: it is no folder of a file system.
   """
-  folder = epath.Path(path)
+  folder = regular.path(path)
+  if not override:
+    check_values(folder, as_json(config))
+  return folder
+
+
+def check_values(folder, new):
+  """`check` of a config as JSON values."""
   old = _read(folder / "config.json")
-  if old is None or override:
-    return folder
+  if old is None:
+    return
   fingerprints = _read(folder / "fingerprints.json") or {}
   changes = [
     f"{name}: found {_shown(before)}, given {_shown(now)}"
-    for name, (before, now) in _changes(old, as_json(config)).items()
+    for name, (before, now) in _changes(old, new).items()
     if not FREE.fullmatch(name)
     and not (name in fingerprints and _of_file(now) == fingerprints[name])
   ]
@@ -71,7 +79,6 @@ def check(path, config, *, override=False):
       "another --workdir, restore the values to resume, or resume with the "
       "changes by --override_config"
     )
-  return folder
 
 
 def claim(folder, config, *, step=0):
@@ -122,7 +129,7 @@ def _read(file):
   if not file.exists():
     return None
   try:
-    found = json.loads(file.read_bytes())
+    found = json.loads(regular.path(file).read_bytes())
   except (RecursionError, ValueError) as error:
     raise ValueError(
       f"{file}: damaged, {str(error) or type(error).__name__}; put back what "

@@ -5,6 +5,7 @@ import re
 
 from etils import epath
 
+from paligemma import regular
 from paligemma.checkpoints import npz
 
 # Of a larger file this many blocks of this size are read, evenly spread.
@@ -52,7 +53,7 @@ def _files(path, name):
 
 def _sample(file, size):
   digest = hashlib.sha256()
-  with file.open("rb") as opened:
+  with regular.path(file).open("rb") as opened:
     if size <= _BLOCKS * _BLOCK_BYTES:
       digest.update(opened.read())
     else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from etils import epath
 
-from paligemma import tree
+from paligemma import regular, tree
 from paligemma.checkpoints import (
   big_vision_workdir,
   errors,
@@ -109,10 +109,17 @@ def open(
     return towers.combine(
       *(open(path[tower], directory=directory) for tower in ("img", "llm"))
     )
-  if not epath.Path(path).exists() and presets.is_name(path):
+  if not _path(path).exists() and presets.is_name(path):
     path = presets.find(path, directory=directory)
   with errors.named(path):
     return FORMATS[detect(path)].open(str(path))
+
+
+def _path(path):
+  try:
+    return regular.path(path)
+  except OSError as e:
+    raise ValueError(f"{path}: {e.strerror}") from None
 
 
 def detect(path: epath.PathLike) -> str:
@@ -121,7 +128,7 @@ def detect(path: epath.PathLike) -> str:
   Raises:
     ValueError: There is nothing, or nothing that is known.
   """
-  path = epath.Path(path)
+  path = _path(path)
   for name, format in FORMATS.items():
     if format.recognise(path):
       return name

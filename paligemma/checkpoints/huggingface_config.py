@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma import tree
+from paligemma import regular, tree
 
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
@@ -137,7 +137,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     ValueError: There is no such file, or it holds no JSON object.
   """
   try:
-    values = json.loads(path.read_bytes())
+    values = json.loads(regular.path(path).read_bytes())
   except OSError as e:
     raise ValueError(f"{path}: {e.strerror or e}") from None
   except (ValueError, RecursionError) as e:

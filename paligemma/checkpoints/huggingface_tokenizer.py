@@ -7,6 +7,8 @@ from typing import Any
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from paligemma import regular
+
 _ModelProto = sentencepiece_model_pb2.ModelProto
 _Piece = _ModelProto.SentencePiece
 
@@ -38,7 +40,7 @@ def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
   if isinstance(tokenizer, str | epath.PathLike):
     where = tokenizer
     try:
-      model_file.write_bytes(epath.Path(tokenizer).read_bytes())
+      model_file.write_bytes(regular.path(tokenizer).read_bytes())
     except OSError as e:
       reason = e.strerror or e
       raise ValueError(f"{where}: cannot read tokenizer: {reason}") from None

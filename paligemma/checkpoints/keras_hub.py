@@ -43,7 +43,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import regular, tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, Piece
 
@@ -487,7 +487,7 @@ def _current(key: str) -> str:
 
 def _read_json(path) -> dict[str, Any]:
   try:
-    found = json.loads(path.read_text("utf-8"))
+    found = json.loads(regular.path(path).read_text("utf-8"))
   except OSError as e:
     raise ValueError(
       f"{path}: {e.strerror or e}, expected a preset of keras-hub"

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +22,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import atomic, quantized, tree
+from paligemma import atomic, quantized, regular, tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
@@ -37,6 +38,7 @@ _CORRUPT = (
   ValueError,
   struct.error,
   zipfile.BadZipFile,
+  tokenize.TokenError,  # NumPy: a header without its brace
   zlib.error,
 )
 
@@ -141,7 +143,7 @@ def _open(path):
   """Yields the open archive and name -> ZipInfo of the wanted sub-tree."""
   subtree = _PATH.fullmatch(str(path))["subtree"]
   with _one_line(path), contextlib.ExitStack() as stack:
-    file = stack.enter_context(_file(path).open("rb"))
+    file = stack.enter_context(regular.path(_file(path)).open("rb"))
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = {m.filename: m for m in archive.infolist()}
     stack = stack.pop_all()

@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
-from paligemma import atomic, quantized, tree
+from paligemma import atomic, quantized, regular, tree
 from paligemma.checkpoints import fields, zarr
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
@@ -83,7 +83,7 @@ def tensors(folder: epath.PathLike) -> dict[str, zarr.Array]:
   if not (folder / "_METADATA").exists():
     return zarr.open_all(str(folder), _found_specs(folder))
   with zarr.one_line(f"{folder}/_METADATA"):
-    metadata = json.loads((folder / "_METADATA").read_text())
+    metadata = json.loads(regular.path(folder / "_METADATA").read_text())
     specs = {}
     for entry in metadata["tree_metadata"].values():
       keys = [str(key["key"]) for key in entry["key_metadata"]]
@@ -264,7 +264,7 @@ def _settings(file):
   if not file.exists():
     return {}
   with zarr.one_line(str(file)):
-    found = json.loads(file.read_text())
+    found = json.loads(regular.path(file).read_text())
     settings = {key: found.pop(key) for key in ("img", "llm", "export")}
     if found or not all(isinstance(x, dict) for x in settings.values()):
       raise ValueError("expected three objects: img, llm and export")

@@ -12,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from paligemma import tree, variants
+from paligemma import regular, tree, variants
 from paligemma.checkpoints import (
   errors,
   fingerprint,
@@ -86,7 +86,7 @@ def open(
     raise ValueError(f"{step}: says that it started from itself")
   file = step / "info" / "metadata"
   with zarr.one_line(str(file)):
-    metadata = json.loads(file.read_text())["metadata"]
+    metadata = json.loads(regular.path(file).read_text())["metadata"]
     config, init = metadata["config"], metadata["init"]
     source, expected = str(init["path"]), str(init["fingerprint"])
     trains_all = ".*" in config["trainable"]

@@ -1,16 +1,14 @@
 """Files that a user names, opened; or one line that says why not."""
 
-import errno
 import os
-import stat
 from typing import BinaryIO
 
 from etils import epath
 
+from paligemma import messages, regular
+
 # Of the addresses that etils.epath opens: scheme -> what must be installed.
 REMOTE = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
-
-_MOST_ECHOED = 200  # characters of a user's text in a message
 
 
 def resolve(
@@ -61,15 +59,10 @@ def open_binary(
     ValueError: There is none, it may not be read, it is no regular file but a
       folder, a device or a pipe, or the package for its address is missing.
   """
-  scheme, remote, _ = os.fspath(path).partition("://")
   try:
-    mode = None if remote else os.stat(path).st_mode
-    if mode is None or stat.S_ISREG(mode):
-      return path.open("rb")
-    reason = "it is a device, a pipe or a socket, expected a regular file"
-    if stat.S_ISDIR(mode):
-      reason = os.strerror(errno.EISDIR)
+    return regular.path(path).open("rb")
   except ImportError:
+    scheme, _, _ = os.fspath(path).partition("://")
     reason = f"{scheme}:// needs a package: pip install {REMOTE[scheme]}"
   except Exception as error:  # each remote file system has its own kinds
     reason = _reason(error)
@@ -111,8 +104,9 @@ def _reason(error):
 
 
 def _unreadable(path, what, where, reason):
-  shown = " ".join(os.fspath(path).split())[:_MOST_ECHOED]
-  reason = " ".join(reason.split())[:_MOST_ECHOED]
+  shown = os.fspath(path)
   if where is None:
-    return ValueError(f"{shown}: cannot read {what}: {reason}")
-  return ValueError(f"{where}: cannot read {what} {shown}: {reason}")
+    text = f"{shown}: cannot read {what}: {reason}"
+  else:
+    text = f"{where}: cannot read {what} {shown}: {reason}"
+  return ValueError(messages.one_line(text))

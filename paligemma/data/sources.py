@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
@@ -385,8 +385,12 @@ def _parse_line(line, where):
   try:
     text = line.decode("utf-8-sig").rstrip("\r\n")
     fields = json.loads(text)
-  except UnicodeDecodeError as error:
+    if "\\ud" in text.lower():  # perhaps an escape for half of a pair
+      json.dumps(fields, ensure_ascii=False).encode()
+  except UnicodeError as error:
     raise ValueError(f"{where}: not UTF-8: {error}") from None
+  except RecursionError:
+    raise ValueError(f"{where}: JSON with too many brackets") from None
   except json.JSONDecodeError as error:
     found = repr(text[error.pos : error.pos + 20]) if text[error.pos :] else ""
     raise ValueError(
@@ -403,8 +407,9 @@ def _parse_line(line, where):
 
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
-    return f"{fields[key]!r:.200}"
-  return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+    return messages.one_line(f"{fields[key]!r}")
+  found = f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+  return messages.one_line(found)
 
 
 def _open_tfds(name, split, data_dir, image_key):

@@ -6,6 +6,8 @@ import sentencepiece
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
+from paligemma import regular
+
 LOC = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEG = tuple(f"<seg{i:03d}>" for i in range(128))
 
@@ -46,7 +48,7 @@ class Tokenizer:
 
   def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
     try:
-      proto = epath.Path(path).read_bytes()
+      proto = regular.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
     processor = _processor(proto, path)

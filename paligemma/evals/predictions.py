@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import atomic, tree
+from paligemma import atomic, regular, tree
 from paligemma.metrics import exact_match
 
 Record = dict[str, Any]
@@ -119,7 +119,7 @@ def resume(
     ValueError: there are predictions made with other settings, or a line of
       them is damaged that no kill can have damaged.
   """
-  path = epath.Path(path)
+  path = regular.path(path)
   beside = path.with_name(f"{path.name}.settings")
   settings = json.loads(_to_json(settings))
   if not path.exists() or not path.stat().length:
@@ -127,7 +127,7 @@ def resume(
     atomic.write(beside, f"{json.dumps(settings, indent=2)}\n")
     return []
   _check_settings(path, beside, settings)
-  data = path.read_bytes()
+  data = regular.path(path).read_bytes()
   whole = data[: data.rfind(b"\n") + 1]
   records = _parse(path, whole)
   if len(records) > count:
@@ -152,9 +152,8 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
   Raises:
     ValueError: a line is malformed, out of order, missing or one too many.
   """
-  path = epath.Path(path)
   try:
-    data = path.read_bytes()
+    data = regular.path(path).read_bytes()
   except OSError as error:
     raise ValueError(
       f"{path}: cannot read predictions: {error.strerror or error}"
@@ -222,12 +221,14 @@ def _fields(example):
 
 def _check_settings(path, beside, settings):
   try:
-    found = json.loads(beside.read_text())
-  except (OSError, ValueError):
+    found = json.loads(regular.path(beside).read_text())
+  except (OSError, RecursionError, ValueError):
+    found = None
+  if not isinstance(found, Mapping):
     raise ValueError(
       f"{path}: exists, and without a readable {beside.name} cannot be resumed;"
       " delete it, or write elsewhere"
-    ) from None
+    )
   old, new = tree.flatten(found), tree.flatten(settings)
   differences = [
     f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
@@ -259,9 +260,10 @@ def _parse(path, data) -> list[Record]:
 def _record_of(line, index, where):
   try:
     found = json.loads(line)
-  except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+  except (RecursionError, ValueError) as error:  # of JSON, of Unicode
+    reason = str(error) or type(error).__name__
     raise ValueError(
-      f"{where}: not JSON: {error}, found {line[:40]!r}"
+      f"{where}: not JSON: {reason}, found {line[:40]!r}"
     ) from None
   is_object = isinstance(found, Mapping)
   if not is_object or "index" not in found or not found.keys() & _ANSWERS:

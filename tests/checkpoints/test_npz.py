@@ -226,6 +226,16 @@ def corrupt(path, data):
   path.write_bytes(content)
 
 
+def test_a_header_without_its_brace(tmp_path):
+  path = tmp_path / "a.npz"
+  header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,), \n"
+  array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+  with zipfile.ZipFile(path, "w") as archive:
+    archive.writestr("w.npy", array + b"1234")
+  with pytest.raises(ValueError, match=r"a.npz: w: not an npz file, or"):
+    npz.open(path)
+
+
 def test_not_an_npz(tmp_path):
   (tmp_path / "b.npz").write_text("no zip")
   with pytest.raises(ValueError, match="not an npz file"):

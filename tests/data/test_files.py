@@ -102,7 +102,7 @@ def test_what_is_no_regular_file_is_not_read(special, tmp_path):
       files.resolve(path),
       what="image",
       where="a:1",
-      match=f"^a:1: cannot read image {path}: it is a device, a pipe or a soc",
+      match=f"^a:1: cannot read image {path}: a device, a pipe or a soc",
     )
   fails(files.read, files.resolve(tmp_path), match="file: Is a directory$")
 

@@ -115,7 +115,7 @@ def test_jsonl_is_lazy(write):
     ('{"image": ["no.png"]}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "no.png"}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "."}', r"cannot read image .*: Is a directory"),
-    ('{"image": "/dev/zero"}', r"cannot read image /dev/zero: it is a device"),
+    ('{"image": "/dev/zero"}', r"cannot read image /dev/zero: a device"),
     (
       '{"image": "http://127.0.0.1:9/a.jpg"}',
       r"cannot read image http://127.0.0.1:9/a.jpg: it is an address, of which "
@@ -124,7 +124,7 @@ def test_jsonl_is_lazy(write):
     ('{"image": ["0.png", "https://x/a"]}', r"image https://x/a: it is an add"),
     (
       '{"image": {"bytes": "%s"}}' % ("A" * 999),
-      r'key "image", found .{,200}$',
+      r'key "image", found .{,230}$',
     ),
   ],
 )
@@ -312,7 +312,7 @@ def test_video_jsonl_of_undecoded_videos(videos, tmp_path):
     ({"video": 7}, r'expected a path under the key "video", found 7$'),
     ({"video": "no.mkv"}, r"cannot read video .*no\.mkv: No such file"),
     ({"video": "."}, r"cannot read video .*: Is a directory"),
-    ({"video": "/dev/zero"}, r"cannot read video /dev/zero: it is a device"),
+    ({"video": "/dev/zero"}, r"cannot read video /dev/zero: a device"),
     ({"video": "http://a/b.mp4"}, r"cannot read video .*: it is an address"),
     ({"video": "empty.mkv"}, r".*empty\.mkv: damaged video, or of a kind"),
     ({"video": "data.jsonl"}, r".*data\.jsonl: damaged video, or of a kind"),
@@ -439,3 +439,26 @@ def test_frames_of_a_video_reach_the_model(videos, tokenizer):
   assert image.shape == (3, 7, 7, 3)
   expected = np.array([0, 4, 8]) / 127.5 - 1
   np.testing.assert_allclose(image.mean((1, 2, 3)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("line", "message"),
+  [
+    ("[" * 100_000, "JSON with too many brackets"),
+    (
+      '{"image": "a\\u0000.png"}',
+      "cannot read image .*png: embedded null byte",
+    ),
+    ("\x00", "malformed JSON at column 1"),
+    ('{"image": "a.png", "prefix": "\\ud800"}', "not UTF-8: .*surrogates not"),
+    ('{"image": "a\\n.png"}', r"cannot read image \S*a .png: No such file"),
+    ('{"image": ' + "9" * 4000 + "}", "expected a path under the key"),
+    (f'{{"{"k" * 9999}": 1}}', "expected a path under the key"),
+  ],
+)
+def test_a_line_of_any_damage_is_named(tmp_path, line, message):
+  path = tmp_path / "x.jsonl"
+  path.write_text(f"{line}\n")
+  with pytest.raises(ValueError, match=rf"^\S*x.jsonl:1: {message}") as caught:
+    sources.Jsonl(path)[0]
+  assert len(str(caught.value)) < 500

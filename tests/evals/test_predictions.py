@@ -232,6 +232,23 @@ def test_other_data_are_noticed(path, records):
     predictions.check_examples(path, records, examples)
 
 
+@pytest.mark.parametrize("content", ['"x"', "[1]", "3", "[" * 100_000, "\x00"])
+def test_settings_that_are_no_object_are_refused(path, records, content):
+  path.with_name("y.jsonl.settings").write_text(content)
+  message = r"y.jsonl: exists, and without a readable y.jsonl.settings cannot"
+  with pytest.raises(ValueError, match=message):
+    predictions.resume(path, SETTINGS, count=9, batch_size=3)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, "\x00", '{"index": 0'])
+def test_a_line_of_any_damage_is_named(tmp_path, line):
+  path = tmp_path / "y.jsonl"
+  path.write_text(f"{line}\n")
+  with pytest.raises(ValueError, match=r"y.jsonl:1: not JSON") as caught:
+    predictions.read(path, 1)
+  assert len(str(caught.value)) < 250
+
+
 def test_a_line_that_says_why_there_is_no_prediction_is_one(tmp_path):
   path = tmp_path / "y.jsonl"
   bad = predictions.bad_record(0, "x.jsonl:1: no image")

@@ -76,6 +76,24 @@ def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(tmp_path):
   assert steps(tmp_path) == [1, 2, 8]
 
 
+@pytest.mark.parametrize(
+  "damage",
+  [
+    '{"loss": 1}',
+    "[" * 100_000 + "]" * 100_000,
+    "\x00" * 9,
+    "[1]",
+    '"a"',
+    "\u00e9",
+  ],
+)
+def test_a_damaged_line_is_dropped_alone(tmp_path, damage):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}')
+  report.Report(tmp_path, first_step=3, total_steps=9).close()
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_only_process_0_writes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   made = make_report(tmp_path, first_step=0)

@@ -1,0 +1,368 @@
+"""Kills runs at random moments, resumes them, and compares bit for bit.
+
+    python -m scripts.soak 60 1
+
+Trains the tiny model on scans of digits in several modes, and predicts with it.
+Each run is killed (kill -9) or told to end (SIGTERM, SIGINT) up to three times:
+at any time, or while it writes a checkpoint, evaluates or writes what is final.
+Then it is started once more, and must leave what a run leaves that nothing
+disturbed: the same bytes of weights and predictions, the same metrics,
+checkpoints of the same steps, and nothing half-written. Prints a line a run and
+a table, and ends with 1 if any run differs; those stay in --work.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from paligemma.checkpoints import npz
+from scripts import command_line, make_digits
+from trainers import columns
+
+ROOT = pathlib.Path(__file__).parents[1]
+STEPS, BATCH = 24, 8
+TRAIN, VAL = 131, 37  # examples; prime, so that no batch is ever full at an end
+SPEED = {
+  "examples_per_second",
+  "tokens_per_second",
+  "waited_for_data",
+  "mfu",
+  "peak_memory_gib",
+}
+SECONDS = 600  # after which a process hangs; generous, as machines are busy
+# How a run is disturbed: what to wait for, as a pattern below its folder.
+MOMENTS = {
+  "any time": None,
+  "checkpoint": "checkpoints/*tmp*",
+  "evaluation": "val/.predictions.jsonl.*.tmp",
+  "final": ".*.npz.*.tmp",
+}
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+  """How a run is made.
+
+  Attributes:
+    tune: what trains.
+    flags: of trainers.train, on top of those of all modes.
+    devices: virtual ones of a process, by number of the start; the last one
+      counts for all later ones.
+    processes: that are one program.
+    predicts: whether scripts.predict is run in the place of a training.
+  """
+
+  tune: str = "attention"
+  flags: tuple[str, ...] = ()
+  devices: tuple[int, ...] = (1,)
+  processes: int = 1
+  predicts: bool = False
+
+  @property
+  def is_exact(self):
+    """On other devices sums are rounded otherwise."""
+    return len(self.devices) == 1
+
+
+MODES = {
+  "plain": Mode(),
+  "workers": Mode(flags=("--config.train.num_workers=2",)),
+  "ema": Mode(
+    "full", ("--config.ema_decay=0.9", "--config.accumulate_steps=2")
+  ),
+  "processes": Mode("full", processes=2),
+  "devices": Mode("full", ("--config.train.num_workers=2",), devices=(4,)),
+  "predict": Mode(predicts=True),
+  "lora": Mode("lora"),
+  "1 to 4 devices": Mode("full", devices=(1, 4)),
+}
+
+
+class Soak:
+  """Runs of all modes in a folder, with the data they read."""
+
+  def __init__(self, work, seed):
+    self.work, self.seed = work, seed
+    self.whole = {}  # mode -> (folder of the run that nothing disturbed, s)
+    self.data = work / "digits"
+    make_digits.make_digits(self.data)
+    for split, count in (("train", TRAIN), ("test", VAL)):
+      path = self.data / f"{split}.jsonl"
+      lines = path.read_text().splitlines(keepends=True)
+      path.write_text("".join(lines[:count]))
+
+  def command(self, mode, folder):
+    """What starts a run that writes into a folder."""
+    python = [sys.executable, "-m"]
+    if mode.predicts:
+      return [
+        *python,
+        "scripts.predict",
+        "--ckpt=paligemma/assets/tiny.npz",
+        "--tokenizer=paligemma/assets/tiny_tokenizer.model",
+        f"--data={self.data}/test.jsonl",
+        f"--out={folder}/predictions.jsonl",
+        "--batch_size=4",
+        "--max_decode_len=8",
+      ]
+    argument = (
+      f"batch_size={BATCH},epochs={STEPS * BATCH / TRAIN},tune={mode.tune},"
+      f"train={self.data}/train.jsonl,val={self.data}/test.jsonl"
+    )
+    return [
+      *python,
+      "trainers.train",
+      f"--workdir={folder}",
+      f"--config=configs/transfers/digits.py:{argument}",
+      "--config.log_steps=1",
+      "--config.checkpoint_percent=0.125",
+      "--config.keep_checkpoints=2",
+      "--config.evals.val.every_percent=0.5",
+      "--config.evals.pplx.every_percent=0.5",
+      *mode.flags,
+    ]
+
+  @contextlib.contextmanager
+  def started(self, mode, folder, number):
+    """The processes of a start, which the end of the block ends."""
+    devices = mode.devices[min(number, len(mode.devices) - 1)]
+    environment = {
+      **os.environ,
+      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_COMPILATION_CACHE_DIR": str(self.work / "compiled"),
+      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    if mode.processes > 1:
+      environment |= {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{_free_port()}",
+        "JAX_NUM_PROCESSES": str(mode.processes),
+      }
+    folder.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as stack:
+      processes = []
+      for index in range(mode.processes):
+        log = stack.enter_context(open(f"{folder}.{index}.log", "a"))
+        process = subprocess.Popen(
+          self.command(mode, folder),
+          cwd=ROOT,
+          env={**environment, "JAX_PROCESS_ID": str(index)},
+          stdout=log,
+          stderr=subprocess.STDOUT,
+        )
+        processes.append(process)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+      yield processes
+
+  def finish(self, mode, folder, number):
+    """Runs to the end; returns the seconds, or what went wrong."""
+    begin = time.monotonic()
+    with self.started(mode, folder, number) as processes:
+      for process in processes:
+        left = begin + SECONDS - time.monotonic()
+        try:
+          status = process.wait(max(left, 0))
+        except subprocess.TimeoutExpired:
+          return None, f"no end after {SECONDS} s"
+        if status:
+          return None, f"exit {status}, see {folder}.*.log"
+    return time.monotonic() - begin, ""
+
+  def undisturbed(self, name):
+    """The folder of a run of this mode, and the seconds it took."""
+    if name not in self.whole:
+      folder = self.work / f"whole {name}"
+      seconds, problem = self.finish(MODES[name], folder, 0)
+      if problem:
+        raise ValueError(f"mode {name}, which nothing disturbed: {problem}")
+      self.whole[name] = folder, seconds
+    return self.whole[name]
+
+  def run(self, number, name):
+    """Disturbs a run; returns its row of the report."""
+    rng = random.Random(f"{self.seed} {number}")
+    whole, usual = self.undisturbed(name)
+    mode = MODES[name]
+    folder = self.work / f"{number} {name}"
+    told, longest = [], 0.0
+    times = rng.randint(1, 3)
+    for start in range(times):
+      moment = rng.choice(["any time"] if mode.predicts else list(MOMENTS))
+      number_of = rng.choice(SIGNALS)
+      with self.started(mode, folder, start) as processes:
+        victim = rng.choice(processes)
+        reached = _wait(victim, folder, moment, rng, usual)
+        victim.send_signal(number_of)
+        begin = time.monotonic()
+        if number_of != signal.SIGKILL:
+          for process in (victim, *processes):  # the others hear of it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+              process.wait(SECONDS / 10)
+          longest = max(longest, time.monotonic() - begin)
+      what = signal.Signals(number_of).name if reached else "had ended"
+      told.append(f"{what} at {moment}")
+      if not reached:
+        break
+    _, problem = self.finish(mode, folder, times)
+    problems = [problem] if problem else differences(mode, folder, whole)
+    if not problems:
+      shutil.rmtree(folder)
+      for log in self.work.glob(f"{number} {name}.*.log"):
+        log.unlink()
+    return Row(name, told, longest, problems)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What came of a run.
+
+  Attributes:
+    mode: its name.
+    told: how it was disturbed each time.
+    longest: seconds that it took to end when it was told to.
+    problems: how it differs from one that nothing disturbed.
+  """
+
+  mode: str
+  told: list[str]
+  longest: float
+  problems: list[str]
+
+
+def differences(mode, folder, whole):
+  """How a run differs from one that nothing disturbed, as sentences."""
+  found = [
+    f"{path.relative_to(folder)} is left over"
+    for path in sorted(folder.rglob("*"))
+    if "tmp" in path.name or path.name == "trainer.lock"
+  ]
+  if mode.predicts:
+    return found + _same_bytes(folder, whole, "predictions.jsonl")
+  final = "adapter.safetensors" if mode.tune == "lora" else "final.npz"
+  if mode.is_exact:
+    found += _same_bytes(folder, whole, final)
+    found += _same_bytes(folder, whole, "val/predictions.jsonl")
+  else:
+    found += _close(folder / final, whole / final)
+  found += _same_metrics(mode, folder, whole)
+  steps = [sorted(os.listdir(f / "checkpoints")) for f in (folder, whole)]
+  if steps[0] != steps[1]:
+    found.append(f"checkpoints of steps {steps[0]}, not {steps[1]}")
+  return found
+
+
+def _same_bytes(folder, whole, name):
+  same = (folder / name).read_bytes() == (whole / name).read_bytes()
+  return [] if same else [f"{name} differs"]
+
+
+def _close(path, expected):
+  found, expected = npz.load(path), npz.load(expected)
+  worst = max(np.abs(found[n] - x).max() for n, x in expected.items())
+  return [] if worst < 1e-3 else [f"{path.name} differs by {worst}"]
+
+
+def _same_metrics(mode, folder, whole):
+  found, expected = (
+    [json.loads(line) for line in (f / "metrics.jsonl").open()]
+    for f in (folder, whole)
+  )
+  for line in (*found, *expected):
+    for name in SPEED & line.keys():
+      del line[name]
+    if not mode.is_exact:
+      line |= dict.fromkeys(line.keys() - {"step"})
+  if found == expected:
+    return []
+  steps = [[line["step"] for line in lines] for lines in (found, expected)]
+  what = "values" if steps[0] == steps[1] else f"steps {steps[0]}"
+  return [f"metrics.jsonl has other {what}"]
+
+
+def _wait(process, folder, moment, rng, usual):
+  """Waits for the moment to send a signal; whether the process still runs."""
+  pattern = MOMENTS[moment]
+  end = time.monotonic() + (rng.uniform(0, usual) if pattern is None else 600)
+  # At a later checkpoint or evaluation as well as at the first.
+  left = 1 if moment == "final" else rng.randint(1, 2)
+  before = set()
+  while process.poll() is None and time.monotonic() < end:
+    if pattern is not None:
+      now = set(folder.glob(pattern))
+      left -= bool(now - before)
+      before = now
+      if left <= 0:
+        time.sleep(rng.uniform(0, 0.05))
+        break
+    time.sleep(0.0005)
+  return process.poll() is None
+
+
+def _free_port():
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    return probe.getsockname()[1]
+
+
+def main():
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("runs", type=int)
+  parser.add_argument("seed", type=int)
+  parser.add_argument("--modes", default=",".join(MODES), help="default all")
+  parser.add_argument("--work", type=pathlib.Path, help="a new folder")
+  args = parser.parse_args()
+  names = args.modes.split(",")
+  if unknown := set(names) - MODES.keys():
+    raise ValueError(f"unknown modes {unknown}, expected of {', '.join(MODES)}")
+  work = args.work or pathlib.Path(tempfile.mkdtemp(prefix="soak"))
+  soak, rows = Soak(work.resolve(), args.seed), []
+  for number in range(args.runs):
+    row = soak.run(number, names[number % len(names)])
+    rows.append(row)
+    said = "; ".join(row.problems) or "equal"
+    print(f"{number:3d} {row.mode}: {', '.join(row.told)}: {said}", flush=True)
+  print("\n".join(columns.align(table(rows))))
+  if any(row.problems for row in rows):
+    raise SystemExit(f"what differs is in {work}")
+  shutil.rmtree(work)
+
+
+def table(rows):
+  """Per mode: runs, signals that met one, and how many runs were equal."""
+  made = [("mode", "runs", "killed", "told to end", "longest", "equal")]
+  by_mode = collections.defaultdict(list)
+  for row in rows:
+    by_mode[row.mode].append(row)
+    by_mode["all"].append(row)
+  by_mode["all"] = by_mode.pop("all", [])
+  for mode, group in by_mode.items():
+    told = [what for row in group for what in row.told]
+    kills = sum(what.startswith("SIGKILL") for what in told)
+    ends = sum(what.startswith(("SIGTERM", "SIGINT")) for what in told)
+    longest = max(row.longest for row in group)
+    equal = sum(not row.problems for row in group)
+    made.append(
+      (mode, *map(str, (len(group), kills, ends, f"{longest:.1f} s", equal)))
+    )
+  return made
+
+
+if __name__ == "__main__":
+  command_line.run(main)
