@@ -1,4 +1,4 @@
-"""A folder for each class, which holds its pictures.
+"""Pictures in a folder for each class: train/cat/1.jpg, or cat/1.jpg.
 
 The layout of torchvision's ImageFolder, and of imagefolder in the library
 datasets: train/cat/1.jpg.

@@ -1,4 +1,4 @@
-"""COCO: one JSON of images and annotations, with boxes or with captions."""
+"""COCO: a JSON file of boxes, masks or captions, or a folder with several."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ from typing import Any
 
 from paligemma import tree
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, paths, prompts
+from scripts.imports import columns, entries, files, folders, prompts
 
 _EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
 _PREFIXES = {"caption": "captions_"}  # task -> of the official names
@@ -95,8 +95,7 @@ def _files(src, task):
   found = sorted(
     path
     for pattern in ("*.json", "*/*.json")
-    for path in src.glob(pattern)
-    if not path.name.startswith(".")
+    for path in folders.matching(src, pattern)
   )
   prefix = _PREFIXES.get(task, "instances_")
   found = (
@@ -220,7 +219,7 @@ def _entries(part, images, reading, problems):
     where, fields = picture.where, picture.fields
     with problems:
       name = files.get(fields, "file_name", str, where)
-      image = paths.find(name, folder, where, problems)
+      image = folders.find(name, [folder], where, problems)
       size = None
       if part.captions:
         annotated = {"captions": _captions(picture)}
@@ -313,8 +312,9 @@ def _folder(part, images):
   for picture in part.unique()[:_TRIED]:
     name = picture.fields.get("file_name")
     for folder in candidates if isinstance(name, str) else ():
-      if paths.find(name, folder, "", entries.Problems()).exists():
-        return folder
+      with entries.Problems(skip=True) as quiet:
+        if folders.find(name, [folder], "", quiet).exists():
+          return folder
   return bases[0]
 
 

@@ -1,4 +1,4 @@
-"""CVAT: one XML file of pictures with boxes, outlines and masks.
+"""CVAT: an XML file of images, or the folder with annotations.xml.
 
 "CVAT for images 1.1", as docs.cvat.ai describes it under "XML annotation
 format".

@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk: a folder of images, Parquet or Arrow."""
+"""Hugging Face: a folder of images with metadata, or of Parquet or Arrow."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, paths, pictures
+from scripts.imports import columns, entries, files, folders, pictures
 
 NEEDED = {
   "caption": ("image", "caption"),
@@ -73,7 +73,8 @@ def read(src, images, problems, *, task, names, boxes=None):
   if images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
-  if metadata := sorted(x for name in METADATA for x in src.rglob(name)):
+  metadata = folders.matching(src, "**/metadata.*")
+  if metadata := [path for path in metadata if path.name in METADATA]:
     features = _described(folder)
     found, sampled = metadata, _metadata_boxes
     entry_of = _folder_entries
@@ -101,11 +102,11 @@ def read(src, images, problems, *, task, names, boxes=None):
 
 def _tables(folder):
   """The tables in a folder, without what the library keeps for itself."""
-  return sorted(
+  return [
     path
-    for path in folder.rglob("*")
-    if path.suffix in TABLES and not path.name.startswith((".", "cache-"))
-  )
+    for path in folders.matching(folder, "**/*")
+    if path.suffix in TABLES and not path.name.startswith("cache-")
+  ]
 
 
 def _folder_rows(source, metadata):
@@ -119,7 +120,7 @@ def _folder_rows(source, metadata):
           chosen = source.choose(row, where)
         named = columns.texts(row[chosen["image"]], where, "image")
         found = [
-          paths.find(name, path.parent, where, source.problems)
+          folders.find(name, [path.parent], where, source.problems)
           for name in named
         ]
         at = pathlib.PurePath(named[0].replace("\\", "/")).parent
@@ -215,9 +216,8 @@ def _image(cell, path, source, where):
   if isinstance(found, bytes):
     return found
   if isinstance(found, str) and found.strip():
-    image = paths.find(found, path.parent, where, source.problems)
-    beside = source.folder / found
-    return beside if beside.is_file() and not image.is_file() else image
+    places = [path.parent, source.folder]
+    return folders.find(found, places, where, source.problems)
   raise ValueError(
     f"{where}: expected the contents or the path of an image, found "
     f"{cell!r:.60}"
