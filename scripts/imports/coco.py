@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from paligemma import tree
+from paligemma.data import masks
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders, prompts
 
@@ -60,7 +61,8 @@ def read(src, images, problems, *, task, boxes=None):
 
   A category that is never annotated and is the supercategory of another is left
   out. An image whose size is not stated, or is no number, has that of its
-  picture. An object without "bbox" has the box around its polygons.
+  picture. An object without "bbox" has the box around its polygons or its
+  run-length mask.
 
   Args:
     src: path of the JSON, or a folder.
@@ -206,10 +208,9 @@ def _numbers(parts, images, problems):
         values = boxes_lib.numbers(annotation.get("bbox"), where)
       except ValueError:
         continue
-      size = _size(picture.fields)
-      if size is None and isinstance(picture.fields.get("file_name"), str):
-        image = folder / picture.fields["file_name"]
-        size = sizes(image, image)
+      size, name = _size(picture.fields), picture.fields.get("file_name")
+      if size is None and isinstance(name, str):
+        size = sizes.named(name, folder)
       yield values, size, where
 
 
@@ -266,13 +267,26 @@ def _thing(annotation, named, reading, where, problems):
     )
   label, mask = named[category], annotation.get("segmentation") or None
   more = {"mask": mask, **boxes_lib.details(annotation, where)}
-  if isinstance(mask, list) and not annotation.get("bbox"):
-    problems.note("objects without bbox, read as around their polygons", where)
-    values = boxes_lib.around(mask, where)
-    reading = boxes_lib.Reading("yxyx", reading.shares)
+  if isinstance(mask, list | dict) and not annotation.get("bbox"):
+    problems.note("objects without bbox, read as around their masks", where)
+    if isinstance(mask, dict):
+      values, reading = _around_runs(mask, where), boxes_lib.Reading("yxyx")
+    else:
+      values = boxes_lib.around(mask, where)
+      reading = boxes_lib.Reading("yxyx", reading.shares)
     return reading.thing(label, values, where, **more)
   box = files.get(annotation, "bbox", (list, str), where)
   return reading.thing(label, boxes_lib.numbers(box, where), where, **more)
+
+
+def _around_runs(mask, where):
+  """The box (y0, x0, y1, x1) in pixels around a run-length mask."""
+  what = "as the size of a run-length mask"
+  height, width = files.numbers(mask.get("size"), 2, what, where)
+  try:
+    return masks.bounding_box(masks.from_rle(mask, int(height), int(width)))
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
 
 
 def _labels(parts, problems):

@@ -49,8 +49,10 @@ def read(src, images, problems, *, task, names, boxes=None):
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
-  it. Which split a file belongs to is read off its name or its folders, such as
-  validation/metadata.jsonl or data/train-00000-of-00001.parquet.
+  it. Classes given by number have the names that the schema of a table,
+  dataset_info.json or README.md gives them. Which split a file belongs to is
+  read off its name or its folders, such as validation/metadata.jsonl or
+  data/train-00000-of-00001.parquet.
 
   Args:
     src: the folder, or one table.
@@ -79,7 +81,7 @@ def read(src, images, problems, *, task, names, boxes=None):
     found, sampled = metadata, _metadata_boxes
     entry_of = _folder_entries
   elif found := [src] if src.is_file() else _tables(src):
-    features = _features(found[0])
+    features = _features(found[0]) or _described(folder)
     sampled, entry_of = _table_boxes, _table_entries
   else:
     raise ValueError(
@@ -288,11 +290,61 @@ def _features(path):
 
 
 def _described(folder):
-  """The features that a dataset_info.json beside metadata gives."""
+  """The features that dataset_info.json gives, or else README.md."""
   path = folder / "dataset_info.json"
-  content = files.read_json(path) if path.is_file() else {}
-  found = content.get("features") if isinstance(content, dict) else None
-  return found if isinstance(found, dict) else {}
+  if path.is_file():
+    content = files.read_json(path)
+    found = content.get("features") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+  path = folder / "README.md"
+  return _of_card(path) if path.is_file() else {}
+
+
+def _of_card(path):
+  """The features in the YAML that a README.md begins with.
+
+  Several configurations count where they have the same ones.
+  """
+  lines = files.read_lines(path)
+  if lines[0].strip() != "---" or "---" not in lines[1:]:
+    return {}
+  end = lines.index("---", 1)
+  content = files.parse_yaml("\n".join(lines[1:end]), path, first=2)
+  info = content.get("dataset_info") if isinstance(content, dict) else None
+  found = [
+    _feature(x.get("features"), path)
+    for x in (info if isinstance(info, list) else [info])
+    if isinstance(x, dict)
+  ]
+  return found[0] if found and found[1:] == found[:-1] else {}
+
+
+def _feature(described, path):
+  """What the YAML says of a feature, in the form of dataset_info.json.
+
+  - {name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}
+  """
+  if isinstance(described, list):
+    return {
+      x["name"]: _feature({k: v for k, v in x.items() if k != "name"}, path)
+      for x in described
+      if isinstance(x, dict) and isinstance(x.get("name"), str)
+    }
+  if not isinstance(described, dict):
+    return {}
+  if "class_label" in described:
+    names = files.get(described["class_label"], "names", (dict, list), path)
+    if isinstance(names, dict):
+      numbers = [str(i) for i in range(len(names))]
+      if names.keys() != set(numbers):
+        raise ValueError(
+          f"{path}: expected names of the classes from 0 to {len(names) - 1}, "
+          f"found those of {files.shown(', '.join(names))}"
+        )
+      names = [names[number] for number in numbers]
+    return {"names": names}
+  inner = files.key_of(described, ("dtype", "sequence", "list", "struct"))
+  return _feature(described.get(inner), path)
 
 
 def _inner(feature):

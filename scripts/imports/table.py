@@ -192,8 +192,7 @@ def _numbers(groups, chosen, edges, sides, folder):
         values = boxes_lib.numbers(_cells(row, chosen, edges), where)
       except ValueError:
         continue
-      image = folder / name
-      yield values, _size(members, sides) or sizes(image, image), where
+      yield values, _size(members, sides) or sizes.named(name, folder), where
 
 
 def _size(members, sides):
