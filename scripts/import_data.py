@@ -4,10 +4,10 @@
       --images coco/train2017 coco/instances_train2017.json data/coco
 
 Writes OUT/train.jsonl, and a file for every other split that the data set has
-or that --val cuts off. Images stay where they are, named relative to OUT, but
-those of Parquet files, which go to OUT/images. Every line keeps its raw fields
-(captions, question, objects in pixels), so that the ops of a config can write
-other prompts. At the end stands what was found: read it before you train.
+or that --val cuts off. Images stay where they are, named relative to OUT; those
+that are no files, as in Parquet, go to OUT/images. Every line keeps its raw
+fields (captions, question, objects in pixels), so that the ops of a config can
+write other prompts. At the end stands what was found: read it before you train.
 """
 
 import argparse

@@ -1002,6 +1002,7 @@ def test_names_of_files_break_no_line(ours, tmp_path):
   assert len(about.left_out) == 1
   ((_, where),) = about.notes.values()
   assert "\n" not in about.left_out[0] + where
+  assert "a\nb" not in str(about)
 
 
 def test_copies_of_a_source_stay_on_one_side_of_val(ours, tmp_path):

@@ -295,17 +295,21 @@ def test_splits_of_folders_are_not_read_off_images(tmp_path):
   assert [x.split for x in found] == ["train", "test", "train"]
 
 
+def write_objects(folder, kind, objects):
+  """An image with objects, in a folder with metadata or in a table."""
+  if kind == "folder":
+    draw(folder / "a.png")
+    row = {"file_name": "a.png", "objects": objects}
+    write(folder / "metadata.jsonl", row)
+  else:
+    write_table(folder / "a.parquet", {"image": PNG, "objects": objects})
+
+
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_boxes_that_are_corners(tmp_path, kind):
   boxes = [[7 + i, 11, 90, 40] for i in range(7)]
   objects = {"bbox": boxes, "category": ["cat"] * 7}
-  if kind == "folder":
-    draw(tmp_path / "a.png")
-    write(
-      tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects}
-    )
-  else:
-    write_table(tmp_path / "a.parquet", {"image": PNG, "objects": objects})
+  write_objects(tmp_path, kind, objects)
   with pytest.raises(ValueError) as info:
     read(tmp_path)
   assert str(info.value) == (
@@ -322,13 +326,7 @@ def test_boxes_as_shares(tmp_path, kind):
     {"bbox": [0.25, 0.5, 0.5, 0.375], "label": "cat", "area": 0.2},
     {"bbox": [0, 0, 1, 1], "label": "dog", "area": 1.0},
   ]
-  if kind == "folder":
-    draw(tmp_path / "a.png")
-    write(
-      tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects}
-    )
-  else:
-    write_table(tmp_path / "a.parquet", {"image": PNG, "objects": objects})
+  write_objects(tmp_path, kind, objects)
   found, _, problems = read(tmp_path)
   first, second = found[0].things
   assert first.shares and first.box == (0.5, 0.25, 0.875, 0.75)
