@@ -312,7 +312,8 @@ def test_key_points_of_other_shapes(tmp_path, points, shape):
   [
     f"{LINE}{POINTS} 0.5 0.2",  # another length
     f"{LINE} 0.45 0.2 0.5 0.3 0 0 0.9 0.25",  # a point out of the box
-    f"0 0.9 0.25 0.25 0.125{POINTS.replace('0.', '0.8')}",  # box out of image
+    "0 0.1 0.25 0.25 0.125 0.1 0.2 0.1 0.3 0 0 0.1 0.25",  # boxes out of the
+    "0 0.9 0.25 0.25 0.125 0.9 0.2 0.9 0.3 0 0 0.9 0.25",  # image
   ],
 )
 def test_outlines_that_are_no_key_points(tmp_path, other):
@@ -320,3 +321,6 @@ def test_outlines_that_are_no_key_points(tmp_path, other):
   assert len(entry.things) == 21 and entry.things[0].mask
   ((entry,), _, _) = read(make(tmp_path, *[f"{LINE}{POINTS}"] * 9))
   assert len(entry.things) == 9  # they are too few to tell
+  lines = [f"{LINE} 0.45 0.2 0.9 0.5 0.3 0.9"] * 20  # 0.9 is no visibility
+  ((entry,), _, _) = read(make(tmp_path, *lines))
+  assert len(entry.things) == 20
