@@ -1,7 +1,8 @@
 """The text file of boxes that YOLO and Darknet have for each picture."""
 
+import itertools
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from scripts.imports import boxes, entries, files, folders
 
@@ -92,12 +93,11 @@ def read(
   for image in images:
     with problems:
       path = found.get(image)
-      things = []
-      for place, words in _lines(path) if path else ():
-        things.append(_thing(words, labels, bool(key_points), place, problems))
-      yield entries.Entry(
-        image, str(path or image), split, things=tuple(things)
+      things = tuple(
+        _thing(words, labels, key_points, place, problems)
+        for place, words in (_lines(path) if path else ())
       )
+      yield entries.Entry(image, str(path or image), split, things=things)
 
 
 def _lines(path):
@@ -107,64 +107,58 @@ def _lines(path):
       yield f"{path}:{number}", words
 
 
-def _refuse_key_points(paths: Iterable[pathlib.Path]):
+def _refuse_key_points(paths):
   """Raises if all of the first lines, taken as outlines, fit key points too.
 
   Outlines differ in how many points they have, and lie anywhere; key points do
-  not, and lie in the box that their first four numbers are.
+  not, and lie in the box that the first four numbers are.
   """
-  fitting, first, count = set(), None, 0
-  for path in paths:
-    try:
-      lines = list(_lines(path))
-    except ValueError:  # said where it is read
-      continue
-    for where, words in lines:
-      fitting = (
-        _key_points(words) if first is None else (fitting & _key_points(words))
-      )
-      first, count = first or where, count + 1
-      if not fitting:
-        return
-    if count >= boxes.SAMPLE:
-      break
-  if count >= _PROOF:
-    shape = list(max(fitting))
+  lines = list(itertools.islice(_readable(paths), boxes.SAMPLE))
+  if len(lines) < _PROOF:
+    return
+  fitting = set.intersection(*(_shapes(words) for _, words in lines))
+  if fitting:
+    (where, _), shape = lines[0], list(max(fitting))
     raise ValueError(
-      f"{first}: this and all other lines fit a box with {shape[0]} key points "
+      f"{where}: this and all other lines fit a box with {shape[0]} key points "
       f"as well as an outline; say in data.yaml kpt_shape: {shape} if they are "
       "key points, kpt_shape: [] if they are outlines"
     )
 
 
-def _key_points(words):
-  """What kpt_shape a line can have that can be an outline, as {(count, 2)}."""
+def _readable(paths):
+  for path in paths:
+    try:
+      yield from _lines(path)
+    except ValueError:  # said where it is read
+      continue
+
+
+def _shapes(words):
+  """Each kpt_shape that an outline has if it is a box with key points."""
   if len(words) < 7 or len(words) % 2 == 0:
     return set()
   try:
     x, y, w, h, *rest = map(float, words[1:])
   except ValueError:
     return set()
-  if not all(
+
+  def is_inside(px, py):
+    near = abs(px - x) <= w / 2 + _EDGE and abs(py - y) <= h / 2 + _EDGE
+    return near or (px, py) == (0, 0)  # which is not seen
+
+  box_in_image = all(
     c - side / 2 >= -_EDGE and c + side / 2 <= 1 + _EDGE
     for c, side in ((x, w), (y, h))
-  ):
-    return set()
-  found = set()
-  for step in (2, 3):
-    xs, ys = rest[::step], rest[1::step]
-    seen = [1.0] * len(xs) if step == 2 else rest[2::step]
-    if (
-      len(rest) % step == 0
-      and {0, 1, 2}.issuperset(seen)
-      and all(
-        (px, py) == (0, 0)
-        or (abs(px - x) <= w / 2 + _EDGE and abs(py - y) <= h / 2 + _EDGE)
-        for px, py in zip(xs, ys, strict=True)
-      )
-    ):
-      found.add((len(xs), step))
-  return found
+  )
+  return {
+    (len(rest) // step, step)
+    for step in (2, 3)
+    if box_in_image
+    and len(rest) % step == 0
+    and all(map(is_inside, rest[::step], rest[1::step]))
+    and (step == 2 or {0, 1, 2}.issuperset(rest[2::step]))
+  }
 
 
 def _thing(words, labels, key_points, where, problems):
