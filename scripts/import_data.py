@@ -51,7 +51,7 @@ from scripts.imports import (
 from trainers import columns as align
 
 # name -> module with read(src, images, problems), which is also given those of
-# task, names and boxes that it declares; its docstring begins with what SRC is
+# task, names and boxes that it declares; its docstring begins with what SRC is, "COCO: a JSON file of ..."
 FORMATS = {
   "class_folders": class_folders,
   "coco": coco,
@@ -227,7 +227,7 @@ def _is_repeated(entry, annotated, problems):
     )
   raise ValueError(
     f"{entry.where}: its image {image} has other objects in {first.where}; "
-    "leave one of the two, with all objects of the image"
+    "keep one of the two, with all objects of the image"
   )
 
 
@@ -305,7 +305,7 @@ def _pairs(text):
 
 def main() -> None:
   rows = [
-    (f"  {kind}", module.__doc__.splitlines()[0])
+    (f"  {kind}", module.__doc__.splitlines()[0].partition(": ")[2])
     for kind, module in FORMATS.items()
   ]
   parser = argparse.ArgumentParser(

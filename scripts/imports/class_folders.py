@@ -1,7 +1,7 @@
-"""Pictures in a folder for each class: train/cat/1.jpg, or cat/1.jpg.
+"""Class folders: pictures in a folder for each class, train/cat/1.jpg.
 
 The layout of torchvision's ImageFolder, and of imagefolder in the library
-datasets: train/cat/1.jpg.
+datasets; cat/1.jpg is one as well.
 """
 
 import pathlib

@@ -1,7 +1,7 @@
-"""CVAT: an XML file of images, or the folder with annotations.xml.
+"""CVAT: an XML file "for images 1.1", or the folder with annotations.xml.
 
-"CVAT for images 1.1", as docs.cvat.ai describes it under "XML annotation
-format".
+The export "CVAT for images 1.1" has boxes, outlines and masks, as docs.cvat.ai
+describes them under "XML annotation format".
 """
 
 import pathlib

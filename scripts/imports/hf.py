@@ -1,4 +1,4 @@
-"""Hugging Face: a folder of images with metadata, or of Parquet or Arrow."""
+"""Hugging Face: a folder of images with metadata, of Parquet or of Arrow."""
 
 import dataclasses
 import itertools

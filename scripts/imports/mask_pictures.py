@@ -1,4 +1,4 @@
-"""Masks that are pictures: a folder of masks, beside images and classes.txt.
+"""Masks: a folder with masks that are pictures, images, and classes.txt.
 
 The layouts of Pascal VOC (SegmentationClass and SegmentationObject, as labelme
 and CVAT's "Segmentation mask 1.1" also write them), of images/ beside masks/,

@@ -730,6 +730,21 @@ def command(monkeypatch, kind, *arguments):
   import_data.main()
 
 
+def test_the_help_tells_what_each_format_reads(capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "200")
+  with pytest.raises(SystemExit):
+    command(monkeypatch, "coco", "--help")
+  out = capsys.readouterr().out
+  _, _, table = out.partition("formats, and what SRC is:\n")
+  rows = [line.split(maxsplit=1) for line in table.splitlines()]
+  assert [kind for kind, _ in rows] == list(import_data.FORMATS)
+  assert all(text.endswith(".") for _, text in rows)
+  assert max(map(len, table.splitlines())) <= 80
+  assert "  yolo           data.yaml, or its folder, with a text file of" in out
+  assert "for csv, hf and label_studio: the columns, or keys, that have" in out
+  assert "for coco, csv and hf: what the four numbers of a box are" in out
+
+
 def test_command(tmp_path, capsys, monkeypatch):
   src = make_csv(tmp_path / "src")
   text = src.read_text()
@@ -950,7 +965,7 @@ def test_an_image_has_one_annotation(ours, tmp_path):
   with pytest.raises(ValueError) as info:
     run("ours", "", tmp_path / "out2")
   assert str(info.value) == (
-    f"d.json: its image {other} has other objects in a.json; leave one of the "
+    f"d.json: its image {other} has other objects in a.json; keep one of the "
     "two, with all objects of the image"
   )
   records, about = run("ours", "", tmp_path / "out2", skip_bad=True)
