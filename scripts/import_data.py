@@ -51,7 +51,8 @@ from scripts.imports import (
 from trainers import columns as align
 
 # name -> module with read(src, images, problems), which is also given those of
-# task, names and boxes that it declares; its docstring begins with what SRC is, "COCO: a JSON file of ..."
+# task, names and boxes that it declares. Its docstring begins with what SRC is:
+# "COCO: a JSON file of ...".
 FORMATS = {
   "class_folders": class_folders,
   "coco": coco,

@@ -1,4 +1,4 @@
-"""COCO: a JSON file of boxes, masks or captions, or a folder with several."""
+"""COCO: a JSON file of boxes, masks or captions, or a folder of some."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""CreateML: a JSON file of boxes by centre, or a folder with several.
+"""CreateML: a JSON file of boxes by centre, or a folder of some.
 
 As Apple's documentation of Create ML has it under "Building an object detector
 data source", and Roboflow's export: {"image": "a.jpg", "annotations":

@@ -1,4 +1,4 @@
-"""YOLO: data.yaml, or its folder, with a text file of boxes for each image."""
+"""YOLO: data.yaml, or its folder, with a text file for each image."""
 
 import dataclasses
 import pathlib

@@ -740,7 +740,9 @@ def test_the_help_tells_what_each_format_reads(capsys, monkeypatch):
   assert [kind for kind, _ in rows] == list(import_data.FORMATS)
   assert all(text.endswith(".") for _, text in rows)
   assert max(map(len, table.splitlines())) <= 80
-  assert "  yolo           data.yaml, or its folder, with a text file of" in out
+  assert (
+    "  yolo           data.yaml, or its folder, with a text file for" in out
+  )
   assert "for csv, hf and label_studio: the columns, or keys, that have" in out
   assert "for coco, csv and hf: what the four numbers of a box are" in out
 
