@@ -1,4 +1,4 @@
-"""CVAT: an XML file "for images 1.1", or the folder with annotations.xml.
+"""CVAT: an XML file "for images 1.1", or its folder.
 
 The export "CVAT for images 1.1" has boxes, outlines and masks, as docs.cvat.ai
 describes them under "XML annotation format".
