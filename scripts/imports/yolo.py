@@ -183,7 +183,7 @@ def _images(root, place, where, problems):
       "take the line out if there are none"
     )
   if not found:
-    raise ValueError(f"{where}: no JPEG, PNG or WebP image in {path}")
+    raise ValueError(f"{where}: no image in {path}")
   return found
 
 
