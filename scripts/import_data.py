@@ -4,13 +4,14 @@
       --images coco/train2017 coco/instances_train2017.json data/coco
 
 Writes OUT/train.jsonl, and a file for every other split that the data set has
-or that --val cuts off. Images stay where they are, named relative to OUT, but
-those of Parquet files, which go to OUT/images. Every line keeps its raw fields
-(captions, question, objects in pixels), so that the ops of a config can write
-other prompts. At the end stands what was found: read it before you train.
+or that --val cuts off. Images stay where they are, named relative to OUT; those
+that are no files, as in Parquet, go to OUT/images. Every line keeps its raw
+fields (captions, question, objects in pixels), so that the ops of a config can
+write other prompts. At the end stands what was found: read it before you train.
 """
 
 import argparse
+import dataclasses
 import functools
 import inspect
 import os
@@ -32,6 +33,7 @@ from scripts.imports import (
   cvat,
   darknet,
   entries,
+  files,
   hf,
   label_studio,
   labelme,
@@ -47,25 +49,27 @@ from scripts.imports import (
   vqav2,
   yolo,
 )
+from trainers import columns as align
 
-# name -> read(src, images, problems), which is also given those of task, names
-# and boxes that it declares
+# name -> module with read(src, images, problems), which is also given those of
+# task, names and boxes that it declares. Its docstring begins with what SRC is:
+# "COCO: a JSON file of ...".
 FORMATS = {
-  "class_folders": class_folders.read,
-  "coco": coco.read,
-  "conversations": conversations.read,
-  "createml": createml.read,
-  "csv": table.read,
-  "cvat": cvat.read,
-  "darknet": darknet.read,
-  "hf": hf.read,
-  "label_studio": label_studio.read,
-  "labelme": labelme.read,
-  "masks": mask_pictures.read,
-  "open_images": open_images.read,
-  "voc": voc.read,
-  "vqav2": vqav2.read,
-  "yolo": yolo.read,
+  "class_folders": class_folders,
+  "coco": coco,
+  "conversations": conversations,
+  "createml": createml,
+  "csv": table,
+  "cvat": cvat,
+  "darknet": darknet,
+  "hf": hf,
+  "label_studio": label_studio,
+  "labelme": labelme,
+  "masks": mask_pictures,
+  "open_images": open_images,
+  "voc": voc,
+  "vqav2": vqav2,
+  "yolo": yolo,
 }
 SHOWN = 5  # messages about what was skipped
 # So many boxes that lie mostly outside, and more than this share, are misread.
@@ -73,6 +77,7 @@ _MISREAD, _MISREAD_SHARE = 5, 0.1
 _MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
+@files.one_line()
 def import_data(
   kind: str,
   src: str | os.PathLike,
@@ -132,9 +137,11 @@ def import_data(
     placed = [written.place(entry) for entry in found.entries]
     used = (thing.label for entry in placed for thing in entry.things or ())
     asked = prompts.asked(found.labels, used, problems, str(src))
-    records = {}
+    records, annotated = {}, {}
     for entry in placed:
       with problems:
+        if _is_repeated(entry, annotated, problems):
+          continue
         fields = prompts.record(
           entry,
           task,
@@ -165,8 +172,8 @@ def import_data(
 
 def _reader(kind, task, names, boxes):
   """The function that reads a format, with the options that it declares."""
-  read = FORMATS[kind]
-  declared = inspect.signature(read).parameters
+  read = FORMATS[kind].read
+  declared = _declared(kind)
   if names and "names" not in declared:
     raise ValueError(f"--columns: {kind} has no columns to name")
   if boxes and "boxes" not in declared:
@@ -174,6 +181,61 @@ def _reader(kind, task, names, boxes):
   options = {"task": task, "names": names or {}, "boxes": boxes}
   taken = {name: options[name] for name in options if name in declared}
   return functools.partial(read, **taken)
+
+
+def _declared(kind):
+  """The names of the arguments that a format takes."""
+  return inspect.signature(FORMATS[kind].read).parameters.keys()
+
+
+def _taking(option):
+  """The formats that take an option, "coco, csv and hf"."""
+  *others, last = [kind for kind in FORMATS if option in _declared(kind)]
+  return f"{', '.join(others)} and {last}" if others else last
+
+
+def _is_repeated(entry, annotated, problems):
+  """Whether the image of an entry has had the same annotations before.
+
+  Captions and questions may be several. Of objects, those of one annotation
+  would be missing from the other: a model would learn both that they are there
+  and that they are not.
+
+  Args:
+    annotated: image -> its first entry, which is added.
+
+  Raises:
+    ValueError: it has had others, or those in another split.
+  """
+  if entry.things is None or isinstance(entry.image, tuple):
+    return False
+  try:
+    file = entry.image.resolve()
+  except (OSError, ValueError):  # said where it is read
+    file = entry.image
+  if file not in annotated:
+    annotated[file] = entry
+    return False
+  first = annotated[file]
+  if (first.split, _unplaced(first)) == (entry.split, _unplaced(entry)):
+    problems.note("images listed twice, read as one", entry.where)
+    return True
+  image = files.shown(str(entry.image))
+  if first.split != entry.split:
+    raise ValueError(
+      f"{entry.where}: its image {image} is in {entry.split}, and in "
+      f"{first.split} as well ({first.where}); take it out of one of them "
+      "(--val cuts a part off train)"
+    )
+  raise ValueError(
+    f"{entry.where}: its image {image} has other objects in {first.where}; "
+    "keep one of the two, with all objects of the image"
+  )
+
+
+def _unplaced(entry):
+  """The objects of an entry without the places that name them."""
+  return [dataclasses.replace(thing, where="") for thing in entry.things]
 
 
 def _named(entry, written, copy):
@@ -244,34 +306,71 @@ def _pairs(text):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("src", help="the data set: a folder, or its main file")
+  rows = [
+    (f"  {kind}", module.__doc__.splitlines()[0].partition(": ")[2])
+    for kind, module in FORMATS.items()
+  ]
+  parser = argparse.ArgumentParser(
+    description=__doc__.splitlines()[0],
+    epilog="\n".join(["formats, and what SRC is:", *align.align(rows)]),
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("src", help="the data set, see the formats below")
   parser.add_argument("out", help="the folder to write JSONL files to")
-  parser.add_argument("--from", dest="kind", required=True, choices=FORMATS)
-  parser.add_argument("--task", required=True, choices=prompts.TASKS)
-  parser.add_argument("--images", help="folder that image paths start from")
+  parser.add_argument(
+    "--from",
+    dest="kind",
+    metavar="FORMAT",
+    required=True,
+    choices=FORMATS,
+    help="the format of the data set, one of those below",
+  )
+  parser.add_argument(
+    "--task",
+    required=True,
+    choices=prompts.TASKS,
+    help="what the prompts ask for",
+  )
+  parser.add_argument(
+    "--images",
+    help="folder that the paths of images start from, where it is not the one "
+    "that the format has",
+  )
   parser.add_argument(
     "--columns",
     metavar="NAME=COLUMN,...",
-    help=f"of csv and hf; NAME is one of {', '.join(columns.NAMES)}",
+    help=f"for {_taking('names')}: the columns, or keys, that have another "
+    f"name; NAME is one of {', '.join(columns.NAMES)}",
   )
   parser.add_argument(
     "--boxes",
     choices=entries.BOXES,
-    help="what the four numbers of a box are, where the format has no rule",
+    help=f"for {_taking('boxes')}: what the four numbers of a box are",
   )
   parser.add_argument(
     "--labels",
     choices=prompts.LABELS,
     default="all",
-    help="ask for all labels of the data set, or for those in the image",
+    help="a prompt asks for all labels of the data set, or for those that are "
+    "present in its image (default: %(default)s)",
   )
-  parser.add_argument("--mask_codec", help="vae-oid.npz, for --task segment")
-  parser.add_argument("--tokenizer", help="of the model, to count tokens")
-  parser.add_argument("--val", type=float, help="share of images, such as 0.05")
-  parser.add_argument("--copy", action="store_true", help="copy the images")
   parser.add_argument(
-    "--skip_bad", action="store_true", help="leave bad images out"
+    "--mask_codec", help="for --task segment: the codec, such as vae-oid.npz"
+  )
+  parser.add_argument(
+    "--tokenizer", help="that of the model, to count the tokens of the texts"
+  )
+  parser.add_argument(
+    "--val", type=float, help="share of train to cut off as val, such as 0.05"
+  )
+  parser.add_argument(
+    "--copy", action="store_true", help="copy the images to OUT/images"
+  )
+  parser.add_argument(
+    "--skip_bad",
+    action="store_true",
+    help="leave out an image with something bad, and go on; without it the "
+    "first one ends the import",
   )
   options = parser.parse_args()
   records, about = import_data(

@@ -157,6 +157,29 @@ def decode(
     return pixels
 
 
+def stored(
+  file: bytes | epath.PathLike,
+  *,
+  where: str | None = None,
+  max_pixels: int = image_lib.MAX_PIXELS,
+) -> Image.Image:
+  """Returns an image with the values that its file holds, upright.
+
+  Gray, indices into a palette and transparency stay what they are, as masks
+  need it; pixels as a model sees them are those of `decode`.
+
+  Args:
+    file: As of `decode`.
+    where: As of `decode`.
+    max_pixels: As of `decode`.
+
+  Raises:
+    ValueError: As `decode`, but for what its values are.
+  """
+  with _opened(file, where, max_pixels) as picture:
+    return _upright(picture, _orientation(picture))
+
+
 def to_rgb(picture: Image.Image, *, where: str | None = None) -> np.ndarray:
   """Returns the upright RGB pixels of a picture that Pillow has opened or made.
 
@@ -360,9 +383,7 @@ def _rgb(picture, orientation, where):
   key = _transparent_key(picture, raw)
   bits = _stated_bits(picture)
   inverted = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
-  picture.load()
-  if orientation in _TURNS and picture.format != "TIFF":  # which Pillow turns
-    picture = picture.transpose(_TURNS[orientation])
+  picture = _upright(picture, orientation)
   if picture.mode == "F" or picture.mode.startswith("I"):
     values = np.asarray(picture)
     try:
@@ -390,6 +411,13 @@ def _rgb(picture, orientation, where):
   if ";16" in raw:
     _note_black(pixels, 16, where)
   return pixels
+
+
+def _upright(picture, orientation):
+  picture.load()
+  if orientation in _TURNS and picture.format != "TIFF":  # which Pillow turns
+    return picture.transpose(_TURNS[orientation])
+  return picture
 
 
 def _transparent_key(picture, raw):

@@ -14,6 +14,7 @@ box, which moves it towards the origin by a thousandth at most.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -71,16 +72,49 @@ def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
     size: (height, width) of the image in pixels.
 
   Returns:
-    Four locations, each round(1023 * coordinate / side), halves to even.
+    Four locations, each round(1023 * coordinate / side), halves to even; those
+    of `widen` where a box with an area would lose it.
 
   Raises:
     ValueError: Not four finite numbers, or y1 < y0, or x1 < x0.
 
-  Source: refcoco_mask2str of big_vision, which rounds in float32.
+  Source: refcoco_mask2str of big_vision, which rounds in float32, and writes
+  thin boxes without area.
   """
-  fractions = np.divide(_checked(box), _sides(size))
+  fractions = np.divide(widen(box, size), _sides(size))
   bins = np.clip(np.round(fractions * _LAST), 0, _LAST)
   return "".join(tokenizer.LOC[i] for i in bins.astype(int))
+
+
+def widen(
+  box: Sequence[float],
+  size: tuple[int, int],
+  steps: tuple[int, int] = (_LAST, _LAST),
+) -> Box:
+  """Widens a thin box, which would have no area when it is rounded.
+
+  Args:
+    box: (y0, x0, y1, x1) in pixels; what lies outside of the image is clipped.
+    size: (height, width) of the image in pixels.
+    steps: Into how many equal parts height and width are divided, to whose ends
+      the box is rounded. Default: those between locations.
+
+  Returns:
+    The clipped box; where it has a side that both of its ends round to one
+    point, the two ends of the part that the side's middle lies in.
+
+  Raises:
+    ValueError: As `encode_box`.
+  """
+  sides = _sides(size)
+  corners = np.clip(_checked(box), 0, sides).tolist()
+  for low, side, count in zip((0, 1), size, steps, strict=True):
+    a, b = (corners[i] / side * count for i in (low, low + 2))
+    if a < b and round(a) == round(b):
+      start = math.floor((a + b) / 2)
+      corners[low] = start * side / count
+      corners[low + 2] = (start + 1) * side / count
+  return tuple(corners)
 
 
 def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:

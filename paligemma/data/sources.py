@@ -354,11 +354,10 @@ class _Lines:
 
   def read_all(self, describe):
     """Yields describe(fields, where) of each line, or its ValueError."""
-    path = str(self._path)
-    with self._path.open("rb") as file:
+    with files.open_binary(self._path, what="data") as file:
       for number, line in enumerate(file, start=1):
         if line.strip():
-          where = f"{path}:{number}"
+          where = f"{self._path}:{number}"
           try:
             yield describe(_parse_line(line, where), where)
           except ValueError as error:

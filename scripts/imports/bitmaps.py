@@ -1,28 +1,25 @@
 """Masks that are pictures: their values, and the objects that they show."""
 
-import io
 import pathlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from paligemma.data import masks
+from paligemma.data import image_files, masks
 from scripts.imports import entries
 
 # What keeps values as they are; JPEG changes them.
 SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
-_WHAT = "the mask, a PNG, BMP, GIF or TIFF,"
 _GRAY = ("1", "L", "P", "I", "I;16", "I;16B")
 
 
 def values(
   file: pathlib.Path | bytes, where: str, colours: bool = False
 ) -> np.ndarray:
-  """The value of each pixel: its gray, or its index into a palette.
+  """The value of each upright pixel: its gray, or its index into a palette.
 
   Args:
     file: path or contents of a picture in one of SUFFIXES.
-    where: what the message of an error begins with.
+    where: what the message of an error begins with; the path of a file.
     colours: take colours in the place of gray and indices.
 
   Returns:
@@ -32,29 +29,24 @@ def values(
   Raises:
     ValueError: it cannot be read.
   """
-  opened = io.BytesIO(file) if isinstance(file, bytes) else file
-  formats = ["PNG", "BMP", "GIF", "TIFF"]
-  try:
-    with Image.open(opened, formats=formats) as picture:
-      if picture.mode in _GRAY and not colours:
-        return np.asarray(picture).astype(np.int32)
-      if "A" in picture.getbands():
-        low, high = picture.getchannel("A").getextrema()
-        if low < high:
-          raise ValueError("it is transparent in part, expected values alone")
-      red, green, blue = np.moveaxis(
-        np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0
+  place = where if isinstance(file, bytes) else None
+  if image_files.suffix(file, where=place) not in SUFFIXES:
+    raise ValueError(
+      f"{where}: the mask is in a format that may change values, expected a "
+      "PNG, BMP, GIF or TIFF"
+    )
+  picture = image_files.stored(file, where=place)
+  if picture.mode in _GRAY and not colours:
+    return np.asarray(picture).astype(np.int32)
+  if "A" in picture.getbands():
+    low, high = picture.getchannel("A").getextrema()
+    if low < high:
+      raise ValueError(
+        f"{where}: the mask is transparent in part, expected values alone"
       )
-  except UnidentifiedImageError:
-    raise ValueError(f"{where}: {_WHAT} is none") from None
-  except (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-  ) as error:
-    reason = str(error).partition("\n")[0]
-    raise ValueError(f"{where}: {_WHAT} cannot be read: {reason:.99}") from None
+  red, green, blue = np.moveaxis(
+    np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0
+  )
   if not colours and (red == green).all() and (green == blue).all():
     return red
   return 65536 * red + 256 * green + blue

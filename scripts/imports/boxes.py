@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.imports import entries, files, pictures, shapes
+from scripts.imports import entries, files, folders, pictures, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
@@ -172,6 +172,13 @@ class Sizes:
       except ValueError:  # said where the picture is read
         self._known[key] = None
     return self._known.get(key)
+
+  def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
+    """As of the picture that folders.find finds by its name."""
+    with entries.Problems(skip=True) as quiet:  # said where it is read
+      image = folders.find(name, [folder], "", quiet)
+      return self(image, image)
+    return None
 
 
 def size(height: Any, width: Any) -> tuple[int, int] | None:

@@ -1,7 +1,7 @@
-"""A folder for each class, which holds its pictures.
+"""Class folders: pictures in a folder for each class, train/cat/1.jpg.
 
 The layout of torchvision's ImageFolder, and of imagefolder in the library
-datasets: train/cat/1.jpg.
+datasets; cat/1.jpg is one as well.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-"""COCO: one JSON of images and annotations, with boxes or with captions."""
+"""COCO: a JSON file of boxes, masks or captions, or a folder of some."""
 
 import dataclasses
 import itertools
@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from paligemma import tree
+from paligemma.data import masks
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, paths, prompts
+from scripts.imports import columns, entries, files, folders, prompts
 
 _EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
 _PREFIXES = {"caption": "captions_"}  # task -> of the official names
@@ -60,7 +61,8 @@ def read(src, images, problems, *, task, boxes=None):
 
   A category that is never annotated and is the supercategory of another is left
   out. An image whose size is not stated, or is no number, has that of its
-  picture. An object without "bbox" has the box around its polygons.
+  picture. An object without "bbox" has the box around its polygons or its
+  run-length mask.
 
   Args:
     src: path of the JSON, or a folder.
@@ -95,8 +97,7 @@ def _files(src, task):
   found = sorted(
     path
     for pattern in ("*.json", "*/*.json")
-    for path in src.glob(pattern)
-    if not path.name.startswith(".")
+    for path in folders.matching(src, pattern)
   )
   prefix = _PREFIXES.get(task, "instances_")
   found = (
@@ -207,10 +208,9 @@ def _numbers(parts, images, problems):
         values = boxes_lib.numbers(annotation.get("bbox"), where)
       except ValueError:
         continue
-      size = _size(picture.fields)
-      if size is None and isinstance(picture.fields.get("file_name"), str):
-        image = folder / picture.fields["file_name"]
-        size = sizes(image, image)
+      size, name = _size(picture.fields), picture.fields.get("file_name")
+      if size is None and isinstance(name, str):
+        size = sizes.named(name, folder)
       yield values, size, where
 
 
@@ -220,7 +220,7 @@ def _entries(part, images, reading, problems):
     where, fields = picture.where, picture.fields
     with problems:
       name = files.get(fields, "file_name", str, where)
-      image = paths.find(name, folder, where, problems)
+      image = folders.find(name, [folder], where, problems)
       size = None
       if part.captions:
         annotated = {"captions": _captions(picture)}
@@ -267,13 +267,26 @@ def _thing(annotation, named, reading, where, problems):
     )
   label, mask = named[category], annotation.get("segmentation") or None
   more = {"mask": mask, **boxes_lib.details(annotation, where)}
-  if isinstance(mask, list) and not annotation.get("bbox"):
-    problems.note("objects without bbox, read as around their polygons", where)
-    values = boxes_lib.around(mask, where)
-    reading = boxes_lib.Reading("yxyx", reading.shares)
+  if isinstance(mask, list | dict) and not annotation.get("bbox"):
+    problems.note("objects without bbox, read as around their masks", where)
+    if isinstance(mask, dict):
+      values, reading = _around_runs(mask, where), boxes_lib.Reading("yxyx")
+    else:
+      values = boxes_lib.around(mask, where)
+      reading = boxes_lib.Reading("yxyx", reading.shares)
     return reading.thing(label, values, where, **more)
   box = files.get(annotation, "bbox", (list, str), where)
   return reading.thing(label, boxes_lib.numbers(box, where), where, **more)
+
+
+def _around_runs(mask, where):
+  """The box (y0, x0, y1, x1) in pixels around a run-length mask."""
+  what = "as the size of a run-length mask"
+  height, width = files.numbers(mask.get("size"), 2, what, where)
+  try:
+    return masks.bounding_box(masks.from_rle(mask, int(height), int(width)))
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
 
 
 def _labels(parts, problems):
@@ -313,8 +326,9 @@ def _folder(part, images):
   for picture in part.unique()[:_TRIED]:
     name = picture.fields.get("file_name")
     for folder in candidates if isinstance(name, str) else ():
-      if paths.find(name, folder, "", entries.Problems()).exists():
-        return folder
+      with entries.Problems(skip=True) as quiet:
+        if folders.find(name, [folder], "", quiet).exists():
+          return folder
   return bases[0]
 
 

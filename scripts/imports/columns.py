@@ -189,8 +189,12 @@ def things(
   found = []
   for i, fields in enumerate(each(objects, where)):
     place = f"{where}: object {i}"
-    box = files.get(fields, _key(fields, _BOX), (list, tuple, str), place)
-    category = files.get(fields, _key(fields, _CATEGORY), (str, int), place)
+    box = files.get(
+      fields, files.key_of(fields, _BOX), (list, tuple, str), place
+    )
+    category = files.get(
+      fields, files.key_of(fields, _CATEGORY), (str, int), place
+    )
     if isinstance(category, int):
       raise ValueError(
         f"{place}: category {category} is a number for which the data set has "
@@ -205,7 +209,7 @@ def things(
 def box(fields: Any, where: str) -> list[float] | None:
   """The four numbers of an object, None if it is bad."""
   try:
-    return boxes.numbers(fields[_key(fields, _BOX)], where)
+    return boxes.numbers(fields[files.key_of(fields, _BOX)], where)
   except (ValueError, KeyError, TypeError):
     return None
 
@@ -227,11 +231,6 @@ def each(objects: Any, where: str) -> list[Any]:
   if not isinstance(objects, list):
     raise ValueError(f"{where}: expected objects, found {objects!r:.60}")
   return objects
-
-
-def _key(fields, options):
-  present = fields if isinstance(fields, Mapping) else ()
-  return next((key for key in options if key in present), options[0])
 
 
 def _plain(name):

@@ -1,8 +1,9 @@
-"""Conversations about pictures, as chat models are trained on.
+"""Conversations: JSON or JSONL of LLaVA, ShareGPT or Qwen-VL, or a folder.
 
-JSON or JSONL in the manners of LLaVA (docs/Finetune_Custom_Data.md), ShareGPT
-as LLaMA-Factory reads it (data/README.md, mllm_demo.json), Qwen-VL's
-fine-tuning (README.md, finetune) and Hugging Face's chat templates:
+Questions and answers about pictures, as chat models are trained on: those of
+LLaVA (docs/Finetune_Custom_Data.md), ShareGPT as LLaMA-Factory reads it
+(data/README.md, mllm_demo.json), Qwen-VL's fine-tuning (README.md, finetune)
+and Hugging Face's chat templates:
 
     {"image": "a.jpg", "conversations": [
       {"from": "human", "value": "<image>\\nWhat is it?"},
@@ -68,9 +69,7 @@ def read(src, images, problems, *, task):
     raise ValueError(
       f"{src}: conversations have no boxes; expected --task vqa or caption"
     )
-  root, found = src.parent, [src]
-  if src.is_dir():
-    root, found = src, folders.ending(src, ".json", ".jsonl")
+  root, found = folders.root_and_files(src, ".json", ".jsonl")
   return entries.Annotations(_entries(found, root, images, task, problems))
 
 
@@ -163,7 +162,7 @@ def _examples(fields, folder, where, problems):
 
 def _turns(fields, where, problems):
   """Yields place, role, text, how often it placed a picture, and its own."""
-  key = next((key for key in _TURNS if key in fields), _TURNS[0])
+  key = files.key_of(fields, _TURNS)
   for i, message in enumerate(files.get(fields, key, list, where)):
     place = f"{where}: message {i}"
     llava = isinstance(message, dict) and "from" in message

@@ -1,4 +1,4 @@
-"""CreateML: JSON files of pictures with boxes given by their centres.
+"""CreateML: a JSON file of boxes by centre, or a folder of some.
 
 As Apple's documentation of Create ML has it under "Building an object detector
 data source", and Roboflow's export: {"image": "a.jpg", "annotations":
@@ -32,10 +32,7 @@ def read(src, images, problems):
   Raises:
     ValueError: a file is malformed, or whatever `problems` does not skip.
   """
-  src = pathlib.Path(src)
-  root, found = src.parent, [src]
-  if src.is_dir():
-    root, found = src, folders.ending(src, ".json")
+  root, found = folders.root_and_files(pathlib.Path(src), ".json")
   return entries.Annotations(_entries(found, root, images, problems))
 
 
@@ -55,8 +52,10 @@ def _entries(found, root, images, problems):
 
 
 def _entry(fields, split, places, where, problems):
-  name = files.get(fields, _key(fields, _IMAGE), str, where)
-  annotations = files.get(fields, _key(fields, _ANNOTATIONS), list, where)
+  name = files.get(fields, files.key_of(fields, _IMAGE), str, where)
+  annotations = files.get(
+    fields, files.key_of(fields, _ANNOTATIONS), list, where
+  )
   things = tuple(
     _thing(annotation, f"{where}: annotation {i}")
     for i, annotation in enumerate(annotations)
@@ -71,8 +70,3 @@ def _thing(annotation, where):
   found = [centre.get(key) for key in _COORDINATES]
   numbers = files.numbers(found, 4, ", ".join(_COORDINATES), where)
   return entries.Thing(label, entries.BOXES["cxcywh"](*numbers), where)
-
-
-def _key(fields, options):
-  there = fields if isinstance(fields, dict) else ()
-  return next((key for key in options if key in there), options[0])

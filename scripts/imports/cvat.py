@@ -1,7 +1,7 @@
-"""CVAT: one XML file of pictures with boxes, outlines and masks.
+"""CVAT: an XML file "for images 1.1", or its folder.
 
-"CVAT for images 1.1", as docs.cvat.ai describes it under "XML annotation
-format".
+The export "CVAT for images 1.1" has boxes, outlines and masks, as docs.cvat.ai
+describes them under "XML annotation format".
 """
 
 import pathlib
@@ -85,6 +85,9 @@ def _entry(image, src, images, problems, where):
     else:
       things.append(_thing(shape, size, f"{where}: {shape.tag} {i}"))
   if subset and subset.lower() != "default":
+    plain = pathlib.PurePath(files.line(subset)).name
+    if plain != subset or plain.startswith("."):
+      raise ValueError(f"{where}: subset {subset!r:.60} can name no file")
     split = entries.split_name(subset)
   else:
     split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"

@@ -1,4 +1,4 @@
-"""Darknet: obj.data, obj.names, lists of pictures, and labels beside those.
+"""Darknet: obj.data, or its folder, with obj.names and lists of pictures.
 
 As the README of AlexeyAB/darknet has it under "How to train (to detect your
 custom objects)", CVAT's export "YOLO 1.1", and Roboflow's "YOLO Darknet", whose
@@ -7,7 +7,7 @@ folders train, valid and test hold _darknet.labels in the place of obj.names.
 
 import pathlib
 
-from scripts.imports import entries, files, folders, pictures, yolo
+from scripts.imports import entries, files, folders, pictures, yolo_labels
 
 _LISTS = ("train", "valid", "test")
 _LABELS = "_darknet.labels"
@@ -18,7 +18,7 @@ def read(src, images, problems):
 
   Paths in it start where darknet was run: they are looked for beside obj.data,
   above it, and without their first folder. Labels are those of YOLO, where they
-  lie and what they say (yolo.read).
+  lie and what they say (yolo_labels.read).
 
   Args:
     src: path of obj.data, or of the folder with one *.data, or of that with the
@@ -34,7 +34,7 @@ def read(src, images, problems):
     ValueError: a file is malformed, or whatever `problems` does not skip.
   """
   src = pathlib.Path(src)
-  if src.is_dir() and (named := sorted(src.rglob(_LABELS))):
+  if src.is_dir() and (named := folders.matching(src, f"**/{_LABELS}")):
     names = files.read_lines(named[0])
     splits = [
       (
@@ -100,11 +100,9 @@ def _at(src, name, where, problems):
 
 
 def _entries(src, splits, labels, problems):
-  data = yolo._Dataset(str(src), src.parent, {}, labels, pose=False)
-  for split, listed in splits:
+  for split, images in splits:
     with problems:
       where = f"{src}: {split}"
-      found = yolo._label_files(listed, src.parent, where, problems)
-      for image in listed:
-        with problems:
-          yield yolo._entry(image, found.get(image), split, data, problems)
+      yield from yolo_labels.read(
+        images, src.parent, split, labels, where, problems
+      )

@@ -1,12 +1,15 @@
 """Reading annotation files; what is wrong with one is a line with its place."""
 
 import codecs
+import contextlib
 import csv
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from paligemma import tree
 
@@ -15,6 +18,8 @@ SHOWN = 200  # characters of a user's text in an error
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
 _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
+# White space, control characters, and halves of surrogate pairs.
+_NOT_IN_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
@@ -97,6 +102,35 @@ def _no_constant(name):
   raise ValueError(f"{name} is no number of JSON")
 
 
+def read_yaml(path: pathlib.Path) -> Any:
+  """The value in a YAML file.
+
+  Raises:
+    ValueError: it cannot be read or is malformed.
+  """
+  return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
+  """The value of a YAML text; scalars stay text, as [no, yes] is no [0, 1].
+
+  Args:
+    text: YAML.
+    path: of the file that it stands in, whose line `first` it begins at.
+    first: number of a line.
+
+  Raises:
+    ValueError: it is malformed.
+  """
+  try:
+    return yaml.load(text, yaml.BaseLoader)
+  except (yaml.YAMLError, RecursionError) as error:
+    mark = getattr(error, "problem_mark", None)
+    line = f":{mark.line + first}" if mark else ""
+    reason = getattr(error, "problem", None) or "not to be parsed"
+    raise ValueError(f"{path}{line}: malformed YAML: {reason}") from None
+
+
 def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of a CSV, TSV or JSONL file with their places, "a.csv:12".
 
@@ -141,6 +175,12 @@ def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
       f'{where}: expected {expected} under "{key}", found {value!r:.60}'
     )
   return value
+
+
+def key_of(fields: Any, options: Sequence[str]) -> str:
+  """The first of some keys that a mapping has, or else the first of all."""
+  present = fields if isinstance(fields, Mapping) else ()
+  return next((key for key in options if key in present), options[0])
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
@@ -226,5 +266,19 @@ def _header(cells, where):
 
 def shown(text: str) -> str:
   """A user's text as an error shows it: its first part, without line breaks."""
-  text = " ".join(text.split())
+  text = line(text)
   return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+  """Raises a ValueError in one line, whatever names of files stand in it."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(line(str(error))) from error
+
+
+def line(text: str) -> str:
+  """A text in one line: runs of what no line holds are a space."""
+  return _NOT_IN_A_LINE.sub(" ", text).strip()

@@ -1,29 +1,55 @@
 """Files in folders, and those that an annotation names."""
 
+import errno
 import pathlib
+import re
 from collections.abc import Sequence
 
-from scripts.imports import entries, paths
+from scripts.imports import entries
+
+
+def is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
+  """Whether a path in a folder, or a folder above it, is none of the user's.
+
+  It begins with "." or is __MACOSX, in which archives of a Mac keep "._a.jpg".
+  """
+  parts = path.relative_to(folder).parts
+  return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def matching(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+  """What in a folder matches a pattern of glob and is not hidden, in order."""
+  found = folder.glob(pattern)
+  return sorted(path for path in found if not is_hidden(path, folder))
 
 
 def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
-  """The files in a folder and below with such names, in order.
-
-  What begins with "." is none, as "._a.json", which a Mac leaves in archives.
+  """The files in a folder and below with such names that are not hidden.
 
   Raises:
     ValueError: there is none.
   """
-  found = sorted(
+  found = [
     path
-    for path in folder.rglob("*")
-    if path.name.lower().endswith(suffixes)
-    and not any(x.startswith(".") for x in path.relative_to(folder).parts)
-    and path.is_file()
-  )
+    for path in matching(folder, "**/*")
+    if path.name.lower().endswith(suffixes) and path.is_file()
+  ]
   if not found:
     raise ValueError(f"{folder}: no file of *{', *'.join(suffixes)} in it")
   return found
+
+
+def root_and_files(
+  src: pathlib.Path, *suffixes: str
+) -> tuple[pathlib.Path, list[pathlib.Path]]:
+  """A folder and its files with such names; or a file and the folder it is in.
+
+  Raises:
+    ValueError: the folder has none.
+  """
+  if src.is_dir():
+    return src, ending(src, *suffixes)
+  return src.parent, [src]
 
 
 def find(
@@ -32,27 +58,58 @@ def find(
   where: str,
   problems: entries.Problems,
 ) -> pathlib.Path:
-  """The file of that name in the first folder that has it (paths.find).
+  r"""The file or folder of that name, in the first place that has it.
+
+  Where there is none, an absolute path or one that begins with ".." is taken as
+  one of another machine: the longest end of it that is in the folder is found,
+  as long as it names the same split, and noted. A "\" separates as "/" does.
 
   Args:
-    name: as annotated, with slashes of any system.
+    name: as annotated.
     places: folders to look in.
     where: the place that names it.
     problems: entries.Problems.
 
   Returns:
-    its path, in the first folder if none has it.
+    Its path; the one it would have in the first folder if none has it.
 
   Raises:
     ValueError: it can be the name of no file.
   """
+  plain = name.strip().replace("\\", "/")
   try:
     for place in places:
-      found = paths.find(name, place, where, problems)
-      if found.is_file():
-        return found
+      for option in dict.fromkeys((name, plain)):
+        if _exists(place / option):
+          return place / option
+      for end in _ends(plain):
+        if _exists(place / end):
+          problems.note("paths of another machine, found by their end", where)
+          return place / end
   except (OSError, ValueError):
     raise ValueError(
       f"{where}: {name!r:.60} can be the name of no file"
     ) from None
-  return places[0] / name.strip().replace("\\", "/")
+  return places[0] / plain
+
+
+def _exists(path):
+  try:
+    path.stat()
+  except OSError as error:
+    if error.errno == errno.ENAMETOOLONG:
+      raise
+    return False
+  return True
+
+
+def _ends(name):
+  """Yields the ends of a path of another machine, the longest first."""
+  path = pathlib.PurePosixPath(name)
+  if not path.parts or not re.fullmatch(r"/+|\.\.|[a-zA-Z]:", path.parts[0]):
+    return
+  for i in range(1, len(path.parts)):
+    end = pathlib.PurePosixPath(*path.parts[i:])
+    same = entries.split_of(end) == entries.split_of(path)
+    if same and end.parts[0] != "..":
+      yield end

@@ -1,4 +1,4 @@
-"""Hugging Face data sets on disk: a folder of images, Parquet or Arrow."""
+"""Hugging Face: a folder of images with metadata, of Parquet or of Arrow."""
 
 import dataclasses
 import itertools
@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, paths, pictures
+from scripts.imports import columns, entries, files, folders, pictures
 
 NEEDED = {
   "caption": ("image", "caption"),
@@ -49,8 +49,10 @@ def read(src, images, problems, *, task, names, boxes=None):
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
-  it. Which split a file belongs to is read off its name or its folders, such as
-  validation/metadata.jsonl or data/train-00000-of-00001.parquet.
+  it. Classes given by number have the names that the schema of a table,
+  dataset_info.json or README.md gives them. Which split a file belongs to is
+  read off its name or its folders, such as validation/metadata.jsonl or
+  data/train-00000-of-00001.parquet.
 
   Args:
     src: the folder, or one table.
@@ -73,12 +75,13 @@ def read(src, images, problems, *, task, names, boxes=None):
   if images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
-  if metadata := sorted(x for name in METADATA for x in src.rglob(name)):
+  metadata = folders.matching(src, "**/metadata.*")
+  if metadata := [path for path in metadata if path.name in METADATA]:
     features = _described(folder)
     found, sampled = metadata, _metadata_boxes
     entry_of = _folder_entries
   elif found := [src] if src.is_file() else _tables(src):
-    features = _features(found[0])
+    features = _features(found[0]) or _described(folder)
     sampled, entry_of = _table_boxes, _table_entries
   else:
     raise ValueError(
@@ -101,11 +104,11 @@ def read(src, images, problems, *, task, names, boxes=None):
 
 def _tables(folder):
   """The tables in a folder, without what the library keeps for itself."""
-  return sorted(
+  return [
     path
-    for path in folder.rglob("*")
-    if path.suffix in TABLES and not path.name.startswith((".", "cache-"))
-  )
+    for path in folders.matching(folder, "**/*")
+    if path.suffix in TABLES and not path.name.startswith("cache-")
+  ]
 
 
 def _folder_rows(source, metadata):
@@ -119,7 +122,7 @@ def _folder_rows(source, metadata):
           chosen = source.choose(row, where)
         named = columns.texts(row[chosen["image"]], where, "image")
         found = [
-          paths.find(name, path.parent, where, source.problems)
+          folders.find(name, [path.parent], where, source.problems)
           for name in named
         ]
         at = pathlib.PurePath(named[0].replace("\\", "/")).parent
@@ -215,9 +218,8 @@ def _image(cell, path, source, where):
   if isinstance(found, bytes):
     return found
   if isinstance(found, str) and found.strip():
-    image = paths.find(found, path.parent, where, source.problems)
-    beside = source.folder / found
-    return beside if beside.is_file() and not image.is_file() else image
+    places = [path.parent, source.folder]
+    return folders.find(found, places, where, source.problems)
   raise ValueError(
     f"{where}: expected the contents or the path of an image, found "
     f"{cell!r:.60}"
@@ -288,11 +290,61 @@ def _features(path):
 
 
 def _described(folder):
-  """The features that a dataset_info.json beside metadata gives."""
+  """The features that dataset_info.json gives, or else README.md."""
   path = folder / "dataset_info.json"
-  content = files.read_json(path) if path.is_file() else {}
-  found = content.get("features") if isinstance(content, dict) else None
-  return found if isinstance(found, dict) else {}
+  if path.is_file():
+    content = files.read_json(path)
+    found = content.get("features") if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
+  path = folder / "README.md"
+  return _of_card(path) if path.is_file() else {}
+
+
+def _of_card(path):
+  """The features in the YAML that a README.md begins with.
+
+  Several configurations count where they have the same ones.
+  """
+  lines = files.read_lines(path)
+  if lines[0].strip() != "---" or "---" not in lines[1:]:
+    return {}
+  end = lines.index("---", 1)
+  content = files.parse_yaml("\n".join(lines[1:end]), path, first=2)
+  info = content.get("dataset_info") if isinstance(content, dict) else None
+  found = [
+    _feature(x.get("features"), path)
+    for x in (info if isinstance(info, list) else [info])
+    if isinstance(x, dict)
+  ]
+  return found[0] if found and found[1:] == found[:-1] else {}
+
+
+def _feature(described, path):
+  """What the YAML says of a feature, in the form of dataset_info.json.
+
+  - {name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}
+  """
+  if isinstance(described, list):
+    return {
+      x["name"]: _feature({k: v for k, v in x.items() if k != "name"}, path)
+      for x in described
+      if isinstance(x, dict) and isinstance(x.get("name"), str)
+    }
+  if not isinstance(described, dict):
+    return {}
+  if "class_label" in described:
+    names = files.get(described["class_label"], "names", (dict, list), path)
+    if isinstance(names, dict):
+      numbers = [str(i) for i in range(len(names))]
+      if names.keys() != set(numbers):
+        raise ValueError(
+          f"{path}: expected names of the classes from 0 to {len(names) - 1}, "
+          f"found those of {files.shown(', '.join(names))}"
+        )
+      names = [names[number] for number in numbers]
+    return {"names": names}
+  inner = files.key_of(described, ("dtype", "sequence", "list", "struct"))
+  return _feature(described.get(inner), path)
 
 
 def _inner(feature):

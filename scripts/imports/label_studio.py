@@ -1,4 +1,4 @@
-"""Label Studio: a JSON file of tasks with what annotators drew and wrote.
+"""Label Studio: a file exported as JSON or JSON-MIN, or its folder.
 
 The exports "JSON" and "JSON-MIN", as labelstud.io/guide/export describes them;
 masks of brushes are packed by rle-pack of thi.ng/umbrella, which the converter

@@ -1,4 +1,4 @@
-"""LabelMe: a JSON file of shapes for each picture.
+"""LabelMe: a folder with a JSON file of shapes for each picture.
 
 As labelme writes it (labelme/_label_file.py of wkentaro/labelme), and programs
 that write the same: X-AnyLabeling, AnyLabeling, Roboflow.
@@ -41,10 +41,7 @@ def read(src, images, problems):
   Raises:
     ValueError: a file is malformed, or whatever `problems` does not skip.
   """
-  src = pathlib.Path(src)
-  root, found = src.parent, [src]
-  if src.is_dir():
-    root, found = src, folders.ending(src, ".json")
+  root, found = folders.root_and_files(pathlib.Path(src), ".json")
   return entries.Annotations(_entries(found, root, images, problems))
 
 

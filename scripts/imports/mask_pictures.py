@@ -1,4 +1,4 @@
-"""Masks as pictures: a value for each class, or a picture for each object.
+"""Masks: a folder with masks that are pictures, images, and classes.txt.
 
 The layouts of Pascal VOC (SegmentationClass and SegmentationObject, as labelme
 and CVAT's "Segmentation mask 1.1" also write them), of images/ beside masks/,
@@ -60,7 +60,7 @@ def _pairs(src):
   found = [
     (path, path.parent / images)
     for masks, images in zip(_MASKS, _IMAGES, strict=True)
-    for path in (src, *sorted(src.rglob(masks)))
+    for path in (src, *folders.matching(src, f"**/{masks}"))
     if path.name == masks and (path.parent / images).is_dir()
   ]
   if not found:

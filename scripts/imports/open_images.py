@@ -1,4 +1,4 @@
-"""Open Images: a CSV file of boxes, and one of the names of their labels.
+"""Open Images: a folder with CSV files of boxes and of names of labels.
 
 The files of storage.googleapis.com/openimages: train-annotations-bbox.csv, in
 some releases with a prefix such as oidv6-, class-descriptions-boxable.csv, and
@@ -52,7 +52,7 @@ def _labels(folder):
   paths = [
     path
     for name in ("*class-descriptions*.csv", "classes.csv")
-    for path in sorted(folder.rglob(name))
+    for path in folders.matching(folder, f"**/{name}")
   ]
   if not paths:
     raise ValueError(

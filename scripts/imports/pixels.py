@@ -74,30 +74,6 @@ def is_area(area: float, box: location.Box) -> bool:
   return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
 
 
-def widen(
-  box: location.Box, size: tuple[int, int], steps: tuple[int, int]
-) -> location.Box:
-  """A box that keeps an area when it is rounded.
-
-  Args:
-    box: in pixels, with an area.
-    size: (height, width) of its image.
-    steps: into how many equal parts height and width are divided, at whose ends
-      the box is to lie.
-
-  Returns:
-    The box; where both ends would be one, those of the part that it lies in.
-  """
-  corners = list(box)
-  for low, side, count in zip((0, 1), size, steps, strict=True):
-    a, b = (corners[i] / side * count for i in (low, low + 2))
-    if round(a) == round(b):
-      start = math.floor((a + b) / 2)
-      corners[low] = start * side / count
-      corners[low + 2] = (start + 1) * side / count
-  return tuple(corners)
-
-
 def mask(thing: entries.Thing, size: tuple[int, int]):
   """What the mask of a thing is written as, in pixels, and bool[H, W].
 
@@ -135,7 +111,7 @@ def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
     ValueError: nothing of it lies there.
   """
   try:
-    cropped = masks_lib.crop(mask, widen(box, mask.shape, mask.shape))
+    cropped = masks_lib.crop(mask, location.widen(box, mask.shape, mask.shape))
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
   if not cropped.any():

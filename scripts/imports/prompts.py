@@ -13,8 +13,6 @@ from scripts.imports import entries, pictures, pixels
 TASKS = ("detect", "segment", "caption", "vqa")
 LABELS = ("all", "present")
 
-_LAST = 1023  # location of a side's end
-
 
 def record(
   entry: entries.Entry,
@@ -30,7 +28,7 @@ def record(
   to a hundredth: so shares of six decimals, as YOLO writes them, give the same
   line as the pixels they were made of, in images of up to 6,000 pixels. A box
   that reaches over the edge is cut to the image. One thinner than a location
-  is written as wide as one; it would have no area otherwise.
+  is written as wide as one (location.encode_box), which is noted.
 
   Args:
     entry: its image is a file, whose head is read.
@@ -234,11 +232,10 @@ def _objects(things, size, task, problems, labels, encode):
       masks.append(pixels.crop(mask, box, thing.where))
       annotations.append(_annotation(box, label, shape))
     raw.append(fields)
-    written = pixels.widen(box, size, (_LAST, _LAST))
-    if written != box:
+    if location.widen(box, size) != box:
       what = "boxes thinner than a location, written as wide as one"
       problems.note(what, thing.where)
-    objects.append(location.Object(written, label))
+    objects.append(location.Object(box, label))
   if labels is None:
     labels = tuple(dict.fromkeys(thing.label for thing in objects))
     if not labels:

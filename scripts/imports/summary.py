@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from paligemma.data import tokenizer as tokenizer_lib
-from scripts.imports import splits
+from scripts.imports import files, splits
 from trainers import columns
 
 LABELS = 30  # listed, the most frequent ones
@@ -153,7 +153,7 @@ class Summary:
     rows = [("box", "height", "width", "share", "image")]
     for name, box in (("smallest", self.smallest), ("largest", self.largest)):
       sides = f"{box.height:.6g}", f"{box.width:.6g}"
-      rows.append((name, *sides, f"{box.share:.2%}", box.image))
+      rows.append((name, *sides, f"{box.share:.2%}", files.shown(box.image)))
     return columns.align(rows)
 
   def _tokens(self):

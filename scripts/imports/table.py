@@ -1,9 +1,9 @@
-"""CSV and TSV files: a row for each caption, question or box of an image."""
+"""CSV or TSV: a file with a row for each caption, question or box."""
 
 import pathlib
 
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, paths
+from scripts.imports import columns, entries, files, folders
 
 NEEDED = {
   "caption": ("image", "caption"),
@@ -72,7 +72,7 @@ def _texts(rows, chosen, folder, task, problems):
         ]
         found = {"captions": tuple(x for some in captions for x in some)}
       yield entries.Entry(
-        paths.find(name, folder, where, problems),
+        folders.find(name, [folder], where, problems),
         where,
         fields=_fields(members, chosen),
         **found,
@@ -114,7 +114,7 @@ def _detect(rows, src, folder, problems, names, boxes):
           for thing in _things(row, chosen, edges, reading, place)
         ]
         yield entries.Entry(
-          paths.find(name, folder, where, problems),
+          folders.find(name, [folder], where, problems),
           where,
           size=_size(members, sides),
           fields=_fields(members, {**chosen, **sides}),
@@ -192,8 +192,7 @@ def _numbers(groups, chosen, edges, sides, folder):
         values = boxes_lib.numbers(_cells(row, chosen, edges), where)
       except ValueError:
         continue
-      image = folder / name
-      yield values, _size(members, sides) or sizes(image, image), where
+      yield values, _size(members, sides) or sizes.named(name, folder), where
 
 
 def _size(members, sides):

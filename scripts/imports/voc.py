@@ -1,10 +1,10 @@
-"""Pascal VOC: an XML file of boxes for each image."""
+"""Pascal VOC: a folder with an XML file of boxes for each image."""
 
 import dataclasses
 import pathlib
 import re
 
-from scripts.imports import boxes, entries, files, markup, pictures
+from scripts.imports import boxes, entries, files, folders, markup, pictures
 
 _XML = ("annotations", "xmls")  # folders of XML, in any case
 _IMAGES = ("jpegimages", "images")  # of images
@@ -41,7 +41,7 @@ def read(src, images, problems):
     raise ValueError(f"{src}: no such folder; expected one of XML files of VOC")
   found = _files(src, "train", problems)
   if not found:
-    for folder in sorted(path for path in src.iterdir() if path.is_dir()):
+    for folder in filter(pathlib.Path.is_dir, folders.matching(src, "*")):
       split = entries.split_of(pathlib.PurePath(folder.name)) or "train"
       found += _files(folder, split, problems)
   if not found:
@@ -54,11 +54,11 @@ def _files(src, split, problems):
   """(split, XML file, its folder of images) of a data set in a folder."""
   folder = _folder(src, _XML) or src
   images = _folder(src, _IMAGES) or folder
-  present = sorted(
+  present = [
     path
-    for path in folder.iterdir()
-    if path.suffix.lower() == ".xml" and not path.name.startswith(".")
-  )
+    for path in folders.matching(folder, "*")
+    if path.suffix.lower() == ".xml"
+  ]
   sets = {
     entries.split_name(name): path
     for name in entries.SPLITS
@@ -86,18 +86,10 @@ def _folder(src, names):
 
 
 def _entries(found, src, images, problems):
-  parsed, index, taken = [], {}, {}
-  for split, path, folder in found:
+  parsed, index = [], {}
+  for split, path, folder in dict.fromkeys(found):
     with problems:
-      entry = _entry(path, split, images or folder, index, problems)
-      other, in_split = taken.setdefault(entry.image, (path, split))
-      if (other, in_split) != (path, split):
-        raise ValueError(
-          f"{path}: in {split}, its image {entry.image} is that of {other} in "
-          f"{in_split} as well"
-        )
-      parsed.append(entry)
-  parsed = {entry.where: entry for entry in parsed}.values()
+      parsed.append(_entry(path, split, images or folder, index, problems))
   found = [
     (thing.box, entry.size, thing.where)
     for entry in parsed
@@ -168,9 +160,8 @@ def _image(images, path, name, index, problems):
 def _by_stem(folder):
   """Name without suffix, in small letters -> the images of that name."""
   found = {}
-  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-    hidden = path.name.startswith(".")
-    if path.suffix.lower() in pictures.SUFFIXES and not hidden:
+  for path in folders.matching(folder, "*"):
+    if path.suffix.lower() in pictures.SUFFIXES:
       found.setdefault(path.stem.lower(), []).append(path)
   return found
 

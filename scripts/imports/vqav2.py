@@ -1,4 +1,4 @@
-"""VQAv2: a JSON file of questions about pictures of COCO, and one of answers.
+"""VQAv2: a folder with a JSON file of questions and one of answers.
 
 The layout of visualqa.org/download.html, which OK-VQA and VQA v1 share:
 v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations
@@ -31,10 +31,7 @@ def read(src, images, problems):
   Raises:
     ValueError: a file is malformed, or whatever `problems` does not skip.
   """
-  src = pathlib.Path(src)
-  root, found = src.parent, [src]
-  if src.is_dir():
-    root, found = src, folders.ending(src, "questions.json")
+  root, found = folders.root_and_files(pathlib.Path(src), "questions.json")
   pairs = []
   for path in found:
     answers = next(root.rglob(_answers_name(path)), None)

@@ -1,14 +1,11 @@
-"""YOLO: a data.yaml, folders of images, and a text file of boxes for each."""
+"""YOLO: data.yaml, or its folder, with a text file for each image."""
 
 import dataclasses
 import pathlib
 
-import yaml
-
-from scripts.imports import boxes, entries, files, paths, pictures
+from scripts.imports import entries, files, folders, pictures, yolo_labels
 
 _ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
-_EDGE = 0.01  # by which a share may lie outside of its image
 # Text files beside labels that hold none, as do lists of a split's images.
 _OTHERS = ("classes.txt", "notes.txt", "readme")
 
@@ -22,14 +19,14 @@ class _Dataset:
     root: Folder that its paths are relative to.
     splits: Name of ours -> (name there, folders or lists of images).
     labels: Number of a class -> label.
-    pose: Whether key points follow the box.
+    key_points: Whether they follow the box; None if the YAML does not say it.
   """
 
   where: str
   root: pathlib.Path
   splits: dict[str, tuple[str, list[str]]]
   labels: dict[int, str]
-  pose: bool
+  key_points: bool | None
 
 
 def read(src, images, problems):
@@ -37,11 +34,10 @@ def read(src, images, problems):
 
   An image's labels lie at its own path, with the last folder "images" replaced
   by "labels", or beside it; none means that nothing is in it, but one image of
-  a split must have them. A line is "class x y width height", of the box's
-  centre, or "class x0 y0 x1 y1 ..." of a polygon, all as shares of the image's
-  sides; with "kpt_shape" key points follow the box and are left out.
+  a split must have them. Their lines are those of yolo_labels.read; with
+  "kpt_shape" key points follow the box and are left out.
 
-  A folder or list that is not there is looked for under its end (paths.find).
+  A folder or list that is not there is looked for under its end (folders.find).
 
   Args:
     src: path of the YAML; or of the folder with data.yaml, or with one YAML, or
@@ -68,24 +64,10 @@ def read(src, images, problems):
   return entries.Annotations(_entries(data, problems), found)
 
 
-def label_path(image: pathlib.Path) -> pathlib.Path:
-  """Where the labels of an image lie, if not beside it."""
-  parts = list(image.with_suffix(".txt").parts)
-  for i in reversed(range(len(parts) - 1)):
-    if parts[i] == "images":
-      parts[i] = "labels"
-      break
-  return pathlib.Path(*parts)
-
-
 def _main_file(folder):
   found = [folder / name for name in ("data.yaml", "data.yml")]
   found = [path for path in found if path.is_file()]
-  found = found or [
-    path
-    for path in sorted(folder.glob("*.y*ml"))
-    if not path.name.startswith(".")
-  ]
+  found = found or folders.matching(folder, "*.y*ml")
   if len(found) > 1:
     names = ", ".join(path.name for path in found)
     raise ValueError(f"{folder}: name one of its files as SRC: {names}")
@@ -97,7 +79,7 @@ def _main_file(folder):
 
 
 def _with_yaml(src, images, problems):
-  content = _yaml(src)
+  content = _description(src)
   names = files.get(content, "names", (list, dict), str(src))
   given = names if isinstance(names, dict) else dict(enumerate(names))
   # "0" of a file is 0, "a" stays what it is, to be shown.
@@ -130,13 +112,13 @@ def _with_yaml(src, images, problems):
   if images is not None:
     root = pathlib.Path(images)
   elif content.get("path") not in _ABSENT:
-    root = paths.find(str(content["path"]), root, f'{src}: "path"', problems)
+    named_root = str(content["path"])
+    root = folders.find(named_root, [root], f'{src}: "path"', problems)
     if not root.is_dir():
       what = '"path" that is not there, taken as the folder of the YAML'
       problems.note(what, f"{src}: {root}")
       root = src.parent
-  pose = isinstance(content.get("kpt_shape"), list)
-  return _Dataset(str(src), root, splits, named, pose)
+  return _Dataset(str(src), root, splits, named, _key_points(content, src))
 
 
 def _without_yaml(path, root):
@@ -150,84 +132,43 @@ def _without_yaml(path, root):
   if not splits:
     place = "images" if (root / "images").is_dir() else "."
     splits["train"] = "train", [place]
-  return _Dataset(str(path), root, splits, named, False)
+  return _Dataset(str(path), root, splits, named, None)
 
 
 def _entries(data, problems):
-  taken = {}
   for split, (key, places) in data.splits.items():
     where = f'{data.where}: "{key}"'
-    found = []
+    images = []
     for place in places:
       with problems:
-        found += _images(data.root, place, where, problems)
-    fresh = []
-    for image in found:
-      with problems:
-        other = taken.setdefault(image.resolve(), key)
-        if other != key:
-          raise ValueError(
-            f'{where}: {image} is of "{other}" as well; take one of them out, '
-            "and --val cuts off a part"
-          )
-        fresh.append(image)
-    images = list(dict.fromkeys(fresh))
-    if len(images) < len(fresh):
-      problems.note("images listed twice, read as one", where)
+        images += _images(data.root, place, where, problems)
     with problems:
-      labels = _label_files(images, data.root, where, problems)
-      for image in images:
-        with problems:
-          yield _entry(image, labels.get(image), split, data, problems)
-
-
-def _label_files(images, root, where, problems):
-  """The label files of images that have one."""
-  found = {}
-  for image in images:
-    for path in (label_path(image), image.with_suffix(".txt")):
-      if path.is_file():
-        found.setdefault(image, path)
-  if images and not found:
-    wanted = label_path(images[0])
-    folders = {str(x.parent) for x in root.rglob("*.txt") if x.parent != root}
-    raise ValueError(
-      f"{where}: none of {len(images)} images has a label file, such as "
-      f"{wanted} or one beside the image; other folders with text files: "
-      f"{', '.join(sorted(folders)[:3]) or 'none'}; an image of nothing has an "
-      "empty file"
-    )
-  for image in images:
-    if image not in found:
-      what = "images without a label file, taken as images of nothing"
-      problems.note(what, str(image))
-  return found
-
-
-def _entry(image, path, split, data, problems):
-  things = []
-  if path is not None:
-    for number, line in enumerate(files.read_lines(path), start=1):
-      if words := line.split():
-        things.append(_thing(words, data, f"{path}:{number}", problems))
-  return entries.Entry(image, str(path or image), split, things=tuple(things))
+      yield from yolo_labels.read(
+        images,
+        data.root,
+        split,
+        data.labels,
+        where,
+        problems,
+        key_points=data.key_points,
+      )
 
 
 def _images(root, place, where, problems):
   """The images of a folder, or those that a text file lists."""
-  path = paths.find(place, root, where, problems)
+  path = folders.find(place, [root], where, problems)
   if path.is_dir():
-    found = sorted(
+    found = [
       file
-      for file in path.rglob("*")
-      if file.suffix.lower() in pictures.SUFFIXES and not _hidden(file, path)
-    )
-    known = {label_path(image) for image in found}
+      for file in folders.matching(path, "**/*")
+      if file.suffix.lower() in pictures.SUFFIXES
+    ]
+    known = {yolo_labels.path_of(image) for image in found}
     known |= {image.with_suffix(".txt") for image in found}
-    labels = label_path(path / "any").parent
-    for file in sorted(labels.rglob("*.txt")):
+    labels = yolo_labels.path_of(path / "any").parent
+    for file in folders.matching(labels, "**/*.txt"):
       with problems:
-        other = file.stem in entries.SPLITS or _hidden(file, labels)
+        other = file.stem in entries.SPLITS
         other = other or file.name.lower().startswith(_OTHERS)
         if not other and file not in known:
           raise ValueError(f"{file}: missing image of these labels in {path}")
@@ -238,36 +179,23 @@ def _images(root, place, where, problems):
         found.append(_listed(line, path, number, root, problems))
   else:
     raise ValueError(
-      f"{where}: no such folder or list of images: "
-      f"{files.shown(str(path))}; take the line out "
-      "if there are none"
+      f"{where}: no such folder or list of images: {files.shown(str(path))}; "
+      "take the line out if there are none"
     )
   if not found:
-    raise ValueError(f"{where}: no JPEG, PNG or WebP image in {path}")
+    raise ValueError(f"{where}: no image in {path}")
   return found
 
 
 def _listed(line, path, number, root, problems):
   """An image of a list, relative to the root or to the list."""
   beside = path.parent / line.strip().replace("\\", "/")
-  found = paths.find(line, root, f"{path}:{number}", problems)
+  found = folders.find(line, [root], f"{path}:{number}", problems)
   return beside if beside.exists() and not found.exists() else found
 
 
-def _hidden(file, folder):
-  """Whether a file or a folder above it is hidden, as "._a.jpg" of macOS."""
-  return any(x.startswith(".") for x in file.relative_to(folder).parts)
-
-
-def _yaml(path):
-  try:
-    # As text, as [no, yes] would be truth values.
-    content = yaml.load(files.read_text(path), yaml.BaseLoader)
-  except yaml.YAMLError as error:
-    mark = getattr(error, "problem_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    reason = getattr(error, "problem", None) or "not to be parsed"
-    raise ValueError(f"{path}{line}: malformed YAML: {reason}") from None
+def _description(path):
+  content = files.read_yaml(path)
   if not isinstance(content, dict):
     raise ValueError(
       f"{path}: expected names and folders, found {content!r:.60}"
@@ -275,43 +203,19 @@ def _yaml(path):
   return content
 
 
+def _key_points(content, src):
+  """Whether key points follow the box; None if that is not said."""
+  if "kpt_shape" not in content:
+    return None
+  shape = content["kpt_shape"]
+  if shape in _ABSENT or shape == []:
+    return False
+  if not isinstance(shape, list):
+    raise ValueError(
+      f'{src}: expected [points, 2 or 3] under "kpt_shape", found {shape!r:.60}'
+    )
+  return True
+
+
 def _whole(text):
   return int(text) if str(text).strip().isdecimal() else text
-
-
-def _thing(words, data, where, problems):
-  polygon = not data.pose and len(words) >= 7 and len(words) % 2 == 1
-  if data.pose:
-    words = words[:5]
-  elif len(words) == 6:
-    raise ValueError(
-      f"{where}: found 6 numbers, expected 5: class x y width height; is the "
-      "last a confidence of a prediction, or an angle?"
-    )
-  if len(words) != 5 and not polygon:
-    raise ValueError(
-      f"{where}: found {len(words)} numbers, expected a class and 4 of a box, "
-      "or x and y of 3 points or more; key points need kpt_shape in the YAML"
-    )
-  what = "class x0 y0 x1 y1 ..." if polygon else "class x y width height"
-  number, *shares = files.numbers(words, len(words), what, where)
-  if number not in data.labels:
-    raise ValueError(
-      f"{where}: unknown class {words[0]:.20}, expected one from 0 to "
-      f"{len(data.labels) - 1}"
-    )
-  label = data.labels[number]
-  for share in shares:
-    if not -_EDGE <= share <= 1 + _EDGE:
-      raise ValueError(
-        f"{where}: expected shares of the image's sides, from 0 to 1, found "
-        f"{share:g}"
-      )
-  if not polygon:
-    return boxes.Reading("cxcywh", shares=True).thing(label, shares, where)
-  if len(shares) == 8:
-    problems.note(
-      "polygons of 4 points or turned boxes, read as the box around", where
-    )
-  around = boxes.around([shares], where)
-  return entries.Thing(label, around, where, mask=[shares], shares=True)

@@ -648,3 +648,28 @@ def test_a_picture_that_was_opened_is_left_alone():
     pytest.raises(ValueError, match=r"^images\[0\]: truncated or damaged im"),
   ):
     image_files.to_rgb(picture, where="images[0]")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16", "LA"])
+def test_stored_keeps_values_and_turns(mode, kind):
+  values = pixels(5, 7)[:, :, 0]
+  made = Image.fromarray(values)
+  if mode == "P":
+    made.putpalette([7] * 768)
+  elif mode == "I;16":
+    made = Image.fromarray(257 * values.astype(np.uint16))
+  elif mode != "L":
+    made = made.convert(mode)
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  data = encode(made, kind, exif=exif)
+  found = image_files.stored(data)
+  assert found.mode == mode and found.size[::-1] == image_files.size(data)
+  np.testing.assert_array_equal(
+    np.asarray(found), np.rot90(np.asarray(made), -1)
+  )
+  with pytest.raises(
+    ValueError, match=r"^here: image is too large: .x. pixels"
+  ):
+    image_files.stored(data, where="here", max_pixels=34)

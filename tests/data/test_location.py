@@ -50,6 +50,18 @@ LABELS = st.text(st.sampled_from("cat dog,<>01é\n")).map(str.strip)
     # Outside of the image; a line; a point of float32.
     ((-9, -0.1, 99, 3), SIZE, "<loc0000><loc0000><loc1023><loc1023>"),
     ((5, 1, 5, 2), SIZE, "<loc0465><loc0341><loc0465><loc0682>"),
+    # Thinner than a location: the one that its middle lies in, to the next.
+    (
+      (1.6, 5000, 2.2, 5000.5),
+      (1023, 5115),
+      "<loc0001><loc1000><loc0002><loc1001>",
+    ),
+    (
+      (-7, 1022.6, 0.1, 1022.9),
+      (1023, 1023),
+      "<loc0000><loc1022><loc0001><loc1023>",
+    ),
+    ((-7, 1, -3, 2), SIZE, "<loc0000><loc0341><loc0000><loc0682>"),
     (np.float32([11, 3, 11, 3]), SIZE, "<loc1023><loc1023><loc1023><loc1023>"),
   ],
 )

@@ -230,6 +230,16 @@ def written(op, example, seed=0):
   return op(example, rng(seed))["suffix"]
 
 
+def test_a_thin_box_has_an_area():
+  box = (3, 7, 20, 7.01)
+  things = [{"box": box, "label": "cat"}]
+  found = written(
+    object_ops.WriteObjects("given"), several() | {"objects": things}
+  )
+  assert found == location.encode([location.Object(box, "cat")], SIZE)
+  assert not location.has_flat_box(found)
+
+
 def test_write_objects_in_order():
   raw = several()
   found = written(object_ops.WriteObjects("given"), raw)

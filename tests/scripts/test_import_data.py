@@ -6,6 +6,7 @@ import io
 import json
 import pathlib
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from paligemma.data import (
   tokenizer,
 )
 from scripts import import_data
-from scripts.imports import entries, pixels, yolo
+from scripts.imports import entries, pixels, yolo_labels
 from tests.scripts.imports.same_data import (
   LABELS,
   MAKERS,
@@ -399,8 +400,10 @@ def test_yolo_splits_lists_and_roboflow_paths(tmp_path):
 
 def test_label_paths_of_yolo():
   path = pathlib.Path("/images/x/images/train/a.b.png")
-  assert yolo.label_path(path) == pathlib.Path("/images/x/labels/train/a.b.txt")
-  assert yolo.label_path(pathlib.Path("x/a.png")) == pathlib.Path("x/a.txt")
+  assert yolo_labels.path_of(path) == pathlib.Path(
+    "/images/x/labels/train/a.b.txt"
+  )
+  assert yolo_labels.path_of(pathlib.Path("x/a.png")) == pathlib.Path("x/a.txt")
 
 
 def test_voc_splits_and_images_beside_xml(tmp_path):
@@ -727,6 +730,23 @@ def command(monkeypatch, kind, *arguments):
   import_data.main()
 
 
+def test_the_help_tells_what_each_format_reads(capsys, monkeypatch):
+  monkeypatch.setenv("COLUMNS", "200")
+  with pytest.raises(SystemExit):
+    command(monkeypatch, "coco", "--help")
+  out = capsys.readouterr().out
+  _, _, table = out.partition("formats, and what SRC is:\n")
+  rows = [line.split(maxsplit=1) for line in table.splitlines()]
+  assert [kind for kind, _ in rows] == list(import_data.FORMATS)
+  assert all(text.endswith(".") for _, text in rows)
+  assert max(map(len, table.splitlines())) <= 80
+  assert (
+    "  yolo           data.yaml, or its folder, with a text file for" in out
+  )
+  assert "for csv, hf and label_studio: the columns, or keys, that have" in out
+  assert "for coco, csv and hf: what the four numbers of a box are" in out
+
+
 def test_command(tmp_path, capsys, monkeypatch):
   src = make_csv(tmp_path / "src")
   text = src.read_text()
@@ -817,7 +837,9 @@ def test_options_go_to_the_formats_that_declare_them(tmp_path, monkeypatch):
     return entries.Annotations(iter([entries.Entry(image, "a", things=things)]))
 
   write_images(tmp_path)
-  monkeypatch.setitem(import_data.FORMATS, "ours", read)
+  monkeypatch.setitem(
+    import_data.FORMATS, "ours", types.SimpleNamespace(read=read)
+  )
   records, _ = run("ours", tmp_path, tmp_path / "out", boxes="cxcywh")
   assert records["train"][0]["objects"][0]["box"] == [3, 6, 7, 14]
 
@@ -919,8 +941,85 @@ def ours(monkeypatch):
   def read(src, images, problems):
     return entries.Annotations(iter(found))
 
-  monkeypatch.setitem(import_data.FORMATS, "ours", read)
+  monkeypatch.setitem(
+    import_data.FORMATS, "ours", types.SimpleNamespace(read=read)
+  )
   return found
+
+
+def annotated(image, where, *labels, split="train"):
+  """An entry with a box of each label."""
+  things = [entries.Thing(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
+  return entries.Entry(image, where, split, things=tuple(things))
+
+
+def test_an_image_has_one_annotation(ours, tmp_path):
+  write_images(tmp_path, ["a.png", "b.jpg"])
+  image = tmp_path / "a.png"
+  ours += [annotated(image, "a.json", "cat"), annotated(image, "b.json", "cat")]
+  records, about = run("ours", "", tmp_path / "out")
+  assert len(records["train"]) == 1
+  what = "images listed twice, read as one"
+  assert about.notes == {what: (1, "b.json")}
+  other = tmp_path / "deep" / ".." / "a.png"
+  other.parent.parent.mkdir()
+  ours += [annotated(tmp_path / "b.jpg", "c.json"), annotated(other, "d.json")]
+  with pytest.raises(ValueError) as info:
+    run("ours", "", tmp_path / "out2")
+  assert str(info.value) == (
+    f"d.json: its image {other} has other objects in a.json; keep one of the "
+    "two, with all objects of the image"
+  )
+  records, about = run("ours", "", tmp_path / "out2", skip_bad=True)
+  assert len(records["train"]) == 2
+  assert about.left_out == [str(info.value)]
+  ours[-1] = annotated(image, "e.json", "cat", split="val")
+  with pytest.raises(ValueError) as info:
+    run("ours", "", tmp_path / "out3")
+  assert str(info.value) == (
+    f"e.json: its image {image} is in val, and in train as well (a.json); take "
+    "it out of one of them (--val cuts a part off train)"
+  )
+
+
+def test_an_image_can_have_several_captions(ours, tmp_path):
+  ours += [*captioned(tmp_path, ["a.png"]), *captioned(tmp_path, ["a.png"])]
+  records, about = run("ours", "", tmp_path / "out", "caption")
+  assert len(records["train"]) == 2 and not about.notes
+
+
+def test_one_image_of_two_files_of_a_format(tmp_path):
+  yolo = make_yolo(tmp_path / "yolo")
+  text = (yolo / "data.yaml").read_text()
+  (yolo / "data.yaml").write_text(f"{text}val: images/train\n")
+  with pytest.raises(ValueError, match=r"its image .* is in val, and in t"):
+    run("yolo", yolo, tmp_path / "out")
+  voc = make_voc(tmp_path / "voc")
+  (voc / "Annotations" / "a (1).xml").write_text(
+    (voc / "Annotations" / "a.xml").read_text().replace("cat", "red dog")
+  )
+  with pytest.raises(
+    ValueError, match=r"/a\.xml: its image .*a\.png has other"
+  ):
+    run("voc", voc, tmp_path / "out")
+
+
+def test_names_of_files_break_no_line(ours, tmp_path):
+  name = "a\nb\0\ud800c"
+  ours.append(annotated(tmp_path / name, f"{name}.json", "cat"))
+  with pytest.raises(ValueError, match=r"^a b c\.json: [ -~]+$"):
+    run("ours", "", tmp_path / "out")
+  image = tmp_path / "a\nb.png"
+  write_images(tmp_path, [])
+  Image.new("RGB", (11, 7)).save(image)
+  ours[:] = [annotated(image, f"{image}.json", "cat")] * 2
+  ours.append(annotated(image, f"{image}.json"))
+  records, about = run("ours", "", tmp_path / "out", skip_bad=True)
+  assert records["train"][0]["image"] == "../a\nb.png"
+  assert len(about.left_out) == 1
+  ((_, where),) = about.notes.values()
+  assert "\n" not in about.left_out[0] + where
+  assert "a\nb" not in str(about)
 
 
 def test_copies_of_a_source_stay_on_one_side_of_val(ours, tmp_path):

@@ -76,10 +76,10 @@ def make_yolo(folder):
   return folder
 
 
-def make_voc(folder):
-  write_images(folder / "JPEGImages")
-  (folder / "Annotations").mkdir()
-  for name, ((height, width), things) in TRUTH.items():
+def write_voc(folder, pictures):
+  """An XML file for each of some pictures, given as TRUTH is."""
+  folder.mkdir(exist_ok=True)
+  for name, ((height, width), things) in pictures.items():
     objects = "".join(
       f"<object><name>{label}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}"
       f"</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>\n"
@@ -89,21 +89,30 @@ def make_voc(folder):
       f"<annotation><filename>{name}</filename><size><width>{width}</width>"
       f"<height>{height}</height></size>\n{objects}</annotation>"
     )
-    path = folder / "Annotations" / name
-    path.with_suffix(".xml").write_text(text)
+    (folder / name).with_suffix(".xml").write_text(text)
+
+
+def make_voc(folder):
+  write_images(folder / "JPEGImages")
+  write_voc(folder / "Annotations", TRUTH)
   return folder
 
 
-def make_csv(folder):
-  write_images(folder)
+def write_csv(path, pictures):
+  """A row for each box of some pictures, given as TRUTH is."""
   lines = ["image,xmin,ymin,xmax,ymax,label"]
-  for name, (_, things) in TRUTH.items():
+  for name, (_, things) in pictures.items():
     lines += [
       f"{name},{x0},{y0},{x1},{y1},{label}"
       for label, (y0, x0, y1, x1) in things
     ] or [f"{name},,,,,"]
-  (folder / "boxes.csv").write_text("\n".join(lines))
-  return folder / "boxes.csv"
+  path.write_text("\n".join(lines))
+  return path
+
+
+def make_csv(folder):
+  write_images(folder)
+  return write_csv(folder / "boxes.csv", TRUTH)
 
 
 def hf_objects(things):

@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_api
 
+from paligemma.data import masks
 from scripts import import_data
 from scripts.imports import coco, entries
 
@@ -217,9 +220,49 @@ def test_boxes_of_polygons(src):
   annotation = {"image_id": 1, "category_id": 3, "segmentation": polygons}
   found, _, problems = read(write(src, annotations=[annotation]))
   assert found[0].things[0].box == (11, 7, 40, 90)
-  assert "objects without bbox, read as around their polygons" in problems.notes
+  assert "objects without bbox, read as around their masks" in problems.notes
   annotation["segmentation"] = [[7, 11, 20, 11, 20]]
   with pytest.raises(ValueError, match=r"number 0: expected x and y of 3 poin"):
+    read(write(src, annotations=[annotation]))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_boxes_of_run_length_masks(src, packed):
+  inside = np.zeros(SIZE, bool)
+  inside[11:40, 7:90] = np.eye(29, 83, dtype=bool)
+  inside[39, 89] = True
+  mask = masks.to_rle(inside)
+  if packed:
+    mask = mask_api.encode(np.asfortranarray(inside, np.uint8))
+    mask = {**mask, "counts": mask["counts"].decode()}
+  annotation = {"image_id": 1, "category_id": 3, "segmentation": mask}
+  found, _, problems = read(write(src, annotations=[annotation]))
+  (thing,) = found[0].things
+  assert (thing.box, thing.mask, thing.shares) == ((11, 7, 40, 90), mask, False)
+  assert "objects without bbox, read as around their masks" in problems.notes
+
+
+@pytest.mark.parametrize(
+  ("mask", "message"),
+  [
+    ({"size": [61], "counts": [1]}, "expected 2 numbers as the size of a run"),
+    (
+      {"counts": [1]},
+      "expected 2 numbers as the size of a run-length mask, fo",
+    ),
+    (
+      {"size": [2, 3], "counts": [1, 4]},
+      "counts of a run-length mask sum to 5",
+    ),
+    ({"size": [2, 3], "counts": [6]}, "mask is empty, nothing has a bounding"),
+    ({"size": [2, 3]}, 'run-length mask is no dict with "size" and "counts"'),
+  ],
+)
+def test_bad_run_length_masks_without_a_box(src, mask, message):
+  annotation = {"image_id": 1, "category_id": 3, "segmentation": mask}
+  with pytest.raises(
+    ValueError, match=f"a.json: annotation number 0: {message}"
+  ):
     read(write(src, annotations=[annotation]))
 
 

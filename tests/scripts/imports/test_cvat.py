@@ -106,6 +106,13 @@ def test_splits(name, subset, split, tmp_path):
   assert entry.things == ()
 
 
+@pytest.mark.parametrize("subset", ["a/b", "../a", "..", "a&#10;b"])
+def test_subsets_that_can_name_no_file(subset, tmp_path):
+  src = write(tmp_path, "", "a.png", f' subset="{subset}"')
+  with pytest.raises(ValueError, match=r"image 7: subset .* can name no f"):
+    read(cvat.read, src)
+
+
 def test_where_pictures_lie(tmp_path):
   src = write(tmp_path, "", "x/a.png", ' subset="Train"')
 

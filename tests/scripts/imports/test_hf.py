@@ -121,6 +121,79 @@ def test_classes_of_a_folder(tmp_path):
   assert found[0].things[0].label == "dog" and labels == ("cat", "dog")
 
 
+CARD = """---
+license: mit
+dataset_info:
+  features:
+  - {name: file_name, dtype: string}
+  - name: objects
+    %s:
+    - {name: bbox, sequence: float32, length: 4}
+    - name: category
+      dtype:
+        class_label:
+          names:
+            '1': no
+            '0': 0017
+---
+# Pets
+"""
+
+
+@pytest.mark.parametrize("kind", ["sequence", "list", "struct"])
+def test_classes_of_a_card(tmp_path, kind):
+  draw(tmp_path / "a.png")
+  row = {
+    "file_name": "a.png",
+    "objects": {"bbox": [[7, 11, 83, 29]] * 2, "category": [1, 0]},
+  }
+  write(tmp_path / "metadata.jsonl", row)
+  card = tmp_path / "README.md"
+  card.write_text(CARD % kind)
+  found, labels, _ = read(tmp_path)
+  assert [x.label for x in found[0].things] == ["no", "0017"]
+  assert labels == ("0017", "no")
+  row["image"] = PNG
+  del row["file_name"]
+  (tmp_path / "metadata.jsonl").unlink()
+  write_table(tmp_path / "data" / "train.parquet", row)
+  found, labels, _ = read(tmp_path)
+  assert found[0].things[0].label == "no" and labels == ("0017", "no")
+  card.write_text((CARD % kind).replace("'0'", "'2'"))
+  with pytest.raises(
+    ValueError, match=r"md: .* from 0 to 1, found those of 1, 2"
+  ):
+    read(tmp_path)
+  card.write_text((CARD % kind).replace("mit", "[mit"))
+  with pytest.raises(ValueError, match=r"README\.md:3: malformed YAML: "):
+    read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("configurations", "label"),
+  [
+    ("- features: &f %s\n- features: *f", "cat"),
+    ("- features: %s\n- {}", None),
+  ],
+)
+def test_a_card_of_several_configurations(tmp_path, configurations, label):
+  feature = "[{name: answer, class_label: {names: [cat, dog]}}]"
+  card = f"---\ndataset_info:\n{configurations % feature}\n---\n"
+  (tmp_path / "README.md").write_text(card)
+  row = {"image": PNG, "question": "q", "answer": 0}
+  write_table(tmp_path / "a.parquet", row)
+  found, _, _ = read(tmp_path, "vqa")
+  assert found[0].answers == (label or "0",)
+
+
+def test_cards_without_features(tmp_path):
+  write_table(tmp_path / "a.parquet", {"image": PNG, "text": "x"})
+  for text in ("", "# Pets\n---\n", "---\n", "---\n[1]\n---", "---\n---\n"):
+    (tmp_path / "README.md").write_text(text)
+    found, _, _ = read(tmp_path, "caption")
+    assert found[0].captions == ("x",)
+
+
 def test_several_images_of_one_prompt(tmp_path):
   draw(tmp_path / "a.png", tmp_path / "b.png")
   write(
@@ -222,17 +295,21 @@ def test_splits_of_folders_are_not_read_off_images(tmp_path):
   assert [x.split for x in found] == ["train", "test", "train"]
 
 
+def write_objects(folder, kind, objects):
+  """An image with objects, in a folder with metadata or in a table."""
+  if kind == "folder":
+    draw(folder / "a.png")
+    row = {"file_name": "a.png", "objects": objects}
+    write(folder / "metadata.jsonl", row)
+  else:
+    write_table(folder / "a.parquet", {"image": PNG, "objects": objects})
+
+
 @pytest.mark.parametrize("kind", ["folder", "table"])
 def test_boxes_that_are_corners(tmp_path, kind):
   boxes = [[7 + i, 11, 90, 40] for i in range(7)]
   objects = {"bbox": boxes, "category": ["cat"] * 7}
-  if kind == "folder":
-    draw(tmp_path / "a.png")
-    write(
-      tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects}
-    )
-  else:
-    write_table(tmp_path / "a.parquet", {"image": PNG, "objects": objects})
+  write_objects(tmp_path, kind, objects)
   with pytest.raises(ValueError) as info:
     read(tmp_path)
   assert str(info.value) == (
@@ -249,13 +326,7 @@ def test_boxes_as_shares(tmp_path, kind):
     {"bbox": [0.25, 0.5, 0.5, 0.375], "label": "cat", "area": 0.2},
     {"bbox": [0, 0, 1, 1], "label": "dog", "area": 1.0},
   ]
-  if kind == "folder":
-    draw(tmp_path / "a.png")
-    write(
-      tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects}
-    )
-  else:
-    write_table(tmp_path / "a.parquet", {"image": PNG, "objects": objects})
+  write_objects(tmp_path, kind, objects)
   found, _, problems = read(tmp_path)
   first, second = found[0].things
   assert first.shares and first.box == (0.5, 0.25, 0.875, 0.75)

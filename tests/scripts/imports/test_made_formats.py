@@ -40,7 +40,7 @@ def objects(found):
 @pytest.mark.parametrize("kind", made_formats.MAKERS)
 def test_boxes_are_those_of_coco(kind, tmp_path):
   src = made_formats.MAKERS[kind](tmp_path / kind)
-  found, _, problems = read(import_data.FORMATS[kind], src)
+  found, _, problems = read(import_data.FORMATS[kind].read, src)
   wanted = objects(read(coco.read, make_coco(tmp_path / "coco"))[0])
   if kind == "open_images":
     del wanted["c.png"]
@@ -56,7 +56,7 @@ def test_boxes_are_those_of_coco(kind, tmp_path):
 @pytest.mark.parametrize("kind", made_formats.WITH_OUTLINES)
 def test_outlines_are_those_of_coco(kind, tmp_path):
   src = made_formats.MAKERS[kind](tmp_path / kind, outline=triangle)
-  found, _, _ = read(import_data.FORMATS[kind], src)
+  found, _, _ = read(import_data.FORMATS[kind].read, src)
   for entry in found:
     size, things = TRUTH[entry.image.name]
     for thing, (label, box) in zip(entry.things, things, strict=True):
@@ -80,7 +80,7 @@ def test_mask_pictures_are_outlines_of_coco(tmp_path):
     Image.fromarray(values).save(
       (tmp_path / "masks" / name).with_suffix(".png")
     )
-  found, labels, _ = read(import_data.FORMATS["masks"], tmp_path)
+  found, labels, _ = read(import_data.FORMATS["masks"].read, tmp_path)
   assert labels == ("cat", "red dog")
   for entry in found:
     size, things = TRUTH[entry.image.name]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from paligemma.data import masks
 from scripts.imports import mask_pictures
@@ -201,7 +201,7 @@ def test_splits_are_folders(tmp_path):
     (
       "a.png",
       np.stack([values()] * 3 + [values(square=255)], axis=-1),
-      "cannot be read: it is transparent in part, expected values alone",
+      "a.png: the mask is transparent in part, expected values alone",
     ),
     ("x.png", values(square=1), "x.png: no picture has this mask"),
     (
@@ -268,8 +268,37 @@ def test_missing_files(tmp_path):
     read(mask_pictures.read, src)
   (src / "labelmap.txt").unlink()
   (src / "classes.txt").write_text("1 cat\n")
-  (src / "masks" / "a.png").write_bytes(b"GIF89a")
+  path = src / "masks" / "a.png"
+  path.write_bytes(b"GIF89a")
+  with pytest.raises(ValueError, match=f"^{path}: not a readable image: 6 b"):
+    read(mask_pictures.read, src)
+  Image.new("L", SIZE[::-1]).save(path, "JPEG")
   with pytest.raises(
-    ValueError, match=r"a\.png: the mask, a PNG, BMP, GIF or "
+    ValueError, match=f"^{path}: the mask is in a format that"
   ):
     read(mask_pictures.read, src)
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_masks_that_do_not_stand_upright(mode, tmp_path):
+  """Mask and picture are turned each by its own orientation."""
+  src = setting(tmp_path)
+  found = Image.fromarray(values(square=1)).transpose(Image.Transpose.ROTATE_90)
+  if mode == "P":
+    found.putpalette([5, 5, 5, 255, 0, 0])
+  elif mode == "RGB":
+    found = found.convert("RGB")
+  exif = Image.Exif()
+  exif[ExifTags.Base.Orientation] = 6
+  (src / "masks").mkdir()
+  found.save(src / "masks" / "a.png", exif=exif)
+  assert found_in(src)[0] == {"a.jpg": [("cat", *SQUARE)]}
+
+
+def test_folders_that_a_mac_adds(tmp_path):
+  src = setting(tmp_path)
+  write(src / "masks" / "a.png", values(square=1))
+  for folder in ("masks", "images"):
+    (src / "__MACOSX" / folder).mkdir(parents=True)
+    (src / "__MACOSX" / folder / "._a.png").touch()
+  assert found_in(src)[0] == {"a.jpg": [("cat", *SQUARE)]}

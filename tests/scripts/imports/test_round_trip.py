@@ -9,7 +9,7 @@ from PIL import Image
 
 from paligemma.data import location, masks
 from scripts import import_data
-from tests.scripts.imports import made_formats
+from tests.scripts.imports import made_formats, same_data
 
 # Labels out of order; corners at edges and at halves of a location; sides of
 # which some are primes, and one that has two locations a pixel.
@@ -91,30 +91,13 @@ def yolo(folder, shapes):
 
 def voc(folder, shapes):
   draw(folder)
-  for name, ((height, width), things) in PICTURES.items():
-    objects = "".join(
-      f"<object><name>{label}</name><bndbox><xmin>{x0 + 1}</xmin><ymin>{y0 + 1}"
-      f"</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
-      for label, (y0, x0, y1, x1) in things
-    )
-    text = (
-      f"<annotation><filename>{name}</filename><size><width>{width}</width>"
-      f"<height>{height}</height></size>{objects}</annotation>"
-    )
-    (folder / name).with_suffix(".xml").write_text(text)
+  same_data.write_voc(folder, PICTURES)
   return folder
 
 
 def table(folder, shapes):
   draw(folder)
-  lines = ["image,xmin,ymin,xmax,ymax,label"]
-  for name, (_, things) in PICTURES.items():
-    lines += [
-      f"{name},{x0},{y0},{x1},{y1},{label}"
-      for label, (y0, x0, y1, x1) in things
-    ] or [f"{name},,,,,"]
-  (folder / "boxes.csv").write_text("\n".join(lines))
-  return folder / "boxes.csv"
+  return same_data.write_csv(folder / "boxes.csv", PICTURES)
 
 
 def made(kind):

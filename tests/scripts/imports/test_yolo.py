@@ -220,23 +220,11 @@ def test_a_path_of_another_machine(tmp_path):
   ]
 
 
-def test_one_image_in_two_splits(tmp_path):
+def test_one_split_under_two_names(tmp_path):
   src = make(tmp_path)
-  same = "names: [cat]\ntrain: train/images\nval: train"
-  write(src / "data.yaml", same)
-  with pytest.raises(
-    ValueError, match=r'"val": .*a\.jpg is of "train" as well; take one of them'
-  ):
-    read(src)
-  found, _, problems = read(src, skip=True)
-  assert [x.split for x in found] == ["train"] and len(problems.messages) == 1
   write(src / "data.yaml", "names: [cat]\ntrain: train\nvalid: a\nval: b")
   with pytest.raises(ValueError, match='"valid" and "val" are one split'):
     read(src)
-  write(src / "data.yaml", "names: [cat]\ntrain: [train, train/images]")
-  found, _, problems = read(src)
-  assert len(found) == 1
-  assert "images listed twice, read as one" in problems.notes
 
 
 @pytest.mark.parametrize(
@@ -279,3 +267,60 @@ def test_classes_beside_labels(tmp_path):
   write(tmp_path / "labels" / "classes.txt", "cat")
   found, labels, _ = read(tmp_path)
   assert labels == ("cat",) and found[0].things[0].box == BOX
+
+
+POINTS = " 0.45 0.2 0.5 0.3 0 0 0.55 0.25"  # in the box of LINE, one unseen
+
+
+def test_what_may_be_key_points_is_asked_for(tmp_path):
+  lines = [f"{LINE}{POINTS}"] * 11
+  with pytest.raises(ValueError) as info:
+    read(make(tmp_path, *lines))
+  assert str(info.value) == (
+    f"{tmp_path}/train/labels/a.txt:1: this and all other lines fit a box with "
+    "4 key points as well as an outline; say in data.yaml kpt_shape: [4, 2] if "
+    "they are key points, kpt_shape: [] if they are outlines"
+  )
+  ((entry,), _, _) = read(
+    make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: [4, 2]")
+  )
+  assert {thing.mask for thing in entry.things} == {None}
+  ((entry,), _, _) = read(
+    make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: []")
+  )
+  assert all(thing.mask for thing in entry.things)
+  with pytest.raises(ValueError, match="3] under \"kpt_shape\", found '4'"):
+    read(make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: 4"))
+
+
+@pytest.mark.parametrize(
+  ("points", "shape"),
+  [
+    (" 0.45 0.2 1 0.5 0.3 1", "[2, 3]"),
+    (" 0.45 0.2 2 0 0 0 0.5 0.3 1 0.6 0.3 2", "[4, 3]"),
+    (" 0.45 0.2 0.5 0.3", "[2, 2]"),
+  ],
+)
+def test_key_points_of_other_shapes(tmp_path, points, shape):
+  with pytest.raises(ValueError) as info:
+    read(make(tmp_path, *[f"{LINE}{points}"] * 10))
+  assert f"kpt_shape: {shape} if they are key points" in str(info.value)
+
+
+@pytest.mark.parametrize(
+  "other",
+  [
+    f"{LINE}{POINTS} 0.5 0.2",  # another length
+    f"{LINE} 0.45 0.2 0.5 0.3 0 0 0.9 0.25",  # a point out of the box
+    "0 0.1 0.25 0.25 0.125 0.1 0.2 0.1 0.3 0 0 0.1 0.25",  # boxes out of the
+    "0 0.9 0.25 0.25 0.125 0.9 0.2 0.9 0.3 0 0 0.9 0.25",  # image
+  ],
+)
+def test_outlines_that_are_no_key_points(tmp_path, other):
+  ((entry,), _, _) = read(make(tmp_path, *[f"{LINE}{POINTS}"] * 20, other))
+  assert len(entry.things) == 21 and entry.things[0].mask
+  ((entry,), _, _) = read(make(tmp_path, *[f"{LINE}{POINTS}"] * 9))
+  assert len(entry.things) == 9  # they are too few to tell
+  lines = [f"{LINE} 0.45 0.2 0.9 0.5 0.3 0.9"] * 20  # 0.9 is no visibility
+  ((entry,), _, _) = read(make(tmp_path, *lines))
+  assert len(entry.things) == 20
