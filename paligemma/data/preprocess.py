@@ -152,11 +152,12 @@ class Preprocess:
         read["prefix"], removed = spelling.read_prompt(text, self.frames or 1)
       for key in {"suffix", answer_key}:
         value = example.get(key)
-        texts = value if isinstance(value, list) else [value]
-        if texts and all(isinstance(text, str) for text in texts):
-          pairs = [spelling.read_answer(t, learned=self.train) for t in texts]
-          answers = [answer for answer, _ in pairs]
-          read[key] = answers if isinstance(value, list) else answers[0]
+        if isinstance(value, str):
+          read[key], found = spelling.read_answer(value, learned=self.train)
+          removed += found
+        elif isinstance(value, list) and all(isinstance(x, str) for x in value):
+          pairs = [spelling.read_answer(x, learned=self.train) for x in value]
+          read[key] = [answer for answer, _ in pairs]
           removed += sum((found for _, found in pairs), ())
     except ValueError as error:
       raise ValueError(f"{fields.where(example)}: {error}") from None
