@@ -81,8 +81,7 @@ def located(place: Place) -> list[int]:
   indices = (
     index
     for index, example in enumerate(_examples(place))
-    if isinstance(example, dict)
-    and any(location.is_in(example.get(key)) for key in ("prefix", "suffix"))
+    if isinstance(example, dict) and location.runs(list(example.values()))
   )
   return list(itertools.islice(indices, _LOCATED))
 

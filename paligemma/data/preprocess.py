@@ -110,17 +110,25 @@ class Preprocess:
 
     Raises:
       ValueError: Whatever an op raises, or one moved pixels under locations
-        that no later op wrote anew.
+        that no later op wrote anew; where there are no "objects", another field
+        may hold them, which a later op copies.
     """
-    written = {}
+    written, copied = {}, {}
     for op in self.ops:
       if getattr(op, "moves_pixels", False):
         for key in ("prefix", "suffix"):
           if location.is_in(example.get(key)):
             written[key] = example[key], type(op).__name__
+        if "objects" not in example:
+          found = location.runs(list(example.values()))
+          copied.update(dict.fromkeys(found, type(op).__name__))
       example = op(example, rng)
-    for key, (text, op) in written.items():
-      if example.get(key) is text:
+    for key in ("prefix", "suffix"):
+      text, op = written.get(key, (None, ""))
+      runs = location.runs(example.get(key)) if copied else []
+      if not op and (stale := [run for run in runs if run in copied]):
+        text, op = example[key], copied[stale[0]]
+      if op and example.get(key) is text:
         raise ValueError(
           f"{fields.where(example)}: {op} moves the pixels, but not the "
           f'locations in "{key}", which was written before; leave {op} out, or '
