@@ -64,7 +64,7 @@ def generate(
   Raises:
     ValueError: a picture cannot be read, the numbers of pictures and prompts
       differ, or a prompt spells out a control token elsewhere or a malformed
-      location; see paligemma.data.spelling.
+      location, see paligemma.data.spelling, or holds half a surrogate pair.
   """
   if model.img is None:
     images = _no_images(images, prompts)
@@ -79,11 +79,13 @@ def generate(
       f"{len(images)} images but {len(prompts)} prompts; give one prompt per "
       "image, or a single one for all"
     )
-  prompts = _read_prompts(prompts, images)
+  if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+    raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
+  prompts, text_len = _read_prompts(tok, prompts, images)
   if isinstance(rng, numbers.Integral):
     rng = jax.random.key(int(rng))
-  lengths = (len(tok.encode(prompt, bos=True)) for prompt in prompts)
-  text_len = max(lengths, default=0) + 1
+  elif not isinstance(rng, jax.Array | None):
+    raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     rows = []
@@ -110,9 +112,9 @@ def generate(
   return answers
 
 
-def _read_prompts(prompts, images):
-  """The prompts as the layout takes them; see paligemma.data.spelling."""
-  read, first = [], {}
+def _read_prompts(tok, prompts, images):
+  """The prompts as the layout takes them, see spelling, and its length."""
+  read, first, text_len = [], {}, 1
   for i, (prompt, pictures_of_it) in enumerate(
     zip(prompts, images, strict=True)
   ):
@@ -122,6 +124,7 @@ def _read_prompts(prompts, images):
       )
     try:
       text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
+      text_len = max(text_len, len(tok.encode(text, bos=True)) + 1)
     except ValueError as error:
       raise ValueError(f"prompts[{i}]: {error}") from None
     read.append(text)
@@ -129,7 +132,7 @@ def _read_prompts(prompts, images):
       first.setdefault(what, i)
   for what, i in first.items():
     _log.warning("prompts[%d], and perhaps others: %s taken off", i, what)
-  return read
+  return read, text_len
 
 
 def _no_images(images, prompts):

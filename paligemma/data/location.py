@@ -167,6 +167,15 @@ def is_in(value: Any) -> bool:
   return isinstance(value, str) and "<loc" in value
 
 
+def runs(value: Any) -> list[str]:
+  """The locations in a text or a list of fields, those in succession as one."""
+  if isinstance(value, list):
+    return [run for element in value for run in runs(element)]
+  if not is_in(value):
+    return []
+  return [match[1].rstrip() for match in _RUN.finditer(value) if match[1]]
+
+
 def find_misspelled(text: str) -> re.Match | None:
   """Finds what is meant as a location or code and is no piece: "<loc100>".
 

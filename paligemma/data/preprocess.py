@@ -111,17 +111,25 @@ class Preprocess:
 
     Raises:
       ValueError: Whatever an op raises, or one moved pixels under locations
-        that no later op wrote anew.
+        that no later op wrote anew; where there are no "objects", another field
+        may hold them, which a later op copies.
     """
-    written = {}
+    written, copied = {}, {}
     for op in self.ops:
       if getattr(op, "moves_pixels", False):
         for key in ("prefix", "suffix"):
           if location.is_in(example.get(key)):
             written[key] = example[key], type(op).__name__
+        if "objects" not in example:
+          found = location.runs(list(example.values()))
+          copied.update(dict.fromkeys(found, type(op).__name__))
       example = op(example, rng)
-    for key, (text, op) in written.items():
-      if example.get(key) is text:
+    for key in ("prefix", "suffix"):
+      text, op = written.get(key, (None, ""))
+      runs = location.runs(example.get(key)) if copied else []
+      if not op and (stale := [run for run in runs if run in copied]):
+        text, op = example[key], copied[stale[0]]
+      if op and example.get(key) is text:
         raise ValueError(
           f"{fields.where(example)}: {op} moves the pixels, but not the "
           f'locations in "{key}", which was written before; leave {op} out, or '
@@ -153,11 +161,12 @@ class Preprocess:
         read["prefix"], removed = spelling.read_prompt(text, self.frames or 1)
       for key in {"suffix", answer_key}:
         value = example.get(key)
-        texts = value if isinstance(value, list) else [value]
-        if texts and all(isinstance(text, str) for text in texts):
-          pairs = [spelling.read_answer(t, learned=self.train) for t in texts]
-          answers = [answer for answer, _ in pairs]
-          read[key] = answers if isinstance(value, list) else answers[0]
+        if isinstance(value, str):
+          read[key], found = spelling.read_answer(value, learned=self.train)
+          removed += found
+        elif isinstance(value, list) and all(isinstance(x, str) for x in value):
+          pairs = [spelling.read_answer(x, learned=self.train) for x in value]
+          read[key] = [answer for answer, _ in pairs]
           removed += sum((found for _, found in pairs), ())
     except ValueError as error:
       raise ValueError(f"{fields.where(example)}: {error}") from None

@@ -20,6 +20,8 @@ from paligemma import messages, tree
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
 
 class Source(Protocol):
   """What the rest of the package expects of a data set."""
@@ -382,7 +384,7 @@ def _line_positions(path):
 
 def _parse_line(line, where):
   try:
-    text = line.decode("utf-8-sig").rstrip("\r\n")
+    text = line.decode().removeprefix("\ufeff").rstrip("\r\n")
     fields = json.loads(text)
     if "\\ud" in text.lower():  # perhaps an escape for half of a pair
       json.dumps(fields, ensure_ascii=False).encode()
@@ -396,6 +398,16 @@ def _parse_line(line, where):
       f"{where}: malformed JSON at column {error.colno}: {error.msg}, found "
       f"{found or 'the end of the line'}"
     ) from None
+  except (ValueError, RecursionError) as error:  # huge numbers, deep lists
+    raise ValueError(f"{where}: malformed JSON: {error}") from None
+  if _SURROGATE.search(text):
+    try:
+      json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f"{where}: a text holds {error.object[error.start]!a}, half a "
+        "surrogate pair, which is no character; was it cut within an emoji?"
+      ) from None
   if not isinstance(fields, dict):
     raise ValueError(
       f'{where}: expected an object such as {{"image": ..., "prefix": ...}}, '

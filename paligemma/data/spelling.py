@@ -47,15 +47,16 @@ def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
       anywhere else, or a malformed location.
   """
   removed = []
-  if match := _LEADING.match(text):
+  if "<" in text and (match := _LEADING.match(text)):
     for token in ("<image>", "<bos>"):
       if found := match[0].count(token):
         removed.append(token)
         most = num_images if token == "<image>" else 1
         if found != most:
+          expected = f"{most} or none" if most else "none"
           raise ValueError(
-            f"prompt begins with {found} {token}, expected {most} or none: "
-            "one for each image, and one <bos>"
+            f"prompt begins with {found} {token}, expected {expected}: one for "
+            "each image, and one <bos>"
           )
     text = text[match.end() :]
   if (stripped := text.rstrip("\r\n")) != text:
@@ -83,6 +84,8 @@ def read_answer(
       sixteen.
   """
   removed = ()
+  if "<" not in text:
+    return text, removed
   if match := _TRAILING.search(text):
     text, removed = text[: match.start()], ("<eos>",)
   _check_control(text, "answer")
@@ -93,15 +96,15 @@ def read_answer(
   return text, removed
 
 
-_PLAIN = '; mend it, or set train.texts to "plain" if it is meant so'
+_PLAIN = '; mend it; if it is meant so, a config says train.texts="plain"'
 
 
 def _check_control(text, kind):
   if "<" in text and (match := _CONTROL.search(text)):
     raise ValueError(
       f'{match[0]} stands within the {kind} "{_excerpt(text, match.start())}", '
-      "where it would be spelled in letters; take it out, or set train.texts "
-      'to "plain" if it is meant so'
+      "where it would be spelled in letters; take it out; if it is meant so, a "
+      'config says train.texts="plain"'
     )
 
 

@@ -5,6 +5,9 @@ that it writes; None is the same.
 """
 
 import dataclasses
+import functools
+import math
+import numbers
 import string
 import zlib
 from typing import Any
@@ -25,6 +28,10 @@ class Format:
   Attributes:
     prefix: Template of the prompt, as of str.format.
     suffix: Template of the answer. Default None leaves the answer as it is.
+
+  Raises:
+    ValueError: On an example that lacks a field, or where one is neither a text
+      nor a number, such as null.
   """
 
   prefix: str
@@ -279,14 +286,37 @@ class ScienceQA:
 
 def _fill(template, example):
   try:
-    return template.format_map(example)
+    text = template.format_map(example)
+    values = [_FORMATTER.get_field(x, (), example)[0] for x in _names(template)]
   except KeyError as error:
     fields.read(example, error.args[0])  # raises: it is missing
     raise
-  except ValueError as error:
+  except (AttributeError, IndexError, TypeError, ValueError) as error:
     raise ValueError(
-      f'{fields.where(example)}: malformed template "{template}": {error}'
+      f'{fields.where(example)}: cannot fill the template "{template:.80}": '
+      f"{error}"
     ) from None
+  for name, value in zip(_names(template), values, strict=True):
+    if not isinstance(value, str) and not _is_number(value):
+      raise ValueError(
+        f"{fields.where(example)}: {{{name}}} of the template is {value!r:.60}"
+        ", expected a text or a number"
+      )
+  return text
+
+
+_FORMATTER = string.Formatter()
+
+
+@functools.cache
+def _names(template):
+  """The fields in a template, "answers[0]" of "{answers[0]}"."""
+  return [name for _, name, _, _ in _FORMATTER.parse(template) if name]
+
+
+def _is_number(value):
+  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def _options(example, key, expected, least=1) -> list[Any]:

@@ -75,13 +75,23 @@ class Tokenizer:
   def encode(
     self, text: str, *, bos: bool = False, eos: bool = False
   ) -> list[int]:
-    """Returns the ids of the text, with bos before and eos after if asked."""
-    ids = self._processor.encode(text)
+    """Returns the ids of the text, with bos before and eos after if asked.
+
+    Raises:
+      ValueError: The text holds half a surrogate pair, which no encoding has.
+    """
+    try:
+      ids = self._processor.encode(text)
+    except RuntimeError:
+      raise _not_unicode(text) from None
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
   def lengths(self, texts: Sequence[str]) -> list[int]:
     """Returns the number of ids of each text, faster than one by one."""
-    return list(map(len, self._processor.encode(list(texts))))
+    try:
+      return list(map(len, self._processor.encode(list(texts))))
+    except TypeError:
+      raise _not_unicode("".join(texts)) from None
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids up to the first eos, without pad and bos.
@@ -140,6 +150,14 @@ def _processor(proto, path):
       f"{path}: not a SentencePiece model ({len(proto)} bytes)"
     ) from None
   return processor
+
+
+def _not_unicode(text):
+  half = next(c for c in text if "\ud800" <= c <= "\udfff")
+  return ValueError(
+    f"the text holds {half!a}, half a surrogate pair, which is no character; "
+    "was it cut within an emoji?"
+  )
 
 
 def _has_piece(processor, piece):

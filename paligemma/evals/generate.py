@@ -136,6 +136,10 @@ class Generate:
       ValueError: unknown sampler or grammar, the preprocess has the training
         layout, a stochastic sampler has no rng, or the file cannot be resumed.
     """
+    if self.batch_size < 1:
+      raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
+    if isinstance(self.sampler, str):
+      samplers.make(self.sampler)  # a mistake in it leaves no file
     allowed = self.grammar
     if allowed is not None:
       allowed = grammar_lib.make(allowed, self.tokenizer)

@@ -208,7 +208,7 @@ def test_errors_of_ops_name_the_place(tokenizer, example):
   fails(
     of(text_ops.Format("answer en {prefix")),
     example,
-    'malformed template "answer en {prefix"',
+    'cannot fill the template "answer en {prefix"',
   )
   fails(
     of(text_ops.Choice("suffix")),

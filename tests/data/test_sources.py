@@ -108,6 +108,12 @@ def test_jsonl_is_lazy(write):
     ('{"image": "0.png" "prefix": 1}', r"column 19: .* found '\"prefix\": 1}'"),
     ('{"image": "0.png"', r"column 18: .* found the end of the line"),
     ("[1, 2]", r"expected an object such as .* found list"),
+    ("[" * 100_000, r"malformed JSON: maximum recursion"),
+    (f'{{"id": {"1" * 5000}}}', r"malformed JSON: Exceeds the limit"),
+    (
+      '{"image": "0.png", "prefix": "hi \\ud83d"}',
+      r"a text holds '\\ud83d', half a surrogate pair",
+    ),
     ('{"imag": "0.png"}', r'found keys imag\. Did you mean "imag"\?'),
     ('{"image": 7}', r'a path under the key "image", found 7$'),
     ('{"image": []}', r'a path under the key "image", found \[\]$'),

@@ -42,7 +42,7 @@ def test_prompt(text, images, expected, removed):
   ("text", "images", "message"),
   [
     ("<image><image>a", 1, "prompt begins with 2 <image>, expected 1 or none"),
-    ("<image>a", 0, "prompt begins with 1 <image>, expected 0 or none"),
+    ("<image>a", 0, "prompt begins with 1 <image>, expected none: one for"),
     ("<image>" * 256 + "a", 1, "prompt begins with 256 <image>, expected 1"),
     ("<bos><bos>a", 1, "prompt begins with 2 <bos>, expected 1 or none"),
     ("a <image> b", 1, '<image> stands within the prompt "a <image> b", where'),

@@ -24,6 +24,33 @@ def test_format(rng):
   assert "prefix" not in example
 
 
+@pytest.mark.parametrize(
+  ("template", "value", "message"),
+  [
+    ("a {x", "b", "cannot fill the template .* expected '}' before end"),
+    ("a {}", "b", "cannot fill the template .* positional fields"),
+    ("a {x.y}", "b", "cannot fill the template .* has no attribute 'y'"),
+    ("a {x[3]}", ["b"], "cannot fill the template .* index out of range"),
+    ("a {x}", None, r"{x} of the template is None, expected a text or a num"),
+    ("a {x}", ["b"], r"{x} of the template is \['b'\], expected a text or a"),
+    ("a {x}", True, r"{x} of the template is True, expected a text or a num"),
+    ("a {x:.1f}", float("nan"), r"{x} of the template is nan, expected a text"),
+    ("a {x[1]}", ["b", b"c"], r"{x\[1\]} of the template is b'c', expected a"),
+  ],
+)
+def test_format_writes_texts_and_numbers_alone(template, value, message):
+  example = {"x": value, "_where": "a.jsonl:7"}
+  with pytest.raises(ValueError, match=f"^a.jsonl:7: {message}"):
+    text_ops.Format("b", template)(example, None)
+
+
+def test_format_takes_numbers_and_parts():
+  example = {"x": [3, np.float32(0.5)], "y": {"z": "w"}}
+  op = text_ops.Format("{x[0]} {x[1]:.2f}", "{y[z]}{{}}")
+  assert op(example, None)["prefix"] == "3 0.50"
+  assert op(example, None)["suffix"] == "w{}"
+
+
 def test_copy(rng):
   captions = {"text": ["a", "b"], "id": [7, 8]}
   example = {"captions": captions, "a/b": 1, "a": {"b": 2}}

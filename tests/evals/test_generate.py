@@ -497,6 +497,8 @@ def test_predictions_survive_a_later_failure(
     ({"metric": "exactmatch"}, 'Did you mean "exact_match"'),
     ({"sampler": "gredy"}, 'Did you mean "greedy"'),
     ({"sampler": "nucleus"}, "give generate an rng"),
+    ({"sampler": "nuclues"}, 'unknown sampler "nuclues"'),
+    ({"batch_size": 0}, "batch_size is 0, expected 1 or more"),
     ({"grammar": "choice('a')"}, 'Did you mean "choices"'),
     (
       {"metric": "exact_match", "answer_key": "sufix"},

@@ -234,6 +234,22 @@ def test_pixels_do_not_move_under_locations(make, tokenizer, name):
     checks.look(make(changes, ops=(MOVING[name],)), tokenizer)
 
 
+@pytest.mark.parametrize("name", MOVING)
+@pytest.mark.parametrize(
+  "op", [text_ops.Format("a", "{x}."), text_ops.Choice("xs", "suffix")]
+)
+def test_locations_of_other_fields_do_not_enter_behind(
+  make, tokenizer, name, op
+):
+  fields = {"x": f"{BOX} dot", "xs": [f"a ; {BOX} dot"]}
+  ops = (MOVING[name], op)
+  changes = {i: {"x": "1", "xs": ["1"]} for i in range(299)} | {299: fields}
+  place = make(changes, size=300, ops=ops)
+  with pytest.raises(ValueError, match=rf"data.jsonl:300: {name} moves the pi"):
+    checks.look(place, tokenizer, rows=3)
+  checks.look(make(changes, size=300, ops=(op,)), tokenizer, rows=3)
+
+
 def test_evaluators_leave_out_what_augments(tiny):
   config = tiny.config()
   config.train.ops = (
