@@ -48,7 +48,7 @@ def convert(
     dtype=dtype,
     quantize=quantize,
     tokenizer=tokenizer,
-    export=checkpoint.export,
+    compute_dtype=dtype or checkpoint.compute_dtype,
   )
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
@@ -125,7 +125,7 @@ def _open(path, res):
     return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
   model, params = adapters.merge_lora(*interchange.load(path, res=res))
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
-  return checkpoint, model, found
+  return checkpoint, model, quantizing.paired(found)
 
 
 def _compare(before, after):
