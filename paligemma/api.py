@@ -22,7 +22,7 @@ def generate(
   sampler="greedy",
   rng=None,
   batch_size=32,
-  preprocessing="reference",
+  preprocessing=None,
 ):
   """Answers one prompt per image; a decoder alone continues its prompts.
 
@@ -32,8 +32,10 @@ def generate(
     images: list of pictures: a path, encoded bytes, or uint8[H, W, 3]. None
       for a decoder alone.
     prompts: list of as many str, e.g. "caption en"; or one str for all.
-    preprocessing: key of image.PREPROCESSING: "reference" as in training, or
-      "hf", what transformers' processor does.
+    preprocessing: key of image.PREPROCESSING. Default: what the checkpoint says
+      (Model.metadata): of most Hugging Face folders "hf", which is what
+      transformers' processor does; of a run what it was trained with; else
+      "reference".
     max_decode_len: int, most tokens of an answer.
     sampler: a sampler of paligemma.samplers, or a string for samplers.make:
       "greedy", "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
@@ -61,6 +63,8 @@ def generate(
     )
   lengths = (len(tok.encode(prompt, bos=True)) for prompt in prompts)
   text_len = max(lengths, default=0) + 1
+  if preprocessing is None:
+    preprocessing = model.metadata.get("preprocessing", "reference")
   answers = []
   for start in range(0, len(prompts), batch_size):
     rows = [
