@@ -81,9 +81,10 @@ def open(path: epath.PathLike) -> Checkpoint:
   Returns:
     Checkpoint in scan layout. `llm` has the fields of gemma.Model that shapes
     cannot tell. The vocabulary of a PaliGemma ends before its image token, if
-    nothing but padding to a multiple of 64 rows follows; otherwise all rows are
-    kept, and `metadata` names it. `metadata` also holds what the other files of
-    the folder say, see huggingface_metadata.py.
+    nothing but padding to a multiple of 64 rows follows, and no token of the
+    tokenizer whose files lie there too; otherwise all rows are kept, and
+    `metadata` names it. `metadata` also holds what the other files of the
+    folder say, see huggingface_metadata.py.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,
@@ -115,7 +116,8 @@ def open(path: epath.PathLike) -> Checkpoint:
   metadata = huggingface_metadata.read(path, has_images=has_images)
   if config.image_token_id is not None:
     rows, last = config.decoder["vocab_size"], config.image_token_id
-    if rows == padded_rows(last):
+    is_last = huggingface_metadata.last_token_id(path) <= last
+    if is_last and rows == padded_rows(last):
       table = tensors[TABLE]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
       found["llm/embedder/input_embedding"] = Leaf.of(cut)

@@ -24,7 +24,9 @@ _GENERATION = "generation_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
 _PROCESSOR = "processor_config.json"
 _TEMPLATE = "chat_template.jinja"
-_TEMPLATES_IN_JSON = ("chat_template.json", "tokenizer_config.json")
+_ADDED, _FAST = "added_tokens.json", "tokenizer.json"
+_TOKENIZER = "tokenizer_config.json"
+_TEMPLATES_IN_JSON = ("chat_template.json", _TOKENIZER)
 
 # Key of image.PREPROCESSING -> number of Pillow's filter. The first of a number
 # is what it is read as.
@@ -64,6 +66,27 @@ def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
     if processor:
       found["processor"] = processor
   return found
+
+
+def last_token_id(folder: pathlib.Path) -> int:
+  """The largest id that the tokenizer files of a folder give to a token.
+
+  Returns:
+    int, -1 where none of the files lists tokens.
+
+  Raises:
+    ValueError: One of the files is no JSON.
+  """
+  ids = []
+  if (folder / _ADDED).exists():
+    ids += read_json(folder / _ADDED).values()
+  if (folder / _TOKENIZER).exists():
+    listed = read_json(folder / _TOKENIZER).get("added_tokens_decoder")
+    ids += [int(i) for i in listed or {} if i.isdecimal()]
+  if not ids and (folder / _FAST).exists():
+    listed = read_json(folder / _FAST).get("added_tokens")
+    ids += [x.get("id") for x in listed or [] if isinstance(x, dict)]
+  return max((i for i in ids if type(i) is int), default=-1)
 
 
 def write(

@@ -287,6 +287,25 @@ def test_padding_of_the_vocabulary_is_cut(gemma1, image_token):
   assert "image_token_id" not in found.metadata
 
 
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("added_tokens", {"<image>": 97, "<mine>": 98}),
+    ("tokenizer_config", {"added_tokens_decoder": {"97": {}, "98": {}}}),
+    ("tokenizer", {"added_tokens": [{"id": 97}, {"id": 98}]}),
+  ],
+)
+def test_tokens_behind_the_image_token_keep_their_rows(gemma1, name, content):
+  file = gemma1 / f"{name}.json"
+  file.write_text(json.dumps(content).replace("98", "97"))
+  found = huggingface.open(gemma1)
+  assert found.leaves["llm/embedder/input_embedding"].shape[0] == IMAGE_TOKEN
+  file.write_text(json.dumps(content))
+  found = huggingface.open(gemma1)
+  assert found.leaves["llm/embedder/input_embedding"].shape[0] == ROWS
+  assert found.metadata["image_token_id"] == IMAGE_TOKEN
+
+
 @pytest.mark.parametrize("image_token", [63, 128, 1000])
 def test_rows_that_are_no_padding_stay(gemma1, image_token):
   change(gemma1, {"image_token_index": ..., "image_token_id": image_token})

@@ -1,5 +1,6 @@
 """Adapters of peft compute the same here, and those from here in peft."""
 
+import copy
 import re
 
 import jax
@@ -203,7 +204,7 @@ OTHERS = {
 @pytest.mark.parametrize("other", OTHERS)
 def test_the_way_that_the_message_names(case, other, agree, tmp_path):
   base = case.open_there(case.folder / "base")
-  theirs = peft.get_peft_model(base, OTHERS[other]).eval()
+  theirs = peft.get_peft_model(base, copy.deepcopy(OTHERS[other])).eval()
   generator = torch.Generator().manual_seed(0)
   for parameter in theirs.parameters():
     if parameter.requires_grad:

@@ -9,11 +9,11 @@ import pytest
 
 import paligemma
 from configs import common
-from paligemma import adapters, quantized, tree
+from paligemma import adapters, quantized, sharding, tree
 from paligemma.checkpoints import formats, steps
 from paligemma.models import paligemma as paligemma_model
 from scripts import convert
-from trainers import evaluation, start, state
+from trainers import evaluation, start, state, train
 from trainers.workdir import as_json
 
 HALF = {"frozen_dtype": "bfloat16", "model.dtype": "bfloat16"}
@@ -55,16 +55,13 @@ def run_of(tiny, tmp_path_factory):
 
 def trained(config):
   """What a run of the config may have made of what it trains."""
-  mesh, model = (
-    evaluation.sharding.make_mesh(),
-    paligemma_model.make(**config.model.to_dict()),
-  )
+  model = paligemma_model.make(**config.model.to_dict())
   abstract, _ = state.abstract_params(
     model,
     res=config.res,
     trainable=config.trainable,
     frozen_dtype=config.frozen_dtype,
-    mesh=mesh,
+    mesh=sharding.make_mesh(),
     sharding_rules=config.sharding,
   )
   rng = np.random.default_rng(0)
@@ -122,6 +119,30 @@ def test_the_check_of_a_conversion(run_of, tmp_path):
   convert.convert(folder, tmp_path / "a.npz")
   report, exact = convert.check(folder, tmp_path / "a.npz")
   assert exact, report
+
+
+def test_the_last_file_of_a_run_is_the_run(tiny, tmp_path):
+  config = tiny.config({"train.resize": "hf"}, tune="attention", epochs=0.7)
+  with config.unlocked():
+    config.evals = {}
+  train.train(config, tmp_path)
+  model, params = paligemma.load(tmp_path)
+  found_model, found = paligemma.load(tmp_path / "final.npz")
+  assert found_model == model
+  assert found_model.metadata == model.metadata == {"preprocessing": "hf"}
+  jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_another_preprocessing_is_noted(run_of, caplog):
+  config, folder, _ = run_of("attention")
+  with caplog.at_level("WARNING"):
+    evaluation.load(config, folder)
+  assert not caplog.text
+  config = config.copy_and_resolve_references()
+  config.train.resize = "bilinear"
+  with caplog.at_level("WARNING"):
+    evaluation.load(config, folder)
+  assert 'prepared as "hf" by what made the files and as "bil' in caplog.text
 
 
 def test_the_base_is_said(run_of):
