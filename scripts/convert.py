@@ -210,7 +210,7 @@ def main():
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantized.KINDS)
-  parser.add_argument("--tokenizer", help="SentencePiece file, for its folder")
+  parser.add_argument("--tokenizer", help="file, or its folder, to write too")
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")
   parser.add_argument("--check", action="store_true")
