@@ -41,6 +41,7 @@ setup(
     "keras": ["h5py"],  # checkpoints of keras-hub
     "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
+    "heic": ["pillow-heif>=1.8"],  # photographs of iPhones
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": [
       "matplotlib",  # the fonts of printed digits
@@ -58,6 +59,7 @@ setup(
       "matplotlib",
       "nbclient",
       "nbformat",
+      "pillow-heif>=1.8",
       "pycocotools",
       "pytest",
       "pytest-xdist",

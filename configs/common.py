@@ -26,28 +26,32 @@ class Method:
   """How to train what trains.
 
   Attributes:
-    optimizer, learning_rate: see paligemma/optim.py. The rates are for the
-      published sizes; a tiny model takes larger steps.
+    optimizer, learning_rate, clip_norm: see paligemma/optim.py. The rates are
+      for the published sizes; a tiny model takes larger steps.
+    warmup: share of the steps.
     quantize: "int8", "int4" or "nf4" for what is frozen, or None.
     lora: fields of paligemma/lora.py, or None: no adapters.
   """
 
   optimizer: str = "sgd"
   learning_rate: float = 0.03
+  clip_norm: float | None = None
+  warmup: float = 0.1
   quantize: str | None = None
   lora: dict[str, Any] | None = None
 
 
 _LORA = dict(rank=8, alpha=16.0, rslora=False, dropout=0.0, targets=("llm/.*",))
 # By `tune`; those that are not here are plain SGD, as in the fine-tuning
-# notebook of big_vision. Adam's rate for all weights is that of the published
-# transfers, for adapters that of QLoRA (arXiv:2305.14314, table 9).
+# notebook of big_vision. For all weights, Adam is that of its forkme and of the
+# published transfers; for adapters, its rate is that of QLoRA
+# (arXiv:2305.14314, table 9).
 METHODS = {
-  "full": Method("adam", 1e-5),
+  "full": Method("adam", 1e-5, clip_norm=1.0, warmup=0.05),
   "lora": Method("adam", 2e-4, lora=_LORA),
-  "qlora_int8": Method("adam", 2e-4, "int8", _LORA),
-  "qlora_int4": Method("adam", 2e-4, "int4", _LORA),
-  "qlora_nf4": Method("adam", 2e-4, "nf4", _LORA),
+  "qlora_int8": Method("adam", 2e-4, quantize="int8", lora=_LORA),
+  "qlora_int4": Method("adam", 2e-4, quantize="int4", lora=_LORA),
+  "qlora_nf4": Method("adam", 2e-4, quantize="nf4", lora=_LORA),
 }
 
 

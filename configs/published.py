@@ -23,12 +23,12 @@ Where the examples come from:
     splits=val+test    what is evaluated; of a folder, val.jsonl and test.jsonl.
                        Default: all that were published, or val of a folder
     final_split=true   train on the validation data too, as the models of the
-                       published scores were
+                       published scores were; every example is as likely
 
-Images are resized as there, for many transfers without antialiasing (but for
-videos and NLVR2, which are smoothed here). Answers are cut at text_len, as
-there. Prompts never are: one that is too long stops an evaluation, so that some
-evaluate with more room than they train with.
+Images are resized as there, for many transfers without antialiasing. Texts are
+cut at text_len, as there.
+
+What differs on purpose, and why, is listed in tests/configs/transfer_facts.py.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.transfers import forkme
-from paligemma.data import image_ops, text_ops, video
+from paligemma.data import text_ops, video
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,6 @@ def make(
   evals=None,
   batch_size=256,
   eval_batch_size=1024,
-  eval_text_len=None,
   sampler="greedy",
   tune="full",
   clip=None,
@@ -171,13 +170,13 @@ def make(
       perplexity.
     batch_size: int, of the training and the perplexity.
     eval_batch_size: int, of the generated answers.
-    eval_text_len: room for a prompt in evaluation. Default text_len.
     sampler: see samplers.make.
     tune: what was trained, see common.TRAINABLE: "decoder" where big_vision has
       freeze_vit. arg.tune overrules it.
     clip: Clip for videos, default None.
     train_ops: ops on the image in training alone, before the others.
-    antialias: whether a shrinking image was smoothed, in training.
+    antialias: whether a shrinking image was smoothed, in training. Frames of
+      videos never were.
     eval_antialias: likewise, in evaluation. Default as in training.
 
   Returns:
@@ -197,15 +196,14 @@ def make(
       video.Frames(clip.num_frames, clip.stride, "tile", "random"),
       *train_ops,
     )
-  if eval_antialias is None:
-    eval_antialias = antialias
-  rough = (image_ops.Resize((arg.res, arg.res), antialias=False),)
-  train_resize = () if antialias else rough
-  eval_resize = () if eval_antialias else rough
+  config.train.resize = _resize(antialias, clip)
+  own = {}  # where an evaluator says nothing, it does as the training
+  if eval_antialias is not None:
+    own["resize"] = _resize(eval_antialias, clip)
   mixture = train if isinstance(train, dict) else {"main": train}
   config.train.sources = {name: s.source for name, s in mixture.items()}
   adapt = next(iter(mixture.values())).ops  # all are of one kind
-  answer = (*ops, *score_ops, *answer_ops, *train_resize)
+  answer = (*ops, *score_ops, *answer_ops)
   config.train.ops = (*adapt, *train_ops, *answer)
   config.train.too_long = "truncate"
 
@@ -213,7 +211,6 @@ def make(
   for name, split in _chosen(arg.splits, evals).items():
     shared = dict(
       source={k: v for k, v in split.source.items() if k != "weight"},
-      text_len=eval_text_len or text_len,
       **(dict(every_steps=0) if split.last else dict(every_percent=0.25)),
     )
     if "pplx" not in config.evals and not split.hidden:
@@ -227,7 +224,8 @@ def make(
     config.evals[name] = dict(
       shared,
       kind="generate",
-      ops=(*split.ops, *ops, *score, *eval_resize),
+      ops=(*split.ops, *ops, *score),
+      **own,
       batch_size=eval_batch_size,
       max_decode_len=text_len,
       sampler=sampler,
@@ -257,6 +255,13 @@ def _base(arg, text_len, batch_size, tune):
   return config
 
 
+def _resize(antialias, clip):
+  """A key of image.PREPROCESSING: as there, where frames are not truncated."""
+  if clip is not None:
+    return "aliased"
+  return "reference_uint8" if antialias else "aliased_uint8"
+
+
 def _folder(arg, clip):
   """The Splits of a folder of JSONL files: to train on, and to evaluate on."""
 
@@ -272,6 +277,8 @@ def _folder(arg, clip):
   names = ("train", "val") if arg.final_split else ("train",)
   # Videos to train on are cut into frames by an op, which begins anywhere.
   train = {name: jsonl(name, num_frames=None) for name in names}
+  for split in train.values():
+    split.source["weight"] = None  # its size: as if both were one file
   splits = _names(arg.splits) or ["val"]
   return train, {name: jsonl(name, **frames) for name in splits}
 

@@ -1,58 +1,78 @@
 """Ask a model about images, or a decoder alone about text."""
 
+import logging
 import math
+import numbers
+import os
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
-from paligemma import decode, tree
+from paligemma import decode, samplers, tree
 from paligemma.data import image as image_lib
-from paligemma.data import sequence
+from paligemma.data import pictures, sequence, spelling, tokenizer
+from paligemma.models import paligemma as paligemma_model
+
+_log = logging.getLogger(__name__)
+
+# What stands for one picture; several are a list of them.
+Picture = str | os.PathLike | pictures.Picture
 
 
 def generate(
-  model,
-  params,
-  tok,
-  images,
-  prompts,
+  model: paligemma_model.Model,
+  params: dict[str, Any],
+  tok: tokenizer.Tokenizer,
+  images: Picture | Sequence[Picture | Sequence[Picture]] | None,
+  prompts: str | Sequence[str],
   *,
-  max_decode_len=64,
-  sampler="greedy",
-  rng=None,
-  batch_size=32,
-  preprocessing=None,
-):
+  max_decode_len: int = 64,
+  sampler: str | samplers.AnySampler = "greedy",
+  rng: int | jax.Array | None = None,
+  batch_size: int = 32,
+  preprocessing: str | None = None,
+) -> list[str]:
   """Answers one prompt per image; a decoder alone continues its prompts.
+
+  A picture is a path, the contents of a file, a picture of PIL, or an array of
+  NumPy or JAX: uint8[H, W, 3], or a floating-point dtype in [0, 1], see
+  paligemma.data.pictures. One path is one picture.
 
   Args:
     model, params: as `load` returns them.
     tok: Tokenizer of the checkpoint.
-    images: list of pictures: a path, encoded bytes, or uint8[H, W, 3]. None
-      for a decoder alone.
-    prompts: list of as many str, e.g. "caption en"; or one str for all.
+    images: list of pictures, or one picture alone; uint8[N, H, W, 3] is N of
+      them. In place of a picture a list of several, which are asked about
+      together: [["before.png", "after.png"]] for one prompt. How many may
+      differ from prompt to prompt. None for a decoder alone.
+    prompts: list of as many str, e.g. "caption en"; or one str for all. Leading
+      "<image>" and "<bos>" and a trailing line break, which the layout has
+      anyway, are taken off, with a warning in the log.
     preprocessing: key of image.PREPROCESSING. Default: what the checkpoint says
       (Model.metadata): of most Hugging Face folders "hf", which is what
       transformers' processor does; of a run what it was trained with; else
       "reference".
-    max_decode_len: int, most tokens of an answer.
+    max_decode_len: most tokens of an answer.
     sampler: a sampler of paligemma.samplers, or a string for samplers.make:
       "greedy", "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
-    rng: JAX key, for samplers that draw.
-    batch_size: int, pictures decoded at a time.
+    rng: JAX key, or the seed of one, for samplers that draw.
+    batch_size: prompts decoded at a time.
 
   Returns:
-    list of str.
+    list of str, in the order of the prompts.
 
   Raises:
-    ValueError: a picture cannot be read, or the numbers of pictures and
-      prompts differ.
+    ValueError: a picture cannot be read, the numbers of pictures and prompts
+      differ, or a prompt spells out a control token elsewhere or a malformed
+      location; see paligemma.data.spelling.
   """
   if model.img is None:
     images = _no_images(images, prompts)
     layout = sequence.text_prompt
   else:
+    images = _list(images)
     layout = sequence.prompt
   if isinstance(prompts, str):
     prompts = [prompts] * len(images)
@@ -61,55 +81,111 @@ def generate(
       f"{len(images)} images but {len(prompts)} prompts; give one prompt per "
       "image, or a single one for all"
     )
+  prompts = _read_prompts(prompts, images)
+  if isinstance(rng, numbers.Integral):
+    rng = jax.random.key(int(rng))
   lengths = (len(tok.encode(prompt, bos=True)) for prompt in prompts)
   text_len = max(lengths, default=0) + 1
   if preprocessing is None:
     preprocessing = model.metadata.get("preprocessing", "reference")
-  answers = []
-  for start in range(0, len(prompts), batch_size):
-    rows = [
-      {
-        **_image(model, params, picture, preprocessing),
-        **layout(tok, prompt, text_len),
-      }
-      for picture, prompt in zip(
-        images[start : start + batch_size],
-        prompts[start : start + batch_size],
-        strict=True,
-      )
-    ]
-    filling = min(batch_size, len(prompts)) - len(rows)
-    rows += [rows[0]] * filling  # one shape for all, compiled once
+  answers = [""] * len(prompts)
+  for chosen, filling in _batches(images, batch_size):
+    rows = []
+    for i in chosen:
+      prompt = prompts[i]
+      image = _image(model, params, images[i], f"images[{i}]", preprocessing)
+      rows.append({**image, **layout(tok, prompt, text_len)})
+    rows += [rows[0]] * filling
     batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    batch["_mask"] = np.arange(len(rows)) < len(rows) - filling
+    batch["_mask"] = np.arange(len(rows)) < len(chosen)
     decoded = decode.generate(
       model,
       params,
       batch,
       max_decode_len=max_decode_len,
       sampler=sampler,
-      rng=None if rng is None else jax.random.fold_in(rng, start),
+      rng=None if rng is None else jax.random.fold_in(rng, chosen[0]),
       eos_id=tok.eos_id,
       pad_id=tok.pad_id,
     )
-    answers += [
-      tok.decode(ids[:n].tolist())
-      for ids, n in zip(
-        np.asarray(decoded.tokens), np.asarray(decoded.num_tokens), strict=True
+    tokens, counts = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
+    for row, i in enumerate(chosen):
+      answers[i] = tok.decode(tokens[row, : counts[row]].tolist())
+  return answers
+
+
+def _read_prompts(prompts, images):
+  """The prompts as the layout takes them; see paligemma.data.spelling."""
+  read, first = [], {}
+  for i, (prompt, pictures_of_it) in enumerate(
+    zip(prompts, images, strict=True)
+  ):
+    if not isinstance(prompt, str):
+      raise ValueError(
+        f"prompts[{i}] is {type(prompt).__name__}, expected a text"
       )
-    ]
-  return answers[: len(prompts)]
+    try:
+      text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
+    except ValueError as error:
+      raise ValueError(f"prompts[{i}]: {error}") from None
+    read.append(text)
+    for what in removed:
+      first.setdefault(what, i)
+  for what, i in first.items():
+    _log.warning("prompts[%d], and perhaps others: %s taken off", i, what)
+  return read
 
 
 def _no_images(images, prompts):
   if images is not None:
     raise ValueError(
-      f"{len(images)} images for a decoder without image tower, expected None"
+      f"{len(_list(images))} images for a decoder without image tower, "
+      "expected None"
     )
-  return [None] * (1 if isinstance(prompts, str) else len(prompts))
+  return [[]] * (1 if isinstance(prompts, str) else len(prompts))
 
 
-def _image(model, params, picture, preprocessing):
+def _list(images):
+  """The pictures of each prompt, a list of lists."""
+  if images is None:
+    raise ValueError(
+      "images is None, but the model has an image tower: give a picture for "
+      "each prompt"
+    )
+  rows = []
+  for i, row in enumerate(_elements(images)):
+    rows.append(_elements(row))
+    if not rows[-1]:
+      raise ValueError(f"images[{i}] is an empty list, expected a picture")
+  return rows
+
+
+def _elements(images):
+  """A list of what is one; [itself] of anything else, a picture or not."""
+  if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview):
+    return [images]
+  if pictures.is_array(images):
+    # [H, W] and [H, W, C] are one picture; paths in an array have one axis.
+    return [images] if images.ndim in (0, 2, 3) else list(images)
+  return list(images) if isinstance(images, Sequence) else [images]
+
+
+def _batches(images, batch_size):
+  """Prompts with equally many pictures, by index, and how many rows lack.
+
+  Batches with the same number of pictures have one shape, compiled once.
+  """
+  alike = {}
+  for i, several in enumerate(images):
+    alike.setdefault(len(several), []).append(i)
+  for group in alike.values():
+    size = min(batch_size, len(group))
+    for start in range(0, len(group), size):
+      chosen = group[start : start + size]
+      yield chosen, size - len(chosen)
+
+
+def _image(model, params, images, where, preprocessing):
   """The image of a row; none for a decoder alone."""
   if model.img is None:
     return {}
@@ -118,25 +194,17 @@ def _image(model, params, picture, preprocessing):
   to_model = tree.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )
-  return {"image": to_model(_pixels(picture), (res, res))}
+  if len(images) == 1:
+    return {"image": to_model(_pixels(images[0], where), (res, res))}
+  frames = [
+    to_model(_pixels(image, f"{where}[{k}]"), (res, res))
+    for k, image in enumerate(images)
+  ]
+  return {"image": np.stack(frames)}
 
 
-def _pixels(picture):
-  if isinstance(picture, bytes):
-    return image_lib.decode(picture)
-  if not isinstance(picture, np.ndarray):
-    return image_lib.decode(_read(picture), where=str(picture))
-  if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-    raise ValueError(
-      f"image array is {picture.dtype}{list(picture.shape)}, expected "
-      "uint8[H, W, 3]"
-    )
-  return picture
-
-
-def _read(path):
-  try:
-    return epath.Path(path).read_bytes()
-  except OSError as error:
-    reason = error.strerror or error
-    raise ValueError(f"{path}: cannot read image: {reason}") from None
+def _pixels(picture, where):
+  if isinstance(picture, str | os.PathLike):
+    data = pictures.read(picture)
+    return pictures.pixels(data, where=os.fspath(picture))
+  return pictures.pixels(picture, where=where)

@@ -64,9 +64,11 @@ def search(
   reach is known: its log-probability never rises and the penalty is largest at
   L tokens. So to stop early changes no result.
 
-  Where the limit comes first, places still free are filled with beams cut at L
-  tokens: an ended answer goes before one that is cut, as the probability of the
-  latter is that of all that could follow.
+  Where the limit comes first, places still free are filled as in big_vision,
+  where every beam may end at every step, however improbable that is: with the
+  best of what the beams would have been, had they ended, at any step. So if no
+  answer ended, the best is that of big_vision. Only where nothing can end, as
+  no token is eos, are beams cut at L tokens.
 
   Sources: Wu et al. 2016, arXiv:1609.08144, section 7, for the penalty; it
   also prunes by score, which we do not. The two sets are those of transformers
@@ -74,9 +76,9 @@ def search(
   early_stopping="never". It differs otherwise: it divides by
   |Y| ** length_penalty; by default (early_stopping=False) it takes what a beam
   has for what it can reach; cut answers compete with ended ones. In big_vision
-  (predict_fns._beam_decode) every beam may end at every step, however
-  improbable that is, so that a single beam is not greedy; it has no penalty and
-  returns the best answer alone.
+  (predict_fns._beam_decode) an answer that is made to end competes with those
+  that end among the first N, so that a single beam is not greedy; it has no
+  penalty and returns the best answer alone.
 
   Args:
     logits: f32[B, V], of the first token.
@@ -100,8 +102,17 @@ def search(
   def score(total, num_tokens):
     return samplers.score(total, num_tokens, sampler.length_penalty)
 
-  def choose(step, logits, live, answers):
-    """Adds column `step` by logits f32[B, N, V]: (beams, parents, answers)."""
+  def best(answers, more):
+    """The best to be kept of both, in order."""
+    both = jax.tree.map(_beside, answers, more)
+    order = jnp.argsort(both.score, axis=1, descending=True, stable=True)
+    return jax.tree.map(lambda x: take(x, order[:, :keep]), both)
+
+  def choose(step, logits, live, answers, made_to_end):
+    """Adds column `step` by logits f32[B, N, V].
+
+    Returns the new beams, their parents, and both kinds of answers.
+    """
     log_probs = jax.nn.log_softmax(logits)
     left = max_decode_len - step
     allowed = automaton.restrict(grammar, live.place, log_probs, left)
@@ -120,26 +131,38 @@ def search(
 
     ended = candidates._replace(total=jnp.where(ends, total, -jnp.inf))
     ended = jax.tree.map(lambda x: x[:, :beams], ended)
-    answers = jax.tree.map(_beside, answers, _answers(ended, step + 1, score))
-    best = jnp.argsort(answers.score, axis=1, descending=True, stable=True)
-    answers = jax.tree.map(lambda x: take(x, best[:, :keep]), answers)
+    answers = best(answers, _answers(ended, step + 1, score))
 
-    going_on = candidates._replace(total=jnp.where(ends, -jnp.inf, total))
+    # The other beams, as if each had ended here.
+    is_parent = parent[:, :beams, None] == jnp.arange(beams)[None, None]
+    has_ended = jnp.any(is_parent & ends[:, :beams, None], axis=1)
+    log_prob = _column(log_probs, eos_id)
+    total = live.total + _column(allowed, eos_id)
+    ending = live._replace(
+      tokens=live.tokens.at[:, :, step].set(eos_id),
+      log_probs=live.log_probs.at[:, :, step].set(log_prob),
+      total=jnp.where(has_ended, -jnp.inf, total),
+    )
+    made_to_end = best(made_to_end, _answers(ending, step + 1, score))
+
+    total = jnp.where(ends, -jnp.inf, candidates.total)
+    going_on = candidates._replace(total=total)
     first = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
     live = jax.tree.map(lambda x: take(x, first), going_on)
-    return live, take(parent, first), answers
+    return live, take(parent, first), answers, made_to_end
 
   def unfinished(state):
-    step, live, _, answers, _ = state
+    step, live, _, answers, _, _ = state
     can_win = score(live.total[:, 0], max_decode_len) > answers.score[:, -1]
     return (step < max_decode_len) & jnp.any(rows & can_win)
 
   def advance(state):
-    step, live, parent, answers, cache = state
+    step, live, parent, answers, made_to_end, cache = state
     token = live.tokens[:, :, step - 1]
     logits, cache = extend(reorder(cache, parent), token.reshape(-1))
     logits = logits.reshape(batch, beams, vocabulary)
-    return step + 1, *choose(step, logits, live, answers), cache
+    chosen = choose(step, logits, live, answers, made_to_end)
+    return step + 1, *chosen, cache
 
   def nothing(number):
     shape = (batch, number, max_decode_len)
@@ -153,17 +176,14 @@ def search(
   # All beams begin alike: but for one they are left out of the first step.
   live = nothing(beams)
   live = live._replace(total=live.total.at[:, 0].set(0.0))
-  answers = _answers(nothing(keep), 0, score)
+  none = _answers(nothing(keep), 0, score)
   logits = jnp.broadcast_to(logits[:, None], (batch, beams, vocabulary))
-  state = (1, *choose(0, logits, live, answers), cache)
-  step, live, _, answers, _ = jax.lax.while_loop(unfinished, advance, state)
+  state = (1, *choose(0, logits, live, none, none), cache)
+  state = jax.lax.while_loop(unfinished, advance, state)
+  step, live, _, answers, made_to_end, _ = state
 
-  # Both are sorted, so the k-th beam follows behind the last answer.
-  cut = _answers(live, step, score)
-  found = jnp.sum(answers.score > -jnp.inf, axis=1, keepdims=True)
-  place = jnp.arange(keep)[None]
-  order = jnp.where(place < found, place, keep + place - found)
-  answers = jax.tree.map(lambda x, y: take(_beside(x, y), order), answers, cut)
+  answers = _fill(answers, made_to_end)
+  answers = _fill(answers, _answers(live, step, score))
   is_one = rows[:, None] & (answers.score > -jnp.inf)
   return Answers(
     tokens=jnp.where(is_one[:, :, None], answers.tokens, pad_id),
@@ -171,6 +191,15 @@ def search(
     num_tokens=jnp.where(is_one, answers.num_tokens, 0),
     score=jnp.where(is_one, answers.score, -jnp.inf),
   )
+
+
+def _fill(answers, others) -> Answers:
+  """Others, the best first, where there is no answer; both are sorted."""
+  keep = answers.score.shape[1]
+  found = jnp.sum(answers.score > -jnp.inf, axis=1, keepdims=True)
+  place = jnp.arange(keep)[None]
+  order = jnp.where(place < found, place, keep + place - found)
+  return jax.tree.map(lambda x, y: take(_beside(x, y), order), answers, others)
 
 
 def _answers(live, num_tokens, score) -> Answers:
@@ -189,6 +218,15 @@ def _beside(x, y):
 def take(x, index):
   """Items [B, N, ...] of every row of x[B, M, ...], by index i32[B, N]."""
   return jax.vmap(lambda row, i: row[i])(x, index)
+
+
+def _column(x, token):
+  """x[..., token] of x[B, N, V], -inf if there is no such token.
+
+  Under a mesh x stays split over the vocabulary, as it would not if sliced.
+  """
+  is_token = jnp.arange(x.shape[-1])[None, None] == token
+  return jnp.max(jnp.where(is_token, x, -jnp.inf), axis=-1)
 
 
 def _top(x, k):

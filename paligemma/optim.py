@@ -2,12 +2,12 @@
 
 One update, in float32 whatever the parameters are stored in, for step t:
 
-    p -= s_t * (learning_rate * direction(g) + weight_decay * p)
+    p -= s_t * (learning_rate * mult * direction(g) + weight_decay * p)
 
-with s_t in [0, mult] the schedule of the parameter. The decay is decoupled and
-follows the schedule but not the learning rate, as in big_vision/optax.py, where
-the published values come from: its lr=1e-5, wd=1e-6 is optax.adamw(1e-5,
-weight_decay=0.1).
+with s_t the schedule of the parameter, and mult, 1 unless said otherwise, its
+factor. The decay is decoupled and follows the schedule but not the learning
+rate, as in big_vision/optax.py, where the published values come from: its
+lr=1e-5, wd=1e-6 is optax.adamw(1e-5, weight_decay=0.1).
 
 Everything works on flat dicts of trainable leaves, "llm/final_norm/scale" -> x.
 Gradient accumulation is not here but in the train step, as a scan over micro
@@ -15,8 +15,8 @@ batches: clipping and schedules then see whole steps, and no accumulator lives
 in the optimizer's state or its checkpoints.
 """
 
-import functools
 import inspect
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,73 +33,116 @@ MATRICES = ((r".*/(w|kernel|gating_einsum|linear|input_embedding)", 1.0),)
 COSINE = ((".*", {"decay": "cosine"}),)
 
 
-def _constant(after, steps, timescale):
-  del after, steps, timescale
-  return 1.0
+class _Place(NamedTuple):
+  """Where a step stands in a training.
+
+  Attributes:
+    step: float32[].
+    after: float32[], steps since the end of the warm-up, 0 before it.
+    left: float32[], share of the steps behind the warm-up that is still to
+      come, from 1 to exactly 0.
+    peak: float, the factor at the end of the warm-up.
+  """
+
+  step: jax.Array
+  after: jax.Array
+  left: jax.Array
+  peak: float
 
 
-def _linear(after, steps, timescale):
-  del timescale
-  return 1 - after / steps
+def _constant(at):
+  return at.peak
 
 
-def _cosine(after, steps, timescale):
-  del timescale
-  return 0.5 * (1 + jnp.cos(jnp.pi * after / steps))
+def _polynomial(at, *, end=0.0, power=1.0):
+  return end + (at.peak - end) * at.left**power
 
 
-def _rsqrt(after, steps, timescale):
-  del steps
-  return jax.lax.rsqrt(1 + after / timescale)
+def _cosine(at):
+  return at.peak * 0.5 * (1 - jnp.cos(jnp.pi * at.left))
 
 
+def _rsqrt(at, *, timescale=10_000, shift=0):
+  return at.peak * jax.lax.rsqrt(1 + (at.after + shift) / timescale)
+
+
+def _stair(at, *, steps=(), mults=()):
+  factors = jnp.array([1.0, *mults], jnp.float32)
+  i = jnp.searchsorted(jnp.array(steps, jnp.float32), at.step, side="right")
+  return at.peak * factors[i]
+
+
+# name -> function of a _Place and of what the config may set of it.
 DECAYS = {
   "constant": _constant,
   "cosine": _cosine,
-  "linear": _linear,
+  "linear": _polynomial,
+  "polynomial": _polynomial,
   "rsqrt": _rsqrt,
+  "stair": _stair,
 }
 
 
 def make_schedule(
   total_steps: int,
+  /,
   *,
   decay: str = "cosine",
   warmup_steps: int = 0,
+  cooldown_steps: int = 0,
   mult: float = 1.0,
-  timescale: int = 10_000,
+  **options: Any,
 ) -> Callable[[jax.typing.ArrayLike], jax.Array]:
-  """Returns the factor s_t of step t: a linear warm-up, then a decay.
+  """Returns the factor s_t of step t: a warm-up, a decay and a cool-down.
 
-  With w = warmup_steps and n = total_steps:
+  With w = warmup_steps, c = cooldown_steps, n = total_steps, p = mult, and
+  u = max(t - w, 0) / (n - w), the share of what follows on the warm-up:
 
-      t <  w              s_t = mult * t / w
-      t >= w   constant   s_t = mult
-               linear     s_t = mult * (1 - (t - w) / (n - w))
-               cosine     s_t = mult * (1 + cos(pi * (t - w) / (n - w))) / 2
-               rsqrt      s_t = mult / sqrt(1 + (t - w) / timescale)
+      s_t = min(1, t / w) * min(1, (n - t) / c) * d_t
 
-  So s_0 is 0 if there is a warm-up, s_w is mult, and s_n is 0 for linear and
-  cosine; the last step taken is t = n - 1, which is still above 0. Beyond n the
-  value stays that of n.
+      constant    d_t = p
+      cosine      d_t = p * (1 + cos(pi * u)) / 2
+      linear, polynomial
+                  d_t = end + (p - end) * (1 - u) ** power
+      rsqrt       d_t = p / sqrt(1 + (max(t - w, 0) + shift) / timescale)
+      stair       d_t = p * mults[i] from t = steps[i] on, before the first p
+
+  So s_0 is 0 if there is a warm-up, and s_n is 0 for cosine, for linear to the
+  end 0 and with a cool-down; the last step taken is t = n - 1, which is still
+  above 0. Beyond n the value stays that of n.
 
   Args:
-    total_steps: Number of steps of the whole training.
+    total_steps: n, number of steps of the whole training.
     decay: A name in DECAYS, default "cosine".
-    warmup_steps: Number of steps of the warm-up, default 0.
-    mult: The factor at the end of the warm-up, default 1.
-    timescale: For rsqrt, the steps after which s_t is mult / sqrt(2).
+    warmup_steps: w, default 0: none.
+    cooldown_steps: c, default 0: none.
+    mult: p, default 1.
+    **options: Of the decay: end (default 0) and power (default 1) of linear and
+      polynomial; timescale in steps (default 10,000) and shift in steps
+      (default 0) of rsqrt; steps, ascending, and as many mults of stair.
 
   Returns:
     A function from a step, int[], to s_t, float32[].
 
   Raises:
-    ValueError: An unknown decay, or a warm-up that is not shorter than the
-      training (except for one of 0 or 1 steps, which only debugs).
+    ValueError: An unknown decay or option, a warm-up that is not shorter than
+      the training (except for one of 0 or 1 steps, which only debugs), or a
+      stair whose steps and mults do not fit.
 
-  Source: create_learning_rate_schedule() in big_vision/utils.py.
+  Source: create_learning_rate_schedule() in big_vision/utils.py, where decay is
+  decay_type, and what lies beyond n is not defined.
   """
   decay_fn = tree.lookup(DECAYS, decay, "decay")
+  of_decay = list(inspect.signature(decay_fn).parameters)[1:]
+  for name in options:
+    if name not in of_decay:
+      known = "decay", "warmup_steps", "cooldown_steps", "mult", *of_decay
+      raise ValueError(
+        f'decay "{decay}" has no argument "{name}", expected some of: '
+        f"{', '.join(known)}." + tree.did_you_mean(name, known)
+      )
+  if decay == "stair":
+    _check_stair(**options)
   if warmup_steps >= total_steps > 1:
     raise ValueError(
       f"warmup_steps is {warmup_steps}, expected fewer than the "
@@ -108,28 +151,44 @@ def make_schedule(
   decay_steps = max(total_steps - warmup_steps, 1)
 
   def scale(step):
-    step = jnp.asarray(step, jnp.float32)
-    warmup = jnp.minimum(step / warmup_steps, 1) if warmup_steps else 1.0
+    step = jnp.minimum(jnp.asarray(step, jnp.float32), total_steps)
     after = jnp.clip(step - warmup_steps, 0, decay_steps)
-    return mult * warmup * decay_fn(after, decay_steps, timescale)
+    left = (decay_steps - after) / decay_steps
+    factor = decay_fn(_Place(step, after, left, mult), **options)
+    if warmup_steps:
+      factor *= jnp.minimum(step / warmup_steps, 1)
+    if cooldown_steps:
+      factor *= jnp.minimum((total_steps - step) / cooldown_steps, 1)
+    return jnp.asarray(factor, jnp.float32)
 
   return scale
 
 
+def _check_stair(steps=(), mults=()):
+  ascends = all(x < y for x, y in itertools.pairwise(steps))
+  if len(steps) != len(mults) or not ascends:
+    raise ValueError(
+      f'decay "stair" has steps={tuple(steps)} and mults={tuple(mults)}, '
+      "expected ascending steps and as many mults"
+    )
+
+
 def sgd(
-  momentum: float = 0.0, nesterov: bool = False
+  momentum: float = 0.0, nesterov: bool = False, momentum_dtype: str = "float32"
 ) -> optax.GradientTransformation:
   """Returns the gradient itself, or its momentum; no state without momentum.
 
   Args:
     momentum: The trace is gradient + momentum * trace; default 0, none.
     nesterov: Whether to look one step ahead along the trace.
+    momentum_dtype: Of the trace that is kept, "float32" (default) or
+      "bfloat16", in which big_vision's momentum_hp keeps it.
 
   Raises:
     ValueError: nesterov without momentum.
   """
   if momentum:
-    return optax.trace(momentum, nesterov)
+    return optax.trace(momentum, nesterov, momentum_dtype)
   if nesterov:
     raise ValueError("sgd: nesterov=True needs a momentum, expected e.g. 0.9")
   return optax.identity()
@@ -139,6 +198,12 @@ def adafactor(
   momentum: float | None = 0.9,
   decay_rate: float = 0.8,
   beta2_cap: float = 0.999,
+  *,
+  decay_offset: int = 0,
+  min_dim_size_to_factor: int = 64,
+  clipping_threshold: float | None = None,
+  momentum_dtype: str = "float32",
+  eps: float = 1e-30,
 ) -> optax.GradientTransformation:
   """Returns the gradient over a factored estimate of its root mean square.
 
@@ -146,26 +211,41 @@ def adafactor(
     momentum: Decay of the running mean of the directions; None for no mean.
     decay_rate: beta2 of step t, from 1, is 1 - t ** -decay_rate, ...
     beta2_cap: ... but at most this.
+    decay_offset: Steps that t starts behind. Default 0.
+    min_dim_size_to_factor: Leaves are factored over their two largest axes if
+      both are at least so long. Default 64: between the most layers of a scan
+      (46), over which nothing should be averaged, and the smallest head
+      dimension (72 in So400m). 32 in big_vision, which averages over layers of
+      the larger models.
+    clipping_threshold: Largest root mean square of a leaf's direction, which is
+      scaled down to it. Default None: no limit.
+    momentum_dtype: Of the running mean that is kept, "float32" (default) or
+      "bfloat16", as in big_vision.
+    eps: Added to the square of a gradient. Default 1e-30.
 
   Source: Shazeer & Stern 2018 (arXiv:1804.04235) as changed in Zhai et al. 2021
   (arXiv:2106.04560), section 3.4: no scaling by the parameter, no clipping, a
-  capped beta2. Their momentum is bfloat16; here every moment is float32.
+  capped beta2; scale_by_adafactor of big_vision/optax.py.
   """
 
   def beta2(step, exponent):
     t = jnp.asarray(step, jnp.float32) + 1
     return jnp.minimum(beta2_cap, 1 - t**-exponent)
 
-  direction = optax.scale_by_factored_rms(
-    decay_rate=decay_rate,
-    decay_rate_fn=beta2,
-    # Between the most layers of a scan (46), over which nothing should be
-    # averaged, and the smallest head dimension (72 in So400m).
-    min_dim_size_to_factor=64,
-  )
-  if momentum is None:
-    return direction
-  return optax.chain(direction, optax.ema(momentum, debias=False))
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      step_offset=decay_offset,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=eps,
+      decay_rate_fn=beta2,
+    )
+  ]
+  if clipping_threshold:
+    parts.append(optax.clip_by_block_rms(clipping_threshold))
+  if momentum:
+    parts.append(optax.ema(momentum, False, momentum_dtype))
+  return optax.chain(*parts)
 
 
 OPTIMIZERS = {
@@ -182,7 +262,8 @@ class State(NamedTuple):
 
   Attributes:
     count: int32[], number of updates done.
-    direction: State of the optax transforms, in float32.
+    direction: State of the optax transforms, in float32 but for a momentum
+      that is to be kept in another dtype.
   """
 
   count: jax.Array
@@ -196,6 +277,7 @@ def make(
   optimizer: str = "sgd",
   optimizer_args: Mapping[str, Any] | None = None,
   learning_rate: float = 0.03,
+  learning_rate_mults: Sequence[tuple[str, float]] = (),
   schedule: Sequence[tuple[str, Mapping[str, Any] | None]] = COSINE,
   weight_decay: float = 0.0,
   weight_decay_mults: Sequence[tuple[str, float]] = MATRICES,
@@ -215,6 +297,8 @@ def make(
     optimizer: A name in OPTIMIZERS, default "sgd".
     optimizer_args: Arguments of that function, such as dict(momentum=0.9).
     learning_rate: Peak learning rate, default 0.03.
+    learning_rate_mults: (regex, factor) pairs on top of learning_rate, but not
+      of weight_decay, the first match counts, 1 without a match; default none.
     schedule: (regex, arguments of `make_schedule`) pairs; the first regex that
       matches a whole name counts, and every name needs one. None in place of
       the arguments leaves the parameters alone: no update, no state, no share
@@ -242,16 +326,19 @@ def make(
   if clip_norm is not None:
     direction = optax.chain(optax.clip_by_global_norm(clip_norm), direction)
   scales = {
-    regex: _call(
-      functools.partial(make_schedule, total_steps),
-      arguments,
-      f'schedule of "{regex}"',
-    )
+    regex: _schedule(regex, total_steps, arguments)
     for regex, arguments in schedule
     if arguments is not None
   }
   rule_of = tree.match_first([(regex, regex) for regex, _ in schedule], names)
   moving = [name for name in names if rule_of[name] in scales]
+  for regex, factor in learning_rate_mults:
+    if not factor > 0:
+      raise ValueError(
+        f'learning_rate_mults of "{regex}" is {factor}, expected more than 0; '
+        "to leave parameters alone, do not name them in trainable"
+      )
+  rates = tree.match_first(learning_rate_mults, moving, default=1.0)
   decays = {}
   if weight_decay:
     mults = tree.match_first(weight_decay_mults, moving, default=0.0)
@@ -278,7 +365,7 @@ def make(
       if name not in directions:
         updates[name] = jnp.zeros_like(grad)
         continue
-      change = learning_rate * directions[name]
+      change = learning_rate * rates[name] * directions[name]
       if name in decays:
         change += decays[name] * params[name]
       updates[name] = -factors[rule_of[name]] * change
@@ -307,6 +394,13 @@ def ema(params: Any, average: Any, decay: float) -> Any:
   return jax.tree.map(
     lambda p, a: a + (1 - decay) * (p.astype(jnp.float32) - a), params, average
   )
+
+
+def _schedule(regex, total_steps, arguments):
+  try:
+    return make_schedule(total_steps, **arguments)
+  except ValueError as error:
+    raise ValueError(f'schedule of "{regex}": {error}') from None
 
 
 def _call(function, arguments, what):

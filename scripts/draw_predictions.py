@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import paligemma
-from paligemma.data import location
+from paligemma.data import image_files, location
 from paligemma.data import masks as masks_lib
 from paligemma.metrics import boxes as boxes_lib
 from paligemma.models import mask_codec
@@ -239,7 +239,7 @@ def draw_predictions(
     how many were drawn, and how many of these are right.
 
   Raises:
-    ValueError: a bad line, or a picture that is not there.
+    ValueError: a bad line, or a picture that is not there or is damaged.
   """
   predictions = read_predictions(path, num)
   decode = None
@@ -248,14 +248,16 @@ def draw_predictions(
     decode = functools.partial(mask_codec.decode, params)
   cells = []
   for number, prediction in enumerate(predictions, start=1):
-    image = pathlib.Path(image_root, prediction["image"])
+    names = prediction["image"]  # boxes belong to the first of several
+    name = names[0] if isinstance(names, list) else names
+    image = pathlib.Path(image_root, name)
     if not image.is_file():
       raise ValueError(
         f"{path}:{number}: image {image} is missing: pass the folder that"
         " holds it as --image_root."
       )
-    with Image.open(image) as picture:
-      cells.append(draw_cell(picture, prediction, decode))
+    pixels = image_files.decode(image, where=f"{path}:{number}")
+    cells.append(draw_cell(Image.fromarray(pixels), prediction, decode))
   draw_sheet(cells).save(out, format="PNG")
   return len(cells), sum(map(is_right, predictions))
 

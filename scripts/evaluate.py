@@ -19,7 +19,14 @@ from paligemma import evals, metrics
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
 from scripts import command_line, config_command, progress, score_table
-from trainers import evaluation, inputs, processes, small_gpu
+from trainers import (
+  checks,
+  evaluation,
+  inputs,
+  places,
+  processes,
+  small_gpu,
+)
 
 
 def evaluate(
@@ -55,6 +62,8 @@ def evaluate(
   )
   if out is not None:
     evaluation.one_that_generates(chosen)
+  reads = places.evaluation_places([(evaluator, None) for evaluator in chosen])
+  progress.say(checks.notes(reads, tok))
   options = {"samples": resamples, "progress": progress.resampling}
   for evaluator in chosen:
     shown = {"progress": progress.bar(evaluator.name)}

@@ -7,17 +7,14 @@ Writes OUT/train.jsonl, and a file for every other split that the data set has
 or that --val cuts off. Images stay where they are, named relative to OUT, but
 those of Parquet files, which go to OUT/images. Every line keeps its raw fields
 (captions, question, objects in pixels), so that the ops of a config can write
-other prompts.
+other prompts. At the end stands what was found: read it before you train.
 """
 
 import argparse
-import dataclasses
 import functools
-import hashlib
-import json
+import inspect
 import os
 import pathlib
-import shutil
 import sys
 
 import numpy as np
@@ -26,25 +23,52 @@ import paligemma
 from paligemma.models import mask_codec
 from scripts import command_line
 from scripts.imports import (
+  class_folders,
   coco,
   columns,
+  conversations,
+  createml,
+  cvat,
+  darknet,
   entries,
   hf,
+  label_studio,
+  labelme,
+  mask_pictures,
+  open_images,
+  output,
+  pixels,
   prompts,
+  splits,
+  summary,
   table,
   voc,
+  vqav2,
   yolo,
 )
 
-# name -> (function that reads it, whether it has columns)
+# name -> read(src, images, problems), which is also given those of task, names
+# and boxes that it declares
 FORMATS = {
-  "coco": (coco.read, False),
-  "csv": (table.read, True),
-  "hf": (hf.read, True),
-  "voc": (voc.read, False),
-  "yolo": (yolo.read, False),
+  "class_folders": class_folders.read,
+  "coco": coco.read,
+  "conversations": conversations.read,
+  "createml": createml.read,
+  "csv": table.read,
+  "cvat": cvat.read,
+  "darknet": darknet.read,
+  "hf": hf.read,
+  "label_studio": label_studio.read,
+  "labelme": labelme.read,
+  "masks": mask_pictures.read,
+  "open_images": open_images.read,
+  "voc": voc.read,
+  "vqav2": vqav2.read,
+  "yolo": yolo.read,
 }
 SHOWN = 5  # messages about what was skipped
+# So many boxes that lie mostly outside, and more than this share, are misread.
+_MISREAD, _MISREAD_SHARE = 5, 0.1
 _MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
@@ -56,12 +80,14 @@ def import_data(
   task: str,
   images: str | os.PathLike | None = None,
   names: dict[str, str] | None = None,
+  boxes: str | None = None,
   labels: str = "all",
   codec: str | os.PathLike | None = None,
+  tokenizer: str | os.PathLike | None = None,
   val: float | None = None,
   copy: bool = False,
   skip_bad: bool = False,
-) -> tuple[dict[str, list[dict]], list[str]]:
+) -> tuple[splits.Records, summary.Summary]:
   """Reads a data set and writes a JSONL file for each of its splits.
 
   Args:
@@ -71,17 +97,22 @@ def import_data(
     task: one of prompts.TASKS.
     images: folder that image paths are relative to; None as the format has it.
     names: key of columns.NAMES -> column, where it has another name.
+    boxes: key of entries.BOXES, what the four numbers of a box are; None as
+      the format has it.
     labels: "all": every prompt asks for all labels of the data set, the same in
-      each; "present": for those in its image, as where there are too many to
-      list, and images with none are left out.
+      each, in alphabetical order; "present": for those in its image, as where
+      there are too many to list, and images with none are left out.
     codec: of masks, .npz, for "segment".
+    tokenizer: that of the model, with which the summary counts tokens; None
+      does not.
     val: share of the images that become "val"; None for none. The same image is
       always on the same side as long as the data set stays the same.
     copy: copy images to out/images.
-    skip_bad: leave bad annotations out instead of ending with the first.
+    skip_bad: leave out images with a bad annotation, or that are bad
+      themselves, instead of ending with the first.
 
   Returns:
-    {split: objects of its lines}, and what was wrong with what was left out.
+    {split: objects of its lines}, and a summary.
 
   Raises:
     ValueError: whatever is wrong, in one line with its place.
@@ -91,104 +122,96 @@ def import_data(
     raise ValueError(f"{found[0]}: exists; remove it or name another folder")
   if val is not None and not 0 < val < 1:
     raise ValueError(f"--val is {val}, expected a share between 0 and 1")
-  read, has_columns = FORMATS[kind]
-  if has_columns:
-    read = functools.partial(read, task=task, names=names or {})
-  elif names:
-    raise ValueError(f"--columns: {kind} has no columns to name")
+  read = _reader(kind, task, names, boxes)
+  tok = tokenizer and paligemma.Tokenizer(tokenizer)
   problems = entries.Problems(skip_bad)
   found = read(src, images, problems)
   encode = _encoder(task, codec)
-  placed = [_with_file(entry, out) for entry in found.entries]
-  asked = _labels(found, placed) if labels == "all" else None
-  records, copies = {}, {}
-  for entry in placed:
-    with problems:
-      fields = prompts.record(
-        entry, task, problems, labels=asked, encode=encode
-      )
-      if fields is None:
-        continue
-      image = _copy(entry, out, copies) if copy else entry.image
-      image = pathlib.PurePath(os.path.relpath(image, out)).as_posix()
-      records.setdefault(entry.split, []).append({"image": image, **fields})
-  if not records:
-    raise ValueError(
-      f"{src}: nothing to write, {len(problems.messages)} annotations are bad"
-      + "".join(f"; the first: {m}" for m in problems.messages[:1])
-    )
-  if val is not None:
-    records = cut_off(records, val)
-  out.mkdir(parents=True, exist_ok=True)
-  for split, lines in records.items():
-    _write(out / f"{split}.jsonl", lines)
-  return records, problems.messages
+  with output.Output(out) as written:
+    placed = [written.place(entry) for entry in found.entries]
+    used = (thing.label for entry in placed for thing in entry.things or ())
+    asked = prompts.asked(found.labels, used, problems, str(src))
+    records = {}
+    for entry in placed:
+      with problems:
+        fields = prompts.record(
+          entry,
+          task,
+          problems,
+          labels=asked if labels == "all" else None,
+          encode=encode,
+        )
+        if fields is None:
+          what = "images without an object, left out by --labels present"
+          problems.note(what, entry.where)
+          continue
+        image = _named(entry, written, copy)
+        line = {"image": image} | fields | {"image": image}
+        records.setdefault(entry.split, []).append(line)
+    _check(records, len(placed), src, problems)
+    if val is not None or len(records) > 1:
+      source = splits.sources(records, written.images)
+      for first, second, *_ in splits.shared(records, source):
+        what = "images have copies in another split, which is then easier"
+        problems.note(what, f"{first}, {second}")
+      if val is not None:
+        records = splits.cut_off(records, val, source)
+    for split, lines in records.items():
+      written.write(f"{split}.jsonl", lines)
+    about = summary.make(records, asked, tok, problems.notes, problems.messages)
+  return records, about
 
 
-def cut_off(
-  records: dict[str, list[dict]], share: float
-) -> dict[str, list[dict]]:
-  """Moves a share of the images of "train" to "val".
+def _reader(kind, task, names, boxes):
+  """The function that reads a format, with the options that it declares."""
+  read = FORMATS[kind]
+  declared = inspect.signature(read).parameters
+  if names and "names" not in declared:
+    raise ValueError(f"--columns: {kind} has no columns to name")
+  if boxes and "boxes" not in declared:
+    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
+  options = {"task": task, "names": names or {}, "boxes": boxes}
+  taken = {name: options[name] for name in options if name in declared}
+  return functools.partial(read, **taken)
 
-  Which ones depends on their file names alone.
 
-  Raises:
-    ValueError: there is no "train", or a "val" already, or one would be empty.
+def _named(entry, written, copy):
+  """What a line calls the image or images of an entry."""
+  if isinstance(entry.image, tuple):
+    return [written.name(x, entry.split, copy=copy) for x in entry.image]
+  return written.name(entry.image, entry.split, copy=copy)
+
+
+def _check(records, images, src, problems):
+  """Raises if there is nothing to learn, or boxes are not what was read.
+
+  Args:
+    images: how many there were.
   """
-  if "val" in records or "train" not in records:
+  lines = [line for lines in records.values() for line in lines]
+  hints = [f"; the first: {message}" for message in problems.messages[:1]]
+  hints += [
+    f"; {count} {what}, the first: {first}"
+    for what, (count, first) in problems.notes.items()
+  ]
+  if not lines and problems.messages:
     raise ValueError(
-      f"--val: the data set has the splits {', '.join(records)} of its own, "
-      'expected "train" without "val"'
+      f"{src}: nothing to write, {len(problems.messages)} images or "
+      f"annotations are bad{''.join(hints[:1])}"
     )
-  images = dict.fromkeys(line["image"] for line in records["train"])
-  count = round(share * len(images))
-  if not 0 < count < len(images):
+  if not any(line["suffix"] for line in lines):
     raise ValueError(
-      f"--val {share:g} of {len(images)} images is {count}, which leaves a "
-      "split without any"
+      f"{src}: none of {images} images has an object, all answers would be "
+      f"empty; are the labels where the format has them?{''.join(hints[:1])}"
     )
-  chosen = set(sorted(images, key=_shuffled)[:count])
-  parts = {"train": [], "val": []}
-  for line in records["train"]:
-    parts["val" if line["image"] in chosen else "train"].append(line)
-  return {**records, **parts}
-
-
-def _shuffled(image):
-  name = pathlib.PurePath(image).name
-  return hashlib.sha256(name.encode()).digest()
-
-
-def _with_file(entry, out):
-  """The entry with an image that is a file."""
-  if entry.data is None:
-    return entry
-  path = out / "images" / entry.split / entry.image.name
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_bytes(entry.data)
-  return dataclasses.replace(entry, image=path, data=None)
-
-
-def _copy(entry, out, copies):
-  """Copies an image to a place that no other one has; returns that."""
-  path = out / "images" / entry.split / entry.image.name
-  if (other := copies.setdefault(path, entry.image)) != entry.image:
+  count, first = problems.notes.get(pixels.MOSTLY_OUTSIDE, (0, ""))
+  boxes = sum(len(line.get("objects", ())) for line in lines)
+  if count >= _MISREAD and count > _MISREAD_SHARE * boxes:
     raise ValueError(
-      f"{entry.where}: {entry.image} and {other} have the same name, and "
-      "cannot be copied to one folder; leave out --copy"
+      f"{first}: this and {count - 1} more of {boxes} boxes lie for the most "
+      "part outside of their images; are their numbers others than they are "
+      "read as (--boxes), or of images of another size?"
     )
-  if path != entry.image:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(entry.image, path)
-  return path
-
-
-def _labels(found, placed):
-  """All labels of the data set, None if it has none."""
-  if found.labels is not None:
-    return [label.strip() for label in found.labels]
-  things = [thing for entry in placed for thing in entry.things or ()]
-  return sorted({thing.label.strip() for thing in things}) or None
 
 
 def _encoder(task, codec):
@@ -211,29 +234,12 @@ def _encoder(task, codec):
   return encode
 
 
-def _write(path, lines):
-  """Writes one object a line; the file appears complete or not at all."""
-  temporary = path.with_name(f"{path.name}.tmp")
-  text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-  temporary.write_text(text, encoding="utf-8")
-  temporary.replace(path)
-
-
 def _pairs(text):
   """Reads "caption=title,image=file"."""
   pairs = [pair.partition("=") for pair in text.split(",")]
   if not all(name and equals and column for name, equals, column in pairs):
     raise ValueError(f'--columns is "{text}", expected NAME=COLUMN,...')
   return {name.strip(): column.strip() for name, _, column in pairs}
-
-
-def _described(path, lines):
-  """How much there is in a file."""
-  images = len({line["image"] for line in lines})
-  text = f"{path}: {len(lines)} examples of {images} images"
-  if "objects" in lines[0]:
-    return f"{text}, {sum(len(line['objects']) for line in lines)} objects"
-  return text
 
 
 def main() -> None:
@@ -249,37 +255,46 @@ def main() -> None:
     help=f"of csv and hf; NAME is one of {', '.join(columns.NAMES)}",
   )
   parser.add_argument(
+    "--boxes",
+    choices=entries.BOXES,
+    help="what the four numbers of a box are, where the format has no rule",
+  )
+  parser.add_argument(
     "--labels",
     choices=prompts.LABELS,
     default="all",
     help="ask for all labels of the data set, or for those in the image",
   )
   parser.add_argument("--mask_codec", help="vae-oid.npz, for --task segment")
+  parser.add_argument("--tokenizer", help="of the model, to count tokens")
   parser.add_argument("--val", type=float, help="share of images, such as 0.05")
   parser.add_argument("--copy", action="store_true", help="copy the images")
   parser.add_argument(
-    "--skip_bad", action="store_true", help="leave bad annotations out"
+    "--skip_bad", action="store_true", help="leave bad images out"
   )
   options = parser.parse_args()
-  records, skipped = import_data(
+  records, about = import_data(
     options.kind,
     options.src,
     options.out,
     task=options.task,
     images=options.images,
     names=options.columns and _pairs(options.columns),
+    boxes=options.boxes,
     labels=options.labels,
     codec=options.mask_codec,
+    tokenizer=options.tokenizer,
     val=options.val,
     copy=options.copy,
     skip_bad=options.skip_bad,
   )
-  for split, lines in records.items():
-    print(_described(pathlib.Path(options.out, f"{split}.jsonl"), lines))
-  for message in skipped[:SHOWN]:
+  print(about)
+  for message in about.left_out[:SHOWN]:
     print(f"left out: {message}", file=sys.stderr)
-  if len(skipped) > SHOWN:
-    print(f"left out: {len(skipped) - SHOWN} more", file=sys.stderr)
+  if len(about.left_out) > SHOWN:
+    print(f"left out: {len(about.left_out) - SHOWN} more", file=sys.stderr)
+  for split in records:
+    print(f"wrote {pathlib.Path(options.out, split)}.jsonl")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from scripts import command_line, config_command
 from scripts.inspection import page, samples
-from trainers import checks, evaluation, inputs
+from trainers import evaluation, inputs
+from trainers import places as places_lib
 
 
 def places(config):
@@ -33,7 +34,7 @@ def places(config):
     config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
 
   Returns:
-    Tuple of the tokenizer and a list of trainers.checks.Place.
+    Tuple of the tokenizer and a list of trainers.places.Place.
 
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.
@@ -44,10 +45,10 @@ def places(config):
   opened = types.SimpleNamespace(
     config=config, sources=inputs.make_sources(config)
   )
-  found = checks.train_places(opened, tok)
+  found = places_lib.train_places(opened, tok)
   if config.evals:
     evaluators = evaluation.make_evaluators(config, tok)
-    found += checks.evaluation_places([(e, None) for e in evaluators])
+    found += places_lib.evaluation_places([(e, None) for e in evaluators])
   return tok, found
 
 

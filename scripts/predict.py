@@ -3,7 +3,8 @@
     python -m scripts.predict --ckpt runs/mine --tokenizer tokenizer.model \
       --data images.jsonl --prompt "caption en" --out captions.jsonl
 
-Each line of --data names an "image", relative to the file. The prompt is its
+Each line of --data names an "image", relative to the file, or a list of them,
+as long in every line, which are asked about together. The prompt is its
 "prefix", unless --prompt gives one for all, in which {name} stands for a field
 of the line: "answer en {question}". --ckpt is the workdir of a run, or a
 checkpoint of any other format. Predictions are appended as they are made;
@@ -19,7 +20,7 @@ from paligemma import adapters, evals, interchange, quantized, sharding
 from paligemma.checkpoints import fingerprint
 from paligemma.data import image, preprocess, sources, text_ops, tokenizer
 from scripts import command_line, progress
-from trainers import evaluation, processes, small_gpu
+from trainers import checks, evaluation, places, processes, small_gpu
 
 
 def predict(
@@ -92,6 +93,7 @@ def predict(
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),
       resize=resize or model.metadata.get("preprocessing", "reference"),
+      frames=source.frames(),
     ),
     tokenizer=tok,
     batch_size=batch_size,
@@ -100,6 +102,14 @@ def predict(
     metric=None,
     grammar=grammar,
   )
+  reads = places.Place(
+    "predict",
+    source,
+    evaluator.preprocess,
+    decodes=True,
+    max_answer=max_decode_len,
+  )
+  progress.say(checks.notes([reads], tok))
   records, _ = evaluator.predict(
     model,
     params,

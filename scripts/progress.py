@@ -1,5 +1,7 @@
 """How far an evaluation is, and when it will end; on stderr of process 0."""
 
+import sys
+
 import jax
 from tqdm import tqdm
 
@@ -19,6 +21,13 @@ def bar(name):
       shown.close()
 
   return show
+
+
+def say(lines):
+  """Prints lines."""
+  if not _quiet():
+    for line in lines:
+      print(line, file=sys.stderr)
 
 
 def resampling(resamples):

@@ -1,12 +1,14 @@
 """The public calls: load, ask; and that all is said about a wrong one."""
 
 import io
+import random
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 import paligemma
@@ -15,6 +17,7 @@ from paligemma.checkpoints import leaves, npz
 from paligemma.data import image as image_lib
 from paligemma.data import sequence
 from paligemma.models import paligemma as paligemma_model
+from tests.spelled_texts import plain_ids, random_texts
 
 RES, LIMIT = 28, 4
 PROMPTS = ("what", "caption en", "count red dots", "detect", "what digit is")
@@ -156,6 +159,12 @@ def test_a_file_in_half_precision_stays_so(gemma1, tmp_path):
   assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
 
 
+def to_input(image):
+  if isinstance(image, list):
+    return np.stack([to_input(frame) for frame in image])
+  return image_lib.to_model_range(image_lib.resize(image, (RES, RES)))
+
+
 def argmax_loop(model, params, tok, images, prompts):
   """The definition: the whole sequence anew for every token, no cache."""
   room = 32
@@ -164,9 +173,7 @@ def argmax_loop(model, params, tok, images, prompts):
     np.stack([row[key] for row in rows])
     for key in ("text", "mask_ar", "mask_input")
   )
-  pixels = np.stack(
-    [image_lib.to_model_range(image_lib.resize(x, (RES, RES))) for x in images]
-  )
+  pixels = np.stack([to_input(image) for image in images])
 
   @jax.jit
   def forward(text, valid):
@@ -241,25 +248,93 @@ def test_batches_of_any_size_answer_alike(gemma1, tokenizer, pictures, answers):
   assert found == answers
 
 
-def test_a_picture_may_come_in_any_form(
-  gemma1, tokenizer, pictures, answers, tmp_path
-):
+@pytest.fixture(scope="module")
+def ask(gemma1, tokenizer):
+  """generate of gemma1 for pictures and prompts."""
+  model, params = paligemma.load(gemma1[0])
+
+  def ask(images, prompts, **arguments):
+    return paligemma.generate(
+      model,
+      params,
+      tokenizer,
+      images,
+      prompts,
+      max_decode_len=LIMIT,
+      **arguments,
+    )
+
+  return ask
+
+
+@pytest.fixture(scope="module")
+def forms(pictures, tmp_path_factory):
+  """The second picture in every form."""
+  picture = pictures[1]
+  opened = Image.fromarray(picture)
   file = io.BytesIO()
-  Image.fromarray(pictures[1]).save(file, format="PNG")
-  path = tmp_path / "a.png"
+  opened.save(file, format="PNG")
+  path = tmp_path_factory.mktemp("forms") / "a.png"
   path.write_bytes(file.getvalue())
-  found = paligemma.generate(
-    *paligemma.load(gemma1[0]),
-    tokenizer,
-    [str(path), path, file.getvalue(), pictures[1], pictures[1]],
-    PROMPTS[1],  # one for all
-    max_decode_len=LIMIT,
-  )
-  assert found == [answers[1]] * 5
+  return [
+    str(path),
+    path,
+    epath.Path(path),
+    file.getvalue(),
+    bytearray(file.getvalue()),
+    opened,
+    Image.open(path),
+    picture,
+    jnp.asarray(picture),
+    (picture / 255).astype(np.float32),
+  ]
+
+
+def test_a_picture_may_come_in_any_form(ask, forms, answers):
+  found = ask(forms, PROMPTS[1])  # one prompt for all
+  assert found == [answers[1]] * len(forms)
+
+
+def test_one_picture_need_not_be_in_a_list(ask, forms, answers):
+  for picture in forms:
+    assert ask(picture, PROMPTS[1]) == [answers[1]]
+  assert ask(forms[0], [PROMPTS[1]]) == [answers[1]]
+
+
+def test_an_array_of_pictures_is_a_list(ask, pictures, forms, answers):
+  batch = np.stack([pictures[1]] * 3)
+  for images in (batch, jnp.asarray(batch), tuple(batch)):
+    assert ask(images, PROMPTS[1]) == [answers[1]] * 3
+  paths = np.array([forms[0]] * 2)
+  assert ask(paths, PROMPTS[1]) == [answers[1]] * 2
+
+
+def test_several_pictures_for_one_prompt(gemma1, tokenizer, pictures, ask):
+  images = [pictures[:2], pictures[2:4], [pictures[4], pictures[0]]]
+  prompts = list(PROMPTS[:3])
+  model, params = paligemma.load(gemma1[0])
+  expected = argmax_loop(model, params, tokenizer, images, prompts)
+  assert ask(images, prompts) == expected
+  equal = np.stack([pictures[1], pictures[1][::-1]])
+  assert ask([equal], "what") == ask([list(equal)], "what")
+  assert ask(equal[None], "what") == ask([list(equal)], "what")
+
+
+def test_numbers_of_pictures_may_differ(ask, pictures, answers):
+  """Each prompt is answered as it would be alone, in its place."""
+  a, b, c, d, e = pictures
+  images = [[a, b], b, [c, a], [d], [e, a, b]]
+  expected = [
+    ask([image], prompt)[0]
+    for image, prompt in zip(images, PROMPTS, strict=True)
+  ]
+  assert ask(images, list(PROMPTS)) == expected
+  assert ask(images, list(PROMPTS), batch_size=1) == expected
+  assert (expected[1], expected[3]) == (answers[1], answers[3])
 
 
 def test_sampling_draws_anew_for_every_picture(gemma1, tokenizer, pictures):
-  def sample(seed):
+  def sample(rng):
     return paligemma.generate(
       *paligemma.load(gemma1[0]),
       tokenizer,
@@ -267,13 +342,37 @@ def test_sampling_draws_anew_for_every_picture(gemma1, tokenizer, pictures):
       "what",
       max_decode_len=LIMIT,
       sampler="temperature",
-      rng=jax.random.key(seed),
+      rng=rng,
       batch_size=2,
     )
 
-  assert len(set(sample(0))) == 3
-  assert sample(0) == sample(0)
+  assert len(set(sample(jax.random.key(0)))) == 3
+  assert sample(0) == sample(jax.random.key(0)) == sample(np.int64(0))
   assert sample(0) != sample(1)
+
+
+def test_2000_prompts_have_the_ids_of_training(
+  gemma1, tokenizer, monkeypatch, caplog
+):
+  """Those that tests/data/test_spelling.py finds there."""
+  rng = random.Random(0)
+  prompts = [random_texts(rng)[0] for _ in range(2000)]
+  seen = []
+
+  def nothing(model, params, batch, **_):
+    seen.extend(batch["text"][batch["mask_input"] & batch["_mask"][:, None]])
+    rows = len(batch["text"])
+    none = np.zeros(rows, np.int32)
+    return decode.Decoded(none[:, None], none[:, None], none, none)
+
+  monkeypatch.setattr(decode, "generate", nothing)
+  model, params = paligemma.load(gemma1[0])
+  picture = np.zeros((5, 7, 3), np.uint8)
+  paligemma.generate(model, params, tokenizer, [picture] * 2000, prompts)
+  wanted = [plain_ids(tokenizer, prompt, "")[0] for prompt in prompts]
+  assert [int(i) for i in seen] == [i for ids in wanted for i in ids]
+  for what in ("<image>", "<bos>", "line break"):
+    assert f"{what} taken off" in caplog.text
 
 
 def test_nothing_to_answer(gemma1, tokenizer):
@@ -285,14 +384,31 @@ def test_nothing_to_answer(gemma1, tokenizer):
   [
     (["a.png"], ["a", "b"], {}, "1 images but 2 prompts; give one prompt per"),
     (["no.png"], "a", {}, "^no.png: cannot read image: No such file"),
-    ([b"<html>"], "a", {}, "^image: not a readable JPEG, PNG or WebP image"),
+    ("no.png", "a", {}, "^no.png: cannot read image: No such file"),
+    ("http://a/b.png", "a", {}, r"^http://a/b.png: .* it is an address, of w"),
+    (["."], "a", {}, "^.: cannot read image: Is a directory$"),
+    ([b"<html>"], "a", {}, r"^images\[0\]: not a readable image: 6 bytes"),
     (
-      [np.zeros((7, 5), np.uint8)],
+      [np.zeros((7, 5), np.int32)],
       "a",
       {},
-      r"image array is uint8\[7, 5\], expected uint8\[H, W, 3\]",
+      r"^images\[0\]: found int32\[7, 5\], expected one picture",
     ),
-    ([np.zeros((7, 5, 3))], "a", {}, r"image array is float64\[7, 5, 3\]"),
+    (
+      [np.zeros((7, 5), np.uint8), [np.zeros((7, 5)), np.full((7, 5), 255.0)]],
+      "a",
+      {},
+      r"^images\[1\]\[1\]: floating-point values from 255 to 255, .* \[0, 1\]",
+    ),
+    (None, "a", {}, "^images is None, but the model has an image tower: give"),
+    ([None], "a", {}, r"^images\[0\]: found NoneType, expected one picture"),
+    ([[]], "a", {}, r"^images\[0\] is an empty list, expected a picture"),
+    ({"a.png"}, "a", {}, r"^images\[0\]: found set, expected one picture"),
+    (["no.png"], ["a <image>"], {}, r"^prompts\[0\]: <image> stands within"),
+    (["no.png"], [b"a"], {}, r"^prompts\[0\] is bytes, expected a text"),
+    ([["a", "b"]], "<image>a", {}, "begins with 1 <image>, expected 2 or none"),
+    (7, "a", {}, r"^images\[0\]: found int, expected one picture"),
+    ([[["a.png"]]], "a", {}, r"^images\[0\]: found a list of 1, expected one"),
     (
       [np.zeros((7, 5, 3), np.uint8)],
       "a",

@@ -121,11 +121,11 @@ def assert_answers(decoded, row, expected, alpha):
 
 
 def ranked(answers, alpha):
-  """Pairs of (answer, log-probability): those that end, then those cut."""
+  """Pairs of (answer, log-probability), the best first."""
 
   def key(pair):
     answer, log_prob = pair
-    return answer[-1] != EOS, -log_prob / ((5 + len(answer)) / 6) ** alpha
+    return -log_prob / ((5 + len(answer)) / 6) ** alpha
 
   return sorted(answers, key=key)
 
@@ -152,24 +152,67 @@ def test_a_wide_beam_ranks_all_answers(alpha):
   sampler = samplers.Beam(3 * 2**4, alpha)
   decoded = generate(sampler, table, max_decode_len=limit, num_answers=48)
   for row, prompt in enumerate(PROMPTS):
-    expected = ranked(all_answers(table, prompt, limit), alpha)
-    assert len(expected) == 31 + 32  # ended, and cut
-    assert_answers(decoded, row, expected[:48], alpha)
+    every = list(all_answers(table, prompt, limit))
+    ended = ranked([pair for pair in every if pair[0][-1] == EOS], alpha)
+    cut = ranked([pair for pair in every if pair[0][-1] != EOS], alpha)
+    assert (len(ended), len(cut)) == (31, 32)
+    assert_answers(decoded, row, [*ended, *cut][:48], alpha)
 
 
 def search_by_hand(table, prompt, limit, beams, alpha):
   """The same search over Python lists; it never stops early."""
-  live, answers = [((), 0.0)], []
+  live, answers, made_to_end = [((), 0.0)], [], []
   for _ in range(limit):
     continued = [
       ((*start, token), total + log_prob)
       for start, total in live
       for token, log_prob in enumerate(next_log_probs(table, [*prompt, *start]))
     ]
-    continued = sorted(continued, key=lambda pair: -pair[1])[: 2 * beams]
-    answers += [pair for pair in continued[:beams] if pair[0][-1] == EOS]
+    continued = sorted(continued, key=lambda pair: -pair[1])
+    ended = [pair for pair in continued if pair[0][-1] == EOS]
+    new = [pair for pair in continued[:beams] if pair[0][-1] == EOS]
+    answers += new
+    made_to_end += [pair for pair in ended if pair not in new]
     live = [pair for pair in continued if pair[0][-1] != EOS][:beams]
-  return ranked(answers + live, alpha)
+  parts = answers, made_to_end, live
+  return [pair for part in parts for pair in ranked(part, alpha)]
+
+
+def beam_decode(table, prompt, limit, beams):
+  """That of big_vision: every beam ends at every step; (answer, log-prob)."""
+  live, best = [((), 0.0)], ((), -np.inf)
+  for _ in range(limit):
+    following = []
+    for start, total in live:
+      log_probs = next_log_probs(table, [*prompt, *start])
+      best = max(
+        best, ((*start, EOS), total + log_probs[EOS]), key=lambda p: p[1]
+      )
+      top = np.argsort(-log_probs)[: beams + 1]
+      following += [
+        ((*start, int(token)), total + log_probs[token])
+        for token in top
+        if token != EOS
+      ]
+    live = sorted(following, key=lambda pair: -pair[1])[:beams]
+    if live[0][1] < best[1]:
+      break
+  return best
+
+
+@pytest.mark.parametrize("beams", [1, 2, 5])
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_if_nothing_ended_the_answer_is_that_of_big_vision(beams, limit):
+  table = make_table(eos_logit=-4.0)
+  decoded = generate(samplers.Beam(beams), table, max_decode_len=limit)
+  lengths = set()
+  for row, prompt in enumerate(PROMPTS):
+    answer, log_prob = beam_decode(table, prompt, limit, beams)
+    tokens = decoded.tokens[row, : decoded.num_tokens[row]]
+    assert tuple(tokens.tolist()) == answer
+    assert decoded.score[row] == pytest.approx(log_prob, abs=1e-4)
+    lengths.add(len(answer))
+  assert limit < 7 or min(lengths) < 7  # not only where the limit is
 
 
 @pytest.mark.parametrize(
@@ -186,10 +229,11 @@ def test_search_is_that_by_hand(beams, alpha, num_answers):
       assert_answers(decoded, row, expected[:num_answers], alpha)
 
 
-def test_one_beam_is_greedy():
-  for eos_logit in (-100.0, 0.0, 2.0):
+def test_one_beam_is_greedy_where_the_answer_ends():
+  for eos_logit in (2.0, 3.0):
     table = make_table(eos_logit=eos_logit)
     beam, greedy = generate("beam(1)", table), generate("greedy", table)
+    assert np.all(greedy.tokens[np.arange(4), greedy.num_tokens - 1] == EOS)
     np.testing.assert_array_equal(beam.tokens, greedy.tokens)
     np.testing.assert_array_equal(beam.num_tokens, greedy.num_tokens)
     np.testing.assert_allclose(beam.log_probs, greedy.log_probs, atol=1e-5)

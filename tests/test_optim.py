@@ -292,6 +292,171 @@ def test_schedule_values(arguments, expected):
   assert jax.jit(scale)(7).dtype == jnp.float32
 
 
+def by_hand(t, n, decay, w=0, c=0, base=1.0, **kw):
+  """NumPy, float64: one step of create_learning_rate_schedule of big_vision."""
+  progress = np.clip((t - w) / (n - w), 0, 1)
+  if decay in ("linear", "polynomial"):
+    end = kw.get("end", 0)
+    rate = end + (base - end) * (1 - progress) ** kw.get("power", 1)
+  elif decay == "cosine":
+    rate = base * 0.5 * (1 + np.cos(np.pi * progress))
+  elif decay == "rsqrt":
+    timescale, shift = kw.get("timescale", 10_000), kw.get("shift", 0)
+    behind = t + shift - w if w <= t else shift
+    rate = base / np.sqrt(1 + behind / timescale)
+  elif decay == "stair":
+    place = np.searchsorted(np.array(kw.get("steps", [])), t + 1)
+    rate = base * np.array([1.0, *kw.get("mults", [])])[place]
+  else:
+    rate = base
+  if w:
+    rate *= min(1.0, t / w)
+  if c:
+    rate *= min(1.0, (n - t) / c)
+  return rate
+
+
+@pytest.mark.parametrize(
+  ("decay", "options"),
+  [
+    ("constant", {}),
+    ("cosine", {}),
+    ("linear", {}),
+    ("linear", {"end": 0.1}),
+    ("linear", {"end": 3.0, "power": 0.5}),
+    ("polynomial", {"power": 2}),
+    ("polynomial", {"end": 0.25, "power": 3}),
+    ("rsqrt", {}),
+    ("rsqrt", {"timescale": 13}),
+    ("rsqrt", {"timescale": 7.5, "shift": 11}),
+    ("stair", {}),
+    ("stair", {"steps": (5, 11, 47), "mults": (0.5, 2.0, 0.1)}),
+    ("stair", {"steps": (1,), "mults": (0.0,)}),
+  ],
+)
+@pytest.mark.parametrize("base", [1.0, 0.3])
+@pytest.mark.parametrize(
+  ("warmup", "cooldown"), [(0, 0), (7, 0), (0, 9), (5, 60)]
+)
+def test_schedules_are_those_of_big_vision_at_every_step(
+  decay, options, base, warmup, cooldown
+):
+  n = 61
+  schedule = optim.make_schedule(
+    n,
+    decay=decay,
+    warmup_steps=warmup,
+    cooldown_steps=cooldown,
+    mult=base,
+    **options,
+  )
+  expected = [
+    by_hand(t, n, decay, warmup, cooldown, base, **options)
+    for t in range(n + 1)
+  ]
+  found = jax.vmap(schedule)(jnp.arange(n + 4))
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found[: n + 1], expected, rtol=2e-6, atol=1e-7)
+  np.testing.assert_array_equal(found[n + 1 :], np.repeat(found[n], 3))
+
+
+def test_learning_rate_mults_reach_the_rate_and_not_the_decay():
+  params, grads = random(0), random(1)
+  tx, _ = optim.make(
+    SHAPES,
+    total_steps=7,
+    learning_rate=0.5,
+    learning_rate_mults=[("img/head/.*", 3.0), ("img/.*", 0.1)],
+    schedule=CONSTANT,
+    weight_decay=0.01,
+  )
+  updates, _ = step(tx, grads, params)
+  expected = {}
+  for name, grad in grads.items():
+    mult = 0.1 if name.startswith("img/") else 1.0
+    mult = 3.0 if name.startswith("img/head/") else mult
+    expected[name] = -0.5 * mult * grad
+    if name in MATRICES:
+      expected[name] -= 0.01 * params[name]
+  assert_close(updates, expected)
+
+
+def test_adafactor_of_big_vision_is_at_hand():
+  """Its defaults, and every setting, over steps of a stack of layers."""
+  name = "llm/layers/mlp/linear"
+  rng = np.random.default_rng(0)
+  params, *grads = [
+    {name: jnp.asarray(rng.normal(size=(33, 37, 5)), jnp.float32)}
+    for _ in range(4)
+  ]
+
+  def beta2(i, exponent, cap):
+    return jnp.minimum(cap, 1.0 - (i + 1.0) ** -exponent)
+
+  for cap, threshold, dtype, momentum in [
+    (0.999, None, "bfloat16", 0.9),
+    (0.3, 0.5, "float32", 0.7),
+    (0.999, 0.2, "float32", None),
+  ]:
+    tx, _ = optim.make(
+      [name],
+      total_steps=7,
+      optimizer="adafactor",
+      optimizer_args={
+        "momentum": momentum,
+        "momentum_dtype": dtype,
+        "beta2_cap": cap,
+        "decay_rate": 0.6,
+        "decay_offset": 0,
+        "min_dim_size_to_factor": 32,
+        "clipping_threshold": threshold,
+        "eps": 1e-20,
+      },
+      learning_rate=0.1,
+      schedule=CONSTANT,
+    )
+    expected = optax.chain(
+      optax.scale_by_factored_rms(
+        decay_rate=0.6,
+        min_dim_size_to_factor=32,
+        epsilon=1e-20,
+        decay_rate_fn=functools.partial(beta2, cap=cap),
+      ),
+      optax.clip_by_block_rms(threshold) if threshold else optax.identity(),
+      optax.ema(momentum, False, dtype) if momentum else optax.identity(),
+      optax.scale(-0.1),
+    )
+    assert_close(run(tx, params, grads), run(expected, params, grads))
+    kept = {x.dtype.name for x in jax.tree.leaves(tx.init(params))}
+    assert ("bfloat16" in kept) == (dtype == "bfloat16")
+  # Over the two longest axes, of 33 layers too, which ours of 64 leaves alone.
+  shapes = {x.shape for x in jax.tree.leaves(tx.init(params))}
+  assert (33, 5) in shapes and (33, 37, 5) not in shapes
+
+
+def test_momentum_in_half_precision():
+  tx, _ = optim.make(
+    SHAPES,
+    total_steps=7,
+    optimizer_args={
+      "momentum": 0.9,
+      "nesterov": True,
+      "momentum_dtype": "bfloat16",
+    },
+    learning_rate=0.1,
+    schedule=CONSTANT,
+  )
+  expected = optax.chain(
+    optax.trace(0.9, True, jnp.bfloat16), optax.scale(-0.1)
+  )
+  grads = [random(1), random(2), random(3)]
+  assert_close(run(tx, random(0), grads), run(expected, random(0), grads))
+  assert {x.dtype.name for x in jax.tree.leaves(tx.init(random(0)))} == {
+    "bfloat16",
+    "int32",
+  }
+
+
 def test_cosine_schedule_agrees_with_optax():
   actual = optim.make_schedule(23, warmup_steps=5)
   expected = optax.warmup_cosine_decay_schedule(0.0, 1.0, 5, 23)
@@ -345,7 +510,40 @@ def test_ema():
     ),
     (
       {"schedule": [(".*", {"warmup_step": 5})]},
-      r'schedule of "\.\*" has no argument "warmup_step".*"warmup_steps"',
+      r'schedule of "\.\*": decay "cosine" has no argument "warmup_step".*'
+      'mean "warmup_steps"',
+    ),
+    (
+      {"schedule": [(".*", {"decay": "cosine", "power": 2})]},
+      'decay "cosine" has no argument "power", expected some of: decay, warm',
+    ),
+    (
+      {"schedule": [(".*", {"decay": "rsqrt", "timescales": 5})]},
+      'has no argument "timescales".*shift. Did you mean "timescale"',
+    ),
+    (
+      {"schedule": [(".*", {"total_steps": 5})]},
+      'has no argument "total_steps"',
+    ),
+    (
+      {
+        "schedule": [
+          (".*", {"decay": "stair", "steps": (3, 2), "mults": (1, 2)})
+        ]
+      },
+      r'"stair" has steps=\(3, 2\) and mults=\(1, 2\), expected ascending',
+    ),
+    (
+      {"schedule": [(".*", {"decay": "stair", "steps": (3,)})]},
+      r"steps=\(3,\) and mults=\(\), expected ascending steps and as many",
+    ),
+    (
+      {"learning_rate_mults": [("img/.*", 0.0)]},
+      'learning_rate_mults of "img/.*" is 0.0, expected more than 0; to leave',
+    ),
+    (
+      {"learning_rate_mults": [("image/.*", 2.0)]},
+      'rule "image/.*" matches none of 12 names',
     ),
     (
       {"schedule": [(".*", {"warmup_steps": 7})]},

@@ -1,22 +1,23 @@
-"""What rows of the data tell before the first step: mistakes, notes, a table.
+"""What the data tells before the first step: mistakes, notes, a table.
 
-Rows drawn from every source go through the preprocess that training and
-evaluation use, a few with their image, the others over a picture of one pixel.
-Every process looks at the same rows in the same order, and so stops at the same
+All texts are read where they can be read alone (texts.py). Beside that, rows
+drawn from every source go through the preprocess that training and evaluation
+use, a few with their image, the others over a picture of one pixel. Every
+process looks at the same rows in the same order, and so stops at the same
 mistake.
 """
 
 import dataclasses
 import math
 import time
-from typing import NamedTuple
 
 import numpy as np
 
-from paligemma import evals, metrics, variants
+from paligemma import variants
 from paligemma.checkpoints import formats
-from paligemma.data import fields, preprocess, sources, tokenizer
-from trainers import columns, inputs
+from paligemma.data import fields, tokenizer
+from trainers import columns, inputs, places, texts
+from trainers.places import Found
 
 ROWS = 256  # looked at, of all sources together
 WHOLE = 2  # of each source, looked at with their image, however slow that is
@@ -37,62 +38,6 @@ _HEAD = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """Where rows are made: a source and what its examples go through.
-
-  Attributes:
-    name: "train.main" or "evals.val".
-    source: the examples.
-    preprocess: makes the rows.
-    trains: whether ops see the position of an example, as in batches.train.
-    skips: whether a bad example is skipped; else it would end the run.
-    limit: only the first so many examples count; None for all.
-    decodes: whether the model is to answer, and may not see the answer.
-    answer_key: field with the answer or answers, after the ops.
-    max_answer: most tokens that are decoded; None if none are.
-    metric: reads the examples once all are decoded; None for none.
-  """
-
-  name: str
-  source: sources.Source
-  preprocess: preprocess.Preprocess
-  trains: bool = False
-  skips: bool = False
-  limit: int | None = None
-  decodes: bool = False
-  answer_key: str = "suffix"
-  max_answer: int | None = None
-  metric: metrics.Metric | None = None
-
-  def example(self, index):
-    """The raw example of that index, as the ops see it."""
-    position = {"_index": index, "_epoch": 0} if self.trains else {}
-    return {**self.source[index], **position}
-
-  def prepare(self, example, index):
-    """The example after the ops, the random ones as in batches.evaluation."""
-    return self.preprocess.prepare(example, np.random.default_rng(index))
-
-
-class Row(NamedTuple):
-  """Tokens of a row: prompt with bos and newline, answer with eos."""
-
-  prompt: int
-  answer: int | None  # None if the example has no text under answer_key
-  supervised: int | None  # None without mask_loss
-  cut: bool  # the answer has more tokens than fit or are decoded
-
-
-@dataclasses.dataclass
-class Found:
-  """What a place has told: its good rows, bad examples by index, and notes."""
-
-  rows: list[Row] = dataclasses.field(default_factory=list)
-  bad: dict[int, str] = dataclasses.field(default_factory=dict)
-  notes: list[str] = dataclasses.field(default_factory=list)
-
-
 def check(plan, tok, evaluators):
   """Looks at rows of all sources, and at the shapes of the initial weights.
 
@@ -108,58 +53,45 @@ def check(plan, tok, evaluators):
     ValueError: an example cannot be used, what is to predict an answer can see
       it, or nothing is supervised; names the place and the example.
   """
-  places = train_places(plan, tok) + evaluation_places(evaluators)
-  table, notes = [_HEAD], weight_notes(plan, tok)
-  for place in places:
-    share = 1 / len(places)
-    found = look(place, tok, rows=int(ROWS * share), seconds=SECONDS * share)
+  found_places = places.train_places(plan, tok)
+  found_places += places.evaluation_places(evaluators)
+  table, notes = [_HEAD], weight_notes(plan, tok) + op_notes(plan.config)
+  for place in found_places:
+    found = _examine(place, tok, 1 / len(found_places))
     table.append(_line(place, found))
     notes += [f"{place.name}: {note}" for note in found.notes]
   lines = columns.align(table) + [f"note: {note}" for note in notes]
   return "\n".join(lines)
 
 
-def train_places(plan, tok):
-  """The sources of the training data."""
-  data = plan.config.train
-  through = inputs.make_preprocess(plan.config, data, tok, train=True)
+def notes(found_places, tok):
+  """Looks at all that evaluation or prediction reads; see `check`.
+
+  Args:
+    found_places: list of places.Place.
+    tok: the tokenizer.
+
+  Returns:
+    List of lines: what is odd.
+
+  Raises:
+    ValueError: as `check`.
+  """
   return [
-    Place(
-      f"train.{name}",
-      source,
-      through,
-      trains=True,
-      skips=data.on_bad == "skip",
-    )
-    for name, (source, _) in zip(data.sources, plan.sources, strict=True)
+    f"note: {place.name}: {note}"
+    for place in found_places
+    for note in _examine(place, tok, 1 / len(found_places)).notes
   ]
 
 
-def evaluation_places(evaluators):
-  """The sources of the evaluators.
-
-  Raises:
-    ValueError: a metric is unknown.
-  """
-  places = []
-  for evaluator, _ in evaluators:
-    place = Place(
-      f"evals.{evaluator.name}",
-      evaluator.source,
-      evaluator.preprocess,
-      limit=getattr(evaluator, "limit", None),
-    )
-    if isinstance(evaluator, evals.Generate):
-      metric = evaluator.metric and metrics.make(evaluator.metric)
-      place = dataclasses.replace(
-        place,
-        decodes=True,
-        answer_key=evaluator.answer_key,
-        max_answer=evaluator.max_decode_len,
-        metric=metric if isinstance(metric, metrics.Metric) else None,
-      )
-    places.append(place)
-  return places
+def _examine(place, tok, share):
+  """Found of all texts, and of a share of the rows looked at with pictures."""
+  found = _combined(
+    texts.read(place, tok),
+    _sample(place, tok, rows=int(ROWS * share), seconds=SECONDS * share),
+  )
+  _conclude(place, found)
+  return found
 
 
 def look(place, tok, *, rows=ROWS, seconds=math.inf):
@@ -177,18 +109,28 @@ def look(place, tok, *, rows=ROWS, seconds=math.inf):
   Raises:
     ValueError: as `check`.
   """
+  found = _sample(place, tok, rows=rows, seconds=seconds)
+  _conclude(place, found)
+  return found
+
+
+def _sample(place, tok, *, rows, seconds):
+  """What `look` sees; examples whose locations an op may leave come first."""
   size = min(len(place.source), place.limit or len(place.source))
   count = min(max(rows, WHOLE), size)
   drawn = np.random.default_rng(0).choice(size, count, replace=False).tolist()
+  first = texts.located(place)
+  drawn = first + [index for index in drawn if index not in first]
+  whole_ones = len(first) + WHOLE
   found, end = Found(), time.perf_counter() + seconds
   for number, index in enumerate(drawn):
-    if number >= WHOLE and time.perf_counter() > end:
+    if number >= whole_ones and time.perf_counter() > end:
       break
     try:
       example = place.example(index)
       prepared = place.prepare(example, index)
-      row = _tokens(place, prepared)
-      whole = number < WHOLE and place.preprocess(
+      row = places.tokens(place, prepared)
+      whole = number < whole_ones and place.preprocess(
         example, np.random.default_rng(index)
       )
     except ValueError as error:
@@ -196,26 +138,24 @@ def look(place, tok, *, rows=ROWS, seconds=math.inf):
       continue
     where = f"{place.name}: {fields.where(example)}"
     _check_answer_is_unseen(place, where, prepared, row, tok.pad_id)
-    _check_metric(place, prepared)
+    if place.metric and place.metric.group_key is None:
+      without = {k: v for k, v in prepared.items() if k != "image"}
+      texts.check_metric(place, [without])
     if whole:
       _check_whole(place, where, whole)
       found.notes = found.notes or _copied_answer(place, example, index)
-    found.rows.append(_count(place, tok, prepared, row))
-  _conclude(place, found)
+    found.rows[index] = places.count(place, tok, prepared, row)
   return found
 
 
-def _tokens(place, prepared):
-  """The row of an example after the ops, over a picture of one pixel."""
-  if "image" in prepared:
-    image = prepared["image"]
-    frames = isinstance(image, list | tuple) or np.ndim(image) == 4
-    pixel = np.zeros((1, 1, 3), np.uint8)
-    pixels = [pixel] * len(image) if frames else pixel
-    prepared = {**prepared, "image": pixels}
-  bare = dataclasses.replace(place.preprocess, ops=(), res=1)
-  row = bare(prepared, np.random.default_rng(0))
-  return {key: value for key, value in row.items() if key != "image"}
+def _combined(read, sample):
+  """What all texts and a sample of examples with pictures tell together."""
+  bad = {**read.bad, **sample.bad}
+  if not read.is_complete:
+    return dataclasses.replace(sample, bad=bad)
+  rows = {i: row for i, row in read.rows.items() if i not in bad}
+  notes = [*read.notes, *sample.notes]
+  return Found(rows, bad, notes, is_complete=True)
 
 
 def _check_answer_is_unseen(place, where, prepared, row, pad_id):
@@ -235,7 +175,7 @@ def _check_answer_is_unseen(place, where, prepared, row, pad_id):
       "sees it; mask_ar must be 1 wherever mask_loss is"
     )
   no_answer = dict.fromkeys({"suffix", place.answer_key} & prepared.keys(), "")
-  other = _tokens(place, {**prepared, **no_answer})
+  other = places.tokens(place, {**prepared, **no_answer})
   trains = "mask_loss" in row and not place.decodes
   prompt = int(supervised.argmax()) if trains else len(supervised)
   for key in ("text", "mask_ar", "mask_input"):
@@ -246,17 +186,6 @@ def _check_answer_is_unseen(place, where, prepared, row, pad_id):
         "prompt is another"
         + (hint if place.decodes and "mask_loss" in row else "")
       )
-
-
-def _check_metric(place, prepared):
-  """The metric finds what it reads of an example."""
-  # Without a score of its own it may need all examples together.
-  if place.metric and type(place.metric).score is not metrics.Metric.score:
-    example = {key: prepared[key] for key in prepared if key != "image"}
-    try:
-      place.metric.score("", example, place.answer_key)
-    except ValueError as error:
-      raise ValueError(f"{place.name}: {error}") from None
 
 
 def _check_whole(place, where, row):
@@ -309,20 +238,6 @@ def _copied_answer(place, example, index):
   return []
 
 
-def _count(place, tok, prepared, row):
-  if "mask_loss" in row:
-    answer = supervised = int(row["mask_loss"].sum())
-    prompt = int(row["mask_input"].sum()) - supervised
-    return Row(prompt, answer, supervised, bool(row.get("truncated", False)))
-  answers = prepared.get(place.answer_key)
-  answers = answers if isinstance(answers, list) else [answers]
-  lengths = [len(tok.encode(a, eos=True)) for a in answers if type(a) is str]
-  answer = min(lengths, default=None)
-  # An answer of just so many tokens is complete, though without its eos.
-  cut = bool(answer and place.max_answer and answer - 1 > place.max_answer)
-  return Row(int(row["mask_input"].sum()), answer, None, cut)
-
-
 def _conclude(place, found):
   """What only all rows of a place together tell."""
   if found.bad:
@@ -333,7 +248,7 @@ def _conclude(place, found):
         f"{place.name}: {count} looked at cannot be used, the first: {first}"
       )
     found.notes.append(f"{count} looked at will be skipped, such as {first}")
-  supervised = [row.supervised for row in found.rows]
+  supervised = [row.supervised for row in found.rows.values()]
   if None in supervised or not supervised:
     return
   if not any(supervised):
@@ -350,6 +265,20 @@ def _conclude(place, found):
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"
     )
+
+
+def op_notes(config):
+  """Which ops of the training data evaluators leave out, if any."""
+  ops = [type(op).__name__ for op in config.train.ops if inputs.augments(op)]
+  names = [
+    f"evals.{name}" for name, e in config.evals.items() if "ops" not in e
+  ]
+  if not ops or not names:
+    return []
+  return [
+    f"{', '.join(names)}: {', '.join(ops)} of train.ops are for training alone "
+    "and left out"
+  ]
 
 
 def weight_notes(plan, tok):
@@ -390,16 +319,17 @@ def weight_notes(plan, tok):
 
 def _line(place, found):
   """The line of a place in the table."""
-  answers = [row.answer for row in found.rows if row.answer is not None]
-  supervises = found.rows and found.rows[0].supervised is not None
+  rows = found.rows.values()
+  answers = [row.answer for row in rows if row.answer is not None]
+  supervises = any(row.supervised is not None for row in rows)
   return (
     place.name,
     f"{len(place.source):,}",
     str(len(found.rows) + len(found.bad)),
-    _spread([row.prompt for row in found.rows]),
+    _spread([row.prompt for row in rows]),
     _spread(answers),
     str(place.preprocess.text_len),
-    str(sum(row.cut for row in found.rows)),
+    str(sum(row.cut for row in rows)),
     f"{_share(place, found):.1%}" if supervises else "-",
   )
 
@@ -413,5 +343,5 @@ def _spread(numbers):
 
 def _share(place, found):
   """Supervised tokens per input position."""
-  supervised = [row.supervised for row in found.rows]
+  supervised = [row.supervised for row in found.rows.values()]
   return sum(supervised) / (len(supervised) * place.preprocess.text_len)

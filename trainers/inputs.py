@@ -16,7 +16,7 @@ from trainers import schedule
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 # What an evaluator may have of its own; else it is that of the training data.
-OWN = ("ops", "resize", "too_long", "text_len", "frames")
+OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
 
 
 def make_tokenizer(config, model):
@@ -35,18 +35,28 @@ def make_tokenizer(config, model):
 
 
 def make_sources(config):
-  """Opens the training data: a list of (source, weight)."""
-  specs = [spec.to_dict() for spec in config.train.sources.values()]
-  return [(_source(spec), spec.get("weight", 1.0)) for spec in specs]
+  """Opens the training data: a list of (source, weight).
 
-
-def examples_per_epoch(config, train_sources):
-  """Examples of the data set, or of the largest share of a mixture.
-
-  An epoch of a mixture ends when every source has been seen once.
+  A source of weight None weighs as many as it has examples, so that those of
+  all such sources are as likely as in one file; the default is 1.
   """
-  total = sum(weight for _, weight in train_sources)
-  return round(max(len(s) * total / weight for s, weight in train_sources))
+  opened = []
+  for spec in config.train.sources.values():
+    spec = spec.to_dict()
+    source, weight = _source(spec), spec.get("weight", 1.0)
+    opened.append((source, len(source) if weight is None else weight))
+  return opened
+
+
+def examples_per_epoch(train_sources):
+  """Number of examples of all sources together.
+
+  Where weights are other than sizes, an epoch of a mixture so holds some
+  examples more than once and others not at all.
+
+  Source: `training` of big_vision/input_pipeline.py, which sums them likewise.
+  """
+  return sum(len(source) for source, _ in train_sources)
 
 
 def train_batches(config, train_sources, tok):
@@ -138,6 +148,16 @@ def abstract_prompts(config, mesh):
   return _abstract(config, mesh, keys, config.text_len)
 
 
+def evaluation_ops(config):
+  """The ops of the training data but those that augment it."""
+  return [op for op in config.train.ops if not augments(op)]
+
+
+def augments(op):
+  """Whether an op is for training alone."""
+  return getattr(op, "augments", False)
+
+
 def make_evaluators(config, tok, **sizes):
   """Evaluators of the config with their intervals.
 
@@ -165,7 +185,10 @@ def make_evaluators(config, tok, **sizes):
       "name": name,
       "source": _source(spec.pop("source", {})),
       "preprocess": make_preprocess(
-        config, {**config.train, **own}, tok, train=kind == "perplexity"
+        config,
+        {**config.train, "ops": evaluation_ops(config), **own},
+        tok,
+        train=kind == "perplexity",
       ),
       **{k: v for k, v in spec.items() if not k.startswith("every_")},
     }
@@ -211,6 +234,7 @@ def make_preprocess(config, data, tok, *, train):
     ops=tuple(data["ops"]),
     resize=data["resize"],
     too_long=data["too_long"],
+    texts=data.get("texts", "checked"),
     frames=data.get("frames", config.frames),
   )
 

@@ -41,7 +41,7 @@ class Plan:
     self.sources = None
     if examples_per_epoch is None:
       self.sources = inputs.make_sources(config)
-      examples_per_epoch = inputs.examples_per_epoch(config, self.sources)
+      examples_per_epoch = inputs.examples_per_epoch(self.sources)
     self.sizes = {
       "batch_size": config.batch_size,
       "examples_per_epoch": examples_per_epoch,
@@ -63,6 +63,7 @@ class Plan:
       optimizer=config.optimizer,
       optimizer_args=config.optimizer_args,
       learning_rate=config.learning_rate,
+      learning_rate_mults=config.learning_rate_mults,
       schedule=self._schedule(),
       weight_decay=config.weight_decay,
       weight_decay_mults=optim.MATRICES if mults is None else mults,
@@ -85,18 +86,11 @@ class Plan:
     )
 
   def _schedule(self):
-    """The schedules of the config with their warm-up in steps."""
-    rules = []
-    for regex, arguments in self.config.schedule:
-      if arguments is not None:
-        warmup = schedule.steps(arguments, "warmup", default=0, **self.sizes)
-        arguments = {
-          name: value
-          for name, value in arguments.items()
-          if not name.startswith("warmup_")
-        } | {"warmup_steps": warmup}
-      rules.append((regex, arguments))
-    return rules
+    """The schedules of the config with their durations in steps."""
+    return [
+      (regex, arguments and schedule.in_steps(arguments, **self.sizes))
+      for regex, arguments in self.config.schedule
+    ]
 
   def step_arguments(self):
     """Shapes and places of what the step takes: state, frozen and batch."""

@@ -85,6 +85,46 @@ def steps(
   return max(round(exact), 1) if exact > 0 else 0
 
 
+def in_steps(
+  arguments: Mapping[str, Any], **sizes: int | None
+) -> dict[str, Any]:
+  """Converts the durations among the arguments of optim.make_schedule.
+
+  Args:
+    arguments: warmup_ and cooldown_, each in one of UNITS or not there, become
+      warmup_steps and cooldown_steps; timescale_examples and timescale_epochs
+      become timescale, which need not be whole; the rest stays.
+    **sizes: batch_size, examples_per_epoch and total_steps, see `steps`.
+
+  Returns:
+    The arguments of optim.make_schedule.
+
+  Raises:
+    ValueError: As `steps`; two of timescale, timescale_examples and
+      timescale_epochs.
+  """
+  prefixes = ("warmup", "cooldown")
+  durations = {f"{prefix}_{unit}" for prefix in prefixes for unit in UNITS}
+  converted = {
+    f"{prefix}_steps": steps(arguments, prefix, default=0, **sizes)
+    for prefix in prefixes
+  }
+  examples = {"examples": 1, "epochs": sizes["examples_per_epoch"]}
+  timescales = {
+    f"timescale_{unit}": number / sizes["batch_size"]
+    for unit, number in examples.items()
+  }
+  given = [name for name in ("timescale", *timescales) if name in arguments]
+  if len(given) > 1:
+    raise ValueError(f"both {given[0]} and {given[1]} are set; keep one")
+  for name, value in arguments.items():
+    if name in timescales:
+      converted["timescale"] = value * timescales[name]
+    elif name not in durations:
+      converted[name] = value
+  return converted
+
+
 def _require(name, **sizes):
   for size, value in sizes.items():
     if value is None:

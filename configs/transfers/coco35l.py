@@ -7,7 +7,7 @@ The captions to train on are split into words, those of Crossmodal-3600 by
 default are not; they are compared here in the form that is.
 """
 
-from configs import common, published
+from configs import published
 from configs.published import tfds
 from configs.transfers import cococap
 from paligemma.data import text_ops
@@ -44,7 +44,7 @@ def get_config(argument=None):
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
     answer_key="captions",
     metric="captions",
-    train_ops=common.lookup(cococap.CROPS, arg.crop, "crop"),
+    train_ops=cococap.crop(arg),
     antialias=False,
   )
   del config.total_epochs

@@ -7,12 +7,26 @@ from configs import common, published
 from configs.published import tfds
 from paligemma.data import image_ops, text_ops
 
-# How training images are cut: not at all, or as for Inception.
-CROPS = {"rs": (), "ic": (image_ops.InceptionCrop(area=(0.5, 1.0)),)}
+
+def crop(arg):
+  """Ops that cut training images: not at all, as for Inception, or at random.
+
+  Args:
+    arg: what published.parse returned; arg.crop is "rs", "ic" or "rc".
+  """
+  crops = {
+    "rs": (),
+    "ic": (image_ops.InceptionCrop(area=(0.5, 1.0)),),
+    "rc": (
+      image_ops.ResizeSmall(arg.res * 8 // 7),
+      image_ops.RandomCrop((arg.res, arg.res)),
+    ),
+  }
+  return common.lookup(crops, arg.crop, "crop")
 
 
 def get_config(argument=None):
-  """Arguments: those of published.parse, and crop, a key of CROPS."""
+  """Arguments: those of published.parse, and crop: see above."""
   arg = published.parse(argument, crop="rs")
   train = "train+restval" if arg.final_split else "train[:98%]+restval"
   coco = dict(fields=(("captions/text", "captions"),))
@@ -30,7 +44,7 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     sampler="beam(beam_size=2)",
-    train_ops=common.lookup(CROPS, arg.crop, "crop"),
+    train_ops=crop(arg),
     antialias=False,
   )
   config.total_epochs = 5.0

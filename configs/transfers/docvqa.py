@@ -23,7 +23,6 @@ def get_config(argument=None):
       "test": tfds("docvqa", "test", last=True, hidden=True),
     },
     text_len=32,
-    eval_text_len=64,
     ops=(text_ops.Copy("question", "prefix"),),
     answer_ops=(text_ops.Choice("answers", "suffix"),),
     answer_key="answers",

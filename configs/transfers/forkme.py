@@ -52,14 +52,16 @@ def get_config(argument=None):
   if method.lora:  # tune=lora and tune=qlora_... add adapters
     config.model.lora = dict(method.lora)
 
-  # Data. Several sources are mixed by weight.
+  # Data. Several sources are mixed by weight; None is the source's size.
   config.train = ConfigDict()
   config.train.sources = dict(
     main=dict(kind="jsonl", path=arg.train, weight=1.0, cache=False)
   )
   config.train.ops = ()  # e.g. (text_ops.Format("answer en {question}"),)
-  config.train.resize = "bilinear"  # as the reference; or "hf", "bicubic"
-  config.train.too_long = "error"  # or "truncate" the suffix
+  # As the notebook; "reference_uint8" as big_vision's configs, or "hf", ...
+  config.train.resize = "bilinear"
+  config.train.too_long = "error"  # or "truncate" the end
+  config.train.texts = "checked"  # or "plain": control tokens are letters
   config.train.on_bad = "stop"  # or "skip" bad examples and count them
   config.train.num_workers = 0
   config.batch_size = arg.batch_size
@@ -69,10 +71,13 @@ def get_config(argument=None):
   config.optimizer = method.optimizer  # sgd, see common.METHODS
   config.optimizer_args = dict()  # e.g. dict(momentum=0.9)
   config.learning_rate = method.learning_rate  # 0.03
-  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.1)),)
+  config.learning_rate_mults = ()  # e.g. (("img/.*", 0.1),)
+  warmup = method.warmup  # 0.1
+  config.schedule = ((".*", dict(decay="cosine", warmup_percent=warmup)),)
   config.weight_decay = 0.0
   config.weight_decay_mults = config_dict.placeholder(tuple)  # every matrix
-  config.clip_norm = config_dict.placeholder(float)  # None
+  config.clip_norm = config_dict.placeholder(float)
+  config.clip_norm = method.clip_norm  # None
   config.label_smoothing = 0.0
   config.accumulate_steps = 1
   config.ema_decay = config_dict.placeholder(float)

@@ -1,7 +1,7 @@
 """GQA: questions made of scene graphs; and xGQA without training on it.
 
 Fields: image, question, answer. The questions of xGQA are in eight languages,
-the answers in English; some ask for more tokens than GQA's.
+the answers in English; those of more tokens than text_len are cut.
 """
 
 from configs import published
@@ -24,7 +24,6 @@ def get_config(argument=None):
       **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
     },
     text_len=32,
-    eval_text_len=64,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
     answer_key="answer",

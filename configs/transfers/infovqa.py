@@ -2,7 +2,7 @@
 
 Fields: image, question, answers (a list).
 
-Some prompts have 51 tokens, more than text_len: training skips them.
+Some prompts have 51 tokens, more than text_len: they are cut, as in big_vision.
 
 The test server's ANLS, which is the published score, differs in details from
 that of this metric: metric="anls" gives both.
@@ -24,7 +24,6 @@ def get_config(argument=None):
       "test": tfds("infovqa", "test", last=True, hidden=True),
     },
     text_len=48,
-    eval_text_len=96,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(
       text_ops.Choice("answers", "suffix", replace=False),
@@ -35,7 +34,6 @@ def get_config(argument=None):
     batch_size=published.at(arg.res, {224: 256, 448: 128, 896: 32}),
     eval_batch_size=256,
   )
-  config.train.on_bad = "skip"
   config.total_epochs = 3.0
   config.learning_rate = published.at(arg.res, {224: 1e-5, 896: 3e-6})
   config.weight_decay = published.at(arg.res, {224: 1e-6, 896: 3e-7})

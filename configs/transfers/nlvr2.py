@@ -26,11 +26,11 @@ def get_config(argument=None):
       **{f"marvl_{x}": tfds("marvl", f"test_{x}", **two) for x in LANGUAGES},
     },
     text_len=64,
-    eval_text_len=128,
     ops=(text_ops.Format("answer en {sentence}"),),
     answer_ops=(text_ops.Copy("label", "suffix"),),
     answer_key="label",
     metric="vqa",
+    antialias=False,
   )
   config.frames = 2
   config.total_epochs = published.at(arg.res, {224: 3.0, 448: 10.0})

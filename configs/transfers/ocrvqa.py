@@ -23,7 +23,7 @@ def get_config(argument=None):
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
     answer_key="answer",
-    metric="vqa",
+    metric="vqa(lower=True)",
     batch_size=128,
     eval_batch_size=256,
   )

@@ -22,7 +22,6 @@ def get_config(argument=None):
       "test": tfds("stvqa", "test", last=True, hidden=True),
     },
     text_len=48,
-    eval_text_len=96,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(
       text_ops.Choice("answers", "suffix", replace=False),

@@ -3,7 +3,7 @@
 Fields: image, captions (five).
 """
 
-from configs import common, published
+from configs import published
 from configs.published import tfds
 from configs.transfers import cococap
 from paligemma.data import text_ops
@@ -30,7 +30,7 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     sampler="beam(beam_size=3)",
-    train_ops=common.lookup(cococap.CROPS, arg.crop, "crop"),
+    train_ops=cococap.crop(arg),
     antialias=False,
   )
   config.total_epochs = 5.0

@@ -21,7 +21,9 @@ def get_config(argument=None):
   )
   config.train.sources.main.cache = True
   config.train.ops = (text_ops.Format("caption en"),)
+  config.train.resize = "reference_uint8"
   config.train.too_long = "truncate"
+  config.optimizer = "sgd"  # without momentum, so without a state
   config.learning_rate = 0.1
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
   config.clip_norm = 1.0

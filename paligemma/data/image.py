@@ -1,75 +1,16 @@
-"""Encoded bytes -> RGB pixels -> resized -> the value range of the model.
+"""RGB pixels -> resized -> the value range of the model.
 
 `PREPROCESSING` names the ways from pixels to what the image tower sees.
 """
 
 import functools
-import io
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from paligemma import tree
 
-FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
-
-
-def decode(
-  data: bytes, *, where: str = "image", max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-  """Decodes an image to RGB, upright, eight bits a channel.
-
-  Grayscale, palette and CMYK become RGB; of 16 bits the high byte is kept, as
-  TensorFlow and libpng's strip_16 do; an EXIF orientation is applied;
-  transparency is laid over white; of an animation the first frame is taken.
-
-  Args:
-    data: JPEG, PNG or WebP file contents.
-    where: What the message of an error begins with, such as "train.jsonl:12".
-    max_pixels: Larger images are refused before their pixels are decoded.
-      Default: Pillow's own limit, above which it also warns.
-
-  Returns:
-    uint8[H, W, 3].
-
-  Raises:
-    ValueError: Not an image, truncated or damaged, empty, or too large.
-
-  Differs from tf.io.decode_image (big_vision), which drops the alpha channel,
-  so that black text on nothing becomes black on black, and ignores EXIF. Its
-  default transform of JPEG is fast and inexact: up to 4 levels of 255 away from
-  this one, which equals its "INTEGER_ACCURATE" and that of transformers.
-  """
-  try:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-      if picture.width * picture.height <= max_pixels:
-        return _to_rgb(picture)
-      size = f"{picture.width}x{picture.height} pixels"
-      problem = f"image is too large: {size}, at most {max_pixels} in all"
-  except UnidentifiedImageError:
-    problem = (
-      f"not a readable JPEG, PNG or WebP image: {len(data)} bytes that begin "
-      f"with {data[:8]!r}"
-    )
-  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
-    problem = f"image is too large: {e}"
-  except Exception as e:  # damaged files make Pillow raise a dozen kinds
-    problem = f"truncated or damaged image of {len(data)} bytes: {e}"
-  raise ValueError(" ".join(f"{where}: {problem}".split()))
-
-
-def _to_rgb(picture: Image.Image) -> np.ndarray:
-  ImageOps.exif_transpose(picture, in_place=True)
-  if picture.mode.startswith("I"):  # 16-bit grayscale; convert() would clip it
-    gray = (np.asarray(picture) >> 8).astype(np.uint8)
-    return np.repeat(gray[:, :, None], 3, axis=2)
-  if picture.has_transparency_data:
-    white = Image.new("RGBA", picture.size, "white")
-    picture = Image.alpha_composite(white, picture.convert("RGBA"))
-  if picture.mode != "RGB":
-    picture = picture.convert("RGB")
-  return np.asarray(picture)
 
 
 def resize(
@@ -88,8 +29,10 @@ def resize(
   Args:
     image: uint8 or float[H, W, C].
     size: (height, width) of the result.
-    method: "bilinear" (triangle kernel, default) or "bicubic" (Keys 1981,
-      a = -0.5; overshoots the range of the input at edges).
+    method: Key of KERNELS. "bilinear" (triangle kernel, default); "bicubic"
+      (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of
+      the input at edges; "area" is the mean of what a new pixel covers, and
+      "nearest" the pixel at its centre, with or without antialias.
     antialias: Widen the kernel when the image shrinks. Default True.
 
   Returns:
@@ -98,7 +41,7 @@ def resize(
   Raises:
     ValueError: Unknown method.
 
-  Differs from big_vision, which truncates the result to uint8 again.
+  Differs from big_vision, which truncates the result to uint8: `truncated`.
   """
   height, width, channels = image.shape
   lines = image.reshape(height, width * channels)
@@ -134,7 +77,7 @@ def reference(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   Source: big_vision, configs/proj/paligemma/transfers/forkme.py,
   "resize({res}, antialias=True)|value_range(-1, 1)". Its `resize` truncates to
   uint8 in between, which takes half a level of 255 off the mean; we do not, and
-  neither does its notebook for fine-tuning.
+  neither does its notebook for fine-tuning. With it: `reference_uint8`.
   """
   return to_model_range(resize(image, size, "bilinear"))
 
@@ -175,10 +118,48 @@ def hf(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return to_model_range(np.asarray(picture))
 
 
+def truncated(
+  image: np.ndarray, size: tuple[int, int], method: str, antialias: bool
+) -> np.ndarray:
+  """Resizes and cuts the fraction off: uint8[height, width, C].
+
+  Args:
+    image: uint8[H, W, C].
+    size, method, antialias: As of `resize`.
+
+  Source: `resize` of big_vision, which so darkens by half a level of 255 on the
+  mean. What lacks less than 1e-4 to a whole level counts as that level, so that
+  a constant stays what it is; there alone it may differ from TensorFlow's.
+  """
+  new = resize(image, size, method, antialias)
+  return np.clip(new + 1e-4, 0, 255).astype(np.uint8)
+
+
+def reference_uint8(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """As `reference`, truncated to uint8 in between as big_vision does it."""
+  return to_model_range(truncated(image, size, "bilinear", antialias=True))
+
+
+def aliased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """As `reference` without antialiasing: a shrinking image flickers.
+
+  Source: `video_decode` of big_vision's pp/proj/paligemma/video.py.
+  """
+  return to_model_range(resize(image, size, "bilinear", antialias=False))
+
+
+def aliased_uint8(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """As `aliased`, truncated to uint8: "resize(224)" of big_vision."""
+  return to_model_range(truncated(image, size, "bilinear", antialias=False))
+
+
 # name -> function of uint8[H, W, 3] and (height, width) that gives
 # float32[height, width, 3].
 PREPROCESSING = {
   "reference": reference,
+  "reference_uint8": reference_uint8,
+  "aliased": aliased,
+  "aliased_uint8": aliased_uint8,
   "hf": hf,
   "bilinear": reference,  # the kernel's name for the same
   "bicubic": bicubic,
@@ -195,8 +176,38 @@ def _keys_cubic(x):
   return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-# name -> (kernel of the distance to the centre, distance at which it ends).
-KERNELS = {"bilinear": (_triangle, 1), "bicubic": (_keys_cubic, 2)}
+def _lanczos(lobes, x):
+  return np.where(x < lobes, np.sinc(x) * np.sinc(x / lobes), 0)
+
+
+def _widened(kernel, radius, scale, antialias):
+  widen = max(scale, 1.0) if antialias else 1.0
+  return lambda x: kernel(np.abs(x) / widen), radius * widen
+
+
+def _covered(scale, antialias):
+  """How much of an old pixel a new one covers."""
+  del antialias
+  reach = (scale + 1) / 2
+  return lambda x: np.clip(reach - np.abs(x), 0, min(scale, 1)), reach
+
+
+def _at_centre(scale, antialias):
+  del scale, antialias
+  return lambda x: ((x > -0.5) & (x <= 0.5)).astype(float), 1
+
+
+# name -> function of the scale, old pixels per new one, and of antialias. It
+# gives the weight as a function of the distance of an old pixel from the new
+# one's centre, in old pixels, and the distance at which it ends.
+KERNELS = {
+  "area": _covered,
+  "bicubic": functools.partial(_widened, _keys_cubic, 2),
+  "bilinear": functools.partial(_widened, _triangle, 1),
+  "lanczos3": functools.partial(_widened, functools.partial(_lanczos, 3), 3),
+  "lanczos5": functools.partial(_widened, functools.partial(_lanczos, 5), 5),
+  "nearest": _at_centre,
+}
 
 _BAND = 4  # new pixels a product: of more most are zeros, fewer are all calls
 
@@ -210,18 +221,18 @@ def _bands(length, new_length, method, antialias, channels):
     old one that it depends on, both with `channels` interleaved, and weights
     float32[old, new], which keep the channels apart.
   """
-  kernel, radius = tree.lookup(KERNELS, method, "resize method")
   scale = length / new_length
-  widen = max(scale, 1.0) if antialias else 1.0
+  kernel, radius = tree.lookup(KERNELS, method, "resize method")(
+    scale, antialias
+  )
   # The last block is filled up with its last pixel, and cut again below.
   pixels = np.arange(-(-new_length // _BAND) * _BAND).reshape(-1, _BAND)
   centres = (np.minimum(pixels, new_length - 1) + 0.5) * scale
-  used = min(int((_BAND - 1) * scale + 2 * radius * widen) + 1, length)
-  first = np.ceil(centres[:, 0] - radius * widen - 0.5).astype(int)
+  used = min(int((_BAND - 1) * scale + 2 * radius) + 1, length)
+  first = np.ceil(centres[:, 0] - radius - 0.5).astype(int)
   first = np.clip(first, 0, length - used)
   distance = first[:, None] + np.arange(used) + 0.5
-  distance = np.abs(distance[:, :, None] - centres[:, None])
-  weights = kernel(distance / widen)
+  weights = kernel(distance[:, :, None] - centres[:, None])
   weights /= weights.sum(axis=1, keepdims=True)
   wide = np.zeros((len(first), used, channels, _BAND, channels), np.float32)
   for channel in range(channels):

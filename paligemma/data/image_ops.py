@@ -1,73 +1,33 @@
 """Ops on the image of a raw example; its objects stay where they belong.
 
-The image is encoded (bytes) or pixels (uint8[H, W, 3]); ops decode it when they
-must. Those that move pixels move the example's "objects" (data/objects.py) with
-them, and keep its "height" and "width", if it has them, those of the image.
+The image is encoded (bytes) or pixels (uint8[H, W, 3]), or whatever else
+`pixels` takes; ops decode it when they must. Those that move pixels move the
+example's "objects" (data/objects.py) with them, and keep its "height" and
+"width", if it has them, those of the image.
 They take one image: several frames are put together by `Stack`, the last op.
 
-Augmentation is for training data: give evaluators ops without it.
+An op that `augments` is for training alone: an evaluator that has no ops of its
+own takes those of the training data without it. One that `moves_pixels` leaves
+locations in texts where they were: Preprocess refuses such an example.
 """
 
 import dataclasses
 import io
 import math
 import re
+from typing import ClassVar
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from paligemma import tree
 from paligemma.data import fields, objects
 from paligemma.data import image as image_lib
 from paligemma.data.fields import Example
+from paligemma.data.pictures import pixels, size
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
-_TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 _ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
-
-
-def pixels(image: bytes | np.ndarray, *, where: str = "image") -> np.ndarray:
-  """Returns uint8[H, W, 3] of an image that is encoded, or is that already.
-
-  Args:
-    image: File contents, or uint8[H, W, 3], which comes back as it is.
-    where: What the message of an error begins with.
-
-  Raises:
-    ValueError: Neither, or not a readable image.
-  """
-  if isinstance(image, bytes):
-    return image_lib.decode(image, where=where)
-  if not isinstance(image, np.ndarray):
-    several = isinstance(image, list | tuple)
-    found = f"{len(image)} frames" if several else type(image).__name__
-  elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-    found = f"{image.dtype}{list(image.shape)}"
-  elif not image.size:
-    found = f"an empty image, {list(image.shape)}"
-  else:
-    return image
-  raise ValueError(
-    f"{where}: found {found}, expected one image, encoded or as "
-    "uint8[height, width, 3]"
-  )
-
-
-def size(image: bytes | np.ndarray, *, where: str = "image") -> tuple[int, int]:
-  """Returns (height, width) of an image; of an encoded one, from its header.
-
-  It is that of `pixels`: an EXIF orientation counts.
-  """
-  if isinstance(image, bytes):
-    try:
-      with Image.open(io.BytesIO(image), formats=image_lib.FORMATS) as picture:
-        width, height = picture.size
-        turned = picture.getexif().get(ExifTags.Base.Orientation) in _TURNED
-        return (width, height) if turned else (height, width)
-    except Exception:  # what is wrong with it, or whether, decoding will say
-      pass
-  height, width, _ = pixels(image, where=where).shape
-  return height, width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,16 +48,16 @@ class Decode:
 class Resize:
   """Resizes to uint8, where an op such as DrawBox needs the final size.
 
-  `Preprocess` resizes by itself, and need not round to uint8 in between.
+  `Preprocess` resizes by itself, and need not cut to uint8 in between.
 
   Attributes:
     size: (height, width) in pixels.
     method: Key of image.KERNELS. Default "bilinear".
-    antialias: Widen the kernel when the image shrinks. Default True; big_vision
-      trains nlvr2 and refcoco_seg without.
+    antialias: Widen the kernel when the image shrinks. Default True.
     key: Field of the image. Default "image"; objects belong to that one.
 
-  Source: `resize` of big_vision, which truncates where we round to nearest.
+  Source: `resize` of big_vision, which truncates to uint8 as well; its default
+  is without antialias.
   """
 
   size: tuple[int, int]
@@ -111,8 +71,7 @@ class Resize:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     image = _read(example, self.key)
-    new = image_lib.resize(image, self.size, self.method, self.antialias)
-    new = np.clip(np.rint(new), 0, 255).astype(np.uint8)
+    new = image_lib.truncated(image, self.size, self.method, self.antialias)
     if self.key != "image":
       return {**example, self.key: new}
     return _replace(
@@ -120,6 +79,64 @@ class Resize:
       new,
       lambda things: objects.resize(things, image.shape[:2], self.size),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class ResizeSmall:
+  """Resizes so that the smaller side has a given length, the aspect kept.
+
+  Attributes:
+    side: In pixels.
+    method: Key of image.KERNELS. Default "area".
+    antialias: As of Resize, of no effect on "area". Default True.
+
+  Source: `resize_small` of big_vision, likewise to uint8; its default is
+  without antialias.
+  """
+
+  side: int
+  method: str = "area"
+  antialias: bool = True
+
+  def __post_init__(self):
+    tree.lookup(image_lib.KERNELS, self.method, "resize method")
+    _check_size("ResizeSmall", (self.side, self.side))
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    sides = np.array(_size(example), np.float32)
+    rounded = np.rint(sides * np.float32(self.side / sides.min()))
+    size = tuple(int(side) for side in rounded)
+    return Resize(size, self.method, self.antialias)(example, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class CentralCrop:
+  """Cuts the middle out of an image.
+
+  Attributes:
+    size: (height, width) in pixels. A smaller image is an error: ResizeSmall
+      first. Default None: the largest square.
+    min_visible: As of RandomCrop. Default 0.25.
+
+  Source: `central_crop` of big_vision.
+  """
+
+  moves_pixels: ClassVar[bool] = True
+  size: tuple[int, int] | None = None
+  min_visible: float = 0.25
+
+  def __post_init__(self):
+    if self.size is not None:
+      _check_size("CentralCrop", self.size)
+    _check_shares("CentralCrop", min_visible=self.min_visible)
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    height, width = _size(example)
+    size = self.size or 2 * (min(height, width),)
+    _check_fits(example, (height, width), size)
+    y, x = (height - size[0]) // 2, (width - size[1]) // 2
+    window = (y, x, y + size[0], x + size[1])
+    return _crop(example, window, self.min_visible)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +213,8 @@ class RandomCrop:
       objects.crop. Default 0.25.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   size: tuple[int, int]
   min_visible: float = 0.25
 
@@ -205,11 +224,7 @@ class RandomCrop:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     height, width = _size(example)
-    if height < self.size[0] or width < self.size[1]:
-      raise ValueError(
-        f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
-        f"than a crop of {self.size[0]}x{self.size[1]}; put Resize before it"
-      )
+    _check_fits(example, (height, width), self.size)
     y = int(rng.integers(height - self.size[0] + 1))
     x = int(rng.integers(width - self.size[1] + 1))
     window = (y, x, y + self.size[0], x + self.size[1])
@@ -237,6 +252,8 @@ class InceptionCrop:
   it never puts a crop at the last row or column.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   area: tuple[float, float] = (0.05, 1.0)
   aspect: tuple[float, float] = (0.75, 1.33)
   min_covered: float = 0.0
@@ -297,6 +314,8 @@ class Flip:
       none.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   probability: float = 0.5
   texts: tuple[str, ...] = ()
 
@@ -332,6 +351,8 @@ class ZoomOut:
   mean of ImageNet.
   """
 
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
   largest: float = 4.0
   probability: float = 0.5
   fill: tuple[int, int, int] = (128, 128, 128)
@@ -371,6 +392,7 @@ class JpegNoise:
     probability: How often. Default 1.
   """
 
+  augments: ClassVar[bool] = True
   quality: tuple[int, int] = (30, 100)
   probability: float = 1.0
 
@@ -419,6 +441,15 @@ def _replace(example, image, move):
     if key in example:
       result[key] = side
   return result
+
+
+def _check_fits(example, of_image, of_crop):
+  (height, width), (rows, columns) = of_image, of_crop
+  if height < rows or width < columns:
+    raise ValueError(
+      f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
+      f"than a crop of {rows}x{columns}; put Resize before it"
+    )
 
 
 def _check_size(op, size):

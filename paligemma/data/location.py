@@ -16,6 +16,7 @@ box, which moves it towards the origin by a thousandth at most.
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,6 +32,12 @@ _SEG = {piece: i for i, piece in enumerate(tokenizer.SEG)}
 _LAST = len(_LOC) - 1
 
 _PIECE = re.compile(r"<(loc|seg)[0-9]+>")
+_NUMBER = re.compile(r"<loc([0-9]{4})>")
+_WELL_FORMED = re.compile(
+  r"(?:(?:<loc[0-9]{4}>\s*){4})+(?:(?:<seg[0-9]{3}>\s*){16})?"
+)
+# What is meant as one, however it is spelled.
+_MEANT = re.compile(r"<\s*(?:loc|seg)[\s_:-]*\d*\s*>|<(?:loc|seg)\d+", re.I)
 # Locations and then codes, as many as there are of both.
 _RUN = re.compile(
   r"(?=<(?:loc|seg)[0-9]+>)((?:<loc[0-9]+>\s*)*)((?:<seg[0-9]+>\s*)*)"
@@ -93,9 +100,10 @@ def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
 def parse(text: str, size: tuple[int, int]) -> list[Object]:
   """Reads the objects of a text, the inverse of `encode` up to half a bin.
 
-  Objects end at ";", at the next location, or with the text. Words before the
-  first location of an object are skipped, those after it are its label; an
-  object without location or code is all label. Space is optional everywhere.
+  Objects end at ";", at the next location, or with the text, which ends at a
+  spelled "<eos>". Words before the first location of an object are skipped,
+  those after it are its label; an object without location or code is all label.
+  Space is optional everywhere.
 
   Args:
     text: Any text.
@@ -108,6 +116,7 @@ def parse(text: str, size: tuple[int, int]) -> list[Object]:
     box, then), or a box without area.
   """
   objects = []
+  text, _, _ = text.partition("<eos>")
   for item in re.finditer("[^;]+", text):
     runs = list(_RUN.finditer(text, *item.span()))
     if not runs and (label := item[0].strip()):
@@ -117,6 +126,45 @@ def parse(text: str, size: tuple[int, int]) -> list[Object]:
     for run, stop in zip(runs, stops, strict=False):
       objects.extend(_read(text, run, stop, size))
   return objects
+
+
+def is_in(value: Any) -> bool:
+  """Whether a field is a text with a location, well-formed or not."""
+  return isinstance(value, str) and "<loc" in value
+
+
+def find_misspelled(text: str) -> re.Match | None:
+  """Finds what is meant as a location or code and is no piece: "<loc100>".
+
+  Returns:
+    The first such match, None if there is none.
+  """
+  for match in _MEANT.finditer(text):
+    if match[0] not in _LOC and match[0] not in _SEG:
+      return match
+  return None
+
+
+def malformed(text: str) -> str:
+  """Tells what is wrong with the first object that has no box, "" if nothing.
+
+  An object without any location is not meant, nor is a box without area.
+  """
+  rest = _WELL_FORMED.sub("", text)
+  if "<loc" not in rest and "<seg" not in rest:
+    return ""
+  found = (x.problem for x in parse(text, (1, 1)) if x.box is None)
+  return next(filter(None, found), "")
+
+
+def has_flat_box(text: str) -> bool:
+  """Whether a text that is not `malformed` has a box without area.
+
+  It is upside down, or as thin as that both edges are one location.
+  """
+  corners = iter(_NUMBER.findall(text))  # four digits: they sort as texts
+  boxes = zip(corners, corners, corners, corners, strict=False)
+  return any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in boxes)
 
 
 def to_pixels(

@@ -180,6 +180,23 @@ def from_rle(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
   return inside.repeat(counts).reshape(width, height).T
 
 
+def to_rle(mask: np.ndarray) -> dict[str, list[int]]:
+  """Packs a mask as COCO's lengths of runs, the inverse of `from_rle`.
+
+  Args:
+    mask: bool[height, width].
+
+  Returns:
+    {"size": [height, width], "counts": [...]}, column by column, beginning with
+    a run outside of the mask, which may be 0 long.
+  """
+  height, width = mask.shape
+  columns = np.concatenate([[False], mask.T.ravel()])
+  edges = np.flatnonzero(columns[1:] != columns[:-1])
+  counts = np.diff([0, *edges, mask.size]).tolist()
+  return {"size": [height, width], "counts": counts}
+
+
 def _decompress(text):
   """Counts of pycocotools' text: 6 bits a character, from "0" on.
 

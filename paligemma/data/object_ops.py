@@ -7,7 +7,7 @@ What an object is, data/objects.py says; the text, data/location.py.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -333,6 +333,7 @@ class NoiseObjects:
   same, as in any answer.
   """
 
+  augments: ClassVar[bool] = True
   total: int
   label: str = "noise"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from paligemma import tree
-from paligemma.data import fields, image_ops, sequence
+from paligemma.data import fields, image_ops, location, sequence, spelling
 from paligemma.data import image as image_lib
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.data.fields import Example
@@ -29,8 +29,11 @@ class Preprocess:
       where the source does not hold them.
     resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
       the same), "hf" for weights that were tuned or are served with
-      transformers, or "bicubic".
-    too_long: Key of `sequence.TOO_LONG`, of use with train only.
+      transformers, "bicubic", or, as single recipes of big_vision have it,
+      "reference_uint8", "aliased" or "aliased_uint8".
+    too_long: Key of `sequence.TOO_LONG`.
+    texts: Key of `spelling.TEXTS`: whether control tokens and locations that a
+      text spells out are looked at ("checked", default) or are "plain" text.
     frames: 0 (default) for one image; F for a list, or an array, of exactly F
       images, which may differ in size.
   """
@@ -42,11 +45,13 @@ class Preprocess:
   ops: tuple[Op, ...] = ()
   resize: str = "reference"
   too_long: str = "error"
+  texts: str = "checked"
   frames: int = 0
 
   def __post_init__(self):
     tree.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
     tree.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
+    tree.lookup(spelling.TEXTS, self.texts, "choice of texts")
     if self.frames < 0:
       raise ValueError(
         f"frames is {self.frames}, expected the number of frames, or 0 for one "
@@ -60,9 +65,9 @@ class Preprocess:
 
     Args:
       example: Fields as from a source: "_where", and after the ops "image",
-        encoded (bytes) or uint8[H, W, 3], or `frames` of those; "prefix" and,
-        when training, "suffix", of which "unsupervised", if there, gives the
-        parts that are no targets.
+        as of `pictures.pixels`, or `frames` of those; "prefix" and, when
+        training, "suffix", of which "unsupervised", if there, gives the parts
+        that are no targets.
       rng: The only randomness the ops may use.
 
     Returns:
@@ -82,14 +87,81 @@ class Preprocess:
     except ValueError as error:
       raise ValueError(f"{fields.where(example)}: {error}") from None
     image = fields.read(example, "image")
-    to_input = self._frames if self.frames else self._image
-    return {"image": to_input(image, fields.where(example)), **arrays}
+    return {"image": self._images(image, fields.where(example)), **arrays}
 
-  def prepare(self, example: Example, rng: np.random.Generator) -> Example:
-    """Returns the example after the ops, where evaluators find the answer."""
+  def prepare(
+    self,
+    example: Example,
+    rng: np.random.Generator,
+    answer_key: str = "suffix",
+  ) -> Example:
+    """Returns the example after the ops, where evaluators find the answer.
+
+    Args:
+      example, rng: As of __call__.
+      answer_key: As of read_texts.
+
+    Raises:
+      ValueError: As `apply_ops` and `read_texts`.
+    """
+    return self.read_texts(self.apply_ops(example, rng), answer_key)[0]
+
+  def apply_ops(self, example: Example, rng: np.random.Generator) -> Example:
+    """Returns the example after the ops.
+
+    Raises:
+      ValueError: Whatever an op raises, or one moved pixels under locations
+        that no later op wrote anew.
+    """
+    written = {}
     for op in self.ops:
+      if getattr(op, "moves_pixels", False):
+        for key in ("prefix", "suffix"):
+          if location.is_in(example.get(key)):
+            written[key] = example[key], type(op).__name__
       example = op(example, rng)
+    for key, (text, op) in written.items():
+      if example.get(key) is text:
+        raise ValueError(
+          f"{fields.where(example)}: {op} moves the pixels, but not the "
+          f'locations in "{key}", which was written before; leave {op} out, or '
+          'give the example "objects" and write the text behind it, with '
+          "DetectPrompt and WriteObjects"
+        )
     return example
+
+  def read_texts(
+    self, example: Example, answer_key: str = "suffix"
+  ) -> tuple[Example, tuple[str, ...]]:
+    """Returns the example with prompt and answers as `spelling` reads them.
+
+    Args:
+      example: After the ops.
+      answer_key: Field with a further answer or list of answers, for metrics.
+
+    Returns:
+      The example, and what was taken off; see spelling.
+
+    Raises:
+      ValueError: As spelling.read_prompt and read_answer.
+    """
+    if self.texts == "plain":
+      return example, ()
+    read, removed = {}, ()
+    try:
+      if isinstance(text := example.get("prefix"), str):
+        read["prefix"], removed = spelling.read_prompt(text, self.frames or 1)
+      for key in {"suffix", answer_key}:
+        value = example.get(key)
+        texts = value if isinstance(value, list) else [value]
+        if texts and all(isinstance(text, str) for text in texts):
+          pairs = [spelling.read_answer(t, learned=self.train) for t in texts]
+          answers = [answer for answer, _ in pairs]
+          read[key] = answers if isinstance(value, list) else answers[0]
+          removed += sum((found for _, found in pairs), ())
+    except ValueError as error:
+      raise ValueError(f"{fields.where(example)}: {error}") from None
+    return {**example, **read}, removed
 
   def padding(self) -> dict[str, np.ndarray]:
     """Returns a row of zeros, with the keys and shapes of every other row."""
@@ -102,13 +174,19 @@ class Preprocess:
     pixels = image_ops.pixels(image, where=where)
     return image_lib.PREPROCESSING[self.resize](pixels, (self.res, self.res))
 
-  def _frames(self, images, where):
-    several = isinstance(images, list | tuple) or np.ndim(images) == 4
-    if not several or len(images) != self.frames:
-      found = f"{len(images)} frames" if several else "one image"
+  def _images(self, images, where):
+    several = (
+      isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4
+    )
+    found = f"{len(images)} frames" if several else "one image"
+    expected = f"{self.frames} frames" if self.frames else "one image"
+    if found != expected:
       raise ValueError(
-        f'{where}: expected {self.frames} frames under "image", found {found}'
+        f'{where}: expected {expected} under "image", found {found}; what '
+        f"`frames` of the config says ({self.frames}) holds for every example"
       )
+    if not several:
+      return self._image(images, where)
     rows = np.empty((self.frames, self.res, self.res, 3), np.float32)
     for i, image in enumerate(images):
       rows[i] = self._image(image, f"{where}, frame {i}")
@@ -116,7 +194,9 @@ class Preprocess:
 
   def _tokenize(self, prefix, suffix, unsupervised=()):
     if not self.train:
-      return sequence.prompt(self.tokenizer, prefix, self.text_len)
+      return sequence.prompt(
+        self.tokenizer, prefix, self.text_len, too_long=self.too_long
+      )
     return sequence.training(
       self.tokenizer,
       prefix,

@@ -27,7 +27,7 @@ from paligemma.data import tokenizer as tokenizer_lib
 
 TOO_LONG = {
   "error": "refuse the example",
-  "truncate": "cut the end of the answer",
+  "truncate": "cut the end, of the answer and then of the prompt",
 }
 
 
@@ -58,8 +58,9 @@ def training(
     suffix: The answer.
     text_len: L, number of input positions.
     too_long: What to do with more than L + 1 tokens. "error" (default) or
-      "truncate": keep the first L + 1; then there is also `truncated`, int32[],
-      1 if this example was cut. A prompt is never cut.
+      "truncate": keep the first L + 1, as the reference does; then there is
+      also `truncated`, int32[], 1 if this example was cut. Where the prompt
+      alone is as long, nothing is supervised.
     unsupervised: Parts of the suffix that are no targets, (start, stop) in
       characters, in order and apart; mask_loss is 0 there. Default none.
 
@@ -68,9 +69,8 @@ def training(
     mask_loss int32[L + 1].
 
   Raises:
-    ValueError: The tokens do not fit, the prompt leaves no room for the first
-      token of the answer, or a part that is no target begins or ends within a
-      token.
+    ValueError: The tokens do not fit, or a part that is no target begins or
+      ends within a token.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
   """
@@ -79,7 +79,7 @@ def training(
   suffix_ids = tokenizer.encode(suffix, eos=True)
   targets = _targets(tokenizer, suffix, suffix_ids, unsupervised)
   ids, room = prompt_ids + suffix_ids, text_len + 1
-  if len(prompt_ids) >= room or (len(ids) > room and too_long == "error"):
+  if len(ids) > room and too_long == "error":
     raise ValueError(
       f"prompt and answer have {len(prompt_ids)} + {len(suffix_ids)} tokens, "
       f"text_len {text_len} has room for {room}; raise text_len or shorten them"
@@ -98,7 +98,11 @@ def training(
 
 
 def prompt(
-  tokenizer: tokenizer_lib.Tokenizer, prefix: str, text_len: int
+  tokenizer: tokenizer_lib.Tokenizer,
+  prefix: str,
+  text_len: int,
+  *,
+  too_long: str = "error",
 ) -> dict[str, np.ndarray]:
   r"""Returns a sequence to be answered: [bos] prefix "\n" pad.
 
@@ -112,6 +116,8 @@ def prompt(
     tokenizer: Gives the ids.
     prefix: The prompt.
     text_len: L, number of positions.
+    too_long: What to do with more than L tokens. "error" (default) or
+      "truncate": keep the first L, as the reference does; "\n" is then gone.
 
   Returns:
     dict of text int32[L], mask_ar int32[L], mask_input bool[L].
@@ -119,9 +125,11 @@ def prompt(
   Raises:
     ValueError: The prompt has more than L tokens.
   """
-  return _padded_prompt(
-    tokenizer, _prompt_ids(tokenizer, prefix), text_len, ar=0
-  )
+  tree.lookup(TOO_LONG, too_long, "choice of too_long")
+  ids = _prompt_ids(tokenizer, prefix)
+  if too_long == "truncate":
+    ids = ids[:text_len]
+  return _padded_prompt(tokenizer, ids, text_len, ar=0)
 
 
 def text_prompt(

@@ -7,15 +7,17 @@ Sources are small to pickle, so that data workers can hold them.
 """
 
 import inspect
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 
 from paligemma import tree
+from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
 
@@ -50,13 +52,26 @@ class Jsonl:
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(image_root or epath.Path(path).parent)
+    self._root = self._lines.root(image_root)
 
   def __len__(self) -> int:
     return len(self._lines)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    fields, where = self._lines[index]
+    example = self._described(*self._lines[index])
+    value, where = example["_image_path"], example["_where"]
+    names = value if isinstance(value, list) else [value]
+    images = [
+      pictures.read(name, root=self._root, where=where) for name in names
+    ]
+    image = images if isinstance(value, list) else images[0]
+    return {**example, "image": image}
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
+    """Yields what __getitem__ gives of each line, with "image" left as None."""
+    return self._lines.read_all(self._described)
+
+  def _described(self, fields, where):
     value = fields.get("image")
     names = value if isinstance(value, list) and value else [value]
     if not all(isinstance(name, str) for name in names):
@@ -64,12 +79,19 @@ class Jsonl:
         f'{where}: expected a path under the key "image", found '
         f"{_found(fields, 'image')}"
       )
-    images = [_read_file(self._root, "image", name, where) for name in names]
-    image = images if isinstance(value, list) else images[0]
-    return {**fields, "image": image, "_image_path": value, "_where": where}
+    return {**fields, "image": None, "_image_path": value, "_where": where}
 
   def __str__(self) -> str:
     return str(self._lines)
+
+  def frames(self) -> int:
+    """Returns how many images the first line lists; 0 if it names one alone.
+
+    It is what Preprocess(frames=...) expects of every line.
+    """
+    fields, _ = self._lines[0]
+    value = fields.get("image")
+    return len(value) if isinstance(value, list) else 0
 
 
 class VideoJsonl:
@@ -102,7 +124,7 @@ class VideoJsonl:
     short: str = "tile",
   ):
     self._lines = _Lines(path)
-    self._root = epath.Path(video_root or epath.Path(path).parent)
+    self._root = self._lines.root(video_root)
     self._frames = None
     if num_frames is not None:
       self._frames = video_lib.Frames(num_frames, stride, short)
@@ -111,15 +133,28 @@ class VideoJsonl:
     return len(self._lines)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    fields, where = self._lines[index]
+    example = self._described(*self._lines[index])
+    name, where = example["_video_path"], example["_where"]
+    path = files.resolve(name, self._root, what="video", where=where)
+    if self._frames is None:
+      image = files.read(path, what="video", where=where)
+    else:
+      with files.open_binary(path, what="video", where=where) as file:
+        image = self._frames.sample(file, where=f"{where}: {path}")
+    return {**example, "image": image}
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
+    """Yields what __getitem__ gives of each line, with "image" left as None."""
+    return self._lines.read_all(self._described)
+
+  def _described(self, fields, where):
     name = fields.get("video")
     if not isinstance(name, str):
       raise ValueError(
         f'{where}: expected a path under the key "video", found '
         f"{_found(fields, 'video')}"
       )
-    image = _read_file(self._root, "video", name, where, self._frames)
-    return {**fields, "image": image, "_video_path": name, "_where": where}
+    return {**fields, "image": None, "_video_path": name, "_where": where}
 
   def __str__(self) -> str:
     return str(self._lines)
@@ -214,6 +249,11 @@ class Slice:
   def __getitem__(self, index: int) -> dict[str, Any]:
     return self._source[self._range[index]]
 
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError] | None:
+    found = without_images(self._source)
+    bounds = self._range.start, self._range.stop
+    return found and itertools.islice(found, *bounds)
+
   def __str__(self) -> str:
     return f"{self._source}{self._bounds}"
 
@@ -238,6 +278,9 @@ class Cached:
     if index not in self._examples:
       self._examples[index] = self._source[index]
     return dict(self._examples[index])
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError] | None:
+    return without_images(self._source)
 
   def __str__(self) -> str:
     return str(self._source)
@@ -273,12 +316,30 @@ def make(
   return Cached(source) if cache else source
 
 
+def without_images(
+  source: Source,
+) -> Iterator[dict[str, Any] | ValueError] | None:
+  """Reads all examples of a source in order, but no picture.
+
+  Returns:
+    What the source gives by index, its "image" None, or in its place the error
+    of a line that cannot be read; None of a source whose texts cannot be read
+    without the pictures, such as Tfds.
+  """
+  read = getattr(source, "without_images", None)
+  return read and read()
+
+
 class _Lines:
   """The objects of a JSONL file and their places, by index."""
 
   def __init__(self, path):
-    self._path = epath.Path(path)
+    self._path = files.resolve(path, what="data")
     self._positions = _line_positions(self._path)
+
+  def root(self, folder):
+    """The folder that names in the lines are relative to."""
+    return self._path.parent if not folder else files.resolve(folder)
 
   def __len__(self):
     return len(self._positions)
@@ -286,10 +347,22 @@ class _Lines:
   def __getitem__(self, index):
     number, offset = self._positions[index]
     where = f"{self._path}:{number}"
-    with self._path.open("rb") as file:
+    with files.open_binary(self._path, what="data") as file:
       file.seek(offset)
       line = file.readline()
     return _parse_line(line, where), where
+
+  def read_all(self, describe):
+    """Yields describe(fields, where) of each line, or its ValueError."""
+    path = str(self._path)
+    with self._path.open("rb") as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          where = f"{path}:{number}"
+          try:
+            yield describe(_parse_line(line, where), where)
+          except ValueError as error:
+            yield error
 
   def __str__(self):
     return str(self._path)
@@ -298,14 +371,11 @@ class _Lines:
 def _line_positions(path):
   """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
   positions, offset = [], 0
-  try:
-    with path.open("rb") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          positions.append((number, offset))
-        offset += len(line)
-  except OSError as error:
-    raise ValueError(f"{path}: cannot read data: {error}") from None
+  with files.open_binary(path, what="data") as file:
+    for number, line in enumerate(file, start=1):
+      if line.strip():
+        positions.append((number, offset))
+      offset += len(line)
   if not positions:
     raise ValueError(f"{path}: empty data set, expected a JSON object a line")
   return np.array(positions, np.int64)
@@ -333,21 +403,8 @@ def _parse_line(line, where):
 
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
-    return f"{fields[key]!r}"
+    return f"{fields[key]!r:.200}"
   return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
-
-
-def _read_file(root, kind, name, where, frames=None):
-  """The contents of an image or a video, or some frames of a video."""
-  path = epath.Path(name) if "://" in name else root / name
-  try:
-    if frames is None:
-      return path.read_bytes()
-    with path.open("rb") as file:
-      return frames.sample(file, where=f"{where}: {path}")
-  except OSError as error:
-    reason = error.strerror or error
-    raise ValueError(f"{where}: cannot read {kind} {path}: {reason}") from None
 
 
 def _open_tfds(name, split, data_dir, image_key):

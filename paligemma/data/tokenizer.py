@@ -81,6 +81,10 @@ class Tokenizer:
     ids = self._engine.encode(text)
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
+  def lengths(self, texts: Sequence[str]) -> list[int]:
+    """Returns the number of ids of each text, faster than one by one."""
+    return list(map(len, self._processor.encode(list(texts))))
+
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids up to the first eos, without pad and bos.
 

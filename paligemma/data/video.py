@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from paligemma import tree
-from paligemma.data import fields
+from paligemma.data import containers, fields
 from paligemma.data import image as image_lib
 from paligemma.data.fields import Example
 
@@ -118,8 +118,11 @@ def decode(
     one.
 
   Raises:
-    ValueError: No video or damaged; cut short, as far as what is missing would
-      have been needed; no frame at `first`; or PyAV is missing.
+    ValueError: No video or damaged; cut short, if it has less than num_frames;
+      no frame at `first`; or PyAV is missing. A cut shows by the lengths that
+      Matroska, WebM, AVI and MP4 state, else by a second that lacks of a stated
+      duration. MPEG streams, and what was recorded live, state neither: there a
+      cut between two packets is the end of the video.
   """
   found, end = [], None
   wanted = range(first, first + num_frames * stride, stride)
@@ -131,6 +134,7 @@ def decode(
       if i == wanted[-1]:
         return found
     if not found:
+      stream.check_whole()
       reason = "no frame" if end is None else f"no frame {first}"
       raise ValueError(f"{where}: {reason} in the video")
     stream.check_end(end)
@@ -164,9 +168,10 @@ class _Stream:
         '[video]"'
       ) from None
     self._failure = av.error.FFmpegError
-    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    self._file = io.BytesIO(data) if isinstance(data, bytes) else data
+    self._seconds_seen = 0.0  # of all streams
     try:
-      self._container = av.open(file, metadata_errors="ignore")
+      self._container = av.open(self._file, metadata_errors="ignore")
     except self._failure as error:
       raise self._damaged(error) from None
     cover = av.stream.Disposition.attached_pic
@@ -201,7 +206,8 @@ class _Stream:
 
   def frames(self) -> Iterator:
     try:
-      yield from self._container.decode(self._stream)
+      for packet in self._packets():
+        yield from packet.decode()
     except self._failure as error:
       raise self._damaged(error) from None
 
@@ -209,10 +215,19 @@ class _Stream:
     if self._stream.frames:
       return self._stream.frames
     try:
-      packets = self._container.demux(self._stream)
-      return sum(packet.size > 0 for packet in packets)
+      found = sum(packet.size > 0 for packet in self._packets())
     except self._failure as error:
       raise self._damaged(error) from None
+    self.check_whole()
+    return found
+
+  def _packets(self):
+    for packet in self._container.demux():
+      if packet.pts is not None:
+        end = (packet.pts + (packet.duration or 0)) * packet.time_base
+        self._seconds_seen = max(self._seconds_seen, float(end))
+      if packet.stream.index == self._stream.index:
+        yield packet
 
   def to_rgb(self, frame) -> np.ndarray:
     if frame.is_corrupt:
@@ -226,23 +241,36 @@ class _Stream:
     return np.ascontiguousarray(turned)
 
   def check_end(self, frame):
-    """Raises if the last frame lies a second before the end that is stated."""
+    """Raises if a file that was read to its end lacks a part of it.
+
+    That is bytes that its elements count; or a second, by the duration that is
+    stated: of the video up to its last frame, or of all streams together.
+    """
+    self.check_whole()
     stream, container = self._stream, self._container
-    if stream.duration is not None:
+    reached = self._seconds_seen
+    if stream.duration is not None and frame.time is not None:
       start = (stream.start_time or 0) * stream.time_base
-      stated = start + stream.duration * stream.time_base
-    elif container.duration is not None and len(container.streams) == 1:
-      # In microseconds; with sound it may be that of the sound.
+      stated = float(start + stream.duration * stream.time_base)
+      reached = frame.time
+    elif container.duration is not None:
       stated = ((container.start_time or 0) + container.duration) / 1e6
     else:
       return
-    if frame.time is not None and (left := float(stated) - frame.time) > 1:
-      longest = 2 / (stream.average_rate or 1)  # of slides, seconds are usual
-      if left > longest:
-        raise ValueError(
-          f"{self._where}: truncated or damaged video: the last frame is at "
-          f"{frame.time:.1f} s of {float(stated):.1f} s"
-        )
+    longest = 2 / (stream.average_rate or 1)  # of slides, seconds are usual
+    if stated - reached > max(1, longest):
+      raise ValueError(
+        f"{self._where}: truncated or damaged video: the last frame is at "
+        f"{frame.time:.1f} s of {stated:.1f} s"
+      )
+
+  def check_whole(self):
+    """Raises if a file ends before an element of it does."""
+    if missing := containers.missing_bytes(self._file):
+      raise ValueError(
+        f"{self._where}: truncated or damaged video: at least {missing} bytes "
+        "are missing at its end"
+      )
 
   def _damaged(self, error):
     reason = error.strerror or type(error).__name__

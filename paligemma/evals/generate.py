@@ -12,7 +12,8 @@ from etils import epath
 
 from paligemma import decode, metrics, samplers, sharding
 from paligemma import grammar as grammar_lib
-from paligemma.data import batches, preprocess, sources, tokenizer
+from paligemma.data import batches, image_ops, preprocess, sources, tokenizer
+from paligemma.data import fields as data_fields
 from paligemma.data.fields import Example
 from paligemma.evals import gather, predictions, scoring
 from paligemma.evals.predictions import Record
@@ -181,7 +182,13 @@ class Generate:
   def _example(self, index):
     # The rng of batches.evaluation, so that random ops choose the same again.
     rng = np.random.default_rng(index)
-    return _without_image(self.preprocess.prepare(self.source[index], rng))
+    example = self.preprocess.prepare(self.source[index], rng, self.answer_key)
+    return _without_image(example, self._reads_size)
+
+  @property
+  def _reads_size(self) -> bool:
+    metric = self.metric and metrics.make(self.metric)
+    return getattr(metric, "reads_size", False)
 
   def _kept(self, path, settings) -> list[Record]:
     """The records that a file already has, in every process."""
@@ -204,7 +211,7 @@ class Generate:
     """The local batches from the one of that number on, with "_example"."""
     all_batches = batches.evaluation(
       self.source,
-      _Keeping(self.preprocess),
+      _Keeping(self.preprocess, self.answer_key, self._reads_size),
       batch_size=self.batch_size,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
@@ -262,12 +269,15 @@ class _Keeping:
   """A preprocess whose rows carry the example that they were made of."""
 
   preprocess: preprocess.Preprocess
+  answer_key: str
+  reads_size: bool
 
   def __call__(self, example, rng):
-    example = self.preprocess.prepare(example, rng)
+    example = self.preprocess.prepare(example, rng, self.answer_key)
     # What is left to do, so that no op runs twice.
     row = dataclasses.replace(self.preprocess, ops=())(example, rng)
-    return {**row, "_example": _boxed(_without_image(example))}
+    kept = _without_image(example, self.reads_size)
+    return {**row, "_example": _boxed(kept)}
 
   def padding(self):
     return {**self.preprocess.padding(), "_example": _boxed(None)}
@@ -280,10 +290,21 @@ def _boxed(value):
   return box
 
 
-def _without_image(example):
-  """The example without what would fill the memory: encoded or plain pixels."""
-  return {
+def _without_image(example, reads_size):
+  """The example without what would fill the memory: encoded or plain pixels.
+
+  Args:
+    example: its fields.
+    reads_size: whether to add the size of its image where it has none.
+  """
+  kept = {
     key: value
     for key, value in example.items()
     if key != "image" and not isinstance(value, bytes)
   }
+  if reads_size and not {"height", "width"} <= kept.keys():
+    where = data_fields.where(example)
+    kept["height"], kept["width"] = image_ops.size(
+      example["image"], where=where
+    )
+  return kept

@@ -5,7 +5,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -52,7 +52,7 @@ class Detection(metric_lib.Metric):
       of {"box": (y0, x0, y1, x1) in pixels, "label": text}, with "area"
       (default that of the box) and "iscrowd" (default 0) where COCO gives them.
       No object at all is "" or [].
-    height, width: of the original image, in pixels.
+    height, width: of the original image, in pixels; evaluators add them.
 
   Keys:
     AP, AP50, AP75: mean over labels of the average precision; over IoU
@@ -71,6 +71,8 @@ class Detection(metric_lib.Metric):
   Source: Lin et al. 2014, "Microsoft COCO", and pycocotools/cocoeval.py, whose
   numbers these are. Labels are those annotated; they match letter for letter.
   """
+
+  reads_size: ClassVar[bool] = True
 
   def __init__(self, nms: float | None = 0.5):
     if nms is not None and not 0 <= nms <= 1:

@@ -22,9 +22,12 @@ class Metric:
     group_key: field of an example whose value it shares with those that are
       scored together: a resample has all of them or none. Default None: each
       example stands for itself.
+    reads_size: whether it reads "height" and "width" of the image, which
+      evaluators take from the picture where an example has none.
   """
 
   group_key: ClassVar[str | None] = None
+  reads_size: ClassVar[bool] = False
 
   @property
   def is_mean(self) -> bool:

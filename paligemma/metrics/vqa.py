@@ -52,8 +52,8 @@ class VQA(metric_lib.Metric):
 
   Attributes:
     lower: compare without regard to case. Of the published transfers DocVQA,
-      InfographicVQA and ST-VQA do; AI2D, A-OKVQA, GQA, xGQA, MaRVL, NLVR2,
-      OCR-VQA, OK-VQA, VizWiz and the videos do not.
+      InfographicVQA, OCR-VQA and ST-VQA do; AI2D, A-OKVQA, GQA, xGQA, MaRVL,
+      NLVR2, OK-VQA, VizWiz and the videos do not.
   """
 
   lower: bool = False

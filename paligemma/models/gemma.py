@@ -256,7 +256,11 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """One decoder layer; the residual stream stays float32."""
+  """One decoder layer; the residual stream stays float32.
+
+  As in big_vision, dropout comes behind the post norm of the attention, and in
+  front of that of the MLP.
+  """
 
   num_heads: int
   num_kv_heads: int
@@ -293,10 +297,10 @@ class Block(nn.Module):
 
     y = RMSNorm(self.norm_eps, name="pre_ffw_norm")(x)
     mlp = FeedForward(self.mlp_dim, self.dtype, self.lora, name="mlp")
-    y = mlp(y, mode == "train")
+    y = drop(mlp(y, mode == "train"))
     if self.post_norms:
       y = RMSNorm(self.norm_eps, name="post_ffw_norm")(y)
-    return x + drop(y), None
+    return x + y, None
 
 
 class LoopedLayers(nn.Module):
@@ -541,14 +545,15 @@ class Model(nn.Module):
         None,
         rngs=rngs,
       )
-      return x
+      return x, ()
 
     batch, length, _ = x.shape
     num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
     params = self.variables["params"]["layers"]
-    return layer_scan.scan_layers(
+    x, _ = layer_scan.scan_layers(
       run_block, params, x, layers, mask, dtype=self.dtype, num_parts=num_parts
     )
+    return x
 
 
 def make(variant, *, dtype="float32", **overrides):

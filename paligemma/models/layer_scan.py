@@ -24,10 +24,11 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
   parts, which bounds what stands in memory within a layer.
 
   Args:
-    block: function (params, x, layer, rows, part) -> x, where `params` and
-      `layer` are those of one layer and `part` is the int32[] number of the
-      part, for its random numbers. Parts are numbered through over devices, so
-      what is drawn depends on how many there are.
+    block: function (params, x, layer, rows, part) -> (x, out), where `params`
+      and `layer` are those of one layer, `part` is the int32[] number of the
+      part, for its random numbers, and `out` is a tree of arrays [B, ...] to
+      look at, which cannot be differentiated. Parts are numbered through over
+      devices, so what is drawn depends on how many there are.
     params: tree of float[L, ...].
     x: float[B, T, D].
     layers: tree of arrays [L, ...] that are not differentiated.
@@ -36,7 +37,10 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
     num_parts: int, divides the rows of each device.
 
   Returns:
-    float[B, T, D].
+    Tuple of float[B, T, D] and what the blocks gave out, arrays [L, B, ...].
+
+  Raises:
+    ValueError: a gradient is asked for through what the blocks gave out.
   """
 
   def convert(path, p):
@@ -50,7 +54,8 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _scan(block, dtype, num_parts, params, x, layers, rows):
-  return _forward(block, None, num_parts, params, x, layers, rows)[0]
+  y, (_, out) = _forward(block, None, num_parts, params, x, layers, rows)
+  return y, out
 
 
 def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
@@ -68,8 +73,8 @@ def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
       return (), parts.map_rows(one_part, rows, num_parts)
 
     shared = (*_to_share(params, index, len(x)), layer)
-    _, x = parts.on_each_device(on_device, shared, (x, rows))
-    return x, kept
+    _, (x, out) = parts.on_each_device(on_device, shared, (x, rows))
+    return x, (kept, out)
 
   return jax.lax.scan(step, x, (_indices(params), layers))
 
@@ -79,17 +84,25 @@ def _scan_fwd(block, dtype, num_parts, params, x, layers, rows):
   params, x, layers, rows = jax.tree.map(
     lambda p: p.value, (params, x, layers, rows)
   )
-  y, kept = _forward(block, dtype, num_parts, params, x, layers, rows)
-  return y, (params, marks, kept, layers, rows)
+  y, (kept, out) = _forward(block, dtype, num_parts, params, x, layers, rows)
+  return (y, out), (params, marks, kept, layers, rows)
 
 
-def _scan_bwd(block, dtype, num_parts, residuals, dy):
+def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
   del dtype
+  dy, of_out = cotangents
+  zero = jax.custom_derivatives.SymbolicZero
+  if not all(isinstance(x, zero) for x in jax.tree.leaves(of_out)):
+    raise ValueError(
+      "no gradient passes through what blocks give out on the way: they are "
+      "computed again in the backward pass; set remat_policy to another than "
+      '"block_inputs"'
+    )
   params, marks, kept, layers, rows = residuals
   leaves, treedef = jax.tree.flatten(params)
   trains = [mark is not None for mark in treedef.flatten_up_to(marks)]
   trained = [p for p, t in zip(leaves, trains, strict=True) if t]
-  if isinstance(dy, jax.custom_derivatives.SymbolicZero):
+  if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
 
   def step(dy, layer):
@@ -107,7 +120,7 @@ def _scan_bwd(block, dtype, num_parts, residuals, dy):
           params = [
             next(trained) if t else p for p, t in zip(here, trains, strict=True)
           ]
-          return block(treedef.unflatten(params), x, layer, rows, number)
+          return block(treedef.unflatten(params), x, layer, rows, number)[0]
 
         trained = [p for p, t in zip(here, trains, strict=True) if t]
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))

@@ -145,15 +145,21 @@ class Model(nn.Module):
 
     Returns:
       Tuple of logits float32[B, T, V], those at t predicting token t + 1, and
-      a dict of intermediates: "img/..." of the image tower, "llm/..." of the
-      decoder ("llm/pre_logits" float32[B, S, D] among them), "text_logits".
+      a dict of intermediates, named as in big_vision: "img/..." of the image
+      tower, "llm/..." of the decoder ("llm/pre_logits" float32[B, S, D] and
+      "llm/logits" float32[B, S, V] among them), "attn_mask" bool[B, S, S],
+      which is "llm/attn_mask" too, "text_logits" and "text_tokens" int[B, T],
+      their largest. Those that a compiled program does not use cost it nothing.
       Flax's `capture_intermediates=True` adds the output of every submodule.
     """
     features, out = self.compute_features(
       image, text, mask_ar, train, input_mask=input_mask, frame_mask=frame_mask
     )
     logits = self.compute_logits(features)
+    out["llm/logits"] = self.compute_logits(out["llm/pre_logits"])
+    out["attn_mask"] = out["llm/attn_mask"]
     out["text_logits"] = logits
+    out["text_tokens"] = jnp.argmax(logits, axis=-1)
     return logits, out
 
   def compute_features(

@@ -115,7 +115,11 @@ class MultiHeadDotProductAttention(nn.Module):
 
 
 class Block(nn.Module):
-  """One pre-norm transformer block; the residual stream stays float32."""
+  """One pre-norm transformer block; the residual stream stays float32.
+
+  It returns float32[B, L, D] and, but in training, what it is the sum of: "sa",
+  the output of the attention, "+sa", what comes of adding it, "mlp" and "+mlp".
+  """
 
   mlp_dim: int
   num_heads: int
@@ -126,20 +130,28 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x, train):
+    out = {}
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = MultiHeadDotProductAttention(
+    y = out["sa"] = MultiHeadDotProductAttention(
       self.num_heads, self.dtype, self.attention, self.lora
     )(y, y, train)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
-    x = x + y.astype(jnp.float32)
+    x = out["+sa"] = x + y.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = MlpBlock(self.mlp_dim, self.dropout, self.dtype, self.lora)(y, train)
+    y = out["mlp"] = MlpBlock(
+      self.mlp_dim, self.dropout, self.dtype, self.lora
+    )(y, train)
     y = nn.Dropout(self.dropout)(y, deterministic=not train)
-    return x + y.astype(jnp.float32), None
+    x = out["+mlp"] = x + y.astype(jnp.float32)
+    return x, {} if train else out
 
 
 class Encoder(nn.Module):
-  """A stack of blocks and the final norm: float32[B, L, D] -> [B, L, D]."""
+  """A stack of blocks and the final norm: float32[B, L, D] -> [B, L, D].
+
+  It also returns a dict: "block00", "block01", ... what the blocks give out,
+  and "pre_ln", the input of the norm.
+  """
 
   depth: int
   mlp_dim: int
@@ -168,7 +180,8 @@ class Encoder(nn.Module):
       and not self.is_initializing()
       and not self.is_mutable_collection("intermediates")
     ):
-      return norm(self._scan_blocks(sizes, x, train))
+      x, of_blocks = self._scan_blocks(sizes, x, train)
+      return norm(x), self._name(of_blocks) | {"pre_ln": x}
     block = remat(Block, self.remat_policy, scan=self.scan, static_argnums=(2,))
     if self.scan:
       blocks = nn.scan(
@@ -178,11 +191,22 @@ class Encoder(nn.Module):
         in_axes=nn.broadcast,
         length=self.depth,
       )(name="encoderblock", **sizes)
-      x, _ = blocks(x, train)
+      x, of_blocks = blocks(x, train)
+      out = self._name(of_blocks)
     else:
+      out = {}
       for i in range(self.depth):
-        x, _ = block(name=f"encoderblock_{i}", **sizes)(x, train)
-    return norm(x)
+        x, out[f"block{i:02d}"] = block(name=f"encoderblock_{i}", **sizes)(
+          x, train
+        )
+    return norm(x), out | {"pre_ln": x}
+
+  def _name(self, of_blocks):
+    """What a scan gives of all blocks, by block."""
+    return {
+      f"block{i:02d}": jax.tree.map(lambda x, i=i: x[i], of_blocks)
+      for i in range(self.depth)
+    }
 
   def _scan_blocks(self, sizes, x, train):
     """The same as the scanned blocks, with little memory to go back."""
@@ -196,7 +220,7 @@ class Encoder(nn.Module):
       rngs = {}
       if "rng" in layer:
         rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
-      return block.apply({"params": params}, x, train, rngs=rngs)[0]
+      return block.apply({"params": params}, x, train, rngs=rngs)
 
     batch, length, _ = x.shape
     num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
@@ -240,7 +264,8 @@ class Model(nn.Module):
     pool_type: "none" keeps [B, L, D]; "gap" averages; "map" lets a learned
       probe attend; "tok" appends a class token in front and reads it; "0"
       reads the first patch.
-    rep_size: int, width of a tanh layer before the head, or None.
+    rep_size: int, width of a tanh layer before the head, True for that of the
+      tower, None or False for none.
     head_zeroinit: bool, starts the head at zero.
     dropout: float, rate in the blocks and after the position embedding.
     scan: bool, one stacked block ("encoderblock" with a leading layer axis)
@@ -261,7 +286,7 @@ class Model(nn.Module):
   num_classes: int | None = None
   posemb: str = "learn"
   pool_type: str = "none"
-  rep_size: int | None = None
+  rep_size: int | bool | None = None
   head_zeroinit: bool = False
   dropout: float = 0.0
   scan: bool = True
@@ -281,8 +306,13 @@ class Model(nn.Module):
 
     Returns:
       Tuple of float32[B, L, C] (or [B, C] with a pooling), C being
-      num_classes or the width, and a dict of intermediates: "stem" patches,
-      "with_posemb", "encoded" [B, L, D], "head_input", "pre_logits".
+      num_classes or the width, and a dict of intermediates, named as in
+      big_vision. With h rows and w columns of patches: "stem" [B, h, w, D],
+      "with_posemb" [B, h * w, D], "encoder" (see Encoder; in training without
+      what the blocks give out), "encoded" [B, L, D] with the class token,
+      "head_input", "pre_logits" and, with a head, "logits", without and with
+      "_2d": the same of every patch, [B, h, w, ...]. Those that a compiled
+      program does not use cost it nothing.
     """
     out = {}
     _, height, width, _ = image.shape
@@ -299,8 +329,9 @@ class Model(nn.Module):
       dtype=jnp.float32,
       name="embedding",
     )(image)
+    out["stem"] = x
     batch, rows, columns, _ = x.shape
-    x = out["stem"] = x.reshape(batch, rows * columns, self.width)
+    x = x.reshape(batch, rows * columns, self.width)
     x = out["with_posemb"] = x + self._position_embedding(rows, columns)
     if self.pool_type == "tok":
       cls = self.param(
@@ -310,7 +341,7 @@ class Model(nn.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
-    x = Encoder(
+    x, out["encoder"] = Encoder(
       depth=self.depth,
       mlp_dim=self.mlp_dim,
       num_heads=self.num_heads,
@@ -322,26 +353,34 @@ class Model(nn.Module):
       lora=self.lora,
       name="Transformer",
     )(x, train)
-    out["encoded"] = x[:, 1:] if self.pool_type == "tok" else x
+    out["encoded"] = x
+    patches = x[:, 1:] if self.pool_type == "tok" else x
     x = out["head_input"] = self._pool(x)
 
-    if self.rep_size is not None:
-      x = jnp.tanh(nn.Dense(self.rep_size, name="pre_logits")(x))
-    out["pre_logits"] = x
+    def in_2d(patches):
+      return patches.reshape(batch, rows, columns, -1)
+
+    if self.rep_size:
+      size = self.width if self.rep_size is True else self.rep_size
+      dense = nn.Dense(size, name="pre_logits")
+      x, patches = jnp.tanh(dense(x)), jnp.tanh(dense(patches))
+    out["pre_logits"], out["pre_logits_2d"] = x, in_2d(patches)
     if self.num_classes is not None:
       kernel_init = (
         nn.initializers.zeros_init()
         if self.head_zeroinit
         else nn.initializers.lecun_normal()
       )
-      x = Linear(
+      head = Linear(
         (self.num_classes,),
         self.dtype,
         kernel_init=kernel_init,
         lora=self.lora,
         target="img/head",
         name="head",
-      )(x, train)
+      )
+      x, patches = (head(y, train).astype(jnp.float32) for y in (x, patches))
+      out["logits"], out["logits_2d"] = x, in_2d(patches)
     return x.astype(jnp.float32), out
 
   def _position_embedding(self, rows, columns):

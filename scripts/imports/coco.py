@@ -1,107 +1,340 @@
 """COCO: one JSON of images and annotations, with boxes or with captions."""
 
+import dataclasses
+import itertools
 import pathlib
+import re
+from collections.abc import Iterator
+from typing import Any
 
 from paligemma import tree
-from scripts.imports import columns, entries, files
+from scripts.imports import boxes as boxes_lib
+from scripts.imports import columns, entries, files, paths, prompts
+
+_EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
+_PREFIXES = {"caption": "captions_"}  # task -> of the official names
+_TRIED = 50  # pictures by which the folder of pictures is found
 
 
-def read(src, images, problems):
-  """Reads an instances or a captions file of COCO.
+@dataclasses.dataclass
+class _Picture:
+  """An image of a file, with the annotations that name it."""
+
+  fields: dict[str, Any]
+  where: str
+  annotations: list[tuple[str, dict[str, Any]]]
+  listed: int = 0
+
+
+@dataclasses.dataclass
+class _File:
+  """A JSON: its pictures and labels by id, and what is a parent of labels."""
+
+  path: pathlib.Path
+  split: str
+  pictures: dict[Any, _Picture]
+  labels: dict[Any, str]
+  parents: set[str]
+  captions: bool
+
+  def annotations(self) -> Iterator[tuple[_Picture, str, dict[str, Any]]]:
+    for picture in self.unique():
+      for where, annotation in picture.annotations:
+        yield picture, where, annotation
+
+  def unique(self) -> list[_Picture]:
+    return list({id(x): x for x in self.pictures.values()}.values())
+
+
+def read(src, images, problems, *, task, boxes=None):
+  """Reads instances or captions files of COCO.
+
+  In a folder these are _annotations.coco.json of its folders, as Roboflow
+  writes them; else instances_*.json (captions_*.json for captions) in it or in
+  a folder of it; else all its JSON files. There is one for each split, which
+  its path names.
+
+  The pictures of a file lie in a folder named as the file ("train2017" of
+  instances_train2017.json) or as the split, in "images" or "data", or beside
+  the file, or one folder above these: the first that holds one of its pictures.
+
+  A category that is never annotated and is the supercategory of another is left
+  out. An image whose size is not stated, or is no number, has that of its
+  picture. An object without "bbox" has the box around its polygons.
 
   Args:
-    src: path of the JSON.
-    images: folder that "file_name" is relative to; None for that of the JSON.
-    problems: entries.Problems.
+    src: path of the JSON, or a folder.
+    images: folder that "file_name" is relative to; None for the rule above.
+    problems: entries.Problems; an annotation that is bad makes its image bad.
+    task: with which files of a folder are chosen.
+    boxes: key of entries.BOXES; None for "xywh", which is COCO's own.
 
   Returns:
     entries.Annotations; a crowd is kept as such.
 
   Raises:
-    ValueError: the file is malformed, or whatever `problems` does not skip.
+    ValueError: a file is malformed, or whatever `problems` does not skip.
   """
   src = pathlib.Path(src)
-  content = files.read_json(src)
-  named = files.get(content, "images", list, str(src))
-  annotations = files.get(content, "annotations", list, str(src))
-  labels = _labels(content, src)
-  by_image = {}
-  for i, image in enumerate(named):
-    place = f"{src}: image number {i}"
-    key = files.get(image, "id", (int, str), place)
-    if key in by_image:
-      raise ValueError(f"{place}: its id {key} is that of another image")
-    by_image[key] = []
-  captions = False
-  for i, annotation in enumerate(annotations):
-    where = f"{src}: annotation number {i}"
-    with problems:
-      key = files.get(annotation, "image_id", (int, str), where)
-      if key not in by_image:
-        raise ValueError(f"{where}: no image has its image_id {key}")
-      if "caption" in annotation:
-        captions = True
-        (found,) = columns.texts(annotation["caption"], where, "caption")
-      else:
-        found = _thing(annotation, labels, where)
-      by_image[key].append(found)
-  folder = src.parent if images is None else pathlib.Path(images)
+  parts = [_parse(*place, problems) for place in _files(src, task)]
+  reading = boxes_lib.decide(
+    _numbers(parts, images, problems), src, problems, stated=boxes
+  )
   return entries.Annotations(
-    _entries(src, named, by_image, captions, folder, problems),
-    None if captions else tuple(labels.values()),
+    itertools.chain.from_iterable(
+      _entries(part, images, reading, problems) for part in parts
+    ),
+    None if any(part.captions for part in parts) else _labels(parts, problems),
   )
 
 
-def _entries(src, named, by_image, captions, folder, problems):
-  for image in named:
-    where = f"{src}: image {image['id']}"
+def _files(src, task):
+  """(path, split) of every annotation file."""
+  if not src.is_dir():
+    return [(src, entries.split_of(pathlib.PurePath(src.name)) or "train")]
+  found = sorted(
+    path
+    for pattern in ("*.json", "*/*.json")
+    for path in src.glob(pattern)
+    if not path.name.startswith(".")
+  )
+  prefix = _PREFIXES.get(task, "instances_")
+  found = (
+    [path for path in found if path.name == _EXPORT]
+    or [path for path in found if path.name.startswith(prefix)]
+    or found
+  )
+  if not found:
+    raise ValueError(f"{src}: no JSON file in this folder or in a folder of it")
+  splits = {}
+  for path in found:
+    split = entries.split_of(path.relative_to(src)) or "train"
+    if split in splits:
+      raise ValueError(
+        f'{path}: of the split "{split}", as is {splits[split]}; name one file '
+        "instead of the folder"
+      )
+    splits[split] = path
+  return [(path, split) for split, path in splits.items()]
+
+
+def _parse(path, split, problems):
+  content = files.read_json(path)
+  if isinstance(content, list):
+    raise ValueError(
+      f"{path}: a list, as of results; expected annotations of COCO, with "
+      '"images", "annotations" and "categories"'
+    )
+  listed = files.get(content, "images", list, str(path))
+  annotations = files.get(content, "annotations", list, str(path))
+  if any(isinstance(x, dict) and "segments_info" in x for x in annotations):
+    raise ValueError(
+      f"{path}: panoptic annotations (segments_info); expected those of "
+      "instances or captions"
+    )
+  pictures = _pictures(path, listed, problems)
+  for i, annotation in enumerate(annotations):
+    where = f"{path}: annotation number {i}"
     with problems:
-      name = files.get(image, "file_name", str, where)
-      found = by_image[image["id"]]
-      if captions:
-        size, annotated = None, {"captions": tuple(found) or None}
-      else:
-        size = tuple(
-          files.get(image, side, int, where) for side in ("height", "width")
+      key = _id(annotation, "image_id", where)
+      if key not in pictures:
+        raise ValueError(
+          f"{where}: no image has its image_id {files.shown(str(key))}"
         )
-        annotated = {"things": tuple(found)}
+      pictures[key].annotations.append((where, annotation))
+  named, parents = {}, set()
+  categories = content.get("categories") and files.get(
+    content, "categories", list, str(path)
+  )
+  for i, category in enumerate(categories or ()):
+    place = f"{path}: category number {i}"
+    key = _id(category, "id", place)
+    if key in named:
+      raise ValueError(
+        f"{place}: its id {files.shown(str(key))} is that of another category"
+      )
+    named[key] = str(files.get(category, "name", (str, int), place))
+    parent = prompts.label_name(str(category.get("supercategory")))
+    if parent != prompts.label_name(named[key]):
+      parents.add(parent)
+  return _File(
+    path,
+    split,
+    pictures,
+    named,
+    parents,
+    any(
+      "caption" in x
+      for picture in pictures.values()
+      for _, x in picture.annotations
+    ),
+  )
+
+
+def _pictures(path, listed, problems):
+  """The images by id; those of one file are one."""
+  found, by_name = {}, {}
+  for i, image in enumerate(listed):
+    place = f"{path}: image number {i}"
+    key = None
+    with problems:
+      key = _id(image, "id", place)
+    if key is None:
+      continue
+    name = str(image.get("file_name") or f"image {key}")
+    same = by_name.setdefault(
+      name, _Picture(image, f"{path}: image {image['id']}", [])
+    )
+    if found.setdefault(key, same) is not same:
+      raise ValueError(
+        f"{place}: its id {files.shown(str(key))} is that of another image"
+      )
+    same.listed += 1
+    if same.listed > 1:
+      problems.note("images listed twice, read as one", place)
+  return found
+
+
+def _numbers(parts, images, problems):
+  """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
+  sizes = boxes_lib.Sizes()
+  for part in parts:
+    if part.captions:
+      continue
+    folder = _folder(part, images)
+    for picture, where, annotation in part.annotations():
+      try:
+        values = boxes_lib.numbers(annotation.get("bbox"), where)
+      except ValueError:
+        continue
+      size = _size(picture.fields)
+      if size is None and isinstance(picture.fields.get("file_name"), str):
+        image = folder / picture.fields["file_name"]
+        size = sizes(image, image)
+      yield values, size, where
+
+
+def _entries(part, images, reading, problems):
+  folder = _folder(part, images)
+  for picture in part.unique():
+    where, fields = picture.where, picture.fields
+    with problems:
+      name = files.get(fields, "file_name", str, where)
+      image = paths.find(name, folder, where, problems)
+      size = None
+      if part.captions:
+        annotated = {"captions": _captions(picture)}
+      else:
+        size = _size(fields)
+        if size is None:
+          problems.note("images without a stated size, read from them", where)
+        annotated = {"things": _things(picture, part, reading, problems)}
       yield entries.Entry(
-        folder / name,
+        image,
         where,
+        part.split,
         size=size,
-        fields={"image_id": image["id"]},
+        fields={"image_id": fields["id"]},
         **annotated,
       )
 
 
-def _labels(content, src):
-  """The names of categories by id."""
-  labels = {}
-  for i, category in enumerate(content.get("categories", ())):
-    place = f"{src}: category number {i}"
-    key = files.get(category, "id", int, place)
-    if key in labels:
-      raise ValueError(f"{place}: its id {key} is that of another category")
-    labels[key] = files.get(category, "name", str, place)
-  return labels
+def _captions(picture):
+  texts = [
+    columns.texts(annotation.get("caption"), where, "caption")[0]
+    for where, annotation in picture.annotations
+  ]
+  return tuple(texts if picture.listed == 1 else dict.fromkeys(texts)) or None
 
 
-def _thing(annotation, labels, where):
-  box = files.get(annotation, "bbox", list, where)
-  x, y, width, height = files.numbers(box, 4, "x, y, width, height", where)
-  category = files.get(annotation, "category_id", int, where)
-  if category not in labels:
-    near = tree.did_you_mean(str(category), map(str, labels))
+def _things(picture, part, reading, problems):
+  things = [
+    _thing(annotation, part.labels, reading, where, problems)
+    for where, annotation in picture.annotations
+  ]
+  if picture.listed > 1:  # as often as each of its objects, perhaps
+    things = {(thing.label, thing.box): thing for thing in things}.values()
+  return tuple(things)
+
+
+def _thing(annotation, named, reading, where, problems):
+  category = _id(annotation, "category_id", where)
+  if category not in named:
+    near = tree.did_you_mean(str(category), map(str, named))
     raise ValueError(
-      f"{where}: unknown category_id {category}, the file has categories "
-      f"{', '.join(map(str, labels)) or 'of no kind'}.{near}"
+      f"{where}: unknown category_id {files.shown(str(category))}, the file "
+      f"has {files.shown(', '.join(map(str, named))) or 'none'}.{near}"
     )
-  area = annotation.get("area")
-  return entries.Thing(
-    label=labels[category],
-    box=(y, x, y + height, x + width),
-    where=where,
-    mask=annotation.get("segmentation") or None,
-    crowd=bool(annotation.get("iscrowd")),
-    area=None if area is None else files.numbers([area], 1, "area", where)[0],
-  )
+  label, mask = named[category], annotation.get("segmentation") or None
+  more = {"mask": mask, **boxes_lib.details(annotation, where)}
+  if isinstance(mask, list) and not annotation.get("bbox"):
+    problems.note("objects without bbox, read as around their polygons", where)
+    values = boxes_lib.around(mask, where)
+    reading = boxes_lib.Reading("yxyx", reading.shares)
+    return reading.thing(label, values, where, **more)
+  box = files.get(annotation, "bbox", (list, str), where)
+  return reading.thing(label, boxes_lib.numbers(box, where), where, **more)
+
+
+def _labels(parts, problems):
+  """The names of all files, but for parents that nothing is annotated as."""
+  used = {
+    prompts.label_name(part.labels[key])
+    for part in parts
+    for _, _, annotation in part.annotations()
+    if (key := _plain(str(annotation.get("category_id")))) in part.labels
+  }
+  parents = set().union(*(part.parents for part in parts)) - used
+  found = []
+  for part in parts:
+    known = set(found)
+    for name in part.labels.values():
+      if prompts.label_name(name) in parents:
+        what = "supercategories that are never annotated, left out as labels"
+        problems.note(what, f'{part.path}: "{files.shown(name)}"')
+      elif name not in known:
+        found.append(name)
+  return tuple(found)
+
+
+def _folder(part, images):
+  """The folder that a file's pictures are relative to."""
+  parent = part.path.parent
+  bases = [parent, parent.parent] if images is None else [pathlib.Path(images)]
+  own = [part.path.stem.partition("_")[2]]
+  own += [name for name, split in entries.SPLITS.items() if split == part.split]
+  candidates = [
+    base / middle / leaf
+    for base in bases
+    for leaf in (*filter(None, own), ".")
+    for middle in (".", "images", "data")
+  ]
+  candidates = [folder for folder in candidates if folder.is_dir()]
+  for picture in part.unique()[:_TRIED]:
+    name = picture.fields.get("file_name")
+    for folder in candidates if isinstance(name, str) else ():
+      if paths.find(name, folder, "", entries.Problems()).exists():
+        return folder
+  return bases[0]
+
+
+def _size(image):
+  return boxes_lib.size(image.get("height"), image.get("width"))
+
+
+def _id(fields, key, where):
+  """An id, such as 7; text or a float of a whole number is that number."""
+  value = _plain(files.get(fields, key, (int, str, float), where))
+  if isinstance(value, float):
+    raise ValueError(
+      f'{where}: expected a whole number under "{key}", found {value!r}'
+    )
+  return value
+
+
+def _plain(value):
+  """An id without what differs in type alone; "007" stays a text."""
+  if isinstance(value, int):
+    return value
+  whole = re.fullmatch(r"(-?[1-9]\d*|0)(\.0+)?", str(value).strip(), re.ASCII)
+  return int(whole[1]) if whole else value

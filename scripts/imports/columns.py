@@ -1,27 +1,56 @@
 """Columns of tables: which of them is the caption, and what its cells hold."""
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paligemma import tree
-from scripts.imports import entries, files
+from scripts.imports import boxes, entries, files
 
 # what a column holds -> names it is found by
 NAMES = {
-  "image": ("image", "file_name", "filename", "image_path", "path"),
+  "image": (
+    "image",
+    "file_name",
+    "filename",
+    "image_path",
+    "path",
+    "images",
+    "image_file",
+    "image_name",
+    "img",
+    "img_path",
+    "file",
+  ),
   "caption": ("caption", "captions", "text"),
   "question": ("question",),
   "answer": ("answer", "answers"),
   "objects": ("objects",),
-  "label": ("label", "class", "class_name", "category"),
-  "xmin": ("xmin",),
-  "ymin": ("ymin",),
-  "xmax": ("xmax",),
-  "ymax": ("ymax",),
+  "label": ("label", "class", "class_name", "category", "label_name"),
+  "xmin": ("xmin", "x0", "x1", "left"),
+  "ymin": ("ymin", "y0", "y1", "top"),
+  "xmax": ("xmax", "x2", "x1", "right"),
+  "ymax": ("ymax", "y2", "y1", "bottom"),
+  "x": ("x", "xmin", "x0", "x1", "left"),
+  "y": ("y", "ymin", "y0", "y1", "top"),
+  "cx": ("cx", "x_center", "center_x", "x"),
+  "cy": ("cy", "y_center", "center_y", "y"),
+  "w": ("w", "box_width", "bbox_width", "xmax", "width"),
+  "h": ("h", "box_height", "bbox_height", "ymax", "height"),
+  "width": ("width", "image_width", "img_width"),
+  "height": ("height", "image_height", "img_height"),
 }
+# key of entries.BOXES -> the columns of its numbers
+EDGES = {
+  "xyxy": ("xmin", "ymin", "xmax", "ymax"),
+  "xywh": ("x", "y", "w", "h"),
+  "cxcywh": ("cx", "cy", "w", "h"),
+}
+_CONVERSATIONS = ("conversations", "conversation", "messages")
 # Of what stands under "objects".
-_BOX = ("bbox", "boxes")
-_CATEGORY = ("category", "categories", "label", "labels")
+_BOX = ("bbox", "boxes", "box", "bboxes")
+_CATEGORY = ("category", "categories", "label", "labels", "class", "name")
 
 
 def choose(
@@ -31,6 +60,9 @@ def choose(
   where: str,
 ) -> dict[str, str]:
   """The columns that a task needs.
+
+  A name is found as it is, or else in other case, spaces and signs: "X Min" is
+  "xmin".
 
   Args:
     needed: keys of NAMES.
@@ -42,38 +74,77 @@ def choose(
     key of NAMES -> column.
 
   Raises:
-    ValueError: a column that is given or needed is not there.
+    ValueError: a column that is given or needed is not there, or two could be
+      meant.
   """
   for name, column in given.items():
     tree.lookup(NAMES, name, "name in --columns")
     if column not in present:
       raise ValueError(
-        f'{where}: no column "{column}", found {", ".join(present)}.'
+        f'{where}: no column "{column}", found '
+        f"{files.shown(', '.join(present))}."
         + tree.did_you_mean(column, present)
       )
   chosen = {}
   for name in needed:
     options = [given[name]] if name in given else NAMES[name]
-    found = [column for column in options if column in present]
-    if not found:
+    found = find(options, present, where)
+    if found is None:
+      hint = f"; name it with --columns {name}=COLUMN"
+      if set(_CONVERSATIONS) & set(present):
+        hint = "; conversations are read with --from conversations"
       raise ValueError(
-        f"{where}: no column {' or '.join(options)}, found "
-        f"{', '.join(present)}; name it with --columns {name}=COLUMN"
+        f"{where}: no column {' or '.join(options[:5])}, found "
+        f"{files.shown(', '.join(present))}{hint}"
       )
-    chosen[name] = found[0]
+    chosen[name] = found
   return chosen
+
+
+def find(
+  options: Sequence[str], present: Sequence[str], where: str
+) -> str | None:
+  """The column of the first of some names that is there, None without one.
+
+  Raises:
+    ValueError: two columns could be meant.
+  """
+  for option in options:
+    if option in present:
+      return option
+  for option in options:
+    found = [x for x in present if _plain(x) == _plain(option)]
+    if len(found) > 1:
+      both = files.shown(f'both "{found[0]}" and "{found[1]}"')
+      raise ValueError(f"{where}: {both} could be the column {option}")
+    if found:
+      return found[0]
+  return None
 
 
 def texts(value: Any, where: str, what: str) -> tuple[str, ...]:
   """The texts of a cell that holds one or a list of them.
 
+  A number is the text of it, 7.0 as 7; of fields, as {"answer": "x"}, that of
+  the name counts.
+
   Raises:
     ValueError: it holds something else, or nothing.
   """
-  found = value if isinstance(value, list) else [value]
-  if not found or not all(isinstance(x, str) and x.strip() for x in found):
-    raise ValueError(f"{where}: expected a text as {what}, found {value!r:.60}")
-  return tuple(text.strip() for text in found)
+  found = []
+  for item in value if isinstance(value, list | tuple) else [value]:
+    if isinstance(item, Mapping):
+      item = item.get(what)
+    if isinstance(item, float) and item.is_integer():
+      item = int(item)
+    if isinstance(item, int | float) and not isinstance(item, bool):
+      item = str(item) if math.isfinite(item) else None
+    found.append(item.strip() if isinstance(item, str) else None)
+  if not all(found) or not found:
+    raise ValueError(
+      f"{where}: expected a text or a number as {what}, found {value!r:.60}"
+    )
+  return tuple(found)
 
 
 def annotations(
@@ -84,31 +155,66 @@ def annotations(
   if "caption" in chosen:
     found["captions"] = texts(row[chosen["caption"]], where, "caption")
   if "question" in chosen:
-    (found["question"],) = texts(row[chosen["question"]], where, "question")
+    questions = texts(row[chosen["question"]], where, "question")
+    if len(questions) > 1:
+      raise ValueError(
+        f"{where}: expected one question, found {questions!r:.60}"
+      )
+    (found["question"],) = questions
     found["answers"] = texts(row[chosen["answer"]], where, "answer")
   return found
 
 
 def rest(row: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
-  """What else is in a row, as far as JSON can hold it."""
-  return {
-    key: value
-    for key, value in row.items()
-    if key not in chosen.values() and _is_json(value)
-  }
+  """What else is in a row."""
+  taken = set(chosen.values())
+  return {key: value for key, value in row.items() if key not in taken}
 
 
 def things(
-  objects: Any, classes: Sequence[str] | None, where: str, problems
+  objects: Any, reading: boxes.Reading, where: str
 ) -> tuple[entries.Thing, ...]:
   """The objects of a cell, in the form of Hugging Face data sets.
 
   Args:
     objects: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
-      list of {"bbox": ..., "category": ...}; further keys are left out.
-    classes: names, where a category is a number.
+      list of {"bbox": ..., "category": ...}; also with "area" and "iscrowd",
+      further keys are left out.
+    reading: of the boxes.
     where: what the message of an error begins with.
-    problems: entries.Problems.
+
+  Raises:
+    ValueError: one of them is bad.
+  """
+  found = []
+  for i, fields in enumerate(each(objects, where)):
+    place = f"{where}: object {i}"
+    box = files.get(fields, _key(fields, _BOX), (list, tuple, str), place)
+    category = files.get(fields, _key(fields, _CATEGORY), (str, int), place)
+    if isinstance(category, int):
+      raise ValueError(
+        f"{place}: category {category} is a number for which the data set has "
+        "no name; expected a text"
+      )
+    values = boxes.numbers(box, place)
+    more = boxes.details(fields, place)
+    found.append(reading.thing(category, values, place, **more))
+  return tuple(found)
+
+
+def box(fields: Any, where: str) -> list[float] | None:
+  """The four numbers of an object, None if it is bad."""
+  try:
+    return boxes.numbers(fields[_key(fields, _BOX)], where)
+  except (ValueError, KeyError, TypeError):
+    return None
+
+
+def each(objects: Any, where: str) -> list[Any]:
+  """The objects of a cell one by one.
+
+  Raises:
+    ValueError: they are neither a list nor lists of one length.
   """
   if isinstance(objects, Mapping):
     keys, lists = list(objects), list(objects.values())
@@ -117,45 +223,17 @@ def things(
         f"{where}: expected lists of one length as objects, found "
         f"{objects!r:.80}"
       )
-    objects = [
-      dict(zip(keys, x, strict=True)) for x in zip(*lists, strict=True)
-    ]
+    return [dict(zip(keys, x, strict=True)) for x in zip(*lists, strict=True)]
   if not isinstance(objects, list):
     raise ValueError(f"{where}: expected objects, found {objects!r:.60}")
-  found = []
-  for i, fields in enumerate(objects):
-    place = f"{where}: object {i}"
-    with problems:
-      box = files.get(fields, _key(fields, _BOX), (list, tuple), place)
-      x, y, w, h = files.numbers(box, 4, "x, y, width, height", place)
-      category = files.get(fields, _key(fields, _CATEGORY), (str, int), place)
-      label = _label(category, classes, place)
-      found.append(entries.Thing(label, (y, x, y + h, x + w), place))
-  return tuple(found)
+  return objects
 
 
 def _key(fields, options):
-  return next((key for key in options if key in fields), options[0])
+  present = fields if isinstance(fields, Mapping) else ()
+  return next((key for key in options if key in present), options[0])
 
 
-def _label(category, classes, where):
-  if isinstance(category, str):
-    return category
-  if classes is None:
-    raise ValueError(
-      f"{where}: category {category} is a number for which the data set has no "
-      "name; expected a text"
-    )
-  if not 0 <= category < len(classes):
-    raise ValueError(
-      f"{where}: unknown category {category}, the data set has {len(classes)}"
-    )
-  return classes[category]
-
-
-def _is_json(value) -> bool:
-  if isinstance(value, list):
-    return all(map(_is_json, value))
-  if isinstance(value, dict):
-    return all(map(_is_json, value.values()))
-  return value is None or isinstance(value, str | int | float)
+def _plain(name):
+  """A name without what people write in other ways."""
+  return re.sub(r"[\W_]+", "", name).lower()

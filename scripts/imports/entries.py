@@ -20,6 +20,13 @@ SPLITS = {
   "eval": "test",
   "evaluation": "test",
 }
+# what the four numbers of a box are -> (y0, x0, y1, x1) of them
+BOXES = {
+  "xywh": lambda x, y, w, h: (y, x, y + h, x + w),
+  "xyxy": lambda x0, y0, x1, y1: (y0, x0, y1, x1),
+  "cxcywh": lambda x, y, w, h: (y - h / 2, x - w / 2, y + h / 2, x + w / 2),
+  "yxyx": lambda y0, x0, y1, x1: (y0, x0, y1, x1),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Entry:
       one prompt is about several pictures.
     where: The place to name in an error, "captions.csv:12".
     split: "train", "val", "test" or another name.
-    data: Contents of an image that is no file.
+    data: Contents of an image that is no file; of several, a tuple of them.
     size: (height, width) that the annotations state.
     things: Objects in it.
     captions: Texts, one at least.
@@ -68,7 +75,7 @@ class Entry:
   image: pathlib.Path | tuple[pathlib.Path, ...]
   where: str
   split: str = "train"
-  data: bytes | None = None
+  data: bytes | tuple[bytes, ...] | None = None
   size: tuple[int, int] | None = None
   things: tuple[Thing, ...] | None = None
   captions: tuple[str, ...] | None = None

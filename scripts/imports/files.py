@@ -1,26 +1,52 @@
 """Reading annotation files; what is wrong with one is a line with its place."""
 
+import codecs
 import csv
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from paligemma import tree
+
+SHOWN = 200  # characters of a user's text in an error
+
+_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
+# Numbers that json.loads refuses or should: of words, and of 1,000 digits.
+_NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
+_INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
 def read_text(path: pathlib.Path) -> str:
   """The contents of a text file in UTF-8.
 
   Raises:
-    ValueError: it cannot be read, or is in another encoding.
+    ValueError: it cannot be read, is in another encoding, or is no text.
   """
   try:
-    return path.read_bytes().decode("utf-8-sig")
+    data = path.read_bytes()
   except OSError as error:
     raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
+  if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    raise ValueError(f"{path}: is in UTF-16 or UTF-32; save it as UTF-8")
+  try:
+    text = data.decode("utf-8-sig")
   except UnicodeDecodeError as error:
-    raise ValueError(f"{path}: not UTF-8: {error}") from None
+    raise ValueError(
+      f"{path}:{_line(data, error.start)}: not UTF-8, but byte "
+      f"0x{data[error.start]:02x}; save it as UTF-8"
+    ) from None
+  if "\0" in text:
+    raise ValueError(
+      f"{path}:{_line(data, data.index(0))}: a NUL byte; this is no text, or "
+      "one in UTF-16"
+    )
+  return text
+
+
+def _line(data, position):
+  return data.count(b"\n", 0, position) + 1
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
@@ -44,28 +70,47 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-  """The value of a JSON text, which stands at that place."""
+  """The value of a JSON text, which stands at that place.
+
+  Raises:
+    ValueError: it is malformed, nested too deep, or holds a number that JSON
+      does not have, as NaN, or that is too long.
+  """
   try:
-    return json.loads(text)
+    return json.loads(text, parse_constant=_no_constant)
   except json.JSONDecodeError as error:
-    line = f":{error.lineno}" if error.lineno > 1 else ""
-    raise ValueError(
-      f"{where}{line}: malformed JSON at column {error.colno}: {error.msg}"
-    ) from None
+    line, column, reason = error.lineno, error.colno, error.msg
+  except RecursionError:
+    line, column, reason = 1, 1, "nested too deep"
+  except ValueError as error:  # of _no_constant, or of int()
+    found = _NUMBER.search(text)
+    start = found.start(1) if found else 0
+    line = text.count("\n", 0, start) + 1
+    column, reason = start - text.rfind("\n", 0, start), str(error)
+  place = f"{where}:{line}" if line > 1 else where
+  raise ValueError(
+    f"{place}: malformed JSON at column {column}: {reason.partition(';')[0]}"
+  )
+
+
+def _no_constant(name):
+  raise ValueError(f"{name} is no number of JSON")
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of a CSV, TSV or JSONL file with their places, "a.csv:12".
 
-  A CSV file has a header; it is comma-separated, a TSV file by tabulators.
+  A CSV file has a header. What parts it into most columns, of comma, semicolon,
+  tabulator and "|", parts the other lines too. Columns in front that pandas has
+  written of its index are left out.
 
   Raises:
     ValueError: it cannot be read, a line is malformed, or there is no row.
   """
-  text = read_text(path)
-  read = _json_rows if path.suffix == ".jsonl" else _csv_rows
+  lines = read_lines(path)
+  read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
   empty = True
-  for row in read(path, text):
+  for row in read(path, lines):
     empty = False
     yield row
   if empty:
@@ -83,8 +128,9 @@ def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
       f'{where}: expected fields, "{key}" among them, found {fields!r:.60}'
     )
   if key not in fields:
+    found = shown(", ".join(map(str, fields)))
     raise ValueError(
-      f'{where}: missing key "{key}", found {", ".join(map(str, fields))}.'
+      f'{where}: missing key "{key}", found {found}.'
       + tree.did_you_mean(key, map(str, fields))
     )
   value = fields[key]
@@ -104,18 +150,18 @@ def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
     ValueError: they are not.
   """
   try:
-    found = [float(value) for value in values]
+    found = [] if isinstance(values, str) else [float(x) for x in values]
     if len(found) == count and all(abs(x) < float("inf") for x in found):
       return found
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     pass
   raise ValueError(
     f"{where}: expected {count} numbers {what}, found {values!r:.80}"
   )
 
 
-def _json_rows(path, text):
-  for number, line in enumerate(text.splitlines(), start=1):
+def _json_rows(path, lines):
+  for number, line in enumerate(lines, start=1):
     if line.strip():
       where = f"{path}:{number}"
       row = parse_json(line, where)
@@ -124,10 +170,11 @@ def _json_rows(path, text):
       yield where, row
 
 
-def _csv_rows(path, text):
-  delimiter = "\t" if path.suffix == ".tsv" else ","
-  lines = text.splitlines(keepends=True)
-  reader = csv.reader(lines, delimiter=delimiter, strict=True)
+def _csv_rows(path, lines):
+  delimiter = _delimiter(path, next(filter(None, lines), ""))
+  # A cell can hold the end of a line, so the reader needs to see it.
+  ended = (f"{line}\n" for line in lines)
+  reader = csv.reader(ended, delimiter=delimiter, strict=True)
   header = None
   try:
     for cells in reader:
@@ -135,20 +182,49 @@ def _csv_rows(path, text):
       if not cells:
         continue
       if header is None:
-        header = [cell.strip() for cell in cells]
-        if len(set(header)) < len(header) or "" in header:
-          raise ValueError(
-            f"{where}: expected a header of different names, found "
-            f"{delimiter.join(cells)!r:.80}"
-          )
+        header, first = _header(cells, where)
         continue
-      if len(cells) != len(header):
+      if len(cells) != first + len(header):
         raise ValueError(
-          f"{where}: found {len(cells)} cells, expected {len(header)}: "
-          f"{', '.join(header)}"
+          f"{where}: found {len(cells)} cells, expected {first + len(header)}: "
+          f"{shown(', '.join(header))}"
         )
-      yield where, dict(zip(header, cells, strict=True))
+      yield where, dict(zip(header, cells[first:], strict=True))
   except csv.Error as error:
     raise ValueError(
       f"{path}:{reader.line_num}: malformed CSV: {error}"
     ) from None
+
+
+def _delimiter(path, line):
+  """What parts a header into most cells; the usual one of as many."""
+
+  def cells(delimiter):
+    try:
+      return len(next(csv.reader([line], delimiter=delimiter, strict=True), []))
+    except csv.Error:
+      return 0
+
+  usual = _DELIMITERS.get(path.suffix.lower(), _DELIMITERS[".csv"])
+  return max(usual, key=cells)
+
+
+def _header(cells, where):
+  """The names of the columns, and how many of an index stand before them."""
+  header = [cell.strip() for cell in cells]
+  first = 0
+  while len(header) > first + 1 and _INDEX.fullmatch(header[first]):
+    first += 1
+  header = header[first:]
+  if len(set(header)) < len(header) or "" in header:
+    raise ValueError(
+      f"{where}: expected a header of different names, found "
+      f"{shown(', '.join(cells))!r}"
+    )
+  return header, first
+
+
+def shown(text: str) -> str:
+  """A user's text as an error shows it: its first part, without line breaks."""
+  text = " ".join(text.split())
+  return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,10 +1,13 @@
-"""Hugging Face data sets on disk: a folder of images, or Parquet files."""
+"""Hugging Face data sets on disk: a folder of images, Parquet or Arrow."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
+from typing import Any
 
-from scripts.imports import columns, entries, files, pictures
+from scripts.imports import boxes as boxes_lib
+from scripts.imports import columns, entries, files, paths, pictures
 
 NEEDED = {
   "caption": ("image", "caption"),
@@ -12,24 +15,53 @@ NEEDED = {
   "detect": ("image", "objects"),
 }
 METADATA = ("metadata.jsonl", "metadata.csv")
-_BATCH = 32  # rows of a Parquet file in memory
+TABLES = (".parquet", ".arrow")
+_BATCH = 32  # rows of a table in memory
 
 
-def read(src, images, problems, *, task, names):
-  """Reads metadata.jsonl or metadata.csv files beside images, or Parquet.
+@dataclasses.dataclass(frozen=True)
+class _Source:
+  """What tells how the rows of a data set become entries.
 
-  Which split a file belongs to is read off its folders or its name, such as
+  Attributes:
+    folder: The data set.
+    task: "caption", "vqa" or "detect".
+    names: Key of columns.NAMES -> column, where it has another name.
+    features: Column -> what a dataset_info.json or the schema says of it.
+    problems: entries.Problems.
+  """
+
+  folder: pathlib.Path
+  task: str
+  names: dict[str, str]
+  features: dict[str, Any]
+  problems: entries.Problems
+
+  def choose(self, row, where):
+    return columns.choose(NEEDED[self.task], list(row), self.names, where)
+
+  def split(self, path):
+    """The split that a path names, as it is relative to the data set."""
+    return entries.split_of(pathlib.PurePath(path)) or "train"
+
+
+def read(src, images, problems, *, task, names, boxes=None):
+  """Reads metadata.jsonl or metadata.csv files beside images, or tables.
+
+  Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
+  it. Which split a file belongs to is read off its name or its folders, such as
   validation/metadata.jsonl or data/train-00000-of-00001.parquet.
 
   Args:
-    src: the folder.
+    src: the folder, or one table.
     images: must be None: the folder says where its images lie.
     problems: entries.Problems.
     task: "caption", "vqa" or "detect".
     names: key of columns.NAMES -> column, where it has another name.
+    boxes: key of entries.BOXES; None for "xywh", as in the library's guide.
 
   Returns:
-    entries.Annotations; boxes are (x, y, width, height) in pixels.
+    entries.Annotations.
 
   Raises:
     ValueError: a file is malformed or lacks a column, or whatever `problems`
@@ -40,113 +72,281 @@ def read(src, images, problems, *, task, names):
     raise ValueError(f"{src}: a data set of this form has no masks to segment")
   if images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
-  needed = NEEDED[task]
+  folder = src if src.is_dir() else src.parent
   if metadata := sorted(x for name in METADATA for x in src.rglob(name)):
-    found = _folder_entries(src, metadata, needed, names, problems)
-    return entries.Annotations(found)
-  if tables := sorted(src.rglob("*.parquet")):
-    classes = _classes(tables[0])
-    found = _parquet_entries(src, tables, needed, names, classes, problems)
-    return entries.Annotations(found, classes)
-  raise ValueError(
-    f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
+    features = _described(folder)
+    found, sampled = metadata, _metadata_boxes
+    entry_of = _folder_entries
+  elif found := [src] if src.is_file() else _tables(src):
+    features = _features(found[0])
+    sampled, entry_of = _table_boxes, _table_entries
+  else:
+    raise ValueError(
+      f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
+    )
+  source = _Source(folder, task, names, features, problems)
+  reading = None
+  if task == "detect":
+    reading = boxes_lib.decide(
+      sampled(source, found), src, problems, stated=boxes
+    )
+  options = [names["objects"]] if "objects" in names else ["objects"]
+  column = columns.find(options, list(features), str(src))
+  classes = [*_classes(features.get(column))] if task == "detect" else []
+  return entries.Annotations(
+    entry_of(source, found, reading),
+    classes[0] if len(classes) == 1 else None,
   )
 
 
-def _split(src, path):
-  """The split that a path below the folder names."""
-  words = path.relative_to(src).with_suffix("").as_posix().replace("/", "-")
-  for word in words.split("-"):
-    if word.lower() in entries.SPLITS:
-      return entries.split_name(word)
-  return "train"
+def _tables(folder):
+  """The tables in a folder, without what the library keeps for itself."""
+  return sorted(
+    path
+    for path in folder.rglob("*")
+    if path.suffix in TABLES and not path.name.startswith((".", "cache-"))
+  )
 
 
-def _folder_entries(src, metadata, needed, names, problems):
+def _folder_rows(source, metadata):
+  """Yields (columns, image or images, split, place, row)."""
   for path in metadata:
     chosen = None
+    below = path.relative_to(source.folder).parent
     for where, row in files.read_rows(path):
-      with problems:
+      with source.problems:
         if chosen is None or not set(chosen.values()) <= row.keys():
-          chosen = columns.choose(needed, list(row), names, where)
-        (name,) = columns.texts(row[chosen["image"]], where, "image")
-        image = path.parent / name
-        yield _entry(
-          row, chosen, image, _split(src, image), None, where, problems
-        )
+          chosen = source.choose(row, where)
+        named = columns.texts(row[chosen["image"]], where, "image")
+        found = [
+          paths.find(name, path.parent, where, source.problems)
+          for name in named
+        ]
+        at = pathlib.PurePath(named[0].replace("\\", "/")).parent
+        split = source.split(below if at.is_absolute() else below / at)
+        yield chosen, found, split, where, row
 
 
-def _parquet_entries(src, tables, needed, names, classes, problems):
+def _folder_entries(source, metadata, reading):
+  for chosen, found, split, where, row in _folder_rows(source, metadata):
+    with source.problems:
+      image = found[0] if len(found) == 1 else tuple(found)
+      yield _entry(source, row, chosen, reading, image, split, where)
+
+
+def _metadata_boxes(source, metadata):
+  sizes = boxes_lib.Sizes()
+  quiet = dataclasses.replace(source, problems=entries.Problems(skip=True))
+  for chosen, found, _, where, row in _folder_rows(quiet, metadata):
+    for values in _values(row[chosen["objects"]], where):
+      yield values, sizes(found[0], found[0]), where
+
+
+def _table_entries(source, tables, reading):
   for path in tables:
-    split, chosen = _split(src, path), None
+    split, chosen = source.split(path.relative_to(source.folder)), None
     for i, row in enumerate(_rows(path)):
       where = f"{path}: row {i}"
-      chosen = chosen or columns.choose(needed, list(row), names, str(path))
-      with problems:
-        data = row[chosen["image"]]
-        if isinstance(data, dict):
-          data = data.get("bytes")
-        if not isinstance(data, bytes):
+      chosen = chosen or source.choose(row, str(path))
+      with source.problems:
+        cell = row[chosen["image"]]
+        found = [
+          _image(x, path, source, where)
+          for x in (cell if isinstance(cell, list) else [cell])
+        ]
+        if not found:
+          raise ValueError(f"{where}: holds no image")
+        kinds = {isinstance(x, bytes) for x in found}
+        if len(kinds) > 1:
           raise ValueError(
-            f"{where}: expected the contents of an image, found "
-            f"{row[chosen['image']]!r:.60}"
+            f"{where}: holds contents of some images and paths of others"
           )
-        name = path.with_name(
-          f"{path.stem}-{i:06d}{pictures.suffix(data, where)}"
-        )
-        entry = _entry(row, chosen, name, split, classes, where, problems)
+        data = None
+        if kinds == {True}:
+          data = tuple(found)
+          found = [
+            path.with_name(
+              f"{path.stem}-{i:06d}{f'-{j}' if j else ''}"
+              f"{pictures.suffix(x, where)}"
+            )
+            for j, x in enumerate(data)
+          ]
+        image = tuple(found)
+        if len(image) == 1:
+          image, data = image[0], data and data[0]
+        entry = _entry(source, row, chosen, reading, image, split, where)
         yield dataclasses.replace(entry, data=data)
 
 
-def _entry(row, chosen, image, split, classes, where, problems):
+def _table_boxes(source, tables):
+  """Yields boxes, sizes and places; images of the first rows are looked at."""
+  sizes = boxes_lib.Sizes()
+  left = boxes_lib.SAMPLE
+  for path in tables:
+    first = next(_rows(path, limit=1), None)
+    if first is None:
+      continue
+    chosen = source.choose(first, str(path))
+    looked = _rows(path, limit=left)
+    for i, row in enumerate(_rows(path, [chosen["objects"]])):
+      where, size = f"{path}: row {i}", None
+      values = list(_values(row[chosen["objects"]], where))
+      if full := next(looked, None):
+        left -= 1
+        size = _looked_at(full[chosen["image"]], path, source, where, sizes)
+      yield from ((value, size, where) for value in values)
+
+
+def _looked_at(cell, path, source, where, sizes):
+  """The size of the image in a cell, None if it is none."""
+  quiet = dataclasses.replace(source, problems=entries.Problems(skip=True))
+  with quiet.problems:
+    cell = cell[0] if isinstance(cell, list) and cell else cell
+    image = _image(cell, path, quiet, where)
+    return sizes(image, where)
+  return None
+
+
+def _image(cell, path, source, where):
+  """The contents or the path of an image."""
+  found = cell
+  if isinstance(cell, dict):
+    found = cell.get("bytes") or cell.get("path")
+  if isinstance(found, bytes):
+    return found
+  if isinstance(found, str) and found.strip():
+    image = paths.find(found, path.parent, where, source.problems)
+    beside = source.folder / found
+    return beside if beside.is_file() and not image.is_file() else image
+  raise ValueError(
+    f"{where}: expected the contents or the path of an image, found "
+    f"{cell!r:.60}"
+  )
+
+
+def _values(objects, where):
+  """The numbers of the boxes in a cell, but for bad ones."""
+  try:
+    found = columns.each(objects, where)
+  except ValueError:  # said where it is read
+    found = []
+  return filter(None, (columns.box(fields, where) for fields in found))
+
+
+def _entry(source, row, chosen, reading, image, split, where):
+  row = {
+    column: _decoded(value, source.features.get(column), where)
+    for column, value in row.items()
+    if column != chosen["image"]
+  }
   found = columns.annotations(row, chosen, where)
   if "objects" in chosen:
-    objects = row[chosen["objects"]]
-    found["things"] = columns.things(objects, classes, where, problems)
+    found["things"] = columns.things(row[chosen["objects"]], reading, where)
   fields = columns.rest(row, chosen)
   return entries.Entry(image, where, split, fields=fields, **found)
 
 
-def _rows(path):
+def _rows(path, only=None, limit=None):
+  """The first rows of a table, or some columns of them."""
   arrow, parquet = _pyarrow()
   try:
-    with parquet.ParquetFile(path) as file:
-      for batch in file.iter_batches(_BATCH):
-        yield from batch.to_pylist()
+    if path.suffix == ".parquet":
+      with parquet.ParquetFile(path) as file:
+        batches = file.iter_batches(_BATCH, columns=only)
+        yield from itertools.islice(_each(batches), limit)
+    else:
+      with arrow.memory_map(str(path)) as file:
+        batches = arrow.ipc.open_stream(file)
+        if only:
+          batches = (batch.select(only) for batch in batches)
+        yield from itertools.islice(_each(batches), limit)
   except (arrow.ArrowException, OSError) as error:
     reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read Parquet: {reason}") from None
+    raise ValueError(f"{path}: cannot read it: {reason}") from None
 
 
-def _classes(path):
-  """The names of categories, which the schema keeps beside the columns."""
+def _each(batches):
+  for batch in batches:
+    for start in range(0, len(batch), _BATCH):
+      yield from batch.slice(start, _BATCH).to_pylist()
+
+
+def _features(path):
+  """What the schema of a table keeps beside the columns."""
   arrow, parquet = _pyarrow()
   try:
-    metadata = parquet.read_schema(path).metadata or {}
+    if path.suffix == ".parquet":
+      schema = parquet.read_schema(path)
+    else:
+      with arrow.memory_map(str(path)) as file:
+        schema = arrow.ipc.open_stream(file).schema
   except (arrow.ArrowException, OSError) as error:
     reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read Parquet: {reason}") from None
-  content = json.loads(metadata.get(b"huggingface", b"{}"))
-  features = content.get("info", {}).get("features", {})
-  names = list(_names(features.get("objects", {})))
-  return tuple(names[0]) if len(names) == 1 else None
+    raise ValueError(f"{path}: cannot read it: {reason}") from None
+  content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+  return content.get("info", {}).get("features") or {}
+
+
+def _described(folder):
+  """The features that a dataset_info.json beside metadata gives."""
+  path = folder / "dataset_info.json"
+  content = files.read_json(path) if path.is_file() else {}
+  found = content.get("features") if isinstance(content, dict) else None
+  return found if isinstance(found, dict) else {}
+
+
+def _inner(feature):
+  """What a feature is, or what each of its items is."""
+  while True:
+    if isinstance(feature, list) and feature:
+      (feature, *_) = feature
+    elif isinstance(feature, dict) and isinstance(
+      feature.get("feature"), dict | list
+    ):
+      feature = feature["feature"]
+    else:
+      return feature if isinstance(feature, dict) else {}
+
+
+def _decoded(value, feature, where):
+  """A cell in which numbers of classes are their names."""
+  feature = _inner(feature)
+  names = _names(feature)
+  if isinstance(value, list):
+    return [_decoded(x, feature, where) for x in value]
+  if isinstance(value, dict):
+    return {
+      key: _decoded(x, feature.get(key), where) for key, x in value.items()
+    }
+  if names is None or not isinstance(value, int):
+    return value
+  if not 0 <= value < len(names):
+    raise ValueError(
+      f"{where}: unknown class {value}, the data set has {len(names)}"
+    )
+  return names[value]
+
+
+def _classes(feature):
+  """Yields the names of every class inside of a feature."""
+  feature = _inner(feature)
+  if (names := _names(feature)) is not None:
+    yield names
+  for value in feature.values():
+    yield from _classes(value)
 
 
 def _names(feature):
-  """Yields the "names" of every ClassLabel inside of a feature."""
-  if isinstance(feature, dict):
-    if isinstance(feature.get("names"), list):
-      yield feature["names"]
-    for value in feature.values():
-      yield from _names(value)
-  elif isinstance(feature, list):
-    for value in feature:
-      yield from _names(value)
+  """The names of a class; None if the feature is none."""
+  names = feature.get("names")
+  is_class = isinstance(names, list) and all(isinstance(x, str) for x in names)
+  return tuple(names) if is_class else None
 
 
 def _pyarrow():
   try:
     import pyarrow
+    import pyarrow.ipc
     from pyarrow import parquet
   except ImportError:
     raise ValueError(

@@ -1,20 +1,19 @@
 """An annotated image -> the object of its line in PaliGemma JSONL."""
 
 import collections
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from paligemma.data import location
-from paligemma.data import masks as masks_lib
-from scripts.imports import entries, pictures
+from paligemma.data import location, spelling
+from scripts.imports import entries, pictures, pixels
 
 TASKS = ("detect", "segment", "caption", "vqa")
 LABELS = ("all", "present")
 
-# Pixels that a box may lie outside of its image, as rounding leaves it.
-_SLACK = 1.0
+_LAST = 1023  # location of a side's end
 
 
 def record(
@@ -27,50 +26,186 @@ def record(
 ) -> dict[str, Any] | None:
   """Writes prompt and answer, but not the path of the image.
 
+  Boxes and polygons come out in pixels, whatever they were given in, rounded
+  to a hundredth: so shares of six decimals, as YOLO writes them, give the same
+  line as the pixels they were made of, in images of up to 6,000 pixels. A box
+  that reaches over the edge is cut to the image. One thinner than a location
+  is written as wide as one; it would have no area otherwise.
+
   Args:
     entry: its image is a file, whose head is read.
     task: one of TASKS.
-    problems: an object that is bad is left out if they are skipped.
+    problems: is told what was put right.
     labels: what to ask for, "detect a ; b"; None for what is there.
     encode: float[N, 64, 64] masks -> int[N, 16] codes, for "segment".
 
   Returns:
-    "prefix", "suffix", entry.fields and the raw annotations: "captions";
-    "question" and "answers"; or "height", "width" and "objects", a list of
-    {"box": (y0, x0, y1, x1), "label": ...} with "area" and "iscrowd" where
-    there are any. With "segment" also "annotations", the objects as COCO has
-    them, with their masks, for object_ops.FromCoco(masks=True). None if labels
-    is None and nothing is there.
+    "prefix", "suffix", entry.fields as far as JSON can hold them, and the raw
+    annotations: "captions"; "question" and "answers"; or "height", "width" and
+    "objects", a list of {"box": (y0, x0, y1, x1), "label": ...} with "area",
+    where it is not that of the box, and "iscrowd" where there is one. With
+    "segment" also "annotations", the objects as COCO has them, with their
+    masks, for object_ops.FromCoco(masks=True). None if labels is None and
+    nothing is there.
 
   Raises:
-    ValueError: the image is missing or of another size than is stated, or it
-      has no annotation for the task.
+    ValueError: the image is missing or of another size than is stated, it has
+      no annotation for the task, or one of its objects is bad.
   """
-  height, width = size = pictures.size(entry.image, entry.where, entry.size)
+  fields = {
+    key: value
+    for key, value in entry.fields.items()
+    if _is_json(key, value, entry.where, problems)
+  }
+  images = entry.image if isinstance(entry.image, tuple) else (entry.image,)
+  sizes = [_size(image, entry) for image in images]
   if task == "caption":
     captions = _annotated(entry, "captions", "caption")
-    fields = {
+    captions = [_answer(text, entry.where, problems) for text in captions]
+    return fields | {
       "prefix": "caption en",
       "suffix": captions[0],
-      "captions": list(captions),
+      "captions": captions,
     }
-  elif task == "vqa":
+  if task == "vqa":
     question = _annotated(entry, "question", "question")
+    question = _question(question, len(images), entry.where, problems)
     answers = _annotated(entry, "answers", "answer")
+    answers = [_answer(text, entry.where, problems) for text in answers]
     ((most_common, _),) = collections.Counter(answers).most_common(1)
-    fields = {
+    return fields | {
       "prefix": f"answer en {question}",
       "suffix": most_common,
       "question": question,
-      "answers": list(answers),
+      "answers": answers,
     }
+  if len(sizes) != 1:
+    raise ValueError(
+      f"{entry.where}: {len(sizes)} images, but boxes lie in one; --task "
+      f"{task} takes one image an example"
+    )
+  (size,) = sizes
+  things = _annotated(entry, "things", "objects")
+  written = _objects(things, size, task, problems, labels, encode)
+  if written is None:
+    return None
+  return fields | written | {"height": size[0], "width": size[1]}
+
+
+def asked(
+  declared: Iterable[str] | None,
+  used: Iterable[str],
+  problems: entries.Problems,
+  where: str,
+) -> tuple[str, ...]:
+  """The labels that every prompt asks for: each once, in alphabetical order.
+
+  The order is none of the format's, so that every format gives the same prompt.
+
+  Args:
+    declared: labels that the data set says it has; None if it does not.
+    used: labels of all its objects.
+    problems: is told of those of one name, and of those that are left out: what
+      no answer can hold, if no object has it.
+    where: what a note names as the place.
+  """
+  used = dict.fromkeys(used)
+  annotated = {label_name(label) for label in used}
+  names = set()
+  for label in used if declared is None else declared:
+    name = label_name(label)
+    if name in names:
+      problems.note("labels of one name, which are one", f'{where}: "{name}"')
+    names.add(name)
+  bad = {name for name in names | annotated if label_problem(name)}
+  for name in sorted(bad - annotated):
+    what = "labels that no answer can hold and no object has, not asked for"
+    problems.note(what, f"{where}: {label_problem(name)}")
+  return tuple(sorted((names | annotated) - bad))
+
+
+def label_name(label: str) -> str:
+  """The label without needless spaces; labels of one name are the same."""
+  lines = [" ".join(line.split()) for line in label.strip().split("\n")]
+  return "\n".join(lines)
+
+
+def label_problem(name: str) -> str:
+  """Why a label cannot stand in prompt and answer, "" if it can."""
+  if not name:
+    return "the label is empty"
+  if "\n" in name:
+    what = "a line break, which ends a prompt"
+  elif not _is_utf8(name):
+    what = "half of a surrogate pair, which UTF-8 cannot hold"
+  elif control := [token for token in spelling.CONTROL if token in name]:
+    what = f"{control[0]}, which is a control token"
+  elif ";" in name or "<loc" in name or "<seg" in name:
+    what = '";", a location or a code, where it would end'
   else:
-    things = _annotated(entry, "things", "objects")
-    fields = _objects(things, size, task, problems, labels, encode)
-    if fields is None:
-      return None
-    fields |= {"height": height, "width": width}
-  return {**entry.fields, **fields}
+    return ""
+  return f"label {json.dumps(name[:60])} holds {what}"
+
+
+def _is_json(key, value, where, problems):
+  try:
+    text = json.dumps({key: value}, allow_nan=False, ensure_ascii=False)
+    text.encode()
+  except (TypeError, ValueError, RecursionError):
+    what = "further fields left out, which JSON in UTF-8 cannot hold"
+    problems.note(what, f'{where}: "{key!s:.60}"')
+    return False
+  return True
+
+
+def _is_utf8(text):
+  """Whether it can be written: half of a surrogate pair cannot."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+def _size(image, entry):
+  if "\0" in str(image) or not _is_utf8(str(image)):
+    raise ValueError(
+      f"{entry.where}: missing image, {str(image)[-60:]!r} can be the name of "
+      "no file"
+    )
+  return pictures.size(image, entry.where, entry.size)
+
+
+def _question(text, num_images, where, problems):
+  """A question as training reads it, see spelling."""
+
+  def read(text):
+    return spelling.read_prompt(text, num_images)
+
+  return _read(text, read, where, problems)
+
+
+def _answer(text, where, problems):
+  """A caption or an answer as training reads it, see spelling."""
+  return _read(text, spelling.read_answer, where, problems)
+
+
+def _read(text, read, where, problems):
+  if not _is_utf8(text):
+    raise ValueError(
+      f"{where}: the text {text!r:.60} holds half of a surrogate pair, which "
+      "UTF-8 cannot hold"
+    )
+  try:
+    found, removed = read(text)
+  except ValueError as error:  # it may be meant so
+    problems.note("texts that training refuses", f"{where}: {error}")
+    return text
+  for token in removed:
+    problems.note(f"{token} taken off a text, which training adds", where)
+  if not found.strip():
+    raise ValueError(f"{where}: nothing is left of the text {text!r:.60}")
+  return found
 
 
 def _annotated(entry, name, what):
@@ -83,21 +218,27 @@ def _annotated(entry, name, what):
 def _objects(things, size, task, problems, labels, encode):
   objects, raw, annotations, masks = [], [], [], []
   for thing in things:
-    with problems:
-      box = _box(thing, size)
-      found = location.Object(box, thing.label.strip())
-      _check(found, size, thing.where)
-      fields = {"box": list(box), "label": found.label}
-      if thing.area is not None:
-        fields["area"] = thing.area
-      if thing.crowd:
-        raw.append({**fields, "iscrowd": 1})
-        continue
-      if task == "segment":
-        masks.append(_crop(_mask(thing, size), box, thing.where))
-        annotations.append(_annotation(thing, box))
-      raw.append(fields)
-      objects.append(found)
+    label = label_name(thing.label)
+    if problem := label_problem(label):
+      raise ValueError(f"{thing.where}: {problem}")
+    given = pixels.box(thing, size)
+    box = pixels.cut(given, size, thing.where, problems)
+    fields = {"box": list(box), "label": label}
+    if thing.area is not None and not pixels.is_area(thing.area, given):
+      fields["area"] = thing.area
+    if thing.crowd:
+      raw.append({**fields, "iscrowd": 1})
+      continue
+    if task == "segment":
+      shape, mask = pixels.mask(thing, size)
+      masks.append(pixels.crop(mask, box, thing.where))
+      annotations.append(_annotation(box, label, shape))
+    raw.append(fields)
+    written = pixels.widen(box, size, (_LAST, _LAST))
+    if written != box:
+      what = "boxes thinner than a location, written as wide as one"
+      problems.note(what, thing.where)
+    objects.append(location.Object(written, label))
   if labels is None:
     labels = tuple(dict.fromkeys(thing.label for thing in objects))
     if not labels:
@@ -115,63 +256,10 @@ def _objects(things, size, task, problems, labels, encode):
   return written | ({"annotations": annotations} if task == "segment" else {})
 
 
-def _annotation(thing, box):
+def _annotation(box, label, shape):
   y0, x0, y1, x1 = box
   return {
-    "bbox": [x0, y0, x1 - x0, y1 - y0],
-    "category_id": thing.label.strip(),
-    "segmentation": thing.mask,
+    "bbox": [pixels.rounded(c) for c in (x0, y0, x1 - x0, y1 - y0)],
+    "category_id": label,
+    "segmentation": shape,
   }
-
-
-def _box(thing, size):
-  """The box of a thing within its image."""
-  y0, x0, y1, x1 = thing.box
-  box = "(y0, x0, y1, x1) = (" + ", ".join(f"{c:.6g}" for c in thing.box) + ")"
-  problem = ""
-  if y1 < y0 or x1 < x0:
-    problem = "inverted"
-  elif y1 == y0 or x1 == x0:
-    problem = "without area"
-  elif min(y0, x0) < -_SLACK or y1 > size[0] + _SLACK or x1 > size[1] + _SLACK:
-    problem = f"outside of its image of {size[0]}x{size[1]} pixels"
-  if problem:
-    raise ValueError(f"{thing.where}: box {box} is {problem}")
-  sides = np.array([*size, *size], float)
-  return tuple(np.clip(thing.box, 0, sides).tolist())
-
-
-def _check(thing, size, where):
-  """Raises if an object does not come back from its text."""
-  try:
-    (back,) = location.parse(location.encode([thing], size), size)
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
-  if back.problem:
-    raise ValueError(
-      f"{where}: box {thing.box} is too thin for the 1024 locations of a side "
-      f"of {size[0]}x{size[1]} pixels: {back.problem}"
-    )
-  if not back.label:
-    raise ValueError(f"{where}: the label is empty")
-
-
-def _mask(thing, size):
-  try:
-    if thing.mask is None:
-      raise ValueError("no mask, expected polygons or a run-length mask")
-    if isinstance(thing.mask, dict):
-      return masks_lib.from_rle(thing.mask, *size)
-    return masks_lib.from_polygons(thing.mask, *size)
-  except ValueError as error:
-    raise ValueError(f"{thing.where}: {error}") from None
-
-
-def _crop(mask, box, where):
-  try:
-    cropped = masks_lib.crop(mask, box)
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
-  if not cropped.any():
-    raise ValueError(f"{where}: nothing of the mask lies in its box {box}")
-  return cropped

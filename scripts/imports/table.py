@@ -2,29 +2,32 @@
 
 import pathlib
 
-from scripts.imports import columns, entries, files
+from scripts.imports import boxes as boxes_lib
+from scripts.imports import columns, entries, files, paths
 
 NEEDED = {
   "caption": ("image", "caption"),
   "vqa": ("image", "question", "answer"),
-  "detect": ("image", "label", "xmin", "ymin", "xmax", "ymax"),
+  "detect": ("image", "label"),
 }
-_EDGES = ("ymin", "xmin", "ymax", "xmax")
 
 
-def read(src, images, problems, *, task, names):
+def read(src, images, problems, *, task, names, boxes=None):
   """Reads a table with a header.
 
-  Rows of one image are its captions or its boxes; a box is in pixels, and a row
-  without one, with empty cells, says that nothing is in the image. A question
-  stands alone.
+  Rows of one image are its captions or its boxes; a row without a box, with
+  empty cells, says that nothing is in the image. A question stands alone.
+  Columns width and height, unless they are those of the box, are the size of
+  the image that the boxes are for.
 
   Args:
-    src: path of the file; ".tsv" has tabulators between cells, else commas.
+    src: path of the file.
     images: folder that images are relative to; None for that of the file.
     problems: entries.Problems.
     task: "caption", "vqa" or "detect".
     names: key of columns.NAMES -> column, where it has another name.
+    boxes: key of columns.EDGES: "xyxy" reads xmin, ymin, xmax and ymax, "xywh"
+      x, y, w and h, "cxcywh" cx, cy, w and h; None for "xyxy".
 
   Returns:
     entries.Annotations.
@@ -38,54 +41,181 @@ def read(src, images, problems, *, task, names):
     raise ValueError(f"{src}: a table has nothing for --task {task}")
   folder = src.parent if images is None else pathlib.Path(images)
   rows = list(files.read_rows(src))
+  _check_header(list(rows[0][1]), src)
+  if task == "detect":
+    return _detect(rows, src, folder, problems, names, boxes)
   chosen = columns.choose(NEEDED[task], list(rows[0][1]), names, str(src))
-  found = _entries(rows, chosen, folder, task, problems)
-  return entries.Annotations(found)
+  return entries.Annotations(_texts(rows, chosen, folder, task, problems))
 
 
-def _entries(rows, chosen, folder, task, problems):
+def _check_header(header, src):
+  for cell in header:
+    try:
+      float(cell)
+    except ValueError:
+      continue
+    raise ValueError(
+      f"{src}:1: expected a header, such as image,xmin,ymin,xmax,ymax,label, "
+      f"found a row: {files.shown(', '.join(header))}"
+    )
+
+
+def _texts(rows, chosen, folder, task, problems):
+  for (name, _), members in _groups(rows, chosen, task, problems).items():
+    with problems:
+      where, first = members[0]
+      found = columns.annotations(first, chosen, where)
+      if task == "caption":
+        captions = [
+          columns.annotations(row, chosen, place)["captions"]
+          for place, row in members
+        ]
+        found = {"captions": tuple(x for some in captions for x in some)}
+      yield entries.Entry(
+        paths.find(name, folder, where, problems),
+        where,
+        fields=_fields(members, chosen),
+        **found,
+      )
+
+
+def _detect(rows, src, folder, problems, names, boxes):
+  present, where = list(rows[0][1]), str(src)
+  edges = _edges(boxes, present, names, where)
+  # The columns of corners can hold something else, which --boxes says.
+  given = dict(zip(edges, columns.EDGES["xyxy"], strict=True))
+  given = {new: names[old] for new, old in given.items() if old in names}
+  chosen = columns.choose(
+    (*NEEDED["detect"], *edges), present, {**given, **names}, where
+  )
+  if len({chosen[name] for name in edges}) < len(edges):
+    raise ValueError(
+      f"{where}: no four columns {', '.join(edges)}, found "
+      f"{files.shown(', '.join(present))}"
+    )
+  sides = _sides(rows, chosen, edges, where)
+  groups = _groups(rows, chosen, "detect", problems)
+  reading = boxes_lib.decide(
+    _numbers(groups, chosen, edges, sides, folder),
+    src,
+    problems,
+    stated=boxes,
+    default="xyxy",
+    among=tuple(columns.EDGES),
+  )
+
+  def found():
+    for (name, _), members in groups.items():
+      with problems:
+        where, _ = members[0]
+        things = [
+          thing
+          for place, row in members
+          for thing in _things(row, chosen, edges, reading, place)
+        ]
+        yield entries.Entry(
+          paths.find(name, folder, where, problems),
+          where,
+          size=_size(members, sides),
+          fields=_fields(members, {**chosen, **sides}),
+          things=tuple(things),
+        )
+
+  return entries.Annotations(found())
+
+
+def _edges(boxes, present, names, where):
+  """The keys of columns.NAMES under which the numbers of boxes stand."""
+  if boxes is not None:
+    if boxes not in columns.EDGES:
+      raise ValueError(
+        f"{where}: --boxes {boxes} is none of a table, expected "
+        f"{', '.join(columns.EDGES)}"
+      )
+    return columns.EDGES[boxes]
+  there = {
+    reading: len(
+      {_column(name, present, names, where) for name in edges} - {None}
+    )
+    == len(edges)
+    for reading, edges in columns.EDGES.items()
+  }
+  if not there.pop("xyxy") and any(there.values()):
+    raise ValueError(
+      f"{where}: found columns {files.shown(', '.join(present))}; say what "
+      "they are with --boxes xywh (x and y of the upper left corner) or "
+      "--boxes cxcywh (of the centre)"
+    )
+  return columns.EDGES["xyxy"]
+
+
+def _column(name, present, names, where):
+  return names.get(name) or columns.find(columns.NAMES[name], present, where)
+
+
+def _sides(rows, chosen, edges, where):
+  """The columns of the sides of images, if there are any."""
+  present = list(rows[0][1])
+  found = {
+    side: column
+    for side in ("height", "width")
+    if (column := columns.find(columns.NAMES[side], present, where))
+    and column not in chosen.values()
+  }
+  if len(found) < 2:
+    return {}
+  for _, row in rows:
+    x0, y0, x1, y1 = (boxes_lib.number(row[chosen[name]]) for name in edges)
+    height, width = (boxes_lib.number(row[found[side]]) for side in found)
+    if abs(x1 - x0 - width) > 1 or abs(y1 - y0 - height) > 1:
+      return found
+  return {}  # they are those of the boxes
+
+
+def _groups(rows, chosen, task, problems):
+  """(image, number of a question) -> its rows with their places."""
   groups = {}
   for i, (where, row) in enumerate(rows):
     with problems:
       (name,) = columns.texts(row[chosen["image"]], where, "image")
-      groups.setdefault((name, i if task == "vqa" else 0), []).append(
-        (where, row)
-      )
+      key = name, i if task == "vqa" else 0
+      groups.setdefault(key, []).append((where, row))
+  return groups
+
+
+def _numbers(groups, chosen, edges, sides, folder):
+  """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
+  sizes = boxes_lib.Sizes()
   for (name, _), members in groups.items():
-    with problems:
-      where, first = members[0]
-      fields = columns.rest(first, chosen)
-      yield entries.Entry(
-        folder / name,
-        where,
-        fields=fields if len(members) == 1 else {},
-        **_annotations(members, chosen, task, problems),
-      )
-
-
-def _annotations(members, chosen, task, problems):
-  if task == "detect":
-    found = []
     for where, row in members:
-      with problems:
-        found += _things(row, chosen, where)
-    return {"things": tuple(found)}
-  if task == "vqa":
-    ((where, row),) = members
-    return columns.annotations(row, chosen, where)
-  captions = []
-  for where, row in members:
-    with problems:
-      captions += columns.annotations(row, chosen, where)["captions"]
-  return {"captions": tuple(captions) or None}
+      try:
+        values = boxes_lib.numbers(_cells(row, chosen, edges), where)
+      except ValueError:
+        continue
+      image = folder / name
+      yield values, _size(members, sides) or sizes(image, image), where
 
 
-def _things(row, chosen, where):
-  edges = [row[chosen[name]].strip() for name in _EDGES]
-  label = row[chosen["label"]].strip()
-  if not any(edges) and not label:
+def _size(members, sides):
+  """The (height, width) that the first row of an image states, or None."""
+  _, row = members[0]
+  return boxes_lib.size(*(row.get(sides.get(x)) for x in ("height", "width")))
+
+
+def _fields(members, chosen):
+  """The other columns of an image with one row."""
+  return columns.rest(members[0][1], chosen) if len(members) == 1 else {}
+
+
+def _cells(row, chosen, edges):
+  return [row[chosen[name]].strip() for name in edges]
+
+
+def _things(row, chosen, edges, reading, where):
+  cells, label = _cells(row, chosen, edges), row[chosen["label"]].strip()
+  if not any(cells) and not label:
     return []
   if not label:
     raise ValueError(f"{where}: box without a label")
-  numbers = files.numbers(edges, 4, ", ".join(_EDGES), where)
-  return [entries.Thing(label, tuple(numbers), where)]
+  values = boxes_lib.numbers(cells, where, ", ".join(edges))
+  return [reading.thing(label, values, where)]

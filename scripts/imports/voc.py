@@ -1,21 +1,33 @@
 """Pascal VOC: an XML file of boxes for each image."""
 
+import dataclasses
 import pathlib
-from xml.etree import ElementTree
+import re
 
-from scripts.imports import entries, files, pictures
+from scripts.imports import boxes, entries, files, markup, pictures
+
+_XML = ("annotations", "xmls")  # folders of XML, in any case
+_IMAGES = ("jpegimages", "images")  # of images
+_EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read(src, images, problems):
-  """Reads the XML files of a folder, or of its folder Annotations.
+  """Reads the XML files of a folder, of its folder Annotations, or of others.
 
-  ImageSets/Main/train.txt, val.txt and test.txt tell the splits; without them
-  all is "train". A box of VOC holds its last pixel and counts pixels from 1:
-  xmin 1 is the left edge. Objects that are marked difficult are kept.
+  A folder of folders, as one for each split or VOCdevkit, gives all of theirs.
+  ImageSets/Main/train.txt, val.txt and test.txt tell the splits, or else the
+  name of such a folder; without them all is "train". An image is the one that
+  its XML names, whatever its suffix, or else the one named as the XML.
+
+  A box of VOC holds its last pixel and counts pixels from 1: xmin 1 is the left
+  edge. Where any box of a data set begins at 0, as many programs write it, all
+  its edges are taken as distances from the left and upper edge. Objects that
+  are marked difficult are kept.
 
   Args:
     src: the folder.
-    images: folder of the images; None for JPEGImages, or that of the XML.
+    images: folder of the images; None for JPEGImages or images, or that of the
+      XML.
     problems: entries.Problems.
 
   Returns:
@@ -25,80 +37,157 @@ def read(src, images, problems):
     ValueError: a file is malformed, or whatever `problems` does not skip.
   """
   src = pathlib.Path(src)
-  folder = src / "Annotations" if (src / "Annotations").is_dir() else src
-  if images is None:
-    images = src / "JPEGImages" if (src / "JPEGImages").is_dir() else folder
+  if not src.is_dir():
+    raise ValueError(f"{src}: no such folder; expected one of XML files of VOC")
+  found = _files(src, "train", problems)
+  if not found:
+    for folder in sorted(path for path in src.iterdir() if path.is_dir()):
+      split = entries.split_of(pathlib.PurePath(folder.name)) or "train"
+      found += _files(folder, split, problems)
+  if not found:
+    raise ValueError(f"{src}: no annotations of VOC, expected XML files")
+  given = None if images is None else pathlib.Path(images)
+  return entries.Annotations(_entries(found, src, given, problems))
+
+
+def _files(src, split, problems):
+  """(split, XML file, its folder of images) of a data set in a folder."""
+  folder = _folder(src, _XML) or src
+  images = _folder(src, _IMAGES) or folder
+  present = sorted(
+    path
+    for path in folder.iterdir()
+    if path.suffix.lower() == ".xml" and not path.name.startswith(".")
+  )
   sets = {
     entries.split_name(name): path
     for name in entries.SPLITS
     if (path := src / "ImageSets" / "Main" / f"{name}.txt").is_file()
   }
-  if sets:
-    # A line can go on with whether a class is in the image.
-    found = [
-      (split, folder / f"{line.split()[0]}.xml")
-      for split, path in sets.items()
-      for line in files.read_text(path).splitlines()
-      if line.strip()
-    ]
-  else:
-    found = [("train", path) for path in sorted(folder.glob("*.xml"))]
-  if not found:
-    raise ValueError(f"{folder}: no annotations of VOC, expected XML files")
-  return entries.Annotations(_entries(found, pathlib.Path(images), problems))
+  if not sets:
+    return [(split, path, images) for path in present]
+  # A line can go on with whether a class is in the image.
+  listed = [
+    (split, folder / f"{line.split()[0]}.xml", images)
+    for split, path in sets.items()
+    for line in files.read_lines(path)
+    if line.strip()
+  ]
+  for path in sorted(set(present) - {path for _, path, _ in listed}):
+    what = "XML files that no list of ImageSets/Main names, left out"
+    problems.note(what, str(path))
+  return listed
 
 
-def _entries(found, images, problems):
-  for split, path in found:
+def _folder(src, names):
+  """The folder of one of these names, in any case."""
+  found = {path.name.lower(): path for path in src.iterdir() if path.is_dir()}
+  return next((found[name] for name in names if name in found), None)
+
+
+def _entries(found, src, images, problems):
+  parsed, index, taken = [], {}, {}
+  for split, path, folder in found:
     with problems:
-      yield _entry(path, split, images, problems)
+      entry = _entry(path, split, images or folder, index, problems)
+      other, in_split = taken.setdefault(entry.image, (path, split))
+      if (other, in_split) != (path, split):
+        raise ValueError(
+          f"{path}: in {split}, its image {entry.image} is that of {other} in "
+          f"{in_split} as well"
+        )
+      parsed.append(entry)
+  parsed = {entry.where: entry for entry in parsed}.values()
+  found = [
+    (thing.box, entry.size, thing.where)
+    for entry in parsed
+    for thing in entry.things
+  ]
+  reading = boxes.decide(found, src, problems, default="yxyx", among=["yxyx"])
+  shift = 0 if reading.shares else 1
+  for (y0, x0, _, _), _, where in () if reading.shares else found:
+    if 0 <= min(y0, x0) < 1:
+      problems.note("boxes at pixel 0: the data set counts from 0", where)
+      shift = 0
+  for entry in parsed:
+    with problems:
+      things = []
+      for thing in entry.things:
+        y0, x0, y1, x1 = thing.box
+        box = y0 - shift, x0 - shift, y1, x1
+        things.append(reading.thing(thing.label, box, thing.where))
+      yield dataclasses.replace(entry, things=tuple(things))
 
 
-def _entry(path, split, images, problems):
-  try:
-    root = ElementTree.fromstring(files.read_text(path))
-  except ElementTree.ParseError as error:
-    line, column = error.position
-    reason = str(error).partition(":")[0]
+def _entry(path, split, images, index, problems):
+  """The entry of a file, with edges as they stand there."""
+  root = markup.read(path)
+  for element in root.iter():  # without their namespace
+    element.tag = str(element.tag).rpartition("}")[2]
+  if root.tag != "annotation":
     raise ValueError(
-      f"{path}:{line}: malformed XML at column {column + 1}: {reason}"
-    ) from None
-  image = _image(images, path, root.findtext("filename"))
-  size = root.find("size")
-  stated = None
-  if size is not None:
-    sides = [_text(size, side, f"{path}: size") for side in ("height", "width")]
-    where = f"{path}: size"
-    height, width = files.numbers(sides, 2, "height and width", where)
-    stated = (int(height), int(width)) if height and width else None
-  things = []
-  for i, thing in enumerate(root.iter("object"), start=1):
-    with problems:
-      things.append(_thing(thing, f"{path}: object {i}"))
+      f"{path}: the root is <{root.tag:.60}>, expected <annotation> of VOC"
+    )
+  image = _image(images, path, root.findtext("filename"), index, problems)
+  sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
+  things = [
+    _thing(thing, f"{path}: object {i}")
+    for i, thing in enumerate(root.iter("object"), start=1)
+  ]
   return entries.Entry(
-    image, str(path), split, size=stated, things=tuple(things)
+    image, str(path), split, size=boxes.size(*sides), things=tuple(things)
   )
 
 
-def _image(images, path, name):
+def _image(images, path, name, index, problems):
   """The image of an XML file: that it names, or that of its own name."""
-  if name and name.strip():
-    # Some programs write the whole path it had on another machine.
-    return images / pathlib.PurePath(name.strip().replace("\\", "/")).name
-  for suffix in pictures.SUFFIXES:
-    if (image := images / f"{path.stem}{suffix}").is_file():
-      return image
-  raise ValueError(f"{path}: names no image, and {images} has none of its name")
+  # Some programs write the whole path it had on another machine.
+  name = pathlib.PurePath((name or "").strip().replace("\\", "/")).name
+  if name and (images / name).is_file():
+    return images / name
+  if images not in index:
+    index[images] = _by_stem(images)
+  stems = [name, re.sub(r"\.[^.]*[a-zA-Z][^.]*$", "", name), path.stem]
+  found = []
+  for stem in stems:
+    found = found or index[images].get(stem.lower(), [])
+  if not found:
+    wanted = files.shown(f"{name} or {path.stem}" if name else path.stem)
+    raise ValueError(
+      f"{path}: missing image {wanted}.*: {images} has none of such a name"
+    )
+  if len(found) > 1:
+    names = " and ".join(file.name for file in found[:2])
+    raise ValueError(f"{path}: its image is one of {names} in {images}")
+  if name:
+    what = "images of another name or suffix than their XML says"
+    problems.note(what, str(path))
+  return found[0]
+
+
+def _by_stem(folder):
+  """Name without suffix, in small letters -> the images of that name."""
+  found = {}
+  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    hidden = path.name.startswith(".")
+    if path.suffix.lower() in pictures.SUFFIXES and not hidden:
+      found.setdefault(path.stem.lower(), []).append(path)
+  return found
 
 
 def _thing(thing, where):
   label = _text(thing, "name", where)
-  box = thing.find("bndbox")
-  if box is None:
-    raise ValueError(f"{where}: {label} has no bndbox")
-  edges = [_text(box, name, where) for name in ("xmin", "ymin", "xmax", "ymax")]
+  found = thing.findall("bndbox")
+  if len(found) != 1:
+    others = [x.tag for x in thing if x.tag in ("robndbox", "polygon")]
+    other = f", but a {others[0]}, which is not read" if others else ""
+    count = f"{len(found)} of them" if found else f"no bndbox{other}"
+    raise ValueError(
+      f"{where}: {files.shown(label)} has {count}, expected one bndbox"
+    )
+  edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)
-  return entries.Thing(label, (y0 - 1, x0 - 1, y1, x1), where)
+  return entries.Thing(label, (y0, x0, y1, x1), where)
 
 
 def _text(element, name, where):

@@ -81,7 +81,7 @@ def look(place, tok, index: int) -> Sample:
   """One example, through the ops and the preprocess that a run uses.
 
   Args:
-    place: trainers.checks.Place.
+    place: trainers.places.Place.
     tok: the tokenizer.
     index: place of the example in the source.
   """
@@ -112,7 +112,7 @@ def measure(place, tok, count: int = MEASURED) -> Lengths:
   """Lengths of texts, whether they fit or not; no image is decoded but by ops.
 
   Args:
-    place: trainers.checks.Place.
+    place: trainers.places.Place.
     tok: the tokenizer.
     count: most examples.
   """

@@ -207,12 +207,26 @@ def test_every_method_of_tuning():
     config = forkme.get_config(f"tune={tune},dtype=float16")
     assert config.optimizer == method.optimizer
     assert config.learning_rate == method.learning_rate
+    assert config.clip_norm == method.clip_norm
     assert config.frozen_dtype == (method.quantize or "float16")
     if method.lora:
       assert lora.Lora(**config.model.lora) == lora.Lora()
       assert config.trainable == (lora.PARAMETERS,)
   with pytest.raises(ValueError, match=r'unknown tune "lor", .*mean "lora"'):
     forkme.get_config("tune=lor")
+
+
+def test_all_weights_are_tuned_as_by_the_forkme_of_big_vision():
+  config = forkme.get_config("tune=full")
+  assert (config.optimizer, config.learning_rate) == ("adam", 1e-5)
+  assert not config.optimizer_args  # b2 is 0.999 by default there and here
+  assert config.schedule == (
+    (".*", {"decay": "cosine", "warmup_percent": 0.05}),
+  )
+  assert config.clip_norm == 1.0
+  assert (config.batch_size, config.total_epochs) == (32, 15.0)
+  assert (config.res, config.text_len, config.label_smoothing) == (224, 128, 0)
+  assert config.trainable == (".*",)
 
 
 def test_what_an_argument_names():

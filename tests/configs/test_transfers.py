@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from configs import common
-from paligemma import sharding, tree, variants
+from paligemma import metrics, optim, sharding, tree, variants
+from paligemma.data import image_ops, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
 from tests.configs import transfer_facts
@@ -24,6 +25,7 @@ TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
 CODEC = ROOT / "tests/goldens/mask_codec/mask_codec.npz"
 VARIANTS = ("paligemma_3b", "paligemma2_3b", "paligemma2_10b", "paligemma2_28b")
 KERNELS = ((".*/kernel", 1.0),)
+RESIZES = {True: "reference_uint8", False: "aliased_uint8", None: "aliased"}
 
 
 def config_of(task, **arguments):
@@ -41,6 +43,14 @@ def test_all_published_transfers_are_here():
   assert found == FACTS.keys()
   # With forkme and vertexai_l4 and without ours, there are 34.
   assert len(found - {"detection"} | {"forkme", "vertexai_l4"}) == 34
+
+
+def test_differences_on_purpose_name_transfers_and_a_reason():
+  known = FACTS.keys() | {"forkme", "vertexai_l4"}
+  for difference in transfer_facts.DIFFERENCES:
+    assert known >= set(difference.transfers), difference
+    assert difference.there != difference.here
+    assert difference.why
 
 
 @pytest.mark.parametrize("task", FACTS)
@@ -71,21 +81,63 @@ def test_values(task, variant):
     assert config.frames == facts.frames
     assert config.init == f"{variant}_pt_{res}"
     assert (config.model.variant, config.res) == (variant, res)
+    name, arguments, clip_norm = facts.optimizer
+    assert config.optimizer == name
+    assert config.optimizer_args.to_dict() == arguments
+    assert config.clip_norm == clip_norm
+    assert config.schedule == ((".*", facts.schedule),)
     if task == "pope":
+      assert config.trainable == ()
       continue
     tune = facts.at(res, "tune")
     assert config.trainable == common.TRAINABLE[tune], res
     assert config.weight_decay_mults == (KERNELS if tune == "full" else ())
-    assert config.optimizer == "adam"
-    assert config.optimizer_args.to_dict() == {"b2": 0.999}
-    assert config.schedule == (
-      (".*", {"decay": "cosine", "warmup_percent": 0.05}),
-    )
-    assert config.clip_norm == 1.0
   # The final soft cap of Gemma 2 is off, as published.
   overrides = variants.PALIGEMMA[variant].llm_overrides
   assert overrides.get("final_logits_softcap") is None
   assert "final_logits_softcap" not in config.model.llm
+
+
+@pytest.mark.parametrize("task", ["cococap", "coco35l", "textcaps"])
+def test_crops_of_training_images(task):
+  crops = {
+    "rs": (),
+    "ic": (image_ops.InceptionCrop(area=(0.5, 1.0)),),
+    "rc": (image_ops.ResizeSmall(512), image_ops.RandomCrop((448, 448))),
+  }
+  for crop, expected in crops.items():
+    config = config_of(task, crop=crop, res=448)
+    ops = [
+      op for op in config.train.ops if type(op).__module__.endswith("image_ops")
+    ]
+    assert tuple(ops) == expected
+    assert config.train.resize == "aliased_uint8"
+    for spec in config.evals.values():
+      assert not any(op in expected for op in spec.ops)
+
+
+def test_vertexai_l4():
+  """Plain SGD of all weights at 0.1: the optimizer has no state."""
+  config = config_of("vertexai_l4")
+  assert (config.optimizer, config.optimizer_args.to_dict()) == ("sgd", {})
+  assert (config.learning_rate, config.weight_decay) == (0.1, 0.0)
+  assert config.trainable == common.TRAINABLE["full"]
+  assert config.schedule == (
+    (".*", {"decay": "cosine", "warmup_percent": 0.05}),
+  )
+  assert (config.clip_norm, config.label_smoothing) == (1.0, 0.0)
+  assert (config.batch_size, config.total_epochs) == (4, 1.0)
+  assert (config.res, config.text_len) == (224, 128)
+  assert config.train.ops == (text_ops.Format("caption en"),)
+  assert config.train.resize == "reference_uint8"
+  assert config.train.too_long == "truncate"
+  assert config.model.llm.dropout == config.model.img.dropout == 0
+  assert not config.evals
+  kept, _ = optim.make(
+    ["img/a", "llm/b"], total_steps=3, optimizer=config.optimizer
+  )
+  ones = {"img/a": np.ones(3), "llm/b": np.ones(5)}
+  assert sum(x.size for x in jax.tree.leaves(kept.init(ones))) == 1
 
 
 def test_values_that_are_their_own():
@@ -97,7 +149,6 @@ def test_values_that_are_their_own():
     for name, source in config_of("chartqa").train.sources.items()
   }
   assert weights == {"human": 7398, "augmented": 20901}
-  assert config_of("vertexai_l4").learning_rate == 0.1
 
 
 @pytest.mark.parametrize("task", FACTS)
@@ -114,21 +165,46 @@ def test_evaluators(task):
     if where:
       source = spec.source.to_dict()
       assert f"{source['name']}:{source['split']}" == where
-    hidden = name == "test" and task in (
-      *("vqav2", "aokvqa_da", "aokvqa_mc", "vizwizvqa", "textvqa", "docvqa"),
-      *("infovqa", "stvqa"),
-    )
+    hidden = name in facts.hidden
     assert spec.metric == (None if hidden else facts.metric)
     assert spec.answer_key == facts.key
     assert spec.sampler == facts.sampler
     assert spec.max_decode_len == facts.text_len
-    assert spec.text_len >= facts.text_len
+    assert spec.get("text_len", config.text_len) == facts.text_len
+    assert spec.get("too_long", config.train.too_long) == "truncate"
+    resize = spec.get("resize", config.train.resize)
+    assert resize == RESIZES[facts.antialias[1]]
     assert spec.batch_size == facts.eval_batch_size
+  assert config.train.resize == RESIZES[facts.antialias[0]]
+  assert config.train.too_long == "truncate"
+  assert config.train.on_bad == "stop"
   if "pplx" in config.evals:
     assert config.evals.pplx.source.to_dict() == (
       specs[next(iter(facts.evals))].source.to_dict()
     )
+    assert "resize" not in config.evals.pplx
   assert ("pplx" in config.evals) == (task not in ("pope", "detection"))
+
+
+# Where to_lower is True in big_vision; in the others that compare answers it
+# is False, by default or, in ai2d, by word.
+WITHOUT_CASE = {
+  *("chartqa", "docvqa", "infovqa", "ocrvqa", "rsvqa_hr", "rsvqa_lr", "stvqa"),
+}
+
+
+@pytest.mark.parametrize("task", FACTS)
+def test_answers_are_compared_with_or_without_case(task):
+  facts = FACTS[task]
+  if facts.metric.split("(")[0] not in ("vqa", "chartqa", "rsvqa"):
+    return
+  metric = metrics.make(facts.metric)
+  assert metric.lower == (task in WITHOUT_CASE)
+  answer = {facts.key: ["Red Barn"] * 3} | {"question_type": "comp"}
+  if task == "chartqa" or not isinstance(facts.example[facts.key], list):
+    answer[facts.key] = "Red Barn"
+  scores = metric(["red barn"], [answer], answer_key=facts.key)
+  assert scores["acc"] == (task in WITHOUT_CASE)
 
 
 @pytest.mark.parametrize("task", [t for t in FACTS if t not in STRIDES])
@@ -149,6 +225,7 @@ def test_videos(task, stride):
       "kind": "video_jsonl",
       "path": f"data/{task}/train.jsonl",
       "num_frames": None,
+      "weight": None,
     }
   }
   first = config.train.ops[0]
@@ -182,9 +259,9 @@ def test_arguments():
   assert config.trainable == common.TRAINABLE["attention"]
   assert config.weight_decay_mults == ()
   assert (config.init, config.tokenizer) == ("a.npz", "b.model")
-  assert [s.path for s in config.train.sources.values()] == [
-    "my/folder/train.jsonl",
-    "my/folder/val.jsonl",
+  assert [(s.path, s.weight) for s in config.train.sources.values()] == [
+    ("my/folder/train.jsonl", None),
+    ("my/folder/val.jsonl", None),
   ]
   assert {n: s.source.path for n, s in config.evals.items()} == {
     "pplx": "my/folder/val.jsonl",
@@ -203,7 +280,7 @@ def test_arguments():
     ("okvqa", {"tran": 1}, '"tran", expected one of variant, res'),
     ("okvqa", {"splits": "vall"}, 'split "vall", .*minival, val. Did.*"val"'),
     ("okvqa", {"tune": "decodr"}, 'tune "decodr".*mean "decoder"'),
-    ("cococap", {"crop": "r"}, 'crop "r", expected one of rs, ic'),
+    ("cococap", {"crop": "r"}, 'crop "r", expected one of rs, ic, rc'),
     ("science_qa", {"qfmt": "QC"}, 'prompt format of ScienceQA "QC"'),
   ],
 )
@@ -248,7 +325,7 @@ def tiny(task, folder):
   config.update(batch_size=8, text_len=64, learning_rate=1e-3)
   config.update(label_smoothing=0.0, weight_decay=1e-4)
   for spec in config.evals.values():
-    spec.update(batch_size=8, text_len=64)
+    spec.update(batch_size=8)
     if spec.kind == "generate":
       spec.update(max_decode_len=3, sampler="greedy")
   return config
@@ -384,6 +461,19 @@ def test_texts(task, write, picture):
 SIZES = {"batch_size": 8, "examples_per_epoch": 8, "total_steps": 2}
 
 
+@pytest.mark.parametrize("task", ["okvqa", "msvd_qa"])
+def test_a_final_run_sees_every_example_of_a_folder_equally_often(task, write):
+  """Eight to train on and three held out: an epoch has eleven, each once."""
+  folder = write(FACTS[task].example)
+  config = config_of(task, data=folder, final_split="true")
+  sources = inputs.make_sources(config)
+  assert [weight for _, weight in sources] == [8, 3]
+  assert inputs.examples_per_epoch(sources) == 11
+  assert all(
+    "weight" not in spec.source.to_dict() for spec in config.evals.values()
+  )
+
+
 def test_pope_only_evaluates(write):
   config = tiny("pope", write(FACTS["pope"].example))
   config.weight_decay = 0.0
@@ -450,7 +540,10 @@ def test_what_an_evaluator_has_of_its_own(write):
   }
   own = found["pplx"]
   assert (own.text_len, own.resize, own.too_long) == (31, "hf", "error")
-  assert (found["val"].text_len, found["val"].resize) == (64, "bilinear")
+  assert (found["val"].text_len, found["val"].resize) == (
+    64,
+    "reference_uint8",
+  )
   assert found["val"].too_long == "truncate"
   assert config.text_len == 64
 

@@ -36,6 +36,11 @@ class Facts:
     eval_batch_size: of the generated answers.
     train: TFDS builders and splits to train on, without and with final_split.
     frames: of an image.
+    antialias: whether a shrinking image is smoothed, in training and when
+      answers are generated; None where nothing is truncated to uint8 either.
+    optimizer: (name, arguments, clip_norm).
+    schedule: of all weights that train.
+    hidden: evaluators whose answers are not public.
     tfds: fields of the example where they have another name or form in TFDS.
   """
 
@@ -55,6 +60,12 @@ class Facts:
   sampler: str = "greedy"
   eval_batch_size: int = 1024
   frames: int = 0
+  antialias: tuple[bool | None, bool | None] = (True, True)
+  optimizer: tuple[str, dict, float | None] = ("adam", {"b2": 0.999}, 1.0)
+  schedule: dict[str, Any] = dataclasses.field(
+    default_factory=lambda: {"decay": "cosine", "warmup_percent": 0.05}
+  )
+  hidden: tuple[str, ...] = ()
   tfds: dict[str, Any] | None = None
 
   def at(self, res, of="hyper"):
@@ -94,7 +105,13 @@ def question(several=True, **facts):
 def of_video(make, **facts):
   facts["example"] = {"video": "b.mp4", **facts.pop("example", {})}
   made = make(
-    **{"evals": {"val": ""}, "eval_batch_size": 128, "frames": 16} | facts
+    **{
+      "evals": {"val": ""},
+      "eval_batch_size": 128,
+      "frames": 16,
+      "antialias": (None, None),
+    }
+    | facts
   )
   example = {k: v for k, v in made.example.items() if k != "image"}
   if make is caption:
@@ -107,6 +124,7 @@ CHOICES = ["a dog", "a cat"]
 
 FACTS = {
   "cococap": caption(
+    antialias=(False, False),
     hyper={224: (5, 1e-5, 256, 0, 0, 1e-6)},
     text_len=32,
     sampler="beam(beam_size=2)",
@@ -122,6 +140,7 @@ FACTS = {
     tfds={"captions": {"text": CAPTIONS, "id": [1, 2, 3]}},
   ),
   "coco35l": caption(
+    antialias=(False, False),
     hyper={224: (None, 1e-5, 256, 0, 0, 1e-6)},
     text_len=32,
     example={"image": "a.png", "captions": CAPTIONS, "language": "fil"},
@@ -130,6 +149,7 @@ FACTS = {
     evals={"dev_ar": "coco35l:dev_ar", "xm3600_quz": "xm3600:quz"},
   ),
   "textcaps": caption(
+    antialias=(False, False),
     hyper={224: (5, 1e-5, 256, 0, 0, 1e-6)},
     text_len=32,
     suffix="a red barn",
@@ -139,6 +159,7 @@ FACTS = {
     tfds={"texts": CAPTIONS},
   ),
   "scicap": caption(
+    antialias=(False, False),
     hyper={224: (80, 3e-5, 256, 0.1, 0.1, 0)},
     text_len=96,
     key="caption",
@@ -158,6 +179,7 @@ FACTS = {
     },
   ),
   "screen2words": caption(
+    antialias=(False, False),
     hyper={224: (10, 1e-5, 256, 0.2, 0.3, 0)},
     text_len=24,
     train=("screen2_words:train", "screen2_words:train+dev"),
@@ -177,6 +199,7 @@ FACTS = {
     tfds={"texts": CAPTIONS},
   ),
   "vqav2": question(
+    hidden=("test",),
     hyper={224: (10, 1e-5, 256, 0, 0, 1e-6), 448: (10, 1e-5, 256, 0, 0, 0)},
     text_len=32,
     metric="vqav2",
@@ -192,6 +215,7 @@ FACTS = {
     evals={"minival": "okvqa:train[-10%:]", "val": "okvqa:val"},
   ),
   "aokvqa_da": question(
+    hidden=("test",),
     hyper={224: (10, 5e-6, 128, 0, 0, 0)},
     text_len=32,
     key="direct_answers",
@@ -201,6 +225,7 @@ FACTS = {
     evals={"val": "aokvqa:val", "test": "aokvqa:test"},
   ),
   "aokvqa_mc": question(
+    hidden=("test",),
     several=False,
     hyper={224: (15, 5e-6, 128, 0, 0, 0)},
     text_len=128,
@@ -216,6 +241,7 @@ FACTS = {
     },
   ),
   "ai2d": question(
+    antialias=(True, False),
     several=False,
     hyper={224: (10, 1e-5, 256, 0, 0, 1e-6)},
     text_len=128,
@@ -227,6 +253,7 @@ FACTS = {
     tfds={"possible_answers": CHOICES},
   ),
   "gqa": question(
+    antialias=(False, False),
     several=False,
     hyper={224: (1, 1e-5, 256, 0, 0, 0)},
     text_len=32,
@@ -242,6 +269,7 @@ FACTS = {
     },
   ),
   "nlvr2": question(
+    antialias=(False, False),
     several=False,
     hyper={
       224: (3, 1e-5, 256, 0, 0, 1e-6),
@@ -269,6 +297,7 @@ FACTS = {
     tfds={"image_right": b"..."},
   ),
   "science_qa": question(
+    antialias=(False, False),
     several=False,
     hyper={224: (20, 1e-5, 128, 0, 0, 0)},
     text_len=512,
@@ -283,6 +312,7 @@ FACTS = {
     evals={"val": "science_qa:val", "test": "science_qa:test"},
   ),
   "rsvqa_lr": question(
+    antialias=(True, False),
     hyper={224: (3, 3e-6, 256, 0.2, 0, 0)},
     text_len=32,
     metric="rsvqa",
@@ -292,6 +322,7 @@ FACTS = {
     evals={"val": "rsvqa_lr/nonum:val", "test": "rsvqa_lr/nonum:test"},
   ),
   "rsvqa_hr": question(
+    antialias=(True, False),
     hyper={224: (1, 1e-5, 256, 0, 0, 0)},
     text_len=32,
     metric="rsvqa",
@@ -320,6 +351,8 @@ FACTS = {
     },
   ),
   "vizwizvqa": question(
+    antialias=(True, False),
+    hidden=("test",),
     hyper={224: (10, 1e-5, 256, 0, 0, 0)},
     text_len=48,
     train=("vizwizvqa:train", "vizwizvqa:train+val"),
@@ -344,11 +377,13 @@ FACTS = {
     several=False,
     hyper={224: (3, 3e-6, 128, 0, 0, 0), 896: (3, 1e-5, 128, 0, 0, 0)},
     text_len=32,
+    metric="vqa(lower=True)",
     eval_batch_size=256,
     train=("ocrvqa_id:train+val[20000:]", "ocrvqa_id:train+val"),
     evals={"minival": "ocrvqa_id:val[:20000]", "test": "ocrvqa_id:test"},
   ),
   "textvqa": question(
+    hidden=("test",),
     hyper={
       224: (5, 3e-6, 256, 0, 0, 0),
       448: (10, 3e-6, 256, 0, 0, 3e-7),
@@ -361,6 +396,7 @@ FACTS = {
     evals={"val": "textvqa:val", "test": "textvqa:test"},
   ),
   "docvqa": question(
+    hidden=("test",),
     hyper={224: (10, 1e-5, 256, 0, 0, 1e-6)},
     text_len=32,
     res=896,
@@ -375,6 +411,7 @@ FACTS = {
     },
   ),
   "infovqa": question(
+    hidden=("test",),
     hyper={
       224: (3, 1e-5, 256, 0.4, 0, 1e-6),
       448: (3, 1e-5, 128, 0.4, 0, 1e-6),
@@ -389,6 +426,7 @@ FACTS = {
     evals={"val": "infovqa:val", "test": "infovqa:test"},
   ),
   "stvqa": question(
+    hidden=("test",),
     hyper={
       224: (3, 1e-5, 256, 0.1, 0, 1e-6),
       448: (3, 1e-5, 128, 0.1, 0, 1e-6),
@@ -403,7 +441,9 @@ FACTS = {
     evals={"val": "stvqa:val", "test": "stvqa:test"},
   ),
   "pope": question(
+    antialias=(False, False),
     several=False,
+    optimizer=("sgd", {}, 1.0),
     hyper={224: (None, 0, 256, 0, 0, 0)},
     text_len=48,
     metric="pope",
@@ -419,6 +459,7 @@ FACTS = {
     },
   ),
   "refcoco_seg": Facts(
+    antialias=(False, False),
     hyper={
       224: (100, 3e-5, 256, 0.3, 0.1, 0),
       448: (100, 1e-5, 256, 0.3, 0, 0),
@@ -521,3 +562,123 @@ STRIDES = {
   "activitynet_qa": 70,
   "vatex_cap": 7,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """Where a published recipe is not followed, on purpose.
+
+  Attributes:
+    transfers: their names; none: all.
+    there: in big_vision.
+    here: in this project.
+    why: the reason.
+  """
+
+  transfers: tuple[str, ...]
+  there: str
+  here: str
+  why: str
+
+
+DIFFERENCES = (
+  Difference(
+    ("forkme",),
+    "all weights by Adam at 1e-5, pictures truncated to uint8",
+    "attention weights by plain SGD at 0.03, pictures not truncated; tune=full "
+    "is Adam at 1e-5, clipped and warmed up as there",
+    "it is the recipe of the fine-tuning notebook, which fits one GPU",
+  ),
+  Difference(
+    ("forkme",),
+    "weight decay of 3e-7 a step, on kernels of the image tower alone",
+    "none",
+    "it moves them by less than a thousandth in 3000 steps",
+  ),
+  Difference(
+    ("forkme",),
+    "the rows to be answered have their answer in the prompt, and the "
+    "perplexity is over prompt and padding too",
+    "a prompt takes no answer; the perplexity is that of the answer",
+    "both are slips of that config",
+  ),
+  Difference(
+    (),
+    "matrices are multiplied in float32, which on TPUs is bfloat16",
+    "in bfloat16; --config.model.dtype=float32 is float32 everywhere",
+    "the same on TPUs, and half the memory elsewhere",
+  ),
+  Difference(
+    (),
+    "evaluated 4 to 20 times in a run, on some of the training data as well",
+    "4 times, or once where it was once, on what is held out",
+    "scores that nobody reports cost as much as those that count",
+  ),
+  Difference(
+    (),
+    "perplexity of two or three splits, of the English one in coco35l",
+    "of the first that is evaluated",
+    "one is enough to see a run go wrong",
+  ),
+  Difference(
+    (),
+    "a JSON file of predictions, under the names of the test server",
+    "predictions.jsonl, the same for all; no metric where answers are hidden",
+    "one form that every script reads",
+  ),
+  Difference(
+    (),
+    "a buffer of 50,000 examples is shuffled, the k-th answer is that of an "
+    "example's hash and epoch",
+    "the whole data set is shuffled; answers are drawn by seed and epoch",
+    "a run is the same bit for bit after a restart and on other devices",
+  ),
+  Difference(
+    (),
+    "JPEG by a fast transform; EXIF orientation and transparency are ignored",
+    "exact JPEG, up to 17 levels of 255 away; upright, over white",
+    "it is what other decoders show, and what the picture means",
+  ),
+  Difference(
+    (),
+    "resolutions without a best of the sweep take the default values",
+    "they take the best of the next lower resolution",
+    "the defaults are older than the sweeps",
+  ),
+  Difference(
+    ("cococap", "textcaps"),
+    "every beam may end at every step and competes with those that end",
+    "it does where nothing else ended",
+    "see beam.search: an answer that no beam would give first is none",
+  ),
+  Difference(
+    ("cococap", "coco35l", "textcaps"),
+    "crop=ic corrects a crop by one pixel where rounding leaves the bounds",
+    "it draws again",
+    "the distribution is that of the definition",
+  ),
+  Difference(
+    ("coco35l",),
+    "Crossmodal-3600 is scored against captions that are not split into words",
+    "against those that are",
+    "the captions to train on are split",
+  ),
+  Difference(
+    ("refcoco_seg",),
+    "crop=zic_mild",
+    "not offered; object_ops and image_ops have zoom, crops and flips",
+    "its ops are not part of big_vision",
+  ),
+  Difference(
+    ("refcoco_seg",),
+    "5 epochs of batches of 64 unless swept",
+    "the swept 100 epochs of batches of 256, at 896 of 64",
+    "the published checkpoints are of those",
+  ),
+  Difference(
+    ("pope",),
+    "optimizer identity over all weights",
+    "no weight is trainable",
+    "it trains nothing either way, and needs no memory for it",
+  ),
+)

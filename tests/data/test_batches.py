@@ -58,12 +58,16 @@ def bad_source(path, tmp_path):
 
 @pytest.fixture
 def rows(tokenizer):
-  return preprocess.Preprocess(tokenizer, RES, TEXT_LEN, train=True)
+  return preprocess.Preprocess(
+    tokenizer, RES, TEXT_LEN, train=True, texts="plain"
+  )
 
 
 @pytest.fixture
 def prompts(tokenizer):
-  return preprocess.Preprocess(tokenizer, RES, TEXT_LEN, train=False)
+  return preprocess.Preprocess(
+    tokenizer, RES, TEXT_LEN, train=False, texts="plain"
+  )
 
 
 @pytest.fixture
@@ -72,7 +76,9 @@ def random_rows(tokenizer):
     text_ops.Choice("loose"),
     text_ops.Format("{prefix} {loose}"),
   )
-  return preprocess.Preprocess(tokenizer, RES, TEXT_LEN, train=True, ops=ops)
+  return preprocess.Preprocess(
+    tokenizer, RES, TEXT_LEN, train=True, texts="plain", ops=ops
+  )
 
 
 def take(iterator, n):
@@ -185,7 +191,7 @@ def test_examples_know_their_index_and_epoch(source, tokenizer, sharding):
   low, high = sources.Slice(source, "[:7]"), sources.Slice(source, "[7:]")
   ops = (text_ops.Format("{_index}", "{_epoch}"),)
   numbered = preprocess.Preprocess(
-    tokenizer, RES, TEXT_LEN, train=True, ops=ops
+    tokenizer, RES, TEXT_LEN, train=True, texts="plain", ops=ops
   )
   data = batches.train(
     [(low, 1), (high, 3)], numbered, batch_size=8, seed=5, **sharding
@@ -285,7 +291,7 @@ def test_errors_in_workers_are_one_line(bad_source, rows):
   iterator = batches.train(
     [(bad_source, 1)], rows, batch_size=EXAMPLES, seed=0, num_workers=1
   )
-  expected = r"^\S+bad\.jsonl:4: truncated or damaged image of 50 bytes: .*$"
+  expected = r"^\S+bad\.jsonl:4: truncated or damaged image of 50 bytes$"
   with pytest.raises(ValueError, match=expected) as info:
     next(iterator)
   assert not getattr(info.value, "__notes__", [])

@@ -118,7 +118,9 @@ def test_parse_scales_to_the_size():
       [(BOX, "cat", None), (BOX, "dog", None)],
     ),
     (f"{BOX_TEXT} \n{CODES_TEXT}cat", [(BOX, "cat", CODES)]),
-    (" ".join([BOX_TEXT, "<eos>"]), [(BOX, "<eos>", None)]),
+    (f"{BOX_TEXT} <eos>", [(BOX, "", None)]),
+    (f"{BOX_TEXT} cat <eos><pad>", [(BOX, "cat", None)]),
+    ("cat<eos>dog", [(None, "cat", None)]),
     # Boxes in succession: the last one is followed by codes and label.
     (f"{BOX_TEXT * 2}{CODES_TEXT} cat", [(BOX, "", None), (BOX, "cat", CODES)]),
     (

@@ -316,3 +316,13 @@ def test_any_compressed_text_is_read_or_refused(text):
     assert "run-length" in str(error) and "\n" not in str(error)
   else:
     assert found.shape == (3, 5)
+
+
+def test_run_lengths_back_and_forth():
+  mask = np.random.default_rng(0).random((5, 7)) < 0.5
+  for found in (mask, ~mask, np.zeros((3, 2), bool), np.ones((3, 2), bool)):
+    runs = masks.to_rle(found)
+    assert runs["size"] == list(found.shape)
+    assert all(type(n) is int and n > 0 for n in runs["counts"][1:])
+    np.testing.assert_array_equal(masks.from_rle(runs, *found.shape), found)
+  assert masks.to_rle(np.ones((3, 2), bool))["counts"] == [0, 6]

@@ -177,11 +177,25 @@ def test_truncate_cuts_the_end_of_the_answer(tokenizer, ids):
   assert arrays["truncated"].dtype == np.int32
 
 
-def test_truncate_never_cuts_the_prompt(tokenizer):
-  with pytest.raises(ValueError, match=r"have 5 \+ 2 tokens, .* room for 5;"):
-    sequence.training(
-      tokenizer, "<loc0003>" * 3, "<seg005>", 4, too_long="truncate"
-    )
+def test_truncate_cuts_a_prompt_that_is_too_long(tokenizer, ids):
+  """As the reference, which concatenates first: then nothing is supervised."""
+  loc, _, _ = ids
+  arrays = sequence.training(
+    tokenizer, "<loc0003>" * 7, "<seg005>", 4, too_long="truncate"
+  )
+  expected = {
+    "text": [2, loc, loc, loc, loc],
+    "mask_ar": [0] * 5,
+    "mask_input": [1] * 5,
+    "mask_loss": [0] * 5,
+    "truncated": 1,
+  }
+  check(arrays, expected, DTYPES)
+  found = sequence.prompt(tokenizer, "<loc0003>" * 7, 3, too_long="truncate")
+  assert found["text"].tolist() == [2, loc, loc]
+  assert found["mask_input"].all()
+  with pytest.raises(ValueError, match=r"have 9 \+ 2 tokens, text_len 8 has"):
+    sequence.training(tokenizer, "<loc0003>" * 7, "<seg005>", 8)
 
 
 def test_unknown_choice_of_too_long(tokenizer):

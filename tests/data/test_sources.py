@@ -90,6 +90,13 @@ def test_jsonl_with_several_images(write):
   assert example["_image_path"] == ["2.png", "0.png"]
 
 
+def test_jsonl_tells_how_many_images_a_line_has(write):
+  assert sources.Jsonl(write(*examples(1))).frames() == 0
+  path = write({"image": ["no.png", "0.png"]}, {"image": ["0.png"]})
+  assert sources.Jsonl(path).frames() == 2
+  assert sources.Jsonl(write({"image": ["0.png"]})).frames() == 1
+
+
 def test_jsonl_is_lazy(write):
   source = sources.Jsonl(write(*examples(1), "{broken", {"image": "no.png"}))
   assert source[0]["id"] == 0
@@ -108,6 +115,17 @@ def test_jsonl_is_lazy(write):
     ('{"image": ["no.png"]}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "no.png"}', r"cannot read image .*no\.png: No such file"),
     ('{"image": "."}', r"cannot read image .*: Is a directory"),
+    ('{"image": "/dev/zero"}', r"cannot read image /dev/zero: it is a device"),
+    (
+      '{"image": "http://127.0.0.1:9/a.jpg"}',
+      r"cannot read image http://127.0.0.1:9/a.jpg: it is an address, of which "
+      r"gs://, s3://, az://, hf:// are read; download the file and give its pa",
+    ),
+    ('{"image": ["0.png", "https://x/a"]}', r"image https://x/a: it is an add"),
+    (
+      '{"image": {"bytes": "%s"}}' % ("A" * 999),
+      r'key "image", found .{,200}$',
+    ),
   ],
 )
 def test_bad_lines_are_named(write, line, message):
@@ -129,6 +147,10 @@ def test_line_that_is_not_utf8(write):
 def test_missing_and_empty_file(write, tmp_path):
   with pytest.raises(ValueError, match=r"no\.jsonl: cannot read data: .*No su"):
     sources.Jsonl(tmp_path / "no.jsonl")
+  with pytest.raises(ValueError, match=r"^http://a/b: .* data: it is an addre"):
+    sources.Jsonl("http://a/b")
+  with pytest.raises(ValueError, match=r"^http://a: .* file: it is an addre"):
+    sources.Jsonl(write(*examples(1)), "http://a")
   with pytest.raises(ValueError, match=r"data\.jsonl: empty data set"):
     sources.Jsonl(write("", "  "))
 
@@ -290,6 +312,8 @@ def test_video_jsonl_of_undecoded_videos(videos, tmp_path):
     ({"video": 7}, r'expected a path under the key "video", found 7$'),
     ({"video": "no.mkv"}, r"cannot read video .*no\.mkv: No such file"),
     ({"video": "."}, r"cannot read video .*: Is a directory"),
+    ({"video": "/dev/zero"}, r"cannot read video /dev/zero: it is a device"),
+    ({"video": "http://a/b.mp4"}, r"cannot read video .*: it is an address"),
     ({"video": "empty.mkv"}, r".*empty\.mkv: damaged video, or of a kind"),
     ({"video": "data.jsonl"}, r".*data\.jsonl: damaged video, or of a kind"),
   ],

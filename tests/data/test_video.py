@@ -38,7 +38,8 @@ def clip(
   file = io.BytesIO()
   with av.open(file, "w", format=container, options=options) as out:
     stream = out.add_stream(codec, rate=10) if count else None
-    track = out.add_stream("aac", rate=8000) if sound else None
+    voice, rate = ("libopus", 48000) if container == "webm" else ("aac", 8000)
+    track = out.add_stream(voice, rate=rate) if sound else None
     if stream:
       stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, pixels
       for i in range(count):
@@ -47,9 +48,9 @@ def clip(
       out.mux(stream.encode(None))
     for i in range(8 * sound):
       silence = av.AudioFrame.from_ndarray(
-        np.zeros((1, 1000), np.float32), format="fltp", layout="mono"
+        np.zeros((1, rate // 8), np.float32), format="fltp", layout="mono"
       )
-      silence.sample_rate, silence.pts = 8000, 1000 * i
+      silence.sample_rate, silence.pts = rate, rate // 8 * i
       out.mux(track.encode(silence))
     if track:
       out.mux(track.encode(None))
@@ -234,7 +235,11 @@ def song_with_a_cover():
     (lambda: clip(40)[:-400], "damaged video, or of a kind"),
     (lambda: clip(0, sound=1), "no video to decode in .* streams of audio$"),
     (song_with_a_cover, "no video to decode in .* streams of audio, video$"),
-    (lambda: clip(7, "matroska", "ffv1")[:600], "no frame in the video$"),
+    (
+      lambda: lossless(7)[:600],
+      r"truncated .* \d+ bytes are missing at its end",
+    ),
+    (lambda: without_lengths(lossless(7)[:600]), "no frame in the video$"),
   ],
 )
 def test_bad_files(make, message):
@@ -244,17 +249,69 @@ def test_bad_files(make, message):
   assert "\n" not in str(info.value)
 
 
+CONTAINERS = [
+  ("matroska", "libx264"),
+  ("webm", "libvpx"),
+  ("avi", "mpeg4"),
+  ("mp4", "libx264"),
+  ("mov", "mpeg4"),
+  ("mpegts", "mpeg2video"),
+]
+
+
 @pytest.mark.parametrize(
-  ("container", "codec"), [("matroska", "libx264"), ("webm", "libvpx")]
+  ("container", "codec", "sound"),
+  [(*kind, sound) for kind in CONTAINERS for sound in (0, 4)],
 )
-def test_a_file_that_is_cut_short(container, codec):
-  data = clip(40, container, codec, cluster_time_limit="100")
+def test_a_file_that_is_cut_short(container, codec, sound):
+  """Wherever it was, frames that lack are an error."""
+  data = clip(40, container, codec, sound=sound)
+  whole = numbers(video.decode(data, 99, 1, where="a:1"))
+  assert len(whole) == 40
+  for kept in (0.5, 0.8, 0.97, 1 - 11 / len(data)):
+    cut = data[: round(kept * len(data))]
+    if container == "mpegts":
+      cut += data[len(cut) : len(cut) + 1] * (len(cut) % 188 == 0)
+    with pytest.raises(ValueError, match=r"^a:1: .*(damaged|no video)"):
+      video.decode(cut, 99, 1, where="a:1")
+
+
+@pytest.mark.parametrize("container", ["matroska", "avi"])
+def test_what_lacks_behind_the_last_frame_is_no_error(container):
+  data = clip(40, container, "ffv1", "bgr0")
   cut = data[: len(data) * 4 // 5]
+  assert numbers(video.decode(cut, 3, 2)) == [0, 2, 4]
+  with pytest.raises(ValueError, match=r"^a:1: (truncated|damaged) "):
+    video.decode(cut, 40, 1, where="a:1")
+
+
+def without_lengths(matroska):
+  """As what is recorded live: its segment goes on to the end of the file."""
+  place = matroska.index(b"\x18\x53\x80\x67") + 4
+  return matroska[:place] + b"\x01" + b"\xff" * 7 + matroska[place + 8 :]
+
+
+@pytest.mark.parametrize("sound", [0, 4])
+def test_a_cut_shows_by_the_duration(sound):
+  data = clip(40, "matroska", "ffv1", "bgr0", sound=sound)
+  data = without_lengths(data)
+  assert len(video.decode(data, 99, 1)) == 40
+  assert video.count(data) == 40
+  cut = data[: len(data) // 2]
   with pytest.raises(
     ValueError, match=r"^a:1: truncated .* frame is at \d\.\d s of 4\.\d s$"
   ):
     video.decode(cut, 40, 1, where="a:1")
   assert numbers(video.decode(cut, 2, 1)) == [0, 1]
+
+
+def test_frames_of_a_cut_file_are_not_counted():
+  data = lossless(23)
+  assert video.count(data) == 23
+  with pytest.raises(
+    ValueError, match=r"^a:1: truncated .* missing at its end"
+  ):
+    video.count(data[: len(data) // 2], where="a:1")
 
 
 def test_a_file_that_is_damaged_in_the_middle():

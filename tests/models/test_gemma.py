@@ -533,6 +533,43 @@ def test_dropout_differs_by_layer():
   assert max(len(np.unique(token.round(3))) for token in added) > 2
 
 
+@pytest.mark.parametrize("policy", ["none", "block_inputs"])
+def test_dropout_behind_attention_and_in_front_of_the_post_norm_of_the_mlp(
+  policy,
+):
+  """What an MLP adds has a root mean square of 1 with features dropped."""
+  model = build("gemma2", dropout=0.5, width=22, depth=1, remat_policy=policy)
+  rng = np.random.default_rng(0)
+  flat = {
+    name: np.zeros(shape, np.float32)
+    for name, shape in shapes_of(model).items()
+  }
+  x = rng.normal(size=(2, 7, 22)).astype(np.float32)
+
+  def added(*filled):
+    values = {
+      name: rng.normal(size=leaf.shape).astype(np.float32)
+      if name.startswith(filled) and not name.endswith("scale")
+      else leaf
+      for name, leaf in flat.items()
+    }
+    _, out = jax.jit(functools.partial(model.apply, train=True))(
+      {"params": tree.unflatten(values)},
+      x,
+      np.ones((2, 7), bool),
+      np.zeros((2, 7), np.int32),
+      rngs={"dropout": jax.random.key(0)},
+    )
+    added = np.asarray(out["encoded"]) - x
+    dropped = (added == 0).mean()
+    assert 0.3 < dropped < 0.7
+    return np.square(added).mean(axis=-1)
+
+  # Of what is normed first, features are dropped and the rest is doubled.
+  assert np.ptp(added("layers/attn")) > 0.5
+  np.testing.assert_allclose(added("layers/mlp"), 1, rtol=1e-3)
+
+
 def test_intermediates():
   case = make_case("gemma2", scan=True)
   x, input_mask, mask_ar = random_inputs("middle")

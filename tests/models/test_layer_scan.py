@@ -34,20 +34,20 @@ def block(params, x, layer, rows, part):
   y = x * (1 + params["norm"]["scale"][None, None])
   y = jnp.tanh(y.astype(dtype) @ params["trained"]["w"])
   y = (y @ params["frozen"]["w"]).astype(jnp.float32)
-  return x + y * (rows + layer["shift"])[:, :, None]
+  return x + y * (rows + layer["shift"])[:, :, None], {"y": y}
 
 
 def plain(params, x):
   for i in range(L):
     here, layer = jax.tree.map(lambda p, i=i: p[i], (params, LAYERS))
-    x = block(here, x, layer, ROWS, 0)
+    x, _ = block(here, x, layer, ROWS, 0)
   return x
 
 
 def scanned(params, x, *, dtype="float32", num_parts=1):
   return scan_layers(
     block, params, x, LAYERS, ROWS, dtype=dtype, num_parts=num_parts
-  )
+  )[0]
 
 
 def gradients(run, names):
@@ -119,10 +119,35 @@ def test_a_frozen_matrix_costs_no_gradient():
 
 def test_every_part_has_its_number():
   def number(params, x, layer, rows, part):
-    return x + params["w"] * 0 + part
+    return x + params["w"] * 0 + part, ()
 
   params = {"w": jnp.ones((L,))}
-  out = scan_layers(
+  out, _ = scan_layers(
     number, params, jnp.zeros((B, 1, 1)), (), (), dtype="float32", num_parts=3
   )
   np.testing.assert_array_equal(out[:, 0, 0], [0, 0, L, L, 2 * L, 2 * L])
+
+
+@pytest.mark.parametrize("num_parts", [1, 3])
+def test_what_the_blocks_give_out(num_parts):
+  _, out = scan_layers(
+    block, PARAMS, X, LAYERS, ROWS, dtype="float32", num_parts=num_parts
+  )
+  x = X
+  for i in range(L):
+    here, layer = jax.tree.map(lambda p, i=i: p[i], (PARAMS, LAYERS))
+    x, expected = block(here, x, layer, ROWS, 0)
+    np.testing.assert_allclose(out["y"][i], expected["y"], 1e-5, 1e-5)
+
+
+def test_what_the_blocks_give_out_has_no_gradient():
+  def total(params):
+    x, out = scan_layers(
+      block, params, X, LAYERS, ROWS, dtype="float32", num_parts=1
+    )
+    return jnp.sum(x) + jnp.sum(out["y"])
+
+  with pytest.raises(
+    ValueError, match=r"no gradient passes .*set remat_policy"
+  ):
+    jax.grad(total)(PARAMS)

@@ -297,20 +297,60 @@ def test_intermediates_name_their_tower():
     functools.partial(case.model.apply, {"params": case.params}), **case.inputs
   )
   length = PATCHES + TEXT_LEN
+  encoder = out.pop("img/encoder")
+  assert encoder["block00"].keys() == {"sa", "+sa", "mlp", "+mlp"}
   shapes = {name: value.shape for name, value in out.items()}
+  (rows, columns) = shapes["img/stem"][1:3]
+  assert rows * columns == PATCHES
   assert shapes == {
-    "img/stem": (2, PATCHES, 9),
+    "img/stem": (2, rows, columns, 9),
     "img/with_posemb": (2, PATCHES, 9),
     "img/encoded": (2, PATCHES, 9),
     "img/head_input": (2, PATCHES, 9),
     "img/pre_logits": (2, PATCHES, 9),
+    "img/pre_logits_2d": (2, rows, columns, 9),
+    "img/logits": (2, PATCHES, WIDTH),
+    "img/logits_2d": (2, rows, columns, WIDTH),
     "img/zimg": (2, PATCHES, WIDTH),
     "llm/ztxt": (2, TEXT_LEN, WIDTH),
     "llm/attn_mask": (2, length, length),
     "llm/encoded": (2, length, WIDTH),
     "llm/pre_logits": (2, length, WIDTH),
+    "llm/logits": (2, length, VOCABULARY),
+    "attn_mask": (2, length, length),
     "text_logits": (2, TEXT_LEN, VOCABULARY),
+    "text_tokens": (2, TEXT_LEN),
   }
+
+
+def test_intermediates_of_the_whole_sequence():
+  case = make_case("gemma2")
+  logits, out = jax.jit(
+    functools.partial(case.model.apply, {"params": case.params})
+  )(**case.inputs)
+  np.testing.assert_allclose(
+    out["llm/logits"][:, PATCHES:], out["text_logits"], **SAME
+  )
+  np.testing.assert_array_equal(out["text_logits"], logits)
+  np.testing.assert_array_equal(out["text_tokens"], logits.argmax(axis=-1))
+  np.testing.assert_array_equal(out["attn_mask"], out["llm/attn_mask"])
+  np.testing.assert_array_equal(out["img/logits"], out["img/zimg"])
+
+
+def test_logits_of_the_image_are_computed_only_if_asked_for():
+  case = make_case("gemma")
+
+  def flops(function):
+    compiled = jax.jit(function).lower(case.params).compile()
+    return compiled.cost_analysis()["flops"]
+
+  def apply(params, **kwargs):
+    return case.model.apply({"params": params}, **case.inputs, **kwargs)
+
+  alone = flops(lambda p: apply(p)[0])
+  everything = flops(apply)
+  more = 2 * 2 * (PATCHES + TEXT_LEN) * WIDTH * VOCABULARY
+  assert everything - alone > 0.9 * more
 
 
 def test_dropout_reaches_both_towers():

@@ -80,7 +80,7 @@ def test_posemb_sincos2d_has_no_parameter_and_takes_any_resolution():
   assert "pos_embedding" not in params
   _, out = apply(model, params, IMAGE[:, :4])
   np.testing.assert_allclose(
-    out["with_posemb"] - out["stem"],
+    out["with_posemb"] - out["stem"].reshape(2, 10, 12),
     np.tile(vit.sincos2d(2, 5, 12), (2, 1, 1)),
     atol=1e-6,
   )
@@ -96,7 +96,7 @@ def unpooled():
 def test_posemb_learn_is_added_per_patch(unpooled):
   params, out = unpooled
   np.testing.assert_allclose(
-    out["with_posemb"] - out["stem"],
+    out["with_posemb"] - out["stem"].reshape(2, PATCHES, 12),
     np.tile(params["pos_embedding"], (2, 1, 1)),
     atol=1e-6,
   )
@@ -108,7 +108,7 @@ def test_stem_is_one_matrix_per_patch_row_by_row(unpooled):
   third_of_second_row = IMAGE[:, 2:4, 4:6].astype(np.float64)
   expected = np.einsum("BhwC,hwCD->BD", third_of_second_row, kernel)
   np.testing.assert_allclose(
-    out["stem"][:, 5 + 2], expected + bias[None], atol=1e-5
+    out["stem"][:, 1, 2], expected + bias[None], atol=1e-5
   )
 
 
@@ -134,16 +134,16 @@ def test_pool_tok_prepends_a_token_without_position():
   assert params["cls"].shape == (1, 1, 12)
   x, out = apply(model, params)
   assert x.shape == (2, 12)
-  assert out["encoded"].shape == (2, PATCHES, 12)
+  assert out["encoded"].shape == (2, 1 + PATCHES, 12)
   # The same sequence built by hand, through the encoder alone.
   cls = jnp.broadcast_to(params["cls"], (2, 1, 12))
   encoder = vit.Encoder(3, 17, 3)
-  encoded = jax.jit(encoder.apply)(
+  encoded, _ = jax.jit(encoder.apply)(
     {"params": params["Transformer"]},
     jnp.concatenate([cls, out["with_posemb"]], axis=1),
   )
   np.testing.assert_allclose(x, encoded[:, 0], atol=1e-5)
-  np.testing.assert_allclose(out["encoded"], encoded[:, 1:], atol=1e-5)
+  np.testing.assert_allclose(out["encoded"], encoded, atol=1e-5)
 
 
 def test_pool_map_attends_from_a_probe():
@@ -186,6 +186,89 @@ def test_rep_size_and_head():
   np.testing.assert_allclose(out["pre_logits"], pre_logits, atol=1e-5)
   expected = pre_logits @ head["kernel"] + head["bias"]
   np.testing.assert_allclose(x, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pool_type", vit.POOLINGS)
+def test_features_of_every_patch(pool_type):
+  """Head and tanh layer, shared with what is pooled, over the class token."""
+  model = build(pool_type=pool_type, rep_size=True, num_classes=5)
+  params = init(model)
+  x, out = apply(model, params)
+  np.testing.assert_array_equal(out["logits"], x)
+  rep, head = params["pre_logits"], params["head"]
+  assert rep["kernel"].shape == (12, 12)
+  encoded = np.asarray(out["encoded"])
+  assert encoded.shape[1] == PATCHES + (pool_type == "tok")
+  patches = encoded[:, -PATCHES:].reshape(2, 3, 5, 12)
+  expected = np.tanh(patches @ rep["kernel"] + rep["bias"])
+  np.testing.assert_allclose(out["pre_logits_2d"], expected, atol=1e-5)
+  expected = expected @ head["kernel"] + head["bias"]
+  np.testing.assert_allclose(out["logits_2d"], expected, atol=1e-5)
+  if pool_type == "none":
+    np.testing.assert_allclose(out["logits_2d"].reshape(x.shape), x, atol=1e-6)
+
+
+@pytest.mark.parametrize("rep_size", [None, False])
+def test_without_a_rep_size_what_is_pooled_stays(rep_size):
+  model = build(pool_type="gap", rep_size=rep_size)
+  params = init(model)
+  assert "pre_logits" not in params
+  x, out = apply(model, params)
+  np.testing.assert_array_equal(out["pre_logits"], out["head_input"])
+  np.testing.assert_array_equal(out["pre_logits"], x)
+  assert "logits" not in out and "logits_2d" not in out
+  assert out["pre_logits_2d"].shape == (2, 3, 5, 12)
+
+
+@pytest.mark.parametrize(
+  ("policy", "scan"),
+  [("none", True), ("none", False), ("block_inputs", True)],
+)
+def test_every_block_gives_out_what_it_adds(unpooled, policy, scan):
+  params, _ = unpooled
+  params = params if scan else unstack(params, 3)
+  model = build(remat_policy=policy, scan=scan)
+  _, out = apply(model, params)
+  encoder, x = out["encoder"], out["with_posemb"]
+  assert encoder.keys() == {"block00", "block01", "block02", "pre_ln"}
+  stack = unstack(params, 3) if scan else params
+  for i in range(3):
+    block = vit.Block(mlp_dim=17, num_heads=3)
+    own = {"params": stack["Transformer"][f"encoderblock_{i}"]}
+    after, expected = block.apply(own, x, False)
+    found = encoder[f"block{i:02d}"]
+    assert list(found) == sorted(expected) == ["+mlp", "+sa", "mlp", "sa"]
+    for name, value in expected.items():
+      np.testing.assert_allclose(found[name], value, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found["+sa"], x + found["sa"], atol=1e-5)
+    np.testing.assert_allclose(
+      found["+mlp"], found["+sa"] + found["mlp"], atol=1e-5
+    )
+    x = after
+  np.testing.assert_allclose(encoder["pre_ln"], x, atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("policy", ["none", "block_inputs"])
+def test_what_is_not_asked_for_costs_no_memory(policy, train):
+  """In tokens of one layer: of twelve layers none is kept beyond its block."""
+  sizes = {"depth": 12, "mlp_dim": 12, "remat_policy": policy}
+  model = build(**sizes)
+  params = init(model)
+
+  def temporary(function):
+    compiled = jax.jit(function).lower(params).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  image = np.tile(IMAGE, (16, 1, 1, 1))
+  layer = 32 * PATCHES * 12 * 4  # bytes
+  run = functools.partial(model.apply, train=train)
+  alone = temporary(lambda p: run({"params": p}, image)[0])
+  assert alone < 12 * layer
+  if not train:
+    everything = jax.jit(run).lower({"params": params}, image).compile()
+    output = everything.memory_analysis().output_size_in_bytes
+    assert output > 4 * 12 * layer
 
 
 def test_head_zeroinit():
@@ -241,7 +324,7 @@ def test_dropout_differs_by_layer():
     for name, leaf in tree.flatten(shapes).items()
   }
   flat["encoder_norm/scale"] += 1
-  x = jax.jit(functools.partial(encoder.apply, train=True))(
+  x, _ = jax.jit(functools.partial(encoder.apply, train=True))(
     {"params": tree.unflatten(flat)}, x, rngs={"dropout": jax.random.key(0)}
   )
   sums = max(len(np.unique(token.round(3))) for token in np.asarray(x[0]))

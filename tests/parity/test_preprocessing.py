@@ -12,7 +12,7 @@ from PIL import Image
 from sentencepiece import sentencepiece_model_pb2
 
 from paligemma.data import image as image_lib
-from paligemma.data import sequence
+from paligemma.data import image_files, sequence
 from paligemma.data import tokenizer as tokenizer_lib
 
 pytest.importorskip("transformers")
@@ -60,7 +60,7 @@ def test_images(theirs, agree, shape, kind):
   noise = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
   file = io.BytesIO()
   Image.fromarray(noise).save(file, kind)
-  pixels = image_lib.decode(file.getvalue())
+  pixels = image_files.decode(file.getvalue())
   picture = Image.open(file)
   expected = theirs.image_processor(picture, return_tensors="np")
   expected = expected["pixel_values"][0].transpose(1, 2, 0)
@@ -75,7 +75,7 @@ def test_transparency_and_gray(theirs, agree):
     file = io.BytesIO()
     picture.save(file, "PNG")
     expected = theirs.image_processor(picture, return_tensors="np")
-    ours = image_lib.hf(image_lib.decode(file.getvalue()), SIZE)
+    ours = image_lib.hf(image_files.decode(file.getvalue()), SIZE)
     expected = expected["pixel_values"][0].transpose(1, 2, 0)
     agree("processor: image", ours, expected, 5e-7)
 

@@ -201,3 +201,33 @@ def test_missing_picture_is_named(tmp_path):
     draw_predictions.draw_predictions(
       path, tmp_path / "out.png", image_root=tmp_path, num=1
     )
+
+
+def test_pictures_stand_upright_as_in_training(tmp_path):
+  """A picture of a phone that lies, and of several pictures the first."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  lying = Image.new("RGB", (80, 40), "white")
+  lying.paste("blue", (0, 0, 20, 40))  # what is above when it stands
+  lying.save(tmp_path / "a.png", exif=exif)
+  sheets = []
+  for image in ("a.png", ["a.png", "no.png"]):
+    path = _write(tmp_path, [_prediction(image=image)])
+    out = tmp_path / "out.png"
+    draw_predictions.draw_predictions(path, out, image_root=tmp_path, num=1)
+    sheets.append(np.asarray(Image.open(out)))
+  np.testing.assert_array_equal(*sheets)
+  blue = (sheets[0] == (0, 0, 255)).all(-1)
+  rows, columns = np.nonzero(blue.any(1))[0], np.nonzero(blue.any(0))[0]
+  assert np.ptp(columns) > np.ptp(rows)
+
+
+def test_a_damaged_picture_is_named(tmp_path):
+  path = _write(tmp_path, [_prediction()])
+  (tmp_path / "a.png").write_bytes(b"hello")
+  with pytest.raises(
+    ValueError, match=r"jsonl:1: \S+a.png: not a readable image: 5 bytes"
+  ):
+    draw_predictions.draw_predictions(
+      path, tmp_path / "out.png", image_root=tmp_path, num=1
+    )

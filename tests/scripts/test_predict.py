@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma import decode, interchange
+from paligemma import api, decode, interchange
 from paligemma.data import preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
@@ -109,6 +109,30 @@ def test_a_prompt_for_all_of_fields(tiny, tmp_path, lines, expected):
   assert texts(found) != texts(lines)
 
 
+def test_several_pictures_a_line(tiny, tmp_path):
+  """As many in each line need no option; another number is named."""
+  data = tiny.folder / "pairs.jsonl"  # beside the pictures
+  pairs = [["1.png", "2.png"], ["2.png", "1.png"], ["3.png", "3.png"]]
+  rows = [{"image": pair, "prefix": "what digit"} for pair in pairs]
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  assert run(tiny, tmp_path / "y.jsonl", data=data) == 3
+  found = predictions.read(tmp_path / "y.jsonl", 3)
+  assert [line["image"] for line in found] == pairs
+  asked = [[tiny.folder / name for name in pair] for pair in pairs]
+  model, params = interchange.load(tiny.weights)
+  tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
+  answers = api.generate(
+    model, params, tok, asked, "what digit", max_decode_len=3
+  )
+  assert texts(found) == answers
+  rows.append({"image": "1.png", "prefix": "what digit"})
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with pytest.raises(
+    ValueError, match=r"pairs.jsonl:4: expected 2 frames .* found one image; "
+  ):
+    run(tiny, tmp_path / "z.jsonl", data=data)
+
+
 def test_a_grammar(tiny, tmp_path):
   run(tiny, tmp_path / "y.jsonl", grammar="choices('4', '2')")
   found = predictions.read(tmp_path / "y.jsonl", 23)
@@ -192,10 +216,28 @@ def test_errors(tiny, tmp_path):
     run(tiny, out, prompt="what", text_len=2)
   with pytest.raises(ValueError, match=r"no.jsonl: cannot read data"):
     run(tiny, out, data="no.jsonl")
-  assert not out.read_bytes()
+  assert not out.exists()
 
 
 def test_on_several_devices(tiny, lines, tmp_path):
   assert len(jax.devices()) == 8  # `lines` are split over them
   run(tiny, tmp_path / "y.jsonl", batch_size=24)
   assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)
+
+
+def test_control_tokens_of_prompts_are_taken_off(tiny, lines, tmp_path, capsys):
+  spelled = tmp_path / "spelled.jsonl"
+  with spelled.open("w") as file:
+    for line in tiny.data.read_text().splitlines():
+      fields = json.loads(line)
+      fields["image"] = str(tiny.folder / fields["image"])
+      fields["prefix"] = f"<image> {fields['prefix']}\n"
+      file.write(json.dumps(fields) + "\n")
+  run(tiny, tmp_path / "y.jsonl", data=spelled)
+  assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)
+  said = capsys.readouterr().err
+  for what in ("<image>", "line break"):
+    note = (
+      f"note: predict: 23 times: {what} taken off; the first: {spelled}:1\n"
+    )
+    assert note in said

@@ -16,7 +16,7 @@ from paligemma.checkpoints import formats, npz
 from paligemma.data import preprocess, text_ops
 from paligemma.models import attention
 from paligemma.models import paligemma as paligemma_model
-from trainers import checks, inputs, loop, train
+from trainers import checks, inputs, loop, places, train
 from trainers.plan import Plan
 
 
@@ -80,7 +80,7 @@ def make(tokenizer, image):
     else:
       through = Faulty(tokenizer, fault=fault, **options)
     source = Source(image, changes or {}, size)
-    return checks.Place("train.main", source, through, **(place or {}))
+    return places.Place("train.main", source, through, **(place or {}))
 
   return place
 
@@ -103,8 +103,8 @@ def test_all_rows_of_a_small_source_are_counted(make, look, tokenizer):
     answer = ids(tokenizer, example["suffix"]) + 1  # eos
     prompt = 1 + ids(tokenizer, example["prefix"]) + 1  # bos, newline
     expected.append((prompt, answer, answer, False))
-  assert sorted(found.rows) == sorted(expected)
-  assert len({row.prompt for row in found.rows}) > 5
+  assert sorted(found.rows.values()) == sorted(expected)
+  assert len({row.prompt for row in found.rows.values()}) > 5
   assert (found.bad, found.notes) == ({}, [])
 
 
@@ -120,7 +120,7 @@ def test_a_prompt_alone_is_counted_with_the_answer_it_should_get(
     4: {"answers": 5},
   }
   found = look(make(changes, train=False, place=options, size=6))
-  rows = sorted(found.rows)
+  rows = sorted(found.rows.values())
   one, three, four = (ids(tokenizer, "1" * n) + 1 for n in (1, 3, 4))
   assert len({one, three, four}) == 3
   assert [row.answer for row in rows] == [one, three, four, None, None, None]
@@ -170,7 +170,7 @@ def test_ops_see_what_they_see_in_training(make, look):
     len(place.preprocess.tokenizer.encode(str(rng.integers(1000)))) + 2
     for rng in map(np.random.default_rng, range(13))
   }
-  assert {row.prompt for row in look(place).rows} == expected
+  assert {row.prompt for row in look(place).rows.values()} == expected
   with pytest.raises(KeyError, match="_epoch"):  # nor does evaluation give it
     look(dataclasses.replace(place, trains=False))
 
@@ -371,19 +371,19 @@ def test_frames_are_looked_at(make, look, image, kind):
   elif kind is tuple:
     frames = tuple(frames)
   found = look(make({i: {"image": frames} for i in range(13)}, frames=3))
-  assert sorted(found.rows) == sorted(look(make()).rows)
+  assert sorted(found.rows.values()) == sorted(look(make()).rows.values())
   one_more = make({5: {"image": [image] * 4}}, frames=3)
   with pytest.raises(ValueError, match=r"13 of 13 .* expected 3 frames under"):
     look(one_more)
 
 
 def test_what_is_cut_is_counted(make, look):
-  rows = look(make(size=7)).rows
+  rows = look(make(size=7)).rows.values()
   room = max(row.prompt for row in rows) + 1  # for one token of the answer
   beyond = sum(row.prompt + row.answer > room for row in rows)
   assert 1 < beyond < 7
   place = make(size=7, too_long="truncate", text_len=room - 1)
-  assert sum(row.cut for row in look(place).rows) == beyond
+  assert sum(row.cut for row in look(place).rows.values()) == beyond
 
 
 def test_answers_without_a_token_are_noted(make, look):
@@ -397,7 +397,7 @@ def test_answers_without_a_token_are_noted(make, look):
 
 
 def test_few_supervised_tokens_are_noted(make, look):
-  mean = np.mean([row.supervised for row in look(make()).rows])
+  mean = np.mean([row.supervised for row in look(make()).rows.values()])
   assert look(make(text_len=int(99 * mean))).notes == []
   (note,) = look(make(text_len=int(101 * mean) + 1)).notes
   assert note.startswith("only 0.99% of text_len is supervised; if the rest")
@@ -475,13 +475,15 @@ def test_an_evaluator_is_looked_at_as_it_works(make, tokenizer, image):
     answer_key="a",
     limit=7,
   )
-  (place,) = checks.evaluation_places([(evaluator, 3)])
-  rows = checks.look(place, tokenizer).rows
+  (place,) = places.evaluation_places([(evaluator, 3)])
+  rows = checks.look(place, tokenizer).rows.values()
   assert len(rows) == 7
   assert {row.answer for row in rows} == {ids(tokenizer, "1 1") + 1}
 
 
 class NeedsPairs(metrics.Metric):
+  group_key = "pair"
+
   def rows(self, predictions, examples, *, answer_key="suffix"):
     raise ValueError("examples come in pairs")
 
@@ -509,7 +511,7 @@ def test_a_metric_must_find_what_it_reads(
     max_decode_len=9,
     metric=metric,
   )
-  (place,) = checks.evaluation_places([(evaluator, None)])
+  (place,) = places.evaluation_places([(evaluator, None)])
   if message is None:
     assert len(checks.look(place, tokenizer).rows) == 13
   else:

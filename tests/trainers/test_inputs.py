@@ -50,26 +50,40 @@ def test_batches_must_divide_over_the_devices(tiny):
     inputs.abstract_batch(config, sharding.make_mesh(data=8))
 
 
-def test_a_mixture_has_the_epoch_of_its_largest_share(tiny):
+def mixture(tiny, **weights):
+  """13 and 3 examples, mixed."""
   config = tiny.config()
   config.train.sources = {
     "a": {"kind": "jsonl", "path": str(tiny.folder / "train.jsonl")},
     "b": {
       "kind": "jsonl",
       "path": str(tiny.folder / "val.jsonl"),
-      "weight": 0.25,
       "slice": "[:3]",
       "cache": True,
     },
   }
-  sources = inputs.make_sources(config)
-  assert [(len(source), weight) for source, weight in sources] == [
-    (13, 1.0),
-    (3, 0.25),
-  ]
-  # 13 of a share of 4/5 take 16.25 examples; 3 of a share of 1/5 take 15.
-  assert inputs.examples_per_epoch(config, sources) == 16
-  assert inputs.examples_per_epoch(config, sources[:1]) == 13
+  for name, weight in weights.items():
+    config.train.sources[name].weight = weight
+  return inputs.make_sources(config)
+
+
+@pytest.mark.parametrize(
+  ("weights", "expected"),
+  [
+    ({}, [1.0, 1.0]),
+    ({"b": 0.25}, [1.0, 0.25]),
+    ({"a": None, "b": None}, [13, 3]),  # as if they were one
+    ({"a": 5.0, "b": None}, [5.0, 3]),
+  ],
+)
+def test_an_epoch_of_a_mixture_is_as_long_as_all_its_sources(
+  tiny, weights, expected
+):
+  sources = mixture(tiny, **weights)
+  assert [len(source) for source, _ in sources] == [13, 3]
+  assert [weight for _, weight in sources] == expected
+  assert inputs.examples_per_epoch(sources) == 16
+  assert inputs.examples_per_epoch(sources[:1]) == 13
 
 
 def test_evaluators_and_when_they_run(tiny, tokenizer):

@@ -2,6 +2,7 @@ import math
 import re
 
 import jax
+import numpy as np
 import pytest
 
 from configs.transfers import forkme
@@ -89,6 +90,27 @@ def test_durations_follow_the_data(tiny):
   )
 
 
+def test_a_schedule_with_everything_that_can_be_said(tiny):
+  config = tiny.config(epochs=50, tune="full")
+  config.schedule = (
+    ("llm/.*", {"decay": "rsqrt", "timescale_examples": 96, "shift": 7}),
+    (".*", {"decay": "polynomial", "end": 0.1, "cooldown_percent": 0.25}),
+  )
+  config.learning_rate_mults = (("img/head/.*", 10.0),)
+  plan = Plan(config)
+  assert plan.total_steps == 81
+  rates = plan.learning_rates
+  of_llm = float(rates["llm/.*"](5)) / config.learning_rate
+  assert of_llm == pytest.approx((1 + (5 + 7) / 12) ** -0.5)
+  # Of the last 20 steps half are left, of all an eighth.
+  of_rest = float(rates[".*"](71)) / config.learning_rate
+  assert of_rest == pytest.approx(0.5 * (0.1 + 0.9 * 10 / 81))
+  ones = {name: np.ones(2, np.float32) for name in plan.trainable}
+  updates, _ = plan.optimizer.update(ones, plan.optimizer.init(ones), ones)
+  head, other = updates["img/head/kernel"][0], updates["img/embedding/bias"][0]
+  assert head / other == pytest.approx(10)
+
+
 @pytest.mark.parametrize(
   ("values", "message"),
   [
@@ -100,6 +122,14 @@ def test_durations_follow_the_data(tiny):
     ({"optimizer": "adan"}, 'optimizer "adan".*Did you mean "ada'),
     ({"optimizer_args": {"momentun": 0.9}}, 'no argument "momentun"'),
     ({"schedule": (("img/.*", {}),)}, "matches none of 3 names"),
+    (
+      {"schedule": ((".*", {"warmup_percnt": 0.1}),)},
+      'schedule of ".*": decay "cosine" has no argument "warmup_percnt"',
+    ),
+    (
+      {"learning_rate_mults": (("image/.*", 2.0),)},
+      'rule "image/.*" matches none',
+    ),
     ({"mesh": {"data": 3, "model": 1}}, "data=3 x model=1 needs 3 devices"),
     ({"total_epochs": None}, 'no duration "total": set one of total_steps'),
     ({"total_steps": 3}, "both total_steps and total_epochs are set"),

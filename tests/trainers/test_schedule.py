@@ -76,3 +76,33 @@ def test_a_missing_size_is_named_even_with_a_default(unit, missing):
     ValueError, match=rf"log_{unit} cannot .*: {missing} .* log_steps instead"
   ):
     schedule.steps({f"log_{unit}": 0.5}, "log", default=10, **sizes)
+
+
+@pytest.mark.parametrize(
+  ("given", "expected"),
+  [
+    ({}, {}),
+    (
+      {"warmup_percent": 0.05, "decay": "linear"},
+      {"warmup_steps": 50, "decay": "linear"},
+    ),
+    ({"cooldown_examples": 80, "end": 0.1}, {"cooldown_steps": 10, "end": 0.1}),
+    (
+      {"cooldown_epochs": 2, "warmup_steps": 3},
+      {"cooldown_steps": 25, "warmup_steps": 3},
+    ),
+    ({"timescale": 5}, {"timescale": 5}),
+    ({"timescale_examples": 100}, {"timescale": 12.5}),
+    ({"timescale_epochs": 3}, {"timescale": 37.5}),
+    ({"warmup_percnt": 0.1}, {"warmup_percnt": 0.1}),  # the schedule refuses it
+  ],
+)
+def test_durations_of_a_schedule(given, expected):
+  nothing = {"warmup_steps": 0, "cooldown_steps": 0}
+  assert schedule.in_steps(given, **SIZES) == nothing | expected
+
+
+def test_a_timescale_is_set_once():
+  given = {"timescale": 5, "timescale_epochs": 1}
+  with pytest.raises(ValueError, match="both timescale and timescale_epochs"):
+    schedule.in_steps(given, **SIZES)

@@ -1,0 +1,118 @@
+"""Files that a user names, opened; or one line that says why not."""
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+from etils import epath
+
+# Of the addresses that etils.epath opens: scheme -> what must be installed.
+REMOTE = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
+
+_MOST_ECHOED = 200  # characters of a user's text in a message
+
+
+def resolve(
+  name: epath.PathLike,
+  root: epath.PathLike = "",
+  *,
+  what: str = "file",
+  where: str | None = None,
+) -> epath.Path:
+  """Returns the path that a name stands for.
+
+  Args:
+    name: A path, or an address whose scheme is a key of REMOTE.
+    root: What a relative path is relative to. Default: the current folder.
+    what: What the file holds, for messages: "image".
+    where: What the message of an error begins with, such as "train.jsonl:12".
+      Default: the path.
+
+  Raises:
+    ValueError: An address of another kind, such as a URL.
+  """
+  scheme, mark, _ = os.fspath(name).partition("://")
+  if not mark:
+    return epath.Path(root) / name
+  if scheme in REMOTE:
+    return epath.Path(name)
+  known = ", ".join(f"{known}://" for known in REMOTE)
+  raise _unreadable(
+    name,
+    what,
+    where,
+    f"it is an address, of which {known} are read; download the file and give "
+    "its path",
+  )
+
+
+def open_binary(
+  path: epath.Path, *, what: str = "file", where: str | None = None
+) -> BinaryIO:
+  """Opens a file for reading.
+
+  Args:
+    path: As `resolve` returns it.
+    what: As of `resolve`.
+    where: As of `resolve`.
+
+  Raises:
+    ValueError: There is none, it may not be read, it is no regular file but a
+      folder, a device or a pipe, or the package for its address is missing.
+  """
+  scheme, remote, _ = os.fspath(path).partition("://")
+  try:
+    mode = None if remote else os.stat(path).st_mode
+    if mode is None or stat.S_ISREG(mode):
+      return path.open("rb")
+    reason = "it is a device, a pipe or a socket, expected a regular file"
+    if stat.S_ISDIR(mode):
+      reason = os.strerror(errno.EISDIR)
+  except ImportError:
+    reason = f"{scheme}:// needs a package: pip install {REMOTE[scheme]}"
+  except Exception as error:  # each remote file system has its own kinds
+    reason = _reason(error)
+  raise _unreadable(path, what, where, reason)
+
+
+def read(
+  path: epath.Path,
+  *,
+  what: str = "file",
+  where: str | None = None,
+  max_bytes: int | None = None,
+) -> bytes:
+  """Returns the contents of a file.
+
+  Args:
+    path: As `resolve` returns it.
+    what: As of `resolve`.
+    where: As of `resolve`.
+    max_bytes: A larger file is refused. Default: none is.
+
+  Raises:
+    ValueError: As `open_binary`, or the file is too large.
+  """
+  with open_binary(path, what=what, where=where) as file:
+    try:
+      data = file.read(-1 if max_bytes is None else max_bytes + 1)
+    except Exception as error:
+      reason = _reason(error)
+    else:
+      if max_bytes is None or len(data) <= max_bytes:
+        return data
+      reason = f"it has more than {max_bytes} bytes"
+  raise _unreadable(path, what, where, reason)
+
+
+def _reason(error):
+  return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _unreadable(path, what, where, reason):
+  shown = " ".join(os.fspath(path).split())[:_MOST_ECHOED]
+  reason = " ".join(reason.split())[:_MOST_ECHOED]
+  if where is None:
+    return ValueError(f"{shown}: cannot read {what}: {reason}")
+  return ValueError(f"{where}: cannot read {what} {shown}: {reason}")

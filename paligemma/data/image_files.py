@@ -1,0 +1,450 @@
+"""Image files: upright sizes read off their heads, and upright RGB pixels.
+
+A file is stored as EXIF's orientation says; `size` and `decode` turn it by the
+same rule, so that boxes of the one fit pixels of the other.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from etils import epath
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from paligemma.data import files
+from paligemma.data import image as image_lib
+
+# Name in Pillow -> suffixes, the usual one first. Left out is what Pillow
+# renders by another program (EPS: Ghostscript; WMF: Windows), what it only
+# names (BUFR, GRIB, HDF5, MPEG), what holds measurements instead of colours
+# (FITS, SPIDER, McIdas), and textures and formats of single programs.
+FORMATS = {
+  "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+  "PNG": (".png", ".apng"),
+  "WEBP": (".webp",),
+  "GIF": (".gif",),
+  "BMP": (".bmp",),
+  "TIFF": (".tif", ".tiff"),
+  "AVIF": (".avif",),
+  "HEIF": (".heic", ".heif", ".hif"),
+  "JPEG2000": (".jp2", ".j2k", ".jpx"),
+  "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+  "PSD": (".psd",),
+  "QOI": (".qoi",),
+  "DDS": (".dds",),
+  "ICNS": (".icns",),
+  "ICO": (".ico",),
+  "DIB": (".dib",),
+  "PCX": (".pcx",),
+  "SGI": (".sgi",),
+  "SUN": (".ras",),
+  "XBM": (".xbm",),
+  "XPM": (".xpm",),
+  "TGA": (".tga",),  # last: it has no signature
+}
+SUFFIXES = tuple(suffix for group in FORMATS.values() for suffix in group)
+
+MAX_BYTES = 2**30  # more than MAX_PIXELS take in any format, uncompressed too
+
+_PILLOW = tuple(name for name in FORMATS if name != "HEIF")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+# Orientation -> what turns the stored picture upright; 1, and any value that
+# EXIF does not define, leaves it.
+_TURNS = {
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_270,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+_log = logging.getLogger(__name__)
+_notes = set()
+
+
+def size(
+  file: bytes | epath.PathLike, *, where: str | None = None
+) -> tuple[int, int]:
+  """Returns (height, width) of an image that stands upright, from its head.
+
+  It is that of `decode`, for every format and orientation. No pixel is decoded;
+  a PNG or JPEG that is cut short is refused all the same.
+
+  Args:
+    file: Contents of a file, or its path.
+    where: What the message of an error begins with, such as "train.jsonl:12".
+
+  Raises:
+    ValueError: The file cannot be read; else as `decode`, as far as the head of
+      the file tells.
+  """
+  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
+    return _upright_size(picture, _orientation(picture))
+
+
+def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
+  """Returns the usual suffix of a file with this contents, ".png".
+
+  Args:
+    file: As of `size`.
+    where: As of `size`.
+
+  Raises:
+    ValueError: As `size`.
+  """
+  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
+    kind = "JPEG" if picture.format == "MPO" else picture.format
+    return FORMATS[kind][0]
+
+
+def decode(
+  file: bytes | epath.PathLike,
+  *,
+  where: str | None = None,
+  max_pixels: int = image_lib.MAX_PIXELS,
+) -> np.ndarray:
+  """Decodes an image to RGB, upright, eight bits a channel.
+
+  Colours of every kind become RGB as `to_rgb` says; EXIF's orientation is
+  applied, values beyond 1 to 8 count as 1; of several frames the first is
+  taken, which the log says once.
+
+  Args:
+    file: Contents of a file of any kind in FORMATS, or its path. HEIC is
+      decoded by pillow-heif, the extra "heic".
+    where: What the message of an error begins with, such as "train.jsonl:12".
+      Default: the path, or "image".
+    max_pixels: Larger images are refused before their pixels are decoded.
+      Default: Pillow's own limit, above which it also warns.
+
+  Returns:
+    uint8[H, W, 3].
+
+  Raises:
+    ValueError: Not an image, truncated or damaged, empty, too large, or of
+      values without a known range.
+
+  Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
+  PNG, drops the alpha channel, so that black text on nothing becomes black on
+  black, and ignores EXIF. Its default transform of JPEG is fast and inexact: up
+  to 17 levels of 255 away from this one, which equals its "INTEGER_ACCURATE"
+  and that of transformers, and is the only one that Pillow offers.
+  """
+  with _opened(file, where, max_pixels) as picture:
+    several = getattr(picture, "is_animated", False)
+    # Of a JPEG the others are previews, of a PSD layers of the first.
+    if several and picture.format not in ("MPO", "PSD", "HEIF"):
+      _say_once(
+        _place(file, where), "has several frames, of which the first is read"
+      )
+    orientation = _orientation(picture)
+    expected = _upright_size(picture, orientation)
+    pixels = _rgb(picture, orientation, _place(file, where))
+    if pixels.shape[:2] != expected:
+      raise _Unusable(
+        "truncated or damaged image: its head says "
+        f"{expected[0]}x{expected[1]} pixels (height x width), it has "
+        f"{pixels.shape[0]}x{pixels.shape[1]}"
+      )
+    return pixels
+
+
+def to_rgb(picture: Image.Image, *, where: str | None = None) -> np.ndarray:
+  """Returns the upright RGB pixels of a picture that Pillow has opened or made.
+
+  Grayscale, palette, CMYK, YCbCr and Lab become RGB; transparency is laid over
+  white. Of 16 bits the high byte is kept, as TensorFlow and libpng's strip_16
+  do. Where none of the values of a grayscale picture exceeds 4095 or 255, that
+  would leave black: it is read as one of 12 or 8 bits, which the log says once.
+  Integers of 32 bits are read likewise, up to 65535, and no larger ones.
+  Floating-point values are those of [0, 1], and no others.
+
+  Args:
+    picture: Of any mode; it is not changed. Its EXIF orientation counts.
+    where: What the message of an error begins with.
+
+  Returns:
+    uint8[H, W, 3].
+
+  Raises:
+    ValueError: As `decode`.
+  """
+  where = where or "image"
+  with _one_line(where, "image"):
+    return _rgb(picture, _orientation(picture), where)
+
+
+def from_unit(values: np.ndarray) -> np.ndarray:
+  """Maps floating-point [0, 1] to uint8 [0, 255], rounding to nearest.
+
+  Raises:
+    ValueError: A value lies outside, or is no number.
+  """
+  low, high = values.min(), values.max()
+  if not (low >= 0 and high <= 1):  # nor NaN
+    raise ValueError(
+      f"floating-point values from {low:.6g} to {high:.6g}, expected them in "
+      "[0, 1]"
+    )
+  return np.rint(values * np.float32(255)).astype(np.uint8)
+
+
+class _Unusable(Exception):
+  """What is wrong with an image, in our words."""
+
+
+@contextlib.contextmanager
+def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
+  """The picture of a file, not decoded."""
+  place = _place(file, where)
+  if isinstance(file, bytes):
+    stream, count = io.BytesIO(file), len(file)
+  else:
+    path = files.resolve(file, what="image", where=where)
+    stream = files.open_binary(path, what="image", where=where)
+    count = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+  with stream, _one_line(place, f"image of {count} bytes"):
+    head = stream.read(32)
+    stream.seek(0)
+    try:
+      picture = _open(stream, head)
+    except UnidentifiedImageError:
+      raise _Unusable(
+        f"not a readable image: {count} bytes that begin with {head[:16]!r}; "
+        "read is what Pillow knows of JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, "
+        "HEIC, JPEG 2000 and some more formats"
+      ) from None
+    with picture:
+      if picture.width * picture.height > max_pixels:
+        raise _Unusable(
+          f"image is too large: {picture.width}x{picture.height} pixels, at "
+          f"most {max_pixels} in all"
+        )
+      if picture.format in ("JPEG", "MPO"):
+        _check_jpeg(stream)
+      yield picture
+
+
+@contextlib.contextmanager
+def _one_line(where, what):
+  """Whatever Pillow raises as one line; damaged files give a dozen kinds."""
+  try:
+    yield
+    return
+  except _Unusable as error:
+    problem = str(error)
+  except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
+    problem = f"image is too large: {e}"
+  except Exception as error:
+    problem = f"truncated or damaged {what}: {str(error)[:200]}"
+  raise ValueError(" ".join(f"{where}: {problem}".split()))
+
+
+def _place(file, where):
+  if isinstance(file, bytes):
+    return where or "image"
+  return f"{where}: {file}" if where else str(file)
+
+
+def _open(stream, head):
+  length = struct.unpack(">I", head[:4])[0] if len(head) >= 16 else 0
+  brands = head[8 : min(length, len(head))] if head[4:8] == b"ftyp" else b""
+  if brands[:4] in _HEIC or (
+    brands[:4] in (b"mif1", b"msf1") and any(b in brands for b in _HEIC)
+  ):
+    try:
+      from pillow_heif import HeifImageFile
+    except ImportError:
+      raise _Unusable(
+        "HEIC images are decoded by pillow-heif, which is missing: pip install "
+        '"paligemma[heic]"'
+      ) from None
+    return HeifImageFile(stream)
+  return Image.open(stream, formats=_PILLOW)
+
+
+def _upright_size(picture, orientation):
+  width, height = picture.size
+  if picture.format == "TIFF":  # of which Pillow states the upright size
+    tag = picture.tag_v2.get(ExifTags.Base.Orientation)
+    if tag in _SIDEWAYS:
+      width, height = height, width
+  return (width, height) if orientation in _SIDEWAYS else (height, width)
+
+
+def _orientation(picture):
+  """EXIF's orientation; of a PNG also from what follows the pixels."""
+  if picture.format == "PNG" and picture.tile:  # before it is decoded
+    position = picture.fp.tell()
+    late = _late_chunks(picture.fp)
+    picture.fp.seek(position)
+    try:
+      head = Image.open(io.BytesIO(late), formats=("PNG",)) if late else picture
+    except Exception:  # damaged
+      head = picture
+    if (orientation := _exif(head)) != 1:
+      return orientation
+  return _exif(picture)
+
+
+def _exif(picture):
+  try:
+    # Not PngImageFile's, which decodes the pixels to find what follows them.
+    exif = Image.Image.getexif(picture)
+    return exif.get(ExifTags.Base.Orientation, 1)
+  except Exception:  # damaged EXIF: Pillow raises as many kinds
+    return 1
+
+
+def _late_chunks(stream):
+  """A PNG of the texts and EXIF behind the pixels of another; b"" for none.
+
+  Pillow must decode the pixels to come there; the heads of chunks tell where
+  the next one is.
+  """
+  end = stream.seek(0, os.SEEK_END)
+  start, late, seen = len(_PNG_START), [], False
+  while start + 8 <= end:
+    stream.seek(start)
+    length, kind = struct.unpack(">I4s", stream.read(8))
+    after = start + length + 12
+    if kind == b"IEND":
+      break
+    if kind == b"IDAT":
+      seen = True
+      if after > end:
+        raise _Unusable(
+          f"truncated or damaged image of {end} bytes: the file ends within "
+          "its pixels"
+        )
+    first = start == len(_PNG_START)  # the header, without which none opens
+    if after <= end and (
+      first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
+    ):
+      stream.seek(start)
+      late.append(stream.read(length + 12))
+    start = after
+  if len(late) < 2:
+    return b""
+  return b"".join([_PNG_START, *late, bytes(4), b"IDAT"])
+
+
+def _check_jpeg(stream):
+  """Refuses a JPEG whose end is missing, which follows its head."""
+  position = stream.tell()
+  end = stream.seek(0, os.SEEK_END)
+  for start in (max(end - 65536, position), position):
+    stream.seek(start)
+    if b"\xff\xd9" in stream.read():
+      break
+  else:
+    raise _Unusable(
+      f"truncated or damaged image of {end} bytes: the file ends within its "
+      "pixels"
+    )
+  stream.seek(position)
+
+
+def _rgb(picture, orientation, where):
+  """Pixels of a picture, upright."""
+  raw = str(picture.tile[0].args) if getattr(picture, "tile", None) else ""
+  key = _transparent_key(picture, raw)
+  bits = _stated_bits(picture)
+  inverted = picture.format == "TIFF" and picture.tag_v2.get(262) == 0
+  picture.load()
+  if orientation in _TURNS and picture.format != "TIFF":  # which Pillow turns
+    picture = picture.transpose(_TURNS[orientation])
+  if picture.mode == "F" or picture.mode.startswith("I"):
+    values = np.asarray(picture)
+    try:
+      if picture.mode == "F":
+        gray = from_unit(values)
+      else:
+        gray, bits = _integers(values, bits, where)
+    except ValueError as error:
+      raise _Unusable(str(error)) from None
+    if inverted:
+      gray = 255 - gray
+    if key is not None:
+      gray[values == key] = 255
+    _note_black(gray, bits, where)
+    return np.repeat(gray[:, :, None], 3, axis=2)
+  if picture.has_transparency_data:
+    if key is not None:
+      picture = picture.copy()
+      picture.info["transparency"] = key
+    white = Image.new("RGBA", picture.size, "white")
+    picture = Image.alpha_composite(white, picture.convert("RGBA"))
+  if picture.mode != "RGB":
+    picture = picture.convert("RGB")
+  pixels = np.asarray(picture)
+  if ";16" in raw:
+    _note_black(pixels, 16, where)
+  return pixels
+
+
+def _transparent_key(picture, raw):
+  """The transparent value of a PNG, on the scale of the pixels."""
+  key = picture.info.get("transparency")
+  if picture.format != "PNG" or isinstance(key, bytes) or key is None:
+    return None
+  if isinstance(key, tuple):  # of which Pillow compares the low byte
+    return tuple(value >> 8 for value in key) if raw == "RGB;16B" else key
+  return key * {"L;2": 85, "L;4": 17}.get(raw, 1)
+
+
+def _stated_bits(picture):
+  """Bits of the integers of a picture; None where the file has room for more.
+
+  Of what netpbm and JPEG 2000 hold, Pillow makes 16 bits by the range that the
+  file states.
+  """
+  if picture.format in ("PPM", "JPEG2000"):
+    return 16
+  if picture.format == "TIFF" and picture.tag_v2.get(258, (1,))[0] == 12:
+    return 12
+  return None
+
+
+def _integers(values, bits, where):
+  """The high byte of integers of so many bits, and the bits."""
+  low, high = int(values.min()), int(values.max())
+  if low < 0 or high > 0xFFFF:
+    raise ValueError(
+      f"integers from {low} to {high}, whose white is not known; expected 8 or "
+      "16 bits a channel"
+    )
+  if bits is None:
+    bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
+    if bits < 16:
+      _say_once(
+        where,
+        f"16 bits a channel, but no value above {(1 << bits) - 1}: is read as "
+        f"{bits} bits; scale the values to 16 bits if that is wrong",
+      )
+  return (values >> (bits - 8)).astype(np.uint8), bits
+
+
+def _note_black(pixels, bits, where):
+  if bits == 16 and 0 < pixels.max() < 16:
+    _say_once(
+      where,
+      "is almost black, with no value above 4095 of 65535; scale the values to "
+      "16 bits if they have fewer",
+    )
+
+
+def _say_once(where, note):
+  """Logs a note that this process has not logged before."""
+  if note not in _notes:
+    _notes.add(note)
+    _log.warning("%s: %s (said once)", where, note)

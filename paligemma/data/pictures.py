@@ -1,0 +1,117 @@
+"""Pictures as people have them -> pixels: encoded, opened, in an array."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paligemma.data import files, image_files
+
+# What `pixels` takes; arrays of JAX and NumPy alike, known by their dtype.
+Picture = bytes | bytearray | memoryview | Image.Image | np.ndarray | Any
+
+EXPECTED = (
+  "one picture: a file's contents, a picture of PIL, or an array, uint8 or "
+  "floating point in [0, 1], of shape [height, width, 3]"
+)
+
+
+def pixels(image: Picture, *, where: str = "image") -> np.ndarray:
+  """Returns uint8[H, W, 3] of an image of any kind that people have.
+
+  Args:
+    image: Contents of a file, or a picture of PIL: of these what
+      image_files.to_rgb says. Or an array of NumPy, JAX or PyTorch: uint8[H, W,
+      3], which comes back as it is; uint8[H, W] or [H, W, 1], which is gray;
+      uint8[H, W, 4], whose last channel is opacity, over white. An array of a
+      floating-point dtype stands for the same values over 255, always, and
+      must lie in [0, 1]: what is scaled to [-1, 1] or [0, 255] is an error, not
+      guessed at.
+    where: What the message of an error begins with.
+
+  Raises:
+    ValueError: None of those, or not a readable image.
+  """
+  if isinstance(image, bytes | bytearray | memoryview):
+    return image_files.decode(bytes(image), where=where)
+  if isinstance(image, Image.Image):
+    return image_files.to_rgb(image, where=where)
+  if is_array(image):
+    try:
+      return _array_pixels(np.asarray(image))
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from None
+  if isinstance(image, Sequence) and not isinstance(image, str):
+    found = f"a list of {len(image)}"
+  else:
+    found = type(image).__name__
+  raise ValueError(f"{where}: found {found}, expected {EXPECTED}")
+
+
+def size(image: Picture, *, where: str = "image") -> tuple[int, int]:
+  """Returns (height, width) of an image; of an encoded one, from its head.
+
+  It is that of `pixels`: an EXIF orientation counts.
+
+  Args:
+    image: As of `pixels`.
+    where: As of `pixels`.
+
+  Raises:
+    ValueError: As `pixels`.
+  """
+  if isinstance(image, bytes):
+    return image_files.size(image, where=where)
+  height, width, _ = pixels(image, where=where).shape
+  return height, width
+
+
+def read(
+  path: str | os.PathLike,
+  *,
+  root: str | os.PathLike = "",
+  where: str | None = None,
+) -> bytes:
+  """Returns the contents of an image file, whatever they are.
+
+  Args:
+    path: On the local file system, or an address whose scheme is in
+      files.REMOTE.
+    root: What a relative path is relative to. Default: the current folder.
+    where: What the message of an error begins with.
+
+  Raises:
+    ValueError: It cannot be read, or is too large for an image.
+  """
+  found = files.resolve(path, root, what="image", where=where)
+  return files.read(
+    found, what="image", where=where, max_bytes=image_files.MAX_BYTES
+  )
+
+
+def is_array(image: Any) -> bool:
+  """Whether it is an array of NumPy, JAX or PyTorch."""
+  return hasattr(image, "__array__") and hasattr(image, "dtype")
+
+
+def _array_pixels(array):
+  found = f"{array.dtype}{list(array.shape)}"
+  channels = array.shape[2] if array.ndim == 3 else 1
+  if array.ndim not in (2, 3) or channels not in (1, 3, 4):
+    hint = ""
+    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+      hint = "; its channels come first, move them last"
+    raise ValueError(f"found {found}, expected {EXPECTED}{hint}")
+  if not array.size:
+    raise ValueError(f"found an empty image, {found}")
+  if np.issubdtype(array.dtype, np.floating):
+    array = image_files.from_unit(array)
+  elif array.dtype != np.uint8:
+    raise ValueError(f"found {found}, expected {EXPECTED}")
+  if channels == 4:
+    return image_files.to_rgb(Image.fromarray(array))
+  if channels == 3:
+    return array
+  return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)

@@ -1,0 +1,122 @@
+r"""What a text spells out that is no text: control tokens and locations.
+
+Data of the Hugging Face ecosystem writes "<image>caption en" and "a cat<eos>".
+To SentencePiece these are letters, "<", "i", "m" ..., which change the answer.
+Where they stand for what the layout has anyway they are taken off:
+
+    prompt  "<image> <bos>caption en\n"  ->  "caption en"
+    answer  "a cat<eos>"                 ->  "a cat"
+
+Anywhere else they are an error, and so is what looks like a location or a code
+of a mask and is none: "<loc100>", "<loc1024>", "<seg 5>".
+"""
+
+import re
+
+from paligemma.data import location
+
+CONTROL = ("<image>", "<bos>", "<eos>", "<pad>", "<unk>")
+
+TEXTS = {
+  "checked": "take off control tokens at their place, refuse them elsewhere, "
+  "refuse malformed locations",
+  "plain": "all is text, control tokens are letters like others",
+}
+
+_CONTROL = re.compile("|".join(map(re.escape, CONTROL)))
+_LEADING = re.compile(r"(?:(?:<image>|<bos>)\s*)+")
+_TRAILING = re.compile(r"(?:\s*<eos>)+\s*$")
+_AROUND = 20  # characters shown on either side of what is wrong
+
+
+def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
+  r"""Returns a prompt without the control tokens that its layout has anyway.
+
+  Args:
+    text: The prompt as given.
+    num_images: Pictures that it is about: so many leading "<image>" may stand
+      in it, or none.
+
+  Returns:
+    The prompt without leading "<image>" and "<bos>", the white space behind
+    them, and trailing line breaks, which the layout ends it with; and what was
+    taken off, of "<image>", "<bos>" and "line break".
+
+  Raises:
+    ValueError: Another number of "<image>" than of pictures, a control token
+      anywhere else, or a malformed location.
+  """
+  removed = []
+  if match := _LEADING.match(text):
+    for token in ("<image>", "<bos>"):
+      if found := match[0].count(token):
+        removed.append(token)
+        most = num_images if token == "<image>" else 1
+        if found != most:
+          raise ValueError(
+            f"prompt begins with {found} {token}, expected {most} or none: "
+            "one for each image, and one <bos>"
+          )
+    text = text[match.end() :]
+  if (stripped := text.rstrip("\r\n")) != text:
+    removed.append("line break")
+  _check_control(stripped, "prompt")
+  _check_pieces(stripped, "prompt")
+  return stripped, tuple(removed)
+
+
+def read_answer(
+  text: str, *, learned: bool = True
+) -> tuple[str, tuple[str, ...]]:
+  """Returns an answer without a trailing "<eos>", which the layout adds.
+
+  Args:
+    text: The answer as given.
+    learned: Whether a model is to learn it (default), and not only compared.
+
+  Returns:
+    The answer, and what was taken off: "<eos>" or nothing.
+
+  Raises:
+    ValueError: A control token anywhere else. If learned, a malformed location,
+      or objects with another number of locations than four, or of codes than
+      sixteen.
+  """
+  removed = ()
+  if match := _TRAILING.search(text):
+    text, removed = text[: match.start()], ("<eos>",)
+  _check_control(text, "answer")
+  if learned:
+    _check_pieces(text, "answer")
+  if learned and (problem := location.malformed(text)):
+    raise ValueError(f'{problem} in the answer "{_excerpt(text, 0)}"{_PLAIN}')
+  return text, removed
+
+
+_PLAIN = '; mend it, or set train.texts to "plain" if it is meant so'
+
+
+def _check_control(text, kind):
+  if "<" in text and (match := _CONTROL.search(text)):
+    raise ValueError(
+      f'{match[0]} stands within the {kind} "{_excerpt(text, match.start())}", '
+      "where it would be spelled in letters; take it out, or set train.texts "
+      'to "plain" if it is meant so'
+    )
+
+
+def _check_pieces(text, kind):
+  if "<" in text and (match := location.find_misspelled(text)):
+    raise ValueError(
+      f"{match[0]} is no piece of the vocabulary, which has <loc0000> to "
+      f"<loc1023> and <seg000> to <seg127>, in the {kind} "
+      f'"{_excerpt(text, match.start())}"{_PLAIN}'
+    )
+
+
+def _excerpt(text, position):
+  """The text around a position, on one line."""
+  start = max(position - _AROUND, 0)
+  shown = text[start : position + 2 * _AROUND]
+  cut = "..." if start + len(shown) < len(text) else ""
+  return " ".join((("..." if start else "") + shown + cut).split())

@@ -1,0 +1,94 @@
+"""Masks that are pictures: their values, and the objects that they show."""
+
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from paligemma.data import masks
+from scripts.imports import entries
+
+# What keeps values as they are; JPEG changes them.
+SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
+_WHAT = "the mask, a PNG, BMP, GIF or TIFF,"
+_GRAY = ("1", "L", "P", "I", "I;16", "I;16B")
+
+
+def values(
+  file: pathlib.Path | bytes, where: str, colours: bool = False
+) -> np.ndarray:
+  """The value of each pixel: its gray, or its index into a palette.
+
+  Args:
+    file: path or contents of a picture in one of SUFFIXES.
+    where: what the message of an error begins with.
+    colours: take colours in the place of gray and indices.
+
+  Returns:
+    int32[height, width]; of colours, 65536 R + 256 G + B. Gray in three
+    channels is gray where colours are not asked for.
+
+  Raises:
+    ValueError: it cannot be read.
+  """
+  opened = io.BytesIO(file) if isinstance(file, bytes) else file
+  formats = ["PNG", "BMP", "GIF", "TIFF"]
+  try:
+    with Image.open(opened, formats=formats) as picture:
+      if picture.mode in _GRAY and not colours:
+        return np.asarray(picture).astype(np.int32)
+      if "A" in picture.getbands():
+        low, high = picture.getchannel("A").getextrema()
+        if low < high:
+          raise ValueError("it is transparent in part, expected values alone")
+      red, green, blue = np.moveaxis(
+        np.asarray(picture.convert("RGB")).astype(np.int32), 2, 0
+      )
+  except UnidentifiedImageError:
+    raise ValueError(f"{where}: {_WHAT} is none") from None
+  except (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+  ) as error:
+    reason = str(error).partition("\n")[0]
+    raise ValueError(f"{where}: {_WHAT} cannot be read: {reason:.99}") from None
+  if not colours and (red == green).all() and (green == blue).all():
+    return red
+  return 65536 * red + 256 * green + blue
+
+
+def placed(
+  bitmap: np.ndarray, top: int, left: int, size: tuple[int, int]
+) -> np.ndarray:
+  """Puts a bitmap into an empty picture; what lies outside is cut off.
+
+  Args:
+    bitmap: bool[h, w].
+    top: row of its first row, as left of its first column.
+    size: (height, width) of the picture.
+
+  Returns:
+    bool[height, width].
+  """
+  found = np.zeros(size, bool)
+  y0, x0 = max(top, 0), max(left, 0)
+  y1 = max(y0, min(top + bitmap.shape[0], size[0]))
+  x1 = max(x0, min(left + bitmap.shape[1], size[1]))
+  found[y0:y1, x0:x1] = bitmap[y0 - top : y1 - top, x0 - left : x1 - left]
+  return found
+
+
+def thing(label: str, mask: np.ndarray, where: str) -> entries.Thing:
+  """The object that a mask of a picture's size shows.
+
+  Raises:
+    ValueError: nothing is inside.
+  """
+  try:
+    edges = masks.bounding_box(mask)
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
+  return entries.Thing(label, edges, where, masks.to_rle(mask))

@@ -1,0 +1,243 @@
+"""Conversations about pictures, as chat models are trained on.
+
+JSON or JSONL in the manners of LLaVA (docs/Finetune_Custom_Data.md), ShareGPT
+as LLaMA-Factory reads it (data/README.md, mllm_demo.json), Qwen-VL's
+fine-tuning (README.md, finetune) and Hugging Face's chat templates:
+
+    {"image": "a.jpg", "conversations": [
+      {"from": "human", "value": "<image>\\nWhat is it?"},
+      {"from": "gpt", "value": "A cat."}]}
+    {"images": ["a.jpg"], "messages": [
+      {"role": "user", "content": "<image>What is it?"},
+      {"role": "assistant", "content": "A cat."}]}
+    {"messages": [{"role": "user", "content": [
+      {"type": "image", "image": "a.jpg"},
+      {"type": "text", "text": "What is it?"}]}, ...]}
+"""
+
+import pathlib
+import re
+
+from scripts.imports import entries, files, folders
+
+_ROLES = {
+  "human": "user",
+  "user": "user",
+  "gpt": "assistant",
+  "assistant": "assistant",
+  "system": "system",
+}
+_TURNS = ("conversations", "messages")
+_PICTURES = ("image", "images", "image_path")
+_PLACEHOLDER = "<image>"
+_AROUND = re.compile(rf"^(?:{_PLACEHOLDER}\s*)+|(?:\s*{_PLACEHOLDER})+$")
+# Qwen-VL: Picture 1: <img>a.jpg</img>
+_TAGGED = re.compile(r"(?:Picture \d+:\s*)?<img>(.*?)</img>")
+# What stands for something that is not in the text.
+_OTHER_PLACEHOLDER = re.compile(r"<(?:video|audio|bbox|ref-object)>")
+# Boxes and points in the notations of Qwen-VL, Kosmos-2 and others.
+_NOTATION = re.compile(
+  r"</?(?:box|ref|quad|point|phrase|object|grounding)>|<\|(?:box|object)_\w+\|>"
+)
+
+
+def read(src, images, problems, *, task):
+  """Reads questions and answers out of conversations.
+
+  Each answer is an example of its own, with the question before it and without
+  what was said earlier; it is about the pictures that were shown until then.
+  For captions the first answer counts, whatever was asked. Messages of the
+  system are left out, and <image> where a picture stands, as pictures come
+  first. Boxes in another notation stay text.
+
+  Args:
+    src: a JSON or JSONL file, or the folder with several. The name of a file
+      tells its split.
+    images: folder that images are relative to; None for that of the file.
+    problems: entries.Problems.
+    task: "vqa" or "caption".
+
+  Returns:
+    entries.Annotations.
+
+  Raises:
+    ValueError: a file is malformed, or whatever `problems` does not skip.
+  """
+  src = pathlib.Path(src)
+  if task not in ("vqa", "caption"):
+    raise ValueError(
+      f"{src}: conversations have no boxes; expected --task vqa or caption"
+    )
+  root, found = src.parent, [src]
+  if src.is_dir():
+    root, found = src, folders.ending(src, ".json", ".jsonl")
+  return entries.Annotations(_entries(found, root, images, task, problems))
+
+
+def _entries(found, root, images, task, problems):
+  for path in found:
+    split = entries.split_of(path.relative_to(root)) or "train"
+    folder = path.parent if images is None else pathlib.Path(images)
+    for where, fields in _rows(path):
+      with problems:
+        examples = list(_examples(fields, folder, where, problems))
+        if task == "caption":
+          examples = examples[:1]
+        for question, answer, shown in examples:
+          annotated = {"question": question, "answers": (answer,)}
+          if task == "caption":
+            annotated = {"captions": (answer,)}
+          yield entries.Entry(
+            shown[0] if len(shown) == 1 else shown,
+            where,
+            split,
+            fields={"id": fields["id"]} if "id" in fields else {},
+            **annotated,
+          )
+
+
+def _rows(path):
+  if path.suffix == ".jsonl":
+    for number, line in enumerate(files.read_lines(path), start=1):
+      if line.strip():
+        where = f"{path}:{number}"
+        yield where, files.parse_json(line, where)
+    return
+  content = files.read_json(path)
+  if not isinstance(content, list):
+    raise ValueError(
+      f"{path}: expected a list of conversations, found {content!r:.60}"
+    )
+  for i, fields in enumerate(content):
+    yield f"{path}: conversation number {i}", fields
+
+
+def _examples(fields, folder, where, problems):
+  """Yields question, answer and the pictures shown until then."""
+  if not isinstance(fields, dict):
+    raise ValueError(f"{where}: expected fields, found {fields!r:.60}")
+  turns = list(_turns(fields, where, problems))
+  named = _named(fields, where)
+  placed = sum(turn["placed"] for turn in turns)
+  inside = [name for turn in turns for name in turn["inside"]]
+  if placed and placed != len(named):
+    raise ValueError(
+      f"{where}: {placed} times {_PLACEHOLDER} for {len(named)} pictures, "
+      "expected one for each"
+    )
+  if inside and named and (placed or inside != named):
+    raise ValueError(
+      f"{where}: pictures within the messages and beside them, expected one of "
+      "both"
+    )
+  shown = [] if placed or inside else list(named)
+  named, question = iter(named), None
+  for number, turn in enumerate(turns):
+    place, text = turn["place"], turn["text"]
+    expected = "user" if question is None else "assistant"
+    if turn["role"] != expected:
+      raise ValueError(
+        f"{place}: of the {turn['role']}, expected one of the {expected}"
+      )
+    if not text:
+      raise ValueError(f"{place}: an empty text")
+    shown += [next(named) for _ in range(turn["placed"])] + turn["inside"]
+    if question is None:
+      question = text
+      continue
+    if not shown:
+      raise ValueError(f"{place}: no picture, expected one before an answer")
+    if number > 1:
+      problems.note("answers that lose what was said before them", place)
+    if _NOTATION.search(text):
+      problems.note("boxes of another notation in answers stay text", place)
+    yield (
+      question,
+      text,
+      tuple(_file(name, folder, place, problems) for name in shown),
+    )
+    question = None
+  if question is not None or not turns:
+    raise ValueError(f"{where}: the last message is no answer")
+
+
+def _turns(fields, where, problems):
+  """Yields place, role, text, how often it placed a picture, and its own."""
+  key = next((key for key in _TURNS if key in fields), _TURNS[0])
+  for i, message in enumerate(files.get(fields, key, list, where)):
+    place = f"{where}: message {i}"
+    llava = isinstance(message, dict) and "from" in message
+    keys = ("from", "value") if llava else ("role", "content")
+    name = files.get(message, keys[0], str, place)
+    if name.lower() not in _ROLES:
+      raise ValueError(
+        f"{place}: unknown role {name!r:.40}, expected one of "
+        f"{', '.join(_ROLES)}"
+      )
+    if (role := _ROLES[name.lower()]) == "system":
+      problems.note("messages of the system left out", place)
+      continue
+    text, inside = _content(message, keys[1], place)
+    placed = text.count(_PLACEHOLDER)
+    if placed and role == "assistant":
+      raise ValueError(f"{place}: {_PLACEHOLDER} in an answer")
+    if other := _OTHER_PLACEHOLDER.search(text):
+      raise ValueError(
+        f"{place}: {other[0]} stands for what is not read, expected text and "
+        f"{_PLACEHOLDER}"
+      )
+    text = _AROUND.sub("", text.strip())
+    if _PLACEHOLDER in text:
+      problems.note(f"{_PLACEHOLDER} taken out of the middle of a text", place)
+      text = re.sub(rf"\s*{_PLACEHOLDER}\s*", " ", text)
+    yield {
+      "place": place,
+      "role": role,
+      "text": text.strip(),
+      "placed": placed,
+      "inside": inside,
+    }
+
+
+def _content(message, key, where):
+  """A text with placeholders, and the pictures that it names itself."""
+  content = files.get(message, key, (str, list), where)
+  if isinstance(content, str):
+    return _TAGGED.sub("", content), _TAGGED.findall(content)
+  texts, inside = [], []
+  for i, part in enumerate(content):
+    place = f"{where}: part {i}"
+    part = part if isinstance(part, dict) else {"?": part}
+    kind = part.get("type", "image" if "image" in part else "text")
+    if kind == "text" and "text" in part:
+      texts.append(files.get(part, "text", str, place))
+    elif kind == "image" and part.get("image"):
+      inside.append(files.get(part, "image", str, place))
+    elif kind == "image":
+      texts.append(_PLACEHOLDER)
+    else:
+      raise ValueError(
+        f"{place}: expected a text or an image, found {content[i]!r:.60}"
+      )
+  return "\n".join(texts), inside
+
+
+def _named(fields, where):
+  """The pictures beside the messages."""
+  key = next((key for key in _PICTURES if fields.get(key)), None)
+  found = fields.get(key, [])
+  found = [found] if isinstance(found, str) else found
+  if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+    raise ValueError(
+      f'{where}: expected paths under "{key}", found {found!r:.60}'
+    )
+  return found
+
+
+def _file(name, folder, where, problems):
+  name = name.removeprefix("file://")
+  if re.match(r"\w{2,}:", name):
+    raise ValueError(
+      f"{where}: the picture is {name!r:.60}, expected a path of a file"
+    )
+  return folders.find(name, [folder], where, problems)

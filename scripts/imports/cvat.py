@@ -1,0 +1,149 @@
+"""CVAT: one XML file of pictures with boxes, outlines and masks.
+
+"CVAT for images 1.1", as docs.cvat.ai describes it under "XML annotation
+format".
+"""
+
+import pathlib
+
+from paligemma.data import masks
+from scripts.imports import (
+  bitmaps,
+  entries,
+  files,
+  folders,
+  markup,
+  shapes,
+)
+
+# Labels of these are asked for in vain.
+_NO_BOX = ("cuboid", "points", "polyline", "skeleton", "tag")
+
+
+def read(src, images, problems):
+  """Reads annotations.xml.
+
+  Boxes have no mask; polygons, ellipses and masks have one. What is turned has
+  the box around it. A picture's subset is its split, "default" is "train";
+  without one its folders tell it. Tags of whole pictures are left out.
+
+  Args:
+    src: path of the XML, or of the folder with it as annotations.xml.
+    images: folder that names of pictures are relative to; None for that of the
+      XML, its folder images, and the folder of the subset in that.
+    problems: entries.Problems.
+
+  Returns:
+    entries.Annotations.
+
+  Raises:
+    ValueError: the file is malformed, or whatever `problems` does not skip.
+  """
+  src = pathlib.Path(src)
+  src = src / "annotations.xml" if src.is_dir() else src
+  root = markup.read(src)
+  if root.find("track") is not None:
+    raise ValueError(
+      f'{src}: tracks of a video, expected an export as "CVAT for images 1.1"'
+    )
+  if root.find("image") is None:
+    raise ValueError(f"{src}: no <image>, expected the XML of CVAT for images")
+  return entries.Annotations(
+    _entries(root, src, images, problems), _labels(root)
+  )
+
+
+def _labels(root):
+  """The labels that the file declares, None without any."""
+  found = [
+    label.findtext("name", "").strip()
+    for label in root.findall("meta/*/labels/label")
+    if label.findtext("type", "any") not in _NO_BOX
+    and label.find("parent") is None
+  ]
+  return tuple(found) or None
+
+
+def _entries(root, src, images, problems):
+  for i, image in enumerate(root.iter("image")):
+    where = f"{src}: image {image.get('id', i)}"
+    with problems:
+      yield _entry(image, src, images, problems, where)
+
+
+def _entry(image, src, images, problems, where):
+  name = _attribute(image, "name", where)
+  subset = image.get("subset", "")
+  places = [pathlib.Path(images or src.parent)]
+  if images is None:
+    places += [src.parent / "images", src.parent / "images" / subset]
+  size = tuple(int(x) for x in _numbers(image, ("height", "width"), where))
+  things = []
+  for i, shape in enumerate(image):
+    if shape.tag == "tag":
+      problems.note("tags of whole pictures left out", where)
+    else:
+      things.append(_thing(shape, size, f"{where}: {shape.tag} {i}"))
+  if subset and subset.lower() != "default":
+    split = entries.split_name(subset)
+  else:
+    split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"
+  image = folders.find(name, places, where, problems)
+  return entries.Entry(image, where, split, size=size, things=tuple(things))
+
+
+def _thing(shape, size, where):
+  label = _attribute(shape, "label", where)
+  if shape.tag == "mask":
+    return bitmaps.thing(label, _mask(shape, size, where), where)
+  (degrees,) = files.numbers([shape.get("rotation", 0)], 1, "rotation", where)
+  outlined = True
+  if shape.tag == "box":
+    x0, y0, x1, y1 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
+    if not degrees:
+      return entries.Thing(label, (y0, x0, y1, x1), where)
+    centre = (x0 + x1) / 2, (y0 + y1) / 2
+    outline = shapes.turned(shapes.rectangle(x0, y0, x1, y1), centre, degrees)
+    outlined = False
+  elif shape.tag == "ellipse":
+    x, y, rx, ry = _numbers(shape, ("cx", "cy", "rx", "ry"), where)
+    outline = shapes.ellipse(x, y, rx, ry, degrees)
+  elif shape.tag == "polygon":
+    points = [
+      files.numbers(point.split(","), 2, "x, y", where)
+      for point in _attribute(shape, "points", where).split(";")
+    ]
+    outline = shapes.polygon(points, where)
+  else:
+    raise ValueError(
+      f"{where}: is no box; expected box, polygon, ellipse or mask"
+    )
+  return entries.Thing(
+    label, shapes.box([outline]), where, [outline] if outlined else None
+  )
+
+
+def _mask(shape, size, where):
+  """Its runs go row by row, within its own rectangle."""
+  rectangle = _numbers(shape, ("left", "top", "width", "height"), where)
+  left, top, width, height = (int(x) for x in rectangle)
+  words = _attribute(shape, "rle", where).split(",")
+  try:
+    counts = [int(word) for word in words]
+    runs = {"size": [width, height], "counts": counts}
+    bitmap = masks.from_rle(runs, width, height).T
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
+  return bitmaps.placed(bitmap, top, left, size)
+
+
+def _numbers(element, names, where):
+  found = [_attribute(element, name, where) for name in names]
+  return files.numbers(found, len(names), ", ".join(names), where)
+
+
+def _attribute(element, name, where):
+  text = element.get(name)
+  if text is None or not text.strip():
+    raise ValueError(f'{where}: <{element.tag}> has no "{name}"')
+  return text.strip()

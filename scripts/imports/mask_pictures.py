@@ -1,0 +1,268 @@
+"""Masks as pictures: a value for each class, or a picture for each object.
+
+The layouts of Pascal VOC (SegmentationClass and SegmentationObject, as labelme
+and CVAT's "Segmentation mask 1.1" also write them), of images/ beside masks/,
+and of Kaggle's Data Science Bowl 2018 (a folder of masks for each picture).
+"""
+
+import pathlib
+import re
+
+import numpy as np
+
+from scripts.imports import bitmaps, entries, files, folders, pictures
+
+_MASKS = ("SegmentationClass", "masks")
+_IMAGES = ("JPEGImages", "images")
+_CLASSES = ("labelmap.txt", "classes.txt", "class_names.txt")
+_BACKGROUND = ("background", "_background_", "__ignore__", "void", "ignore")
+_VOID = 255  # of VOC, the border of objects
+
+
+def read(src, images, problems):
+  """Reads masks and the classes of their values.
+
+  The mask of a.jpg is a.png or a_anything.png; each of its values is one
+  object, however many parts it has, but for 0 and what the classes call
+  background, void or ignore; 255 is void unless a class, or the white of the
+  only one. A picture in SegmentationObject parts a class into objects.
+  Several masks, a_1.png or a/1.png, are an object each: of the only class, or
+  of that in its name, a/cat_1.png. Pictures without a mask are left out.
+
+  Args:
+    src: a folder, in or below which SegmentationClass lies beside JPEGImages,
+      or masks beside images; with `images`, the folder of masks itself. Folders
+      tell the splits, or ImageSets/Segmentation. Classes stand in it or the one
+      above: in classes.txt as "1 cat", a value and a name a line, or a name a
+      line from 0 on, which is the background; or in labelmap.txt as
+      "cat:128,0,0::", by colour.
+    images: folder of the pictures, laid out as that of the masks; None for the
+      one beside it.
+    problems: entries.Problems.
+
+  Returns:
+    entries.Annotations.
+
+  Raises:
+    ValueError: a file is malformed, or whatever `problems` does not skip.
+  """
+  src = pathlib.Path(src)
+  pairs = [(src, pathlib.Path(images))] if images else _pairs(src)
+  classes, by_colour = _classes(src)
+  labels = dict.fromkeys(label for label in classes.values() if label)
+  return entries.Annotations(
+    _entries(src, pairs, classes, by_colour, problems), tuple(labels)
+  )
+
+
+def _pairs(src):
+  """Folders of masks, and of their pictures."""
+  found = [
+    (path, path.parent / images)
+    for masks, images in zip(_MASKS, _IMAGES, strict=True)
+    for path in (src, *sorted(src.rglob(masks)))
+    if path.name == masks and (path.parent / images).is_dir()
+  ]
+  if not found:
+    raise ValueError(
+      f"{src}: no masks beside images, and no SegmentationClass beside "
+      "JPEGImages; name the folder of masks, and --images"
+    )
+  return found
+
+
+def _classes(src):
+  """The class of each value, None for background; whether they are colours."""
+  options = [folder / name for folder in (src, src.parent) for name in _CLASSES]
+  path = next((path for path in options if path.is_file()), None)
+  if path is None:
+    raise ValueError(
+      f"{src}: no classes.txt, which names the values of masks: 1 cat"
+    )
+  lines = [line.strip() for line in files.read_lines(path) if line.strip()]
+  by_colour = path.name == _CLASSES[0]
+  if by_colour:
+    pattern = r"([^:]+):(\d+),(\d+),(\d+)(?::.*)?"
+    lines = [line for line in lines if not line.startswith("#")]
+  else:
+    pattern = r"(\d+)[\s:,]+(.+)"
+  found = [re.fullmatch(pattern, line) for line in lines]
+  if by_colour and not all(found):
+    line = lines[found.index(None)]
+    raise ValueError(f"{path}: expected cat:128,0,0::, found {line!r:.60}")
+  if by_colour:
+    named = {
+      _packed(*map(int, match.groups()[1:])): match[1] for match in found
+    }
+  elif all(found):
+    named = {int(match[1]): match[2] for match in found}
+  else:
+    named = dict(enumerate(x for x in lines if x != "__ignore__"))
+    if named.get(0, "").lower() not in _BACKGROUND:
+      raise ValueError(
+        f'{path}: line 1 names value 0, expected "background", or a value '
+        f'before each name, found "{lines[0]:.60}"'
+      )
+  classes = {
+    value: None if name.lower() in _BACKGROUND else name
+    for value, name in named.items()
+  }
+  if not any(classes.values()):
+    raise ValueError(f"{path}: names no class but background")
+  return classes, by_colour
+
+
+def _packed(red, green, blue):
+  return 65536 * red + 256 * green + blue
+
+
+def _entries(src, pairs, classes, by_colour, problems):
+  for masks, images in pairs:
+    splits = _image_sets(masks.parent)
+    there = folders.ending(images, *pictures.SUFFIXES)
+    owned = {path: [] for path in there}
+    stems = {_stem(path, images): path for path in there}
+    for mask in folders.ending(masks, *bitmaps.SUFFIXES):
+      with problems:
+        stem, rest = _owner(_stem(mask, masks), stems, str(mask))
+        owned[stems[stem]].append((mask, rest))
+    for image, members in owned.items():
+      if not members:
+        problems.note("pictures without a mask left out", str(image))
+        continue
+      with problems:
+        yield _entry(
+          image,
+          members,
+          classes,
+          by_colour,
+          splits.get(image.stem) or _split(image, src, images),
+          problems,
+        )
+
+
+def _stem(path, folder):
+  return path.relative_to(folder).with_suffix("").as_posix()
+
+
+def _owner(name, stems, where):
+  """The picture that a mask belongs to, and what its name says beyond that."""
+  if name in stems:
+    return name, ""
+  for match in reversed(list(re.finditer(r"[/_.\-]", name))):
+    if name[: match.start()] in stems:
+      return name[: match.start()], name[match.end() :]
+  if len(stems) == 1:
+    return next(iter(stems)), name
+  raise ValueError(f"{where}: no picture has this mask")
+
+
+def _image_sets(folder):
+  """The split of each stem, as VOC lists them."""
+  return {
+    line.strip(): entries.split_name(split)
+    for split in entries.SPLITS
+    if (
+      path := folder / "ImageSets" / "Segmentation" / f"{split}.txt"
+    ).is_file()
+    for line in files.read_lines(path)
+  }
+
+
+def _split(image, src, images):
+  root = src if image.is_relative_to(src) else images
+  return entries.split_of(image.relative_to(root).parent) or "train"
+
+
+def _entry(image, members, classes, by_colour, split, problems):
+  things, sizes = [], set()
+  for mask, rest in members:
+    where = str(mask)
+    values = bitmaps.values(mask, where, by_colour)
+    sizes.add(values.shape)
+    if len(sizes) > 1:
+      raise ValueError(f"{where}: of another size than others of its picture")
+    label = _named(rest, classes, len(members), where)
+    if label is not None:
+      things.append(bitmaps.thing(label, _binary(values, where), where))
+      continue
+    things += _things(values, _objects(mask), classes, where, problems)
+  return entries.Entry(
+    image, where, split, size=sizes.pop(), things=tuple(things)
+  )
+
+
+def _named(rest, classes, count, where):
+  """The class of a mask of one object; None of one with a value a class."""
+  labels = {label.lower(): label for label in classes.values() if label}
+  name = re.sub(r"[_.\- ]*\d*$", "", rest.rpartition("/")[2]).lower()
+  if name in labels:
+    return labels[name]
+  if count == 1:
+    return None
+  if len(labels) == 1:
+    return next(iter(labels.values()))
+  raise ValueError(
+    f"{where}: one of {count} masks of its picture, expected the class in its "
+    "name, such as cat_1.png"
+  )
+
+
+def _binary(values, where):
+  found = np.unique(values)
+  if len(found) > 2:
+    raise ValueError(
+      f"{where}: {len(found)} values in the mask of one object, expected 2"
+    )
+  return values > 0
+
+
+def _objects(mask):
+  """The values of objects, which VOC has beside those of classes."""
+  folder, name = mask.parent, mask.name
+  if folder.name != _MASKS[0]:
+    return None
+  path = folder.with_name("SegmentationObject") / name
+  return bitmaps.values(path, str(path)) if path.is_file() else None
+
+
+def _things(values, objects, classes, where, problems):
+  if objects is None:
+    objects = values
+  elif objects.shape != values.shape:
+    raise ValueError(f"{where}: of another size than in SegmentationObject")
+  for number in np.unique(objects):
+    inside = objects == number
+    found, counts = np.unique(values[inside], return_counts=True)
+    if number == 0 and objects is not values:
+      if any(classes.get(value) for value in found):
+        raise ValueError(
+          f"{where}: pixels of a class are of no object in SegmentationObject"
+        )
+      continue
+    label = _label(found[counts.argmax()], values, classes, where, problems)
+    if label is not None:
+      yield bitmaps.thing(label, inside, where)
+
+
+def _label(value, values, classes, where, problems):
+  """The class of a value, None of what is no object."""
+  if value in classes:
+    return classes[value]
+  if value == 0:
+    return None
+  labels = [label for label in classes.values() if label]
+  if value == _VOID:
+    if len(labels) == 1 and np.isin(values, (0, _VOID)).all():
+      return labels[0]
+    problems.note("pixels of value 255, void, are of no object", where)
+    return None
+  if value > 65535:
+    rgb = value >> 16, value >> 8 & 255, value & 255
+    raise ValueError(
+      f"{where}: colour {','.join(map(str, rgb))} is that of no class"
+    )
+  raise ValueError(
+    f"{where}: value {value} is that of no class, the classes name "
+    f"{', '.join(map(str, classes)):.80}"
+  )

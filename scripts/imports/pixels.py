@@ -1,0 +1,143 @@
+"""Boxes and masks as formats give them -> pixels of their image."""
+
+import math
+
+import numpy as np
+
+from paligemma.data import location
+from paligemma.data import masks as masks_lib
+from scripts.imports import entries
+
+CUT = "boxes cut to their picture"
+MOSTLY_OUTSIDE = f"{CUT}, more than half of which lay outside"
+
+_DECIMALS = 2  # of a pixel
+
+
+def rounded(number: float) -> float:
+  """A coordinate as it is written; see prompts.record for how far."""
+  return round(float(number), _DECIMALS) + 0.0  # no -0.0
+
+
+def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
+  """The box of a thing in pixels, as it was given but for its unit.
+
+  Raises:
+    ValueError: it is inverted, without area, or lies outside of its image.
+  """
+  sides = (*size, *size) if thing.shares else (1, 1, 1, 1)
+  y0, x0, y1, x1 = found = [
+    rounded(c * side) for c, side in zip(thing.box, sides, strict=True)
+  ]
+  problem = ""
+  if not all(map(math.isfinite, found)):
+    problem = "not finite"
+  elif y1 < y0 or x1 < x0:
+    problem = "inverted"
+  elif y1 == y0 or x1 == x0:
+    problem = "without area"
+  elif y1 <= 0 or x1 <= 0 or y0 >= size[0] or x0 >= size[1]:
+    problem = f"outside of its image of {size[0]}x{size[1]} pixels"
+  if problem:
+    shown = ", ".join(f"{c:.6g}" for c in found)
+    raise ValueError(
+      f"{thing.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
+    )
+  return tuple(found)
+
+
+def cut(
+  box: location.Box,
+  size: tuple[int, int],
+  where: str,
+  problems: entries.Problems,
+) -> location.Box:
+  """The part of a box that lies in its image; notes that there is another."""
+  inside = tuple(
+    min(max(c, 0.0), float(side))
+    for c, side in zip(box, (*size, *size), strict=True)
+  )
+  if inside != box:
+    mostly_outside = _area(inside) < _area(box) / 2
+    problems.note(MOSTLY_OUTSIDE if mostly_outside else CUT, where)
+  return inside
+
+
+def _area(box):
+  y0, x0, y1, x1 = box
+  return (y1 - y0) * (x1 - x0)
+
+
+def is_area(area: float, box: location.Box) -> bool:
+  """Whether it is that of the box, as far as both are rounded."""
+  y0, x0, y1, x1 = box
+  return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
+
+
+def widen(
+  box: location.Box, size: tuple[int, int], steps: tuple[int, int]
+) -> location.Box:
+  """A box that keeps an area when it is rounded.
+
+  Args:
+    box: in pixels, with an area.
+    size: (height, width) of its image.
+    steps: into how many equal parts height and width are divided, at whose ends
+      the box is to lie.
+
+  Returns:
+    The box; where both ends would be one, those of the part that it lies in.
+  """
+  corners = list(box)
+  for low, side, count in zip((0, 1), size, steps, strict=True):
+    a, b = (corners[i] / side * count for i in (low, low + 2))
+    if round(a) == round(b):
+      start = math.floor((a + b) / 2)
+      corners[low] = start * side / count
+      corners[low + 2] = (start + 1) * side / count
+  return tuple(corners)
+
+
+def mask(thing: entries.Thing, size: tuple[int, int]):
+  """What the mask of a thing is written as, in pixels, and bool[H, W].
+
+  Raises:
+    ValueError: it has none, or a malformed one.
+  """
+  try:
+    if thing.mask is None:
+      raise ValueError("no mask, expected polygons or a run-length mask")
+    if isinstance(thing.mask, dict):
+      return thing.mask, masks_lib.from_rle(thing.mask, *size)
+    if not isinstance(thing.mask, list | tuple):
+      raise ValueError(
+        f"mask {thing.mask!r:.60}, expected polygons or a run-length mask"
+      )
+    unit = size[::-1] if thing.shares else (1, 1)
+    polygons = [_polygon(points, unit) for points in thing.mask]
+    return polygons, masks_lib.from_polygons(polygons, *size)
+  except ValueError as error:
+    raise ValueError(f"{thing.where}: {error}") from None
+
+
+def _polygon(points, unit):
+  """The numbers x, y, x, y, ... in pixels, or what is none as it is."""
+  try:
+    return [rounded(c * unit[i % 2]) for i, c in enumerate(points)]
+  except (TypeError, ValueError, OverflowError):
+    return points  # masks.from_polygons says what is wrong with them
+
+
+def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
+  """The mask in a box as the codec takes it, float[64, 64].
+
+  Raises:
+    ValueError: nothing of it lies there.
+  """
+  try:
+    cropped = masks_lib.crop(mask, widen(box, mask.shape, mask.shape))
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
+  if not cropped.any():
+    raise ValueError(f"{where}: nothing of the mask lies in its box {box}")
+  return cropped

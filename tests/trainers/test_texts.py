@@ -1,0 +1,277 @@
+"""All texts of a source are read before the first step."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma import metrics
+from paligemma.data import image_ops, object_ops, preprocess, sources, text_ops
+from trainers import checks, inputs, places, texts
+from trainers.plan import Plan
+
+BOX = "<loc0001><loc0022><loc0333><loc1023>"
+FLAT = "<loc0333><loc0022><loc0001><loc1023>"
+
+
+@pytest.fixture
+def make(tokenizer, tmp_path):
+  """A Place of a JSONL file of seven lines, some of them changed."""
+  Image.new("RGB", (13, 11)).save(tmp_path / "a.png")
+
+  def make(changes=None, *, size=7, place=None, **options):
+    lines = []
+    for i in range(size):
+      line = {
+        "image": "a.png",
+        "prefix": f"dot {i}",
+        "suffix": "1" * (i % 7 + 1),
+      }
+      change = (changes or {}).get(i, {})
+      lines.append(
+        change if isinstance(change, str) else json.dumps({**line, **change})
+      )
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    options = {"res": 28, "text_len": 41, "train": True, **options}
+    through = preprocess.Preprocess(tokenizer, **options)
+    source = sources.Jsonl(path)
+    return places.Place("train.main", source, through, **(place or {}))
+
+  return make
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("text_len", [41, 9])
+@pytest.mark.parametrize("answers", [{}, {2: {"suffix": ["1 1 1 1", "1"]}}])
+def test_rows_are_those_of_the_preprocess(
+  make, tokenizer, train, text_len, answers
+):
+  """The fast way gives what looking at every example gives."""
+  place = {"decodes": not train, "max_answer": None if train else 3}
+  options = {"train": train, "text_len": text_len, "too_long": "truncate"}
+  place = make({} if train else answers, place=place, **options)
+  read = texts.read(place, tokenizer)
+  assert read.is_complete
+  assert read.rows == checks.look(place, tokenizer).rows
+  assert (read.bad, read.notes) == ({}, [])
+
+
+def test_no_picture_is_opened(make, tokenizer, tmp_path):
+  place = make()
+  (tmp_path / "a.png").unlink()
+  assert len(texts.read(place, tokenizer).rows) == 7
+
+
+def test_every_line_is_read(make, tokenizer):
+  changes = {
+    1: '{"image": "a.png"',
+    2: {"image": None},
+    3: {"suffix": 7},
+    4: {"prefix": "see <image>"},
+    5: {"suffix": "1" * 99},
+    6: {"suffix": "<loc100> dot"},
+  }
+  bad = texts.read(make(changes), tokenizer).bad
+  messages = {
+    1: r"data.jsonl:2: malformed JSON",
+    2: 'data.jsonl:3: expected a path under the key "image", found None',
+    3: 'data.jsonl:4: expected a text under "suffix", found 7',
+    4: "data.jsonl:5: <image> stands within the prompt",
+    5: r"prompt and answer have \d+ \+ \d+ tokens, text_len 41 has room for 42",
+    6: "data.jsonl:7: <loc100> is no piece of the vocabulary",
+  }
+  assert bad.keys() == messages.keys()
+  for index, message in messages.items():
+    assert re.search(message, bad[index])
+
+
+def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
+  changes = {
+    1: {"prefix": "<image>dot"},
+    2: {"prefix": "<image> <bos>dot\n"},
+    3: {"suffix": "\n1"},
+    4: {"suffix": f"{BOX} a ; {FLAT} b<eos>"},
+    5: {"suffix": " "},
+    6: {"suffix": FLAT},
+  }
+  found = texts.read(make(changes, text_len=99), tokenizer)
+  assert not found.bad
+  notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
+  assert notes == [
+    "2 times: <image> taken off; the first: data.jsonl:2",
+    "1 times: <bos> taken off; the first: data.jsonl:3",
+    "1 times: line break taken off; the first: data.jsonl:3",
+    "1 times: answer that begins with a line break; the first: data.jsonl:4",
+    "1 times: <eos> taken off; the first: data.jsonl:5",
+    "2 times: answer with a box upside down or without area; the first: "
+    "data.jsonl:5",
+    "1 times: empty answer; the first: data.jsonl:6",
+  ]
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
+  changes = {i: {"prefix": "dot" * 50} for i in (2, 5)}
+  options = {"train": train, "place": {"decodes": not train}}
+  found = texts.read(make(changes, too_long="truncate", **options), tokenizer)
+  (note,) = found.notes
+  assert re.match(
+    r"2 times: prompt cut to text_len; the first: \S*data.jsonl:3$", note
+  )
+  assert found.rows[2].prompt == 42 - (not train)
+  assert (
+    found.rows
+    == checks.look(
+      make(changes, too_long="truncate", **options), tokenizer
+    ).rows
+  )
+  found = texts.read(make(changes, **options), tokenizer)
+  assert found.bad.keys() == {2, 5}
+  assert "raise text_len or shorten" in found.bad[2]
+
+
+def test_plain_texts_are_taken_as_they_are(make, tokenizer):
+  changes = {1: {"prefix": "see <image>"}, 2: {"suffix": "<loc100> 1<eos>"}}
+  found = texts.read(make(changes, texts="plain"), tokenizer)
+  assert (len(found.rows), found.bad, found.notes) == (7, {}, [])
+
+
+def test_answers_that_are_all_empty_stop_the_run(make, tokenizer):
+  place = make({i: {"suffix": " " * i} for i in range(7)})
+  with pytest.raises(
+    ValueError,
+    match=r"^train.main: the answers of all 7 examples are empty, the first: "
+    r"\S*data.jsonl:1; were their labels found\?$",
+  ):
+    texts.read(place, tokenizer)
+
+
+def test_a_slice_and_a_limit_are_read_alone(make, tokenizer):
+  place = make({i: {"suffix": 7} for i in (0, 1, 5, 6)})
+  part = sources.Cached(sources.Slice(place.source, "[2:5]"))
+  found = texts.read(dataclasses.replace(place, source=part), tokenizer)
+  assert (found.rows.keys(), found.bad) == ({0, 1, 2}, {})
+  found = texts.read(dataclasses.replace(place, limit=2), tokenizer)
+  assert (found.rows, found.bad.keys()) == ({}, {0, 1})
+
+
+def test_ops_write_the_texts_that_are_read(make, tokenizer):
+  ops = (text_ops.Format("count {what}", "{answer}"),)
+  changes = {i: {"what": "dots", "answer": "one"} for i in range(7)}
+  changes[3] = {"what": "dots"}
+  found = texts.read(make(changes, ops=ops), tokenizer)
+  assert found.bad.keys() == {3}
+  assert 'missing key "answer"' in found.bad[3]
+
+
+def test_ops_that_need_the_picture_leave_the_lines(make, tokenizer):
+  """Texts are then looked at in a sample, with the picture."""
+  ops = (object_ops.WriteObjects(),)
+  objects = [{"box": (1, 2, 5, 7), "label": "dot"}]
+  changes = {i: {"objects": objects} for i in range(7)}
+  changes[4] = "{"
+  place = make(changes, ops=ops)
+  found = texts.read(place, tokenizer)
+  assert not found.is_complete
+  assert (found.rows, found.bad.keys()) == ({}, {4})
+  with pytest.raises(ValueError, match=r"1 of 7 .*data.jsonl:5: malformed"):
+    checks.look(place, tokenizer)
+
+
+def test_a_metric_reads_all_examples(make, tokenizer):
+  metric = metrics.make("mmvp")
+  place = {"decodes": True, "metric": metric, "max_answer": 5}
+  pairs = {i: {"pair": i // 2} for i in range(6)}
+  place = make(pairs, size=6, train=False, place=place)
+  assert len(texts.read(place, tokenizer).rows) == 6
+  odd = dataclasses.replace(place, limit=5)
+  with pytest.raises(ValueError, match=r"^train.main: .*two examples of each"):
+    texts.read(odd, tokenizer)
+
+
+def test_the_size_that_a_metric_reads_may_be_missing(make, tokenizer):
+  detection = {"decodes": True, "metric": metrics.make("detection")}
+  changes = {i: {"suffix": f"{BOX} dot"} for i in range(7)}
+  place = make(changes, train=False, place=detection)
+  assert len(texts.read(place, tokenizer).rows) == 7
+  wrong = make({**changes, 3: {"suffix": "dot"}}, train=False, place=detection)
+  with pytest.raises(ValueError, match=r"data.jsonl:4: .*label without box"):
+    texts.read(wrong, tokenizer)
+
+
+MOVING = {
+  "Flip": image_ops.Flip(),
+  "ZoomOut": image_ops.ZoomOut(),
+  "InceptionCrop": image_ops.InceptionCrop(),
+  "RandomCrop": image_ops.RandomCrop((3, 3)),
+  "CentralCrop": image_ops.CentralCrop(),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_pixels_do_not_move_under_locations(make, tokenizer, name):
+  """One answer of many holds a box: it is found, whatever is sampled."""
+  changes = {299: {"suffix": f"{BOX} dot"}}
+  place = make(changes, size=300, ops=(MOVING[name],))
+  assert texts.located(place) == [299]
+  with pytest.raises(
+    ValueError,
+    match=rf"data.jsonl:300: {name} moves the pixels, but not the locations in "
+    '"suffix", which was written before; leave',
+  ):
+    checks.look(place, tokenizer, rows=3)
+  # The text is written anew, from the objects that moved.
+  objects = [{"box": (1, 2, 5, 7), "label": "dot"}]
+  changes = {i: {"objects": objects, "suffix": BOX} for i in range(7)}
+  writes = (object_ops.DetectPrompt(("dot",)), object_ops.WriteObjects())
+  checks.look(make(changes, ops=(MOVING[name], *writes)), tokenizer)
+  # Objects alone do not move what is already written of them.
+  with pytest.raises(ValueError, match=f"{name} moves the pixels"):
+    checks.look(make(changes, ops=(MOVING[name],)), tokenizer)
+
+
+def test_evaluators_leave_out_what_augments(tiny):
+  config = tiny.config()
+  config.train.ops = (
+    text_ops.Lower("prefix"),
+    image_ops.Flip(),
+    image_ops.JpegNoise(),
+  )
+  config.evals.val.ops = (image_ops.JpegNoise(),)
+  plan = Plan(config)
+  tok = inputs.make_tokenizer(config, plan.model)
+  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+  ops = {e.name: e.preprocess.ops for e, _ in evaluators}
+  assert ops["pplx"] == (text_ops.Lower("prefix"),)
+  assert ops["val"] == (image_ops.JpegNoise(),)
+  assert checks.op_notes(config) == [
+    "evals.pplx: Flip, JpegNoise of train.ops are for training alone and left "
+    "out"
+  ]
+  said = checks.check(plan, tok, evaluators)
+  assert "\nnote: evals.pplx: Flip, JpegNoise of train.ops" in said
+
+
+def test_the_table_counts_all(tiny, tmp_path):
+  lines = (tiny.folder / "train.jsonl").read_text().splitlines()
+  path = tiny.folder / "many.jsonl"
+  path.write_text("\n".join(lines * 50) + "\n")
+  config = tiny.config(train=path)
+  plan = Plan(config)
+  tok = inputs.make_tokenizer(config, plan.model)
+  said = checks.check(plan, tok, [])
+  row = next(x for x in said.splitlines() if x.startswith("train.main"))
+  assert re.split("  +", row)[1:3] == ["650", "650"]
+  path.unlink()
+
+
+def test_lengths_of_a_large_file_fit_in_chunks(make, tokenizer, monkeypatch):
+  monkeypatch.setattr(texts, "_CHUNK", 3)
+  read = texts.read(make(), tokenizer)
+  monkeypatch.setattr(texts, "_CHUNK", 1000)
+  assert read == texts.read(make(), tokenizer)
+  assert np.all([row.prompt > 2 for row in read.rows.values()])
