@@ -83,7 +83,7 @@ class Tokenizer:
 
   def lengths(self, texts: Sequence[str]) -> list[int]:
     """Returns the number of ids of each text, faster than one by one."""
-    return list(map(len, self._processor.encode(list(texts))))
+    return self._engine.lengths(texts)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids up to the first eos, without pad and bos.
@@ -152,6 +152,9 @@ class _SentencePiece:
     self.size = self._processor.get_piece_size
     self.encode = self._processor.encode
     self.decode = self._processor.decode
+
+  def lengths(self, texts):
+    return list(map(len, self._processor.encode(list(texts))))
 
   def id_of(self, piece):
     i = self._processor.piece_to_id(piece)  # of <unk>, if there is none
