@@ -454,8 +454,12 @@ def test_adapters_of_another_model(saved, grouped):
 def test_fewer_layers(saved, grouped):
   model, params = grouped
   other = model.clone(llm=model.llm.clone(depth=5))
-  match = "depth 3.*depth 5" if saved.suffix else r"found shape \(3, 14, 5\), "
-  with refused(f"adapters of another model.*{match}"):
+  match = (
+    r"adapters of another model.*depth 3.*depth 5"
+    if saved.suffix
+    else r"layers\.3\.\S+ has no adapter, .* missing, or it is of another model"
+  )
+  with refused(match):
     paligemma.load_adapter(saved, other, params)
 
 
@@ -465,7 +469,7 @@ def test_the_image_tower_is_missing(saved, grouped):
     r"another model: its image tower is \(depth 2, .*, that of the model "
     "given is missing$"
     if saved.suffix
-    else 'LoRA target "img/attn/q": the model has no image tower'
+    else "lora_A.weight: the model has no image tower$"
   )
   with refused(f"{saved.name}: .*{match}"):
     paligemma.load_adapter(saved, model.clone(img=None), params)

@@ -326,7 +326,7 @@ def _check_complete(file, config, modules, depths) -> None:
       if (target, layer) not in modules and _is_targeted(config, path):
         raise ValueError(
           f"{file}: {path} has no adapter, though target_modules asks for one: "
-          "tensors are missing"
+          "tensors are missing, or it is of another model"
         )
 
 
