@@ -37,6 +37,7 @@ setup(
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
     "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "tokenizers": ["tokenizers>=0.22"],  # tokenizer.json of transformers
     "keras": ["h5py"],  # checkpoints of keras-hub
     "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
@@ -67,6 +68,7 @@ setup(
       "scikit-learn",
       "scipy",
       "tensorflow-datasets>=4.9.10",
+      "tokenizers>=0.22",
     ],
   },
 )

@@ -9,6 +9,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -17,6 +18,8 @@ from paligemma import lora as lora_lib
 from paligemma.checkpoints import (
   adapter_files,
   errors,
+  huggingface,
+  huggingface_layout,
   layouts,
   leaves,
   peft,
@@ -131,6 +134,20 @@ def save_adapter(path, model, params, *, format=None):
       f"{path}: the model has no adapters to save; paligemma.save writes the "
       "model itself"
     )
+  flat = tree.flatten(params)
+  arrays, weights = tree.partition(flat, is_adapter(flat))
+  write(path, model, arrays, base=_kind(weights), format=format)
+
+
+def write(path, model, arrays, *, base, format=None):
+  """Does what `save_adapter` does, with the adapters alone.
+
+  Args:
+    path, model, format: as in `save_adapter`.
+    arrays: name -> array of every adapter.
+    base: one of quantized.KINDS in which they see the matrices of the model,
+      "" for full precision.
+  """
   if format is None:
     formats = {adapter_files.SUFFIX: "paligemma", "": "peft"}
     format = formats.get(epath.Path(path).suffix)
@@ -140,20 +157,24 @@ def save_adapter(path, model, params, *, format=None):
         f"of: {', '.join(sorted(WRITERS))}, a name that ends in "
         f"{adapter_files.SUFFIX}, or a folder's without suffix"
       )
-  write = tree.lookup(WRITERS, format, "format of adapters")
-  flat = tree.flatten(params)
-  adapters, _ = tree.partition(flat, is_adapter(flat))
-  arrays = {name: np.asarray(x) for name, x in adapters.items()}
-  write(path, layouts.stack(arrays, lambda _, x: np.stack(x)), model)
+  writer = tree.lookup(WRITERS, format, "format of adapters")
+  arrays = {name: np.asarray(x) for name, x in arrays.items()}
+  arrays = layouts.stack(arrays, lambda _, x: np.stack(x))
+  writer(path, arrays, model, base)
 
 
 def load_adapter(path, model, params):
   """Puts adapters from files beside the matrices of a model.
 
+  Of peft also the biases and modules that were trained beside the adapters:
+  these take the place of the model's own, in its dtype.
+
   Args:
-    path: what `save_adapter` wrote, or a folder of peft.
+    path: what `save_adapter` wrote, or a folder of peft; or the folder, such as
+      the workdir of a run, in which there is one of them.
     model, params: the model that they are for; adapters that it has already are
-      exchanged.
+      exchanged. A warning is logged if its matrices are in other bits than
+      those that the adapters were trained beside.
 
   Returns:
     Tuple of the Model and its parameters, adapters in float32 included.
@@ -162,7 +183,8 @@ def load_adapter(path, model, params):
     ValueError: unreadable, or adapters of another model; one line that names
       the file and what differs.
   """
-  found = adapter_files.open(path)
+  depths = {tower: x["depth"] for tower, x in _sizes(model).items() if x}
+  found = adapter_files.open(path, depths=depths)
   with errors.named(path):
     _check_sizes(found.sizes, _sizes(model))
     model = with_lora(model, found.lora)
@@ -180,6 +202,23 @@ def load_adapter(path, model, params):
     }
   flat = tree.flatten(params)
   _, weights = tree.partition(flat, is_adapter(flat))
+  base = _kind(weights)
+  if found.base is not None and found.base != base:
+    logging.warning(
+      "%s: was trained beside matrices in %s and is used beside %s",
+      path,
+      found.base or "full precision",
+      base or "full precision",
+    )
+  if found.replaced:
+    with errors.named(path):
+      weights = _replaced(weights, model, found.replaced)
+    logging.warning(
+      "%s: replaces %d tensors of the model itself, which are not written by "
+      "save_adapter, but by merge_lora and save",
+      path,
+      len(found.replaced),
+    )
   return model, tree.unflatten(tree.merge(weights, loaded))
 
 
@@ -310,11 +349,67 @@ def _joined(flat):
   return joined
 
 
-def _write_paligemma(path, arrays, model):
-  adapter_files.save(path, arrays, lora_of(model), _sizes(model))
+def _kind(weights):
+  """In which of quantized.KINDS matrices are, "" in none.
+
+  In 4 bits the vocabulary table is in int8 beside them, and counts last.
+  """
+  found = [part for name in weights if (part := quantized.split(name))]
+  kinds = {kind for _, kind in found}
+  return next((k for k in quantized.KINDS[::-1] if k in kinds), "")
 
 
-def _write_peft(path, arrays, model):
+def _replaced(weights, model, tensors):
+  """Parameters with tensors of transformers in the place of some."""
+  img, llm = model.img, model.llm
+  positions = weights["img/pos_embedding"].shape[1] if img else None
+  entries = {
+    entry.key: entry
+    for entry in huggingface_layout.entries(
+      img and {x: getattr(img, x) for x in (*_IMG_SIZES, "patch_size")},
+      {x: getattr(llm, x) for x in (*_LLM_SIZES, "vocab_size", "post_norms")},
+      positions,
+    )
+  }
+  by_leaf = {}
+  for key, tensor in tensors.items():
+    entry = entries.get(key)
+    if entry is None:
+      raise ValueError(f"{key}: the model has no such tensor")
+    shape, rows = entry.their_shape, tensor.shape[0]
+    if key == huggingface.TABLE:  # padded there, and cut here
+      rows = min(rows, shape[0])
+    if (rows, *tensor.shape[1:]) != shape:
+      raise ValueError(f"{key}: {list(tensor.shape)}, expected {list(shape)}")
+    part = entry.to_ours(np.asarray(tensor[:rows]))
+    by_leaf.setdefault(entry.leaf, []).append((entry.at, part))
+  weights = dict(weights)
+  for name, parts in by_leaf.items():
+    _replace(weights, name, parts, llm.dtype)
+  return weights
+
+
+def _replace(weights, name, parts, dtype):
+  """Writes parts of a leaf of stacked layers to it, or to those apart."""
+  stem = layouts.split_stacked(name)
+  for at, part in parts:
+    joined, place, index = _joined(weights), name, at
+    if name not in joined:
+      prefix, joint, rest = stem
+      place, index = f"{prefix}{joint}{at[0]}/{rest}", at[1:]
+    old = joined[place]
+    if quantized.is_quantized(old):
+      for kind in old:
+        del weights[f"{place}/{kind}"]
+      old = quantized.dequantize(old, dtype)
+    weights[place] = jnp.asarray(old).at[index].set(part.astype(old.dtype))
+
+
+def _write_paligemma(path, arrays, model, base):
+  adapter_files.save(path, arrays, lora_of(model), _sizes(model), base)
+
+
+def _write_peft(path, arrays, model, base):
   peft.save(path, arrays, lora_of(model), has_img=model.img is not None)
 
 

@@ -32,7 +32,7 @@ def generate(
   sampler: str | samplers.AnySampler = "greedy",
   rng: int | jax.Array | None = None,
   batch_size: int = 32,
-  preprocessing: str = "reference",
+  preprocessing: str | None = None,
 ) -> list[str]:
   """Answers one prompt per image; a decoder alone continues its prompts.
 
@@ -50,8 +50,10 @@ def generate(
     prompts: list of as many str, e.g. "caption en"; or one str for all. Leading
       "<image>" and "<bos>" and a trailing line break, which the layout has
       anyway, are taken off, with a warning in the log.
-    preprocessing: key of image.PREPROCESSING: "reference" as in training, or
-      "hf", what transformers' processor does.
+    preprocessing: key of image.PREPROCESSING. Default: what the checkpoint says
+      (Model.metadata): of most Hugging Face folders "hf", which is what
+      transformers' processor does; of a run what it was trained with; else
+      "reference".
     max_decode_len: most tokens of an answer.
     sampler: a sampler of paligemma.samplers, or a string for samplers.make:
       "greedy", "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
@@ -86,6 +88,8 @@ def generate(
     rng = jax.random.key(int(rng))
   elif not isinstance(rng, jax.Array | None):
     raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
+  if preprocessing is None:
+    preprocessing = model.metadata.get("preprocessing", "reference")
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     rows = []

@@ -1,12 +1,13 @@
 """Models from checkpoints of any format, and back into them."""
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from etils import epath
 
-from paligemma import initial, quantized, sharding, tree
+from paligemma import adapters, initial, quantized, sharding, tree
 from paligemma.checkpoints import (
   errors,
   fit,
@@ -62,8 +63,8 @@ def load(
       two towers that have not met.
     dtype: "float32", "bfloat16" or "float16", for storage (see
       checkpoints/precision.py) and for computing. Default: stored as in the
-      file, computed in the dtype of the file's embedding table, or of the norm
-      before it where the table is quantized.
+      file, computed in what the file says, else in the dtype of its embedding
+      table, or of the norm before it where the table is quantized.
     quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
       while they are read; see quantized.py. `dtype` is then that of computing
       and of all the rest. Default: as in the file, which may be quantized.
@@ -83,7 +84,8 @@ def load(
 
   Returns:
     Tuple of the Model and its parameters {"img": ..., "llm": ...}; a decoder
-    alone has `img` None and no "img".
+    alone has `img` None and no "img". Model.metadata keeps what the files say
+    beside the towers, such as how pictures are prepared.
 
   Raises:
     ValueError: the checkpoint is unreadable, of an unknown format, holds other
@@ -96,7 +98,7 @@ def load(
     preset = presets.get(path)
     model = preset_model(preset, img=img, llm=llm)
     found = initial.shapes(model, res := res or preset.res)
-    stored = precision.storage_dtypes(found, dtype or "float32")
+    stored, stated = precision.storage_dtypes(found, dtype or "float32"), None
     arrays = quantizing.storage(found, stored, quantize)
   else:
     checkpoint = formats.open(path, directory=directory)
@@ -104,6 +106,7 @@ def load(
     with errors.named(checkpoint.path):
       found = fit.fit(checkpoint, initial.shapes(model, res))
     stored = {name: leaf.dtype for name, leaf in found.items()}
+    stated = checkpoint.compute_dtype
     if isinstance(found[_TABLE], quantizing.Pair):
       stored[_TABLE] = stored[_LAST_NORM]
     if dtype is not None:
@@ -111,7 +114,7 @@ def load(
     with errors.named(checkpoint.path):
       arrays = quantizing.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())
-  model = _compute_in(model, dtype or str(stored[_TABLE]))
+  model = _compute_in(model, dtype or stated or str(stored[_TABLE]))
   logging.info("%s", model)
   arrays = _placed(arrays, mesh)
   if load_weights:
@@ -127,18 +130,21 @@ def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
 
   Args:
     path: file or folder to write; it appears when it is complete.
-    model: Model.
+    model: Model, without adapters: see merge_lora and save_adapter.
     params: its parameters {"img": ..., "llm": ...}, sharded in any way; over
       several processes for "orbax" alone.
     format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
-      vLLM) or "orbax". Default: npz where the path ends in .npz.
+      vLLM; of a decoder alone also llama.cpp) or "orbax". Default: npz where
+      the path ends in .npz. A Hugging Face folder holds the values of matrices
+      that are quantized in full precision: the same answers, more bytes.
     dtype: every parameter is cast to it but those that are quantized. Default:
       as they are.
     tokenizer: Tokenizer or path of a SentencePiece file, for the tokenizer
       files of a Hugging Face folder. Default: none are written.
 
   Raises:
-    ValueError: unknown format, or one that cannot hold this model.
+    ValueError: unknown format, or one that cannot hold this model, such as one
+      with adapters.
   """
   write(
     path,
@@ -147,6 +153,7 @@ def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
     format=format,
     dtype=dtype,
     tokenizer=tokenizer,
+    compute_dtype=str(jnp.dtype(dtype or model.llm.dtype)),
   )
 
 
@@ -194,7 +201,7 @@ def model_of(checkpoint, *, res=None, img=None, llm=None):
       raise ValueError(f"has no image tower to give {sorted(img)}")
     model = paligemma_model.from_sizes(img or None, llm)
     _check_heads(model.llm)
-  return model, res
+  return model.clone(metadata=checkpoint.metadata), res
 
 
 def _check_heads(llm):
@@ -218,7 +225,7 @@ def preset_model(preset, *, img=None, llm=None):
 
 
 def model_fields(model):
-  """What a model is: {"img": fields of vit.Model or None, "llm": ...}."""
+  """What a model is: fields of its towers (None: no such tower), metadata."""
 
   def fields(tower):
     names = set(type(tower).__annotations__) - _OF_THE_RUN
@@ -227,6 +234,7 @@ def model_fields(model):
   return {
     "img": None if model.img is None else fields(model.img),
     "llm": fields(model.llm),
+    "metadata": flax.core.unfreeze(model.metadata),
   }
 
 
@@ -239,7 +247,7 @@ def write(
   dtype=None,
   quantize=None,
   tokenizer=None,
-  export=None,
+  compute_dtype=None,
 ):
   """Writes arrays or leaves, one at a time.
 
@@ -248,7 +256,8 @@ def write(
     arrays: name -> array, Leaf or Pair.
     fields: what `model_fields` returns.
     quantize: as in `load`, of leaves.
-    export: Checkpoint.export of where the leaves come from.
+    compute_dtype: what the model computes in, where the format can say it.
+      Default: what `load` makes of the arrays.
 
   Raises:
     ValueError: see `save`.
@@ -261,41 +270,46 @@ def write(
       )
     format = "npz"
   writer = tree.lookup(WRITERS, format, "format")
-  writer(path, arrays, fields, dtype, quantize, tokenizer, export or {})
-
-
-def _write_npz(path, arrays, fields, dtype, quantize, tokenizer, export):
-  _check_addressable(path, arrays)
-  npz.save(path, _fetch_each(quantizing.each_array(arrays, quantize)), dtype)
-
-
-def _write_orbax(path, arrays, fields, dtype, quantize, tokenizer, export):
-  arrays = quantizing.each_array(arrays, quantize)
-  orbax.save(path, arrays, **fields, export=export, dtype=dtype)
-
-
-def _write_huggingface(
-  path, arrays, fields, dtype, quantize, tokenizer, export
-):
-  if fields["img"] is None:
+  if any(adapters.is_adapter(arrays).values()):
     raise ValueError(
-      f"{path}: a Hugging Face folder is written of a whole PaliGemma, this "
-      "model has no image tower"
+      f"{path}: the model has adapters; merge_lora makes them part of its "
+      "matrices, then save it, or save_adapter writes them alone"
     )
-  rounded = [
-    (quantized.split(name) or (name,))[0]
-    for name, array in arrays.items()
-    if isinstance(array, quantizing.Pair) or quantized.split(name)
-  ]
-  if rounded or quantize:
-    name = "the model" if quantize else rounded[0]
+  if tokenizer is not None and writer is not _write_huggingface:
     raise ValueError(
-      f"{path}: {name} is quantized, which a Hugging Face folder has no form "
-      "for; export the checkpoint that it was made from, without quantize"
+      f"{path}: a tokenizer is written beside a Hugging Face folder alone, not "
+      f'beside "{format}"; copy its file, or leave tokenizer out'
+    )
+  stated = {**fields, "compute_dtype": compute_dtype}
+  writer(path, arrays, stated, dtype, quantize, tokenizer)
+
+
+def _write_npz(path, arrays, stated, dtype, quantize, tokenizer):
+  _check_addressable(path, arrays)
+  arrays = _fetch_each(quantizing.each_array(arrays, quantize))
+  npz.save(path, arrays, dtype, **stated)
+
+
+def _write_orbax(path, arrays, stated, dtype, quantize, tokenizer):
+  arrays = quantizing.each_array(arrays, quantize)
+  orbax.save(path, arrays, dtype=dtype, **stated)
+
+
+def _write_huggingface(path, arrays, stated, dtype, quantize, tokenizer):
+  if quantize:
+    raise ValueError(
+      f"{path}: a Hugging Face folder has no form for {quantize}; write an npz "
+      "or Orbax, or leave quantize out"
     )
   _check_addressable(path, arrays)
   huggingface_export.save(
-    path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, **export
+    path,
+    quantizing.restored(arrays),
+    img=stated["img"],
+    llm=stated["llm"],
+    metadata=stated["metadata"],
+    dtype=dtype,
+    tokenizer=tokenizer,
   )
 
 

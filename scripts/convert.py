@@ -48,7 +48,7 @@ def convert(
     dtype=dtype,
     quantize=quantize,
     tokenizer=tokenizer,
-    export=checkpoint.export,
+    compute_dtype=dtype or checkpoint.compute_dtype,
   )
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
@@ -125,7 +125,7 @@ def _open(path, res):
     return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
   model, params = adapters.merge_lora(*interchange.load(path, res=res))
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
-  return checkpoint, model, found
+  return checkpoint, model, quantizing.paired(found)
 
 
 def _compare(before, after):
@@ -210,7 +210,7 @@ def main():
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantized.KINDS)
-  parser.add_argument("--tokenizer", help="SentencePiece file, for its folder")
+  parser.add_argument("--tokenizer", help="file, or its folder, to write too")
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")
   parser.add_argument("--check", action="store_true")

@@ -42,7 +42,7 @@ def predict(
   sampler="greedy",
   batch_size=32,
   text_len=64,
-  resize="reference",
+  resize=None,
   dtype=None,
   quantize=None,
   adapter=None,
@@ -62,7 +62,7 @@ def predict(
     sampler: as for samplers.make.
     batch_size: images at a time, over all devices of all processes.
     text_len: most tokens of a prompt.
-    resize: key of image.PREPROCESSING.
+    resize: key of image.PREPROCESSING. Default: as in paligemma.generate.
     dtype: of parameters and products. Default: as stored.
     quantize: "int8", "int4" or "nf4". Default: as stored.
     adapter: path of LoRA weights, see load_adapter. Default: those of the
@@ -102,7 +102,7 @@ def predict(
       text_len=text_len,
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),
-      resize=resize,
+      resize=resize or model.metadata.get("preprocessing", "reference"),
       frames=source.frames(),
     ),
     tokenizer=tok,
@@ -151,7 +151,9 @@ def main():
   parser.add_argument("--batch_size", type=int, default=32)
   parser.add_argument("--text_len", type=int, default=64, help="of a prompt")
   parser.add_argument(
-    "--resize", default="reference", choices=image.PREPROCESSING
+    "--resize",
+    help="default: as the checkpoint says, else reference",
+    choices=image.PREPROCESSING,
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantized.KINDS)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import shutil
 
 import einops
 import jax
@@ -11,7 +12,7 @@ import pytest
 
 import paligemma
 from paligemma import adapters, initial, lora, quantized, sharding, tree
-from paligemma.checkpoints import layouts
+from paligemma.checkpoints import layouts, peft, safetensors
 from paligemma.models import paligemma as paligemma_model
 from tests.same_trees import assert_same
 
@@ -453,8 +454,12 @@ def test_adapters_of_another_model(saved, grouped):
 def test_fewer_layers(saved, grouped):
   model, params = grouped
   other = model.clone(llm=model.llm.clone(depth=5))
-  match = "depth 3.*depth 5" if saved.suffix else r"found shape \(3, 14, 5\), "
-  with refused(f"adapters of another model.*{match}"):
+  match = (
+    r"adapters of another model.*depth 3.*depth 5"
+    if saved.suffix
+    else r"layers\.3\.\S+ has no adapter, .* missing, or it is of another model"
+  )
+  with refused(match):
     paligemma.load_adapter(saved, other, params)
 
 
@@ -464,12 +469,153 @@ def test_the_image_tower_is_missing(saved, grouped):
     r"another model: its image tower is \(depth 2, .*, that of the model "
     "given is missing$"
     if saved.suffix
-    else 'LoRA target "img/attn/q": the model has no image tower'
+    else "lora_A.weight: the model has no image tower$"
   )
-  with refused(f"{saved.name}: .*{match}"):
+  with refused(f"{saved.name}.*{match}"):
     paligemma.load_adapter(saved, model.clone(img=None), params)
 
 
 def test_no_file(grouped, tmp_path):
   with refused(r"nothing\.safetensors: No such file"):
     paligemma.load_adapter(tmp_path / "nothing.safetensors", *grouped)
+
+
+WHOLE_TENSORS = {
+  # Key in the file -> name here, place in it, axes there and here.
+  "vision_tower.encoder.layers.1.self_attn.q_proj.base_layer.bias": (
+    f"{lora._MHA}/query/bias",
+    (1,),
+    "(N H) -> N H",
+  ),
+  "vision_tower.encoder.layers.0.layer_norm1.bias": (
+    f"{lora._IMG}/LayerNorm_0/bias",
+    (0,),
+    "D -> D",
+  ),
+  "multi_modal_projector.linear.weight": (
+    "img/head/kernel",
+    (),
+    "E D -> D E",
+  ),
+  "multi_modal_projector.linear.bias": ("img/head/bias", (), "D -> D"),
+  "language_model.layers.2.mlp.up_proj.weight": (
+    "llm/layers/mlp/gating_einsum",
+    (2, 1),
+    "F D -> D F",
+  ),
+  "language_model.embed_tokens.weight": (
+    "llm/embedder/input_embedding",
+    (),
+    "V D -> V D",
+  ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(grouped, tmp_path_factory):
+  """A folder of peft, and its tensors of the model."""
+  folder = tmp_path_factory.mktemp("peft") / "a"
+  model, params = enable(*grouped, targets=["llm/attn/q"])
+  paligemma.save_adapter(folder, model, params)
+  rng = np.random.default_rng(5)
+  shapes = [(12,), (12,), (14, 12), (14,), (19, 14), (VOCABULARY + 3, 14)]
+  whole = {
+    key: rng.normal(size=shape).astype(np.float32)
+    for key, shape in zip(WHOLE_TENSORS, shapes, strict=True)
+  }
+  file = folder / peft.FILE
+  tensors = {k: np.array(x[...]) for k, x in safetensors.open(file).items()}
+  tensors |= {f"base_model.model.model.{k}": x for k, x in whole.items()}
+  safetensors.save(file, tensors, {"format": "pt"})
+  return folder, whole
+
+
+class TestWholeTensorsOfPeft:
+  """Biases and modules that peft trained beside the adapters."""
+
+  def expected(self, params, whole):
+    flat = {n: np.array(x) for n, x in tree.flatten(params).items()}
+    for key, (name, at, axes) in WHOLE_TENSORS.items():
+      array = whole[key][:VOCABULARY] if "embed" in key else whole[key]
+      flat[name][at] = einops.rearrange(
+        array, axes, **({"N": 3} if "N" in axes else {})
+      )
+    return flat
+
+  def test_take_the_place_of_the_model_s(self, grouped, folder, caplog):
+    path, whole = folder
+    with caplog.at_level("WARNING"):
+      _, found = paligemma.load_adapter(path, *grouped)
+    assert "replaces 6 tensors of the model itself" in caplog.text
+    found = tree.flatten(found)
+    for name, array in self.expected(grouped[1], whole).items():
+      np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+  def test_layers_apart(self, grouped, folder):
+    path, whole = folder
+    flat = layouts.unstack(tree.flatten(grouped[1]), lambda x, i: x[i])
+    _, found = paligemma.load_adapter(
+      path, build(scan=False), tree.unflatten(flat)
+    )
+    found = tree.flatten(found)
+    expected = self.expected(grouped[1], whole)
+    for name, x in layouts.unstack(expected, lambda x, i: x[i]).items():
+      np.testing.assert_array_equal(found[name], x, err_msg=name)
+
+  def test_beside_quantized_matrices(self, grouped, folder):
+    path, whole = folder
+    flat = tree.flatten(grouped[1])
+    rounded = {}
+    for name, x in flat.items():
+      if quantized.summed_axes(name):
+        both = quantized.quantize(name, x, "int8")
+        rounded |= {f"{name}/{part}": y for part, y in both.items()}
+      else:
+        rounded[name] = x
+    _, found = paligemma.load_adapter(path, grouped[0], tree.unflatten(rounded))
+    found = tree.flatten(found)
+    head = einops.rearrange(
+      whole["multi_modal_projector.linear.weight"], "E D -> D E"
+    )
+    np.testing.assert_array_equal(found["img/head/kernel"], head)
+    gating = "llm/layers/mlp/gating_einsum"
+    np.testing.assert_array_equal(
+      found[gating][2, 1],
+      whole["language_model.layers.2.mlp.up_proj.weight"].T,
+    )
+    old = {part: rounded[f"{gating}/{part}"] for part in ("int8", "scale")}
+    np.testing.assert_array_equal(
+      found[gating][:2], quantized.dequantize(old, np.float32)[:2]
+    )
+
+  def test_of_another_model(self, grouped, folder, tmp_path):
+    path, _ = folder
+    shutil.copytree(path, tmp_path / "a")
+    file = tmp_path / "a" / peft.FILE
+    tensors = {k: np.array(x[...]) for k, x in safetensors.open(file).items()}
+    key = "base_model.model.model.multi_modal_projector.linear.bias"
+    tensors[key] = np.zeros(13, np.float32)
+    safetensors.save(file, tensors, {"format": "pt"})
+    message = r"a: projector\.linear\.bias: \[13\], expected \[14\]$"
+    with pytest.raises(ValueError, match=message):
+      paligemma.load_adapter(tmp_path / "a", *grouped)
+
+
+def test_the_base_is_said_if_it_is_another(grouped, tmp_path, caplog):
+  model, params = enable(*grouped, targets=["llm/attn/q"])
+  file = tmp_path / "a.safetensors"
+  adapters.write(
+    file,
+    model,
+    {n: x for n, x in tree.flatten(params).items() if is_adapter(n)},
+    base="int4",
+  )
+  with caplog.at_level("WARNING"):
+    paligemma.load_adapter(file, *grouped)
+  message = "trained beside matrices in int4 and is used beside full precision"
+  assert message in caplog.text
+  caplog.clear()
+  paligemma.save_adapter(file, model, params)
+  with caplog.at_level("WARNING"):
+    paligemma.load_adapter(file, *grouped)
+  assert not caplog.text

@@ -2,6 +2,7 @@
 
 import io
 import random
+import types
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,38 @@ def _saved(tmp_path_factory, model):
   flat = random_params(model)
   npz.save(path, flat)
   return path, model, flat
+
+
+@pytest.mark.parametrize(
+  ("metadata", "given", "wanted"),
+  [
+    ({}, None, "reference"),
+    ({"preprocessing": "hf"}, None, "hf"),
+    ({"preprocessing": "hf"}, "bicubic", "bicubic"),
+  ],
+)
+def test_pictures_are_prepared_as_the_checkpoint_says(
+  gemma1, tokenizer, pictures, monkeypatch, metadata, given, wanted
+):
+  seen = {}
+
+  def decoded(model, params, batch, **_):
+    seen.update(batch)
+    nothing = np.zeros((len(batch["text"]), 1), np.int32)
+    return types.SimpleNamespace(tokens=nothing, num_tokens=nothing[:, 0])
+
+  monkeypatch.setattr(decode, "generate", decoded)
+  _, model, flat = gemma1
+  paligemma.generate(
+    model.clone(metadata=metadata),
+    tree.unflatten(flat),
+    tokenizer,
+    pictures[:1],
+    "what",
+    **({"preprocessing": given} if given else {}),
+  )
+  expected = image_lib.PREPROCESSING[wanted](pictures[0], (RES, RES))
+  np.testing.assert_array_equal(seen["image"], expected[None])
 
 
 def test_public_names():

@@ -2,12 +2,13 @@
 
 import dataclasses
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from paligemma import evals, sharding, tree
 from paligemma.checkpoints import fingerprint, formats
 from paligemma.models import paligemma as paligemma_model
-from trainers import inputs, state, workdir
+from trainers import inputs, start, state, workdir
 
 # Of an evaluator: what changes no prediction, or is described by itself.
 _FREE = (
@@ -99,6 +100,8 @@ def load(config, path):
   )
   leaves = {**trainable, **frozen}
   params = state.load_params(path, leaves, leaves)
+  for note in start.preprocessing_notes(config, formats.open(path)):
+    logging.warning("%s: %s", path, note)
   if leaves.keys() - params.keys():
     raise ValueError(
       f"{path}: holds no adapters, but config.model.lora says that the model "

@@ -7,10 +7,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from paligemma import adapters, sharding, tree
+from paligemma import adapters, interchange, quantized, sharding, tree
 from paligemma.checkpoints import npz
 from trainers import flops, inputs, preemption, report, schedule, workdir
-from trainers.start import frozen_source
+from trainers.start import checkpoint_metadata, frozen_source
 
 
 class Loop:
@@ -38,6 +38,7 @@ class Loop:
     self.log_every = schedule.steps(plan.config, "log", **sizes)
     self.save_every = schedule.steps(plan.config, "checkpoint", **sizes)
     self.init = frozen_source(plan.config)
+    self.metadata = checkpoint_metadata(plan.config)
     latest = checkpoints.latest_step()
     # Examples of all processes before this start, and of this one since.
     self.counts_before = {"skipped": 0, "truncated": 0, "empty_batches": 0}
@@ -254,9 +255,16 @@ class Loop:
       for _ in arrays:
         pass
     elif path.suffix == ".npz":
-      npz.save(path, arrays)
+      npz.save(
+        path,
+        arrays,
+        **interchange.model_fields(model) | {"metadata": self.metadata},
+        compute_dtype=model.llm.dtype,
+      )
     else:
-      adapters.save_adapter(path, model, tree.unflatten(dict(arrays)))
+      held_in = self.plan.config.frozen_dtype
+      base = held_in if held_in in quantized.KINDS else ""
+      adapters.write(path, model, dict(arrays), base=base)
     self.report.say(f"wrote {path}")
 
   def close(self):

@@ -2,6 +2,7 @@
 
 from paligemma import initial
 from paligemma.checkpoints import fingerprint, formats
+from paligemma.data import image
 from trainers import state
 
 
@@ -65,6 +66,12 @@ def frozen_source(config):
   return {"path": config.init, "fingerprint": fingerprint.of(path)}
 
 
+def checkpoint_metadata(config):
+  """What the last checkpoint of a run says beside the towers."""
+  source = formats.open(config.init).metadata if config.init else {}
+  return {**source, "preprocessing": config.train.resize}
+
+
 def describe_source(config, model):
   """Where the initial weights come from, and what the config overrules."""
   if not config.init:
@@ -77,4 +84,16 @@ def describe_source(config, model):
         f"note: {field} is {theirs} in the files and {ours} in this run; "
         f"config.model.llm.{field} changes it"
       )
-  return "\n".join(lines)
+  return "\n".join(lines + preprocessing_notes(config, checkpoint))
+
+
+def preprocessing_notes(config, checkpoint):
+  """A line if the files want pictures prepared in another way than config."""
+  theirs = checkpoint.metadata.get("preprocessing")
+  known = image.PREPROCESSING
+  if theirs is None or known.get(theirs) is known.get(config.train.resize):
+    return []
+  return [
+    f'note: pictures are prepared as "{theirs}" by what made the files and as '
+    f'"{config.train.resize}" here; config.train.resize changes it'
+  ]

@@ -25,11 +25,12 @@ class Checkpoint:
       buffers, or the pooling head of SigLIP.
     created: Names of leaves that are in no file and drawn at random, such as
       the head between two towers that have not met before.
-    export: What a format needs to write the same files again and no model
-      holds, such as Hugging Face's id of the image token.
+    metadata: What the files say beside the towers, as JSON holds it: see
+      fields.METADATA. Model.metadata keeps it, and `save` writes it again.
+    compute_dtype: What the model computes in. Default: the files do not say.
 
   Raises:
-    ValueError: `img` or `llm` state what no model can have.
+    ValueError: `img`, `llm` or `metadata` state what no model can have.
   """
 
   path: str
@@ -39,10 +40,12 @@ class Checkpoint:
   llm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
   created: tuple[str, ...] = ()
-  export: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  compute_dtype: str | None = None
 
   def __post_init__(self):
     fields.check(self.path, self.img, self.llm)
+    fields.check_metadata(self.path, self.metadata)
 
   def describe(self) -> str:
     """One line for people: what it is, and what was decided about it."""

@@ -61,9 +61,23 @@ LLM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "lora": (lambda value: isinstance(value, Lora), "a Lora"),
 }
 
+# What files state of no tower.
+METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  # A key of image.PREPROCESSING: how pictures are to be prepared.
+  "preprocessing": (lambda value: isinstance(value, str), "a name"),
+  # Row of the table that stands for an image. Absent: the one after the last.
+  "image_token_id": (_size, "a size"),
+  # Of a Hugging Face folder: generation_config.json, the image processor in
+  # preprocessor_config.json or processor_config.json, and the chat template.
+  "generation": (lambda value: isinstance(value, Mapping), "an object"),
+  "processor": (lambda value: isinstance(value, Mapping), "an object"),
+  "chat_template": (lambda value: isinstance(value, str), "a text"),
+}
+
 # Fields of both towers that shapes do tell.
 SIZES = frozenset(
   {
+    "num_classes",
     "width",
     "depth",
     "mlp_dim",
@@ -75,6 +89,15 @@ SIZES = frozenset(
     "scan",
   }
 )
+
+
+def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:
+  """Checks Checkpoint.metadata.
+
+  Raises:
+    ValueError: An unknown key, or a value that it cannot have.
+  """
+  _check_all(where, METADATA, metadata, "metadata")
 
 
 def check(
@@ -91,10 +114,14 @@ def check(
   """
   for known, stated in ((IMG, img), (LLM, llm)):
     tower = "image tower" if known is IMG else "decoder"
-    for field, value in stated.items():
-      try:
-        is_valid, expected = tree.lookup(known, field, f"{tower} field")
-      except ValueError as e:
-        raise ValueError(f"{where}: {e}") from None
-      if not is_valid(value):
-        raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")
+    _check_all(where, known, stated, f"{tower} field")
+
+
+def _check_all(where, known, stated, what):
+  for field, value in stated.items():
+    try:
+      is_valid, expected = tree.lookup(known, field, what)
+    except ValueError as e:
+      raise ValueError(f"{where}: {e}") from None
+    if not is_valid(value):
+      raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")

@@ -8,6 +8,7 @@ from etils import epath
 
 from paligemma import regular, tree
 from paligemma.checkpoints import (
+  adapter_files,
   big_vision_workdir,
   errors,
   gemma_orbax,
@@ -15,6 +16,7 @@ from paligemma.checkpoints import (
   keras_hub,
   npz,
   orbax,
+  peft,
   presets,
   runs,
   towers,
@@ -129,6 +131,11 @@ def detect(path: epath.PathLike) -> str:
     ValueError: There is nothing, or nothing that is known.
   """
   path = _path(path)
+  if _is_adapter(path):
+    raise ValueError(
+      f"{path}: is an adapter; load the model that it is for, then "
+      "paligemma.load_adapter(path, model, params)"
+    )
   for name, format in FORMATS.items():
     if format.recognise(path):
       return name
@@ -138,4 +145,28 @@ def detect(path: epath.PathLike) -> str:
       f"{path}: no such file or folder, nor the name of a preset."
       + tree.did_you_mean(str(path), presets.PRESETS)
     )
+  below = _checkpoints_in(path)
+  if below:
+    raise ValueError(f"{path}: no checkpoint, but {' and '.join(below)} in it")
   raise ValueError(f"{path}: no checkpoint, expected one of: {known}")
+
+
+def _is_adapter(path):
+  """Whether what lies there is an adapter of peft, or a file of ours."""
+  if path.suffix == adapter_files.SUFFIX:
+    return path.is_file()
+  return (path / peft.CONFIG).exists() and not (path / "config.json").exists()
+
+
+def _checkpoints_in(path):
+  """Names of folders one below that look like checkpoints or adapters."""
+  if not path.is_dir():
+    return []
+  return [
+    f'"{child.name}"'
+    for child in sorted(path.iterdir())[:100]
+    if child.is_dir()
+    and (
+      _is_adapter(child) or any(f.recognise(child) for f in FORMATS.values())
+    )
+  ][:10]

@@ -19,7 +19,11 @@ import numpy as np
 from etils import epath
 
 from paligemma import tree
-from paligemma.checkpoints import huggingface_config, safetensors
+from paligemma.checkpoints import (
+  huggingface_config,
+  huggingface_metadata,
+  safetensors,
+)
 from paligemma.checkpoints import huggingface_layout as layout
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped, Piece
@@ -60,7 +64,7 @@ _IGNORED = (
   r"vision\.head\..*",  # pools the image into one vector
   r"other half of SigLIP: .*",
 )
-_TABLE = "text.embed_tokens.weight"
+TABLE = "text.embed_tokens.weight"
 _LM_HEAD = "text.lm_head.weight"
 
 
@@ -77,8 +81,10 @@ def open(path: epath.PathLike) -> Checkpoint:
   Returns:
     Checkpoint in scan layout. `llm` has the fields of gemma.Model that shapes
     cannot tell. The vocabulary of a PaliGemma ends before its image token, if
-    nothing but padding to a multiple of 64 rows follows; otherwise all rows are
-    kept, and `export` holds {"image_token_id": int}.
+    nothing but padding to a multiple of 64 rows follows, and no token of the
+    tokenizer whose files lie there too; otherwise all rows are kept, and
+    `metadata` names it. `metadata` also holds what the other files of the
+    folder say, see huggingface_metadata.py.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,
@@ -90,7 +96,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
-  names = _normalize(path, raw, _PREFIXES[config.model_type])
+  names = normalize(path, raw, config.model_type)
   tensors = {name: raw[key] for name, key in names.items()}
   ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
   if _LM_HEAD in tensors:
@@ -104,24 +110,26 @@ def open(path: epath.PathLike) -> Checkpoint:
   wanted = {n: x for n, x in tensors.items() if n not in ignored}
   _check(path, entries, wanted, names)
   if _LM_HEAD in tensors:
-    _check_tied(path, tensors[_TABLE], tensors[_LM_HEAD])
+    _check_tied(path, tensors[TABLE], tensors[_LM_HEAD])
   found = _make_leaves(entries, wanted)
-  export = {}
+  has_images = config.image_tower is not None
+  metadata = huggingface_metadata.read(path, has_images=has_images)
   if config.image_token_id is not None:
     rows, last = config.decoder["vocab_size"], config.image_token_id
-    if rows == padded_rows(last):
-      table = tensors[_TABLE]
+    is_last = huggingface_metadata.last_token_id(path) <= last
+    if is_last and rows == padded_rows(last):
+      table = tensors[TABLE]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
       found["llm/embedder/input_embedding"] = Leaf.of(cut)
     else:
-      export = {"image_token_id": last}
+      metadata["image_token_id"] = last
   return Checkpoint(
     path=str(path),
     format="Hugging Face",
     leaves=dict(sorted(found.items())),
     llm=config.llm,
     ignored=tuple(sorted(names[name] for name in ignored)),
-    export=export,
+    metadata=metadata,
   )
 
 
@@ -177,14 +185,23 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
   return found
 
 
-def _normalize(
-  path: pathlib.Path, keys: Iterable[str], prefixes: Iterable[tuple[str, str]]
+def normalize(
+  path: pathlib.Path, keys: Iterable[str], model_type: str
 ) -> dict[str, str]:
-  """Name in huggingface_layout.py -> key in the file."""
+  """Name in huggingface_layout.py -> key in the file.
+
+  Args:
+    path: What the message of an error begins with.
+    keys: Of tensors, in any of the spellings.
+    model_type: Of config.json.
+
+  Raises:
+    ValueError: Two keys are of one parameter.
+  """
   names = {}
   for key in keys:
     name = key
-    for prefix, ours in prefixes:
+    for prefix, ours in _PREFIXES[model_type]:
       if m := re.match(prefix, key):
         name = ours + key[m.end() :]
         break

@@ -360,26 +360,30 @@ def _siglip(config) -> Description:
 
 def make(
   *,
-  img: Mapping[str, Any],
+  img: Mapping[str, Any] | None,
   llm: Mapping[str, Any],
-  num_positions: int,
+  num_positions: int | None,
   rows: int,
-  image_token_id: int,
+  image_token_id: int | None,
   dtype: str,
 ) -> dict[str, Any]:
-  """Returns the config.json of a PaliGemma, for transformers 4.41 and later.
+  """Returns the config.json of a model, for transformers 4.41 and later.
 
   Args:
-    img: Fields of vit.Model.
+    img: Fields of vit.Model; None: of a Gemma alone, without image tower.
     llm: Fields of gemma.Model.
-    num_positions: Patches of an image.
+    num_positions: Patches of an image; None of a Gemma.
     rows: Of the table of embeddings.
-    image_token_id: The one that is replaced by an image.
+    image_token_id: The one that is replaced by an image; None of a Gemma.
     dtype: In which transformers holds the weights.
 
   Raises:
     ValueError: transformers has no such decoder; names the field.
   """
+  text = {**_make_gemma(llm), "vocab_size": rows, "torch_dtype": dtype}
+  if img is None:
+    family = "Gemma2" if text["model_type"] == "gemma2" else "Gemma"
+    return {**text, "architectures": [f"{family}ForCausalLM"]}
   patch_size = img["patch_size"]
   return {
     "architectures": ["PaliGemmaForConditionalGeneration"],
@@ -388,12 +392,7 @@ def make(
     "hidden_size": llm["width"],
     "image_token_index": image_token_id,
     "projection_dim": llm["width"],
-    "text_config": {
-      **_make_gemma(llm),
-      "vocab_size": rows,
-      "num_image_tokens": num_positions,
-      "torch_dtype": dtype,
-    },
+    "text_config": {**text, "num_image_tokens": num_positions},
     "tie_word_embeddings": True,
     "torch_dtype": dtype,
     "vision_config": {

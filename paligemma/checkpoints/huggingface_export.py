@@ -1,7 +1,6 @@
-"""Hugging Face directories, out: PaliGemma 1 and 2 for transformers, vLLM."""
+"""Hugging Face directories, out: PaliGemma 1 and 2, and Gemma 1 and 2 alone."""
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from etils import epath
 from paligemma import atomic, tree
 from paligemma.checkpoints import (
   huggingface_config,
+  huggingface_metadata,
   huggingface_tokenizer,
   layouts,
   safetensors,
@@ -29,11 +29,11 @@ def save(
   path: epath.PathLike,
   arrays: Mapping[str, Any],
   *,
-  img: Mapping[str, Any],
+  img: Mapping[str, Any] | None,
   llm: Mapping[str, Any],
+  metadata: Mapping[str, Any] | None = None,
   tokenizer: Any = None,
   dtype: Any = None,
-  image_token_id: int | None = None,
   max_shard_bytes: float = 5e9,
 ) -> None:
   """Writes a directory that transformers opens with `from_pretrained`.
@@ -45,20 +45,22 @@ def save(
     path: Local directory to make, with its parents. It may not exist.
     arrays: Name -> Leaf, NumPy or JAX array; "img/..." and "llm/..." in scan or
       loop layout.
-    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size.
+    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size; None
+      for a Gemma alone, which has no image token.
     llm: Fields of gemma.Model: width, depth, mlp_dim, num_heads, num_kv_heads,
       head_dim, vocab_size, and norm_eps, query_scale, post_norms, soft caps and
       sliding_window where they are not its defaults. Further fields of both are
       not looked at.
+    metadata: Checkpoint.metadata, for the files beside the weights. Row
+      "image_token_id" of the table stands for an image. Default: the one after
+      the last; rows are added up to the next multiple of 64, all of them the
+      mean of the table, which gives them the mean of the logits: never the
+      largest.
     tokenizer: SentencePiece file of `vocab_size` pieces, or an object with
       `save(path)` that writes one, such as data.tokenizer.Tokenizer. Default:
       no tokenizer is written.
     dtype: Of all tensors, default as they are. config.json names that of the
       table of embeddings, in which transformers then holds them all.
-    image_token_id: Row of the table that stands for an image. Default: the one
-      after the last; rows are added up to the next multiple of 64, all of them
-      the mean of the table, which gives them the mean of the logits: never the
-      largest.
     max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
 
   Raises:
@@ -70,15 +72,19 @@ def save(
   path = pathlib.Path(path)
   if path.exists():
     raise ValueError(f"{path}: exists, expected a new directory to write to")
+  metadata = metadata or {}
   num_rows = llm["vocab_size"]
-  if image_token_id is None:
-    image_token_id = num_rows
-    num_rows = padded_rows(image_token_id)
-  num_positions = _num_positions(path, arrays)
-  entries = _entries(img, llm, num_positions)
+  image_token_id = num_positions = None
+  if img is not None:
+    num_positions = _num_positions(path, arrays)
+    image_token_id = metadata.get("image_token_id")
+    if image_token_id is None:
+      image_token_id, num_rows = num_rows, padded_rows(num_rows)
+  entries = layout.entries(img, llm, num_positions)
   _check(path, entries, arrays)
-  tensors = {layout.hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
-  table = layout.hub_key("text.embed_tokens.weight")
+  hub_key = layout.gemma_key if img is None else layout.hub_key
+  tensors = {hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
+  table = hub_key("text.embed_tokens.weight")
   tensors[table] = _Table(tensors[table], num_rows)
   for name, tensor in tensors.items():
     if tensor.dtype not in FLOATS:
@@ -97,13 +103,12 @@ def save(
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
   with atomic.folder(path) as folder:
-    _write_json(folder / "config.json", config)
-    _write_json(
-      folder / "generation_config.json", huggingface_config.SPECIAL_IDS
-    )
-    _write_json(
-      folder / "preprocessor_config.json",
-      _image_processor(config["vision_config"]),
+    huggingface_metadata.write_json(folder / "config.json", config)
+    huggingface_metadata.write(
+      folder,
+      metadata,
+      num_positions=num_positions,
+      patch_size=img and img["patch_size"],
     )
     if tokenizer is not None:
       huggingface_tokenizer.save(folder, tokenizer, image_token_id)
@@ -120,23 +125,6 @@ def _num_positions(path, arrays) -> int:
   if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
     raise ValueError(f"{path}: {_POSITIONS}: shape {shape}, expected (1, P, D)")
   return shape[1]
-
-
-def _entries(img, llm, num_positions) -> list[layout.Entry]:
-  tower = ("width", "depth", "mlp_dim", "num_heads")
-  decoder = (*tower, "num_kv_heads", "head_dim", "vocab_size")
-  return [
-    *layout.decoder(
-      **{name: llm[name] for name in decoder},
-      post_norms=llm.get("post_norms", False),
-    ),
-    *layout.image_tower(
-      **{name: img[name] for name in tower},
-      patch_size=img["patch_size"],
-      num_positions=num_positions,
-    ),
-    *layout.projector(img_width=img["width"], llm_width=llm["width"]),
-  ]
 
 
 def _check(path, entries, arrays) -> None:
@@ -224,28 +212,6 @@ class _Table:
     return np.asarray(array[rows])
 
 
-def _image_processor(vision: Mapping[str, Any]) -> dict[str, Any]:
-  side = vision["image_size"]
-  return {
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_processor_type": "SiglipImageProcessor",
-    "image_seq_length": vision["num_image_tokens"],
-    "image_std": [0.5, 0.5, 0.5],
-    "processor_class": "PaliGemmaProcessor",
-    "resample": 3,  # bicubic
-    "rescale_factor": 1 / 255,
-    "size": {"height": side, "width": side},
-  }
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
 def _write_tensors(
   path: pathlib.Path, tensors: Mapping[str, Any], max_shard_bytes: float
 ) -> None:
@@ -269,7 +235,7 @@ def _write_tensors(
     weight_map |= dict.fromkeys(shard, name)
   total_size = sum(map(_nbytes, tensors.values()))
   index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-  _write_json(path / INDEX, index)
+  huggingface_metadata.write_json(path / INDEX, index)
 
 
 def _nbytes(tensor: Any) -> int:

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import einops
 import numpy as np
@@ -152,6 +153,40 @@ class Entry:
     return einops.rearrange(array, f"{source} -> {target}", **sizes)
 
 
+def entries(
+  img: Mapping[str, Any] | None,
+  llm: Mapping[str, Any],
+  num_positions: int | None,
+) -> list[Entry]:
+  """The tensors of a PaliGemma, or of a Gemma alone.
+
+  Args:
+    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size.
+      None: no image tower.
+    llm: Fields of gemma.Model: the sizes, and post_norms where it is True.
+    num_positions: Patches of an image.
+  """
+  tower = ("width", "depth", "mlp_dim", "num_heads")
+  sizes = (*tower, "num_kv_heads", "head_dim", "vocab_size")
+  found = [
+    *decoder(
+      **{name: llm[name] for name in sizes},
+      post_norms=llm.get("post_norms", False),
+    )
+  ]
+  if img is None:
+    return found
+  return [
+    *found,
+    *image_tower(
+      **{name: img[name] for name in tower},
+      patch_size=img["patch_size"],
+      num_positions=num_positions,
+    ),
+    *projector(img_width=img["width"], llm_width=llm["width"]),
+  ]
+
+
 def decoder(
   *,
   width: int,
@@ -228,6 +263,11 @@ def hub_key(key: str) -> str:
   """ "text.norm.weight" -> "language_model.model.norm.weight"."""
   prefix, _, rest = key.partition(".")
   return f"{_HUB_PREFIXES[prefix]}.{rest}"
+
+
+def gemma_key(key: str) -> str:
+  """ "text.norm.weight" -> "model.norm.weight", as of a Gemma alone."""
+  return f"model.{key.removeprefix('text.')}"
 
 
 def _whole(table, sizes):

@@ -1,4 +1,4 @@
-"""A SentencePiece file as the tokenizer files of transformers."""
+"""A tokenizer, mostly a SentencePiece file, as the files of transformers."""
 
 import json
 import pathlib
@@ -12,19 +12,25 @@ from paligemma import regular
 _ModelProto = sentencepiece_model_pb2.ModelProto
 _Piece = _ModelProto.SentencePiece
 
+_MODEL, _FAST = "tokenizer.model", "tokenizer.json"
+
 IMAGE = "<image>"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for " "
 _SPECIAL = {"pad_token": 0, "eos_token": 1, "bos_token": 2, "unk_token": 3}
 
 
-def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
+def save(
+  path: pathlib.Path, tokenizer: Any, image_token_id: int | None
+) -> None:
   """Writes tokenizer.model, tokenizer.json and two more into a directory.
 
   Args:
     path: The directory.
-    tokenizer: SentencePiece file, or an object with `save(path)` that writes
-      one.
-    image_token_id: Id of "<image>", normally the number of pieces.
+    tokenizer: SentencePiece file, tokenizer.json, or a folder with one of them;
+      or an object with `save(path)` that writes one. Of a tokenizer.json no
+      tokenizer.model is made.
+    image_token_id: Id of "<image>", normally the number of pieces. None: there
+      is no such token, as in a Gemma alone.
 
   Raises:
     ValueError: The file is unreadable, is not of Gemma's kind (byte pairs with
@@ -36,28 +42,37 @@ def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
   one token only by way of merges, here already as a symbol of the user, as in
   SentencePiece.
   """
-  model_file = path / "tokenizer.model"
+  model_file = path / _MODEL
   if isinstance(tokenizer, str | epath.PathLike):
-    where = tokenizer
+    where = _file(tokenizer)
     try:
-      model_file.write_bytes(regular.path(tokenizer).read_bytes())
+      model_file.write_bytes(regular.path(where).read_bytes())
     except OSError as e:
       reason = e.strerror or e
       raise ValueError(f"{where}: cannot read tokenizer: {reason}") from None
   else:
     where = "tokenizer"
     tokenizer.save(model_file)
-  model = _parse(where, model_file.read_bytes())
-  pieces = [piece.piece for piece in model.pieces]
-  if [*pieces, IMAGE][image_token_id : image_token_id + 1] != [IMAGE]:
+  data = model_file.read_bytes()
+  is_fast = data.startswith(b"{")
+  if is_fast:
+    model_file.unlink()
+    fast = _parse_fast(where, data, image_token_id)
+    pieces, added = _pieces_of_fast(where, fast), fast["added_tokens"]
+  else:
+    model = _parse(where, data)
+    pieces = [piece.piece for piece in model.pieces]
+    added = _added_tokens(model, image_token_id)
+  is_image = slice(image_token_id, (image_token_id or 0) + 1)
+  if image_token_id is not None and [*pieces, IMAGE][is_image] != [IMAGE]:
     raise ValueError(
       f"{where}: has {len(pieces)} pieces, expected {image_token_id}, so that "
       f"{IMAGE} gets the next id, or a piece {IMAGE} of id {image_token_id}"
     )
   special = {name: pieces[i] for name, i in _SPECIAL.items()}
-  added = _added_tokens(model, image_token_id)
+  images = [] if image_token_id is None else [IMAGE]
   files = {
-    "tokenizer.json": _fast(model, added, special),
+    _FAST: fast if is_fast else _fast(model, added, special),
     "tokenizer_config.json": {
       **special,
       "add_bos_token": True,
@@ -66,25 +81,61 @@ def save(path: pathlib.Path, tokenizer: Any, image_token_id: int) -> None:
         str(token["id"]): {k: v for k, v in token.items() if k != "id"}
         for token in added
       },
-      "additional_special_tokens": [IMAGE],
+      "additional_special_tokens": images,
       "clean_up_tokenization_spaces": False,
       # Else GemmaTokenizer adds one behind the image token.
       "mask_token": "<mask>" if "<mask>" in pieces else None,
       "model_max_length": 10**30,  # no limit, as transformers writes it
-      "processor_class": "PaliGemmaProcessor",
+      **({"processor_class": "PaliGemmaProcessor"} if images else {}),
       "sp_model_kwargs": {},
       "spaces_between_special_tokens": False,
       "tokenizer_class": "GemmaTokenizer",
     },
     "special_tokens_map.json": {
       **special,
-      "additional_special_tokens": [IMAGE],
+      "additional_special_tokens": images,
     },
   }
   for name, content in files.items():
     # Without indentation: Gemma has half a million merges.
     text = json.dumps(content, ensure_ascii=False)
     (path / name).write_text(text + "\n", encoding="utf-8")
+
+
+def _file(tokenizer: epath.PathLike) -> epath.Path:
+  """The file of a tokenizer, which may be given by its folder."""
+  path = epath.Path(tokenizer)
+  if not path.is_dir():
+    return path
+  for name in (_MODEL, _FAST):
+    if (path / name).exists():
+      return path / name
+  raise ValueError(f"{path}: holds neither {_MODEL} nor {_FAST}")
+
+
+def _parse_fast(where, data: bytes, image_token_id) -> dict[str, Any]:
+  """A tokenizer.json, with the image token if it lacks it."""
+  try:
+    fast = json.loads(data)
+    added = fast["added_tokens"]
+    known = {token["content"]: token["id"] for token in added}
+    count = 1 + max([*fast["model"]["vocab"].values(), *known.values()])
+  except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
+    raise ValueError(
+      f"{where}: not a tokenizer.json ({len(data)} bytes)"
+    ) from (None)
+  if image_token_id == count and IMAGE not in known:
+    added.append(_added(image_token_id, IMAGE, special=True))
+  return fast
+
+
+def _pieces_of_fast(where, fast) -> list[str]:
+  added = {token["content"]: token["id"] for token in fast["added_tokens"]}
+  ids = fast["model"]["vocab"] | added
+  pieces = {i: piece for piece, i in ids.items()}
+  if any(i not in pieces for i in _SPECIAL.values()):
+    raise ValueError(f"{where}: has no pieces of ids 0, 1, 2 and 3")
+  return [pieces.get(i, "") for i in range(1 + max(pieces))]
 
 
 def _parse(where, proto: bytes):
@@ -120,20 +171,25 @@ def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
     for i, piece in enumerate(model.pieces)
     if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.USER_DEFINED)
   }
-  tokens[image_token_id] = (IMAGE, True)
+  if image_token_id is not None:
+    tokens[image_token_id] = (IMAGE, True)
   return [
-    {
-      "id": i,
-      "content": content,
-      "single_word": False,
-      "lstrip": False,
-      "rstrip": False,
-      # Looked for when spaces have become what the piece spells them as.
-      "normalized": _SPACE in content,
-      "special": special,
-    }
+    _added(i, content, special=special)
     for i, (content, special) in sorted(tokens.items())
   ]
+
+
+def _added(i: int, content: str, *, special: bool) -> dict[str, Any]:
+  return {
+    "id": i,
+    "content": content,
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    # Looked for when spaces have become what the piece spells them as.
+    "normalized": _SPACE in content,
+    "special": special,
+  }
 
 
 def _fast(model, added, special) -> dict[str, Any]:

@@ -151,6 +151,27 @@ class Leaf:
     return out
 
 
+def cast(leaf: Leaf, dtype: Any) -> Leaf:
+  """The leaf in another dtype, which it is rounded to when it is read."""
+  return Leaf.of(_Cast(leaf, np.dtype(dtype)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cast:
+  leaf: Leaf
+  dtype: np.dtype
+
+  @property
+  def shape(self):
+    return self.leaf.shape
+
+  def __getitem__(self, index):
+    if not isinstance(index, slice):
+      return self.leaf.read(self.dtype)[index]
+    every = (slice(None),) * (len(self.shape) - 1)
+    return self.leaf.read(self.dtype, (index, *every))
+
+
 def place(leaf: Leaf, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
   """Reads a leaf onto devices; each process reads only the parts of its own.
 

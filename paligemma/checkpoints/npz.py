@@ -2,6 +2,9 @@
 
 A path may end in the sub-tree that is wanted: "siglip.npz:img" gives what lies
 under "img/", without that prefix.
+
+What arrays cannot tell, see settings.py, is the comment of the zip file, which
+NumPy and big_vision do not look at.
 """
 
 import contextlib
@@ -23,8 +26,12 @@ import numpy as np
 from etils import epath
 
 from paligemma import atomic, quantized, regular, tree
+from paligemma.checkpoints import settings
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
+
+# In front of the settings in the comment, which others may use as they like.
+_COMMENT = b"paligemma "
 
 _PATH = re.compile(r"(?P<file>.*?)(:(?P<subtree>\w[\w/]*))?")
 _CORRUPT = (
@@ -68,7 +75,13 @@ def open(path: epath.PathLike) -> Checkpoint:
     for name, member in members.items():
       with _one_line(path, name):
         found[name] = Leaf.of(_tensor(path, name, archive, member))
-  return Checkpoint(path=str(path), format="big_vision npz", leaves=found)
+    stated = {}
+    if archive.comment.startswith(_COMMENT):
+      with _one_line(path, "comment"):
+        stated = settings.parse(archive.comment[len(_COMMENT) :].decode())
+  return Checkpoint(
+    path=str(path), format="big_vision npz", leaves=found, **stated
+  )
 
 
 def load(path: epath.PathLike) -> tree.Flat:
@@ -106,6 +119,7 @@ def save(
   path: epath.PathLike,
   flat: Mapping[str, Any] | Iterable[tuple[str, Any]],
   dtype: Any = None,
+  **stated: Any,
 ) -> None:
   """Writes arrays under big_vision's names, "params/" in front.
 
@@ -119,15 +133,25 @@ def save(
     dtype: Cast every array to it but those of quantized matrices, default as
       they are. bfloat16 is stored as void of two bytes, as big_vision does and
       reads.
+    **stated: img, llm, metadata and compute_dtype of the Checkpoint, as far as
+      JSON holds it; default none.
 
   Raises:
-    ValueError: An array has a dtype that the format cannot hold.
+    ValueError: An array has a dtype, or `stated` a length, that the format
+      cannot hold.
   """
+  comment = _COMMENT + settings.dump(**stated).encode() if stated else b""
+  if len(comment) > zipfile.ZIP_MAX_COMMENT:
+    raise ValueError(
+      f"{path}: the chat template and settings of the model take {len(comment)}"
+      f" bytes, an npz holds {zipfile.ZIP_MAX_COMMENT}; write Orbax instead"
+    )
   with (
     atomic.file(path) as temporary,
     temporary.open("wb") as file,
     zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
   ):
+    archive.comment = comment
     for name, array in flat.items() if isinstance(flat, Mapping) else flat:
       # ZipInfo without a date: equal arrays give equal files.
       member = zipfile.ZipInfo(f"params/{name}.npy")

@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import atomic, quantized, regular, tree
-from paligemma.checkpoints import fields, zarr
+from paligemma.checkpoints import settings, zarr
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
 
@@ -175,10 +175,8 @@ def save(
   path: epath.PathLike,
   arrays: Mapping[str, Any] | Iterable[tuple[str, Any]],
   *,
-  img: Mapping[str, Any] | None = None,
-  llm: Mapping[str, Any] | None = None,
-  export: Mapping[str, Any] | None = None,
   dtype: Any = None,
+  **stated: Any,
 ) -> None:
   """Writes a checkpoint that `open` and Orbax read, one array at a time.
 
@@ -189,22 +187,17 @@ def save(
   Args:
     path: Folder to make.
     arrays: Name -> Leaf, jax.Array or np.ndarray, or pairs of them.
-    img, llm, export: Of the Checkpoint, as far as JSON holds it; default none.
     dtype: Cast every array to it but those of quantized matrices, default as
       they are.
+    **stated: img, llm, metadata and compute_dtype of the Checkpoint, as far as
+      JSON holds it; default none.
 
   Raises:
     ValueError: `path` exists, a name stands there twice, or an array has a
       dtype that zarr cannot hold.
   """
   path = epath.Path(path)
-  settings = json.dumps(
-    {
-      "img": dict(img or {}),
-      "llm": dict(llm or {}),
-      "export": dict(export or {}),
-    }
-  )
+  stated = settings.dump(**stated)
   if path.exists():
     raise ValueError(f"{path}: exists; remove it, or give another path")
   process = multihost_utils.broadcast_one_to_all(np.int32(os.getpid()))
@@ -230,7 +223,7 @@ def save(
       metadata = json.dumps(_metadata(names))
       (temporary / "params" / "_METADATA").write_text(metadata)
       (temporary / "model").mkdir()
-      (temporary / "model" / "metadata").write_text(settings)
+      (temporary / "model" / "metadata").write_text(stated)
       atomic.publish(temporary, path)
     multihost_utils.sync_global_devices(f"{path} complete")
   finally:
@@ -264,14 +257,7 @@ def _settings(file):
   if not file.exists():
     return {}
   with zarr.one_line(str(file)):
-    found = json.loads(regular.path(file).read_text())
-    settings = {key: found.pop(key) for key in ("img", "llm", "export")}
-    if found or not all(isinstance(x, dict) for x in settings.values()):
-      raise ValueError("expected three objects: img, llm and export")
-    for tower in ("img", "llm"):
-      stated = settings[tower].items()
-      settings[tower] = {k: v for k, v in stated if k not in fields.SIZES}
-    return settings
+    return settings.parse(regular.path(file).read_text())
 
 
 def _is_item(folder):

@@ -193,6 +193,112 @@ def each_array(
       yield name, leaf
 
 
+def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
+  """The leaves of a checkpoint in few bits, rounded when they are read.
+
+  Args:
+    found: Name -> leaf of every array.
+    kind: One of quantized.KINDS, of the model, see quantized.kind_for.
+
+  Returns:
+    Name -> leaf, two for every matrix; those that are there already stay.
+
+  Raises:
+    ValueError: As quantized.shapes.
+  """
+  read_last = {}
+  leaves_of = {}
+  for name, leaf in found.items():
+    of_this = quantized.kind_for(name, kind)
+    if of_this is None:
+      leaves_of[name] = leaf
+      continue
+    for part, like in quantized.shapes(name, leaf.shape, of_this).items():
+      dtype = np.dtype(like.dtype)
+      tensor = _Rounded(name, leaf, of_this, part, like.shape, dtype, read_last)
+      leaves_of[f"{name}/{part}"] = leaves.Leaf.of(tensor)
+  return leaves_of
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounded:
+  """One of the two arrays of a matrix, which are made and kept together.
+
+  Attributes:
+    name, leaf, kind: As in `read`.
+    part: Name of the array.
+    shape, dtype: Of the array.
+    read_last: Name -> both arrays, of the matrix that was read last.
+  """
+
+  name: str
+  leaf: leaves.Leaf
+  kind: str
+  part: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  read_last: dict[str, Mapping[str, np.ndarray]]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    if self.name not in self.read_last:
+      self.read_last.clear()
+      self.read_last[self.name] = read(self.name, self.leaf, self.kind)
+    return self.read_last[self.name][self.part][index]
+
+
+def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """Every parameter in full precision, those that are quantized when read.
+
+  Args:
+    arrays: Name -> Leaf, Pair or array; the two arrays of a matrix, or a Pair.
+
+  Returns:
+    Name -> Leaf or array, of float32 where it is quantized.
+  """
+  found = {
+    name: array for name, array in arrays.items() if not isinstance(array, Pair)
+  }
+  pairs = {
+    name: array for name, array in arrays.items() if isinstance(array, Pair)
+  }
+  rounded = {
+    name: leaves.Leaf.of(x)
+    for name, x in found.items()
+    if quantized.split(name)
+  }
+  pairs |= paired(rounded)
+  whole = {name: array for name, array in found.items() if name not in rounded}
+  return whole | {
+    name: leaves.Leaf.of(_Restored(pair)) for name, pair in pairs.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Restored:
+  """The values of a matrix that is quantized."""
+
+  pair: Pair
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.pair.shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(np.float32)
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    rows = slice(None)
+    if isinstance(index, slice) and _shares_no_scale(self.pair.name, self.pair):
+      rows, index = index, slice(None)
+    every = (slice(None),) * (len(self.shape) - 1)
+    both = {
+      self.pair.kind: self.pair.values.read(index=(rows, *every)),
+      quantized.SCALE: self.pair.scale.read(index=(rows, *every)),
+    }
+    return np.asarray(quantized.dequantize(both, np.float32))[index]
+
+
 def place_all(
   found: Mapping[str, leaves.Leaf | Pair],
   arrays: Mapping[str, jax.ShapeDtypeStruct],
@@ -281,11 +387,16 @@ def blocks(name: str, leaf: leaves.Leaf) -> Iterator[slice]:
   """Rows of a matrix that share no scale with others, few at a time."""
   rows = leaf.shape[0]
   count = rows  # of those that share scales: all
-  if -len(leaf.shape) not in quantized.summed_axes(name):
+  if _shares_no_scale(name, leaf):
     row_bytes = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
     count = max(leaves.BLOCK_BYTES // row_bytes, 1)
   for start in range(0, rows, count):
     yield slice(start, min(start + count, rows))
+
+
+def _shares_no_scale(name, leaf):
+  """Whether the first axis is of layers or of the vocabulary."""
+  return -len(leaf.shape) not in quantized.summed_axes(name)
 
 
 def _check_kind(pair, kind):

@@ -10,19 +10,28 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from paligemma import regular, tree, variants
+from paligemma import quantized, regular, tree, variants
 from paligemma.checkpoints import (
   errors,
   fingerprint,
   layouts,
   orbax,
+  precision,
+  quantizing,
   resample,
+  settings,
   zarr,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import Leaf, stack_layers, unstack_layers
+from paligemma.checkpoints.leaves import (
+  Leaf,
+  cast,
+  stack_layers,
+  unstack_layers,
+)
 from paligemma.lora import PARAMETERS, Lora
 
 # Fields of both models that array shapes cannot tell.
@@ -35,6 +44,7 @@ _LLM_FIELDS = (
   "sliding_window",
 )
 _IMG_FIELDS = ("posemb", "pool_type")
+_HELD_IN = dict.fromkeys((*settings.DTYPES, *quantized.KINDS))
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -70,7 +80,8 @@ def open(
     above: Steps that started from this one, the nearest last.
 
   Returns:
-    Checkpoint of the step, with the settings of the run's config.
+    Checkpoint of the step, with the settings of the run's config. What was
+    frozen is rounded as the run held it: to few bits in a QLoRA run.
 
   Raises:
     ValueError: No step, unreadable, frozen weights that were random and are
@@ -91,6 +102,10 @@ def open(
     source, expected = str(init["path"]), str(init["fingerprint"])
     trains_all = ".*" in config["trainable"]
     res = int(config["res"])
+    held_in = config.get("frozen_dtype", "float32")
+    tree.lookup(_HELD_IN, held_in, "frozen_dtype")
+    preprocessing = {"preprocessing": str(config["train"]["resize"])}
+    computed_in = config["model"].get("dtype")
   img, llm = _settings(file, config)
   trained, ignored = _trained(step / "state")
   found = Checkpoint(
@@ -100,14 +115,22 @@ def open(
     img=img,
     llm=llm,
     ignored=ignored,
+    metadata=preprocessing,
+    compute_dtype=computed_in,
   )
-  if trains_all:
-    return found
-  if source == "random":
+  if source == "random" and not trains_all:
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
-      'are stored nowhere; convert its "final.npz"'
+      "are stored nowhere; "
+      + (
+        "a run whose adapters are to be used needs an init"
+        if "lora" in llm
+        else 'convert its "final.npz"'
+      )
     )
+  if trains_all:
+    metadata = _metadata_of(source, step, open_source) | preprocessing
+    return dataclasses.replace(found, metadata=metadata)
   with errors.named(step):
     source = _locate(source, step)
     if find(source) is None:
@@ -120,13 +143,39 @@ def open(
       f"{step}: was trained on top of {source} with {expected}, but "
       f"{frozen.path} has {given}; put the former weights there"
     )
+  leaves = _resampled(_laid_over(frozen, trained, step), res)
+  below = {name: leaf for name, leaf in leaves.items() if name not in trained}
+  with errors.named(step):
+    held = _held(below, held_in)
   return dataclasses.replace(
     found,
-    leaves=_resampled(_laid_over(frozen, trained, step), res),
+    format=f"training run on {frozen.path} in {held_in}",
+    leaves=dict(sorted({**held, **trained}.items())),
     ignored=found.ignored + frozen.ignored,
     created=tuple(name for name in frozen.created if name not in trained),
-    export=frozen.export,
+    metadata=frozen.metadata | preprocessing,
   )
+
+
+def _held(frozen, dtype):
+  """Leaves as a run holds them that keeps what is frozen in a dtype."""
+  if dtype in quantized.KINDS:
+    return quantizing.rounded(frozen, dtype)
+  dtypes = precision.storage_dtypes(frozen, dtype)
+  return {
+    name: leaf
+    if dtypes[name] in (leaf.dtype, np.float32) or quantized.split(name)
+    else cast(leaf, dtypes[name])
+    for name, leaf in frozen.items()
+  }
+
+
+def _metadata_of(source, step, open_source):
+  """What the source says of a run that trained all of it, if it is there."""
+  try:
+    return open_source(_locate(source, step)).metadata
+  except ValueError:
+    return {}
 
 
 def _settings(file, config):

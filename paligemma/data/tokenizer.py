@@ -7,6 +7,7 @@ from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
 from paligemma import regular
+from paligemma.data.fast_tokenizer import FastTokenizer
 
 LOC = tuple(f"<loc{i:04d}>" for i in range(1024))
 SEG = tuple(f"<seg{i:03d}>" for i in range(128))
@@ -27,15 +28,18 @@ class Tokenizer:
   Instances pickle as the serialized model, so they travel to data workers.
 
   Args:
-    path: A SentencePiece model, on any file system that etils.epath opens. To
-      a file of exactly 256,000 pieces (plain Gemma) the 1024 locations and
-      then the 128 codes are appended, which gives the ids above.
+    path: A SentencePiece model, a tokenizer.json of transformers, or a folder
+      with tokenizer.model, else tokenizer.json, on any file system that
+      etils.epath opens. To a file of exactly 256,000 pieces (plain Gemma) the
+      1024 locations and then the 128 codes are appended, which gives the ids
+      above.
     add_loc_seg: Append them to a file of another size too. Default False: such
       a file without them is an error, as its ids would not be those that a
       checkpoint was trained with.
 
   Raises:
-    ValueError: The file is missing, is no SentencePiece model, or does not
+    ValueError: The file is missing, is no SentencePiece model and no
+      tokenizer.json of Gemma's kind, needs the tokenizers library, or does not
       have the layout above.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.2; the order of appended
@@ -47,30 +51,29 @@ class Tokenizer:
   bos_id = 2
 
   def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
+    path = _file(path)
     try:
-      proto = regular.path(path).read_bytes()
+      data = regular.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
-    processor = _processor(proto, path)
-    missing = [p for p in LOC + SEG if not _has_piece(processor, p)]
-    plain = processor.get_piece_size() == _PLAIN_GEMMA_SIZE
+    engine = _engine(data, path)
+    missing = [p for p in LOC + SEG if engine.id_of(p) is None]
+    plain = engine.size() == _PLAIN_GEMMA_SIZE
     if len(missing) == len(LOC + SEG) and (plain or add_loc_seg):
-      proto = _append_pieces(proto, LOC + SEG)
-      processor = _processor(proto, path)
+      engine = engine.with_pieces(LOC + SEG, path)
     elif missing:
       raise ValueError(
         f"{path}: {len(missing)} of {len(LOC + SEG)} <loc> and <seg> pieces "
         f"are missing, the first is {missing[0]}; use the PaliGemma file of "
         "257,152 pieces, or pass add_loc_seg=True to a file that has none"
       )
-    _check_layout(processor, path)
-    self._proto = proto
-    self._processor = processor
+    _check_layout(engine, path)
+    self._engine = engine
 
   @property
   def vocab_size(self) -> int:
     """Number of pieces; every id is below it."""
-    return self._processor.get_piece_size()
+    return self._engine.size()
 
   def encode(
     self, text: str, *, bos: bool = False, eos: bool = False
@@ -81,16 +84,16 @@ class Tokenizer:
       ValueError: The text holds half a surrogate pair, which no encoding has.
     """
     try:
-      ids = self._processor.encode(text)
-    except RuntimeError:
+      ids = self._engine.encode(text)
+    except (RuntimeError, TypeError, UnicodeError):
       raise _not_unicode(text) from None
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
   def lengths(self, texts: Sequence[str]) -> list[int]:
     """Returns the number of ids of each text, faster than one by one."""
     try:
-      return list(map(len, self._processor.encode(list(texts))))
-    except TypeError:
+      return self._engine.lengths(texts)
+    except (RuntimeError, TypeError, UnicodeError):
       raise _not_unicode("".join(texts)) from None
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -109,7 +112,7 @@ class Tokenizer:
         )
       if i not in (self.pad_id, self.bos_id):
         kept.append(i)
-    return self._processor.decode(kept)
+    return self._engine.decode(kept)
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
     """Returns what each id adds to the text.
@@ -117,39 +120,78 @@ class Tokenizer:
     bos, eos and pad add "", as do the first bytes of a character that several
     ids stand for; joined, it is `decode(ids)` up to the first eos.
     """
-    ids = list(map(int, ids))
-    found = self._processor.decode(ids, return_type="proto")
-    return [piece.surface for piece in found.pieces]
+    return self._engine.surfaces(list(map(int, ids)))
 
   def loc_id(self, i: int) -> int:
     """Returns the id of the i-th location, i in [0, 1024)."""
-    return self._processor.piece_to_id(LOC[i])
+    return self._engine.id_of(LOC[i])
 
   def seg_id(self, i: int) -> int:
     """Returns the id of the i-th segmentation code, i in [0, 128)."""
-    return self._processor.piece_to_id(SEG[i])
+    return self._engine.id_of(SEG[i])
+
+  @property
+  def file_name(self) -> str:
+    """How a file of this kind is called: tokenizer.model or tokenizer.json."""
+    return self._engine.file_name
 
   def save(self, path: epath.PathLike) -> None:
-    """Writes the model, added pieces included, as a SentencePiece file."""
-    epath.Path(path).write_bytes(self._proto)
+    """Writes the model, added pieces included, in the form that it came in."""
+    epath.Path(path).write_bytes(self._engine.data)
 
   def __getstate__(self):
-    return self._proto
+    return self._engine.data
 
-  def __setstate__(self, proto):
-    self._proto = proto
-    self._processor = _processor(proto, "unpickled tokenizer")
+  def __setstate__(self, data):
+    self._engine = _engine(data, "unpickled tokenizer")
 
 
-def _processor(proto, path):
-  processor = sentencepiece.SentencePieceProcessor()
-  try:
-    processor.load_from_serialized_proto(proto)
-  except RuntimeError:
-    raise ValueError(
-      f"{path}: not a SentencePiece model ({len(proto)} bytes)"
-    ) from None
-  return processor
+class _SentencePiece:
+  """What FastTokenizer has, of a SentencePiece model."""
+
+  file_name = "tokenizer.model"
+
+  def __init__(self, data, where):
+    self.data = data
+    self._processor = sentencepiece.SentencePieceProcessor()
+    try:
+      self._processor.load_from_serialized_proto(data)
+    except RuntimeError:
+      raise ValueError(
+        f"{where}: not a SentencePiece model ({len(data)} bytes)"
+      ) from None
+    self.size = self._processor.get_piece_size
+    self.encode = self._processor.encode
+    self.decode = self._processor.decode
+
+  def lengths(self, texts):
+    return list(map(len, self._processor.encode(list(texts))))
+
+  def id_of(self, piece):
+    i = self._processor.piece_to_id(piece)  # of <unk>, if there is none
+    return i if self._processor.id_to_piece(i) == piece else None
+
+  def special_ids(self):
+    return {
+      "pad": self._processor.pad_id(),
+      "eos": self._processor.eos_id(),
+      "bos": self._processor.bos_id(),
+    }
+
+  def surfaces(self, ids):
+    found = self._processor.decode(ids, return_type="proto")
+    return [piece.surface for piece in found.pieces]
+
+  def with_pieces(self, pieces, where):
+    model = sentencepiece_model_pb2.ModelProto.FromString(self.data)
+    for piece in pieces:
+      # Only user-defined pieces are cut out of the text before it is segmented.
+      model.pieces.add(
+        piece=piece,
+        score=0.0,
+        type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
+      )
+    return _SentencePiece(model.SerializeToString(), where)
 
 
 def _not_unicode(text):
@@ -160,42 +202,40 @@ def _not_unicode(text):
   )
 
 
-def _has_piece(processor, piece):
-  return processor.id_to_piece(processor.piece_to_id(piece)) == piece
+def _file(path) -> epath.Path:
+  """The file of a tokenizer, which may be given by its folder."""
+  path = epath.Path(path)
+  if not path.is_dir():
+    return path
+  names = (_SentencePiece.file_name, FastTokenizer.file_name)
+  for name in names:
+    if (path / name).exists():
+      return path / name
+  raise ValueError(f"{path}: holds neither {' nor '.join(names)}")
 
 
-def _append_pieces(proto, pieces):
-  model = sentencepiece_model_pb2.ModelProto.FromString(proto)
-  for piece in pieces:
-    # Only user-defined pieces are cut out of the text before it is segmented.
-    model.pieces.add(
-      piece=piece,
-      score=0.0,
-      type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
-    )
-  return model.SerializeToString()
+def _engine(data, where):
+  # The first byte of a SentencePiece model is that of a list of pieces.
+  kind = FastTokenizer if data.startswith(b"{") else _SentencePiece
+  return kind(data, where)
 
 
-def _check_layout(processor, path):
-  special = {
-    "pad": (processor.pad_id(), Tokenizer.pad_id),
-    "eos": (processor.eos_id(), Tokenizer.eos_id),
-    "bos": (processor.bos_id(), Tokenizer.bos_id),
-  }
-  for name, (found, expected) in special.items():
+def _check_layout(engine, path):
+  for name, found in engine.special_ids().items():
+    expected = getattr(Tokenizer, f"{name}_id")
     if found != expected:
       raise ValueError(f"{path}: {name} has id {found}, expected {expected}")
-  newline = processor.encode("\n")
-  if len(newline) != 1 or processor.decode(newline) != "\n":
+  newline = engine.encode("\n")
+  if len(newline) != 1 or engine.decode(newline) != "\n":
     raise ValueError(
       f"{path}: the newline, which separates prompt and answer, has ids "
       f"{newline}, expected one piece; train with user_defined_symbols"
     )
-  first_loc, first_seg = map(processor.piece_to_id, (LOC[0], SEG[0]))
+  first_loc, first_seg = map(engine.id_of, (LOC[0], SEG[0]))
   expected = [first_loc + i for i in range(len(LOC))]
   expected += [first_seg + i for i in range(len(SEG))]
   # One text of all pieces: a piece that is split shifts what follows.
-  found = processor.encode("".join(LOC + SEG))
+  found = engine.encode("".join(LOC + SEG))
   for piece, a, b in zip(LOC + SEG, expected, found, strict=False):
     if a != b:
       raise ValueError(

@@ -8,6 +8,8 @@ tokens, S = L + T, D width of the decoder, V vocabulary.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import einops
 import flax.linen as nn
@@ -39,10 +41,16 @@ class Model(nn.Module):
       a decoder alone, whose images are None as well.
     llm: module with `embed_tokens`, `compute_logits` and __call__ as
       gemma.Model has them; `prefill_cache` and `extend_cache` are optional.
+    metadata: what the checkpoint said beside the towers, such as the
+      preprocessing of pictures (see checkpoints/fields.py). No product depends
+      on it, and models that differ in it alone are equal.
   """
 
   img: nn.Module | None
   llm: nn.Module
+  metadata: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, compare=False, repr=False
+  )
 
   def embed_image(self, image, train=False):
     """Turns images into decoder inputs.

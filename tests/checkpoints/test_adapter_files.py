@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from paligemma.checkpoints import adapter_files, safetensors
+from paligemma.checkpoints import adapter_files, peft, safetensors
 from paligemma.lora import Lora
 
 LORA = Lora(rank=3, alpha=0.5, rslora=True, dropout=0.1, targets=["img/.*"])
+DEPTHS = {"img": 1, "llm": 1}
 SIZES = {"img": {"width": 7}, "llm": {"width": 11}}
 ARRAYS = {
   "img/head/lora_head/a": np.float32(np.arange(21).reshape(7, 3)),
@@ -24,7 +25,7 @@ def path(tmp_path):
 
 
 def test_itself_again(path):
-  found = adapter_files.open(path)
+  found = adapter_files.open(path, depths=DEPTHS)
   assert found.lora == LORA
   assert found.sizes == SIZES
   assert found.leaves.keys() == ARRAYS.keys()
@@ -35,7 +36,7 @@ def test_itself_again(path):
 
 def test_written_over(path):
   adapter_files.save(path, ARRAYS, Lora(rank=3, targets=["img/head"]), SIZES)
-  assert adapter_files.open(path).lora.targets == ("img/head",)
+  assert adapter_files.open(path, depths=DEPTHS).lora.targets == ("img/head",)
 
 
 def refused(match):
@@ -44,14 +45,14 @@ def refused(match):
 
 def test_of_other_storage():
   with refused(r"^gs://x/a: expected adapters in the local file system$"):
-    adapter_files.open("gs://x/a")
+    adapter_files.open("gs://x/a", depths=DEPTHS)
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
 def test_cut_short(path, size):
   path.write_bytes(path.read_bytes()[:size])
   with refused(rf"^{path}: .*cut\b"):
-    adapter_files.open(path)
+    adapter_files.open(path, depths=DEPTHS)
 
 
 def test_every_cut_is_found(path):
@@ -59,19 +60,19 @@ def test_every_cut_is_found(path):
   for size in range(len(whole)):
     path.write_bytes(whole[:size])
     with refused(f"^{path}: "):
-      adapter_files.open(path)
+      adapter_files.open(path, depths=DEPTHS)
 
 
 def test_other_files(path):
   safetensors.save(path, ARRAYS)
   with refused(r"a\.safetensors: is no adapter of paligemma; expected a file"):
-    adapter_files.open(path)
+    adapter_files.open(path, depths=DEPTHS)
   safetensors.save(path, ARRAYS, {"format": "pt"})
   with refused(r"is no adapter of paligemma; .*peft with adapter_config\.json"):
-    adapter_files.open(path)
+    adapter_files.open(path, depths=DEPTHS)
   path.write_text("not a file of tensors")
   with refused(r"a\.safetensors: not a safetensors file"):
-    adapter_files.open(path)
+    adapter_files.open(path, depths=DEPTHS)
 
 
 def save_with(path, **metadata):
@@ -107,12 +108,35 @@ def save_with(path, **metadata):
 )
 def test_bad_metadata(path, metadata, message):
   save_with(path)
-  assert adapter_files.open(path).lora.rank == 3
+  assert adapter_files.open(path, depths=DEPTHS).lora.rank == 3
   save_with(path, **metadata)
   with refused(f"^{path}: {message}"):
-    adapter_files.open(path)
+    adapter_files.open(path, depths=DEPTHS)
 
 
 def test_a_folder_that_is_none_of_peft(tmp_path):
   with refused(rf"^{tmp_path}/adapter_config\.json: No such file"):
-    adapter_files.open(tmp_path)
+    adapter_files.open(tmp_path, depths=DEPTHS)
+
+
+def test_the_adapter_in_a_folder(tmp_path):
+  arrays = {
+    f"llm/layers/attn/lora_q/{x}": np.ones(shape, np.float32)
+    for x, shape in (("a", (1, 7, 3)), ("b", (1, 3, 9)))
+  }
+  lora = Lora(rank=3, targets=["llm/attn/q"])
+  peft.save(tmp_path / "x/mine", arrays, lora, has_img=False)
+  found = adapter_files.open(tmp_path / "x", depths={"llm": 1})
+  assert found.lora.targets == ("llm/attn/q",)
+  peft.save(tmp_path / "x/yours", arrays, lora, has_img=False)
+  message = rf"^{tmp_path}/x: holds 2 adapters, name .*: mine, yours$"
+  with refused(message):
+    adapter_files.open(tmp_path / "x", depths={"llm": 1})
+
+
+def test_the_adapter_of_a_run(tmp_path):
+  adapter_files.save(
+    tmp_path / "run/adapter.safetensors", ARRAYS, LORA, SIZES, "int4"
+  )
+  found = adapter_files.open(tmp_path / "run", depths=DEPTHS)
+  assert (found.lora, found.base) == (LORA, "int4")

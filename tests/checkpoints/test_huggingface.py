@@ -56,7 +56,8 @@ def test_leaves_are_big_visions(tmp_path, heads, kv_heads, gemma2):
   found = huggingface.open(write(tmp_path, paligemma_config(text), tensors))
   assert_leaves(found.leaves, leaves)
   assert found.format == "Hugging Face"
-  assert found.ignored == () and found.export == {}
+  assert found.ignored == ()
+  assert "image_token_id" not in found.metadata
   sizes = infer.sizes(found.leaves)
   assert (sizes["img"]["res"], sizes["llm"]["vocab_size"]) == (10, IMAGE_TOKEN)
 
@@ -283,7 +284,26 @@ def test_padding_of_the_vocabulary_is_cut(gemma1, image_token):
   np.testing.assert_array_equal(
     found.leaves["llm/embedder/input_embedding"].read(), table[:image_token]
   )
-  assert found.export == {}
+  assert "image_token_id" not in found.metadata
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("added_tokens", {"<image>": 97, "<mine>": 98}),
+    ("tokenizer_config", {"added_tokens_decoder": {"97": {}, "98": {}}}),
+    ("tokenizer", {"added_tokens": [{"id": 97}, {"id": 98}]}),
+  ],
+)
+def test_tokens_behind_the_image_token_keep_their_rows(gemma1, name, content):
+  file = gemma1 / f"{name}.json"
+  file.write_text(json.dumps(content).replace("98", "97"))
+  found = huggingface.open(gemma1)
+  assert found.leaves["llm/embedder/input_embedding"].shape[0] == IMAGE_TOKEN
+  file.write_text(json.dumps(content))
+  found = huggingface.open(gemma1)
+  assert found.leaves["llm/embedder/input_embedding"].shape[0] == ROWS
+  assert found.metadata["image_token_id"] == IMAGE_TOKEN
 
 
 @pytest.mark.parametrize("image_token", [63, 128, 1000])
@@ -291,12 +311,13 @@ def test_rows_that_are_no_padding_stay(gemma1, image_token):
   change(gemma1, {"image_token_index": ..., "image_token_id": image_token})
   found = huggingface.open(gemma1)
   assert found.leaves["llm/embedder/input_embedding"].shape[0] == ROWS
-  assert found.export == {"image_token_id": image_token}
+  assert found.metadata["image_token_id"] == image_token
 
 
 def test_image_token_is_256000_by_default_and_has_one_id(gemma1):
   change(gemma1, {"image_token_index": ...})
-  assert huggingface.open(gemma1).export == {"image_token_id": 256_000}
+  metadata = huggingface.open(gemma1).metadata
+  assert metadata["image_token_id"] == 256_000
   change(gemma1, {"image_token_index": 97, "image_token_id": 98})
   refused(gemma1, "image_token_id is 98, expected that of image_token_index")
 
@@ -489,7 +510,7 @@ def test_a_gemma_gives_the_decoder_alone(tmp_path, prefix, gemma2):
   found = huggingface.open(write(tmp_path, config, tensors))
   assert_leaves(found.leaves, leaves)
   assert found.llm == (GEMMA2 if gemma2 else GEMMA1)
-  assert found.export == {}
+  assert "image_token_id" not in found.metadata
   assert "img" not in infer.sizes(found.leaves)
 
 

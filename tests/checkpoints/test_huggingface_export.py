@@ -123,7 +123,8 @@ def test_read_back_it_is_itself(tmp_path, gemma2, window):
   found = huggingface.open(tmp_path / "a")
   assert_leaves(found.leaves, arrays)
   assert found.llm == {name: llm[name] for name in found.llm}
-  assert found.ignored == () and found.export == {}
+  assert found.ignored == ()
+  assert "image_token_id" not in found.metadata
   # And the same file again, from what was read.
   huggingface_export.save(tmp_path / "b", found.leaves, img=IMG, llm=llm)
   assert sorted(os.listdir(tmp_path)) == ["a", "b"]
@@ -148,11 +149,13 @@ def test_with_an_image_token_rows_stay(tmp_path):
   expected, arrays = draw_paligemma()
   arrays["llm/embedder/input_embedding"] = expected[TABLE]
   llm = llm_fields(vocab_size=ROWS)
-  export = {"image_token_id": 33}
-  huggingface_export.save(tmp_path / "a", arrays, img=IMG, llm=llm, **export)
+  metadata = {"image_token_id": 33}
+  huggingface_export.save(
+    tmp_path / "a", arrays, img=IMG, llm=llm, metadata=metadata
+  )
   found = huggingface.open(tmp_path / "a")
   assert_leaves(found.leaves, arrays)
-  assert found.export == export
+  assert found.metadata["image_token_id"] == 33
   assert read_config(tmp_path / "a")["text_config"]["vocab_size"] == ROWS
 
 

@@ -126,6 +126,27 @@ def test_files(tmp_path, proto):
   assert special["additional_special_tokens"] == ["<image>"]
 
 
+@pytest.mark.parametrize("image_token_id", [1792, None])
+def test_a_tokenizer_json_stays_what_it_is(tmp_path, image_token_id):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+  huggingface_tokenizer.save(tmp_path / "a", TINY, image_token_id)
+  (tmp_path / "a/tokenizer.model").unlink()
+  huggingface_tokenizer.save(tmp_path / "b", tmp_path / "a", image_token_id)
+  assert sorted(x.name for x in (tmp_path / "b").iterdir()) == [
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  ]
+  for file in (tmp_path / "a").iterdir():
+    assert (tmp_path / "b" / file.name).read_text() == file.read_text()
+  if image_token_id is None:  # and where there is one, it gets in
+    (tmp_path / "c").mkdir()
+    huggingface_tokenizer.save(tmp_path / "c", tmp_path / "a", 1792)
+    encoder = Encoder(tmp_path / "c/tokenizer.json")
+    assert encoder.encode("<image>x")[0] == 1792
+
+
 def test_a_piece_may_be_the_image_token(tmp_path, proto):
   proto.pieces[300].piece = "<image>"
   source = write_model(tmp_path / "source.model", proto)

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import typing
 import zipfile
 
 import jax.numpy as jnp
@@ -253,3 +254,77 @@ def test_not_an_npz(tmp_path):
   np.savez(tmp_path / "e.npz")
   with pytest.raises(ValueError, match="holds no array"):
     npz.load(tmp_path / "e.npz")
+
+
+class TestSettings:
+  STATED: typing.ClassVar = dict(
+    img={"posemb": "learn", "width": 7},
+    llm={"sliding_window": 5},
+    metadata={"image_token_id": 3, "chat_template": "\u00e9\n"},
+    compute_dtype="bfloat16",
+  )
+
+  def test_come_back(self, tmp_path):
+    npz.save(tmp_path / "a.npz", {"a": np.ones(3)}, **self.STATED)
+    found = npz.open(tmp_path / "a.npz")
+    assert found.img == {"posemb": "learn"}  # shapes tell the width
+    assert found.llm == self.STATED["llm"]
+    assert found.metadata == self.STATED["metadata"]
+    assert found.compute_dtype == "bfloat16"
+    with np.load(tmp_path / "a.npz") as other:
+      assert other.files == ["params/a"]
+
+  def test_are_none_of_the_contents(self, tmp_path):
+    npz.save(tmp_path / "a.npz", {"a": np.ones(3)}, **self.STATED)
+    npz.save(tmp_path / "b.npz", {"a": np.ones(3)})
+    a, b = (npz.fingerprint(tmp_path / f"{x}.npz") for x in "ab")
+    assert a == b
+    assert npz.open(tmp_path / "b.npz").metadata == {}
+
+  def test_a_comment_of_others_is_let_be(self, tmp_path):
+    npz.save(tmp_path / "a.npz", {"a": np.ones(3)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+      archive.comment = b"made on a Tuesday"
+    assert npz.open(tmp_path / "a.npz").llm == {}
+
+  @pytest.mark.parametrize(
+    ("comment", "message"),
+    [
+      (b"{", "comment: not an npz file, or corrupt"),
+      (b"[]", r"comment: .*\(expected a JSON object\)"),
+      (b"[" * 60_000, r"comment: .*\(nested too deeply\)"),
+      (b"\xff", "comment: not an npz file, or corrupt"),
+      (b'{"img": {}, "llm": {}}', "comment: .*expected three objects"),
+      (
+        b'{"img": {}, "llm": {}, "metadata": {"a": 1}}',
+        'unknown metadata "a"',
+      ),
+      (
+        b'{"img": {}, "llm": {}, "metadata": {}, "dtype": "int8"}',
+        "dtype is 'int8', expected one of",
+      ),
+      (
+        b'{"img": {}, "llm": {}, "metadata": {"image_token_id": -1}}',
+        "image_token_id is -1, expected a size",
+      ),
+      (
+        b'{"img": {}, "llm": {"norm_eps": "x"}, "metadata": {}}',
+        "norm_eps is 'x', expected a number",
+      ),
+    ],
+  )
+  def test_damage(self, tmp_path, comment, message):
+    npz.save(tmp_path / "a.npz", {"a": np.ones(3)})
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+      archive.comment = b"paligemma " + comment
+    with pytest.raises(ValueError, match=rf"a\.npz: {message}|{message}") as e:
+      npz.open(tmp_path / "a.npz")
+    assert len(str(e.value).splitlines()) == 1
+
+  def test_too_long(self, tmp_path):
+    metadata = {"chat_template": "x" * 70_000}
+    with pytest.raises(
+      ValueError, match=r"take 70[0-9]{3} bytes, an npz holds"
+    ):
+      npz.save(tmp_path / "a.npz", {"a": np.ones(3)}, metadata=metadata)
+    assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ SETTINGS = {
     "query_scale": 0.1 + 0.2,
     "norm_eps": 1e-6,
   },
-  "export": {"image_token_index": 257152},
+  "metadata": {"image_token_id": 257152},
 }
 
 
@@ -345,7 +345,7 @@ def test_what_a_user_saved(tmp_path):
   found = orbax.open(tmp_path / "a")
   assert_same(read(found), FLAT)
   assert found.ignored == ("step",)
-  assert (found.img, found.llm, found.export) == ({}, {}, {})
+  assert (found.img, found.llm, found.metadata) == ({}, {}, {})
 
   with ocp.CheckpointManager(tmp_path / "steps") as manager:
     for step in (9, 10):
@@ -424,7 +424,7 @@ def test_save_refuses(path, tmp_path):
 
 def test_corrupt_settings(path):
   (path / "model" / "metadata").write_text(
-    '{"img": {}, "llm": [], "export": {}}'
+    '{"img": {}, "llm": [], "metadata": {}}'
   )
   with pytest.raises(ValueError, match=r"metadata: .*expected three objects"):
     orbax.open(path)

@@ -10,6 +10,7 @@ from paligemma.checkpoints import peft, safetensors
 from paligemma.lora import Lora
 
 RANK, DEPTH, WIDTH = 2, 3, 7
+DEPTHS = {"img": DEPTH, "llm": DEPTH}
 FIELDS = dict(rank=RANK, alpha=0.5, rslora=True, dropout=0.25)
 
 
@@ -36,8 +37,8 @@ def path(tmp_path):
   return path
 
 
-def read(path):
-  lora, leaves = peft.open(path)
+def read(path, **depths):
+  lora, leaves, _ = peft.open(path, depths=depths or DEPTHS)
   return lora, {name: leaf.read() for name, leaf in leaves.items()}
 
 
@@ -159,14 +160,14 @@ def test_a_gemma_alone(tmp_path):
   assert (
     "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight" in keys
   )
-  lora, found = read(tmp_path / "x")
+  lora, found = read(tmp_path / "x", llm=DEPTH)
   assert lora.targets == ("llm/attn/v", "llm/mlp/gate")
   assert_same(found, arrays)
 
 
 def test_fields_that_are_absent_are_those_of_peft(path):
   configure(path, use_rslora="absent", lora_dropout="absent", bias="absent")
-  lora, _ = peft.open(path)
+  lora, *_ = peft.open(path, depths=DEPTHS)
   assert (lora.rslora, lora.dropout) == (False, 0.0)
 
 
@@ -183,7 +184,9 @@ def test_fields_that_change_nothing(path):
     target_modules="all-linear",
     trainable_token_indices=None,
   )
-  assert peft.open(path)[0] == Lora(**FIELDS, targets=list(lora_lib.TARGETS))
+  assert peft.open(path, depths=DEPTHS)[0] == Lora(
+    **FIELDS, targets=list(lora_lib.TARGETS)
+  )
 
 
 def refused(match):
@@ -194,13 +197,9 @@ def refused(match):
   ("field", "value"),
   [
     ("alora_invocation_tokens", [1]),
-    ("alpha_pattern", {"q_proj": 3}),
-    ("bias", "lora_only"),
     ("fan_in_fan_out", True),
     ("layer_replication", [[0, 4], [2, 5]]),
     ("lora_bias", True),
-    ("modules_to_save", ["embed_tokens"]),
-    ("rank_pattern", {"q_proj": 3}),
     ("target_parameters", ["gate_up_proj"]),
     ("trainable_token_indices", [5]),
     ("use_dora", True),
@@ -212,24 +211,34 @@ def test_more_than_plain_lora(path, field, value):
   configure(path, **{field: value})
   with refused(
     rf"^{path}/adapter_config\.json: {field} is .*, which an adapter here "
-    "cannot do; expected plain LoRA"
+    r"cannot do; merge it in peft, model\.merge_and_unload\(\)\.save_pretr"
   ):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "loftq"])
 def test_adapters_that_changed_the_base(path, init):
   configure(path, init_lora_weights=init)
   with refused(f"init_lora_weights is '{init}', which changes the matrices"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
-@pytest.mark.parametrize("kind", ["IA3", None, "absent"])
-def test_wrong_peft_type(path, kind):
+@pytest.mark.parametrize(
+  ("kind", "way"),
+  [
+    ("IA3", "merge it in peft, model.merge_and_unload"),
+    ("LOHA", "merge it in peft"),
+    ("VERA", "merge it in peft"),
+    ("PROMPT_TUNING", "its tokens or layers are none of the model; train LoRA"),
+    (None, "its tokens or layers"),
+    ("absent", "its tokens or layers"),
+  ],
+)
+def test_wrong_peft_type(path, kind, way):
   configure(path, peft_type=kind)
   found = "None" if kind == "absent" else repr(kind)
-  with refused(rf'config\.json: peft_type is {found}, expected "LORA"$'):
-    peft.open(path)
+  with refused(rf'config\.json: peft_type is {found}, expected "LORA"; {way}'):
+    peft.open(path, depths=DEPTHS)
 
 
 @pytest.mark.parametrize(
@@ -245,33 +254,33 @@ def test_wrong_peft_type(path, kind):
 def test_bad_values(path, fields, message):
   configure(path, **fields)
   with refused(rf"^{path}/adapter_config\.json: {message}"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_missing_files(path):
   file = path / peft.FILE
   file.rename(path / "adapter_model.bin")
   with refused(r"adapter_model\.bin: pickled weights are refused"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
   (path / "adapter_model.bin").unlink()
   with refused(r"adapter_model\.safetensors: No such file"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
   (path / peft.CONFIG).unlink()
   with refused(rf"^{path}/adapter_config\.json: No such file"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_bad_json(path):
   (path / peft.CONFIG).write_text("{")
   with refused(r"adapter_config\.json: is no JSON"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_cut_short(path):
   file = path / peft.FILE
   file.write_bytes(file.read_bytes()[:-1])
   with refused(r"adapter_model\.safetensors: .*cut short"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 STEM = "base_model.model.model.language_model"
@@ -284,6 +293,7 @@ Q = f"{STEM}.layers.1.self_attn.q_proj"
     f"{STEM}.embed_tokens.lora_embedding_A",
     f"{STEM}.embed_tokens.lora_A.weight",
     f"{Q}.lora_B.bias",
+    f"{Q}.lora_embedding_A.weight",
     f"{Q}.lora_magnitude_vector",
     f"{Q}.lora_C.weight",
     f"{Q}.lora_A.default.weight",
@@ -296,9 +306,9 @@ Q = f"{STEM}.layers.1.self_attn.q_proj"
 def test_tensors_left_over(path, key):
   rewrite(path, tensors_of(path) | {key: np.zeros((RANK, WIDTH), np.float32)})
   with refused(
-    rf"{peft.FILE}: 1 tensors are left over, of no module .*: {key}$"
+    rf"{peft.FILE}: 1 tensors are left over, of no module .*: {key}; merge it"
   ):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_two_spellings_of_one(path):
@@ -307,31 +317,166 @@ def test_two_spellings_of_one(path):
   tensors[key.replace("model.model.language", "model.language")] = tensors[key]
   rewrite(path, tensors)
   with refused(rf"base_model\.model.* and {key} are one matrix$"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])
-def test_a_layer_that_is_not_adapted(path, layer):
+def test_half_of_an_adapter_is_missing(path, layer):
   tensors = tensors_of(path)
   del tensors[f"{STEM}.layers.{layer}.mlp.up_proj.lora_A.weight"]
   rewrite(path, tensors)
-  with refused(
-    rf"{peft.FILE}: llm/layers/{layer}/mlp/lora_up/a: missing, there are 3 "
-    "layers; expected an adapter of every layer"
+  with refused(rf"layers\.{layer}\.mlp\.up_proj\.lora_B\.weight has no lora_A"):
+    read(path)
+
+
+def drop(path, module):
+  tensors = tensors_of(path)
+  kept = {key: x for key, x in tensors.items() if module not in key}
+  assert len(kept) < len(tensors)
+  rewrite(path, kept)
+
+
+@pytest.mark.parametrize(
+  "module",
+  [
+    "language_model.layers.2.mlp.up_proj",
+    "language_model.layers.0.self_attn.q_proj",
+    "encoder.layers.1.mlp.fc2",
+  ],
+)
+@pytest.mark.parametrize("targets", ["regex", "all-linear", "names"])
+def test_a_dropped_adapter_is_missed(path, module, targets):
+  if targets == "names":
+    names = ["q_proj", "up_proj", "fc2", "linear"]
+    configure(path, target_modules=names)
+  elif targets != "regex":
+    configure(path, target_modules=targets)
+  drop(path, module)
+  with refused(rf"{peft.FILE}: model\..*{module} has no adapter, though targ"):
+    read(path)
+
+
+@pytest.mark.parametrize(
+  "fields",
+  [
+    dict(target_modules=["up_proj"], layers_to_transform=[0, 2]),
+    dict(
+      target_modules=["up_proj"],
+      layers_to_transform=[0, 2],
+      layers_pattern="layers",
+    ),
+    dict(target_modules=["0.mlp.up_proj", "2.mlp.up_proj"]),
+    dict(target_modules=r".*layers\.[02]\.mlp\.up_proj"),
+    dict(
+      target_modules=["up_proj"],
+      exclude_modules=r".*layers\.1\..*",
+    ),
+    dict(
+      target_modules=["up_proj"],
+      exclude_modules=["layers.1.mlp.up_proj"],
+    ),
+  ],
+)
+def test_layers_without_adapter_are_zeros(tmp_path, fields):
+  arrays = make_arrays(["llm/mlp/up"])
+  path = tmp_path / "x"
+  peft.save(path, arrays, Lora(**FIELDS), has_img=True)
+  configure(path, **fields)
+  drop(path, "layers.1.")
+  lora, found = read(path)
+  assert lora.targets == ("llm/mlp/up",)
+  for name, array in arrays.items():
+    array[1] = 0
+    np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_ranks_and_alphas_that_differ(tmp_path, rslora):
+  """What peft computes of a module: scale B A x, with a scale of its own."""
+  arrays = make_arrays(["llm/attn/v", "llm/mlp/up"])
+  path = tmp_path / "x"
+  lora = Lora(rank=RANK, alpha=0.5, rslora=rslora)
+  peft.save(path, arrays, lora, has_img=True)
+  rng = np.random.default_rng(1)
+  tensors = tensors_of(path)
+  v = f"{STEM}.layers.1.self_attn.v_proj"
+  tensors[f"{v}.lora_A.weight"] = rng.normal(size=(5, WIDTH)).astype("f4")
+  tensors[f"{v}.lora_B.weight"] = rng.normal(size=(WIDTH, 5)).astype("f4")
+  rewrite(path, tensors)
+  configure(
+    path,
+    rank_pattern={"layers.1.self_attn.v_proj": 5},
+    alpha_pattern={r"layers\.[12]\.mlp\.up_proj": 3, "no_such": 9},
+  )
+  lora, found = read(path)
+  assert (lora.rank, lora.alpha, lora.rslora) == (5, 0.5, rslora)
+  for name, module in (
+    ("attn/lora_v", "self_attn.v_proj"),
+    ("mlp/lora_up", "mlp.up_proj"),
   ):
-    peft.open(path)
+    for layer in range(DEPTH):
+      a, b = (
+        tensors[f"{STEM}.layers.{layer}.{module}.lora_{x}.weight"] for x in "AB"
+      )
+      alpha = 3 if module.startswith("mlp") and layer > 0 else 0.5
+      scale = alpha / (len(a) ** 0.5 if rslora else len(a))
+      ours = found[f"llm/layers/{name}/a"][layer]
+      ours = ours @ found[f"llm/layers/{name}/b"][layer] * lora.scale
+      np.testing.assert_allclose(ours.T, scale * b @ a, rtol=1e-5, atol=1e-6)
 
 
-def test_an_absurd_layer(path):
+def test_a_rank_that_is_not_the_config_s(path):
+  configure(path, rank_pattern={"layers.1.self_attn.v_proj": 5})
+  with refused(r"layers\.1\.self_attn\.v_proj\..*: rank 2, expected 5 as in a"):
+    read(path)
+
+
+@pytest.mark.parametrize("fields", [{"rank_pattern": {"(": 3}}, {"r": "x"}])
+def test_malformed_patterns(path, fields):
+  configure(path, **fields)
+  with refused(r"adapter_config\.json: (malformed: |LoRA rank is 'x')"):
+    read(path)
+
+
+def test_whole_tensors_beside_the_adapter(path):
+  bias = np.arange(5, dtype=np.float32)
+  stem = "base_model.model.model"
+  q = f"{stem}.vision_tower.encoder.layers.2.self_attn.q_proj"
+  extra = {
+    f"{q}.base_layer.bias": bias,
+    f"{stem}.vision_tower.post_layernorm.bias": bias + 1,
+    f"{stem}.multi_modal_projector.linear.bias": bias + 2,
+    f"{stem}.language_model.norm.weight": bias + 3,
+  }
+  rewrite(path, tensors_of(path) | extra)
+  configure(path, bias="all", modules_to_save=["norm"])
+  _, found, replaced = peft.open(path, depths=DEPTHS)
+  assert found.keys() == ALL.keys()
+  assert {key: int(x[0]) for key, x in replaced.items()} == {
+    "vision.encoder.layers.2.self_attn.q_proj.bias": 0,
+    "vision.post_layernorm.bias": 1,
+    "projector.linear.bias": 2,
+    "text.norm.weight": 3,
+  }
+
+
+def test_a_layer_beyond_the_model(path):
   rename(path, ("layers.2.mlp.up_proj", "layers.999999999999.mlp.up_proj"))
-  with refused("missing, there are 1000000000000 layers"):
-    peft.open(path)
+  with refused(
+    "999999999999.*: the model has 3 layers there, adapters of anot"
+  ):
+    read(path)
+
+
+def test_a_tower_that_the_model_lacks(path):
+  with refused("lora_A.weight: the model has no image tower"):
+    peft.open(path, depths={"llm": DEPTH})
 
 
 def test_no_tensors(path):
   rewrite(path, {})
   with refused(f"{peft.FILE}: holds no tensors"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 @pytest.mark.parametrize(
@@ -340,14 +485,14 @@ def test_no_tensors(path):
 def test_no_matrix_of_floats(path, array):
   rewrite(path, tensors_of(path) | {f"{Q}.lora_A.weight": array})
   with refused(rf"{Q}\.lora_A\.weight: .*, expected a matrix of floats"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_layers_of_different_shape(path):
   bad = {f"{Q}.lora_A.weight": np.zeros((RANK, 5), np.float32)}
   rewrite(path, tensors_of(path) | bad)
   with refused(r"llm/layers/attn/lora_q/a: layers differ in shape: \[\(5, 2\)"):
-    peft.open(path)
+    peft.open(path, depths=DEPTHS)
 
 
 def test_where_it_cannot_be_written(path):

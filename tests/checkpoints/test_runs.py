@@ -36,7 +36,7 @@ TRAINED = {
 def open_source(path):
   opened = npz.open(path)
   return dataclasses.replace(
-    opened, export={"image_token_index": 5}, ignored=("buffer",)
+    opened, metadata={"image_token_id": 5}, ignored=("buffer",)
   )
 
 
@@ -48,10 +48,11 @@ def make_run(
   ema=None,
   at=(3, 20),
   tune="attention",
+  dtype="float32",
   **model,
 ):
   """Saves steps as trainers/loop.py does."""
-  config = forkme.get_config(f"variant=paligemma2_3b,tune={tune}")
+  config = forkme.get_config(f"variant=paligemma2_3b,tune={tune},dtype={dtype}")
   config.init = str(init)
   config.model.update(model)
   with steps.StepCheckpoints(folder / "checkpoints") as checkpoints:
@@ -98,8 +99,25 @@ def test_the_last_step_or_a_given_one(tmp_path, source):
     found = runs.open(path, open_source)
     assert found.path == str(run / "checkpoints" / str(step))
     assert_same(found, FROZEN | times(step))
-    assert found.export == {"image_token_index": 5}
+    assert found.metadata == {"image_token_id": 5, "preprocessing": "bilinear"}
+    assert found.compute_dtype == "float32"
     assert found.ignored == ("opt_state/momentum", "buffer")
+
+
+def test_what_was_frozen_is_held_as_in_the_run(tmp_path, source):
+  run = make_run(tmp_path / "x", init=source, dtype="bfloat16")
+  found = runs.open(run, open_source)
+  assert found.format == f"training run on {source} in bfloat16"
+  name = "llm/layers/mlp/linear"
+  assert found.leaves[name].dtype == jnp.bfloat16
+  rounded = FROZEN[name].astype(jnp.bfloat16)
+  np.testing.assert_array_equal(found.leaves[name].read(), rounded)
+  np.testing.assert_array_equal(
+    found.leaves[name].read("float32", (slice(1, 2), slice(3, 5))),
+    rounded[1:2, 3:5].astype(np.float32),
+  )
+  kept = [n for n, leaf in found.leaves.items() if leaf.dtype == np.float32]
+  assert set(kept) == {*TRAINED, *FROZEN} - {name}
 
 
 def test_the_moving_average_counts(tmp_path, source):
@@ -243,7 +261,9 @@ def test_a_run_on_top_of_a_run(tmp_path, source):
     return runs.open(path, open_any) if runs.find(path) else open_source(path)
 
   second = tmp_path / "y"
-  config = forkme.get_config("variant=paligemma2_3b,tune=attention")
+  config = forkme.get_config(
+    "variant=paligemma2_3b,tune=attention,dtype=float32"
+  )
   with steps.StepCheckpoints(second / "checkpoints") as checkpoints:
     checkpoints.save(
       1,
@@ -264,11 +284,11 @@ def test_saved_and_opened_again(tmp_path, source):
     found.leaves,
     img=found.img,
     llm=found.llm,
-    export=found.export,
+    metadata=found.metadata,
   )
   again = orbax.open(tmp_path / "b")
   assert_same(again, FROZEN | times(20))
-  assert (again.llm, again.export) == (found.llm, found.export)
+  assert (again.llm, again.metadata) == (found.llm, found.metadata)
 
 
 def test_nothing_there(tmp_path, source):

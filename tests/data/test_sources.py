@@ -108,7 +108,7 @@ def test_jsonl_is_lazy(write):
     ('{"image": "0.png" "prefix": 1}', r"column 19: .* found '\"prefix\": 1}'"),
     ('{"image": "0.png"', r"column 18: .* found the end of the line"),
     ("[1, 2]", r"expected an object such as .* found list"),
-    ("[" * 100_000, r"malformed JSON: maximum recursion"),
+    ("[" * 100_000, r"JSON with too many brackets"),
     (f'{{"id": {"1" * 5000}}}', r"malformed JSON: Exceeds the limit"),
     (
       '{"image": "0.png", "prefix": "hi \\ud83d"}',
@@ -456,7 +456,10 @@ def test_frames_of_a_video_reach_the_model(videos, tokenizer):
       "cannot read image .*png: embedded null byte",
     ),
     ("\x00", "malformed JSON at column 1"),
-    ('{"image": "a.png", "prefix": "\\ud800"}', "not UTF-8: .*surrogates not"),
+    (
+      '{"image": "a.png", "prefix": "\\ud800"}',
+      "a text holds .*half a surrogate pair",
+    ),
     ('{"image": "a\\n.png"}', r"cannot read image \S*a .png: No such file"),
     ('{"image": ' + "9" * 4000 + "}", "expected a path under the key"),
     (f'{{"{"k" * 9999}": 1}}', "expected a path under the key"),

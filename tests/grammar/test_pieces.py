@@ -10,7 +10,7 @@ from tests.grammar.words import accepts
 
 
 def ids_of(tokenizer):
-  processor = tokenizer._processor
+  processor = tokenizer._engine._processor
   return {
     processor.id_to_piece(i): i for i in range(processor.get_piece_size())
   }

@@ -1,5 +1,6 @@
 """Adapters of peft compute the same here, and those from here in peft."""
 
+import copy
 import re
 
 import jax
@@ -135,6 +136,89 @@ def test_of_peft_here(case, agree):
   back = case.logits_there(case.open_there(case.folder / "merged"))
   unloaded = case.logits_there(theirs.merge_and_unload())
   agree("logits, merged here and there", back, unloaded, BOUND)
+
+
+# What goes beyond one rank of all layers -> fields of LoraConfig.
+BEYOND = {
+  "some layers": dict(
+    target_modules=["q_proj", "up_proj", "fc1"],
+    layers_to_transform=[0],
+    layers_pattern="layers",
+  ),
+  "ranks and alphas": dict(
+    target_modules=["q_proj", "down_proj", "linear"],
+    rank_pattern={r"language_model\.layers\.0\.self_attn\.q_proj": 6},
+    alpha_pattern={"q_proj": 3, "linear": 20},
+    use_rslora=True,
+  ),
+  "all biases": dict(target_modules=["v_proj", "out_proj"], bias="all"),
+  "biases of its own": dict(target_modules="all-linear", bias="lora_only"),
+  "the projector": dict(
+    target_modules=["k_proj"], modules_to_save=["multi_modal_projector"]
+  ),
+  "norms": dict(
+    target_modules=["k_proj"],
+    modules_to_save=["input_layernorm", "layer_norm2", "patch_embedding"],
+  ),
+}
+
+
+@pytest.mark.parametrize("beyond", BEYOND)
+def test_more_than_one_rank_of_all_layers(case, beyond, agree, tmp_path):
+  config = peft.LoraConfig(
+    r=4, lora_alpha=6.0, task_type="CAUSAL_LM", **BEYOND[beyond]
+  )
+  theirs = peft.get_peft_model(case.open_there(case.folder / "base"), config)
+  generator = torch.Generator().manual_seed(0)
+  for name, parameter in theirs.named_parameters():
+    if parameter.requires_grad and "lora_A" not in name:
+      draw = torch.randn(parameter.shape, generator=generator)
+      parameter.data.add_(0.3 * draw)
+  theirs.eval().save_pretrained(tmp_path / "theirs")
+  expected = case.logits_there(theirs)
+  case.assert_adapted(expected)
+  found = paligemma.load_adapter(tmp_path / "theirs", case.model, case.params)
+  adapted = case.logits_here(*found)
+  agree(f"logits, adapter of peft: {beyond}", adapted, expected, BOUND)
+
+
+def test_under_another_name(case, tmp_path):
+  config = peft.LoraConfig(r=4, target_modules=["q_proj"])
+  base = case.open_there(case.folder / "base")
+  theirs = peft.get_peft_model(base, config, adapter_name="mine")
+  theirs.save_pretrained(tmp_path)
+  assert (tmp_path / "mine").is_dir()
+  model, _ = paligemma.load_adapter(tmp_path, case.model, case.params)
+  assert model.llm.lora.rank == 4
+
+
+OTHERS = {
+  "DoRA": peft.LoraConfig(use_dora=True, target_modules=["q_proj"]),
+  "IA3": peft.IA3Config(
+    target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+  ),
+  "LoHa": peft.LoHaConfig(target_modules=["q_proj"]),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_the_way_that_the_message_names(case, other, agree, tmp_path):
+  base = case.open_there(case.folder / "base")
+  theirs = peft.get_peft_model(base, copy.deepcopy(OTHERS[other])).eval()
+  generator = torch.Generator().manual_seed(0)
+  for parameter in theirs.parameters():
+    if parameter.requires_grad:
+      draw = torch.randn(parameter.shape, generator=generator)
+      parameter.data.add_(0.3 * draw)
+  theirs.save_pretrained(tmp_path / "theirs")
+  message = r"merge it in peft, model\.merge_and_unload\(\)\.save_pretrained"
+  with pytest.raises(ValueError, match=message):
+    paligemma.load_adapter(tmp_path / "theirs", case.model, case.params)
+  expected = case.logits_there(theirs)
+  case.assert_adapted(expected)
+  theirs.merge_and_unload().save_pretrained(tmp_path / "merged")
+  found = case.logits_here(*paligemma.load(tmp_path / "merged"))
+  agree(f"logits, {other} merged", found, expected, BOUND)
 
 
 def test_from_here_in_peft(case, agree):

@@ -68,6 +68,25 @@ def test_gemma_on_text(theirs, tmp_path, agree):
   np.testing.assert_array_equal(decoded.tokens, expected)
 
 
+def test_gemma_from_here(theirs, tmp_path, agree):
+  gemma = as_gemma(theirs)
+  gemma.save_pretrained(tmp_path / "there")
+  model, params = paligemma.load(tmp_path / "there")
+  paligemma.save(tmp_path / "here", model, params, format="huggingface")
+  back = (
+    type(gemma)
+    .from_pretrained(tmp_path / "here", attn_implementation="eager")
+    .eval()
+  )
+  text = torch.from_numpy(np.random.default_rng(0).integers(3, 60, (2, 11)))
+  with torch.no_grad():
+    expected, found = (x(text).logits.numpy() for x in (gemma, back))
+  agree("logits, Gemma alone from here", found, expected, BOUND)
+  theirs, ours = (x.state_dict() for x in (gemma, back))
+  assert theirs.keys() == ours.keys()
+  assert all(torch.equal(theirs[name], ours[name]) for name in theirs)
+
+
 def test_siglip_and_gemma_meet(theirs, tmp_path, agree):
   tower = theirs.model.vision_tower
   tower.save_pretrained(tmp_path / "siglip")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import tree
+from paligemma import quantized, tree
 from paligemma.checkpoints import npz
 from scripts import convert
 
@@ -32,7 +32,10 @@ def test_there_and_back_is_the_same_file(tmp_path, format):
   assert "sliding_window=None" in said
   assert said.endswith(f"wrote {there}")
   convert.convert(there, tmp_path / "back.npz")
-  assert (tmp_path / "back.npz").read_bytes() == SOURCE.read_bytes()
+  assert npz.fingerprint(tmp_path / "back.npz") == npz.fingerprint(SOURCE)
+  convert.convert(tmp_path / "back.npz", tmp_path / "again.npz")
+  again = (tmp_path / "again.npz").read_bytes()
+  assert again == (tmp_path / "back.npz").read_bytes()
 
 
 def test_check_reports_every_tensor(tmp_path, monkeypatch, capsys):
@@ -58,11 +61,11 @@ def test_check_finds_a_changed_number(tmp_path):
   assert report.endswith("32 tensors: DST DIFFERS from SRC, bit for bit")
 
 
-def test_what_a_format_cannot_hold_is_said(tmp_path):
+def test_what_a_file_does_not_say_is_noted(tmp_path):
   model, params = paligemma.load(SOURCE)
   capped = model.clone(llm=model.llm.clone(final_logits_softcap=30.0))
   paligemma.save(tmp_path / "capped", capped, params, format="orbax")
-  convert.convert(tmp_path / "capped", tmp_path / "plain.npz")
+  npz.save(tmp_path / "plain.npz", npz.load(SOURCE))
   report, exact = convert.check(tmp_path / "capped", tmp_path / "plain.npz")
   assert exact
   assert "note: final_logits_softcap=30.0 in SRC, DST loads with None" in report
@@ -132,17 +135,24 @@ def test_check_finds_a_changed_scale(tmp_path):
 
 def test_what_cannot_be_quantized(tmp_path):
   convert.convert(SOURCE, tmp_path / "a.npz", quantize="int8")
-  for source, options in (
-    (SOURCE, {"quantize": "int8"}),
-    (tmp_path / "a.npz", {}),
-  ):
-    with pytest.raises(ValueError, match="is quantized, which a Hugging"):
-      convert.convert(
-        source, tmp_path / "folder", format="huggingface", **options
-      )
+  with pytest.raises(ValueError, match="folder has no form for int8; write an"):
+    convert.convert(
+      SOURCE, tmp_path / "folder", format="huggingface", quantize="int8"
+    )
   with pytest.raises(ValueError, match="is int8 in the files, expected int4"):
     convert.convert(tmp_path / "a.npz", tmp_path / "b.npz", quantize="int4")
   assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_a_quantized_file_to_hugging_face(tmp_path):
+  convert.convert(SOURCE, tmp_path / "a.npz", quantize="int4")
+  convert.convert(tmp_path / "a.npz", tmp_path / "b", format="huggingface")
+  name = "llm/layers/mlp/linear"
+  pair = paligemma.load(tmp_path / "a.npz")[1]["llm"]["layers"]["mlp"]["linear"]
+  np.testing.assert_array_equal(
+    tree.flatten(paligemma.load(tmp_path / "b")[1])[name],
+    quantized.dequantize(pair, np.float32),
+  )
 
 
 def test_nothing_is_overwritten(tmp_path):

@@ -1,0 +1,60 @@
+"""What a checkpoint of ours says beside its arrays, as one JSON object.
+
+    {"img": ..., "llm": ...}  fields of both towers that shapes cannot tell
+    "metadata"                what no tower has, see Checkpoint.metadata
+    "dtype"                   what the model computes in
+
+It stands in "model/metadata" of an Orbax folder and in the comment of an npz.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from paligemma.checkpoints import fields
+
+DTYPES = ("float32", "bfloat16", "float16")
+_OBJECTS = ("img", "llm", "metadata")
+
+
+def dump(
+  *,
+  img: Mapping[str, Any] | None = None,
+  llm: Mapping[str, Any] | None = None,
+  metadata: Mapping[str, Any] | None = None,
+  compute_dtype: str | None = None,
+) -> str:
+  """One line of JSON; the arguments are those of Checkpoint."""
+  stated = {"img": img or {}, "llm": llm or {}, "metadata": metadata or {}}
+  if compute_dtype is not None:
+    stated["dtype"] = compute_dtype
+  return json.dumps(stated)
+
+
+def parse(text: str) -> dict[str, Any]:
+  """Arguments for Checkpoint of what `dump` wrote; sizes are left to shapes.
+
+  Raises:
+    ValueError: No JSON, or not the values of `dump`.
+  """
+  try:
+    found = json.loads(text)
+  except RecursionError:
+    raise ValueError("nested too deeply") from None
+  if not isinstance(found, dict):
+    raise ValueError("expected a JSON object")
+  # Before version 0.3 the metadata were called "export".
+  settings = {
+    "img": found.pop("img", None),
+    "llm": found.pop("llm", None),
+    "metadata": found.pop("metadata", found.pop("export", None)),
+  }
+  dtype = found.pop("dtype", None)
+  if found or not all(isinstance(x, dict) for x in settings.values()):
+    raise ValueError(f"expected three objects: {', '.join(_OBJECTS)}")
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype is {dtype!r}, expected one of: {DTYPES}")
+  for tower in ("img", "llm"):
+    stated = settings[tower].items()
+    settings[tower] = {k: v for k, v in stated if k not in fields.SIZES}
+  return {**settings, "compute_dtype": dtype}

@@ -1,0 +1,198 @@
+"""A tokenizer.json of Gemma's kind, which encodes as its SentencePiece file.
+
+transformers 5 writes tokenizer.json alone. It is read by the tokenizers
+library; what its ids spell is put together here as SentencePiece does it.
+
+Source: the format of the tokenizers library; sentencepiece_processor.cc,
+Decode.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_CONTROL = (0, 1, 2)  # pad, eos, bos
+_UNKNOWN_ID, _UNKNOWN = 3, " \u2047 "
+_REPLACEMENT = "\ufffd"
+_IMAGE = "<image>"
+_BYTE = r"<0x([0-9A-F]{2})>"
+_NORMALIZER = {
+  "type": "Replace",
+  "pattern": {"String": " "},
+  "content": _SPACE,
+}
+
+
+class FastTokenizer:
+  """Text <-> ids of a tokenizer.json, without bos and eos.
+
+  Args:
+    data: Contents of the file.
+    where: What the message of an error begins with.
+
+  Raises:
+    ValueError: The library is missing, or the file is malformed or not of
+      Gemma's kind.
+  """
+
+  file_name = "tokenizer.json"
+
+  def __init__(self, data: bytes, where: str):
+    try:
+      import tokenizers
+    except ImportError:
+      raise ValueError(
+        f"{where}: tokenizer.json is read by the tokenizers library, which is "
+        'missing: pip install "paligemma[tokenizers]"'
+      ) from None
+    self.data = data
+    values = _parse(data, where)
+    values["added_tokens"] = _added_tokens(values, where)
+    try:
+      self._engine = tokenizers.Tokenizer.from_str(json.dumps(values))
+    except Exception as e:  # a bare Exception is what the library raises
+      reason = " ".join(str(e).split())[:200]
+      raise ValueError(f"{where}: not a tokenizer.json ({reason})") from None
+    # A control token spelled out is a text like any other.
+    self._engine.encode_special_tokens = True
+    ids = self._engine.get_vocab(with_added_tokens=True)
+    self._pieces = [None] * (max(ids.values()) + 1)
+    for piece, i in ids.items():
+      self._pieces[i] = piece
+    self._bytes = {
+      i: int(m[1], 16)
+      for i, piece in enumerate(self._pieces)
+      if piece is not None and (m := re.fullmatch(_BYTE, piece))
+    }
+
+  def size(self) -> int:
+    return len(self._pieces)
+
+  def encode(self, text: str) -> list[int]:
+    return self._engine.encode(text, add_special_tokens=False).ids
+
+  def lengths(self, texts: Sequence[str]) -> list[int]:
+    # Not as a batch: its threads would be none in a process that is forked.
+    return [len(self.encode(text)) for text in texts]
+
+  def id_of(self, piece: str) -> int | None:
+    return self._engine.token_to_id(piece)
+
+  def special_ids(self) -> dict[str, int | None]:
+    """Ids of pad, eos and bos, by the names that Gemma gives them."""
+    names = {name: f"<{name}>" for name in ("pad", "eos", "bos")}
+    return {name: self.id_of(piece) for name, piece in names.items()}
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return "".join(self.surfaces(ids))
+
+  def surfaces(self, ids: Sequence[int]) -> list[str]:
+    """What each id adds to the text; of a character its last byte adds it."""
+    found, i = [], 0
+    while i < len(ids):
+      if ids[i] not in self._bytes:
+        found.append(self._surface(ids[i]))
+        i += 1
+        continue
+      run = []
+      while i < len(ids) and ids[i] in self._bytes:
+        run.append(self._bytes[ids[i]])
+        i += 1
+      found += _surfaces_of_bytes(bytes(run))
+    return found
+
+  def with_pieces(self, pieces: Sequence[str], where: str) -> "FastTokenizer":
+    """One that has these pieces as well, cut out of a text as they stand."""
+    values = json.loads(self.data)
+    values["added_tokens"] = _added_tokens(values, where)
+    for i, piece in enumerate(pieces, self.size()):
+      values["model"]["vocab"][piece] = i
+      values["added_tokens"].append(
+        {
+          "id": i,
+          "content": piece,
+          "single_word": False,
+          "lstrip": False,
+          "rstrip": False,
+          "normalized": False,
+          "special": False,
+        }
+      )
+    return FastTokenizer(json.dumps(values, ensure_ascii=False).encode(), where)
+
+  def _surface(self, i):
+    if i in _CONTROL:
+      return ""
+    if i == _UNKNOWN_ID:
+      return _UNKNOWN
+    return (self._pieces[i] or "").replace(_SPACE, " ")
+
+
+def _parse(data, where):
+  try:
+    values = json.loads(data)
+    model = values["model"]
+    as_in_gemma = {
+      "byte pairs": model["type"] == "BPE",
+      "byte_fallback": model["byte_fallback"] is True,
+      "spaces as pieces spell them": values["normalizer"] == _NORMALIZER,
+      "a vocabulary": isinstance(model["vocab"], dict),
+      "a list of added tokens": isinstance(values["added_tokens"], list),
+    }
+  except (KeyError, TypeError, ValueError, RecursionError):
+    raise ValueError(
+      f"{where}: not a tokenizer.json ({len(data)} bytes)"
+    ) from None
+  if missing := [name for name, holds in as_in_gemma.items() if not holds]:
+    raise ValueError(
+      f"{where}: not a tokenizer.json of Gemma's kind, it lacks: "
+      f"{', '.join(missing)}"
+    )
+  return values
+
+
+def _added_tokens(values, where):
+  """Those that SentencePiece has, of which only control tokens are special.
+
+  The last one may be the image token, which no text spells.
+  """
+  try:
+    last = max(
+      [*values["model"]["vocab"].values()]
+      + [token["id"] for token in values["added_tokens"]]
+    )
+    is_last = {"id": last, "content": _IMAGE}
+    kept = [
+      {
+        **token,
+        "special": token["id"] in (*_CONTROL, _UNKNOWN_ID)
+        or token["content"] == _IMAGE,
+      }
+      for token in values["added_tokens"]
+      if not is_last.items() <= token.items()
+    ]
+  except (AttributeError, KeyError, TypeError, ValueError):
+    raise ValueError(f"{where}: malformed added_tokens") from None
+  if len(kept) < len(values["added_tokens"]):
+    values["model"]["vocab"].pop(_IMAGE, None)
+  return kept
+
+
+def _surfaces_of_bytes(run: bytes) -> list[str]:
+  """The characters of UTF-8 at their last bytes; what is none, byte by byte."""
+  found, i = [], 0
+  while i < len(run):
+    for length in (1, 2, 3, 4):
+      try:
+        char = run[i : i + length].decode()
+      except UnicodeDecodeError:
+        continue
+      if len(char) == 1:
+        found += [""] * (length - 1) + [char]
+        i += length
+        break
+    else:
+      found.append(_REPLACEMENT)
+      i += 1
+  return found
