@@ -106,6 +106,11 @@ def test_frames(tokenizer, example, rng, name):
   np.testing.assert_array_equal(of_array["image"], of_list["image"])
 
 
+def test_ops_are_functions(tokenizer):
+  with pytest.raises(ValueError, match=r"^ops holds 'decode', expected functi"):
+    make(tokenizer, ops=("decode",))
+
+
 def test_wrong_frames_are_named(tokenizer, example):
   pixels = np.zeros((11, 13, 3), np.uint8)
 
