@@ -249,7 +249,5 @@ def test_no_token_is_cut_by_a_part(tokenizer):
 
 @pytest.mark.parametrize("parts", [5, ["a"], [(0, 1, 2)], [("a", "b")], [0.5]])
 def test_parts_are_pairs_of_positions(tokenizer, parts):
-  with pytest.raises(
-    ValueError, match=r"^unsupervised is .*, expected \(start"
-  ):
+  with pytest.raises(ValueError, match=r"^unsupervised is .*, expected \(sta"):
     sequence.training(tokenizer, "", "red", 30, unsupervised=parts)
