@@ -397,7 +397,7 @@ def _parse_line(line, where):
     ) from None
   except (ValueError, RecursionError) as error:  # huge numbers, deep lists
     raise ValueError(f"{where}: malformed JSON: {error}") from None
-  if _SURROGATE.search(text):
+  if "\\u" in text and _SURROGATE.search(text):
     try:
       json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
