@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paligemma.data import fields, location, sources
+from paligemma.data import fields, location, sources, spelling
 from trainers import places
 from trainers.places import Found, Place, Row
 
@@ -105,6 +105,10 @@ def _prepare(place, example, index, remarks):
   for what in removed:
     remarks.add(f"{what} taken off", where)
   answers = places.answers(place, example)
+  if through.texts != "plain":
+    for text in (example["prefix"], *answers):
+      if found := spelling.find_foreign(text):
+        remarks.add(f'"{found}", no control token here but text', where)
   for answer in answers:
     if answer.startswith(("\n", "\r")):
       remarks.add("answer that begins with a line break", where)

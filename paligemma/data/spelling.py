@@ -26,6 +26,12 @@ TEXTS = {
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL)))
 _LEADING = re.compile(r"(?:(?:<image>|<bos>)\s*)+")
 _TRAILING = re.compile(r"(?:\s*<eos>)+\s*$")
+# "<IMAGE>", "<image_0>", and what other models write: "</s>", "<|im_end|>".
+_FOREIGN = re.compile(
+  r"</?s>|<\|\w{1,30}\|>|\[/?inst\]|<(?:start|end)_of_turn>"
+  r"|<(?:image|img|video|bos|eos|pad|unk)[\w /]{0,20}>",
+  re.IGNORECASE,
+)
 _AROUND = 20  # characters shown on either side of what is wrong
 
 
@@ -94,6 +100,14 @@ def read_answer(
   if learned and (problem := location.malformed(text)):
     raise ValueError(f'{problem} in the answer "{_excerpt(text, 0)}"{_PLAIN}')
   return text, removed
+
+
+def find_foreign(text: str) -> str:
+  """Finds what looks like a control token and is text to this model, or ""."""
+  if "<" not in text and "[" not in text:
+    return ""
+  match = _FOREIGN.search(text)
+  return match[0] if match else ""
 
 
 _PLAIN = '; mend it; if it is meant so, a config says train.texts="plain"'

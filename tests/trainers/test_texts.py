@@ -113,6 +113,22 @@ def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
   ]
 
 
+def test_control_tokens_of_other_models_are_counted(make, tokenizer):
+  changes = {
+    1: {"suffix": "1</s>"},
+    2: {"prefix": "<IMAGE>dot", "suffix": "1</s>"},
+    3: {"suffix": "<b>1</b> [1] <section>"},
+  }
+  found = texts.read(make(changes, text_len=99), tokenizer)
+  notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
+  assert notes == [
+    '2 times: "</s>", no control token here but text; the first: data.jsonl:2',
+    '1 times: "<IMAGE>", no control token here but text; the first: '
+    "data.jsonl:3",
+  ]
+  assert not texts.read(make(changes, texts="plain"), tokenizer).notes
+
+
 @pytest.mark.parametrize("train", [True, False])
 def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
   changes = {i: {"prefix": "dot" * 50} for i in (2, 5)}
