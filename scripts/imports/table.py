@@ -18,7 +18,8 @@ def read(src, images, problems, *, task, names, boxes=None):
   Rows of one image are its captions or its boxes; a row without a box, with
   empty cells, says that nothing is in the image. A question stands alone.
   Columns width and height, unless they are those of the box, are the size of
-  the image that the boxes are for.
+  the image that the boxes are for. A column "split" that holds a key of
+  entries.SPLITS, "train" or "dev", is the split of the row.
 
   Args:
     src: path of the file.
@@ -74,6 +75,7 @@ def _texts(rows, chosen, folder, task, problems):
       yield entries.Entry(
         paths.find(name, folder, where, problems),
         where,
+        _split(members),
         fields=_fields(members, chosen),
         **found,
       )
@@ -116,12 +118,30 @@ def _detect(rows, src, folder, problems, names, boxes):
         yield entries.Entry(
           paths.find(name, folder, where, problems),
           where,
+          _split(members),
           size=_size(members, sides),
           fields=_fields(members, {**chosen, **sides}),
           things=tuple(things),
         )
 
   return entries.Annotations(found())
+
+
+def _split(members):
+  """The split that a column says; the rows of an image are of one."""
+  place, row = members[0]
+  column = columns.find(("split",), list(row), place)
+  first, *others = (
+    entries.SPLITS.get(str(row.get(column)).strip().lower(), "train")
+    for _, row in members
+  )
+  for other, (where, _) in zip(others, members[1:], strict=True):
+    if other != first:
+      raise ValueError(
+        f"{where}: {other} is the split, but {first} at {place} of the same "
+        "image"
+      )
+  return first
 
 
 def _edges(boxes, present, names, where):
