@@ -25,7 +25,6 @@ TEXTS = {
 
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL)))
 _LEADING = re.compile(r"(?:(?:<image>|<bos>)\s*)+")
-_TRAILING = re.compile(r"(?:\s*<eos>)+\s*$")
 # "<IMAGE>", "<image_0>", and what other models write: "</s>", "<|im_end|>".
 _FOREIGN = re.compile(
   r"</?s>|<\|\w{1,30}\|>|\[/?inst\]|<(?:start|end)_of_turn>"
@@ -92,8 +91,10 @@ def read_answer(
   removed = ()
   if "<" not in text:
     return text, removed
-  if match := _TRAILING.search(text):
-    text, removed = text[: match.start()], ("<eos>",)
+  rest = text.rstrip()
+  while rest.endswith("<eos>"):
+    text = rest = rest.removesuffix("<eos>").rstrip()
+    removed = ("<eos>",)
   _check_control(text, "answer")
   if learned:
     _check_pieces(text, "answer")
@@ -125,7 +126,7 @@ def _check_control(text, kind):
 def _check_pieces(text, kind):
   if "<" in text and (match := location.find_misspelled(text)):
     raise ValueError(
-      f"{match[0]} is no piece of the vocabulary, which has <loc0000> to "
+      f"{_excerpt(match[0], 0)} is no piece of the vocabulary, which has <loc0000> to "
       f"<loc1023> and <seg000> to <seg127>, in the {kind} "
       f'"{_excerpt(text, match.start())}"{_PLAIN}'
     )

@@ -165,3 +165,20 @@ def _row(through, example):
 )
 def test_control_tokens_of_other_models(text, found):
   assert spelling.find_foreign(text) == found
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " <eos> x"])
+def test_long_texts_are_read_at_once(space):
+  """A regex that looks on from every space would take an hour."""
+  text = "<b>" + space * 1_000_000
+  try:
+    spelling.read_answer(text)
+  except ValueError as error:
+    assert len(str(error)) < 300
+
+
+def test_a_long_location_is_not_echoed():
+  for text in ("<loc" + "1" * 9999, "<loc" + " " * 9999 + ">"):
+    with pytest.raises(ValueError, match=" is no piece of") as caught:
+      spelling.read_answer(text)
+    assert len(str(caught.value)) < 300
