@@ -71,4 +71,4 @@ def make(
     return call(node)
   except (SyntaxError, TypeError, ValueError) as error:
     reason = getattr(error, "msg", error)
-    raise ValueError(f'{what} "{text}": {reason}') from None
+    raise ValueError(f'{what} "{tree.shown(text)}": {reason}') from None

@@ -19,7 +19,13 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
   """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
   by_lower = {option.lower(): option for option in options}
   close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-  return f' Did you mean "{by_lower[close[0]]}"?' if close else ""
+  return f' Did you mean "{shown(by_lower[close[0]])}"?' if close else ""
+
+
+def shown(text: str) -> str:
+  """Returns what an error shows of a user's text: one line, 200 characters."""
+  text = " ".join(text.split())
+  return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -36,8 +42,8 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   if name in table:
     return table[name]
   raise ValueError(
-    f'unknown {what} "{name}", expected one of: {", ".join(sorted(table))}.'
-    + did_you_mean(str(name), table)
+    f'unknown {what} "{shown(str(name))}", expected one of: '
+    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table)
   )
 
 

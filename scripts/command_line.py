@@ -6,4 +6,4 @@ def run(main):
   try:
     main()
   except ValueError as error:
-    raise SystemExit(f"error: {error}") from None
+    raise SystemExit(f"error: {' '.join(str(error).split())}") from None

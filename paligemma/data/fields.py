@@ -22,8 +22,8 @@ def read(example: Example, key: str) -> Any:
     return example[key]
   present = [name for name in example if not name.startswith("_")]
   raise ValueError(
-    f'{where(example)}: missing key "{key}", found {", ".join(present)}.'
-    + tree.did_you_mean(key, present)
+    f'{where(example)}: missing key "{tree.shown(key)}", found '
+    f"{tree.shown(', '.join(present))}." + tree.did_you_mean(key, present)
   )
 
 

@@ -416,7 +416,8 @@ def _parse_line(line, where):
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
     return f"{fields[key]!r:.200}"
-  return f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+  keys = tree.shown(", ".join(fields)) or "none"
+  return f"keys {keys}.{tree.did_you_mean(key, fields)}"
 
 
 def _open_tfds(name, split, data_dir, image_key):

@@ -126,8 +126,8 @@ def _check_control(text, kind):
 def _check_pieces(text, kind):
   if "<" in text and (match := location.find_misspelled(text)):
     raise ValueError(
-      f"{_excerpt(match[0], 0)} is no piece of the vocabulary, which has <loc0000> to "
-      f"<loc1023> and <seg000> to <seg127>, in the {kind} "
+      f"{_excerpt(match[0], 0)} is no piece of the vocabulary, which has "
+      f"<loc0000> to <loc1023> and <seg000> to <seg127>, in the {kind} "
       f'"{_excerpt(text, match.start())}"{_PLAIN}'
     )
 

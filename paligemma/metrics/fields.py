@@ -24,7 +24,8 @@ def read(example: Example, key: str, what: str) -> Any:
     return example[key]
   found = sorted(name for name in example if not name.startswith("_"))
   raise ValueError(
-    f'{_where(example)}: no {what} under "{key}", found {found}.'
+    f'{_where(example)}: no {what} under "{key}", found '
+    f"{tree.shown(', '.join(found))}."
     f"{tree.did_you_mean(key, found)}"
   )
 
