@@ -25,11 +25,20 @@ def one_line(text: object) -> str:
   if isinstance(text, OSError) and text.filename and text.strerror:
     text = f"{text.filename}: {text.strerror}"
   words = " ".join(str(text).split()) or type(text).__name__
-  shown = "".join(
+  words = _LONG.sub(lambda found: _cut(found[0], LONGEST), words)
+  return _cut(_printable(words), _OF_ALL)
+
+
+def shown(text: str) -> str:
+  """Returns what a message shows of a user's text: one line, not too long."""
+  return _cut(_printable(" ".join(text.split())), LONGEST)
+
+
+def _printable(text):
+  return "".join(
     char if char.isprintable() else char.encode("unicode_escape").decode()
-    for char in _LONG.sub(lambda found: _cut(found[0], LONGEST), words)
+    for char in text
   )
-  return _cut(shown, _OF_ALL)
 
 
 def _cut(text, longest):

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from paligemma import messages
+
 Flat = dict[str, Any]
 
 REQUIRED = object()  # match_first: every name must be matched by some rule
@@ -19,7 +21,9 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
   """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
   by_lower = {option.lower(): option for option in options}
   close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-  return f' Did you mean "{by_lower[close[0]]}"?' if close else ""
+  return (
+    f' Did you mean "{messages.shown(by_lower[close[0]])}"?' if close else ""
+  )
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -36,8 +40,8 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   if name in table:
     return table[name]
   raise ValueError(
-    f'unknown {what} "{name}", expected one of: {", ".join(sorted(table))}.'
-    + did_you_mean(str(name), table)
+    f'unknown {what} "{messages.shown(str(name))}", expected one of: '
+    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table)
   )
 
 

@@ -220,7 +220,7 @@ def _is_repeated(entry, annotated, problems):
   if (first.split, _unplaced(first)) == (entry.split, _unplaced(entry)):
     problems.note("images listed twice, read as one", entry.where)
     return True
-  image = files.shown(str(entry.image))
+  image = messages.shown(str(entry.image))
   if first.split != entry.split:
     raise ValueError(
       f"{entry.where}: its image {image} is in {entry.split}, and in "

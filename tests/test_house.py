@@ -22,7 +22,7 @@ MAY_IMPORT = {
   "paligemma.interchange": ANYTHING,
   "paligemma.initial": ("tree", "quantized"),
   "paligemma.variants": (),
-  "paligemma.tree": (),
+  "paligemma.tree": ("messages",),
   "paligemma.atomic": (),
   "paligemma.messages": (),
   "paligemma.regular": (),
@@ -44,7 +44,7 @@ MAY_IMPORT = {
   "paligemma.grammar": ("tree", "calls"),
   "paligemma.optim": ("variants", "tree"),
   "paligemma.sharding": ("variants", "tree"),
-  "paligemma.metrics": ("variants", "tree", "calls", "data"),
+  "paligemma.metrics": ("variants", "tree", "calls", "data", "messages"),
   "paligemma.models": (
     "variants",
     "tree",

@@ -46,3 +46,10 @@ def test_a_path_of_usual_length_is_whole():
   path = "/" + "/".join(["folder"] * 20) + "/train.jsonl:7"
   error = OSError(errno.EACCES, os.strerror(errno.EACCES), path)
   assert messages.one_line(error) == f"{path}: Permission denied"
+
+
+def test_of_a_users_text_so_much_is_shown():
+  assert messages.shown(" a\n b\u2028c\0 ") == r"a b c\x00"
+  long = messages.shown("x" * 999)
+  assert 200 < len(long) < 210
+  assert " ... " in long

@@ -140,3 +140,10 @@ def test_compare():
     'img/kernels: unexpected, found (5,). Did you mean "img/kernel"?',
   ]
   assert tree.compare(expected, expected) == []
+
+
+def test_of_a_users_text_so_much_is_shown():
+  with pytest.raises(
+    ValueError, match=r'^unknown kind "y x+ \.\.\. x+", expec'
+  ):
+    tree.lookup({"a": 1}, "y\n" + "x" * 999, "kind")

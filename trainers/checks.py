@@ -174,6 +174,10 @@ def _check_answer_is_unseen(place, where, prepared, row, pad_id):
       f"{where}: position {at[0] - 1} is to predict the token at {at[0]} and "
       "sees it; mask_ar must be 1 wherever mask_loss is"
     )
+  if prepared.get("unsupervised"):  # the answer may begin with such a part
+    prepared = {**prepared, "unsupervised": ()}
+    row = places.tokens(place, prepared)
+    supervised = row.get("mask_loss", supervised).astype(bool)
   no_answer = dict.fromkeys({"suffix", place.answer_key} & prepared.keys(), "")
   other = places.tokens(place, {**prepared, **no_answer})
   trains = "mask_loss" in row and not place.decodes

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paligemma.data import fields, location, sources
+from paligemma.data import fields, location, sources, spelling
 from trainers import places
 from trainers.places import Found, Place, Row
 
@@ -18,7 +18,7 @@ from trainers.places import Found, Place, Row
 # collector has gone through them twice: of 8192 it takes a third of the time.
 _CHUNK = 256
 _LOCATED = 4
-_EMPTY = "empty answer"
+_EMPTY = "empty answers"
 
 
 def read(place: Place, tok) -> Found:
@@ -105,11 +105,15 @@ def _prepare(place, example, index, remarks):
   for what in removed:
     remarks.add(f"{what} taken off", where)
   answers = places.answers(place, example)
+  if through.texts != "plain":
+    for text in (example["prefix"], *answers):
+      if found := spelling.find_foreign(text):
+        remarks.add(f'"{found}", no control token here but text', where)
   for answer in answers:
     if answer.startswith(("\n", "\r")):
-      remarks.add("answer that begins with a line break", where)
+      remarks.add("answers that begin with a line break", where)
     if "<" in answer and location.has_flat_box(answer):
-      remarks.add("answer with a box upside down or without area", where)
+      remarks.add("answers with a box upside down or without area", where)
     if not answer or answer.isspace():
       remarks.add(_EMPTY, where)
   return example, answers
@@ -145,7 +149,7 @@ def _count(place, tok, prepared, found, remarks):
       found.bad[index] = str(error)
       continue
     if prompt > place.preprocess.text_len:
-      remarks.add("prompt cut to text_len", fields.where(example))
+      remarks.add("prompts cut to text_len", fields.where(example))
 
 
 def _row(place, tok, example, prompt, answer):
@@ -193,6 +197,6 @@ class _Remarks:
 
   def lines(self):
     return [
-      f"{count} times: {what}; the first: {first}"
+      f"{what}: {count}, the first at {first}"
       for what, (count, first) in self.seen.items()
     ]

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from paligemma import tree
+from paligemma import messages, tree
 
 Example = dict[str, Any]
 
@@ -22,8 +22,8 @@ def read(example: Example, key: str) -> Any:
     return example[key]
   present = [name for name in example if not name.startswith("_")]
   raise ValueError(
-    f'{where(example)}: missing key "{key}", found {", ".join(present)}.'
-    + tree.did_you_mean(key, present)
+    f'{where(example)}: missing key "{messages.shown(key)}", found '
+    f"{messages.shown(', '.join(present))}." + tree.did_you_mean(key, present)
   )
 
 

@@ -52,6 +52,12 @@ class Preprocess:
     tree.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
     tree.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
     tree.lookup(spelling.TEXTS, self.texts, "choice of texts")
+    for op in self.ops:
+      if not callable(op):
+        raise ValueError(
+          f"ops holds {op!r:.60}, expected functions of an example and an rng, "
+          'such as text_ops.Format("caption en")'
+        )
     if self.frames < 0:
       raise ValueError(
         f"frames is {self.frames}, expected the number of frames, or 0 for one "

@@ -19,6 +19,7 @@ ids differ from ours, which are those of big_vision, in three known cases:
 """
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 
@@ -182,7 +183,14 @@ def _targets(tokenizer, suffix, suffix_ids, unsupervised):
   if not unsupervised:
     return [1] * len(suffix_ids)
   ids, targets, position = [], [], 0
-  for start, stop in [*unsupervised, (len(suffix), len(suffix))]:
+  try:
+    parts = [(index(start), index(stop)) for start, stop in unsupervised]
+  except (TypeError, ValueError):
+    raise ValueError(
+      f"unsupervised is {unsupervised!r:.60}, expected (start, stop) of each "
+      "part, in characters of the answer"
+    ) from None
+  for start, stop in [*parts, (len(suffix), len(suffix))]:
     for text, target in ((suffix[position:start], 1), (suffix[start:stop], 0)):
       part = tokenizer.encode(text)
       ids += part
@@ -190,7 +198,7 @@ def _targets(tokenizer, suffix, suffix_ids, unsupervised):
     position = stop
   if ids != suffix_ids[:-1]:
     raise ValueError(
-      f'parts {list(unsupervised)} of "{suffix:.60}", which are no targets, do '
+      f'parts {parts} of "{suffix:.60}", which are no targets, do '
       "not begin and end where tokens do"
     )
   return [*targets, 1]

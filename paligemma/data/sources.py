@@ -398,7 +398,7 @@ def _parse_line(line, where):
     ) from None
   except ValueError as error:  # a number of thousands of digits
     raise ValueError(f"{where}: malformed JSON: {error}") from None
-  if _SURROGATE.search(text):
+  if "\\u" in text and _SURROGATE.search(text):
     try:
       json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

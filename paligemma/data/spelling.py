@@ -25,7 +25,12 @@ TEXTS = {
 
 _CONTROL = re.compile("|".join(map(re.escape, CONTROL)))
 _LEADING = re.compile(r"(?:(?:<image>|<bos>)\s*)+")
-_TRAILING = re.compile(r"(?:\s*<eos>)+\s*$")
+# "<IMAGE>", "<image_0>", and what other models write: "</s>", "<|im_end|>".
+_FOREIGN = re.compile(
+  r"</?s>|<\|\w{1,30}\|>|\[/?inst\]|<(?:start|end)_of_turn>"
+  r"|<(?:image|img|video|bos|eos|pad|unk)[\w /]{0,20}>",
+  re.IGNORECASE,
+)
 _AROUND = 20  # characters shown on either side of what is wrong
 
 
@@ -86,14 +91,24 @@ def read_answer(
   removed = ()
   if "<" not in text:
     return text, removed
-  if match := _TRAILING.search(text):
-    text, removed = text[: match.start()], ("<eos>",)
+  rest = text.rstrip()
+  while rest.endswith("<eos>"):
+    text = rest = rest.removesuffix("<eos>").rstrip()
+    removed = ("<eos>",)
   _check_control(text, "answer")
   if learned:
     _check_pieces(text, "answer")
   if learned and (problem := location.malformed(text)):
     raise ValueError(f'{problem} in the answer "{_excerpt(text, 0)}"{_PLAIN}')
   return text, removed
+
+
+def find_foreign(text: str) -> str:
+  """Finds what looks like a control token and is text to this model, or ""."""
+  if "<" not in text and "[" not in text:
+    return ""
+  match = _FOREIGN.search(text)
+  return match[0] if match else ""
 
 
 _PLAIN = '; mend it; if it is meant so, a config says train.texts="plain"'
@@ -111,8 +126,8 @@ def _check_control(text, kind):
 def _check_pieces(text, kind):
   if "<" in text and (match := location.find_misspelled(text)):
     raise ValueError(
-      f"{match[0]} is no piece of the vocabulary, which has <loc0000> to "
-      f"<loc1023> and <seg000> to <seg127>, in the {kind} "
+      f"{_excerpt(match[0], 0)} is no piece of the vocabulary, which has "
+      f"<loc0000> to <loc1023> and <seg000> to <seg127>, in the {kind} "
       f'"{_excerpt(text, match.start())}"{_PLAIN}'
     )
 

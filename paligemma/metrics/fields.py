@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.metrics.metric import Example
 
 
@@ -24,7 +24,8 @@ def read(example: Example, key: str, what: str) -> Any:
     return example[key]
   found = sorted(name for name in example if not name.startswith("_"))
   raise ValueError(
-    f'{_where(example)}: no {what} under "{key}", found {found}.'
+    f'{_where(example)}: no {what} under "{key}", found '
+    f"{messages.shown(', '.join(found))}."
     f"{tree.did_you_mean(key, found)}"
   )
 

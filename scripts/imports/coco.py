@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.data import masks
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders, prompts
@@ -140,7 +140,7 @@ def _parse(path, split, problems):
       key = _id(annotation, "image_id", where)
       if key not in pictures:
         raise ValueError(
-          f"{where}: no image has its image_id {files.shown(str(key))}"
+          f"{where}: no image has its image_id {messages.shown(str(key))}"
         )
       pictures[key].annotations.append((where, annotation))
   named, parents = {}, set()
@@ -152,7 +152,8 @@ def _parse(path, split, problems):
     key = _id(category, "id", place)
     if key in named:
       raise ValueError(
-        f"{place}: its id {files.shown(str(key))} is that of another category"
+        f"{place}: its id {messages.shown(str(key))} is that of another "
+        "category"
       )
     named[key] = str(files.get(category, "name", (str, int), place))
     parent = prompts.label_name(str(category.get("supercategory")))
@@ -188,7 +189,7 @@ def _pictures(path, listed, problems):
     )
     if found.setdefault(key, same) is not same:
       raise ValueError(
-        f"{place}: its id {files.shown(str(key))} is that of another image"
+        f"{place}: its id {messages.shown(str(key))} is that of another image"
       )
     same.listed += 1
     if same.listed > 1:
@@ -262,8 +263,8 @@ def _thing(annotation, named, reading, where, problems):
   if category not in named:
     near = tree.did_you_mean(str(category), map(str, named))
     raise ValueError(
-      f"{where}: unknown category_id {files.shown(str(category))}, the file "
-      f"has {files.shown(', '.join(map(str, named))) or 'none'}.{near}"
+      f"{where}: unknown category_id {messages.shown(str(category))}, the file "
+      f"has {messages.shown(', '.join(map(str, named))) or 'none'}.{near}"
     )
   label, mask = named[category], annotation.get("segmentation") or None
   more = {"mask": mask, **boxes_lib.details(annotation, where)}
@@ -304,7 +305,7 @@ def _labels(parts, problems):
     for name in part.labels.values():
       if prompts.label_name(name) in parents:
         what = "supercategories that are never annotated, left out as labels"
-        problems.note(what, f'{part.path}: "{files.shown(name)}"')
+        problems.note(what, f'{part.path}: "{messages.shown(name)}"')
       elif name not in known:
         found.append(name)
   return tuple(found)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paligemma import tree
+from paligemma import messages, tree
 from scripts.imports import boxes, entries, files
 
 # what a column holds -> names it is found by
@@ -82,7 +82,7 @@ def choose(
     if column not in present:
       raise ValueError(
         f'{where}: no column "{column}", found '
-        f"{files.shown(', '.join(present))}."
+        f"{messages.shown(', '.join(present))}."
         + tree.did_you_mean(column, present)
       )
   chosen = {}
@@ -95,7 +95,7 @@ def choose(
         hint = "; conversations are read with --from conversations"
       raise ValueError(
         f"{where}: no column {' or '.join(options[:5])}, found "
-        f"{files.shown(', '.join(present))}{hint}"
+        f"{messages.shown(', '.join(present))}{hint}"
       )
     chosen[name] = found
   return chosen
@@ -115,7 +115,7 @@ def find(
   for option in options:
     found = [x for x in present if _plain(x) == _plain(option)]
     if len(found) > 1:
-      both = files.shown(f'both "{found[0]}" and "{found[1]}"')
+      both = messages.shown(f'both "{found[0]}" and "{found[1]}"')
       raise ValueError(f"{where}: {both} could be the column {option}")
     if found:
       return found[0]

@@ -6,6 +6,7 @@ describes them under "XML annotation format".
 
 import pathlib
 
+from paligemma import messages
 from paligemma.data import masks
 from scripts.imports import (
   bitmaps,
@@ -85,7 +86,7 @@ def _entry(image, src, images, problems, where):
     else:
       things.append(_thing(shape, size, f"{where}: {shape.tag} {i}"))
   if subset and subset.lower() != "default":
-    plain = pathlib.PurePath(files.line(subset)).name
+    plain = pathlib.PurePath(messages.one_line(subset)).name
     if plain != subset or plain.startswith("."):
       raise ValueError(f"{where}: subset {subset!r:.60} can name no file")
     split = entries.split_name(subset)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from scripts.imports import files
+from paligemma import messages
 
 # name of a split elsewhere -> ours, as the library datasets of Hugging Face
 # reads them off file names
@@ -122,12 +122,12 @@ class Problems:
   def __exit__(self, kind, error, trace):
     if not self.skip or kind is not ValueError:
       return False
-    self.messages.append(files.line(str(error)))
+    self.messages.append(messages.one_line(str(error)))
     return True
 
   def note(self, what: str, where: str) -> None:
     """Counts what was put right, such as "boxes cut to their picture"."""
-    count, first = self.notes.get(what, (0, files.line(where)))
+    count, first = self.notes.get(what, (0, messages.one_line(where)))
     self.notes[what] = count + 1, first
 
 

@@ -11,15 +11,12 @@ from typing import Any
 
 import yaml
 
-from paligemma import tree
-
-SHOWN = 200  # characters of a user's text in an error
+from paligemma import messages, tree
 
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
 _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
 # White space, control characters, and halves of surrogate pairs.
-_NOT_IN_A_LINE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
@@ -162,7 +159,7 @@ def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
       f'{where}: expected fields, "{key}" among them, found {fields!r:.60}'
     )
   if key not in fields:
-    found = shown(", ".join(map(str, fields)))
+    found = messages.shown(", ".join(map(str, fields)))
     raise ValueError(
       f'{where}: missing key "{key}", found {found}.'
       + tree.did_you_mean(key, map(str, fields))
@@ -227,7 +224,7 @@ def _csv_rows(path, lines):
       if len(cells) != first + len(header):
         raise ValueError(
           f"{where}: found {len(cells)} cells, expected {first + len(header)}: "
-          f"{shown(', '.join(header))}"
+          f"{messages.shown(', '.join(header))}"
         )
       yield where, dict(zip(header, cells[first:], strict=True))
   except csv.Error as error:
@@ -259,15 +256,9 @@ def _header(cells, where):
   if len(set(header)) < len(header) or "" in header:
     raise ValueError(
       f"{where}: expected a header of different names, found "
-      f"{shown(', '.join(cells))!r}"
+      f"{messages.shown(', '.join(cells))!r}"
     )
   return header, first
-
-
-def shown(text: str) -> str:
-  """A user's text as an error shows it: its first part, without line breaks."""
-  text = line(text)
-  return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 @contextlib.contextmanager
@@ -276,9 +267,4 @@ def one_line() -> Iterator[None]:
   try:
     yield
   except ValueError as error:
-    raise ValueError(line(str(error))) from error
-
-
-def line(text: str) -> str:
-  """A text in one line: runs of what no line holds are a space."""
-  return _NOT_IN_A_LINE.sub(" ", text).strip()
+    raise ValueError(messages.one_line(error)) from error

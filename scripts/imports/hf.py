@@ -6,6 +6,7 @@ import json
 import pathlib
 from typing import Any
 
+from paligemma import messages
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders, pictures
 
@@ -339,7 +340,7 @@ def _feature(described, path):
       if names.keys() != set(numbers):
         raise ValueError(
           f"{path}: expected names of the classes from 0 to {len(names) - 1}, "
-          f"found those of {files.shown(', '.join(names))}"
+          f"found those of {messages.shown(', '.join(names))}"
         )
       names = [names[number] for number in numbers]
     return {"names": names}

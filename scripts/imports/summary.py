@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from paligemma import messages
 from paligemma.data import tokenizer as tokenizer_lib
-from scripts.imports import files, splits
+from scripts.imports import splits
 from trainers import columns
 
 LABELS = 30  # listed, the most frequent ones
@@ -153,7 +154,7 @@ class Summary:
     rows = [("box", "height", "width", "share", "image")]
     for name, box in (("smallest", self.smallest), ("largest", self.largest)):
       sides = f"{box.height:.6g}", f"{box.width:.6g}"
-      rows.append((name, *sides, f"{box.share:.2%}", files.shown(box.image)))
+      rows.append((name, *sides, f"{box.share:.2%}", messages.shown(box.image)))
     return columns.align(rows)
 
   def _tokens(self):

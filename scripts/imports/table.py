@@ -2,6 +2,7 @@
 
 import pathlib
 
+from paligemma import messages
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders
 
@@ -18,7 +19,8 @@ def read(src, images, problems, *, task, names, boxes=None):
   Rows of one image are its captions or its boxes; a row without a box, with
   empty cells, says that nothing is in the image. A question stands alone.
   Columns width and height, unless they are those of the box, are the size of
-  the image that the boxes are for.
+  the image that the boxes are for. A column "split" that holds a key of
+  entries.SPLITS, "train" or "dev", is the split of the row.
 
   Args:
     src: path of the file.
@@ -56,7 +58,7 @@ def _check_header(header, src):
       continue
     raise ValueError(
       f"{src}:1: expected a header, such as image,xmin,ymin,xmax,ymax,label, "
-      f"found a row: {files.shown(', '.join(header))}"
+      f"found a row: {messages.shown(', '.join(header))}"
     )
 
 
@@ -74,6 +76,7 @@ def _texts(rows, chosen, folder, task, problems):
       yield entries.Entry(
         folders.find(name, [folder], where, problems),
         where,
+        _split(members),
         fields=_fields(members, chosen),
         **found,
       )
@@ -91,7 +94,7 @@ def _detect(rows, src, folder, problems, names, boxes):
   if len({chosen[name] for name in edges}) < len(edges):
     raise ValueError(
       f"{where}: no four columns {', '.join(edges)}, found "
-      f"{files.shown(', '.join(present))}"
+      f"{messages.shown(', '.join(present))}"
     )
   sides = _sides(rows, chosen, edges, where)
   groups = _groups(rows, chosen, "detect", problems)
@@ -116,12 +119,30 @@ def _detect(rows, src, folder, problems, names, boxes):
         yield entries.Entry(
           folders.find(name, [folder], where, problems),
           where,
+          _split(members),
           size=_size(members, sides),
           fields=_fields(members, {**chosen, **sides}),
           things=tuple(things),
         )
 
   return entries.Annotations(found())
+
+
+def _split(members):
+  """The split that a column says; the rows of an image are of one."""
+  place, row = members[0]
+  column = columns.find(("split",), list(row), place)
+  first, *others = (
+    entries.SPLITS.get(str(row.get(column)).strip().lower(), "train")
+    for _, row in members
+  )
+  for other, (where, _) in zip(others, members[1:], strict=True):
+    if other != first:
+      raise ValueError(
+        f"{where}: {other} is the split, but {first} at {place} of the same "
+        "image"
+      )
+  return first
 
 
 def _edges(boxes, present, names, where):
@@ -142,7 +163,7 @@ def _edges(boxes, present, names, where):
   }
   if not there.pop("xyxy") and any(there.values()):
     raise ValueError(
-      f"{where}: found columns {files.shown(', '.join(present))}; say what "
+      f"{where}: found columns {messages.shown(', '.join(present))}; say what "
       "they are with --boxes xywh (x and y of the upper left corner) or "
       "--boxes cxcywh (of the centre)"
     )

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import re
 
+from paligemma import messages
 from scripts.imports import boxes, entries, files, folders, markup, pictures
 
 _XML = ("annotations", "xmls")  # folders of XML, in any case
@@ -144,7 +145,7 @@ def _image(images, path, name, index, problems):
   for stem in stems:
     found = found or index[images].get(stem.lower(), [])
   if not found:
-    wanted = files.shown(f"{name} or {path.stem}" if name else path.stem)
+    wanted = messages.shown(f"{name} or {path.stem}" if name else path.stem)
     raise ValueError(
       f"{path}: missing image {wanted}.*: {images} has none of such a name"
     )
@@ -174,7 +175,7 @@ def _thing(thing, where):
     other = f", but a {others[0]}, which is not read" if others else ""
     count = f"{len(found)} of them" if found else f"no bndbox{other}"
     raise ValueError(
-      f"{where}: {files.shown(label)} has {count}, expected one bndbox"
+      f"{where}: {messages.shown(label)} has {count}, expected one bndbox"
     )
   edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+from paligemma import messages
 from scripts.imports import entries, files, folders, pictures, yolo_labels
 
 _ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
@@ -90,11 +91,11 @@ def _with_yaml(src, images, problems):
         f"{src}: expected a text as name of class {key}, found {name!r:.60}"
       )
   count = _whole(content.get("nc", len(named)))
-  found = files.shown(", ".join(map(str, named)))
+  found = messages.shown(", ".join(map(str, named)))
   if set(named) != set(range(len(named))) or count != len(named):
     raise ValueError(
-      f"{src}: expected a name for each of {files.shown(str(count))} classes "
-      f"from 0, found names of {found or 'none'}"
+      f"{src}: expected a name for each of {messages.shown(str(count))} "
+      f"classes from 0, found names of {found or 'none'}"
     )
   splits = {}
   for key, split in entries.SPLITS.items():
@@ -179,8 +180,8 @@ def _images(root, place, where, problems):
         found.append(_listed(line, path, number, root, problems))
   else:
     raise ValueError(
-      f"{where}: no such folder or list of images: {files.shown(str(path))}; "
-      "take the line out if there are none"
+      f"{where}: no such folder or list of images: "
+      f"{messages.shown(str(path))}; take the line out if there are none"
     )
   if not found:
     raise ValueError(f"{where}: no image in {path}")

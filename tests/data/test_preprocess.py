@@ -106,6 +106,11 @@ def test_frames(tokenizer, example, rng, name):
   np.testing.assert_array_equal(of_array["image"], of_list["image"])
 
 
+def test_ops_are_functions(tokenizer):
+  with pytest.raises(ValueError, match=r"^ops holds 'decode', expected functi"):
+    make(tokenizer, ops=("decode",))
+
+
 def test_wrong_frames_are_named(tokenizer, example):
   pixels = np.zeros((11, 13, 3), np.uint8)
 
@@ -228,3 +233,14 @@ def test_unknown_options_fail_at_construction(tokenizer):
     make(tokenizer, resize="bicubik")
   with pytest.raises(ValueError, match='too_long "cut", expected one of'):
     make(tokenizer, too_long="cut")
+
+
+def test_keys_of_an_example_are_shown_in_one_line(tokenizer, example):
+  keys = {f"key {i}\n": i for i in range(999)}
+  row = {"image": example["image"], **keys}
+  with pytest.raises(
+    ValueError, match='missing key "prefix", found im'
+  ) as info:
+    make(tokenizer)(row, np.random.default_rng(0))
+  assert len(str(info.value)) < 300
+  assert "\n" not in str(info.value)

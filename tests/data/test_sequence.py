@@ -245,3 +245,9 @@ def test_truncation_and_parts_that_are_no_targets(tokenizer, ids):
 def test_no_token_is_cut_by_a_part(tokenizer):
   with pytest.raises(ValueError, match="do not begin and end where tokens"):
     sequence.training(tokenizer, "", "<loc0003> red", 30, unsupervised=[(0, 4)])
+
+
+@pytest.mark.parametrize("parts", [5, ["a"], [(0, 1, 2)], [("a", "b")], [0.5]])
+def test_parts_are_pairs_of_positions(tokenizer, parts):
+  with pytest.raises(ValueError, match=r"^unsupervised is .*, expected \(sta"):
+    sequence.training(tokenizer, "", "red", 30, unsupervised=parts)

@@ -148,3 +148,37 @@ def test_2000_texts_have_the_same_ids_everywhere(tokenizer):
 def _row(through, example):
   pixel = np.zeros((1, 1, 3), np.uint8)
   return through({**example, "image": pixel}, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+  ("text", "found"),
+  [
+    ("a cat</s>", "</s>"),
+    ("<|im_start|>user\na", "<|im_start|>"),
+    ("<image_0> a", "<image_0>"),
+    ("see <img src>", "<img src>"),
+    ("[INST] a [/INST]", "[INST]"),
+    ("a <end_of_turn>", "<end_of_turn>"),
+    ("3 < 5 | 7 > 4, [1, 2], <b>a</b>, <section>, <|>", ""),
+    (f"{BOX} imagery", ""),
+  ],
+)
+def test_control_tokens_of_other_models(text, found):
+  assert spelling.find_foreign(text) == found
+
+
+@pytest.mark.parametrize("space", [" ", "\n", " <eos> x"])
+def test_long_texts_are_read_at_once(space):
+  """A regex that looks on from every space would take an hour."""
+  text = "<b>" + space * 1_000_000
+  try:
+    spelling.read_answer(text)
+  except ValueError as error:
+    assert len(str(error)) < 300
+
+
+def test_a_long_location_is_not_echoed():
+  for text in ("<loc" + "1" * 9999, "<loc" + " " * 9999 + ">"):
+    with pytest.raises(ValueError, match=" is no piece of") as caught:
+      spelling.read_answer(text)
+    assert len(str(caught.value)) < 300

@@ -255,7 +255,5 @@ def test_control_tokens_of_prompts_are_taken_off(tiny, lines, tmp_path, capsys):
   assert texts(predictions.read(tmp_path / "y.jsonl", 23)) == texts(lines)
   said = capsys.readouterr().err
   for what in ("<image>", "line break"):
-    note = (
-      f"note: predict: 23 times: {what} taken off; the first: {spelled}:1\n"
-    )
+    note = f"note: predict: {what} taken off: 23, the first at {spelled}:1\n"
     assert note in said

@@ -730,3 +730,9 @@ def test_a_run_and_a_dry_run_say_the_same(
   said = capsys.readouterr().err
   assert said.startswith("the plan\ninitial weights: ")
   assert said.endswith(f"\n{table}\n")
+
+
+def test_an_answer_may_begin_with_what_is_no_target(make, look):
+  fields = {"suffix": "dot 1", "unsupervised": ((0, 3),)}
+  found = look(make(dict.fromkeys(range(13), fields)))
+  assert len(found.rows) == 13

@@ -102,15 +102,30 @@ def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
   assert not found.bad
   notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
   assert notes == [
-    "2 times: <image> taken off; the first: data.jsonl:2",
-    "1 times: <bos> taken off; the first: data.jsonl:3",
-    "1 times: line break taken off; the first: data.jsonl:3",
-    "1 times: answer that begins with a line break; the first: data.jsonl:4",
-    "1 times: <eos> taken off; the first: data.jsonl:5",
-    "2 times: answer with a box upside down or without area; the first: "
+    "<image> taken off: 2, the first at data.jsonl:2",
+    "<bos> taken off: 1, the first at data.jsonl:3",
+    "line break taken off: 1, the first at data.jsonl:3",
+    "answers that begin with a line break: 1, the first at data.jsonl:4",
+    "<eos> taken off: 1, the first at data.jsonl:5",
+    "answers with a box upside down or without area: 2, the first at "
     "data.jsonl:5",
-    "1 times: empty answer; the first: data.jsonl:6",
+    "empty answers: 1, the first at data.jsonl:6",
   ]
+
+
+def test_control_tokens_of_other_models_are_counted(make, tokenizer):
+  changes = {
+    1: {"suffix": "1</s>"},
+    2: {"prefix": "<IMAGE>dot", "suffix": "1</s>"},
+    3: {"suffix": "<b>1</b> [1] <section>"},
+  }
+  found = texts.read(make(changes, text_len=99), tokenizer)
+  notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
+  assert notes == [
+    '"</s>", no control token here but text: 2, the first at data.jsonl:2',
+    '"<IMAGE>", no control token here but text: 1, the first at data.jsonl:3',
+  ]
+  assert not texts.read(make(changes, texts="plain"), tokenizer).notes
 
 
 @pytest.mark.parametrize("train", [True, False])
@@ -120,7 +135,7 @@ def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
   found = texts.read(make(changes, too_long="truncate", **options), tokenizer)
   (note,) = found.notes
   assert re.match(
-    r"2 times: prompt cut to text_len; the first: \S*data.jsonl:3$", note
+    r"prompts cut to text_len: 2, the first at \S*data.jsonl:3$", note
   )
   assert found.rows[2].prompt == 42 - (not train)
   assert (

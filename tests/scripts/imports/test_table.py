@@ -185,6 +185,21 @@ def test_a_bad_caption_takes_its_image_out(src):
   assert len(problems.messages) == 1
 
 
+@pytest.mark.parametrize("header", ["split", "Split"])
+def test_a_column_tells_the_split(src, header):
+  text = f"image,caption,{header}\na.png,one, Dev \nb.png,two,\n"
+  found, _ = read(src, text, "caption")
+  assert [x.split for x in found] == ["val", "train"]
+  text = (
+    f"image,label,xmin,ymin,xmax,ymax,{header}\na.png,cat,1,2,30,40,train\n"
+    "a.png,cat,3,4,50,60,test\n"
+  )
+  with pytest.raises(ValueError, match=r"3: test is the split, but train at"):
+    read(src, text)
+  found, _ = read(src, text.replace("train", "test"))
+  assert [x.split for x in found] == ["test"]
+
+
 def test_images_of_another_machine(src):
   text = "image,caption\nC:\\pets\\a.png,one\n/home/x/b.png,two\n"
   found, problems = read(src, text, "caption")
