@@ -44,8 +44,9 @@ def save(
   """
   model_file = path / _MODEL
   if isinstance(tokenizer, str | epath.PathLike):
-    where = _file(tokenizer)
+    where = tokenizer
     try:
+      where = _file(tokenizer)
       model_file.write_bytes(regular.path(where).read_bytes())
     except OSError as e:
       reason = e.strerror or e
@@ -104,7 +105,7 @@ def save(
 
 def _file(tokenizer: epath.PathLike) -> epath.Path:
   """The file of a tokenizer, which may be given by its folder."""
-  path = epath.Path(tokenizer)
+  path = regular.path(tokenizer)
   if not path.is_dir():
     return path
   for name in (_MODEL, _FAST):

@@ -51,8 +51,8 @@ class Tokenizer:
   bos_id = 2
 
   def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
-    path = _file(path)
     try:
+      path = _file(path)
       data = regular.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
@@ -204,7 +204,7 @@ def _not_unicode(text):
 
 def _file(path) -> epath.Path:
   """The file of a tokenizer, which may be given by its folder."""
-  path = epath.Path(path)
+  path = regular.path(path)
   if not path.is_dir():
     return path
   names = (_SentencePiece.file_name, FastTokenizer.file_name)
