@@ -43,7 +43,7 @@ SPEED = {
   "mfu",
   "peak_memory_gib",
 }
-SECONDS = 600  # after which a process hangs; generous, as machines are busy
+SECONDS = 600  # after which a run hangs; generous, as machines are busy
 # How a run is disturbed: what to wait for, as a pattern below its folder.
 MOMENTS = {
   "any time": None,
