@@ -394,7 +394,9 @@ def run_case(fuzz, seed, kind, number):
   except (OSError, ValueError) as error:
     ended, text = "one line", str(error)
     if "\n" in text or len(text) > LONGEST:
-      problem = f"{type(error).__name__} of {len(text)} characters: {text!r}"
+      problem = (
+        f"{type(error).__name__} of {len(text)} characters: {text[:500]!r}"
+      )
   except BaseException:
     problem = traceback.format_exc().strip()
   finally:
