@@ -115,26 +115,31 @@ def publish(temporary: epath.PathLike, path: epath.PathLike) -> None:
     _sync_folder(os.path.dirname(os.path.abspath(path)))
 
 
+def lives(pid: int) -> bool:
+  """Whether there is such a process on this machine, and not only its end."""
+  try:
+    os.kill(pid, 0)
+  except PermissionError:
+    return True
+  except (OverflowError, ProcessLookupError):
+    return False
+  try:
+    stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return True  # not Linux
+  return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def _is_left(path, writer):
   host, _, pid = writer.rpartition(".")
   if not host or not pid.isdigit():
     return False  # not of our making
   if host == socket.gethostname():
-    return not _lives(int(pid))
+    return not lives(int(pid))
   try:
     return time.time() - path.stat().mtime > _SECONDS
   except OSError:  # renamed or removed in this moment
     return False
-
-
-def _lives(pid):
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return False
-  except (OverflowError, PermissionError):
-    return True
-  return True
 
 
 def _remove(path):

@@ -118,8 +118,7 @@ def main():
   )
   args, config = config_command.parse(parser)
   small_gpu.configure()
-  if args.distributed:
-    processes.join()
+  processes.start(args.distributed)
   found = {}
   for name, count, scores in evaluate(
     config,

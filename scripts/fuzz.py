@@ -12,6 +12,7 @@ ends the process. Prints each bad case and a table; ends with 1 if there is one.
 import argparse
 import collections
 import contextlib
+import copy
 import json
 import multiprocessing
 import pathlib
@@ -110,7 +111,7 @@ def damage_json(rng, value):
     parent, key = rng.choice(list(_places(holder)))
     match rng.randrange(5):
       case 0:
-        parent[key] = rng.choice(WEIRD)
+        parent[key] = copy.deepcopy(rng.choice(WEIRD))
       case 1 if parent is not holder:
         del parent[key]
       case 2 if type(parent[key]) in (int, float):
@@ -394,7 +395,7 @@ def run_case(fuzz, seed, kind, number):
   except (OSError, ValueError) as error:
     ended, text = "one line", str(error)
     if "\n" in text or len(text) > LONGEST:
-      problem = f"{type(error).__name__} of {len(text)} characters: {text!r}"
+      problem = f"{type(error).__name__} of {len(text)} characters: {text:.300}"
   except BaseException:
     problem = traceback.format_exc().strip()
   finally:

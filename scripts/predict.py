@@ -171,8 +171,7 @@ def main():
   )
   args = vars(parser.parse_args())
   small_gpu.configure()
-  if args.pop("distributed"):
-    processes.join()
+  processes.start(args.pop("distributed"))
   required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
   count, bad = predict(*required, **args)
   if jax.process_index() == 0:

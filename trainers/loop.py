@@ -9,7 +9,15 @@ from jax.experimental import multihost_utils
 
 from paligemma import adapters, interchange, quantized, sharding, tree
 from paligemma.checkpoints import npz
-from trainers import flops, inputs, preemption, report, schedule, workdir
+from trainers import (
+  flops,
+  inputs,
+  preemption,
+  processes,
+  report,
+  schedule,
+  workdir,
+)
 from trainers.start import checkpoint_metadata, frozen_source
 
 
@@ -48,6 +56,7 @@ class Loop:
     self.empty = set()  # steps since this start whose batch had no example
     epoch = sizes["examples_per_epoch"] / sizes["batch_size"]
     self.batches_per_epoch = math.ceil(epoch)
+    self.in_turn = processes.devices_wait_for_each_other()
     self.notice = notice
     self.lock = lock
     self.report = report.Report(
@@ -68,6 +77,8 @@ class Loop:
     clock, before = _Clock(step, self.feed), None
     while step < total:
       train_state, measured = compiled(train_state, frozen, self.next_batch())
+      if self.in_turn:
+        jax.block_until_ready(train_state)
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured

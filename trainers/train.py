@@ -98,9 +98,11 @@ def main(argv):
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
   small_gpu.configure()
-  if _DISTRIBUTED.value:
-    processes.join()
-  with command_line.mistakes_in_one_line():
+  processes.start(_DISTRIBUTED.value)
+  with (
+    command_line.mistakes_in_one_line(),
+    processes.lost_process_in_one_line(),
+  ):
     if _DRY_RUN.value:
       dry_run(_CONFIG.value)
     elif not _WORKDIR.value:

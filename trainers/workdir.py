@@ -161,4 +161,4 @@ def _of_file(path):
 
 
 def _shown(value):
-  return "nothing" if value is None else json.dumps(value)
+  return "nothing" if value is None else f"{json.dumps(value):.200}"

@@ -231,7 +231,7 @@ def _check_settings(path, beside, settings):
     )
   old, new = tree.flatten(found), tree.flatten(settings)
   differences = [
-    f"{name} was {_shown(old, name)}, now {_shown(new, name)}"
+    f"{name} was {_shown(old, name):.200}, now {_shown(new, name):.200}"
     for name in sorted(old.keys() | new.keys())
     if _shown(old, name) != _shown(new, name)
   ]

@@ -74,6 +74,15 @@ def test_what_a_dead_process_left_is_taken_over_with_a_line(tmp_path, capfd):
   )
 
 
+def test_a_process_that_nobody_has_waited_for_is_dead(tmp_path, capfd):
+  with subprocess.Popen(["true"]) as zombie:
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    write(tmp_path, host=socket.gethostname(), pid=zombie.pid)
+    with lock.held(tmp_path):
+      pass
+  assert ", which is gone" in capfd.readouterr().err
+
+
 def test_our_own_number_of_an_earlier_life_is_no_other_trainer(tmp_path, capfd):
   write(tmp_path, host=socket.gethostname(), pid=os.getpid())
   with lock.held(tmp_path):

@@ -87,6 +87,41 @@ def test_two_processes_are_one(
   assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one a start
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_one_of_two_is_killed_and_both_are_started_again(
+  uninterrupted, start_both, processes, tmp_path, killed
+):
+  command = (
+    *uninterrupted.command,
+    "--config.evals={}",
+    f"--workdir={tmp_path}",
+  )
+  both = start_both(command)
+  log = tmp_path / "metrics.jsonl"
+  reached = f'"step": {STOP_AFTER}'
+  processes.wait_until(
+    both[0], lambda: log.exists() and reached in log.read_text()
+  )
+  both[killed].send_signal(signal.SIGKILL)
+  status, output = processes.finish(both[1 - killed])
+  assert status != 0
+  assert not (tmp_path / "final.npz").exists()
+  if killed == 1:  # without process 0, which coordinates, JAX ends the others
+    assert output.splitlines()[-1].startswith(
+      "error: another process of this run ended, or cannot be reached ("
+    )
+
+  for process in start_both(command):
+    status, output = processes.finish(process)
+    assert status == 0, output
+  expected = npz.load(uninterrupted.folder / "final.npz")
+  found = npz.load(tmp_path / "final.npz")
+  for name, array in expected.items():
+    np.testing.assert_allclose(
+      found[name], array, rtol=0, atol=1e-5, err_msg=name
+    )
+
+
 def _predictions(folder):
   lines = (folder / "val/predictions.jsonl").read_text().splitlines()
   predictions = [json.loads(line) for line in lines]
