@@ -37,8 +37,8 @@ from paligemma import (
 )
 from paligemma import grammar as grammar_lib
 from paligemma.checkpoints import fit, formats
-from paligemma.data import image_files
-from paligemma.data import preprocess, sources, tokenizer
+from paligemma.data import image as image_lib
+from paligemma.data import image_files, preprocess, sources, tokenizer
 from paligemma.evals import predictions, scoring
 from paligemma.models import paligemma as paligemma_model
 from scripts import command_line, import_data
