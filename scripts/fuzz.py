@@ -39,7 +39,7 @@ from paligemma import (
 from paligemma import grammar as grammar_lib
 from paligemma.checkpoints import fit, formats
 from paligemma.data import image as image_lib
-from paligemma.data import preprocess, sources, tokenizer
+from paligemma.data import image_files, preprocess, sources, tokenizer
 from paligemma.evals import predictions, scoring
 from paligemma.models import paligemma as paligemma_model
 from scripts import command_line, import_data
@@ -277,7 +277,7 @@ class Fuzz:
       p for p in self.right.iterdir() if p.name[1:] in _PICTURES
     )
     data = damage_bytes(rng, rng.choice(pictures).read_bytes())
-    pixels = image_lib.decode(data, where="x.jsonl:1")
+    pixels = image_files.decode(data, where="x.jsonl:1")
     image_lib.PREPROCESSING[rng.choice(list(image_lib.PREPROCESSING))](
       pixels, (28, 28)
     )
