@@ -43,7 +43,7 @@ def read_config(spec, dtype):
     dtype: of the products and of what is frozen.
 
   Returns:
-    ml_collections.ConfigDict of a run without a schedule.
+    ml_collections.ConfigDict of a run without a schedule and without clipping.
 
   Raises:
     ValueError: the file is not there or is no config.
@@ -62,6 +62,7 @@ def read_config(spec, dtype):
     config.model.llm.update(BENCH_LLM)
   config.model.dtype = config.frozen_dtype = dtype
   config.schedule = ((".*", dict(decay="constant")),)
+  config.clip_norm = None
   if config.text_len <= PREFIX:
     raise ValueError(
       f"text_len {config.text_len}, expected more than the {PREFIX} tokens of "
