@@ -179,8 +179,11 @@ def test_tokens_come_back_as_boxes_and_masks(tmp_path, codec):
       allowed = location_size * np.where([*thin, *thin], 1, 0.5)
       off = np.abs(np.subtract(x.box, box))
       assert (off <= allowed + 1e-9).all()
-      # And half a pixel, to which the box of a mask is rounded.
+      # A mask has whole pixels. What rounds to one is off by half of it more,
+      # but for edges on whole pixels that are no smaller than a location.
+      exact = (np.mod(box, 1) == 0) & (location_size <= 1)
+      allowed = allowed + np.where(exact, 0, 0.5)
       decoded = 2 * codec.pop(0) - 1
       pasted = masks.paste(decoded, x.box, size) > 0.5
       off = np.abs(np.subtract(masks.bounding_box(pasted), box))
-      assert (off <= allowed + 0.5).all()
+      assert (off <= allowed + 1e-9).all()
