@@ -26,11 +26,12 @@ class Method:
   """How to train what trains.
 
   Attributes:
-    optimizer, learning_rate, clip_norm: see paligemma/optim.py. The rates are
-      for the published sizes; a tiny model takes larger steps.
+    optimizer, learning_rate, clip_norm: see
+      paligemma/training/optimizers.py. The rates are for the published sizes;
+      a tiny model takes larger steps.
     warmup: share of the steps.
     quantize: "int8", "int4" or "nf4" for what is frozen, or None.
-    lora: fields of paligemma/lora.py, or None: no adapters.
+    lora: fields of paligemma/lora/config.py, or None: no adapters.
   """
 
   optimizer: str = "sgd"

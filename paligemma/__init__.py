@@ -1,14 +1,10 @@
 """PaliGemma 1 and 2 in JAX: load, ask, fine-tune, evaluate, save."""
 
-from paligemma.adapters import (
-  enable_lora,
-  load_adapter,
-  merge_lora,
-  save_adapter,
-)
 from paligemma.api import generate
+from paligemma.checkpoints.lora.adapters import load_adapter, save_adapter
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.interchange import load, load_mask_codec, save
+from paligemma.io import load, load_mask_codec, save
+from paligemma.lora.apply import enable_lora, merge_lora
 
 __all__ = [
   "Tokenizer",

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from paligemma import decode, samplers, tree
+from paligemma import registry
 from paligemma.data import image as image_lib
 from paligemma.data import pictures, sequence, spelling, tokenizer
+from paligemma.decoding import decode, samplers
 from paligemma.models import paligemma as paligemma_model
 
 _log = logging.getLogger(__name__)
@@ -194,7 +195,7 @@ def _image(model, params, images, where, preprocessing):
     return {}
   side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   res = side * model.img.patch_size
-  to_model = tree.lookup(
+  to_model = registry.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )
   if len(images) == 1:

@@ -1,10 +1,11 @@
-"""What an error says, on one line of bearable length.
+"""What people read: errors on one line of bearable length, tables in columns.
 
 Files and data say what they like: values with line breaks in them, or of a
 million characters.
 """
 
 import re
+from collections.abc import Sequence
 
 LONGEST = 200  # characters of one value that a message shows
 _OF_ALL = 2000
@@ -32,6 +33,15 @@ def one_line(text: object) -> str:
 def shown(text: str) -> str:
   """Returns what a message shows of a user's text: one line, not too long."""
   return _cut(_printable(" ".join(text.split())), LONGEST)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """One line per row, two spaces between columns; rows are of one length."""
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  return [
+    "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+    for row in rows
+  ]
 
 
 def _printable(text):

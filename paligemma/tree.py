@@ -5,44 +5,15 @@ A nested tree is a dict of dicts; its flat form joins the keys with "/":
     {"img": {"head": {"bias": x}}}  <->  {"img/head/bias": x}
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from paligemma import messages
+from paligemma import registry
 
 Flat = dict[str, Any]
 
 REQUIRED = object()  # match_first: every name must be matched by some rule
-
-
-def did_you_mean(name: str, options: Iterable[str]) -> str:
-  """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
-  by_lower = {option.lower(): option for option in options}
-  close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-  return (
-    f' Did you mean "{messages.shown(by_lower[close[0]])}"?' if close else ""
-  )
-
-
-def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
-  """Returns table[name].
-
-  Args:
-    table: The visible dict of known names.
-    name: The name a user gave.
-    what: What the table holds, for the message: "variant", "sampler".
-
-  Raises:
-    ValueError: The name is unknown; lists the known ones and the nearest.
-  """
-  if name in table:
-    return table[name]
-  raise ValueError(
-    f'unknown {what} "{messages.shown(str(name))}", expected one of: '
-    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table)
-  )
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:
@@ -109,7 +80,8 @@ def match_first(
     if regex.pattern != ".*" and not any(map(regex.fullmatch, names)):
       raise ValueError(
         f'rule "{regex.pattern}" matches none of {len(names)} names (a rule '
-        "must match the whole name)." + did_you_mean(regex.pattern, names)
+        "must match the whole name)."
+        + registry.did_you_mean(regex.pattern, names)
       )
   matched = {}
   for name in names:
@@ -181,7 +153,7 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
       lines.append(f"{name}: missing, expected {_shape(expected[name])}")
     elif name in unexpected:
       # Of many, each search takes long, and none is the one misspelt name.
-      hint = did_you_mean(name, missing) if len(missing) <= 50 else ""
+      hint = registry.did_you_mean(name, missing) if len(missing) <= 50 else ""
       lines.append(f"{name}: unexpected, found {_shape(found[name])}.{hint}")
     elif _shape(expected[name]) != _shape(found[name]):
       lines.append(

@@ -45,7 +45,7 @@ import json
 import os
 import sys
 
-from paligemma import interchange, quantized
+from paligemma import io, quantization
 from scripts import command_line
 from scripts.benchmarks import data, decode, load, report, subject, train
 
@@ -88,13 +88,13 @@ def _parser():
   one.add_argument("--quantize")
   loads = commands.add_parser("load")
   loads.add_argument("--folder", default="runs/benchmark")
-  loads.add_argument("--format", default="npz", choices=interchange.WRITERS)
+  loads.add_argument("--format", default="npz", choices=io.WRITERS)
   loads.add_argument("--variant", default="paligemma_3b")
   loads.add_argument("--res", type=int, default=224)
   loads.add_argument("--dtype", default="bfloat16", help="of the files")
   loads.add_argument("--load_dtype", help="cast while loading")
   loads.add_argument(
-    "--quantize", choices=quantized.KINDS, help="round while loading"
+    "--quantize", choices=quantization.KINDS, help="round while loading"
   )
   loads.add_argument("--runs", type=int, default=3)
   loads.add_argument("--json", action="store_true")

@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import decode, evals, interchange, quantized, sharding, tree
+from paligemma import evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.decoding import decode
+from paligemma.training import sharding
 from scripts import command_line
-from trainers import columns
 
 FULL = "full"
 
@@ -68,7 +69,7 @@ def compare(
   tokenizer,
   data,
   *,
-  kinds=quantized.KINDS,
+  kinds=quantization.KINDS,
   limit=None,
   batch_size=16,
   text_len=64,
@@ -95,9 +96,9 @@ def compare(
     ValueError: a mistake in the data or the checkpoint, or an unknown kind.
   """
   for kind in kinds:
-    quantized.check_kind(kind)
-  model, params = interchange.load(ckpt, dtype)
-  if any(quantized.split(name) for name in tree.flatten(params)):
+    quantization.check_kind(kind)
+  model, params = io.load(ckpt, dtype)
+  if any(quantization.split(name) for name in tree.flatten(params)):
     raise ValueError(f"{ckpt}: is quantized, expected full precision")
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
@@ -125,7 +126,7 @@ def compare(
   }
   for kind in kinds:
     # The computation is that of the full model, whatever the norms are in.
-    _, less = interchange.load(ckpt, dtype, quantize=kind)
+    _, less = io.load(ckpt, dtype, quantize=kind)
     decoded = _decode(questions, model, less, max_decode_len)
     found[kind] = {
       "bytes": _bytes(less),
@@ -173,7 +174,7 @@ def describe(found):
     errors = (f"{values.get(name, 0.0):.4f}" for name in _ERRORS)
     size = f"{values['bytes']:,}"
     rows.append((kind, size, *errors, f"{values['perplexity']:.4f}", *shares))
-  return "\n".join(columns.align(rows))
+  return "\n".join(messages.aligned(rows))
 
 
 _ERRORS = ("max_error", "mean_error")
@@ -275,7 +276,7 @@ def main():
   parser.add_argument("ckpt", metavar="CKPT")
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
   parser.add_argument("--data", required=True, metavar="X.jsonl")
-  parser.add_argument("--kinds", default=",".join(quantized.KINDS))
+  parser.add_argument("--kinds", default=",".join(quantization.KINDS))
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--batch_size", type=int, default=16)
   parser.add_argument("--text_len", type=int, default=64)

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from paligemma import adapters, initial, interchange, quantized, tree
-from paligemma.checkpoints import fit, formats, quantizing
+from paligemma import init, io, quantization, tree
+from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
+from paligemma.lora import apply as lora
 from scripts import command_line
 
 _BLOCK_ELEMENTS = 2**24
@@ -40,10 +41,10 @@ def convert(
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
   checkpoint, model, found = _open(src, res)
-  interchange.write(
+  io.write(
     dst,
     found,
-    interchange.model_fields(model),
+    io.model_fields(model),
     format=format,
     dtype=dtype,
     quantize=quantize,
@@ -55,7 +56,7 @@ def convert(
 
 def describe(model):
   """One line on what array shapes do not tell."""
-  fields = interchange.model_fields(model)["llm"]
+  fields = io.model_fields(model)["llm"]
   names = (
     "sliding_window",
     "attn_logits_softcap",
@@ -110,9 +111,9 @@ def logits(model, found, tokens=7):
   dtypes = {name: leaf.dtype for name, leaf in found.items()}
   arrays = {
     name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
-    for name, x in quantizing.storage(found, dtypes, None).items()
+    for name, x in quantized_leaves.storage(found, dtypes, None).items()
   }
-  params = quantizing.place_all(found, arrays)
+  params = quantized_leaves.place_all(found, arrays)
   out = jax.jit(_forward, static_argnums=0)(model, params, image, text)
   return np.asarray(out[0])
 
@@ -120,17 +121,17 @@ def logits(model, found, tokens=7):
 def _open(path, res):
   """The checkpoint, its model, and its leaves as the model has them."""
   checkpoint = formats.open(path)
-  model, res = interchange.model_of(checkpoint, res=res)
-  if adapters.lora_of(model) is None:
-    return checkpoint, model, fit.fit(checkpoint, initial.shapes(model, res))
-  model, params = adapters.merge_lora(*interchange.load(path, res=res))
+  model, res = io.model_of(checkpoint, res=res)
+  if lora.lora_of(model) is None:
+    return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res))
+  model, params = lora.merge_lora(*io.load(path, res=res))
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
-  return checkpoint, model, quantizing.paired(found)
+  return checkpoint, model, quantized_leaves.paired(found)
 
 
 def _compare(before, after):
   """Equal once rounded?, max difference in float32, SHA-256 of what is new."""
-  if isinstance(after, quantizing.Pair):
+  if isinstance(after, quantized_leaves.Pair):
     return _compare_pair(before, after)
   digest = hashlib.sha256()
   equal, difference = before.shape == after.shape, 0.0
@@ -152,28 +153,32 @@ def _compare(before, after):
 def _compare_pair(before, after):
   """`_compare` with a matrix that is quantized."""
   new = _arrays(after)
-  is_pair = isinstance(before, quantizing.Pair)
-  name, kind, scale = after.name, after.kind, new[quantized.SCALE]
-  old = _arrays(before) if is_pair else quantizing.read(name, before, kind)
+  is_pair = isinstance(before, quantized_leaves.Pair)
+  name, kind, scale = after.name, after.kind, new[quantization.SCALE]
+  old = (
+    _arrays(before) if is_pair else quantized_leaves.read(name, before, kind)
+  )
   equal = all(np.array_equal(old[part], new[part]) for part in new)
   digest = hashlib.sha256(new[kind].tobytes() + scale.tobytes()).hexdigest()
   difference = 0.0
-  for rows in () if is_pair else quantizing.blocks(name, before):
+  for rows in () if is_pair else quantized_leaves.blocks(name, before):
     every = (slice(None),) * (len(before.shape) - 1)
     block = before.read(np.float32, (rows, *every))
     own = scale[rows] if len(scale) == before.shape[0] else scale
-    pair = {kind: new[kind][rows], quantized.SCALE: own}
-    back = np.asarray(quantized.dequantize(pair, np.float32))
+    pair = {kind: new[kind][rows], quantization.SCALE: own}
+    back = np.asarray(quantization.dequantize(pair, np.float32))
     difference = max(difference, float(np.abs(block - back).max()))
   return equal, difference, digest
 
 
 def _arrays(pair):
-  return {pair.kind: pair.values.read(), quantized.SCALE: pair.scale.read()}
+  return {pair.kind: pair.values.read(), quantization.SCALE: pair.scale.read()}
 
 
 def _stored(leaf):
-  return leaf.kind if isinstance(leaf, quantizing.Pair) else str(leaf.dtype)
+  return (
+    leaf.kind if isinstance(leaf, quantized_leaves.Pair) else str(leaf.dtype)
+  )
 
 
 def _row(name, shape, dtype, difference, digest):
@@ -182,7 +187,7 @@ def _row(name, shape, dtype, difference, digest):
 
 def _other_fields(before, after):
   """Lines on what the format of DST cannot say and a reader has to be told."""
-  old, new = (interchange.model_fields(m)["llm"] for m in (before, after))
+  old, new = (io.model_fields(m)["llm"] for m in (before, after))
   return [
     f"note: {name}={old[name]} in SRC, DST loads with {new[name]}; give it to "
     f"paligemma.load as llm=dict({name}={old[name]!r})"
@@ -206,10 +211,10 @@ def main():
   parser.add_argument(
     "--format",
     help="default: npz, if DST ends so",
-    choices=sorted(interchange.WRITERS),
+    choices=sorted(io.WRITERS),
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-  parser.add_argument("--quantize", choices=quantized.KINDS)
+  parser.add_argument("--quantize", choices=quantization.KINDS)
   parser.add_argument("--tokenizer", help="file, or its folder, to write too")
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")

@@ -19,14 +19,7 @@ from paligemma import evals, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
 from scripts import command_line, config_command, progress, score_table
-from trainers import (
-  checks,
-  evaluation,
-  inputs,
-  places,
-  processes,
-  small_gpu,
-)
+from trainers import checks, evaluation, gpu_memory, inputs, places, processes
 
 
 def evaluate(
@@ -117,7 +110,7 @@ def main():
     "--distributed", action="store_true", default=processes.expected()
   )
   args, config = config_command.parse(parser)
-  small_gpu.configure()
+  gpu_memory.configure()
   processes.start(args.distributed)
   found = {}
   for name, count, scores in evaluate(

@@ -28,22 +28,18 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from paligemma import (
-  adapters,
-  initial,
-  interchange,
-  metrics,
-  samplers,
-  tree,
-)
-from paligemma import grammar as grammar_lib
+from paligemma import init, io, messages, metrics, tree
 from paligemma.checkpoints import fit, formats
+from paligemma.checkpoints.lora import adapters
 from paligemma.data import image as image_lib
 from paligemma.data import image_files, preprocess, sources, tokenizer
+from paligemma.decoding import grammar as grammar_lib
+from paligemma.decoding import samplers
 from paligemma.evals import predictions, scoring
+from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
 from scripts import command_line, import_data
-from trainers import columns, report, workdir
+from trainers import report, workdir
 
 SECONDS = 10.0  # of a case
 PATIENCE = 60.0  # without a word of the worker, on a machine that is busy
@@ -175,7 +171,7 @@ class Fuzz:
       ),
     )
     rng = np.random.default_rng(0)
-    shapes = initial.shapes(self.model, 28)
+    shapes = init.shapes(self.model, 28)
     self.params = tree.unflatten(
       {n: rng.normal(0, 1, x.shape).astype("f4") for n, x in shapes.items()}
     )
@@ -195,8 +191,8 @@ class Fuzz:
       ("hf", "huggingface"),
       ("o", "orbax"),
     ):
-      interchange.save(folder / name, self.model, self.params, format=format)
-    model, adapted = adapters.enable_lora(self.model, self.params, rank=2)
+      io.save(folder / name, self.model, self.params, format=format)
+    model, adapted = lora.enable_lora(self.model, self.params, rank=2)
     adapters.save_adapter(folder / "a.safetensors", model, adapted)
     picture = Image.fromarray(rng.integers(0, 255, (23, 31, 3), np.uint8))
     for name in ("a.png", "a.jpg", "a.webp"):
@@ -213,7 +209,7 @@ class Fuzz:
 
   def _open(self, path):
     checkpoint = formats.open(path)
-    shapes = initial.shapes(self.model, 28)
+    shapes = init.shapes(self.model, 28)
     for leaf in fit.fit(
       checkpoint, {n: x.shape for n, x in shapes.items()}
     ).values():
@@ -480,7 +476,7 @@ def main():
   for kind, count in sorted(counts.items()):
     total += count
     rows.append(_row(kind, count))
-  print("\n".join(columns.align([*rows, _row("all", total)])))
+  print("\n".join(messages.aligned([*rows, _row("all", total)])))
   if total["bad"]:
     sys.exit(1)
 

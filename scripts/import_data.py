@@ -49,7 +49,6 @@ from scripts.imports import (
   vqav2,
   yolo,
 )
-from trainers import columns as align
 
 # name -> module with read(src, images, problems), which is also given those of
 # task, names and boxes that it declares. Its docstring begins with what SRC is:
@@ -312,7 +311,7 @@ def main() -> None:
   ]
   parser = argparse.ArgumentParser(
     description=__doc__.splitlines()[0],
-    epilog="\n".join(["formats, and what SRC is:", *align.align(rows)]),
+    epilog="\n".join(["formats, and what SRC is:", *messages.aligned(rows)]),
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("src", help="the data set, see the formats below")

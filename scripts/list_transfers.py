@@ -30,7 +30,7 @@ Written by `python -m scripts.list_transfers`; change the configs or
 `scores.json` and run it again.
 
 What all have in common, and the arguments that all take, stands in
-[configs/published.py](../published.py): `res`, `variant`, `init`, `tokenizer`,
+[published.py](published.py): `res`, `variant`, `init`, `tokenizer`,
 `tune`, `data`, `splits` and `final_split`. Examples come from TFDS or, with
 `data=folder`, from `train.jsonl` and `val.jsonl` there, whose fields are named
 below. Values are given for the default resolution; others have their own.

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-from paligemma import atomic
+from paligemma import disk
 from scripts import command_line
 
 PREFIX = "answer en what number is written here?"
@@ -105,7 +105,7 @@ def make_digits(out: str | os.PathLike) -> bool:
       f" that matches its {MANIFEST}): remove it or name another folder."
     )
   images, labels = load_scans()
-  with atomic.folder(out) as partial:
+  with disk.folder(out) as partial:
     write_split(partial, "train", images[:-NUM_TEST], labels[:-NUM_TEST])
     write_split(partial, "test", images[-NUM_TEST:], labels[-NUM_TEST:])
     manifest = {"num_images": len(images), "sha256": digest(partial)}

@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from paligemma import atomic
+from paligemma import disk
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
-from scripts import command_line, draw_pictures, make_digits
+from scripts import command_line, make_digits
+from scripts.assets import draw_pictures
 
 SIDE = 112  # of a picture, in pixels
 # Boxes begin and end on a grid of so many pixels: a coarse ruler is learned
@@ -386,7 +387,7 @@ def make_scenes(
     )
   encoder = mask_codes.Encoder(codec)
   sources = SOURCES[digits](seed)
-  with atomic.folder(out) as partial:
+  with disk.folder(out) as partial:
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
       for kind, example in write_split(

@@ -28,19 +28,18 @@ import time
 import jax
 from absl import app, flags, logging
 
-from paligemma import sharding
-from scripts import plan_t4
-from trainers import (
+from paligemma.planning import (
   advice,
   collectives,
   flops,
   largest_batch,
   memory,
-  report,
-  topology,
+  topologies,
 )
+from paligemma.planning.memory import GIB
+from paligemma.training import sharding
+from scripts import plan_t4
 from trainers.command_line import CONFIG, mistakes_in_one_line, parse_flags
-from trainers.memory import GIB
 from trainers.plan import Plan
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -117,7 +116,7 @@ def measure(config, *, devices=None, what="train", max_decode_len=128):
     wanted = memory.wanted(error)
     if wanted is None:
       raise
-    given = sum(map(report.bytes_per_device, jax.tree.leaves(arguments)))
+    given = sum(map(memory.bytes_per_device, jax.tree.leaves(arguments)))
     needed = memory.Memory(given, max(int(wanted) - given, 0))
   figures = {
     "what": what,
@@ -265,7 +264,7 @@ def devices_of(topology_name):
   jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
   for name, value in WITHOUT_A_TPU.items():
     os.environ.setdefault(name, value)
-  return topology.devices(topology_name)
+  return topologies.devices(topology_name)
 
 
 def t4_table(topology_name, **which):

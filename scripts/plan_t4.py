@@ -1,6 +1,7 @@
 """What fits a free T4: models, resolutions and methods in one table."""
 
-from trainers import columns, memory
+from paligemma import messages
+from paligemma.planning import memory
 
 DEVICE = "T4"
 BATCH_SIZES = {"paligemma_3b": 8, "paligemma2_3b": 8, "paligemma2_10b": 1}
@@ -43,7 +44,7 @@ def rows(
 def describe(found):
   """The table as text; `found` is what `rows` yielded."""
   head = ("model", "res", "tune", "batch", "weights and state", "peak", "fits")
-  lines = columns.align(
+  lines = messages.aligned(
     [
       head,
       *(

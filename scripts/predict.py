@@ -16,8 +16,9 @@ import math
 
 import jax
 
-from paligemma import adapters, evals, interchange, quantized, sharding
-from paligemma.checkpoints import fingerprint
+from paligemma import evals, io, quantization
+from paligemma.checkpoints.lora import adapters
+from paligemma.checkpoints.training import fingerprint
 from paligemma.data import (
   batches,
   image,
@@ -27,8 +28,9 @@ from paligemma.data import (
   tokenizer,
 )
 from paligemma.evals import predictions
+from paligemma.training import sharding
 from scripts import command_line, progress
-from trainers import checks, evaluation, places, processes, small_gpu
+from trainers import checks, evaluation, gpu_memory, places, processes
 
 
 def predict(
@@ -80,7 +82,7 @@ def predict(
   mesh = sharding.make_mesh()
   tok = tokenizer.Tokenizer(tokenizer_path)
   source = sources.Jsonl(data)
-  model, params = interchange.load(ckpt, dtype, quantize=quantize, mesh=mesh)
+  model, params = io.load(ckpt, dtype, quantize=quantize, mesh=mesh)
   weights = {"dtype": dtype, "quantize": quantize}
   if adapter is not None:
     model, params = adapters.load_adapter(adapter, model, params)
@@ -156,7 +158,7 @@ def main():
     choices=image.PREPROCESSING,
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
-  parser.add_argument("--quantize", choices=quantized.KINDS)
+  parser.add_argument("--quantize", choices=quantization.KINDS)
   parser.add_argument("--adapter", help="LoRA weights, ours or of peft")
   parser.add_argument("--grammar", help="such as 'boxes([\"cat\"])'")
   parser.add_argument(
@@ -170,7 +172,7 @@ def main():
     "--distributed", action="store_true", default=processes.expected()
   )
   args = vars(parser.parse_args())
-  small_gpu.configure()
+  gpu_memory.configure()
   processes.start(args.pop("distributed"))
   required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
   count, bad = predict(*required, **args)

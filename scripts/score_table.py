@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from trainers import columns
+from paligemma import messages
 
 
 def estimates(scores: Mapping[str, Any]) -> str:
@@ -11,7 +11,7 @@ def estimates(scores: Mapping[str, Any]) -> str:
   rows = [("metric", "value", "95% interval")]
   for name, found in scores.items():
     rows.append((name, number(found.value), interval(found)))
-  return "\n".join(columns.align(rows))
+  return "\n".join(messages.aligned(rows))
 
 
 def comparisons(scores: Mapping[str, Any]) -> str:
@@ -30,7 +30,7 @@ def comparisons(scores: Mapping[str, Any]) -> str:
         "" if p is None else f"{p:.4f}",
       )
     )
-  return "\n".join(columns.align(rows))
+  return "\n".join(messages.aligned(rows))
 
 
 def as_json(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,9 +30,9 @@ import time
 
 import numpy as np
 
+from paligemma import messages
 from paligemma.checkpoints import npz
 from scripts import command_line, make_digits
-from trainers import columns
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, BATCH = 24, 8
@@ -342,7 +342,7 @@ def main():
     rows.append(row)
     said = "; ".join(row.problems) or "equal"
     print(f"{number:3d} {row.mode}: {', '.join(row.told)}: {said}", flush=True)
-  print("\n".join(columns.align(table(rows))))
+  print("\n".join(messages.aligned(table(rows))))
   if any(row.problems for row in rows):
     raise SystemExit(f"what differs is in {work}")
   shutil.rmtree(work)

@@ -12,10 +12,11 @@ from etils import epath
 from PIL import Image
 
 import paligemma
-from paligemma import decode, tree
+from paligemma import tree
 from paligemma.checkpoints import leaves, npz
 from paligemma.data import image as image_lib
 from paligemma.data import sequence
+from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
 from tests.spelled_texts import plain_ids, random_texts
 

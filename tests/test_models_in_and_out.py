@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import adapters, initial, interchange, quantized, tree
-from paligemma.checkpoints import huggingface_export
+from paligemma import init, io, quantization, tree
+from paligemma.checkpoints.huggingface import write as huggingface_write
+from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
 from scripts import convert
 
@@ -32,7 +33,7 @@ def drawn(model):
   return tree.unflatten(
     {
       name: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-      for name, leaf in initial.shapes(model, RES).items()
+      for name, leaf in init.shapes(model, RES).items()
     }
   )
 
@@ -65,7 +66,7 @@ def adapted(model, params):
   rng = np.random.default_rng(1)
   flat = {
     name: rng.normal(0, 0.3, x.shape).astype(np.float32)
-    if name.endswith("/b") and adapters.is_adapter([name])[name]
+    if name.endswith("/b") and lora.is_adapter([name])[name]
     else x
     for name, x in tree.flatten(params).items()
   }
@@ -83,10 +84,10 @@ def rounded_with_adapters(folder):
 def resized(folder):
   """A folder of Hugging Face whose image token is not the last row."""
   model, params = plain(folder, vocab_size=ROWS)
-  huggingface_export.save(
+  huggingface_write.save(
     folder / "source",
     tree.flatten(params),
-    **{k: interchange.model_fields(model)[k] for k in ("img", "llm")},
+    **{k: io.model_fields(model)[k] for k in ("img", "llm")},
     metadata={
       "preprocessing": "hf",
       "image_token_id": IMAGE_TOKEN,
@@ -139,7 +140,7 @@ KINDS = {
 ADAPTED = [kind for kind in KINDS if "adapters" in kind]
 # As folders of Hugging Face, which hold matrices in full precision and are
 # computed in the dtype of these.
-COMPUTED_IN_FLOAT32 = (*quantized.KINDS, *(k for k in KINDS if " in b" in k))
+COMPUTED_IN_FLOAT32 = (*quantization.KINDS, *(k for k in KINDS if " in b" in k))
 
 
 def logits(model, params):
@@ -173,7 +174,7 @@ def path_of(folder, format):
   return folder / ("model.npz" if format == "npz" else "model")
 
 
-@pytest.mark.parametrize("format", interchange.WRITERS)
+@pytest.mark.parametrize("format", io.WRITERS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_or_told(kinds, kind, format, tmp_path):
   model, params, expected = kinds(kind)
@@ -187,7 +188,7 @@ def test_saved_and_loaded_or_told(kinds, kind, format, tmp_path):
   paligemma.save(path, model, params, format=format)
   found_model, found = paligemma.load(path)
   if format == "huggingface" and kind in COMPUTED_IN_FLOAT32:
-    assert not any(map(quantized.split, tree.flatten(found)))
+    assert not any(map(quantization.split, tree.flatten(found)))
     model = computed_in("float32", model)
     expected = logits(model, params)
   assert found_model == model
@@ -196,8 +197,8 @@ def test_saved_and_loaded_or_told(kinds, kind, format, tmp_path):
   np.testing.assert_allclose(logits(found_model, found), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("back", interchange.WRITERS)
-@pytest.mark.parametrize("format", interchange.WRITERS)
+@pytest.mark.parametrize("back", io.WRITERS)
+@pytest.mark.parametrize("format", io.WRITERS)
 @pytest.mark.parametrize(
   "kind", ["window", "resized vocabulary", "Gemma 2 alone"]
 )
@@ -218,9 +219,9 @@ def test_converted_there_and_back(kinds, kind, format, back, tmp_path):
 def test_adapters_come_back(kinds, kind, suffix, tmp_path):
   model, params, expected = kinds(kind)
   paligemma.save_adapter(tmp_path / f"a{suffix}", model, params)
-  base = adapters.with_lora(model, None)
+  base = lora.with_lora(model, None)
   _, weights = tree.partition(
-    tree.flatten(params), adapters.is_adapter(tree.flatten(params))
+    tree.flatten(params), lora.is_adapter(tree.flatten(params))
   )
   found = paligemma.load_adapter(
     tmp_path / f"a{suffix}", base, tree.unflatten(weights)
@@ -228,7 +229,7 @@ def test_adapters_come_back(kinds, kind, suffix, tmp_path):
   np.testing.assert_allclose(logits(*found), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", interchange.WRITERS)
+@pytest.mark.parametrize("format", io.WRITERS)
 @pytest.mark.parametrize("kind", ADAPTED)
 def test_merged_adapters_come_back(kinds, kind, format, tmp_path):
   model, params, expected = kinds(kind)

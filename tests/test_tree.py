@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from paligemma import tree
+from paligemma import registry, tree
 
 NESTED = {
   "llm": {"layers": {"attn": {"w": 3}, "mlp": {"w": 5}}, "norm": 7},
@@ -40,22 +40,22 @@ def test_unflatten_refuses_a_leaf_that_is_a_prefix(names):
 
 def test_did_you_mean():
   options = ["exact_match", "anls", "VQA"]
-  assert tree.did_you_mean("exat_match", options) == (
+  assert registry.did_you_mean("exat_match", options) == (
     ' Did you mean "exact_match"?'
   )
-  assert tree.did_you_mean("vqa", options) == ' Did you mean "VQA"?'
-  assert tree.did_you_mean("bleu", options) == ""
+  assert registry.did_you_mean("vqa", options) == ' Did you mean "VQA"?'
+  assert registry.did_you_mean("bleu", options) == ""
 
 
 def test_lookup():
   table = {"greedy": 2, "nucleus": 3}
-  assert tree.lookup(table, "greedy", "sampler") == 2
+  assert registry.lookup(table, "greedy", "sampler") == 2
   message = (
     'unknown sampler "gredy", expected one of: greedy, nucleus. '
     'Did you mean "greedy"?'
   )
   with pytest.raises(ValueError, match=re.escape(message)):
-    tree.lookup(table, "gredy", "sampler")
+    registry.lookup(table, "gredy", "sampler")
 
 
 def test_match_first_takes_the_first_rule():
@@ -146,4 +146,4 @@ def test_of_a_users_text_so_much_is_shown():
   with pytest.raises(
     ValueError, match=r'^unknown kind "y x+ \.\.\. x+", expec'
   ):
-    tree.lookup({"a": 1}, "y\n" + "x" * 999, "kind")
+    registry.lookup({"a": 1}, "y\n" + "x" * 999, "kind")

@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 
-from paligemma import variants
+from paligemma import messages, variants
 from paligemma.checkpoints import formats
-from paligemma.data import fields, tokenizer
-from trainers import columns, inputs, places, texts
+from paligemma.data import example_fields, tokenizer
+from trainers import inputs, places, texts
 from trainers.places import Found
 
 ROWS = 256  # looked at, of all sources together
@@ -60,7 +60,7 @@ def check(plan, tok, evaluators):
     found = _examine(place, tok, 1 / len(found_places))
     table.append(_line(place, found))
     notes += [f"{place.name}: {note}" for note in found.notes]
-  lines = columns.align(table) + [f"note: {note}" for note in notes]
+  lines = messages.aligned(table) + [f"note: {note}" for note in notes]
   return "\n".join(lines)
 
 
@@ -136,7 +136,7 @@ def _sample(place, tok, *, rows, seconds):
     except ValueError as error:
       found.bad[index] = str(error)
       continue
-    where = f"{place.name}: {fields.where(example)}"
+    where = f"{place.name}: {example_fields.where(example)}"
     _check_answer_is_unseen(place, where, prepared, row, tok.pad_id)
     if place.metric and place.metric.group_key is None:
       without = {k: v for k, v in prepared.items() if k != "image"}
@@ -236,8 +236,8 @@ def _copied_answer(place, example, index):
     if len(in_prompt) == 1 and in_prompt[0] in answers:
       return [
         f'an op writes "{key}", which is the answer, into the prompt, as of '
-        f"{fields.where(example)}; right only if it stands there among others "
-        "to choose from"
+        f"{example_fields.where(example)}; right only if it stands there "
+        "among others to choose from"
       ]
   return []
 

@@ -5,9 +5,11 @@ import dataclasses
 from absl import logging
 from ml_collections import ConfigDict
 
-from paligemma import evals, sharding, tree
-from paligemma.checkpoints import fingerprint, formats
+from paligemma import evals, registry, tree
+from paligemma.checkpoints import formats
+from paligemma.checkpoints.training import fingerprint
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 from trainers import inputs, start, state, workdir
 
 # Of an evaluator: what changes no prediction, or is described by itself.
@@ -40,7 +42,7 @@ def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
     ValueError: no evaluator, or none of that name; as inputs.make_evaluators.
   """
   if split is not None:
-    tree.lookup(config.evals, split, "split")
+    registry.lookup(config.evals, split, "split")
   config = config.copy_and_resolve_references()
   chosen = {
     name: {k: v for k, v in spec.items() if not k.startswith("every_")}

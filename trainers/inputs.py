@@ -7,10 +7,11 @@ import grain
 import jax
 import jax.numpy as jnp
 
-from paligemma import evals, interchange, sharding, tree
+from paligemma import evals, io, registry
 from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.metrics import segmentation
 from paligemma.models import mask_codec
+from paligemma.training import sharding
 from trainers import schedule
 
 # What the train step reads of a batch.
@@ -178,7 +179,7 @@ def make_evaluators(config, tok, **sizes):
     spec = spec.to_dict()
     every = schedule.steps(spec, "every", default=None, **sizes)
     kind = spec.pop("kind", None)
-    evaluator = tree.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
+    evaluator = registry.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
     own = {key: spec.pop(key) for key in OWN if key in spec}
     if codec := spec.pop("mask_codec", None):
       spec["metric"] = _segmentation(codec)
@@ -243,6 +244,6 @@ def make_preprocess(config, data, tok, *, train):
 
 def _segmentation(path):
   """The metric, which decodes masks with the codec of a file."""
-  codec = interchange.load_mask_codec(path)
+  codec = io.load_mask_codec(path)
   decode = functools.partial(mask_codec.decode, codec)
   return segmentation.Segmentation(decode)

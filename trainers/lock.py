@@ -15,7 +15,7 @@ import uuid
 
 import jax
 
-from paligemma import atomic
+from paligemma import disk
 from paligemma.evals import gather
 
 BEAT = 4.0  # seconds between two beats
@@ -112,7 +112,7 @@ class Lock:
         )
       why = f"gave no sign of life for {STILL:.0f} s"
     _say(f"{self._path}: taken over from {_named(found)}, which {why}")
-    atomic.write(self._path, self._text())
+    disk.write(self._path, self._text())
     return None
 
   def _create(self):
@@ -126,7 +126,7 @@ class Lock:
     except FileExistsError:
       return False
     try:
-      atomic.write(self._path, self._text())
+      disk.write(self._path, self._text())
     except OSError:
       self._path.unlink(missing_ok=True)
       raise
@@ -143,7 +143,7 @@ class Lock:
         ):
           self._lost = found
           return
-        atomic.write(self._path, self._text())
+        disk.write(self._path, self._text())
 
   def _text(self):
     self._beats += 1
@@ -173,7 +173,7 @@ def _is_dead(who):
     return False
   if who["pid"] == os.getpid():  # of an earlier life, in a container
     return True
-  return not atomic.lives(who["pid"])
+  return not disk.lives(who["pid"])
 
 
 def _say(text):

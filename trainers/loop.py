@@ -7,17 +7,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from paligemma import adapters, interchange, quantized, sharding, tree
+from paligemma import io, quantization, tree
 from paligemma.checkpoints import npz
-from trainers import (
-  flops,
-  inputs,
-  preemption,
-  processes,
-  report,
-  schedule,
-  workdir,
-)
+from paligemma.checkpoints.lora import adapters
+from paligemma.lora import apply as lora
+from paligemma.planning import flops
+from paligemma.training import sharding
+from trainers import inputs, preemption, processes, report, schedule, workdir
 from trainers.start import checkpoint_metadata, frozen_source
 
 
@@ -252,9 +248,9 @@ class Loop:
     """Writes all parameters, one at a time; of adapters these alone."""
     weights = {**frozen, **(train_state.ema or train_state.trainable)}
     model, path = self.plan.model, self.folder / "final.npz"
-    if adapters.lora_of(model) is not None:
+    if lora.lora_of(model) is not None:
       path = self.folder / "adapter.safetensors"
-      weights, _ = tree.partition(weights, adapters.is_adapter(weights))
+      weights, _ = tree.partition(weights, lora.is_adapter(weights))
 
     def fetch():
       for name, array in sorted(weights.items()):
@@ -269,12 +265,12 @@ class Loop:
       npz.save(
         path,
         arrays,
-        **interchange.model_fields(model) | {"metadata": self.metadata},
+        **io.model_fields(model) | {"metadata": self.metadata},
         compute_dtype=model.llm.dtype,
       )
     else:
       held_in = self.plan.config.frozen_dtype
-      base = held_in if held_in in quantized.KINDS else ""
+      base = held_in if held_in in quantization.KINDS else ""
       adapters.write(path, model, dict(arrays), base=base)
     self.report.say(f"wrote {path}")
 

@@ -2,9 +2,12 @@
 
 import jax
 
-from paligemma import decode, initial, optim, sharding, tree
+from paligemma import init, tree
+from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
-from trainers import flops, inputs, report, schedule, state
+from paligemma.planning import flops
+from paligemma.training import optimizers, sharding
+from trainers import inputs, report, schedule, state
 from trainers.step import make_step
 
 
@@ -21,7 +24,8 @@ class Plan:
     optimizer: optax transformation.
     learning_rates: regex -> function from a step to the learning rate.
     state: TrainState of jax.ShapeDtypeStruct.
-    flops_per_step: int, see trainers/flops.py, if all the text is supervised.
+    flops_per_step: int, see paligemma/planning/flops.py, if all the
+      text is supervised.
 
   Raises:
     ValueError: a value of the config does not fit the rest.
@@ -57,7 +61,7 @@ class Plan:
       sharding_rules=config.sharding,
     )
     mults = config.weight_decay_mults
-    self.optimizer, self.learning_rates = optim.make(
+    self.optimizer, self.learning_rates = optimizers.make(
       list(self.trainable),
       total_steps=self.total_steps,
       optimizer=config.optimizer,
@@ -66,7 +70,7 @@ class Plan:
       learning_rate_mults=config.learning_rate_mults,
       schedule=self._schedule(),
       weight_decay=config.weight_decay,
-      weight_decay_mults=optim.MATRICES if mults is None else mults,
+      weight_decay_mults=optimizers.MATRICES if mults is None else mults,
       clip_norm=config.clip_norm,
     )
     self.state = state.abstract_state(
@@ -75,7 +79,7 @@ class Plan:
       mesh=self.mesh,
       ema=config.ema_decay is not None,
     )
-    self._shapes = initial.shapes(self.model, config.res)
+    self._shapes = init.shapes(self.model, config.res)
     self.flops_per_step = self.count_flops()
 
   def count_flops(self, supervised=None):

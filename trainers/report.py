@@ -9,9 +9,10 @@ import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import atomic, regular, sharding, tree
-from trainers import columns, memory
-from trainers.memory import GIB
+from paligemma import disk, messages, tree
+from paligemma.planning import memory
+from paligemma.planning.memory import GIB
+from paligemma.training import sharding
 
 
 def parameter_table(trainable, frozen, opt_state, *, rules):
@@ -36,7 +37,7 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
     )
     for name, leaf in sorted({**trainable, **frozen}.items())
   ]
-  lines = columns.align(rows)
+  lines = messages.aligned(rows)
   groups = (
     ("trainable", trainable),
     ("frozen", frozen),
@@ -44,7 +45,7 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
   )
   for name, group in groups:
     leaves = jax.tree.leaves(group)
-    here = sum(map(bytes_per_device, leaves))
+    here = sum(map(memory.bytes_per_device, leaves))
     everywhere = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
     lines.append(
       f"{name:<10}{sum(math.prod(x.shape) for x in leaves):>16,} numbers  "
@@ -52,12 +53,6 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
       f"{here / GIB:9.3f} GiB per device"
     )
   return "\n".join(lines)
-
-
-def bytes_per_device(leaf):
-  """Bytes of a leaf with shape, dtype and sharding on one device."""
-  shape = leaf.sharding.shard_shape(leaf.shape)
-  return math.prod(shape) * leaf.dtype.itemsize
 
 
 def memory_line(compiled):
@@ -108,7 +103,7 @@ class Report:
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
-    with atomic.named(self._path), self._path.open("a") as file:
+    with disk.named(self._path), self._path.open("a") as file:
       file.write(json.dumps({"step": step, **values}) + "\n")
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
@@ -128,7 +123,7 @@ class Report:
   def close(self):
     """Flushes everything."""
     if self._writes:
-      with atomic.named(self._path.with_name("tensorboard")):
+      with disk.named(self._path.with_name("tensorboard")):
         self._board.close()
       if self._bar is not None:
         self._bar.close()
@@ -155,5 +150,5 @@ def drop(path, first_step, repeated):
 
   if not path.exists():
     return
-  kept = filter(keep, regular.path(path).read_bytes().split(b"\n"))
-  atomic.write(path, b"".join(line + b"\n" for line in kept))
+  kept = filter(keep, disk.path(path).read_bytes().split(b"\n"))
+  disk.write(path, b"".join(line + b"\n" for line in kept))

@@ -1,7 +1,8 @@
 """Where a run starts: initial weights, and over them its last checkpoint."""
 
-from paligemma import initial
-from paligemma.checkpoints import fingerprint, formats
+from paligemma import init
+from paligemma.checkpoints import formats
+from paligemma.checkpoints.training import fingerprint
 from paligemma.data import image
 from trainers import state
 
@@ -52,7 +53,7 @@ def _initial_params(plan, names):
   if config.init:
     params = state.load_params(config.init, everything, names)
   if drawn := {n: everything[n] for n in names if n not in params}:
-    params |= initial.random_params(
+    params |= init.random_params(
       plan.model, config.res, drawn, seed=config.seed
     )
   return params

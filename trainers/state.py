@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import adapters, initial, quantized, sharding, tree
-from paligemma.checkpoints import fit, formats, precision, quantizing
+from paligemma import init, quantization, registry, tree
+from paligemma.checkpoints import fit, formats, precision, quantized_leaves
+from paligemma.lora import apply as lora
+from paligemma.training import sharding
 
 _FROZEN_DTYPES = dict.fromkeys(
-  ("float32", "bfloat16", "float16", *quantized.KINDS)
+  ("float32", "bfloat16", "float16", *quantization.KINDS)
 )
 
 
@@ -56,14 +58,14 @@ def abstract_params(
   Raises:
     ValueError: a regex matches no parameter, or an unknown frozen_dtype.
   """
-  tree.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
-  shapes = initial.shapes(model, res)
+  registry.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
+  shapes = init.shapes(model, res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
-  kind = frozen_dtype if frozen_dtype in quantized.KINDS else None
+  kind = frozen_dtype if frozen_dtype in quantization.KINDS else None
   dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
-  stored = quantizing.storage(frozen, dtypes, kind)
+  stored = quantized_leaves.storage(frozen, dtypes, kind)
   in_float32 = dict.fromkeys(trained, jnp.float32)
-  stored |= quantizing.storage(trained, in_float32, None)
+  stored |= quantized_leaves.storage(trained, in_float32, None)
   places = sharding.infer(stored, mesh, sharding_rules)
   placed = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
@@ -142,13 +144,13 @@ def load_params(path, abstract, names):
   """
   checkpoint = formats.open(path)
   shapes = {name: leaf.shape for name, leaf in abstract.items()}
-  expected = quantizing.full_shapes(shapes)
-  if not any(adapters.is_adapter(checkpoint.leaves).values()):
-    is_adapter = adapters.is_adapter(expected)
+  expected = quantized_leaves.full_shapes(shapes)
+  if not any(lora.is_adapter(checkpoint.leaves).values()):
+    is_adapter = lora.is_adapter(expected)
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
   found = fit.fit(checkpoint, expected)
-  wanted = {(quantized.split(name) or (name,))[0] for name in names}
-  return quantizing.place_all(
+  wanted = {(quantization.split(name) or (name,))[0] for name in names}
+  return quantized_leaves.place_all(
     {name: leaf for name, leaf in found.items() if name in wanted},
     {name: abstract[name] for name in names},
   )

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paligemma import losses, optim, tree
+from paligemma import tree
+from paligemma.training import losses, optimizers
 
 
 def make_step(
@@ -94,7 +95,7 @@ def make_step(
     trainable = optax.apply_updates(state.trainable, updates)
     ema = state.ema
     if ema_decay is not None:
-      ema = optim.ema(trainable, ema, ema_decay)
+      ema = optimizers.ema(trainable, ema, ema_decay)
     stepped = state.replace(trainable=trainable, opt_state=opt_state, ema=ema)
     is_step = num_examples > 0
     state = jax.tree.map(

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paligemma.data import fields, location, sources, spelling
+from paligemma.data import example_fields, location, sources, spelling
 from trainers import places
 from trainers.places import Found, Place, Row
 
@@ -98,10 +98,10 @@ def _prepare(place, example, index, remarks):
   rng = np.random.default_rng(index) if through.ops else None
   example = through.apply_ops(place.positioned(example, index), rng)
   example, removed = through.read_texts(example, place.answer_key)
-  where = fields.where(example)
-  fields.text(example, "prefix")
+  where = example_fields.where(example)
+  example_fields.text(example, "prefix")
   if through.train:
-    fields.text(example, "suffix")
+    example_fields.text(example, "suffix")
   for what in removed:
     remarks.add(f"{what} taken off", where)
   answers = places.answers(place, example)
@@ -149,7 +149,7 @@ def _count(place, tok, prepared, found, remarks):
       found.bad[index] = str(error)
       continue
     if prompt > place.preprocess.text_len:
-      remarks.add("prompts cut to text_len", fields.where(example))
+      remarks.add("prompts cut to text_len", example_fields.where(example))
 
 
 def _row(place, tok, example, prompt, answer):
@@ -173,7 +173,7 @@ def _check_answers(place, found, remarks):
     )
 
 
-def check_metric(place: Place, examples: list[fields.Example]) -> None:
+def check_metric(place: Place, examples: list[example_fields.Example]) -> None:
   """Raises if the metric of an evaluator does not find what it reads."""
   if place.metric.reads_size:  # which the evaluator takes from the picture
     examples = [{"height": 1, "width": 1, **example} for example in examples]

@@ -13,15 +13,15 @@ import contextlib
 
 from absl import app, flags, logging
 
-from paligemma.checkpoints import steps
+from paligemma.checkpoints.training import steps
 from trainers import (
   checks,
   command_line,
+  gpu_memory,
   inputs,
   lock,
   preemption,
   processes,
-  small_gpu,
   start,
   workdir,
 )
@@ -97,7 +97,7 @@ def main(argv):
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
-  small_gpu.configure()
+  gpu_memory.configure()
   processes.start(_DISTRIBUTED.value)
   with (
     command_line.mistakes_in_one_line(),

@@ -11,8 +11,9 @@ import re
 import jax
 from etils import epath
 
-from paligemma import atomic, regular, tree
-from paligemma.checkpoints import fingerprint, formats
+from paligemma import disk, tree
+from paligemma.checkpoints import formats
+from paligemma.checkpoints.training import fingerprint
 
 # May change between two starts of a run, as it changes no step: what is shown,
 # kept and evaluated, how the work is spread, and where files lie that are not
@@ -55,7 +56,7 @@ def check(path, config, *, override=False):
       config cannot be read.
     OSError: it is no folder of a file system.
   """
-  folder = regular.path(path)
+  folder = disk.path(path)
   if not override:
     check_values(folder, as_json(config))
   return folder
@@ -104,14 +105,14 @@ def claim(folder, config, *, step=0):
   if changes:
     line = json.dumps({"step": step, "changes": changes})
     history = folder / "history.jsonl"
-    with atomic.named(history), history.open("a") as file:
+    with disk.named(history), history.open("a") as file:
       file.write(f"{line}\n")
   files = {n: x for n, x in tree.flatten(new).items() if FILES.fullmatch(n)}
   found = {name: _of_file(path) for name, path in files.items()}
   fingerprints = {name: x for name, x in found.items() if x is not None}
   # The config last: until it is there, what was there counts.
   for name, value in (("fingerprints", fingerprints), ("config", new)):
-    atomic.write(folder / f"{name}.json", f"{json.dumps(value, indent=2)}\n")
+    disk.write(folder / f"{name}.json", f"{json.dumps(value, indent=2)}\n")
   return changes
 
 
@@ -129,7 +130,7 @@ def _read(file):
   if not file.exists():
     return None
   try:
-    found = json.loads(regular.path(file).read_bytes())
+    found = json.loads(disk.path(file).read_bytes())
   except (RecursionError, ValueError) as error:
     raise ValueError(
       f"{file}: damaged, {str(error) or type(error).__name__}; put back what "

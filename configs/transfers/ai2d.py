@@ -4,8 +4,8 @@ Fields: image, question, choices, answer (one of the choices). Where a question
 is about parts with letters, these are drawn on the image in the data set.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

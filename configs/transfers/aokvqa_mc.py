@@ -4,8 +4,8 @@ Fields: image, question, choices (four), correct (the place of the right one,
 from 0).
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

@@ -4,8 +4,8 @@ Fields: image, question, answer. The published score is the mean of relaxed_acc
 over the two kinds of questions.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 # Examples in the paper (arXiv:2203.10244), by which the kinds are mixed.

@@ -7,9 +7,8 @@ The captions to train on are split into words, those of Crossmodal-3600 by
 default are not; they are compared here in the form that is.
 """
 
-from configs import published
-from configs.published import tfds
-from configs.transfers import cococap
+from configs.transfers import cococap, published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 LANGUAGES = (

@@ -3,8 +3,9 @@
 Fields: image, captions (five).
 """
 
-from configs import common, published
-from configs.published import tfds
+from configs import common
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import image_ops, text_ops
 
 

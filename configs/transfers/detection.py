@@ -10,8 +10,8 @@ text of 512 tokens and 64 things in all, the kinds of noise (Pix2seq) and its
 label, which there is a token of its own.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import object_ops, text_ops
 
 # Labels by their number in TFDS.

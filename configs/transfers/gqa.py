@@ -4,8 +4,8 @@ Fields: image, question, answer. The questions of xGQA are in eight languages,
 the answers in English; those of more tokens than text_len are cut.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")

@@ -3,7 +3,7 @@
 Fields: video, question, answer.
 """
 
-from configs import published
+from configs.transfers import published
 from paligemma.data import text_ops
 
 

@@ -3,8 +3,8 @@
 Fields: image (a list of two), sentence, label ("True" or "False").
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import image_ops, text_ops
 
 LANGUAGES = ("id", "sw", "ta", "tr", "zh")

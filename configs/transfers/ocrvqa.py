@@ -3,8 +3,8 @@
 Fields: image, question, answer.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

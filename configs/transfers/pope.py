@@ -6,8 +6,8 @@ with a DIR of vqav2 gives the published scores. Fields: image, question, answer
 ("yes" or "no").
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

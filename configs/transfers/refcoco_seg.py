@@ -5,8 +5,8 @@ text, "mask": run lengths of COCO, "sentences": list}; one object, with one
 sentence, where it is evaluated. The mask codec is vae-oid.npz.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import mask_codes, object_ops, text_ops
 
 SPLITS = {

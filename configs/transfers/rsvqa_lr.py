@@ -4,8 +4,8 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 "rural_urban", "count" or "area").
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

@@ -3,8 +3,8 @@
 Fields: image, caption (lower case, in words, without "figure 3:").
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 _CAPTION = "caption/lowercase_and_token_and_remove_figure_index"

@@ -4,8 +4,8 @@ Fields: image, question, choices, answer (the place of the right one, from 0),
 hint; lecture and solution where afmt asks for them.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

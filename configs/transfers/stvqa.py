@@ -6,8 +6,8 @@ The test server's ANLS, which is the published score, differs in details from
 that of this metric: metric="anls" gives both.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

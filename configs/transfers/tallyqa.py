@@ -4,8 +4,8 @@ Fields: image, question, answer (a number), issimple (1, 0, or -1 for unknown;
 may be missing).
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

@@ -3,9 +3,8 @@
 Fields: image, captions (five).
 """
 
-from configs import published
-from configs.published import tfds
-from configs.transfers import cococap
+from configs.transfers import cococap, published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

@@ -4,8 +4,8 @@ Fields: image (upright: the data set turns those that Open Images has turned),
 question, answers (ten).
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

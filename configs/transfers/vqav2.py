@@ -7,8 +7,8 @@ The published score is that of the test server, test-std, for predictions of
 `test`. MMVP, POPE and Objaverse were evaluated with the model of this transfer.
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 

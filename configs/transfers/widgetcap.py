@@ -3,8 +3,8 @@
 Fields: image, captions, bbox (ymin, xmin, ymax, xmax in [0, 1]).
 """
 
-from configs import published
-from configs.published import tfds
+from configs.transfers import published
+from configs.transfers.published import tfds
 from paligemma.data import image_ops, text_ops
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma.checkpoints import fields
+from paligemma.checkpoints import stated_fields
 from paligemma.checkpoints.leaves import Leaf
 
 
@@ -44,8 +44,8 @@ class Checkpoint:
   compute_dtype: str | None = None
 
   def __post_init__(self):
-    fields.check(self.path, self.img, self.llm)
-    fields.check_metadata(self.path, self.metadata)
+    stated_fields.check(self.path, self.img, self.llm)
+    stated_fields.check_metadata(self.path, self.metadata)
 
   def describe(self) -> str:
     """One line for people: what it is, and what was decided about it."""

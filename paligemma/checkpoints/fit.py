@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from paligemma import tree
-from paligemma.checkpoints import layouts, leaves, quantizing, resample
+from paligemma.checkpoints import layouts, leaves, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
 
 _POSITIONS = "img/pos_embedding"
@@ -15,7 +15,7 @@ _LISTED = 20
 
 def fit(
   checkpoint: Checkpoint, expected: Mapping[str, Any]
-) -> dict[str, leaves.Leaf | quantizing.Pair]:
+) -> dict[str, leaves.Leaf | quantized_leaves.Pair]:
   """Gives a checkpoint the layout and the resolution of a model.
 
   Layers are stacked or taken apart as the model has them, and the position
@@ -38,7 +38,7 @@ def fit(
     if any(n.startswith(tower) and layouts.split_layer(n) for n in expected):
       ours = {n: fitted.pop(n) for n in list(fitted) if n.startswith(tower)}
       fitted |= leaves.unstack_layers(ours)
-  fitted = quantizing.paired(fitted)
+  fitted = quantized_leaves.paired(fitted)
   if _POSITIONS in fitted and _POSITIONS in expected:
     wanted = expected[_POSITIONS]
     count = tuple(getattr(wanted, "shape", wanted))[1]

@@ -6,22 +6,16 @@ from collections.abc import Callable, Mapping
 
 from etils import epath
 
-from paligemma import regular, tree
-from paligemma.checkpoints import (
-  adapter_files,
-  big_vision_workdir,
-  errors,
-  gemma_orbax,
-  huggingface,
-  keras_hub,
-  npz,
-  orbax,
-  peft,
-  presets,
-  runs,
-  towers,
-)
+from paligemma import disk, registry
+from paligemma.checkpoints import errors, keras_hub, npz, presets, towers
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.huggingface import read as huggingface
+from paligemma.checkpoints.lora import files as lora_files
+from paligemma.checkpoints.lora import peft
+from paligemma.checkpoints.orbax import big_vision
+from paligemma.checkpoints.orbax import folder as orbax
+from paligemma.checkpoints.orbax import gemma as gemma_orbax
+from paligemma.checkpoints.training import runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +63,8 @@ FORMATS = {
     "a folder with config.json and *.safetensors",
   ),
   "big_vision workdir": Format(
-    lambda path: big_vision_workdir.find(path) is not None,
-    big_vision_workdir.open,
+    lambda path: big_vision.find(path) is not None,
+    big_vision.open,
     "a folder with checkpoint.bv-LAST",
   ),
   "Gemma Orbax": Format(
@@ -119,7 +113,7 @@ def open(
 
 def _path(path):
   try:
-    return regular.path(path)
+    return disk.path(path)
   except OSError as e:
     raise ValueError(f"{path}: {e.strerror}") from None
 
@@ -143,7 +137,7 @@ def detect(path: epath.PathLike) -> str:
   if not path.exists():
     raise ValueError(
       f"{path}: no such file or folder, nor the name of a preset."
-      + tree.did_you_mean(str(path), presets.PRESETS)
+      + registry.did_you_mean(str(path), presets.PRESETS)
     )
   below = _checkpoints_in(path)
   if below:
@@ -153,7 +147,7 @@ def detect(path: epath.PathLike) -> str:
 
 def _is_adapter(path):
   """Whether what lies there is an adapter of peft, or a file of ours."""
-  if path.suffix == adapter_files.SUFFIX:
+  if path.suffix == lora_files.SUFFIX:
     return path.is_file()
   return (path / peft.CONFIG).exists() and not (path / "config.json").exists()
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma import tree
-from paligemma.checkpoints import layouts, quantizing
+from paligemma import registry
+from paligemma.checkpoints import layouts, quantized_leaves
 
 _VIT = "img/Transformer/encoderblock"
 _GEMMA = "llm/layers"
@@ -38,7 +38,7 @@ def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
   towers = {name.partition("/")[0] for name in shapes}
   apart = {n.partition("/")[0] for n in shapes if layouts.split_layer(n)}
   shapes = layouts.stack(shapes, layouts.stack_shapes)
-  shapes = quantizing.full_shapes(shapes)
+  shapes = quantized_leaves.full_shapes(shapes)
   found = {
     tower: {**read(shapes), "scan": tower not in apart}
     for tower, read in (("img", _image_tower), ("llm", _decoder))
@@ -115,7 +115,7 @@ def _shapes(shapes, *wanted: tuple[str, str]) -> list[tuple[int, ...]]:
   if missing := [name for name, _ in wanted if name not in shapes]:
     raise ValueError(
       f"cannot tell the sizes of the model, missing: {', '.join(missing)}."
-      + tree.did_you_mean(missing[0], shapes)
+      + registry.did_you_mean(missing[0], shapes)
     )
   for name, axes in wanted:
     if len(shapes[name]) != len(axes.split(", ")):

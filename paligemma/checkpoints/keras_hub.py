@@ -43,7 +43,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import regular, tree
+from paligemma import disk, registry, tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, Piece
 
@@ -152,7 +152,7 @@ def _read_config(path) -> tuple[str, dict[str, Any]]:
       f'{path}: no "class_name" and "config", expected a preset of keras-hub'
     )
   try:
-    tree.lookup(_BACKBONES, backbone, "backbone")
+    registry.lookup(_BACKBONES, backbone, "backbone")
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
   sizes = [
@@ -487,7 +487,7 @@ def _current(key: str) -> str:
 
 def _read_json(path) -> dict[str, Any]:
   try:
-    found = json.loads(regular.path(path).read_text("utf-8"))
+    found = json.loads(disk.path(path).read_text("utf-8"))
   except OSError as e:
     raise ValueError(
       f"{path}: {e.strerror or e}, expected a preset of keras-hub"

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import atomic, quantized, regular, tree
+from paligemma import disk, quantization, registry, tree
 from paligemma.checkpoints import settings
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
@@ -147,7 +147,7 @@ def save(
       f" bytes, an npz holds {zipfile.ZIP_MAX_COMMENT}; write Orbax instead"
     )
   with (
-    atomic.file(path) as temporary,
+    disk.file(path) as temporary,
     temporary.open("wb") as file,
     zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive,
   ):
@@ -155,7 +155,7 @@ def save(
     for name, array in flat.items() if isinstance(flat, Mapping) else flat:
       # ZipInfo without a date: equal arrays give equal files.
       member = zipfile.ZipInfo(f"params/{name}.npy")
-      cast_to = None if quantized.split(name) else dtype
+      cast_to = None if quantization.split(name) else dtype
       array = _to_void(name, np.asarray(array, dtype=cast_to))
       # Over 4 GiB: the gating_einsum of the 3B is 4.8 GB in float32.
       with archive.open(member, "w", force_zip64=True) as entry:
@@ -167,7 +167,7 @@ def _open(path):
   """Yields the open archive and name -> ZipInfo of the wanted sub-tree."""
   subtree = _PATH.fullmatch(str(path))["subtree"]
   with _one_line(path), contextlib.ExitStack() as stack:
-    file = stack.enter_context(regular.path(_file(path)).open("rb"))
+    file = stack.enter_context(disk.path(_file(path)).open("rb"))
     archive = stack.enter_context(zipfile.ZipFile(file))
     members = {m.filename: m for m in archive.infolist()}
     stack = stack.pop_all()
@@ -201,7 +201,7 @@ def _wanted(path, subtree, members):
   tops = sorted({name.partition("/")[0] for name in members})
   raise ValueError(
     f'{path}: nothing under "{subtree}/", expected one of: {", ".join(tops)}.'
-    + tree.did_you_mean(subtree, tops)
+    + registry.did_you_mean(subtree, tops)
   )
 
 

@@ -4,12 +4,12 @@ import re
 
 import jax.numpy as jnp
 
-from paligemma import lora
+from paligemma.lora import config as lora_config
 
 # In bfloat16 the patch and position embeddings alone shift image tokens by up
 # to 0.4; norms, biases and adapters are too small for it to save anything.
 ALWAYS_FLOAT32 = (
-  lora.PARAMETERS,
+  lora_config.PARAMETERS,
   r"(.*/)?embedding/(kernel|bias)",
   r"(.*/)?(pos_embedding|cls|probe|scale|bias)",
 )

@@ -25,7 +25,7 @@ from types import MappingProxyType
 
 from etils import epath
 
-from paligemma import tree, variants
+from paligemma import registry, variants
 
 DIRECTORY_VARIABLE = "PALIGEMMA_CHECKPOINTS"
 
@@ -268,7 +268,7 @@ def get(name: str) -> Preset:
     ValueError: Unknown; lists the known ones and the nearest.
   """
   name = str(name)
-  return tree.lookup(PRESETS, ALIASES.get(name, name), "preset")
+  return registry.lookup(PRESETS, ALIASES.get(name, name), "preset")
 
 
 def find(

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import regular
+from paligemma import disk
 from paligemma.checkpoints.leaves import Mapped, Tensor
 
 DTYPES = {
@@ -60,7 +60,7 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
   """
   try:
     size = pathlib.Path(path).stat().st_size
-    with regular.path(path).open("rb") as file:
+    with disk.path(path).open("rb") as file:
       header, start = _read_header(path, file, size)
   except OSError as e:
     reason = e.strerror or e

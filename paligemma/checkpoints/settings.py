@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma.checkpoints import fields
+from paligemma.checkpoints import stated_fields
 
 DTYPES = ("float32", "bfloat16", "float16")
 _OBJECTS = ("img", "llm", "metadata")
@@ -56,5 +56,5 @@ def parse(text: str) -> dict[str, Any]:
     raise ValueError(f"dtype is {dtype!r}, expected one of: {DTYPES}")
   for tower in ("img", "llm"):
     stated = settings[tower].items()
-    settings[tower] = {k: v for k, v in stated if k not in fields.SIZES}
+    settings[tower] = {k: v for k, v in stated if k not in stated_fields.SIZES}
   return {**settings, "compute_dtype": dtype}

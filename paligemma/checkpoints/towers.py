@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paligemma import variants
-from paligemma.checkpoints import infer, leaves, quantizing
+from paligemma.checkpoints import infer, leaves, quantized_leaves
 from paligemma.checkpoints.checkpoint import Checkpoint
 
 # What SigLIP has beside its image tower, and PaliGemma does not: the pooling
@@ -50,7 +50,9 @@ def combine(
   created = {}
   sizes = infer.sizes(decoder)["llm"]
   width, rows = sizes["width"], sizes["vocab_size"]
-  heads = quantizing.full_shapes({n: x.shape for n, x in img.leaves.items()})
+  heads = quantized_leaves.full_shapes(
+    {n: x.shape for n, x in img.leaves.items()}
+  )
   if heads.get("img/head/kernel", ())[-1:] == (width,):
     image |= {n: x for n, x in img.leaves.items() if n.startswith("img/head/")}
     ignored = [n for n in ignored if not n.startswith("img/head/")]

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from paligemma import messages, tree
+from paligemma import messages, registry
 from paligemma.data import preprocess as preprocess_lib
 from paligemma.data import sources as sources_lib
 
@@ -163,7 +163,7 @@ def train(
     ValueError: Bad arguments. In next(): a bad example, if on_bad is "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
-  tree.lookup(ON_BAD, on_bad, "on_bad")
+  registry.lookup(ON_BAD, on_bad, "on_bad")
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
   if not sources:
@@ -232,7 +232,7 @@ def evaluation(
       "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
-  tree.lookup(ON_BAD, on_bad, "on_bad")
+  registry.lookup(ON_BAD, on_bad, "on_bad")
   if limit is not None and limit < 1:
     raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
   examples = min(len(source), limit or len(source))

@@ -5,7 +5,7 @@ from typing import BinaryIO
 
 from etils import epath
 
-from paligemma import messages, regular
+from paligemma import disk, messages
 
 # Of the addresses that etils.epath opens: scheme -> what must be installed.
 REMOTE = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
@@ -60,7 +60,7 @@ def open_binary(
       folder, a device or a pipe, or the package for its address is missing.
   """
   try:
-    return regular.path(path).open("rb")
+    return disk.path(path).open("rb")
   except ImportError:
     scheme, _, _ = os.fspath(path).partition("://")
     reason = f"{scheme}:// needs a package: pip install {REMOTE[scheme]}"

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 from PIL import Image
 
-from paligemma import tree
+from paligemma import registry
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
 
@@ -222,7 +222,7 @@ def _bands(length, new_length, method, antialias, channels):
     float32[old, new], which keep the channels apart.
   """
   scale = length / new_length
-  kernel, radius = tree.lookup(KERNELS, method, "resize method")(
+  kernel, radius = registry.lookup(KERNELS, method, "resize method")(
     scale, antialias
   )
   # The last block is filled up with its last pixel, and cut again below.

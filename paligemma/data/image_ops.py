@@ -20,10 +20,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from paligemma import tree
-from paligemma.data import fields, objects
+from paligemma import registry
+from paligemma.data import example_fields, objects
 from paligemma.data import image as image_lib
-from paligemma.data.fields import Example
+from paligemma.data.example_fields import Example
 from paligemma.data.pictures import pixels, size
 
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
@@ -66,7 +66,7 @@ class Resize:
   key: str = "image"
 
   def __post_init__(self):
-    tree.lookup(image_lib.KERNELS, self.method, "resize method")
+    registry.lookup(image_lib.KERNELS, self.method, "resize method")
     _check_size("Resize", self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -99,7 +99,7 @@ class ResizeSmall:
   antialias: bool = True
 
   def __post_init__(self):
-    tree.lookup(image_lib.KERNELS, self.method, "resize method")
+    registry.lookup(image_lib.KERNELS, self.method, "resize method")
     _check_size("ResizeSmall", (self.side, self.side))
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -157,7 +157,7 @@ class DrawBox:
   key: str = "bbox"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    box = fields.read(example, self.key)
+    box = example_fields.read(example, self.key)
     try:
       box = np.asarray(box, np.float32)
     except (TypeError, ValueError):
@@ -167,7 +167,7 @@ class DrawBox:
       or not np.isfinite(box).all()
       or (box[2:] < box[:2]).any()
     ):
-      raise fields.wrong(
+      raise example_fields.wrong(
         example, self.key, "a relative box (ymin, xmin, ymax, xmax)"
       )
     image = _read(example, "image").copy()
@@ -198,7 +198,7 @@ class Stack:
   keys: tuple[str, ...]
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    frames = [fields.read(example, key) for key in self.keys]
+    frames = [example_fields.read(example, key) for key in self.keys]
     rest = {k: v for k, v in example.items() if k not in self.keys}
     return {**rest, "image": frames}
 
@@ -324,7 +324,9 @@ class Flip:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     stays = rng.random() >= self.probability
-    if stays or any(_SIDED.search(fields.text(example, k)) for k in self.texts):
+    if stays or any(
+      _SIDED.search(example_fields.text(example, k)) for k in self.texts
+    ):
       return example
     image = _read(example, "image")
     return _replace(
@@ -416,11 +418,15 @@ class JpegNoise:
 
 def _read(example, key):
   """Pixels of the one image under a key."""
-  return pixels(fields.read(example, key), where=fields.where(example))
+  return pixels(
+    example_fields.read(example, key), where=example_fields.where(example)
+  )
 
 
 def _size(example):
-  return size(fields.read(example, "image"), where=fields.where(example))
+  return size(
+    example_fields.read(example, "image"), where=example_fields.where(example)
+  )
 
 
 def _crop(example, window, min_visible):
@@ -447,8 +453,8 @@ def _check_fits(example, of_image, of_crop):
   (height, width), (rows, columns) = of_image, of_crop
   if height < rows or width < columns:
     raise ValueError(
-      f"{fields.where(example)}: image of {height}x{width} pixels is smaller "
-      f"than a crop of {rows}x{columns}; put Resize before it"
+      f"{example_fields.where(example)}: image of {height}x{width} pixels is "
+      f"smaller than a crop of {rows}x{columns}; put Resize before it"
     )
 
 

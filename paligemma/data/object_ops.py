@@ -11,10 +11,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from paligemma import tree
-from paligemma.data import fields, image_ops, location, mask_codes, objects
+from paligemma import registry
+from paligemma.data import (
+  example_fields,
+  image_ops,
+  location,
+  mask_codes,
+  objects,
+)
 from paligemma.data import masks as masks_lib
-from paligemma.data.fields import Example
+from paligemma.data.example_fields import Example
 
 ORDERS = {
   "random": "another order each time",
@@ -51,10 +57,10 @@ class FromTfds:
   key: str = "objects"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    columns = fields.read(example, self.key)
+    columns = example_fields.read(example, self.key)
     needed = {"bbox", self.label} if self.names else {"bbox"}
     if not isinstance(columns, Mapping) or not needed <= columns.keys():
-      raise fields.wrong(
+      raise example_fields.wrong(
         example, self.key, f"columns {' and '.join(sorted(needed))}"
       )
     height, width = _size(example)
@@ -83,8 +89,8 @@ class FromTfds:
     number = int(columns[self.label][i])
     if not 0 <= number < len(self.names):
       raise ValueError(
-        f"{fields.where(example)}: object {i} has label {number}, expected it "
-        f"in [0, {len(self.names)}), as there are names"
+        f"{example_fields.where(example)}: object {i} has label {number}, "
+        f"expected it in [0, {len(self.names)}), as there are names"
       )
     return self.names[number]
 
@@ -113,9 +119,9 @@ class FromCoco:
   key: str = "annotations"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    annotations = fields.read(example, self.key)
+    annotations = example_fields.read(example, self.key)
     if not isinstance(annotations, list | tuple):
-      raise fields.wrong(example, self.key, "a list of annotations")
+      raise example_fields.wrong(example, self.key, "a list of annotations")
     height, width = _size(example)
     things = []
     try:
@@ -134,7 +140,8 @@ class FromCoco:
     except (KeyError, TypeError, ValueError) as error:
       reason = f"KeyError {error}" if isinstance(error, KeyError) else error
       raise ValueError(
-        f'{fields.where(example)}: annotation {len(things)} of "{self.key}" is '
+        f"{example_fields.where(example)}: annotation {len(things)} of "
+        f'"{self.key}" is '
         f'{annotation!r:.60}, expected "bbox" [x, y, width, height] and '
         f'"category_id"{_SHAPED * self.masks}: {reason}'
       ) from None
@@ -177,13 +184,14 @@ class Refer:
   """
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = fields.read(example, "objects")
+    things = example_fields.read(example, "objects")
     if isinstance(things, Mapping):
       example = {**example, "objects": [things]}
     things = [t for t in objects.read(example) if t.get("sentences")]
     if not things:
       raise ValueError(
-        f"{fields.where(example)}: no object has sentences, expected them as "
+        f"{example_fields.where(example)}: no object has sentences, expected "
+        "them as "
         '"sentences" of one'
       )
     thing = things[rng.integers(len(things))]
@@ -211,7 +219,8 @@ class Segment:
     things = objects.read(example)
     if len(things) != 1 or "mask" not in things[0]:
       raise ValueError(
-        f"{fields.where(example)}: found {len(things)} objects, expected one, "
+        f"{example_fields.where(example)}: found {len(things)} objects, "
+        "expected one, "
         "with a mask: Refer leaves one, and InceptionCrop(min_covered=1) does "
         "not cut it off"
       )
@@ -250,8 +259,8 @@ class DetectPrompt:
     )
     if not labels:
       raise ValueError(
-        f"{fields.where(example)}: no object has a label; give names to "
-        "DetectPrompt, to ask for what is not there"
+        f"{example_fields.where(example)}: no object has a label; give names "
+        "to DetectPrompt, to ask for what is not there"
       )
     labels = [labels[i] for i in rng.permutation(len(labels))]
     prefix = f"{self.verb} {location.SEPARATOR.join(labels)}"
@@ -282,7 +291,7 @@ class WriteObjects:
   limit: int | None = None
 
   def __post_init__(self):
-    tree.lookup(ORDERS, self.order, "order of objects")
+    registry.lookup(ORDERS, self.order, "order of objects")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     things = objects.read(example)
@@ -364,8 +373,8 @@ class NoiseObjects:
 
 
 def _size(example):
-  image = fields.read(example, "image")
-  return image_ops.size(image, where=fields.where(example))
+  image = example_fields.read(example, "image")
+  return image_ops.size(image, where=example_fields.where(example))
 
 
 def _sides(box):
@@ -394,8 +403,8 @@ def _mask(mask, size, example):
   mask = (mask[..., 0] if mask.ndim == 3 else mask) != 0  # channels are alike
   if mask.shape != size:
     raise ValueError(
-      f"{fields.where(example)}: mask has shape {mask.shape}, expected {size}, "
-      "that of the image"
+      f"{example_fields.where(example)}: mask has shape {mask.shape}, "
+      f"expected {size}, that of the image"
     )
   return mask
 
@@ -415,4 +424,4 @@ def _encode(thing, size, encoder, example):
     written = location.Object(thing["box"], thing["label"], codes)
     return location.encode([written], size)
   except ValueError as error:
-    raise ValueError(f"{fields.where(example)}: {error}") from None
+    raise ValueError(f"{example_fields.where(example)}: {error}") from None

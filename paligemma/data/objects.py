@@ -15,25 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import fields, location, masks
+from paligemma.data import example_fields, location, masks
 
 Object = dict[str, Any]
 
 
-def read(example: fields.Example) -> list[Object]:
+def read(example: example_fields.Example) -> list[Object]:
   """Returns the objects of an example, checked.
 
   Raises:
     ValueError: There are none, or one is malformed.
   """
-  things = fields.read(example, "objects")
+  things = example_fields.read(example, "objects")
   if not isinstance(things, list | tuple):
-    raise fields.wrong(example, "objects", "a list of boxes with labels")
+    raise example_fields.wrong(
+      example, "objects", "a list of boxes with labels"
+    )
   for i, thing in enumerate(things):
     if problem := _problem(thing):
       found = " ".join(repr(thing).split())  # arrays come on several lines
       raise ValueError(
-        f'{fields.where(example)}: object {i} of "objects" is {found:.80}, '
+        f'{example_fields.where(example)}: object {i} of "objects" is '
+        f"{found:.80}, "
         f"expected {problem}"
       )
   return list(things)

@@ -5,11 +5,17 @@ from collections.abc import Callable
 
 import numpy as np
 
-from paligemma import tree
-from paligemma.data import fields, image_ops, location, sequence, spelling
+from paligemma import registry
+from paligemma.data import (
+  example_fields,
+  image_ops,
+  location,
+  sequence,
+  spelling,
+)
 from paligemma.data import image as image_lib
 from paligemma.data import tokenizer as tokenizer_lib
-from paligemma.data.fields import Example
+from paligemma.data.example_fields import Example
 
 Op = Callable[[Example, np.random.Generator], Example]
 
@@ -49,9 +55,9 @@ class Preprocess:
   frames: int = 0
 
   def __post_init__(self):
-    tree.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
-    tree.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
-    tree.lookup(spelling.TEXTS, self.texts, "choice of texts")
+    registry.lookup(image_lib.PREPROCESSING, self.resize, "resize method")
+    registry.lookup(sequence.TOO_LONG, self.too_long, "choice of too_long")
+    registry.lookup(spelling.TEXTS, self.texts, "choice of texts")
     for op in self.ops:
       if not callable(op):
         raise ValueError(
@@ -86,14 +92,17 @@ class Preprocess:
         sequence that is too long; the message begins with "_where".
     """
     example = self.prepare(example, rng)
-    prefix = fields.text(example, "prefix")
-    suffix = fields.text(example, "suffix") if self.train else None
+    prefix = example_fields.text(example, "prefix")
+    suffix = example_fields.text(example, "suffix") if self.train else None
     try:
       arrays = self._tokenize(prefix, suffix, example.get("unsupervised", ()))
     except ValueError as error:
-      raise ValueError(f"{fields.where(example)}: {error}") from None
-    image = fields.read(example, "image")
-    return {"image": self._images(image, fields.where(example)), **arrays}
+      raise ValueError(f"{example_fields.where(example)}: {error}") from None
+    image = example_fields.read(example, "image")
+    return {
+      "image": self._images(image, example_fields.where(example)),
+      **arrays,
+    }
 
   def prepare(
     self,
@@ -137,7 +146,8 @@ class Preprocess:
         text, op = example[key], copied[stale[0]]
       if op and example.get(key) is text:
         raise ValueError(
-          f"{fields.where(example)}: {op} moves the pixels, but not the "
+          f"{example_fields.where(example)}: {op} moves the pixels, but not "
+          "the "
           f'locations in "{key}", which was written before; leave {op} out, or '
           'give the example "objects" and write the text behind it, with '
           "DetectPrompt and WriteObjects"
@@ -175,7 +185,7 @@ class Preprocess:
           read[key] = [answer for answer, _ in pairs]
           removed += sum((found for _, found in pairs), ())
     except ValueError as error:
-      raise ValueError(f"{fields.where(example)}: {error}") from None
+      raise ValueError(f"{example_fields.where(example)}: {error}") from None
     return {**example, **read}, removed
 
   def padding(self) -> dict[str, np.ndarray]:

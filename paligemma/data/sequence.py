@@ -23,7 +23,7 @@ from operator import index
 
 import numpy as np
 
-from paligemma import tree
+from paligemma import registry
 from paligemma.data import tokenizer as tokenizer_lib
 
 TOO_LONG = {
@@ -75,7 +75,7 @@ def training(
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
   """
-  tree.lookup(TOO_LONG, too_long, "choice of too_long")
+  registry.lookup(TOO_LONG, too_long, "choice of too_long")
   prompt_ids = _prompt_ids(tokenizer, prefix)
   suffix_ids = tokenizer.encode(suffix, eos=True)
   targets = _targets(tokenizer, suffix, suffix_ids, unsupervised)
@@ -126,7 +126,7 @@ def prompt(
   Raises:
     ValueError: The prompt has more than L tokens.
   """
-  tree.lookup(TOO_LONG, too_long, "choice of too_long")
+  registry.lookup(TOO_LONG, too_long, "choice of too_long")
   ids = _prompt_ids(tokenizer, prefix)
   if too_long == "truncate":
     ids = ids[:text_len]

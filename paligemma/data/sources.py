@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from paligemma import messages, tree
+from paligemma import messages, registry
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
@@ -308,10 +308,10 @@ def make(
   Raises:
     ValueError: Unknown kind or argument; whatever the constructor raises.
   """
-  constructor = tree.lookup(SOURCES, kind, "source")
+  constructor = registry.lookup(SOURCES, kind, "source")
   known = inspect.signature(constructor).parameters
   for argument in arguments:
-    tree.lookup(known, argument, f"{kind} argument")
+    registry.lookup(known, argument, f"{kind} argument")
   source = constructor(**arguments)
   if slice is not None:
     source = Slice(source, slice)
@@ -417,7 +417,9 @@ def _parse_line(line, where):
 def _found(fields: Mapping[str, Any], key: str) -> str:
   if key in fields:
     return messages.one_line(f"{fields[key]!r}")
-  found = f"keys {', '.join(fields) or 'none'}.{tree.did_you_mean(key, fields)}"
+  found = (
+    f"keys {', '.join(fields) or 'none'}.{registry.did_you_mean(key, fields)}"
+  )
   return messages.one_line(found)
 
 
@@ -429,7 +431,7 @@ def _open_tfds(name, split, data_dir, image_key):
   except ValueError as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"tfds {name}: {reason}") from None
-  tree.lookup(builder.info.features, image_key, f"image_key of tfds {name}")
+  registry.lookup(builder.info.features, image_key, f"image_key of tfds {name}")
 
   class Encoded(tfds.decode.SkipDecoding):
     def decode_batch_example_np(self, serialized_example):

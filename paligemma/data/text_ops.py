@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from paligemma import tree
-from paligemma.data import fields, masks
-from paligemma.data.fields import Example
+from paligemma import registry
+from paligemma.data import example_fields, masks
+from paligemma.data.example_fields import Example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +58,12 @@ class Copy:
     value, place = example, ""
     for name in [self.key] if self.key in example else self.key.split("/"):
       if not isinstance(value, dict):
-        raise fields.wrong(example, place, f'fields, "{name}" among them')
-      value = fields.read({**value, "_where": fields.where(example)}, name)
+        raise example_fields.wrong(
+          example, place, f'fields, "{name}" among them'
+        )
+      value = example_fields.read(
+        {**value, "_where": example_fields.where(example)}, name
+      )
       place = name
     return {**example, self.to: value}
 
@@ -72,9 +76,9 @@ class Text:
   to: str | None = None
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    value = fields.read(example, self.key)
+    value = example_fields.read(example, self.key)
     if not isinstance(value, str | int | np.integer) or value is True:
-      raise fields.wrong(example, self.key, "a whole number or a text")
+      raise example_fields.wrong(example, self.key, "a whole number or a text")
     return {**example, self.to or self.key: str(value)}
 
 
@@ -85,12 +89,12 @@ class Lower:
   key: str
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    value = fields.read(example, self.key)
+    value = example_fields.read(example, self.key)
     if isinstance(value, str):
       return {**example, self.key: value.lower()}
     texts = _options(example, self.key, "a text or a list of texts", least=0)
     if not all(isinstance(text, str) for text in texts):
-      raise fields.wrong(example, self.key, "a text or a list of texts")
+      raise example_fields.wrong(example, self.key, "a text or a list of texts")
     return {**example, self.key: [text.lower() for text in texts]}
 
 
@@ -175,7 +179,8 @@ class FillMasks:
       ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
       raise ValueError(
-        f'{fields.where(example)}: a mask of "{self.key}" cannot be read: '
+        f'{example_fields.where(example)}: a mask of "{self.key}" cannot be '
+        "read: "
         f"{error}"
       ) from None
     return {**example, self.key: things}
@@ -199,7 +204,7 @@ class MultipleChoice:
   question: str = "question"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    question = fields.text(example, self.question)
+    question = example_fields.text(example, self.question)
     choices = _texts(example, self.choices)
     options = " \t ".join(choices)
     prefix = f"answer en  {question} choose from: {options}"
@@ -255,8 +260,12 @@ class ScienceQA:
   shuffle: bool = False
 
   def __post_init__(self):
-    tree.lookup(SCIENCE_QA_PROMPTS, self.prompt, "prompt format of ScienceQA")
-    tree.lookup(SCIENCE_QA_ANSWERS, self.answer, "answer format of ScienceQA")
+    registry.lookup(
+      SCIENCE_QA_PROMPTS, self.prompt, "prompt format of ScienceQA"
+    )
+    registry.lookup(
+      SCIENCE_QA_ANSWERS, self.answer, "answer format of ScienceQA"
+    )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     choices = _texts(example, "choices")
@@ -266,7 +275,9 @@ class ScienceQA:
       order = rng.permutation(order)
     letters = string.ascii_uppercase
     if len(choices) > len(letters):
-      raise fields.wrong(example, "choices", "no more choices than letters")
+      raise example_fields.wrong(
+        example, "choices", "no more choices than letters"
+      )
     options = ", ".join(
       f"({letter}) {choices[i]}"
       for letter, i in zip(letters, order, strict=False)
@@ -289,18 +300,19 @@ def _fill(template, example):
     text = template.format_map(example)
     values = [_FORMATTER.get_field(x, (), example)[0] for x in _names(template)]
   except KeyError as error:
-    fields.read(example, error.args[0])  # raises: it is missing
+    example_fields.read(example, error.args[0])  # raises: it is missing
     raise
   except (AttributeError, IndexError, TypeError, ValueError) as error:
     raise ValueError(
-      f'{fields.where(example)}: cannot fill the template "{template:.80}": '
+      f"{example_fields.where(example)}: cannot fill the template "
+      f'"{template:.80}": '
       f"{error}"
     ) from None
   for name, value in zip(_names(template), values, strict=True):
     if not isinstance(value, str) and not _is_number(value):
       raise ValueError(
-        f"{fields.where(example)}: {{{name}}} of the template is {value!r:.60}"
-        ", expected a text or a number"
+        f"{example_fields.where(example)}: {{{name}}} of the template is "
+        f"{value!r:.60}, expected a text or a number"
       )
   return text
 
@@ -321,24 +333,24 @@ def _is_number(value):
 
 def _options(example, key, expected, least=1) -> list[Any]:
   """The field, a list; TFDS gives arrays."""
-  options = fields.read(example, key)
+  options = example_fields.read(example, key)
   if isinstance(options, np.ndarray):
     options = list(options)
   if not isinstance(options, list) or len(options) < least:
-    raise fields.wrong(example, key, expected)
+    raise example_fields.wrong(example, key, expected)
   return options
 
 
 def _texts(example, key) -> list[str]:
   choices = _options(example, key, "a list of texts, one at least")
   if not all(isinstance(choice, str) for choice in choices):
-    raise fields.wrong(example, key, "a list of texts, one at least")
+    raise example_fields.wrong(example, key, "a list of texts, one at least")
   return choices
 
 
 def _place(example, key, length) -> int:
-  place = fields.read(example, key)
+  place = example_fields.read(example, key)
   whole = isinstance(place, int | np.integer) and not isinstance(place, bool)
   if not whole or not 0 <= place < length:
-    raise fields.wrong(example, key, f"a place among {length}, from 0")
+    raise example_fields.wrong(example, key, f"a place among {length}, from 0")
   return int(place)

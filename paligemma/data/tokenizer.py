@@ -6,7 +6,7 @@ import sentencepiece
 from etils import epath
 from sentencepiece import sentencepiece_model_pb2
 
-from paligemma import regular
+from paligemma import disk
 from paligemma.data.fast_tokenizer import FastTokenizer
 
 LOC = tuple(f"<loc{i:04d}>" for i in range(1024))
@@ -53,7 +53,7 @@ class Tokenizer:
   def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
     try:
       path = _file(path)
-      data = regular.path(path).read_bytes()
+      data = disk.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
     engine = _engine(data, path)
@@ -204,7 +204,7 @@ def _not_unicode(text):
 
 def _file(path) -> epath.Path:
   """The file of a tokenizer, which may be given by its folder."""
-  path = regular.path(path)
+  path = disk.path(path)
   if not path.is_dir():
     return path
   names = (_SentencePiece.file_name, FastTokenizer.file_name)

@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from paligemma import tree
-from paligemma.data import containers, fields
+from paligemma import registry
+from paligemma.data import containers, example_fields
 from paligemma.data import image as image_lib
-from paligemma.data.fields import Example
+from paligemma.data.example_fields import Example
 
 SHORT = {
   "tile": "repeat the frames there are, from the first one on",
@@ -52,16 +52,19 @@ class Frames:
   start: str = "first"
 
   def __post_init__(self):
-    tree.lookup(SHORT, self.short, "choice of short")
-    tree.lookup(START, self.start, "choice of start")
+    registry.lookup(SHORT, self.short, "choice of short")
+    registry.lookup(START, self.start, "choice of start")
     for name in ("num_frames", "stride"):
       if (value := getattr(self, name)) < 1:
         raise ValueError(f"{name} is {value}, expected at least 1")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    data, where = fields.read(example, "image"), fields.where(example)
+    data, where = (
+      example_fields.read(example, "image"),
+      example_fields.where(example),
+    )
     if not isinstance(data, bytes):
-      raise fields.wrong(example, "image", "the bytes of a video")
+      raise example_fields.wrong(example, "image", "the bytes of a video")
     first = 0
     if self.start == "random":
       room = count(data, where=where) - (self.num_frames - 1) * self.stride

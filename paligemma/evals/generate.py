@@ -10,14 +10,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from paligemma import atomic, decode, metrics, samplers, sharding
-from paligemma import grammar as grammar_lib
+from paligemma import disk, metrics
 from paligemma.data import batches, image_ops, preprocess, sources, tokenizer
-from paligemma.data import fields as data_fields
-from paligemma.data.fields import Example
+from paligemma.data import example_fields as data_fields
+from paligemma.data.example_fields import Example
+from paligemma.decoding import decode, samplers
+from paligemma.decoding import grammar as grammar_lib
 from paligemma.evals import gather, predictions, scoring
 from paligemma.evals.predictions import Record
 from paligemma.metrics import confidence
+from paligemma.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Generate:
       temporary = None
       if output_dir is not None and jax.process_index() == 0:
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
-        temporary = stack.enter_context(atomic.file(path))
+        temporary = stack.enter_context(disk.file(path))
       records, examples = self.predict(
         model, params, mesh, path=temporary, rng=rng, progress=progress
       )

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from paligemma import losses, sharding
 from paligemma.data import batches, preprocess, sources
+from paligemma.training import losses, sharding
 
 Row = dict[str, float]
 

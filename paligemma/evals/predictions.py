@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import atomic, regular, tree
+from paligemma import disk, tree
 from paligemma.metrics import exact_match
 
 Record = dict[str, Any]
@@ -119,15 +119,15 @@ def resume(
     ValueError: there are predictions made with other settings, or a line of
       them is damaged that no kill can have damaged.
   """
-  path = regular.path(path)
+  path = disk.path(path)
   beside = path.with_name(f"{path.name}.settings")
   settings = json.loads(_to_json(settings))
   if not path.exists() or not path.stat().length:
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(beside, f"{json.dumps(settings, indent=2)}\n")
+    disk.write(beside, f"{json.dumps(settings, indent=2)}\n")
     return []
   _check_settings(path, beside, settings)
-  data = regular.path(path).read_bytes()
+  data = disk.path(path).read_bytes()
   whole = data[: data.rfind(b"\n") + 1]
   records = _parse(path, whole)
   if len(records) > count:
@@ -138,7 +138,7 @@ def resume(
     del records[len(records) // batch_size * batch_size :]
   kept = b"".join(line + b"\n" for line in whole.split(b"\n")[: len(records)])
   if kept != data:
-    atomic.write(path, kept)
+    disk.write(path, kept)
   return records
 
 
@@ -153,7 +153,7 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
     ValueError: a line is malformed, out of order, missing or one too many.
   """
   try:
-    data = regular.path(path).read_bytes()
+    data = disk.path(path).read_bytes()
   except OSError as error:
     raise ValueError(
       f"{path}: cannot read predictions: {error.strerror or error}"
@@ -221,7 +221,7 @@ def _fields(example):
 
 def _check_settings(path, beside, settings):
   try:
-    found = json.loads(regular.path(beside).read_text())
+    found = json.loads(disk.path(beside).read_text())
   except (OSError, RecursionError, ValueError):
     found = None
   if not isinstance(found, Mapping):

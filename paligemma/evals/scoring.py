@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paligemma.evals.predictions import Record, is_bad
-from paligemma.metrics import bootstrap, fields
+from paligemma.metrics import answer_fields, bootstrap
 
 Example = Mapping[str, Any]
 
@@ -123,4 +123,4 @@ def groups(metric, examples):
   """Per example, what it shares with those that it is resampled with."""
   if (key := getattr(metric, "group_key", None)) is None:
     return None
-  return [fields.read(example, key, "group") for example in examples]
+  return [answer_fields.read(example, key, "group") for example in examples]

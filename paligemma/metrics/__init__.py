@@ -14,7 +14,7 @@ a row of numbers per example: metric.rows(...) and metric.reduce(rows).
 import functools
 from collections.abc import Callable
 
-from paligemma import calls
+from paligemma import registry
 from paligemma.metrics import (
   anls,
   captions,
@@ -68,4 +68,4 @@ def make(metric: str | Callable) -> Callable:
   """
   if not isinstance(metric, str):
     return metric
-  return calls.make(metric, METRICS, "metric")
+  return registry.make(metric, METRICS, "metric")

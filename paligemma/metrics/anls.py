@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from paligemma.metrics import fields
+from paligemma.metrics import answer_fields
 from paligemma.metrics import metric as metric_lib
 
 THRESHOLD = 0.5
@@ -91,7 +91,7 @@ class ANLS(metric_lib.Metric):
   """
 
   def score(self, prediction, example, answer_key):
-    answers = fields.text_or_texts(example, answer_key, "answer")
+    answers = answer_fields.text_or_texts(example, answer_key, "answer")
     answers = [answers] if isinstance(answers, str) else answers
     lowered = [answer.lower() for answer in answers]
     return {

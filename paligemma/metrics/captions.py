@@ -4,7 +4,14 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from paligemma.metrics import bleu, cider, fields, ngrams, ptb_tokenizer, rouge
+from paligemma.metrics import (
+  answer_fields,
+  bleu,
+  cider,
+  ngrams,
+  ptb_tokenizer,
+  rouge,
+)
 from paligemma.metrics import metric as metric_lib
 
 
@@ -49,7 +56,7 @@ class Captions(metric_lib.Metric):
     Raises:
       ValueError: no caption, or something else than texts.
     """
-    answers = fields.text_or_texts(example, answer_key, "caption")
+    answers = answer_fields.text_or_texts(example, answer_key, "caption")
     answers = [answers] if isinstance(answers, str) else answers
     ours = ptb_tokenizer.tokenize(prediction)
     theirs = [ptb_tokenizer.tokenize(answer) for answer in answers]

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from paligemma.metrics import fields
+from paligemma.metrics import answer_fields
 from paligemma.metrics import metric as metric_lib
 
 MAX_RELATIVE_ERROR = 0.05
@@ -42,7 +42,7 @@ class ChartQA(metric_lib.Metric):
   lower: bool = True
 
   def score(self, prediction, example, answer_key):
-    answer = fields.text(example, answer_key, "answer")
+    answer = answer_fields.text(example, answer_key, "answer")
     if self.lower:
       prediction, answer = prediction.lower(), answer.lower()
     return {

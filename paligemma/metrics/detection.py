@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from paligemma.data import location
+from paligemma.metrics import answer_fields
 from paligemma.metrics import boxes as boxes_lib
-from paligemma.metrics import fields
 from paligemma.metrics import metric as metric_lib
 
 Size = tuple[int, int]
@@ -232,15 +232,17 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
 
 def _size(example) -> Size:
   for key in ("height", "width"):
-    value = fields.read(example, key, f"image {key}")
+    value = answer_fields.read(example, key, f"image {key}")
     if not isinstance(value, int | np.integer) or value <= 0:
-      raise fields.wrong(example, key, "pixels of the original image, above 0")
+      raise answer_fields.wrong(
+        example, key, "pixels of the original image, above 0"
+      )
   return int(example["height"]), int(example["width"])
 
 
 def _truth(example, answer_key, size):
   """Yields the annotations of one image."""
-  value = fields.read(example, answer_key, "answer")
+  value = answer_fields.read(example, answer_key, "answer")
   if isinstance(value, str):
     for thing in location.parse(value, size):
       problem = (
@@ -250,7 +252,7 @@ def _truth(example, answer_key, size):
       )
       if problem:
         start, stop = thing.span
-        raise fields.wrong(
+        raise answer_fields.wrong(
           example,
           answer_key,
           "four locations and a label per object",
@@ -259,7 +261,7 @@ def _truth(example, answer_key, size):
       yield _annotation(thing.label, thing.box)
     return
   if not isinstance(value, list | tuple):
-    raise fields.wrong(
+    raise answer_fields.wrong(
       example, answer_key, "a text, or a list of boxes with labels"
     )
   for i, thing in enumerate(value):

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from paligemma.metrics import fields
+from paligemma.metrics import answer_fields
 from paligemma.metrics import metric as metric_lib
 
 
@@ -52,7 +52,7 @@ class ExactMatch(metric_lib.Metric):
   is_mean = True  # of the rows, without their number
 
   def score(self, prediction, example, answer_key):
-    answers = fields.text_or_texts(example, answer_key, "answer")
+    answers = answer_fields.text_or_texts(example, answer_key, "answer")
     match = exact_match(prediction, answers, lower=self.lower, strip=self.strip)
     return {"exact_match": match}
 

@@ -2,7 +2,7 @@
 
 import collections
 
-from paligemma.metrics import exact_match, fields
+from paligemma.metrics import answer_fields, exact_match
 from paligemma.metrics import metric as metric_lib
 
 
@@ -30,12 +30,12 @@ class MMVP(metric_lib.Metric):
     right = []
     named = metric_lib.pairs(predictions, examples)
     for prediction, example in named:
-      answers = fields.text_or_texts(example, answer_key, "answer")
+      answers = answer_fields.text_or_texts(example, answer_key, "answer")
       right.append(exact_match.exact_match(prediction, answers, lower=True))
       paired[_pair(example)].append(right[-1])
     for _, example in named:
       if (found := len(paired[_pair(example)])) != 2:
-        raise fields.wrong(
+        raise answer_fields.wrong(
           example, "pair", f"two examples of each pair, not {found}"
         )
     return [
@@ -45,7 +45,7 @@ class MMVP(metric_lib.Metric):
 
 
 def _pair(example):
-  value = fields.read(example, "pair", "number of the pair")
+  value = answer_fields.read(example, "pair", "number of the pair")
   if isinstance(value, bool) or not isinstance(value, str | int):
-    raise fields.wrong(example, "pair", "a text or a number")
+    raise answer_fields.wrong(example, "pair", "a text or a number")
   return value

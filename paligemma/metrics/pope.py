@@ -2,7 +2,7 @@
 
 import math
 
-from paligemma.metrics import fields
+from paligemma.metrics import answer_fields
 from paligemma.metrics import metric as metric_lib
 
 ANSWERS = ("yes", "no")
@@ -31,7 +31,7 @@ class POPE(metric_lib.Metric):
   """
 
   def score(self, prediction, example, answer_key):
-    answer = fields.choice(example, answer_key, "answer", ANSWERS)
+    answer = answer_fields.choice(example, answer_key, "answer", ANSWERS)
     said = prediction.lower()
     return {
       "acc": float(said == answer),

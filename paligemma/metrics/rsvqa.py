@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from paligemma.metrics import fields, vqa
+from paligemma.metrics import answer_fields, vqa
 from paligemma.metrics import metric as metric_lib
 
 QUESTION_TYPES = ("comp", "count", "presence", "rural_urban", "area")
@@ -32,8 +32,8 @@ class RSVQA(metric_lib.Metric):
   lower: bool = True
 
   def score(self, prediction, example, answer_key):
-    answers = fields.text_or_texts(example, answer_key, "answer")
-    kind = fields.choice(
+    answers = answer_fields.text_or_texts(example, answer_key, "answer")
+    kind = answer_fields.choice(
       example, "question_type", "type of question", QUESTION_TYPES
     )
     row = vqa.vqa(prediction, answers, lower=self.lower)

@@ -2,7 +2,7 @@
 
 import re
 
-from paligemma.metrics import fields
+from paligemma.metrics import answer_fields
 from paligemma.metrics import metric as metric_lib
 
 _ANSWER = re.compile(r"the answer is ([a-z])\.")
@@ -30,8 +30,10 @@ class ScienceQA(metric_lib.Metric):
   """
 
   def score(self, prediction, example, answer_key):
-    answer = letter(fields.text(example, answer_key, "answer"))
+    answer = letter(answer_fields.text(example, answer_key, "answer"))
     if answer is None:
-      raise fields.wrong(example, answer_key, '"The answer is A." or the like')
+      raise answer_fields.wrong(
+        example, answer_key, '"The answer is A." or the like'
+      )
     found = letter(prediction)
     return {"acc": float(found == answer), "parsefail": float(found is None)}

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data import masks as masks_lib
-from paligemma.metrics import boxes, fields
+from paligemma.metrics import answer_fields, boxes
 from paligemma.metrics import metric as metric_lib
 
 THRESHOLDS = (0.5, 0.75)  # of the IoU of boxes
@@ -149,7 +149,7 @@ def _row(pieces, decoded, example):
 
 
 def _mask(example):
-  value = fields.read(example, "mask", "mask")
+  value = answer_fields.read(example, "mask", "mask")
   try:
     if isinstance(value, Mapping):
       mask = masks_lib.from_rle(value, *map(int, value["size"]))
@@ -175,7 +175,7 @@ def _box(example, mask):
     box = np.empty(0)
   finite = box.shape == (4,) and np.isfinite(box).all()
   if not finite or not (box[:2] < box[2:]).all():
-    raise fields.wrong(
+    raise answer_fields.wrong(
       example, "box", "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
     )
   return box

@@ -2,7 +2,7 @@
 
 import numbers
 
-from paligemma.metrics import fields, number_words
+from paligemma.metrics import answer_fields, number_words
 from paligemma.metrics import metric as metric_lib
 
 LARGEST_COUNT = 15
@@ -35,7 +35,7 @@ class TallyQA(metric_lib.Metric):
     if "issimple" in example:
       simple = example["issimple"]
       if not isinstance(simple, numbers.Integral) or simple not in (-1, 0, 1):
-        raise fields.wrong(example, "issimple", "1, 0 or -1 (unknown)")
+        raise answer_fields.wrong(example, "issimple", "1, 0 or -1 (unknown)")
       if simple >= 0:
         row["acc/simple" if simple else "acc/complex"] = acc
     if int(answer) <= LARGEST_COUNT:
@@ -44,11 +44,11 @@ class TallyQA(metric_lib.Metric):
 
 
 def _count(example, key) -> str:
-  value = fields.read(example, key, "answer")
+  value = answer_fields.read(example, key, "answer")
   if isinstance(value, numbers.Integral):
     value = str(value)
   count = numeral(value) if isinstance(value, str) else ""
   # Nine digits at most, as reading a longer number may take forever.
   if not (count.isascii() and count.isdigit() and len(count) < 10):
-    raise fields.wrong(example, key, 'a count such as 2, "2" or "two"')
+    raise answer_fields.wrong(example, key, 'a count such as 2, "2" or "two"')
   return count

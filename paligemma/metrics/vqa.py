@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from paligemma.metrics import anls, fields
+from paligemma.metrics import anls, answer_fields
 from paligemma.metrics import metric as metric_lib
 
 
@@ -59,5 +59,5 @@ class VQA(metric_lib.Metric):
   lower: bool = False
 
   def score(self, prediction, example, answer_key):
-    answers = fields.text_or_texts(example, answer_key, "answer")
+    answers = answer_fields.text_or_texts(example, answer_key, "answer")
     return vqa(prediction, answers, lower=self.lower)

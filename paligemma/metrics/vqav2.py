@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from paligemma.metrics import fields, number_words
+from paligemma.metrics import answer_fields, number_words
 from paligemma.metrics import metric as metric_lib
 
 ANSWER_TYPES = ("yes/no", "number", "other", "unanswerable")
@@ -129,12 +129,14 @@ class VQAv2(metric_lib.Metric):
   by_type: bool = True
 
   def score(self, prediction, example, answer_key):
-    answers = fields.texts(example, answer_key, "list of answers")
+    answers = answer_fields.texts(example, answer_key, "list of answers")
     if len(answers) < 2:
-      raise fields.wrong(example, answer_key, "the answers of several people")
+      raise answer_fields.wrong(
+        example, answer_key, "the answers of several people"
+      )
     row = {"acc": vqav2(prediction, answers)}
     if self.by_type:
-      kind = fields.choice(
+      kind = answer_fields.choice(
         example, "answer_type", "type of answer", ANSWER_TYPES
       )
       row[f"acc/{kind.replace('/', '')}"] = row["acc"]

@@ -5,7 +5,7 @@ import operator
 import jax
 import jax.numpy as jnp
 
-from paligemma import quantized, reordered
+from paligemma import quantization, reordered
 
 # Up to so many rows, `multiply` is faster than a product.
 _MOST_ROWS = {"bfloat16": 4, "int8": 16}
@@ -44,14 +44,14 @@ def multiply(x, table):
     dimensions=(1,),
   )
   out = jnp.stack(sums)
-  if quantized.is_quantized(table):
-    out *= table[quantized.SCALE].T
+  if quantization.is_quantized(table):
+    out *= table[quantization.SCALE].T
   return out
 
 
 def _values(table):
   """The table, or its int8 array; None in 4 bits."""
-  return table.get("int8") if quantized.is_quantized(table) else table
+  return table.get("int8") if quantization.is_quantized(table) else table
 
 
 def _as_float32(values):

@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import lora as lora_lib
-from paligemma import parts, quantized, tree, variants
-from paligemma.models import attention, few_rows, layer_scan
+from paligemma import quantization, registry, variants
+from paligemma.lora import config as lora_lib
+from paligemma.models import few_rows, microbatch, stack
+from paligemma.models.attention import reference as attention
+from paligemma.models.linear import adapt, matrix, product
 from paligemma.models.remat import remat
 from paligemma.models.rows import take
-from paligemma.models.weights import adapt, matrix, product
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
 _HIDDEN_AT_ONCE = 2**26
@@ -92,8 +93,8 @@ class Embedder(nn.Module):
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
     rows = jax.tree.map(lambda x: take(x, tokens), self.input_embedding)
-    if quantized.is_quantized(rows):
-      rows = quantized.dequantize(rows, jnp.float32)
+    if quantization.is_quantized(rows):
+      rows = quantization.dequantize(rows, jnp.float32)
     return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
   def decode(self, x):
@@ -101,7 +102,7 @@ class Embedder(nn.Module):
     batch, length, width = x.shape
     # Of two axes: with three, XLA on CPUs transposes the table in every step.
     table = self.input_embedding
-    if not quantized.is_quantized(table):
+    if not quantization.is_quantized(table):
       table = table.astype(self.dtype)
     x = x.reshape(batch * length, width).astype(self.dtype)
     if few_rows.is_faster(x, table):
@@ -402,7 +403,7 @@ class Model(nn.Module):
     }
     divisor = self.query_scale
     if isinstance(divisor, str):
-      divisor = tree.lookup(divisors, divisor, "query_scale")
+      divisor = registry.lookup(divisors, divisor, "query_scale")
     elif not (isinstance(divisor, numbers.Real) and 0 < divisor < np.inf):
       raise ValueError(
         f"query_scale is {divisor!r}, expected a positive number, by whose "
@@ -548,9 +549,11 @@ class Model(nn.Module):
       return x, ()
 
     batch, length, _ = x.shape
-    num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
+    num_parts = microbatch.count(
+      batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim)
+    )
     params = self.variables["params"]["layers"]
-    x, _ = layer_scan.scan_layers(
+    x, _ = stack.scan_layers(
       run_block, params, x, layers, mask, dtype=self.dtype, num_parts=num_parts
     )
     return x
@@ -562,7 +565,7 @@ def make(variant, *, dtype="float32", **overrides):
   Raises:
     ValueError: unknown variant or field, with the nearest name.
   """
-  sizes = tree.lookup(variants.GEMMA, variant, "decoder")
+  sizes = registry.lookup(variants.GEMMA, variant, "decoder")
   for field in overrides:
-    tree.lookup(Model.__annotations__, field, "decoder field")
+    registry.lookup(Model.__annotations__, field, "decoder field")
   return Model(**{**vars(sizes), "dtype": dtype, **overrides})

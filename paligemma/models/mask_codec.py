@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import tree
+from paligemma import registry, tree
 
 SIDE = 64  # pixels of a mask
 GRID = 4  # codes along a side of it
@@ -103,7 +103,7 @@ def _problems(flat):
   unexpected = sorted(flat.keys() - expected)
   if missing or unexpected:
     return [f"{name}: missing" for name in missing] + [
-      f"{name}: unexpected.{tree.did_you_mean(name, missing)}"
+      f"{name}: unexpected.{registry.did_you_mean(name, missing)}"
       for name in unexpected
     ]
   return tree.compare(_shapes(flat), flat) + [

@@ -16,8 +16,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paligemma import tree, variants
-from paligemma.lora import Lora
+from paligemma import registry, variants
+from paligemma.lora.config import Lora
 from paligemma.models import gemma, vit
 
 
@@ -280,14 +280,14 @@ def make(
   Raises:
     ValueError: unknown variant or field, with the nearest name.
   """
-  sizes = tree.lookup(variants.PALIGEMMA, variant, "variant")
+  sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
   llm = {"variant": sizes.llm, **sizes.llm_overrides, **(llm or {})}
   img = {"variant": sizes.img, **(img or {})}
   if vocab_size is not None:
     llm["vocab_size"] = vocab_size
   if lora is not None:
     for field in lora:
-      tree.lookup(Lora.__annotations__, field, "LoRA field")
+      registry.lookup(Lora.__annotations__, field, "LoRA field")
     llm["lora"] = img["lora"] = Lora(**lora)
   llm = gemma.make(**{"dtype": dtype, **llm})
   img = vit.make(**{"dtype": dtype, "num_classes": llm.width, **img})
@@ -327,6 +327,6 @@ def from_sizes(img, llm, *, dtype="float32"):
   if img is None:
     return Model(img=None, llm=llm)
   for field in img:
-    tree.lookup(vit.Model.__annotations__, field, "image tower field")
+    registry.lookup(vit.Model.__annotations__, field, "image tower field")
   img = vit.Model(**{"num_classes": llm.width, "dtype": dtype, **img})
   return Model(img=img, llm=llm)

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import lora as lora_lib
-from paligemma import parts, tree, variants
-from paligemma.models import attention, layer_scan
+from paligemma import registry, variants
+from paligemma.lora import config as lora_lib
+from paligemma.models import microbatch, stack
+from paligemma.models.attention import reference as attention
+from paligemma.models.linear import Linear
 from paligemma.models.remat import remat
-from paligemma.models.weights import Linear
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in float32.
 _HIDDEN_AT_ONCE = 2**25
@@ -223,9 +224,11 @@ class Encoder(nn.Module):
       return block.apply({"params": params}, x, train, rngs=rngs)
 
     batch, length, _ = x.shape
-    num_parts = parts.count(batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim))
+    num_parts = microbatch.count(
+      batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim)
+    )
     params = self.variables["params"]["encoderblock"]
-    return layer_scan.scan_layers(
+    return stack.scan_layers(
       run_block, params, x, layers, (), dtype=self.dtype, num_parts=num_parts
     )
 
@@ -430,12 +433,12 @@ def make(variant, *, dtype="float32", **overrides):
     ValueError: unknown size or field, or no patch size behind a slash.
   """
   name, _, patch = variant.partition("/")
-  sizes = tree.lookup(variants.VIT, name, "image tower")
+  sizes = registry.lookup(variants.VIT, name, "image tower")
   if not re.fullmatch("[1-9][0-9]*", patch):
     raise ValueError(
       f'image tower "{variant}" names no patch size, expected e.g. "{name}/14"'
     )
   for field in overrides:
-    tree.lookup(Model.__annotations__, field, "image tower field")
+    registry.lookup(Model.__annotations__, field, "image tower field")
   fields = {**vars(sizes), "patch_size": int(patch), "dtype": dtype}
   return Model(**{**fields, **overrides})

@@ -5,9 +5,10 @@ import functools
 import jax
 import numpy as np
 
-from paligemma import decode, tree
+from paligemma import tree
+from paligemma.decoding import decode
+from paligemma.planning import flops
 from scripts.benchmarks import machine, subject, turns
-from trainers import flops
 
 NEW_TOKENS = 32
 _GROWTH = (16, 32, 64, 128, 256, 512)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from paligemma import initial, interchange
+from paligemma import init, io
 from paligemma.checkpoints import leaves
 from paligemma.models import paligemma as paligemma_model
 from scripts.benchmarks import machine, turns
@@ -38,10 +38,10 @@ def write_random(path, format, *, variant, res, dtype):
   model = paligemma_model.make(variant)
   arrays = {
     name: leaves.Leaf.of(Tiled(leaf.shape, dtype))
-    for name, leaf in initial.shapes(model, res).items()
+    for name, leaf in init.shapes(model, res).items()
   }
-  fields = interchange.model_fields(model)
-  interchange.write(path, arrays, fields, format=format)
+  fields = io.model_fields(model)
+  io.write(path, arrays, fields, format=format)
 
 
 def one_load(path, load_dtype, quantize):
@@ -50,7 +50,7 @@ def one_load(path, load_dtype, quantize):
   epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
   before = _memory()["VmHWM"]
   start = time.perf_counter()
-  _, params = interchange.load(path, load_dtype, quantize=quantize)
+  _, params = io.load(path, load_dtype, quantize=quantize)
   arrays = jax.block_until_ready(jax.tree.leaves(params))
   seconds = time.perf_counter() - start
   return {

@@ -4,7 +4,7 @@ import runpy
 
 import numpy as np
 
-from paligemma import initial
+from paligemma import init
 from trainers.plan import Plan
 
 # A model that two cores of a CPU train at some steps a second, with the whole
@@ -130,4 +130,4 @@ def prompts(batch):
 
 
 def _draw(plan, abstract):
-  return initial.random_params(plan.model, plan.config.res, abstract, seed=0)
+  return init.random_params(plan.model, plan.config.res, abstract, seed=0)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paligemma import losses, sharding, tree
+from paligemma import tree
+from paligemma.planning import flops as flops_lib
+from paligemma.training import losses, sharding
 from scripts.benchmarks import machine, subject, turns
-from trainers import flops as flops_lib
 from trainers import state
 
 _LOSSES = 3

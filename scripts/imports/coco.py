@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from paligemma import messages, tree
+from paligemma import messages, registry
 from paligemma.data import masks
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders, prompts
@@ -261,7 +261,7 @@ def _things(picture, part, reading, problems):
 def _thing(annotation, named, reading, where, problems):
   category = _id(annotation, "category_id", where)
   if category not in named:
-    near = tree.did_you_mean(str(category), map(str, named))
+    near = registry.did_you_mean(str(category), map(str, named))
     raise ValueError(
       f"{where}: unknown category_id {messages.shown(str(category))}, the file "
       f"has {messages.shown(', '.join(map(str, named))) or 'none'}.{near}"

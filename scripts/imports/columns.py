@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paligemma import messages, tree
+from paligemma import messages, registry
 from scripts.imports import boxes, entries, files
 
 # what a column holds -> names it is found by
@@ -78,12 +78,12 @@ def choose(
       meant.
   """
   for name, column in given.items():
-    tree.lookup(NAMES, name, "name in --columns")
+    registry.lookup(NAMES, name, "name in --columns")
     if column not in present:
       raise ValueError(
         f'{where}: no column "{column}", found '
         f"{messages.shown(', '.join(present))}."
-        + tree.did_you_mean(column, present)
+        + registry.did_you_mean(column, present)
       )
   chosen = {}
   for name in needed:

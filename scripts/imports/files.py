@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from paligemma import messages, tree
+from paligemma import messages, registry
 
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
@@ -162,7 +162,7 @@ def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
     found = messages.shown(", ".join(map(str, fields)))
     raise ValueError(
       f'{where}: missing key "{key}", found {found}.'
-      + tree.did_you_mean(key, map(str, fields))
+      + registry.did_you_mean(key, map(str, fields))
     )
   value = fields[key]
   if not isinstance(value, kind) or isinstance(value, bool):

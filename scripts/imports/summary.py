@@ -9,7 +9,6 @@ import numpy as np
 from paligemma import messages
 from paligemma.data import tokenizer as tokenizer_lib
 from scripts.imports import splits
-from trainers import columns
 
 LABELS = 30  # listed, the most frequent ones
 _HELD = 999  # of 1000 examples, whose tokens text_len is to hold
@@ -122,7 +121,7 @@ class Summary:
         objects = sum(x.get(split, 0) for x in self.labels.values())
         row += (f"{count.without:,}", f"{objects:,}")
       rows.append(row)
-    return columns.align(rows)
+    return messages.aligned(rows)
 
   def _labelled(self):
     if not self.labels:
@@ -132,7 +131,7 @@ class Summary:
     for label in used[:LABELS]:
       counts = (self.labels[label].get(split, 0) for split in self.counts)
       rows.append((f"{label:.40}", *(f"{count:,}" for count in counts)))
-    lines = columns.align(rows)
+    lines = messages.aligned(rows)
     if rest := used[LABELS:]:
       most, least = (sum(self.labels[x].values()) for x in (rest[0], rest[-1]))
       lines.append(
@@ -155,7 +154,7 @@ class Summary:
     for name, box in (("smallest", self.smallest), ("largest", self.largest)):
       sides = f"{box.height:.6g}", f"{box.width:.6g}"
       rows.append((name, *sides, f"{box.share:.2%}", messages.shown(box.image)))
-    return columns.align(rows)
+    return messages.aligned(rows)
 
   def _tokens(self):
     if self.tokens is None:
@@ -167,7 +166,7 @@ class Summary:
     rows += [("prompt", *map(str, self.tokens.prompt))]
     rows += [("answer", *map(str, self.tokens.answer))]
     return [
-      *columns.align(rows),
+      *messages.aligned(rows),
       f"text_len {self.tokens.held} holds {_HELD / 10:g} % of the examples, "
       f"{self.tokens.text_len} all",
     ]

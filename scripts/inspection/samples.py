@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import fields, location, sequence
+from paligemma.data import example_fields, location, sequence
 
 MEASURED = 1000  # examples of a place whose texts are measured, at most
 SECONDS = 20.0  # that it may take, as where ops decode videos
@@ -88,7 +88,7 @@ def look(place, tok, index: int) -> Sample:
   where = f"{place.name} [{index}]"
   try:
     example = place.example(index)
-    where = fields.where(example)
+    where = example_fields.where(example)
     prepared = place.prepare(example, index)
     # Random ops choose the same again.
     row = place.preprocess(example, np.random.default_rng(index))
@@ -123,7 +123,7 @@ def measure(place, tok, count: int = MEASURED) -> Lengths:
       break
     try:
       prepared = place.prepare(place.example(index), index)
-      prefix = fields.text(prepared, "prefix")
+      prefix = example_fields.text(prepared, "prefix")
       texts = _answers(place, prepared)
     except ValueError:
       bad += 1

@@ -29,9 +29,11 @@ import pytest
 
 import paligemma
 from configs.transfers import forkme
-from paligemma import initial, tree
-from paligemma.checkpoints import fingerprint, npz, orbax, safetensors
-from paligemma.checkpoints.steps import StepCheckpoints
+from paligemma import init, tree
+from paligemma.checkpoints import npz, safetensors
+from paligemma.checkpoints.orbax import folder as orbax
+from paligemma.checkpoints.training import fingerprint
+from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.models import paligemma as paligemma_model
 from trainers import workdir
 
@@ -62,7 +64,7 @@ class HangsError(BaseException):
 @pytest.fixture(scope="module", autouse=True)
 def _shapes_are_found_once():
   """To trace a model takes longer than all the rest, and it is the same one."""
-  shapes = initial.shapes
+  shapes = init.shapes
   found = {}
 
   def remembered(model, res=None):
@@ -72,7 +74,7 @@ def _shapes_are_found_once():
     return found[key]
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(initial, "shapes", remembered)
+    patch.setattr(init, "shapes", remembered)
     yield
 
 
@@ -80,7 +82,7 @@ def flat_params(model):
   rng = np.random.default_rng(0)
   return {
     name: rng.normal(size=leaf.shape).astype(np.float32)
-    for name, leaf in initial.shapes(model, RES).items()
+    for name, leaf in init.shapes(model, RES).items()
   }
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma.checkpoints import adapter_files, formats, npz, peft
-from paligemma.lora import Lora
+from paligemma.checkpoints import formats, npz
+from paligemma.checkpoints.lora import files as lora_files
+from paligemma.checkpoints.lora import peft
+from paligemma.lora.config import Lora
 
 ARRAYS = {
   f"llm/layers/attn/lora_q/{x}": np.ones(shape, np.float32)
@@ -20,7 +22,7 @@ def refused(match):
 
 def test_an_adapter_names_the_way(tmp_path):
   peft.save(tmp_path / "of_peft", ARRAYS, LORA, has_img=False)
-  adapter_files.save(tmp_path / "ours.safetensors", ARRAYS, LORA, {})
+  lora_files.save(tmp_path / "ours.safetensors", ARRAYS, LORA, {})
   for name in ("of_peft", "ours.safetensors"):
     message = rf"^{tmp_path}/{name}: is an adapter; load the model .*load_adapt"
     with refused(message):

@@ -5,9 +5,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from paligemma import sharding
 from paligemma.checkpoints import leaves
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
+from paligemma.training import sharding
 
 RNG = np.random.default_rng(0)
 LAYERS = [RNG.normal(size=(7, 5)).astype(np.float32) for _ in range(3)]

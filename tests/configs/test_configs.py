@@ -9,9 +9,10 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from configs import common, published
-from configs.transfers import forkme
-from paligemma import lora, tree, variants
+from configs import common
+from configs.transfers import forkme, published
+from paligemma import tree, variants
+from paligemma.lora import config as lora_config
 from tests.configs.transfer_facts import FACTS
 from trainers import workdir
 
@@ -20,11 +21,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Config -> an argument of it, and values that this has to set. Those of the
 # published transfers are in test_transfers.py.
 CONFIGS = {
-  "configs.pretrain_tiny": (
+  "configs.stages.pretrain_tiny": (
     "batch_size=3",
     {"batch_size": 3, "optimizer": "adam", "trainable": (".*",)},
   ),
-  "configs.pretrain_scenes": (
+  "configs.stages.pretrain_scenes": (
     "batch_size=3",
     {"batch_size": 3, "res": 112, "learning_rate": 1e-3},
   ),
@@ -53,7 +54,13 @@ def test_every_config_is_tested():
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "configs").rglob("*.py")
   }
-  none = {"__init__", "transfers.__init__", "common", "published"}
+  none = {
+    "__init__",
+    "common",
+    "stages.__init__",
+    "transfers.__init__",
+    "transfers.published",
+  }
   assert (
     found - {f"configs.{name}" for name in none} == CONFIGS.keys() | PUBLISHED
   )
@@ -210,8 +217,8 @@ def test_every_method_of_tuning():
     assert config.clip_norm == method.clip_norm
     assert config.frozen_dtype == (method.quantize or "float16")
     if method.lora:
-      assert lora.Lora(**config.model.lora) == lora.Lora()
-      assert config.trainable == (lora.PARAMETERS,)
+      assert lora_config.Lora(**config.model.lora) == lora_config.Lora()
+      assert config.trainable == (lora_config.PARAMETERS,)
   with pytest.raises(ValueError, match=r'unknown tune "lor", .*mean "lora"'):
     forkme.get_config("tune=lor")
 

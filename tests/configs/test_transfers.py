@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from configs import common
-from paligemma import metrics, optim, sharding, tree, variants
+from paligemma import metrics, tree, variants
 from paligemma.data import image_ops, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import optimizers, sharding
 from tests.configs import transfer_facts
 from tests.configs.transfer_facts import FACTS, RESOLUTIONS, STRIDES
 from trainers import inputs, state, workdir
@@ -133,7 +134,7 @@ def test_vertexai_l4():
   assert config.train.too_long == "truncate"
   assert config.model.llm.dropout == config.model.img.dropout == 0
   assert not config.evals
-  kept, _ = optim.make(
+  kept, _ = optimizers.make(
     ["img/a", "llm/b"], total_steps=3, optimizer=config.optimizer
   )
   ones = {"img/a": np.ones(3), "llm/b": np.ones(5)}

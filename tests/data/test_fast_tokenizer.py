@@ -9,7 +9,7 @@ import sys
 import pytest
 
 import paligemma
-from paligemma.checkpoints import huggingface_tokenizer
+from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
 from paligemma.data.tokenizer import Tokenizer
 
 pytest.importorskip("tokenizers")

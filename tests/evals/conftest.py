@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import sharding
 from paligemma.data import preprocess
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 
 ASSETS = pathlib.Path(paligemma_model.__file__).parents[1] / "assets"
 

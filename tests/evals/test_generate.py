@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma import decode, evals, samplers
+from paligemma import evals
 from paligemma.data import location, text_ops
+from paligemma.decoding import decode, samplers
 from paligemma.evals import predictions
 from paligemma.metrics import exact_match
 

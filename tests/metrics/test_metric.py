@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paligemma import metrics
-from paligemma.metrics import fields, vqa, vqav2
+from paligemma.metrics import answer_fields, vqa, vqav2
 from paligemma.metrics import metric as metric_lib
 
 # What makes an example complete for each metric, with its right prediction.
@@ -114,7 +114,7 @@ def test_what_cannot_be_scored(case):
 def test_a_missing_field_lists_what_there_is_and_the_nearest():
   example = {"_where": "v.jsonl:3", "sufix": "a", "image": 1}
   with pytest.raises(ValueError) as error:
-    fields.read(example, "suffix", "answer")
+    answer_fields.read(example, "suffix", "answer")
   assert str(error.value) == (
     'v.jsonl:3: no answer under "suffix", found image, sufix.'
     ' Did you mean "sufix"?'
@@ -124,18 +124,21 @@ def test_a_missing_field_lists_what_there_is_and_the_nearest():
 def test_a_long_value_is_cut_and_stays_on_one_line():
   example = {"_where": "v:3", "suffix": {"a": "b\n" * 1000}}
   with pytest.raises(ValueError) as error:
-    fields.text(example, "suffix", "answer")
+    answer_fields.text(example, "suffix", "answer")
   assert len(str(error.value)) < 120
   assert "\n" not in str(error.value)
 
 
 def test_lists_tuples_and_arrays_of_texts():
   for value in (["a", "b"], ("a", "b"), np.array(["a", "b"], object)):
-    assert fields.texts({"x": value}, "x", "answer") == ["a", "b"]
-    assert fields.text_or_texts({"x": value}, "x", "answer") == ["a", "b"]
-  assert fields.text_or_texts({"x": "ab"}, "x", "answer") == "ab"
+    assert answer_fields.texts({"x": value}, "x", "answer") == ["a", "b"]
+    assert answer_fields.text_or_texts({"x": value}, "x", "answer") == [
+      "a",
+      "b",
+    ]
+  assert answer_fields.text_or_texts({"x": "ab"}, "x", "answer") == "ab"
   with pytest.raises(ValueError, match="one at least"):
-    fields.texts({"x": "ab"}, "x", "answer")
+    answer_fields.texts({"x": "ab"}, "x", "answer")
 
 
 class Parity(metric_lib.Metric):

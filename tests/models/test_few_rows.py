@@ -5,19 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import quantized, reordered
+from paligemma import quantization, reordered
 from paligemma.models import few_rows
 
 SHAPE = 701, 67
 TABLE = jax.random.normal(jax.random.key(0), SHAPE)
 TABLES = {
   "bfloat16": TABLE.astype(jnp.bfloat16),
-  "int8": quantized.quantize("llm/embedder/input_embedding", TABLE, "int8"),
+  "int8": quantization.quantize("llm/embedder/input_embedding", TABLE, "int8"),
 }
 
 
 def exact(table):
-  if quantized.is_quantized(table):
+  if quantization.is_quantized(table):
     return np.asarray(table["int8"], np.float64) * table["scale"]
   return np.asarray(table, np.float64)
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from paligemma import tree
-from paligemma.models import attention, gemma
+from paligemma.models import gemma
+from paligemma.models.attention import reference as attention
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 2, 13, 14, 29
 PROMPT = 8  # positions of the prompt, padding included

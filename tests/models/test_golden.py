@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import losses, tree
+from paligemma import tree
 from paligemma.models import gemma, paligemma, vit
+from paligemma.training import losses
 
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CASES = (

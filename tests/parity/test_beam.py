@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import decode
+from paligemma.decoding import decode
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import decode as decode_lib
 from paligemma import tree
+from paligemma.decoding import decode as decode_lib
 from scripts.benchmarks import subject, train
 
 pytest.importorskip("torch")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import lora, tree
+from paligemma import tree
 from paligemma.checkpoints import safetensors
+from paligemma.lora import config as lora_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -32,7 +33,7 @@ MERGED = 1e-5  # of the largest logit
 
 # Style -> Lora; what peft is told to adapt, and what that is here.
 CASES = {
-  "paligemma1": ({}, "all-linear", lora.TARGETS),
+  "paligemma1": ({}, "all-linear", lora_config.TARGETS),
   "paligemma1_mha": (
     {"rank": 1, "alpha": 0.5},
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj)",
@@ -125,7 +126,7 @@ def test_of_peft_here(case, agree):
   model, params = paligemma.load_adapter(
     case.folder / "theirs", case.model, case.params
   )
-  assert model.llm.lora == lora.Lora(**case.fields, targets=case.targets)
+  assert model.llm.lora == lora_config.Lora(**case.fields, targets=case.targets)
   adapted = case.logits_here(model, params)
   agree("logits, adapter of peft", adapted, expected, BOUND)
 
@@ -264,7 +265,7 @@ def randomized(model, params):
   rng = np.random.default_rng(0)
   flat = tree.flatten(params)
   for name, array in flat.items():
-    if re.fullmatch(lora.PARAMETERS, name) and name.endswith("/b"):
+    if re.fullmatch(lora_config.PARAMETERS, name) and name.endswith("/b"):
       flat[name] = rng.normal(0, 0.3, array.shape).astype(np.float32)
   return model, tree.unflatten(flat)
 

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import decode, losses, tree
+from paligemma import tree
+from paligemma.decoding import decode
+from paligemma.training import losses
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

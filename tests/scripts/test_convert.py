@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import quantized, tree
+from paligemma import quantization, tree
 from paligemma.checkpoints import npz
 from scripts import convert
 
@@ -151,7 +151,7 @@ def test_a_quantized_file_to_hugging_face(tmp_path):
   pair = paligemma.load(tmp_path / "a.npz")[1]["llm"]["layers"]["mlp"]["linear"]
   np.testing.assert_array_equal(
     tree.flatten(paligemma.load(tmp_path / "b")[1])[name],
-    quantized.dequantize(pair, np.float32),
+    quantization.dequantize(pair, np.float32),
   )
 
 

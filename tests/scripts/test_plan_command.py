@@ -10,10 +10,10 @@ import sys
 import jax
 import pytest
 
+from paligemma.planning import flops, memory
+from paligemma.planning.memory import GIB
 from scripts import plan as command
 from scripts import plan_t4
-from trainers import flops, memory, report
-from trainers.memory import GIB
 from trainers.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def config():
 
 
 def tree_gib(leaves):
-  return sum(map(report.bytes_per_device, jax.tree.leaves(leaves))) / GIB
+  return sum(map(memory.bytes_per_device, jax.tree.leaves(leaves))) / GIB
 
 
 def test_a_train_step(config):

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma import api, decode, interchange
+from paligemma import api, io
 from paligemma.data import preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.decoding import decode
 from paligemma.evals import predictions
 from scripts import predict as command
 
@@ -67,7 +68,7 @@ def lines(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(tiny):
   """What decode makes of rows, on one device."""
-  model, params = interchange.load(tiny.weights)
+  model, params = io.load(tiny.weights)
   tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
   source = sources.Jsonl(tiny.data)
 
@@ -119,7 +120,7 @@ def test_several_pictures_a_line(tiny, tmp_path):
   found = predictions.read(tmp_path / "y.jsonl", 3)
   assert [line["image"] for line in found] == pairs
   asked = [[tiny.folder / name for name in pair] for pair in pairs]
-  model, params = interchange.load(tiny.weights)
+  model, params = io.load(tiny.weights)
   tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
   answers = api.generate(
     model, params, tok, asked, "what digit", max_decode_len=3

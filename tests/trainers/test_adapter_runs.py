@@ -7,8 +7,10 @@ import pytest
 from etils import epath
 
 import paligemma
-from paligemma import adapters, quantized, tree
-from paligemma.checkpoints import npz, orbax
+from paligemma import quantization, tree
+from paligemma.checkpoints import npz
+from paligemma.checkpoints.orbax import folder as orbax
+from paligemma.lora import apply as lora
 from scripts import convert
 from trainers import evaluation, plan, start, train
 
@@ -68,16 +70,16 @@ def test_a_run_of_adapters_is_its_source_and_a_small_file(
 def test_what_is_frozen_is_the_source_in_few_bits(tiny, tune):
   config = config_of(tiny, tune)
   made = plan.Plan(config)
-  assert all(adapters.is_adapter(made.trainable).values())
+  assert all(lora.is_adapter(made.trainable).values())
   frozen = start._initial_params(made, made.frozen)
   for name, x in npz.load(tiny.folder / "paligemma_tiny.npz").items():
     kind = None
-    if config.frozen_dtype in quantized.KINDS:
-      kind = quantized.kind_for(name, config.frozen_dtype)
+    if config.frozen_dtype in quantization.KINDS:
+      kind = quantization.kind_for(name, config.frozen_dtype)
     if kind is None:
       np.testing.assert_array_equal(frozen.pop(name), x)
       continue
-    for part, array in quantized.quantize(name, x, kind).items():
+    for part, array in quantization.quantize(name, x, kind).items():
       np.testing.assert_array_equal(frozen.pop(f"{name}/{part}"), array)
   assert not frozen
 

@@ -1,7 +1,7 @@
 import pytest
 
-from trainers import advice, memory
-from trainers.memory import GIB, Memory
+from paligemma.planning import advice, memory
+from paligemma.planning.memory import GIB, Memory
 from trainers.plan import Plan
 
 

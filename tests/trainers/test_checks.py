@@ -14,8 +14,8 @@ import pytest
 from paligemma import evals, metrics, tree
 from paligemma.checkpoints import formats, npz
 from paligemma.data import preprocess, text_ops
-from paligemma.models import attention
 from paligemma.models import paligemma as paligemma_model
+from paligemma.models.attention import reference as attention
 from trainers import checks, inputs, loop, places, train
 from trainers.plan import Plan
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import evals, sharding
-from paligemma.checkpoints import steps
+from paligemma import evals
+from paligemma.checkpoints.training import steps
 from paligemma.data import text_ops
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 from trainers import inputs
 
 SIZES = {"batch_size": 8, "examples_per_epoch": 13, "total_steps": 10}

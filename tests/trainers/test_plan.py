@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs.transfers import forkme
-from paligemma import sharding
-from trainers import collectives, report
+from paligemma.planning import collectives, memory
+from paligemma.training import sharding
 from trainers.plan import Plan
 
 
@@ -57,7 +57,7 @@ def test_the_3b_model_is_planned_without_being_allocated(
   assert sums["optimizer"][1] == "1"  # plain SGD keeps the count of steps
   frozen = list(plan.frozen.values())
   whole = sum(math.prod(x.shape) * x.dtype.itemsize for x in frozen)
-  per_device = sum(map(report.bytes_per_device, frozen))
+  per_device = sum(map(memory.bytes_per_device, frozen))
   assert per_device == pytest.approx(whole / 8, rel=1e-3)
   assert f"{whole / 2**30:.3f} GiB" in table
   assert f"{per_device / 2**30:.3f} GiB per device" in table

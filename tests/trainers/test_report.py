@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paligemma import sharding
+from paligemma.planning import memory
+from paligemma.training import sharding
 from trainers import report
 
 TABLE = """\
@@ -142,9 +143,9 @@ def test_table(mesh):
 
 
 def test_bytes_per_device(mesh):
-  assert report.bytes_per_device(leaf(mesh, (8, 6), jnp.float32)) == 192
+  assert memory.bytes_per_device(leaf(mesh, (8, 6), jnp.float32)) == 192
   split = leaf(mesh, (8, 6), jnp.bfloat16, "data", "model")
-  assert report.bytes_per_device(split) == 2 * 3 * 2
+  assert memory.bytes_per_device(split) == 2 * 3 * 2
 
 
 def test_memory_line_counts_a_donated_argument_once():

@@ -9,9 +9,12 @@ import pytest
 
 import paligemma
 from configs import common
-from paligemma import adapters, quantized, sharding, tree
-from paligemma.checkpoints import formats, steps
+from paligemma import quantization, tree
+from paligemma.checkpoints import formats
+from paligemma.checkpoints.training import steps
+from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 from scripts import convert
 from trainers import evaluation, start, state, train
 from trainers.workdir import as_json
@@ -91,9 +94,11 @@ def test_loaded_it_is_what_is_evaluated(run_of, name):
   atol = 0.05 if config.model.dtype == "bfloat16" else 1e-5
   np.testing.assert_allclose(logits(model, params), expected, atol=atol)
   assert model.llm.dtype == model.img.dtype == config.model.dtype
-  kinds = {part for n in tree.flatten(params) if (part := quantized.split(n))}
+  kinds = {
+    part for n in tree.flatten(params) if (part := quantization.split(n))
+  }
   kinds = {part for _, part in kinds} - {"scale"}
-  few_bits = config.frozen_dtype in quantized.KINDS
+  few_bits = config.frozen_dtype in quantization.KINDS
   assert kinds <= ({config.frozen_dtype, "int8"} if few_bits else set())
   assert bool(kinds) == few_bits
   assert model.metadata == {"preprocessing": "hf"}
@@ -106,7 +111,7 @@ def test_converted_it_is_what_is_evaluated(run_of, name, format, tmp_path):
   path = tmp_path / ("a.npz" if format == "npz" else "a")
   convert.convert(folder, path, format=format)
   model, params = paligemma.load(path)
-  assert adapters.lora_of(model) is None
+  assert lora.lora_of(model) is None
   if config.model.dtype == "bfloat16" and "lora" in name:
     # Matrices with the adapters in them are rounded to bfloat16 again.
     expected = logits(*paligemma.merge_lora(*paligemma.load(folder)))

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from paligemma import initial, optim, sharding, tree
+from paligemma import init, tree
 from paligemma.checkpoints import npz
+from paligemma.training import optimizers, sharding
 from trainers import state
 
 SHAPES = {
@@ -48,7 +49,7 @@ def abstract(mesh, trainable=("llm/.*",), frozen_dtype="bfloat16"):
 
 
 def make_optimizer(names, name="sgd", **arguments):
-  return optim.make(
+  return optimizers.make(
     list(names), total_steps=9, optimizer=name, optimizer_args=arguments
   )[0]
 
@@ -101,13 +102,13 @@ def test_random_parameters_do_not_depend_on_the_mesh(mesh):
   for where in (mesh, alone):
     trainable, frozen = abstract(where)
     both = {**trainable, **frozen}
-    drawn.append(initial.random_params(Small(), 28, both, seed=3))
+    drawn.append(init.random_params(Small(), 28, both, seed=3))
     for name, leaf in both.items():
       assert drawn[-1][name].sharding == leaf.sharding
       assert drawn[-1][name].dtype == leaf.dtype
   for name, array in drawn[0].items():
     np.testing.assert_array_equal(array, drawn[1][name], err_msg=name)
-  other = initial.random_params(Small(), 28, both, seed=4)
+  other = init.random_params(Small(), 28, both, seed=4)
   assert not np.array_equal(other["llm/embed"], drawn[0]["llm/embed"])
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import losses, optim, tree
+from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import losses, optimizers
 from trainers import step as step_lib
 from trainers.state import TrainState
 
@@ -55,7 +56,7 @@ def batch():
 def make_optimizer(names):
   """Plain SGD."""
   schedule = ((".*", {"decay": "constant"}),)
-  optimizer, _ = optim.make(
+  optimizer, _ = optimizers.make(
     list(names), total_steps=10, learning_rate=LEARNING_RATE, schedule=schedule
   )
   return optimizer
@@ -204,7 +205,7 @@ def test_a_batch_without_an_example_is_no_step(
   model, params, batch, accumulate_steps
 ):
   trainable, frozen = params
-  optimizer, _ = optim.make(
+  optimizer, _ = optimizers.make(
     list(trainable),
     total_steps=10,
     optimizer="adamw",

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from configs import common
-from paligemma import sharding, tree
+from paligemma import tree
 from paligemma.checkpoints import npz
+from paligemma.training import sharding
 from trainers import loop, train
 
 TOTAL = 60

@@ -1,0 +1,196 @@
+"""What a Hugging Face folder says beside its model, in and out.
+
+    generation_config.json     how answers are decoded
+    preprocessor_config.json   how pictures are resized; transformers 5 writes
+                               it as "image_processor" in processor_config.json
+    chat_template.jinja        or "chat_template" of chat_template.json or of
+                               tokenizer_config.json
+
+Sources: transformers 5.23 and 4.57, processing_utils.py,
+image_processing_base.py, image_processing_utils_fast.py.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from absl import logging
+
+from paligemma.checkpoints.huggingface.config import SPECIAL_IDS, read_json
+
+_GENERATION = "generation_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
+_PROCESSOR = "processor_config.json"
+_TEMPLATE = "chat_template.jinja"
+_ADDED, _FAST = "added_tokens.json", "tokenizer.json"
+_TOKENIZER = "tokenizer_config.json"
+_TEMPLATES_IN_JSON = ("chat_template.json", _TOKENIZER)
+
+# Key of image.PREPROCESSING -> number of Pillow's filter. The first of a number
+# is what it is read as.
+_FILTERS = {"hf": 3, "reference": 2, "bicubic": 3, "bilinear": 2}
+# What `generate` does, and this processor where it says nothing.
+_PREPARED = {
+  "do_normalize": True,
+  "do_rescale": True,
+  "do_resize": True,
+  "image_mean": [0.5, 0.5, 0.5],
+  "image_std": [0.5, 0.5, 0.5],
+  "rescale_factor": 1 / 255,
+}
+
+
+def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
+  """Reads the files beside config.json and the weights, if they are there.
+
+  Args:
+    folder: Of Hugging Face.
+    has_images: Whether the model has an image tower.
+
+  Returns:
+    Checkpoint.metadata, without the image token.
+
+  Raises:
+    ValueError: One of the files is no JSON, or holds other values than it may.
+  """
+  found = {}
+  if (folder / _GENERATION).exists():
+    found["generation"] = read_json(folder / _GENERATION)
+  if (template := _read_template(folder)) is not None:
+    found["chat_template"] = template
+  if has_images:
+    processor = _read_processor(folder)
+    found["preprocessing"] = _preprocessing(folder, processor)
+    if processor:
+      found["processor"] = processor
+  return found
+
+
+def last_token_id(folder: pathlib.Path) -> int:
+  """The largest id that the tokenizer files of a folder give to a token.
+
+  Returns:
+    int, -1 where none of the files lists tokens.
+
+  Raises:
+    ValueError: One of the files is no JSON.
+  """
+  ids = []
+  if (folder / _ADDED).exists():
+    ids += read_json(folder / _ADDED).values()
+  if (folder / _TOKENIZER).exists():
+    listed = read_json(folder / _TOKENIZER).get("added_tokens_decoder")
+    ids += [int(i) for i in listed or {} if i.isdecimal()]
+  if not ids and (folder / _FAST).exists():
+    listed = read_json(folder / _FAST).get("added_tokens")
+    ids += [x.get("id") for x in listed or [] if isinstance(x, dict)]
+  return max((i for i in ids if type(i) is int), default=-1)
+
+
+def write(
+  folder: pathlib.Path,
+  metadata: Mapping[str, Any],
+  *,
+  num_positions: int | None,
+  patch_size: int | None,
+) -> None:
+  """Writes the same files into a folder.
+
+  Args:
+    folder: To write to.
+    metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
+    num_positions, patch_size: Patches of an image and their pixels; None of a
+      model without image tower.
+  """
+  generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
+  write_json(folder / _GENERATION, generation)
+  if "chat_template" in metadata:
+    (folder / _TEMPLATE).write_text(metadata["chat_template"], encoding="utf-8")
+  if num_positions is None:
+    return
+  side = patch_size * math.isqrt(num_positions)
+  preprocessing = metadata.get("preprocessing", "reference")
+  if preprocessing not in _FILTERS:
+    logging.warning(
+      '%s: transformers has no "%s", pictures will be resized with its bicubic '
+      "filter",
+      folder,
+      preprocessing,
+    )
+  processor = {
+    "do_convert_rgb": True,
+    **_PREPARED,
+    "image_processor_type": "SiglipImageProcessor",
+    "processor_class": "PaliGemmaProcessor",
+    **metadata.get("processor", {}),
+    "image_seq_length": num_positions,
+    "resample": _FILTERS.get(preprocessing, 3),
+    "size": {"height": side, "width": side},
+  }
+  write_json(folder / _PREPROCESSOR, processor)
+
+
+def _read_template(folder):
+  if (folder / _TEMPLATE).exists():
+    try:
+      return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+      raise ValueError(f"{folder / _TEMPLATE}: cannot be read: {e}") from None
+  for name in _TEMPLATES_IN_JSON:
+    if (folder / name).exists():
+      template = read_json(folder / name).get("chat_template")
+      if isinstance(template, str):
+        return template
+  return None
+
+
+def _read_processor(folder):
+  if (folder / _PREPROCESSOR).exists():
+    return read_json(folder / _PREPROCESSOR)
+  if (folder / _PROCESSOR).exists():
+    processor = read_json(folder / _PROCESSOR).get("image_processor", {})
+    if not isinstance(processor, dict):
+      raise ValueError(
+        f"{folder / _PROCESSOR}: image_processor is no JSON object"
+      )
+    return processor
+  return {}
+
+
+def _preprocessing(folder, processor):
+  """Key of image.PREPROCESSING; says what of the processor it does not do."""
+  names = {number: name for name, number in reversed(_FILTERS.items())}
+  resample = processor.get("resample")
+  # No number: the default of transformers' processor of SigLIP.
+  known = resample is None or (type(resample) is int and resample in names)
+  name = names[resample] if known and resample is not None else "hf"
+  differs = [] if known else ["resample"]
+  for key, ours in _PREPARED.items():
+    value = processor.get(key)
+    if value is not None and not _is_close(value, ours):
+      differs.append(key)
+  if differs:
+    listed = ", ".join(f"{key}={processor[key]!r:.40}" for key in differs)
+    logging.warning(
+      "%s: its image processor has %s, which is not done here; pictures are "
+      'prepared as "%s"',
+      folder,
+      listed,
+      name,
+    )
+  return name
+
+
+def _is_close(value, ours):
+  if isinstance(ours, list):
+    same_length = isinstance(value, list) and len(value) == len(ours)
+    return same_length and all(map(_is_close, value, ours))
+  if isinstance(ours, bool) or type(value) not in (int, float):
+    return value is ours
+  return abs(value - ours) < 1e-6
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,287 @@
+"""Hugging Face directories, in: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
+
+What transformers writes with `save_pretrained`, in any release: config.json,
+and model.safetensors or shards with model.safetensors.index.json. Three ways to
+name a tensor are in use, the first of them on the hub:
+
+    language_model.model.layers.0...   vision_tower.vision_model.encoder...
+    model.language_model.layers.0...   model.vision_tower.vision_model...
+    language_model.model.layers.0...   vision_tower.encoder...
+"""
+
+import dataclasses
+import math
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from etils import epath
+
+from paligemma import tree
+from paligemma.checkpoints import safetensors
+from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.huggingface import config as huggingface_config
+from paligemma.checkpoints.huggingface import layout
+from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped, Piece
+
+FILE = "model.safetensors"
+INDEX = f"{FILE}.index.json"
+
+# The vocabulary of a PaliGemma, image token included, is padded to a multiple.
+ROW_MULTIPLE = 64
+
+FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
+
+_SHOWN = 10  # differences in one message
+
+# Prefixes in a file -> those of huggingface_layout.py; the first that matches.
+_PALIGEMMA = (
+  (r"(language_model\.)?(?=lm_head\.)", "text."),
+  (r"(model\.)?language_model\.(model\.)?", "text."),
+  (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
+  (r"(model\.)?multi_modal_projector\.", "projector."),
+)
+_GEMMA = ((r"(model\.)?", "text."),)
+_SIGLIP = (
+  (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
+  (r"(vision_model\.)?", "vision."),
+)
+_PREFIXES = {
+  "paligemma": _PALIGEMMA,
+  "gemma": _GEMMA,
+  "gemma2": _GEMMA,
+  "siglip_vision_model": _SIGLIP,
+}
+
+# No parameters of ours; the first two are buffers that old releases stored.
+_IGNORED = (
+  r"text\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+  r"vision\.embeddings\.position_ids",
+  r"vision\.head\..*",  # pools the image into one vector
+  r"other half of SigLIP: .*",
+)
+TABLE = "text.embed_tokens.weight"
+_LM_HEAD = "text.lm_head.weight"
+
+
+def open(path: epath.PathLike) -> Checkpoint:
+  """Opens a local directory; reads config.json and headers alone.
+
+  Only `lm_head.weight`, where it is stored beside the table that it is tied to,
+  is read, to make sure that both are one.
+
+  Args:
+    path: Directory of a PaliGemma, of a Gemma (which gives "llm/..." alone), or
+      of a SigLIP (its image tower, "img/...", without the pooling head).
+
+  Returns:
+    Checkpoint in scan layout. `llm` has the fields of gemma.Model that shapes
+    cannot tell. The vocabulary of a PaliGemma ends before its image token, if
+    nothing but padding to a multiple of 64 rows follows, and no token of the
+    tokenizer whose files lie there too; otherwise all rows are kept, and
+    `metadata` names it. `metadata` also holds what the other files of the
+    folder say, see huggingface_metadata.py.
+
+  Raises:
+    ValueError: There is no such directory; weights are pickled, quantized,
+      corrupt, missing, too many, or of other shapes than config.json says; or
+      our models cannot do what it says, such as scaling RoPE.
+  """
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
+  config = huggingface_config.read(path / "config.json")
+  raw = _read_headers(path)
+  names = normalize(path, raw, config.model_type)
+  tensors = {name: raw[key] for name, key in names.items()}
+  ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
+  if _LM_HEAD in tensors:
+    ignored.add(_LM_HEAD)
+  elif not config.tied:
+    raise ValueError(
+      f"{path}: tie_word_embeddings is false in config.json, expected logits "
+      "from the table of embeddings"
+    )
+  entries = list(_entries(path, config, len(tensors)))
+  wanted = {n: x for n, x in tensors.items() if n not in ignored}
+  _check(path, entries, wanted, names)
+  if _LM_HEAD in tensors:
+    _check_tied(path, tensors[TABLE], tensors[_LM_HEAD])
+  found = _make_leaves(entries, wanted)
+  has_images = config.image_tower is not None
+  metadata = huggingface_metadata.read(path, has_images=has_images)
+  if config.image_token_id is not None:
+    rows, last = config.decoder["vocab_size"], config.image_token_id
+    is_last = huggingface_metadata.last_token_id(path) <= last
+    if is_last and rows == padded_rows(last):
+      table = tensors[TABLE]
+      cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
+      found["llm/embedder/input_embedding"] = Leaf.of(cut)
+    else:
+      metadata["image_token_id"] = last
+  return Checkpoint(
+    path=str(path),
+    format="Hugging Face",
+    leaves=dict(sorted(found.items())),
+    llm=config.llm,
+    ignored=tuple(sorted(names[name] for name in ignored)),
+    metadata=metadata,
+  )
+
+
+def padded_rows(image_token_id: int) -> int:
+  """Rows of a table that ends with the image token and its padding."""
+  return math.ceil((image_token_id + 1) / ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def _read_headers(path: pathlib.Path) -> dict[str, Mapped]:
+  """Name in the file -> tensor, of all files."""
+  files = sorted(file.name for file in path.glob("*.safetensors"))
+  has_index = (path / INDEX).exists()
+  if not files and not has_index:
+    pickled = sorted(path.glob("pytorch_model*.bin*"))
+    if pickled:
+      raise ValueError(
+        f"{pickled[0]}: pickled weights are refused, they can run code; where "
+        "you trust them, convert them with transformers' save_pretrained(..., "
+        "safe_serialization=True)"
+      )
+    raise ValueError(f"{path}: holds no weights, expected {FILE} or {INDEX}")
+  if has_index and FILE in files:
+    raise ValueError(f"{path}: holds {FILE} and {INDEX}, remove one of them")
+  if has_index:
+    return _read_shards(path)
+  if files != [FILE]:
+    raise ValueError(
+      f"{path}: holds {', '.join(files[:3])} without {INDEX}, expected {FILE} "
+      "alone, or shards with their index"
+    )
+  return safetensors.open(path / FILE)
+
+
+def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
+  index = path / INDEX
+  weight_map = huggingface_config.read_json(index).get("weight_map")
+  if not isinstance(weight_map, dict) or not weight_map:
+    raise ValueError(f"{index}: no weight_map, expected tensor -> file")
+  for key, file in weight_map.items():
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
+      raise ValueError(f"{index}: {key!r} is in {file!r}, expected a file name")
+  found = {}
+  for file in sorted(set(weight_map.values())):
+    shard = safetensors.open(path / file)
+    listed = {key for key, name in weight_map.items() if name == file}
+    if differ := sorted(listed ^ shard.keys()):
+      where = "the file" if differ[0] in shard else INDEX
+      raise ValueError(
+        f"{path / file}: does not agree with {INDEX}, {len(differ)} tensors "
+        f"differ: {differ[0]!r} is in {where} alone"
+      )
+    found.update(shard)
+  return found
+
+
+def normalize(
+  path: pathlib.Path, keys: Iterable[str], model_type: str
+) -> dict[str, str]:
+  """Name in huggingface_layout.py -> key in the file.
+
+  Args:
+    path: What the message of an error begins with.
+    keys: Of tensors, in any of the spellings.
+    model_type: Of config.json.
+
+  Raises:
+    ValueError: Two keys are of one parameter.
+  """
+  names = {}
+  for key in keys:
+    name = key
+    for prefix, ours in _PREFIXES[model_type]:
+      if m := re.match(prefix, key):
+        name = ours + key[m.end() :]
+        break
+    if name in names:
+      raise ValueError(f"{path}: {names[name]} and {key} are one parameter")
+    names[name] = key
+  return names
+
+
+def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
+  """The matrix that gives the logits must be the table, bit for bit."""
+  same = (table.shape, table.dtype) == (head.shape, head.dtype)
+  count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
+  for start in range(0, table.shape[0], count):
+    rows = slice(start, start + count)
+    same = same and np.array_equal(
+      table[rows].view(np.uint8), head[rows].view(np.uint8)
+    )
+  if not same:
+    raise ValueError(
+      f"{path}: lm_head.weight differs from embed_tokens.weight, expected one "
+      "table for tokens in and logits out"
+    )
+
+
+def _entries(
+  path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
+) -> Iterator[layout.Entry]:
+  """What a model of this config is made of."""
+  for sizes in (config.decoder, config.image_tower):
+    if sizes is not None and sizes["depth"] > num_tensors:
+      raise ValueError(
+        f"{path}: {num_tensors} tensors are too few for the {sizes['depth']} "
+        "layers of config.json"
+      )
+  if config.decoder is not None:
+    yield from layout.decoder(**config.decoder)
+  if config.image_tower is not None:
+    yield from layout.image_tower(**config.image_tower)
+  if config.decoder is not None and config.image_tower is not None:
+    yield from layout.projector(
+      img_width=config.image_tower["width"], llm_width=config.decoder["width"]
+    )
+
+
+def _check(
+  path: pathlib.Path,
+  entries: Iterable[layout.Entry],
+  tensors: Mapping[str, Mapped],
+  names: Mapping[str, str],
+) -> None:
+  """Every tensor is there, is used, has its shape, and holds real numbers."""
+  differences = tree.compare(
+    {names.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
+    {names[name]: tensor.shape for name, tensor in tensors.items()},
+  )
+  differences += [
+    f"{names[name]}: dtype {tensor.dtype}, expected a float"
+    for name, tensor in tensors.items()
+    if tensor.dtype not in FLOATS
+  ]
+  if differences:
+    more = len(differences) - _SHOWN
+    raise ValueError(
+      f"{path}: tensors are not those of config.json, {len(differences)} "
+      f"differ: {'; '.join(differences[:_SHOWN])}"
+      + (f"; and {more} more" if more > 0 else "")
+    )
+
+
+def _make_leaves(
+  entries: Iterable[layout.Entry], tensors: Mapping[str, Mapped]
+) -> dict[str, Leaf]:
+  parts = {}
+  for entry in entries:
+    parts.setdefault(entry.leaf, []).append(entry)
+  leaves = {}
+  for name, shape in layout.leaf_shapes(entries).items():
+    pieces = tuple(
+      Piece(x.at, tensors[x.key], None if x.theirs == x.ours else x.to_ours)
+      for x in parts[name]
+    )
+    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces})
+    leaves[name] = Leaf(shape, dtype, pieces)
+  return leaves

@@ -1,0 +1,244 @@
+"""Hugging Face directories, out: PaliGemma 1 and 2, and Gemma 1 and 2 alone."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from paligemma import disk, tree
+from paligemma.checkpoints import layouts, safetensors
+from paligemma.checkpoints.huggingface import config as huggingface_config
+from paligemma.checkpoints.huggingface import layout
+from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
+from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
+from paligemma.checkpoints.huggingface.read import (
+  FILE,
+  FLOATS,
+  INDEX,
+  padded_rows,
+)
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+
+_TABLE = "llm/embedder/input_embedding"
+_POSITIONS = "img/pos_embedding"
+
+
+def save(
+  path: epath.PathLike,
+  arrays: Mapping[str, Any],
+  *,
+  img: Mapping[str, Any] | None,
+  llm: Mapping[str, Any],
+  metadata: Mapping[str, Any] | None = None,
+  tokenizer: Any = None,
+  dtype: Any = None,
+  max_shard_bytes: float = 5e9,
+) -> None:
+  """Writes a directory that transformers opens with `from_pretrained`.
+
+  Tensors are fetched, cast and written one at a time. The directory appears
+  under its name when it is complete. With several processes let one write.
+
+  Args:
+    path: Local directory to make, with its parents. It may not exist.
+    arrays: Name -> Leaf, NumPy or JAX array; "img/..." and "llm/..." in scan or
+      loop layout.
+    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size; None
+      for a Gemma alone, which has no image token.
+    llm: Fields of gemma.Model: width, depth, mlp_dim, num_heads, num_kv_heads,
+      head_dim, vocab_size, and norm_eps, query_scale, post_norms, soft caps and
+      sliding_window where they are not its defaults. Further fields of both are
+      not looked at.
+    metadata: Checkpoint.metadata, for the files beside the weights. Row
+      "image_token_id" of the table stands for an image. Default: the one after
+      the last; rows are added up to the next multiple of 64, all of them the
+      mean of the table, which gives them the mean of the logits: never the
+      largest.
+    tokenizer: SentencePiece file of `vocab_size` pieces, or an object with
+      `save(path)` that writes one, such as data.tokenizer.Tokenizer. Default:
+      no tokenizer is written.
+    dtype: Of all tensors, default as they are. config.json names that of the
+      table of embeddings, in which transformers then holds them all.
+    max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
+
+  Raises:
+    ValueError: `path` exists or is not local; arrays are missing, too many or
+      of other shapes than img and llm say; or transformers has no such model.
+  """
+  if "://" in str(path):
+    raise ValueError(f"{path}: expected a directory of the local file system")
+  path = pathlib.Path(path)
+  if path.exists():
+    raise ValueError(f"{path}: exists, expected a new directory to write to")
+  metadata = metadata or {}
+  num_rows = llm["vocab_size"]
+  image_token_id = num_positions = None
+  if img is not None:
+    num_positions = _num_positions(path, arrays)
+    image_token_id = metadata.get("image_token_id")
+    if image_token_id is None:
+      image_token_id, num_rows = num_rows, padded_rows(num_rows)
+  entries = layout.entries(img, llm, num_positions)
+  _check(path, entries, arrays)
+  hub_key = layout.gemma_key if img is None else layout.hub_key
+  tensors = {hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
+  table = hub_key("text.embed_tokens.weight")
+  tensors[table] = _Table(tensors[table], num_rows)
+  for name, tensor in tensors.items():
+    if tensor.dtype not in FLOATS:
+      raise ValueError(
+        f"{path}: {name}: dtype {tensor.dtype}, expected a float"
+      )
+  try:
+    config = huggingface_config.make(
+      img=img,
+      llm=llm,
+      num_positions=num_positions,
+      rows=num_rows,
+      image_token_id=image_token_id,
+      dtype=str(tensors[table].dtype),
+    )
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+  with disk.folder(path) as folder:
+    huggingface_metadata.write_json(folder / "config.json", config)
+    huggingface_metadata.write(
+      folder,
+      metadata,
+      num_positions=num_positions,
+      patch_size=img and img["patch_size"],
+    )
+    if tokenizer is not None:
+      huggingface_tokenizer.save(folder, tokenizer, image_token_id)
+    _write_tensors(folder, tensors, max_shard_bytes)
+
+
+def _num_positions(path, arrays) -> int:
+  """Patches of an image; transformers has no position embedding but learned."""
+  if _POSITIONS not in arrays:
+    raise ValueError(
+      f"{path}: {_POSITIONS} is missing, expected a learned position embedding"
+    )
+  shape = tuple(arrays[_POSITIONS].shape)
+  if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
+    raise ValueError(f"{path}: {_POSITIONS}: shape {shape}, expected (1, P, D)")
+  return shape[1]
+
+
+def _check(path, entries, arrays) -> None:
+  found = {name: tuple(x.shape) for name, x in arrays.items()}
+  try:
+    found = layouts.stack(found, layouts.stack_shapes)
+  except ValueError as e:
+    raise ValueError(f"{path}: {e}") from None
+  if lines := tree.compare(layout.leaf_shapes(entries), found):
+    raise ValueError(
+      f"{path}: arrays are not those of the model, {len(lines)} differ: "
+      f"{'; '.join(lines[:10])}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+  """A tensor of transformers that is yet to be cut out of our arrays."""
+
+  arrays: Mapping[str, Any]
+  entry: layout.Entry
+  cast: Any
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.entry.their_shape
+
+  @property
+  def dtype(self) -> np.dtype:
+    return np.dtype(self.cast or self.source[0].dtype)
+
+  @property
+  def source(self) -> tuple[Any, tuple[int, ...]]:
+    """The array that holds it, in scan or loop layout, and where."""
+    if self.entry.leaf in self.arrays:
+      return self.arrays[self.entry.leaf], self.entry.at
+    prefix, joint, rest = layouts.split_stacked(self.entry.leaf)
+    layer, *at = self.entry.at
+    return self.arrays[f"{prefix}{joint}{layer}/{rest}"], tuple(at)
+
+  def __getitem__(self, _: Any) -> np.ndarray:
+    array, at = self.source
+    if isinstance(array, Leaf):
+      index = [slice(i, i + 1) for i in at]
+      index += [slice(size) for size in self.entry.our_shape]
+      part = array.read(self.dtype, tuple(index))
+    else:
+      part = np.asarray(array[at]).astype(self.dtype, copy=False)
+    return self.entry.to_theirs(part.reshape(self.entry.our_shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+  """The table of embeddings with the mean of its rows added at the end."""
+
+  part: _Part
+  num_rows: int
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.num_rows, self.part.shape[1]
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.part.dtype
+
+  def __getitem__(self, _: Any) -> np.ndarray:
+    table = np.empty(self.shape, self.dtype)
+    length = self.part.shape[0]
+    total = np.zeros(self.shape[1], np.float64)
+    count = max(BLOCK_BYTES // table[0].nbytes, 1)
+    for start in range(0, length, count):
+      stop = min(start + count, length)
+      table[start:stop] = self._read_rows(slice(start, stop))
+      # Of the rows as they are written: a file read back gives the same again.
+      block = table[start:stop].astype(np.float32)
+      total += block.sum(axis=0, dtype=np.float64)
+    table[length:] = (total / length).astype(np.float32)
+    return table
+
+  def _read_rows(self, rows: slice) -> np.ndarray:
+    array, _ = self.part.source
+    if isinstance(array, Leaf):
+      return array.read(self.dtype, (rows, slice(None)))
+    return np.asarray(array[rows])
+
+
+def _write_tensors(
+  path: pathlib.Path, tensors: Mapping[str, Any], max_shard_bytes: float
+) -> None:
+  """Fills one file after the other, in the order of names."""
+  shards, room = [], 0
+  for name in sorted(tensors):
+    nbytes = _nbytes(tensors[name])
+    if not shards or nbytes > room:
+      shards.append({})
+      room = max_shard_bytes
+    shards[-1][name] = tensors[name]
+    room -= nbytes
+  metadata = {"format": "pt"}  # transformers wants to be told
+  if len(shards) == 1:
+    safetensors.save(path / FILE, tensors, metadata)
+    return
+  weight_map = {}
+  for i, shard in enumerate(shards, 1):
+    name = FILE.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
+    safetensors.save(path / name, shard, metadata)
+    weight_map |= dict.fromkeys(shard, name)
+  total_size = sum(map(_nbytes, tensors.values()))
+  index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
+  huggingface_metadata.write_json(path / INDEX, index)
+
+
+def _nbytes(tensor: Any) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize

@@ -1,0 +1,221 @@
+"""Adapters of a model in files: `save_adapter`, `load_adapter`."""
+
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from paligemma import quantization, registry, tree
+from paligemma.checkpoints import errors, layouts, leaves
+from paligemma.checkpoints.huggingface import layout
+from paligemma.checkpoints.huggingface import read as huggingface
+from paligemma.checkpoints.lora import files as lora_files
+from paligemma.checkpoints.lora import peft
+from paligemma.lora import apply as lora
+
+
+def save_adapter(path, model, params, *, format=None):
+  """Writes the adapters of a model, without the model.
+
+  Args:
+    path: file or local folder to write; it appears when it is complete.
+    model, params: with adapters, as `enable_lora` returns them.
+    format: key of WRITERS: "paligemma", one file of ours, or "peft", a folder
+      that peft loads on the model that `save` writes for Hugging Face.
+      Default: "paligemma" for *.safetensors, "peft" for a name without suffix.
+
+  Raises:
+    ValueError: the model has no adapters, the format is unknown, or `path`
+      cannot be written.
+  """
+  if lora.lora_of(model) is None:
+    raise ValueError(
+      f"{path}: the model has no adapters to save; paligemma.save writes the "
+      "model itself"
+    )
+  flat = tree.flatten(params)
+  arrays, weights = tree.partition(flat, lora.is_adapter(flat))
+  write(path, model, arrays, base=_kind(weights), format=format)
+
+
+def write(path, model, arrays, *, base, format=None):
+  """Does what `save_adapter` does, with the adapters alone.
+
+  Args:
+    path, model, format: as in `save_adapter`.
+    arrays: name -> array of every adapter.
+    base: one of quantized.KINDS in which they see the matrices of the model,
+      "" for full precision.
+  """
+  if format is None:
+    formats = {lora_files.SUFFIX: "paligemma", "": "peft"}
+    format = formats.get(epath.Path(path).suffix)
+    if format is None:
+      raise ValueError(
+        f"{path}: cannot tell the format from the name, expected format=one "
+        f"of: {', '.join(sorted(WRITERS))}, a name that ends in "
+        f"{lora_files.SUFFIX}, or a folder's without suffix"
+      )
+  writer = registry.lookup(WRITERS, format, "format of adapters")
+  arrays = {name: np.asarray(x) for name, x in arrays.items()}
+  arrays = layouts.stack(arrays, lambda _, x: np.stack(x))
+  writer(path, arrays, model, base)
+
+
+def load_adapter(path, model, params):
+  """Puts adapters from files beside the matrices of a model.
+
+  Of peft also the biases and modules that were trained beside the adapters:
+  these take the place of the model's own, in its dtype.
+
+  Args:
+    path: what `save_adapter` wrote, or a folder of peft; or the folder, such as
+      the workdir of a run, in which there is one of them.
+    model, params: the model that they are for; adapters that it has already are
+      exchanged. A warning is logged if its matrices are in other bits than
+      those that the adapters were trained beside.
+
+  Returns:
+    Tuple of the Model and its parameters, adapters in float32 included.
+
+  Raises:
+    ValueError: unreadable, or adapters of another model; one line that names
+      the file and what differs.
+  """
+  depths = {tower: x["depth"] for tower, x in _sizes(model).items() if x}
+  found = lora_files.open(path, depths=depths)
+  with errors.named(path):
+    _check_sizes(found.sizes, _sizes(model))
+    model = lora.with_lora(model, found.lora)
+    shapes = {name: x.shape for name, x in lora.adapter_shapes(model).items()}
+    stacked = layouts.stack(shapes, layouts.stack_shapes)
+    if lines := tree.compare(stacked, found.leaves):
+      raise ValueError(
+        f"adapters of another model, {len(lines)} arrays differ: "
+        f"{'; '.join(lines[:10])}"
+      )
+    either = {**leaves.unstack_layers(found.leaves), **found.leaves}
+    place = lora.sharding_of(params)
+    loaded = {
+      name: leaves.place(either[name], jnp.float32, place) for name in shapes
+    }
+  flat = tree.flatten(params)
+  _, weights = tree.partition(flat, lora.is_adapter(flat))
+  base = _kind(weights)
+  if found.base is not None and found.base != base:
+    logging.warning(
+      "%s: was trained beside matrices in %s and is used beside %s",
+      path,
+      found.base or "full precision",
+      base or "full precision",
+    )
+  if found.replaced:
+    with errors.named(path):
+      weights = _replaced(weights, model, found.replaced)
+    logging.warning(
+      "%s: replaces %d tensors of the model itself, which are not written by "
+      "save_adapter, but by merge_lora and save",
+      path,
+      len(found.replaced),
+    )
+  return model, tree.unflatten(tree.merge(weights, loaded))
+
+
+_IMG_SIZES = ("width", "depth", "mlp_dim", "num_heads")
+_LLM_SIZES = (*_IMG_SIZES, "num_kv_heads", "head_dim")
+
+
+def _sizes(model):
+  """What the shapes of adapters depend on, {"img": ... or None, "llm": ...}."""
+  img, llm = model.img, model.llm
+  return {
+    "img": None if img is None else {x: getattr(img, x) for x in _IMG_SIZES},
+    "llm": {x: getattr(llm, x) for x in _LLM_SIZES},
+  }
+
+
+def _check_sizes(found, expected):
+  """Whether adapters are for a model of these sizes, if their file tells."""
+  if found is None or found == expected:
+    return
+  for tower, what in (("img", "image tower"), ("llm", "decoder")):
+    theirs, ours = found.get(tower), expected[tower]
+    if theirs != ours:
+      raise ValueError(
+        f"adapters of another model: its {what} is {_listed(theirs)}, that of "
+        f"the model given is {_listed(ours)}"
+      )
+
+
+def _listed(sizes):
+  if not isinstance(sizes, dict):
+    return "missing"
+  return "(" + ", ".join(f"{k} {v}" for k, v in sorted(sizes.items())) + ")"
+
+
+def _kind(weights):
+  """In which of quantized.KINDS matrices are, "" in none.
+
+  In 4 bits the vocabulary table is in int8 beside them, and counts last.
+  """
+  found = [part for name in weights if (part := quantization.split(name))]
+  kinds = {kind for _, kind in found}
+  return next((k for k in quantization.KINDS[::-1] if k in kinds), "")
+
+
+def _replaced(weights, model, tensors):
+  """Parameters with tensors of transformers in the place of some."""
+  img, llm = model.img, model.llm
+  positions = weights["img/pos_embedding"].shape[1] if img else None
+  entries = {
+    entry.key: entry
+    for entry in layout.entries(
+      img and {x: getattr(img, x) for x in (*_IMG_SIZES, "patch_size")},
+      {x: getattr(llm, x) for x in (*_LLM_SIZES, "vocab_size", "post_norms")},
+      positions,
+    )
+  }
+  by_leaf = {}
+  for key, tensor in tensors.items():
+    entry = entries.get(key)
+    if entry is None:
+      raise ValueError(f"{key}: the model has no such tensor")
+    shape, rows = entry.their_shape, tensor.shape[0]
+    if key == huggingface.TABLE:  # padded there, and cut here
+      rows = min(rows, shape[0])
+    if (rows, *tensor.shape[1:]) != shape:
+      raise ValueError(f"{key}: {list(tensor.shape)}, expected {list(shape)}")
+    part = entry.to_ours(np.asarray(tensor[:rows]))
+    by_leaf.setdefault(entry.leaf, []).append((entry.at, part))
+  weights = dict(weights)
+  for name, parts in by_leaf.items():
+    _replace(weights, name, parts, llm.dtype)
+  return weights
+
+
+def _replace(weights, name, parts, dtype):
+  """Writes parts of a leaf of stacked layers to it, or to those apart."""
+  stem = layouts.split_stacked(name)
+  for at, part in parts:
+    joined, place, index = lora.joined(weights), name, at
+    if name not in joined:
+      prefix, joint, rest = stem
+      place, index = f"{prefix}{joint}{at[0]}/{rest}", at[1:]
+    old = joined[place]
+    if quantization.is_quantized(old):
+      for kind in old:
+        del weights[f"{place}/{kind}"]
+      old = quantization.dequantize(old, dtype)
+    weights[place] = jnp.asarray(old).at[index].set(part.astype(old.dtype))
+
+
+def _write_paligemma(path, arrays, model, base):
+  lora_files.save(path, arrays, lora.lora_of(model), _sizes(model), base)
+
+
+def _write_peft(path, arrays, model, base):
+  peft.save(path, arrays, lora.lora_of(model), has_img=model.img is not None)
+
+
+# format -> function that writes it.
+WRITERS = {"paligemma": _write_paligemma, "peft": _write_peft}

@@ -1,0 +1,148 @@
+"""Low-rank adapters in files: one of our own, or a folder of peft.
+
+One safetensors file of a few megabytes, with stacked layers under our names,
+
+    llm/layers/attn/lora_q/a   float[L, I, R]
+    llm/layers/attn/lora_q/b   float[L, R, O]
+
+and as metadata what the adapters are ("lora") and the sizes of the model that
+they are for ("model").
+"""
+
+import dataclasses
+import json
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from paligemma import disk
+from paligemma.checkpoints import errors, safetensors
+from paligemma.checkpoints.leaves import Leaf, Mapped
+from paligemma.checkpoints.lora import peft
+from paligemma.lora import config as lora_lib
+
+SUFFIX = ".safetensors"
+# What a run that trained adapters writes at its end.
+OF_A_RUN = f"adapter{SUFFIX}"
+_FORMAT = {"format": "paligemma adapter", "version": "1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """Adapters that were opened but not read.
+
+  Attributes:
+    lora: What they are.
+    leaves: Name -> leaf, with stacked layers.
+    sizes: Of the model, as `save` was given them. None: the files do not tell.
+    replaced: Key of huggingface_layout.py -> tensor of the model itself that
+      was trained beside the adapters.
+    base: One of quantized.KINDS in which the adapters saw the matrices of the
+      model, "" for full precision. None: the file does not tell.
+  """
+
+  lora: lora_lib.Lora
+  leaves: Mapping[str, Leaf]
+  sizes: Mapping[str, Any] | None = None
+  replaced: Mapping[str, Mapped] = dataclasses.field(default_factory=dict)
+  base: str | None = None
+
+
+def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
+  """Opens a local file that `save` wrote, or a folder that peft wrote.
+
+  Args:
+    path: The file, the folder, or one in which there is one of them: the
+      workdir of a run, or where peft put an adapter that is not "default".
+    depths: As in peft.open.
+
+  Raises:
+    ValueError: There is no such file; it is corrupt, or no adapter; or as
+      peft.open.
+  """
+  with errors.named(path):
+    if "://" in str(path):
+      raise ValueError("expected adapters in the local file system")
+    path = _find(pathlib.Path(path))
+    if path.is_dir():
+      lora, found, replaced = peft.open(path, depths=depths)
+      return Adapters(lora, found, replaced=replaced)
+    tensors = safetensors.open(path)
+    metadata = safetensors.read_metadata(path)
+    if metadata.get("format") != _FORMAT["format"]:
+      raise ValueError(
+        "is no adapter of paligemma; expected a file of save_adapter, or a "
+        f"folder of peft with {peft.CONFIG}"
+      )
+    if metadata.get("version") != _FORMAT["version"]:
+      raise ValueError(
+        f"version {metadata.get('version')!r} of adapter files, expected "
+        f"{_FORMAT['version']!r}"
+      )
+    lora = _read_object(metadata, "lora")
+    fields = [field.name for field in dataclasses.fields(lora_lib.Lora)]
+    if sorted(lora) != sorted(fields):
+      raise ValueError(
+        f"lora has the fields {sorted(lora)}, expected {sorted(fields)}"
+      )
+    return Adapters(
+      lora_lib.Lora(**lora),
+      {name: Leaf.of(tensor) for name, tensor in tensors.items()},
+      _read_object(metadata, "model"),
+      base=metadata.get("base"),
+    )
+
+
+def save(
+  path: epath.PathLike,
+  arrays: Mapping[str, Any],
+  lora: lora_lib.Lora,
+  sizes: Mapping[str, Any],
+  base: str = "",
+) -> None:
+  """Writes one file, which appears when it is complete.
+
+  Args:
+    path: File to write, with its parents; replaced if it exists.
+    arrays: Name -> array, with stacked layers.
+    lora: What they are.
+    sizes: Of the model that they are for, as JSON can hold them.
+    base: One of quantized.KINDS, of the matrices beside them, "" for none.
+  """
+  metadata = {
+    **_FORMAT,
+    "lora": json.dumps(dataclasses.asdict(lora)),
+    "model": json.dumps(sizes),
+    "base": base,
+  }
+  with disk.file(path) as temporary, tempfile.NamedTemporaryFile() as local:
+    safetensors.save(local.name, arrays, metadata)
+    temporary.write_bytes(local.read())
+
+
+def _find(path: pathlib.Path) -> pathlib.Path:
+  """The adapter at a path, or the only one in the folder there."""
+  if not path.is_dir() or (path / peft.CONFIG).exists():
+    return path
+  if (path / OF_A_RUN).exists():
+    return path / OF_A_RUN
+  found = sorted(x.parent for x in path.glob(f"*/{peft.CONFIG}"))
+  if len(found) > 1:
+    names = ", ".join(x.name for x in found[:10])
+    raise ValueError(
+      f"{path}: holds {len(found)} adapters, name one of its folders: {names}"
+    )
+  return found[0] if found else path
+
+
+def _read_object(metadata, name) -> dict[str, Any]:
+  try:
+    found = json.loads(metadata.get(name, ""))
+  except (ValueError, RecursionError):
+    found = None
+  if not isinstance(found, dict):
+    raise ValueError(f"{name} in the metadata is no JSON object")
+  return found

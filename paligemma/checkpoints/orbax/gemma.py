@@ -1,0 +1,249 @@
+"""Gemma 1 and 2 as released for JAX: Orbax, with google-deepmind/gemma's names.
+
+    transformer/embedder            input_embedding (V, D)
+    transformer/final_norm          scale (D)
+    transformer/layer_3/attn/q_einsum         w (N, D, H)
+    transformer/layer_3/attn/kv_einsum        w (2, K, D, H)
+    transformer/layer_3/attn/qkv_einsum       w (3, N, D, H), if K = N
+    transformer/layer_3/attn/attn_vec_einsum  w (N, H, D)
+    transformer/layer_3/mlp/gating_einsum     w (2, D, F) or (2, F, D)
+    transformer/layer_3/mlp/linear            w (F, D)
+    transformer/layer_3/pre_attention_norm    scale (D), and the other norms
+
+The keys of the tree are these, or nested, or joined; "transformer" may lack, or
+stand in "params"; the "w" of the mlp may lack. In the stacked variant
+`stacked_layers/attention_type_1` holds layers 1, 1 + P, 1 + 2 P, ... of P types
+(google-deepmind/gemma: gemma/gm/ckpts).
+
+Axes: D width, F mlp hidden, N heads, K kv heads, H head dim, V vocabulary.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from paligemma import variants
+from paligemma.checkpoints import infer
+from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.leaves import Leaf, Piece, Tensor, stack_layers
+from paligemma.checkpoints.orbax import folder as orbax
+
+# Rows of the vocabulary, and with those that only pad it to a multiple of 256.
+_ROWS, _PADDED_ROWS = 256_000, 256_128
+
+_NORMS = (
+  "pre_attention_norm",
+  "pre_ffw_norm",
+  "post_attention_norm",
+  "post_ffw_norm",
+)
+_NAMES = re.compile(
+  r"(?P<top>embedder/input_embedding|final_norm/scale)"
+  r"|(layer_(?P<layer>\d+)|stacked_layers/attention_type_(?P<type>\d+))/"
+  r"(?P<rest>attn/(q|kv|qkv|attn_vec)_einsum/w"
+  r"|mlp/(gating_einsum|linear)(/w)?"
+  rf"|({'|'.join(_NORMS)})/scale)"
+)
+
+# Fields of gemma.Model that array shapes cannot tell.
+_FIELDS = (
+  "norm_eps",
+  "query_scale",
+  "post_norms",
+  "attn_logits_softcap",
+  "final_logits_softcap",
+  "sliding_window",
+)
+
+
+def holds(path: epath.PathLike) -> bool:
+  """Whether a folder is an Orbax checkpoint with Gemma's names."""
+  folder = orbax.find(path)
+  return folder is not None and any(
+    name.endswith("embedder/input_embedding") and not name.startswith("llm/")
+    for name in _stripped(orbax.tensors(folder))
+  )
+
+
+def open(path: epath.PathLike) -> Checkpoint:
+  """Opens a released Gemma as the text decoder it is: leaves "llm/...".
+
+  Args:
+    path: Folder of the checkpoint, see orbax.find.
+
+  Returns:
+    Checkpoint with 256,000 rows of vocabulary (towers.py adds loc and seg),
+    layers stacked, and the soft caps and window that this size of Gemma was
+    trained with; an unknown size gets those of Gemma 2 if it has post norms.
+
+  Raises:
+    ValueError: Unreadable, or no Gemma 1 or 2: lists gaps and leftovers.
+  """
+  folder = orbax.find(path)
+  if folder is None:
+    raise ValueError(f"{path}: holds no Orbax checkpoint")
+  found = orbax.tensors(folder)
+  arrays = _stripped(found)
+  used = {array.where for array in arrays.values()}
+  try:
+    leaves = _leaves(arrays)
+  except ValueError as e:
+    raise ValueError(f"{folder}: {e}") from None
+  orbax.check_names(folder, leaves)
+  return Checkpoint(
+    path=str(path),
+    format="Gemma Orbax",
+    leaves=leaves,
+    llm=_settings(leaves),
+    ignored=tuple(n for n, array in found.items() if array.where not in used),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+  """tensor[start:stop], or tensor[start] if there is no stop."""
+
+  tensor: Tensor
+  start: int
+  stop: int | None = None
+
+  @property
+  def shape(self):
+    rest = tuple(self.tensor.shape[1:])
+    return rest if self.stop is None else (self.stop - self.start, *rest)
+
+  @property
+  def dtype(self):
+    return self.tensor.dtype
+
+  def __getitem__(self, index):
+    if self.stop is None:
+      return np.asarray(self.tensor[self.start : self.start + 1])[0][index]
+    rows = slice(None) if index is ... else index
+    start, stop, _ = rows.indices(self.shape[0])
+    return self.tensor[self.start + start : self.start + stop]
+
+
+def _stripped(arrays: Mapping[str, Any]) -> dict[str, Any]:
+  """The parameters, without the keys that all their names have in front."""
+  if inside := [name for name in arrays if name.startswith("params/")]:
+    arrays = {name.removeprefix("params/"): arrays[name] for name in inside}
+  short = {n.removeprefix("transformer/"): x for n, x in arrays.items()}
+  return short if len(short) == len(arrays) else dict(arrays)
+
+
+def _leaves(arrays: Mapping[str, Tensor]) -> dict[str, Leaf]:
+  matches = {name: _NAMES.fullmatch(name) for name in arrays}
+  if foreign := [name for name, match in matches.items() if not match]:
+    raise ValueError(f"no parameters of Gemma 1 or 2: {orbax.listed(foreign)}")
+  top = {m["top"]: arrays[n] for n, m in matches.items() if m["top"]}
+  for name in ("embedder/input_embedding", "final_norm/scale"):
+    if name not in top:
+      raise ValueError(f"transformer/{name}: missing")
+  table = top["embedder/input_embedding"]
+  if len(table.shape) != 2:
+    raise ValueError(
+      f"embedder/input_embedding: shape {tuple(table.shape)}, expected (V, D)"
+    )
+  if table.shape[0] == _PADDED_ROWS:
+    table = _Rows(table, 0, _ROWS)
+  leaves = {
+    "llm/embedder/input_embedding": Leaf.of(table),
+    "llm/final_norm/scale": Leaf.of(top["final_norm/scale"]),
+  }
+  layers = _layers(arrays, matches)
+  if not layers:
+    raise ValueError("transformer/layer_0: missing")
+  for index, layer in layers.items():
+    for rest, leaf in _layer(index, layer, table.shape[1]).items():
+      leaves[f"llm/layers/{index}/{rest}"] = leaf
+  return stack_layers(leaves)
+
+
+def _layers(arrays, matches) -> dict[int, dict[str, Tensor]]:
+  """Layer -> what stands behind its name -> tensor."""
+  found = [(m, arrays[name]) for name, m in matches.items() if m["rest"]]
+  types = 1 + max((int(m["type"]) for m, _ in found if m["type"]), default=0)
+  layers = {}
+  for match, tensor in found:
+    rest = match["rest"]
+    if rest.startswith("mlp/"):
+      rest = rest.removesuffix("/w")
+    if match["layer"]:
+      parts = {int(match["layer"]): tensor}
+    else:
+      if not tensor.shape:
+        raise ValueError(f"{match[0]}: shape (), expected layers stacked")
+      parts = {
+        int(match["type"]) + i * types: _Rows(tensor, i)
+        for i in range(tensor.shape[0])
+      }
+    for index, part in parts.items():
+      if rest in layers.setdefault(index, {}):
+        raise ValueError(f"{match[0]}: layer {index} stands there twice")
+      layers[index][rest] = part
+  return layers
+
+
+def _layer(
+  index: int, tensors: dict[str, Tensor], width: int
+) -> dict[str, Leaf]:
+  """big_vision's names of one layer."""
+  gating = tensors.pop("mlp/gating_einsum", None)
+  q, kv = (tensors.get(f"attn/{x}_einsum/w") for x in ("q", "kv"))
+  leaves = {rest: Leaf.of(tensor) for rest, tensor in tensors.items()}
+  if gating is not None:
+    leaves["mlp/gating_einsum"] = _gating(index, gating, width)
+  if q is not None and kv is not None and kv.shape == (2, *q.shape):
+    del leaves["attn/q_einsum/w"], leaves["attn/kv_einsum/w"]
+    parts = (q, _Rows(kv, 0), _Rows(kv, 1))
+    pieces = tuple(Piece((i,), part) for i, part in enumerate(parts))
+    dtype = np.result_type(q.dtype, kv.dtype)
+    leaves["attn/qkv_einsum/w"] = Leaf((3, *q.shape), dtype, pieces)
+  required = {
+    "attn/attn_vec_einsum/w",
+    "mlp/gating_einsum",
+    "mlp/linear",
+    "pre_attention_norm/scale",
+    "pre_ffw_norm/scale",
+  }
+  if "attn/qkv_einsum/w" not in leaves:
+    required |= {"attn/q_einsum/w", "attn/kv_einsum/w"}
+  if missing := required - leaves.keys():
+    raise ValueError(f"layer {index} lacks {orbax.listed(missing)}")
+  return leaves
+
+
+def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
+  """(2, D, F) from that or from (2, F, D)."""
+  shape = tuple(tensor.shape)
+  if len(shape) != 3 or shape[0] != 2 or width not in shape[1:]:
+    raise ValueError(
+      f"layer {index}: mlp/gating_einsum: shape {shape}, expected (2, D, F) or "
+      f"(2, F, D) with D = {width}"
+    )
+  if shape[1] == width:
+    return Leaf.of(tensor)
+  pieces = tuple(Piece((i,), _Rows(tensor, i), np.transpose) for i in (0, 1))
+  return Leaf((2, width, shape[1]), np.dtype(tensor.dtype), pieces)
+
+
+def _settings(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
+  """Of the variant of these sizes."""
+  sizes = infer.sizes(leaves)["llm"]
+  same = [
+    variant
+    for variant in variants.GEMMA.values()
+    if all(
+      getattr(variant, field) == value
+      for field, value in sizes.items()
+      if field not in ("vocab_size", "scan")
+    )
+  ]
+  default = "gemma2_2b" if sizes["post_norms"] else "gemma_2b"
+  variant = same[0] if same else variants.GEMMA[default]
+  return {field: getattr(variant, field) for field in _FIELDS}

@@ -1,0 +1,127 @@
+"""What files may state of a model beside its arrays.
+
+Numbers that a damaged or made-up file states end up in the model: what it
+cannot run with is refused where the file is opened.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from etils import epath
+
+from paligemma import registry
+from paligemma.lora.config import Lora
+
+# Far beyond any soft cap or epsilon, and within float32.
+_SMALL, _BIG = 1e-30, 1e30
+
+
+def _size(value):
+  return type(value) is int and 0 < value < 2**31
+
+
+def _positive(value):
+  return _size(value) or (type(value) is float and _SMALL < value < _BIG)
+
+
+def _flag(value):
+  return type(value) is bool
+
+
+def _optional(is_valid):
+  return lambda value: value is None or is_valid(value)
+
+
+def _one_of(*options):
+  return lambda value: isinstance(value, str) and value in options
+
+
+# Field that array shapes cannot tell -> what is valid, in code and in words.
+IMG: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "num_classes": (_optional(_size), "a size or null"),
+  "posemb": (_one_of("learn", "sincos2d"), '"learn" or "sincos2d"'),
+  "pool_type": (
+    _one_of("none", "gap", "map", "tok", "0"),
+    '"none", "gap", "map", "tok" or "0"',
+  ),
+  "rep_size": (_optional(_size), "a size or null"),
+  "head_zeroinit": (_flag, "true or false"),
+  "lora": (lambda value: isinstance(value, Lora), "a Lora"),
+}
+LLM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "norm_eps": (_positive, "a number > 0"),
+  "query_scale": (
+    lambda x: _one_of("head_dim", "width_per_head")(x) or _positive(x),
+    'a number > 0, "head_dim" or "width_per_head"',
+  ),
+  "post_norms": (_flag, "true or false"),
+  "attn_logits_softcap": (_optional(_positive), "a number > 0 or null"),
+  "final_logits_softcap": (_optional(_positive), "a number > 0 or null"),
+  "sliding_window": (_optional(_size), "a number of positions or null"),
+  "lora": (lambda value: isinstance(value, Lora), "a Lora"),
+}
+
+# What files state of no tower.
+METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  # A key of image.PREPROCESSING: how pictures are to be prepared.
+  "preprocessing": (lambda value: isinstance(value, str), "a name"),
+  # Row of the table that stands for an image. Absent: the one after the last.
+  "image_token_id": (_size, "a size"),
+  # Of a Hugging Face folder: generation_config.json, the image processor in
+  # preprocessor_config.json or processor_config.json, and the chat template.
+  "generation": (lambda value: isinstance(value, Mapping), "an object"),
+  "processor": (lambda value: isinstance(value, Mapping), "an object"),
+  "chat_template": (lambda value: isinstance(value, str), "a text"),
+}
+
+# Fields of both towers that shapes do tell.
+SIZES = frozenset(
+  {
+    "num_classes",
+    "width",
+    "depth",
+    "mlp_dim",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "vocab_size",
+    "patch_size",
+    "scan",
+  }
+)
+
+
+def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:
+  """Checks Checkpoint.metadata.
+
+  Raises:
+    ValueError: An unknown key, or a value that it cannot have.
+  """
+  _check_all(where, METADATA, metadata, "metadata")
+
+
+def check(
+  where: epath.PathLike, img: Mapping[str, Any], llm: Mapping[str, Any]
+) -> None:
+  """Checks fields of vit.Model and gemma.Model.
+
+  Args:
+    where: The file or folder that states them.
+    img, llm: As in Checkpoint.
+
+  Raises:
+    ValueError: An unknown field, or a value that no model has.
+  """
+  for known, stated in ((IMG, img), (LLM, llm)):
+    tower = "image tower" if known is IMG else "decoder"
+    _check_all(where, known, stated, f"{tower} field")
+
+
+def _check_all(where, known, stated, what):
+  for field, value in stated.items():
+    try:
+      is_valid, expected = registry.lookup(known, field, what)
+    except ValueError as e:
+      raise ValueError(f"{where}: {e}") from None
+    if not is_valid(value):
+      raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")

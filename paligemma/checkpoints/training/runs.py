@@ -1,0 +1,256 @@
+"""Parameters of one of our training runs, of its last step or another.
+
+What trained lies in the step's checkpoint (see steps.py). What was frozen was
+never written: it lies where the run started from, as the checkpoint says.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from paligemma import disk, quantization, registry, variants
+from paligemma.checkpoints import (
+  errors,
+  layouts,
+  precision,
+  quantized_leaves,
+  resample,
+  settings,
+)
+from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.leaves import (
+  Leaf,
+  cast,
+  stack_layers,
+  unstack_layers,
+)
+from paligemma.checkpoints.orbax import folder as orbax
+from paligemma.checkpoints.orbax import zarr
+from paligemma.checkpoints.training import fingerprint
+from paligemma.lora.config import PARAMETERS, Lora
+
+# Fields of both models that array shapes cannot tell.
+_LLM_FIELDS = (
+  "norm_eps",
+  "query_scale",
+  "post_norms",
+  "attn_logits_softcap",
+  "final_logits_softcap",
+  "sliding_window",
+)
+_IMG_FIELDS = ("posemb", "pool_type")
+_HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
+
+
+def find(path: epath.PathLike) -> epath.Path | None:
+  """The folder of a step, or None if there is no run of ours.
+
+  Args:
+    path: "runs/x" or "runs/x/checkpoints", both for the last step, or
+      "runs/x/checkpoints/300".
+  """
+  path = epath.Path(path)
+  if (path / "checkpoints").is_dir():
+    path = path / "checkpoints"
+  if path.is_dir() and (step := orbax.last_step(path)) is not None:
+    path = path / str(step)
+  is_step = (path / "state").is_dir() and (path / "info" / "metadata").exists()
+  return path if is_step else None
+
+
+def open(
+  path: epath.PathLike,
+  open_source: Callable[[str], Checkpoint],
+  *,
+  above: tuple[epath.Path, ...] = (),
+) -> Checkpoint:
+  """Opens a step: its moving average, else its weights, over the frozen ones.
+
+  Args:
+    path: See `find`.
+    open_source: Opens what the run started from, in whatever format it is. A
+      relative path is looked for in the current folder, then in that of the
+      step and upwards; else it is given to `open_source` as it is, which may
+      know it as a name.
+    above: Steps that started from this one, the nearest last.
+
+  Returns:
+    Checkpoint of the step, with the settings of the run's config. What was
+    frozen is rounded as the run held it: to few bits in a QLoRA run.
+
+  Raises:
+    ValueError: No step, unreadable, frozen weights that were random and are
+      gone, that are not those the run started from, or are the run's own.
+  """
+  step = find(path)
+  if step is None:
+    raise ValueError(
+      f"{path}: holds no step of a training run, expected its workdir, the "
+      'folder "checkpoints" in it or one of the steps in there'
+    )
+  if step.resolve() in [other.resolve() for other in above]:
+    raise ValueError(f"{step}: says that it started from itself")
+  file = step / "info" / "metadata"
+  with zarr.one_line(str(file)):
+    metadata = json.loads(disk.path(file).read_text())["metadata"]
+    config, init = metadata["config"], metadata["init"]
+    source, expected = str(init["path"]), str(init["fingerprint"])
+    trains_all = ".*" in config["trainable"]
+    res = int(config["res"])
+    held_in = config.get("frozen_dtype", "float32")
+    registry.lookup(_HELD_IN, held_in, "frozen_dtype")
+    preprocessing = {"preprocessing": str(config["train"]["resize"])}
+    computed_in = config["model"].get("dtype")
+  img, llm = _settings(file, config)
+  trained, ignored = _trained(step / "state")
+  found = Checkpoint(
+    path=str(step),
+    format="training run",
+    leaves=trained,
+    img=img,
+    llm=llm,
+    ignored=ignored,
+    metadata=preprocessing,
+    compute_dtype=computed_in,
+  )
+  if source == "random" and not trains_all:
+    raise ValueError(
+      f"{step}: the frozen weights of this run were random ({expected}) and "
+      "are stored nowhere; "
+      + (
+        "a run whose adapters are to be used needs an init"
+        if "lora" in llm
+        else 'convert its "final.npz"'
+      )
+    )
+  if trains_all:
+    metadata = _metadata_of(source, step, open_source) | preprocessing
+    return dataclasses.replace(found, metadata=metadata)
+  with errors.named(step):
+    source = _locate(source, step)
+    if find(source) is None:
+      frozen = open_source(source)
+    else:
+      frozen = open(source, open_source, above=(*above, step))
+  given = fingerprint.of(frozen.path)
+  if given != expected:
+    raise ValueError(
+      f"{step}: was trained on top of {source} with {expected}, but "
+      f"{frozen.path} has {given}; put the former weights there"
+    )
+  leaves = _resampled(_laid_over(frozen, trained, step), res)
+  below = {name: leaf for name, leaf in leaves.items() if name not in trained}
+  with errors.named(step):
+    held = _held(below, held_in)
+  return dataclasses.replace(
+    found,
+    format=f"training run on {frozen.path} in {held_in}",
+    leaves=dict(sorted({**held, **trained}.items())),
+    ignored=found.ignored + frozen.ignored,
+    created=tuple(name for name in frozen.created if name not in trained),
+    metadata=frozen.metadata | preprocessing,
+  )
+
+
+def _held(frozen, dtype):
+  """Leaves as a run holds them that keeps what is frozen in a dtype."""
+  if dtype in quantization.KINDS:
+    return quantized_leaves.rounded(frozen, dtype)
+  dtypes = precision.storage_dtypes(frozen, dtype)
+  return {
+    name: leaf
+    if dtypes[name] in (leaf.dtype, np.float32) or quantization.split(name)
+    else cast(leaf, dtypes[name])
+    for name, leaf in frozen.items()
+  }
+
+
+def _metadata_of(source, step, open_source):
+  """What the source says of a run that trained all of it, if it is there."""
+  try:
+    return open_source(_locate(source, step)).metadata
+  except ValueError:
+    return {}
+
+
+def _settings(file, config):
+  """Fields of vit.Model and gemma.Model, as models/paligemma.make has them."""
+  with zarr.one_line(str(file)):
+    model = config["model"]
+    variant = str(model["variant"])
+    img, llm = dict(model.get("img") or {}), dict(model.get("llm") or {})
+    lora = model.get("lora")
+  try:
+    sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
+    llm = {"variant": sizes.llm, **sizes.llm_overrides, **llm}
+    decoder = registry.lookup(variants.GEMMA, llm["variant"], "decoder")
+  except ValueError as e:
+    raise ValueError(f"{file}: {e}") from None
+  llm = {**vars(decoder), **llm}
+  adapted = {}
+  if lora is not None:
+    with zarr.one_line(str(file)):
+      adapted["lora"] = Lora(**lora)
+  return (
+    {field: img[field] for field in _IMG_FIELDS if field in img} | adapted,
+    {field: llm[field] for field in _LLM_FIELDS} | adapted,
+  )
+
+
+def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
+  """The leaves that count, and the names of the others."""
+  arrays = orbax.tensors(state)
+  kind = "ema/" if any(n.startswith("ema/") for n in arrays) else "trainable/"
+  leaves = {
+    name.removeprefix(kind): Leaf.of(array)
+    for name, array in sorted(arrays.items())
+    if name.startswith(kind)
+  }
+  orbax.check_names(state, leaves)
+  return leaves, tuple(n for n in arrays if not n.startswith(kind))
+
+
+def _locate(source: str, step: epath.Path) -> str:
+  """The path of what a run started from."""
+  folders = [epath.Path(), *(epath.Path(p) for p in step.resolve().parents)]
+  for folder in folders:
+    # Without ":sub/tree", and without the colon of "gs://".
+    path = folder / source
+    if path.exists() or (folder / source.rpartition(":")[0]).is_file():
+      return str(path)
+  return source
+
+
+def _laid_over(
+  frozen: Checkpoint, trained: Mapping[str, Leaf], step: epath.Path
+) -> dict[str, Any]:
+  """Frozen leaves in the layout of the run, with the trained ones in place."""
+  leaves = {}
+  for tower in ("img/", "llm/"):
+    below = {n: x for n, x in frozen.leaves.items() if n.startswith(tower)}
+    names = [name for name in trained if name.startswith(tower)]
+    if any(layouts.split_layer(name) for name in names):
+      below = unstack_layers(below)
+    elif any(layouts.split_stacked(name) for name in names):
+      below = stack_layers(below)
+    leaves |= below
+  foreign = {n for n in trained if not re.fullmatch(PARAMETERS, n)}
+  if foreign := foreign - leaves.keys():
+    raise ValueError(
+      f"{step}: trained {orbax.listed(foreign)}, which {frozen.path} lacks"
+    )
+  return dict(sorted({**leaves, **trained}.items()))
+
+
+def _resampled(leaves, res):
+  """The position embedding as the run saw it, in pixels of its config."""
+  name, kernel = "img/pos_embedding", "img/embedding/kernel"
+  if name in leaves and kernel in leaves:
+    positions = (res // leaves[kernel].shape[0]) ** 2
+    leaves[name] = resample.resample(leaves[name], positions)
+  return leaves

@@ -1,0 +1,256 @@
+"""Checkpoints of a running training, written in the background by Orbax.
+
+directory/
+  300/                          appears whole, or not at all
+    state/                      trainable, opt_state and ema, by name
+    data/process_0-of-2.json    where each process stands in its data
+    info/                       what the trainer wants to find again
+"""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain.checkpoint
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from paligemma import disk, tree
+
+# How tensorstore ends a message on a call of the operating system.
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
+
+
+class StepCheckpoints:
+  """The checkpoints of one training run, by step.
+
+  Frozen weights are not written: `metadata` names their source. All processes
+  of a run make the same calls. Use it as a context manager, or close it.
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    *,
+    max_to_keep: int | None = None,
+    keep_period: int | None = None,
+    asynchronous: bool = True,
+  ):
+    """Opens a directory and removes what an earlier run left half-written.
+
+    Args:
+      directory: Holds nothing but checkpoints; made if absent.
+      max_to_keep: How many of the last ones stay, default all.
+      keep_period: Steps divisible by it stay beyond max_to_keep.
+      asynchronous: Write in the background. `save` then returns once the
+        arrays are copied to the host, and their buffers may be donated.
+    """
+    self._directory = epath.Path(directory).resolve()
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=max_to_keep,
+        keep_period=keep_period,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=asynchronous,
+      ),
+      item_handlers={
+        "state": ocp.StandardCheckpointHandler(),
+        "data": grain.checkpoint.CheckpointHandler(),
+        "info": ocp.JsonCheckpointHandler(),
+      },
+    )
+
+  def save(
+    self,
+    step: int,
+    trainable: Mapping[str, jax.Array],
+    opt_state: Any,
+    *,
+    ema: Mapping[str, jax.Array] | None = None,
+    data_iterator: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Writes the state after `step` steps; a step already saved is left as is.
+
+    Args:
+      step: How many steps are done.
+      trainable: Name -> array, sharded in any way.
+      opt_state: Pytree of arrays.
+      ema: Name -> array, default none.
+      data_iterator: Iterator of grain, saved as it stands: what it has yielded
+        is not yielded again.
+      metadata: What JSON holds: the config, source and fingerprint of the
+        frozen weights.
+
+    Raises:
+      OSError: The disk is full, or cannot be written; also while the step
+        before this one was written in the background.
+    """
+    if step in self._manager.all_steps():
+      return
+    info = {"process_count": jax.process_count(), "metadata": metadata or {}}
+    items = {
+      "state": ocp.args.StandardSave(_by_name(trainable, opt_state, ema)),
+      "info": ocp.args.JsonSave(info),
+    }
+    if data_iterator is not None:
+      items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
+    with self._disk():
+      # force: which steps are worth saving is the caller's decision.
+      self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+  def restore(
+    self,
+    step: int,
+    trainable: Mapping[str, Any],
+    opt_state: Any,
+    *,
+    ema: Mapping[str, Any] | None = None,
+    data_iterator: Any = None,
+  ) -> tuple[tree.Flat, Any, tree.Flat | None]:
+    """Reads the state after `step` steps.
+
+    Args:
+      step: One of the saved steps.
+      trainable: Name -> jax.ShapeDtypeStruct with the sharding the array is to
+        have (another one than it was saved with, if wanted), or an array.
+      opt_state: Pytree of the same.
+      ema: Name -> the same, default none.
+      data_iterator: Set to where it stood. Where it stood at the same place in
+        all processes, another number of them may go on from there.
+
+    Returns:
+      (trainable, opt_state, ema).
+
+    Raises:
+      ValueError: No such step; names, shapes or dtypes differ from those that
+        were saved (lists them); another number of processes read the data, and
+        stood at different places in it.
+    """
+    abstract = (trainable, opt_state, ema)
+    wanted = {n: _abstract(x) for n, x in _by_name(*abstract).items()}
+    self._check_state(step, wanted)
+    items = {"state": ocp.args.StandardRestore(wanted)}
+    if data_iterator is not None:
+      self._restore_data(step, data_iterator)
+    restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+    leaves = [restored["state"][name] for name in wanted]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """Returns the metadata that was saved with a step.
+
+    Raises:
+      ValueError: No such step.
+    """
+    return self._info(step)["metadata"]
+
+  def latest_step(self) -> int | None:
+    """Returns the last step that is wholly written, None if there is none.
+
+    Waits for a step that is being written.
+    """
+    self.wait()
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Waits until all is written; raises what went wrong meanwhile."""
+    with self._disk():
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, and ends the threads in the background."""
+    with self._disk():
+      self._manager.close()
+
+  def __enter__(self) -> "StepCheckpoints":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self.close()
+
+  @contextlib.contextmanager
+  def _disk(self) -> Iterator[None]:
+    """Makes of what is raised of the disk an OSError with a path."""
+    try:
+      with disk.named(self._directory):
+        yield
+    except ValueError as e:
+      if found := _OS_ERROR.search(str(e)):
+        number = int(found[1])
+        directory = str(self._directory)
+        raise OSError(number, os.strerror(number), directory) from None
+      raise
+
+  def _info(self, step: int) -> dict[str, Any]:
+    self._check_step(step)
+    args = ocp.args.Composite(info=ocp.args.JsonRestore())
+    return self._manager.restore(step, args=args)["info"]
+
+  def _check_step(self, step: int) -> None:
+    self.wait()
+    if step not in (steps := list(self._manager.all_steps())):
+      raise ValueError(
+        f"{self._directory}: no checkpoint of step {step}, found steps {steps}"
+      )
+
+  def _check_state(self, step: int, wanted: tree.Flat) -> None:
+    self._check_step(step)
+    found = self._manager.item_metadata(step)["state"].tree
+    lines = tree.compare(wanted, found) or [
+      f"{name}: found dtype {found[name].dtype}, expected {leaf.dtype}"
+      for name, leaf in wanted.items()
+      if found[name].dtype != leaf.dtype
+    ]
+    if lines:
+      raise ValueError(
+        f"{self._directory / str(step)}: the checkpoint differs from this run "
+        f"in {len(lines)} of {len(wanted)} leaves: {'; '.join(lines)}"
+      )
+
+  def _restore_data(self, step: int, iterator: Any) -> None:
+    count = self._info(step)["process_count"]
+    folder = self._directory / str(step) / "data"
+    files = [folder / f"process_{i}-of-{count}.json" for i in range(count)]
+    if count == jax.process_count():
+      state = _state(files[jax.process_index()])
+    else:
+      state, *others = map(_state, files)
+      if any(other != state for other in others):
+        raise ValueError(
+          f"{folder.parent}: {count} processes stood at different places in "
+          f"the data, this run has {jax.process_count()}; resume with {count}"
+        )
+    iterator.set_state(state)
+    iterator.start_prefetch()
+
+
+def _state(file: epath.Path) -> Any:
+  """What CheckpointSave wrote of one process."""
+  try:
+    text = file.read_text()
+    return json.loads(text)
+  except (OSError, RecursionError, ValueError) as e:
+    reason = str(e) or type(e).__name__
+    raise ValueError(f"{file}: missing or damaged ({reason})") from None
+
+
+def _by_name(trainable: Any, opt_state: Any, ema: Any) -> tree.Flat:
+  """The leaves of all three by name, in the order of jax.tree.leaves."""
+  named = {}
+  for what, subtree in zip(
+    ("trainable", "opt_state", "ema"), (trainable, opt_state, ema), strict=True
+  ):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(subtree):
+      name = jax.tree_util.keystr(path, simple=True, separator="/")
+      named[f"{what}/{name}"] = leaf
+  return named
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

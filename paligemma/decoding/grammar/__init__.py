@@ -1,0 +1,246 @@
+"""Grammars: which answers decoding may give, whatever the model prefers.
+
+    only = grammar.boxes(tokenizer, labels=["cat", "dog"], masks="optional")
+    decode.generate(model, params, batch, max_decode_len=64, grammar=only)
+
+A grammar is made on the host, from the tokenizer, and is a few arrays that the
+decode loop follows (automaton.py). In a config it is written as a string:
+
+    boxes(masks=True)    choices("yes", "no")    regex("[0-9]{1,3}")    anything
+
+An answer never leaves its grammar and always ends: eos is allowed where the
+grammar has an end, and near the length limit only tokens remain from which an
+end is in reach. So a limit that is short leaves out the longer answers.
+"""
+
+import re
+from collections.abc import Sequence
+
+from paligemma import registry
+from paligemma.decoding.grammar import automaton, language, patterns, pieces
+from paligemma.decoding.grammar.automaton import Grammar
+from paligemma.decoding.grammar.pieces import Tokenizer
+
+__all__ = [
+  "GRAMMARS",
+  "Grammar",
+  "Tokenizer",
+  "anything",
+  "boxes",
+  "choices",
+  "make",
+  "regex",
+]
+
+_LAST_LOC, _LAST_SEG, _CODES = 1023, 127, 16
+_MASKS = {False: (0, 0), True: (1, 1), "optional": (0, 1)}
+_PIECE = re.compile("<(loc|seg)[0-9]+>")
+
+
+def anything(tokenizer: Tokenizer) -> Grammar:
+  """All answers, also those that the limit cuts: decoding as without it."""
+  return automaton.anything(tokenizer.vocab_size, tokenizer.eos_id)
+
+
+def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
+  """One of some answers, letter for letter.
+
+  Each is written with the tokens that the tokenizer encodes it to, as in
+  training, so that its probability is not shared by other spellings.
+
+  Args:
+    tokenizer: that of the model.
+    answers: the answers, or one list of them. One may begin another; "" is an
+      answer too.
+
+  Raises:
+    ValueError: there is no answer, or one is no text that the tokenizer gives
+      back as it is.
+  """
+  if len(answers) == 1 and isinstance(answers[0], list | tuple):
+    (answers,) = answers
+  if not answers:
+    raise ValueError("choices: there is none, expected at least one answer.")
+  for i, answer in enumerate(answers):
+    _check_text(tokenizer, answer, f"choices: answer {i}")
+  spelled = (language.tokens(tokenizer.encode(answer)) for answer in answers)
+  return _lift(tokenizer, language.Either(tuple(spelled)), with_text=False)
+
+
+def regex(tokenizer: Tokenizer, pattern: str) -> Grammar:
+  """What a regular expression matches as a whole, in any tokens that spell it.
+
+  Args:
+    tokenizer: that of the model.
+    pattern: as in Python's re with re.ASCII, see patterns.py.
+
+  Raises:
+    ValueError: the pattern is malformed or not supported, names the position;
+      or it needs too many states, or matches nothing that can be written.
+  """
+  if not isinstance(pattern, str):
+    raise ValueError(f"regex: pattern is {pattern!r:.60}, expected a text.")
+  return _lift(tokenizer, patterns.parse(pattern))
+
+
+def boxes(
+  tokenizer: Tokenizer,
+  labels: Sequence[str] | None = None,
+  *,
+  masks: bool | str = False,
+  at_least: int = 1,
+  at_most: int | None = None,
+  separator: str = " ; ",
+) -> Grammar:
+  """Boxes with labels and masks, as data/location.py writes them.
+
+      <loc0256><loc0000><loc0512><loc0512><seg001>...<seg127> cat ; <loc...> dog
+
+  Every box has an area: y0 < y1 and x0 < x1. Nothing that location.parse or
+  metrics.Segmentation calls invalid is ever written.
+
+  Args:
+    tokenizer: that of the model.
+    labels: those to choose from, in the tokens of training; "" is a box without
+      a label. None: words of any characters but "<" and ";", one space apart.
+    masks: whether 16 codes follow the locations: True, False or "optional".
+    at_least: number of boxes; with 0 the answer may be empty.
+    at_most: number of boxes; None for as many as the length limit allows.
+    separator: between boxes, spaces and ";".
+
+  Raises:
+    ValueError: an argument is not of this kind.
+  """
+  if not isinstance(masks, bool | str) or masks not in _MASKS:
+    raise ValueError(
+      f'boxes: masks={masks!r}, expected True, False or "optional".'
+    )
+  if not isinstance(at_least, int) or at_least < 0:
+    raise ValueError(f"boxes: at_least={at_least!r}, expected 0 or more.")
+  fewest = max(at_least, 1)
+  if at_most is not None and not (
+    isinstance(at_most, int) and at_most >= fewest
+  ):
+    raise ValueError(
+      f"boxes: at_most={at_most!r}, expected at least {fewest}, or None."
+    )
+  if not isinstance(separator, str) or separator.strip(" ;"):
+    raise ValueError(
+      f'boxes: separator={separator!r}, expected spaces and ";", which do not'
+      " belong to a label."
+    )
+  loc = [language.TOKEN + tokenizer.loc_id(i) for i in range(_LAST_LOC + 1)]
+  seg = [language.TOKEN + tokenizer.seg_id(i) for i in (0, _LAST_SEG)]
+  # Behind the last location there is none for the other end of the box.
+  low = language.Symbols(((loc[0], loc[-2]),))
+  high = language.Symbols(((loc[0], loc[-1]),), rising=True)
+  codes = language.Repeat(language.Symbols((tuple(seg),)), _CODES, _CODES)
+  mask = language.Repeat(codes, *_MASKS[masks])
+  box = language.Sequence((low, low, high, high, mask))
+  if labels is None:
+    last = _free_label()
+    inner = language.Sequence((last, language.text(separator)))
+  else:
+    inner, last = _listed_labels(tokenizer, labels, separator)
+  inner = language.Repeat(
+    language.Sequence((box, inner)),
+    fewest - 1,
+    None if at_most is None else at_most - 1,
+  )
+  answer = language.Sequence((inner, box, last))
+  if at_least == 0:
+    answer = language.Repeat(answer, 0, 1)
+  return _lift(tokenizer, answer, with_text=labels is None)
+
+
+GRAMMARS = {
+  "anything": anything,
+  "boxes": boxes,
+  "choices": choices,
+  "regex": regex,
+}
+
+
+def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
+  """The grammar that a string names; a grammar is returned as it is.
+
+  Args:
+    grammar: a Grammar, or how one would write it with a name of GRAMMARS:
+
+      anything
+      boxes(["cat", "dog"], at_least=0)
+      choices("yes", "no")
+      regex("[0-9]+")
+
+    tokenizer: that of the model.
+
+  Raises:
+    ValueError: unknown name or argument, or a grammar that its function
+      refuses.
+  """
+  if isinstance(grammar, Grammar):
+    return grammar
+  if not isinstance(grammar, str):
+    raise ValueError(f"grammar is {grammar!r:.60}, expected a text.")
+  return registry.make(grammar, GRAMMARS, "grammar", tokenizer)
+
+
+def _lift(tokenizer, expression, *, with_text=True) -> Grammar:
+  """Where an expression has tokens alone, their texts are not looked at."""
+  written = pieces.of(tokenizer) if with_text else [b""] * tokenizer.vocab_size
+  return automaton.lift(
+    language.automaton(expression), written, tokenizer.eos_id
+  )
+
+
+def _free_label():
+  """Words that location.parse reads as one label, with a space before each."""
+  excluded = [
+    *map(ord, ";<"),
+    *filter(lambda i: chr(i).isspace(), range(1 << 16)),
+  ]
+  character = language.characters(
+    patterns.inverted((code, code) for code in excluded)
+  )
+  word = language.Sequence(
+    (language.text(" "), language.Repeat(character, 1, None))
+  )
+  return language.Repeat(word, 1, None)
+
+
+def _listed_labels(tokenizer, labels, separator):
+  """What stands between boxes, and what behind the last."""
+  if not isinstance(labels, list | tuple) or not labels:
+    raise ValueError(
+      f"boxes: labels={labels!r:.60}, expected a list of them, or None for any;"
+      ' without labels, [""].'
+    )
+  for i, label in enumerate(labels):
+    where = f"boxes: label {i}"
+    _check_text(tokenizer, label, where)
+    if label != label.strip() or ";" in label or _PIECE.search(label):
+      raise ValueError(
+        f'{where} is {label!r:.60}, expected no ";", location or code in it,'
+        " and no space around it."
+      )
+
+  # As in training, what stands between two locations is encoded as a whole.
+  location = tokenizer.encode("<loc0000>")
+  inner, last = [], []
+  for label in labels:
+    written = f" {label}" if label else ""
+    around = tokenizer.encode(f"<loc0000>{written}{separator}<loc0000>")
+    assert around[:1] == around[-1:] == location, around
+    inner.append(language.tokens(around[1:-1]))
+    last.append(language.tokens(tokenizer.encode(f"<loc0000>{written}")[1:]))
+  return language.Either(tuple(inner)), language.Either(tuple(last))
+
+
+def _check_text(tokenizer, text, where):
+  if not isinstance(text, str):
+    raise ValueError(f"{where} is {text!r:.60}, expected a text.")
+  if (back := tokenizer.decode(tokenizer.encode(text))) != text:
+    raise ValueError(
+      f"{where} is {text!r:.60}, which the tokenizer gives back as"
+      f" {back!r:.60}."
+    )

@@ -1,0 +1,263 @@
+"""How answers are chosen: token by token, or among several whole answers.
+
+`Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens, called with
+
+  logits: f32[B, V], unnormalised log-probabilities of the next token.
+  rng: a JAX random key, or None where `stochastic` is False.
+
+and return i32[B], one token id per row. Equal logits are ranked by token id,
+the lower first, so top-k and nucleus keep the same set on every backend.
+
+`Beam` and `BestOf` choose among answers; decode.generate carries them out. All
+are frozen (hashable) dataclasses that can be written as strings, see `make`.
+"""
+
+import dataclasses
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from paligemma import registry
+
+
+class Sampler(Protocol):
+  """Chooses one token per row; `stochastic` says whether it needs an rng."""
+
+  stochastic: ClassVar[bool]
+
+  def __call__(self, logits: jax.Array, rng: jax.Array | None) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+  """The most probable token."""
+
+  stochastic: ClassVar[bool] = False
+
+  def __call__(self, logits, rng=None):
+    # jnp.argmax takes three times as long on CPUs, a tenth of a small model.
+    is_less = logits < jnp.max(logits, axis=-1, keepdims=True)
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    return jnp.min(jnp.where(is_less, logits.shape[-1], ids), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+  """A draw from softmax(logits / temperature) over the whole vocabulary.
+
+  Attributes:
+    temperature: positive; below 1 sharpens the distribution, above 1 flattens.
+  """
+
+  stochastic: ClassVar[bool] = True
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _check_temperature(self)
+
+  def __call__(self, logits, rng):
+    token = jax.random.categorical(rng, logits / self.temperature)
+    return token.astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopK:
+  """A draw from the k most probable tokens, renormalised.
+
+  Exactly k tokens take part, ties at the border included: the lower id stays.
+  With k at or above the vocabulary this is `Temperature`.
+
+  Attributes:
+    k: tokens kept, at least 1.
+    temperature: as in `Temperature`; it does not change which tokens are kept.
+
+  Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1.
+  """
+
+  stochastic: ClassVar[bool] = True
+  k: int = 40
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _check_temperature(self)
+    _check_count(self, "k")
+
+  def __call__(self, logits, rng):
+    kept, ids = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
+    return _draw(rng, kept / self.temperature, ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nucleus:
+  """A draw from the smallest set of tokens that holds the mass p.
+
+  Tokens are ranked by probability; one is kept while the mass before it is
+  below p. So at least one token is kept, the token that reaches p is the last,
+  and p = 1 keeps everything up to float32 rounding of the running sum.
+
+  Attributes:
+    p: mass of softmax(logits / temperature) to keep, 0 < p <= 1.
+    temperature: as in `Temperature`; applied before the set is chosen.
+
+  Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration",
+  section 3.1, equations 2 and 3.
+  """
+
+  stochastic: ClassVar[bool] = True
+  p: float = 0.9
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _check_temperature(self)
+    if not 0 < self.p <= 1:
+      raise ValueError(f"Nucleus: p={self.p}, expected a mass in (0, 1].")
+
+  def __call__(self, logits, rng):
+    ids = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+    ranked = jnp.take_along_axis(logits, ids, axis=-1) / self.temperature
+    mass = jax.nn.softmax(ranked.astype(jnp.float32), axis=-1)
+    # The sum is shifted by one rather than reduced by each token's own mass:
+    # a difference of sums would round, and the first entry must be exactly 0.
+    before = jnp.pad(jnp.cumsum(mass, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+    return _draw(rng, jnp.where(before < self.p, ranked, -jnp.inf), ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+  """Beam search for the answer with the highest score, see decoding/beam.py.
+
+  Attributes:
+    beam_size: answers that are followed at a time. 1 without length penalty is
+      `Greedy`.
+    length_penalty: alpha of `score`, 0 or more.
+  """
+
+  stochastic: ClassVar[bool] = False
+  beam_size: int = 4
+  length_penalty: float = 0.0
+
+  def __post_init__(self):
+    _check_count(self, "beam_size")
+    _check_length_penalty(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class BestOf:
+  """The one with the highest score of n answers that are drawn independently.
+
+  The score is the model's own, whatever `sampler` does to the distribution.
+  Without length penalty the most probable of the n answers wins, as with
+  best_of_n of big_vision, and as beam search has it. That favours short
+  answers; the mean log-probability per token, which others take, favours long
+  and repetitive ones, and a length penalty of 1 comes close to it.
+
+  Attributes:
+    n: answers drawn per prompt.
+    sampler: what chooses the tokens, one that draws at random.
+    length_penalty: alpha of `score`, 0 or more.
+  """
+
+  stochastic: ClassVar[bool] = True
+  n: int = 8
+  sampler: Sampler = dataclasses.field(default_factory=Temperature)
+  length_penalty: float = 0.0
+
+  def __post_init__(self):
+    _check_count(self, "n")
+    _check_length_penalty(self)
+    if not callable(self.sampler) or not self.sampler.stochastic:
+      raise ValueError(
+        f"BestOf: sampler={self.sampler}, expected one that draws tokens at"
+        " random, such as Temperature() or Nucleus()."
+      )
+
+
+SAMPLERS = {
+  "greedy": Greedy,
+  "temperature": Temperature,
+  "top_k": TopK,
+  "nucleus": Nucleus,
+  "beam": Beam,
+  "best_of": BestOf,
+}
+
+AnySampler = Sampler | Beam | BestOf
+
+
+def make(sampler: str | AnySampler) -> AnySampler:
+  """Builds a sampler from a string; a sampler is returned as it is.
+
+  Args:
+    sampler: a sampler, or how one would write it with a name of SAMPLERS:
+
+      greedy
+      nucleus(0.9)
+      beam(beam_size=4, length_penalty=0.6)
+      best_of(n=16, sampler=top_k(k=40, temperature=0.7))
+
+  Returns:
+    The sampler.
+
+  Raises:
+    ValueError: unknown name or argument, or a value out of range.
+  """
+  if not isinstance(sampler, str):
+    return sampler
+  return registry.make(sampler, SAMPLERS, "sampler", nested=True)
+
+
+def score(log_prob, num_tokens, length_penalty):
+  """What answers are ranked by: log-probability over a penalty of the length.
+
+      score(Y) = log P(Y | X) / lp(Y),   lp(Y) = ((5 + |Y|) / (5 + 1)) ** alpha
+
+  Alpha = 0 ranks by probability. The larger it is, the longer the answers:
+  a log-probability is negative, and lp grows with the length.
+
+  Source: Wu et al. 2016, "Google's Neural Machine Translation System",
+  arXiv:1609.08144, equation 14 without coverage. Its best alpha was 0.2.
+  transformers divides by |Y| ** length_penalty.
+
+  Args:
+    log_prob: f32[...], of whole answers.
+    num_tokens: i32[...] or int, |Y|, eos included.
+    length_penalty: float, alpha.
+
+  Returns:
+    f32[...].
+  """
+  return log_prob / ((5.0 + num_tokens) / 6.0) ** length_penalty
+
+
+def _draw(rng, logits, ids):
+  """One id per row of ids i32[B, K], drawn by logits f32[B, K]."""
+  rank = jax.random.categorical(rng, logits)
+  return jnp.take_along_axis(ids, rank[:, None], axis=-1)[:, 0].astype(
+    jnp.int32
+  )
+
+
+def _check_temperature(sampler):
+  if not sampler.temperature > 0:
+    raise ValueError(
+      f"{type(sampler).__name__}: temperature={sampler.temperature}, expected"
+      ' a positive number; for the most probable token use "greedy".'
+    )
+
+
+def _check_count(sampler, field):
+  value = getattr(sampler, field)
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(
+      f"{type(sampler).__name__}: {field}={value!r}, expected a whole number of"
+      " at least 1."
+    )
+
+
+def _check_length_penalty(sampler):
+  if not sampler.length_penalty >= 0:
+    raise ValueError(
+      f"{type(sampler).__name__}: length_penalty={sampler.length_penalty},"
+      " expected 0 or more."
+    )

@@ -1,0 +1,357 @@
+"""Models from checkpoints of any format, and back into them."""
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+
+from paligemma import init, quantization, registry, tree
+from paligemma.checkpoints import (
+  errors,
+  fit,
+  formats,
+  infer,
+  leaves,
+  npz,
+  precision,
+  presets,
+  quantized_leaves,
+)
+from paligemma.checkpoints.huggingface import write as huggingface_write
+from paligemma.checkpoints.orbax import folder as orbax
+from paligemma.lora import apply as lora
+from paligemma.models import gemma, mask_codec
+from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
+
+_TABLE = "llm/embedder/input_embedding"
+_LAST_NORM = "llm/final_norm/scale"
+# How a model runs, not what it is.
+_OF_THE_RUN = {
+  "attention",
+  "lora",
+  "dtype",
+  "remat_policy",
+  "dropout",
+  "parent",
+  "name",
+}
+
+
+def load(
+  path,
+  dtype=None,
+  *,
+  quantize=None,
+  res=None,
+  img=None,
+  llm=None,
+  mesh=None,
+  load_weights=True,
+  seed=0,
+  directory=None,
+):
+  """Reads a model from a checkpoint of any format.
+
+  Tensor by tensor: beside the parameters themselves there is never more than
+  one of them in host memory, and of a file that can be mapped only a block.
+
+  Args:
+    path: what formats.open takes: an .npz with big_vision's names, a folder of
+      Hugging Face, Orbax, a training run, Gemma or keras-hub; the name of a
+      preset such as "paligemma2_3b_pt_224"; or {"img": path, "llm": path} for
+      two towers that have not met.
+    dtype: "float32", "bfloat16" or "float16", for storage (see
+      checkpoints/precision.py) and for computing. Default: stored as in the
+      file, computed in what the file says, else in the dtype of its embedding
+      table, or of the norm before it where the table is quantized.
+    quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
+      while they are read; see quantized.py. `dtype` is then that of computing
+      and of all the rest. Default: as in the file, which may be quantized.
+    res: int, side of the images in pixels; the position embedding is resampled
+      to it. Default: that of the checkpoint.
+    img: dict of fields of vit.Model to override.
+    llm: dict of fields of gemma.Model to override. What shapes cannot tell
+      comes from here, else from the files (the config of a Hugging Face folder
+      gives PaliGemma 2 a sliding window of 4096), else from the variant of
+      those sizes (the reference trained PaliGemma 2 without window). What was
+      chosen is logged at INFO and stands in the model that is returned.
+    mesh: mesh of sharding.make_mesh to split the parameters over (FSDP).
+      Default: all on the default device.
+    load_weights: False draws random weights; of a preset no file is needed.
+    seed: int, of what is drawn.
+    directory: where presets are looked for, see presets.find.
+
+  Returns:
+    Tuple of the Model and its parameters {"img": ..., "llm": ...}; a decoder
+    alone has `img` None and no "img". Model.metadata keeps what the files say
+    beside the towers, such as how pictures are prepared.
+
+  Raises:
+    ValueError: the checkpoint is unreadable, of an unknown format, holds other
+      leaves than the model, or is quantized in another way than asked for; one
+      line that names file and leaves.
+  """
+  if quantize is not None:
+    quantization.check_kind(quantize)
+  if not load_weights and presets.is_name(path):
+    preset = presets.get(path)
+    model = preset_model(preset, img=img, llm=llm)
+    found = init.shapes(model, res := res or preset.res)
+    stored, stated = precision.storage_dtypes(found, dtype or "float32"), None
+    arrays = quantized_leaves.storage(found, stored, quantize)
+  else:
+    checkpoint = formats.open(path, directory=directory)
+    model, res = model_of(checkpoint, res=res, img=img, llm=llm)
+    with errors.named(checkpoint.path):
+      found = fit.fit(checkpoint, init.shapes(model, res))
+    stored = {name: leaf.dtype for name, leaf in found.items()}
+    stated = checkpoint.compute_dtype
+    if isinstance(found[_TABLE], quantized_leaves.Pair):
+      stored[_TABLE] = stored[_LAST_NORM]
+    if dtype is not None:
+      stored = precision.storage_dtypes(found, dtype)
+    with errors.named(checkpoint.path):
+      arrays = quantized_leaves.storage(found, stored, quantize)
+    logging.info("%s", checkpoint.describe())
+  model = _compute_in(model, dtype or stated or str(stored[_TABLE]))
+  logging.info("%s", model)
+  arrays = _placed(arrays, mesh)
+  if load_weights:
+    with errors.named(checkpoint.path):
+      params = quantized_leaves.place_all(found, arrays)
+  else:
+    params = init.random_params(model, res, arrays, seed=seed)
+  return model, tree.unflatten(params)
+
+
+def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
+  """Writes a model for other programs, or for `load`.
+
+  Args:
+    path: file or folder to write; it appears when it is complete.
+    model: Model, without adapters: see merge_lora and save_adapter.
+    params: its parameters {"img": ..., "llm": ...}, sharded in any way; over
+      several processes for "orbax" alone.
+    format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
+      vLLM; of a decoder alone also llama.cpp) or "orbax". Default: npz where
+      the path ends in .npz. A Hugging Face folder holds the values of matrices
+      that are quantized in full precision: the same answers, more bytes.
+    dtype: every parameter is cast to it but those that are quantized. Default:
+      as they are.
+    tokenizer: Tokenizer or path of a SentencePiece file, for the tokenizer
+      files of a Hugging Face folder. Default: none are written.
+
+  Raises:
+    ValueError: unknown format, or one that cannot hold this model, such as one
+      with adapters.
+  """
+  write(
+    path,
+    tree.flatten(params),
+    model_fields(model),
+    format=format,
+    dtype=dtype,
+    tokenizer=tokenizer,
+    compute_dtype=str(jnp.dtype(dtype or model.llm.dtype)),
+  )
+
+
+def load_mask_codec(path):
+  """Reads the codec of segmentation masks.
+
+  Args:
+    path: the published "vae-oid.npz", or one with its names; see
+      models/mask_codec.py.
+
+  Returns:
+    Parameters for mask_codec.encode and mask_codec.decode.
+
+  Raises:
+    ValueError: unreadable, or other names or shapes in it.
+  """
+  return mask_codec.from_arrays(npz.load(path), path)
+
+
+def model_of(checkpoint, *, res=None, img=None, llm=None):
+  """The model of a checkpoint that was opened.
+
+  Args:
+    checkpoint: Checkpoint.
+    res, img, llm: as in `load`.
+
+  Returns:
+    Tuple of the Model, in float32, and the side of its images in pixels.
+
+  Raises:
+    ValueError: the sizes cannot be read off the leaves, or a field is unknown.
+  """
+  with errors.named(checkpoint.path):
+    sizes = infer.sizes(checkpoint.leaves)
+    if "llm" not in sizes:
+      raise ValueError(
+        'holds no decoder; combine it with one: {"img": path, "llm": path}'
+      )
+    llm = {**sizes["llm"], **checkpoint.llm, **(llm or {})}
+    if "img" in sizes:
+      res = sizes["img"].pop("res") if res is None else res
+      sizes["img"].pop("res", None)
+      img = {**sizes["img"], **checkpoint.img, **(img or {})}
+    elif img:
+      raise ValueError(f"has no image tower to give {sorted(img)}")
+    model = paligemma_model.from_sizes(img or None, llm)
+    _check_heads(model.llm)
+  return model.clone(metadata=checkpoint.metadata), res
+
+
+def _check_heads(llm):
+  """What would fail when the model runs, and say less."""
+  if llm.num_heads % llm.num_kv_heads:
+    raise ValueError(
+      f"{llm.num_heads} heads share {llm.num_kv_heads} key/value heads, "
+      "expected a divisor"
+    )
+  if llm.head_dim % 2:
+    raise ValueError(f"head dim {llm.head_dim}, expected an even one for RoPE")
+
+
+def preset_model(preset, *, img=None, llm=None):
+  """The model of a preset, without any file; `img` and `llm` as in `load`."""
+  if preset.res is None:
+    return paligemma_model.Model(
+      img=None, llm=gemma.make(preset.variant, **(llm or {}))
+    )
+  return paligemma_model.make(preset.variant, img=img, llm=llm)
+
+
+def model_fields(model):
+  """What a model is: fields of its towers (None: no such tower), metadata."""
+
+  def fields(tower):
+    names = set(type(tower).__annotations__) - _OF_THE_RUN
+    return {name: getattr(tower, name) for name in sorted(names)}
+
+  return {
+    "img": None if model.img is None else fields(model.img),
+    "llm": fields(model.llm),
+    "metadata": flax.core.unfreeze(model.metadata),
+  }
+
+
+def write(
+  path,
+  arrays,
+  fields,
+  *,
+  format=None,
+  dtype=None,
+  quantize=None,
+  tokenizer=None,
+  compute_dtype=None,
+):
+  """Writes arrays or leaves, one at a time.
+
+  Args:
+    path, format, dtype, tokenizer: as in `save`.
+    arrays: name -> array, Leaf or Pair.
+    fields: what `model_fields` returns.
+    quantize: as in `load`, of leaves.
+    compute_dtype: what the model computes in, where the format can say it.
+      Default: what `load` makes of the arrays.
+
+  Raises:
+    ValueError: see `save`.
+  """
+  if format is None:
+    if epath.Path(path).suffix != ".npz":
+      raise ValueError(
+        f"{path}: cannot tell the format from the name, expected format=one "
+        f"of: {', '.join(sorted(WRITERS))}, or a name that ends in .npz"
+      )
+    format = "npz"
+  writer = registry.lookup(WRITERS, format, "format")
+  if any(lora.is_adapter(arrays).values()):
+    raise ValueError(
+      f"{path}: the model has adapters; merge_lora makes them part of its "
+      "matrices, then save it, or save_adapter writes them alone"
+    )
+  if tokenizer is not None and writer is not _write_huggingface:
+    raise ValueError(
+      f"{path}: a tokenizer is written beside a Hugging Face folder alone, not "
+      f'beside "{format}"; copy its file, or leave tokenizer out'
+    )
+  stated = {**fields, "compute_dtype": compute_dtype}
+  writer(path, arrays, stated, dtype, quantize, tokenizer)
+
+
+def _write_npz(path, arrays, stated, dtype, quantize, tokenizer):
+  _check_addressable(path, arrays)
+  arrays = _fetch_each(quantized_leaves.each_array(arrays, quantize))
+  npz.save(path, arrays, dtype, **stated)
+
+
+def _write_orbax(path, arrays, stated, dtype, quantize, tokenizer):
+  arrays = quantized_leaves.each_array(arrays, quantize)
+  orbax.save(path, arrays, dtype=dtype, **stated)
+
+
+def _write_huggingface(path, arrays, stated, dtype, quantize, tokenizer):
+  if quantize:
+    raise ValueError(
+      f"{path}: a Hugging Face folder has no form for {quantize}; write an npz "
+      "or Orbax, or leave quantize out"
+    )
+  _check_addressable(path, arrays)
+  huggingface_write.save(
+    path,
+    quantized_leaves.restored(arrays),
+    img=stated["img"],
+    llm=stated["llm"],
+    metadata=stated["metadata"],
+    dtype=dtype,
+    tokenizer=tokenizer,
+  )
+
+
+# format -> function that writes it.
+WRITERS = {
+  "npz": _write_npz,
+  "huggingface": _write_huggingface,
+  "orbax": _write_orbax,
+}
+
+
+def _check_addressable(path, arrays):
+  for name, array in arrays.items():
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      raise ValueError(
+        f"{path}: {name} is spread over several processes; save it with "
+        'format="orbax", which all of them write, and convert that'
+      )
+
+
+def _fetch_each(arrays):
+  for name, array in arrays:
+    if isinstance(array, leaves.Leaf):
+      array = array.read()
+    yield name, np.asarray(array)
+
+
+def _compute_in(model, dtype):
+  towers = {"llm": model.llm.clone(dtype=dtype)}
+  if model.img is not None:
+    towers["img"] = model.img.clone(dtype=dtype)
+  return model.clone(**towers)
+
+
+def _placed(arrays, mesh):
+  if mesh is None:
+    places = dict.fromkeys(arrays, jnp.zeros(()).sharding)
+  else:
+    places = sharding.infer(arrays, mesh)
+  return {
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+    for name, x in arrays.items()
+  }

@@ -1,0 +1,198 @@
+"""Low-rank adapters of a model: added and merged.
+
+Axes: I inputs, R rank, O outputs, N heads, D width, H head dim.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from paligemma import init, quantization, tree
+from paligemma.lora import config as lora_lib
+
+# The matrix of a decoder's adapter, beside it: its name, and which part of it
+# if it holds several. The first that there is counts.
+_MATRICES = {
+  "q": (("q_einsum/w", None), ("qkv_einsum/w", 0)),
+  "k": (("kv_einsum/w", 0), ("qkv_einsum/w", 1)),
+  "v": (("kv_einsum/w", 1), ("qkv_einsum/w", 2)),
+  "out": (("attn_vec_einsum/w", None),),
+  "gate": (("gating_einsum", 0),),
+  "up": (("gating_einsum", 1),),
+  "down": (("linear", None),),
+}
+
+
+def enable_lora(
+  model,
+  params,
+  *,
+  rank=8,
+  alpha=16.0,
+  rslora=False,
+  dropout=0.0,
+  targets=("llm/.*",),
+  seed=0,
+):
+  """Puts adapters beside the matrices of a model, which answers as before.
+
+  Args:
+    model: Model.
+    params: its parameters {"img": ..., "llm": ...}, quantized or not; they are
+      shared with the result. On several devices each gets all of the adapters.
+    rank, alpha, rslora, dropout, targets: see lora.Lora.
+    seed: int; A is drawn as peft draws it, B is zero.
+
+  Returns:
+    Tuple of the Model and its parameters, adapters in float32 included.
+
+  Raises:
+    ValueError: a value that lora.Lora refuses, targets that this model does not
+      have, or the model has adapters.
+  """
+  if lora_of(model) is not None:
+    raise ValueError(
+      "the model has adapters already; merge_lora makes them part of its "
+      "matrices, load_adapter exchanges them"
+    )
+  lora = lora_lib.Lora(rank, alpha, rslora, dropout, targets)
+  model = with_lora(model, lora)
+  place = sharding_of(params)
+  wanted = {
+    name: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place)
+    for name, x in adapter_shapes(model).items()
+  }
+  drawn = init.random_params(model, None, wanted, seed=seed)
+  return model, tree.unflatten(tree.merge(tree.flatten(params), drawn))
+
+
+def merge_lora(model, params):
+  """Adds the product of every adapter to its matrix.
+
+  Args:
+    model, params: with adapters, as `enable_lora` returns them.
+
+  Returns:
+    Tuple of the Model without adapters and its parameters, in the dtype that
+    they had; a matrix that was quantized becomes one of the compute dtype.
+
+  Raises:
+    ValueError: the model has no adapters.
+  """
+  lora = lora_of(model)
+  if lora is None:
+    raise ValueError("the model has no adapters to merge")
+  flat = tree.flatten(params)
+  adapters, weights = tree.partition(flat, is_adapter(flat))
+  merged = joined(weights)
+  for name in [name for name in adapters if name.endswith("/a")]:
+    path = name.removesuffix("/a")
+    a, b = adapters[f"{path}/a"], adapters[f"{path}/b"]
+    matrix, part = matrix_of(path, merged)
+    tower = model.llm if matrix.startswith("llm/") else model.img
+    w = merged[matrix]
+    if quantization.is_quantized(w):
+      w = quantization.dequantize(w, tower.dtype)
+    heads_first = re.fullmatch(r".*/(q|kv|qkv)_einsum/w", matrix) is not None
+    merged[matrix] = _add(
+      w, a, b, lora.scale, part=part, heads_first=heads_first
+    )
+  return with_lora(model, None), tree.unflatten(merged)
+
+
+def lora_of(model):
+  """The Lora of a model, or None."""
+  return model.llm.lora
+
+
+def with_lora(model, lora):
+  """The model with other adapters, or None."""
+  img = model.img
+  return model.clone(
+    llm=model.llm.clone(lora=lora),
+    img=None if img is None else img.clone(lora=lora),
+  )
+
+
+def is_adapter(names):
+  """name -> whether the parameter belongs to an adapter."""
+  return {
+    name: re.fullmatch(lora_lib.PARAMETERS, name) is not None for name in names
+  }
+
+
+def matrix_of(path, names):
+  """The matrix beside which an adapter stands.
+
+  Args:
+    path: of the adapter, e.g. "llm/layers/attn/lora_k".
+    names: of the matrices of the model.
+
+  Returns:
+    Tuple of a name, and the index of the part of it (behind the layer), or
+    None for all of it: ("llm/layers/attn/kv_einsum/w", 0).
+  """
+  parent, _, target = path.rpartition(f"/{lora_lib.PREFIX}")
+  if not parent.startswith("llm/"):
+    return f"{parent}/kernel", None
+  for matrix, part in _MATRICES[target]:
+    if f"{parent}/{matrix}" in names:
+      return f"{parent}/{matrix}", part
+  raise AssertionError(f"no matrix for {path}")
+
+
+def adapter_shapes(model):
+  """name -> shape and dtype of the adapters of a model.
+
+  Raises:
+    ValueError: a regex of its Lora matches none of its targets.
+  """
+  if model.img is None:
+    has = [x for x in lora_lib.TARGETS if not x.startswith("img/")]
+    for regex in lora_of(model).targets:
+      if not any(re.fullmatch(regex, target) for target in has):
+        raise ValueError(
+          f'LoRA target "{regex}": the model has no image tower, expected one '
+          f"of: {', '.join(has)}"
+        )
+  shapes = init.shapes(model)
+  return {n: shapes[n] for n, adapts in is_adapter(shapes).items() if adapts}
+
+
+def sharding_of(params):
+  """Where adapters go: to every device that has a part of the parameters."""
+  sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  if isinstance(sharding, NamedSharding):
+    return NamedSharding(sharding.mesh, PartitionSpec())
+  return jnp.zeros(()).sharding
+
+
+@functools.partial(jax.jit, static_argnames=("part", "heads_first"))
+def _add(w, a, b, scale, *, part, heads_first):
+  """w + scale * a b, a layer at a time if there are several."""
+
+  def one(layer):
+    w, a, b = layer
+    old = w if part is None else w[part]
+    delta = scale * jnp.matmul(a, b, precision="highest")
+    if heads_first:  # [I, N * H] -> [N, D, H]
+      heads, width, head_dim = old.shape
+      delta = delta.reshape(width, heads, head_dim).transpose(1, 0, 2)
+    new = (old + delta.reshape(old.shape)).astype(w.dtype)
+    return new if part is None else w.at[part].set(new)
+
+  return one((w, a, b)) if a.ndim == 2 else jax.lax.map(one, (w, a, b))
+
+
+def joined(flat):
+  """Both arrays of a quantized matrix under its name."""
+  joined = {}
+  for name, leaf in flat.items():
+    if part := quantization.split(name):
+      joined.setdefault(part[0], {})[part[1]] = leaf
+    else:
+      joined[name] = leaf
+  return joined

@@ -1,0 +1,92 @@
+"""Fields of an example, or one line that says what is wrong with them."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+
+from paligemma import messages, registry
+from paligemma.metrics.metric import Example
+
+
+def read(example: Example, key: str, what: str) -> Any:
+  """The field of that name.
+
+  Args:
+    example: the raw example; "_where" names it in errors.
+    key: name of the field.
+    what: what the field holds, for the message: "answer".
+
+  Raises:
+    ValueError: there is none; lists those there are and the nearest.
+  """
+  if key in example:
+    return example[key]
+  found = sorted(name for name in example if not name.startswith("_"))
+  raise ValueError(
+    f'{_where(example)}: no {what} under "{key}", found '
+    f"{messages.shown(', '.join(found))}."
+    f"{registry.did_you_mean(key, found)}"
+  )
+
+
+def text(example: Example, key: str, what: str) -> str:
+  """The field, which must be a text (other arguments as those of read)."""
+  value = read(example, key, what)
+  if not isinstance(value, str):
+    raise wrong(example, key, "a text")
+  return value
+
+
+def texts(example: Example, key: str, what: str) -> list[str]:
+  """The field, which must be a list, tuple or array of one or more texts."""
+  value = read(example, key, what)
+  if not _are_texts(value):
+    raise wrong(example, key, "a list of texts, one at least")
+  return list(value)
+
+
+def text_or_texts(example: Example, key: str, what: str) -> str | list[str]:
+  """The field, which must be a text or a list of one or more texts."""
+  value = read(example, key, what)
+  if isinstance(value, str):
+    return value
+  if not _are_texts(value):
+    raise wrong(example, key, "a text, or a list of one or more texts")
+  return list(value)
+
+
+def choice(
+  example: Example, key: str, what: str, options: Collection[str]
+) -> str:
+  """The field, which must be one of the options."""
+  value = read(example, key, what)
+  if not isinstance(value, str) or value not in options:
+    hint = (
+      registry.did_you_mean(value, options) if isinstance(value, str) else ""
+    )
+    raise wrong(example, key, f"one of: {', '.join(options)}", hint)
+  return value
+
+
+def wrong(
+  example: Example, key: str, expected: str, hint: str = ""
+) -> ValueError:
+  """The error of a field that holds something else than was expected."""
+  return ValueError(
+    f'{_where(example)}: "{key}" is {example[key]!r:.60}, expected {expected}.'
+    + hint
+  )
+
+
+def _where(example):
+  return example.get("_where", "example")
+
+
+def _are_texts(value) -> bool:
+  return (
+    isinstance(value, list | tuple | np.ndarray)
+    and np.ndim(value) == 1
+    and len(value) > 0
+    and all(isinstance(element, str) for element in value)
+  )

@@ -1,0 +1,385 @@
+"""Attention from masks to weighted values, shared by both towers.
+
+Axes: B batch, T query position, S key position, N query heads, K key/value
+heads, G query heads per key/value head (N = K * G), H head dim.
+"""
+
+import functools
+
+import einops
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from paligemma import registry
+from paligemma.models.attention import chunked, flash
+from paligemma.models.attention import gpu as gpu_attention
+from paligemma.models.matmul import einsum_float32
+from paligemma.models.microbatch import local_rows
+
+IMPLEMENTATIONS = (
+  "auto",
+  "reference",
+  "chunked",
+  "flash",
+  "tokamax",
+  "cudnn",
+)
+
+# Kernel -> the platform it runs on, and the dtypes it takes.
+_KERNELS = {
+  "flash": ("tpu", ("float32", "bfloat16")),
+  "tokamax": ("gpu", ("bfloat16", "float16")),
+  "cudnn": ("gpu", ("bfloat16", "float16")),
+}
+
+# Large enough to vanish in a float32 softmax, finite so that a query without
+# any key (padding) yields a plain average instead of NaN.
+MASKED_LOGIT = -2.3819763e38
+
+# Logits of one device that are held at once, 128 MiB in float32; on CPUs those
+# that stay in the cache, 8 MiB. There, forward and backward pass of 4160 tokens
+# and 8 heads take 0.7 s so, 1.3 s in parts of 2**25.
+_LOGITS_AT_ONCE = 2**25
+_LOGITS_IN_CACHE = 2**21
+
+_UNSEEN = jnp.iinfo(jnp.int32).max
+
+
+@flax.struct.dataclass
+class Mask:
+  """Says which keys every query may attend to, from a few numbers per token.
+
+  A query sees the keys whose block is at most its own. With a window, those of
+  earlier blocks must also stand less than `window` positions before it, which
+  with a window of 2 and a prefix of 3 tokens gives
+
+      x x x . .    the prefix sees all of itself, however long,
+      x x x . .
+      x x x . .
+      . . x x .    the suffix looks back on prefix and suffix alike
+      . . . x x
+
+  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
+  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
+  which are those that the next token sees by this rule. It counts places, we
+  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
+  Gemma 2 is causal throughout, bounds the distance in both directions
+  (|distance| < window): the same for causal text, and it would cut the prefix.
+  big_vision has no window.
+
+  Attributes:
+    query_block: int32[B, T]; -1 at padding, which sees nothing.
+    key_block: int32[B, S]; the largest int32 at padding, which nothing sees.
+    query_position: int32[B, T], index of each query in its own sequence.
+    key_position: int32[B, S], likewise for the keys.
+  """
+
+  query_block: jax.Array
+  key_block: jax.Array
+  query_position: jax.Array
+  key_position: jax.Array
+
+  def dense(self, window=None):
+    """Writes the mask out: bool[B, T, S] (query, key).
+
+    Args:
+      window: int or int32[], the number of positions; 1 leaves only the token
+        itself (and its block). Default: no bound.
+    """
+    query, key = self.query_block[:, :, None], self.key_block[:, None, :]
+    seen = key <= query
+    if window is None:
+      return seen
+    distance = self.query_position[:, :, None] - self.key_position[:, None, :]
+    return seen & ((distance < window) | (key == query))
+
+  def ranges(self, window=None):
+    """The mask as one range of keys for each query.
+
+    For a mask of `make_mask`, where blocks and positions rise along the row: a
+    query sees the valid keys from the first of its block, or with a window the
+    first one within it, to the last of its block; without one all up to there.
+
+    Args:
+      window: as for `dense`.
+
+    Returns:
+      Tuple of the first place int32[B, T], the place behind the last one
+      int32[B, T], and which keys are valid, bool[B, S].
+    """
+    valid = self.key_block != _UNSEEN
+    # Padding joins the block behind it, and at the end stays out of all.
+    block = jax.lax.cummin(self.key_block, axis=1, reverse=True)
+
+    def find(rising, wanted, side):
+      search = functools.partial(jnp.searchsorted, side=side)
+      return jax.vmap(search)(rising, wanted).astype(jnp.int32)
+
+    end = find(block, self.query_block, "right")
+    if window is None:
+      return jnp.zeros_like(end), end, valid
+    nearest = find(self.key_position, self.query_position - window, "right")
+    return (
+      jnp.minimum(find(block, self.query_block, "left"), nearest),
+      end,
+      valid,
+    )
+
+
+def make_mask(input_mask, mask_ar):
+  """The mask of a sequence that attends to itself.
+
+  A query sees the valid keys whose running sum of `mask_ar` is at most its
+  own. So a 1 in `mask_ar` opens a new block that earlier tokens cannot see,
+  and a 0 joins the block of the token before:
+
+      mask_ar    1 1 1 1 1 1   causal
+      mask_ar    0 0 0 1 1 1   prefix-LM: 3 tokens see each other, then causal
+      mask_ar    1 0 1 0 0 1   causal between blocks, full inside each
+
+  Source: big_vision, models/proj/paligemma/paligemma.py.
+
+  Args:
+    input_mask: bool[B, T], True at a token, False at padding.
+    mask_ar: int[B, T], 1 where earlier tokens must not look, else 0.
+
+  Returns:
+    Mask of T queries and T keys. Padding neither attends nor is attended to.
+    The position of a token is its index among the valid ones of its row.
+  """
+  block = jnp.cumsum(mask_ar, axis=1, dtype=jnp.int32)
+  count = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
+  position = jnp.maximum(count - 1, 0)
+  return Mask(
+    query_block=jnp.where(input_mask, block, -1),
+    key_block=jnp.where(input_mask, block, _UNSEEN),
+    query_position=position,
+    key_position=position,
+  )
+
+
+def make_next_mask(key_mask, key_position, position):
+  """The mask of one new token per row, a block of its own.
+
+  Args:
+    key_mask: bool[B, S], True at the tokens before it and at itself.
+    key_position: int32[B, S].
+    position: int32[B, 1], that of the new token.
+
+  Returns:
+    Mask of 1 query and S keys.
+  """
+  return Mask(
+    query_block=jnp.ones_like(position),
+    key_block=jnp.where(key_mask, 0, _UNSEEN),
+    query_position=position,
+    key_position=key_position,
+  )
+
+
+def apply_rope(x, positions, *, max_wavelength=10_000):
+  """Rotates each head by its position (RoPE, arXiv:2104.09864).
+
+  The head dim is split into two halves, and element i of the first turns with
+  element i of the second (GPT-NeoX layout, as in Gemma), not with its
+  neighbour. Angles and rotation are float32: bfloat16 cannot even represent
+  the integer positions above 256.
+
+  Args:
+    x: float[B, T, N, H] queries or keys; H is even.
+    positions: int[B, T].
+    max_wavelength: int, the slowest rotation in tokens per radian.
+
+  Returns:
+    float[B, T, N, H] in the dtype of `x`.
+  """
+  half = x.shape[-1] // 2
+  exponent = jnp.arange(half, dtype=jnp.float32) / half
+  angle = positions[:, :, None, None].astype(jnp.float32) / (
+    jnp.float32(max_wavelength) ** exponent[None, None, None, :]
+  )
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  )
+  return rotated.astype(x.dtype)
+
+
+def soft_cap(logits, cap):
+  """Squashes logits smoothly into (-cap, cap); None or 0 changes nothing.
+
+  Source: Gemma 2 report (arXiv:2408.00118), section 2.
+  """
+  return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def attend(
+  q,
+  k,
+  v,
+  mask=None,
+  *,
+  scale,
+  logits_softcap=None,
+  window=None,
+  implementation="auto",
+  parts=None,
+):
+  """Scaled dot-product attention with grouped queries.
+
+  Logits and softmax are float32 whatever the inputs are; the weights return
+  to the dtype of `v` before they meet it. All implementations agree, but for
+  queries without any key, whose result is some finite number:
+
+      reference  plain, for short sequences: its logits are B x N x T x S
+      chunked    a part of the queries at a time, on any device:
+                 chunked.py
+      flash      tile by tile within the cores of a TPU: flash.py
+      tokamax    likewise on Hopper and Blackwell GPUs: gpu.py
+      cudnn      likewise on GPUs, for what sees everything, the image tower
+
+  "auto" takes the reference while the logits of a device are at most 2**25, on
+  CPUs 2**21. Beyond, it takes flash on a TPU for float32 and bfloat16, unless
+  there are fewer than 128 queries, heads are split over the mesh axis "model",
+  or there are several devices and no mesh of jax.set_mesh says what they hold;
+  else chunked. It takes no kernel for GPUs: none has been run on one. A single
+  query, as in decoding, takes the reference whatever is asked for.
+
+  Args:
+    q: float[B, T, N, H] queries, not yet scaled.
+    k: float[B, S, K, H] keys; K divides N.
+    v: float[B, S, K, H] values.
+    mask: Mask, or None: everything is seen.
+    scale: float, what the queries are multiplied by.
+    logits_softcap: float or None, bound on the logits before the mask.
+    window: see Mask.dense.
+    implementation: str, "auto" or a name above.
+    parts: int, of the chunked path; default as many as keep the logits of a
+      device below 2**25, on CPUs below 2**21.
+
+  Returns:
+    float[B, T, N, H] in the dtype of `v`.
+
+  Raises:
+    ValueError: an unknown implementation, or one that cannot do this here.
+  """
+  registry.lookup(dict.fromkeys(IMPLEMENTATIONS), implementation, "attention")
+  if q.shape[1] == 1:
+    implementation = "reference"
+  elif implementation == "auto":
+    implementation = _choose(q, k, mask, logits_softcap)
+  elif refusal := _refuse(implementation, q, k, mask, logits_softcap):
+    raise ValueError(
+      f'attention "{implementation}" {refusal}; use "auto" or "chunked"'
+    )
+  settings = {"scale": scale, "logits_softcap": logits_softcap}
+  if implementation == "reference":
+    seen = None if mask is None else mask.dense(window)
+    return _attend(q, k, v, seen, **settings)
+  if implementation == "chunked":
+    parts = parts or _count_parts(q, k)
+    return chunked.attend(q, k, v, mask, window, parts, **settings)
+
+  def on_device(arrays, window):
+    q, k, v, mask = arrays
+    if implementation == "flash":
+      mask = _see_all(q, k) if mask is None else mask
+      return flash.attend(q, k, v, mask, window, **settings)
+    if implementation == "tokamax":
+      return gpu_attention.tokamax(q, k, v, mask, window, **settings)
+    return gpu_attention.cudnn(q, k, v, scale=scale)
+
+  return _on_each_device(on_device, (q, k, v, mask), window)
+
+
+def _choose(q, k, mask, cap):
+  """The implementation that "auto" stands for."""
+  if _count_parts(q, k) == 1:
+    return "reference"
+  mesh = jax.sharding.get_abstract_mesh()
+  split_is_known = jax.device_count() == 1 or not mesh.empty
+  long = q.shape[1] >= 128
+  if long and split_is_known and not _refuse("flash", q, k, mask, cap):
+    return "flash"
+  return "chunked"
+
+
+def _count_parts(q, k):
+  """How many parts of the queries keep the logits of a device small."""
+  batch, length, heads, _ = q.shape
+  logits = local_rows(batch) * heads * length * k.shape[1]
+  at_once = _LOGITS_IN_CACHE if _platform() == "cpu" else _LOGITS_AT_ONCE
+  return -(-logits // at_once)
+
+
+def _refuse(implementation, q, k, mask, cap):
+  """What an implementation cannot do of what is asked, or None."""
+  if implementation in ("reference", "chunked"):
+    return None
+  platform = _platform()
+  wanted, dtypes = _KERNELS[implementation]
+  mesh = jax.sharding.get_abstract_mesh()
+  if platform != wanted:
+    return f"runs on a {wanted.upper()}, found {platform.upper()}"
+  if q.dtype.name not in dtypes:
+    return f"takes {' or '.join(dtypes)}, found {q.dtype}"
+  if "model" not in mesh.manual_axes and mesh.shape.get("model", 1) > 1:
+    return (
+      'does not split heads, and the mesh axis "model" has '
+      f"{mesh.shape['model']} devices"
+    )
+  if implementation == "tokamax" and mask and q.shape[1] != k.shape[1]:
+    return (
+      "takes a mask of as many queries as keys, found "
+      f"{q.shape[1]} and {k.shape[1]}"
+    )
+  if implementation == "cudnn" and mask:
+    return "knows no mask of a prefix"
+  if implementation == "cudnn" and cap:
+    return f"knows no soft cap of the logits, found {cap}"
+  return None
+
+
+def _platform():
+  """What is compiled for: the mesh's devices, which need not be here."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return jax.default_backend() if device is None else device.platform
+
+
+def _on_each_device(function, rows, shared):
+  """Applies a function to the rows of each device: kernels do not split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = set(mesh.axis_names) - set(mesh.manual_axes)
+  if not axes:
+    return function(rows, shared)
+  batch = rows[0].shape[0]
+  split = PartitionSpec("data" if local_rows(batch) < batch else None)
+  return jax.shard_map(
+    function,
+    in_specs=(split, PartitionSpec()),
+    out_specs=split,
+    axis_names=axes,
+    check_vma=False,
+  )(rows, shared)
+
+
+def _see_all(q, k):
+  """The mask of queries that see all keys."""
+  query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+  return Mask(query, key, query, key)
+
+
+def _attend(q, k, v, seen, *, scale, logits_softcap):
+  # In this order a product takes its factors as they lie.
+  q = einops.rearrange(q, "B T (K G) H -> B K G T H", K=k.shape[2])
+  k, v = (einops.rearrange(x, "B S K H -> B K S H") for x in (k, v))
+  logits = einsum_float32("BKGTH,BKSH->BKGTS", q, k)
+  logits = soft_cap(logits * scale, logits_softcap)
+  if seen is not None:
+    logits = jnp.where(seen[:, None, None, :, :], logits, MASKED_LOGIT)
+  weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  mixed = einsum_float32("BKGTS,BKSH->BKGTH", weights, v).astype(v.dtype)
+  return einops.rearrange(mixed, "B K G T H -> B T (K G) H")

@@ -1,0 +1,154 @@
+"""Matrices of weights and their products, in full or few bits, with adapters.
+
+Axes: B batch, T token, I inputs, O outputs, R rank of an adapter.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from paligemma import quantization
+from paligemma.lora import config as lora_lib
+from paligemma.models.matmul import einsum_float32
+
+
+def matrix(module, name, init, shape, dtype):
+  """A parameter of a module in its compute dtype, or quantized.
+
+  Args:
+    module: the module that owns it.
+    name: of the parameter.
+    init: initializer.
+    shape: tuple of int.
+    dtype: compute dtype.
+
+  Returns:
+    float[shape] in `dtype`, or as it is, see quantized.py.
+  """
+  if module.has_variable("params", name):
+    found = module.get_variable("params", name)
+    if quantization.is_quantized(found):
+      return found
+  return module.param(name, init, shape, jnp.float32).astype(dtype)
+
+
+def product(equation, x, weight):
+  """einsum_float32 of float x and a weight that may be quantized.
+
+  With a scale per output the product is that of the integers, scaled after it,
+  so that a backend may read them as they lie in memory. 4 bits have scales
+  within a sum and become floats first.
+
+  Args:
+    equation: str of two factors, the weight second.
+    x: float array in the compute dtype.
+    weight: what `matrix` returns.
+
+  Returns:
+    float32 array.
+  """
+  if not quantization.is_quantized(weight):
+    return einsum_float32(equation, x, weight)
+  if quantization.kind_of(weight) != "int8":
+    return einsum_float32(equation, x, quantization.dequantize(weight, x.dtype))
+  out = einsum_float32(equation, x, weight["int8"].astype(x.dtype))
+  return out * _as_output(equation, weight[quantization.SCALE])
+
+
+def _as_output(equation, scale):
+  """Lays the scales of a weight along the axes of what it gives."""
+  inputs, result = equation.split("->")
+  axes = inputs.split(",")[1]
+  kept = [axis for axis in result if axis in axes]
+  summed = [i for i, axis in enumerate(axes) if axis not in result]
+  scale = jnp.squeeze(scale, summed)
+  left = [axis for axis in axes if axis in result]
+  scale = scale.transpose([left.index(axis) for axis in kept])
+  sizes = iter(scale.shape)
+  return scale.reshape([next(sizes) if a in axes else 1 for a in result])
+
+
+class Adapter(nn.Module):
+  """scale * (x A) B: float[B, T, I] -> float32[B, T, O]; 0 at the start."""
+
+  lora: lora_lib.Lora
+  outputs: int
+  dtype: str
+
+  @nn.compact
+  def __call__(self, x, train):
+    rank, dtype = self.lora.rank, self.dtype
+    a = self.param("a", _like_peft, (x.shape[-1], rank), jnp.float32)
+    b = self.param("b", nn.initializers.zeros, (rank, self.outputs))
+    x = nn.Dropout(self.lora.dropout)(x.astype(dtype), deterministic=not train)
+    low = einsum_float32("BTI,IR->BTR", x, a.astype(dtype)).astype(dtype)
+    return einsum_float32("BTR,RO->BTO", low, b.astype(dtype)) * self.lora.scale
+
+
+def _like_peft(key, shape, dtype):
+  """Uniform within 1 / sqrt(I), as peft draws A."""
+  bound = shape[0] ** -0.5
+  return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def adapt(lora, target, x, shape, dtype, train):
+  """What the adapter of a target adds; called within a compact module.
+
+  Args:
+    lora: Lora, or None.
+    target: one of lora.TARGETS.
+    x: float[B, T, ...], whose axes behind T are summed over.
+    shape: of the output behind B and T.
+    dtype: compute dtype.
+    train: bool, whether dropout is on.
+
+  Returns:
+    float32[B, T, *shape], or 0.0 without an adapter.
+  """
+  if lora is None or not lora.adapts(target):
+    return 0.0
+  name = lora_lib.PREFIX + target.rpartition("/")[2]
+  adapter = Adapter(lora, math.prod(shape), dtype, name=name)
+  added = adapter(x.reshape(*x.shape[:2], -1), train)
+  return added.reshape(*x.shape[:2], *shape)
+
+
+class Linear(nn.Module):
+  """x W + b over the last axes, with the names and values of Flax's Dense.
+
+  Attributes:
+    shape: tuple of int, the axes of the output.
+    dtype: compute dtype, also of the output.
+    kernel_init, bias_init: initializers of W as a matrix, and of b.
+    axes: int, how many of the last axes of x are summed over.
+    lora, target: adapters of the tower, and which of them this has.
+  """
+
+  shape: tuple[int, ...]
+  dtype: str
+  kernel_init: nn.initializers.Initializer
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+  axes: int = 1
+  lora: lora_lib.Lora | None = None
+  target: str = ""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    """float[B, T, *I] -> [B, T, *O]; without T as well."""
+    inputs = x.shape[-self.axes :]
+    x = x.astype(self.dtype)
+
+    def init(key, shape, dtype):
+      flat = math.prod(inputs), math.prod(self.shape)
+      return self.kernel_init(key, flat, dtype).reshape(shape)
+
+    kernel = matrix(self, "kernel", init, (*inputs, *self.shape), self.dtype)
+    bias = self.param("bias", self.bias_init, self.shape, jnp.float32)
+    rows = "BT"[: x.ndim - self.axes]
+    summed, given = "IJ"[: self.axes], "OP"[: len(self.shape)]
+    out = product(f"{rows}{summed},{summed}{given}->{rows}{given}", x, kernel)
+    out += adapt(self.lora, self.target, x, self.shape, self.dtype, train)
+    bias = jnp.expand_dims(bias.astype(self.dtype), range(len(rows)))
+    return out.astype(self.dtype) + bias

@@ -1,0 +1,104 @@
+"""Names in tables: looked up with the nearest one, or called with arguments."""
+
+import ast
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from paligemma import messages
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+  """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
+  by_lower = {option.lower(): option for option in options}
+  close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+  return (
+    f' Did you mean "{messages.shown(by_lower[close[0]])}"?' if close else ""
+  )
+
+
+def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
+  """Returns table[name].
+
+  Args:
+    table: The visible dict of known names.
+    name: The name a user gave.
+    what: What the table holds, for the message: "variant", "sampler".
+
+  Raises:
+    ValueError: The name is unknown; lists the known ones and the nearest.
+  """
+  if name in table:
+    return table[name]
+  raise ValueError(
+    f'unknown {what} "{messages.shown(str(name))}", expected one of: '
+    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table)
+  )
+
+
+def make(
+  text: str,
+  table: Mapping[str, Callable],
+  what: str,
+  *given: Any,
+  nested: bool = False,
+) -> Any:
+  """Returns what a name in a table makes, of the arguments in a text.
+
+  A name alone is a call without arguments. Arguments are literals of Python:
+
+      greedy    top_k(40, temperature=0.7)    choices(["yes", "no"])
+
+  Nothing is evaluated but these, so the text may come from anywhere.
+
+  Args:
+    text: The name or the call.
+    table: Name -> what is called.
+    what: What the table holds, for messages: "sampler".
+    *given: Arguments in front of those in the text, such as a tokenizer.
+    nested: Whether an argument may be a name or a call itself, of this table:
+      best_of(n=16, sampler=top_k(k=40)). Default False.
+
+  Raises:
+    ValueError: Not of this form, unknown names, arguments that are missing or
+      too many, or that what is called refuses (by ValueError or TypeError).
+  """
+
+  def call(node):
+    name = ast.unparse(node.func if isinstance(node, ast.Call) else node)
+    function = lookup(table, name, what)
+    arguments, options = list(given), {}
+    if isinstance(node, ast.Call):
+      parameters = inspect.signature(function).parameters
+      known = dict(list(parameters.items())[len(given) :])
+      arguments += map(value, node.args)
+      for option in node.keywords:
+        lookup(known, option.arg, f"argument of {name}")
+        if option.arg in options:
+          raise ValueError(f'argument "{option.arg}" of {name} is given twice')
+        options[option.arg] = value(option.value)
+    inspect.signature(function).bind(*arguments, **options)
+    return function(*arguments, **options)
+
+  def value(node):
+    if nested and isinstance(node, ast.Name | ast.Call):
+      return call(node)
+    try:
+      return ast.literal_eval(node)
+    except (TypeError, ValueError):
+      raise ValueError(
+        f'cannot read "{ast.unparse(node)}", expected a plain value'
+      ) from None
+
+  try:
+    node = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(node, ast.Name | ast.Call):
+      raise ValueError(
+        f'cannot read "{ast.unparse(node)}", expected a name or a call'
+      )
+    return call(node)
+  except (SyntaxError, TypeError, ValueError) as error:
+    reason = getattr(error, "msg", error)
+    message = messages.one_line(f'{what} "{text}": {reason}')
+    raise ValueError(message) from None

@@ -1,0 +1,339 @@
+"""The next-token loss of the supervised tokens, always computed in float32.
+
+`next_token` and `token_sums` are the definitions. `mean_next_token` and
+`supervised_sums` give the same without the logits of all tokens, which for 8
+examples of 128 tokens would take 1 GiB: they compute those of a few supervised
+tokens at a time.
+
+Axes: B batch, T token, D width, V vocabulary, C tokens at a time.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from paligemma.models import microbatch
+
+# Logits of one device that are held at once, 128 MiB in float32.
+_LOGITS_AT_ONCE = 2**25
+
+
+def next_token(
+  logits: jax.Array,
+  targets: jax.Array,
+  mask_loss: jax.Array,
+  *,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """Returns per example the mean loss over its supervised tokens.
+
+  The caller shifts by one: for text [B, T+1] the model reads text[:, :-1], and
+  targets and mask_loss are text[:, 1:] and mask_loss[:, 1:].
+
+      text       bos  caption  en  \\n  a  cat  eos  pad
+      targets         caption  en  \\n  a  cat  eos  pad
+      mask_loss             0   0   0  1    1    1    0
+
+  Args:
+    logits: float[B, T, V], in any float dtype, after the model's soft cap.
+    targets: int[B, T], the token that each logit should predict.
+    mask_loss: bool, int or float [B, T], 1 where the token is supervised.
+    label_smoothing: The probability e that is taken from the target and spread
+      evenly over the V-1 other tokens: the target has 1-e, each other one
+      e/(V-1). In [0, 1), default 0. (optax.smooth_labels spreads over all V.)
+
+  Returns:
+    float32[B], in nats; 0 for an example without any supervised token.
+
+  Raises:
+    ValueError: mask_loss is None, or a shape or label_smoothing does not fit.
+
+  Source: big_vision/trainers/proj/paligemma/train.py, the same definition.
+  """
+  _check_smoothing(label_smoothing)
+  total, count = _masked_sums(logits, targets, mask_loss, label_smoothing)
+  return total / jnp.maximum(count, 1)
+
+
+def token_sums(
+  logits: jax.Array, targets: jax.Array, mask_loss: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns per example what a perplexity is made of.
+
+  Summed over examples, exp(sum / count) is the perplexity per token.
+
+  Args:
+    logits: float[B, T, V], as for `next_token`.
+    targets: int[B, T].
+    mask_loss: bool, int or float [B, T].
+
+  Returns:
+    The summed negative log-likelihood float32[B] in nats, and the number of
+    supervised tokens float32[B].
+
+  Raises:
+    ValueError: mask_loss is None, or a shape does not fit.
+  """
+  return _masked_sums(logits, targets, mask_loss, label_smoothing=0.0)
+
+
+def mean_next_token(
+  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  head: Any,
+  features: jax.Array,
+  targets: jax.Array,
+  mask_loss: jax.Array,
+  weights: jax.Array,
+  *,
+  label_smoothing: float = 0.0,
+) -> jax.Array:
+  """The weighted sum over examples of `next_token`, without all the logits.
+
+  The gradient is computed along with the value, as in the Liger kernels
+  (arXiv:2410.10989): the logits exist once, for a few tokens at a time, and
+  tokens that are not supervised cost nothing.
+
+  Args:
+    compute_logits: (head, float[B, C, D]) -> float[B, C, V], the soft cap
+      included. A function that compares equal from call to call compiles once.
+    head: parameters of the output layer; they get a gradient if they are
+      differentiated.
+    features: float[B, T, D], what the logits are computed from.
+    targets, mask_loss: as for `next_token`.
+    weights: float[B], e.g. 0 for rows that only fill the batch.
+    label_smoothing: as for `next_token`.
+
+  Returns:
+    float32[], sum_b weights[b] * next_token(logits, ...)[b].
+
+  Raises:
+    ValueError: as `next_token`.
+  """
+  _check_smoothing(label_smoothing)
+  _check_shapes(features, targets, mask_loss)
+  mask = mask_loss.astype(jnp.float32)
+  weights = weights / jnp.maximum(mask.sum(axis=1), 1)
+  return _weighted_loss(
+    compute_logits,
+    label_smoothing,
+    head,
+    features,
+    targets,
+    mask * weights[:, None],
+  )
+
+
+def supervised_sums(
+  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  head: Any,
+  features: jax.Array,
+  targets: jax.Array,
+  mask_loss: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """`token_sums` without all the logits; arguments as of `mean_next_token`."""
+  _check_shapes(features, targets, mask_loss)
+  mask = mask_loss.astype(jnp.float32)
+
+  def add(total, tokens):
+    logits = compute_logits(head, tokens.features)
+    losses = _token_losses(logits, tokens.targets, 0.0)
+    return total + (losses * tokens.weights).sum(axis=1), None
+
+  nothing = jnp.zeros(mask.shape[0])
+  total, _ = _each_few(
+    compute_logits, head, features, targets, mask, add, nothing
+  )
+  return total, mask.sum(axis=1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _weighted_loss(compute_logits, smoothing, head, features, targets, weights):
+  def add(total, tokens):
+    logits = compute_logits(head, tokens.features)
+    losses = _token_losses(logits, tokens.targets, smoothing)
+    return total + (losses * tokens.weights).sum(), None
+
+  total, _ = _each_few(
+    compute_logits, head, features, targets, weights, add, jnp.zeros(())
+  )
+  return total
+
+
+def _weighted_loss_fwd(
+  compute_logits, smoothing, head, features, targets, weights
+):
+  head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
+  head, features, targets, weights = jax.tree.map(
+    lambda x: x.value, (head, features, targets, weights)
+  )
+
+  def add(carry, tokens):
+    total, by_head = carry
+
+    def of(head, features):
+      return compute_logits(head, features)
+
+    if head_trains:
+      logits, pull_back = jax.vjp(of, head, tokens.features)
+    else:
+      logits, pull_back = jax.vjp(lambda f: of(head, f), tokens.features)
+    losses, by_logits = _token_losses_and_grads(
+      logits, tokens.targets, tokens.weights, smoothing
+    )
+    *new_by_head, by_tokens = pull_back(by_logits)
+    if head_trains:
+      by_head = jax.tree.map(jnp.add, by_head, new_by_head[0])
+    return (total + (losses * tokens.weights).sum(), by_head), by_tokens
+
+  nothing = (
+    jnp.zeros(()),
+    jax.tree.map(jnp.zeros_like, head) if head_trains else None,
+  )
+  (total, by_head), by_features = _each_few(
+    compute_logits, head, features, targets, weights, add, nothing
+  )
+  return total, (by_head, by_features)
+
+
+def _weighted_loss_bwd(compute_logits, smoothing, grads, by_total):
+  del compute_logits, smoothing
+  if isinstance(by_total, jax.custom_derivatives.SymbolicZero):
+    by_total = jnp.zeros(())
+  by_head, by_features = jax.tree.map(
+    lambda g: (g * by_total).astype(g.dtype), grads
+  )
+  return by_head, by_features, None, None
+
+
+_weighted_loss.defvjp(
+  _weighted_loss_fwd, _weighted_loss_bwd, symbolic_zeros=True
+)
+
+
+class _Tokens(NamedTuple):
+  """Some tokens of every example.
+
+  Attributes:
+    features: float[B, C, D].
+    targets: int[B, C].
+    weights: float32[B, C]; 0 for those that only fill up.
+  """
+
+  features: jax.Array
+  targets: jax.Array
+  weights: jax.Array
+
+
+def _each_few(compute_logits, head, features, targets, weights, add, carry):
+  """Carries `add` over a few tokens at a time, until all that count are done.
+
+  Those of every example are brought to the front, so that the number of rounds
+  is that of the example with the most of them.
+
+  Args:
+    add: function (carry, _Tokens) -> (carry, float[B, C, D] for the tokens, or
+      None).
+
+  Returns:
+    The last carry, and what `add` gave for the tokens where they stood,
+    float[B, T, D] with 0 for those that do not count; or None.
+  """
+  rows, length = targets.shape
+  one = jax.ShapeDtypeStruct((rows, 1, features.shape[-1]), features.dtype)
+  vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
+  size = _LOGITS_AT_ONCE // (microbatch.local_rows(rows) * vocab_size)
+  size = min(max(size, 1), length)
+  counts = weights != 0
+  rounds = -(-counts.sum(axis=1).max() // size)
+  order = jnp.argsort(~counts, axis=1, stable=True)
+  tokens = _Tokens(
+    jnp.take_along_axis(features, order[:, :, None], axis=1),
+    jnp.take_along_axis(targets, order, axis=1),
+    jnp.take_along_axis(weights, order, axis=1),
+  )
+  tokens = jax.tree.map(lambda x: _fill_up(x, -length % size), tokens)
+
+  def one_round(i, state):
+    carry, out = state
+    few = jax.tree.map(
+      lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1), tokens
+    )
+    carry, new = add(carry, few)
+    if new is not None:
+      out = jax.lax.dynamic_update_slice_in_dim(out, new, i * size, axis=1)
+    return carry, out
+
+  few = jax.tree.map(lambda x: x[:, :size], tokens)
+  gives = jax.eval_shape(add, carry, few)[1] is not None
+  out = jnp.zeros_like(tokens.features) if gives else None
+  carry, out = jax.lax.fori_loop(0, rounds, one_round, (carry, out))
+  if gives:
+    place = jnp.argsort(order, axis=1)
+    out = jnp.take_along_axis(out, place[:, :, None], axis=1)
+  return carry, out
+
+
+def _fill_up(x, number):
+  return jnp.pad(x, [(0, 0), (0, number)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _masked_sums(logits, targets, mask_loss, label_smoothing):
+  _check_shapes(logits, targets, mask_loss)
+  mask = mask_loss.astype(jnp.float32)
+  losses = _token_losses(logits, targets, label_smoothing)
+  return (losses * mask).sum(axis=1), mask.sum(axis=1)
+
+
+def _token_losses(logits, targets, label_smoothing):
+  # This is log_softmax at the target alone. Gathered from logits, not shifted,
+  # it lets XLA fuse the sums over V: of float32 logits [B, T, V] (1 GiB for 8 x
+  # 128 x 257,152) no copy is made, where log_softmax makes one, with the
+  # gradient two (jax 0.10.2 on CPU). Smoothing brings one copy back.
+  largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+  largest = largest.astype(jnp.float32)
+  shifted = logits.astype(jnp.float32) - largest
+  log_norm = jnp.log(jnp.exp(shifted).sum(axis=-1))
+  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+  nll = log_norm - (target.astype(jnp.float32) - largest)[..., 0]
+  if not label_smoothing:
+    return nll
+  vocab_size = logits.shape[-1]
+  mean_nll = log_norm - shifted.mean(axis=-1)
+  others = (vocab_size * mean_nll - nll) / (vocab_size - 1)
+  return (1 - label_smoothing) * nll + label_smoothing * others
+
+
+def _token_losses_and_grads(logits, targets, weights, label_smoothing):
+  """Losses float32[B, C], and what `weights` times them gives the logits."""
+  losses = _token_losses(logits, targets, label_smoothing)
+  vocab_size = logits.shape[-1]
+  others = label_smoothing / (vocab_size - 1)
+  is_target = targets[..., None] == jnp.arange(vocab_size)[None, None, :]
+  wanted = jnp.where(is_target, 1 - label_smoothing, others)
+  softmax = jax.nn.softmax(logits.astype(jnp.float32))
+  grads = (softmax - wanted) * weights[..., None]
+  return losses, grads.astype(logits.dtype)
+
+
+def _check_smoothing(label_smoothing):
+  if not 0 <= label_smoothing < 1:
+    raise ValueError(
+      f"label_smoothing is {label_smoothing}, expected a value in [0, 1)"
+    )
+
+
+def _check_shapes(logits, targets, mask_loss):
+  if mask_loss is None:
+    raise ValueError(
+      "missing mask: mask_loss is None, expected [B, T] with 1 on the "
+      "supervised tokens; without it padding and prompt would be averaged in"
+    )
+  for name, array in (("targets", targets), ("mask_loss", mask_loss)):
+    if array.shape != logits.shape[:-1]:
+      raise ValueError(
+        f"{name} has shape {array.shape}, expected {logits.shape[:-1]}: the "
+        f"logits or features {logits.shape} without their last axis"
+      )

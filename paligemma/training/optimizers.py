@@ -1,0 +1,414 @@
+"""Optimizers: an optax direction, a weight decay and a learning rate per regex.
+
+One update, in float32 whatever the parameters are stored in, for step t:
+
+    p -= s_t * (learning_rate * mult * direction(g) + weight_decay * p)
+
+with s_t the schedule of the parameter, and mult, 1 unless said otherwise, its
+factor. The decay is decoupled and follows the schedule but not the learning
+rate, as in big_vision/optax.py, where the published values come from: its
+lr=1e-5, wd=1e-6 is optax.adamw(1e-5, weight_decay=0.1).
+
+Everything works on flat dicts of trainable leaves, "llm/final_norm/scale" -> x.
+Gradient accumulation is not here but in the train step, as a scan over micro
+batches: clipping and schedules then see whole steps, and no accumulator lives
+in the optimizer's state or its checkpoints.
+"""
+
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from paligemma import registry, tree
+
+# Every matrix: Gemma's and the ViT's, dense or attention, and the embedding
+# that is also the output layer. Not scale, bias, pos_embedding, probe and cls.
+MATRICES = ((r".*/(w|kernel|gating_einsum|linear|input_embedding)", 1.0),)
+
+COSINE = ((".*", {"decay": "cosine"}),)
+
+
+class _Place(NamedTuple):
+  """Where a step stands in a training.
+
+  Attributes:
+    step: float32[].
+    after: float32[], steps since the end of the warm-up, 0 before it.
+    left: float32[], share of the steps behind the warm-up that is still to
+      come, from 1 to exactly 0.
+    peak: float, the factor at the end of the warm-up.
+  """
+
+  step: jax.Array
+  after: jax.Array
+  left: jax.Array
+  peak: float
+
+
+def _constant(at):
+  return at.peak
+
+
+def _polynomial(at, *, end=0.0, power=1.0):
+  return end + (at.peak - end) * at.left**power
+
+
+def _cosine(at):
+  return at.peak * 0.5 * (1 - jnp.cos(jnp.pi * at.left))
+
+
+def _rsqrt(at, *, timescale=10_000, shift=0):
+  return at.peak * jax.lax.rsqrt(1 + (at.after + shift) / timescale)
+
+
+def _stair(at, *, steps=(), mults=()):
+  factors = jnp.array([1.0, *mults], jnp.float32)
+  i = jnp.searchsorted(jnp.array(steps, jnp.float32), at.step, side="right")
+  return at.peak * factors[i]
+
+
+# name -> function of a _Place and of what the config may set of it.
+DECAYS = {
+  "constant": _constant,
+  "cosine": _cosine,
+  "linear": _polynomial,
+  "polynomial": _polynomial,
+  "rsqrt": _rsqrt,
+  "stair": _stair,
+}
+
+
+def make_schedule(
+  total_steps: int,
+  /,
+  *,
+  decay: str = "cosine",
+  warmup_steps: int = 0,
+  cooldown_steps: int = 0,
+  mult: float = 1.0,
+  **options: Any,
+) -> Callable[[jax.typing.ArrayLike], jax.Array]:
+  """Returns the factor s_t of step t: a warm-up, a decay and a cool-down.
+
+  With w = warmup_steps, c = cooldown_steps, n = total_steps, p = mult, and
+  u = max(t - w, 0) / (n - w), the share of what follows on the warm-up:
+
+      s_t = min(1, t / w) * min(1, (n - t) / c) * d_t
+
+      constant    d_t = p
+      cosine      d_t = p * (1 + cos(pi * u)) / 2
+      linear, polynomial
+                  d_t = end + (p - end) * (1 - u) ** power
+      rsqrt       d_t = p / sqrt(1 + (max(t - w, 0) + shift) / timescale)
+      stair       d_t = p * mults[i] from t = steps[i] on, before the first p
+
+  So s_0 is 0 if there is a warm-up, and s_n is 0 for cosine, for linear to the
+  end 0 and with a cool-down; the last step taken is t = n - 1, which is still
+  above 0. Beyond n the value stays that of n.
+
+  Args:
+    total_steps: n, number of steps of the whole training.
+    decay: A name in DECAYS, default "cosine".
+    warmup_steps: w, default 0: none.
+    cooldown_steps: c, default 0: none.
+    mult: p, default 1.
+    **options: Of the decay: end (default 0) and power (default 1) of linear and
+      polynomial; timescale in steps (default 10,000) and shift in steps
+      (default 0) of rsqrt; steps, ascending, and as many mults of stair.
+
+  Returns:
+    A function from a step, int[], to s_t, float32[].
+
+  Raises:
+    ValueError: An unknown decay or option, a warm-up that is not shorter than
+      the training (except for one of 0 or 1 steps, which only debugs), or a
+      stair whose steps and mults do not fit.
+
+  Source: create_learning_rate_schedule() in big_vision/utils.py, where decay is
+  decay_type, and what lies beyond n is not defined.
+  """
+  decay_fn = registry.lookup(DECAYS, decay, "decay")
+  of_decay = list(inspect.signature(decay_fn).parameters)[1:]
+  for name in options:
+    if name not in of_decay:
+      known = "decay", "warmup_steps", "cooldown_steps", "mult", *of_decay
+      raise ValueError(
+        f'decay "{decay}" has no argument "{name}", expected some of: '
+        f"{', '.join(known)}." + registry.did_you_mean(name, known)
+      )
+  if decay == "stair":
+    _check_stair(**options)
+  if warmup_steps >= total_steps > 1:
+    raise ValueError(
+      f"warmup_steps is {warmup_steps}, expected fewer than the "
+      f"{total_steps} steps of the training"
+    )
+  decay_steps = max(total_steps - warmup_steps, 1)
+
+  def scale(step):
+    step = jnp.minimum(jnp.asarray(step, jnp.float32), total_steps)
+    after = jnp.clip(step - warmup_steps, 0, decay_steps)
+    left = (decay_steps - after) / decay_steps
+    factor = decay_fn(_Place(step, after, left, mult), **options)
+    if warmup_steps:
+      factor *= jnp.minimum(step / warmup_steps, 1)
+    if cooldown_steps:
+      factor *= jnp.minimum((total_steps - step) / cooldown_steps, 1)
+    return jnp.asarray(factor, jnp.float32)
+
+  return scale
+
+
+def _check_stair(steps=(), mults=()):
+  ascends = all(x < y for x, y in itertools.pairwise(steps))
+  if len(steps) != len(mults) or not ascends:
+    raise ValueError(
+      f'decay "stair" has steps={tuple(steps)} and mults={tuple(mults)}, '
+      "expected ascending steps and as many mults"
+    )
+
+
+def sgd(
+  momentum: float = 0.0, nesterov: bool = False, momentum_dtype: str = "float32"
+) -> optax.GradientTransformation:
+  """Returns the gradient itself, or its momentum; no state without momentum.
+
+  Args:
+    momentum: The trace is gradient + momentum * trace; default 0, none.
+    nesterov: Whether to look one step ahead along the trace.
+    momentum_dtype: Of the trace that is kept, "float32" (default) or
+      "bfloat16", in which big_vision's momentum_hp keeps it.
+
+  Raises:
+    ValueError: nesterov without momentum.
+  """
+  if momentum:
+    return optax.trace(momentum, nesterov, momentum_dtype)
+  if nesterov:
+    raise ValueError("sgd: nesterov=True needs a momentum, expected e.g. 0.9")
+  return optax.identity()
+
+
+def adafactor(
+  momentum: float | None = 0.9,
+  decay_rate: float = 0.8,
+  beta2_cap: float = 0.999,
+  *,
+  decay_offset: int = 0,
+  min_dim_size_to_factor: int = 64,
+  clipping_threshold: float | None = None,
+  momentum_dtype: str = "float32",
+  eps: float = 1e-30,
+) -> optax.GradientTransformation:
+  """Returns the gradient over a factored estimate of its root mean square.
+
+  Args:
+    momentum: Decay of the running mean of the directions; None for no mean.
+    decay_rate: beta2 of step t, from 1, is 1 - t ** -decay_rate, ...
+    beta2_cap: ... but at most this.
+    decay_offset: Steps that t starts behind. Default 0.
+    min_dim_size_to_factor: Leaves are factored over their two largest axes if
+      both are at least so long. Default 64: between the most layers of a scan
+      (46), over which nothing should be averaged, and the smallest head
+      dimension (72 in So400m). 32 in big_vision, which averages over layers of
+      the larger models.
+    clipping_threshold: Largest root mean square of a leaf's direction, which is
+      scaled down to it. Default None: no limit.
+    momentum_dtype: Of the running mean that is kept, "float32" (default) or
+      "bfloat16", as in big_vision.
+    eps: Added to the square of a gradient. Default 1e-30.
+
+  Source: Shazeer & Stern 2018 (arXiv:1804.04235) as changed in Zhai et al. 2021
+  (arXiv:2106.04560), section 3.4: no scaling by the parameter, no clipping, a
+  capped beta2; scale_by_adafactor of big_vision/optax.py.
+  """
+
+  def beta2(step, exponent):
+    t = jnp.asarray(step, jnp.float32) + 1
+    return jnp.minimum(beta2_cap, 1 - t**-exponent)
+
+  parts = [
+    optax.scale_by_factored_rms(
+      decay_rate=decay_rate,
+      step_offset=decay_offset,
+      min_dim_size_to_factor=min_dim_size_to_factor,
+      epsilon=eps,
+      decay_rate_fn=beta2,
+    )
+  ]
+  if clipping_threshold:
+    parts.append(optax.clip_by_block_rms(clipping_threshold))
+  if momentum:
+    parts.append(optax.ema(momentum, False, momentum_dtype))
+  return optax.chain(*parts)
+
+
+OPTIMIZERS = {
+  "adafactor": adafactor,
+  "adam": optax.scale_by_adam,
+  "adamw": optax.scale_by_adam,  # the same: weight_decay is its own argument
+  "lion": optax.scale_by_lion,
+  "sgd": sgd,
+}
+
+
+class State(NamedTuple):
+  """State of the optimizer made by `make`.
+
+  Attributes:
+    count: int32[], number of updates done.
+    direction: State of the optax transforms, in float32 but for a momentum
+      that is to be kept in another dtype.
+  """
+
+  count: jax.Array
+  direction: Any
+
+
+def make(
+  names: Sequence[str],
+  *,
+  total_steps: int,
+  optimizer: str = "sgd",
+  optimizer_args: Mapping[str, Any] | None = None,
+  learning_rate: float = 0.03,
+  learning_rate_mults: Sequence[tuple[str, float]] = (),
+  schedule: Sequence[tuple[str, Mapping[str, Any] | None]] = COSINE,
+  weight_decay: float = 0.0,
+  weight_decay_mults: Sequence[tuple[str, float]] = MATRICES,
+  clip_norm: float | None = None,
+) -> tuple[
+  optax.GradientTransformation,
+  dict[str, Callable[[jax.typing.ArrayLike], jax.Array]],
+]:
+  """Makes an optimizer of flat dicts, and its learning rates for the log.
+
+  The order is: gradients to float32, clip their global norm, direction, weight
+  decay, schedule (see the formula at the top of this file).
+
+  Args:
+    names: Names of the trainable leaves.
+    total_steps: Number of steps of the whole training.
+    optimizer: A name in OPTIMIZERS, default "sgd".
+    optimizer_args: Arguments of that function, such as dict(momentum=0.9).
+    learning_rate: Peak learning rate, default 0.03.
+    learning_rate_mults: (regex, factor) pairs on top of learning_rate, but not
+      of weight_decay, the first match counts, 1 without a match; default none.
+    schedule: (regex, arguments of `make_schedule`) pairs; the first regex that
+      matches a whole name counts, and every name needs one. None in place of
+      the arguments leaves the parameters alone: no update, no state, no share
+      in the clipped norm.
+    weight_decay: Decay per step at s_t = 1, not multiplied by learning_rate.
+    weight_decay_mults: (regex, factor) pairs on top of weight_decay, the first
+      match counts, 0 without a match; default: 1 for every matrix. Not read
+      when weight_decay is 0.
+    clip_norm: Largest global norm of the gradients, default None: no clipping.
+
+  Returns:
+    The transformation, whose `update` needs the parameters, and whose updates
+    are float32 (optax.apply_updates rounds to the dtype of the parameters); and
+    by regex the function from step, int[], to learning_rate * s_t, float32[].
+
+  Raises:
+    ValueError: An unknown optimizer, decay or argument; a regex without any
+      match (a decay that reaches nothing included), or a name without a regex.
+  """
+  direction = _call(
+    registry.lookup(OPTIMIZERS, optimizer, "optimizer"),
+    optimizer_args or {},
+    f'optimizer "{optimizer}"',
+  )
+  if clip_norm is not None:
+    direction = optax.chain(optax.clip_by_global_norm(clip_norm), direction)
+  scales = {
+    regex: _schedule(regex, total_steps, arguments)
+    for regex, arguments in schedule
+    if arguments is not None
+  }
+  rule_of = tree.match_first([(regex, regex) for regex, _ in schedule], names)
+  moving = [name for name in names if rule_of[name] in scales]
+  for regex, factor in learning_rate_mults:
+    if not factor > 0:
+      raise ValueError(
+        f'learning_rate_mults of "{regex}" is {factor}, expected more than 0; '
+        "to leave parameters alone, do not name them in trainable"
+      )
+  rates = tree.match_first(learning_rate_mults, moving, default=1.0)
+  decays = {}
+  if weight_decay:
+    mults = tree.match_first(weight_decay_mults, moving, default=0.0)
+    decays = {name: weight_decay * mult for name, mult in mults.items() if mult}
+
+  def in_float32(flat):
+    return {name: flat[name].astype(jnp.float32) for name in moving}
+
+  def init(params):
+    return State(
+      count=jnp.zeros([], jnp.int32),
+      direction=direction.init(in_float32(params)),
+    )
+
+  def update(grads, state, params):
+    assert grads.keys() == rule_of.keys(), sorted(grads.keys() ^ rule_of.keys())
+    params = in_float32(params)
+    directions, direction_state = direction.update(
+      in_float32(grads), state.direction, params
+    )
+    factors = {regex: scale(state.count) for regex, scale in scales.items()}
+    updates = {}
+    for name, grad in grads.items():
+      if name not in directions:
+        updates[name] = jnp.zeros_like(grad)
+        continue
+      change = learning_rate * rates[name] * directions[name]
+      if name in decays:
+        change += decays[name] * params[name]
+      updates[name] = -factors[rule_of[name]] * change
+    return updates, State(state.count + 1, direction_state)
+
+  learning_rates = {
+    regex: lambda step, scale=scale: learning_rate * scale(step)
+    for regex, scale in scales.items()
+  }
+  return optax.GradientTransformation(init, update), learning_rates
+
+
+def ema(params: Any, average: Any, decay: float) -> Any:
+  """Returns the moving average of parameters, average + (1 - decay) * change.
+
+  Args:
+    params: Tree of float leaves, after the step.
+    average: Tree of float32 leaves; starts as the parameters in float32.
+    decay: What is kept of the average each step: 0.999 averages over about the
+      last 1000 steps. 0 gives the parameters.
+
+  Returns:
+    Tree of float32 leaves. In bfloat16 (8 bits) a change below 1/256 of the
+    value, every change for decay 0.999, would be rounded away.
+  """
+  return jax.tree.map(
+    lambda p, a: a + (1 - decay) * (p.astype(jnp.float32) - a), params, average
+  )
+
+
+def _schedule(regex, total_steps, arguments):
+  try:
+    return make_schedule(total_steps, **arguments)
+  except ValueError as error:
+    raise ValueError(f'schedule of "{regex}": {error}') from None
+
+
+def _call(function, arguments, what):
+  known = inspect.signature(function).parameters
+  for name in arguments:
+    if name not in known:
+      raise ValueError(
+        f'{what} has no argument "{name}", expected some of: '
+        f"{', '.join(known)}." + registry.did_you_mean(name, known)
+      )
+  return function(**arguments)

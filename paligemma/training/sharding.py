@@ -1,0 +1,284 @@
+"""Where arrays live: a (data, model) mesh, one rule per leaf, batches in, out.
+
+Mesh axis "data" splits the batch, and under FSDP the parameters too: a device
+keeps a part and gathers the rest of a layer when it runs. Mesh axis "model"
+splits heads, hidden units and the vocabulary: tensor parallelism.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from paligemma import registry, tree
+
+# The axis that tensor parallelism splits, counted from the end, so that scan
+# (layers stacked in front) and loop agree and the layer axis is never split.
+# N heads, K kv heads, H head dim, D width, F hidden units, V vocabulary.
+TENSOR_PARALLEL = (
+  (r".*/attn/q_einsum/w", -3),  # N D H
+  (r".*/attn/kv_einsum/w", -3),  # 2 K D H
+  (r".*/attn/qkv_einsum/w", -3),  # 3 N D H
+  (r".*/attn/attn_vec_einsum/w", -3),  # N H D
+  (r".*/mlp/gating_einsum", -1),  # 2 D F
+  (r".*/mlp/linear", -2),  # F D
+  (r".*/input_embedding", -2),  # V D
+  (r".*/MultiHeadDotProductAttention_0/(query|key|value)/kernel", -2),  # D N H
+  (r".*/MultiHeadDotProductAttention_0/(query|key|value)/bias", -2),  # N H
+  (r".*/MultiHeadDotProductAttention_0/out/kernel", -3),  # N H D
+  (r".*/MlpBlock_0/Dense_0/(kernel|bias)", -1),  # D F, F
+  (r".*/MlpBlock_0/Dense_1/kernel", -2),  # F D
+)
+
+# Leaves of fewer elements (64 KiB in float32) are not split over "data": to
+# gather them would cost more time than the memory is worth.
+MIN_FSDP_SIZE = 2**14
+
+
+def make_mesh(
+  data: int = -1,
+  model: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """Arranges devices in a mesh with the axes "data" and "model".
+
+  Args:
+    data: Number of parts of the batch; -1, the default: all devices / model.
+    model: Number of parts of each layer, default 1: no tensor parallelism.
+    devices: The devices to use, default all devices of all processes.
+
+  Returns:
+    A mesh whose shardings XLA propagates (AxisType.Auto).
+
+  Raises:
+    ValueError: data * model is not the number of devices, or one part of the
+      batch would belong to several processes.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  count = len(devices)
+  if model < 1 or (data < 1 and data != -1):
+    raise ValueError(
+      f"mesh data={data}, model={model}: expected sizes of 1 or more, "
+      "or data=-1 for all the devices that are left"
+    )
+  if data == -1:
+    if count % model:
+      raise ValueError(
+        f"mesh model={model} does not divide the {count} devices; "
+        f"use one of {_divisors(count)}"
+      )
+    data = count // model
+  if data * model != count:
+    raise ValueError(
+      f"mesh data={data} x model={model} needs {data * model} devices, found "
+      f"{count}; use data=-1 for all the devices that are left"
+    )
+  mesh = jax.make_mesh(
+    (data, model),
+    ("data", "model"),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=devices,
+  )
+  for group in mesh.devices:
+    if len({device.process_index for device in group}) > 1:
+      local = count // _process_count(mesh)
+      raise ValueError(
+        f"mesh model={model} spans several processes of {local} devices, which "
+        f"would share one part of the batch; use one of {_divisors(local)}"
+      )
+  return mesh
+
+
+def infer(
+  shapes: Mapping[str, Any],
+  mesh: Mesh,
+  rules: Sequence[tuple[str, str]] = ((".*", "fsdp"),),
+) -> dict[str, NamedSharding]:
+  """Chooses for every leaf of a flat tree how it is split over the mesh.
+
+  With mesh data=4, model=2, for PaliGemma 3B:
+
+      llm/embedder/input_embedding  (257152, 2048)       model, data
+      llm/layers/attn/q_einsum/w    (18, 8, 2048, 256)   -, model, data, -
+      llm/layers/attn/kv_einsum/w   (18, 2, 1, 2048, 256)  -, -, -, data, -
+      img/head/bias                 (2048,)              replicated
+
+  Args:
+    shapes: Name -> anything with a `shape`: arrays or jax.ShapeDtypeStruct.
+    mesh: A mesh of `make_mesh`.
+    rules: (regex, strategy) pairs, the first that matches a whole name counts.
+      "replicate": every device has all of it. "fsdp", the default: the axis of
+      TENSOR_PARALLEL over "model" where it divides, then the largest remaining
+      axis that divides over "data", unless the leaf is below MIN_FSDP_SIZE.
+
+  Returns:
+    Name -> sharding.
+
+  Raises:
+    ValueError: An unknown strategy, a regex without any match, or a name
+      without a regex.
+
+  Source: the FSDP rule is that of big_vision/sharding.py, which does not split
+  below 4 MiB, and has no table for tensor parallelism.
+  """
+  strategies = tree.match_first(rules, shapes)
+  return {
+    name: NamedSharding(
+      mesh,
+      registry.lookup(STRATEGIES, strategy, "sharding strategy")(
+        name, tuple(shapes[name].shape), mesh
+      ),
+    )
+    for name, strategy in strategies.items()
+  }
+
+
+def infer_state(
+  state: Any,
+  shapes: Mapping[str, Any],
+  shardings: Mapping[str, NamedSharding],
+  mesh: Mesh,
+) -> Any:
+  """Shards the state of an optimizer like the parameters it belongs to.
+
+  Args:
+    state: Tree whose leaves have a `shape`, such as jax.eval_shape(tx.init,
+      params), with flat dicts of leaves by parameter name somewhere inside.
+    shapes: Name -> anything with a `shape`, of the parameters.
+    shardings: Name -> sharding of the parameters, from `infer`.
+    mesh: A mesh of `make_mesh`.
+
+  Returns:
+    Tree of shardings: that of the parameter for a leaf with its name and its
+    shape (moments), replicated for any other (counts, factored moments).
+  """
+
+  def choose(path, leaf):
+    name = getattr(path[-1], "key", None) if path else None
+    if name in shardings and shapes[name].shape == leaf.shape:
+      return shardings[name]
+    return replicated(mesh)
+
+  return jax.tree_util.tree_map_with_path(choose, state)
+
+
+def _replicate(name, shape, mesh):
+  del name, shape, mesh
+  return PartitionSpec()
+
+
+def _fsdp(name, shape, mesh):
+  axes = [None] * len(shape)
+  split = _tensor_parallel_axis(name, shape, mesh.shape["model"])
+  if split is not None:
+    axes[split] = "model"
+  data = mesh.shape["data"]
+  free = [i for i, axis in enumerate(axes) if not axis and shape[i] % data == 0]
+  if data > 1 and free and math.prod(shape) >= MIN_FSDP_SIZE:
+    axes[max(free, key=lambda i: shape[i])] = "data"
+  while axes and axes[-1] is None:  # P() rather than P(None, None)
+    axes.pop()
+  return PartitionSpec(*axes)
+
+
+def _tensor_parallel_axis(name, shape, model):
+  if model == 1:
+    return None
+  for regex, axis in TENSOR_PARALLEL:
+    if re.fullmatch(rf"{regex}(/(int8|int4|nf4|scale))?", name):
+      return axis if shape[axis] % model == 0 else None
+  return None
+
+
+STRATEGIES = {"fsdp": _fsdp, "replicate": _replicate}
+
+
+def describe(sharding: NamedSharding) -> str:
+  """Returns which array axis each mesh axis splits: "data:1 model:0".
+
+  "replicated" if there is none. For people: the table printed at the start.
+  """
+  axis_of = {}
+  for i, names in enumerate(sharding.spec):
+    for name in (names,) if isinstance(names, str) else names or ():
+      axis_of[name] = i
+  return (
+    " ".join(f"{name}:{axis_of[name]}" for name in sorted(axis_of))
+    or "replicated"
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array that every device has all of."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Returns the sharding of an array whose first axis is the batch."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises a ValueError if a global batch cannot be split over the mesh."""
+  data = mesh.shape["data"]
+  if batch_size % data:
+    raise ValueError(
+      f"batch_size {batch_size} is not divisible by the {data} devices of mesh "
+      f'axis "data"; use a multiple of {data}'
+    )
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+  """Makes global arrays of the rows that each process has loaded.
+
+  Args:
+    batch: Name -> array [rows, ...]; all processes have as many rows.
+    mesh: A mesh of `make_mesh`.
+
+  Returns:
+    Name -> jax.Array [rows * processes, ...], split over mesh axis "data".
+
+  Raises:
+    ValueError: The global batch is not divisible by the size of that axis.
+  """
+  sharding = batch_sharding(mesh)
+
+  def put(rows):
+    shape = (len(rows) * _process_count(mesh), *rows.shape[1:])
+    check_batch_size(shape[0], mesh)
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+  return {name: put(rows) for name, rows in batch.items()}
+
+
+def fetch(arrays: Any) -> Any:
+  """Copies whole arrays to every host, also those split over processes.
+
+  All processes must call it, with the same tree.
+
+  Args:
+    arrays: Tree of jax.Array.
+
+  Returns:
+    Tree of np.ndarray with the same shapes.
+  """
+
+  def get(array):
+    if array.is_fully_addressable or array.is_fully_replicated:
+      return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
+
+  return jax.tree.map(get, arrays)
+
+
+def _process_count(mesh):
+  return len({device.process_index for device in mesh.devices.flat})
+
+
+def _divisors(count):
+  return ", ".join(str(i) for i in range(1, count + 1) if count % i == 0)

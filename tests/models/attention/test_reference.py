@@ -1,0 +1,496 @@
+"""Masks by whole matrices; RoPE and attention against float64 loops."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma.models.attention import chunked, flash
+from paligemma.models.attention import reference as attention
+from paligemma.training import sharding
+
+
+def matrix(picture):
+  """bool[lines, marks]: "x" is True, "." is False."""
+  lines = picture.strip().split("\n")
+  return np.array([[mark == "x" for mark in line.split()] for line in lines])
+
+
+CAUSAL = """
+x . . . .
+x x . . .
+x x x . .
+x x x x .
+x x x x x"""
+PREFIX = """
+x x x . .
+x x x . .
+x x x . .
+x x x x .
+x x x x x"""
+BLOCKS = """
+x x . . .
+x x . . .
+x x x x .
+x x x x .
+x x x x x"""
+PADDED_END = """
+x x x . .
+x x x . .
+x x x . .
+x x x x .
+. . . . ."""
+PADDED_MIDDLE = """
+x x . . .
+x x . . .
+. . . . .
+x x . x .
+x x . x x"""
+
+
+@pytest.mark.parametrize(
+  ("input_mask", "mask_ar", "golden"),
+  [
+    ([1, 1, 1, 1, 1], [1, 1, 1, 1, 1], CAUSAL),
+    ([1, 1, 1, 1, 1], [0, 1, 1, 1, 1], CAUSAL),
+    ([1, 1, 1, 1, 1], [0, 0, 0, 1, 1], PREFIX),
+    ([1, 1, 1, 1, 1], [1, 0, 1, 0, 1], BLOCKS),
+    ([1, 1, 1, 1, 0], [0, 0, 0, 1, 1], PADDED_END),
+    ([1, 1, 0, 1, 1], [0, 0, 0, 1, 1], PADDED_MIDDLE),
+    ([1, 1, 0, 1, 1], [0, 0, 1, 1, 1], PADDED_MIDDLE),
+  ],
+  ids=[
+    "causal",
+    "causal_from_zero",
+    "prefix",
+    "blocks",
+    "padded_end",
+    "padded_middle",
+    "padded_middle_with_new_block",
+  ],
+)
+def test_make_mask(input_mask, mask_ar, golden):
+  # A second, causal row: rows of a batch must not influence each other.
+  mask = attention.make_mask(
+    jnp.asarray([input_mask, [1] * 5], bool), jnp.asarray([mask_ar, [1] * 5])
+  ).dense()
+  assert mask.dtype == bool
+  np.testing.assert_array_equal(mask[0], matrix(golden))
+  np.testing.assert_array_equal(mask[1], matrix(CAUSAL))
+
+
+@pytest.mark.parametrize(
+  ("window", "mask_ar", "golden"),
+  [
+    (1, [1] * 5, "x . . . .\n. x . . .\n. . x . .\n. . . x .\n. . . . x"),
+    (2, [1] * 5, "x . . . .\nx x . . .\n. x x . .\n. . x x .\n. . . x x"),
+    (5, [1] * 5, CAUSAL),
+    (
+      2,
+      [0, 0, 0, 1, 1],
+      "x x x . .\nx x x . .\nx x x . .\n. . x x .\n. . . x x",
+    ),
+    (
+      1,
+      [1, 0, 1, 1, 0],
+      "x x . . .\nx x . . .\n. . x . .\n. . . x x\n. . . x x",
+    ),
+  ],
+  ids=["1", "2", "5", "prefix", "blocks"],
+)
+def test_window(window, mask_ar, golden):
+  mask = attention.make_mask(jnp.ones((1, 5), bool), jnp.asarray([mask_ar]))
+  np.testing.assert_array_equal(mask.dense(window)[0], matrix(golden))
+  # A number that is only known when the program runs.
+  dense = jax.jit(lambda mask, window: mask.dense(window))
+  np.testing.assert_array_equal(dense(mask, window)[0], matrix(golden))
+
+
+def test_window_goes_by_position_not_by_place():
+  mask = attention.make_next_mask(
+    jnp.ones((2, 5), bool),
+    jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]]),
+    jnp.asarray([[7], [3]]),
+  )
+  seen = mask.dense(3)[:, 0]
+  np.testing.assert_array_equal(seen, matrix(". x x x x\n. x x x x"))
+
+
+def rope_loop(x, positions, max_wavelength):
+  """Each pair (x[i], x[i + H / 2]) is a complex number that turns."""
+  out = np.empty(x.shape, np.float64)
+  half = x.shape[-1] // 2
+  for b, t, n in np.ndindex(x.shape[:3]):
+    for i in range(half):
+      turn = np.exp(1j * positions[b, t] / max_wavelength ** (i / half))
+      turned = (float(x[b, t, n, i]) + 1j * float(x[b, t, n, i + half])) * turn
+      out[b, t, n, i] = turned.real
+      out[b, t, n, i + half] = turned.imag
+  return out
+
+
+@pytest.mark.parametrize("max_wavelength", [10_000, 17])
+def test_apply_rope_equals_complex_rotation(max_wavelength):
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 5, 3, 14)).astype(np.float32)
+  # A float32 angle of 911 radians is exact to 3e-5.
+  positions = np.array([[0, 1, 2, 3, 911], [0, 0, 7, 13, 89]])
+  rotated = attention.apply_rope(
+    jnp.asarray(x), jnp.asarray(positions), max_wavelength=max_wavelength
+  )
+  expected = rope_loop(x, positions, max_wavelength)
+  np.testing.assert_allclose(rotated, expected, rtol=0, atol=1e-4)
+  np.testing.assert_array_equal(rotated[1, :2], x[1, :2])
+
+
+def test_apply_rope_is_float32_inside():
+  x = jnp.ones((1, 2, 1, 2), jnp.bfloat16)
+  # bfloat16 cannot tell 1000 from 1001: one radian would be lost.
+  rotated = attention.apply_rope(x, jnp.asarray([[1000, 1001]]))
+  assert rotated.dtype == jnp.bfloat16
+  first, second = (np.asarray(r, np.float32) for r in rotated[0, :, 0])
+  assert np.dot(first, second) / 2 == pytest.approx(np.cos(1), abs=0.01)
+
+
+def attend_loop(q, k, v, mask, scale, cap):
+  """Attention one query, one head, one key at a time."""
+  batch, queries, heads, _ = q.shape
+  group = heads // k.shape[2]
+  out = np.zeros(q.shape, np.float64)
+  for b in range(batch):
+    for n in range(heads):
+      for t in range(queries):
+        weights = []
+        for s in range(k.shape[1]):
+          logit = scale * np.dot(q[b, t, n], k[b, s, n // group])
+          if cap is not None:
+            logit = cap * np.tanh(logit / cap)
+          weights.append(np.exp(logit) if mask[b, t, s] else 0.0)
+        for s, weight in enumerate(weights):
+          out[b, t, n] += weight / sum(weights) * v[b, s, n // group]
+  return out
+
+
+def random_qkv(*, heads=6, kv_heads=3, queries=5, keys=7, head_dim=11, seed=0):
+  rng = np.random.default_rng(seed)
+  q = rng.standard_normal((2, queries, heads, head_dim))
+  k = rng.standard_normal((2, keys, kv_heads, head_dim))
+  v = rng.standard_normal((2, keys, kv_heads, head_dim))
+  key_block = rng.integers(0, 6, (2, keys))
+  key_block[:, 2] = 0  # every query has a key
+  mask = attention.Mask(
+    *(jnp.asarray(x) for x in (rng.integers(0, 6, (2, queries)), key_block)),
+    *(jnp.asarray(rng.integers(0, 9, (2, n))) for n in (queries, keys)),
+  )
+  return q, k, v, mask
+
+
+def without_keys(mask, row, query):
+  return mask.replace(query_block=mask.query_block.at[row, query].set(-1))
+
+
+@pytest.mark.parametrize("how", ["auto", "reference", "chunked"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 3), (3, 1), (5, 5)])
+def test_attend_equals_loop(heads, kv_heads, cap, masked, how):
+  q, k, v, mask = random_qkv(heads=heads, kv_heads=kv_heads)
+  seen = np.asarray(mask.dense()) | (not masked)
+  assert seen.mean() < 0.8 or not masked
+  expected = attend_loop(q, k, v, seen, 0.7, cap)
+  out = attention.attend(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
+    mask if masked else None,
+    scale=0.7,
+    logits_softcap=cap,
+    implementation=how,
+    parts=2,
+  )
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attend_softmax_is_float32_inside(dtype):
+  # The logits are 90000.0 and 90000.6: infinite in float16, and in bfloat16
+  # steps are 512 wide there.
+  q = jnp.full((1, 1, 1, 2), 300.0, dtype)
+  k = jnp.asarray([[300.0, 0.0], [300.0, 2**-9]], dtype)[None, :, None, :]
+  v = jnp.asarray([[0.0, 0.0], [1.0, 1.0]], dtype)[None, :, None, :]
+  out = attention.attend(q, k, v, scale=1.0)
+  assert out.dtype == dtype
+  weight = 1 / (1 + np.exp(-300 / 2**9))
+  np.testing.assert_allclose(np.asarray(out, np.float32), weight, rtol=2**-8)
+
+
+@pytest.mark.parametrize("how", ["reference", "chunked"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attend_in_half_precision_is_near_float32(dtype, how):
+  q, k, v, mask = random_qkv(seed=1)
+  # Rounded first, so that only the computation differs.
+  arrays = [jnp.asarray(x, dtype) for x in (q, k, v)]
+  pushed = jnp.asarray(random_qkv(seed=3)[0], dtype)
+
+  def value_and_gradients(how, arrays, pushed):
+    def attend(q, k, v):
+      return attention.attend(
+        q, k, v, mask, scale=0.3, implementation=how, parts=2
+      )
+
+    out, pull = jax.vjp(attend, *arrays)
+    return out, *pull(pushed)
+
+  expected = value_and_gradients(
+    "reference",
+    [x.astype(jnp.float32) for x in arrays],
+    pushed.astype(jnp.float32),
+  )
+  found = value_and_gradients(how, arrays, pushed)
+  # Weights, result and gradients are each rounded once, values are up to about
+  # 3, sums of them for keys and values up to about 10.
+  step = float(jnp.finfo(dtype).eps)
+  for a, b, steps in zip(found, expected, (4, 8, 16, 16), strict=True):
+    assert a.dtype == dtype
+    np.testing.assert_allclose(
+      np.asarray(a, np.float32), b, rtol=0, atol=steps * step
+    )
+
+
+def test_attend_without_any_key_averages():
+  q, k, v, mask = random_qkv()
+  out = attention.attend(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v)),
+    without_keys(mask, 1, 3),
+    scale=1.0,
+    logits_softcap=2.0,
+  )
+  average = np.repeat(v[1].mean(axis=0), 2, axis=0)
+  np.testing.assert_allclose(out[1, 3], average, rtol=1e-5, atol=1e-5)
+
+
+def test_soft_cap():
+  z = jnp.asarray([-1e4, -1.0, 0.0, 0.001, 3.0, 1e4])
+  capped = attention.soft_cap(z, 5.0)
+  expected = [-5.0, -5 * np.tanh(0.2), 0.0, 0.001, 5 * np.tanh(0.6), 5.0]
+  np.testing.assert_allclose(capped, expected, rtol=1e-6)
+  assert attention.soft_cap(z, None) is z
+  assert attention.soft_cap(z, 0) is z  # big_vision's configs write 0
+
+
+@pytest.mark.parametrize("how", ["reference", "chunked"])
+def test_masked_logit_vanishes_and_keeps_gradients_finite(how):
+  q, k, v, mask = random_qkv()
+  mask = without_keys(mask, 0, 1)
+
+  def total(q, k, v):
+    return jnp.sum(
+      attention.attend(q, k, v, mask, scale=1.0, implementation=how)
+    )
+
+  grads = jax.grad(total, argnums=(0, 1, 2))(
+    *(jnp.asarray(x, jnp.float32) for x in (q, k, v))
+  )
+  assert all(jnp.isfinite(g).all() for g in grads)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 7])
+def test_parts_change_neither_value_nor_gradient(parts):
+  q, k, v, mask = random_qkv(queries=5, keys=7)
+  weights = jnp.asarray(random_qkv(seed=3)[0], jnp.float32)
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def value_and_grad(q, k, v, parts):
+    def total(q, k, v):
+      out = attention.attend(
+        q,
+        k,
+        v,
+        mask,
+        scale=0.7,
+        logits_softcap=2.0,
+        window=3,
+        implementation="chunked" if parts else "reference",
+        parts=parts,
+      )
+      return jnp.sum(out * weights)
+
+    return jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  expected = value_and_grad(*arrays, None)
+  found = value_and_grad(*arrays, parts)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+    found,
+    expected,
+  )
+
+
+def padded_mask(seed=0):
+  """Blocks of any length, padding anywhere, and a row that has none."""
+  rng = np.random.default_rng(seed)
+  input_mask = rng.random((64, 23)) < rng.random((64, 1))
+  mask_ar = rng.random((64, 23)) < rng.random((64, 1))
+  return attention.make_mask(
+    jnp.asarray(input_mask).at[0].set(True), jnp.asarray(mask_ar, jnp.int32)
+  )
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 7, 2**31 - 1])
+def test_ranges_are_the_mask(window):
+  mask = padded_mask()
+  start, end, valid = jax.jit(attention.Mask.ranges)(mask, window)
+  place = np.arange(23)[None, None]
+  start, end = np.asarray(start), np.asarray(end)
+  within = (start[:, :, None] <= place) & (place < end[:, :, None])
+  seen = within & np.asarray(valid)[:, None]
+  np.testing.assert_array_equal(seen, mask.dense(window))
+
+
+def largest_array(hlo):
+  """Elements of the largest array in the text of a program."""
+  shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", hlo)
+  return max(math.prod(map(int, shape.split(","))) for shape in shapes)
+
+
+def compile_gradient(how, *, batch, tokens, heads, head_dim):
+  """The optimized program of value and gradient, as text."""
+  shapes = [(batch, tokens, n, head_dim) for n in (heads, 1, 1)]
+  arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+  marks = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
+
+  def total(q, k, v, mask_ar):
+    mask = attention.make_mask(mask_ar >= 0, mask_ar)
+    out = attention.attend(
+      q, k, v, mask, scale=1.0, window=7, logits_softcap=5.0, implementation=how
+    )
+    return jnp.sum(out * out)
+
+  step = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))
+  return step.lower(*arrays, marks).compile().as_text()
+
+
+@pytest.mark.parametrize("how", ["reference", "chunked", "auto"])
+def test_no_array_of_all_queries_and_keys(monkeypatch, how):
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", 2**13)
+  hlo = compile_gradient(how, batch=2, tokens=211, heads=3, head_dim=5)
+  holds_all = largest_array(hlo) >= 211 * 211
+  assert holds_all == (how == "reference")
+
+
+@pytest.mark.parametrize("how", ["reference", "auto"])
+def test_no_array_of_all_queries_and_keys_at_896_pixels(how):
+  """4096 patches and 512 tokens of text; the program is not run."""
+  hlo = compile_gradient(how, batch=1, tokens=4608, heads=8, head_dim=8)
+  holds_all = "4608,4608]" in hlo
+  assert holds_all == (how == "reference")
+  assert (largest_array(hlo) > 2**25) == (how == "reference")
+
+
+def small(dtype=jnp.bfloat16, length=131):
+  x = jnp.zeros((1, length, 1, 8), dtype)
+  tokens = jnp.ones((1, length), jnp.int32)
+  return (x, x, x, attention.make_mask(tokens == 1, tokens))
+
+
+@pytest.mark.parametrize(
+  ("how", "platform", "arrays", "cap", "message"),
+  [
+    ("flahs", "tpu", small(), None, 'unknown attention "flahs".*flash'),
+    ("flash", "cpu", small(), None, "runs on a TPU, found CPU"),
+    ("flash", "gpu", small(), None, "runs on a TPU, found GPU"),
+    ("flash", "tpu", small("float16"), None, "float32 or bfloat16, .* float16"),
+    ("tokamax", "tpu", small(), None, "runs on a GPU, found TPU"),
+    ("tokamax", "gpu", small("float32"), None, "bfloat16 or .* found float32"),
+    (
+      "tokamax",
+      "gpu",
+      (small()[0][:, :7], *small()[1:]),
+      None,
+      "as many queries as keys, found 7 and 131",
+    ),
+    ("cudnn", "cpu", small(), None, "runs on a GPU, found CPU"),
+    ("cudnn", "gpu", small(), None, "knows no mask of a prefix"),
+    ("cudnn", "gpu", small()[:3], 50.0, "knows no soft cap .* found 50.0"),
+    ("cudnn", "gpu", small()[:3], None, "cuDNN is not detected"),
+  ],
+)
+def test_what_an_implementation_cannot_do(
+  monkeypatch, how, platform, arrays, cap, message
+):
+  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  with pytest.raises(ValueError, match=message) as error:
+    attention.attend(*arrays, scale=1.0, logits_softcap=cap, implementation=how)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("platform", "dtype", "length", "logits", "model", "chosen"),
+  [
+    ("cpu", "bfloat16", 131, 2**25, 1, "reference"),
+    ("tpu", "bfloat16", 131, 2**25, 1, "reference"),
+    ("cpu", "bfloat16", 131, 2**13, 1, "chunked"),
+    ("gpu", "bfloat16", 131, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 131, 2**13, 1, "flash"),
+    ("tpu", "float32", 131, 2**13, 1, "flash"),
+    ("tpu", "float16", 131, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 113, 2**13, 1, "chunked"),
+    ("tpu", "bfloat16", 131, 2**13, 2, "chunked"),
+  ],
+)
+def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
+  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", logits)
+  monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", logits)
+  called = []
+
+  def record(name, q, *_, **__):
+    called.append(name)
+    return q
+
+  for name, where, path in (
+    ("reference", attention, "_attend"),
+    ("chunked", chunked, "attend"),
+    ("flash", flash, "attend"),
+  ):
+    monkeypatch.setattr(where, path, functools.partial(record, name))
+  with jax.set_mesh(sharding.make_mesh(1, model, jax.devices()[:model])):
+    attention.attend(*small(dtype, length), scale=1.0)
+  assert called == [chosen]
+
+
+def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
+  monkeypatch,
+):
+  monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  q, k, _, mask = small("bfloat16", 131)
+  choose = functools.partial(attention._choose, q, k, mask, None)
+  assert choose() == "chunked"
+  with jax.set_mesh(sharding.make_mesh(8)):
+    assert choose() == "flash"
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  assert choose() == "flash"
+
+
+@pytest.mark.parametrize("how", ["flash", "tokamax", "cudnn", "chunked"])
+def test_a_single_query_takes_the_reference(how):
+  q, k, v, mask = random_qkv(queries=1)
+  arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
+  out = attention.attend(*arrays, mask, scale=0.7, implementation=how)
+  expected = attend_loop(q, k, v, np.asarray(mask.dense()), 0.7, None)
+  np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_platform_is_that_of_the_mesh():
+  assert attention._platform() == "cpu"
+  with jax.set_mesh(sharding.make_mesh(8)):
+    assert attention._platform() == "cpu"
+  device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+  mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
+  with jax.sharding.use_abstract_mesh(mesh):
+    assert attention._platform() == "tpu"

@@ -1,0 +1,250 @@
+"""Matrices and their products: in few bits, and as Flax has them."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma import quantization, tree
+from paligemma.lora import config as lora_lib
+from paligemma.models import gemma, linear, matmul, vit
+
+# Sizes of axes; a last one of a matrix must be even in 4 bits.
+SIZES = dict(B=2, T=5, X=11, D=14, N=3, K=2, H=10, F=22, V=13)
+SIZES |= dict(I=14, J=6, O=22, P=10) | {"2": 2, "3": 3}
+# Every equation, and the name of the matrix in it.
+EQUATIONS = {
+  "BTD,3NDH->3BTNH": "attn/qkv_einsum/w",
+  "BTD,NDH->BTNH": "attn/q_einsum/w",
+  "BTD,2KDH->2BTKH": "attn/kv_einsum/w",
+  "BTNH,NHD->BTD": "attn/attn_vec_einsum/w",
+  "BTD,DF->BTF": "mlp/gating_einsum",
+  "BTF,FD->BTD": "mlp/linear",
+  "XD,VD->XV": "embedder/input_embedding",
+  "BTI,IO->BTO": "MlpBlock_0/Dense_0/kernel",
+  "BTI,IOP->BTOP": "MultiHeadDotProductAttention_0/query/kernel",
+  "BTIJ,IJO->BTO": "MultiHeadDotProductAttention_0/out/kernel",
+  "BI,IO->BO": "head/kernel",
+}
+
+
+def draw(axes, seed):
+  rng = np.random.default_rng(seed)
+  shape = [SIZES[axis] for axis in axes]
+  return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+
+def factors(equation):
+  left, right = equation.split("->")[0].split(",")
+  return draw(left, 0), draw(right, 1)
+
+
+@pytest.mark.parametrize("kind", quantization.KINDS)
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_product_of_a_quantized_matrix(equation, kind):
+  x, w = factors(equation)
+  few = quantization.quantize(EQUATIONS[equation], w, kind)
+  full = quantization.dequantize(few, jnp.float32)
+  assert 0 < jnp.abs(full - w).max() < 1.0
+  expected = jnp.einsum(equation, x, full)
+  found = linear.product(equation, x, few)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_product_of_a_plain_matrix(equation):
+  x, w = factors(equation)
+  np.testing.assert_array_equal(
+    linear.product(equation, x, w), matmul.einsum_float32(equation, x, w)
+  )
+
+
+@pytest.mark.parametrize("kind", quantization.KINDS)
+def test_gradient_goes_through_a_quantized_matrix(kind):
+  equation = "BTD,NDH->BTNH"
+  x, w = factors(equation)
+  few = quantization.quantize(EQUATIONS[equation], w, kind)
+  full = quantization.dequantize(few, jnp.float32)
+
+  def loss(x, w):
+    return jnp.sum(jnp.sin(linear.product(equation, x, w)))
+
+  expected = jax.grad(loss)(x, full)
+  np.testing.assert_allclose(
+    jax.grad(loss)(x, few), expected, rtol=1e-4, atol=1e-5
+  )
+
+
+def test_these_are_the_equations_of_both_towers(monkeypatch):
+  seen = set()
+
+  def product(equation, x, weight):
+    seen.add(equation)
+    return weights_product(equation, x, weight)
+
+  weights_product = linear.product
+  for module in (gemma, linear):
+    monkeypatch.setattr(module, "product", product)
+  sizes = {"width": 12, "depth": 1, "mlp_dim": 8, "num_heads": 2}
+  for kv_heads in (1, 2):
+    model = gemma.Model(
+      **sizes, num_kv_heads=kv_heads, head_dim=4, vocab_size=8
+    )
+    x = jnp.zeros((1, 3, 12))
+    apply = functools.partial(model.init_with_output, jax.random.key(0))
+    jax.eval_shape(apply, x, jnp.ones((1, 3), bool), jnp.zeros((1, 3), int))
+    jax.eval_shape(functools.partial(apply, method="compute_logits"), x)
+  for pooling in ("none", "gap"):
+    model = vit.Model(**sizes, patch_size=2, num_classes=6, pool_type=pooling)
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
+  assert seen == EQUATIONS.keys()
+
+
+# As Flax would write it -> the same here, and the shape of the input.
+LINEARS = {
+  "Dense": (
+    functools.partial(nn.Dense, 7),
+    functools.partial(linear.Linear, (7,)),
+    (2, 5, 11),
+  ),
+  "Dense, one axis": (
+    functools.partial(nn.Dense, 7),
+    functools.partial(linear.Linear, (7,)),
+    (2, 11),
+  ),
+  "DenseGeneral out of heads": (
+    functools.partial(nn.DenseGeneral, 7, axis=(-2, -1)),
+    functools.partial(linear.Linear, (7,), axes=2),
+    (2, 5, 3, 11),
+  ),
+  "DenseGeneral into heads": (
+    functools.partial(nn.DenseGeneral, (3, 7)),
+    functools.partial(linear.Linear, (3, 7)),
+    (2, 5, 11),
+  ),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", LINEARS)
+def test_linear_is_that_of_flax(case, dtype):
+  theirs, ours, shape = LINEARS[case]
+  inits = {
+    "kernel_init": nn.initializers.xavier_uniform(),
+    "bias_init": nn.initializers.normal(1.0),
+    "dtype": dtype,
+  }
+  theirs = theirs(**inits, dot_general=matmul.dot_general)
+  ours = ours(**inits)
+  x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
+  expected, variables = theirs.init_with_output(jax.random.key(0), x)
+  found, mine = ours.init_with_output(jax.random.key(0), x)
+  jax.tree.map(np.testing.assert_array_equal, mine, variables)
+  assert found.dtype == expected.dtype
+  np.testing.assert_allclose(
+    np.float32(found), np.float32(expected), rtol=1e-6, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize("kind", quantization.KINDS)
+def test_linear_with_a_quantized_kernel(kind):
+  model = linear.Linear((6, 10), "float32", nn.initializers.xavier_uniform())
+  x = draw("BTI", 0)
+  params = model.init(jax.random.key(0), x)["params"]
+  name = EQUATIONS["BTI,IOP->BTOP"]
+  few = quantization.quantize(name, params["kernel"], kind)
+  full = quantization.dequantize(few, jnp.float32)
+  expected = model.apply({"params": params | {"kernel": full}}, x)
+  found = model.apply({"params": params | {"kernel": few}}, x)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+class Adapted(nn.Module):
+  """A projection with an adapter and nothing else."""
+
+  lora: lora_lib.Lora | None
+  dtype: str = "float32"
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    args = (self.lora, "llm/attn/q", x, (3, 7), self.dtype, train)
+    return linear.adapt(*args)
+
+
+def init_adapted(lora, x, **kwargs):
+  """A module and its parameters, B random as well."""
+  module = Adapted(lora, **kwargs)
+  params = module.init(jax.random.key(0), x)["params"]
+  b = params["lora_q"]["b"]
+  assert not b.any()
+  params["lora_q"]["b"] = jax.random.normal(jax.random.key(1), b.shape)
+  return module, params
+
+
+X = np.random.default_rng(0).standard_normal((2, 5, 4, 11)).astype(np.float32)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_adapter_is_the_formula(rslora):
+  lora = lora_lib.Lora(rank=5, alpha=3.0, rslora=rslora)
+  module, params = init_adapted(lora, X)
+  shapes = {name: x.shape for name, x in tree.flatten(params).items()}
+  assert shapes == {"lora_q/a": (44, 5), "lora_q/b": (5, 21)}
+  a, b = params["lora_q"]["a"], params["lora_q"]["b"]
+  scale = 3.0 / (5**0.5 if rslora else 5)
+  expected = scale * (X.reshape(2, 5, 44) @ a @ b).reshape(2, 5, 3, 7)
+  found = module.apply({"params": params}, X)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_adapter_in_bfloat16_adds_in_float32():
+  module, params = init_adapted(lora_lib.Lora(), X, dtype="bfloat16")
+  found = module.apply({"params": params}, X)
+  assert found.dtype == jnp.float32
+  exact = Adapted(lora_lib.Lora()).apply({"params": params}, X)
+  off = np.abs(found - exact).max() / np.abs(exact).max()
+  assert 1e-5 < off < 1e-2
+
+
+def test_a_starts_as_in_peft():
+  # Uniform within the root of 1 / 44 inputs.
+  _, params = init_adapted(lora_lib.Lora(rank=97), X)
+  a = np.asarray(params["lora_q"]["a"])
+  bound = 44**-0.5
+  assert 0.99 * bound < np.abs(a).max() <= bound
+  np.testing.assert_allclose(a.std(), bound / 3**0.5, rtol=0.05)
+
+
+@pytest.mark.parametrize("lora", [None, lora_lib.Lora(targets=["img/.*"])])
+def test_without_adapter(lora):
+  found, variables = Adapted(lora).init_with_output(jax.random.key(0), X)
+  assert found == 0.0
+  assert not variables
+
+
+def test_dropout_is_on_in_training_alone():
+  module, params = init_adapted(lora_lib.Lora(dropout=0.5), X)
+  apply = functools.partial(module.apply, {"params": params}, X)
+  without = apply()
+  keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+  one, same, other = (apply(True, rngs={"dropout": key}) for key in keys)
+  np.testing.assert_array_equal(one, same)
+  assert np.abs(one - other).max() > 0.1
+  assert np.abs(one - without).max() > 0.1
+
+
+def test_dropout_keeps_the_mean():
+  # Half of the inputs of A, twice as large: of ones, A sums to 1 per input.
+  lora = lora_lib.Lora(rank=1, alpha=1, dropout=0.5)
+  module = Adapted(lora)
+  ones = {"lora_q": {"a": np.ones((1000, 1)), "b": np.ones((1, 21))}}
+  x = np.ones((1, 1, 1000), np.float32)
+  rngs = {"dropout": jax.random.key(0)}
+  found = module.apply({"params": ones}, x, True, rngs=rngs)
+  np.testing.assert_allclose(found, 1000, rtol=0.1)
+  assert float(found[0, 0, 0, 0]) % 2 == 0

@@ -1,0 +1,102 @@
+"""Rows in parts: the same result, and no row leaves its device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from paligemma.models import microbatch
+from paligemma.training import sharding
+
+
+@pytest.mark.parametrize(
+  ("rows", "at_once", "expected"),
+  [(6, 6, 1), (6, 5, 2), (6, 2, 3), (6, 1, 6), (6, 0, 6), (7, 6, 7)],
+)
+def test_count(rows, at_once, expected):
+  assert microbatch.count(rows, at_once) == expected
+
+
+def test_rows_of_one_device():
+  assert microbatch.local_rows(24) == 24
+  with jax.set_mesh(sharding.make_mesh(data=4, model=2)):
+    assert jax.jit(lambda: microbatch.local_rows(24))() == 6
+    assert microbatch.count(24, 2) == 3
+    # What the devices do not share equally is not spread.
+    assert microbatch.local_rows(7) == 7
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 3])
+def test_map_rows(num_parts):
+  x = np.arange(24.0).reshape(12, 2)
+  numbers = []
+
+  def double(part):
+    number, x, rows = part
+    numbers.append(number)
+    return 2 * x + rows["a"][:, None] + number * 0
+
+  out = microbatch.map_rows(double, (x, {"a": np.arange(12.0)}), num_parts)
+  np.testing.assert_array_equal(out, 2 * x + np.arange(12.0)[:, None])
+  assert len(numbers) == 1
+
+
+def test_scan_rows_hands_on_its_carry():
+  def add(carry, part):
+    number, x = part
+    return carry + x.sum(), x * 0 + number
+
+  total, numbers = microbatch.scan_rows(
+    add, jnp.zeros(()), (jnp.arange(6.0),), 3
+  )
+  assert total == 15
+  np.testing.assert_array_equal(numbers, [0, 0, 1, 1, 2, 2])
+
+
+@pytest.fixture
+def mesh():
+  mesh = sharding.make_mesh(data=4, model=2)
+  with jax.set_mesh(mesh):
+    yield mesh
+
+
+def test_every_device_has_its_rows(mesh):
+  place = sharding.batch_sharding(mesh)
+  x = jax.device_put(np.arange(48.0).reshape(24, 2), place)
+
+  def shift_and_sum(shift, x):
+    assert microbatch.local_rows(len(x)) == len(x) == 6
+    numbers, out = microbatch.scan_rows(
+      lambda seen, part: (jnp.append(seen, part[0])[1:], part[1] + shift),
+      jnp.zeros(3, jnp.int32),
+      (x,),
+      3,
+    )
+    sums = {"split": jnp.sum(x) + jnp.arange(8.0), "not": numbers}
+    return sums, out
+
+  def run(x):
+    like = {"split": jnp.zeros(8), "not": jnp.zeros(3)}
+    return microbatch.on_each_device(shift_and_sum, jnp.float32(5), x, like)
+
+  compiled = jax.jit(run).lower(x).compile()
+  sums, out = compiled(x)
+  np.testing.assert_array_equal(out, np.asarray(x) + 5)
+  assert out.sharding.is_equivalent_to(place, 2)
+  np.testing.assert_array_equal(sums["split"], x.sum() + 4 * np.arange(8))
+  assert sums["split"].addressable_shards[0].data.shape == (2,)
+  # Parts are numbered through: 0, 1, 2 of the first device, then 3, 4, 5, ...
+  np.testing.assert_array_equal(sums["not"], [18, 22, 26])
+  for exchange in ("all-gather", "all-to-all", "collective-permute"):
+    assert exchange not in compiled.as_text()
+
+
+def test_rows_that_the_devices_cannot_share_stay_together(mesh):
+  del mesh
+
+  def shift_and_sum(shift, x):
+    return x.sum(), x + shift
+
+  total, out = microbatch.on_each_device(shift_and_sum, 5.0, jnp.arange(7.0))
+  assert total == 21
+  np.testing.assert_array_equal(out, np.arange(7) + 5)
