@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.decoding.grammar.words import Words
 
 from paligemma.decoding import decode, grammar, samplers
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
+from tests.decoding.grammar.words import Words
 
 EOS, PAD = 1, 0
 LENGTH = 7

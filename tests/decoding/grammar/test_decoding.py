@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from tests.decoding.grammar.words import Words, accepts
 
 from paligemma.data import location, tokenizer
 from paligemma.decoding import decode, grammar, samplers
 from paligemma.metrics import segmentation
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
+from tests.decoding.grammar.words import Words, accepts
 
 EOS, PAD = 1, 0
 CODES = 2503

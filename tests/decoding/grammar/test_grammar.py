@@ -5,11 +5,11 @@ import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from tests.decoding.grammar.words import Words, accepts, allowed, answers
 
 from paligemma.data import location
 from paligemma.decoding import grammar
 from paligemma.decoding.grammar import automaton, language
+from tests.decoding.grammar.words import Words, accepts, allowed, answers
 
 WORDS = Words(["cat", " food", "food", " ", "yes", "no", "ye", "s", "é", "a"])
 IDS = range(5, WORDS.vocab_size)

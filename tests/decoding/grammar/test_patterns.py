@@ -5,10 +5,10 @@ import warnings
 import hypothesis
 import pytest
 from hypothesis import strategies as st
-from tests.decoding.grammar.words import Words, accepts, answers
 
 from paligemma.decoding import grammar
 from paligemma.decoding.grammar import language, patterns
+from tests.decoding.grammar.words import Words, accepts, answers
 
 PIECES = ["a", "b", "ab", " a", "ba b", "é", "1", "-"]
 WORDS = Words(PIECES)

@@ -2,11 +2,11 @@ import io
 
 import pytest
 import sentencepiece
-from tests.decoding.grammar.words import accepts
 
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import grammar
 from paligemma.decoding.grammar import pieces
+from tests.decoding.grammar.words import accepts
 
 
 def ids_of(tokenizer):
