@@ -8,7 +8,11 @@ from trainers import report
 from trainers.memory import GIB
 
 # The least that trains, see configs/common.py; the names are those of Gemma.
-LEAST = "block_inputs"  # what of models/remat.py keeps the least
+# Of models/remat.py: what keeps all activations, and what is then advised. What
+# of the others keeps the least depends on sizes: "block_inputs" converts all
+# matrices to the compute dtype at once, "nothing_saveable" one layer at a time.
+KEEPS_ALL = ("none", "everything_saveable")
+ADVISED = "block_inputs"
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
@@ -89,13 +93,15 @@ def _smaller_batch(plan, memory, usable, what):
   room = usable - memory.arguments - memory.outputs
   if room <= 0:
     return ["no smaller batch is enough: the arguments alone do not fit"]
-  lines, policies = [], (config.model.img, config.model.llm)
+  lines = []
   rows = config.batch_size // data
   if what == "train":
-    if any(p.get("remat_policy") != LEAST for p in policies):
+    towers = {"model.img": plan.model.img, "model.llm": plan.model.llm}
+    keep = [x for x, m in towers.items() if m.remat_policy in KEEPS_ALL]
+    if keep:
       lines.append(
-        f"remat_policy={LEAST} in model.img and model.llm: keeps the least of "
-        "each layer"
+        f"remat_policy={ADVISED} in {' and '.join(keep)}: keeps only the "
+        "input of each layer"
       )
     for parts in range(2, rows // config.accumulate_steps + 1):
       steps = parts * config.accumulate_steps
