@@ -23,6 +23,7 @@ from paligemma.checkpoints import (
   layouts,
   leaves,
   peft,
+  samples,
 )
 
 # The matrix of a decoder's adapter, beside it: its name, and which part of it
@@ -36,6 +37,9 @@ _MATRICES = {
   "up": (("gating_einsum", 1),),
   "down": (("linear", None),),
 }
+
+
+_BASE = "base"  # in Model.metadata
 
 
 def enable_lora(
@@ -136,6 +140,7 @@ def save_adapter(path, model, params, *, format=None):
     )
   flat = tree.flatten(params)
   arrays, weights = tree.partition(flat, is_adapter(flat))
+  model = knowing_base(model, weights)
   write(path, model, arrays, base=_kind(weights), format=format)
 
 
@@ -143,7 +148,8 @@ def write(path, model, arrays, *, base, format=None):
   """Does what `save_adapter` does, with the adapters alone.
 
   Args:
-    path, model, format: as in `save_adapter`.
+    path, model, format: as in `save_adapter`; what `knowing_base` returned, if
+      the file is to tell the base.
     arrays: name -> array of every adapter.
     base: one of quantized.KINDS in which they see the matrices of the model,
       "" for full precision.
@@ -163,6 +169,18 @@ def write(path, model, arrays, *, base, format=None):
   writer(path, arrays, model, base)
 
 
+def knowing_base(model, weights):
+  """The model with numbers in its metadata by which `write` names its base.
+
+  Args:
+    model: Model.
+    weights: name -> array of its parameters, adapters aside. All processes must
+      call it.
+  """
+  found = samples.take(weights, _place(weights))
+  return model.clone(metadata={**model.metadata, _BASE: found})
+
+
 def load_adapter(path, model, params):
   """Puts adapters from files beside the matrices of a model.
 
@@ -174,7 +192,8 @@ def load_adapter(path, model, params):
       the workdir of a run, in which there is one of them.
     model, params: the model that they are for; adapters that it has already are
       exchanged. A warning is logged if its matrices are in other bits than
-      those that the adapters were trained beside.
+      those that the adapters were trained beside, or are others. Folders of
+      peft do not tell.
 
   Returns:
     Tuple of the Model and its parameters, adapters in float32 included.
@@ -210,6 +229,17 @@ def load_adapter(path, model, params):
       found.base or "full precision",
       base or "full precision",
     )
+  if found.weights is not None:
+    ours = samples.take(weights, place)
+    if names := samples.differing(ours, found.weights):
+      logging.warning(
+        "%s: was trained beside another base, %d of %d parameters differ, such "
+        "as %s; load the one that it was trained on",
+        path,
+        len(names),
+        len(found.weights.keys() & ours.keys()),
+        names[0],
+      )
   if found.replaced:
     with errors.named(path):
       weights = _replaced(weights, model, found.replaced)
@@ -406,7 +436,8 @@ def _replace(weights, name, parts, dtype):
 
 
 def _write_paligemma(path, arrays, model, base):
-  adapter_files.save(path, arrays, lora_of(model), _sizes(model), base)
+  weights = model.metadata.get(_BASE)
+  adapter_files.save(path, arrays, lora_of(model), _sizes(model), base, weights)
 
 
 def _write_peft(path, arrays, model, base):

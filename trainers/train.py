@@ -13,6 +13,7 @@ import contextlib
 
 from absl import app, flags, logging
 
+from paligemma import adapters
 from paligemma.checkpoints import steps
 from trainers import (
   checks,
@@ -70,6 +71,8 @@ def train(config, folder, *, override=False):
       )
     )
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
+    if adapters.lora_of(plan.model) is not None:
+      plan.model = adapters.knowing_base(plan.model, frozen)
     changes = workdir.claim(folder, config, step=int(state.step))
     loop = Loop(
       plan, folder, checkpoints, batches, evaluators, notice=notice, lock=held
