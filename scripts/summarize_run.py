@@ -77,7 +77,11 @@ def scores(metrics, name):
   if damaged:
     print(damaged, file=sys.stderr)
   count = f"{name.partition('/')[0]}/num_examples"
-  found = [values for _, values in lines if {name, count} <= values.keys()]
+  found = [
+    values
+    for _, values in lines
+    if all(isinstance(values.get(x), int | float) for x in (name, count))
+  ]
   if not found:
     raise ValueError(f"{metrics}: holds no {name}")
   return found[0][name], found[-1][name], int(found[-1][count])

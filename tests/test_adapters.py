@@ -707,7 +707,15 @@ def test_peft_names_no_base_and_loads_without_a_word(grouped, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-  "damage", ["", "[]", '{"a": 1}', '{"a": ["int8", 1.0]}', '{"a": ["float32"]}']
+  "damage",
+  [
+    "",
+    "[]",
+    '{"a": 1}',
+    '{"a": ["int8", 1.0]}',
+    '{"a": ["float32"]}',
+    '{"a": ["float32", NaN]}',
+  ],
 )
 def test_a_damaged_name_of_the_base(grouped, tmp_path, damage):
   path = tmp_path / "a.safetensors"

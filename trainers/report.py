@@ -145,7 +145,7 @@ def read(path):
 
   Returns:
     Tuple of a list of (line in bytes, its values), and what to say of damaged
-    lines, as there are when the machine went down: one line, "" without any.
+    lines: one line, "" without any.
 
   Raises:
     ValueError, OSError: it cannot be read at all.
@@ -157,11 +157,13 @@ def read(path):
       continue
     try:
       values = json.loads(line)
-      values["step"] + 0
-    except (KeyError, RecursionError, TypeError, ValueError):
-      damaged.append(number)
-    else:
+      is_whole = math.isfinite(values["step"])
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
+      is_whole = False  # as when the machine went down
+    if is_whole:
       whole.append((line, values))
+    else:
+      damaged.append(number)
   more = f", as are {len(damaged) - 1} more lines" if damaged[1:] else ""
   remark = damaged and f"{path}:{damaged[0]}: damaged, left out{more}"
   return whole, remark or ""

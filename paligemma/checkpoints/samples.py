@@ -93,7 +93,7 @@ def are(value: Any) -> bool:
     isinstance(x, list)
     and len(x) > 1
     and x[0] in _ROUNDING
-    and all(type(number) is float for number in x[1:])
+    and all(type(number) is float and math.isfinite(number) for number in x[1:])
     for x in value.values()
   )
 

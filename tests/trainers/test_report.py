@@ -87,6 +87,9 @@ def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(
   "damage",
   [
     '{"loss": 1}',
+    '{"step": Infinity}',
+    '{"step": null}',
+    f'{{"step": {"9" * 400}}}',
     "[" * 100_000 + "]" * 100_000,
     "\x00" * 9,
     "[1]",
