@@ -296,7 +296,7 @@ def test_write_objects_with_masks():
     raw,
     'object "cat" has no mask to encode',
   )
-  # A box thinner than a pixel has the codes of that row, one without height none.
+  # A thin box has the codes of its row of pixels, one without height none.
   thin = masked((8, 11, 20, 40)) | {"box": (8.1, 11, 8.3, 40)}
   (found,) = location.parse(
     written(object_ops.WriteObjects("given", ENCODER), example(thin)), SIZE
