@@ -43,7 +43,7 @@ def spoil_weights(run):
     (spoil_weights, "final.npz differs"),
     (lambda run: (run / "val/predictions.jsonl").write_text(""), "predictions"),
     (lambda run: (run / "metrics.jsonl").write_text(""), "other steps"),
-    (lambda run: (run / "checkpoints/21").rmdir(), "checkpoints of steps"),
+    (lambda run: (run / "checkpoints/24").rmdir(), "checkpoints of steps"),
     (lambda run: (run / ".final.npz.vm.3.tmp").touch(), "is left over"),
     (lambda run: (run / "trainer.lock").touch(), "is left over"),
   ],
