@@ -30,9 +30,9 @@ def start(distributed: bool) -> None:
   if distributed:
     join()
   if devices_wait_for_each_other():
-    # What jaxlib 0.10.2 reads from there for CPUs communicates in another order
-    # than what it compiles: of two processes with the step of the tiny model in
-    # the cache, one waits for the other until Gloo gives up after 30 s.
+    # Of jaxlib 0.10.2 on CPUs: two processes that read the step of the tiny
+    # model from there ended with "Gloo context initialization failed" after
+    # 30 s, where the same two that compiled it did not (seen on a busy machine).
     jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -43,10 +43,10 @@ def devices_wait_for_each_other() -> bool:
   may be at different ones. With several in flight those of one program may wait
   for threads that another one holds, and all of them until XLA ends the process
   after 40 s: "Termination timeout for all gather", with participants that wait
-  at different operations (jaxlib 0.10.2). No test can show that it is mended:
-  on 2 cores with 20 jobs 2 resumes of 4 devices ended so, with 9 jobs none of
-  1,800 programs that were handed over ahead. GPUs and TPUs keep the order in
-  which programs were started.
+  at different operations (jaxlib 0.10.2). So it is a lack of threads, not of
+  order. No test can show that it is mended: on 2 cores with 20 jobs 2 resumes
+  of 4 devices ended so, with 9 jobs none of 1,400 programs that were handed
+  over ahead. GPUs and TPUs keep the order in which programs were started.
   """
   return jax.devices()[0].platform == "cpu" and jax.device_count() > 1
 
