@@ -250,7 +250,20 @@ def plan_command(
   if usable is None:  # a CPU: advice for the largest device it does not fit
     missed = [n for n, fits in figures["fits"].items() if not fits]
     usable = max((memory.USABLE_GIB[n] * GIB for n in missed), default=math.inf)
-  lines = advice.advise(plan, needed, usable, what=figures["what"])
+
+  def peak_with(policies):
+    changed = plan.config.copy_and_resolve_references()
+    for tower, policy in policies.items():
+      changed.model[tower].remat_policy = policy
+    return measure(changed, **how)[1].peak
+
+  lines = advice.advise(
+    plan,
+    needed,
+    usable,
+    what=figures["what"],
+    peak_with=peak_with if figures["what"] == "train" else None,
+  )
   return {
     "topology": topology_name or "local",
     "device": device,

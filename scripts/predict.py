@@ -87,6 +87,10 @@ def predict(
   if adapter is not None:
     model, params = adapters.load_adapter(adapter, model, params)
     weights["adapter"] = fingerprint.of(adapter)
+  # Beside the weights: what files state that arrays cannot tell.
+  fields = io.model_fields(model)
+  weights["model"] = {tower: fields[tower] for tower in ("img", "llm")}
+  weights["computed_in"] = str(model.llm.dtype)
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   if tok.vocab_size > model.llm.vocab_size:

@@ -6,14 +6,15 @@ The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 """
 
 import argparse
-import json
 import pathlib
+import sys
 
 import numpy as np
 
 from paligemma import tree
 from paligemma.checkpoints import npz
 from scripts import command_line
+from trainers import report, workdir
 
 
 def changed_leaves(before, after):
@@ -60,6 +61,8 @@ def check_changed(changed, names, patterns):
 def scores(metrics, name):
   """The first and last value of a metric in metrics.jsonl, and its examples.
 
+  A damaged line is left out, and told on stderr.
+
   Args:
     metrics: path of metrics.jsonl.
     name: "val/exact_match".
@@ -70,12 +73,18 @@ def scores(metrics, name):
   Raises:
     ValueError: the metric is not there.
   """
-  lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-  found = [line for line in lines if name in line]
+  lines, damaged = report.read(metrics)
+  if damaged:
+    print(damaged, file=sys.stderr)
+  count = f"{name.partition('/')[0]}/num_examples"
+  found = [
+    values
+    for _, values in lines
+    if all(isinstance(values.get(x), int | float) for x in (name, count))
+  ]
   if not found:
     raise ValueError(f"{metrics}: holds no {name}")
-  count = int(found[-1][f"{name.partition('/')[0]}/num_examples"])
-  return found[0][name], found[-1][name], count
+  return found[0][name], found[-1][name], int(found[-1][count])
 
 
 def main():
@@ -85,7 +94,9 @@ def main():
   parser.add_argument("scores", nargs="+", help="such as val/exact_match")
   options = parser.parse_args()
   run = options.run
-  config = json.loads((run / "config.json").read_text())
+  config = workdir.read(run / "config.json")
+  if config is None or not {"init", "trainable"} <= config.keys():
+    raise ValueError(f"{run}: has no config.json of a run with init, trainable")
   final = run / "final.npz"
   changed, total = changed_leaves(config["init"], final)
   check_changed(changed, npz.shapes(final), config["trainable"])

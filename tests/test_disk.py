@@ -10,14 +10,14 @@ import time
 
 import pytest
 
-from paligemma import atomic, disk
+from paligemma import disk
 
 WAYS = ("file", "folder")
 
 
 def write(way, path, text):
   """Writes `text` in either way, and fails if it says so."""
-  with getattr(atomic, way)(path) as beside:
+  with getattr(disk, way)(path) as beside:
     (beside / "x" if way == "folder" else beside).write_text(text)
     assert not path.exists()
     if text == "fail":
@@ -57,8 +57,8 @@ def test_a_file_is_replaced_at_the_end(tmp_path):
 def test_the_next_writer_clears_what_a_killed_one_left(way, tmp_path):
   script = f"""
 import sys, time
-from paligemma import atomic
-with atomic.{way}(sys.argv[1]) as beside:
+from paligemma import disk
+with disk.{way}(sys.argv[1]) as beside:
   (beside / "x" if {way == "folder"} else beside).write_text("half")
   print("begun", flush=True)
   time.sleep(600)

@@ -90,13 +90,16 @@ class Report:
     if not self._writes:
       return
     self._path = epath.Path(workdir) / "metrics.jsonl"
-    drop(self._path, first_step, tuple(f"{name}/" for name in repeated))
+    evaluators = tuple(f"{name}/" for name in repeated)
+    damaged = drop(self._path, first_step, evaluators)
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
     self._bar = None
     if sys.stderr.isatty():
       self._bar = tqdm(total=total_steps, initial=first_step, unit="step")
+    if damaged:
+      self.say(damaged)
 
   def write(self, step, values):
     """Keeps named numbers of a step and shows them."""
@@ -129,6 +132,38 @@ class Report:
         self._bar.close()
 
 
+def read(path):
+  """Reads a metrics.jsonl; a damaged line does not stop it, and is told.
+
+  Args:
+    path: epath.Path of the file.
+
+  Returns:
+    Tuple of a list of (line in bytes, its values), and what to say of damaged
+    lines: one line, "" without any.
+
+  Raises:
+    ValueError, OSError: it cannot be read at all.
+  """
+  whole, damaged = [], []
+  lines = disk.path(path).read_bytes().split(b"\n")
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      values = json.loads(line)
+      is_whole = math.isfinite(values["step"])
+    except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
+      is_whole = False  # as when the machine went down
+    if is_whole:
+      whole.append((line, values))
+    else:
+      damaged.append(number)
+  more = f", as are {len(damaged) - 1} more lines" if damaged[1:] else ""
+  remark = damaged and f"{path}:{damaged[0]}: damaged, left out{more}"
+  return whole, remark or ""
+
+
 def drop(path, first_step, repeated):
   """Takes out of a metrics.jsonl what will be written again, and the damaged.
 
@@ -136,19 +171,19 @@ def drop(path, first_step, repeated):
     path: epath.Path of the file, which need not exist.
     first_step: int, the step that a run resumes.
     repeated: starts of the names of what is written of that step again.
+
+  Returns:
+    What to say of damaged lines, as `read`.
   """
 
-  def keep(line):
-    try:
-      values = json.loads(line)
-      step = values["step"] + 0
-    except (KeyError, RecursionError, TypeError, ValueError):
-      return False  # damaged, as when the machine went down
+  def keep(values):
     again = any(name.startswith(repeated) for name in values)
     last_kept = first_step - 1 if again else first_step
-    return step <= last_kept
+    return values["step"] <= last_kept
 
   if not path.exists():
-    return
-  kept = filter(keep, disk.path(path).read_bytes().split(b"\n"))
+    return ""
+  whole, remark = read(path)
+  kept = (line for line, values in whole if keep(values))
   disk.write(path, b"".join(line + b"\n" for line in kept))
+  return remark

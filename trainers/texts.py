@@ -176,7 +176,11 @@ def _check_answers(place, found, remarks):
 def check_metric(place: Place, examples: list[example_fields.Example]) -> None:
   """Raises if the metric of an evaluator does not find what it reads."""
   if place.metric.reads_size:  # which the evaluator takes from the picture
-    examples = [{"height": 1, "width": 1, **example} for example in examples]
+    size = {"height": 1, "width": 1}
+    examples = [
+      {**example, **{k: v for k, v in size.items() if example.get(k) is None}}
+      for example in examples
+    ]
   try:
     place.metric.rows(
       [""] * len(examples), examples, answer_key=place.answer_key

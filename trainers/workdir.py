@@ -11,7 +11,7 @@ import re
 import jax
 from etils import epath
 
-from paligemma import disk, tree
+from paligemma import disk, messages, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
 
@@ -64,10 +64,10 @@ def check(path, config, *, override=False):
 
 def check_values(folder, new):
   """`check` of a config as JSON values."""
-  old = _read(folder / "config.json")
+  old = read(folder / "config.json")
   if old is None:
     return
-  fingerprints = _read(folder / "fingerprints.json") or {}
+  fingerprints = read(folder / "fingerprints.json") or {}
   changes = [
     f"{name}: found {_shown(before)}, given {_shown(now)}"
     for name, (before, now) in _changes(old, new).items()
@@ -100,7 +100,7 @@ def claim(folder, config, *, step=0):
   if jax.process_index() != 0:
     return {}
   new = as_json(config)
-  old = _read(folder / "config.json")
+  old = read(folder / "config.json")
   changes = {} if old is None else _changes(old, new)
   if changes:
     line = json.dumps({"step": step, "changes": changes})
@@ -125,19 +125,25 @@ def describe(changes):
   return f"resumed with changes: {'; '.join(shown)}"
 
 
-def _read(file):
-  """The object in a JSON file, None if there is no file."""
+def read(file):
+  """The object in a JSON file of the folder, None if there is no file.
+
+  Raises:
+    ValueError: it is damaged; names file and line.
+  """
   if not file.exists():
     return None
   try:
     found = json.loads(disk.path(file).read_bytes())
   except (RecursionError, ValueError) as error:
+    reason = getattr(error, "msg", None) or str(error) or type(error).__name__
     raise ValueError(
-      f"{file}: damaged, {str(error) or type(error).__name__}; put back what "
-      "the run wrote there, or use another --workdir"
+      f"{file}:{getattr(error, 'lineno', 1)}: damaged, "
+      f"{messages.shown(reason)}; put back what the run wrote there, or use "
+      "another --workdir"
     ) from None
   if not isinstance(found, dict):
-    raise ValueError(f"{file}: holds no object; use another --workdir")
+    raise ValueError(f"{file}:1: holds no object; use another --workdir")
   return found
 
 

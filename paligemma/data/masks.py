@@ -40,7 +40,8 @@ def crop(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
   Args:
     mask: bool or number[H, W] in [0, 1].
-    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels.
+    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels;
+      a box thinner than a pixel is one pixel wide, as of location.widen.
 
   Returns:
     float32[64, 64] in [0, 1], for models/mask_codec.encode.
@@ -48,12 +49,13 @@ def crop(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
   Raises:
     ValueError: The mask is not of this kind, or the box covers no pixel of it.
 
-  Source: refcoco_mask2str of big_vision.
+  Source: refcoco_mask2str of big_vision, which fails at a thin box.
   """
   mask = np.asarray(mask)
   if mask.ndim != 2:
     raise ValueError(f"mask has shape {mask.shape}, expected (height, width)")
-  y0, x0, y1, x1 = location.to_pixels(box, mask.shape)
+  wide = location.widen(box, mask.shape, mask.shape)
+  y0, x0, y1, x1 = location.to_pixels(wide, mask.shape)
   part = mask[y0:y1, x0:x1]
   if not part.size:
     raise ValueError(

@@ -31,6 +31,7 @@ def read(example: example_fields.Example) -> list[Object]:
     raise example_fields.wrong(
       example, "objects", "a list of boxes with labels"
     )
+  things = [_stated(thing) for thing in things]
   for i, thing in enumerate(things):
     if problem := _problem(thing):
       found = " ".join(repr(thing).split())  # arrays come on several lines
@@ -39,7 +40,7 @@ def read(example: example_fields.Example) -> list[Object]:
         f"{found:.80}, "
         f"expected {problem}"
       )
-  return list(things)
+  return things
 
 
 def crop(
@@ -144,6 +145,13 @@ def _moved(thing, box, **mask):
 
 def _area(box):
   return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _stated(thing):
+  """An object without what is null in it, which is as if it was not there."""
+  if not isinstance(thing, dict):
+    return thing
+  return {key: value for key, value in thing.items() if value is not None}
 
 
 def _problem(thing):

@@ -1,11 +1,12 @@
 """A raw example -> the arrays of one row of a batch."""
 
 import dataclasses
+import traceback
 from collections.abc import Callable
 
 import numpy as np
 
-from paligemma import registry
+from paligemma import messages, registry
 from paligemma.data import (
   example_fields,
   image_ops,
@@ -95,7 +96,7 @@ class Preprocess:
     prefix = example_fields.text(example, "prefix")
     suffix = example_fields.text(example, "suffix") if self.train else None
     try:
-      arrays = self._tokenize(prefix, suffix, example.get("unsupervised", ()))
+      arrays = self._tokenize(prefix, suffix, example.get("unsupervised") or ())
     except ValueError as error:
       raise ValueError(f"{example_fields.where(example)}: {error}") from None
     image = example_fields.read(example, "image")
@@ -125,9 +126,9 @@ class Preprocess:
     """Returns the example after the ops.
 
     Raises:
-      ValueError: Whatever an op raises, or one moved pixels under locations
-        that no later op wrote anew; where there are no "objects", another field
-        may hold them, which a later op copies.
+      ValueError: An op raises, whatever it is, or returns no example; or one
+        moved pixels under locations that no later op wrote anew; where there
+        are no "objects", another field may hold them, which a later op copies.
     """
     written, copied = {}, {}
     for op in self.ops:
@@ -138,7 +139,7 @@ class Preprocess:
         if "objects" not in example:
           found = location.runs(list(example.values()))
           copied.update(dict.fromkeys(found, type(op).__name__))
-      example = op(example, rng)
+      example = _apply(op, example, rng)
     for key in ("prefix", "suffix"):
       text, op = written.get(key, (None, ""))
       runs = location.runs(example.get(key)) if copied else []
@@ -230,3 +231,29 @@ class Preprocess:
       too_long=self.too_long,
       unsupervised=unsupervised,
     )
+
+
+def _apply(op, example, rng):
+  """op(example, rng); an error of whatever kind is one line."""
+  where = example_fields.where(example)
+  try:
+    made = op(example, rng)
+  except Exception as error:
+    if isinstance(error, ValueError) and str(error).startswith(where):
+      raise
+    _, *frames = traceback.extract_tb(error.__traceback__)
+    line = f" ({frames[0].filename}:{frames[0].lineno})" if frames else ""
+    raise ValueError(
+      f"{where}: op {_name(op)}{line}: {type(error).__name__}: "
+      f"{messages.shown(str(error))}"
+    ) from error
+  if not isinstance(made, dict):
+    raise ValueError(
+      f"{where}: op {_name(op)} returned {messages.shown(repr(made))}, "
+      "expected the example, a dict"
+    )
+  return made
+
+
+def _name(op):
+  return getattr(op, "__qualname__", type(op).__name__)

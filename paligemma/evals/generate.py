@@ -325,7 +325,7 @@ def _without_image(example, reads_size):
     for key, value in example.items()
     if key != "image" and not isinstance(value, bytes)
   }
-  if reads_size and not {"height", "width"} <= kept.keys():
+  if reads_size and None in (kept.get("height"), kept.get("width")):
     where = data_fields.where(example)
     kept["height"], kept["width"] = image_ops.size(
       example["image"], where=where

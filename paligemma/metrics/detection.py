@@ -265,6 +265,8 @@ def _truth(example, answer_key, size):
       example, answer_key, "a text, or a list of boxes with labels"
     )
   for i, thing in enumerate(value):
+    if isinstance(thing, Mapping):  # null is as nothing
+      thing = {key: x for key, x in thing.items() if x is not None}
     problem = _problem(thing)
     if problem:
       raise ValueError(

@@ -167,7 +167,7 @@ def _mask(example):
 
 
 def _box(example, mask):
-  if "box" not in example:
+  if example.get("box") is None:
     return np.array(masks_lib.bounding_box(mask), np.float64)
   try:
     box = np.array(example["box"], np.float64)

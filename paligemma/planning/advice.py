@@ -8,21 +8,28 @@ from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
 # The least that trains, see configs/common.py; the names are those of Gemma.
-LEAST = "block_inputs"  # what of models/remat.py keeps the least
+# Of models/remat.py: what keeps all activations, and what then is tried.
+KEEPS_ALL = ("none", "everything_saveable")
+TRIED = "block_inputs"
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
-def advise(plan, memory, usable, *, what="train"):
+def advise(plan, memory, usable, *, what="train", peak_with=None):
   """Says what would save how much, the larger part of the memory first.
 
   Estimates: temporaries are taken to be proportional to the batch, and to
-  shrink with it as arguments do with the number of devices.
+  shrink with it as arguments do with the number of devices. What another
+  remat_policy keeps depends on too much to be told from sizes: "block_inputs"
+  also holds all matrices in the compute dtype. So it is compiled, and advised
+  if its peak is lower.
 
   Args:
     plan: trainers.plan.Plan.
     memory: trainers.memory.Memory of its step or decoding.
     usable: bytes of the device.
     what: "train" or "decode".
+    peak_with: function of {tower: remat_policy} that gives the bytes which the
+      same step needs with them. Default: no advice on policies.
 
   Returns:
     List of str; empty if it fits.
@@ -37,6 +44,8 @@ def advise(plan, memory, usable, *, what="train"):
   if what == "train":
     on_arguments = _cheaper_training(plan) + on_arguments
   on_temporaries = _smaller_batch(plan, memory, usable, what)
+  if peak_with is not None:
+    on_temporaries = _keeping_less(plan, memory, peak_with) + on_temporaries
   if memory.arguments >= memory.temporaries:
     return lines + on_arguments + on_temporaries
   return lines + on_temporaries + on_arguments
@@ -84,19 +93,28 @@ def _more_devices(plan, memory, usable):
   return [f"more than {devices} devices, with fewer examples on each"]
 
 
+def _keeping_less(plan, memory, peak_with):
+  """A line on another remat_policy, if a step compiled with it needs less."""
+  towers = ("img", "llm")
+  policies = {x: getattr(plan.model, x).remat_policy for x in towers}
+  changed = {x: TRIED for x in towers if policies[x] in KEEPS_ALL}
+  if not changed:
+    return []
+  less = memory.peak - peak_with(changed)
+  if less <= 0:
+    return []
+  where = " and ".join(f"model.{tower}" for tower in changed)
+  return [f"remat_policy={TRIED} in {where}: {less / GIB:.2f} GiB less"]
+
+
 def _smaller_batch(plan, memory, usable, what):
   config, data = plan.config, plan.mesh.shape["data"]
   room = usable - memory.arguments - memory.outputs
   if room <= 0:
     return ["no smaller batch is enough: the arguments alone do not fit"]
-  lines, policies = [], (config.model.img, config.model.llm)
+  lines = []
   rows = config.batch_size // data
   if what == "train":
-    if any(p.get("remat_policy") != LEAST for p in policies):
-      lines.append(
-        f"remat_policy={LEAST} in model.img and model.llm: keeps the least of "
-        "each layer"
-      )
     for parts in range(2, rows // config.accumulate_steps + 1):
       steps = parts * config.accumulate_steps
       if rows % steps == 0 and memory.temporaries / parts <= room:

@@ -17,6 +17,7 @@ in the optimizer's state or its checkpoints.
 
 import inspect
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,8 @@ def make_schedule(
 
   Raises:
     ValueError: An unknown decay or option, a warm-up that is not shorter than
-      the training (except for one of 0 or 1 steps, which only debugs), or a
+      the training (except for one of 0 or 1 steps, which only debugs), a number
+      that is none or below 0, a cool-down longer than the training, or a
       stair whose steps and mults do not fit.
 
   Source: create_learning_rate_schedule() in big_vision/utils.py, where decay is
@@ -141,8 +143,21 @@ def make_schedule(
         f'decay "{decay}" has no argument "{name}", expected some of: '
         f"{', '.join(known)}." + registry.did_you_mean(name, known)
       )
+  numbers = {
+    "warmup_steps": warmup_steps,
+    "cooldown_steps": cooldown_steps,
+    "mult": mult,
+    **{name: x for name, x in options.items() if decay != "stair"},
+  }
+  for name, value in numbers.items():
+    _check_number(name, value, above_zero=name in ("power", "timescale"))
   if decay == "stair":
     _check_stair(**options)
+  if cooldown_steps > total_steps > 1:
+    raise ValueError(
+      f"cooldown_steps is {cooldown_steps}, expected no more than the "
+      f"{total_steps} steps of the training"
+    )
   if warmup_steps >= total_steps > 1:
     raise ValueError(
       f"warmup_steps is {warmup_steps}, expected fewer than the "
@@ -164,7 +179,17 @@ def make_schedule(
   return scale
 
 
+def _check_number(name, value, *, above_zero):
+  good = isinstance(value, int | float) and not isinstance(value, bool)
+  if not (good and 0 <= value < math.inf and (value or not above_zero)):
+    least = "above 0" if above_zero else "from 0"
+    raise ValueError(f"{name} is {value!r:.80}, expected a number {least}")
+
+
 def _check_stair(steps=(), mults=()):
+  for name, values in (("steps", steps), ("mults", mults)):
+    for value in values:
+      _check_number(f"one of {name}", value, above_zero=False)
   ascends = all(x < y for x, y in itertools.pairwise(steps))
   if len(steps) != len(mults) or not ascends:
     raise ValueError(

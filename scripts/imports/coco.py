@@ -136,6 +136,8 @@ def _parse(path, split, problems):
   pictures = _pictures(path, listed, problems)
   for i, annotation in enumerate(annotations):
     where = f"{path}: annotation number {i}"
+    if isinstance(annotation, dict) and "id" in annotation:
+      where += f" (id {messages.shown(str(annotation['id']))})"
     with problems:
       key = _id(annotation, "image_id", where)
       if key not in pictures:

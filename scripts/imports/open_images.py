@@ -10,7 +10,7 @@ import csv
 import itertools
 import pathlib
 
-from scripts.imports import entries, files, folders, pictures
+from scripts.imports import boxes, entries, files, folders, pictures
 
 _EDGES = ("YMin", "XMin", "YMax", "XMax")
 
@@ -19,8 +19,9 @@ def read(src, images, problems):
   """Reads the boxes of the pictures that are there.
 
   Rows of a picture stand together, as in the official files, of which no more
-  than those of one picture are held. Boxes of groups are crowds. Pictures
-  without a box are left out, as nobody said that nothing is in them.
+  than those of one picture are held. Boxes of groups are crowds. A row of
+  Confidence 0, by which people said that the label is absent, is no box.
+  Pictures without a box are left out, as nobody said that nothing is in them.
 
   Args:
     src: a file of boxes beside that of names, or a folder with those of several
@@ -69,7 +70,7 @@ def _entries(tables, folder, found, labels, problems):
   done = set()
   for path in tables:
     split = entries.split_of(path.relative_to(folder)) or "train"
-    rows = _rows(path, found)
+    rows = _rows(path, found, problems)
     for key, group in itertools.groupby(rows, lambda row: row[1]["ImageID"]):
       members = list(group)
       with problems:
@@ -90,8 +91,8 @@ def _entries(tables, folder, found, labels, problems):
     problems.note("pictures without a box left out", str(found[key]))
 
 
-def _rows(path, found):
-  """The rows about the pictures, as (place, fields), one after another."""
+def _rows(path, found, problems):
+  """The rows of boxes in the pictures, as (place, fields), one by one."""
   needed = ("ImageID", "LabelName", *_EDGES)
   try:
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -113,7 +114,11 @@ def _rows(path, found):
           )
         if cells[at] in found:
           fields = dict(zip(header, cells, strict=True))
-          yield f"{path}:{lines.line_num}", fields
+          where = f"{path}:{lines.line_num}"
+          if boxes.number(fields.get("Confidence")) == 0:
+            problems.note("rows of Confidence 0, which are no boxes", where)
+          else:
+            yield where, fields
   except OSError as error:
     raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
   except (csv.Error, UnicodeDecodeError) as error:

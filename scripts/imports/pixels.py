@@ -111,7 +111,7 @@ def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
     ValueError: nothing of it lies there.
   """
   try:
-    cropped = masks_lib.crop(mask, location.widen(box, mask.shape, mask.shape))
+    cropped = masks_lib.crop(mask, box)
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
   if not cropped.any():

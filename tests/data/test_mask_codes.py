@@ -103,7 +103,7 @@ def test_codes_of_a_mask_in_its_box():
   assert codes == tuple(np.asarray(mask_codec.encode(params, small))[0])
   assert encoder(mask, (0, 0, 50, 50)) != codes
   with pytest.raises(ValueError, match="covers no pixel"):
-    encoder(mask, (3, 5, 3.1, 50))
+    encoder(mask, (3, 5, 3, 50))
 
 
 def test_files_with_bare_and_prefixed_names(tmp_path):

@@ -75,6 +75,20 @@ def test_crop_rounds_and_clips_the_box():
 
 
 @pytest.mark.parametrize(
+  ("thin", "wide"),
+  [
+    ((3, 2, 3.4, 5), (3, 2, 4, 5)),
+    ((3.6, 2, 3.9, 5), (3, 2, 4, 5)),
+    ((3, 4.9, 5, 5.2), (3, 5, 5, 6)),
+    ((10.8, 6.7, 13, 9), (10, 6, 11, 7)),
+  ],
+)
+def test_crop_takes_a_thin_box_as_one_pixel(thin, wide):
+  mask = np.random.default_rng(0).random((11, 7), np.float32)
+  np.testing.assert_array_equal(masks.crop(mask, thin), masks.crop(mask, wide))
+
+
+@pytest.mark.parametrize(
   ("mask", "box", "message"),
   [
     (
@@ -84,8 +98,8 @@ def test_crop_rounds_and_clips_the_box():
     ),
     (
       np.zeros((11, 7)),
-      (3, 2, 3.4, 5),
-      r"\(3, 2, 3.4, 5\) covers no .* of 11x7",
+      (3, 2, 3, 5),
+      r"\(3, 2, 3, 5\) covers no .* of 11x7",
     ),
     (np.zeros((11, 7)), (12, 2, 15, 5), "covers no pixel"),
     (np.full((11, 7), 255), (0, 0, 1, 1), "from 255 to 255, .*; divide pixels"),

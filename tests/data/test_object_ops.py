@@ -296,9 +296,15 @@ def test_write_objects_with_masks():
     raw,
     'object "cat" has no mask to encode',
   )
+  # A thin box has the codes of its row of pixels, one without height none.
   thin = masked((8, 11, 20, 40)) | {"box": (8.1, 11, 8.3, 40)}
+  (found,) = location.parse(
+    written(object_ops.WriteObjects("given", ENCODER), example(thin)), SIZE
+  )
+  assert found.codes == ENCODER(thin["mask"], (8, 11, 9, 40))
+  flat = thin | {"box": (8.1, 11, 8.1, 40)}
   fails(
-    object_ops.WriteObjects("given", ENCODER), example(thin), "covers no pixel"
+    object_ops.WriteObjects("given", ENCODER), example(flat), "covers no pixel"
   )
 
 

@@ -151,7 +151,7 @@ def test_resize(box, height, width):
       [thing(mask=np.ones((3, 5)))],
       r'expected bool\[height, width\] as "mask"',
     ),
-    ([thing(mask=None)], r'expected bool\[height, width\] as "mask"'),
+    ([thing(box=None)], r"expected \(y0, x0, y1, x1\) in pixels with y0"),
   ],
 )
 def test_malformed_objects_are_named(value, message):
@@ -159,6 +159,12 @@ def test_malformed_objects_are_named(value, message):
     objects.read({"objects": value, "_where": "a.jsonl:7"})
   assert str(info.value).startswith("a.jsonl:7: ")
   assert "\n" not in str(info.value)
+
+
+def test_what_is_null_is_not_there():
+  null = thing(mask=None, area=None, iscrowd=None)
+  assert objects.read({"objects": [null]}) == [thing()]
+  assert null["mask"] is None  # that of the caller stays as it was
 
 
 def test_read():

@@ -1,7 +1,9 @@
 """Rows of batches; the evaluation row is blind to the answer."""
 
+import functools
 import io
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -226,6 +228,58 @@ def test_errors_of_ops_name_the_place(tokenizer, example):
     r'to choose from under "suffix", found \[\]',
   )
   fails(of(text_ops.Lower("prefx")), example, 'Did you mean "prefix"')
+
+
+class Cut:
+  """An op of a user, in a class."""
+
+  def __call__(self, example, rng):
+    return {**example, "suffix": example["suffix"][9]}
+
+
+def question(example, rng):
+  return {**example, "prefix": example["question"]}
+
+
+HERE = re.escape(__file__)
+
+
+@pytest.mark.parametrize(
+  ("op", "message", "cause"),
+  [
+    (question, rf"op question \({HERE}:\d+\): KeyError: 'question'$", KeyError),
+    (Cut(), rf"op Cut \({HERE}:\d+\): IndexError: string index", IndexError),
+    (
+      functools.partial(int, "three\nor four"),
+      r"op partial: TypeError: int\(\) takes at most 2",
+      TypeError,
+    ),
+    (
+      lambda example, rng: float(f"a\n{300 * 'b'}"),
+      rf"op .*<lambda> \({HERE}:\d+\): ValueError: could not .{{0,200}}$",
+      ValueError,
+    ),
+    (
+      lambda example, rng: None,
+      "op .*<lambda> returned None, expected the example, a dict$",
+      type(None),
+    ),
+  ],
+)
+def test_an_error_within_an_op_is_one_line(
+  tokenizer, example, rng, op, message, cause
+):
+  preprocess = make(tokenizer, ops=(op,))
+  with pytest.raises(ValueError, match=rf"^a\.jsonl:7: {message}") as info:
+    preprocess(example, rng)
+  assert "\n" not in str(info.value)
+  assert isinstance(info.value.__cause__, cause)
+
+
+def test_parts_that_are_no_targets_may_be_null(tokenizer, example, rng):
+  row = make(tokenizer)({**example, "unsupervised": None}, rng)
+  expected = make(tokenizer)(example, rng)
+  np.testing.assert_array_equal(row["mask_loss"], expected["mask_loss"])
 
 
 def test_unknown_options_fail_at_construction(tokenizer):

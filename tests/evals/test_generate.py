@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from paligemma import evals
-from paligemma.data import location, text_ops
+from paligemma.data import location, pictures, text_ops
 from paligemma.decoding import decode, samplers
 from paligemma.evals import predictions
 from paligemma.metrics import exact_match
@@ -517,3 +517,20 @@ def test_indivisible_batch_is_an_error(evaluator, model, params, eight_devices):
     ValueError, match="batch_size 5 is not divisible by the 4"
   ):
     evaluator.run(model, params, eight_devices)
+
+
+def test_a_size_that_is_null_is_that_of_the_picture(evaluator, run, prompts):
+  seen = []
+
+  def keep(texts, examples, *, answer_key):
+    seen.extend((e["height"], e["width"]) for e in examples)
+    return {"texts": float(len(texts))}
+
+  keep.reads_size = True
+  ops = (lambda example, rng: {**example, "height": None, "width": 7},)
+  through = dataclasses.replace(prompts, ops=ops)
+  run(dataclasses.replace(evaluator, metric=keep, preprocess=through))
+  sources = range(len(evaluator.source))
+  assert seen == [
+    pictures.size(evaluator.source[i]["image"], where="") for i in sources
+  ]

@@ -625,3 +625,109 @@ def test_the_base_is_said_if_it_is_another(grouped, tmp_path, caplog):
   with caplog.at_level("WARNING"):
     paligemma.load_adapter(file, *grouped)
   assert not caplog.text
+
+
+def warned(path, base, caplog):
+  """Whether loading adapters over a base says that it is another."""
+  caplog.clear()
+  with caplog.at_level("WARNING"):
+    paligemma.load_adapter(path, *base)
+  lines = [x.getMessage() for x in caplog.records]
+  assert len(lines) <= 1
+  for line in lines:
+    assert line.startswith(f"{path}: was trained beside another base, ")
+    assert "\n" not in line
+  return bool(lines)
+
+
+def changed(params, name, factor):
+  flat = tree.flatten(params)
+  return tree.unflatten(flat | {name: np.asarray(flat[name]) * factor})
+
+
+def test_another_base_of_the_same_sizes_is_said(grouped, tmp_path, caplog):
+  model, params = grouped
+  path = tmp_path / "a.safetensors"
+  paligemma.save_adapter(path, *enable(*grouped))
+  other = model, random(init.shapes(model, RES), seed=2)
+  assert warned(path, other, caplog)
+  assert not warned(path, grouped, caplog)
+  # One kind of matrix, a little further trained.
+  for name in ("llm/layers/attn/q_einsum/w", "img/head/bias"):
+    assert warned(path, (model, changed(params, name, 1 + 1e-4)), caplog)
+  # What is written over it tells the base that it was loaded on.
+  paligemma.save_adapter(path, *paligemma.load_adapter(path, *other))
+  assert warned(path, grouped, caplog)
+  assert not warned(path, other, caplog)
+
+
+def test_the_same_base_in_another_form_is_the_same(grouped, tmp_path, caplog):
+  model, params = grouped
+  path = tmp_path / "a.safetensors"
+  paligemma.save_adapter(path, *enable(*grouped))
+  looped = layouts.unstack(tree.flatten(params), lambda x, i: x[i])
+  halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+  rows = np.ones((7, LLM["width"]), np.float32)
+  table = np.concatenate([params["llm"]["embedder"]["input_embedding"], rows])
+  longer = tree.flatten(params) | {"llm/embedder/input_embedding": table}
+  forms = {
+    "loop": (build(scan=False), tree.unflatten(looped)),
+    "bfloat16": (build(dtype="bfloat16"), halves),
+    "more rows": (
+      model.clone(llm=model.llm.clone(vocab_size=len(table))),
+      tree.unflatten(longer),
+    ),
+  }
+  for name, base in forms.items():
+    assert not warned(path, base, caplog), name
+  model = build("fused")
+  base = model, random(init.shapes(model, RES))
+  paligemma.save_adapter(path, *enable(*base))
+  for format in ("npz", "huggingface"):
+    file = tmp_path / f"base.{format}"
+    paligemma.save(file, *base, format=format)
+    assert not warned(path, paligemma.load(file), caplog), format
+
+
+@pytest.mark.parametrize("kind", quantization.KINDS)
+def test_another_base_in_few_bits_is_said(grouped, tmp_path, caplog, kind):
+  model, params = grouped
+
+  def rounded(params):
+    flat = tree.flatten(params)
+    names = ["llm/layers/mlp/linear", "llm/layers/attn/kv_einsum/w"]
+    flat |= {n: quantization.quantize(n, flat[n], kind) for n in names}
+    return model, tree.unflatten(flat)
+
+  base, path = rounded(params), tmp_path / "a.safetensors"
+  paligemma.save_adapter(path, *paligemma.enable_lora(*base))
+  assert not warned(path, base, caplog)
+  other = changed(params, "llm/layers/mlp/linear", 1.1)
+  assert warned(path, rounded(other), caplog)
+
+
+def test_peft_names_no_base_and_loads_without_a_word(grouped, tmp_path, caplog):
+  paligemma.save_adapter(tmp_path / "a", *enable(*grouped))
+  other = grouped[0], random(init.shapes(grouped[0], RES), seed=2)
+  assert not warned(tmp_path / "a", other, caplog)
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    "",
+    "[]",
+    '{"a": 1}',
+    '{"a": ["int8", 1.0]}',
+    '{"a": ["float32"]}',
+    '{"a": ["float32", NaN]}',
+  ],
+)
+def test_a_damaged_name_of_the_base(grouped, tmp_path, damage):
+  path = tmp_path / "a.safetensors"
+  paligemma.save_adapter(path, *enable(*grouped))
+  metadata = safetensors.read_metadata(path) | {"weights": damage}
+  arrays = {n: np.array(x[:]) for n, x in safetensors.open(path).items()}
+  safetensors.save(path, arrays, metadata)
+  with pytest.raises(ValueError, match=r"a\.safetensors: weights in the meta"):
+    paligemma.load_adapter(path, *grouped)

@@ -149,6 +149,8 @@ def test_annotations_of_coco():
   found = f"{A} cat ; {C} cat ; {loc(700, 0, 800, 100)} cat"
   assert precision(found, [crowd, thing])["AP"] == CLOSE(1.0)
   assert precision(f"{C} cat ; {A} cat", [thing])["AP"] == pytest.approx(0.5)
+  null = thing | {"area": None, "iscrowd": None}
+  assert precision(found, [crowd, null]) == precision(found, [crowd, thing])
   scores = precision(found, [thing | {"area": 1000}])
   assert scores["AP/small"] == CLOSE(1.0)
   assert "AP/large" not in scores

@@ -47,7 +47,7 @@ def test_fewer_bits_lose_more(found):
 
 def test_a_bad_model_answers_otherwise(tiny, tmp_path, monkeypatch):
   """Agreement is not counted of a model with itself."""
-  load = paligemma.interchange.load
+  load = paligemma.io.load
 
   def broken(path, dtype, **options):
     model, params = load(path, dtype, **options)
@@ -55,7 +55,7 @@ def test_a_bad_model_answers_otherwise(tiny, tmp_path, monkeypatch):
       params = jax.tree.map(lambda x: x[..., ::-1], params)
     return model, params
 
-  monkeypatch.setattr(paligemma.interchange, "load", broken)
+  monkeypatch.setattr(paligemma.io, "load", broken)
   found = command.compare(
     tiny.weights,
     tiny.tokenizer,

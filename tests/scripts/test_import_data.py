@@ -500,31 +500,37 @@ def no_image(path):
 
 
 BAD_COCO = [
-  (change("coco.json", "annotations", 1, bbox=[2, 7, -39, 43]), "1: box .*inv"),
+  (
+    change("coco.json", "annotations", 1, bbox=[2, 7, -39, 43]),
+    r"\(id 1\): box .*inv",
+  ),
   (
     change("coco.json", "annotations", 1, bbox=[2, 7, 0, 43]),
-    "1: .*without ar",
+    r"\(id 1\): .*without ar",
   ),
   (
     change("coco.json", "annotations", 1, bbox=[97, 7, 9, 4]),
-    "1: .*outside of",
+    r"\(id 1\): .*outside of",
   ),
   (
     change("coco.json", "annotations", 1, bbox=[2, 7, 39]),
-    "1: expected 4 numb",
+    r"\(id 1\): expected 4 numb",
   ),
   (
     change("coco.json", "annotations", 1, bbox="no"),
-    "1: expected 4 numbers of a box",
+    r"\(id 1\): expected 4 numbers of a box",
   ),
-  (change("coco.json", "annotations", 1, bbox=None), '1: missing key "bbox"'),
+  (
+    change("coco.json", "annotations", 1, bbox=None),
+    r'\(id 1\): missing key "bbox"',
+  ),
   (
     change("coco.json", "annotations", 1, category_id=2),
-    "1: unknown category_",
+    r"\(id 1\): unknown category_",
   ),
   (
     change("coco.json", "annotations", 1, image_id=99),
-    "1: no image has its im",
+    r"\(id 1\): no image has its im",
   ),
   (
     change("coco.json", "images", 0, file_name="no.png"),
@@ -535,7 +541,10 @@ BAD_COCO = [
     change("coco.json", "images", 0, id=8),
     "image number 1: its id 8 is that of",
   ),
-  (change("coco.json", "categories", 0, name="a;b"), '0: label "a;b" holds'),
+  (
+    change("coco.json", "categories", 0, name="a;b"),
+    r'\(id 0\): label "a;b" holds',
+  ),
   (
     change("coco.json", "categories", 0, id=4),
     "category number 1: its id 4 is",
@@ -801,11 +810,15 @@ def test_masks_that_are_missing_or_elsewhere(tmp_path, codec):
   for annotation in content["annotations"]:
     annotation["segmentation"] = [[50, 40, 90, 40, 90, 52]]
   src.write_text(json.dumps(content))
-  with pytest.raises(ValueError, match="number 0: nothing of the mask lies in"):
+  with pytest.raises(
+    ValueError, match=r"number 0 \(id 0\): nothing of the mask lies in"
+  ):
     run("coco", src, tmp_path / "out", "segment", codec="vae.npz")
   del content["annotations"][0]["segmentation"]
   src.write_text(json.dumps(content))
-  with pytest.raises(ValueError, match="number 0: no mask, expected polygons"):
+  with pytest.raises(
+    ValueError, match=r"number 0 \(id 0\): no mask, expected polygons"
+  ):
     run("coco", src, tmp_path / "out", "segment", codec="vae.npz")
 
 
@@ -895,7 +908,10 @@ def test_an_image_without_a_bad_object_stays_whole_or_goes(tmp_path):
     "../src/c.png",
   ]
   (message,) = about.left_out
-  assert "annotation number 0: box (y0, x0, y1, x1) = (3, 150, 31, 2" in message
+  assert (
+    "annotation number 0 (id 0): box (y0, x0, y1, x1) = (3, 150, 31, 2"
+    in message
+  )
 
 
 def test_labels_of_a_data_set(tmp_path):

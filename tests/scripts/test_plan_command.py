@@ -80,10 +80,10 @@ def test_decoding(config):
 
 
 def refusing_compiler(monkeypatch, gib):
-  """Refuses what needs more than 15.75; the step needs gib(batch size)."""
+  """Refuses more than 15.75; the step needs gib(batch size, plan)."""
 
   def compile_step(plan, **options):
-    wanted = gib(plan.config.batch_size)
+    wanted = gib(plan.config.batch_size, plan)
     if wanted > 15.75:
       raise jax.errors.JaxRuntimeError(
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on "
@@ -100,7 +100,7 @@ def refusing_compiler(monkeypatch, gib):
 
 
 def test_a_program_that_the_compiler_refuses(config, monkeypatch):
-  refusing_compiler(monkeypatch, lambda rows: 20.4)
+  refusing_compiler(monkeypatch, lambda rows, plan: 20.4)
   found = command.plan_command(config)
   assert not found["compiled"]
   assert found["peak_gib_per_device"] == pytest.approx(20.4)
@@ -114,6 +114,19 @@ def test_a_program_that_the_compiler_refuses(config, monkeypatch):
   assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), T4 (" in said
 
 
+@pytest.mark.parametrize("gib", [18.5, 20.4])
+def test_a_policy_is_advised_if_its_step_needs_less(config, monkeypatch, gib):
+  def peak(rows, plan):
+    assert rows == 16
+    policies = {plan.model.img.remat_policy, plan.model.llm.remat_policy}
+    return gib if policies == {"block_inputs"} else 20.4
+
+  refusing_compiler(monkeypatch, peak)
+  found = command.plan_command(config, batch_size=16)
+  less = "remat_policy=block_inputs in model.img and model.llm: 1.90 GiB less"
+  assert (less in found["advice"]) == (gib < 20)
+
+
 def test_another_failure_is_none_of_the_memory(config, monkeypatch):
   def fail(plan, **options):
     raise jax.errors.JaxRuntimeError("INTERNAL: a fault")
@@ -125,7 +138,7 @@ def test_another_failure_is_none_of_the_memory(config, monkeypatch):
 
 def test_the_largest_batch(config, monkeypatch):
   config.accumulate_steps = 3  # batches are multiples of 8 x 3
-  refusing_compiler(monkeypatch, lambda rows: 3 + rows / 64)
+  refusing_compiler(monkeypatch, lambda rows, plan: 3 + rows / 64)
   said = []
   plan, _, found = command.measure_largest(config, 15.75 * GIB, say=said.append)
   assert found["largest_batch"] == found["batch_size"] == 816
@@ -137,7 +150,7 @@ def test_the_largest_batch(config, monkeypatch):
 
 
 def test_no_batch_fits(config, monkeypatch):
-  refusing_compiler(monkeypatch, lambda rows: 16 + rows)
+  refusing_compiler(monkeypatch, lambda rows, plan: 16 + rows)
   _, needed, found = command.measure_largest(config, 15.75 * GIB, say=str)
   assert (found["largest_batch"], found["batch_size"]) == (0, 8)
   assert needed.peak == 24 * GIB

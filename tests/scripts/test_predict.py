@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from paligemma import api, io
+from paligemma.checkpoints.training import fingerprint
 from paligemma.data import preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
@@ -220,6 +221,23 @@ def test_other_options_are_refused(tiny, tmp_path, options, message):
   run(tiny, path)
   with pytest.raises(ValueError, match=f"y.jsonl: holds predic.*{message}.*;"):
     run(tiny, path, **options)
+
+
+def test_settings_beside_the_weights_are_compared(tiny, tmp_path):
+  """Where they change, half of a file would be answers of another model."""
+  model, params = io.load(tiny.weights)
+  capped = model.clone(llm=model.llm.clone(final_logits_softcap=3.0))
+  path, out = tmp_path / "a.npz", tmp_path / "y.jsonl"
+  arguments = path, tiny.tokenizer, tiny.data, out
+  io.save(path, model, params)
+  command.predict(*arguments, **OPTIONS)
+  whole = out.read_bytes()
+  out.write_bytes(whole[: len(whole) // 2])
+  first = fingerprint.of(path)
+  io.save(path, capped, params)
+  assert fingerprint.of(path) == first
+  with pytest.raises(ValueError, match="final_logits_softcap"):
+    command.predict(*arguments, **OPTIONS)
 
 
 def test_errors(tiny, tmp_path):

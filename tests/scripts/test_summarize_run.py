@@ -78,3 +78,34 @@ def test_other_shapes_are_refused(tmp_path):
 def test_a_metric_that_is_not_there_is_an_error(run):
   with pytest.raises(ValueError, match="holds no val/cider"):
     summarize_run.scores(run / "metrics.jsonl", "val/cider")
+
+
+@pytest.mark.parametrize("damage", ['{"step": 9, "val', "[" * 9, "7", "\x00"])
+def test_a_damaged_line_is_told_and_left_out(run, damage, capsys):
+  file = run / "metrics.jsonl"
+  lines = file.read_text().splitlines()
+  file.write_text("\n".join([*lines[:2], damage, lines[2]]))
+  assert summarize_run.scores(file, "val/exact_match") == (0.25, 0.75, 7)
+  assert capsys.readouterr().err == f"{file}:3: damaged, left out\n"
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("{", r"config.json:1: damaged, Expecting"),
+    ('{\n"init": 3,,', r"config.json:2: damaged, "),
+    ("[]", r"config.json:1: holds no object"),
+    ("{}", r"run: has no config.json of a run with init, trainable"),
+    (None, r"run: has no config.json of a run with init, trainable"),
+  ],
+)
+def test_a_config_that_is_damaged_is_one_line(
+  run, content, message, monkeypatch
+):
+  (run / "config.json").unlink()
+  if content is not None:
+    (run / "config.json").write_text(content)
+  monkeypatch.setattr("sys.argv", ["summarize_run", str(run), "val/loss"])
+  with pytest.raises(ValueError, match=message) as info:
+    summarize_run.main()
+  assert "\n" not in str(info.value)

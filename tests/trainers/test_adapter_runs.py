@@ -58,6 +58,13 @@ def test_a_run_of_adapters_is_its_source_and_a_small_file(
   with caplog.at_level("WARNING"):
     expected = paligemma.load_adapter(folder, *base)
   assert not caplog.text
+  name = "llm/layers/attn/kv_einsum/w"
+  other = tree.flatten(base[1])
+  name = f"{name}/scale" if kind else name
+  other[name] = 1.5 * other[name]
+  with caplog.at_level("WARNING"):
+    paligemma.load_adapter(folder, base[0], tree.unflatten(other))
+  assert "was trained beside another base, " in caplog.text
   model, params = paligemma.load(folder)
   assert model.llm.lora == expected[0].llm.lora
   same(params, expected[1])

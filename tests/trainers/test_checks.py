@@ -171,7 +171,8 @@ def test_ops_see_what_they_see_in_training(make, look):
     for rng in map(np.random.default_rng, range(13))
   }
   assert {row.prompt for row in look(place).rows.values()} == expected
-  with pytest.raises(KeyError, match="_epoch"):  # nor does evaluation give it
+  # Nor does evaluation give it.
+  with pytest.raises(ValueError, match=r"op .*: KeyError: '_epoch'"):
     look(dataclasses.replace(place, trains=False))
 
 

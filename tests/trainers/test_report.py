@@ -67,7 +67,9 @@ def test_resuming_drops_what_will_be_written_again(tmp_path):
   assert [json.loads(line) for line in kept] == expected
 
 
-def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(tmp_path):
+def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(
+  tmp_path, capsys
+):
   path = tmp_path / "metrics.jsonl"
   write_lines(path, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 1.0}])
   path.write_text(path.read_text() + '{"step": 3, "lo')
@@ -75,12 +77,20 @@ def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(tmp_path):
   made.write(8, {"loss": 0.5})
   made.close()
   assert steps(tmp_path) == [1, 2, 8]
+  said = capsys.readouterr().err.splitlines()
+  assert said[0] == f"{path}:3: damaged, left out"
+  made = make_report(tmp_path, first_step=8)
+  made.close()
+  assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
   "damage",
   [
     '{"loss": 1}',
+    '{"step": Infinity}',
+    '{"step": null}',
+    f'{{"step": {"9" * 400}}}',
     "[" * 100_000 + "]" * 100_000,
     "\x00" * 9,
     "[1]",
@@ -88,11 +98,13 @@ def test_a_line_cut_short_by_the_end_of_the_machine_is_dropped(tmp_path):
     "\u00e9",
   ],
 )
-def test_a_damaged_line_is_dropped_alone(tmp_path, damage):
+def test_a_damaged_line_is_dropped_alone(tmp_path, damage, capsys):
   path = tmp_path / "metrics.jsonl"
-  path.write_text(f'{{"step": 1}}\n{damage}\n{{"step": 2}}')
+  path.write_text(f'{{"step": 1}}\n\n{damage}\n{{"step": 2}}\n{damage}')
   report.Report(tmp_path, first_step=3, total_steps=9).close()
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+  said = f"{path}:3: damaged, left out, as are 1 more lines\n"
+  assert capsys.readouterr().err == said
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch, capsys):

@@ -211,6 +211,7 @@ def test_a_metric_reads_all_examples(make, tokenizer):
 def test_the_size_that_a_metric_reads_may_be_missing(make, tokenizer):
   detection = {"decodes": True, "metric": metrics.make("detection")}
   changes = {i: {"suffix": f"{BOX} dot"} for i in range(7)}
+  changes[2] |= {"height": None, "width": 13}
   place = make(changes, train=False, place=detection)
   assert len(texts.read(place, tokenizer).rows) == 7
   wrong = make({**changes, 3: {"suffix": "dot"}}, train=False, place=detection)

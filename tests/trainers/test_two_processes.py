@@ -12,7 +12,7 @@ from paligemma.checkpoints import npz
 STOP_AFTER = 17
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start_both(processes):
   """Starts a command as two processes of two virtual devices each."""
 
@@ -36,90 +36,115 @@ def start_both(processes):
   return start
 
 
-def test_two_processes_are_one(
-  uninterrupted, start_both, processes, read_metrics, tmp_path
-):
-  command = (*uninterrupted.command, f"--workdir={tmp_path}")
-  both = start_both((*command, "--config.evals={}"))
-  log = tmp_path / "metrics.jsonl"
-  reached = f'"step": {STOP_AFTER}'
-  processes.wait_until(
-    both[0], lambda: log.exists() and reached in log.read_text()
-  )
-  both[1].send_signal(signal.SIGTERM)  # the other hears of it
-  for process in both:
-    status, output = processes.finish(process)
-    assert status == 0, output
-  stopped = read_metrics(tmp_path)[-1]["step"]
-  assert STOP_AFTER <= stopped < 60
-  assert not (tmp_path / "final.npz").exists()
+@pytest.fixture(scope="module")
+def finish_both(start_both, processes):
+  """Runs a command as two processes, both to a good end."""
 
-  for process in start_both(command):
-    status, output = processes.finish(process)
-    assert status == 0, output
+  def finish(command):
+    for process in start_both(command):
+      status, output = processes.finish(process)
+      assert status == 0, output
+
+  return finish
+
+
+@pytest.fixture(scope="module")
+def whole(uninterrupted, finish_both, tmp_path_factory):
+  """The folder of a run of two processes that nothing interrupted."""
+  folder = tmp_path_factory.mktemp("whole")
+  finish_both((*uninterrupted.command, f"--workdir={folder}"))
+  return folder
+
+
+@pytest.fixture
+def interrupt(uninterrupted, start_both, processes, tmp_path):
+  """Sends a signal to one of two processes in the middle; returns both."""
+
+  def interrupt(index, number):
+    command = (*uninterrupted.command, f"--workdir={tmp_path}")
+    both = start_both((*command, "--config.evals={}"))
+    log = tmp_path / "metrics.jsonl"
+    reached = f'"step": {STOP_AFTER}'
+    processes.wait_until(
+      both[0], lambda: log.exists() and reached in log.read_text()
+    )
+    both[index].send_signal(number)
+    return both
+
+  return interrupt
+
+
+def test_two_processes_are_one(uninterrupted, whole, read_metrics):
   expected = npz.load(uninterrupted.folder / "final.npz")
-  found = npz.load(tmp_path / "final.npz")
+  found = npz.load(whole / "final.npz")
   assert found.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_allclose(
       found[name], array, rtol=0, atol=1e-5, err_msg=name
     )
-
-  expected_lines = [
-    line
-    for line in read_metrics(uninterrupted.folder)
-    if "loss" in line or line["step"] > stopped
-  ]
-  lines = [
-    line
-    for line in read_metrics(tmp_path)
-    if "loss" in line or line["step"] > stopped
-  ]
-  assert [line["step"] for line in lines] == [
-    line["step"] for line in expected_lines
-  ]
-  for line, other in zip(lines, expected_lines, strict=True):
+  for line, other in zip(
+    read_metrics(whole), read_metrics(uninterrupted.folder), strict=True
+  ):
     assert line.keys() == other.keys()
-    for name in ("loss", "grad_norm", "num_tokens", "pplx/nll_per_token"):
+    for name in ("step", "loss", "grad_norm", "num_tokens"):
       if name in line:
         assert line[name] == pytest.approx(other[name], rel=1e-4), line
-  assert _predictions(tmp_path) == _predictions(uninterrupted.folder)
+  assert _predictions(whole) == _predictions(uninterrupted.folder)
+
+
+def test_both_stop_if_one_is_told_and_resume_bit_for_bit(
+  uninterrupted,
+  whole,
+  interrupt,
+  finish_both,
+  processes,
+  read_metrics,
+  tmp_path,
+):
+  for process in interrupt(1, signal.SIGTERM):  # the other hears of it
+    status, output = processes.finish(process)
+    assert status == 0, output
+  assert STOP_AFTER <= read_metrics(tmp_path)[-1]["step"] < 60
+  assert not (tmp_path / "final.npz").exists()
+
+  finish_both((*uninterrupted.command, f"--workdir={tmp_path}"))
+  _check_same(tmp_path, whole, read_metrics)
   assert len(list((tmp_path / "tensorboard").iterdir())) == 2  # one a start
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_one_of_two_is_killed_and_both_are_started_again(
-  uninterrupted, start_both, processes, tmp_path, killed
+def test_one_is_killed_and_both_are_started_again(
+  uninterrupted,
+  whole,
+  interrupt,
+  finish_both,
+  processes,
+  read_metrics,
+  tmp_path,
+  killed,
 ):
-  command = (
-    *uninterrupted.command,
-    "--config.evals={}",
-    f"--workdir={tmp_path}",
-  )
-  both = start_both(command)
-  log = tmp_path / "metrics.jsonl"
-  reached = f'"step": {STOP_AFTER}'
-  processes.wait_until(
-    both[0], lambda: log.exists() and reached in log.read_text()
-  )
-  both[killed].send_signal(signal.SIGKILL)
+  both = interrupt(killed, signal.SIGKILL)
   status, output = processes.finish(both[1 - killed])
-  assert status != 0
+  assert status == 1
   assert not (tmp_path / "final.npz").exists()
-  if killed == 1:  # without process 0, which coordinates, JAX ends the others
-    assert output.splitlines()[-1].startswith(
-      "error: another process of this run ended, or cannot be reached ("
-    )
+  assert output.splitlines()[-1].startswith(
+    "error: another process of this run ended, or cannot be reached"
+  )
 
-  for process in start_both(command):
-    status, output = processes.finish(process)
-    assert status == 0, output
-  expected = npz.load(uninterrupted.folder / "final.npz")
-  found = npz.load(tmp_path / "final.npz")
-  for name, array in expected.items():
-    np.testing.assert_allclose(
-      found[name], array, rtol=0, atol=1e-5, err_msg=name
-    )
+  finish_both((*uninterrupted.command, f"--workdir={tmp_path}"))
+  _check_same(tmp_path, whole, read_metrics)
+
+
+def _check_same(folder, whole, read_metrics):
+  assert (folder / "final.npz").read_bytes() == (
+    whole / "final.npz"
+  ).read_bytes()
+  assert _predictions(folder) == _predictions(whole)
+  losses = [
+    [(line["step"], line["loss"]) for line in read_metrics(f) if "loss" in line]
+    for f in (folder, whole)
+  ]
+  assert losses[0] == losses[1]
 
 
 def _predictions(folder):

@@ -157,9 +157,20 @@ def test_a_damaged_file_is_named(tmp_path, name, content):
   (tmp_path / name).write_text(content)
   with pytest.raises(ValueError) as caught:
     workdir.check(tmp_path, make_config(seed=1))
-  assert str(caught.value).startswith(f"{tmp_path / name}: ")
+  assert str(caught.value).startswith(f"{tmp_path / name}:1: ")
   assert "\n" not in str(caught.value)
   assert len(str(caught.value)) < 300
+
+
+def test_the_damaged_line_is_named(tmp_path):
+  claim(tmp_path, make_config())
+  file = tmp_path / "config.json"
+  lines = file.read_text().splitlines()
+  file.write_text("\n".join(lines[:-1]))
+  with pytest.raises(
+    ValueError, match=rf"config.json:{len(lines) - 1}: damaged, Expecting"
+  ):
+    workdir.check(tmp_path, make_config())
 
 
 def test_a_plain_function_is_the_same_in_another_process(tmp_path):

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -566,6 +567,42 @@ def test_ema():
 def test_messages(arguments, message):
   with pytest.raises(ValueError, match=message):
     optimizers.make(SHAPES, total_steps=7, **arguments)
+
+
+@pytest.mark.parametrize(
+  ("options", "message"),
+  [
+    (dict(warmup_steps=-1), "warmup_steps is -1, expected a number from 0"),
+    (dict(warmup_steps=None), "warmup_steps is None, expected a number"),
+    (dict(cooldown_steps=-1), "cooldown_steps is -1, expected a number from 0"),
+    (
+      dict(cooldown_steps=8),
+      "cooldown_steps is 8, expected no more than the 7",
+    ),
+    (dict(mult="x"), "mult is 'x', expected a number from 0"),
+    (dict(mult=math.nan), "mult is nan, expected a number from 0"),
+    (dict(decay="linear", end=-0.1), "end is -0.1, expected a number from 0"),
+    (dict(decay="linear", end=True), "end is True, expected a number from 0"),
+    (
+      dict(decay="polynomial", power=0),
+      "power is 0, expected a number above 0",
+    ),
+    (
+      dict(decay="polynomial", power=-1),
+      "power is -1, expected a number above",
+    ),
+    (
+      dict(decay="rsqrt", timescale=0),
+      "timescale is 0, expected a number abov",
+    ),
+    (dict(decay="rsqrt", shift=math.inf), "shift is inf, expected a number fr"),
+    (dict(decay="stair", steps=["1"], mults=[0.1]), "one of steps is '1', ex"),
+    (dict(decay="stair", steps=[1], mults=[-1]), "one of mults is -1, expec"),
+  ],
+)
+def test_numbers_of_a_schedule_are_checked(options, message):
+  with pytest.raises(ValueError, match=f"^{message}"):
+    optimizers.make_schedule(7, **options)
 
 
 def test_decay_that_reaches_nothing_is_an_error():

@@ -6,12 +6,14 @@ from absl import logging
 from etils import epath
 
 from paligemma import quantization, registry, tree
-from paligemma.checkpoints import errors, layouts, leaves
+from paligemma.checkpoints import errors, layouts, leaves, samples
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.lora import files as lora_files
 from paligemma.checkpoints.lora import peft
 from paligemma.lora import apply as lora
+
+_BASE = "base"  # in Model.metadata
 
 
 def save_adapter(path, model, params, *, format=None):
@@ -35,6 +37,7 @@ def save_adapter(path, model, params, *, format=None):
     )
   flat = tree.flatten(params)
   arrays, weights = tree.partition(flat, lora.is_adapter(flat))
+  model = knowing_base(model, weights)
   write(path, model, arrays, base=_kind(weights), format=format)
 
 
@@ -42,7 +45,8 @@ def write(path, model, arrays, *, base, format=None):
   """Does what `save_adapter` does, with the adapters alone.
 
   Args:
-    path, model, format: as in `save_adapter`.
+    path, model, format: as in `save_adapter`; what `knowing_base` returned, if
+      the file is to tell the base.
     arrays: name -> array of every adapter.
     base: one of quantized.KINDS in which they see the matrices of the model,
       "" for full precision.
@@ -62,6 +66,18 @@ def write(path, model, arrays, *, base, format=None):
   writer(path, arrays, model, base)
 
 
+def knowing_base(model, weights):
+  """The model with numbers in its metadata by which `write` names its base.
+
+  Args:
+    model: Model.
+    weights: name -> array of its parameters, adapters aside. All processes must
+      call it.
+  """
+  found = samples.take(weights, lora.sharding_of(weights))
+  return model.clone(metadata={**model.metadata, _BASE: found})
+
+
 def load_adapter(path, model, params):
   """Puts adapters from files beside the matrices of a model.
 
@@ -73,7 +89,8 @@ def load_adapter(path, model, params):
       the workdir of a run, in which there is one of them.
     model, params: the model that they are for; adapters that it has already are
       exchanged. A warning is logged if its matrices are in other bits than
-      those that the adapters were trained beside.
+      those that the adapters were trained beside, or are others. Folders of
+      peft do not tell.
 
   Returns:
     Tuple of the Model and its parameters, adapters in float32 included.
@@ -109,6 +126,17 @@ def load_adapter(path, model, params):
       found.base or "full precision",
       base or "full precision",
     )
+  if found.weights is not None:
+    ours = samples.take(weights, place)
+    if names := samples.differing(ours, found.weights):
+      logging.warning(
+        "%s: was trained beside another base, %d of %d parameters differ, such "
+        "as %s; load the one that it was trained on",
+        path,
+        len(names),
+        len(found.weights.keys() & ours.keys()),
+        names[0],
+      )
   if found.replaced:
     with errors.named(path):
       weights = _replaced(weights, model, found.replaced)
@@ -210,7 +238,9 @@ def _replace(weights, name, parts, dtype):
 
 
 def _write_paligemma(path, arrays, model, base):
-  lora_files.save(path, arrays, lora.lora_of(model), _sizes(model), base)
+  weights = model.metadata.get(_BASE)
+  adapted = lora.lora_of(model)
+  lora_files.save(path, arrays, adapted, _sizes(model), base, weights)
 
 
 def _write_peft(path, arrays, model, base):

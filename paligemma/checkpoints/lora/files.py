@@ -5,8 +5,8 @@ One safetensors file of a few megabytes, with stacked layers under our names,
     llm/layers/attn/lora_q/a   float[L, I, R]
     llm/layers/attn/lora_q/b   float[L, R, O]
 
-and as metadata what the adapters are ("lora") and the sizes of the model that
-they are for ("model").
+and as metadata what the adapters are ("lora"), the sizes of the model that they
+are for ("model"), and a few numbers of it ("weights", see samples.py).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from typing import Any
 from etils import epath
 
 from paligemma import disk
-from paligemma.checkpoints import errors, safetensors
+from paligemma.checkpoints import errors, safetensors, samples
 from paligemma.checkpoints.leaves import Leaf, Mapped
 from paligemma.checkpoints.lora import peft
 from paligemma.lora import config as lora_lib
@@ -42,6 +42,8 @@ class Adapters:
       was trained beside the adapters.
     base: One of quantized.KINDS in which the adapters saw the matrices of the
       model, "" for full precision. None: the file does not tell.
+    weights: samples.take of the model beside which they were trained. None: the
+      files do not tell.
   """
 
   lora: lora_lib.Lora
@@ -49,6 +51,7 @@ class Adapters:
   sizes: Mapping[str, Any] | None = None
   replaced: Mapping[str, Mapped] = dataclasses.field(default_factory=dict)
   base: str | None = None
+  weights: samples.Samples | None = None
 
 
 def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
@@ -93,6 +96,7 @@ def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
       {name: Leaf.of(tensor) for name, tensor in tensors.items()},
       _read_object(metadata, "model"),
       base=metadata.get("base"),
+      weights=_weights(metadata),
     )
 
 
@@ -102,6 +106,7 @@ def save(
   lora: lora_lib.Lora,
   sizes: Mapping[str, Any],
   base: str = "",
+  weights: samples.Samples | None = None,
 ) -> None:
   """Writes one file, which appears when it is complete.
 
@@ -111,6 +116,7 @@ def save(
     lora: What they are.
     sizes: Of the model that they are for, as JSON can hold them.
     base: One of quantized.KINDS, of the matrices beside them, "" for none.
+    weights: samples.take of the model beside them. Default: not known.
   """
   metadata = {
     **_FORMAT,
@@ -118,6 +124,8 @@ def save(
     "model": json.dumps(sizes),
     "base": base,
   }
+  if weights is not None:
+    metadata["weights"] = json.dumps(weights)
   with disk.file(path) as temporary, tempfile.NamedTemporaryFile() as local:
     safetensors.save(local.name, arrays, metadata)
     temporary.write_bytes(local.read())
@@ -136,6 +144,14 @@ def _find(path: pathlib.Path) -> pathlib.Path:
       f"{path}: holds {len(found)} adapters, name one of its folders: {names}"
     )
   return found[0] if found else path
+
+
+def _weights(metadata):
+  if "weights" not in metadata:
+    return None
+  if not samples.are(found := _read_object(metadata, "weights")):
+    raise ValueError("weights in the metadata are no samples of parameters")
+  return found
 
 
 def _read_object(metadata, name) -> dict[str, Any]:

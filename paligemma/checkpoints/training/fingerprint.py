@@ -1,4 +1,10 @@
-"""A name for what a checkpoint holds, found without reading all of it."""
+"""A name for the weights of a checkpoint, found without reading all of them.
+
+Two files of one name are one base to train on. Settings that change answers,
+such as soft caps or how pictures are resized, are compared by themselves, where
+it matters (evals, trainers/workdir.py); the comment of an npz, which holds
+them, does not count. In folders the files of settings count, as all others.
+"""
 
 import hashlib
 import re

@@ -322,3 +322,87 @@ def test_an_interrupted_write_leaves_nothing(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     huggingface_write.save(tmp_path / "out", arrays, img=IMG, llm=llm_fields())
   assert os.listdir(tmp_path) == []
+
+
+# What the loader of mlx-vlm makes of config.json and asks of the weights, none
+# missing and none more (mlx_vlm/models/paligemma, utils.py: load_weights).
+_ATTENTION = ("q_proj", "k_proj", "v_proj")
+_MLX_CONFIG = {
+  "": "model_type vocab_size image_token_index hidden_size pad_token_id",
+  "text_config": "model_type hidden_size num_hidden_layers intermediate_size "
+  "num_attention_heads num_key_value_heads vocab_size head_dim rms_norm_eps "
+  "rope_theta",
+  "vision_config": "model_type num_hidden_layers hidden_size intermediate_size "
+  "num_attention_heads patch_size projection_dim image_size num_channels "
+  "layer_norm_eps",
+}
+_MLX_GEMMA2 = (
+  "attn_logit_softcapping final_logit_softcapping query_pre_attn_scalar"
+)
+
+
+def mlx_names(gemma2):
+  names = []
+  norms = ["input_layernorm", "post_attention_layernorm"]
+  if gemma2:
+    norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+  for i in range(DEPTH):
+    at = f"language_model.model.layers.{i}"
+    names += [f"{at}.self_attn.{x}" for x in (*_ATTENTION, "o_proj")]
+    names += [f"{at}.mlp.{x}_proj" for x in ("gate", "up", "down")]
+    names += [f"{at}.{x}" for x in norms]
+  names += [f"language_model.model.{x}" for x in ("embed_tokens", "norm")]
+  vision = "vision_tower.vision_model"
+  names.append(f"{vision}.embeddings.position_embedding")
+  biased = ["multi_modal_projector.linear", f"{vision}.post_layernorm"]
+  biased.append(f"{vision}.embeddings.patch_embedding")
+  for i in range(IMG_DEPTH):
+    at = f"{vision}.encoder.layers.{i}"
+    biased += [f"{at}.self_attn.{x}" for x in (*_ATTENTION, "out_proj")]
+    biased += [f"{at}.{x}" for x in ("layer_norm1", "layer_norm2")]
+    biased += [f"{at}.mlp.{x}" for x in ("fc1", "fc2")]
+  names = [f"{x}.weight" for x in names + biased]
+  return {*names, *(f"{x}.bias" for x in biased)}
+
+
+@pytest.mark.parametrize("gemma2", [False, True])
+def test_mlx_finds_what_it_loads(tmp_path, gemma2):
+  _, arrays = draw_paligemma(3, 1, gemma2)
+  llm = llm_fields(gemma2=gemma2) | (GEMMA2 if gemma2 else {})
+  huggingface_write.save(tmp_path / "a", arrays, img=IMG, llm=llm)
+  found = safetensors.numpy.load_file(tmp_path / "a/model.safetensors")
+  assert found.keys() == mlx_names(gemma2)
+  # It turns the kernel of patches, but for one that looks turned already.
+  kernel = found["vision_tower.vision_model.embeddings.patch_embedding.weight"]
+  assert kernel.shape == (IMG_WIDTH, 3, PATCH, PATCH)
+  config = read_config(tmp_path / "a")
+  wanted = dict(_MLX_CONFIG)
+  if gemma2:
+    wanted["text_config"] += f" {_MLX_GEMMA2}"
+  for section, keys in wanted.items():
+    values = config[section] if section else config
+    assert not [key for key in keys.split() if values.get(key) is None]
+  assert config["text_config"]["model_type"] == "gemma" + "2" * gemma2
+  assert config["vision_config"]["model_type"] == "siglip_vision_model"
+
+
+def test_vllm_finds_what_it_reads(tmp_path):
+  """vllm/model_executor/models/paligemma.py, its first release and later."""
+  _, arrays = draw_paligemma(3, 1)
+  huggingface_write.save(tmp_path / "a", arrays, img=IMG, llm=llm_fields())
+  config = read_config(tmp_path / "a")
+  assert config["architectures"] == ["PaliGemmaForConditionalGeneration"]
+  assert config["bos_token_id"] == 2
+  assert config["image_token_index"] == IMAGE_TOKEN
+  assert config["vocab_size"] == config["text_config"]["vocab_size"] == ROWS
+  assert config["text_config"]["num_image_tokens"] == POSITIONS
+  vision = config["vision_config"]
+  assert vision["projection_dim"] == config["hidden_size"] == WIDTH
+  assert (vision["image_size"] // vision["patch_size"]) ** 2 == POSITIONS
+  # All its modules but one pooling head, which it leaves out without this.
+  assert vision["vision_use_head"] is False
+  found = safetensors.numpy.load_file(tmp_path / "a/model.safetensors")
+  stems = {"vision_tower", "multi_modal_projector", "language_model"}
+  assert {key.partition(".")[0] for key in found} == stems
+  # Renamed by what stands in front, with queries, keys and values joined.
+  assert found.keys() == mlx_names(gemma2=False)

@@ -27,6 +27,17 @@ def test_of_an_npz_is_what_it_always_was(tmp_path):
   assert fingerprint.of(f"{path}:img") != fingerprint.of(path)
 
 
+def test_settings_of_an_npz_are_not_its_weights(tmp_path):
+  arrays = {"img/w": np.ones(3), "llm/w": np.ones(2)}
+  npz.save(tmp_path / "a.npz", arrays, llm={"sliding_window": 3})
+  npz.save(tmp_path / "b.npz", arrays, llm={"sliding_window": 5})
+  assert (tmp_path / "a.npz").read_bytes() != (tmp_path / "b.npz").read_bytes()
+  names = {fingerprint.of(tmp_path / f"{x}.npz") for x in "ab"}
+  npz.save(tmp_path / "c.npz", arrays | {"llm/w": np.zeros(2)})
+  assert len(names) == 1
+  assert fingerprint.of(tmp_path / "c.npz") not in names
+
+
 def test_of_a_folder_follows_its_contents(folder, tmp_path):
   first = fingerprint.of(folder)
   assert re.fullmatch("sha256:[0-9a-f]{64}", first)

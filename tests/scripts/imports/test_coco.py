@@ -285,7 +285,7 @@ def test_a_bad_object_takes_its_picture_out(src, fields, message):
   annotations = [BOX, {**BOX, **fields}, {**BOX, **fields}]
   annotations.append({**BOX, "image_id": 2})
   path = write(src, images, annotations)
-  with pytest.raises(ValueError, match=f"number 1: {message}"):
+  with pytest.raises(ValueError, match=rf"number 1 \(id 5\): {message}"):
     read(path)
   found, _, problems = read(path, skip=True)
   assert [x.image.name for x in found] == ["b.png"]
@@ -297,7 +297,7 @@ def test_an_annotation_of_no_image_is_named(src):
   found, _, problems = read(path, skip=True)
   assert len(found[0].things) == 1
   (message,) = problems.messages
-  assert message.endswith("number 1: no image has its image_id 9")
+  assert message.endswith("number 1 (id 5): no image has its image_id 9")
 
 
 def test_images_listed_twice_are_one(src):
@@ -348,3 +348,48 @@ def test_paths_of_another_machine(tmp_path):
   found, _, problems = read(path)
   assert found[0].image == tmp_path / "train2017" / "a.png"
   assert "paths of another machine, found by their end" in problems.notes
+
+
+WHOLE = {
+  **BOX,
+  "iscrowd": 0,
+  "area": 2407.0,
+  "segmentation": [[7, 11, 90, 11, 90, 40]],
+}
+HALVES = [None, "", "x", 7, -0.5, 1e99, True, [], {}, [[]], [1], [None] * 4]
+
+
+@pytest.mark.parametrize("key", WHOLE)
+def test_half_an_annotation_is_named_or_read(tmp_path, key):
+  other = {"id": 2, "file_name": "b.png", "height": 61, "width": 97}
+  draw(tmp_path / "a.png", tmp_path / "b.png")
+  good = {**BOX, "id": 9, "image_id": 2}
+  rest = {k: x for k, x in WHOLE.items() if k != key}
+  half = {k: x for k, x in BOX.items() if k in ("id", key)}
+  refused = 0
+  for bad in (half, rest, *({**rest, key: x} for x in HALVES)):
+    src = write(tmp_path / "a.json", (IMAGE, other), (good, bad))
+    found, _, problems = read(src, skip=True)
+    assert (found[-1].image.name, len(found[-1].things)) == ("b.png", 1)
+    if not problems.messages:
+      continue
+    refused += 1
+    where = f"{src}: annotation number 1"
+    where += f" (id {bad['id']})" if "id" in bad else ""
+    with pytest.raises(ValueError) as info:
+      read(src)
+    assert str(info.value).startswith(f"{where}: ")
+    assert "\n" not in str(info.value)
+    assert problems.messages == [str(info.value).strip()]
+  assert refused >= {"id": 0, "iscrowd": 5, "segmentation": 0}.get(key, 5)
+
+
+@pytest.mark.parametrize("bad", [None, 7, "x", [], [BOX], {}])
+def test_what_is_no_annotation_is_named(src, bad):
+  with pytest.raises(
+    ValueError, match=r"a.json: annotation number 0: "
+  ) as info:
+    read(write(src, annotations=[bad]))
+  assert "\n" not in str(info.value)
+  found, _, problems = read(write(src, annotations=[bad, BOX]), skip=True)
+  assert len(problems.messages) == 1 and len(found) == 1

@@ -11,8 +11,10 @@ HEADER = (
 )
 
 
-def row(key="0001", label="/m/01", edges="0.25,0.75,0.1,0.5", group=0):
-  return f"{key},xclick,{label},1,{edges},0,1,{group},0,0\n"
+def row(
+  key="0001", label="/m/01", edges="0.25,0.75,0.1,0.5", group=0, confidence=1
+):
+  return f"{key},xclick,{label},{confidence},{edges},0,1,{group},0,0\n"
 
 
 def write(folder, text, name="train-annotations-bbox.csv", header=HEADER):
@@ -40,6 +42,21 @@ def test_boxes_are_shares(tmp_path):
   assert (dogs.label, dogs.crowd) == ("Dog, red", True)
   assert dogs.where == f"{src}/train-annotations-bbox.csv:3"
   assert labels is None and not problems.notes
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", " 0"])
+def test_a_row_of_confidence_0_is_no_box(tmp_path, zero):
+  absent = {"label": "/m/02", "edges": ",,,", "confidence": zero}
+  src = write(tmp_path, row() + row(**absent) + row("0002", **absent))
+  for name in ("0001", "0002"):
+    picture(src / "train" / f"{name}.jpg")
+  ((entry,), _, problems) = read(open_images.read, src)
+  assert [thing.label for thing in entry.things] == ["Cat"]
+  table = f"{src}/train-annotations-bbox.csv"
+  assert problems.notes == {
+    "rows of Confidence 0, which are no boxes": (2, f"{table}:3"),
+    "pictures without a box left out": (1, f"{src}/train/0002.jpg"),
+  }
 
 
 def test_splits_and_pictures_elsewhere(tmp_path):

@@ -1,0 +1,91 @@
+"""Processes that lose one end with a line on it; for a slow one they wait."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+# Sums over all processes for ever; lines of process 0 count the sums.
+SCRIPT = """
+import jax, numpy as np
+from jax.experimental import multihost_utils
+from trainers import processes
+processes.HEARTBEAT_SECONDS = 10
+processes.start(distributed=True)
+expected = sum(range(jax.process_count()))
+with processes.lost_process_in_one_line():
+  while True:
+    ranks = multihost_utils.process_allgather(np.int32(jax.process_index()))
+    assert ranks.sum() == expected
+    print("summed", flush=True)
+"""
+LOST = "error: another process of this run ended, or cannot be reached"
+
+
+@pytest.fixture
+def start():
+  """Starts so many processes of the script, which have summed once."""
+  with contextlib.ExitStack() as stack:
+
+    def start(count):
+      with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+      environment = {
+        **os.environ,
+        "XLA_FLAGS": "",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(count),
+      }
+      started = []
+      for index in range(count):
+        process = subprocess.Popen(
+          [sys.executable, "-c", SCRIPT],
+          env={**environment, "JAX_PROCESS_ID": str(index)},
+          stdout=subprocess.PIPE,
+          stderr=subprocess.STDOUT,
+          text=True,
+        )
+        started.append(process)
+        stack.callback(process.communicate)
+        stack.callback(process.kill)
+      for process in started:
+        wait_for_sum(process)
+      return started
+
+    yield start
+
+
+def wait_for_sum(process):
+  said = []
+  while "summed\n" not in said:
+    said.append(process.stdout.readline())
+    assert said[-1], said
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("count", "lost"), [(2, 0), (2, 1), (4, 0), (4, 2)])
+def test_the_last_line_of_all_others_names_the_cause(
+  start, count, lost, number
+):
+  started = start(count)
+  started.pop(lost).send_signal(number)
+  for process in started:
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, said
+    assert said.splitlines()[-1].startswith(LOST), said
+    assert said.endswith("then start all again to resume\n"), said
+
+
+def test_a_slow_process_is_waited_for(start):
+  first, second = start(2)
+  second.send_signal(signal.SIGSTOP)
+  with pytest.raises(subprocess.TimeoutExpired):
+    first.wait(5)
+  second.send_signal(signal.SIGCONT)
+  for process in (first, second):
+    wait_for_sum(process)
