@@ -46,6 +46,7 @@ _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _FILE = re.compile(
   r"`((?:paligemma|trainers|configs|scripts|tests|docs)/[\w./-]*)`"
 )
+_MODULE = re.compile(r"`((?:paligemma|trainers|configs|scripts)(?:\.\w+)+)`")
 _DEFINES = re.compile(r"(add_argument|\.DEFINE_\w+)$")
 _STOP = re.compile(r"`([\w./]+\.py)`, `([\w.]+)`")
 
@@ -96,6 +97,8 @@ def commands(text):
       lines += code.replace("\\\n", "").splitlines()
   lines += re.findall(r"`([^`]+)`", prose(text))
   for line in lines:
+    if re.match(r"(scripts|trainers)\.\w+ --", line):
+      line = f"python -m {line}"
     if re.match(r"(python3? -m|bash) ", line):
       yield shlex.split(line, comments=True)
 
@@ -209,8 +212,14 @@ def test_links_lead_somewhere(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_files_that_are_named_exist(document):
-  named = _FILE.findall(prose(read(document)))
-  assert [name for name in named if not (ROOT / name).exists()] == []
+  text = prose(read(document))
+  named = [ROOT / name for name in _FILE.findall(text)]
+  named += [
+    source_of(name)
+    for name in _MODULE.findall(text)
+    if not name.endswith(".py")
+  ]
+  assert [str(path) for path in named if not path.exists()] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -256,7 +265,7 @@ def test_what_is_wrong_is_found(tmp_path):
   text = "[a](b.md) [b](b.md#big-b-bold) [c](c.md) [d](b.md#small) [e](#no)"
   assert broken_links(text, tmp_path / "b.md") == ["c.md", "b.md#small", "#no"]
   text = """
-Run `bash scripts/no.sh`, `python -m scripts.no`, or
+Run `bash scripts/no.sh`, `python -m scripts.no`, `scripts.predict --no`, or
 ```bash
 python -m trainers.train --config configs/transfers/forkme.py:ress=1 --work a
 python -m scripts.evaluate --config configs/no.py --split=val # --no
@@ -277,6 +286,7 @@ python -m pytest --anything
     [],
     ["no file scripts/no.sh"],
     ["no module scripts.no"],
+    ["scripts.predict has no flag --no"],
   ]
 
 
