@@ -25,6 +25,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma import evals, metrics
+from paligemma.data import sources
+from paligemma.decoding import grammar, samplers
+from scripts import import_data
+
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [
   "README.md",
@@ -258,6 +263,23 @@ def test_every_block_says_who_runs_it(document):
     if by == CI:
       for line in code.splitlines():
         assert line.partition("#")[0].strip() in lines
+
+
+@pytest.mark.parametrize(
+  ("document", "table"),
+  [
+    ("docs/data.md", sources.SOURCES),
+    ("docs/data.md", import_data.FORMATS),
+    ("docs/decoding.md", samplers.SAMPLERS),
+    ("docs/decoding.md", grammar.GRAMMARS),
+    ("docs/evaluation.md", metrics.METRICS),
+    ("docs/evaluation.md", evals.EVALUATORS),
+  ],
+)
+def test_every_choice_is_documented(document, table):
+  text = prose(read(document))
+  named = {name for name in table if re.search(rf"`\"?{name}\b", text)}
+  assert named == set(table)
 
 
 def test_what_is_wrong_is_found(tmp_path):
