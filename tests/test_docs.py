@@ -52,7 +52,7 @@ _FILE = re.compile(
   r"`((?:paligemma|trainers|configs|scripts|tests|docs)/[\w./-]*)`"
 )
 _MODULE = re.compile(r"`((?:paligemma|trainers|configs|scripts)(?:\.\w+)+)`")
-_DEFINES = re.compile(r"(add_argument|\.DEFINE_\w+)$")
+_DEFINES = re.compile(r"(add_argument|add_switch|\.DEFINE_\w+)$")
 _STOP = re.compile(r"`([\w./]+\.py)`, `([\w.]+)`")
 
 
@@ -140,8 +140,11 @@ def flags_of(module):
   found = {"--help"}
   for node in ast.walk(tree):
     if isinstance(node, ast.Call) and _DEFINES.search(ast.unparse(node.func)):
-      name = getattr(node.args[0], "value", "")
-      found.add(f"--{str(name).removeprefix('--')}")
+      texts = [getattr(argument, "value", None) for argument in node.args]
+      name = next((text for text in texts if isinstance(text, str)), "")
+      is_flag = not ast.unparse(node.func).endswith("add_argument")
+      if is_flag or name.startswith("--"):
+        found.add(f"--{name.removeprefix('--')}")
     elif isinstance(node, ast.ImportFrom) and node.module:
       for name in (
         node.module,
