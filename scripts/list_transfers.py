@@ -26,20 +26,23 @@ VARIANTS = {
 HEAD = """\
 # The published transfers
 
-Written by `python -m scripts.list_transfers`; change the configs or
-`scores.json` and run it again.
+For anyone who trains or compares on a published dataset: prompts, metrics,
+hyper-parameters, scores to expect, and commands.
 
-What all have in common, and the arguments that all take, stands in
-[published.py](published.py): `res`, `variant`, `init`, `tokenizer`,
-`tune`, `data`, `splits` and `final_split`. Examples come from TFDS or, with
-`data=folder`, from `train.jsonl` and `val.jsonl` there, whose fields are named
-below. Values are given for the default resolution; others have their own.
+This page is written by `python -m scripts.list_transfers`; change the configs
+or `scores.json` and run it again.
 
-The scores are those that a faithful run of the official weights should reach:
-in per cent, CIDEr 100-fold, as published. Those of PaliGemma 3B are of models
-that were trained on the validation data too: give `final_split=true`. Where
-"server" stands, a test server scored them; the predictions that it takes are
-written here. Sources: {sources}.
+What the configs share is in [published.py](published.py), with the arguments
+that each of them takes: `res`, `variant`, `init`, `tokenizer`, `tune`, `data`,
+`splits` and `final_split`. Examples come from TFDS or, with `data=folder`, from
+`train.jsonl` and `val.jsonl` in that folder, with the fields named below. The
+values are those of the default resolution; other resolutions have their own.
+
+The scores are the published ones, which a faithful run of the official weights
+should reach: in per cent, CIDEr times 100. The models behind those of PaliGemma
+3B were also trained on the validation data; `final_split=true` does that.
+"server" means that the score comes from a test server; the files of predictions
+written here can be submitted there. Sources: {sources}.
 
 | transfer | prompt | metric | text_len | duration | learning rate | batch |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -134,6 +137,7 @@ def section(name, module, config, scores):
       "",
       score_table(scores),
       "",
+      "<!-- needs weights -->",
       "```bash",
       *commands,
       "```",
