@@ -28,14 +28,7 @@ _BLOCK_ELEMENTS = 2**24
 
 
 def convert(
-  src,
-  dst,
-  *,
-  format=None,
-  dtype=None,
-  quantize=None,
-  tokenizer=None,
-  res=None,
+  src, dst, *, format=None, dtype=None, quantize=None, tokenizer=None, res=None
 ):
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
@@ -209,9 +202,7 @@ def main():
   parser.add_argument("src", metavar="SRC")
   parser.add_argument("dst", metavar="DST")
   parser.add_argument(
-    "--format",
-    help="default: npz, if DST ends so",
-    choices=sorted(io.WRITERS),
+    "--format", help="default: npz, if DST ends so", choices=sorted(io.WRITERS)
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantization.KINDS)

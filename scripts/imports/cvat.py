@@ -8,14 +8,7 @@ import pathlib
 
 from paligemma import messages
 from paligemma.data import masks
-from scripts.imports import (
-  bitmaps,
-  entries,
-  files,
-  folders,
-  markup,
-  shapes,
-)
+from scripts.imports import bitmaps, entries, files, folders, markup, shapes
 
 # Labels of these are asked for in vain.
 _NO_BOX = ("cuboid", "points", "polyline", "skeleton", "tag")

@@ -98,8 +98,7 @@ def read(src, images, problems, *, task, names, boxes=None):
   column = columns.find(options, list(features), str(src))
   classes = [*_classes(features.get(column))] if task == "detect" else []
   return entries.Annotations(
-    entry_of(source, found, reading),
-    classes[0] if len(classes) == 1 else None,
+    entry_of(source, found, reading), classes[0] if len(classes) == 1 else None
   )
 
 

@@ -9,14 +9,7 @@ import binascii
 import math
 import pathlib
 
-from scripts.imports import (
-  bitmaps,
-  entries,
-  files,
-  folders,
-  pictures,
-  shapes,
-)
+from scripts.imports import bitmaps, entries, files, folders, pictures, shapes
 
 # Their points are corners: what they stand for is a box, not an outline.
 _BOXES = ("rectangle", "oriented_rectangle", "rotation")

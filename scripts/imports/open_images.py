@@ -80,12 +80,7 @@ def _entries(tables, folder, found, labels, problems):
           )
         done.add(key)
         things = tuple(_thing(row, labels, where) for where, row in members)
-        yield entries.Entry(
-          found[key],
-          members[0][0],
-          split,
-          things=things,
-        )
+        yield entries.Entry(found[key], members[0][0], split, things=things)
   for key in sorted(found.keys() - done):
     problems.note("pictures without a box left out", str(found[key]))
 
