@@ -12,8 +12,6 @@ write other prompts. At the end stands what was found: read it before you train.
 
 import argparse
 import dataclasses
-import functools
-import inspect
 import os
 import pathlib
 import sys
@@ -22,7 +20,7 @@ import numpy as np
 
 import paligemma
 from paligemma import messages
-from paligemma.models import mask_codec
+from paligemma.data import mask_codes, masks
 from scripts import command_line
 from scripts.imports import (
   class_folders,
@@ -50,9 +48,8 @@ from scripts.imports import (
   yolo,
 )
 
-# name -> module with read(src, images, problems), which is also given those of
-# task, names and boxes that it declares. Its docstring begins with what SRC is:
-# "COCO: a JSON file of ...".
+# name -> module with read(entries.Request). Its docstring begins with what SRC
+# is: "COCO: a JSON file of ...".
 FORMATS = {
   "class_folders": class_folders,
   "coco": coco,
@@ -70,10 +67,14 @@ FORMATS = {
   "vqav2": vqav2,
   "yolo": yolo,
 }
+# option -> the formats that take it
+TAKEN_BY = {
+  "names": ("csv", "hf", "label_studio"),
+  "boxes": ("coco", "csv", "hf"),
+}
 SHOWN = 5  # messages about what was skipped
 # So many boxes that lie mostly outside, and more than this share, are misread.
 _MISREAD, _MISREAD_SHARE = 5, 0.1
-_MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
 @files.one_line()
@@ -127,10 +128,21 @@ def import_data(
     raise ValueError(f"{found[0]}: exists; remove it or name another folder")
   if val is not None and not 0 < val < 1:
     raise ValueError(f"--val is {val}, expected a share between 0 and 1")
-  read = _reader(kind, task, names, boxes)
+  if names and kind not in TAKEN_BY["names"]:
+    raise ValueError(f"--columns: {kind} has no columns to name")
+  if boxes and kind not in TAKEN_BY["boxes"]:
+    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
   tok = tokenizer and paligemma.Tokenizer(tokenizer)
   problems = entries.Problems(skip_bad)
-  found = read(src, images, problems)
+  request = entries.Request(
+    pathlib.Path(src),
+    problems,
+    pathlib.Path(images) if images is not None else None,
+    task,
+    names or {},
+    boxes,
+  )
+  found = FORMATS[kind].read(request)
   encode = _encoder(task, codec)
   with output.Output(out) as written:
     placed = [written.place(entry) for entry in found.entries]
@@ -167,30 +179,6 @@ def import_data(
       written.write(f"{split}.jsonl", lines)
     about = summary.make(records, asked, tok, problems.notes, problems.messages)
   return records, about
-
-
-def _reader(kind, task, names, boxes):
-  """The function that reads a format, with the options that it declares."""
-  read = FORMATS[kind].read
-  declared = _declared(kind)
-  if names and "names" not in declared:
-    raise ValueError(f"--columns: {kind} has no columns to name")
-  if boxes and "boxes" not in declared:
-    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
-  options = {"task": task, "names": names or {}, "boxes": boxes}
-  taken = {name: options[name] for name in options if name in declared}
-  return functools.partial(read, **taken)
-
-
-def _declared(kind):
-  """The names of the arguments that a format takes."""
-  return inspect.signature(FORMATS[kind].read).parameters.keys()
-
-
-def _taking(option):
-  """The formats that take an option, "coco, csv and hf"."""
-  *others, last = [kind for kind in FORMATS if option in _declared(kind)]
-  return f"{', '.join(others)} and {last}" if others else last
 
 
 def _is_repeated(entry, annotated, problems):
@@ -285,14 +273,8 @@ def _encoder(task, codec):
       "--task segment: masks are written as codes of --mask_codec FILE, such "
       "as vae-oid.npz"
     )
-  params = paligemma.load_mask_codec(codec)
-
-  def encode(masks):
-    rows = -(-len(masks) // _MASKS) * _MASKS
-    padded = np.zeros((rows, *masks.shape[1:]), np.float32)
-    padded[: len(masks)] = masks
-    return np.asarray(mask_codec.encode(params, padded))[: len(masks)]
-
+  encode = mask_codes.Encoder(codec).codes
+  encode(np.zeros((1, masks.SIDE, masks.SIDE)))  # what is no codec ends here
   return encode
 
 
@@ -304,7 +286,11 @@ def _pairs(text):
   return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def main() -> None:
+def _parser():
+  def takers(option):
+    *others, last = TAKEN_BY[option]
+    return f"{', '.join(others)} and {last}"
+
   rows = [
     (f"  {kind}", module.__doc__.splitlines()[0].partition(": ")[2])
     for kind, module in FORMATS.items()
@@ -337,14 +323,15 @@ def main() -> None:
   )
   parser.add_argument(
     "--columns",
+    dest="names",
     metavar="NAME=COLUMN,...",
-    help=f"for {_taking('names')}: the columns, or keys, that have another "
+    help=f"for {takers('names')}: the columns, or keys, that have another "
     f"name; NAME is one of {', '.join(columns.NAMES)}",
   )
   parser.add_argument(
     "--boxes",
     choices=entries.BOXES,
-    help=f"for {_taking('boxes')}: what the four numbers of a box are",
+    help=f"for {takers('boxes')}: what the four numbers of a box are",
   )
   parser.add_argument(
     "--labels",
@@ -354,7 +341,9 @@ def main() -> None:
     "present in its image (default: %(default)s)",
   )
   parser.add_argument(
-    "--mask_codec", help="for --task segment: the codec, such as vae-oid.npz"
+    "--mask_codec",
+    dest="codec",
+    help="for --task segment: the codec, such as vae-oid.npz",
   )
   parser.add_argument(
     "--tokenizer", help="that of the model, to count the tokens of the texts"
@@ -371,29 +360,20 @@ def main() -> None:
     help="leave out an image with something bad, and go on; without it the "
     "first one ends the import",
   )
-  options = parser.parse_args()
-  records, about = import_data(
-    options.kind,
-    options.src,
-    options.out,
-    task=options.task,
-    images=options.images,
-    names=options.columns and _pairs(options.columns),
-    boxes=options.boxes,
-    labels=options.labels,
-    codec=options.mask_codec,
-    tokenizer=options.tokenizer,
-    val=options.val,
-    copy=options.copy,
-    skip_bad=options.skip_bad,
-  )
+  return parser
+
+
+def main() -> None:
+  options = _parser().parse_args()
+  options.names = options.names and _pairs(options.names)
+  records, about = import_data(**vars(options))
   print(about)
   for message in about.left_out[:SHOWN]:
     print(f"left out: {messages.one_line(message)}", file=sys.stderr)
   if len(about.left_out) > SHOWN:
     print(f"left out: {len(about.left_out) - SHOWN} more", file=sys.stderr)
   for split in records:
-    print(f"wrote {pathlib.Path(options.out, split)}.jsonl")
+    print(f"wrote {pathlib.Path(options['out'], split)}.jsonl")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.imports import entries, files, folders, pictures, shapes
+from paligemma.data import image_files
+from scripts.imports import entries, files, folders, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
@@ -168,7 +169,7 @@ class Sizes:
   ) -> tuple[int, int] | None:
     if key not in self._known and len(self._known) < SAMPLE:
       try:
-        self._known[key] = pictures.size(image, "")
+        self._known[key] = image_files.size(image, where="")
       except ValueError:  # said where the picture is read
         self._known[key] = None
     return self._known.get(key)

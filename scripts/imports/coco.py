@@ -47,7 +47,7 @@ class _File:
     return list({id(x): x for x in self.pictures.values()}.values())
 
 
-def read(src, images, problems, *, task, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads instances or captions files of COCO.
 
   In a folder these are _annotations.coco.json of its folders, as Roboflow
@@ -62,25 +62,13 @@ def read(src, images, problems, *, task, boxes=None):
   A category that is never annotated and is the supercategory of another is left
   out. An image whose size is not stated, or is no number, has that of its
   picture. An object without "bbox" has the box around its polygons or its
-  run-length mask.
-
-  Args:
-    src: path of the JSON, or a folder.
-    images: folder that "file_name" is relative to; None for the rule above.
-    problems: entries.Problems; an annotation that is bad makes its image bad.
-    task: with which files of a folder are chosen.
-    boxes: key of entries.BOXES; None for "xywh", which is COCO's own.
-
-  Returns:
-    entries.Annotations; a crowd is kept as such.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  run-length mask; others are "xywh". A crowd is kept as such. A bad annotation
+  makes its image bad.
   """
-  src = pathlib.Path(src)
-  parts = [_parse(*place, problems) for place in _files(src, task)]
+  src, images, problems = request.src, request.images, request.problems
+  parts = [_parse(*place, problems) for place in _files(src, request.task)]
   reading = boxes_lib.decide(
-    _numbers(parts, images, problems), src, problems, stated=boxes
+    _numbers(parts, images), src, problems, stated=request.boxes
   )
   return entries.Annotations(
     itertools.chain.from_iterable(
@@ -197,7 +185,7 @@ def _pictures(path, listed, problems):
   return found
 
 
-def _numbers(parts, images, problems):
+def _numbers(parts, images):
   """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
   sizes = boxes_lib.Sizes()
   for part in parts:
@@ -314,7 +302,7 @@ def _labels(parts, problems):
 def _folder(part, images):
   """The folder that a file's pictures are relative to."""
   parent = part.path.parent
-  bases = [parent, parent.parent] if images is None else [pathlib.Path(images)]
+  bases = [parent, parent.parent] if images is None else [images]
   own = [part.path.stem.partition("_")[2]]
   own += [name for name, split in entries.SPLITS.items() if split == part.split]
   candidates = [

@@ -87,8 +87,32 @@ class Entry:
 
 
 @dataclasses.dataclass(frozen=True)
+class Request:
+  """What a format's `read` is asked for.
+
+  Attributes:
+    src: The data set, a file or a folder.
+    problems: Counts what is put right; may skip an image with something bad.
+    images: Folder that image paths are relative to; None as the format has it.
+    task: One of prompts.TASKS.
+    names: Key of columns.NAMES -> column or key, where it has another name.
+    boxes: Key of BOXES that the user gives; None as the format has it.
+  """
+
+  src: pathlib.Path
+  problems: "Problems"
+  images: pathlib.Path | None = None
+  task: str = "detect"
+  names: dict[str, str] = dataclasses.field(default_factory=dict)
+  boxes: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Annotations:
   """What a format's `read` returns.
+
+  Both `read` and going through the entries raise ValueError where a file is
+  malformed, or whatever `problems` does not skip.
 
   Attributes:
     entries: The images in order, read when asked for.
@@ -116,10 +140,10 @@ class Problems:
     self.messages = []
     self.notes = {}
 
-  def __enter__(self):
+  def __enter__(self) -> "Problems":
     return self
 
-  def __exit__(self, kind, error, trace):
+  def __exit__(self, kind, error, trace) -> bool:
     if not self.skip or kind is not ValueError:
       return False
     self.messages.append(messages.one_line(str(error)))

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import yaml
 
@@ -16,7 +17,6 @@ from paligemma import messages, registry
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
 _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
-# White space, control characters, and halves of surrogate pairs.
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
@@ -99,6 +99,28 @@ def _no_constant(name):
   raise ValueError(f"{name} is no number of JSON")
 
 
+def read_xml(path: pathlib.Path) -> ElementTree.Element:
+  """The root of an XML file.
+
+  A file that declares entities is refused: no annotation needs them, and a few
+  lines of them can grow to gigabytes.
+
+  Raises:
+    ValueError: it cannot be read, is malformed, or declares entities.
+  """
+  text = read_text(path)
+  if "<!ENTITY" in text:
+    raise ValueError(f"{path}: declares XML entities, expected none")
+  try:
+    return ElementTree.fromstring(text)
+  except ElementTree.ParseError as error:
+    line, column = error.position
+    reason = str(error).partition(":")[0]
+    raise ValueError(
+      f"{path}:{line}: malformed XML at column {column + 1}: {reason}"
+    ) from None
+
+
 def read_yaml(path: pathlib.Path) -> Any:
   """The value in a YAML file.
 
@@ -138,17 +160,18 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   Raises:
     ValueError: it cannot be read, a line is malformed, or there is no row.
   """
-  lines = read_lines(path)
   read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
   empty = True
-  for row in read(path, lines):
+  for row in read(path):
     empty = False
     yield row
   if empty:
     raise ValueError(f"{path}: holds no row, expected at least one")
 
 
-def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
+def get(
+  fields: Any, key: str, kind: type | tuple[type, ...], where: str
+) -> Any:
   """A field of a mapping, which must be of that kind.
 
   Raises:
@@ -197,17 +220,23 @@ def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
   )
 
 
-def _json_rows(path, lines):
-  for number, line in enumerate(lines, start=1):
+def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """The values of a JSONL file with their places; blank lines are none."""
+  for number, line in enumerate(read_lines(path), start=1):
     if line.strip():
       where = f"{path}:{number}"
-      row = parse_json(line, where)
-      if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object, found {row!r:.60}")
-      yield where, row
+      yield where, parse_json(line, where)
 
 
-def _csv_rows(path, lines):
+def _json_rows(path):
+  for where, row in read_json_lines(path):
+    if not isinstance(row, dict):
+      raise ValueError(f"{where}: expected an object, found {row!r:.60}")
+    yield where, row
+
+
+def _csv_rows(path):
+  lines = read_lines(path)
   delimiter = _delimiter(path, next(filter(None, lines), ""))
   # A cell can hold the end of a line, so the reader needs to see it.
   ended = (f"{line}\n" for line in lines)

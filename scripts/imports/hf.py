@@ -7,14 +7,11 @@ import pathlib
 from typing import Any
 
 from paligemma import messages
+from paligemma.data import image_files
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, folders, pictures
+from scripts.imports import columns, entries, files, folders, table
 
-NEEDED = {
-  "caption": ("image", "caption"),
-  "vqa": ("image", "question", "answer"),
-  "detect": ("image", "objects"),
-}
+NEEDED = {**table.NEEDED, "detect": ("image", "objects")}
 METADATA = ("metadata.jsonl", "metadata.csv")
 TABLES = (".parquet", ".arrow")
 _BATCH = 32  # rows of a table in memory
@@ -46,34 +43,20 @@ class _Source:
     return entries.split_of(pathlib.PurePath(path)) or "train"
 
 
-def read(src, images, problems, *, task, names, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
   it. Classes given by number have the names that the schema of a table,
   dataset_info.json or README.md gives them. Which split a file belongs to is
   read off its name or its folders, such as validation/metadata.jsonl or
-  data/train-00000-of-00001.parquet.
-
-  Args:
-    src: the folder, or one table.
-    images: must be None: the folder says where its images lie.
-    problems: entries.Problems.
-    task: "caption", "vqa" or "detect".
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of entries.BOXES; None for "xywh", as in the library's guide.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed or lacks a column, or whatever `problems`
-      does not skip.
+  data/train-00000-of-00001.parquet. Boxes are "xywh", as in the library's
+  guide, unless others are given.
   """
-  src = pathlib.Path(src)
+  src, task, names = request.src, request.task, request.names
   if task not in NEEDED:
     raise ValueError(f"{src}: a data set of this form has no masks to segment")
-  if images is not None:
+  if request.images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
   metadata = folders.matching(src, "**/metadata.*")
@@ -88,11 +71,11 @@ def read(src, images, problems, *, task, names, boxes=None):
     raise ValueError(
       f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
     )
-  source = _Source(folder, task, names, features, problems)
+  source = _Source(folder, task, names, features, request.problems)
   reading = None
   if task == "detect":
     reading = boxes_lib.decide(
-      sampled(source, found), src, problems, stated=boxes
+      sampled(source, found), src, request.problems, stated=request.boxes
     )
   options = [names["objects"]] if "objects" in names else ["objects"]
   column = columns.find(options, list(features), str(src))
@@ -170,7 +153,7 @@ def _table_entries(source, tables, reading):
           found = [
             path.with_name(
               f"{path.stem}-{i:06d}{f'-{j}' if j else ''}"
-              f"{pictures.suffix(x, where)}"
+              f"{image_files.suffix(x, where=where)}"
             )
             for j, x in enumerate(data)
           ]

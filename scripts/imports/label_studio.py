@@ -11,43 +11,25 @@ import urllib.parse
 
 import numpy as np
 
-from scripts.imports import (
-  bitmaps,
-  columns,
-  entries,
-  files,
-  folders,
-  pictures,
-  shapes,
-)
+from paligemma.data import image_files
+from scripts.imports import bitmaps, columns, entries, files, folders, shapes
 
 
-def read(src, images, problems, *, task, names):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads an export of tasks.
 
   One annotation of each task counts: the ground truth, or else the first that
   was not cancelled; tasks without one are left out. Rectangles are boxes
   without a mask; polygons, ellipses and brushes have one. What is turned has
   the box around it. A caption is the text that an annotator wrote; an answer is
-  that or a choice, to the question in the task's data.
+  that or a choice, to the question in the task's data. Names can be given of
+  "image" and "question".
 
-  Args:
-    src: path of the JSON, or of the folder with one.
-    images: folder of the pictures; None for that of the JSON, or its folder
-      images. "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or
-      a.jpg, "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
-    problems: entries.Problems.
-    task: one of prompts.TASKS.
-    names: "image" or "question" -> key of a task's data, where it has another
-      name.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: the file is malformed, or whatever `problems` does not skip.
+  Pictures lie in `images`, or beside the JSON or in its folder images. There
+  "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or a.jpg, and
+  "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
   """
-  src = pathlib.Path(src)
+  src = request.src
   if src.is_dir():
     src, *others = folders.ending(src, ".json")
     if others:
@@ -58,14 +40,13 @@ def read(src, images, problems, *, task, names):
       f"{src}: expected a list of tasks, found {content!r:.60}; export as JSON"
     )
   places = [src.parent, src.parent / "images"]
-  if images is not None:
-    places = [pathlib.Path(images)]
-  return entries.Annotations(
-    _entries(src, content, places, task, names, problems)
-  )
+  if request.images is not None:
+    places = [request.images]
+  return entries.Annotations(_entries(request, src, content, places))
 
 
-def _entries(src, content, places, task, names, problems):
+def _entries(request, src, content, places):
+  task, names, problems = request.task, request.names, request.problems
   for i, fields in enumerate(content):
     where = f"{src}: task number {i}"
     with problems:
@@ -277,7 +258,7 @@ def _picture_name(data, names, where):
     paths = [
       key
       for key, value in data.items()
-      if isinstance(value, str) and value.lower().endswith(pictures.SUFFIXES)
+      if isinstance(value, str) and value.lower().endswith(image_files.SUFFIXES)
     ]
     if len(paths) != 1:
       raise ValueError(

@@ -9,42 +9,32 @@ import binascii
 import math
 import pathlib
 
-from scripts.imports import bitmaps, entries, files, folders, pictures, shapes
+from paligemma.data import image_files
+from scripts.imports import bitmaps, entries, files, folders, shapes
 
 # Their points are corners: what they stand for is a box, not an outline.
 _BOXES = ("rectangle", "oriented_rectangle", "rotation")
 
 
-def read(src, images, problems):
-  """Reads the JSON files in a folder and below.
+def read(request: entries.Request) -> entries.Annotations:
+  """Reads the JSON files in a folder and below, or one.
 
   Folders tell the splits: train/a.json. Rectangles are boxes without a mask;
   polygons, circles and bitmaps have one. Shapes of one label and one group_id
-  are one object. A picture that is no file is taken from "imageData".
-
-  Args:
-    src: the folder, or one JSON file.
-    images: folder of the pictures; None for where each file says, or its own
-      folder.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  are one object. A picture that is no file is taken from "imageData". Without
+  `images` a picture lies where its file says, or beside it.
   """
-  root, found = folders.root_and_files(pathlib.Path(src), ".json")
-  return entries.Annotations(_entries(found, root, images, problems))
+  root, found = folders.root_and_files(request.src, ".json")
+  return entries.Annotations(_entries(request, root, found))
 
 
-def _entries(found, root, images, problems):
+def _entries(request, root, found):
   for path in found:
-    with problems:
-      yield _entry(path, root, images, problems)
+    with request.problems:
+      yield _entry(request, path, root)
 
 
-def _entry(path, root, images, problems):
+def _entry(request, path, root):
   where = str(path)
   content = files.read_json(path)
   drawn = files.get(content, "shapes", list, where)
@@ -54,7 +44,7 @@ def _entry(path, root, images, problems):
     what = "imageHeight and imageWidth"
     height, width = files.numbers(sides, 2, what, where)
     size = int(height), int(width)
-  image, data = _image(content, path, root, images, problems)
+  image, data = _image(request, content, path, root)
   return entries.Entry(
     image,
     where,
@@ -65,20 +55,20 @@ def _entry(path, root, images, problems):
   )
 
 
-def _image(content, path, root, images, problems):
+def _image(request, content, path, root):
   """Path and contents, which are None where the picture is a file."""
-  places = [path.parent if images is None else pathlib.Path(images)]
+  places = [request.images or path.parent]
   name = content.get("imagePath") or path.name
-  image = folders.find(str(name), places, str(path), problems)
+  image = folders.find(str(name), places, str(path), request.problems)
   if not image.is_file():
     # Files are renamed in pairs, which their contents do not learn.
-    for suffix in pictures.SUFFIXES:
+    for suffix in image_files.SUFFIXES:
       if (renamed := places[0] / f"{path.stem}{suffix}").is_file():
         return renamed, None
     if data := content.get("imageData"):
       data = _decoded(data, f"{path}: imageData")
       name = "-".join(path.relative_to(root).with_suffix("").parts)
-      suffix = pictures.suffix(data, f"{path}: imageData")
+      suffix = image_files.suffix(data, where=f"{path}: imageData")
       return pathlib.Path(f"{name}{suffix}"), data
   return image, None
 

@@ -5,12 +5,12 @@ and CVAT's "Segmentation mask 1.1" also write them), of images/ beside masks/,
 and of Kaggle's Data Science Bowl 2018 (a folder of masks for each picture).
 """
 
-import pathlib
 import re
 
 import numpy as np
 
-from scripts.imports import bitmaps, entries, files, folders, pictures
+from paligemma.data import image_files
+from scripts.imports import bitmaps, entries, files, folders
 
 _MASKS = ("SegmentationClass", "masks")
 _IMAGES = ("JPEGImages", "images")
@@ -19,7 +19,7 @@ _BACKGROUND = ("background", "_background_", "__ignore__", "void", "ignore")
 _VOID = 255  # of VOC, the border of objects
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads masks and the classes of their values.
 
   The mask of a.jpg is a.png or a_anything.png; each of its values is one
@@ -29,25 +29,15 @@ def read(src, images, problems):
   Several masks, a_1.png or a/1.png, are an object each: of the only class, or
   of that in its name, a/cat_1.png. Pictures without a mask are left out.
 
-  Args:
-    src: a folder, in or below which SegmentationClass lies beside JPEGImages,
-      or masks beside images; with `images`, the folder of masks itself. Folders
-      tell the splits, or ImageSets/Segmentation. Classes stand in it or the one
-      above: in classes.txt as "1 cat", a value and a name a line, or a name a
-      line from 0 on, which is the background; or in labelmap.txt as
-      "cat:128,0,0::", by colour.
-    images: folder of the pictures, laid out as that of the masks; None for the
-      one beside it.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is a folder, in or below which SegmentationClass lies beside
+  JPEGImages, or masks beside images; with `images`, which is then laid out
+  alike, the folder of masks itself. Folders tell the splits, or
+  ImageSets/Segmentation. Classes stand in it or the one above: in classes.txt
+  as "1 cat", a value and a name a line, or a name a line from 0 on, which is
+  the background; or in labelmap.txt as "cat:128,0,0::", by colour.
   """
-  src = pathlib.Path(src)
-  pairs = [(src, pathlib.Path(images))] if images else _pairs(src)
+  src, images, problems = request.src, request.images, request.problems
+  pairs = [(src, images)] if images else _pairs(src)
   classes, by_colour = _classes(src)
   labels = dict.fromkeys(label for label in classes.values() if label)
   return entries.Annotations(
@@ -119,7 +109,7 @@ def _packed(red, green, blue):
 def _entries(src, pairs, classes, by_colour, problems):
   for masks, images in pairs:
     splits = _image_sets(masks.parent)
-    there = folders.ending(images, *pictures.SUFFIXES)
+    there = folders.ending(images, *image_files.SUFFIXES)
     owned = {path: [] for path in there}
     stems = {_stem(path, images): path for path in there}
     for mask in folders.ending(masks, *bitmaps.SUFFIXES):

@@ -8,43 +8,33 @@ labels/detections.csv and metadata/classes.csv.
 
 import csv
 import itertools
-import pathlib
 
-from scripts.imports import entries, files, folders, pictures
+from paligemma.data import image_files
+from scripts.imports import entries, files, folders
 
 _EDGES = ("YMin", "XMin", "YMax", "XMax")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the boxes of the pictures that are there.
 
   Rows of a picture stand together, as in the official files, of which no more
   than those of one picture are held. Boxes of groups are crowds. Pictures
   without a box are left out, as nobody said that nothing is in them.
 
-  Args:
-    src: a file of boxes beside that of names, or a folder with those of several
-      splits; the names of files tell the splits, or their folders.
-    images: folder with the pictures, in itself or below; None for that of the
-      boxes.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is a file of boxes beside that of names, or a folder with those
+  of several splits; the names of files tell the splits, or their folders. The
+  pictures lie in `images` or below it; without it in the folder of the boxes.
   """
-  src = pathlib.Path(src)
-  folder = src if src.is_dir() else src.parent
-  tables = [src]
-  if src.is_dir():
-    tables = folders.ending(src, "-bbox.csv", "detections.csv")
-  there = pathlib.Path(images) if images is not None else folder
-  there = folders.ending(there, *pictures.SUFFIXES)
+  folder, tables = folders.root_and_files(
+    request.src, "-bbox.csv", "detections.csv"
+  )
+  there = folders.ending(request.images or folder, *image_files.SUFFIXES)
   found = {path.stem: path for path in there}
   labels = _labels(folder)
-  return entries.Annotations(_entries(tables, folder, found, labels, problems))
+  return entries.Annotations(
+    _entries(tables, folder, found, labels, request.problems)
+  )
 
 
 def _labels(folder):

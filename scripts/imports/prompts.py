@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import location, spelling
-from scripts.imports import entries, pictures, pixels
+from paligemma.data import image_files, location, spelling
+from scripts.imports import entries, pixels
 
 TASKS = ("detect", "segment", "caption", "vqa")
 LABELS = ("all", "present")
@@ -166,12 +166,22 @@ def _is_utf8(text):
 
 
 def _size(image, entry):
+  """The (height, width) of an upright image, which must be as annotated."""
   if "\0" in str(image) or not _is_utf8(str(image)):
     raise ValueError(
       f"{entry.where}: missing image, {str(image)[-60:]!r} can be the name of "
       "no file"
     )
-  return pictures.size(image, entry.where, entry.size)
+  found, stated = image_files.size(image, where=entry.where), entry.size
+  if stated is None or found == stated:
+    return found
+  reason = ""
+  if found[::-1] == stated:
+    reason = "; sides are swapped, as they are before its EXIF orientation"
+  raise ValueError(
+    f"{entry.where}: annotated as {stated[0]}x{stated[1]} pixels (height x "
+    f"width), but {image} has {found[0]}x{found[1]}{reason}"
+  )
 
 
 def _question(text, num_images, where, problems):

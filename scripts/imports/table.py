@@ -1,7 +1,5 @@
 """CSV or TSV: a file with a row for each caption, question or box."""
 
-import pathlib
-
 from paligemma import messages
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders
@@ -13,41 +11,31 @@ NEEDED = {
 }
 
 
-def read(src, images, problems, *, task, names, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads a table with a header.
 
   Rows of one image are its captions or its boxes; a row without a box, with
   empty cells, says that nothing is in the image. A question stands alone.
   Columns width and height, unless they are those of the box, are the size of
   the image that the boxes are for. A column "split" that holds a key of
-  entries.SPLITS, "train" or "dev", is the split of the row.
-
-  Args:
-    src: path of the file.
-    images: folder that images are relative to; None for that of the file.
-    problems: entries.Problems.
-    task: "caption", "vqa" or "detect".
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of columns.EDGES: "xyxy" reads xmin, ymin, xmax and ymax, "xywh"
-      x, y, w and h, "cxcywh" cx, cy, w and h; None for "xyxy".
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: the file is malformed or lacks a column, or whatever `problems`
-      does not skip.
+  entries.SPLITS, "train" or "dev", is the split of the row. Images are relative
+  to `images`, or to the folder of the file. Boxes are those of columns.EDGES:
+  "xyxy", the default, reads xmin, ymin, xmax and ymax, "xywh" x, y, w and h,
+  "cxcywh" cx, cy, w and h.
   """
-  src = pathlib.Path(src)
+  src, task = request.src, request.task
   if task not in NEEDED:
     raise ValueError(f"{src}: a table has nothing for --task {task}")
-  folder = src.parent if images is None else pathlib.Path(images)
+  folder = request.images or src.parent
   rows = list(files.read_rows(src))
-  _check_header(list(rows[0][1]), src)
+  present = list(rows[0][1])
+  _check_header(present, src)
   if task == "detect":
-    return _detect(rows, src, folder, problems, names, boxes)
-  chosen = columns.choose(NEEDED[task], list(rows[0][1]), names, str(src))
-  return entries.Annotations(_texts(rows, chosen, folder, task, problems))
+    return _detect(request, rows, folder)
+  chosen = columns.choose(NEEDED[task], present, request.names, str(src))
+  return entries.Annotations(
+    _texts(rows, chosen, folder, task, request.problems)
+  )
 
 
 def _check_header(header, src):
@@ -82,8 +70,9 @@ def _texts(rows, chosen, folder, task, problems):
       )
 
 
-def _detect(rows, src, folder, problems, names, boxes):
-  present, where = list(rows[0][1]), str(src)
+def _detect(request, rows, folder):
+  names, boxes, problems = request.names, request.boxes, request.problems
+  present, where = list(rows[0][1]), str(request.src)
   edges = _edges(boxes, present, names, where)
   # The columns of corners can hold something else, which --boxes says.
   given = dict(zip(edges, columns.EDGES["xyxy"], strict=True))
@@ -100,7 +89,7 @@ def _detect(rows, src, folder, problems, names, boxes):
   groups = _groups(rows, chosen, "detect", problems)
   reading = boxes_lib.decide(
     _numbers(groups, chosen, edges, sides, folder),
-    src,
+    where,
     problems,
     stated=boxes,
     default="xyxy",

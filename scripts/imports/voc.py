@@ -5,14 +5,15 @@ import pathlib
 import re
 
 from paligemma import messages
-from scripts.imports import boxes, entries, files, folders, markup, pictures
+from paligemma.data import image_files
+from scripts.imports import boxes, entries, files, folders
 
 _XML = ("annotations", "xmls")  # folders of XML, in any case
 _IMAGES = ("jpegimages", "images")  # of images
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the XML files of a folder, of its folder Annotations, or of others.
 
   A folder of folders, as one for each split or VOCdevkit, gives all of theirs.
@@ -23,21 +24,10 @@ def read(src, images, problems):
   A box of VOC holds its last pixel and counts pixels from 1: xmin 1 is the left
   edge. Where any box of a data set begins at 0, as many programs write it, all
   its edges are taken as distances from the left and upper edge. Objects that
-  are marked difficult are kept.
-
-  Args:
-    src: the folder.
-    images: folder of the images; None for JPEGImages or images, or that of the
-      XML.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  are marked difficult are kept. Without `images` the images lie in JPEGImages,
+  in images, or beside the XML.
   """
-  src = pathlib.Path(src)
+  src, problems = request.src, request.problems
   if not src.is_dir():
     raise ValueError(f"{src}: no such folder; expected one of XML files of VOC")
   found = _files(src, "train", problems)
@@ -47,8 +37,7 @@ def read(src, images, problems):
       found += _files(folder, split, problems)
   if not found:
     raise ValueError(f"{src}: no annotations of VOC, expected XML files")
-  given = None if images is None else pathlib.Path(images)
-  return entries.Annotations(_entries(found, src, given, problems))
+  return entries.Annotations(_entries(request, found))
 
 
 def _files(src, split, problems):
@@ -86,11 +75,13 @@ def _folder(src, names):
   return next((found[name] for name in names if name in found), None)
 
 
-def _entries(found, src, images, problems):
+def _entries(request, found):
+  src, problems = request.src, request.problems
   parsed, index = [], {}
   for split, path, folder in dict.fromkeys(found):
     with problems:
-      parsed.append(_entry(path, split, images or folder, index, problems))
+      images = request.images or folder
+      parsed.append(_entry(path, split, images, index, problems))
   found = [
     (thing.box, entry.size, thing.where)
     for entry in parsed
@@ -114,7 +105,7 @@ def _entries(found, src, images, problems):
 
 def _entry(path, split, images, index, problems):
   """The entry of a file, with edges as they stand there."""
-  root = markup.read(path)
+  root = files.read_xml(path)
   for element in root.iter():  # without their namespace
     element.tag = str(element.tag).rpartition("}")[2]
   if root.tag != "annotation":
@@ -162,7 +153,7 @@ def _by_stem(folder):
   """Name without suffix, in small letters -> the images of that name."""
   found = {}
   for path in folders.matching(folder, "*"):
-    if path.suffix.lower() in pictures.SUFFIXES:
+    if path.suffix.lower() in image_files.SUFFIXES:
       found.setdefault(path.stem.lower(), []).append(path)
   return found
 

@@ -9,7 +9,8 @@ from pycocotools import mask as mask_api
 
 from paligemma.data import masks
 from scripts import import_data
-from scripts.imports import coco, entries
+from scripts.imports import coco
+from tests.scripts.imports import reading
 
 SIZE = (61, 97)  # height, width
 IMAGE = {"id": 1, "file_name": "a.png", "height": 61, "width": 97}
@@ -30,11 +31,9 @@ def draw(*paths):
     Image.new("RGB", SIZE[::-1]).save(path)
 
 
-def read(src, task="detect", images=None, skip=False, **options):
+def read(src, task="detect", images=None, **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = coco.read(src, images, problems, task=task, **options)
-  return list(found.entries), found.labels, problems
+  return reading.read(coco.read, src, images, task=task, **options)
 
 
 def things(path, **fields):

@@ -7,7 +7,8 @@ import pathlib
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, hf
+from scripts.imports import hf
+from tests.scripts.imports import reading
 
 pyarrow = pytest.importorskip("pyarrow")
 BOX = {"bbox": [[7, 11, 83, 29]], "category": ["cat"]}
@@ -48,11 +49,9 @@ def write_table(path, *rows, features=None):
       file.write_table(made)
 
 
-def read(src, task="detect", skip=False, names=None, **options):
+def read(src, task="detect", **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = hf.read(src, None, problems, task=task, names=names or {}, **options)
-  return list(found.entries), found.labels, problems
+  return reading.read(hf.read, src, task=task, **options)
 
 
 @pytest.mark.parametrize(

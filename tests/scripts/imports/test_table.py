@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, table
+from scripts.imports import table
+from tests.scripts.imports import reading
 
 
 @pytest.fixture
@@ -13,14 +14,11 @@ def src(tmp_path):
   return tmp_path / "t.csv"
 
 
-def read(src, text, task="detect", skip=False, names=None, **options):
+def read(src, text, task="detect", **options):
   """The entries and the problems of a table."""
   src.write_bytes(text.encode())
-  problems = entries.Problems(skip)
-  found = table.read(
-    src, None, problems, task=task, names=names or {}, **options
-  )
-  return list(found.entries), problems
+  found, _, problems = reading.read(table.read, src, task=task, **options)
+  return found, problems
 
 
 def boxes(found):

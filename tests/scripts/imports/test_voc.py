@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, voc
+from scripts.imports import voc
+from tests.scripts.imports import reading
 
 
 def draw(*paths):
@@ -30,11 +31,10 @@ def write(path, *things, name="a.png", size=(61, 97), head="<annotation>"):
   return path
 
 
-def read(src, skip=False, images=None):
+def read(src, **options):
   """The entries and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = voc.read(src, images, problems)
-  return list(found.entries), problems
+  found, _, problems = reading.read(voc.read, src, **options)
+  return found, problems
 
 
 def boxes(found):

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, yolo
+from scripts.imports import yolo
+from tests.scripts.imports import reading
 
 LINE = "0 0.5 0.25 0.25 0.125"
 BOX = (0.1875, 0.375, 0.3125, 0.625)  # (y0, x0, y1, x1)
@@ -29,11 +30,9 @@ def make(root, *lines, yaml="names: [cat, dog]", split="train"):
   return root
 
 
-def read(src, skip=False, images=None):
+def read(src, **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = yolo.read(src, images, problems)
-  return list(found.entries), found.labels, problems
+  return reading.read(yolo.read, src, **options)
 
 
 @pytest.mark.parametrize(
