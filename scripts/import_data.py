@@ -373,7 +373,7 @@ def main() -> None:
   if len(about.left_out) > SHOWN:
     print(f"left out: {len(about.left_out) - SHOWN} more", file=sys.stderr)
   for split in records:
-    print(f"wrote {pathlib.Path(options['out'], split)}.jsonl")
+    print(f"wrote {pathlib.Path(options.out, split)}.jsonl")
 
 
 if __name__ == "__main__":

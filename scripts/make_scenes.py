@@ -10,13 +10,11 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from paligemma import disk
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
 from scripts import command_line, make_digits
@@ -80,16 +78,7 @@ def is_inside(ink: np.ndarray) -> np.ndarray:
 def print_scans(
   number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Prints digits and bends them, in the form of make_digits.load_scans.
-
-  Args:
-    number: how many.
-    rng: decides everything.
-
-  Returns:
-    scans: uint8[number, 8, 8], 0 (paper) to 16 (ink).
-    labels: int[number], 0 to 9.
-  """
+  """Prints so many digits and bends them: as make_digits.load_scans."""
   labels = rng.integers(10, size=number)
   scans = np.stack([_print_scan(str(label), rng) for label in labels])
   return scans, labels
@@ -110,7 +99,7 @@ def _print_scan(digit, rng):
       return scan
 
 
-def scanned(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _scanned(seed):
   """Returns the scans of make_digits.py and their labels, by split."""
   del seed  # nothing is drawn
   parts = [
@@ -119,13 +108,13 @@ def scanned(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   return dict(zip(SPLITS, zip(*parts, strict=True), strict=True))
 
 
-def printed(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _printed(seed):
   """Returns printed digits and their labels, by split."""
   rng = np.random.default_rng(seed)
   return {split: print_scans(PRINTED, rng) for split in SPLITS}
 
 
-SOURCES = {"scanned": scanned, "printed": printed}
+SOURCES = {"scanned": _scanned, "printed": _printed}
 
 
 # --- Pictures ---------------------------------------------------------------
@@ -134,13 +123,8 @@ SOURCES = {"scanned": scanned, "printed": printed}
 def enlarge(scan: np.ndarray, height: int) -> tuple[Image.Image, Size]:
   """Makes a digit `height` steps high, and a whole number of steps wide.
 
-  Args:
-    scan: uint8[8, 8] of make_digits.load_scans.
-    height: of what is inside, in steps.
-
-  Returns:
-    gray picture, with STEP pixels of paper at each side, and the height and
-    width of what is inside, in pixels.
+  Returns a gray picture, with STEP pixels of paper at each side, and the height
+  and width of what is inside, in pixels.
   """
   padded = np.pad(make_digits.to_gray(scan), PAD)
   picture = Image.fromarray(padded)
@@ -180,12 +164,9 @@ def place(
 def draw_things(
   scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> list[Thing]:
-  """Draws 1 to 3 digits, from top to bottom; one label at least is single.
+  """Draws 1 to 3 of uint8[N, 8, 8] digits, from top to bottom.
 
-  Args:
-    scans: uint8[N, 8, 8] to choose from.
-    labels: int[N], 0 to 9.
-    rng: decides everything.
+  One label at least is single.
   """
   number = int(rng.integers(1, len(HEIGHTS) + 1))
   while True:
@@ -201,7 +182,7 @@ def draw_things(
       return sorted(things, key=lambda thing: thing.box)
 
 
-def paint(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
+def _paint(things, rng):
   """Paints bright ink on dark paper, with some noise: a gray picture."""
   paper, bright = rng.integers(*PAPER), rng.integers(*INK)
   ink = np.maximum.reduce([thing.ink for thing in things])
@@ -210,7 +191,7 @@ def paint(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
   return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
 
-def _touch(box: Box, other: Box) -> bool:
+def _touch(box, other):
   """Whether there are fewer than GAP pixels between two boxes."""
   y0, x0, y1, x1 = box
   v0, u0, v1, u1 = other
@@ -218,7 +199,7 @@ def _touch(box: Box, other: Box) -> bool:
   return rows and x0 < u1 + GAP and u0 < x1 + GAP
 
 
-def _single(things: Sequence[Thing]) -> list[Thing]:
+def _single(things):
   """Those with a label that no other has."""
   labels = [thing.label for thing in things]
   return [thing for thing in things if labels.count(thing.label) == 1]
@@ -227,7 +208,7 @@ def _single(things: Sequence[Thing]) -> list[Thing]:
 # --- Questions --------------------------------------------------------------
 
 
-def ask_all(things: Sequence[Thing]) -> dict:
+def _ask_all(things):
   """Asks "detect digits": all boxes with their label, from top to bottom."""
   return _detect(["digits"], things)
 
@@ -247,7 +228,7 @@ def ask_some(things: Sequence[Thing], rng: np.random.Generator) -> dict:
   )
 
 
-def ask_names(things: Sequence[Thing]) -> dict:
+def _ask_names(things):
   """Asks which digits there are: all labels, from top to bottom."""
   return {
     "prefix": "answer en read the digits",
@@ -255,14 +236,14 @@ def ask_names(things: Sequence[Thing]) -> dict:
   }
 
 
-def ask_mask(name: str, thing: Thing, codes: Sequence[int]) -> dict:
+def _ask_mask(name, thing, codes):
   """Asks "segment digit": its box, the codes of its mask, its label."""
   found = location.Object(thing.box, thing.label, codes)
   return {
     "prefix": f"segment {name}",
     "suffix": location.encode([found], (SIDE, SIDE)),
     "box": thing.box,
-    "mask": run_lengths(thing.mask),
+    "mask": masks_lib.to_rle(thing.mask),
   }
 
 
@@ -276,12 +257,10 @@ def plainly(
   """
   del rng  # nothing is drawn
   alone = [("digit", things[0])] if len(things) == 1 else []
-  return [ask_all(things)], alone
+  return [_ask_all(things)], alone
 
 
-def by_name(
-  things: Sequence[Thing], rng: np.random.Generator
-) -> tuple[list[dict], list[tuple[str, Thing]]]:
+def _by_name(things, rng):
   """Asks for all digits, for some by their label, and for one mask; as above.
 
   To find what has a given label takes a model of this size far longer than to
@@ -289,19 +268,11 @@ def by_name(
   """
   single = _single(things)
   thing = single[rng.integers(len(single))]
-  plain = [ask_all(things), ask_some(things, rng), ask_names(things)]
+  plain = [_ask_all(things), ask_some(things, rng), _ask_names(things)]
   return plain, [(thing.label, thing)]
 
 
-ASK = {"plainly": plainly, "by_name": by_name}
-
-
-def run_lengths(mask: np.ndarray) -> dict:
-  """Packs a mask as COCO does: runs column by column, the first one outside."""
-  column = mask.T.ravel()
-  starts = np.flatnonzero(np.diff(column, prepend=False))
-  counts = np.diff(starts, prepend=0, append=column.size)
-  return {"size": list(mask.shape), "counts": counts.tolist()}
+ASK = {"plainly": plainly, "by_name": _by_name}
 
 
 def _detect(names, things):
@@ -316,20 +287,10 @@ def _detect(names, things):
 # --- Files ------------------------------------------------------------------
 
 
-def write_split(
-  folder: pathlib.Path,
-  split: str,
-  number: int,
-  scans: np.ndarray,
-  labels: np.ndarray,
-  encoder: mask_codes.Encoder,
-  ask: str,
-  seed: int,
-) -> Iterator[tuple[str, dict]]:
+def _write_split(folder, split, number, scans, labels, encoder, ask, seed):
   """Writes folder/split/*.png and yields the questions about each.
 
-  Yields:
-    "detect", "answer" or "segment" with an example of PaliGemma JSONL.
+  These are "detect", "answer" or "segment" with an example of PaliGemma JSONL.
   """
   (folder / split).mkdir()
   for start in range(0, number, ENCODED):
@@ -338,14 +299,14 @@ def write_split(
       rng = np.random.default_rng((seed, SPLITS.index(split), index))
       things = draw_things(scans, labels, rng)
       name = f"{split}/{index:05d}.png"
-      paint(things, rng).save(folder / name)
+      _paint(things, rng).save(folder / name)
       plain, masked = ASK[ask](things, rng)
       scenes.append((name, plain, masked))
       cut += [masks_lib.crop(thing.mask, thing.box) for _, thing in masked]
     codes = iter(encoder.codes(np.stack(cut)) if cut else ())
     for name, plain, masked in scenes:
       picture = {"image": name, "height": SIDE, "width": SIDE}
-      plain += [ask_mask(what, thing, next(codes)) for what, thing in masked]
+      plain += [_ask_mask(what, thing, next(codes)) for what, thing in masked]
       for question in plain:
         yield question["prefix"].split()[0], picture | question
 
@@ -379,18 +340,12 @@ def make_scenes(
   Raises:
     ValueError: `out` exists already, or the codec cannot be read.
   """
-  out = pathlib.Path(out)
-  if out.exists():
-    raise ValueError(
-      f"{out}: exists already, expected a new folder: remove it or name"
-      " another."
-    )
-  encoder = mask_codes.Encoder(codec)
-  sources = SOURCES[digits](seed)
-  with disk.folder(out) as partial:
+  with draw_pictures.new_folder(out) as partial:
+    encoder = mask_codes.Encoder(codec)
+    sources = SOURCES[digits](seed)
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
-      for kind, example in write_split(
+      for kind, example in _write_split(
         partial, split, number, *sources[split], encoder, ask, seed
       ):
         name = "train" if split == "train" else f"test_{kind}"

@@ -9,6 +9,7 @@ come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,7 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
@@ -136,23 +137,12 @@ def _empty(size: int) -> Image.Image:
 def shape_mask(
   name: str, size: int, centre: np.ndarray, radius: float, degrees: float
 ) -> Image.Image:
-  """Draws one shape.
+  """Draws a key of OUTLINES: a mask of size x size pixels, 255 inside.
 
-  Args:
-    name: a key of OUTLINES.
-    size: pixels along each side of the mask.
-    centre: f64[2], (x, y) in fractions of the picture.
-    radius: of the circle around the shape, in fractions of the picture.
-    degrees: rotation.
-
-  Returns:
-    the mask, 255 inside the shape.
+  The centre (x, y), and the radius of the circle around the shape, are in
+  fractions of the picture.
   """
-  turn = np.radians(degrees)
-  rotation = np.array(
-    [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-  )
-  outline = OUTLINES[name] @ rotation * radius
+  outline = OUTLINES[name] @ _rotation(np.radians(degrees)) * radius
   mask = _empty(size)
   draw = ImageDraw.Draw(mask)
   draw.polygon(((outline + centre) * size).ravel().tolist(), fill=255)
@@ -160,6 +150,10 @@ def shape_mask(
     hole = (outline * RING_HOLE + centre) * size
     draw.polygon(hole.ravel().tolist(), fill=0)
   return mask
+
+
+def _rotation(turn: float) -> np.ndarray:
+  return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
 
 @functools.cache
@@ -180,24 +174,15 @@ def print_digit(digit: str, font: str, stroke: int) -> Image.Image:
   return mask
 
 
-def bend(mask: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _bend(mask, rng):
   """Rotates by up to 15 degrees, shears, and shakes the strokes.
 
   The mask is cut into 4x4 cells whose corners move independently, which makes
   straight and even strokes a little like those of a hand.
-
-  Args:
-    mask: the digit.
-    rng: decides how much.
-
-  Returns:
-    the bent digit, of the same size.
   """
   cells, size = 4, mask.width
   turn, shear = np.radians(rng.uniform(-15, 15)), rng.uniform(-0.3, 0.3)
-  matrix = np.array(
-    [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-  ) @ np.array([[1, shear], [0, 1]])
+  matrix = _rotation(turn) @ np.array([[1, shear], [0, 1]])
   edges = np.linspace(0, size, cells + 1)
   corners = np.stack(np.meshgrid(edges, edges), axis=-1) - size / 2
   shake = rng.normal(0, rng.uniform(0, 0.035) * size, corners.shape)
@@ -221,30 +206,14 @@ def print_glyph(digit: str, rng: np.random.Generator) -> Image.Image:
   """Prints a digit in some font, bends it, and cuts it out."""
   fonts = (*FONTS, PILLOW_FONT)
   font = fonts[rng.integers(len(fonts))]
-  glyph = bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
+  glyph = _bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
   return glyph.crop(glyph.point(_COVERED).getbbox())
 
 
-def digit_mask(
-  digit: str,
-  size: int,
-  height: float,
-  left: float,
-  right: float,
-  rng: np.random.Generator,
-) -> Image.Image:
-  """Prints, bends and places one digit.
+def _digit_mask(digit, size, height, left, right, rng):
+  """Prints and bends a digit, and puts it between left and right.
 
-  Args:
-    digit: "0" to "9".
-    size: pixels along each side of the mask.
-    height: of the digit, in fractions of the picture.
-    left: where the room for the digit begins, in fractions of the picture.
-    right: where it ends.
-    rng: decides font, thickness, form and place.
-
-  Returns:
-    the mask, 255 where there is ink.
+  These and its height are in fractions of the picture.
   """
   glyph = print_glyph(digit, rng)
   tall = round(height * size)
@@ -280,15 +249,7 @@ def _choice(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
-  """Draws 1 to 4 shapes apart from each other.
-
-  Args:
-    size: pixels along each side of the masks.
-    rng: decides everything.
-
-  Returns:
-    the colour of the background and the shapes.
-  """
+  """The colour of a background, and 1 to 4 shapes apart from each other."""
   ground = _choice(list(GROUNDS), rng)
   number = rng.integers(1, 5)
   circles = []
@@ -310,36 +271,20 @@ def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
   return ground, reading_order(things)
 
 
-def draw_small_digit(
-  size: int, rng: np.random.Generator
-) -> tuple[str, list[Thing]]:
-  """Draws one white digit that fills a black picture, as in a small scan.
-
-  Args:
-    size: pixels along each side of the mask.
-    rng: decides the digit and its form.
-
-  Returns:
-    the colour of the background and the digit.
-  """
+def _draw_small_digit(size, rng):
+  """One white digit that fills a black picture, as in a small scan."""
   name = str(rng.integers(10))
-  mask = digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
+  mask = _digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
   return "black", [Thing(name, "white", "", mask)]
 
 
 def draw_digits(
   size: int, number: int, heights: tuple[float, float], rng: np.random.Generator
 ) -> tuple[str, list[Thing]]:
-  """Draws one digit anywhere, or two side by side in the same colour.
+  """One digit anywhere, or two side by side in the same colour.
 
-  Args:
-    size: pixels along each side of the masks.
-    number: 1 or 2.
-    heights: smallest and largest height, in fractions of the picture.
-    rng: decides the rest.
-
-  Returns:
-    the colour of the background and the digits from left to right.
+  Their smallest and largest height is in fractions of the picture. Returns the
+  colour of the background too.
   """
   # White on black and black on white, the commonest in print, half the time.
   ground = _choice(["black", "white", *GROUNDS], rng)
@@ -352,7 +297,7 @@ def draw_digits(
   for i in range(number):
     name, height = str(rng.integers(10)), rng.uniform(*heights)
     room = i / number, (i + 1) / number
-    mask = digit_mask(name, size, height, *room, rng)
+    mask = _digit_mask(name, size, height, *room, rng)
     things.append(Thing(name, colour, "", mask))
   return ground, things
 
@@ -370,17 +315,9 @@ def compose(
   noise: float,
   rng: np.random.Generator,
 ) -> Image.Image:
-  """Paints things on a background.
+  """Paints things on a background: RGB, with noise of so many gray values.
 
-  Args:
-    ground: a key of GROUNDS.
-    things: what to paint; their masks are averaged over areas.
-    size: pixels along each side of the picture.
-    noise: standard deviation of the pixel noise, in gray values.
-    rng: decides the tints, the shading of the background and the noise.
-
-  Returns:
-    the picture, RGB.
+  Masks are averaged over areas; tints and the background's shading vary.
   """
   slope = _sometimes(20, rng) * rng.uniform(-1, 1, size=(2, 1))
   ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
@@ -430,15 +367,7 @@ def _kind(weights: dict[str, float], rng: np.random.Generator) -> str:
 def ask_shapes(
   things: Sequence[Thing], rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about shapes, and its answer.
-
-  Args:
-    things: 1 to 4 shapes, in reading order.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
+  """A question about 1 to 4 shapes in reading order, and its answer."""
   names = [thing.name for thing in things]
   single = [thing for thing in things if names.count(thing.name) == 1]
   weights = {
@@ -472,16 +401,7 @@ def ask_shapes(
 def ask_digit(
   ground: str, thing: Thing, rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about a picture of one digit, and its answer.
-
-  Args:
-    ground: the colour of the background.
-    thing: the digit.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
+  """A question about a digit on a background, and its answer."""
   weights = {
     "read": 60.0,
     "caption": 10.0,
@@ -518,16 +438,7 @@ def ask_digit(
 def ask_digits(
   ground: str, things: Sequence[Thing], rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about two digits side by side, and its answer.
-
-  Args:
-    ground: the colour of the background.
-    things: the digits, from left to right.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
+  """A question about two digits from left to right, and its answer."""
   left, right = (thing.name for thing in things)
   both = f"the digits {left} and {right} in {things[0].colour} on {ground}"
   options = [
@@ -545,18 +456,14 @@ def ask_digits(
 # --- Pictures with questions ------------------------------------------------
 
 
-def make_shapes(
-  res: int, rng: np.random.Generator
-) -> tuple[Image.Image, str, str]:
+def _make_shapes(res, rng):
   """Makes a picture of shapes with a question: picture, prefix, suffix."""
   ground, things = draw_shapes(OVERSAMPLING * res, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
   return compose(ground, things, res, noise, rng), *ask_shapes(things, rng)
 
 
-def make_digits(
-  res: int, rng: np.random.Generator
-) -> tuple[Image.Image, str, str]:
+def _make_digits(res, rng):
   """Makes a picture of one or two digits: picture, prefix, suffix.
 
   Most are one white digit that fills 8x8 to 10x10 pixels of black: a model of
@@ -567,7 +474,7 @@ def make_digits(
   needs about 7 rows of such a grid to be legible, so it fills the small ones.
   """
   if rng.random() < SMALL_DIGITS:
-    ground, things = draw_small_digit(OVERSAMPLING * res, rng)
+    ground, things = _draw_small_digit(OVERSAMPLING * res, rng)
     picture = compose(ground, things, int(rng.integers(8, 11)), 0.0, rng)
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
     return picture, *ask_digit(ground, things[0], rng)
@@ -593,30 +500,21 @@ def make_digits(
 def make_example(
   seed: int, split: str, index: int, res: int
 ) -> tuple[Image.Image, str, str]:
-  """Makes one picture with one question.
+  """One picture of res x res pixels with one question: picture, prefix, suffix.
 
-  Args:
-    seed: of the set.
-    split: "train" or "val".
-    index: which example; each has a random stream of its own, so the number
-      of workers and of pictures does not matter.
-    res: pixels along each side.
-
-  Returns:
-    picture, prefix, suffix.
+  Each has a random stream of its own, so that the number of workers and of
+  pictures does not matter.
   """
   rng = np.random.default_rng([seed, SPLITS[split], index])
   # 0.72 pictures of digits, 0.84 of whose questions are to be read from them.
-  make = make_digits if rng.random() < 0.72 else make_shapes
+  make = _make_digits if rng.random() < 0.72 else _make_shapes
   return make(res, rng)
 
 
-def write_chunk(
-  folder: pathlib.Path, split: str, start: int, stop: int, seed: int, res: int
-) -> str:
-  """Writes the pictures start..stop-1 and returns their lines of JSONL."""
+def _write_chunk(folder, split, seed, res, indices):
+  """Writes a folder of pictures; returns their lines of JSONL."""
   lines = []
-  for index in range(start, stop):
+  for index in indices:
     picture, prefix, suffix = make_example(seed, split, index, res)
     name = f"{split}/{index // FOLDER_SIZE:03d}/{index:06d}.png"
     path = folder / name
@@ -628,27 +526,34 @@ def write_chunk(
   return "".join(lines)
 
 
-def write_split(
-  folder: pathlib.Path,
-  split: str,
-  number: int,
-  *,
-  seed: int,
-  res: int,
-  workers: int,
-) -> None:
+def _write_split(folder, split, number, *, seed, res, workers):
   """Writes folder/split.jsonl and `number` pictures under folder/split."""
-  starts = range(0, number, FOLDER_SIZE)
-  stops = [min(start + FOLDER_SIZE, number) for start in starts]
-  repeated = map(itertools.repeat, (folder, split))
-  arguments = (*repeated, starts, stops, *map(itertools.repeat, (seed, res)))
+  write = functools.partial(_write_chunk, folder, split, seed, res)
+  indices = range(number)
+  chunks = [indices[i : i + FOLDER_SIZE] for i in indices[::FOLDER_SIZE]]
   with (folder / f"{split}.jsonl").open("w") as lines:
     if workers == 1:
-      lines.writelines(map(write_chunk, *arguments))
+      lines.writelines(map(write, chunks))
       return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-      lines.writelines(pool.map(write_chunk, *arguments))
+      lines.writelines(pool.map(write, chunks))
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """As disk.folder, but for one that exists.
+
+  Raises:
+    ValueError: `out` exists already.
+  """
+  if pathlib.Path(out).exists():
+    raise ValueError(
+      f"{out}: exists already, expected a new folder: remove it or name"
+      " another."
+    )
+  with disk.folder(out) as partial:
+    yield partial
 
 
 def draw_pictures(
@@ -676,15 +581,9 @@ def draw_pictures(
   Raises:
     ValueError: `out` exists already.
   """
-  out = pathlib.Path(out)
-  if out.exists():
-    raise ValueError(
-      f"{out}: exists already, expected a new folder: remove it or name"
-      " another."
-    )
-  with disk.folder(out) as partial:
+  with new_folder(out) as partial:
     for split, number in {"train": num, "val": num_val}.items():
-      write_split(partial, split, number, seed=seed, res=res, workers=workers)
+      _write_split(partial, split, number, seed=seed, res=res, workers=workers)
 
 
 def main() -> None:

@@ -83,14 +83,14 @@ def k_means(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return centres
 
 
-def reconstruction_loss(params: mask_codec.Params, masks: jax.Array):
+def _reconstruction_loss(params, masks):
   """Mean square of what decoding differs from -1 and 1, without codes."""
   latents = mask_codec.to_latents(params, masks)
   decoded = mask_codec.from_latents(params, latents)
   return jnp.mean((decoded - (2 * masks - 1)) ** 2)
 
 
-def codec_loss(params: mask_codec.Params, masks: jax.Array):
+def codec_loss(params: mask_codec.Params, masks: jax.Array) -> jax.Array:
   """The same with codes, which pull at the latents and are pulled by them.
 
   Source: van den Oord et al. 2017, "Neural Discrete Representation Learning",
@@ -110,7 +110,7 @@ def codec_loss(params: mask_codec.Params, masks: jax.Array):
   )
 
 
-def train_codec(masks: np.ndarray, steps: int, seed: int) -> mask_codec.Params:
+def _train_codec(masks, steps, seed):
   """Trains on masks float32[N, 64, 64], by Adam."""
   rng = np.random.default_rng(seed)
   params = random_codec(rng)
@@ -130,12 +130,12 @@ def train_codec(masks: np.ndarray, steps: int, seed: int) -> mask_codec.Params:
       latents = mask_codec.to_latents(params, masks[:1000])
       found = k_means(np.asarray(latents).reshape(-1, CODE), rng)
       params = params | {mask_codec.CODEBOOK: jnp.asarray(found)}
-    loss = reconstruction_loss if i < warmup else codec_loss
+    loss = _reconstruction_loss if i < warmup else codec_loss
     params, state = step(loss, params, state, batch)
   return params
 
 
-def mean_iou(params: mask_codec.Params, masks: np.ndarray) -> float:
+def _mean_iou(params, masks):
   """Mean over masks[N, 64, 64] of the IoU with what comes back from codes."""
   decoded = mask_codec.decode(params, mask_codec.encode(params, masks))
   inside, truth = np.asarray(decoded) > 0, masks > 0.5
@@ -160,12 +160,12 @@ def train_mask_codec(
   scans, _ = make_digits.load_scans()
   rng = np.random.default_rng(seed)
   train, test = np.split(scans, [-make_digits.NUM_TEST])
-  params = train_codec(draw_masks(train, NUM_MASKS, rng), steps, seed)
+  params = _train_codec(draw_masks(train, NUM_MASKS, rng), steps, seed)
   npz.save(out, mask_codec.to_arrays(params), dtype="float16")
   params = mask_codec.from_arrays(npz.load(out))
   masks = draw_masks(test, NUM_TEST_MASKS, rng)
   used = len(np.unique(mask_codec.encode(params, masks)))
-  return mean_iou(params, masks), used
+  return _mean_iou(params, masks), used
 
 
 def main() -> None:
@@ -174,9 +174,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=3000)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  iou, used = train_mask_codec(
-    options.out, steps=options.steps, seed=options.seed
-  )
+  iou, used = train_mask_codec(**vars(options))
   print(
     f"mask codec: {options.out} written, mean IoU {iou:.3f} on masks of test"
     f" scans, {used} of {CODES} codes in use"
