@@ -58,7 +58,7 @@ _ENVIRONMENT = {
 }
 
 
-def main():
+def main() -> None:
   args = vars(_parser().parse_args())
   what, as_json = args.pop("what"), args.pop("json", False)
   if what == load.ONE_LOAD:

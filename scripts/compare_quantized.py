@@ -22,10 +22,13 @@ import dataclasses
 import functools
 import json
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from paligemma import evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
@@ -48,7 +51,7 @@ class Questions:
   batch_size: int
   limit: int | None
 
-  def batches(self, layout):
+  def batches(self, layout: preprocess.Preprocess) -> Iterator[dict]:
     """Batches of arrays, the last filled up with rows that `_mask` marks."""
     found = batches.evaluation(
       self.source,
@@ -65,17 +68,17 @@ class Questions:
 
 
 def compare(
-  ckpt,
-  tokenizer,
-  data,
+  ckpt: epath.PathLike,
+  tokenizer: epath.PathLike,
+  data: epath.PathLike,
   *,
-  kinds=quantization.KINDS,
-  limit=None,
-  batch_size=16,
-  text_len=64,
-  max_decode_len=32,
-  dtype=None,
-):
+  kinds: Sequence[str] = quantization.KINDS,
+  limit: int | None = None,
+  batch_size: int = 16,
+  text_len: int = 64,
+  max_decode_len: int = 32,
+  dtype: str | None = None,
+) -> dict[str, dict[str, float]]:
   """Measures what quantizing does to a checkpoint.
 
   Args:
@@ -138,15 +141,14 @@ def compare(
   return found
 
 
-def agreement(expected, found):
-  """Compares answers place by place.
-
-  Args:
-    expected, found: lists of as many lists of ids, the last of each the end.
+def agreement(
+  expected: Sequence[list[int]], found: Sequence[list[int]]
+) -> dict[str, float]:
+  """Compares as many answers, lists of ids of which the last is the end.
 
   Returns:
-    {"same_tokens": share of all places up to the end of the longer answer with
-    equal ids, "same_answers": share of equal answers}.
+    {"same_tokens": share of equal ids, up to the end of the longer answer,
+    "same_answers": share of equal answers}.
   """
   same = places = answers = 0
   for one, other in zip(expected, found, strict=True):
@@ -156,29 +158,23 @@ def agreement(expected, found):
   return {"same_tokens": same / places, "same_answers": answers / len(expected)}
 
 
-def describe(found):
+def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
   """The table of what `compare` returned."""
-  header = (
-    "kind",
-    "bytes",
-    "max error",
-    "mean error",
-    "perplexity",
-    "same tokens",
-    "same answers",
-    "exact match",
-  )
-  rows = [header]
+  rows = [("kind", *(name.replace("_", " ") for name in _COLUMNS))]
   for kind, values in found.items():
-    shares = (f"{values.get(name, 1.0):.2%}" for name in _SHARES)
-    errors = (f"{values.get(name, 0.0):.4f}" for name in _ERRORS)
-    size = f"{values['bytes']:,}"
-    rows.append((kind, size, *errors, f"{values['perplexity']:.4f}", *shares))
+    values = _SAME | values
+    cells = (form.format(values[name]) for name, form in _COLUMNS.items())
+    rows.append((kind, *cells))
   return "\n".join(messages.aligned(rows))
 
 
-_ERRORS = ("max_error", "mean_error")
-_SHARES = ("same_tokens", "same_answers", "exact_match")
+_COLUMNS = {
+  "bytes": "{:,}",
+  **dict.fromkeys(("max_error", "mean_error", "perplexity"), "{:.4f}"),
+  **dict.fromkeys(("same_tokens", "same_answers", "exact_match"), "{:.2%}"),
+}
+# Of full precision, compared with itself.
+_SAME = {"max_error": 0, "mean_error": 0, "same_tokens": 1, "same_answers": 1}
 
 
 def _bytes(params):
@@ -269,7 +265,7 @@ def _row_errors(model, params, less, batch):
   return jax.lax.map(row, (features(params), features(less)))
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -285,8 +281,7 @@ def main():
   parser.add_argument("--json", action="store_true")
   args = vars(parser.parse_args())
   as_json, kinds = args.pop("json"), args.pop("kinds").split(",")
-  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data")]
-  found = compare(*required, kinds=kinds, **args)
+  found = compare(kinds=kinds, **args)
   print(json.dumps(found) if as_json else describe(found))
 
 

@@ -13,6 +13,7 @@ tensor and the logits of one fixed input before and after.
 import argparse
 import hashlib
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -22,14 +23,26 @@ from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.lora import apply as lora
+from paligemma.models.paligemma import Model
 from scripts import command_line
 
 _BLOCK_ELEMENTS = 2**24
+_STATED = (
+  *("sliding_window", "attn_logits_softcap", "final_logits_softcap"),
+  *("query_scale", "norm_eps"),
+)
 
 
 def convert(
-  src, dst, *, format=None, dtype=None, quantize=None, tokenizer=None, res=None
-):
+  src: epath.PathLike | Mapping[str, epath.PathLike],
+  dst: epath.PathLike,
+  *,
+  format: str | None = None,
+  dtype: str | None = None,
+  quantize: str | None = None,
+  tokenizer: epath.PathLike | None = None,
+  res: int | None = None,
+) -> str:
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
@@ -47,20 +60,18 @@ def convert(
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
 
-def describe(model):
+def describe(model: Model) -> str:
   """One line on what array shapes do not tell."""
   fields = io.model_fields(model)["llm"]
-  names = (
-    "sliding_window",
-    "attn_logits_softcap",
-    "final_logits_softcap",
-    "query_scale",
-    "norm_eps",
-  )
-  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in names)
+  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in _STATED)
 
 
-def check(src, dst, *, res=None):
+def check(
+  src: epath.PathLike | Mapping[str, epath.PathLike],
+  dst: epath.PathLike,
+  *,
+  res: int | None = None,
+) -> tuple[str, bool]:
   """Compares two checkpoints tensor by tensor and by their logits.
 
   Returns:
@@ -77,8 +88,8 @@ def check(src, dst, *, res=None):
     shape = "x".join(map(str, leaf.shape))
     lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
   lines += _other_fields(model, model_after)
-  first = logits(model, before)
-  second = logits(model_after, after)
+  first = _logits(model, before)
+  second = _logits(model_after, after)
   lines.append(
     f"logits of one fixed input: max |logit| {np.abs(first).max():.4f}, "
     f"max difference {np.abs(first - second).max():.1e}"
@@ -88,7 +99,7 @@ def check(src, dst, *, res=None):
   return "\n".join(lines), exact
 
 
-def logits(model, found, tokens=7):
+def _logits(model, found, tokens=7):
   """float32[T, V] of one picture and text, the same for every checkpoint."""
   image = None
   if model.img is not None:
@@ -195,7 +206,7 @@ def _forward(model, params, image, text):
   return model.apply(variables, image, text, mask_ar)[0]
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -210,25 +221,16 @@ def main():
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")
   parser.add_argument("--check", action="store_true")
-  args = parser.parse_args()
-  src = args.src
-  if args.decoder:
-    src = {"img": args.src, "llm": args.decoder}
-  said = convert(
-    src,
-    args.dst,
-    format=args.format,
-    dtype=args.dtype,
-    quantize=args.quantize,
-    tokenizer=args.tokenizer,
-    res=args.res,
-  )
-  print(said)
-  if args.check:
-    report, exact = check(src, args.dst, res=args.res)
+  args = vars(parser.parse_args())
+  src, dst, again = args.pop("src"), args.pop("dst"), args.pop("check")
+  decoder = args.pop("decoder")
+  whole = {"img": src, "llm": decoder} if decoder else src
+  print(convert(whole, dst, **args))
+  if again:
+    report, exact = check(whole, dst, res=args["res"])
     print(report)
     if not exact:
-      raise ValueError(f"{args.dst}: is not what {args.src} holds")
+      raise ValueError(f"{dst}: is not what {src} holds")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,15 +45,7 @@ OVERLAP = 0.5
 
 
 def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
-  """Reads the first `num` predictions.
-
-  Args:
-    path: a JSONL file whose lines have "image" (a path), "prefix", "suffix"
-      (the right answer), "prediction" and "correct" (true or false).
-    num: how many at most.
-
-  Returns:
-    the predictions.
+  """Reads the first `num` predictions of a JSONL file, which have KEYS.
 
   Raises:
     ValueError: a line is malformed or lacks a key, or there is none.
@@ -142,14 +134,7 @@ def draw_objects(
   colour: tuple[int, int, int],
   decode: Decode | None = None,
 ) -> None:
-  """Draws boxes into a picture, and masks if there is what decodes them.
-
-  Args:
-    picture: RGB, which is changed.
-    text: with boxes, or without, then nothing is drawn.
-    colour: of the boxes, and of the tint of masks.
-    decode: as of metrics/segmentation.py, or None (default).
-  """
+  """Draws the boxes of a text into an RGB picture, and masks with `decode`."""
   size = picture.height, picture.width
   for thing in location.parse(text, size):
     if thing.box is None or thing.problem:
@@ -167,16 +152,10 @@ def draw_objects(
 def draw_cell(
   picture: Image.Image, prediction: dict, decode: Decode | None = None
 ) -> Image.Image:
-  """Draws one picture with its text.
+  """A picture, with boxes and masks, above its texts.
 
-  Args:
-    picture: any size and mode.
-    prediction: with the KEYS of a predictions file.
-    decode: as of draw_objects.
-
-  Returns:
-    the picture, with boxes and masks, above the question, the prediction
-    (green when right, red when not) and the right answer.
+  These are the question, the prediction (green when right, red when not) and
+  the right answer.
   """
   font = ImageFont.load_default(FONT_SIZE)
   height = PICTURE + MAX_LINES * LINE_HEIGHT
@@ -208,7 +187,7 @@ def _overlap(thing: location.Object, other: location.Object) -> float:
   return float(boxes_lib.iou(np.array(thing.box), np.array([other.box]))[0])
 
 
-def draw_sheet(cells: Sequence[Image.Image]) -> Image.Image:
+def _sheet(cells):
   """Arranges cells of one size in rows of COLUMNS."""
   width, height = (edge + MARGIN for edge in cells[0].size)
   columns = min(COLUMNS, len(cells))
@@ -261,25 +240,19 @@ def draw_predictions(
       )
     pixels = image_files.decode(image, where=f"{path}:{number}")
     cells.append(draw_cell(Image.fromarray(pixels), prediction, decode))
-  draw_sheet(cells).save(out, format="PNG")
+  _sheet(cells).save(out, format="PNG")
   return len(cells), sum(map(is_right, predictions))
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("predictions", help="a JSONL file")
+  parser.add_argument("path", metavar="predictions", help="a JSONL file")
   parser.add_argument("out", help="the PNG file to write")
   parser.add_argument("--image_root", required=True)
   parser.add_argument("--num", type=int, default=40)
   parser.add_argument("--codec", help="the npz file of the mask codec")
   options = parser.parse_args()
-  drawn, correct = draw_predictions(
-    options.predictions,
-    options.out,
-    image_root=options.image_root,
-    num=options.num,
-    codec=options.codec,
-  )
+  drawn, correct = draw_predictions(**vars(options))
   print(f"sheet: {options.out} written, {correct} of {drawn} correct")
 
 

@@ -15,18 +15,13 @@ import argparse
 import math
 
 import jax
+from etils import epath
 
 from paligemma import evals, io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
-from paligemma.data import (
-  batches,
-  image,
-  preprocess,
-  sources,
-  text_ops,
-  tokenizer,
-)
+from paligemma.data import batches, image, preprocess, sources, text_ops
+from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
 from paligemma.training import sharding
 from scripts import command_line, progress
@@ -34,29 +29,29 @@ from trainers import checks, evaluation, gpu_memory, places, processes
 
 
 def predict(
-  ckpt,
-  tokenizer_path,
-  data,
-  out,
+  ckpt: epath.PathLike,
+  tokenizer: epath.PathLike,
+  data: epath.PathLike,
+  out: epath.PathLike,
   *,
-  prompt=None,
-  max_decode_len=64,
-  sampler="greedy",
-  batch_size=32,
-  text_len=64,
-  resize=None,
-  dtype=None,
-  quantize=None,
-  adapter=None,
-  grammar=None,
-  on_bad="stop",
-  seed=0,
-):
+  prompt: str | None = None,
+  max_decode_len: int = 64,
+  sampler: str = "greedy",
+  batch_size: int = 32,
+  text_len: int = 64,
+  resize: str | None = None,
+  dtype: str | None = None,
+  quantize: str | None = None,
+  adapter: epath.PathLike | None = None,
+  grammar: str | None = None,
+  on_bad: str = "stop",
+  seed: int = 0,
+) -> tuple[int, int]:
   """Writes a file of predictions, see paligemma/evals/predictions.py.
 
   Args:
     ckpt: path of the weights, see formats.open.
-    tokenizer_path: SentencePiece file of the checkpoint.
+    tokenizer: SentencePiece file of the checkpoint.
     data: PaliGemma JSONL.
     out: file for the predictions.
     prompt: template of the prompt. Default: the field "prefix".
@@ -80,7 +75,7 @@ def predict(
     ValueError: a mistake in the data, the checkpoint, or the file.
   """
   mesh = sharding.make_mesh()
-  tok = tokenizer.Tokenizer(tokenizer_path)
+  tok = tokenizer_lib.Tokenizer(tokenizer)
   source = sources.Jsonl(data)
   model, params = io.load(ckpt, dtype, quantize=quantize, mesh=mesh)
   weights = {"dtype": dtype, "quantize": quantize}
@@ -91,7 +86,7 @@ def predict(
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   if tok.vocab_size > model.llm.vocab_size:
     raise ValueError(
-      f"{tokenizer_path}: {tok.vocab_size} ids, but the model has only "
+      f"{tokenizer}: {tok.vocab_size} ids, but the model has only "
       f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
     )
   side = math.isqrt(params["img"]["pos_embedding"].shape[1])
@@ -131,7 +126,7 @@ def predict(
     rng=jax.random.key(seed),
     path=out,
     settings=evaluation.settings(
-      evaluator, ckpt, tokenizer_path, {"path": data}, seed=seed, **weights
+      evaluator, ckpt, tokenizer, {"path": data}, seed=seed, **weights
     ),
     progress=progress.bar(str(out)),
   )
@@ -139,7 +134,7 @@ def predict(
   return len(records) - bad, bad
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -174,8 +169,7 @@ def main():
   args = vars(parser.parse_args())
   gpu_memory.configure()
   processes.start(args.pop("distributed"))
-  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
-  count, bad = predict(*required, **args)
+  count, bad = predict(**args)
   if jax.process_index() == 0:
     print(f"{count} predictions" + f", {bad} bad examples" * bool(bad))
 

@@ -1,12 +1,13 @@
 """How far an evaluation is, and when it will end; on stderr of process 0."""
 
 import sys
+from collections.abc import Callable, Iterable
 
 import jax
 from tqdm import tqdm
 
 
-def bar(name):
+def bar(name: str) -> Callable[[int, int], None]:
   """A function of (examples done, of all) that shows a bar with time left."""
   shown = None
 
@@ -23,14 +24,14 @@ def bar(name):
   return show
 
 
-def say(lines):
+def say(lines: Iterable[str]) -> None:
   """Prints lines."""
   if not _quiet():
     for line in lines:
       print(line, file=sys.stderr)
 
 
-def resampling(resamples):
+def resampling(resamples: Iterable) -> Iterable:
   """Goes through what takes long enough to be shown."""
   return tqdm(resamples, desc="resamples", delay=2, disable=_quiet())
 

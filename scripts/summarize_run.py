@@ -8,6 +8,7 @@ The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 import argparse
 import json
 import pathlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -16,13 +17,12 @@ from paligemma.checkpoints import npz
 from scripts import command_line
 
 
-def changed_leaves(before, after):
+def changed_leaves(
+  before: str | pathlib.Path, after: str | pathlib.Path
+) -> tuple[list[str], int]:
   """Names of the parameters that differ between two npz files.
 
   A weight that was only stored in a smaller dtype counts as unchanged.
-
-  Args:
-    before, after: paths of npz files.
 
   Returns:
     Tuple of the sorted list of names and the number of all parameters.
@@ -40,7 +40,9 @@ def changed_leaves(before, after):
   return sorted(changed), len(old)
 
 
-def check_changed(changed, names, patterns):
+def check_changed(
+  changed: Iterable[str], names: Iterable[str], patterns: Sequence[str]
+) -> None:
   """Checks that exactly the parameters that were to train have changed.
 
   Args:
@@ -57,7 +59,7 @@ def check_changed(changed, names, patterns):
     raise ValueError(f"{wrong[0]} {state}, trainable is {', '.join(patterns)}")
 
 
-def scores(metrics, name):
+def scores(metrics: pathlib.Path, name: str) -> tuple[float, float, int]:
   """The first and last value of a metric in metrics.jsonl, and its examples.
 
   Args:
@@ -78,8 +80,7 @@ def scores(metrics, name):
   return found[0][name], found[-1][name], count
 
 
-def main():
-  """Parses the command line."""
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("run", type=pathlib.Path, help="folder of the run")
   parser.add_argument("scores", nargs="+", help="such as val/exact_match")

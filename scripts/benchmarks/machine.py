@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ _SIDE = 2048
 _ARRAY_BYTES = 2**29
 
 
-def hardware():
+def hardware() -> str:
   """One line on the devices and their number."""
   device = jax.devices()[0]
   if device.platform != "cpu":
@@ -21,7 +22,7 @@ def hardware():
   return f"{os.cpu_count()} x {platform.processor() or 'CPU'}"
 
 
-def rates(dtype):
+def rates(dtype: str) -> dict[str, float]:
   """Measures the best of five runs of each.
 
   Args:
@@ -41,7 +42,9 @@ def rates(dtype):
   }
 
 
-def floor(phases, rates):
+def floor(
+  phases: Iterable[tuple[float, float]], rates: Mapping[str, float]
+) -> float:
   """Seconds that phases of (FLOPs, bytes), one after the other, must take."""
   return sum(
     max(flops / rates["flops_per_s"], size / rates["bytes_per_s"])

@@ -9,14 +9,18 @@ the one that the model computes from labels.
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 import paligemma
 from paligemma import tree
+from paligemma.models.paligemma import Model
 
 DTYPES = ("float32", "bfloat16")
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
@@ -48,7 +52,7 @@ class Trainer:
     supervised = _behind_image(text["mask_loss"], ids, 0).bool()
     self._inputs["labels"] = torch.where(supervised, ids, _IGNORED)
 
-  def steps(self, count):
+  def steps(self, count: int) -> list[float]:
     """Takes steps; returns the loss of each."""
     return [self._step() for _ in range(count)]
 
@@ -74,20 +78,19 @@ class Decoder:
     }
 
   @torch.inference_mode()
-  def generate(self):
+  def generate(self) -> np.ndarray:
     """int[B, new_tokens]."""
     ids = self._model.generate(**self._inputs, **self._arguments)
     return ids[:, self._inputs["input_ids"].shape[1] :].numpy()
 
 
-def trainers(config, model, params, batch):
-  """Dtype -> Trainer.
-
-  Args:
-    config: learning_rate and trainable are read.
-    model: ours.
-    params: its flat parameters.
-    batch: of training, on the host.
+def trainers(
+  config: ConfigDict,
+  model: Model,
+  params: Mapping[str, Any],
+  batch: Mapping[str, np.ndarray],
+) -> dict[str, Trainer]:
+  """Dtype -> Trainer of our model, its flat parameters and a batch.
 
   Raises:
     ValueError: what trains is neither attention nor everything.
@@ -106,7 +109,12 @@ def trainers(config, model, params, batch):
   }
 
 
-def decoders(model, params, prompts, new_tokens):
+def decoders(
+  model: Model,
+  params: Mapping[str, Any],
+  prompts: Mapping[str, np.ndarray],
+  new_tokens: int,
+) -> dict[str, Decoder]:
   """Dtype -> Decoder of our model, its flat parameters and prompts."""
   return {
     dtype: Decoder(theirs, prompts, new_tokens=new_tokens)

@@ -19,15 +19,12 @@ def values(
 
   Args:
     file: path or contents of a picture in one of SUFFIXES.
-    where: what the message of an error begins with; the path of a file.
+    where: of a file its path.
     colours: take colours in the place of gray and indices.
 
   Returns:
     int32[height, width]; of colours, 65536 R + 256 G + B. Gray in three
     channels is gray where colours are not asked for.
-
-  Raises:
-    ValueError: it cannot be read.
   """
   place = where if isinstance(file, bytes) else None
   if image_files.suffix(file, where=place) not in SUFFIXES:
@@ -74,11 +71,7 @@ def placed(
 
 
 def thing(label: str, mask: np.ndarray, where: str) -> entries.Thing:
-  """The object that a mask of a picture's size shows.
-
-  Raises:
-    ValueError: nothing is inside.
-  """
+  """The object that a mask of a picture's size shows."""
   try:
     edges = masks.bounding_box(mask)
   except ValueError as error:

@@ -32,11 +32,7 @@ class Reading:
   def thing(
     self, label: str, values: Sequence[float], where: str, **more: Any
   ) -> entries.Thing:
-    """The object with this label and box; an area in shares is left out.
-
-    Raises:
-      ValueError: the box is in pixels, in a data set of shares.
-    """
+    """The object with this label and box; an area in shares is left out."""
     if self.shares:
       more["area"] = None
       if not _are_shares(values):
@@ -67,14 +63,10 @@ def decide(
 
   Args:
     found: four numbers, (height, width) of the picture if known, and place.
-    src: the data set, which the message of an error begins with.
+    src: the data set.
     problems: notes that boxes are shares.
-    stated: key of entries.BOXES that the user names.
-    default: key of entries.BOXES of the format.
-    among: keys of entries.BOXES that the format can have.
-
-  Raises:
-    ValueError: another reading fits.
+    stated, default: keys of entries.BOXES, of the user and of the format.
+    among: those that the format can have.
   """
   name = stated or default
   if name not in among:
@@ -109,11 +101,7 @@ def decide(
 
 
 def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
-  """The four numbers of a box, also where they are texts or one text.
-
-  Raises:
-    ValueError: they are not four finite numbers.
-  """
+  """The four numbers of a box, also where they are texts or one text."""
   values = value
   if isinstance(value, str):
     values = value.strip().strip("[]()").replace(",", " ").split()
@@ -125,11 +113,7 @@ def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
 
 
 def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """What COCO says of an object besides its box: "crowd", and "area" if given.
-
-  Raises:
-    ValueError: "iscrowd" is not 0 or 1, or "area" no number.
-  """
+  """What COCO says beside the box of an object: "crowd", "area" if given."""
   crowd, area = fields.get("iscrowd"), fields.get("area")
   text = str(int(crowd) if crowd in (0, 1) else crowd).strip().lower()
   if text not in _FLAGS:
@@ -141,11 +125,7 @@ def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
-  """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...].
-
-  Raises:
-    ValueError: one is malformed.
-  """
+  """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...]."""
   outlines = []
   for polygon in polygons:
     count = len(polygon) if isinstance(polygon, list) else 0

@@ -70,11 +70,11 @@ def read(request: entries.Request) -> entries.Annotations:
   reading = boxes_lib.decide(
     _numbers(parts, images), src, problems, stated=request.boxes
   )
+  found = (_entries(part, images, reading, problems) for part in parts)
+  captions = any(part.captions for part in parts)
   return entries.Annotations(
-    itertools.chain.from_iterable(
-      _entries(part, images, reading, problems) for part in parts
-    ),
-    None if any(part.captions for part in parts) else _labels(parts, problems),
+    itertools.chain.from_iterable(found),
+    None if captions else _labels(parts, problems),
   )
 
 
@@ -147,18 +147,9 @@ def _parse(path, split, problems):
     parent = prompts.label_name(str(category.get("supercategory")))
     if parent != prompts.label_name(named[key]):
       parents.add(parent)
-  return _File(
-    path,
-    split,
-    pictures,
-    named,
-    parents,
-    any(
-      "caption" in x
-      for picture in pictures.values()
-      for _, x in picture.annotations
-    ),
-  )
+  annotations = (x for p in pictures.values() for _, x in p.annotations)
+  captions = any("caption" in x for x in annotations)
+  return _File(path, split, pictures, named, parents, captions)
 
 
 def _pictures(path, listed, problems):
@@ -210,22 +201,15 @@ def _entries(part, images, reading, problems):
     with problems:
       name = files.get(fields, "file_name", str, where)
       image = folders.find(name, [folder], where, problems)
-      size = None
+      annotated = {"fields": {"image_id": fields["id"]}}
       if part.captions:
-        annotated = {"captions": _captions(picture)}
+        annotated["captions"] = _captions(picture)
       else:
-        size = _size(fields)
-        if size is None:
+        annotated["size"] = _size(fields)
+        if annotated["size"] is None:
           problems.note("images without a stated size, read from them", where)
-        annotated = {"things": _things(picture, part, reading, problems)}
-      yield entries.Entry(
-        image,
-        where,
-        part.split,
-        size=size,
-        fields={"image_id": fields["id"]},
-        **annotated,
-      )
+        annotated["things"] = _things(picture, part, reading, problems)
+      yield entries.Entry(image, where, part.split, **annotated)
 
 
 def _captions(picture):

@@ -11,17 +11,8 @@ from scripts.imports import boxes, entries, files
 # what a column holds -> names it is found by
 NAMES = {
   "image": (
-    "image",
-    "file_name",
-    "filename",
-    "image_path",
-    "path",
-    "images",
-    "image_file",
-    "image_name",
-    "img",
-    "img_path",
-    "file",
+    *("image", "file_name", "filename", "image_path", "path", "images"),
+    *("image_file", "image_name", "img", "img_path", "file"),
   ),
   "caption": ("caption", "captions", "text"),
   "question": ("question",),
@@ -68,14 +59,9 @@ def choose(
     needed: keys of NAMES.
     present: the columns of the table.
     given: key of NAMES -> column, where it has another name.
-    where: what the message of an error begins with.
 
   Returns:
     key of NAMES -> column.
-
-  Raises:
-    ValueError: a column that is given or needed is not there, or two could be
-      meant.
   """
   for name, column in given.items():
     registry.lookup(NAMES, name, "name in --columns")
@@ -104,11 +90,7 @@ def choose(
 def find(
   options: Sequence[str], present: Sequence[str], where: str
 ) -> str | None:
-  """The column of the first of some names that is there, None without one.
-
-  Raises:
-    ValueError: two columns could be meant.
-  """
+  """The column of the first of some names that is there, None without one."""
   for option in options:
     if option in present:
       return option
@@ -127,9 +109,6 @@ def texts(value: Any, where: str, what: str) -> tuple[str, ...]:
 
   A number is the text of it, 7.0 as 7; of fields, as {"answer": "x"}, that of
   the name counts.
-
-  Raises:
-    ValueError: it holds something else, or nothing.
   """
   found = []
   for item in value if isinstance(value, list | tuple) else [value]:
@@ -181,10 +160,6 @@ def things(
       list of {"bbox": ..., "category": ...}; also with "area" and "iscrowd",
       further keys are left out.
     reading: of the boxes.
-    where: what the message of an error begins with.
-
-  Raises:
-    ValueError: one of them is bad.
   """
   found = []
   for i, fields in enumerate(each(objects, where)):
@@ -215,11 +190,7 @@ def box(fields: Any, where: str) -> list[float] | None:
 
 
 def each(objects: Any, where: str) -> list[Any]:
-  """The objects of a cell one by one.
-
-  Raises:
-    ValueError: they are neither a list nor lists of one length.
-  """
+  """The objects of a cell one by one."""
   if isinstance(objects, Mapping):
     keys, lists = list(objects), list(objects.values())
     if any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):

@@ -21,11 +21,7 @@ _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
 def read_text(path: pathlib.Path) -> str:
-  """The contents of a text file in UTF-8.
-
-  Raises:
-    ValueError: it cannot be read, is in another encoding, or is no text.
-  """
+  """The contents of a text file in UTF-8."""
   try:
     data = path.read_bytes()
   except OSError as error:
@@ -55,29 +51,17 @@ def read_lines(path: pathlib.Path) -> list[str]:
   r"""The lines of a text file, without their ends, which are \n or \r\n.
 
   Other characters that str.splitlines cuts at, as U+2028, belong to a text.
-
-  Raises:
-    ValueError: as read_text.
   """
   return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value in a JSON file.
-
-  Raises:
-    ValueError: it cannot be read or is malformed.
-  """
+  """The value in a JSON file."""
   return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-  """The value of a JSON text, which stands at that place.
-
-  Raises:
-    ValueError: it is malformed, nested too deep, or holds a number that JSON
-      does not have, as NaN, or that is too long.
-  """
+  """The value of a JSON text, which stands at that place."""
   try:
     return json.loads(text, parse_constant=_no_constant)
   except json.JSONDecodeError as error:
@@ -104,9 +88,6 @@ def read_xml(path: pathlib.Path) -> ElementTree.Element:
 
   A file that declares entities is refused: no annotation needs them, and a few
   lines of them can grow to gigabytes.
-
-  Raises:
-    ValueError: it cannot be read, is malformed, or declares entities.
   """
   text = read_text(path)
   if "<!ENTITY" in text:
@@ -122,11 +103,7 @@ def read_xml(path: pathlib.Path) -> ElementTree.Element:
 
 
 def read_yaml(path: pathlib.Path) -> Any:
-  """The value in a YAML file.
-
-  Raises:
-    ValueError: it cannot be read or is malformed.
-  """
+  """The value in a YAML file."""
   return parse_yaml(read_text(path), path)
 
 
@@ -137,9 +114,6 @@ def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
     text: YAML.
     path: of the file that it stands in, whose line `first` it begins at.
     first: number of a line.
-
-  Raises:
-    ValueError: it is malformed.
   """
   try:
     return yaml.load(text, yaml.BaseLoader)
@@ -156,9 +130,6 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   A CSV file has a header. What parts it into most columns, of comma, semicolon,
   tabulator and "|", parts the other lines too. Columns in front that pandas has
   written of its index are left out.
-
-  Raises:
-    ValueError: it cannot be read, a line is malformed, or there is no row.
   """
   read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
   empty = True
@@ -172,11 +143,7 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def get(
   fields: Any, key: str, kind: type | tuple[type, ...], where: str
 ) -> Any:
-  """A field of a mapping, which must be of that kind.
-
-  Raises:
-    ValueError: the field is missing or of another kind.
-  """
+  """A field of a mapping, which must be of that kind."""
   if not isinstance(fields, Mapping):
     raise ValueError(
       f'{where}: expected fields, "{key}" among them, found {fields!r:.60}'
@@ -204,11 +171,7 @@ def key_of(fields: Any, options: Sequence[str]) -> str:
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
-  """So many finite numbers, given as such or as text.
-
-  Raises:
-    ValueError: they are not.
-  """
+  """So many finite numbers, given as such or as text."""
   try:
     found = [] if isinstance(values, str) else [float(x) for x in values]
     if len(found) == count and all(abs(x) < float("inf") for x in found):

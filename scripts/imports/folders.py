@@ -24,11 +24,7 @@ def matching(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
 
 
 def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
-  """The files in a folder and below with such names that are not hidden.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The files in a folder and below with such names that are not hidden."""
   found = [
     path
     for path in matching(folder, "**/*")
@@ -42,11 +38,7 @@ def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
 def root_and_files(
   src: pathlib.Path, *suffixes: str
 ) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """A folder and its files with such names; or a file and the folder it is in.
-
-  Raises:
-    ValueError: the folder has none.
-  """
+  """A folder and its files so named; of a file, its folder and itself."""
   if src.is_dir():
     return src, ending(src, *suffixes)
   return src.parent, [src]
@@ -64,17 +56,7 @@ def find(
   one of another machine: the longest end of it that is in the folder is found,
   as long as it names the same split, and noted. A "\" separates as "/" does.
 
-  Args:
-    name: as annotated.
-    places: folders to look in.
-    where: the place that names it.
-    problems: entries.Problems.
-
-  Returns:
-    Its path; the one it would have in the first folder if none has it.
-
-  Raises:
-    ValueError: it can be the name of no file.
+  If none has it, that is the path it would have in the first.
   """
   plain = name.strip().replace("\\", "/")
   try:

@@ -20,11 +20,7 @@ def rounded(number: float) -> float:
 
 
 def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
-  """The box of a thing in pixels, as it was given but for its unit.
-
-  Raises:
-    ValueError: it is inverted, without area, or lies outside of its image.
-  """
+  """The box of a thing in pixels, as it was given but for its unit."""
   sides = (*size, *size) if thing.shares else (1, 1, 1, 1)
   y0, x0, y1, x1 = found = [
     rounded(c * side) for c, side in zip(thing.box, sides, strict=True)
@@ -74,12 +70,10 @@ def is_area(area: float, box: location.Box) -> bool:
   return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
 
 
-def mask(thing: entries.Thing, size: tuple[int, int]):
-  """What the mask of a thing is written as, in pixels, and bool[H, W].
-
-  Raises:
-    ValueError: it has none, or a malformed one.
-  """
+def mask(
+  thing: entries.Thing, size: tuple[int, int]
+) -> tuple[list[list[float]] | dict, np.ndarray]:
+  """What the mask of a thing is written as, in pixels, and bool[H, W]."""
   try:
     if thing.mask is None:
       raise ValueError("no mask, expected polygons or a run-length mask")
@@ -105,11 +99,7 @@ def _polygon(points, unit):
 
 
 def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
-  """The mask in a box as the codec takes it, float[64, 64].
-
-  Raises:
-    ValueError: nothing of it lies there.
-  """
+  """The mask in a box as the codec takes it, float[64, 64]."""
   try:
     cropped = masks_lib.crop(mask, location.widen(box, mask.shape, mask.shape))
   except ValueError as error:

@@ -33,7 +33,6 @@ def record(
   Args:
     entry: its image is a file, whose head is read.
     task: one of TASKS.
-    problems: is told what was put right.
     labels: what to ask for, "detect a ; b"; None for what is there.
     encode: float[N, 64, 64] masks -> int[N, 16] codes, for "segment".
 
@@ -105,7 +104,7 @@ def asked(
     used: labels of all its objects.
     problems: is told of those of one name, and of those that are left out: what
       no answer can hold, if no object has it.
-    where: what a note names as the place.
+    where: the data set.
   """
   used = dict.fromkeys(used)
   annotated = {label_name(label) for label in used}

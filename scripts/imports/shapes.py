@@ -13,11 +13,7 @@ _CORNERS = 128  # of an ellipse: its outline is true to 0.03 % of its radius
 
 
 def polygon(points: Sequence[Sequence[float]], where: str) -> list[float]:
-  """The polygon of 3 points or more.
-
-  Raises:
-    ValueError: they are fewer.
-  """
+  """The polygon of 3 points or more."""
   if len(points) < 3:
     raise ValueError(
       f"{where}: a polygon of {len(points)} points, expected 3 or more"

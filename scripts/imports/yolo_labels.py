@@ -28,14 +28,7 @@ def find(
 ) -> dict[pathlib.Path, pathlib.Path]:
   """The label files of the images that have one; the others are noted.
 
-  Args:
-    images: of one split.
-    root: folder of the data set, for the message of an error.
-    where: the place that names the images.
-    problems: entries.Problems.
-
-  Raises:
-    ValueError: no image has one.
+  One image of a split must have one.
   """
   found = {}
   for image in images:
@@ -78,14 +71,9 @@ def read(
     root: folder of the data set.
     split: of the entries.
     labels: number of a class -> label.
-    where: the place that names the images.
-    problems: entries.Problems.
+    where, problems: as everywhere.
     key_points: whether key points follow the box, which are left out; None if
-      nobody says it.
-
-  Raises:
-    ValueError: no image has a label file; lines that nobody says are outlines
-      fit boxes with key points; or whatever `problems` does not skip.
+      nobody says it: then lines must not fit boxes with key points.
   """
   found = find(images, root, where, problems)
   if key_points is None:

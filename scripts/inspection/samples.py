@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import example_fields, location, sequence
+from paligemma.data import example_fields, location, sequence, tokenizer
+from trainers.places import Place
 
 MEASURED = 1000  # examples of a place whose texts are measured, at most
 SECONDS = 20.0  # that it may take, as where ops decode videos
@@ -70,21 +71,15 @@ class Lengths:
   bad: int
 
 
-def draw(place, count: int) -> list[int]:
+def draw(place: Place, count: int) -> list[int]:
   """Indices of so many examples in random order, always the same ones."""
   size = min(len(place.source), place.limit or len(place.source))
   rng = np.random.default_rng(0)
   return rng.choice(size, min(count, size), replace=False).tolist()
 
 
-def look(place, tok, index: int) -> Sample:
-  """One example, through the ops and the preprocess that a run uses.
-
-  Args:
-    place: trainers.places.Place.
-    tok: the tokenizer.
-    index: place of the example in the source.
-  """
+def look(place: Place, tok: tokenizer.Tokenizer, index: int) -> Sample:
+  """One example, through the ops and the preprocess that a run uses."""
   where = f"{place.name} [{index}]"
   try:
     example = place.example(index)
@@ -108,13 +103,12 @@ def look(place, tok, index: int) -> Sample:
   )
 
 
-def measure(place, tok, count: int = MEASURED) -> Lengths:
-  """Lengths of texts, whether they fit or not; no image is decoded but by ops.
+def measure(
+  place: Place, tok: tokenizer.Tokenizer, count: int = MEASURED
+) -> Lengths:
+  """Lengths of texts of so many examples at most, whether they fit or not.
 
-  Args:
-    place: trainers.places.Place.
-    tok: the tokenizer.
-    count: most examples.
+  No image is decoded but by ops.
   """
   prompts, answers, bad = [], [], 0
   end = time.perf_counter() + SECONDS
