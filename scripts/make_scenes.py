@@ -48,18 +48,13 @@ PAD, FINE = 2, 16
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """A digit in a picture.
+  """A digit in a picture."""
 
-  Attributes:
-    label: "0" to "9".
-    box: (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around
-      what is inside, within a pixel.
-    ink: uint8[SIDE, SIDE] from 0 (paper) to 255 (ink).
-  """
-
-  label: str
+  label: str  # "0" to "9"
+  # (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around what is
+  # inside, within a pixel
   box: Box
-  ink: np.ndarray
+  ink: np.ndarray  # uint8[SIDE, SIDE] from 0 (paper) to 255 (ink)
 
   @property
   def mask(self) -> np.ndarray:

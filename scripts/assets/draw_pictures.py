@@ -100,18 +100,12 @@ RING_HOLE = 0.55
 
 @dataclasses.dataclass(frozen=True)
 class Thing:
-  """One shape or digit in a picture.
+  """One shape or digit in a picture."""
 
-  Attributes:
-    name: "circle", ..., or "0" to "9".
-    colour: a key of COLOURS.
-    size: a key of SIZES ("" for digits).
-    mask: its coverage, of OVERSAMPLING times the size of the picture.
-  """
-
-  name: str
-  colour: str
-  size: str
+  name: str  # "circle", ..., or "0" to "9"
+  colour: str  # a key of COLOURS
+  size: str  # a key of SIZES ("" for digits)
+  # its coverage, of OVERSAMPLING times the size of the picture
   mask: Image.Image
 
   @property

@@ -19,14 +19,10 @@ _FEW = 10  # boxes, which prove too little to overrule what a user says
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How four numbers become a box.
+  """How four numbers become a box."""
 
-  Attributes:
-    name: key of entries.BOXES.
-    shares: whether numbers are shares of the picture's sides, not pixels.
-  """
-
-  name: str
+  name: str  # key of entries.BOXES
+  # whether numbers are shares of the picture's sides, not pixels
   shares: bool = False
 
   def thing(

@@ -19,19 +19,13 @@ _BATCH = 32  # rows of a table in memory
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """What tells how the rows of a data set become entries.
+  """What tells how the rows of a data set become entries."""
 
-  Attributes:
-    folder: The data set.
-    task: "caption", "vqa" or "detect".
-    names: Key of columns.NAMES -> column, where it has another name.
-    features: Column -> what a dataset_info.json or the schema says of it.
-    problems: entries.Problems.
-  """
-
-  folder: pathlib.Path
-  task: str
+  folder: pathlib.Path  # the data set
+  task: str  # "caption", "vqa" or "detect"
+  # key of columns.NAMES -> column, where it has another name
   names: dict[str, str]
+  # column -> what a dataset_info.json or the schema says of it
   features: dict[str, Any]
   problems: entries.Problems
 

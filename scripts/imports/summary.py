@@ -16,76 +16,55 @@ _HELD = 999  # of 1000 examples, whose tokens text_len is to hold
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-  """How much a split holds.
+  """How much a split holds."""
 
-  Attributes:
-    images: Different ones.
-    examples: Lines of the JSONL.
-    empty: Those whose answer is empty.
-    without: Images in which nothing is annotated; None if nothing can be.
-  """
-
-  images: int
-  examples: int
-  empty: int
+  images: int  # different ones
+  examples: int  # lines of the JSONL
+  empty: int  # those whose answer is empty
+  # images in which nothing is annotated; None if nothing can be
   without: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-  """How large a box is.
+  """How large a box is."""
 
-  Attributes:
-    height, width: In pixels.
-    share: Of the area of its image.
-    image: As the JSONL names it.
-  """
-
+  # in pixels
   height: float
   width: float
-  share: float
-  image: str
+  share: float  # of the area of its image
+  image: str  # as the JSONL names it
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """How long texts are, as data/sequence.py lays them out.
+  """How long texts are, as data/sequence.py lays them out."""
 
-  Attributes:
-    prompt, answer: (p50, p99, max) in tokens, with bos, newline and eos.
-    held: The `text_len` of a config that holds prompt and answer of 99.9 % of
-      the examples.
-    text_len: The one that holds all.
-  """
-
+  # (p50, p99, max) in tokens, with bos, newline and eos
   prompt: tuple[int, int, int]
   answer: tuple[int, int, int]
+  # the `text_len` of a config that holds prompt and answer of 99.9 % of the
+  # examples
   held: int
-  text_len: int
+  text_len: int  # the one that holds all
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `str` shows.
+  """What `str` shows."""
 
-  Attributes:
-    counts: split -> Count.
-    labels: label -> {split: objects}, without crowds; the most frequent first.
-      Empty for captions and questions.
-    crowds: Annotations that stand for many.
-    smallest, largest: Boxes by their share of the image; None without any.
-    tokens: None without tokenizer.
-    notes: What was put right, or is to be known -> (count, first place).
-    left_out: What was wrong with each image or annotation that was left out.
-  """
-
-  counts: dict[str, Count]
+  counts: dict[str, Count]  # split -> Count
+  # label -> {split: objects}, without crowds; the most frequent first. Empty
+  # for captions and questions.
   labels: dict[str, dict[str, int]]
-  crowds: int
+  crowds: int  # annotations that stand for many
+  # boxes by their share of the image; None without any
   smallest: Box | None
   largest: Box | None
-  tokens: Tokens | None
+  tokens: Tokens | None  # None without a tokenizer
+  # what was put right, or is to be known -> (count, first place)
   notes: dict[str, tuple[int, str]]
+  # what was wrong with each image or annotation that was left out
   left_out: list[str]
 
   @property

@@ -14,20 +14,14 @@ _OTHERS = ("classes.txt", "notes.txt", "readme")
 
 @dataclasses.dataclass(frozen=True)
 class _Dataset:
-  """What a data.yaml says.
+  """What a data.yaml says."""
 
-  Attributes:
-    where: The place to name in an error.
-    root: Folder that its paths are relative to.
-    splits: Name of ours -> (name there, folders or lists of images).
-    labels: Number of a class -> label.
-    key_points: Whether they follow the box; None if the YAML does not say it.
-  """
-
-  where: str
-  root: pathlib.Path
+  where: str  # the place to name in an error
+  root: pathlib.Path  # folder that its paths are relative to
+  # name of ours -> (name there, folders or lists of images)
   splits: dict[str, tuple[str, list[str]]]
-  labels: dict[int, str]
+  labels: dict[int, str]  # number of a class -> label
+  # whether they follow the box; None if the YAML does not say it
   key_points: bool | None
 
 

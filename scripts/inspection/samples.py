@@ -16,59 +16,37 @@ _LONG = 1 << 15  # tokens; no text is longer
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-  """A position of the sequence that is not padding.
+  """A position of the sequence that is not padding."""
 
-  Attributes:
-    text: what it writes, or the name of a special token.
-    kind: "prompt"; "supervised"; or "answer", one that is not supervised.
-  """
-
-  text: str
-  kind: str
+  text: str  # what it writes, or the name of a special token
+  kind: str  # "prompt"; "supervised"; or "answer", one that is not supervised
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """An example of a place.
+  """An example of a place."""
 
-  Attributes:
-    index: its place in the source.
-    where: the place that errors name.
-    problem: why there is nothing else, "" if nothing is wrong.
-    frames: uint8[res, res, 3] of each image.
-    prefix: the prompt.
-    answers: what is to be answered; several where any will do.
-    tokens: of the sequence.
-    padding: number of further positions.
-    truncated: whether the answer was cut.
-    objects: what the text of prompt and answer locates, in pixels of a frame.
-  """
-
-  index: int
-  where: str
-  problem: str = ""
-  frames: tuple[np.ndarray, ...] = ()
-  prefix: str = ""
+  index: int  # its place in the source
+  where: str  # the place that errors name
+  problem: str = ""  # why there is nothing else, "" if nothing is wrong
+  frames: tuple[np.ndarray, ...] = ()  # uint8[res, res, 3] of each image
+  prefix: str = ""  # the prompt
+  # what is to be answered; several where any will do
   answers: tuple[str, ...] = ()
-  tokens: tuple[Token, ...] = ()
-  padding: int = 0
-  truncated: bool = False
+  tokens: tuple[Token, ...] = ()  # of the sequence
+  padding: int = 0  # number of further positions
+  truncated: bool = False  # whether the answer was cut
+  # what the text of prompt and answer locates, in pixels of a frame
   objects: tuple[location.Object, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """Tokens of texts: prompt with bos and newline, answer with eos.
+  """Tokens of texts: prompt with bos and newline, answer with eos."""
 
-  Attributes:
-    prompts: of each example.
-    answers: of each example; 0 where there is no text.
-    bad: number of further examples, which could not be read.
-  """
-
-  prompts: np.ndarray
-  answers: np.ndarray
-  bad: int
+  prompts: np.ndarray  # of each example
+  answers: np.ndarray  # of each example; 0 where there is no text
+  bad: int  # number of further examples, which could not be read
 
 
 def draw(place: Place, count: int) -> list[int]:
