@@ -81,16 +81,7 @@ def compare(
 ) -> dict[str, dict[str, float]]:
   """Measures what quantizing does to a checkpoint.
 
-  Args:
-    ckpt: path of the weights, see formats.open.
-    tokenizer: SentencePiece file of the checkpoint.
-    data: PaliGemma JSONL with answers.
-    kinds: those of quantized.KINDS to compare.
-    limit: the first examples only. Default: all.
-    batch_size: images at a time.
-    text_len: most tokens of prompt and answer.
-    max_decode_len: most tokens of a decoded answer.
-    dtype: of products and of what is not quantized. Default: that of the file.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     {"full" or kind: {name: number}}, see above.
@@ -275,7 +266,9 @@ def main() -> None:
   parser.add_argument("--kinds", default=",".join(quantization.KINDS))
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--batch_size", type=int, default=16)
-  parser.add_argument("--text_len", type=int, default=64)
+  parser.add_argument(
+    "--text_len", type=int, default=64, help="most tokens of prompt and answer"
+  )
   parser.add_argument("--max_decode_len", type=int, default=32)
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--json", action="store_true")

@@ -210,12 +210,7 @@ def draw_predictions(
 ) -> tuple[int, int]:
   """Draws the first predictions of a file on one PNG sheet.
 
-  Args:
-    path: the predictions, JSONL.
-    out: the PNG file to write.
-    image_root: the folder that the image paths are relative to.
-    num: how many at most.
-    codec: npz file of the mask codec, to draw masks. Default None, no masks.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     how many were drawn, and how many of these are right.
@@ -248,9 +243,9 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("path", metavar="predictions", help="a JSONL file")
   parser.add_argument("out", help="the PNG file to write")
-  parser.add_argument("--image_root", required=True)
-  parser.add_argument("--num", type=int, default=40)
-  parser.add_argument("--codec", help="the npz file of the mask codec")
+  parser.add_argument("--image_root", required=True, help="of image paths")
+  parser.add_argument("--num", type=int, default=40, help="how many at most")
+  parser.add_argument("--codec", help="npz of the mask codec, to draw masks")
   options = parser.parse_args()
   drawn, correct = draw_predictions(**vars(options))
   print(f"sheet: {options.out} written, {correct} of {drawn} correct")

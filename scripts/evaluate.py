@@ -38,13 +38,7 @@ def evaluate(
 ) -> Iterator[tuple[str, int, dict[str, bootstrap.Estimate]]]:
   """Runs evaluators of a config.
 
-  Args:
-    config: of a run.
-    ckpt: path of the weights, see formats.open.
-    split: name of one evaluator; default all.
-    limit, batch_size: in the place of the config's.
-    out: file for the predictions of the one evaluator that makes some.
-    resamples: number of them for each interval; 0 for none.
+  Arguments are the options of the command line; `--help` explains them.
 
   Yields:
     (name of the evaluator, number of examples, {name: bootstrap.Estimate}).
@@ -108,7 +102,9 @@ def main() -> None:
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--out", help="file of predictions, resumed if it exists")
   parser.add_argument("--batch_size", type=int)
-  parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
+  parser.add_argument(
+    "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
+  )
   parser.add_argument("--json", action="store_true")
   parser.add_argument(
     "--distributed", action="store_true", default=processes.expected()

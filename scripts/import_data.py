@@ -96,26 +96,11 @@ def import_data(
 ) -> tuple[splits.Records, summary.Summary]:
   """Reads a data set and writes a JSONL file for each of its splits.
 
-  Args:
-    kind: key of FORMATS.
-    src: the data set, as the format's `read` takes it.
-    out: the folder to write to; no JSONL file may lie in it.
-    task: one of prompts.TASKS.
-    images: folder that image paths are relative to; None as the format has it.
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of entries.BOXES, what the four numbers of a box are; None as
-      the format has it.
-    labels: "all": every prompt asks for all labels of the data set, the same in
-      each, in alphabetical order; "present": for those in its image, as where
-      there are too many to list, and images with none are left out.
-    codec: of masks, .npz, for "segment".
-    tokenizer: that of the model, with which the summary counts tokens; None
-      does not.
-    val: share of the images that become "val"; None for none. The same image is
-      always on the same side as long as the data set stays the same.
-    copy: copy images to out/images.
-    skip_bad: leave out images with a bad annotation, or that are bad
-      themselves, instead of ending with the first.
+  Arguments are the options of the command line; `--help` explains them. No
+  JSONL file may lie in `out`. With labels "all" every prompt asks for the same,
+  in alphabetical order; with "present" for those in its image, as where there
+  are too many to list, and images with none are left out. With `val` the same
+  image is always on the same side as long as the data set stays the same.
 
   Returns:
     {split: objects of its lines}, and a summary.

@@ -57,16 +57,9 @@ def inspect(
   title: str = "data",
   decode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> tuple[str, list[str]]:
-  """Makes the page.
+  """The HTML, with `num` examples of each place, and a line about each.
 
-  Args:
-    config: of a run, as configs/transfers/forkme.py makes it.
-    num: examples of each place to show.
-    title: of the page.
-    decode: int[B, 16] codes -> float[B, 64, 64] masks; None draws no masks.
-
-  Returns:
-    Tuple of the HTML and one line of text about each place.
+  Masks are drawn with `decode`: int[B, 16] codes -> float[B, 64, 64].
 
   Raises:
     ValueError: as `places`.

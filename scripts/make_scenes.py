@@ -322,15 +322,9 @@ def make_scenes(
   "objects" (a list of box and label), those of "segment" have "box" and "mask"
   (run lengths of COCO), all in pixels, as the metrics read them.
 
-  Args:
-    out: the folder to make; it appears as a whole or not at all.
-    codec: an npz file with the mask codec that writes the codes.
-    digits: "scanned", those of make_digits.py, whose test scans are in test
-      pictures only; or "printed", PRINTED others for each split.
-    ask: which questions, a key of ASK.
-    num_train: pictures of the train split.
-    num_test: pictures of the test split.
-    seed: of everything.
+  The folder appears as a whole or not at all. Digits are "scanned", those of
+  make_digits.py, whose test scans are in test pictures only; or "printed",
+  PRINTED others for each split. `ask` is a key of ASK.
 
   Raises:
     ValueError: `out` exists already, or the codec cannot be read.

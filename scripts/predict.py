@@ -49,24 +49,7 @@ def predict(
 ) -> tuple[int, int]:
   """Writes a file of predictions, see paligemma/evals/predictions.py.
 
-  Args:
-    ckpt: path of the weights, see formats.open.
-    tokenizer: SentencePiece file of the checkpoint.
-    data: PaliGemma JSONL.
-    out: file for the predictions.
-    prompt: template of the prompt. Default: the field "prefix".
-    max_decode_len: most tokens of a prediction.
-    sampler: as for samplers.make.
-    batch_size: images at a time, over all devices of all processes.
-    text_len: most tokens of a prompt.
-    resize: key of image.PREPROCESSING. Default: as in paligemma.generate.
-    dtype: of parameters and products. Default: as stored.
-    quantize: "int8", "int4" or "nf4". Default: as stored.
-    adapter: path of LoRA weights, see load_adapter. Default: those of the
-      checkpoint, if any.
-    grammar: as for grammar.make. Default: any answer.
-    on_bad: key of batches.ON_BAD: what becomes of an image that cannot be read.
-    seed: for a sampler that draws.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     The numbers of predictions and of bad examples in the file.
@@ -143,9 +126,13 @@ def main() -> None:
   parser.add_argument("--data", required=True, metavar="X.jsonl")
   parser.add_argument("--out", required=True, metavar="Y.jsonl")
   parser.add_argument("--prompt", help='such as "answer en {question}"')
-  parser.add_argument("--max_decode_len", type=int, default=64)
-  parser.add_argument("--sampler", default="greedy")
-  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument(
+    "--max_decode_len", type=int, default=64, help="most tokens of an answer"
+  )
+  parser.add_argument("--sampler", default="greedy", help="as samplers.make")
+  parser.add_argument(
+    "--batch_size", type=int, default=32, help="images, over all devices"
+  )
   parser.add_argument("--text_len", type=int, default=64, help="of a prompt")
   parser.add_argument(
     "--resize",

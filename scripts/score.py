@@ -40,13 +40,7 @@ def score(
 ) -> tuple[int, dict[str, Any], int]:
   """Scores one file of predictions, or compares two.
 
-  Args:
-    config: of a run.
-    predictions, against: the files.
-    metric: as for metrics.make; default that of the evaluator.
-    split: name of the evaluator; default the only one that generates.
-    limit: the files are about the first so many examples.
-    resamples: number of them for each interval; 0 for none.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     Tuple of the number of examples that are scored, {name: bootstrap.Estimate},
@@ -122,9 +116,11 @@ def main() -> None:
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
   parser.add_argument("--metric", help='such as "vqa(lower=True)"')
-  parser.add_argument("--split", help="name of the evaluator")
+  parser.add_argument("--split", help="the evaluator, if several")
   parser.add_argument("--limit", type=int, help="the first examples only")
-  parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
+  parser.add_argument(
+    "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
+  )
   parser.add_argument("--json", action="store_true")
   args, config = config_command.parse(parser)
   options = vars(args)

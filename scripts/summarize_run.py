@@ -43,12 +43,7 @@ def changed_leaves(
 def check_changed(
   changed: Iterable[str], names: Iterable[str], patterns: Sequence[str]
 ) -> None:
-  """Checks that exactly the parameters that were to train have changed.
-
-  Args:
-    changed: names of the parameters that differ.
-    names: all names.
-    patterns: regexes of the names that were to train.
+  """Checks that of all names exactly those that were to train have changed.
 
   Raises:
     ValueError: a frozen parameter moved, or one that trains did not.
@@ -60,14 +55,7 @@ def check_changed(
 
 
 def scores(metrics: pathlib.Path, name: str) -> tuple[float, float, int]:
-  """The first and last value of a metric in metrics.jsonl, and its examples.
-
-  Args:
-    metrics: path of metrics.jsonl.
-    name: "val/exact_match".
-
-  Returns:
-    Tuple (first, last, number of examples).
+  """First and last value of "val/exact_match" in metrics.jsonl, and examples.
 
   Raises:
     ValueError: the metric is not there.

@@ -562,15 +562,8 @@ def draw_pictures(
   """Writes train.jsonl, val.jsonl and their pictures.
 
   The folder appears at once or not at all: it is written beside `out` and then
-  renamed. The same seed and resolution give the same pictures.
-
-  Args:
-    out: the folder to make.
-    num: training examples.
-    seed: decides all of them.
-    res: pixels along each side of a picture, default 56.
-    num_val: held-out examples, default 1000, drawn from another stream.
-    workers: processes that draw, default 1; the result is the same.
+  renamed. The same seed and resolution give the same pictures, with any number
+  of workers. Held-out examples are drawn from another stream.
 
   Raises:
     ValueError: `out` exists already.

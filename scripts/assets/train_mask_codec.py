@@ -148,14 +148,9 @@ def train_mask_codec(
 ) -> tuple[float, int]:
   """Trains on the scans of make_digits.py that are for training.
 
-  Args:
-    out: the file to write, float16 under the names of the published one.
-    steps: of BATCH_SIZE masks.
-    seed: of everything.
-
-  Returns:
-    the mean IoU of masks of test scans with what comes back from their codes,
-    and how many codes these use.
+  The file is float16 under the names of the published one. Returns the mean IoU
+  of masks of test scans with what comes back from their codes, and how many
+  codes these use.
   """
   scans, _ = make_digits.load_scans()
   rng = np.random.default_rng(seed)

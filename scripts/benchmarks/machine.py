@@ -23,14 +23,10 @@ def hardware() -> str:
 
 
 def rates(dtype: str) -> dict[str, float]:
-  """Measures the best of five runs of each.
+  """The FLOPs of a square matrix product and the bytes of reading, a second.
 
-  Args:
-    dtype: of both factors of the product. It is summed and given in float32,
-      the fastest way: a CPU takes twice as long to give bfloat16.
-
-  Returns:
-    {"flops_per_s": of a square matrix product, "bytes_per_s": of reading}.
+  Each is the best of five runs. The product is summed and given in float32, the
+  fastest way: a CPU takes twice as long to give bfloat16.
   """
   x = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE), dtype)
   multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
