@@ -171,13 +171,8 @@ def _is_repeated(entry, annotated, problems):
 
   Captions and questions may be several. Of objects, those of one annotation
   would be missing from the other: a model would learn both that they are there
-  and that they are not.
-
-  Args:
-    annotated: image -> its first entry, which is added.
-
-  Raises:
-    ValueError: it has had others, or those in another split.
+  and that they are not. So others, or those in another split, are an error.
+  Adds the first entry of an image to `annotated`.
   """
   if entry.things is None or isinstance(entry.image, tuple):
     return False
@@ -218,11 +213,7 @@ def _named(entry, written, copy):
 
 
 def _check(records, images, src, problems):
-  """Raises if there is nothing to learn, or boxes are not what was read.
-
-  Args:
-    images: how many there were.
-  """
+  """Raises if there is nothing to learn, or boxes are not what was read."""
   lines = [line for lines in records.values() for line in lines]
   hints = [f"; the first: {message}" for message in problems.messages[:1]]
   hints += [

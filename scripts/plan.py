@@ -160,17 +160,11 @@ def measure_largest(
   say: Callable[[str], Any] = print,
   **how: Any,
 ) -> tuple[Plan, memory.Memory, dict[str, Any]]:
-  """As `measure`, for the largest batch whose peak does not exceed a limit.
+  """As `measure`, for the largest batch whose peak is at most so many bytes.
 
-  Args:
-    config: as for `measure`; its batch_size is where the search starts.
-    limit: bytes.
-    devices, **how: as for `measure`.
-    say: called with a line about every compilation.
-
-  Returns:
-    As `measure`, with `largest_batch` among the figures: 0 if none fits, and
-    then the rest is about the smallest.
+  The search starts at the config's batch size, and says a line about every
+  compilation. `largest_batch` is among the figures: 0 if none fits, and then
+  the rest is about the smallest.
   """
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   tried = {}

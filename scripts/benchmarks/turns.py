@@ -16,13 +16,8 @@ def seconds(
 ) -> dict[Any, list[float]]:
   """Times every contestant `runs` times, in turns, after one run to warm up.
 
-  Args:
-    contestants: name -> function that does the work and waits for its end.
-    runs: how many are timed.
-    clock: function that gives seconds.
-
-  Returns:
-    name -> list of seconds, one per run.
+  A contestant does its work and waits for its end. Returns, by name, the
+  seconds of each run.
   """
   for work in contestants.values():
     work()

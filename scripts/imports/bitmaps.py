@@ -52,16 +52,7 @@ def values(
 def placed(
   bitmap: np.ndarray, top: int, left: int, size: tuple[int, int]
 ) -> np.ndarray:
-  """Puts a bitmap into an empty picture; what lies outside is cut off.
-
-  Args:
-    bitmap: bool[h, w].
-    top: row of its first row, as left of its first column.
-    size: (height, width) of the picture.
-
-  Returns:
-    bool[height, width].
-  """
+  """bool[height, width] with bool[h, w] at a place; what is outside is cut."""
   found = np.zeros(size, bool)
   y0, x0 = max(top, 0), max(left, 0)
   y1 = max(y0, min(top + bitmap.shape[0], size[0]))

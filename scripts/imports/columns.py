@@ -53,15 +53,8 @@ def choose(
   """The columns that a task needs.
 
   A name is found as it is, or else in other case, spaces and signs: "X Min" is
-  "xmin".
-
-  Args:
-    needed: keys of NAMES.
-    present: the columns of the table.
-    given: key of NAMES -> column, where it has another name.
-
-  Returns:
-    key of NAMES -> column.
+  "xmin". Needed are keys of NAMES, `given` are columns by such keys, and so is
+  what is returned.
   """
   for name, column in given.items():
     registry.lookup(NAMES, name, "name in --columns")

@@ -137,13 +137,10 @@ def split_name(name: str) -> str:
 
 
 def split_of(path: pathlib.PurePath) -> str | None:
-  """The split that a path names, None without one.
+  """The split that a path relative to the data set names, None without one.
 
   The name of the file goes before its folder, and that before the ones above;
   words end at anything but letters: "vqa-dev/train_0.parquet" is "train".
-
-  Args:
-    path: relative to the data set, so that no folder above it is read.
   """
   for name in reversed(path.parts):
     for word in re.split(r"[\W\d_]+", name.lower()):

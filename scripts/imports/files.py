@@ -108,12 +108,9 @@ def read_yaml(path: pathlib.Path) -> Any:
 
 
 def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
-  """The value of a YAML text; scalars stay text, as [no, yes] is no [0, 1].
+  """The value of YAML that begins at line `first` of a file.
 
-  Args:
-    text: YAML.
-    path: of the file that it stands in, whose line `first` it begins at.
-    first: number of a line.
+  Scalars stay text, as [no, yes] is no [0, 1].
   """
   try:
     return yaml.load(text, yaml.BaseLoader)

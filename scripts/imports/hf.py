@@ -1,5 +1,6 @@
 """Hugging Face: a folder of images with metadata, of Parquet or of Arrow."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -227,8 +228,7 @@ def _entry(source, row, chosen, reading, image, split, where):
 
 def _rows(path, only=None, limit=None):
   """The first rows of a table, or some columns of them."""
-  arrow, parquet = _pyarrow()
-  try:
+  with _pyarrow(path) as (arrow, parquet):
     if path.suffix == ".parquet":
       with parquet.ParquetFile(path) as file:
         batches = file.iter_batches(_BATCH, columns=only)
@@ -239,9 +239,6 @@ def _rows(path, only=None, limit=None):
         if only:
           batches = (batch.select(only) for batch in batches)
         yield from itertools.islice(_each(batches), limit)
-  except (arrow.ArrowException, OSError) as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read it: {reason}") from None
 
 
 def _each(batches):
@@ -252,16 +249,12 @@ def _each(batches):
 
 def _features(path):
   """What the schema of a table keeps beside the columns."""
-  arrow, parquet = _pyarrow()
-  try:
+  with _pyarrow(path) as (arrow, parquet):
     if path.suffix == ".parquet":
       schema = parquet.read_schema(path)
     else:
       with arrow.memory_map(str(path)) as file:
         schema = arrow.ipc.open_stream(file).schema
-  except (arrow.ArrowException, OSError) as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read it: {reason}") from None
   content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
   return content.get("info", {}).get("features") or {}
 
@@ -372,7 +365,9 @@ def _names(feature):
   return tuple(names) if is_class else None
 
 
-def _pyarrow():
+@contextlib.contextmanager
+def _pyarrow(path):
+  """The library and its part for Parquet, whose errors are one line."""
   try:
     import pyarrow
     import pyarrow.ipc
@@ -381,4 +376,8 @@ def _pyarrow():
     raise ValueError(
       "Parquet is read by pyarrow, which is missing: pip install pyarrow"
     ) from None
-  return pyarrow, parquet
+  try:
+    yield pyarrow, parquet
+  except (pyarrow.ArrowException, OSError) as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(f"{path}: cannot read it: {reason}") from None

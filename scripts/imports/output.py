@@ -18,22 +18,13 @@ class Output:
   """A context whose files appear in a folder at its end, if there is no error.
 
   Images come to lie in images/SPLIT under their own names, or, where two of
-  them have the same, as "a.png" and "a-2.png".
-
-  Args:
-    folder: need not exist, nor its parents.
-
-  Attributes:
-    images: name in the JSONL -> path under which an image can be read in the
-      context.
-
-  Raises:
-    ValueError: it cannot be written to, or has other files of these names.
+  them have the same, as "a.png" and "a-2.png". The folder need not exist, but
+  other files of these names may not be in it.
   """
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self.images = {}
+    self.images = {}  # name in the JSONL -> where it can be read in the context
     self._places = []  # of what is to appear, relative to the folder
     self._taken = set()  # the same in lower case, as some systems compare them
     self._copied = {}  # (split, image) -> its place

@@ -158,13 +158,9 @@ def make(
   notes: Mapping[str, tuple[int, str]],
   left_out: Sequence[str],
 ) -> Summary:
-  """Sums up what is to be written.
+  """Sums up what is to be written, and the notes and messages of Problems.
 
-  Args:
-    records: name of a split -> objects of its lines.
-    labels: those that objects can have, for detection and segmentation.
-    tokenizer: that of the model; None counts no tokens.
-    notes, left_out: notes and messages of entries.Problems.
+  Labels are those that objects can have. Without a tokenizer no token counts.
   """
   detects = all("objects" in x for lines in records.values() for x in lines)
   objects = {label: collections.Counter() for label in labels if detects}

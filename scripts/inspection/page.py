@@ -78,13 +78,7 @@ def section(
 
 
 def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
-  """An SVG of how often each length occurs, and a line at the limit.
-
-  Args:
-    title: what is counted.
-    values: int[N], the lengths.
-    limit: most that fit; what is longer is drawn in red. None for no limit.
-  """
+  """An SVG of how often each length occurs, with those above a limit in red."""
   if not len(values):
     return ""
   top = max(int(values.max()), limit or 0) + 1
@@ -127,12 +121,7 @@ def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
 def card(
   sample: Sample, decode: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> str:
-  """One example.
-
-  Args:
-    sample: what is shown.
-    decode: int[B, 16] codes -> float[B, 64, 64] masks; None draws no masks.
-  """
+  """One example; masks are drawn by `decode`, see inspect_data.inspect."""
   where = f'<p class="where">{sample.index}: {_text(sample.where)}</p>'
   if sample.problem:
     return f'<div class="card bad">{where}<p>{_text(sample.problem)}</p></div>'
