@@ -15,7 +15,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -48,6 +48,26 @@ def path(given: epath.PathLike) -> epath.Path:
     reason = "a device, a pipe or a socket, expected a file"
     raise OSError(errno.EINVAL, reason, str(given))
   return epath.Path(given)
+
+
+def file_in(given: epath.PathLike, names: Sequence[str]) -> epath.Path:
+  """Returns the path of a file, which may be given by its folder.
+
+  Args:
+    given: Path of the file, or of a folder with one.
+    names: Of the file in a folder; the first that is there counts.
+
+  Raises:
+    OSError: As `path`.
+    ValueError: The folder has none of them.
+  """
+  found = path(given)
+  if not found.is_dir():
+    return found
+  for name in names:
+    if (found / name).exists():
+      return found / name
+  raise ValueError(f"{found}: holds neither {' nor '.join(names)}")
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ class Checkpoint:
       buffers, or the pooling head of SigLIP.
     created: Names of leaves that are in no file and drawn at random, such as
       the head between two towers that have not met before.
-    metadata: What the files say beside the towers, as JSON holds it: see
-      fields.METADATA. Model.metadata keeps it, and `save` writes it again.
+    metadata: What the files say beside the towers, as JSON holds it, see
+      stated_fields.METADATA. Model.metadata keeps it, `save` writes it again.
     compute_dtype: What the model computes in. Default: the files do not say.
 
   Raises:

@@ -23,7 +23,7 @@ class Pair:
 
   Attributes:
     name: Of the matrix.
-    kind: One of quantized.KINDS.
+    kind: One of quantization.KINDS.
     values, scale: Leaves of its two arrays.
   """
 
@@ -149,11 +149,11 @@ def storage(
   Args:
     parameters: Name -> Leaf, Pair or anything with a `shape`.
     dtypes: Name -> dtype of what is not quantized.
-    kind: One of quantized.KINDS, of the model, see quantized.kind_for; None:
-      those that are a Pair stay one.
+    kind: One of quantization.KINDS, of the model, see quantization.kind_for;
+      None: those that are a Pair stay one.
 
   Raises:
-    ValueError: `kind` is not what a Pair is, or as quantized.shapes.
+    ValueError: `kind` is not what a Pair is, or as quantization.shapes.
   """
   arrays = {}
   for name, leaf in parameters.items():
@@ -198,13 +198,13 @@ def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
   Args:
     found: Name -> leaf of every array.
-    kind: One of quantized.KINDS, of the model, see quantized.kind_for.
+    kind: One of quantization.KINDS, of the model, see quantization.kind_for.
 
   Returns:
     Name -> leaf, two for every matrix; those that are there already stay.
 
   Raises:
-    ValueError: As quantized.shapes.
+    ValueError: As quantization.shapes.
   """
   read_last = {}
   leaves_of = {}
@@ -255,22 +255,16 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     Name -> Leaf or array, of float32 where it is quantized.
   """
-  found = {
-    name: array for name, array in arrays.items() if not isinstance(array, Pair)
-  }
-  pairs = {
-    name: array for name, array in arrays.items() if isinstance(array, Pair)
-  }
-  rounded = {
-    name: leaves.Leaf.of(x)
-    for name, x in found.items()
-    if quantization.split(name)
-  }
-  pairs |= paired(rounded)
-  whole = {name: array for name, array in found.items() if name not in rounded}
-  return whole | {
-    name: leaves.Leaf.of(_Restored(pair)) for name, pair in pairs.items()
-  }
+  whole, pairs, parts = {}, {}, {}
+  for name, array in arrays.items():
+    if isinstance(array, Pair):
+      pairs[name] = array
+    elif quantization.split(name):
+      parts[name] = leaves.Leaf.of(array)
+    else:
+      whole[name] = array
+  pairs |= paired(parts)
+  return whole | {n: leaves.Leaf.of(_Restored(x)) for n, x in pairs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,14 +330,14 @@ def place(
   Args:
     name: Of the parameter.
     leaf: What to read. A Pair is placed as it is.
-    kind: One of quantized.KINDS.
+    kind: One of quantization.KINDS.
     values, scale: Shape, dtype and sharding of the two arrays.
 
   Returns:
     {kind: values, "scale": scale}.
 
   Raises:
-    ValueError: A Pair of another kind, or as quantized.shapes.
+    ValueError: A Pair of another kind, or as quantization.shapes.
   """
   like = {kind: values, quantization.SCALE: scale}
   if isinstance(leaf, Pair):

@@ -36,7 +36,7 @@ FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
 
 _SHOWN = 10  # differences in one message
 
-# Prefixes in a file -> those of huggingface_layout.py; the first that matches.
+# Prefixes in a file -> those of layout.py; the first that matches.
 _PALIGEMMA = (
   (r"(language_model\.)?(?=lm_head\.)", "text."),
   (r"(model\.)?language_model\.(model\.)?", "text."),
@@ -82,7 +82,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     nothing but padding to a multiple of 64 rows follows, and no token of the
     tokenizer whose files lie there too; otherwise all rows are kept, and
     `metadata` names it. `metadata` also holds what the other files of the
-    folder say, see huggingface_metadata.py.
+    folder say, see metadata.py.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,
@@ -186,7 +186,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
 def normalize(
   path: pathlib.Path, keys: Iterable[str], model_type: str
 ) -> dict[str, str]:
-  """Name in huggingface_layout.py -> key in the file.
+  """Name in layout.py -> key in the file.
 
   Args:
     path: What the message of an error begins with.

@@ -21,6 +21,7 @@ from paligemma.checkpoints import (
   quantized_leaves,
   resample,
   settings,
+  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import (
@@ -35,14 +36,7 @@ from paligemma.checkpoints.training import fingerprint
 from paligemma.lora.config import PARAMETERS, Lora
 
 # Fields of both models that array shapes cannot tell.
-_LLM_FIELDS = (
-  "norm_eps",
-  "query_scale",
-  "post_norms",
-  "attn_logits_softcap",
-  "final_logits_softcap",
-  "sliding_window",
-)
+_LLM_FIELDS = tuple(name for name in stated_fields.LLM if name != "lora")
 _IMG_FIELDS = ("posemb", "pool_type")
 _HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
 
@@ -119,14 +113,12 @@ def open(
     compute_dtype=computed_in,
   )
   if source == "random" and not trains_all:
+    way_out = 'convert its "final.npz"'
+    if "lora" in llm:
+      way_out = "a run whose adapters are to be used needs an init"
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
-      "are stored nowhere; "
-      + (
-        "a run whose adapters are to be used needs an init"
-        if "lora" in llm
-        else 'convert its "final.npz"'
-      )
+      f"are stored nowhere; {way_out}"
     )
   if trains_all:
     metadata = _metadata_of(source, step, open_source) | preprocessing
