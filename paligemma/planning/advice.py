@@ -1,18 +1,21 @@
 """What to change in a config whose run does not fit a device."""
 
 import re
+from typing import Any
 
 import jax
 
 from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
-# The least that trains, see configs/common.py; the names are those of Gemma.
 LEAST = "block_inputs"  # what of models/remat.py keeps the least
+# The least that trains, see configs/common.py; the names are those of Gemma.
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
-def advise(plan, memory, usable, *, what="train"):
+def advise(
+  plan: Any, memory: memory_lib.Memory, usable: float, *, what: str = "train"
+) -> list[str]:
   """Says what would save how much, the larger part of the memory first.
 
   Estimates: temporaries are taken to be proportional to the batch, and to
@@ -20,12 +23,12 @@ def advise(plan, memory, usable, *, what="train"):
 
   Args:
     plan: trainers.plan.Plan.
-    memory: trainers.memory.Memory of its step or decoding.
+    memory: of its step or decoding.
     usable: bytes of the device.
     what: "train" or "decode".
 
   Returns:
-    List of str; empty if it fits.
+    Lines for people; none if it fits.
   """
   if memory.peak <= usable:
     return []

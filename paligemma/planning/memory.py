@@ -52,7 +52,7 @@ class Memory(NamedTuple):
     return self.arguments + self.temporaries + self.outputs
 
 
-def bytes_per_device(leaf):
+def bytes_per_device(leaf: Any) -> int:
   """Bytes of a leaf with shape, dtype and sharding on one device."""
   shape = leaf.sharding.shard_shape(leaf.shape)
   return math.prod(shape) * leaf.dtype.itemsize
