@@ -109,10 +109,10 @@ def is_right(prediction: dict) -> bool:
   truths, found = (
     location.parse(prediction[key], (1, 1)) for key in ("suffix", "prediction")
   )
-  if not any(thing.box for thing in truths):
+  if not any(obj.box for obj in truths):
     return bool(prediction["correct"])
   for truth in truths:
-    hits = [thing for thing in found if _overlap(thing, truth) >= OVERLAP]
+    hits = [obj for obj in found if _overlap(obj, truth) >= OVERLAP]
     if not hits:
       return False
     found.remove(hits[0])
@@ -121,11 +121,11 @@ def is_right(prediction: dict) -> bool:
 
 def shorten(text: str) -> str:
   """Leaves the labels of a text of boxes; any other text as it is."""
-  things = location.parse(text, (1, 1))
-  boxed = any(thing.box for thing in things)
-  if not boxed or any(thing.problem for thing in things):
+  objects = location.parse(text, (1, 1))
+  boxed = any(obj.box for obj in objects)
+  if not boxed or any(obj.problem for obj in objects):
     return text
-  return location.SEPARATOR.join(thing.label for thing in things)
+  return location.SEPARATOR.join(obj.label for obj in objects)
 
 
 def draw_objects(
@@ -136,15 +136,15 @@ def draw_objects(
 ) -> None:
   """Draws the boxes of a text into an RGB picture, and masks with `decode`."""
   size = picture.height, picture.width
-  for thing in location.parse(text, size):
-    if thing.box is None or thing.problem:
+  for obj in location.parse(text, size):
+    if obj.box is None or obj.problem:
       continue
-    if thing.codes is not None and decode is not None:
-      (decoded,) = np.asarray(decode(np.array([thing.codes], np.int32)))
-      alpha = TINT * masks_lib.paste(decoded, thing.box, size)
+    if obj.codes is not None and decode is not None:
+      (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
+      alpha = TINT * masks_lib.paste(decoded, obj.box, size)
       mask = Image.fromarray(np.round(255 * alpha).astype(np.uint8))
       picture.paste(colour, mask=mask)
-    y0, x0, y1, x1 = location.to_pixels(thing.box, size)
+    y0, x0, y1, x1 = location.to_pixels(obj.box, size)
     edges = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
     ImageDraw.Draw(picture).rectangle(edges, outline=colour)
 
@@ -179,12 +179,12 @@ def draw_cell(
   return cell
 
 
-def _overlap(thing: location.Object, other: location.Object) -> float:
-  """IoU of the boxes of two things with the same label, else 0."""
-  usable = all(t.box and not t.problem for t in (thing, other))
-  if not usable or thing.label != other.label:
+def _overlap(obj: location.Object, other: location.Object) -> float:
+  """IoU of the boxes of two objects with the same label, else 0."""
+  usable = all(t.box and not t.problem for t in (obj, other))
+  if not usable or obj.label != other.label:
     return 0.0
-  return float(boxes_lib.iou(np.array(thing.box), np.array([other.box]))[0])
+  return float(boxes_lib.iou(np.array(obj.box), np.array([other.box]))[0])
 
 
 def _sheet(cells):

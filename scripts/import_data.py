@@ -131,7 +131,7 @@ def import_data(
   encode = _encoder(task, codec)
   with output.Output(out) as written:
     placed = [written.place(entry) for entry in found.entries]
-    used = (thing.label for entry in placed for thing in entry.things or ())
+    used = (obj.label for entry in placed for obj in entry.objects or ())
     asked = prompts.asked(found.labels, used, problems, str(src))
     records, annotated = {}, {}
     for entry in placed:
@@ -174,7 +174,7 @@ def _is_repeated(entry, annotated, problems):
   and that they are not. So others, or those in another split, are an error.
   Adds the first entry of an image to `annotated`.
   """
-  if entry.things is None or isinstance(entry.image, tuple):
+  if entry.objects is None or isinstance(entry.image, tuple):
     return False
   try:
     file = entry.image.resolve()
@@ -202,7 +202,7 @@ def _is_repeated(entry, annotated, problems):
 
 def _unplaced(entry):
   """The objects of an entry without the places that name them."""
-  return [dataclasses.replace(thing, where="") for thing in entry.things]
+  return [dataclasses.replace(obj, where="") for obj in entry.objects]
 
 
 def _named(entry, written, copy):

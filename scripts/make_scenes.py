@@ -47,7 +47,7 @@ PAD, FINE = 2, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class Object:
   """A digit in a picture."""
 
   label: str  # "0" to "9"
@@ -141,9 +141,9 @@ def place(
   scan: np.ndarray,
   label: str,
   height: int,
-  others: Sequence[Thing],
+  others: Sequence[Object],
   rng: np.random.Generator,
-) -> Thing | None:
+) -> Object | None:
   """Puts a digit somewhere apart from the others; None after TRIES tries."""
   picture, (height, width) = enlarge(scan, height)
   room = (SIDE - height) // STEP + 1, (SIDE - width) // STEP + 1
@@ -152,35 +152,35 @@ def place(
     if not any(_touch(box, other.box) for other in others):
       canvas = Image.new("L", (SIDE, SIDE))
       canvas.paste(picture, (left - STEP, top - STEP))
-      return Thing(label, box, np.asarray(canvas))
+      return Object(label, box, np.asarray(canvas))
   return None
 
 
-def draw_things(
+def draw_objects(
   scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> list[Thing]:
+) -> list[Object]:
   """Draws 1 to 3 of uint8[N, 8, 8] digits, from top to bottom.
 
   One label at least is single.
   """
   number = int(rng.integers(1, len(HEIGHTS) + 1))
   while True:
-    things = []
+    objects = []
     chosen = rng.integers(len(scans), size=number).tolist()
     heights = rng.integers(*HEIGHTS[number - 1], size=number).tolist()
     for i, height in zip(chosen, heights, strict=True):
-      thing = place(scans[i], str(labels[i]), height, things, rng)
-      if thing is None:
+      obj = place(scans[i], str(labels[i]), height, objects, rng)
+      if obj is None:
         break
-      things.append(thing)
-    if len(things) == number and _single(things):
-      return sorted(things, key=lambda thing: thing.box)
+      objects.append(obj)
+    if len(objects) == number and _single(objects):
+      return sorted(objects, key=lambda obj: obj.box)
 
 
-def _paint(things, rng):
+def _paint(objects, rng):
   """Paints bright ink on dark paper, with some noise: a gray picture."""
   paper, bright = rng.integers(*PAPER), rng.integers(*INK)
-  ink = np.maximum.reduce([thing.ink for thing in things])
+  ink = np.maximum.reduce([obj.ink for obj in objects])
   pixels = paper + ink * ((bright - paper) / 255)
   pixels += NOISE * rng.standard_normal(pixels.shape, np.float32)
   return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
@@ -194,88 +194,88 @@ def _touch(box, other):
   return rows and x0 < u1 + GAP and u0 < x1 + GAP
 
 
-def _single(things):
+def _single(objects):
   """Those with a label that no other has."""
-  labels = [thing.label for thing in things]
-  return [thing for thing in things if labels.count(thing.label) == 1]
+  labels = [obj.label for obj in objects]
+  return [obj for obj in objects if labels.count(obj.label) == 1]
 
 
 # --- Questions --------------------------------------------------------------
 
 
-def _ask_all(things):
+def _ask_all(objects):
   """Asks "detect digits": all boxes with their label, from top to bottom."""
-  return _detect(["digits"], things)
+  return _detect(["digits"], objects)
 
 
-def ask_some(things: Sequence[Thing], rng: np.random.Generator) -> dict:
+def ask_some(objects: Sequence[Object], rng: np.random.Generator) -> dict:
   """Asks "detect 3 ; 7": the boxes of one or two labels, in this order.
 
   At times one of those asked for is not in the picture.
   """
-  present = sorted({thing.label for thing in things})
+  present = sorted({obj.label for obj in objects})
   names = rng.permutation(present)[: rng.integers(1, 3)].tolist()
   if rng.random() < ABSENT:
     absent = [str(i) for i in range(10) if str(i) not in present]
     names = rng.permutation([*names[:1], rng.choice(absent)]).tolist()
   return _detect(
-    names, [t for name in names for t in things if t.label == name]
+    names, [t for name in names for t in objects if t.label == name]
   )
 
 
-def _ask_names(things):
+def _ask_names(objects):
   """Asks which digits there are: all labels, from top to bottom."""
   return {
     "prefix": "answer en read the digits",
-    "suffix": " ".join(thing.label for thing in things),
+    "suffix": " ".join(obj.label for obj in objects),
   }
 
 
-def _ask_mask(name, thing, codes):
+def _ask_mask(name, obj, codes):
   """Asks "segment digit": its box, the codes of its mask, its label."""
-  found = location.Object(thing.box, thing.label, codes)
+  found = location.Object(obj.box, obj.label, codes)
   return {
     "prefix": f"segment {name}",
     "suffix": location.encode([found], (SIDE, SIDE)),
-    "box": thing.box,
-    "mask": masks_lib.to_rle(thing.mask),
+    "box": obj.box,
+    "mask": masks_lib.to_rle(obj.mask),
   }
 
 
 def plainly(
-  things: Sequence[Thing], rng: np.random.Generator
-) -> tuple[list[dict], list[tuple[str, Thing]]]:
+  objects: Sequence[Object], rng: np.random.Generator
+) -> tuple[list[dict], list[tuple[str, Object]]]:
   """Asks for all digits, and for the mask of one that is alone.
 
   Returns:
     Questions, and what to ask for the masks of: name and digit.
   """
   del rng  # nothing is drawn
-  alone = [("digit", things[0])] if len(things) == 1 else []
-  return [_ask_all(things)], alone
+  alone = [("digit", objects[0])] if len(objects) == 1 else []
+  return [_ask_all(objects)], alone
 
 
-def _by_name(things, rng):
+def _by_name(objects, rng):
   """Asks for all digits, for some by their label, and for one mask; as above.
 
   To find what has a given label takes a model of this size far longer than to
   read what it has found.
   """
-  single = _single(things)
-  thing = single[rng.integers(len(single))]
-  plain = [_ask_all(things), ask_some(things, rng), _ask_names(things)]
-  return plain, [(thing.label, thing)]
+  single = _single(objects)
+  obj = single[rng.integers(len(single))]
+  plain = [_ask_all(objects), ask_some(objects, rng), _ask_names(objects)]
+  return plain, [(obj.label, obj)]
 
 
 ASK = {"plainly": plainly, "by_name": _by_name}
 
 
-def _detect(names, things):
-  objects = [location.Object(thing.box, thing.label) for thing in things]
+def _detect(names, objects):
+  located = [location.Object(obj.box, obj.label) for obj in objects]
   return {
     "prefix": f"detect {location.SEPARATOR.join(names)}",
-    "suffix": location.encode(objects, (SIDE, SIDE)),
-    "objects": [{"box": t.box, "label": t.label} for t in things],
+    "suffix": location.encode(located, (SIDE, SIDE)),
+    "objects": [{"box": t.box, "label": t.label} for t in objects],
   }
 
 
@@ -292,16 +292,16 @@ def _write_split(folder, split, number, scans, labels, encoder, ask, seed):
     scenes, cut = [], []
     for index in range(start, min(start + ENCODED, number)):
       rng = np.random.default_rng((seed, SPLITS.index(split), index))
-      things = draw_things(scans, labels, rng)
+      objects = draw_objects(scans, labels, rng)
       name = f"{split}/{index:05d}.png"
-      _paint(things, rng).save(folder / name)
-      plain, masked = ASK[ask](things, rng)
+      _paint(objects, rng).save(folder / name)
+      plain, masked = ASK[ask](objects, rng)
       scenes.append((name, plain, masked))
-      cut += [masks_lib.crop(thing.mask, thing.box) for _, thing in masked]
+      cut += [masks_lib.crop(obj.mask, obj.box) for _, obj in masked]
     codes = iter(encoder.codes(np.stack(cut)) if cut else ())
     for name, plain, masked in scenes:
       picture = {"image": name, "height": SIDE, "width": SIDE}
-      plain += [_ask_mask(what, thing, next(codes)) for what, thing in masked]
+      plain += [_ask_mask(what, obj, next(codes)) for what, obj in masked]
       for question in plain:
         yield question["prefix"].split()[0], picture | question
 

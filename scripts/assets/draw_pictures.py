@@ -44,7 +44,7 @@ FONT_SIZE = 72
 GLYPH_SIZE = 104
 # Masks are drawn this many times larger than the picture, then averaged.
 OVERSAMPLING = 4
-# A point table: what is covered by a quarter or more belongs to a thing.
+# A point table: what is covered by a quarter or more belongs to an object.
 _COVERED = [255 * (value >= 64) for value in range(256)]
 
 COLOURS = {
@@ -99,7 +99,7 @@ RING_HOLE = 0.55
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class Object:
   """One shape or digit in a picture."""
 
   name: str  # "circle", ..., or "0" to "9"
@@ -116,9 +116,9 @@ class Thing:
     return y0 / height, x0 / width, y1 / height, x1 / width
 
 
-def reading_order(things: Sequence[Thing]) -> list[Thing]:
+def reading_order(objects: Sequence[Object]) -> list[Object]:
   """Sorts from top to bottom, and from left to right at the same height."""
-  return sorted(things, key=lambda thing: thing.box[:2])
+  return sorted(objects, key=lambda obj: obj.box[:2])
 
 
 # --- Masks ------------------------------------------------------------------
@@ -242,7 +242,9 @@ def _choice(options: Sequence[str], rng: np.random.Generator) -> str:
   return options[rng.integers(len(options))]
 
 
-def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
+def draw_shapes(
+  size: int, rng: np.random.Generator
+) -> tuple[str, list[Object]]:
   """The colour of a background, and 1 to 4 shapes apart from each other."""
   ground = _choice(list(GROUNDS), rng)
   number = rng.integers(1, 5)
@@ -256,25 +258,25 @@ def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
       for _, other_radius, other in circles
     ):
       circles.append((word, radius, centre))
-  things = []
+  objects = []
   for word, radius, centre in circles:
     name = _choice(list(OUTLINES), rng)
     colour = _choice(contrasting(ground), rng)
     mask = shape_mask(name, size, centre, radius, rng.uniform(-12, 12))
-    things.append(Thing(name, colour, word, mask))
-  return ground, reading_order(things)
+    objects.append(Object(name, colour, word, mask))
+  return ground, reading_order(objects)
 
 
 def _draw_small_digit(size, rng):
   """One white digit that fills a black picture, as in a small scan."""
   name = str(rng.integers(10))
   mask = _digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
-  return "black", [Thing(name, "white", "", mask)]
+  return "black", [Object(name, "white", "", mask)]
 
 
 def draw_digits(
   size: int, number: int, heights: tuple[float, float], rng: np.random.Generator
-) -> tuple[str, list[Thing]]:
+) -> tuple[str, list[Object]]:
   """One digit anywhere, or two side by side in the same colour.
 
   Their smallest and largest height is in fractions of the picture. Returns the
@@ -287,13 +289,13 @@ def draw_digits(
     colour = "white" if ground == "black" else "black"
   else:
     colour = _choice(contrasting(ground), rng)
-  things = []
+  objects = []
   for i in range(number):
     name, height = str(rng.integers(10)), rng.uniform(*heights)
     room = i / number, (i + 1) / number
     mask = _digit_mask(name, size, height, *room, rng)
-    things.append(Thing(name, colour, "", mask))
-  return ground, things
+    objects.append(Object(name, colour, "", mask))
+  return ground, objects
 
 
 def _rgb(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -304,12 +306,12 @@ def _rgb(name: str, rng: np.random.Generator) -> np.ndarray:
 
 def compose(
   ground: str,
-  things: Sequence[Thing],
+  objects: Sequence[Object],
   size: int,
   noise: float,
   rng: np.random.Generator,
 ) -> Image.Image:
-  """Paints things on a background: RGB, with noise of so many gray values.
+  """Paints objects on a background: RGB, with noise of so many gray values.
 
   Masks are averaged over areas; tints and the background's shading vary.
   """
@@ -317,10 +319,10 @@ def compose(
   ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
   shade = slope[0] * ramp[None, :] + (slope[1] * ramp)[:, None]
   pixels = _rgb(ground, rng) + shade[..., None]
-  for thing in things:
-    mask = thing.mask.resize((size, size), Image.Resampling.BOX)
+  for obj in objects:
+    mask = obj.mask.resize((size, size), Image.Resampling.BOX)
     alpha = np.asarray(mask, np.float32)[..., None] / 255
-    pixels = pixels + alpha * (_rgb(thing.colour, rng) - pixels)
+    pixels = pixels + alpha * (_rgb(obj.colour, rng) - pixels)
   pixels = pixels + noise * rng.standard_normal((size, size, 1), np.float32)
   return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
@@ -335,7 +337,7 @@ def listing(parts: Sequence[str]) -> str:
   return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def describe(shape: Thing) -> str:
+def describe(shape: Object) -> str:
   """Returns, say, "an orange star" or "a small red circle"."""
   phrase = " ".join(filter(None, (shape.size, shape.colour, shape.name)))
   return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
@@ -346,10 +348,10 @@ def locations(box: Sequence[float]) -> str:
   return "".join(f"<loc{min(int(edge * 1024), 1023):04d}>" for edge in box)
 
 
-def detect(name: str, things: Sequence[Thing]) -> tuple[str, str]:
-  """Asks for the boxes of all things of that name, in reading order."""
-  found = [t for t in reading_order(things) if t.name == name]
-  boxes = " ; ".join(f"{locations(thing.box)} {name}" for thing in found)
+def detect(name: str, objects: Sequence[Object]) -> tuple[str, str]:
+  """Asks for the boxes of all objects of that name, in reading order."""
+  found = [t for t in reading_order(objects) if t.name == name]
+  boxes = " ; ".join(f"{locations(obj.box)} {name}" for obj in found)
   return f"detect {name}", boxes
 
 
@@ -359,11 +361,11 @@ def _kind(weights: dict[str, float], rng: np.random.Generator) -> str:
 
 
 def ask_shapes(
-  things: Sequence[Thing], rng: np.random.Generator
+  objects: Sequence[Object], rng: np.random.Generator
 ) -> tuple[str, str]:
   """A question about 1 to 4 shapes in reading order, and its answer."""
-  names = [thing.name for thing in things]
-  single = [thing for thing in things if names.count(thing.name) == 1]
+  names = [obj.name for obj in objects]
+  single = [obj for obj in objects if names.count(obj.name) == 1]
   weights = {
     "caption": 2.0,
     "count": 2.0,
@@ -376,9 +378,9 @@ def ask_shapes(
   present = _choice(names, rng)
   absent = _choice([name for name in OUTLINES if name not in names], rng)
   if kind == "caption":
-    return "caption en", listing([describe(thing) for thing in things])
+    return "caption en", listing([describe(obj) for obj in objects])
   if kind == "count":
-    return "answer en how many shapes are there?", str(len(things))
+    return "answer en how many shapes are there?", str(len(objects))
   if kind == "exists":
     name, answer = (present, "yes") if rng.random() < 0.5 else (absent, "no")
     return f"answer en is there a {name}?", answer
@@ -387,13 +389,13 @@ def ask_shapes(
     question = f"answer en how many {name} shapes are there?"
     return question, str(names.count(name))
   if kind == "colour":
-    thing = single[rng.integers(len(single))]
-    return f"answer en what colour is the {thing.name}?", thing.colour
-  return detect(present, things)
+    obj = single[rng.integers(len(single))]
+    return f"answer en what colour is the {obj.name}?", obj.colour
+  return detect(present, objects)
 
 
 def ask_digit(
-  ground: str, thing: Thing, rng: np.random.Generator
+  ground: str, obj: Object, rng: np.random.Generator
 ) -> tuple[str, str]:
   """A question about a digit on a background, and its answer."""
   weights = {
@@ -407,11 +409,11 @@ def ask_digit(
     "count": 3.0,
   }
   kind = _kind(weights, rng)
-  value = int(thing.name)
+  value = int(obj.name)
   if kind == "read":
-    return f"answer en {_choice(READ, rng)}", thing.name
+    return f"answer en {_choice(READ, rng)}", obj.name
   if kind == "caption":
-    return "caption en", f"the digit {value} in {thing.colour} on {ground}"
+    return "caption en", f"the digit {value} in {obj.colour} on {ground}"
   if kind == "spell":
     return "answer en spell the digit", WORDS[value]
   if kind == "compare":
@@ -423,18 +425,18 @@ def ask_digit(
   if kind == "even":
     return "answer en is the digit even?", "no" if value % 2 else "yes"
   if kind == "colour":
-    return "answer en what colour is the digit?", thing.colour
+    return "answer en what colour is the digit?", obj.colour
   if kind == "count":
     return "answer en how many digits are there?", "1"
-  return detect(thing.name, [thing])
+  return detect(obj.name, [obj])
 
 
 def ask_digits(
-  ground: str, things: Sequence[Thing], rng: np.random.Generator
+  ground: str, objects: Sequence[Object], rng: np.random.Generator
 ) -> tuple[str, str]:
   """A question about two digits from left to right, and its answer."""
-  left, right = (thing.name for thing in things)
-  both = f"the digits {left} and {right} in {things[0].colour} on {ground}"
+  left, right = (obj.name for obj in objects)
+  both = f"the digits {left} and {right} in {objects[0].colour} on {ground}"
   options = [
     ("answer en read the digits", f"{left} {right}"),
     ("answer en read the digits", f"{left} {right}"),
@@ -442,7 +444,7 @@ def ask_digits(
     ("answer en what is the right digit?", right),
     ("answer en how many digits are there?", "2"),
     ("caption en", both),
-    detect(left if rng.random() < 0.5 else right, things),
+    detect(left if rng.random() < 0.5 else right, objects),
   ]
   return options[rng.integers(len(options))]
 
@@ -452,9 +454,9 @@ def ask_digits(
 
 def _make_shapes(res, rng):
   """Makes a picture of shapes with a question: picture, prefix, suffix."""
-  ground, things = draw_shapes(OVERSAMPLING * res, rng)
+  ground, objects = draw_shapes(OVERSAMPLING * res, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
-  return compose(ground, things, res, noise, rng), *ask_shapes(things, rng)
+  return compose(ground, objects, res, noise, rng), *ask_shapes(objects, rng)
 
 
 def _make_digits(res, rng):
@@ -468,27 +470,27 @@ def _make_digits(res, rng):
   needs about 7 rows of such a grid to be legible, so it fills the small ones.
   """
   if rng.random() < SMALL_DIGITS:
-    ground, things = _draw_small_digit(OVERSAMPLING * res, rng)
-    picture = compose(ground, things, int(rng.integers(8, 11)), 0.0, rng)
+    ground, objects = _draw_small_digit(OVERSAMPLING * res, rng)
+    picture = compose(ground, objects, int(rng.integers(8, 11)), 0.0, rng)
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
-    return picture, *ask_digit(ground, things[0], rng)
+    return picture, *ask_digit(ground, objects[0], rng)
   number = 2 if rng.random() < 0.15 else 1
   grid, heights = res, (0.45, 0.95)
   if rng.random() < 0.6:
     grid = 8 if rng.random() < 0.3 else int(rng.integers(6, 17))
     grid = max(grid, 13 if number == 2 else 6)
     heights = (min(7 / grid, 0.98), 1.0)
-  ground, things = draw_digits(OVERSAMPLING * res, number, heights, rng)
+  ground, objects = draw_digits(OVERSAMPLING * res, number, heights, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
-  picture = compose(ground, things, grid, noise, rng)
+  picture = compose(ground, objects, grid, noise, rng)
   if grid != res:
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
   elif rng.random() < 0.4:
     blur = ImageFilter.GaussianBlur(rng.uniform(0.005, 0.02) * res)
     picture = picture.filter(blur)
   if number == 1:
-    return picture, *ask_digit(ground, things[0], rng)
-  return picture, *ask_digits(ground, things, rng)
+    return picture, *ask_digit(ground, objects[0], rng)
+  return picture, *ask_digits(ground, objects, rng)
 
 
 def make_example(

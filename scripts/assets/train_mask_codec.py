@@ -41,8 +41,8 @@ def draw_masks(
   drawn = []
   for scan in scans[rng.integers(len(scans), size=number)]:
     low, high = make_scenes.HEIGHTS[rng.integers(len(make_scenes.HEIGHTS))]
-    thing = make_scenes.place(scan, "", int(rng.integers(low, high)), [], rng)
-    drawn.append(masks_lib.crop(thing.mask, thing.box))
+    obj = make_scenes.place(scan, "", int(rng.integers(low, high)), [], rng)
+    drawn.append(masks_lib.crop(obj.mask, obj.box))
   return np.stack(drawn)
 
 

@@ -30,14 +30,14 @@ def measure(
   plan = subject.make_plan(config)
   model, flat = plan.model, subject.served_parameters(plan)
   params = tree.unflatten(flat)
-  dtype, rows = config.model.dtype, config.batch_size
+  dtype, batch_size = config.model.dtype, config.batch_size
   prompts = subject.prompts(subject.batch(config, model.llm.vocab_size))
   ours = functools.partial(_generate, model, params, prompts)
   contestants = {"ours": functools.partial(ours, NEW_TOKENS)}
   if peer is not None:
     peers = peer.decoders(model, flat, prompts, NEW_TOKENS)
     contestants |= {name: each.generate for name, each in peers.items()}
-  tokens = rows * NEW_TOKENS
+  tokens = batch_size * NEW_TOKENS
   rate = turns.rates(contestants, tokens, runs)
 
   phases = work(model, flat, config)

@@ -88,19 +88,19 @@ def batch(config: ConfigDict, vocab_size: int) -> dict[str, np.ndarray]:
   input, is padding: so both sides read and predict the same tokens.
   """
   rng = np.random.default_rng(0)
-  rows, length, res = config.batch_size, config.text_len + 1, config.res
-  position = np.broadcast_to(np.arange(length), (rows, length))
+  batch_size, length, res = config.batch_size, config.text_len + 1, config.res
+  position = np.broadcast_to(np.arange(length), (batch_size, length))
   valid = position < config.text_len
   answer = position >= PREFIX
-  text = rng.integers(3, vocab_size, (rows, length), np.int32)
-  image = rng.uniform(-1, 1, (rows, res, res, 3))
+  text = rng.integers(3, vocab_size, (batch_size, length), np.int32)
+  image = rng.uniform(-1, 1, (batch_size, res, res, 3))
   return {
     "image": image.astype(np.float32),
     "text": np.where(valid, text, 0),
     "mask_ar": answer.astype(np.int32),
     "mask_input": valid,
     "mask_loss": (valid & answer).astype(np.int32),
-    "_mask": np.ones(rows, bool),
+    "_mask": np.ones(batch_size, bool),
   }
 
 

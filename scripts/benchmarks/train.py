@@ -99,7 +99,7 @@ def measure(
 ) -> dict[str, Any]:
   """What `scripts.benchmark train` prints; `peer` is a module or None."""
   plan = subject.make_plan(config)
-  model, dtype, rows = plan.model, config.model.dtype, config.batch_size
+  model, dtype, batch_size = plan.model, config.model.dtype, config.batch_size
   batch = subject.batch(config, model.llm.vocab_size)
   trainable, frozen = subject.trained_parameters(plan)
   run = Run(plan, trainable, frozen, batch)
@@ -112,11 +112,11 @@ def measure(
     contestants |= {
       name: functools.partial(each.steps, steps) for name, each in peers.items()
     }
-  rate = turns.rates(contestants, rows * steps, runs)
+  rate = turns.rates(contestants, batch_size * steps, runs)
 
   flops, size = work(plan)
   rates = machine.rates(dtype)
-  floor = rows / machine.floor([(flops, size)], rates)
+  floor = batch_size / machine.floor([(flops, size)], rates)
   examples_per_s = rate.pop("ours") | {"dtype": dtype, "floor": floor}
   peak = flops_lib.peak_per_second()
   result = {
@@ -126,7 +126,7 @@ def measure(
     "flops": flops,
     "bytes": size,
     **rates,
-    "mfu": peak and flops * examples_per_s["median"] / rows / peak,
+    "mfu": peak and flops * examples_per_s["median"] / batch_size / peak,
     "losses": ours,
     "loss_difference": _largest_difference(ours, plain),
   }
@@ -141,7 +141,7 @@ def measure(
     }
   if growth:
     result["growth"] = {
-      "batch_size": [_memory(config, rows * times) for times in _GROWTH],
+      "batch_size": [_memory(config, batch_size * times) for times in _GROWTH],
       "res": [_time(config, config.res * times) for times in _GROWTH],
     }
   return result

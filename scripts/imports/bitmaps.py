@@ -61,10 +61,10 @@ def placed(
   return found
 
 
-def thing(label: str, mask: np.ndarray, where: str) -> entries.Thing:
+def to_object(label: str, mask: np.ndarray, where: str) -> entries.Object:
   """The object that a mask of a picture's size shows."""
   try:
     edges = masks.bounding_box(mask)
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return entries.Thing(label, edges, where, masks.to_rle(mask))
+  return entries.Object(label, edges, where, masks.to_rle(mask))

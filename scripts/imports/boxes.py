@@ -25,9 +25,9 @@ class Reading:
   # whether numbers are shares of the picture's sides, not pixels
   shares: bool = False
 
-  def thing(
+  def to_object(
     self, label: str, values: Sequence[float], where: str, **more: Any
-  ) -> entries.Thing:
+  ) -> entries.Object:
     """The object with this label and box; an area in shares is left out."""
     if self.shares:
       more["area"] = None
@@ -37,7 +37,7 @@ class Reading:
           f"set are shares of the image's sides, found {list(values)!r:.80}"
         )
     box = entries.BOXES[self.name](*values)
-    return entries.Thing(label, box, where, shares=self.shares, **more)
+    return entries.Object(label, box, where, shares=self.shares, **more)
 
 
 def decide(

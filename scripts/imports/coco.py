@@ -208,7 +208,7 @@ def _entries(part, images, reading, problems):
         annotated["size"] = _size(fields)
         if annotated["size"] is None:
           problems.note("images without a stated size, read from them", where)
-        annotated["things"] = _things(picture, part, reading, problems)
+        annotated["objects"] = _objects(picture, part, reading, problems)
       yield entries.Entry(image, where, part.split, **annotated)
 
 
@@ -220,17 +220,17 @@ def _captions(picture):
   return tuple(texts if picture.listed == 1 else dict.fromkeys(texts)) or None
 
 
-def _things(picture, part, reading, problems):
-  things = [
-    _thing(annotation, part.labels, reading, where, problems)
+def _objects(picture, part, reading, problems):
+  objects = [
+    _object(annotation, part.labels, reading, where, problems)
     for where, annotation in picture.annotations
   ]
   if picture.listed > 1:  # as often as each of its objects, perhaps
-    things = {(thing.label, thing.box): thing for thing in things}.values()
-  return tuple(things)
+    objects = {(obj.label, obj.box): obj for obj in objects}.values()
+  return tuple(objects)
 
 
-def _thing(annotation, named, reading, where, problems):
+def _object(annotation, named, reading, where, problems):
   category = _id(annotation, "category_id", where)
   if category not in named:
     near = registry.did_you_mean(str(category), map(str, named))
@@ -247,9 +247,9 @@ def _thing(annotation, named, reading, where, problems):
     else:
       values = boxes_lib.around(mask, where)
       reading = boxes_lib.Reading("yxyx", reading.shares)
-    return reading.thing(label, values, where, **more)
+    return reading.to_object(label, values, where, **more)
   box = files.get(annotation, "bbox", (list, str), where)
-  return reading.thing(label, boxes_lib.numbers(box, where), where, **more)
+  return reading.to_object(label, boxes_lib.numbers(box, where), where, **more)
 
 
 def _around_runs(mask, where):

@@ -143,19 +143,19 @@ def rest(row: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
   return {key: value for key, value in row.items() if key not in taken}
 
 
-def things(
-  objects: Any, reading: boxes.Reading, where: str
-) -> tuple[entries.Thing, ...]:
+def to_objects(
+  cell: Any, reading: boxes.Reading, where: str
+) -> tuple[entries.Object, ...]:
   """The objects of a cell, in the form of Hugging Face data sets.
 
   Args:
-    objects: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
+    cell: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
       list of {"bbox": ..., "category": ...}; also with "area" and "iscrowd",
       further keys are left out.
     reading: of the boxes.
   """
   found = []
-  for i, fields in enumerate(each(objects, where)):
+  for i, fields in enumerate(each(cell, where)):
     place = f"{where}: object {i}"
     box = files.get(
       fields, files.key_of(fields, _BOX), (list, tuple, str), place
@@ -170,7 +170,7 @@ def things(
       )
     values = boxes.numbers(box, place)
     more = boxes.details(fields, place)
-    found.append(reading.thing(category, values, place, **more))
+    found.append(reading.to_object(category, values, place, **more))
   return tuple(found)
 
 

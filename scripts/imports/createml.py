@@ -43,17 +43,17 @@ def _entry(fields, split, places, where, problems):
   annotations = files.get(
     fields, files.key_of(fields, _ANNOTATIONS), list, where
   )
-  things = tuple(
-    _thing(annotation, f"{where}: annotation {i}")
+  objects = tuple(
+    _object(annotation, f"{where}: annotation {i}")
     for i, annotation in enumerate(annotations)
   )
   image = folders.find(name, places, where, problems)
-  return entries.Entry(image, where, split, things=things)
+  return entries.Entry(image, where, split, objects=objects)
 
 
-def _thing(annotation, where):
+def _object(annotation, where):
   label = files.get(annotation, "label", str, where)
   centre = files.get(annotation, "coordinates", dict, where)
   found = [centre.get(key) for key in _COORDINATES]
   numbers = files.numbers(found, 4, ", ".join(_COORDINATES), where)
-  return entries.Thing(label, entries.BOXES["cxcywh"](*numbers), where)
+  return entries.Object(label, entries.BOXES["cxcywh"](*numbers), where)

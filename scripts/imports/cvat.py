@@ -60,12 +60,12 @@ def _entry(request, image, folder, where):
   places = [folder, folder / "images", folder / "images" / subset]
   places = [request.images] if request.images else places
   size = tuple(int(x) for x in _numbers(image, ("height", "width"), where))
-  things = []
+  objects = []
   for i, shape in enumerate(image):
     if shape.tag == "tag":
       request.problems.note("tags of whole pictures left out", where)
     else:
-      things.append(_thing(shape, size, f"{where}: {shape.tag} {i}"))
+      objects.append(_object(shape, size, f"{where}: {shape.tag} {i}"))
   if subset and subset.lower() != "default":
     plain = pathlib.PurePath(messages.one_line(subset)).name
     if plain != subset or plain.startswith("."):
@@ -74,19 +74,19 @@ def _entry(request, image, folder, where):
   else:
     split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"
   image = folders.find(name, places, where, request.problems)
-  return entries.Entry(image, where, split, size=size, things=tuple(things))
+  return entries.Entry(image, where, split, size=size, objects=tuple(objects))
 
 
-def _thing(shape, size, where):
+def _object(shape, size, where):
   label = _attribute(shape, "label", where)
   if shape.tag == "mask":
-    return bitmaps.thing(label, _mask(shape, size, where), where)
+    return bitmaps.to_object(label, _mask(shape, size, where), where)
   (degrees,) = files.numbers([shape.get("rotation", 0)], 1, "rotation", where)
   outlined = True
   if shape.tag == "box":
     x0, y0, x1, y1 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
     if not degrees:
-      return entries.Thing(label, (y0, x0, y1, x1), where)
+      return entries.Object(label, (y0, x0, y1, x1), where)
     centre = (x0 + x1) / 2, (y0 + y1) / 2
     outline = shapes.turned(shapes.rectangle(x0, y0, x1, y1), centre, degrees)
     outlined = False
@@ -103,7 +103,7 @@ def _thing(shape, size, where):
     raise ValueError(
       f"{where}: is no box; expected box, polygon, ellipse or mask"
     )
-  return entries.Thing(
+  return entries.Object(
     label, shapes.box([outline]), where, [outline] if outlined else None
   )
 

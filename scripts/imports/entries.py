@@ -32,7 +32,7 @@ BOXES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
+class Object:
   """An annotated object of an image."""
 
   label: str  # what it is
@@ -62,7 +62,7 @@ class Entry:
   data: bytes | tuple[bytes, ...] | None = None
   # (height, width) that the annotations state
   size: tuple[int, int] | None = None
-  things: tuple[Thing, ...] | None = None  # objects in it
+  objects: tuple[Object, ...] | None = None
   captions: tuple[str, ...] | None = None  # texts, one at least
   question: str | None = None
   answers: tuple[str, ...] | None = None  # texts, one at least

@@ -221,7 +221,9 @@ def _entry(source, row, chosen, reading, image, split, where):
   }
   found = columns.annotations(row, chosen, where)
   if "objects" in chosen:
-    found["things"] = columns.things(row[chosen["objects"]], reading, where)
+    found["objects"] = columns.to_objects(
+      row[chosen["objects"]], reading, where
+    )
   fields = columns.rest(row, chosen)
   return entries.Entry(image, where, split, fields=fields, **found)
 

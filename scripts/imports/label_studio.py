@@ -135,7 +135,9 @@ def _texts(said):
 def _annotated(data, regions, said, task, names, where):
   texts = tuple(_texts(said)) or None
   if task in ("detect", "segment"):
-    return {"things": tuple(_thing(region, place) for place, region in regions)}
+    return {
+      "objects": tuple(_object(region, place) for place, region in regions)
+    }
   if task == "caption":
     return {"captions": texts}
   chosen = columns.choose(("question",), list(data), names, where)
@@ -143,7 +145,7 @@ def _annotated(data, regions, said, task, names, where):
   return {"question": question[0], "answers": texts}
 
 
-def _thing(region, where):
+def _object(region, where):
   label = _label(region, where)
   height, width = _sides(region, where)
   if region.get("image_rotation"):
@@ -152,7 +154,7 @@ def _thing(region, where):
       f"{region['image_rotation']!r:.20}, expected 0"
     )
   if "rle" in region:
-    return bitmaps.thing(label, _brush(region, height, width, where), where)
+    return bitmaps.to_object(label, _brush(region, height, width, where), where)
   scale = width / 100, height / 100
   (degrees,) = files.numbers(
     [region.get("rotation") or 0], 1, "rotation", where
@@ -163,10 +165,10 @@ def _thing(region, where):
   elif "height" in region:
     x, y, w, h = _numbers(region, ("x", "y", "width", "height"), scale, where)
     if not degrees:
-      return entries.Thing(label, (y, x, y + h, x + w), where)
+      return entries.Object(label, (y, x, y + h, x + w), where)
     corners = shapes.rectangle(x, y, x + w, y + h)
     corners = shapes.turned(corners, (x, y), degrees)
-    return entries.Thing(label, shapes.box([corners]), where)
+    return entries.Object(label, shapes.box([corners]), where)
   elif "points" in region:
     points = [
       np.multiply(files.numbers(point, 2, "x, y", where), scale).tolist()
@@ -177,7 +179,7 @@ def _thing(region, where):
     raise ValueError(
       f"{where}: is no box; expected rectangle, polygon, ellipse or brush"
     )
-  return entries.Thing(label, shapes.box(outline), where, outline)
+  return entries.Object(label, shapes.box(outline), where, outline)
 
 
 def _label(region, where):

@@ -51,7 +51,7 @@ def _entry(request, path, root):
     entries.split_of(path.relative_to(root).parent) or "train",
     data=data,
     size=size,
-    things=tuple(_things(drawn, size, where)),
+    objects=tuple(_objects(drawn, size, where)),
   )
 
 
@@ -73,32 +73,32 @@ def _image(request, content, path, root):
   return image, None
 
 
-def _things(drawn, size, where):
+def _objects(drawn, size, where):
   groups = {}
   for i, shape in enumerate(drawn):
     place = f"{where}: shape {i}"
     label = files.get(shape, "label", str, place)
     group = shape.get("group_id")
     key = i if group is None else (label, str(group))
-    groups.setdefault(key, []).append(_thing(shape, label, size, place))
-  for things in groups.values():
-    yield things[0] if len(things) == 1 else _joined(things)
+    groups.setdefault(key, []).append(_object(shape, label, size, place))
+  for objects in groups.values():
+    yield objects[0] if len(objects) == 1 else _joined(objects)
 
 
-def _thing(shape, label, size, where):
+def _object(shape, label, size, where):
   kind = shape.get("shape_type") or "polygon"
   points = files.get(shape, "points", list, where)
   points = [files.numbers(point, 2, "x, y", where) for point in points]
   if kind == "polygon":
     outline = [shapes.polygon(points, where)]
-    return entries.Thing(label, shapes.box(outline), where, outline)
+    return entries.Object(label, shapes.box(outline), where, outline)
   if kind in _BOXES and len(points) >= 2:
-    return entries.Thing(label, shapes.box(points), where)
+    return entries.Object(label, shapes.box(points), where)
   if kind == "circle" and len(points) == 2:
     (x, y), (edge_x, edge_y) = points
     radius = math.hypot(edge_x - x, edge_y - y)
     outline = [shapes.ellipse(x, y, radius, radius)]
-    return entries.Thing(label, shapes.box(outline), where, outline)
+    return entries.Object(label, shapes.box(outline), where, outline)
   if kind == "mask" and len(points) == 2:
     return _masked(shape, label, points, size, where)
   raise ValueError(
@@ -114,7 +114,7 @@ def _masked(shape, label, points, size, where):
   bitmap = bitmaps.values(data, where) > 0
   left, top = (int(c) for c in points[0])
   mask = bitmaps.placed(bitmap, top, left, size)
-  return bitmaps.thing(label, mask, where)
+  return bitmaps.to_object(label, mask, where)
 
 
 def _decoded(text, where):
@@ -124,10 +124,10 @@ def _decoded(text, where):
     raise ValueError(f"{where}: malformed base64: {error}") from None
 
 
-def _joined(things):
+def _joined(objects):
   """One object of several shapes."""
-  first = things[0]
-  if not all(isinstance(thing.mask, type(first.mask)) for thing in things):
+  first = objects[0]
+  if not all(isinstance(obj.mask, type(first.mask)) for obj in objects):
     raise ValueError(
       f"{first.where}: its group has outlines and others, expected one kind"
     )
@@ -137,7 +137,7 @@ def _joined(things):
     )
   corners = [
     shapes.rectangle(x0, y0, x1, y1)
-    for y0, x0, y1, x1 in (thing.box for thing in things)
+    for y0, x0, y1, x1 in (obj.box for obj in objects)
   ]
-  outlines = first.mask and [p for thing in things for p in thing.mask]
-  return entries.Thing(first.label, shapes.box(corners), first.where, outlines)
+  outlines = first.mask and [p for obj in objects for p in obj.mask]
+  return entries.Object(first.label, shapes.box(corners), first.where, outlines)

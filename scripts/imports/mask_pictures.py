@@ -165,7 +165,7 @@ def _split(image, src, images):
 
 
 def _entry(image, members, classes, by_colour, split, problems):
-  things, sizes = [], set()
+  objects, sizes = [], set()
   for mask, rest in members:
     where = str(mask)
     values = bitmaps.values(mask, where, by_colour)
@@ -174,11 +174,11 @@ def _entry(image, members, classes, by_colour, split, problems):
       raise ValueError(f"{where}: of another size than others of its picture")
     label = _named(rest, classes, len(members), where)
     if label is not None:
-      things.append(bitmaps.thing(label, _binary(values, where), where))
+      objects.append(bitmaps.to_object(label, _binary(values, where), where))
       continue
-    things += _things(values, _objects(mask), classes, where, problems)
+    objects += _objects(values, _instances(mask), classes, where, problems)
   return entries.Entry(
-    image, where, split, size=sizes.pop(), things=tuple(things)
+    image, where, split, size=sizes.pop(), objects=tuple(objects)
   )
 
 
@@ -207,7 +207,7 @@ def _binary(values, where):
   return values > 0
 
 
-def _objects(mask):
+def _instances(mask):
   """The values of objects, which VOC has beside those of classes."""
   folder, name = mask.parent, mask.name
   if folder.name != _MASKS[0]:
@@ -216,15 +216,15 @@ def _objects(mask):
   return bitmaps.values(path, str(path)) if path.is_file() else None
 
 
-def _things(values, objects, classes, where, problems):
-  if objects is None:
-    objects = values
-  elif objects.shape != values.shape:
+def _objects(values, instances, classes, where, problems):
+  if instances is None:
+    instances = values
+  elif instances.shape != values.shape:
     raise ValueError(f"{where}: of another size than in SegmentationObject")
-  for number in np.unique(objects):
-    inside = objects == number
+  for number in np.unique(instances):
+    inside = instances == number
     found, counts = np.unique(values[inside], return_counts=True)
-    if number == 0 and objects is not values:
+    if number == 0 and instances is not values:
       if any(classes.get(value) for value in found):
         raise ValueError(
           f"{where}: pixels of a class are of no object in SegmentationObject"
@@ -232,7 +232,7 @@ def _things(values, objects, classes, where, problems):
       continue
     label = _label(found[counts.argmax()], values, classes, where, problems)
     if label is not None:
-      yield bitmaps.thing(label, inside, where)
+      yield bitmaps.to_object(label, inside, where)
 
 
 def _label(value, values, classes, where, problems):

@@ -69,8 +69,8 @@ def _entries(tables, folder, found, labels, problems):
             "together; sort the file by ImageID"
           )
         done.add(key)
-        things = tuple(_thing(row, labels, where) for where, row in members)
-        yield entries.Entry(found[key], members[0][0], split, things=things)
+        objects = tuple(_object(row, labels, where) for where, row in members)
+        yield entries.Entry(found[key], members[0][0], split, objects=objects)
   for key in sorted(found.keys() - done):
     problems.note("pictures without a box left out", str(found[key]))
 
@@ -105,7 +105,7 @@ def _rows(path, found):
     raise ValueError(f"{path}: malformed CSV: {error}") from None
 
 
-def _thing(row, labels, where):
+def _object(row, labels, where):
   code = row["LabelName"]
   if code not in labels:
     raise ValueError(
@@ -114,7 +114,7 @@ def _thing(row, labels, where):
   box = files.numbers(
     [row[edge] for edge in _EDGES], 4, ", ".join(_EDGES), where
   )
-  return entries.Thing(
+  return entries.Object(
     labels[code],
     tuple(box),
     where,

@@ -19,11 +19,11 @@ def rounded(number: float) -> float:
   return round(float(number), _DECIMALS) + 0.0  # no -0.0
 
 
-def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
-  """The box of a thing in pixels, as it was given but for its unit."""
-  sides = (*size, *size) if thing.shares else (1, 1, 1, 1)
+def box(obj: entries.Object, size: tuple[int, int]) -> location.Box:
+  """The box of an object in pixels, as it was given but for its unit."""
+  sides = (*size, *size) if obj.shares else (1, 1, 1, 1)
   y0, x0, y1, x1 = found = [
-    rounded(c * side) for c, side in zip(thing.box, sides, strict=True)
+    rounded(c * side) for c, side in zip(obj.box, sides, strict=True)
   ]
   problem = ""
   if not all(map(math.isfinite, found)):
@@ -37,7 +37,7 @@ def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
   if problem:
     shown = ", ".join(f"{c:.6g}" for c in found)
     raise ValueError(
-      f"{thing.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
+      f"{obj.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
     )
   return tuple(found)
 
@@ -71,23 +71,23 @@ def is_area(area: float, box: location.Box) -> bool:
 
 
 def mask(
-  thing: entries.Thing, size: tuple[int, int]
+  obj: entries.Object, size: tuple[int, int]
 ) -> tuple[list[list[float]] | dict, np.ndarray]:
-  """What the mask of a thing is written as, in pixels, and bool[H, W]."""
+  """What the mask of an object is written as, in pixels, and bool[H, W]."""
   try:
-    if thing.mask is None:
+    if obj.mask is None:
       raise ValueError("no mask, expected polygons or a run-length mask")
-    if isinstance(thing.mask, dict):
-      return thing.mask, masks_lib.from_rle(thing.mask, *size)
-    if not isinstance(thing.mask, list | tuple):
+    if isinstance(obj.mask, dict):
+      return obj.mask, masks_lib.from_rle(obj.mask, *size)
+    if not isinstance(obj.mask, list | tuple):
       raise ValueError(
-        f"mask {thing.mask!r:.60}, expected polygons or a run-length mask"
+        f"mask {obj.mask!r:.60}, expected polygons or a run-length mask"
       )
-    unit = size[::-1] if thing.shares else (1, 1)
-    polygons = [_polygon(points, unit) for points in thing.mask]
+    unit = size[::-1] if obj.shares else (1, 1)
+    polygons = [_polygon(points, unit) for points in obj.mask]
     return polygons, masks_lib.from_polygons(polygons, *size)
   except ValueError as error:
-    raise ValueError(f"{thing.where}: {error}") from None
+    raise ValueError(f"{obj.where}: {error}") from None
 
 
 def _polygon(points, unit):

@@ -82,8 +82,8 @@ def record(
       f"{task} takes one image an example"
     )
   (size,) = sizes
-  things = _annotated(entry, "things", "objects")
-  written = _objects(things, size, task, problems, labels, encode)
+  annotated = _annotated(entry, "objects", "objects")
+  written = _objects(annotated, size, task, problems, labels, encode)
   if written is None:
     return None
   return fields | written | {"height": size[0], "width": size[1]}
@@ -222,37 +222,37 @@ def _annotated(entry, name, what):
   return value
 
 
-def _objects(things, size, task, problems, labels, encode):
+def _objects(annotated, size, task, problems, labels, encode):
   objects, raw, annotations, masks = [], [], [], []
-  for thing in things:
-    label = label_name(thing.label)
+  for obj in annotated:
+    label = label_name(obj.label)
     if problem := label_problem(label):
-      raise ValueError(f"{thing.where}: {problem}")
-    given = pixels.box(thing, size)
-    box = pixels.cut(given, size, thing.where, problems)
+      raise ValueError(f"{obj.where}: {problem}")
+    given = pixels.box(obj, size)
+    box = pixels.cut(given, size, obj.where, problems)
     fields = {"box": list(box), "label": label}
-    if thing.area is not None and not pixels.is_area(thing.area, given):
-      fields["area"] = thing.area
-    if thing.crowd:
+    if obj.area is not None and not pixels.is_area(obj.area, given):
+      fields["area"] = obj.area
+    if obj.crowd:
       raw.append({**fields, "iscrowd": 1})
       continue
     if task == "segment":
-      shape, mask = pixels.mask(thing, size)
-      masks.append(pixels.crop(mask, box, thing.where))
+      shape, mask = pixels.mask(obj, size)
+      masks.append(pixels.crop(mask, box, obj.where))
       annotations.append(_annotation(box, label, shape))
     raw.append(fields)
     if location.widen(box, size) != box:
       what = "boxes thinner than a location, written as wide as one"
-      problems.note(what, thing.where)
+      problems.note(what, obj.where)
     objects.append(location.Object(box, label))
   if labels is None:
-    labels = tuple(dict.fromkeys(thing.label for thing in objects))
+    labels = tuple(dict.fromkeys(obj.label for obj in objects))
     if not labels:
       return None
   if masks:
     objects = [
-      location.Object(thing.box, thing.label, tuple(codes))
-      for thing, codes in zip(objects, encode(np.stack(masks)), strict=True)
+      location.Object(obj.box, obj.label, tuple(codes))
+      for obj, codes in zip(objects, encode(np.stack(masks)), strict=True)
     ]
   written = {
     "prefix": f"{task} {location.SEPARATOR.join(labels)}",

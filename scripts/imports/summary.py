@@ -168,13 +168,13 @@ def make(
   for split, lines in records.items():
     with_objects = set()
     for line in lines:
-      for thing in line.get("objects", ()):
+      for obj in line.get("objects", ()):
         with_objects.add(line["image"])
-        if thing.get("iscrowd"):
+        if obj.get("iscrowd"):
           crowds += 1
           continue
-        objects.setdefault(thing["label"], collections.Counter())[split] += 1
-        boxes.append(_box(thing["box"], line))
+        objects.setdefault(obj["label"], collections.Counter())[split] += 1
+        boxes.append(_box(obj["box"], line))
     images = {image for line in lines for image in splits.images(line)}
     counts[split] = Count(
       len(images),

@@ -100,10 +100,10 @@ def _detect(request, rows, folder):
     for (name, _), members in groups.items():
       with problems:
         where, _ = members[0]
-        things = [
-          thing
+        objects = [
+          obj
           for place, row in members
-          for thing in _things(row, chosen, edges, reading, place)
+          for obj in _objects(row, chosen, edges, reading, place)
         ]
         yield entries.Entry(
           folders.find(name, [folder], where, problems),
@@ -111,7 +111,7 @@ def _detect(request, rows, folder):
           _split(members),
           size=_size(members, sides),
           fields=_fields(members, {**chosen, **sides}),
-          things=tuple(things),
+          objects=tuple(objects),
         )
 
   return entries.Annotations(found())
@@ -220,11 +220,11 @@ def _cells(row, chosen, edges):
   return [row[chosen[name]].strip() for name in edges]
 
 
-def _things(row, chosen, edges, reading, where):
+def _objects(row, chosen, edges, reading, where):
   cells, label = _cells(row, chosen, edges), row[chosen["label"]].strip()
   if not any(cells) and not label:
     return []
   if not label:
     raise ValueError(f"{where}: box without a label")
   values = boxes_lib.numbers(cells, where, ", ".join(edges))
-  return [reading.thing(label, values, where)]
+  return [reading.to_object(label, values, where)]

@@ -83,9 +83,9 @@ def _entries(request, found):
       images = request.images or folder
       parsed.append(_entry(path, split, images, index, problems))
   found = [
-    (thing.box, entry.size, thing.where)
+    (obj.box, entry.size, obj.where)
     for entry in parsed
-    for thing in entry.things
+    for obj in entry.objects
   ]
   reading = boxes.decide(found, src, problems, default="yxyx", among=["yxyx"])
   shift = 0 if reading.shares else 1
@@ -95,12 +95,12 @@ def _entries(request, found):
       shift = 0
   for entry in parsed:
     with problems:
-      things = []
-      for thing in entry.things:
-        y0, x0, y1, x1 = thing.box
+      objects = []
+      for obj in entry.objects:
+        y0, x0, y1, x1 = obj.box
         box = y0 - shift, x0 - shift, y1, x1
-        things.append(reading.thing(thing.label, box, thing.where))
-      yield dataclasses.replace(entry, things=tuple(things))
+        objects.append(reading.to_object(obj.label, box, obj.where))
+      yield dataclasses.replace(entry, objects=tuple(objects))
 
 
 def _entry(path, split, images, index, problems):
@@ -114,12 +114,12 @@ def _entry(path, split, images, index, problems):
     )
   image = _image(images, path, root.findtext("filename"), index, problems)
   sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
-  things = [
-    _thing(thing, f"{path}: object {i}")
-    for i, thing in enumerate(root.iter("object"), start=1)
+  objects = [
+    _object(obj, f"{path}: object {i}")
+    for i, obj in enumerate(root.iter("object"), start=1)
   ]
   return entries.Entry(
-    image, str(path), split, size=boxes.size(*sides), things=tuple(things)
+    image, str(path), split, size=boxes.size(*sides), objects=tuple(objects)
   )
 
 
@@ -158,11 +158,11 @@ def _by_stem(folder):
   return found
 
 
-def _thing(thing, where):
-  label = _text(thing, "name", where)
-  found = thing.findall("bndbox")
+def _object(obj, where):
+  label = _text(obj, "name", where)
+  found = obj.findall("bndbox")
   if len(found) != 1:
-    others = [x.tag for x in thing if x.tag in ("robndbox", "polygon")]
+    others = [x.tag for x in obj if x.tag in ("robndbox", "polygon")]
     other = f", but a {others[0]}, which is not read" if others else ""
     count = f"{len(found)} of them" if found else f"no bndbox{other}"
     raise ValueError(
@@ -170,7 +170,7 @@ def _thing(thing, where):
     )
   edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)
-  return entries.Thing(label, (y0, x0, y1, x1), where)
+  return entries.Object(label, (y0, x0, y1, x1), where)
 
 
 def _text(element, name, where):

@@ -81,11 +81,11 @@ def read(
   for image in images:
     with problems:
       path = found.get(image)
-      things = tuple(
-        _thing(words, labels, key_points, place, problems)
+      objects = tuple(
+        _object(words, labels, key_points, place, problems)
         for place, words in (_lines(path) if path else ())
       )
-      yield entries.Entry(image, str(path or image), split, things=things)
+      yield entries.Entry(image, str(path or image), split, objects=objects)
 
 
 def _lines(path):
@@ -149,7 +149,7 @@ def _shapes(words):
   }
 
 
-def _thing(words, labels, key_points, where, problems):
+def _object(words, labels, key_points, where, problems):
   polygon = not key_points and len(words) >= 7 and len(words) % 2 == 1
   if key_points:
     words = words[:5]
@@ -178,10 +178,10 @@ def _thing(words, labels, key_points, where, problems):
         f"{share:g}"
       )
   if not polygon:
-    return boxes.Reading("cxcywh", shares=True).thing(label, shares, where)
+    return boxes.Reading("cxcywh", shares=True).to_object(label, shares, where)
   if len(shares) == 8:
     problems.note(
       "polygons of 4 points or turned boxes, read as the box around", where
     )
   around = boxes.around([shares], where)
-  return entries.Thing(label, around, where, mask=[shares], shares=True)
+  return entries.Object(label, around, where, mask=[shares], shares=True)

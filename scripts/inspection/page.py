@@ -140,9 +140,9 @@ def card(
   cut = " (cut to fit)" if sample.truncated else ""
   answers = " | ".join(sample.answers) if sample.answers else "none"
   problems = "".join(
-    f"<p>{_text(thing.label or 'object')}: {_text(thing.problem)}</p>"
-    for thing in sample.objects
-    if thing.problem
+    f"<p>{_text(obj.label or 'object')}: {_text(obj.problem)}</p>"
+    for obj in sample.objects
+    if obj.problem
   )
   return (
     f'<div class="card">{where}<div class="frames">{pictures}</div>'
@@ -170,12 +170,12 @@ def _overlay(sample, decode):
     return ""
   side = len(sample.frames[0])
   drawn = []
-  for i, thing in enumerate(sample.objects):
+  for i, obj in enumerate(sample.objects):
     colour = COLOURS[i % len(COLOURS)]
-    if decode is not None and thing.codes is not None and not thing.problem:
-      drawn.append(_mask(thing, side, colour, decode))
-    y0, x0, y1, x1 = thing.box
-    label = f"<title>{_text(thing.label)}</title>"
+    if decode is not None and obj.codes is not None and not obj.problem:
+      drawn.append(_mask(obj, side, colour, decode))
+    y0, x0, y1, x1 = obj.box
+    label = f"<title>{_text(obj.label)}</title>"
     drawn.append(
       f'<rect x="{x0:.2f}" y="{y0:.2f}" width="{x1 - x0:.2f}" '
       f'height="{y1 - y0:.2f}" fill="none" stroke="{colour}" '
@@ -183,14 +183,14 @@ def _overlay(sample, decode):
       f'<text x="{x0 + side / 100:.2f}" y="{y0 + side / 18:.2f}" '
       f'font-size="{side / 20:.2f}" fill="{colour}" stroke="#fff" '
       f'stroke-width="{side / 150:.2f}" paint-order="stroke">'
-      f"{_text(thing.label)}</text>"
+      f"{_text(obj.label)}</text>"
     )
   return f'<svg viewBox="0 0 {side} {side}">{"".join(drawn)}</svg>'
 
 
-def _mask(thing: location.Object, side, colour, decode):
-  (decoded,) = np.asarray(decode(np.array([thing.codes], np.int32)))
-  inside = masks_lib.paste(decoded, thing.box, (side, side)) > 0.5
+def _mask(obj: location.Object, side, colour, decode):
+  (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
+  inside = masks_lib.paste(decoded, obj.box, (side, side)) > 0.5
   pixels = np.zeros((side, side, 4), np.uint8)
   pixels[inside] = (*bytes.fromhex(colour[1:]), 110)
   file = io.BytesIO()

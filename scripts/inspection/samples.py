@@ -140,5 +140,5 @@ def _piece(tok, i):
 
 def _located(texts, shape):
   size = shape[-3:-1]
-  found = [thing for text in texts for thing in location.parse(text, size)]
-  return tuple(thing for thing in found if thing.box is not None)
+  found = [obj for text in texts for obj in location.parse(text, size)]
+  return tuple(obj for obj in found if obj.box is not None)

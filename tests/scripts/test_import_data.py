@@ -833,8 +833,10 @@ def test_options_go_to_the_formats_that_take_them(tmp_path, monkeypatch):
   def read(request):
     image = request.src / "a.png"
     box = entries.BOXES[request.boxes](10, 5, 8, 4)
-    things = (entries.Thing("cat", box, "here"),)
-    return entries.Annotations(iter([entries.Entry(image, "a", things=things)]))
+    things = (entries.Object("cat", box, "here"),)
+    return entries.Annotations(
+      iter([entries.Entry(image, "a", objects=things)])
+    )
 
   write_images(tmp_path)
   monkeypatch.setitem(
@@ -950,8 +952,8 @@ def ours(monkeypatch):
 
 def annotated(image, where, *labels, split="train"):
   """An entry with a box of each label."""
-  things = [entries.Thing(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
-  return entries.Entry(image, where, split, things=tuple(things))
+  things = [entries.Object(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
+  return entries.Entry(image, where, split, objects=tuple(things))
 
 
 def test_an_image_has_one_annotation(ours, tmp_path):

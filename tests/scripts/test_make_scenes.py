@@ -70,7 +70,7 @@ def _scans():
 def _things(seed):
   scans, labels = _scans()
   rng = np.random.default_rng(seed)
-  return make_scenes.draw_things(scans[:101], labels[:101], rng)
+  return make_scenes.draw_objects(scans[:101], labels[:101], rng)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def read(src, text, task="detect", **options):
 
 
 def boxes(found):
-  return [x.box for entry in found for x in entry.things]
+  return [x.box for entry in found for x in entry.objects]
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_headers(src, header, separator):
   text = f"{header}\r\na.png,cat,7,11,90,40\r\n".replace(",", separator)
   found, problems = read(src, text)
   assert boxes(found) == [(11, 7, 40, 90)] and not problems.notes
-  assert found[0].things[0].label == "cat" and found[0].fields == {}
+  assert found[0].objects[0].label == "cat" and found[0].fields == {}
 
 
 def test_two_columns_of_one_name(src):
@@ -122,7 +122,7 @@ def test_stated_sizes_are_those_of_the_check(src):
 def test_boxes_as_shares(src):
   text = "image,label,xmin,ymin,xmax,ymax\na.png,cat,0.05,0.1667,0.3,0.5\n"
   found, problems = read(src, text)
-  assert found[0].things[0].shares
+  assert found[0].objects[0].shares
   assert boxes(found) == [(0.1667, 0.05, 0.5, 0.3)]
   assert problems.notes == {
     "data sets with boxes from 0 to 1, read as shares": (1, f"{src}:2")

@@ -38,7 +38,7 @@ def read(src, **options):
 
 
 def boxes(found):
-  return [x.box for entry in found for x in entry.things]
+  return [x.box for entry in found for x in entry.objects]
 
 
 def test_boxes_count_from_1(tmp_path):
@@ -65,7 +65,7 @@ def test_boxes_as_shares(tmp_path):
   draw(tmp_path / "a.png")
   write(tmp_path / "a.xml", thing(0, 0.25, 0.5, 0.75))
   found, problems = read(tmp_path)
-  assert boxes(found) == [(0.25, 0, 0.75, 0.5)] and found[0].things[0].shares
+  assert boxes(found) == [(0.25, 0, 0.75, 0.5)] and found[0].objects[0].shares
   assert list(problems.notes) == [
     "data sets with boxes from 0 to 1, read as shares"
   ]
