@@ -10,7 +10,7 @@ max error, mean error: of the logits of all true answers, teacher-forced, from
 those of full precision.
 perplexity: of the true answers.
 same tokens: of greedy decoding, the end of an answer among them. Answers are
-compared place by place, each decoded on its own, up to the end of the longer.
+compared token by token, up to the end of the longer one.
 same answers: those that agree in all tokens.
 exact match: answers that are the "suffix".
 
@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from paligemma import evals, io, messages, quantization, tree
+from paligemma import api, evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
@@ -52,7 +51,7 @@ class Questions:
   limit: int | None
 
   def batches(self, layout: preprocess.Preprocess) -> Iterator[dict]:
-    """Batches of arrays, the last filled up with rows that `_mask` marks."""
+    """Batches; `_mask` is False for the examples that fill up the last one."""
     found = batches.evaluation(
       self.source,
       layout,
@@ -97,9 +96,8 @@ def compare(
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   layout = preprocess.Preprocess(
-    tok, res=side * model.img.patch_size, text_len=text_len, train=True
+    tok, res=api.resolution(model, params), text_len=text_len, train=True
   )
   questions = Questions(
     tokenizer=tok,
@@ -135,7 +133,7 @@ def compare(
 def agreement(
   expected: Sequence[list[int]], found: Sequence[list[int]]
 ) -> dict[str, float]:
-  """Compares as many answers, lists of ids of which the last is the end.
+  """Compares answers id by id; the last id of each is its end token.
 
   Returns:
     {"same_tokens": share of equal ids, up to the end of the longer answer,
@@ -222,7 +220,7 @@ def _logit_errors(questions, model, params, less):
   largest, total, count = 0.0, 0.0, 0
   for batch in questions.batches(questions.scored):
     mask = batch["mask_loss"][:, 1:].astype(bool) & batch["_mask"][:, None]
-    most, mean = jax.device_get(_row_errors(model, params, less, batch))
+    most, mean = jax.device_get(_position_errors(model, params, less, batch))
     largest = max(largest, float(np.where(mask, most, 0).max()))
     total += float(np.where(mask, mean, 0).sum(dtype=np.float64))
     count += int(mask.sum())
@@ -230,8 +228,8 @@ def _logit_errors(questions, model, params, less):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_errors(model, params, less, batch):
-  """Largest and mean difference of the logits at each place: float32[B, T]."""
+def _position_errors(model, params, less, batch):
+  """Largest and mean difference of logits at each position: float32[B, T]."""
 
   def features(params):
     text, mask_ar = batch["text"][:, :-1], batch["mask_ar"][:, :-1]

@@ -46,7 +46,7 @@ def convert(
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
-  checkpoint, model, found = _open(src, res)
+  checkpoint, model, found, _ = _open(src, res)
   io.write(
     dst,
     found,
@@ -61,7 +61,7 @@ def convert(
 
 
 def describe(model: Model) -> str:
-  """One line on what array shapes do not tell."""
+  """The fields of the decoder that array shapes do not tell, on one line."""
   fields = io.model_fields(model)["llm"]
   return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in _STATED)
 
@@ -77,8 +77,8 @@ def check(
   Returns:
     Tuple of the report, and True if `dst` is `src` rounded to its dtypes.
   """
-  _, model, before = _open(src, res)
-  _, model_after, after = _open(dst, None)
+  _, model, before, res = _open(src, res)
+  _, model_after, after, _ = _open(dst, None)
   lines = [_row("tensor", "shape", "dtype", "max diff", "sha256")]
   exact = True
   for name, leaf in before.items():
@@ -88,8 +88,8 @@ def check(
     shape = "x".join(map(str, leaf.shape))
     lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
   lines += _other_fields(model, model_after)
-  first = _logits(model, before)
-  second = _logits(model_after, after)
+  first = _logits(model, before, res)
+  second = _logits(model_after, after, res)
   lines.append(
     f"logits of one fixed input: max |logit| {np.abs(first).max():.4f}, "
     f"max difference {np.abs(first - second).max():.1e}"
@@ -99,11 +99,11 @@ def check(
   return "\n".join(lines), exact
 
 
-def _logits(model, found, tokens=7):
+def _logits(model, found, res, tokens=7):
   """float32[T, V] of one picture and text, the same for every checkpoint."""
   image = None
   if model.img is not None:
-    res = math.isqrt(found["img/pos_embedding"].shape[1]) * model.img.patch_size
+    res -= res % model.img.patch_size
     ramp = np.linspace(-1, 1, res, dtype=np.float32)
     image = np.stack(
       np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[:, None] * ramp),
@@ -123,18 +123,18 @@ def _logits(model, found, tokens=7):
 
 
 def _open(path, res):
-  """The checkpoint, its model, and its leaves as the model has them."""
+  """The checkpoint, its model, its leaves as the model has them, and `res`."""
   checkpoint = formats.open(path)
   model, res = io.model_of(checkpoint, res=res)
   if lora.lora_of(model) is None:
-    return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res))
+    return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res)), res
   model, params = lora.merge_lora(*io.load(path, res=res))
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
-  return checkpoint, model, quantized_leaves.paired(found)
+  return checkpoint, model, quantized_leaves.paired(found), res
 
 
 def _compare(before, after):
-  """Equal once rounded?, max difference in float32, SHA-256 of what is new."""
+  """(Equal after rounding, max float32 difference, SHA-256 of the new.)"""
   if isinstance(after, quantized_leaves.Pair):
     return _compare_pair(before, after)
   digest = hashlib.sha256()
@@ -155,7 +155,7 @@ def _compare(before, after):
 
 
 def _compare_pair(before, after):
-  """`_compare` with a matrix that is quantized."""
+  """`_compare` for a matrix that is quantized in DST."""
   new = _arrays(after)
   is_pair = isinstance(before, quantized_leaves.Pair)
   name, kind, scale = after.name, after.kind, new[quantization.SCALE]
@@ -190,7 +190,7 @@ def _row(name, shape, dtype, difference, digest):
 
 
 def _other_fields(before, after):
-  """Lines on what the format of DST cannot say and a reader has to be told."""
+  """Notes on fields that DST cannot store, so that a loader must set them."""
   old, new = (io.model_fields(m)["llm"] for m in (before, after))
   return [
     f"note: {name}={old[name]} in SRC, DST loads with {new[name]}; give it to "

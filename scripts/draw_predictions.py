@@ -102,7 +102,7 @@ def enlarge(picture: Image.Image, size: int) -> Image.Image:
 
 
 def is_right(prediction: dict) -> bool:
-  """Says whether all boxes are found and no other; else, "correct".
+  """Whether all true boxes are found and no other; without boxes, "correct".
 
   A box is found if one with the same label overlaps with it by OVERLAP.
   """
@@ -120,7 +120,7 @@ def is_right(prediction: dict) -> bool:
 
 
 def shorten(text: str) -> str:
-  """Leaves the labels of a text of boxes; any other text as it is."""
+  """The labels alone of an answer of boxes; any other text as it is."""
   objects = location.parse(text, (1, 1))
   boxed = any(obj.box for obj in objects)
   if not boxed or any(obj.problem for obj in objects):

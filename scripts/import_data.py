@@ -167,7 +167,7 @@ def import_data(
 
 
 def _is_repeated(entry, annotated, problems):
-  """Whether the image of an entry has had the same annotations before.
+  """Whether the image was read before, with the same objects.
 
   Captions and questions may be several. Of objects, those of one annotation
   would be missing from the other: a model would learn both that they are there
@@ -184,7 +184,8 @@ def _is_repeated(entry, annotated, problems):
     annotated[file] = entry
     return False
   first = annotated[file]
-  if (first.split, _unplaced(first)) == (entry.split, _unplaced(entry)):
+  same = _without_where(first) == _without_where(entry)
+  if same and first.split == entry.split:
     problems.note("images listed twice, read as one", entry.where)
     return True
   image = messages.shown(str(entry.image))
@@ -200,13 +201,13 @@ def _is_repeated(entry, annotated, problems):
   )
 
 
-def _unplaced(entry):
-  """The objects of an entry without the places that name them."""
+def _without_where(entry):
+  """The objects of an entry without their `where`, to be compared."""
   return [dataclasses.replace(obj, where="") for obj in entry.objects]
 
 
 def _named(entry, written, copy):
-  """What a line calls the image or images of an entry."""
+  """The "image" of a line: a path, or a list of several."""
   if isinstance(entry.image, tuple):
     return [written.name(x, entry.split, copy=copy) for x in entry.image]
   return written.name(entry.image, entry.split, copy=copy)
@@ -241,7 +242,7 @@ def _check(records, images, src, problems):
 
 
 def _encoder(task, codec):
-  """Turns masks into codes, or None where there is nothing to turn."""
+  """The function from masks to codes; None for tasks without masks."""
   if task != "segment":
     return None
   if codec is None:

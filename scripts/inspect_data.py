@@ -85,7 +85,7 @@ def inspect(
 
 
 def _room(place):
-  """Most tokens of the whole sequence, or of what is decoded."""
+  """Most tokens of prompt and answer that fit."""
   return place.preprocess.text_len + place.preprocess.train
 
 

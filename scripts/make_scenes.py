@@ -63,7 +63,7 @@ class Object:
 
 
 def is_inside(ink: np.ndarray) -> np.ndarray:
-  """Says of uint8[...] where there is more ink than paper."""
+  """Whether each pixel of uint8[...] has more ink than paper."""
   return ink >= 128
 
 
@@ -80,7 +80,7 @@ def print_scans(
 
 
 def _print_scan(digit, rng):
-  """One of them, uint8[8, 8]; strokes that would fade are drawn again."""
+  """One printed digit, uint8[8, 8]; drawn again if its strokes would fade."""
   while True:
     glyph = draw_pictures.print_glyph(digit, rng)
     width = round(32 * glyph.width / glyph.height * rng.uniform(0.6, 1.1))
@@ -195,7 +195,7 @@ def _touch(box, other):
 
 
 def _single(objects):
-  """Those with a label that no other has."""
+  """The objects whose label no other object has."""
   labels = [obj.label for obj in objects]
   return [obj for obj in objects if labels.count(obj.label) == 1]
 
@@ -245,7 +245,7 @@ def _ask_mask(name, obj, codes):
 def plainly(
   objects: Sequence[Object], rng: np.random.Generator
 ) -> tuple[list[dict], list[tuple[str, Object]]]:
-  """Asks for all digits, and for the mask of one that is alone.
+  """Asks for all digits; if there is only one, also for its mask.
 
   Returns:
     Questions, and what to ask for the masks of: name and digit.

@@ -283,7 +283,7 @@ def t4_table(
   batch_sizes: Mapping[str, int] = T4_BATCH_SIZES,
   resolutions: Sequence[int] = (224, 448),
 ) -> list[dict[str, Any]]:
-  """What models, resolutions and methods need; each row is told on stderr.
+  """What models, resolutions and methods need; each row is printed on stderr.
 
   There is no compiler for a T4 without one: a TPU of about its size stands in.
   """

@@ -12,12 +12,11 @@ whoever is stopped goes on there when started again.
 """
 
 import argparse
-import math
 
 import jax
 from etils import epath
 
-from paligemma import evals, io, quantization
+from paligemma import api, evals, io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data import batches, image, preprocess, sources, text_ops
@@ -72,13 +71,12 @@ def predict(
       f"{tokenizer}: {tok.vocab_size} ids, but the model has only "
       f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
     )
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   evaluator = evals.Generate(
     name="predict",
     source=source,
     preprocess=preprocess.Preprocess(
       tok,
-      res=side * model.img.patch_size,
+      res=api.resolution(model, params),
       text_len=text_len,
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),

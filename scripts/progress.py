@@ -1,4 +1,4 @@
-"""How far an evaluation is, and when it will end; on stderr of process 0."""
+"""Progress bars and notes, on stderr of process 0 alone."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 
 def bar(name: str) -> Callable[[int, int], None]:
-  """A function of (examples done, of all) that shows a bar with time left."""
+  """Returns a function of (examples done, of all) that updates a bar."""
   shown = None
 
   def show(done, total):
@@ -25,14 +25,14 @@ def bar(name: str) -> Callable[[int, int], None]:
 
 
 def say(lines: Iterable[str]) -> None:
-  """Prints lines."""
+  """Prints lines on stderr."""
   if not _quiet():
     for line in lines:
       print(line, file=sys.stderr)
 
 
 def resampling(resamples: Iterable) -> Iterable:
-  """Goes through what takes long enough to be shown."""
+  """Iterates over resamples, with a bar if they take over two seconds."""
   return tqdm(resamples, desc="resamples", delay=2, disable=_quiet())
 
 

@@ -131,7 +131,7 @@ def _empty(size: int) -> Image.Image:
 def shape_mask(
   name: str, size: int, centre: np.ndarray, radius: float, degrees: float
 ) -> Image.Image:
-  """Draws a key of OUTLINES: a mask of size x size pixels, 255 inside.
+  """Draws a shape of OUTLINES: a mask of size x size pixels, 255 inside.
 
   The centre (x, y), and the radius of the circle around the shape, are in
   fractions of the picture.
@@ -508,7 +508,7 @@ def make_example(
 
 
 def _write_chunk(folder, split, seed, res, indices):
-  """Writes a folder of pictures; returns their lines of JSONL."""
+  """Writes the pictures of these indices; returns their lines of JSONL."""
   lines = []
   for index in indices:
     picture, prefix, suffix = make_example(seed, split, index, res)
@@ -538,7 +538,7 @@ def _write_split(folder, split, number, *, seed, res, workers):
 
 @contextlib.contextmanager
 def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """As disk.folder, but for one that exists.
+  """As disk.folder, for a folder that may not exist yet.
 
   Raises:
     ValueError: `out` exists already.

@@ -37,7 +37,7 @@ COMMITMENT = 0.25
 def draw_masks(
   scans: np.ndarray, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Cuts out scans as they lie in scenes: float32[number, 64, 64] in [0, 1]."""
+  """Crops the masks of digits in scenes: float32[number, 64, 64] in [0, 1]."""
   drawn = []
   for scan in scans[rng.integers(len(scans), size=number)]:
     low, high = make_scenes.HEIGHTS[rng.integers(len(make_scenes.HEIGHTS))]
@@ -84,14 +84,14 @@ def k_means(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _reconstruction_loss(params, masks):
-  """Mean square of what decoding differs from -1 and 1, without codes."""
+  """Mean squared error of decoded latents, which are not replaced by codes."""
   latents = mask_codec.to_latents(params, masks)
   decoded = mask_codec.from_latents(params, latents)
   return jnp.mean((decoded - (2 * masks - 1)) ** 2)
 
 
 def codec_loss(params: mask_codec.Params, masks: jax.Array) -> jax.Array:
-  """The same with codes, which pull at the latents and are pulled by them.
+  """Reconstruction through the codes, with codebook and commitment loss.
 
   Source: van den Oord et al. 2017, "Neural Discrete Representation Learning",
   equation 3; gradients pass from the decoder to the encoder as if there were no
@@ -136,7 +136,7 @@ def _train_codec(masks, steps, seed):
 
 
 def _mean_iou(params, masks):
-  """Mean over masks[N, 64, 64] of the IoU with what comes back from codes."""
+  """Mean IoU of masks[N, 64, 64] with those decoded from their codes."""
   decoded = mask_codec.decode(params, mask_codec.encode(params, masks))
   inside, truth = np.asarray(decoded) > 0, masks > 0.5
   common = (inside & truth).sum((1, 2))

@@ -140,7 +140,7 @@ def _memory():
 
 
 def _copy_seconds(count):
-  """Seconds to copy bytes that are in memory to memory that is new."""
+  """Seconds that copying so many bytes into new memory takes."""
   source = np.ones(2**28, np.uint8)
   start = time.perf_counter()
   for _ in range(4):

@@ -23,7 +23,7 @@ def hardware() -> str:
 
 
 def rates(dtype: str) -> dict[str, float]:
-  """The FLOPs of a square matrix product and the bytes of reading, a second.
+  """Measures FLOPs/s of a square matrix product and bytes/s of reading.
 
   Each is the best of five runs. The product is summed and given in float32, the
   fastest way: a CPU takes twice as long to give bfloat16.

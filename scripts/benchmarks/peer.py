@@ -79,7 +79,7 @@ class Decoder:
 
   @torch.inference_mode()
   def generate(self) -> np.ndarray:
-    """int[B, new_tokens]."""
+    """Returns the decoded ids, int[B, new_tokens]."""
     ids = self._model.generate(**self._inputs, **self._arguments)
     return ids[:, self._inputs["input_ids"].shape[1] :].numpy()
 
@@ -142,7 +142,7 @@ def _models(model, params):
 
 
 def _inputs(model, image, text, mask_ar, mask_input, **_):
-  """Their names and layout: the image's tokens stand among the ids."""
+  """Our batch under their names; image tokens are among their ids."""
   vision = model.config.vision_config
   rows = len(text)
   image_tokens = (vision.image_size // vision.patch_size) ** 2
@@ -157,7 +157,7 @@ def _inputs(model, image, text, mask_ar, mask_input, **_):
 
 
 def _behind_image(mask, ids, value):
-  """A mask of their whole sequence from one of the text."""
+  """Extends a mask of the text to their sequence, where images get `value`."""
   width = [(0, 0), (ids.shape[1] - mask.shape[1], 0)]
   mask = np.pad(mask.astype(np.int64), width, constant_values=value)
   return torch.tensor(mask)

@@ -69,14 +69,14 @@ def make_plan(config: ConfigDict) -> Plan:
 
 
 def trained_parameters(plan: Plan) -> tuple[dict[str, Any], ...]:
-  """Random ones as training has them: two flat dicts, trainable and frozen."""
+  """Random parameters as training holds them: flat, (trainable, frozen)."""
   drawn = _draw(plan, {**plan.trainable, **plan.frozen})
   parts = plan.trainable, plan.frozen
   return tuple({name: drawn[name] for name in part} for part in parts)
 
 
 def served_parameters(plan: Plan) -> dict[str, Any]:
-  """Random ones as decoding has them: flat, all in the dtype of storage."""
+  """Random parameters as decoding holds them: flat, in the stored dtype."""
   return _draw(plan, plan.decode_arguments()[0])
 
 

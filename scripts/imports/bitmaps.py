@@ -15,7 +15,7 @@ _GRAY = ("1", "L", "P", "I", "I;16", "I;16B")
 def values(
   file: pathlib.Path | bytes, where: str, colours: bool = False
 ) -> np.ndarray:
-  """The value of each upright pixel: its gray, or its index into a palette.
+  """The gray level or palette index of each pixel of an upright image.
 
   Args:
     file: path or contents of a picture in one of SUFFIXES.
@@ -49,10 +49,10 @@ def values(
   return 65536 * red + 256 * green + blue
 
 
-def placed(
+def paste(
   bitmap: np.ndarray, top: int, left: int, size: tuple[int, int]
 ) -> np.ndarray:
-  """bool[height, width] with bool[h, w] at a place; what is outside is cut."""
+  """Pastes bool[h, w] into an empty bool[height, width]; the rest is cut."""
   found = np.zeros(size, bool)
   y0, x0 = max(top, 0), max(left, 0)
   y1 = max(y0, min(top + bitmap.shape[0], size[0]))
@@ -62,7 +62,7 @@ def placed(
 
 
 def to_object(label: str, mask: np.ndarray, where: str) -> entries.Object:
-  """The object that a mask of a picture's size shows."""
+  """The object of a mask, with the box around it."""
   try:
     edges = masks.bounding_box(mask)
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the numbers of boxes mean, decided once for all boxes of a data set."""
+"""How the four numbers of boxes are read, decided once for a data set."""
 
 import collections
 import dataclasses
@@ -19,7 +19,7 @@ _FEW = 10  # boxes, which prove too little to overrule what a user says
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How four numbers become a box."""
+  """How four numbers are read as a box."""
 
   name: str  # key of entries.BOXES
   # whether numbers are shares of the picture's sides, not pixels
@@ -97,7 +97,7 @@ def decide(
 
 
 def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
-  """The four numbers of a box, also where they are texts or one text."""
+  """The four numbers of a box, given as numbers, as texts or as one text."""
   values = value
   if isinstance(value, str):
     values = value.strip().strip("[]()").replace(",", " ").split()
@@ -135,7 +135,7 @@ def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
 
 
 class Sizes:
-  """The sizes of the first SAMPLE pictures that are asked for, else None."""
+  """Sizes of images, read from SAMPLE files at most; None for further ones."""
 
   def __init__(self):
     self._known = {}
@@ -151,7 +151,7 @@ class Sizes:
     return self._known.get(key)
 
   def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
-    """As of the picture that folders.find finds by its name."""
+    """The size of the image that folders.find finds by its name."""
     with entries.Problems(skip=True) as quiet:  # said where it is read
       image = folders.find(name, [folder], "", quiet)
       return self(image, image)

@@ -11,7 +11,7 @@ QUESTION = "what is in the picture?"
 
 
 def read(request: entries.Request) -> entries.Annotations:
-  """Reads the pictures of a folder; that which each lies in is its class.
+  """Reads images; the folder of each is its class.
 
   Folders above that of the class tell the splits. The class is the answer to
   QUESTION, or the caption, as it is spelled; each line also keeps it as
@@ -35,7 +35,7 @@ def read(request: entries.Request) -> entries.Annotations:
 
 
 def _stray(found):
-  """The first picture that lies in no folder, or right in that of a split.
+  """The first image that is in no folder of a class.
 
   A folder such as train beside boat is that of a class.
   """

@@ -19,7 +19,7 @@ _TRIED = 50  # pictures by which the folder of pictures is found
 
 @dataclasses.dataclass
 class _Picture:
-  """An image of a file, with the annotations that name it."""
+  """An image of a file, with its annotations."""
 
   fields: dict[str, Any]
   where: str
@@ -29,7 +29,7 @@ class _Picture:
 
 @dataclasses.dataclass
 class _File:
-  """A JSON: its pictures and labels by id, and what is a parent of labels."""
+  """A JSON file: its images and labels by id, and its supercategories."""
 
   path: pathlib.Path
   split: str
@@ -153,7 +153,7 @@ def _parse(path, split, problems):
 
 
 def _pictures(path, listed, problems):
-  """The images by id; those of one file are one."""
+  """The images by id; several entries of one file are one image."""
   found, by_name = {}, {}
   for i, image in enumerate(listed):
     place = f"{path}: image number {i}"
@@ -263,7 +263,7 @@ def _around_runs(mask, where):
 
 
 def _labels(parts, problems):
-  """The names of all files, but for parents that nothing is annotated as."""
+  """The labels of all files, without supercategories that are never used."""
   used = {
     prompts.label_name(part.labels[key])
     for part in parts
@@ -310,7 +310,7 @@ def _size(image):
 
 
 def _id(fields, key, where):
-  """An id, such as 7; text or a float of a whole number is that number."""
+  """An id; a whole number given as text or as a float is that number."""
   value = _plain(files.get(fields, key, (int, str, float), where))
   if isinstance(value, float):
     raise ValueError(
@@ -320,7 +320,7 @@ def _id(fields, key, where):
 
 
 def _plain(value):
-  """An id without what differs in type alone; "007" stays a text."""
+  """Normalizes an id, so that 7, "7" and 7.0 are equal; "007" stays a text."""
   if isinstance(value, int):
     return value
   whole = re.fullmatch(r"(-?[1-9]\d*|0)(\.0+)?", str(value).strip(), re.ASCII)

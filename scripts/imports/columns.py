@@ -83,7 +83,7 @@ def choose(
 def find(
   options: Sequence[str], present: Sequence[str], where: str
 ) -> str | None:
-  """The column of the first of some names that is there, None without one."""
+  """The column that has the first of some names, None if there is none."""
   for option in options:
     if option in present:
       return option
@@ -138,7 +138,7 @@ def annotations(
 
 
 def rest(row: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
-  """What else is in a row."""
+  """The other columns of a row."""
   taken = set(chosen.values())
   return {key: value for key, value in row.items() if key not in taken}
 
@@ -183,7 +183,7 @@ def box(fields: Any, where: str) -> list[float] | None:
 
 
 def each(objects: Any, where: str) -> list[Any]:
-  """The objects of a cell one by one."""
+  """The objects of a cell as a list."""
   if isinstance(objects, Mapping):
     keys, lists = list(objects), list(objects.values())
     if any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
@@ -198,5 +198,5 @@ def each(objects: Any, where: str) -> list[Any]:
 
 
 def _plain(name):
-  """A name without what people write in other ways."""
+  """A name without case, spaces and signs."""
   return re.sub(r"[\W_]+", "", name).lower()

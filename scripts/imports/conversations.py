@@ -148,7 +148,7 @@ def _examples(fields, folder, where, problems):
 
 
 def _turns(fields, where, problems):
-  """Yields place, role, text, how often it placed a picture, and its own."""
+  """Yields messages: role, text, number of placeholders and own images."""
   key = files.key_of(fields, _TURNS)
   for i, message in enumerate(files.get(fields, key, list, where)):
     place = f"{where}: message {i}"
@@ -209,7 +209,7 @@ def _content(message, key, where):
 
 
 def _named(fields, where):
-  """The pictures beside the messages."""
+  """The images that are named beside the messages."""
   key = next((key for key in _PICTURES if fields.get(key)), None)
   found = fields.get(key, [])
   found = [found] if isinstance(found, str) else found

@@ -109,7 +109,7 @@ def _object(shape, size, where):
 
 
 def _mask(shape, size, where):
-  """Its runs go row by row, within its own rectangle."""
+  """A run-length mask whose runs go row by row, within a rectangle."""
   rectangle = _numbers(shape, ("left", "top", "width", "height"), where)
   left, top, width, height = (int(x) for x in rectangle)
   words = _attribute(shape, "rle", where).split(",")
@@ -119,7 +119,7 @@ def _mask(shape, size, where):
     bitmap = masks.from_rle(runs, width, height).T
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return bitmaps.placed(bitmap, top, left, size)
+  return bitmaps.paste(bitmap, top, left, size)
 
 
 def _numbers(element, names, where):

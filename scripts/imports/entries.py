@@ -1,4 +1,4 @@
-"""What every format comes down to: annotated images, and their problems."""
+"""Annotated images, which every format is read as, and their problems."""
 
 import dataclasses
 import pathlib
@@ -100,7 +100,7 @@ class Annotations:
 
 
 class Problems:
-  """A context around what may be bad: ends in its ValueError, or counts it.
+  """A context that lets a ValueError pass, or counts it and goes on.
 
   It stands around a whole picture: one object that is bad takes its picture
   out, as a model would learn to miss what a picture shows without annotation.

@@ -1,4 +1,4 @@
-"""Reading annotation files; what is wrong with one is a line with its place."""
+"""Reads annotation files: text, JSON, XML, YAML, CSV."""
 
 import codecs
 import contextlib
@@ -61,7 +61,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def parse_json(text: str, where: str) -> Any:
-  """The value of a JSON text, which stands at that place."""
+  """The value of a JSON text."""
   try:
     return json.loads(text, parse_constant=_no_constant)
   except json.JSONDecodeError as error:
@@ -162,13 +162,13 @@ def get(
 
 
 def key_of(fields: Any, options: Sequence[str]) -> str:
-  """The first of some keys that a mapping has, or else the first of all."""
+  """The first of some keys that a mapping has; without any the first key."""
   present = fields if isinstance(fields, Mapping) else ()
   return next((key for key in options if key in present), options[0])
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
-  """So many finite numbers, given as such or as text."""
+  """So many finite numbers, given as numbers or as text."""
   try:
     found = [] if isinstance(values, str) else [float(x) for x in values]
     if len(found) == count and all(abs(x) < float("inf") for x in found):
@@ -223,7 +223,7 @@ def _csv_rows(path):
 
 
 def _delimiter(path, line):
-  """What parts a header into most cells; the usual one of as many."""
+  """The delimiter that cuts a header into most cells."""
 
   def cells(delimiter):
     try:
@@ -236,7 +236,7 @@ def _delimiter(path, line):
 
 
 def _header(cells, where):
-  """The names of the columns, and how many of an index stand before them."""
+  """The names of the columns, and how many index columns precede them."""
   header = [cell.strip() for cell in cells]
   first = 0
   while len(header) > first + 1 and _INDEX.fullmatch(header[first]):
@@ -252,7 +252,7 @@ def _header(cells, where):
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-  """Raises a ValueError in one line, whatever names of files stand in it."""
+  """Puts the message of a ValueError on one line."""
   try:
     yield
   except ValueError as error:

@@ -20,7 +20,7 @@ _BATCH = 32  # rows of a table in memory
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """What tells how the rows of a data set become entries."""
+  """How the rows of a data set are read as entries."""
 
   folder: pathlib.Path  # the data set
   task: str  # "caption", "vqa" or "detect"
@@ -262,7 +262,7 @@ def _features(path):
 
 
 def _described(folder):
-  """The features that dataset_info.json gives, or else README.md."""
+  """The features in dataset_info.json, or else in README.md."""
   path = folder / "dataset_info.json"
   if path.is_file():
     content = files.read_json(path)
@@ -320,7 +320,7 @@ def _feature(described, path):
 
 
 def _inner(feature):
-  """What a feature is, or what each of its items is."""
+  """The feature of the innermost items of lists and sequences."""
   while True:
     if isinstance(feature, list) and feature:
       (feature, *_) = feature
@@ -333,7 +333,7 @@ def _inner(feature):
 
 
 def _decoded(value, feature, where):
-  """A cell in which numbers of classes are their names."""
+  """A cell with class numbers replaced by their names."""
   feature = _inner(feature)
   names = _names(feature)
   if isinstance(value, list):
@@ -361,7 +361,7 @@ def _classes(feature):
 
 
 def _names(feature):
-  """The names of a class; None if the feature is none."""
+  """The class names of a feature, None if it is no class label."""
   names = feature.get("names")
   is_class = isinstance(names, list) and all(isinstance(x, str) for x in names)
   return tuple(names) if is_class else None

@@ -93,7 +93,7 @@ def _results(fields, task, where, problems):
 
 
 def _flat(fields):
-  """The results of a task of JSON-MIN: lists of regions under any name."""
+  """The results of a task in JSON-MIN: lists of regions under any key."""
   return [
     {**region, "value": region}
     for regions in fields.values()
@@ -104,7 +104,7 @@ def _flat(fields):
 
 
 def _sorted(results, where):
-  """What is drawn, as (place, fields), and what is said of the whole picture.
+  """Splits results into regions, (where, fields), and answers on the image.
 
   Results of one id are one region: its outline, its label, its text.
   """
@@ -218,7 +218,7 @@ def _size(regions, where):
 
 
 def _brush(region, height, width, where):
-  """Unpacks a brush: what is opaque of RGBA, row by row.
+  """Unpacks the mask of a brush: the pixels of RGBA that are not transparent.
 
   A head: how many values (32 bits), the bits of one less 1 (5), and four sizes
   of lengths less 1 (4 each). Then runs: whether it is one value repeated (1),
@@ -253,7 +253,7 @@ def _brush(region, height, width, where):
 
 
 def _picture_name(data, names, where):
-  """What the task's data says where its picture is."""
+  """The path or address of the image of a task."""
   options = [names["image"]] if "image" in names else columns.NAMES["image"]
   key = next((key for key in options if key in data), None)
   if key is None:

@@ -113,7 +113,7 @@ def _masked(shape, label, points, size, where):
   data = _decoded(files.get(shape, "mask", str, where), where)
   bitmap = bitmaps.values(data, where) > 0
   left, top = (int(c) for c in points[0])
-  mask = bitmaps.placed(bitmap, top, left, size)
+  mask = bitmaps.paste(bitmap, top, left, size)
   return bitmaps.to_object(label, mask, where)
 
 

@@ -136,7 +136,7 @@ def _stem(path, folder):
 
 
 def _owner(name, stems, where):
-  """The picture that a mask belongs to, and what its name says beyond that."""
+  """The image of a mask, and the rest of the mask's name."""
   if name in stems:
     return name, ""
   for match in reversed(list(re.finditer(r"[/_.\-]", name))):
@@ -183,7 +183,7 @@ def _entry(image, members, classes, by_colour, split, problems):
 
 
 def _named(rest, classes, count, where):
-  """The class of a mask of one object; None of one with a value a class."""
+  """The class in the name of a mask; None if its values are classes."""
   labels = {label.lower(): label for label in classes.values() if label}
   name = re.sub(r"[_.\- ]*\d*$", "", rest.rpartition("/")[2]).lower()
   if name in labels:
@@ -208,7 +208,7 @@ def _binary(values, where):
 
 
 def _instances(mask):
-  """The values of objects, which VOC has beside those of classes."""
+  """The instance ids in SegmentationObject, None if there are none."""
   folder, name = mask.parent, mask.name
   if folder.name != _MASKS[0]:
     return None
@@ -236,7 +236,7 @@ def _objects(values, instances, classes, where, problems):
 
 
 def _label(value, values, classes, where, problems):
-  """The class of a value, None of what is no object."""
+  """The class of a value; None for background and void."""
   if value in classes:
     return classes[value]
   if value == 0:

@@ -38,7 +38,7 @@ def read(request: entries.Request) -> entries.Annotations:
 
 
 def _labels(folder):
-  """name by code, "/m/01g317": "Person"."""
+  """Label by code: "/m/01g317" is "Person"."""
   paths = [
     path
     for name in ("*class-descriptions*.csv", "classes.csv")

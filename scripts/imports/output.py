@@ -47,7 +47,7 @@ class Output:
       shutil.rmtree(self._staged, ignore_errors=True)
 
   def place(self, entry: entries.Entry) -> entries.Entry:
-    """Writes the images that are no files yet; returns the entry with them."""
+    """Writes image contents to files; returns the entry with their paths."""
     if entry.data is None:
       return entry
     several = isinstance(entry.image, tuple)
@@ -63,7 +63,7 @@ class Output:
     return dataclasses.replace(entry, image=image, data=None)
 
   def name(self, image: pathlib.Path, split: str, *, copy: bool) -> str:
-    """What a line calls an image, which is copied if that is asked for."""
+    """The path of an image in the JSONL; copies the image if asked to."""
     if image.is_relative_to(self._staged):
       path = self.folder / self._keep(image.relative_to(self._staged))
     elif copy:
@@ -93,7 +93,7 @@ class Output:
     return self._copied[split, image]
 
   def _free(self, image, split):
-    """A place in images/SPLIT that no other image has."""
+    """A path in images/SPLIT that no other image has."""
     folder = pathlib.PurePath("images", split)
     place, number = folder / image.name, 1
     while str(place).lower() in self._taken:

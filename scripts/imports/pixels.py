@@ -1,4 +1,4 @@
-"""Boxes and masks as formats give them -> pixels of their image."""
+"""Converts boxes and masks of all formats to pixels of their image."""
 
 import math
 
@@ -15,12 +15,12 @@ _DECIMALS = 2  # of a pixel
 
 
 def rounded(number: float) -> float:
-  """A coordinate as it is written; see prompts.record for how far."""
+  """Rounds a coordinate as prompts.record says."""
   return round(float(number), _DECIMALS) + 0.0  # no -0.0
 
 
 def box(obj: entries.Object, size: tuple[int, int]) -> location.Box:
-  """The box of an object in pixels, as it was given but for its unit."""
+  """The box of an object in pixels; raises if it is empty or outside."""
   sides = (*size, *size) if obj.shares else (1, 1, 1, 1)
   y0, x0, y1, x1 = found = [
     rounded(c * side) for c, side in zip(obj.box, sides, strict=True)
@@ -48,7 +48,7 @@ def cut(
   where: str,
   problems: entries.Problems,
 ) -> location.Box:
-  """The part of a box that lies in its image; notes that there is another."""
+  """Clips a box to its image, and notes it."""
   inside = tuple(
     min(max(c, 0.0), float(side))
     for c, side in zip(box, (*size, *size), strict=True)
@@ -65,7 +65,7 @@ def _area(box):
 
 
 def is_area(area: float, box: location.Box) -> bool:
-  """Whether it is that of the box, as far as both are rounded."""
+  """Whether an area is that of the box, up to rounding."""
   y0, x0, y1, x1 = box
   return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
 
@@ -73,7 +73,7 @@ def is_area(area: float, box: location.Box) -> bool:
 def mask(
   obj: entries.Object, size: tuple[int, int]
 ) -> tuple[list[list[float]] | dict, np.ndarray]:
-  """What the mask of an object is written as, in pixels, and bool[H, W]."""
+  """The mask of an object: as it is written, in pixels, and as bool[H, W]."""
   try:
     if obj.mask is None:
       raise ValueError("no mask, expected polygons or a run-length mask")
@@ -91,7 +91,7 @@ def mask(
 
 
 def _polygon(points, unit):
-  """The numbers x, y, x, y, ... in pixels, or what is none as it is."""
+  """A polygon x, y, x, y, ... in pixels; what is none is returned as it is."""
   try:
     return [rounded(c * unit[i % 2]) for i, c in enumerate(points)]
   except (TypeError, ValueError, OverflowError):
@@ -99,7 +99,7 @@ def _polygon(points, unit):
 
 
 def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
-  """The mask in a box as the codec takes it, float[64, 64]."""
+  """Crops a mask to a box, as the codec takes it: float[64, 64]."""
   try:
     cropped = masks_lib.crop(mask, location.widen(box, mask.shape, mask.shape))
   except ValueError as error:

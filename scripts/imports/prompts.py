@@ -1,4 +1,4 @@
-"""An annotated image -> the object of its line in PaliGemma JSONL."""
+"""Turns an annotated image into a line of PaliGemma JSONL."""
 
 import collections
 import json
@@ -22,7 +22,7 @@ def record(
   labels: Sequence[str] | None = None,
   encode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any] | None:
-  """Writes prompt and answer, but not the path of the image.
+  """The fields of a line, prompt and answer among them, but for "image".
 
   Boxes and polygons come out in pixels, whatever they were given in, rounded
   to a hundredth: so shares of six decimals, as YOLO writes them, give the same
@@ -122,7 +122,7 @@ def asked(
 
 
 def label_name(label: str) -> str:
-  """The label without needless spaces; labels of one name are the same."""
+  """Collapses spaces; labels that are then equal are one."""
   lines = [" ".join(line.split()) for line in label.strip().split("\n")]
   return "\n".join(lines)
 
@@ -156,7 +156,7 @@ def _is_json(key, value, where, problems):
 
 
 def _is_utf8(text):
-  """Whether it can be written: half of a surrogate pair cannot."""
+  """Whether a text can be encoded; half a surrogate pair cannot."""
   try:
     text.encode()
   except UnicodeEncodeError:

@@ -25,7 +25,7 @@ def images(line: Mapping[str, Any]) -> list[str]:
 def sources(
   records: Records, files: Mapping[str, pathlib.Path]
 ) -> dict[str, str]:
-  """Says of every image which others must be on its side of a split.
+  """Groups images that must be on one side of a split.
 
   Those are augmented copies of one image, as their names tell; files of the
   same contents; and all images of one line. Of a name -> file mapping it makes
@@ -108,7 +108,7 @@ def _shuffled(image):
 
 
 def _of_equal_contents(files: Mapping[str, pathlib.Path]) -> Iterable[list]:
-  """Names of images whose files hold the same, in lists of two or more.
+  """Groups of two or more images whose files have equal contents.
 
   Few have the size of another one, and few of those the same end, so that
   hardly a file is read that has no copy.

@@ -1,4 +1,4 @@
-"""What an import has found: how much, of what, how large, what was amiss."""
+"""Summary of an import: counts, labels, boxes, tokens and notes."""
 
 import collections
 import dataclasses
@@ -51,7 +51,7 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `str` shows."""
+  """All figures of an import; `str` shows them as tables."""
 
   counts: dict[str, Count]  # split -> Count
   # label -> {split: objects}, without crowds; the most frequent first. Empty
@@ -217,17 +217,17 @@ def _count_tokens(records, tokenizer):
       answers.append(len(tokenizer.encode(line["suffix"], eos=True)))
   # The last token is a target alone, see sequence.training.
   lengths = np.add(prompts, answers) - 1
-  held, text_len = _marks(lengths, (_HELD, 1000))
+  held, text_len = _quantiles(lengths, (_HELD, 1000))
   return Tokens(
-    _marks(prompts, (500, 990, 1000)),
-    _marks(answers, (500, 990, 1000)),
+    _quantiles(prompts, (500, 990, 1000)),
+    _quantiles(answers, (500, 990, 1000)),
     held,
     text_len,
   )
 
 
-def _marks(numbers, shares):
-  """The least numbers that so many of 1000 are not above."""
+def _quantiles(numbers, shares):
+  """Quantiles, in thousandths, each of which is one of the numbers."""
   ordered = sorted(numbers)
   return tuple(
     int(ordered[-(-share * len(ordered) // 1000) - 1]) for share in shares

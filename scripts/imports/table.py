@@ -118,7 +118,7 @@ def _detect(request, rows, folder):
 
 
 def _split(members):
-  """The split that a column says; the rows of an image are of one."""
+  """The split in the column "split"; the rows of an image must agree."""
   place, row = members[0]
   column = columns.find(("split",), list(row), place)
   first, *others = (
@@ -135,7 +135,7 @@ def _split(members):
 
 
 def _edges(boxes, present, names, where):
-  """The keys of columns.NAMES under which the numbers of boxes stand."""
+  """The keys of columns.NAMES for the four numbers of boxes."""
   if boxes is not None:
     if boxes not in columns.EDGES:
       raise ValueError(
@@ -164,7 +164,7 @@ def _column(name, present, names, where):
 
 
 def _sides(rows, chosen, edges, where):
-  """The columns of the sides of images, if there are any."""
+  """The columns of image height and width, if there are any."""
   present = list(rows[0][1])
   found = {
     side: column
@@ -183,7 +183,7 @@ def _sides(rows, chosen, edges, where):
 
 
 def _groups(rows, chosen, task, problems):
-  """(image, number of a question) -> its rows with their places."""
+  """(image, index of the question) -> its rows with their places."""
   groups = {}
   for i, (where, row) in enumerate(rows):
     with problems:
@@ -212,7 +212,7 @@ def _size(members, sides):
 
 
 def _fields(members, chosen):
-  """The other columns of an image with one row."""
+  """The other columns, of an image that has only one row."""
   return columns.rest(members[0][1], chosen) if len(members) == 1 else {}
 
 

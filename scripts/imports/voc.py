@@ -104,7 +104,7 @@ def _entries(request, found):
 
 
 def _entry(path, split, images, index, problems):
-  """The entry of a file, with edges as they stand there."""
+  """The entry of an XML file, with box edges as they are written."""
   root = files.read_xml(path)
   for element in root.iter():  # without their namespace
     element.tag = str(element.tag).rpartition("}")[2]
@@ -124,7 +124,7 @@ def _entry(path, split, images, index, problems):
 
 
 def _image(images, path, name, index, problems):
-  """The image of an XML file: that it names, or that of its own name."""
+  """The image that an XML file names, or else one of the XML's name."""
   # Some programs write the whole path it had on another machine.
   name = pathlib.PurePath((name or "").strip().replace("\\", "/")).name
   if name and (images / name).is_file():

@@ -89,14 +89,14 @@ def read(
 
 
 def _lines(path):
-  """Yields the place and the words of each line that is not blank."""
+  """Yields (where, words) of each line that is not blank."""
   for number, line in enumerate(files.read_lines(path), start=1):
     if words := line.split():
       yield f"{path}:{number}", words
 
 
 def _refuse_key_points(paths):
-  """Raises if all of the first lines, taken as outlines, fit key points too.
+  """Raises if the first lines could be key points as well as outlines.
 
   Outlines differ in how many points they have, and lie anywhere; key points do
   not, and lie in the box that the first four numbers are.
@@ -123,7 +123,7 @@ def _readable(paths):
 
 
 def _shapes(words):
-  """Each kpt_shape that an outline has if it is a box with key points."""
+  """Every kpt_shape that fits a line when it is read as key points."""
   if len(words) < 7 or len(words) % 2 == 0:
     return set()
   try:

@@ -1,4 +1,4 @@
-"""Samples and lengths -> one HTML file, with its pictures inside."""
+"""Renders samples and lengths as one HTML file with embedded images."""
 
 import base64
 import html

@@ -1,4 +1,4 @@
-"""Examples as the model gets them: pictures, tokens, and what the text says."""
+"""Examples as the model sees them: images, tokens and located objects."""
 
 import dataclasses
 import time
@@ -50,14 +50,14 @@ class Lengths:
 
 
 def draw(place: Place, count: int) -> list[int]:
-  """Indices of so many examples in random order, always the same ones."""
+  """Indices of at most so many random examples, always the same."""
   size = min(len(place.source), place.limit or len(place.source))
   rng = np.random.default_rng(0)
   return rng.choice(size, min(count, size), replace=False).tolist()
 
 
 def look(place: Place, tok: tokenizer.Tokenizer, index: int) -> Sample:
-  """One example, through the ops and the preprocess that a run uses."""
+  """One example, prepared by the ops and preprocessing of a run."""
   where = f"{place.name} [{index}]"
   try:
     example = place.example(index)
