@@ -117,7 +117,7 @@ def load(
     logging.info("%s", checkpoint.describe())
   model = _compute_in(model, dtype or stated or str(stored[_TABLE]))
   logging.info("%s", model)
-  arrays = _placed(arrays, mesh)
+  arrays = _with_sharding(arrays, mesh)
   if load_weights:
     with errors.named(checkpoint.path):
       params = quantized_leaves.place_all(found, arrays)
@@ -364,12 +364,12 @@ def _compute_in(model, dtype):
   return model.clone(**towers)
 
 
-def _placed(arrays, mesh):
+def _with_sharding(arrays, mesh):
   if mesh is None:
-    places = dict.fromkeys(arrays, jnp.zeros(()).sharding)
+    shardings = dict.fromkeys(arrays, jnp.zeros(()).sharding)
   else:
-    places = sharding.infer(arrays, mesh)
+    shardings = sharding.infer(arrays, mesh)
   return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
     for name, x in arrays.items()
   }

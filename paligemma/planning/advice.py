@@ -93,19 +93,19 @@ def _smaller_batch(plan, memory, usable, what):
   if room <= 0:
     return ["no smaller batch is enough: the arguments alone do not fit"]
   lines, policies = [], (config.model.img, config.model.llm)
-  rows = config.batch_size // data
+  examples = config.batch_size // data  # of each device
   if what == "train":
     if any(p.get("remat_policy") != LEAST for p in policies):
       lines.append(
         f"remat_policy={LEAST} in model.img and model.llm: keeps the least of "
         "each layer"
       )
-    for parts in range(2, rows // config.accumulate_steps + 1):
-      steps = parts * config.accumulate_steps
-      if rows % steps == 0 and memory.temporaries / parts <= room:
+    for times in range(2, examples // config.accumulate_steps + 1):
+      steps = times * config.accumulate_steps
+      if examples % steps == 0 and memory.temporaries / times <= room:
         lines.append(f"accumulate_steps={steps}: the same batch in turns")
         break
-  fitting = int(rows * room / memory.temporaries)
+  fitting = int(examples * room / memory.temporaries)
   if fitting:
     lines.append(f"batch_size={fitting * data}, about; see --largest_batch")
   else:
