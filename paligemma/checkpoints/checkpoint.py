@@ -1,4 +1,4 @@
-"""What every format is turned into before a model is made of it."""
+"""An opened checkpoint, the same for every format."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Checkpoint:
     stated_fields.check_metadata(self.path, self.metadata)
 
   def describe(self) -> str:
-    """One line for people: what it is, and what was decided about it."""
+    """One line: what the checkpoint is, and what was decided about it."""
     parts = [f"{self.path}: {self.format}, {len(self.leaves)} parameters"]
     for tower, stated in (("img", self.img), ("llm", self.llm)):
       if stated:

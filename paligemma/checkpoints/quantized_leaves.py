@@ -1,4 +1,4 @@
-"""Matrices of a checkpoint in few bits: while they are read, and in its files.
+"""Matrices of a checkpoint that are quantized in its files, or when read.
 
 They are quantized block by block along the first axis, the layers of a stack or
 the rows of the vocabulary. No scale belongs to two of them, so the blocks give
@@ -34,7 +34,7 @@ class Pair:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """That of the matrix in full precision."""
+    """Shape of the matrix in full precision."""
     return quantization.full_shape(self.kind, self.values)
 
   @property
@@ -42,7 +42,7 @@ class Pair:
     return self.scale.dtype
 
   def read(self, dtype: Any = None, index: Any = None) -> np.ndarray:
-    """Does what Leaf.read does, for which there are too few bits.
+    """Raises: full precision cannot be read from so few bits.
 
     Raises:
       ValueError: Always.
@@ -194,7 +194,7 @@ def each_array(
 
 
 def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
-  """The leaves of a checkpoint in few bits, rounded when they are read.
+  """The leaves of a checkpoint, quantized when they are read.
 
   Args:
     found: Name -> leaf of every array.
@@ -222,7 +222,7 @@ def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rounded:
-  """One of the two arrays of a matrix, which are made and kept together.
+  """Values or scale of a matrix, which is quantized when either is read.
 
   Attributes:
     name, leaf, kind: As in `read`.
@@ -247,7 +247,7 @@ class _Rounded:
 
 
 def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Every parameter in full precision, those that are quantized when read.
+  """Every parameter in full precision, dequantized when it is read.
 
   Args:
     arrays: Name -> Leaf, Pair or array; the two arrays of a matrix, or a Pair.
@@ -269,7 +269,7 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Restored:
-  """The values of a matrix that is quantized."""
+  """A matrix that is dequantized when it is read."""
 
   pair: Pair
 
@@ -325,7 +325,7 @@ def place(
   values: jax.ShapeDtypeStruct,
   scale: jax.ShapeDtypeStruct,
 ) -> dict[str, jax.Array]:
-  """Reads a matrix onto devices in few bits; each process reads all of it.
+  """Quantizes a matrix onto devices; each process reads all of it.
 
   Args:
     name: Of the parameter.
@@ -357,7 +357,7 @@ def place(
 
 
 def read(name: str, leaf: leaves.Leaf, kind: str) -> dict[str, np.ndarray]:
-  """Reads a matrix in few bits: {kind: values, "scale": float32}.
+  """Reads and quantizes a matrix: {kind: values, "scale": float32}.
 
   Args:
     name, leaf, kind: As in `place`.

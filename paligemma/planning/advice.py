@@ -16,7 +16,7 @@ _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 def advise(
   plan: Any, memory: memory_lib.Memory, usable: float, *, what: str = "train"
 ) -> list[str]:
-  """Says what would save how much, the larger part of the memory first.
+  """Says what would save how much memory, the larger part of it first.
 
   Estimates: temporaries are taken to be proportional to the batch, and to
   shrink with it as arguments do with the number of devices.
@@ -46,7 +46,7 @@ def advise(
 
 
 def _cheaper_training(plan):
-  """Lines on what the arguments of a step are spent for."""
+  """How the arguments of a train step could take less memory."""
   config, lines = plan.config, []
   beyond = {
     name: leaf

@@ -1,4 +1,4 @@
-"""What the devices send each other in a step, read off the compiled program.
+"""The collectives of a compiled program: their kinds, bytes and repetitions.
 
 XLA's own cost analysis names no collective and counts the body of a loop once.
 """

@@ -1,4 +1,4 @@
-"""config.json of transformers, read and made.
+"""Reads and makes config.json of transformers.
 
 A key that is absent has the default of transformers' config class; the official
 PaliGemma 1 files, for example, leave out the head dim. What our models cannot
@@ -171,11 +171,11 @@ class _Section:
     self.defaults = defaults
 
   def get(self, key):
-    """The value, None included if the file says so."""
+    """The value or the default; None if the file says so."""
     return self.values.get(key, self.defaults.get(key))
 
   def filled(self, key):
-    """The value, the default also in place of None."""
+    """The value, or the default if it is absent or None."""
     value = self.values.get(key)
     return self.defaults.get(key) if value is None else value
 

@@ -1,4 +1,4 @@
-"""Hugging Face directories, in: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
+"""Reads Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
 
 What transformers writes with `save_pretrained`, in any release: config.json,
 and model.safetensors or shards with model.safetensors.index.json. Three ways to
@@ -210,7 +210,7 @@ def normalize(
 
 
 def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
-  """The matrix that gives the logits must be the table, bit for bit."""
+  """Raises unless the output matrix is the embedding table, bit for bit."""
   same = (table.shape, table.dtype) == (head.shape, head.dtype)
   count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
   for start in range(0, table.shape[0], count):
@@ -228,7 +228,7 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
 def _entries(
   path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
 ) -> Iterator[layout.Entry]:
-  """What a model of this config is made of."""
+  """The tensors of a model with this config."""
   for sizes in (config.decoder, config.image_tower):
     if sizes is not None and sizes["depth"] > num_tensors:
       raise ValueError(
@@ -251,7 +251,7 @@ def _check(
   tensors: Mapping[str, Mapped],
   names: Mapping[str, str],
 ) -> None:
-  """Every tensor is there, is used, has its shape, and holds real numbers."""
+  """Raises unless the tensors are those of config.json, and floats."""
   differences = tree.compare(
     {names.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
     {names[name]: tensor.shape for name, tensor in tensors.items()},

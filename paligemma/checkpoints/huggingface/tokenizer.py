@@ -1,4 +1,4 @@
-"""A tokenizer, mostly a SentencePiece file, as the files of transformers."""
+"""Writes a tokenizer as the files of transformers."""
 
 import json
 import pathlib
@@ -151,7 +151,7 @@ def _parse(where, proto: bytes):
 
 
 def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
-  """What is cut out of a text before it is segmented."""
+  """The tokens that are cut out of a text before it is segmented."""
   tokens = {
     i: (piece.piece, piece.type != _Piece.USER_DEFINED)
     for i, piece in enumerate(model.pieces)

@@ -233,7 +233,7 @@ def save(
 
 
 def _metadata(names):
-  """What Orbax writes of arrays that are to come back as NumPy's.
+  """The _METADATA of arrays that Orbax restores as NumPy arrays.
 
   It would bring back a jax.Array only with the devices it was on.
   """

@@ -203,7 +203,7 @@ def _fetch(data):
 
 
 def _chunk_shape(shape, part_shape, itemsize):
-  """Leading axes cut until BLOCK_BYTES suffice; no chunk crosses a part."""
+  """Cuts leading axes until chunks fit BLOCK_BYTES; none crosses a shard."""
   chunk = [max(size, 1) for size in part_shape]
   for axis, size in enumerate(part_shape):
     rest = math.prod(chunk[axis + 1 :]) * itemsize

@@ -63,7 +63,7 @@ def open(
   *,
   above: tuple[epath.Path, ...] = (),
 ) -> Checkpoint:
-  """Opens a step: its moving average, else its weights, over the frozen ones.
+  """Opens a step: its EMA, else its weights, together with the frozen ones.
 
   Args:
     path: See `find`.
@@ -150,7 +150,7 @@ def open(
 
 
 def _held(frozen, dtype):
-  """Leaves as a run holds them that keeps what is frozen in a dtype."""
+  """Frozen leaves in the dtype or quantization that the run held them in."""
   if dtype in quantization.KINDS:
     return quantized_leaves.rounded(frozen, dtype)
   dtypes = precision.storage_dtypes(frozen, dtype)
@@ -195,7 +195,7 @@ def _settings(file, config):
 
 
 def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
-  """The leaves that count, and the names of the others."""
+  """The trained leaves, of the EMA if there is one, and all other names."""
   arrays = orbax.tensors(state)
   kind = "ema/" if any(n.startswith("ema/") for n in arrays) else "trainable/"
   leaves = {
