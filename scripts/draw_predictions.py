@@ -1,6 +1,7 @@
 """Draws one sheet of pictures with question, prediction and right answer.
 
-  python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png --image_root DIR
+    python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png \
+      --image_root DIR
 
 Boxes are drawn into the pictures, and with --codec the masks: those predicted
 in green or red, the right boxes in white.

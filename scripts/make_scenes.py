@@ -1,6 +1,7 @@
 """Places scans of handwritten digits in pictures, to be found and cut out.
 
-  python -m scripts.make_scenes OUT --codec paligemma/assets/tiny_mask_codec.npz
+    python -m scripts.make_scenes OUT \
+      --codec paligemma/assets/tiny_mask_codec.npz
 
 Writes OUT/train.jsonl and OUT/test_{detect,answer,segment}.jsonl, and
 the pictures that they name. Scans of test pictures are in no train picture.

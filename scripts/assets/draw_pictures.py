@@ -1,7 +1,7 @@
 """Draws pictures of shapes and printed digits, with questions and answers.
 
-  python -m scripts.assets.draw_pictures OUT --num 60000 \
-    --seed 0 --res 56 --workers 2
+    python -m scripts.assets.draw_pictures OUT --num 60000 \
+      --seed 0 --res 56 --workers 2
 
 They pre-train the tiny model. Nothing here reads a scan of handwriting: digits
 come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.

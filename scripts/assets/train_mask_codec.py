@@ -1,6 +1,7 @@
 """Trains a small mask codec on scans of handwritten digits.
 
-  python -m scripts.assets.train_mask_codec paligemma/assets/tiny_mask_codec.npz
+    python -m scripts.assets.train_mask_codec \
+      paligemma/assets/tiny_mask_codec.npz
 
 It has the layers of the published one, which is not ours to ship, but is
 narrower, and knows nothing but digits: 64x64 mask <-> 16 codes of 128.

@@ -1,7 +1,7 @@
 """Trains the small tokenizer that ships for the demo and the tests.
 
-  python -m scripts.assets.train_tiny_tokenizer \
-    paligemma/assets/tiny_tokenizer.model
+    python -m scripts.assets.train_tiny_tokenizer \
+      paligemma/assets/tiny_tokenizer.model
 
 Its pieces are laid out as in PaliGemma's own file, in small: pad, eos, bos,
 unk, "\\n", the 256 bytes, text, then the 1024 locations, last the 128 segments.
