@@ -68,10 +68,6 @@ class Summary:
   left_out: list[str]
 
   @property
-  def objects(self) -> int:
-    return sum(sum(by_split.values()) for by_split in self.labels.values())
-
-  @property
   def unused(self) -> list[str]:
     """Labels that no object has."""
     return [label for label, by_split in self.labels.items() if not by_split]
