@@ -4,7 +4,7 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,14 +93,14 @@ def generate(
     preprocessing = model.metadata.get("preprocessing", "reference")
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
-    rows = []
+    examples = []
     for i in chosen:
       prompt = prompts[i]
       image = _image(model, params, images[i], f"images[{i}]", preprocessing)
-      rows.append({**image, **layout(tok, prompt, text_len)})
-    rows += [rows[0]] * filling
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0]}
-    batch["_mask"] = np.arange(len(rows)) < len(chosen)
+      examples.append({**image, **layout(tok, prompt, text_len)})
+    examples += [examples[0]] * filling
+    batch = {key: np.stack([x[key] for x in examples]) for key in examples[0]}
+    batch["_mask"] = np.arange(len(examples)) < len(chosen)
     decoded = decode.generate(
       model,
       params,
@@ -115,6 +115,16 @@ def generate(
     for row, i in enumerate(chosen):
       answers[i] = tok.decode(tokens[row, : counts[row]].tolist())
   return answers
+
+
+def resolution(model: paligemma_model.Model, params: Mapping[str, Any]) -> int:
+  """The side in pixels of the images that a model with an image tower takes.
+
+  Args:
+    model, params: as `load` returns them.
+  """
+  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
+  return side * model.img.patch_size
 
 
 def _read_prompts(tok, prompts, images):
@@ -156,16 +166,15 @@ def _list(images):
       "images is None, but the model has an image tower: give a picture for "
       "each prompt"
     )
-  rows = []
-  for i, row in enumerate(_elements(images)):
-    rows.append(_elements(row))
-    if not rows[-1]:
+  found = [_elements(several) for several in _elements(images)]
+  for i, several in enumerate(found):
+    if not several:
       raise ValueError(f"images[{i}] is an empty list, expected a picture")
-  return rows
+  return found
 
 
 def _elements(images):
-  """A list of what is one; [itself] of anything else, a picture or not."""
+  """A list of the elements of what is a list; [images] of anything else."""
   if isinstance(images, str | os.PathLike | bytes | bytearray | memoryview):
     return [images]
   if pictures.is_array(images):
@@ -175,7 +184,7 @@ def _elements(images):
 
 
 def _batches(images, batch_size):
-  """Prompts with equally many pictures, by index, and how many rows lack.
+  """Yields indices of prompts with equally many pictures, and the padding.
 
   Batches with the same number of pictures have one shape, compiled once.
   """
@@ -190,11 +199,10 @@ def _batches(images, batch_size):
 
 
 def _image(model, params, images, where, preprocessing):
-  """The image of a row; none for a decoder alone."""
+  """The image of a prompt; none for a decoder alone."""
   if model.img is None:
     return {}
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
-  res = side * model.img.patch_size
+  res = resolution(model, params)
   to_model = registry.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )

@@ -11,11 +11,10 @@ import contextlib
 import errno
 import os
 import pathlib
-import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from etils import epath
 
@@ -50,6 +49,26 @@ def path(given: epath.PathLike) -> epath.Path:
   return epath.Path(given)
 
 
+def file_in(given: epath.PathLike, names: Sequence[str]) -> epath.Path:
+  """Returns the path of a file, which may be given by its folder.
+
+  Args:
+    given: Path of the file, or of a folder with one.
+    names: Of the file in a folder; the first that is there counts.
+
+  Raises:
+    OSError: As `path`.
+    ValueError: The folder has none of them.
+  """
+  found = path(given)
+  if not found.is_dir():
+    return found
+  for name in names:
+    if (found / name).exists():
+      return found / name
+  raise ValueError(f"{found}: holds neither {' nor '.join(names)}")
+
+
 @contextlib.contextmanager
 def file(path: epath.PathLike) -> Iterator[epath.Path]:
   """Makes or replaces a file as a whole or not at all.
@@ -74,7 +93,7 @@ def file(path: epath.PathLike) -> Iterator[epath.Path]:
       yield temporary
       publish(temporary, path)
     finally:
-      temporary.unlink(missing_ok=True)
+      _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -91,16 +110,9 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     OSError: It cannot be written; names the path.
   """
-  path = pathlib.Path(path)
-  with named(path):
-    clear(path)
-    temporary = pathlib.Path(beside(path))
-    try:
-      temporary.mkdir(parents=True)
-      yield temporary
-      publish(temporary, path)
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+  with file(path) as temporary:
+    temporary.mkdir()
+    yield pathlib.Path(temporary)
 
 
 def write(path: epath.PathLike, content: str | bytes) -> None:

@@ -1,5 +1,8 @@
 """Models from checkpoints of any format, and back into them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,7 @@ from paligemma.checkpoints import (
   presets,
   quantized_leaves,
 )
+from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import write as huggingface_write
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.lora import apply as lora
@@ -30,29 +34,24 @@ _TABLE = "llm/embedder/input_embedding"
 _LAST_NORM = "llm/final_norm/scale"
 # How a model runs, not what it is.
 _OF_THE_RUN = {
-  "attention",
-  "lora",
-  "dtype",
-  "remat_policy",
-  "dropout",
-  "parent",
-  "name",
+  *("attention", "lora", "dtype", "remat_policy", "dropout"),
+  *("parent", "name"),
 }
 
 
 def load(
-  path,
-  dtype=None,
+  path: epath.PathLike | Mapping[str, epath.PathLike],
+  dtype: str | None = None,
   *,
-  quantize=None,
-  res=None,
-  img=None,
-  llm=None,
-  mesh=None,
-  load_weights=True,
-  seed=0,
-  directory=None,
-):
+  quantize: str | None = None,
+  res: int | None = None,
+  img: Mapping[str, Any] | None = None,
+  llm: Mapping[str, Any] | None = None,
+  mesh: jax.sharding.Mesh | None = None,
+  load_weights: bool = True,
+  seed: int = 0,
+  directory: epath.PathLike | None = None,
+) -> tuple[paligemma_model.Model, dict[str, Any]]:
   """Reads a model from a checkpoint of any format.
 
   Tensor by tensor: beside the parameters themselves there is never more than
@@ -68,8 +67,8 @@ def load(
       file, computed in what the file says, else in the dtype of its embedding
       table, or of the norm before it where the table is quantized.
     quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
-      while they are read; see quantized.py. `dtype` is then that of computing
-      and of all the rest. Default: as in the file, which may be quantized.
+      while they are read, see quantization.py; `dtype` is then that of all the
+      rest, and of computing. Default: as in the file, which may be quantized.
     res: int, side of the images in pixels; the position embedding is resampled
       to it. Default: that of the checkpoint.
     img: dict of fields of vit.Model to override.
@@ -118,7 +117,7 @@ def load(
     logging.info("%s", checkpoint.describe())
   model = _compute_in(model, dtype or stated or str(stored[_TABLE]))
   logging.info("%s", model)
-  arrays = _placed(arrays, mesh)
+  arrays = _with_sharding(arrays, mesh)
   if load_weights:
     with errors.named(checkpoint.path):
       params = quantized_leaves.place_all(found, arrays)
@@ -127,7 +126,15 @@ def load(
   return model, tree.unflatten(params)
 
 
-def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
+def save(
+  path: epath.PathLike,
+  model: paligemma_model.Model,
+  params: Mapping[str, Any],
+  *,
+  format: str | None = None,
+  dtype: str | None = None,
+  tokenizer: Any = None,
+) -> None:
   """Writes a model for other programs, or for `load`.
 
   Args:
@@ -159,7 +166,7 @@ def save(path, model, params, *, format=None, dtype=None, tokenizer=None):
   )
 
 
-def load_mask_codec(path):
+def load_mask_codec(path: epath.PathLike) -> mask_codec.Params:
   """Reads the codec of segmentation masks.
 
   Args:
@@ -175,11 +182,17 @@ def load_mask_codec(path):
   return mask_codec.from_arrays(npz.load(path), path)
 
 
-def model_of(checkpoint, *, res=None, img=None, llm=None):
+def model_of(
+  checkpoint: Checkpoint,
+  *,
+  res: int | None = None,
+  img: Mapping[str, Any] | None = None,
+  llm: Mapping[str, Any] | None = None,
+) -> tuple[paligemma_model.Model, int | None]:
   """The model of a checkpoint that was opened.
 
   Args:
-    checkpoint: Checkpoint.
+    checkpoint: As formats.open returns it.
     res, img, llm: as in `load`.
 
   Returns:
@@ -217,7 +230,12 @@ def _check_heads(llm):
     raise ValueError(f"head dim {llm.head_dim}, expected an even one for RoPE")
 
 
-def preset_model(preset, *, img=None, llm=None):
+def preset_model(
+  preset: presets.Preset,
+  *,
+  img: Mapping[str, Any] | None = None,
+  llm: Mapping[str, Any] | None = None,
+) -> paligemma_model.Model:
   """The model of a preset, without any file; `img` and `llm` as in `load`."""
   if preset.res is None:
     return paligemma_model.Model(
@@ -226,7 +244,7 @@ def preset_model(preset, *, img=None, llm=None):
   return paligemma_model.make(preset.variant, img=img, llm=llm)
 
 
-def model_fields(model):
+def model_fields(model: paligemma_model.Model) -> dict[str, Any]:
   """What a model is: fields of its towers (None: no such tower), metadata."""
 
   def fields(tower):
@@ -241,16 +259,16 @@ def model_fields(model):
 
 
 def write(
-  path,
-  arrays,
-  fields,
+  path: epath.PathLike,
+  arrays: Mapping[str, Any],
+  fields: Mapping[str, Any],
   *,
-  format=None,
-  dtype=None,
-  quantize=None,
-  tokenizer=None,
-  compute_dtype=None,
-):
+  format: str | None = None,
+  dtype: str | None = None,
+  quantize: str | None = None,
+  tokenizer: Any = None,
+  compute_dtype: str | None = None,
+) -> None:
   """Writes arrays or leaves, one at a time.
 
   Args:
@@ -346,12 +364,12 @@ def _compute_in(model, dtype):
   return model.clone(**towers)
 
 
-def _placed(arrays, mesh):
+def _with_sharding(arrays, mesh):
   if mesh is None:
-    places = dict.fromkeys(arrays, jnp.zeros(()).sharding)
+    shardings = dict.fromkeys(arrays, jnp.zeros(()).sharding)
   else:
-    places = sharding.infer(arrays, mesh)
+    shardings = sharding.infer(arrays, mesh)
   return {
-    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+    name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name])
     for name, x in arrays.items()
   }

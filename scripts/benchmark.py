@@ -58,7 +58,7 @@ _ENVIRONMENT = {
 }
 
 
-def main():
+def main() -> None:
   args = vars(_parser().parse_args())
   what, as_json = args.pop("what"), args.pop("json", False)
   if what == load.ONE_LOAD:
@@ -127,7 +127,7 @@ def _import_peer():
 
 
 def _start_again_with(environment):
-  """Replaces this process by itself, unless it has that environment."""
+  """Restarts this process with an environment, unless it has it already."""
   missing = environment.keys() - os.environ.keys()
   if missing and sys.platform == "linux":
     os.environ.update(environment)

@@ -10,7 +10,7 @@ max error, mean error: of the logits of all true answers, teacher-forced, from
 those of full precision.
 perplexity: of the true answers.
 same tokens: of greedy decoding, the end of an answer among them. Answers are
-compared place by place, each decoded on its own, up to the end of the longer.
+compared token by token, up to the end of the longer one.
 same answers: those that agree in all tokens.
 exact match: answers that are the "suffix".
 
@@ -21,13 +21,15 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from paligemma import evals, io, messages, quantization, tree
+from paligemma import api, evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
@@ -48,8 +50,8 @@ class Questions:
   batch_size: int
   limit: int | None
 
-  def batches(self, layout):
-    """Batches of arrays, the last filled up with rows that `_mask` marks."""
+  def batches(self, layout: preprocess.Preprocess) -> Iterator[dict]:
+    """Batches; `_mask` is False for the examples that fill up the last one."""
     found = batches.evaluation(
       self.source,
       layout,
@@ -65,29 +67,20 @@ class Questions:
 
 
 def compare(
-  ckpt,
-  tokenizer,
-  data,
+  ckpt: epath.PathLike,
+  tokenizer: epath.PathLike,
+  data: epath.PathLike,
   *,
-  kinds=quantization.KINDS,
-  limit=None,
-  batch_size=16,
-  text_len=64,
-  max_decode_len=32,
-  dtype=None,
-):
+  kinds: Sequence[str] = quantization.KINDS,
+  limit: int | None = None,
+  batch_size: int = 16,
+  text_len: int = 64,
+  max_decode_len: int = 32,
+  dtype: str | None = None,
+) -> dict[str, dict[str, float]]:
   """Measures what quantizing does to a checkpoint.
 
-  Args:
-    ckpt: path of the weights, see formats.open.
-    tokenizer: SentencePiece file of the checkpoint.
-    data: PaliGemma JSONL with answers.
-    kinds: those of quantized.KINDS to compare.
-    limit: the first examples only. Default: all.
-    batch_size: images at a time.
-    text_len: most tokens of prompt and answer.
-    max_decode_len: most tokens of a decoded answer.
-    dtype: of products and of what is not quantized. Default: that of the file.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     {"full" or kind: {name: number}}, see above.
@@ -103,9 +96,8 @@ def compare(
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   layout = preprocess.Preprocess(
-    tok, res=side * model.img.patch_size, text_len=text_len, train=True
+    tok, res=api.resolution(model, params), text_len=text_len, train=True
   )
   questions = Questions(
     tokenizer=tok,
@@ -138,15 +130,14 @@ def compare(
   return found
 
 
-def agreement(expected, found):
-  """Compares answers place by place.
-
-  Args:
-    expected, found: lists of as many lists of ids, the last of each the end.
+def agreement(
+  expected: Sequence[list[int]], found: Sequence[list[int]]
+) -> dict[str, float]:
+  """Compares answers id by id; the last id of each is its end token.
 
   Returns:
-    {"same_tokens": share of all places up to the end of the longer answer with
-    equal ids, "same_answers": share of equal answers}.
+    {"same_tokens": share of equal ids, up to the end of the longer answer,
+    "same_answers": share of equal answers}.
   """
   same = places = answers = 0
   for one, other in zip(expected, found, strict=True):
@@ -156,29 +147,23 @@ def agreement(expected, found):
   return {"same_tokens": same / places, "same_answers": answers / len(expected)}
 
 
-def describe(found):
+def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
   """The table of what `compare` returned."""
-  header = (
-    "kind",
-    "bytes",
-    "max error",
-    "mean error",
-    "perplexity",
-    "same tokens",
-    "same answers",
-    "exact match",
-  )
-  rows = [header]
+  rows = [("kind", *(name.replace("_", " ") for name in _COLUMNS))]
   for kind, values in found.items():
-    shares = (f"{values.get(name, 1.0):.2%}" for name in _SHARES)
-    errors = (f"{values.get(name, 0.0):.4f}" for name in _ERRORS)
-    size = f"{values['bytes']:,}"
-    rows.append((kind, size, *errors, f"{values['perplexity']:.4f}", *shares))
+    values = _SAME | values
+    cells = (form.format(values[name]) for name, form in _COLUMNS.items())
+    rows.append((kind, *cells))
   return "\n".join(messages.aligned(rows))
 
 
-_ERRORS = ("max_error", "mean_error")
-_SHARES = ("same_tokens", "same_answers", "exact_match")
+_COLUMNS = {
+  "bytes": "{:,}",
+  **dict.fromkeys(("max_error", "mean_error", "perplexity"), "{:.4f}"),
+  **dict.fromkeys(("same_tokens", "same_answers", "exact_match"), "{:.2%}"),
+}
+# Of full precision, compared with itself.
+_SAME = {"max_error": 0, "mean_error": 0, "same_tokens": 1, "same_answers": 1}
 
 
 def _bytes(params):
@@ -235,7 +220,7 @@ def _logit_errors(questions, model, params, less):
   largest, total, count = 0.0, 0.0, 0
   for batch in questions.batches(questions.scored):
     mask = batch["mask_loss"][:, 1:].astype(bool) & batch["_mask"][:, None]
-    most, mean = jax.device_get(_row_errors(model, params, less, batch))
+    most, mean = jax.device_get(_position_errors(model, params, less, batch))
     largest = max(largest, float(np.where(mask, most, 0).max()))
     total += float(np.where(mask, mean, 0).sum(dtype=np.float64))
     count += int(mask.sum())
@@ -243,8 +228,8 @@ def _logit_errors(questions, model, params, less):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _row_errors(model, params, less, batch):
-  """Largest and mean difference of the logits at each place: float32[B, T]."""
+def _position_errors(model, params, less, batch):
+  """Largest and mean difference of logits at each position: float32[B, T]."""
 
   def features(params):
     text, mask_ar = batch["text"][:, :-1], batch["mask_ar"][:, :-1]
@@ -269,7 +254,7 @@ def _row_errors(model, params, less, batch):
   return jax.lax.map(row, (features(params), features(less)))
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -279,14 +264,15 @@ def main():
   parser.add_argument("--kinds", default=",".join(quantization.KINDS))
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--batch_size", type=int, default=16)
-  parser.add_argument("--text_len", type=int, default=64)
+  parser.add_argument(
+    "--text_len", type=int, default=64, help="most tokens of prompt and answer"
+  )
   parser.add_argument("--max_decode_len", type=int, default=32)
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--json", action="store_true")
   args = vars(parser.parse_args())
   as_json, kinds = args.pop("json"), args.pop("kinds").split(",")
-  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data")]
-  found = compare(*required, kinds=kinds, **args)
+  found = compare(kinds=kinds, **args)
   print(json.dumps(found) if as_json else describe(found))
 
 

@@ -13,6 +13,7 @@ tensor and the logits of one fixed input before and after.
 import argparse
 import hashlib
 import math
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -22,25 +23,30 @@ from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.lora import apply as lora
+from paligemma.models.paligemma import Model
 from scripts import command_line
 
 _BLOCK_ELEMENTS = 2**24
+_STATED = (
+  *("sliding_window", "attn_logits_softcap", "final_logits_softcap"),
+  *("query_scale", "norm_eps"),
+)
 
 
 def convert(
-  src,
-  dst,
+  src: epath.PathLike | Mapping[str, epath.PathLike],
+  dst: epath.PathLike,
   *,
-  format=None,
-  dtype=None,
-  quantize=None,
-  tokenizer=None,
-  res=None,
-):
+  format: str | None = None,
+  dtype: str | None = None,
+  quantize: str | None = None,
+  tokenizer: epath.PathLike | None = None,
+  res: int | None = None,
+) -> str:
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
-  checkpoint, model, found = _open(src, res)
+  checkpoint, model, found, _ = _open(src, res)
   io.write(
     dst,
     found,
@@ -54,27 +60,25 @@ def convert(
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
 
-def describe(model):
-  """One line on what array shapes do not tell."""
+def describe(model: Model) -> str:
+  """The fields of the decoder that array shapes do not tell, on one line."""
   fields = io.model_fields(model)["llm"]
-  names = (
-    "sliding_window",
-    "attn_logits_softcap",
-    "final_logits_softcap",
-    "query_scale",
-    "norm_eps",
-  )
-  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in names)
+  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in _STATED)
 
 
-def check(src, dst, *, res=None):
+def check(
+  src: epath.PathLike | Mapping[str, epath.PathLike],
+  dst: epath.PathLike,
+  *,
+  res: int | None = None,
+) -> tuple[str, bool]:
   """Compares two checkpoints tensor by tensor and by their logits.
 
   Returns:
     Tuple of the report, and True if `dst` is `src` rounded to its dtypes.
   """
-  _, model, before = _open(src, res)
-  _, model_after, after = _open(dst, None)
+  _, model, before, res = _open(src, res)
+  _, model_after, after, _ = _open(dst, None)
   lines = [_row("tensor", "shape", "dtype", "max diff", "sha256")]
   exact = True
   for name, leaf in before.items():
@@ -84,8 +88,8 @@ def check(src, dst, *, res=None):
     shape = "x".join(map(str, leaf.shape))
     lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
   lines += _other_fields(model, model_after)
-  first = logits(model, before)
-  second = logits(model_after, after)
+  first = _logits(model, before, res)
+  second = _logits(model_after, after, res)
   lines.append(
     f"logits of one fixed input: max |logit| {np.abs(first).max():.4f}, "
     f"max difference {np.abs(first - second).max():.1e}"
@@ -95,11 +99,11 @@ def check(src, dst, *, res=None):
   return "\n".join(lines), exact
 
 
-def logits(model, found, tokens=7):
+def _logits(model, found, res, tokens=7):
   """float32[T, V] of one picture and text, the same for every checkpoint."""
   image = None
   if model.img is not None:
-    res = math.isqrt(found["img/pos_embedding"].shape[1]) * model.img.patch_size
+    res -= res % model.img.patch_size
     ramp = np.linspace(-1, 1, res, dtype=np.float32)
     image = np.stack(
       np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[:, None] * ramp),
@@ -119,18 +123,18 @@ def logits(model, found, tokens=7):
 
 
 def _open(path, res):
-  """The checkpoint, its model, and its leaves as the model has them."""
+  """The checkpoint, its model, its leaves as the model has them, and `res`."""
   checkpoint = formats.open(path)
   model, res = io.model_of(checkpoint, res=res)
   if lora.lora_of(model) is None:
-    return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res))
+    return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res)), res
   model, params = lora.merge_lora(*io.load(path, res=res))
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
-  return checkpoint, model, quantized_leaves.paired(found)
+  return checkpoint, model, quantized_leaves.paired(found), res
 
 
 def _compare(before, after):
-  """Equal once rounded?, max difference in float32, SHA-256 of what is new."""
+  """(Equal after rounding, max float32 difference, SHA-256 of the new.)"""
   if isinstance(after, quantized_leaves.Pair):
     return _compare_pair(before, after)
   digest = hashlib.sha256()
@@ -151,7 +155,7 @@ def _compare(before, after):
 
 
 def _compare_pair(before, after):
-  """`_compare` with a matrix that is quantized."""
+  """`_compare` for a matrix that is quantized in DST."""
   new = _arrays(after)
   is_pair = isinstance(before, quantized_leaves.Pair)
   name, kind, scale = after.name, after.kind, new[quantization.SCALE]
@@ -186,7 +190,7 @@ def _row(name, shape, dtype, difference, digest):
 
 
 def _other_fields(before, after):
-  """Lines on what the format of DST cannot say and a reader has to be told."""
+  """Notes on fields that DST cannot store, so that a loader must set them."""
   old, new = (io.model_fields(m)["llm"] for m in (before, after))
   return [
     f"note: {name}={old[name]} in SRC, DST loads with {new[name]}; give it to "
@@ -202,16 +206,14 @@ def _forward(model, params, image, text):
   return model.apply(variables, image, text, mask_ar)[0]
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("src", metavar="SRC")
   parser.add_argument("dst", metavar="DST")
   parser.add_argument(
-    "--format",
-    help="default: npz, if DST ends so",
-    choices=sorted(io.WRITERS),
+    "--format", help="default: npz, if DST ends so", choices=sorted(io.WRITERS)
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantization.KINDS)
@@ -219,25 +221,16 @@ def main():
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
   parser.add_argument("--res", type=int, help="resample the position embedding")
   parser.add_argument("--check", action="store_true")
-  args = parser.parse_args()
-  src = args.src
-  if args.decoder:
-    src = {"img": args.src, "llm": args.decoder}
-  said = convert(
-    src,
-    args.dst,
-    format=args.format,
-    dtype=args.dtype,
-    quantize=args.quantize,
-    tokenizer=args.tokenizer,
-    res=args.res,
-  )
-  print(said)
-  if args.check:
-    report, exact = check(src, args.dst, res=args.res)
+  args = vars(parser.parse_args())
+  src, dst, again = args.pop("src"), args.pop("dst"), args.pop("check")
+  decoder = args.pop("decoder")
+  whole = {"img": src, "llm": decoder} if decoder else src
+  print(convert(whole, dst, **args))
+  if again:
+    report, exact = check(whole, dst, res=args["res"])
     print(report)
     if not exact:
-      raise ValueError(f"{args.dst}: is not what {args.src} holds")
+      raise ValueError(f"{dst}: is not what {src} holds")
 
 
 if __name__ == "__main__":

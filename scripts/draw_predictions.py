@@ -1,6 +1,7 @@
 """Draws one sheet of pictures with question, prediction and right answer.
 
-  python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png --image_root DIR
+    python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png \
+      --image_root DIR
 
 Boxes are drawn into the pictures, and with --codec the masks: those predicted
 in green or red, the right boxes in white.
@@ -11,7 +12,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -45,15 +46,7 @@ OVERLAP = 0.5
 
 
 def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
-  """Reads the first `num` predictions.
-
-  Args:
-    path: a JSONL file whose lines have "image" (a path), "prefix", "suffix"
-      (the right answer), "prediction" and "correct" (true or false).
-    num: how many at most.
-
-  Returns:
-    the predictions.
+  """Reads the first `num` predictions of a JSONL file, which have KEYS.
 
   Raises:
     ValueError: a line is malformed or lacks a key, or there is none.
@@ -110,17 +103,17 @@ def enlarge(picture: Image.Image, size: int) -> Image.Image:
 
 
 def is_right(prediction: dict) -> bool:
-  """Says whether all boxes are found and no other; else, "correct".
+  """Whether all true boxes are found and no other; without boxes, "correct".
 
   A box is found if one with the same label overlaps with it by OVERLAP.
   """
   truths, found = (
     location.parse(prediction[key], (1, 1)) for key in ("suffix", "prediction")
   )
-  if not any(thing.box for thing in truths):
+  if not any(obj.box for obj in truths):
     return bool(prediction["correct"])
   for truth in truths:
-    hits = [thing for thing in found if _overlap(thing, truth) >= OVERLAP]
+    hits = [obj for obj in found if _overlap(obj, truth) >= OVERLAP]
     if not hits:
       return False
     found.remove(hits[0])
@@ -128,12 +121,12 @@ def is_right(prediction: dict) -> bool:
 
 
 def shorten(text: str) -> str:
-  """Leaves the labels of a text of boxes; any other text as it is."""
-  things = location.parse(text, (1, 1))
-  boxed = any(thing.box for thing in things)
-  if not boxed or any(thing.problem for thing in things):
+  """The labels alone of an answer of boxes; any other text as it is."""
+  objects = location.parse(text, (1, 1))
+  boxed = any(obj.box for obj in objects)
+  if not boxed or any(obj.problem for obj in objects):
     return text
-  return location.SEPARATOR.join(thing.label for thing in things)
+  return location.SEPARATOR.join(obj.label for obj in objects)
 
 
 def draw_objects(
@@ -142,24 +135,17 @@ def draw_objects(
   colour: tuple[int, int, int],
   decode: Decode | None = None,
 ) -> None:
-  """Draws boxes into a picture, and masks if there is what decodes them.
-
-  Args:
-    picture: RGB, which is changed.
-    text: with boxes, or without, then nothing is drawn.
-    colour: of the boxes, and of the tint of masks.
-    decode: as of metrics/segmentation.py, or None (default).
-  """
+  """Draws the boxes of a text into an RGB picture, and masks with `decode`."""
   size = picture.height, picture.width
-  for thing in location.parse(text, size):
-    if thing.box is None or thing.problem:
+  for obj in location.parse(text, size):
+    if obj.box is None or obj.problem:
       continue
-    if thing.codes is not None and decode is not None:
-      (decoded,) = np.asarray(decode(np.array([thing.codes], np.int32)))
-      alpha = TINT * masks_lib.paste(decoded, thing.box, size)
+    if obj.codes is not None and decode is not None:
+      (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
+      alpha = TINT * masks_lib.paste(decoded, obj.box, size)
       mask = Image.fromarray(np.round(255 * alpha).astype(np.uint8))
       picture.paste(colour, mask=mask)
-    y0, x0, y1, x1 = location.to_pixels(thing.box, size)
+    y0, x0, y1, x1 = location.to_pixels(obj.box, size)
     edges = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
     ImageDraw.Draw(picture).rectangle(edges, outline=colour)
 
@@ -167,16 +153,10 @@ def draw_objects(
 def draw_cell(
   picture: Image.Image, prediction: dict, decode: Decode | None = None
 ) -> Image.Image:
-  """Draws one picture with its text.
+  """A picture, with boxes and masks, above its texts.
 
-  Args:
-    picture: any size and mode.
-    prediction: with the KEYS of a predictions file.
-    decode: as of draw_objects.
-
-  Returns:
-    the picture, with boxes and masks, above the question, the prediction
-    (green when right, red when not) and the right answer.
+  These are the question, the prediction (green when right, red when not) and
+  the right answer.
   """
   font = ImageFont.load_default(FONT_SIZE)
   height = PICTURE + MAX_LINES * LINE_HEIGHT
@@ -200,15 +180,15 @@ def draw_cell(
   return cell
 
 
-def _overlap(thing: location.Object, other: location.Object) -> float:
-  """IoU of the boxes of two things with the same label, else 0."""
-  usable = all(t.box and not t.problem for t in (thing, other))
-  if not usable or thing.label != other.label:
+def _overlap(obj: location.Object, other: location.Object) -> float:
+  """IoU of the boxes of two objects with the same label, else 0."""
+  usable = all(t.box and not t.problem for t in (obj, other))
+  if not usable or obj.label != other.label:
     return 0.0
-  return float(boxes_lib.iou(np.array(thing.box), np.array([other.box]))[0])
+  return float(boxes_lib.iou(np.array(obj.box), np.array([other.box]))[0])
 
 
-def draw_sheet(cells: Sequence[Image.Image]) -> Image.Image:
+def _sheet(cells):
   """Arranges cells of one size in rows of COLUMNS."""
   width, height = (edge + MARGIN for edge in cells[0].size)
   columns = min(COLUMNS, len(cells))
@@ -231,12 +211,7 @@ def draw_predictions(
 ) -> tuple[int, int]:
   """Draws the first predictions of a file on one PNG sheet.
 
-  Args:
-    path: the predictions, JSONL.
-    out: the PNG file to write.
-    image_root: the folder that the image paths are relative to.
-    num: how many at most.
-    codec: npz file of the mask codec, to draw masks. Default None, no masks.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     how many were drawn, and how many of these are right.
@@ -261,25 +236,19 @@ def draw_predictions(
       )
     pixels = image_files.decode(image, where=f"{path}:{number}")
     cells.append(draw_cell(Image.fromarray(pixels), prediction, decode))
-  draw_sheet(cells).save(out, format="PNG")
+  _sheet(cells).save(out, format="PNG")
   return len(cells), sum(map(is_right, predictions))
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("predictions", help="a JSONL file")
+  parser.add_argument("path", metavar="predictions", help="a JSONL file")
   parser.add_argument("out", help="the PNG file to write")
-  parser.add_argument("--image_root", required=True)
-  parser.add_argument("--num", type=int, default=40)
-  parser.add_argument("--codec", help="the npz file of the mask codec")
+  parser.add_argument("--image_root", required=True, help="of image paths")
+  parser.add_argument("--num", type=int, default=40, help="how many at most")
+  parser.add_argument("--codec", help="npz of the mask codec, to draw masks")
   options = parser.parse_args()
-  drawn, correct = draw_predictions(
-    options.predictions,
-    options.out,
-    image_root=options.image_root,
-    num=options.num,
-    codec=options.codec,
-  )
+  drawn, correct = draw_predictions(**vars(options))
   print(f"sheet: {options.out} written, {correct} of {drawn} correct")
 
 

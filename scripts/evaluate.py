@@ -12,35 +12,33 @@ processes (--distributed) process 0 writes and prints.
 
 import argparse
 import json
+from collections.abc import Iterator
 
 import jax
+from etils import epath
+from ml_collections import ConfigDict
 
 from paligemma import evals, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress, score_table
+from scripts import command_line, config_command, progress
+from scripts import score as scores_lib
 from trainers import checks, evaluation, gpu_memory, inputs, places, processes
 
 
 def evaluate(
-  config,
-  ckpt,
+  config: ConfigDict,
+  ckpt: epath.PathLike,
   *,
-  split=None,
-  limit=None,
-  out=None,
-  batch_size=None,
-  resamples=bootstrap.SAMPLES,
-):
+  split: str | None = None,
+  limit: int | None = None,
+  out: epath.PathLike | None = None,
+  batch_size: int | None = None,
+  resamples: int = bootstrap.SAMPLES,
+) -> Iterator[tuple[str, int, dict[str, bootstrap.Estimate]]]:
   """Runs evaluators of a config.
 
-  Args:
-    config: ml_collections.ConfigDict.
-    ckpt: path of the weights, see formats.open.
-    split: name of one evaluator; default all.
-    limit, batch_size: in the place of the config's.
-    out: file for the predictions of the one evaluator that makes some.
-    resamples: number of them for each interval; 0 for none.
+  Arguments are the options of the command line; `--help` explains them.
 
   Yields:
     (name of the evaluator, number of examples, {name: bootstrap.Estimate}).
@@ -92,7 +90,7 @@ def _generate(evaluator, loaded, *, options, **arguments):
   return scores, bad
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -104,29 +102,25 @@ def main():
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--out", help="file of predictions, resumed if it exists")
   parser.add_argument("--batch_size", type=int)
-  parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
+  parser.add_argument(
+    "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
+  )
   parser.add_argument("--json", action="store_true")
   parser.add_argument(
     "--distributed", action="store_true", default=processes.expected()
   )
   args, config = config_command.parse(parser)
+  options = vars(args)
+  as_json, distributed = options.pop("json"), options.pop("distributed")
   gpu_memory.configure()
-  processes.start(args.distributed)
+  processes.start(distributed)
   found = {}
-  for name, count, scores in evaluate(
-    config,
-    args.ckpt,
-    split=args.split,
-    limit=args.limit,
-    out=args.out,
-    batch_size=args.batch_size,
-    resamples=args.resamples,
-  ):
+  for name, count, scores in evaluate(config, **options):
     if jax.process_index() == 0:
       print(f"{name}: {count} examples")
-      print(score_table.estimates(scores), flush=True)
-    found[name] = {"examples": count, "scores": score_table.as_json(scores)}
-  if args.json and jax.process_index() == 0:
+      print(scores_lib.table(scores), flush=True)
+    found[name] = {"examples": count, "scores": scores_lib.as_json(scores)}
+  if as_json and jax.process_index() == 0:
     print(json.dumps(found))
 
 

@@ -12,8 +12,6 @@ write other prompts. At the end stands what was found: read it before you train.
 
 import argparse
 import dataclasses
-import functools
-import inspect
 import os
 import pathlib
 import sys
@@ -22,7 +20,7 @@ import numpy as np
 
 import paligemma
 from paligemma import messages
-from paligemma.models import mask_codec
+from paligemma.data import mask_codes, masks
 from scripts import command_line
 from scripts.imports import (
   class_folders,
@@ -50,9 +48,8 @@ from scripts.imports import (
   yolo,
 )
 
-# name -> module with read(src, images, problems), which is also given those of
-# task, names and boxes that it declares. Its docstring begins with what SRC is:
-# "COCO: a JSON file of ...".
+# name -> module with read(entries.Request). Its docstring begins with what SRC
+# is: "COCO: a JSON file of ...".
 FORMATS = {
   "class_folders": class_folders,
   "coco": coco,
@@ -70,10 +67,14 @@ FORMATS = {
   "vqav2": vqav2,
   "yolo": yolo,
 }
+# option -> the formats that take it
+TAKEN_BY = {
+  "names": ("csv", "hf", "label_studio"),
+  "boxes": ("coco", "csv", "hf"),
+}
 SHOWN = 5  # messages about what was skipped
 # So many boxes that lie mostly outside, and more than this share, are misread.
 _MISREAD, _MISREAD_SHARE = 5, 0.1
-_MASKS = 8  # encoded at a time: a few sizes, a few compilations
 
 
 @files.one_line()
@@ -95,26 +96,11 @@ def import_data(
 ) -> tuple[splits.Records, summary.Summary]:
   """Reads a data set and writes a JSONL file for each of its splits.
 
-  Args:
-    kind: key of FORMATS.
-    src: the data set, as the format's `read` takes it.
-    out: the folder to write to; no JSONL file may lie in it.
-    task: one of prompts.TASKS.
-    images: folder that image paths are relative to; None as the format has it.
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of entries.BOXES, what the four numbers of a box are; None as
-      the format has it.
-    labels: "all": every prompt asks for all labels of the data set, the same in
-      each, in alphabetical order; "present": for those in its image, as where
-      there are too many to list, and images with none are left out.
-    codec: of masks, .npz, for "segment".
-    tokenizer: that of the model, with which the summary counts tokens; None
-      does not.
-    val: share of the images that become "val"; None for none. The same image is
-      always on the same side as long as the data set stays the same.
-    copy: copy images to out/images.
-    skip_bad: leave out images with a bad annotation, or that are bad
-      themselves, instead of ending with the first.
+  Arguments are the options of the command line; `--help` explains them. No
+  JSONL file may lie in `out`. With labels "all" every prompt asks for the same,
+  in alphabetical order; with "present" for those in its image, as where there
+  are too many to list, and images with none are left out. With `val` the same
+  image is always on the same side as long as the data set stays the same.
 
   Returns:
     {split: objects of its lines}, and a summary.
@@ -127,14 +113,25 @@ def import_data(
     raise ValueError(f"{found[0]}: exists; remove it or name another folder")
   if val is not None and not 0 < val < 1:
     raise ValueError(f"--val is {val}, expected a share between 0 and 1")
-  read = _reader(kind, task, names, boxes)
+  if names and kind not in TAKEN_BY["names"]:
+    raise ValueError(f"--columns: {kind} has no columns to name")
+  if boxes and kind not in TAKEN_BY["boxes"]:
+    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
   tok = tokenizer and paligemma.Tokenizer(tokenizer)
   problems = entries.Problems(skip_bad)
-  found = read(src, images, problems)
+  request = entries.Request(
+    pathlib.Path(src),
+    problems,
+    pathlib.Path(images) if images is not None else None,
+    task,
+    names or {},
+    boxes,
+  )
+  found = FORMATS[kind].read(request)
   encode = _encoder(task, codec)
   with output.Output(out) as written:
     placed = [written.place(entry) for entry in found.entries]
-    used = (thing.label for entry in placed for thing in entry.things or ())
+    used = (obj.label for entry in placed for obj in entry.objects or ())
     asked = prompts.asked(found.labels, used, problems, str(src))
     records, annotated = {}, {}
     for entry in placed:
@@ -169,44 +166,15 @@ def import_data(
   return records, about
 
 
-def _reader(kind, task, names, boxes):
-  """The function that reads a format, with the options that it declares."""
-  read = FORMATS[kind].read
-  declared = _declared(kind)
-  if names and "names" not in declared:
-    raise ValueError(f"--columns: {kind} has no columns to name")
-  if boxes and "boxes" not in declared:
-    raise ValueError(f"--boxes: {kind} says itself what its boxes are")
-  options = {"task": task, "names": names or {}, "boxes": boxes}
-  taken = {name: options[name] for name in options if name in declared}
-  return functools.partial(read, **taken)
-
-
-def _declared(kind):
-  """The names of the arguments that a format takes."""
-  return inspect.signature(FORMATS[kind].read).parameters.keys()
-
-
-def _taking(option):
-  """The formats that take an option, "coco, csv and hf"."""
-  *others, last = [kind for kind in FORMATS if option in _declared(kind)]
-  return f"{', '.join(others)} and {last}" if others else last
-
-
 def _is_repeated(entry, annotated, problems):
-  """Whether the image of an entry has had the same annotations before.
+  """Whether the image was read before, with the same objects.
 
   Captions and questions may be several. Of objects, those of one annotation
   would be missing from the other: a model would learn both that they are there
-  and that they are not.
-
-  Args:
-    annotated: image -> its first entry, which is added.
-
-  Raises:
-    ValueError: it has had others, or those in another split.
+  and that they are not. So others, or those in another split, are an error.
+  Adds the first entry of an image to `annotated`.
   """
-  if entry.things is None or isinstance(entry.image, tuple):
+  if entry.objects is None or isinstance(entry.image, tuple):
     return False
   try:
     file = entry.image.resolve()
@@ -216,7 +184,8 @@ def _is_repeated(entry, annotated, problems):
     annotated[file] = entry
     return False
   first = annotated[file]
-  if (first.split, _unplaced(first)) == (entry.split, _unplaced(entry)):
+  same = _without_where(first) == _without_where(entry)
+  if same and first.split == entry.split:
     problems.note("images listed twice, read as one", entry.where)
     return True
   image = messages.shown(str(entry.image))
@@ -232,24 +201,20 @@ def _is_repeated(entry, annotated, problems):
   )
 
 
-def _unplaced(entry):
-  """The objects of an entry without the places that name them."""
-  return [dataclasses.replace(thing, where="") for thing in entry.things]
+def _without_where(entry):
+  """The objects of an entry without their `where`, to be compared."""
+  return [dataclasses.replace(obj, where="") for obj in entry.objects]
 
 
 def _named(entry, written, copy):
-  """What a line calls the image or images of an entry."""
+  """The "image" of a line: a path, or a list of several."""
   if isinstance(entry.image, tuple):
     return [written.name(x, entry.split, copy=copy) for x in entry.image]
   return written.name(entry.image, entry.split, copy=copy)
 
 
 def _check(records, images, src, problems):
-  """Raises if there is nothing to learn, or boxes are not what was read.
-
-  Args:
-    images: how many there were.
-  """
+  """Raises if there is nothing to learn, or boxes are not what was read."""
   lines = [line for lines in records.values() for line in lines]
   hints = [f"; the first: {message}" for message in problems.messages[:1]]
   hints += [
@@ -277,7 +242,7 @@ def _check(records, images, src, problems):
 
 
 def _encoder(task, codec):
-  """Turns masks into codes, or None where there is nothing to turn."""
+  """The function from masks to codes; None for tasks without masks."""
   if task != "segment":
     return None
   if codec is None:
@@ -285,14 +250,8 @@ def _encoder(task, codec):
       "--task segment: masks are written as codes of --mask_codec FILE, such "
       "as vae-oid.npz"
     )
-  params = paligemma.load_mask_codec(codec)
-
-  def encode(masks):
-    rows = -(-len(masks) // _MASKS) * _MASKS
-    padded = np.zeros((rows, *masks.shape[1:]), np.float32)
-    padded[: len(masks)] = masks
-    return np.asarray(mask_codec.encode(params, padded))[: len(masks)]
-
+  encode = mask_codes.Encoder(codec).codes
+  encode(np.zeros((1, masks.SIDE, masks.SIDE)))  # what is no codec ends here
   return encode
 
 
@@ -304,7 +263,11 @@ def _pairs(text):
   return {name.strip(): column.strip() for name, _, column in pairs}
 
 
-def main() -> None:
+def _parser():
+  def takers(option):
+    *others, last = TAKEN_BY[option]
+    return f"{', '.join(others)} and {last}"
+
   rows = [
     (f"  {kind}", module.__doc__.splitlines()[0].partition(": ")[2])
     for kind, module in FORMATS.items()
@@ -337,14 +300,15 @@ def main() -> None:
   )
   parser.add_argument(
     "--columns",
+    dest="names",
     metavar="NAME=COLUMN,...",
-    help=f"for {_taking('names')}: the columns, or keys, that have another "
+    help=f"for {takers('names')}: the columns, or keys, that have another "
     f"name; NAME is one of {', '.join(columns.NAMES)}",
   )
   parser.add_argument(
     "--boxes",
     choices=entries.BOXES,
-    help=f"for {_taking('boxes')}: what the four numbers of a box are",
+    help=f"for {takers('boxes')}: what the four numbers of a box are",
   )
   parser.add_argument(
     "--labels",
@@ -354,7 +318,9 @@ def main() -> None:
     "present in its image (default: %(default)s)",
   )
   parser.add_argument(
-    "--mask_codec", help="for --task segment: the codec, such as vae-oid.npz"
+    "--mask_codec",
+    dest="codec",
+    help="for --task segment: the codec, such as vae-oid.npz",
   )
   parser.add_argument(
     "--tokenizer", help="that of the model, to count the tokens of the texts"
@@ -371,22 +337,13 @@ def main() -> None:
     help="leave out an image with something bad, and go on; without it the "
     "first one ends the import",
   )
-  options = parser.parse_args()
-  records, about = import_data(
-    options.kind,
-    options.src,
-    options.out,
-    task=options.task,
-    images=options.images,
-    names=options.columns and _pairs(options.columns),
-    boxes=options.boxes,
-    labels=options.labels,
-    codec=options.mask_codec,
-    tokenizer=options.tokenizer,
-    val=options.val,
-    copy=options.copy,
-    skip_bad=options.skip_bad,
-  )
+  return parser
+
+
+def main() -> None:
+  options = _parser().parse_args()
+  options.names = options.names and _pairs(options.names)
+  records, about = import_data(**vars(options))
   print(about)
   for message in about.left_out[:SHOWN]:
     print(f"left out: {messages.one_line(message)}", file=sys.stderr)

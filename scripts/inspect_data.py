@@ -15,8 +15,10 @@ import argparse
 import functools
 import pathlib
 import types
+from collections.abc import Callable
 
 import numpy as np
+from ml_collections import ConfigDict
 
 import paligemma
 from paligemma.models import mask_codec
@@ -27,14 +29,10 @@ from trainers import evaluation, inputs
 from trainers import places as places_lib
 
 
-def places(config):
-  """Everything that a config reads: training data, then evaluators.
-
-  Args:
-    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
-
-  Returns:
-    Tuple of the tokenizer and a list of trainers.places.Place.
+def places(
+  config: ConfigDict,
+) -> tuple[paligemma.Tokenizer, list[places_lib.Place]]:
+  """The tokenizer, and all that is read: training data, then evaluators.
 
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.
@@ -52,17 +50,16 @@ def places(config):
   return tok, found
 
 
-def inspect(config, *, num=50, title="data", decode=None):
-  """Makes the page.
+def inspect(
+  config: ConfigDict,
+  *,
+  num: int = 50,
+  title: str = "data",
+  decode: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[str, list[str]]:
+  """The HTML, with `num` examples of each place, and a line about each.
 
-  Args:
-    config: as of `places`.
-    num: examples of each place to show.
-    title: of the page.
-    decode: int[B, 16] codes -> float[B, 64, 64] masks; None draws no masks.
-
-  Returns:
-    Tuple of the HTML and one line of text about each place.
+  Masks are drawn with `decode`: int[B, 16] codes -> float[B, 64, 64].
 
   Raises:
     ValueError: as `places`.
@@ -78,39 +75,31 @@ def inspect(config, *, num=50, title="data", decode=None):
     sections.append(
       page.section(
         place.name,
-        facts(place, shown, lengths),
-        charts(place, lengths),
+        _facts(place, shown, lengths),
+        _charts(place, lengths),
         [page.card(sample, decode) for sample in shown],
       )
     )
-    lines.append(summary(place, shown, lengths))
+    lines.append(_summary(place, shown, lengths))
   return page.page(title, sections), lines
 
 
-def room(place):
-  """Most tokens of the whole sequence, or of what is decoded."""
+def _room(place):
+  """Most tokens of prompt and answer that fit."""
   return place.preprocess.text_len + place.preprocess.train
 
 
-def charts(place, lengths):
+def _charts(place, lengths):
   """Histograms of lengths against their limits."""
-  text_len = place.preprocess.text_len
+  prompts, both = lengths.prompts, lengths.prompts + lengths.answers
+  second = ("tokens of prompt and answer", both, _room(place))
   if place.decodes:
-    return [
-      page.histogram("tokens of the prompt", lengths.prompts, text_len),
-      page.histogram("tokens of the answer", lengths.answers, place.max_answer),
-    ]
-  return [
-    page.histogram("tokens of the prompt", lengths.prompts, text_len),
-    page.histogram(
-      "tokens of prompt and answer",
-      lengths.prompts + lengths.answers,
-      room(place),
-    ),
-  ]
+    second = ("tokens of the answer", lengths.answers, place.max_answer)
+  first = ("tokens of the prompt", prompts, place.preprocess.text_len)
+  return [page.histogram(*chart) for chart in (first, second)]
 
 
-def facts(place, shown, lengths):
+def _facts(place, shown, lengths):
   """What the table at the head of a section says."""
   through = place.preprocess
   frames = f"{through.frames} frames of " if through.frames else ""
@@ -129,27 +118,23 @@ def facts(place, shown, lengths):
   if through.train and (tokens := [t for s in shown for t in s.tokens]):
     supervised = sum(t.kind == "supervised" for t in tokens)
     positions = len(tokens) + sum(s.padding for s in shown)
-    rows.append(
-      (
-        "supervised",
-        f"{supervised / len(tokens):.1%} of the tokens, "
-        f"{supervised / positions:.1%} of all positions",
-      )
-    )
+    said = f"{supervised / len(tokens):.1%} of the tokens, "
+    said += f"{supervised / positions:.1%} of all positions"
+    rows.append(("supervised", said))
   return rows
 
 
-def too_long(place, lengths):
+def too_long(place: places_lib.Place, lengths: samples.Lengths) -> int:
   """How many of the measured examples do not fit."""
   if place.decodes:
     over = lengths.prompts > place.preprocess.text_len
     # An answer of just so many tokens is complete, though without its eos.
     return int((over | (lengths.answers - 1 > place.max_answer)).sum())
-  over = lengths.prompts + lengths.answers > room(place)
+  over = lengths.prompts + lengths.answers > _room(place)
   return int(over.sum())
 
 
-def summary(place, shown, lengths):
+def _summary(place, shown, lengths):
   """The line that the command prints."""
   bad = sum(bool(sample.problem) for sample in shown)
   return (
@@ -173,9 +158,7 @@ def _decoder(path):
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    "--num", type=int, default=50, help="examples of each source"
-  )
+  parser.add_argument("--num", type=int, default=50, help="of each source")
   parser.add_argument("--out", default="inspect.html", help="file to write")
   parser.add_argument("--mask_codec", help="vae-oid.npz, to draw masks with")
   options, config = config_command.parse(parser)

@@ -10,6 +10,11 @@ import importlib
 import inspect
 import json
 import pathlib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from paligemma.data import text_ops
 from scripts import command_line
@@ -49,7 +54,7 @@ written here can be submitted there. Sources: {sources}.
 """
 
 
-def transfers():
+def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
   """(name, module, config) of every published transfer, and detection."""
   found = []
   for path in sorted(FOLDER.glob("*.py")):
@@ -59,7 +64,7 @@ def transfers():
   return found
 
 
-def prompt(config):
+def prompt(config: ConfigDict) -> str:
   """The prompt as a template of fields."""
   templates = []
   for op in config.train.ops:
@@ -76,13 +81,13 @@ def prompt(config):
   return templates[-1]
 
 
-def metric(config):
+def _metric(config):
   """The metric of the evaluators that have one."""
-  specs = [spec for spec in config.evals.values() if spec.get("metric")]
-  return specs[0].metric
+  specs = (spec for spec in config.evals.values() if spec.get("metric"))
+  return next(specs).metric
 
 
-def duration(config):
+def duration(config: ConfigDict) -> str:
   """How long it trains: "5 epochs"."""
   for unit in ("epochs", "examples", "steps"):
     if (count := config.get(f"total_{unit}")) is not None:
@@ -90,7 +95,7 @@ def duration(config):
   raise ValueError("a config without a duration")
 
 
-def score_table(scores):
+def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
   """Rows of what was measured, columns of variants and resolutions."""
   columns = [
     (variant, res)
@@ -114,7 +119,7 @@ def score_table(scores):
   return "\n".join(lines)
 
 
-def section(name, module, config, scores):
+def _section(name, module, config, scores):
   """What there is to know of one transfer, and its commands."""
   path = f"configs/transfers/{name}.py"
   trains = config.get("total_steps") != 0
@@ -126,27 +131,16 @@ def section(name, module, config, scores):
   splits = [n for n, spec in config.evals.items() if spec.kind == "generate"]
   if len(splits) > 12:
     splits = [*splits[:3], f"{len(splits) - 3} more"]
-  return "\n".join(
-    [
-      f"## {name}",
-      "",
-      inspect.cleandoc(module.__doc__),
-      "",
-      f"Prompt `{prompt(config)}`, metric `{metric(config)}`, evaluated on "
-      f"{', '.join(splits)}.",
-      "",
-      score_table(scores),
-      "",
-      "<!-- needs weights -->",
-      "```bash",
-      *commands,
-      "```",
-    ]
+  said = (
+    f"Prompt `{prompt(config)}`, metric `{_metric(config)}`, evaluated on "
+    f"{', '.join(splits)}."
   )
+  about = inspect.cleandoc(module.__doc__)
+  code = "\n".join(["<!-- needs weights -->", "```bash", *commands, "```"])
+  return "\n\n".join([f"## {name}", about, said, score_table(scores), code])
 
 
-def document():
-  """The whole text."""
+def _document():
   published = json.loads((FOLDER / "scores.json").read_text())
   found = transfers()
   text = HEAD.format(sources="; ".join(published["sources"].values()))
@@ -154,7 +148,7 @@ def document():
     cells = (
       f"[{name}](#{name})",
       f"`{prompt(config)}`",
-      f"`{metric(config)}`",
+      f"`{_metric(config)}`",
       config.text_len,
       duration(config),
       f"{config.learning_rate:g}",
@@ -163,15 +157,15 @@ def document():
     text += f"| {' | '.join(map(str, cells))} |\n"
   for name, module, config in found:
     scores = [s for s in published["scores"] if s["task"] == name]
-    text += f"\n{section(name, module, config, scores)}\n"
+    text += f"\n{_section(name, module, config, scores)}\n"
   return text
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--out", default=FOLDER / "README.md", type=pathlib.Path)
   args = parser.parse_args()
-  args.out.write_text(document(), encoding="utf-8")
+  args.out.write_text(_document(), encoding="utf-8")
   print(f"wrote {args.out}")
 
 

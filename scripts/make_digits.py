@@ -54,7 +54,7 @@ def digest(folder: pathlib.Path) -> str:
   return total.hexdigest()
 
 
-def is_complete(folder: pathlib.Path) -> bool:
+def _is_complete(folder):
   """Says whether `folder` holds exactly what its manifest states."""
   manifest = folder / MANIFEST
   if not manifest.is_file():
@@ -62,22 +62,15 @@ def is_complete(folder: pathlib.Path) -> bool:
   return json.loads(manifest.read_text())["sha256"] == digest(folder)
 
 
-def write_split(
-  folder: pathlib.Path, split: str, images: np.ndarray, labels: np.ndarray
-) -> None:
+def _write_split(folder, split, images, labels):
   """Writes folder/split.jsonl and the 8x8 gray pictures folder/split/*.png."""
   (folder / split).mkdir()
   lines = []
   for i, (image, label) in enumerate(zip(images, labels, strict=True)):
     name = f"{split}/{i:04d}.png"
     Image.fromarray(to_gray(image)).save(folder / name)
-    example = {
-      "image": name,
-      "prefix": PREFIX,
-      "suffix": str(label),
-      "label": int(label),
-    }
-    lines.append(json.dumps(example) + "\n")
+    example = {"image": name, "prefix": PREFIX, "suffix": str(label)}
+    lines.append(json.dumps(example | {"label": int(label)}) + "\n")
   (folder / f"{split}.jsonl").write_text("".join(lines))
 
 
@@ -85,19 +78,14 @@ def make_digits(out: str | os.PathLike) -> bool:
   """Writes train.jsonl (1297 scans), test.jsonl (500) and their pictures.
 
   The folder appears at once or not at all: it is written beside `out` and then
-  renamed. A complete folder is left as it is.
-
-  Args:
-    out: the folder to make.
-
-  Returns:
-    Whether anything was written.
+  renamed. A complete folder is left as it is. Returns whether anything was
+  written.
 
   Raises:
     ValueError: `out` holds something else than the complete set.
   """
   out = pathlib.Path(out)
-  if is_complete(out):
+  if _is_complete(out):
     return False
   if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(
@@ -106,8 +94,8 @@ def make_digits(out: str | os.PathLike) -> bool:
     )
   images, labels = load_scans()
   with disk.folder(out) as partial:
-    write_split(partial, "train", images[:-NUM_TEST], labels[:-NUM_TEST])
-    write_split(partial, "test", images[-NUM_TEST:], labels[-NUM_TEST:])
+    _write_split(partial, "train", images[:-NUM_TEST], labels[:-NUM_TEST])
+    _write_split(partial, "test", images[-NUM_TEST:], labels[-NUM_TEST:])
     manifest = {"num_images": len(images), "sha256": digest(partial)}
     (partial / MANIFEST).write_text(json.dumps(manifest) + "\n")
   return True

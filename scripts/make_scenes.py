@@ -1,6 +1,7 @@
 """Places scans of handwritten digits in pictures, to be found and cut out.
 
-  python -m scripts.make_scenes OUT --codec paligemma/assets/tiny_mask_codec.npz
+    python -m scripts.make_scenes OUT \
+      --codec paligemma/assets/tiny_mask_codec.npz
 
 Writes OUT/train.jsonl and OUT/test_{detect,answer,segment}.jsonl, and
 the pictures that they name. Scans of test pictures are in no train picture.
@@ -10,13 +11,11 @@ import argparse
 import dataclasses
 import json
 import os
-import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from paligemma import disk
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
 from scripts import command_line, make_digits
@@ -49,19 +48,14 @@ PAD, FINE = 2, 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-  """A digit in a picture.
+class Object:
+  """A digit in a picture."""
 
-  Attributes:
-    label: "0" to "9".
-    box: (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around
-      what is inside, within a pixel.
-    ink: uint8[SIDE, SIDE] from 0 (paper) to 255 (ink).
-  """
-
-  label: str
+  label: str  # "0" to "9"
+  # (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around what is
+  # inside, within a pixel
   box: Box
-  ink: np.ndarray
+  ink: np.ndarray  # uint8[SIDE, SIDE] from 0 (paper) to 255 (ink)
 
   @property
   def mask(self) -> np.ndarray:
@@ -70,7 +64,7 @@ class Thing:
 
 
 def is_inside(ink: np.ndarray) -> np.ndarray:
-  """Says of uint8[...] where there is more ink than paper."""
+  """Whether each pixel of uint8[...] has more ink than paper."""
   return ink >= 128
 
 
@@ -80,23 +74,14 @@ def is_inside(ink: np.ndarray) -> np.ndarray:
 def print_scans(
   number: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Prints digits and bends them, in the form of make_digits.load_scans.
-
-  Args:
-    number: how many.
-    rng: decides everything.
-
-  Returns:
-    scans: uint8[number, 8, 8], 0 (paper) to 16 (ink).
-    labels: int[number], 0 to 9.
-  """
+  """Prints so many digits and bends them: as make_digits.load_scans."""
   labels = rng.integers(10, size=number)
   scans = np.stack([_print_scan(str(label), rng) for label in labels])
   return scans, labels
 
 
 def _print_scan(digit, rng):
-  """One of them, uint8[8, 8]; strokes that would fade are drawn again."""
+  """One printed digit, uint8[8, 8]; drawn again if its strokes would fade."""
   while True:
     glyph = draw_pictures.print_glyph(digit, rng)
     width = round(32 * glyph.width / glyph.height * rng.uniform(0.6, 1.1))
@@ -110,7 +95,7 @@ def _print_scan(digit, rng):
       return scan
 
 
-def scanned(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _scanned(seed):
   """Returns the scans of make_digits.py and their labels, by split."""
   del seed  # nothing is drawn
   parts = [
@@ -119,13 +104,13 @@ def scanned(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   return dict(zip(SPLITS, zip(*parts, strict=True), strict=True))
 
 
-def printed(seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _printed(seed):
   """Returns printed digits and their labels, by split."""
   rng = np.random.default_rng(seed)
   return {split: print_scans(PRINTED, rng) for split in SPLITS}
 
 
-SOURCES = {"scanned": scanned, "printed": printed}
+SOURCES = {"scanned": _scanned, "printed": _printed}
 
 
 # --- Pictures ---------------------------------------------------------------
@@ -134,13 +119,8 @@ SOURCES = {"scanned": scanned, "printed": printed}
 def enlarge(scan: np.ndarray, height: int) -> tuple[Image.Image, Size]:
   """Makes a digit `height` steps high, and a whole number of steps wide.
 
-  Args:
-    scan: uint8[8, 8] of make_digits.load_scans.
-    height: of what is inside, in steps.
-
-  Returns:
-    gray picture, with STEP pixels of paper at each side, and the height and
-    width of what is inside, in pixels.
+  Returns a gray picture, with STEP pixels of paper at each side, and the height
+  and width of what is inside, in pixels.
   """
   padded = np.pad(make_digits.to_gray(scan), PAD)
   picture = Image.fromarray(padded)
@@ -162,9 +142,9 @@ def place(
   scan: np.ndarray,
   label: str,
   height: int,
-  others: Sequence[Thing],
+  others: Sequence[Object],
   rng: np.random.Generator,
-) -> Thing | None:
+) -> Object | None:
   """Puts a digit somewhere apart from the others; None after TRIES tries."""
   picture, (height, width) = enlarge(scan, height)
   room = (SIDE - height) // STEP + 1, (SIDE - width) // STEP + 1
@@ -173,44 +153,41 @@ def place(
     if not any(_touch(box, other.box) for other in others):
       canvas = Image.new("L", (SIDE, SIDE))
       canvas.paste(picture, (left - STEP, top - STEP))
-      return Thing(label, box, np.asarray(canvas))
+      return Object(label, box, np.asarray(canvas))
   return None
 
 
-def draw_things(
+def draw_objects(
   scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
-) -> list[Thing]:
-  """Draws 1 to 3 digits, from top to bottom; one label at least is single.
+) -> list[Object]:
+  """Draws 1 to 3 of uint8[N, 8, 8] digits, from top to bottom.
 
-  Args:
-    scans: uint8[N, 8, 8] to choose from.
-    labels: int[N], 0 to 9.
-    rng: decides everything.
+  One label at least is single.
   """
   number = int(rng.integers(1, len(HEIGHTS) + 1))
   while True:
-    things = []
+    objects = []
     chosen = rng.integers(len(scans), size=number).tolist()
     heights = rng.integers(*HEIGHTS[number - 1], size=number).tolist()
     for i, height in zip(chosen, heights, strict=True):
-      thing = place(scans[i], str(labels[i]), height, things, rng)
-      if thing is None:
+      obj = place(scans[i], str(labels[i]), height, objects, rng)
+      if obj is None:
         break
-      things.append(thing)
-    if len(things) == number and _single(things):
-      return sorted(things, key=lambda thing: thing.box)
+      objects.append(obj)
+    if len(objects) == number and _single(objects):
+      return sorted(objects, key=lambda obj: obj.box)
 
 
-def paint(things: Sequence[Thing], rng: np.random.Generator) -> Image.Image:
+def _paint(objects, rng):
   """Paints bright ink on dark paper, with some noise: a gray picture."""
   paper, bright = rng.integers(*PAPER), rng.integers(*INK)
-  ink = np.maximum.reduce([thing.ink for thing in things])
+  ink = np.maximum.reduce([obj.ink for obj in objects])
   pixels = paper + ink * ((bright - paper) / 255)
   pixels += NOISE * rng.standard_normal(pixels.shape, np.float32)
   return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
 
-def _touch(box: Box, other: Box) -> bool:
+def _touch(box, other):
   """Whether there are fewer than GAP pixels between two boxes."""
   y0, x0, y1, x1 = box
   v0, u0, v1, u1 = other
@@ -218,134 +195,114 @@ def _touch(box: Box, other: Box) -> bool:
   return rows and x0 < u1 + GAP and u0 < x1 + GAP
 
 
-def _single(things: Sequence[Thing]) -> list[Thing]:
-  """Those with a label that no other has."""
-  labels = [thing.label for thing in things]
-  return [thing for thing in things if labels.count(thing.label) == 1]
+def _single(objects):
+  """The objects whose label no other object has."""
+  labels = [obj.label for obj in objects]
+  return [obj for obj in objects if labels.count(obj.label) == 1]
 
 
 # --- Questions --------------------------------------------------------------
 
 
-def ask_all(things: Sequence[Thing]) -> dict:
+def _ask_all(objects):
   """Asks "detect digits": all boxes with their label, from top to bottom."""
-  return _detect(["digits"], things)
+  return _detect(["digits"], objects)
 
 
-def ask_some(things: Sequence[Thing], rng: np.random.Generator) -> dict:
+def ask_some(objects: Sequence[Object], rng: np.random.Generator) -> dict:
   """Asks "detect 3 ; 7": the boxes of one or two labels, in this order.
 
   At times one of those asked for is not in the picture.
   """
-  present = sorted({thing.label for thing in things})
+  present = sorted({obj.label for obj in objects})
   names = rng.permutation(present)[: rng.integers(1, 3)].tolist()
   if rng.random() < ABSENT:
     absent = [str(i) for i in range(10) if str(i) not in present]
     names = rng.permutation([*names[:1], rng.choice(absent)]).tolist()
   return _detect(
-    names, [t for name in names for t in things if t.label == name]
+    names, [t for name in names for t in objects if t.label == name]
   )
 
 
-def ask_names(things: Sequence[Thing]) -> dict:
+def _ask_names(objects):
   """Asks which digits there are: all labels, from top to bottom."""
   return {
     "prefix": "answer en read the digits",
-    "suffix": " ".join(thing.label for thing in things),
+    "suffix": " ".join(obj.label for obj in objects),
   }
 
 
-def ask_mask(name: str, thing: Thing, codes: Sequence[int]) -> dict:
+def _ask_mask(name, obj, codes):
   """Asks "segment digit": its box, the codes of its mask, its label."""
-  found = location.Object(thing.box, thing.label, codes)
+  found = location.Object(obj.box, obj.label, codes)
   return {
     "prefix": f"segment {name}",
     "suffix": location.encode([found], (SIDE, SIDE)),
-    "box": thing.box,
-    "mask": run_lengths(thing.mask),
+    "box": obj.box,
+    "mask": masks_lib.to_rle(obj.mask),
   }
 
 
 def plainly(
-  things: Sequence[Thing], rng: np.random.Generator
-) -> tuple[list[dict], list[tuple[str, Thing]]]:
-  """Asks for all digits, and for the mask of one that is alone.
+  objects: Sequence[Object], rng: np.random.Generator
+) -> tuple[list[dict], list[tuple[str, Object]]]:
+  """Asks for all digits; if there is only one, also for its mask.
 
   Returns:
     Questions, and what to ask for the masks of: name and digit.
   """
   del rng  # nothing is drawn
-  alone = [("digit", things[0])] if len(things) == 1 else []
-  return [ask_all(things)], alone
+  alone = [("digit", objects[0])] if len(objects) == 1 else []
+  return [_ask_all(objects)], alone
 
 
-def by_name(
-  things: Sequence[Thing], rng: np.random.Generator
-) -> tuple[list[dict], list[tuple[str, Thing]]]:
+def _by_name(objects, rng):
   """Asks for all digits, for some by their label, and for one mask; as above.
 
   To find what has a given label takes a model of this size far longer than to
   read what it has found.
   """
-  single = _single(things)
-  thing = single[rng.integers(len(single))]
-  plain = [ask_all(things), ask_some(things, rng), ask_names(things)]
-  return plain, [(thing.label, thing)]
+  single = _single(objects)
+  obj = single[rng.integers(len(single))]
+  plain = [_ask_all(objects), ask_some(objects, rng), _ask_names(objects)]
+  return plain, [(obj.label, obj)]
 
 
-ASK = {"plainly": plainly, "by_name": by_name}
+ASK = {"plainly": plainly, "by_name": _by_name}
 
 
-def run_lengths(mask: np.ndarray) -> dict:
-  """Packs a mask as COCO does: runs column by column, the first one outside."""
-  column = mask.T.ravel()
-  starts = np.flatnonzero(np.diff(column, prepend=False))
-  counts = np.diff(starts, prepend=0, append=column.size)
-  return {"size": list(mask.shape), "counts": counts.tolist()}
-
-
-def _detect(names, things):
-  objects = [location.Object(thing.box, thing.label) for thing in things]
+def _detect(names, objects):
+  located = [location.Object(obj.box, obj.label) for obj in objects]
   return {
     "prefix": f"detect {location.SEPARATOR.join(names)}",
-    "suffix": location.encode(objects, (SIDE, SIDE)),
-    "objects": [{"box": t.box, "label": t.label} for t in things],
+    "suffix": location.encode(located, (SIDE, SIDE)),
+    "objects": [{"box": t.box, "label": t.label} for t in objects],
   }
 
 
 # --- Files ------------------------------------------------------------------
 
 
-def write_split(
-  folder: pathlib.Path,
-  split: str,
-  number: int,
-  scans: np.ndarray,
-  labels: np.ndarray,
-  encoder: mask_codes.Encoder,
-  ask: str,
-  seed: int,
-) -> Iterator[tuple[str, dict]]:
+def _write_split(folder, split, number, scans, labels, encoder, ask, seed):
   """Writes folder/split/*.png and yields the questions about each.
 
-  Yields:
-    "detect", "answer" or "segment" with an example of PaliGemma JSONL.
+  These are "detect", "answer" or "segment" with an example of PaliGemma JSONL.
   """
   (folder / split).mkdir()
   for start in range(0, number, ENCODED):
     scenes, cut = [], []
     for index in range(start, min(start + ENCODED, number)):
       rng = np.random.default_rng((seed, SPLITS.index(split), index))
-      things = draw_things(scans, labels, rng)
+      objects = draw_objects(scans, labels, rng)
       name = f"{split}/{index:05d}.png"
-      paint(things, rng).save(folder / name)
-      plain, masked = ASK[ask](things, rng)
+      _paint(objects, rng).save(folder / name)
+      plain, masked = ASK[ask](objects, rng)
       scenes.append((name, plain, masked))
-      cut += [masks_lib.crop(thing.mask, thing.box) for _, thing in masked]
+      cut += [masks_lib.crop(obj.mask, obj.box) for _, obj in masked]
     codes = iter(encoder.codes(np.stack(cut)) if cut else ())
     for name, plain, masked in scenes:
       picture = {"image": name, "height": SIDE, "width": SIDE}
-      plain += [ask_mask(what, thing, next(codes)) for what, thing in masked]
+      plain += [_ask_mask(what, obj, next(codes)) for what, obj in masked]
       for question in plain:
         yield question["prefix"].split()[0], picture | question
 
@@ -366,31 +323,19 @@ def make_scenes(
   "objects" (a list of box and label), those of "segment" have "box" and "mask"
   (run lengths of COCO), all in pixels, as the metrics read them.
 
-  Args:
-    out: the folder to make; it appears as a whole or not at all.
-    codec: an npz file with the mask codec that writes the codes.
-    digits: "scanned", those of make_digits.py, whose test scans are in test
-      pictures only; or "printed", PRINTED others for each split.
-    ask: which questions, a key of ASK.
-    num_train: pictures of the train split.
-    num_test: pictures of the test split.
-    seed: of everything.
+  The folder appears as a whole or not at all. Digits are "scanned", those of
+  make_digits.py, whose test scans are in test pictures only; or "printed",
+  PRINTED others for each split. `ask` is a key of ASK.
 
   Raises:
     ValueError: `out` exists already, or the codec cannot be read.
   """
-  out = pathlib.Path(out)
-  if out.exists():
-    raise ValueError(
-      f"{out}: exists already, expected a new folder: remove it or name"
-      " another."
-    )
-  encoder = mask_codes.Encoder(codec)
-  sources = SOURCES[digits](seed)
-  with disk.folder(out) as partial:
+  with draw_pictures.new_folder(out) as partial:
+    encoder = mask_codes.Encoder(codec)
+    sources = SOURCES[digits](seed)
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
-      for kind, example in write_split(
+      for kind, example in _write_split(
         partial, split, number, *sources[split], encoder, ask, seed
       ):
         name = "train" if split == "train" else f"test_{kind}"

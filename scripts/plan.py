@@ -12,22 +12,27 @@ the chip, in a few compilations. With --json the last line is one object.
 
     python -m scripts.plan --t4
 
-prints which models train on a T4 by which method, from scripts/plan_t4.py.
+prints which models train on a T4 by which method.
 """
 
 import functools
-import importlib.util
+import itertools
 import json
 import math
 import os
 import pathlib
+import runpy
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
+from paligemma import messages
 from paligemma.planning import (
   advice,
   collectives,
@@ -38,7 +43,6 @@ from paligemma.planning import (
 )
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
-from scripts import plan_t4
 from trainers.command_line import CONFIG, mistakes_in_one_line, parse_flags
 from trainers.plan import Plan
 
@@ -67,31 +71,37 @@ WITHOUT_A_TPU = {
 }
 # The schedule does not change what a step needs, so any size of data will do.
 _EXAMPLES = 1_000_000
+# Variant -> batch size of the table of what fits a free T4.
+T4_BATCH_SIZES = {"paligemma_3b": 8, "paligemma2_3b": 8, "paligemma2_10b": 1}
+T4_METHODS = ("attention", "lora", "qlora_int8", "qlora_int4")
 
 
-def with_batch_size(config, batch_size):
+def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
   """A copy of a config with another batch size."""
   changed = config.copy_and_resolve_references()
   changed.batch_size = batch_size
   return changed
 
 
-def measure(config, *, devices=None, what="train", max_decode_len=128):
+def measure(
+  config: ConfigDict,
+  *,
+  devices: Sequence[Any] | None = None,
+  what: str = "train",
+  max_decode_len: int = 128,
+) -> tuple[Plan, memory.Memory, dict[str, Any]]:
   """Compiles a program and reads off what it needs.
 
   Args:
-    config: as for trainers.plan.Plan.
-    devices: those of topology.devices, default the local ones.
+    config: as for trainers.plan.Plan, which raises if its values do not fit.
+    devices: those of topologies.devices. Default: the local ones.
     what: "train" or "decode".
-    max_decode_len: int, for "decode".
+    max_decode_len: tokens, for "decode".
 
   Returns:
-    Tuple of the Plan, the Memory, and the figures as a dict. A program that the
-    compiler refuses, as it exceeds the device, has its Memory from the message
-    and no collectives.
-
-  Raises:
-    ValueError: a value of the config does not fit the rest.
+    Tuple of the Plan, the Memory, and the figures. A program that the compiler
+    refuses, as it exceeds the device, has its Memory from the message and no
+    collectives.
   """
   plan = Plan(config, devices=devices, examples_per_epoch=_EXAMPLES)
   params = {**plan.trainable, **plan.frozen}
@@ -100,9 +110,8 @@ def measure(config, *, devices=None, what="train", max_decode_len=128):
     count, compile_it = plan.flops_per_step, plan.compile_step
     arguments = plan.step_arguments()
   else:
-    count = flops.decode(
-      plan.model, params, max_decode_len=max_decode_len, **sizes
-    )
+    sizes["max_decode_len"] = max_decode_len
+    count = flops.decode(plan.model, params, **sizes)
     compile_it = functools.partial(plan.compile_decode, max_decode_len)
     arguments = plan.decode_arguments()
   start, hlo = time.perf_counter(), None
@@ -137,25 +146,25 @@ def measure(config, *, devices=None, what="train", max_decode_len=128):
   }
   if hlo is not None:
     found = collectives.find(hlo)
+    gathered = collectives.parameter_bytes(found, params)
     figures["collective_bytes"] = collectives.bytes_by_kind(found)
-    figures["parameter_gather_bytes"] = collectives.parameter_bytes(
-      found, params
-    )
+    figures["parameter_gather_bytes"] = gathered
   return plan, needed, figures
 
 
-def measure_largest(config, limit, *, devices=None, say=print, **how):
-  """As `measure`, for the largest batch whose peak does not exceed a limit.
+def measure_largest(
+  config: ConfigDict,
+  limit: float,
+  *,
+  devices: Sequence[Any] | None = None,
+  say: Callable[[str], Any] = print,
+  **how: Any,
+) -> tuple[Plan, memory.Memory, dict[str, Any]]:
+  """As `measure`, for the largest batch whose peak is at most so many bytes.
 
-  Args:
-    config: as for `measure`; its batch_size is where the search starts.
-    limit: bytes.
-    devices, **how: as for `measure`.
-    say: called with a line about every compilation.
-
-  Returns:
-    As `measure`, with `largest_batch` among the figures: 0 if none fits, and
-    then the rest is about the smallest.
+  The search starts at the config's batch size, and says a line about every
+  compilation. `largest_batch` is among the figures: 0 if none fits, and then
+  the rest is about the smallest.
   """
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   tried = {}
@@ -181,7 +190,7 @@ def measure_largest(config, limit, *, devices=None, say=print, **how):
   return plan, needed, {**figures, "largest_batch": found}
 
 
-def describe(figures):
+def describe(figures: Mapping[str, Any]) -> str:
   """The figures as lines."""
   gib = {key.removesuffix("_gib"): value for key, value in figures.items()}
   device = figures["device"]
@@ -198,13 +207,14 @@ def describe(figures):
   ]
   if figures["compiled"]:
     sent = [
-      f"{kind} {_bytes(count)}"
+      f"{kind} {count / GIB:.3f} GiB"
       for kind, count in figures["collective_bytes"].items()
       if count
     ]
     lines.append(f"collectives of each device: {', '.join(sent) or 'none'}")
     if gathered := figures["parameter_gather_bytes"]:
-      lines.append(f"  of which all-gather of parameters: {_bytes(gathered)}")
+      gathered = f"{gathered / GIB:.3f} GiB"
+      lines.append(f"  of which all-gather of parameters: {gathered}")
   for fits, verdict in ((True, "fits"), (False, "too much for")):
     names = [
       f"{name} ({memory.USABLE_GIB[name]} GiB)"
@@ -220,14 +230,14 @@ def describe(figures):
 
 
 def plan_command(
-  config,
+  config: ConfigDict,
   *,
-  topology_name=None,
-  batch_size=None,
-  find_largest=False,
-  say=print,
-  **how,
-):
+  topology_name: str | None = None,
+  batch_size: int | None = None,
+  find_largest: bool = False,
+  say: Callable[[str], Any] = print,
+  **how: Any,
+) -> dict[str, Any]:
   """All figures of one command line, as --json prints them."""
   config = with_batch_size(config, batch_size or config.batch_size)
   if topology_name is None:
@@ -272,7 +282,7 @@ def plan_command(
   }
 
 
-def devices_of(topology_name):
+def devices_of(topology_name: str) -> Sequence[Any]:
   """Devices of a TPU slice, which need not be there."""
   jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
   for name, value in WITHOUT_A_TPU.items():
@@ -280,37 +290,64 @@ def devices_of(topology_name):
   return topologies.devices(topology_name)
 
 
-def t4_table(topology_name, **which):
-  """Rows of plan_t4, whose `which` it takes, told one by one on stderr.
+def t4_table(
+  topology_name: str,
+  *,
+  batch_sizes: Mapping[str, int] = T4_BATCH_SIZES,
+  resolutions: Sequence[int] = (224, 448),
+) -> list[dict[str, Any]]:
+  """What models, resolutions and methods need; each row is printed on stderr.
 
   There is no compiler for a T4 without one: a TPU of about its size stands in.
   """
   devices = devices_of(topology_name)
+  get_config = runpy.run_path("configs/transfers/forkme.py")["get_config"]
   found = []
-  for row in plan_t4.rows(
-    lambda config: measure(config, devices=devices)[1], _load_config, **which
+  for variant, res, tune in itertools.product(
+    batch_sizes, resolutions, T4_METHODS
   ):
+    batch_size = batch_sizes[variant]
+    config = get_config(
+      f"variant={variant},res={res},tune={tune},dtype=float16,"
+      f"batch_size={batch_size}"
+    )
+    _, needed, _ = measure(config, devices=devices)
+    row = {
+      "variant": variant,
+      "res": res,
+      "tune": tune,
+      "batch_size": batch_size,
+      "argument_gib": needed.arguments / GIB,
+      "temp_gib": needed.temporaries / GIB,
+      "peak_gib": needed.peak / GIB,
+      "fits": memory.fits(needed.peak)["T4"],
+    }
     print(json.dumps(row), file=sys.stderr, flush=True)
     found.append(row)
   return found
 
 
-def _load_config(path, argument):
-  spec = importlib.util.spec_from_file_location("config", path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config(argument)
+def describe_t4(found: Sequence[Mapping[str, Any]]) -> str:
+  """The rows of `t4_table` as lines."""
+  rows = [
+    ("model", "res", "tune", "batch", "weights and state", "peak", "fits")
+  ]
+  for row in found:
+    cells = [row[key] for key in ("variant", "res", "tune", "batch_size")]
+    cells += [f"{row[f'{key}_gib']:.2f} GiB" for key in ("argument", "peak")]
+    rows.append((*map(str, cells), "yes" if row["fits"] else "no"))
+  usable = memory.USABLE_GIB["T4"]
+  return "\n".join([*messages.aligned(rows), f"T4: {usable} GiB usable"])
 
 
-def main(argv):
-  """Runs what the command line says; a user's mistake ends in one line."""
+def main(argv: Sequence[str]) -> None:
   del argv
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
   with mistakes_in_one_line():
     if _T4.value:
       rows = t4_table(_TOPOLOGY.value or "v5e:1x1")
-      print(plan_t4.describe(rows))
+      print(describe_t4(rows))
       if _JSON.value:
         print(json.dumps(rows))
       return
@@ -328,10 +365,6 @@ def main(argv):
   print(describe(figures))
   if _JSON.value:
     print(json.dumps(figures))
-
-
-def _bytes(count):
-  return f"{count / GIB:.3f} GiB"
 
 
 if __name__ == "__main__":

@@ -12,21 +12,15 @@ whoever is stopped goes on there when started again.
 """
 
 import argparse
-import math
 
 import jax
+from etils import epath
 
-from paligemma import evals, io, quantization
+from paligemma import api, evals, io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
-from paligemma.data import (
-  batches,
-  image,
-  preprocess,
-  sources,
-  text_ops,
-  tokenizer,
-)
+from paligemma.data import batches, image, preprocess, sources, text_ops
+from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
 from paligemma.training import sharding
 from scripts import command_line, progress
@@ -34,44 +28,27 @@ from trainers import checks, evaluation, gpu_memory, places, processes
 
 
 def predict(
-  ckpt,
-  tokenizer_path,
-  data,
-  out,
+  ckpt: epath.PathLike,
+  tokenizer: epath.PathLike,
+  data: epath.PathLike,
+  out: epath.PathLike,
   *,
-  prompt=None,
-  max_decode_len=64,
-  sampler="greedy",
-  batch_size=32,
-  text_len=64,
-  resize=None,
-  dtype=None,
-  quantize=None,
-  adapter=None,
-  grammar=None,
-  on_bad="stop",
-  seed=0,
-):
+  prompt: str | None = None,
+  max_decode_len: int = 64,
+  sampler: str = "greedy",
+  batch_size: int = 32,
+  text_len: int = 64,
+  resize: str | None = None,
+  dtype: str | None = None,
+  quantize: str | None = None,
+  adapter: epath.PathLike | None = None,
+  grammar: str | None = None,
+  on_bad: str = "stop",
+  seed: int = 0,
+) -> tuple[int, int]:
   """Writes a file of predictions, see paligemma/evals/predictions.py.
 
-  Args:
-    ckpt: path of the weights, see formats.open.
-    tokenizer_path: SentencePiece file of the checkpoint.
-    data: PaliGemma JSONL.
-    out: file for the predictions.
-    prompt: template of the prompt. Default: the field "prefix".
-    max_decode_len: most tokens of a prediction.
-    sampler: as for samplers.make.
-    batch_size: images at a time, over all devices of all processes.
-    text_len: most tokens of a prompt.
-    resize: key of image.PREPROCESSING. Default: as in paligemma.generate.
-    dtype: of parameters and products. Default: as stored.
-    quantize: "int8", "int4" or "nf4". Default: as stored.
-    adapter: path of LoRA weights, see load_adapter. Default: those of the
-      checkpoint, if any.
-    grammar: as for grammar.make. Default: any answer.
-    on_bad: key of batches.ON_BAD: what becomes of an image that cannot be read.
-    seed: for a sampler that draws.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     The numbers of predictions and of bad examples in the file.
@@ -80,7 +57,7 @@ def predict(
     ValueError: a mistake in the data, the checkpoint, or the file.
   """
   mesh = sharding.make_mesh()
-  tok = tokenizer.Tokenizer(tokenizer_path)
+  tok = tokenizer_lib.Tokenizer(tokenizer)
   source = sources.Jsonl(data)
   model, params = io.load(ckpt, dtype, quantize=quantize, mesh=mesh)
   weights = {"dtype": dtype, "quantize": quantize}
@@ -95,16 +72,15 @@ def predict(
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   if tok.vocab_size > model.llm.vocab_size:
     raise ValueError(
-      f"{tokenizer_path}: {tok.vocab_size} ids, but the model has only "
+      f"{tokenizer}: {tok.vocab_size} ids, but the model has only "
       f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
     )
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   evaluator = evals.Generate(
     name="predict",
     source=source,
     preprocess=preprocess.Preprocess(
       tok,
-      res=side * model.img.patch_size,
+      res=api.resolution(model, params),
       text_len=text_len,
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),
@@ -135,7 +111,7 @@ def predict(
     rng=jax.random.key(seed),
     path=out,
     settings=evaluation.settings(
-      evaluator, ckpt, tokenizer_path, {"path": data}, seed=seed, **weights
+      evaluator, ckpt, tokenizer, {"path": data}, seed=seed, **weights
     ),
     progress=progress.bar(str(out)),
   )
@@ -143,7 +119,7 @@ def predict(
   return len(records) - bad, bad
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -152,9 +128,13 @@ def main():
   parser.add_argument("--data", required=True, metavar="X.jsonl")
   parser.add_argument("--out", required=True, metavar="Y.jsonl")
   parser.add_argument("--prompt", help='such as "answer en {question}"')
-  parser.add_argument("--max_decode_len", type=int, default=64)
-  parser.add_argument("--sampler", default="greedy")
-  parser.add_argument("--batch_size", type=int, default=32)
+  parser.add_argument(
+    "--max_decode_len", type=int, default=64, help="most tokens of an answer"
+  )
+  parser.add_argument("--sampler", default="greedy", help="as samplers.make")
+  parser.add_argument(
+    "--batch_size", type=int, default=32, help="images, over all devices"
+  )
   parser.add_argument("--text_len", type=int, default=64, help="of a prompt")
   parser.add_argument(
     "--resize",
@@ -178,8 +158,7 @@ def main():
   args = vars(parser.parse_args())
   gpu_memory.configure()
   processes.start(args.pop("distributed"))
-  required = [args.pop(name) for name in ("ckpt", "tokenizer", "data", "out")]
-  count, bad = predict(*required, **args)
+  count, bad = predict(**args)
   if jax.process_index() == 0:
     print(f"{count} predictions" + f", {bad} bad examples" * bool(bad))
 

@@ -1,13 +1,14 @@
-"""How far an evaluation is, and when it will end; on stderr of process 0."""
+"""Progress bars and notes, on stderr of process 0 alone."""
 
 import sys
+from collections.abc import Callable, Iterable
 
 import jax
 from tqdm import tqdm
 
 
-def bar(name):
-  """A function of (examples done, of all) that shows a bar with time left."""
+def bar(name: str) -> Callable[[int, int], None]:
+  """Returns a function of (examples done, of all) that updates a bar."""
   shown = None
 
   def show(done, total):
@@ -23,15 +24,15 @@ def bar(name):
   return show
 
 
-def say(lines):
-  """Prints lines."""
+def say(lines: Iterable[str]) -> None:
+  """Prints lines on stderr."""
   if not _quiet():
     for line in lines:
       print(line, file=sys.stderr)
 
 
-def resampling(resamples):
-  """Goes through what takes long enough to be shown."""
+def resampling(resamples: Iterable) -> Iterable:
+  """Iterates over resamples, with a bar if they take over two seconds."""
   return tqdm(resamples, desc="resamples", delay=2, disable=_quiet())
 
 

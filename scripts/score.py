@@ -14,34 +14,33 @@ line is one object.
 import argparse
 import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from paligemma import metrics
+from etils import epath
+from ml_collections import ConfigDict
+
+from paligemma import messages, metrics
 from paligemma.evals import predictions as predictions_lib
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress, score_table
+from scripts import command_line, config_command, progress
 from trainers import evaluation
 
 
 def score(
-  config,
-  predictions,
+  config: ConfigDict,
+  predictions: epath.PathLike,
   *,
-  against=None,
-  metric=None,
-  split=None,
-  limit=None,
-  resamples=bootstrap.SAMPLES,
-):
+  against: epath.PathLike | None = None,
+  metric: str | None = None,
+  split: str | None = None,
+  limit: int | None = None,
+  resamples: int = bootstrap.SAMPLES,
+) -> tuple[int, dict[str, Any], int]:
   """Scores one file of predictions, or compares two.
 
-  Args:
-    config: ml_collections.ConfigDict.
-    predictions, against: the files.
-    metric: as for metrics.make; default that of the evaluator.
-    split: name of the evaluator; default the only one that generates.
-    limit: the files are about the first so many examples.
-    resamples: number of them for each interval; 0 for none.
+  Arguments are the options of the command line; `--help` explains them.
 
   Returns:
     Tuple of the number of examples that are scored, {name: bootstrap.Estimate},
@@ -77,7 +76,37 @@ def score(
   return count, scores, len(examples) - count
 
 
-def main():
+def table(scores: Mapping[str, Any]) -> str:
+  """Lines of {name: bootstrap.Estimate} or {name: bootstrap.Comparison}."""
+  if any(isinstance(x, bootstrap.Comparison) for x in scores.values()):
+    rows = [("metric", "A", "B", "A - B", "95% interval", "A > B", "p")]
+    for name, found in scores.items():
+      numbers = map(_number, (found.a, found.b, found.difference))
+      wins, p = found.a_is_larger, found.p_value
+      share = "" if wins is None else f"{wins:.1%}"
+      end = share, "" if p is None else f"{p:.4f}"
+      rows.append((name, *numbers, _interval(found), *end))
+  else:
+    rows = [("metric", "value", "95% interval")]
+    for name, found in scores.items():
+      rows.append((name, _number(found.value), _interval(found)))
+  return "\n".join(messages.aligned(rows))
+
+
+def as_json(scores: Mapping[str, Any]) -> dict[str, Any]:
+  """{name: {field: value}}."""
+  return {name: found._asdict() for name, found in scores.items()}
+
+
+def _number(value):
+  return f"{value:.0f}" if value == round(value) else f"{value:.4f}"
+
+
+def _interval(found):
+  return "" if found.low is None else f"[{found.low:.4f}, {found.high:.4f}]"
+
+
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -87,26 +116,20 @@ def main():
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
   parser.add_argument("--metric", help='such as "vqa(lower=True)"')
-  parser.add_argument("--split", help="name of the evaluator")
+  parser.add_argument("--split", help="the evaluator, if several")
   parser.add_argument("--limit", type=int, help="the first examples only")
-  parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
+  parser.add_argument(
+    "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
+  )
   parser.add_argument("--json", action="store_true")
   args, config = config_command.parse(parser)
-  count, scores, bad = score(
-    config,
-    args.predictions,
-    against=args.against,
-    metric=args.metric,
-    split=args.split,
-    limit=args.limit,
-    resamples=args.resamples,
-  )
+  options = vars(args)
+  end_with_json = options.pop("json")
+  count, scores, bad = score(config, **options)
   print(f"{count} examples" + f", {bad} more are bad" * bool(bad))
-  table = score_table.comparisons if args.against else score_table.estimates
   print(table(scores))
-  if args.json:
-    found = {"examples": count, "scores": score_table.as_json(scores)}
-    print(json.dumps(found))
+  if end_with_json:
+    print(json.dumps({"examples": count, "scores": as_json(scores)}))
 
 
 if __name__ == "__main__":

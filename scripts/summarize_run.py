@@ -8,6 +8,7 @@ The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 import argparse
 import pathlib
 import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -17,13 +18,12 @@ from scripts import command_line
 from trainers import report, workdir
 
 
-def changed_leaves(before, after):
+def changed_leaves(
+  before: str | pathlib.Path, after: str | pathlib.Path
+) -> tuple[list[str], int]:
   """Names of the parameters that differ between two npz files.
 
   A weight that was only stored in a smaller dtype counts as unchanged.
-
-  Args:
-    before, after: paths of npz files.
 
   Returns:
     Tuple of the sorted list of names and the number of all parameters.
@@ -41,13 +41,10 @@ def changed_leaves(before, after):
   return sorted(changed), len(old)
 
 
-def check_changed(changed, names, patterns):
-  """Checks that exactly the parameters that were to train have changed.
-
-  Args:
-    changed: names of the parameters that differ.
-    names: all names.
-    patterns: regexes of the names that were to train.
+def check_changed(
+  changed: Iterable[str], names: Iterable[str], patterns: Sequence[str]
+) -> None:
+  """Checks that of all names exactly those that were to train have changed.
 
   Raises:
     ValueError: a frozen parameter moved, or one that trains did not.
@@ -58,17 +55,10 @@ def check_changed(changed, names, patterns):
     raise ValueError(f"{wrong[0]} {state}, trainable is {', '.join(patterns)}")
 
 
-def scores(metrics, name):
-  """The first and last value of a metric in metrics.jsonl, and its examples.
+def scores(metrics: pathlib.Path, name: str) -> tuple[float, float, int]:
+  """First and last value of "val/exact_match" in metrics.jsonl, and examples.
 
-  A damaged line is left out, and told on stderr.
-
-  Args:
-    metrics: path of metrics.jsonl.
-    name: "val/exact_match".
-
-  Returns:
-    Tuple (first, last, number of examples).
+  A damaged line is left out, and reported on stderr.
 
   Raises:
     ValueError: the metric is not there.
@@ -87,8 +77,7 @@ def scores(metrics, name):
   return found[0][name], found[-1][name], int(found[-1][count])
 
 
-def main():
-  """Parses the command line."""
+def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("run", type=pathlib.Path, help="folder of the run")
   parser.add_argument("scores", nargs="+", help="such as val/exact_match")

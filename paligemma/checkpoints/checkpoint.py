@@ -1,4 +1,4 @@
-"""What every format is turned into before a model is made of it."""
+"""An opened checkpoint, the same for every format."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ class Checkpoint:
       buffers, or the pooling head of SigLIP.
     created: Names of leaves that are in no file and drawn at random, such as
       the head between two towers that have not met before.
-    metadata: What the files say beside the towers, as JSON holds it: see
-      fields.METADATA. Model.metadata keeps it, and `save` writes it again.
+    metadata: What the files say beside the towers, as JSON holds it, see
+      stated_fields.METADATA. Model.metadata keeps it, `save` writes it again.
     compute_dtype: What the model computes in. Default: the files do not say.
 
   Raises:
@@ -48,7 +48,7 @@ class Checkpoint:
     stated_fields.check_metadata(self.path, self.metadata)
 
   def describe(self) -> str:
-    """One line for people: what it is, and what was decided about it."""
+    """One line: what the checkpoint is, and what was decided about it."""
     parts = [f"{self.path}: {self.format}, {len(self.leaves)} parameters"]
     for tower, stated in (("img", self.img), ("llm", self.llm)):
       if stated:

@@ -1,4 +1,4 @@
-"""Which format a checkpoint has: one door for all of them."""
+"""Tells the format of a checkpoint, and opens it."""
 
 import dataclasses
 import zipfile

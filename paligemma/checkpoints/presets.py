@@ -97,11 +97,13 @@ def _paligemma(variant, name, res, keras, jax_on_hugging_face) -> Preset:
   return Preset(variant, res, variants.VOCAB_SIZE, tuple(sources))
 
 
-def _gemma(variant, keras, hugging_face=None) -> Preset:
-  sources = [Source("Kaggle", keras)]
-  if hugging_face:
-    sources.append(_transformers(hugging_face))
-  return Preset(variant, None, 256_000, tuple(sources))
+def _all_gemma() -> Iterator[tuple[str, Preset]]:
+  """Yields name, preset."""
+  for line in _GEMMA.strip().splitlines():
+    variant, model, name, version, *hugging_face = line.split()
+    sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
+    sources += [_transformers(f"google/{repo}") for repo in hugging_face]
+    yield name, Preset(variant, None, 256_000, tuple(sources))
 
 
 def _transformers(repo) -> Source:
@@ -146,103 +148,34 @@ def _all_paligemma() -> Iterator[tuple[str, Preset]]:
     yield name.replace("-", "_"), preset
 
 
-_GEMMA = {
-  "gemma_2b_en": _gemma(
-    "gemma_2b", "keras/gemma/keras/gemma_2b_en/3", "google/gemma-2b"
-  ),
-  "gemma_instruct_2b_en": _gemma(
-    "gemma_2b", "keras/gemma/keras/gemma_instruct_2b_en/3", "google/gemma-2b-it"
-  ),
-  "gemma_1.1_instruct_2b_en": _gemma(
-    "gemma_2b",
-    "keras/gemma/keras/gemma_1.1_instruct_2b_en/4",
-    "google/gemma-1.1-2b-it",
-  ),
-  "gemma_7b_en": _gemma(
-    "gemma_7b", "keras/gemma/keras/gemma_7b_en/4", "google/gemma-7b"
-  ),
-  "gemma_instruct_7b_en": _gemma(
-    "gemma_7b", "keras/gemma/keras/gemma_instruct_7b_en/4", "google/gemma-7b-it"
-  ),
-  "gemma_1.1_instruct_7b_en": _gemma(
-    "gemma_7b",
-    "keras/gemma/keras/gemma_1.1_instruct_7b_en/5",
-    "google/gemma-1.1-7b-it",
-  ),
-  "code_gemma_2b_en": _gemma(
-    "gemma_2b",
-    "keras/codegemma/keras/code_gemma_2b_en/2",
-    "google/codegemma-2b",
-  ),
-  "code_gemma_1.1_2b_en": _gemma(
-    "gemma_2b",
-    "keras/codegemma/keras/code_gemma_1.1_2b_en/2",
-    "google/codegemma-1.1-2b",
-  ),
-  "code_gemma_7b_en": _gemma(
-    "gemma_7b",
-    "keras/codegemma/keras/code_gemma_7b_en/3",
-    "google/codegemma-7b",
-  ),
-  "code_gemma_instruct_7b_en": _gemma(
-    "gemma_7b",
-    "keras/codegemma/keras/code_gemma_instruct_7b_en/3",
-    "google/codegemma-7b-it",
-  ),
-  "code_gemma_1.1_instruct_7b_en": _gemma(
-    "gemma_7b",
-    "keras/codegemma/keras/code_gemma_1.1_instruct_7b_en/3",
-    "google/codegemma-1.1-7b-it",
-  ),
-  "gemma2_2b_en": _gemma(
-    "gemma2_2b", "keras/gemma2/keras/gemma2_2b_en/2", "google/gemma-2-2b"
-  ),
-  "gemma2_instruct_2b_en": _gemma(
-    "gemma2_2b",
-    "keras/gemma2/keras/gemma2_instruct_2b_en/2",
-    "google/gemma-2-2b-it",
-  ),
-  "gemma2_9b_en": _gemma(
-    "gemma2_9b", "keras/gemma2/keras/gemma2_9b_en/4", "google/gemma-2-9b"
-  ),
-  "gemma2_instruct_9b_en": _gemma(
-    "gemma2_9b",
-    "keras/gemma2/keras/gemma2_instruct_9b_en/4",
-    "google/gemma-2-9b-it",
-  ),
-  "gemma2_27b_en": _gemma(
-    "gemma2_27b", "keras/gemma2/keras/gemma2_27b_en/3", "google/gemma-2-27b"
-  ),
-  "gemma2_instruct_27b_en": _gemma(
-    "gemma2_27b",
-    "keras/gemma2/keras/gemma2_instruct_27b_en/3",
-    "google/gemma-2-27b-it",
-  ),
-  "shieldgemma_2b_en": _gemma(
-    "gemma2_2b",
-    "google/shieldgemma/keras/shieldgemma_2b_en/2",
-    "google/shieldgemma-2b",
-  ),
-  "shieldgemma_9b_en": _gemma(
-    "gemma2_9b",
-    "google/shieldgemma/keras/shieldgemma_9b_en/2",
-    "google/shieldgemma-9b",
-  ),
-  "shieldgemma_27b_en": _gemma(
-    "gemma2_27b",
-    "google/shieldgemma/keras/shieldgemma_27b_en/2",
-    "google/shieldgemma-27b",
-  ),
-  "c2s_scale_gemma_2_2b_en": _gemma(
-    "gemma2_2b", "keras/cell2sentence/keras/c2s_scale_gemma_2_2b_en/1"
-  ),
-  "c2s_scale_gemma_2_27b_en": _gemma(
-    "gemma2_27b", "keras/cell2sentence/keras/c2s_scale_gemma_2_27b_en/1"
-  ),
-}
+# Variant; model, name and version on Kaggle; name at google on Hugging Face.
+_GEMMA = """
+gemma_2b   keras/gemma gemma_2b_en 3 gemma-2b
+gemma_2b   keras/gemma gemma_instruct_2b_en 3 gemma-2b-it
+gemma_2b   keras/gemma gemma_1.1_instruct_2b_en 4 gemma-1.1-2b-it
+gemma_7b   keras/gemma gemma_7b_en 4 gemma-7b
+gemma_7b   keras/gemma gemma_instruct_7b_en 4 gemma-7b-it
+gemma_7b   keras/gemma gemma_1.1_instruct_7b_en 5 gemma-1.1-7b-it
+gemma_2b   keras/codegemma code_gemma_2b_en 2 codegemma-2b
+gemma_2b   keras/codegemma code_gemma_1.1_2b_en 2 codegemma-1.1-2b
+gemma_7b   keras/codegemma code_gemma_7b_en 3 codegemma-7b
+gemma_7b   keras/codegemma code_gemma_instruct_7b_en 3 codegemma-7b-it
+gemma_7b   keras/codegemma code_gemma_1.1_instruct_7b_en 3 codegemma-1.1-7b-it
+gemma2_2b  keras/gemma2 gemma2_2b_en 2 gemma-2-2b
+gemma2_2b  keras/gemma2 gemma2_instruct_2b_en 2 gemma-2-2b-it
+gemma2_9b  keras/gemma2 gemma2_9b_en 4 gemma-2-9b
+gemma2_9b  keras/gemma2 gemma2_instruct_9b_en 4 gemma-2-9b-it
+gemma2_27b keras/gemma2 gemma2_27b_en 3 gemma-2-27b
+gemma2_27b keras/gemma2 gemma2_instruct_27b_en 3 gemma-2-27b-it
+gemma2_2b  google/shieldgemma shieldgemma_2b_en 2 shieldgemma-2b
+gemma2_9b  google/shieldgemma shieldgemma_9b_en 2 shieldgemma-9b
+gemma2_27b google/shieldgemma shieldgemma_27b_en 2 shieldgemma-27b
+gemma2_2b  keras/cell2sentence c2s_scale_gemma_2_2b_en 1
+gemma2_27b keras/cell2sentence c2s_scale_gemma_2_27b_en 1
+"""
 
 PRESETS: Mapping[str, Preset] = MappingProxyType(
-  {**dict(_all_paligemma()), **_GEMMA}
+  {**dict(_all_paligemma()), **dict(_all_gemma())}
 )
 
 # Name on a hub, or in keras-hub -> name here.

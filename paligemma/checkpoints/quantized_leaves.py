@@ -1,4 +1,4 @@
-"""Matrices of a checkpoint in few bits: while they are read, and in its files.
+"""Matrices of a checkpoint that are quantized in its files, or when read.
 
 They are quantized block by block along the first axis, the layers of a stack or
 the rows of the vocabulary. No scale belongs to two of them, so the blocks give
@@ -23,7 +23,7 @@ class Pair:
 
   Attributes:
     name: Of the matrix.
-    kind: One of quantized.KINDS.
+    kind: One of quantization.KINDS.
     values, scale: Leaves of its two arrays.
   """
 
@@ -34,7 +34,7 @@ class Pair:
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """That of the matrix in full precision."""
+    """Shape of the matrix in full precision."""
     return quantization.full_shape(self.kind, self.values)
 
   @property
@@ -42,7 +42,7 @@ class Pair:
     return self.scale.dtype
 
   def read(self, dtype: Any = None, index: Any = None) -> np.ndarray:
-    """Does what Leaf.read does, for which there are too few bits.
+    """Raises: full precision cannot be read from so few bits.
 
     Raises:
       ValueError: Always.
@@ -149,11 +149,11 @@ def storage(
   Args:
     parameters: Name -> Leaf, Pair or anything with a `shape`.
     dtypes: Name -> dtype of what is not quantized.
-    kind: One of quantized.KINDS, of the model, see quantized.kind_for; None:
-      those that are a Pair stay one.
+    kind: One of quantization.KINDS, of the model, see quantization.kind_for;
+      None: those that are a Pair stay one.
 
   Raises:
-    ValueError: `kind` is not what a Pair is, or as quantized.shapes.
+    ValueError: `kind` is not what a Pair is, or as quantization.shapes.
   """
   arrays = {}
   for name, leaf in parameters.items():
@@ -194,17 +194,17 @@ def each_array(
 
 
 def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
-  """The leaves of a checkpoint in few bits, rounded when they are read.
+  """The leaves of a checkpoint, quantized when they are read.
 
   Args:
     found: Name -> leaf of every array.
-    kind: One of quantized.KINDS, of the model, see quantized.kind_for.
+    kind: One of quantization.KINDS, of the model, see quantization.kind_for.
 
   Returns:
     Name -> leaf, two for every matrix; those that are there already stay.
 
   Raises:
-    ValueError: As quantized.shapes.
+    ValueError: As quantization.shapes.
   """
   read_last = {}
   leaves_of = {}
@@ -222,7 +222,7 @@ def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Rounded:
-  """One of the two arrays of a matrix, which are made and kept together.
+  """Values or scale of a matrix, which is quantized when either is read.
 
   Attributes:
     name, leaf, kind: As in `read`.
@@ -247,7 +247,7 @@ class _Rounded:
 
 
 def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
-  """Every parameter in full precision, those that are quantized when read.
+  """Every parameter in full precision, dequantized when it is read.
 
   Args:
     arrays: Name -> Leaf, Pair or array; the two arrays of a matrix, or a Pair.
@@ -255,27 +255,21 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
   Returns:
     Name -> Leaf or array, of float32 where it is quantized.
   """
-  found = {
-    name: array for name, array in arrays.items() if not isinstance(array, Pair)
-  }
-  pairs = {
-    name: array for name, array in arrays.items() if isinstance(array, Pair)
-  }
-  rounded = {
-    name: leaves.Leaf.of(x)
-    for name, x in found.items()
-    if quantization.split(name)
-  }
-  pairs |= paired(rounded)
-  whole = {name: array for name, array in found.items() if name not in rounded}
-  return whole | {
-    name: leaves.Leaf.of(_Restored(pair)) for name, pair in pairs.items()
-  }
+  whole, pairs, parts = {}, {}, {}
+  for name, array in arrays.items():
+    if isinstance(array, Pair):
+      pairs[name] = array
+    elif quantization.split(name):
+      parts[name] = leaves.Leaf.of(array)
+    else:
+      whole[name] = array
+  pairs |= paired(parts)
+  return whole | {n: leaves.Leaf.of(_Restored(x)) for n, x in pairs.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Restored:
-  """The values of a matrix that is quantized."""
+  """A matrix that is dequantized when it is read."""
 
   pair: Pair
 
@@ -331,19 +325,19 @@ def place(
   values: jax.ShapeDtypeStruct,
   scale: jax.ShapeDtypeStruct,
 ) -> dict[str, jax.Array]:
-  """Reads a matrix onto devices in few bits; each process reads all of it.
+  """Quantizes a matrix onto devices; each process reads all of it.
 
   Args:
     name: Of the parameter.
     leaf: What to read. A Pair is placed as it is.
-    kind: One of quantized.KINDS.
+    kind: One of quantization.KINDS.
     values, scale: Shape, dtype and sharding of the two arrays.
 
   Returns:
     {kind: values, "scale": scale}.
 
   Raises:
-    ValueError: A Pair of another kind, or as quantized.shapes.
+    ValueError: A Pair of another kind, or as quantization.shapes.
   """
   like = {kind: values, quantization.SCALE: scale}
   if isinstance(leaf, Pair):
@@ -363,7 +357,7 @@ def place(
 
 
 def read(name: str, leaf: leaves.Leaf, kind: str) -> dict[str, np.ndarray]:
-  """Reads a matrix in few bits: {kind: values, "scale": float32}.
+  """Reads and quantizes a matrix: {kind: values, "scale": float32}.
 
   Args:
     name, leaf, kind: As in `place`.

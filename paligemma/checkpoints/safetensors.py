@@ -213,7 +213,7 @@ def _short(value) -> str:
 
 
 def _check_coverage(path, tensors, start, size):
-  """Every byte behind the header belongs to exactly one tensor."""
+  """Raises unless every byte of the data belongs to exactly one tensor."""
   end = start
   for name, tensor in sorted(
     tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)

@@ -36,14 +36,12 @@ def _one_of(*options):
   return lambda value: isinstance(value, str) and value in options
 
 
+_POOLS = ("none", "gap", "map", "tok", "0")
 # Field that array shapes cannot tell -> what is valid, in code and in words.
 IMG: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "num_classes": (_optional(_size), "a size or null"),
   "posemb": (_one_of("learn", "sincos2d"), '"learn" or "sincos2d"'),
-  "pool_type": (
-    _one_of("none", "gap", "map", "tok", "0"),
-    '"none", "gap", "map", "tok" or "0"',
-  ),
+  "pool_type": (_one_of(*_POOLS), '"none", "gap", "map", "tok" or "0"'),
   "rep_size": (_optional(_size), "a size or null"),
   "head_zeroinit": (_flag, "true or false"),
   "lora": (lambda value: isinstance(value, Lora), "a Lora"),
@@ -75,20 +73,10 @@ METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 # Fields of both towers that shapes do tell.
-SIZES = frozenset(
-  {
-    "num_classes",
-    "width",
-    "depth",
-    "mlp_dim",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "vocab_size",
-    "patch_size",
-    "scan",
-  }
-)
+SIZES = {
+  *("num_classes", "width", "depth", "mlp_dim", "num_heads", "num_kv_heads"),
+  *("head_dim", "vocab_size", "patch_size", "scan"),
+}
 
 
 def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:

@@ -52,7 +52,8 @@ class Tokenizer:
 
   def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
     try:
-      path = _file(path)
+      names = (_SentencePiece.file_name, FastTokenizer.file_name)
+      path = disk.file_in(path, names)
       data = disk.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
@@ -200,18 +201,6 @@ def _not_unicode(text):
     f"the text holds {half!a}, half a surrogate pair, which is no character; "
     "was it cut within an emoji?"
   )
-
-
-def _file(path) -> epath.Path:
-  """The file of a tokenizer, which may be given by its folder."""
-  path = disk.path(path)
-  if not path.is_dir():
-    return path
-  names = (_SentencePiece.file_name, FastTokenizer.file_name)
-  for name in names:
-    if (path / name).exists():
-      return path / name
-  raise ValueError(f"{path}: holds neither {' nor '.join(names)}")
 
 
 def _engine(data, where):

@@ -1,6 +1,8 @@
 """What to change in a config whose run does not fit a device."""
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -14,8 +16,15 @@ TRIED = "block_inputs"
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
-def advise(plan, memory, usable, *, what="train", peak_with=None):
-  """Says what would save how much, the larger part of the memory first.
+def advise(
+  plan: Any,
+  memory: memory_lib.Memory,
+  usable: float,
+  *,
+  what: str = "train",
+  peak_with: Callable[[dict[str, str]], float] | None = None,
+) -> list[str]:
+  """Says what would save how much memory, the larger part of it first.
 
   Estimates: temporaries are taken to be proportional to the batch, and to
   shrink with it as arguments do with the number of devices. What another
@@ -25,14 +34,14 @@ def advise(plan, memory, usable, *, what="train", peak_with=None):
 
   Args:
     plan: trainers.plan.Plan.
-    memory: trainers.memory.Memory of its step or decoding.
+    memory: of its step or decoding.
     usable: bytes of the device.
     what: "train" or "decode".
     peak_with: function of {tower: remat_policy} that gives the bytes which the
       same step needs with them. Default: no advice on policies.
 
   Returns:
-    List of str; empty if it fits.
+    Lines for people; none if it fits.
   """
   if memory.peak <= usable:
     return []
@@ -52,7 +61,7 @@ def advise(plan, memory, usable, *, what="train", peak_with=None):
 
 
 def _cheaper_training(plan):
-  """Lines on what the arguments of a step are spent for."""
+  """How the arguments of a train step could take less memory."""
   config, lines = plan.config, []
   beyond = {
     name: leaf
@@ -113,14 +122,14 @@ def _smaller_batch(plan, memory, usable, what):
   if room <= 0:
     return ["no smaller batch is enough: the arguments alone do not fit"]
   lines = []
-  rows = config.batch_size // data
+  examples = config.batch_size // data  # of each device
   if what == "train":
-    for parts in range(2, rows // config.accumulate_steps + 1):
-      steps = parts * config.accumulate_steps
-      if rows % steps == 0 and memory.temporaries / parts <= room:
+    for times in range(2, examples // config.accumulate_steps + 1):
+      steps = times * config.accumulate_steps
+      if examples % steps == 0 and memory.temporaries / times <= room:
         lines.append(f"accumulate_steps={steps}: the same batch in turns")
         break
-  fitting = int(rows * room / memory.temporaries)
+  fitting = int(examples * room / memory.temporaries)
   if fitting:
     lines.append(f"batch_size={fitting * data}, about; see --largest_batch")
   else:

@@ -1,4 +1,4 @@
-"""What the devices send each other in a step, read off the compiled program.
+"""The collectives of a compiled program: their kinds, bytes and repetitions.
 
 XLA's own cost analysis names no collective and counts the body of a loop once.
 """
@@ -12,10 +12,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 KINDS = (
-  "all-gather",
-  "all-reduce",
-  "reduce-scatter",
-  "all-to-all",
+  *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
   "collective-permute",
 )
 
@@ -108,9 +105,9 @@ def parameter_bytes(
   """
   sizes = set()
   for leaf in params.values():
-    place = leaf.sharding
-    kept = [axis if axis == "model" else None for axis in place.spec]
-    on_model = NamedSharding(place.mesh, PartitionSpec(*kept))
+    spec, mesh = leaf.sharding.spec, leaf.sharding.mesh
+    kept = [axis if axis == "model" else None for axis in spec]
+    on_model = NamedSharding(mesh, PartitionSpec(*kept))
     shape = on_model.shard_shape(leaf.shape)
     sizes |= {math.prod(shape), math.prod(shape[1:])}
   return sum(

@@ -52,14 +52,14 @@ class Memory(NamedTuple):
     return self.arguments + self.temporaries + self.outputs
 
 
-def bytes_per_device(leaf):
+def bytes_per_device(leaf: Any) -> int:
   """Bytes of a leaf with shape, dtype and sharding on one device."""
   shape = leaf.sharding.shard_shape(leaf.shape)
   return math.prod(shape) * leaf.dtype.itemsize
 
 
 def of(compiled: Any) -> Memory:
-  """The memory of a compiled function, as its compiler reckons it."""
+  """The memory of a compiled function, as its compiler states it."""
   found = compiled.memory_analysis()
   return Memory(
     arguments=found.argument_size_in_bytes,
@@ -70,7 +70,7 @@ def of(compiled: Any) -> Memory:
 
 
 def wanted(error: Exception) -> float | None:
-  """Bytes a program needs that the compiler refused, as it exceeds the device.
+  """Bytes that a program needs which the compiler refused as too large.
 
   Args:
     error: what compiling raised.

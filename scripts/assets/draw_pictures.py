@@ -1,7 +1,7 @@
 """Draws pictures of shapes and printed digits, with questions and answers.
 
-  python -m scripts.assets.draw_pictures OUT --num 60000 \
-    --seed 0 --res 56 --workers 2
+    python -m scripts.assets.draw_pictures OUT --num 60000 \
+      --seed 0 --res 56 --workers 2
 
 They pre-train the tiny model. Nothing here reads a scan of handwriting: digits
 come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.
@@ -9,6 +9,7 @@ come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,7 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import matplotlib
 import numpy as np
@@ -43,7 +44,7 @@ FONT_SIZE = 72
 GLYPH_SIZE = 104
 # Masks are drawn this many times larger than the picture, then averaged.
 OVERSAMPLING = 4
-# A point table: what is covered by a quarter or more belongs to a thing.
+# A point table: what is covered by a quarter or more belongs to an object.
 _COVERED = [255 * (value >= 64) for value in range(256)]
 
 COLOURS = {
@@ -98,19 +99,13 @@ RING_HOLE = 0.55
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-  """One shape or digit in a picture.
+class Object:
+  """One shape or digit in a picture."""
 
-  Attributes:
-    name: "circle", ..., or "0" to "9".
-    colour: a key of COLOURS.
-    size: a key of SIZES ("" for digits).
-    mask: its coverage, of OVERSAMPLING times the size of the picture.
-  """
-
-  name: str
-  colour: str
-  size: str
+  name: str  # "circle", ..., or "0" to "9"
+  colour: str  # a key of COLOURS
+  size: str  # a key of SIZES ("" for digits)
+  # its coverage, of OVERSAMPLING times the size of the picture
   mask: Image.Image
 
   @property
@@ -121,9 +116,9 @@ class Thing:
     return y0 / height, x0 / width, y1 / height, x1 / width
 
 
-def reading_order(things: Sequence[Thing]) -> list[Thing]:
+def reading_order(objects: Sequence[Object]) -> list[Object]:
   """Sorts from top to bottom, and from left to right at the same height."""
-  return sorted(things, key=lambda thing: thing.box[:2])
+  return sorted(objects, key=lambda obj: obj.box[:2])
 
 
 # --- Masks ------------------------------------------------------------------
@@ -136,23 +131,12 @@ def _empty(size: int) -> Image.Image:
 def shape_mask(
   name: str, size: int, centre: np.ndarray, radius: float, degrees: float
 ) -> Image.Image:
-  """Draws one shape.
+  """Draws a shape of OUTLINES: a mask of size x size pixels, 255 inside.
 
-  Args:
-    name: a key of OUTLINES.
-    size: pixels along each side of the mask.
-    centre: f64[2], (x, y) in fractions of the picture.
-    radius: of the circle around the shape, in fractions of the picture.
-    degrees: rotation.
-
-  Returns:
-    the mask, 255 inside the shape.
+  The centre (x, y), and the radius of the circle around the shape, are in
+  fractions of the picture.
   """
-  turn = np.radians(degrees)
-  rotation = np.array(
-    [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-  )
-  outline = OUTLINES[name] @ rotation * radius
+  outline = OUTLINES[name] @ _rotation(np.radians(degrees)) * radius
   mask = _empty(size)
   draw = ImageDraw.Draw(mask)
   draw.polygon(((outline + centre) * size).ravel().tolist(), fill=255)
@@ -160,6 +144,10 @@ def shape_mask(
     hole = (outline * RING_HOLE + centre) * size
     draw.polygon(hole.ravel().tolist(), fill=0)
   return mask
+
+
+def _rotation(turn: float) -> np.ndarray:
+  return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
 
 @functools.cache
@@ -180,24 +168,15 @@ def print_digit(digit: str, font: str, stroke: int) -> Image.Image:
   return mask
 
 
-def bend(mask: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _bend(mask, rng):
   """Rotates by up to 15 degrees, shears, and shakes the strokes.
 
   The mask is cut into 4x4 cells whose corners move independently, which makes
   straight and even strokes a little like those of a hand.
-
-  Args:
-    mask: the digit.
-    rng: decides how much.
-
-  Returns:
-    the bent digit, of the same size.
   """
   cells, size = 4, mask.width
   turn, shear = np.radians(rng.uniform(-15, 15)), rng.uniform(-0.3, 0.3)
-  matrix = np.array(
-    [[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]]
-  ) @ np.array([[1, shear], [0, 1]])
+  matrix = _rotation(turn) @ np.array([[1, shear], [0, 1]])
   edges = np.linspace(0, size, cells + 1)
   corners = np.stack(np.meshgrid(edges, edges), axis=-1) - size / 2
   shake = rng.normal(0, rng.uniform(0, 0.035) * size, corners.shape)
@@ -221,30 +200,14 @@ def print_glyph(digit: str, rng: np.random.Generator) -> Image.Image:
   """Prints a digit in some font, bends it, and cuts it out."""
   fonts = (*FONTS, PILLOW_FONT)
   font = fonts[rng.integers(len(fonts))]
-  glyph = bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
+  glyph = _bend(print_digit(digit, font, int(rng.integers(0, 5))), rng)
   return glyph.crop(glyph.point(_COVERED).getbbox())
 
 
-def digit_mask(
-  digit: str,
-  size: int,
-  height: float,
-  left: float,
-  right: float,
-  rng: np.random.Generator,
-) -> Image.Image:
-  """Prints, bends and places one digit.
+def _digit_mask(digit, size, height, left, right, rng):
+  """Prints and bends a digit, and puts it between left and right.
 
-  Args:
-    digit: "0" to "9".
-    size: pixels along each side of the mask.
-    height: of the digit, in fractions of the picture.
-    left: where the room for the digit begins, in fractions of the picture.
-    right: where it ends.
-    rng: decides font, thickness, form and place.
-
-  Returns:
-    the mask, 255 where there is ink.
+  These and its height are in fractions of the picture.
   """
   glyph = print_glyph(digit, rng)
   tall = round(height * size)
@@ -279,16 +242,10 @@ def _choice(options: Sequence[str], rng: np.random.Generator) -> str:
   return options[rng.integers(len(options))]
 
 
-def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
-  """Draws 1 to 4 shapes apart from each other.
-
-  Args:
-    size: pixels along each side of the masks.
-    rng: decides everything.
-
-  Returns:
-    the colour of the background and the shapes.
-  """
+def draw_shapes(
+  size: int, rng: np.random.Generator
+) -> tuple[str, list[Object]]:
+  """The colour of a background, and 1 to 4 shapes apart from each other."""
   ground = _choice(list(GROUNDS), rng)
   number = rng.integers(1, 5)
   circles = []
@@ -301,45 +258,29 @@ def draw_shapes(size: int, rng: np.random.Generator) -> tuple[str, list[Thing]]:
       for _, other_radius, other in circles
     ):
       circles.append((word, radius, centre))
-  things = []
+  objects = []
   for word, radius, centre in circles:
     name = _choice(list(OUTLINES), rng)
     colour = _choice(contrasting(ground), rng)
     mask = shape_mask(name, size, centre, radius, rng.uniform(-12, 12))
-    things.append(Thing(name, colour, word, mask))
-  return ground, reading_order(things)
+    objects.append(Object(name, colour, word, mask))
+  return ground, reading_order(objects)
 
 
-def draw_small_digit(
-  size: int, rng: np.random.Generator
-) -> tuple[str, list[Thing]]:
-  """Draws one white digit that fills a black picture, as in a small scan.
-
-  Args:
-    size: pixels along each side of the mask.
-    rng: decides the digit and its form.
-
-  Returns:
-    the colour of the background and the digit.
-  """
+def _draw_small_digit(size, rng):
+  """One white digit that fills a black picture, as in a small scan."""
   name = str(rng.integers(10))
-  mask = digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
-  return "black", [Thing(name, "white", "", mask)]
+  mask = _digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
+  return "black", [Object(name, "white", "", mask)]
 
 
 def draw_digits(
   size: int, number: int, heights: tuple[float, float], rng: np.random.Generator
-) -> tuple[str, list[Thing]]:
-  """Draws one digit anywhere, or two side by side in the same colour.
+) -> tuple[str, list[Object]]:
+  """One digit anywhere, or two side by side in the same colour.
 
-  Args:
-    size: pixels along each side of the masks.
-    number: 1 or 2.
-    heights: smallest and largest height, in fractions of the picture.
-    rng: decides the rest.
-
-  Returns:
-    the colour of the background and the digits from left to right.
+  Their smallest and largest height is in fractions of the picture. Returns the
+  colour of the background too.
   """
   # White on black and black on white, the commonest in print, half the time.
   ground = _choice(["black", "white", *GROUNDS], rng)
@@ -348,13 +289,13 @@ def draw_digits(
     colour = "white" if ground == "black" else "black"
   else:
     colour = _choice(contrasting(ground), rng)
-  things = []
+  objects = []
   for i in range(number):
     name, height = str(rng.integers(10)), rng.uniform(*heights)
     room = i / number, (i + 1) / number
-    mask = digit_mask(name, size, height, *room, rng)
-    things.append(Thing(name, colour, "", mask))
-  return ground, things
+    mask = _digit_mask(name, size, height, *room, rng)
+    objects.append(Object(name, colour, "", mask))
+  return ground, objects
 
 
 def _rgb(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -365,31 +306,23 @@ def _rgb(name: str, rng: np.random.Generator) -> np.ndarray:
 
 def compose(
   ground: str,
-  things: Sequence[Thing],
+  objects: Sequence[Object],
   size: int,
   noise: float,
   rng: np.random.Generator,
 ) -> Image.Image:
-  """Paints things on a background.
+  """Paints objects on a background: RGB, with noise of so many gray values.
 
-  Args:
-    ground: a key of GROUNDS.
-    things: what to paint; their masks are averaged over areas.
-    size: pixels along each side of the picture.
-    noise: standard deviation of the pixel noise, in gray values.
-    rng: decides the tints, the shading of the background and the noise.
-
-  Returns:
-    the picture, RGB.
+  Masks are averaged over areas; tints and the background's shading vary.
   """
   slope = _sometimes(20, rng) * rng.uniform(-1, 1, size=(2, 1))
   ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
   shade = slope[0] * ramp[None, :] + (slope[1] * ramp)[:, None]
   pixels = _rgb(ground, rng) + shade[..., None]
-  for thing in things:
-    mask = thing.mask.resize((size, size), Image.Resampling.BOX)
+  for obj in objects:
+    mask = obj.mask.resize((size, size), Image.Resampling.BOX)
     alpha = np.asarray(mask, np.float32)[..., None] / 255
-    pixels = pixels + alpha * (_rgb(thing.colour, rng) - pixels)
+    pixels = pixels + alpha * (_rgb(obj.colour, rng) - pixels)
   pixels = pixels + noise * rng.standard_normal((size, size, 1), np.float32)
   return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
 
@@ -404,7 +337,7 @@ def listing(parts: Sequence[str]) -> str:
   return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def describe(shape: Thing) -> str:
+def describe(shape: Object) -> str:
   """Returns, say, "an orange star" or "a small red circle"."""
   phrase = " ".join(filter(None, (shape.size, shape.colour, shape.name)))
   return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
@@ -415,10 +348,10 @@ def locations(box: Sequence[float]) -> str:
   return "".join(f"<loc{min(int(edge * 1024), 1023):04d}>" for edge in box)
 
 
-def detect(name: str, things: Sequence[Thing]) -> tuple[str, str]:
-  """Asks for the boxes of all things of that name, in reading order."""
-  found = [t for t in reading_order(things) if t.name == name]
-  boxes = " ; ".join(f"{locations(thing.box)} {name}" for thing in found)
+def detect(name: str, objects: Sequence[Object]) -> tuple[str, str]:
+  """Asks for the boxes of all objects of that name, in reading order."""
+  found = [t for t in reading_order(objects) if t.name == name]
+  boxes = " ; ".join(f"{locations(obj.box)} {name}" for obj in found)
   return f"detect {name}", boxes
 
 
@@ -428,19 +361,11 @@ def _kind(weights: dict[str, float], rng: np.random.Generator) -> str:
 
 
 def ask_shapes(
-  things: Sequence[Thing], rng: np.random.Generator
+  objects: Sequence[Object], rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about shapes, and its answer.
-
-  Args:
-    things: 1 to 4 shapes, in reading order.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
-  names = [thing.name for thing in things]
-  single = [thing for thing in things if names.count(thing.name) == 1]
+  """A question about 1 to 4 shapes in reading order, and its answer."""
+  names = [obj.name for obj in objects]
+  single = [obj for obj in objects if names.count(obj.name) == 1]
   weights = {
     "caption": 2.0,
     "count": 2.0,
@@ -453,9 +378,9 @@ def ask_shapes(
   present = _choice(names, rng)
   absent = _choice([name for name in OUTLINES if name not in names], rng)
   if kind == "caption":
-    return "caption en", listing([describe(thing) for thing in things])
+    return "caption en", listing([describe(obj) for obj in objects])
   if kind == "count":
-    return "answer en how many shapes are there?", str(len(things))
+    return "answer en how many shapes are there?", str(len(objects))
   if kind == "exists":
     name, answer = (present, "yes") if rng.random() < 0.5 else (absent, "no")
     return f"answer en is there a {name}?", answer
@@ -464,24 +389,15 @@ def ask_shapes(
     question = f"answer en how many {name} shapes are there?"
     return question, str(names.count(name))
   if kind == "colour":
-    thing = single[rng.integers(len(single))]
-    return f"answer en what colour is the {thing.name}?", thing.colour
-  return detect(present, things)
+    obj = single[rng.integers(len(single))]
+    return f"answer en what colour is the {obj.name}?", obj.colour
+  return detect(present, objects)
 
 
 def ask_digit(
-  ground: str, thing: Thing, rng: np.random.Generator
+  ground: str, obj: Object, rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about a picture of one digit, and its answer.
-
-  Args:
-    ground: the colour of the background.
-    thing: the digit.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
+  """A question about a digit on a background, and its answer."""
   weights = {
     "read": 60.0,
     "caption": 10.0,
@@ -493,11 +409,11 @@ def ask_digit(
     "count": 3.0,
   }
   kind = _kind(weights, rng)
-  value = int(thing.name)
+  value = int(obj.name)
   if kind == "read":
-    return f"answer en {_choice(READ, rng)}", thing.name
+    return f"answer en {_choice(READ, rng)}", obj.name
   if kind == "caption":
-    return "caption en", f"the digit {value} in {thing.colour} on {ground}"
+    return "caption en", f"the digit {value} in {obj.colour} on {ground}"
   if kind == "spell":
     return "answer en spell the digit", WORDS[value]
   if kind == "compare":
@@ -509,27 +425,18 @@ def ask_digit(
   if kind == "even":
     return "answer en is the digit even?", "no" if value % 2 else "yes"
   if kind == "colour":
-    return "answer en what colour is the digit?", thing.colour
+    return "answer en what colour is the digit?", obj.colour
   if kind == "count":
     return "answer en how many digits are there?", "1"
-  return detect(thing.name, [thing])
+  return detect(obj.name, [obj])
 
 
 def ask_digits(
-  ground: str, things: Sequence[Thing], rng: np.random.Generator
+  ground: str, objects: Sequence[Object], rng: np.random.Generator
 ) -> tuple[str, str]:
-  """Makes a question about two digits side by side, and its answer.
-
-  Args:
-    ground: the colour of the background.
-    things: the digits, from left to right.
-    rng: decides what is asked.
-
-  Returns:
-    prefix and suffix.
-  """
-  left, right = (thing.name for thing in things)
-  both = f"the digits {left} and {right} in {things[0].colour} on {ground}"
+  """A question about two digits from left to right, and its answer."""
+  left, right = (obj.name for obj in objects)
+  both = f"the digits {left} and {right} in {objects[0].colour} on {ground}"
   options = [
     ("answer en read the digits", f"{left} {right}"),
     ("answer en read the digits", f"{left} {right}"),
@@ -537,7 +444,7 @@ def ask_digits(
     ("answer en what is the right digit?", right),
     ("answer en how many digits are there?", "2"),
     ("caption en", both),
-    detect(left if rng.random() < 0.5 else right, things),
+    detect(left if rng.random() < 0.5 else right, objects),
   ]
   return options[rng.integers(len(options))]
 
@@ -545,18 +452,14 @@ def ask_digits(
 # --- Pictures with questions ------------------------------------------------
 
 
-def make_shapes(
-  res: int, rng: np.random.Generator
-) -> tuple[Image.Image, str, str]:
+def _make_shapes(res, rng):
   """Makes a picture of shapes with a question: picture, prefix, suffix."""
-  ground, things = draw_shapes(OVERSAMPLING * res, rng)
+  ground, objects = draw_shapes(OVERSAMPLING * res, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
-  return compose(ground, things, res, noise, rng), *ask_shapes(things, rng)
+  return compose(ground, objects, res, noise, rng), *ask_shapes(objects, rng)
 
 
-def make_digits(
-  res: int, rng: np.random.Generator
-) -> tuple[Image.Image, str, str]:
+def _make_digits(res, rng):
   """Makes a picture of one or two digits: picture, prefix, suffix.
 
   Most are one white digit that fills 8x8 to 10x10 pixels of black: a model of
@@ -567,56 +470,47 @@ def make_digits(
   needs about 7 rows of such a grid to be legible, so it fills the small ones.
   """
   if rng.random() < SMALL_DIGITS:
-    ground, things = draw_small_digit(OVERSAMPLING * res, rng)
-    picture = compose(ground, things, int(rng.integers(8, 11)), 0.0, rng)
+    ground, objects = _draw_small_digit(OVERSAMPLING * res, rng)
+    picture = compose(ground, objects, int(rng.integers(8, 11)), 0.0, rng)
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
-    return picture, *ask_digit(ground, things[0], rng)
+    return picture, *ask_digit(ground, objects[0], rng)
   number = 2 if rng.random() < 0.15 else 1
   grid, heights = res, (0.45, 0.95)
   if rng.random() < 0.6:
     grid = 8 if rng.random() < 0.3 else int(rng.integers(6, 17))
     grid = max(grid, 13 if number == 2 else 6)
     heights = (min(7 / grid, 0.98), 1.0)
-  ground, things = draw_digits(OVERSAMPLING * res, number, heights, rng)
+  ground, objects = draw_digits(OVERSAMPLING * res, number, heights, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
-  picture = compose(ground, things, grid, noise, rng)
+  picture = compose(ground, objects, grid, noise, rng)
   if grid != res:
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
   elif rng.random() < 0.4:
     blur = ImageFilter.GaussianBlur(rng.uniform(0.005, 0.02) * res)
     picture = picture.filter(blur)
   if number == 1:
-    return picture, *ask_digit(ground, things[0], rng)
-  return picture, *ask_digits(ground, things, rng)
+    return picture, *ask_digit(ground, objects[0], rng)
+  return picture, *ask_digits(ground, objects, rng)
 
 
 def make_example(
   seed: int, split: str, index: int, res: int
 ) -> tuple[Image.Image, str, str]:
-  """Makes one picture with one question.
+  """One picture of res x res pixels with one question: picture, prefix, suffix.
 
-  Args:
-    seed: of the set.
-    split: "train" or "val".
-    index: which example; each has a random stream of its own, so the number
-      of workers and of pictures does not matter.
-    res: pixels along each side.
-
-  Returns:
-    picture, prefix, suffix.
+  Each has a random stream of its own, so that the number of workers and of
+  pictures does not matter.
   """
   rng = np.random.default_rng([seed, SPLITS[split], index])
   # 0.72 pictures of digits, 0.84 of whose questions are to be read from them.
-  make = make_digits if rng.random() < 0.72 else make_shapes
+  make = _make_digits if rng.random() < 0.72 else _make_shapes
   return make(res, rng)
 
 
-def write_chunk(
-  folder: pathlib.Path, split: str, start: int, stop: int, seed: int, res: int
-) -> str:
-  """Writes the pictures start..stop-1 and returns their lines of JSONL."""
+def _write_chunk(folder, split, seed, res, indices):
+  """Writes the pictures of these indices; returns their lines of JSONL."""
   lines = []
-  for index in range(start, stop):
+  for index in indices:
     picture, prefix, suffix = make_example(seed, split, index, res)
     name = f"{split}/{index // FOLDER_SIZE:03d}/{index:06d}.png"
     path = folder / name
@@ -628,27 +522,34 @@ def write_chunk(
   return "".join(lines)
 
 
-def write_split(
-  folder: pathlib.Path,
-  split: str,
-  number: int,
-  *,
-  seed: int,
-  res: int,
-  workers: int,
-) -> None:
+def _write_split(folder, split, number, *, seed, res, workers):
   """Writes folder/split.jsonl and `number` pictures under folder/split."""
-  starts = range(0, number, FOLDER_SIZE)
-  stops = [min(start + FOLDER_SIZE, number) for start in starts]
-  repeated = map(itertools.repeat, (folder, split))
-  arguments = (*repeated, starts, stops, *map(itertools.repeat, (seed, res)))
+  write = functools.partial(_write_chunk, folder, split, seed, res)
+  indices = range(number)
+  chunks = [indices[i : i + FOLDER_SIZE] for i in indices[::FOLDER_SIZE]]
   with (folder / f"{split}.jsonl").open("w") as lines:
     if workers == 1:
-      lines.writelines(map(write_chunk, *arguments))
+      lines.writelines(map(write, chunks))
       return
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
-      lines.writelines(pool.map(write_chunk, *arguments))
+      lines.writelines(pool.map(write, chunks))
+
+
+@contextlib.contextmanager
+def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """As disk.folder, for a folder that may not exist yet.
+
+  Raises:
+    ValueError: `out` exists already.
+  """
+  if pathlib.Path(out).exists():
+    raise ValueError(
+      f"{out}: exists already, expected a new folder: remove it or name"
+      " another."
+    )
+  with disk.folder(out) as partial:
+    yield partial
 
 
 def draw_pictures(
@@ -663,28 +564,15 @@ def draw_pictures(
   """Writes train.jsonl, val.jsonl and their pictures.
 
   The folder appears at once or not at all: it is written beside `out` and then
-  renamed. The same seed and resolution give the same pictures.
-
-  Args:
-    out: the folder to make.
-    num: training examples.
-    seed: decides all of them.
-    res: pixels along each side of a picture, default 56.
-    num_val: held-out examples, default 1000, drawn from another stream.
-    workers: processes that draw, default 1; the result is the same.
+  renamed. The same seed and resolution give the same pictures, with any number
+  of workers. Held-out examples are drawn from another stream.
 
   Raises:
     ValueError: `out` exists already.
   """
-  out = pathlib.Path(out)
-  if out.exists():
-    raise ValueError(
-      f"{out}: exists already, expected a new folder: remove it or name"
-      " another."
-    )
-  with disk.folder(out) as partial:
+  with new_folder(out) as partial:
     for split, number in {"train": num, "val": num_val}.items():
-      write_split(partial, split, number, seed=seed, res=res, workers=workers)
+      _write_split(partial, split, number, seed=seed, res=res, workers=workers)
 
 
 def main() -> None:

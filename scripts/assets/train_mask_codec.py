@@ -1,6 +1,7 @@
 """Trains a small mask codec on scans of handwritten digits.
 
-  python -m scripts.assets.train_mask_codec paligemma/assets/tiny_mask_codec.npz
+    python -m scripts.assets.train_mask_codec \
+      paligemma/assets/tiny_mask_codec.npz
 
 It has the layers of the published one, which is not ours to ship, but is
 narrower, and knows nothing but digits: 64x64 mask <-> 16 codes of 128.
@@ -37,12 +38,12 @@ COMMITMENT = 0.25
 def draw_masks(
   scans: np.ndarray, number: int, rng: np.random.Generator
 ) -> np.ndarray:
-  """Cuts out scans as they lie in scenes: float32[number, 64, 64] in [0, 1]."""
+  """Crops the masks of digits in scenes: float32[number, 64, 64] in [0, 1]."""
   drawn = []
   for scan in scans[rng.integers(len(scans), size=number)]:
     low, high = make_scenes.HEIGHTS[rng.integers(len(make_scenes.HEIGHTS))]
-    thing = make_scenes.place(scan, "", int(rng.integers(low, high)), [], rng)
-    drawn.append(masks_lib.crop(thing.mask, thing.box))
+    obj = make_scenes.place(scan, "", int(rng.integers(low, high)), [], rng)
+    drawn.append(masks_lib.crop(obj.mask, obj.box))
   return np.stack(drawn)
 
 
@@ -83,15 +84,15 @@ def k_means(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return centres
 
 
-def reconstruction_loss(params: mask_codec.Params, masks: jax.Array):
-  """Mean square of what decoding differs from -1 and 1, without codes."""
+def _reconstruction_loss(params, masks):
+  """Mean squared error of decoded latents, which are not replaced by codes."""
   latents = mask_codec.to_latents(params, masks)
   decoded = mask_codec.from_latents(params, latents)
   return jnp.mean((decoded - (2 * masks - 1)) ** 2)
 
 
-def codec_loss(params: mask_codec.Params, masks: jax.Array):
-  """The same with codes, which pull at the latents and are pulled by them.
+def codec_loss(params: mask_codec.Params, masks: jax.Array) -> jax.Array:
+  """Reconstruction through the codes, with codebook and commitment loss.
 
   Source: van den Oord et al. 2017, "Neural Discrete Representation Learning",
   equation 3; gradients pass from the decoder to the encoder as if there were no
@@ -110,7 +111,7 @@ def codec_loss(params: mask_codec.Params, masks: jax.Array):
   )
 
 
-def train_codec(masks: np.ndarray, steps: int, seed: int) -> mask_codec.Params:
+def _train_codec(masks, steps, seed):
   """Trains on masks float32[N, 64, 64], by Adam."""
   rng = np.random.default_rng(seed)
   params = random_codec(rng)
@@ -130,13 +131,13 @@ def train_codec(masks: np.ndarray, steps: int, seed: int) -> mask_codec.Params:
       latents = mask_codec.to_latents(params, masks[:1000])
       found = k_means(np.asarray(latents).reshape(-1, CODE), rng)
       params = params | {mask_codec.CODEBOOK: jnp.asarray(found)}
-    loss = reconstruction_loss if i < warmup else codec_loss
+    loss = _reconstruction_loss if i < warmup else codec_loss
     params, state = step(loss, params, state, batch)
   return params
 
 
-def mean_iou(params: mask_codec.Params, masks: np.ndarray) -> float:
-  """Mean over masks[N, 64, 64] of the IoU with what comes back from codes."""
+def _mean_iou(params, masks):
+  """Mean IoU of masks[N, 64, 64] with those decoded from their codes."""
   decoded = mask_codec.decode(params, mask_codec.encode(params, masks))
   inside, truth = np.asarray(decoded) > 0, masks > 0.5
   common = (inside & truth).sum((1, 2))
@@ -148,24 +149,19 @@ def train_mask_codec(
 ) -> tuple[float, int]:
   """Trains on the scans of make_digits.py that are for training.
 
-  Args:
-    out: the file to write, float16 under the names of the published one.
-    steps: of BATCH_SIZE masks.
-    seed: of everything.
-
-  Returns:
-    the mean IoU of masks of test scans with what comes back from their codes,
-    and how many codes these use.
+  The file is float16 under the names of the published one. Returns the mean IoU
+  of masks of test scans with what comes back from their codes, and how many
+  codes these use.
   """
   scans, _ = make_digits.load_scans()
   rng = np.random.default_rng(seed)
   train, test = np.split(scans, [-make_digits.NUM_TEST])
-  params = train_codec(draw_masks(train, NUM_MASKS, rng), steps, seed)
+  params = _train_codec(draw_masks(train, NUM_MASKS, rng), steps, seed)
   npz.save(out, mask_codec.to_arrays(params), dtype="float16")
   params = mask_codec.from_arrays(npz.load(out))
   masks = draw_masks(test, NUM_TEST_MASKS, rng)
   used = len(np.unique(mask_codec.encode(params, masks)))
-  return mean_iou(params, masks), used
+  return _mean_iou(params, masks), used
 
 
 def main() -> None:
@@ -174,9 +170,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=3000)
   parser.add_argument("--seed", type=int, default=0)
   options = parser.parse_args()
-  iou, used = train_mask_codec(
-    options.out, steps=options.steps, seed=options.seed
-  )
+  iou, used = train_mask_codec(**vars(options))
   print(
     f"mask codec: {options.out} written, mean IoU {iou:.3f} on masks of test"
     f" scans, {used} of {CODES} codes in use"

@@ -1,7 +1,7 @@
 """Trains the small tokenizer that ships for the demo and the tests.
 
-  python -m scripts.assets.train_tiny_tokenizer \
-    paligemma/assets/tiny_tokenizer.model
+    python -m scripts.assets.train_tiny_tokenizer \
+      paligemma/assets/tiny_tokenizer.model
 
 Its pieces are laid out as in PaliGemma's own file, in small: pad, eos, bos,
 unk, "\\n", the 256 bytes, text, then the 1024 locations, last the 128 segments.
@@ -59,7 +59,7 @@ LETTERS = (
 )
 
 
-def corpus() -> list[str]:
+def _corpus():
   """Returns the sentences to train on: ours, then those of drawn pictures.
 
   Locations are left out, since these become pieces of their own.
@@ -72,18 +72,11 @@ def corpus() -> list[str]:
   return sentences
 
 
-def train_text_pieces(
-  sentences: list[str], vocab_size: int
-) -> sentencepiece_model_pb2.ModelProto:
+def _train_text_pieces(sentences, vocab_size):
   """Trains byte-pair pieces with the settings of Gemma's own tokenizer.
 
-  Args:
-    sentences: the corpus.
-    vocab_size: with the special pieces and the 256 bytes.
-
-  Returns:
-    the model: pad 0, eos 1, bos 2, unk 3, "\\n" 4; no prefix space, no
-    normalisation, digits one by one, bytes for what no piece covers.
+  pad 0, eos 1, bos 2, unk 3, "\\n" 4; no prefix space, no normalisation, digits
+  one by one, bytes for what no piece covers.
   """
   model = io.BytesIO()
   sentencepiece.SentencePieceTrainer.train(
@@ -110,9 +103,7 @@ def train_text_pieces(
   return sentencepiece_model_pb2.ModelProto.FromString(model.getvalue())
 
 
-def append_pieces(
-  model: sentencepiece_model_pb2.ModelProto, pieces: list[str]
-) -> None:
+def _append_pieces(model, pieces):
   """Appends pieces that are matched whole, before any text."""
   kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
   for piece in pieces:
@@ -122,9 +113,9 @@ def append_pieces(
 
 def make_tokenizer() -> bytes:
   """Returns the serialized tokenizer of 640 + 1024 + 128 pieces."""
-  model = train_text_pieces(corpus(), NUM_TEXT)
-  append_pieces(model, [f"<loc{i:04d}>" for i in range(NUM_LOC)])
-  append_pieces(model, [f"<seg{i:03d}>" for i in range(NUM_SEG)])
+  model = _train_text_pieces(_corpus(), NUM_TEXT)
+  _append_pieces(model, [f"<loc{i:04d}>" for i in range(NUM_LOC)])
+  _append_pieces(model, [f"<seg{i:03d}>" for i in range(NUM_SEG)])
   return model.SerializeToString(deterministic=True)
 
 

@@ -2,8 +2,10 @@
 
 import io
 import time
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from paligemma.data import preprocess, tokenizer
@@ -15,7 +17,7 @@ _IMAGES = 16
 _WORDS = "answer en what does the sign on the left say"
 
 
-def measure(config, *, runs):
+def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
   """What `scripts.benchmark data` prints."""
   row = preprocess.Preprocess(
     tokenizer.Tokenizer(config.tokenizer),
@@ -35,21 +37,13 @@ def measure(config, *, runs):
     for data in pictures:
       np.asarray(Image.open(io.BytesIO(data)))
 
-  taken = turns.seconds(
-    {"ours": ours, "floor": jpeg_alone}, runs, clock=time.process_time
-  )
-  rate = {
-    name: turns.spread([_IMAGES / s for s in each])
-    for name, each in taken.items()
-  }
+  contestants = {"ours": ours, "floor": jpeg_alone}
+  rate = turns.rates(contestants, _IMAGES, runs, clock=time.process_time)
+  figure = {"dtype": "float32", "floor": rate["floor"]["median"]}
   return {
     "what": "data",
     "hardware": machine.hardware(),
-    "images_per_s": {
-      **rate["ours"],
-      "dtype": "float32",
-      "floor": rate["floor"]["median"],
-    },
+    "images_per_s": rate["ours"] | figure,
     "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {_JPEG}, {len(pictures[0])} bytes",
     "res": config.res,
   }

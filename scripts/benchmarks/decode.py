@@ -1,12 +1,17 @@
 """Greedy decoding, from images and prompts to the last token."""
 
 import functools
+import types
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from paligemma import tree
 from paligemma.decoding import decode
+from paligemma.models.paligemma import Model
 from paligemma.planning import flops
 from scripts.benchmarks import machine, subject, turns
 
@@ -15,7 +20,9 @@ _GROWTH = (16, 32, 64, 128, 256, 512)
 _NEVER = -1  # an id that no token has: every row goes on to the end
 
 
-def measure(config, *, peer, runs, growth):
+def measure(
+  config: ConfigDict, *, peer: types.ModuleType | None, runs: int, growth: bool
+) -> dict[str, Any]:
   """What `scripts.benchmark decode` prints; `peer` is a module or None."""
   if jax.default_backend() == "cpu":
     # There, XLA would convert a stack of bfloat16 weights to float32.
@@ -23,30 +30,24 @@ def measure(config, *, peer, runs, growth):
   plan = subject.make_plan(config)
   model, flat = plan.model, subject.served_parameters(plan)
   params = tree.unflatten(flat)
-  dtype, rows = config.model.dtype, config.batch_size
+  dtype, batch_size = config.model.dtype, config.batch_size
   prompts = subject.prompts(subject.batch(config, model.llm.vocab_size))
   ours = functools.partial(_generate, model, params, prompts)
   contestants = {"ours": functools.partial(ours, NEW_TOKENS)}
   if peer is not None:
     peers = peer.decoders(model, flat, prompts, NEW_TOKENS)
     contestants |= {name: each.generate for name, each in peers.items()}
-  taken = turns.seconds(contestants, runs)
+  tokens = batch_size * NEW_TOKENS
+  rate = turns.rates(contestants, tokens, runs)
 
   phases = work(model, flat, config)
   rates = machine.rates(dtype)
-  tokens = rows * NEW_TOKENS
-  rate = {
-    name: turns.spread([tokens / s for s in each])
-    for name, each in taken.items()
-  }
+  floor = tokens / machine.floor(phases, rates)
+  tokens_per_s = rate.pop("ours") | {"dtype": dtype, "floor": floor}
   result = {
     "what": "decode",
     "hardware": machine.hardware(),
-    "tokens_per_s": {
-      **rate.pop("ours"),
-      "dtype": dtype,
-      "floor": tokens / machine.floor(phases, rates),
-    },
+    "tokens_per_s": tokens_per_s,
     "flops": sum(phase[0] for phase in phases),
     "bytes": sum(phase[1] for phase in phases),
     **rates,
@@ -56,8 +57,7 @@ def measure(config, *, peer, runs, growth):
     result["peer"] = {
       "version": peer.VERSION,
       "tokens_per_s": rate,
-      "ratio_to_best": turns.ratio(result["tokens_per_s"]["median"], rate),
-      "floor_to_best": turns.ratio(result["tokens_per_s"]["floor"], rate),
+      **turns.against(tokens_per_s, rate),
       "equal_tokens": {
         name: float((text == each.generate()).mean())
         for name, each in peers.items()
@@ -68,16 +68,12 @@ def measure(config, *, peer, runs, growth):
   return result
 
 
-def work(model, params, config):
+def work(
+  model: Model, params: Mapping[str, Any], config: ConfigDict
+) -> list[tuple[float, float]]:
   """(FLOPs, bytes) of the prefill, and of all further tokens.
 
-  Args:
-    model: paligemma Model.
-    params: flat parameters as they are stored.
-    config: batch_size and res are read.
-
-  Returns:
-    List of two pairs: see scripts/benchmark.py.
+  Parameters are flat, as they are stored; see scripts/benchmark.py.
   """
   count = functools.partial(
     flops.decode,

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ class Tiled:
     return rows.reshape(stop - start, *self.shape[1:])
 
 
-def write_random(path, format, *, variant, res, dtype):
+def _write_random(path, format, *, variant, res, dtype):
   """Writes a checkpoint of full size, a block at a time."""
   model = paligemma_model.make(variant)
   arrays = {
@@ -44,7 +46,9 @@ def write_random(path, format, *, variant, res, dtype):
   io.write(path, arrays, fields, format=format)
 
 
-def one_load(path, load_dtype, quantize):
+def one_load(
+  path: str, load_dtype: str | None, quantize: str | None
+) -> dict[str, float]:
   """Loads once; returns what it took, as measured by the kernel."""
   jnp.zeros(()).block_until_ready()
   epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
@@ -60,13 +64,23 @@ def one_load(path, load_dtype, quantize):
   }
 
 
-def measure(folder, *, format, variant, res, dtype, load_dtype, quantize, runs):
+def measure(
+  folder: str,
+  *,
+  format: str,
+  variant: str,
+  res: int,
+  dtype: str,
+  load_dtype: str | None,
+  quantize: str | None,
+  runs: int,
+) -> dict[str, Any]:
   """Median, minimum and maximum of each figure over several processes."""
   suffix = ".npz" if format == "npz" else ""
   path = epath.Path(folder) / f"{variant}-{res}-{format}-{dtype}{suffix}"
   if not path.exists():
     _say(f"writing {path}")
-    write_random(path, format, variant=variant, res=res, dtype=dtype)
+    _write_random(path, format, variant=variant, res=res, dtype=dtype)
   command = [sys.executable, "-m", "scripts.benchmark", ONE_LOAD, str(path)]
   command += ["--load_dtype", load_dtype] if load_dtype else []
   command += ["--quantize", quantize] if quantize else []
@@ -102,12 +116,10 @@ def measure(folder, *, format, variant, res, dtype, load_dtype, quantize, runs):
   }
 
 
-def describe(result):
+def describe(result: Mapping[str, Any]) -> str:
   """One line of what `measure` returned."""
-  medians = {
-    key: result[key]["median"]
-    for key in ("seconds", "peak_bytes", "array_bytes")
-  }
+  keys = ("seconds", "peak_bytes", "array_bytes")
+  medians = {key: result[key]["median"] for key in keys}
   return (
     f"{result['variant']} {result['format']} {result['dtype']} -> "
     f"{result['load_dtype']}: {_line(medians)}; floor "
@@ -128,7 +140,7 @@ def _memory():
 
 
 def _copy_seconds(count):
-  """Seconds to copy bytes that are in memory to memory that is new."""
+  """Seconds that copying so many bytes into new memory takes."""
   source = np.ones(2**28, np.uint8)
   start = time.perf_counter()
   for _ in range(4):

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ _SIDE = 2048
 _ARRAY_BYTES = 2**29
 
 
-def hardware():
+def hardware() -> str:
   """One line on the devices and their number."""
   device = jax.devices()[0]
   if device.platform != "cpu":
@@ -21,15 +22,11 @@ def hardware():
   return f"{os.cpu_count()} x {platform.processor() or 'CPU'}"
 
 
-def rates(dtype):
-  """Measures the best of five runs of each.
+def rates(dtype: str) -> dict[str, float]:
+  """Measures FLOPs/s of a square matrix product and bytes/s of reading.
 
-  Args:
-    dtype: of both factors of the product. It is summed and given in float32,
-      the fastest way: a CPU takes twice as long to give bfloat16.
-
-  Returns:
-    {"flops_per_s": of a square matrix product, "bytes_per_s": of reading}.
+  Each is the best of five runs. The product is summed and given in float32, the
+  fastest way: a CPU takes twice as long to give bfloat16.
   """
   x = jax.random.normal(jax.random.key(0), (_SIDE, _SIDE), dtype)
   multiply = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
@@ -41,7 +38,9 @@ def rates(dtype):
   }
 
 
-def floor(phases, rates):
+def floor(
+  phases: Iterable[tuple[float, float]], rates: Mapping[str, float]
+) -> float:
   """Seconds that phases of (FLOPs, bytes), one after the other, must take."""
   return sum(
     max(flops / rates["flops_per_s"], size / rates["bytes_per_s"])

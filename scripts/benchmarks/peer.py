@@ -9,14 +9,18 @@ the one that the model computes from labels.
 import os
 import pathlib
 import tempfile
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 import torch
 import transformers
+from ml_collections import ConfigDict
 
 import paligemma
 from paligemma import tree
+from paligemma.models.paligemma import Model
 
 DTYPES = ("float32", "bfloat16")
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
@@ -48,7 +52,7 @@ class Trainer:
     supervised = _behind_image(text["mask_loss"], ids, 0).bool()
     self._inputs["labels"] = torch.where(supervised, ids, _IGNORED)
 
-  def steps(self, count):
+  def steps(self, count: int) -> list[float]:
     """Takes steps; returns the loss of each."""
     return [self._step() for _ in range(count)]
 
@@ -74,20 +78,19 @@ class Decoder:
     }
 
   @torch.inference_mode()
-  def generate(self):
-    """int[B, new_tokens]."""
+  def generate(self) -> np.ndarray:
+    """Returns the decoded ids, int[B, new_tokens]."""
     ids = self._model.generate(**self._inputs, **self._arguments)
     return ids[:, self._inputs["input_ids"].shape[1] :].numpy()
 
 
-def trainers(config, model, params, batch):
-  """Dtype -> Trainer.
-
-  Args:
-    config: learning_rate and trainable are read.
-    model: ours.
-    params: its flat parameters.
-    batch: of training, on the host.
+def trainers(
+  config: ConfigDict,
+  model: Model,
+  params: Mapping[str, Any],
+  batch: Mapping[str, np.ndarray],
+) -> dict[str, Trainer]:
+  """Dtype -> Trainer of our model, its flat parameters and a batch.
 
   Raises:
     ValueError: what trains is neither attention nor everything.
@@ -106,7 +109,12 @@ def trainers(config, model, params, batch):
   }
 
 
-def decoders(model, params, prompts, new_tokens):
+def decoders(
+  model: Model,
+  params: Mapping[str, Any],
+  prompts: Mapping[str, np.ndarray],
+  new_tokens: int,
+) -> dict[str, Decoder]:
   """Dtype -> Decoder of our model, its flat parameters and prompts."""
   return {
     dtype: Decoder(theirs, prompts, new_tokens=new_tokens)
@@ -134,7 +142,7 @@ def _models(model, params):
 
 
 def _inputs(model, image, text, mask_ar, mask_input, **_):
-  """Their names and layout: the image's tokens stand among the ids."""
+  """Our batch under their names; image tokens are among their ids."""
   vision = model.config.vision_config
   rows = len(text)
   image_tokens = (vision.image_size // vision.patch_size) ** 2
@@ -149,7 +157,7 @@ def _inputs(model, image, text, mask_ar, mask_input, **_):
 
 
 def _behind_image(mask, ids, value):
-  """A mask of their whole sequence from one of the text."""
+  """Extends a mask of the text to their sequence, where images get `value`."""
   width = [(0, 0), (ids.shape[1] - mask.shape[1], 0)]
   mask = np.pad(mask.astype(np.int64), width, constant_values=value)
   return torch.tensor(mask)

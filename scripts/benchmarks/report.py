@@ -1,5 +1,8 @@
 """Lines for a reader of what was measured."""
 
+from collections.abc import Mapping
+from typing import Any
+
 _UNITS = {
   "examples_per_s": "examples/s",
   "tokens_per_s": "tokens/s",
@@ -7,7 +10,7 @@ _UNITS = {
 }
 
 
-def describe(result):
+def describe(result: Mapping[str, Any]) -> str:
   """Several lines of what `measure` of train, decode or data returned."""
   (figure,) = _UNITS.keys() & result.keys()
   unit, ours = _UNITS[figure], result[figure]

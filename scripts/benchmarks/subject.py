@@ -1,8 +1,11 @@
 """What is measured: a model with random weights, and a batch of noise."""
 
 import runpy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from paligemma import init
 from trainers.plan import Plan
@@ -16,37 +19,19 @@ BENCH_CONFIG = (
 )
 # It fits: nothing is recomputed, on neither side.
 _LAYERS = {"remat_policy": "none"}
-BENCH_IMG = {
-  "width": 384,
-  "depth": 6,
-  "mlp_dim": 1536,
-  "num_heads": 6,
-  **_LAYERS,
-}
-BENCH_LLM = {
-  "width": 512,
-  "depth": 6,
-  "mlp_dim": 4096,
-  "num_heads": 8,
-  "num_kv_heads": 1,
-  "head_dim": 64,
-  **_LAYERS,
-}
+BENCH_IMG = dict(width=384, depth=6, mlp_dim=1536, num_heads=6, **_LAYERS)
+BENCH_LLM = dict(
+  **dict(width=512, depth=6, mlp_dim=4096, num_heads=8, num_kv_heads=1),
+  **dict(head_dim=64, **_LAYERS),
+)
 PREFIX = 16
 
 
-def read_config(spec, dtype):
-  """The config of FILE or FILE:ARGUMENT, by default the bench shape.
+def read_config(spec: str | None, dtype: str) -> ConfigDict:
+  """The config of FILE or FILE:ARGUMENT, or None for the bench shape.
 
-  Args:
-    spec: str, or None for the bench shape.
-    dtype: of the products and of what is frozen.
-
-  Returns:
-    ml_collections.ConfigDict of a run without a schedule and without clipping.
-
-  Raises:
-    ValueError: the file is not there or is no config.
+  Products and what is frozen are in `dtype`; the run has no schedule and no
+  clipping.
   """
   path, _, argument = (spec or BENCH_CONFIG).partition(":")
   try:
@@ -71,31 +56,31 @@ def read_config(spec, dtype):
   return config
 
 
-def changed(config, **values):
+def changed(config: ConfigDict, **values: Any) -> ConfigDict:
   """A copy of a config with other values."""
   config = config.copy_and_resolve_references()
   config.update(values)
   return config
 
 
-def make_plan(config):
+def make_plan(config: ConfigDict) -> Plan:
   """The plan of a run, as the trainer makes it, without the config's data."""
   return Plan(config, examples_per_epoch=config.batch_size)
 
 
-def trained_parameters(plan):
-  """Random ones as training has them: two flat dicts, trainable and frozen."""
+def trained_parameters(plan: Plan) -> tuple[dict[str, Any], ...]:
+  """Random parameters as training holds them: flat, (trainable, frozen)."""
   drawn = _draw(plan, {**plan.trainable, **plan.frozen})
   parts = plan.trainable, plan.frozen
   return tuple({name: drawn[name] for name in part} for part in parts)
 
 
-def served_parameters(plan):
-  """Random ones as decoding has them: flat, all in the dtype of storage."""
+def served_parameters(plan: Plan) -> dict[str, Any]:
+  """Random parameters as decoding holds them: flat, in the stored dtype."""
   return _draw(plan, plan.decode_arguments()[0])
 
 
-def batch(config, vocab_size):
+def batch(config: ConfigDict, vocab_size: int) -> dict[str, np.ndarray]:
   """Noise, laid out as a batch of training on the host.
 
   All text_len tokens are there, the first PREFIX of them the prompt, and each
@@ -103,30 +88,27 @@ def batch(config, vocab_size):
   input, is padding: so both sides read and predict the same tokens.
   """
   rng = np.random.default_rng(0)
-  rows, length, res = config.batch_size, config.text_len + 1, config.res
-  position = np.broadcast_to(np.arange(length), (rows, length))
+  batch_size, length, res = config.batch_size, config.text_len + 1, config.res
+  position = np.broadcast_to(np.arange(length), (batch_size, length))
   valid = position < config.text_len
   answer = position >= PREFIX
-  text = rng.integers(3, vocab_size, (rows, length), np.int32)
-  image = rng.uniform(-1, 1, (rows, res, res, 3))
+  text = rng.integers(3, vocab_size, (batch_size, length), np.int32)
+  image = rng.uniform(-1, 1, (batch_size, res, res, 3))
   return {
     "image": image.astype(np.float32),
     "text": np.where(valid, text, 0),
     "mask_ar": answer.astype(np.int32),
     "mask_input": valid,
     "mask_loss": (valid & answer).astype(np.int32),
-    "_mask": np.ones(rows, bool),
+    "_mask": np.ones(batch_size, bool),
   }
 
 
-def prompts(batch):
+def prompts(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The prompts alone, as decoding takes them."""
-  return {
-    "image": batch["image"],
-    **{
-      key: batch[key][:, :PREFIX] for key in ("text", "mask_ar", "mask_input")
-    },
-  }
+  keys = ("text", "mask_ar", "mask_input")
+  texts = {key: batch[key][:, :PREFIX] for key in keys}
+  return {"image": batch["image"], **texts}
 
 
 def _draw(plan, abstract):

@@ -1,16 +1,20 @@
 """Steps of training, as the trainer compiles and runs them."""
 
 import functools
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from paligemma import tree
 from paligemma.planning import flops as flops_lib
 from paligemma.training import losses, sharding
 from scripts.benchmarks import machine, subject, turns
 from trainers import state
+from trainers.plan import Plan
 
 _LOSSES = 3
 _GROWTH = (1, 2, 4)
@@ -26,7 +30,7 @@ class Run:
       plan.optimizer, jax.tree.map(jnp.copy, trainable), plan.state
     )
 
-  def steps(self, count):
+  def steps(self, count: int) -> list[float]:
     """Takes steps and waits for the last; returns the loss of each."""
     measured = []
     for _ in range(count):
@@ -38,17 +42,11 @@ class Run:
     return [float(loss) for loss in measured]
 
 
-def reference_losses(plan, trainable, frozen, batch, count):
-  """The loss of each step in the plain form.
+def _reference_losses(plan, trainable, frozen, batch, count):
+  """The loss of each step in the plain form, from some weights on.
 
   Logits float32[B, T, V] of every position, then the loss, and its gradient by
   jax.grad.
-
-  Args:
-    plan: Plan.
-    trainable, frozen: the initial weights.
-    batch: on the host.
-    count: int, steps.
   """
 
   def mean_loss(trainable, frozen, batch):
@@ -76,7 +74,7 @@ def reference_losses(plan, trainable, frozen, batch, count):
   return found
 
 
-def work(plan):
+def work(plan: Plan) -> tuple[float, float]:
   """(FLOPs, bytes) that a step must do: see scripts/benchmark.py."""
   passes = [(plan.frozen, 2), (plan.trainable, 4)]
   moved = sum(
@@ -91,15 +89,22 @@ def work(plan):
   return plan.flops_per_step - spared, moved
 
 
-def measure(config, *, peer, runs, steps, growth):
+def measure(
+  config: ConfigDict,
+  *,
+  peer: types.ModuleType | None,
+  runs: int,
+  steps: int,
+  growth: bool,
+) -> dict[str, Any]:
   """What `scripts.benchmark train` prints; `peer` is a module or None."""
   plan = subject.make_plan(config)
-  model, dtype, rows = plan.model, config.model.dtype, config.batch_size
+  model, dtype, batch_size = plan.model, config.model.dtype, config.batch_size
   batch = subject.batch(config, model.llm.vocab_size)
   trainable, frozen = subject.trained_parameters(plan)
   run = Run(plan, trainable, frozen, batch)
   ours = run.steps(_LOSSES)
-  plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
+  plain = _reference_losses(plan, trainable, frozen, batch, _LOSSES)
   contestants = {"ours": functools.partial(run.steps, steps)}
   if peer is not None:
     peers = peer.trainers(config, model, {**trainable, **frozen}, batch)
@@ -107,19 +112,12 @@ def measure(config, *, peer, runs, steps, growth):
     contestants |= {
       name: functools.partial(each.steps, steps) for name, each in peers.items()
     }
-  taken = turns.seconds(contestants, runs)
+  rate = turns.rates(contestants, batch_size * steps, runs)
 
   flops, size = work(plan)
   rates = machine.rates(dtype)
-  rate = {
-    name: turns.spread([rows * steps / s for s in each])
-    for name, each in taken.items()
-  }
-  examples_per_s = {
-    **rate.pop("ours"),
-    "dtype": dtype,
-    "floor": rows / machine.floor([(flops, size)], rates),
-  }
+  floor = batch_size / machine.floor([(flops, size)], rates)
+  examples_per_s = rate.pop("ours") | {"dtype": dtype, "floor": floor}
   peak = flops_lib.peak_per_second()
   result = {
     "what": "train",
@@ -128,7 +126,7 @@ def measure(config, *, peer, runs, steps, growth):
     "flops": flops,
     "bytes": size,
     **rates,
-    "mfu": peak and flops * examples_per_s["median"] / rows / peak,
+    "mfu": peak and flops * examples_per_s["median"] / batch_size / peak,
     "losses": ours,
     "loss_difference": _largest_difference(ours, plain),
   }
@@ -136,15 +134,14 @@ def measure(config, *, peer, runs, steps, growth):
     result["peer"] = {
       "version": peer.VERSION,
       "examples_per_s": rate,
-      "ratio_to_best": turns.ratio(examples_per_s["median"], rate),
-      "floor_to_best": turns.ratio(examples_per_s["floor"], rate),
+      **turns.against(examples_per_s, rate),
       "loss_difference": {
         name: _largest_difference(ours, each) for name, each in theirs.items()
       },
     }
   if growth:
     result["growth"] = {
-      "batch_size": [_memory(config, rows * times) for times in _GROWTH],
+      "batch_size": [_memory(config, batch_size * times) for times in _GROWTH],
       "res": [_time(config, config.res * times) for times in _GROWTH],
     }
   return result

@@ -15,19 +15,16 @@ _GRAY = ("1", "L", "P", "I", "I;16", "I;16B")
 def values(
   file: pathlib.Path | bytes, where: str, colours: bool = False
 ) -> np.ndarray:
-  """The value of each upright pixel: its gray, or its index into a palette.
+  """The gray level or palette index of each pixel of an upright image.
 
   Args:
     file: path or contents of a picture in one of SUFFIXES.
-    where: what the message of an error begins with; the path of a file.
+    where: of a file its path.
     colours: take colours in the place of gray and indices.
 
   Returns:
     int32[height, width]; of colours, 65536 R + 256 G + B. Gray in three
     channels is gray where colours are not asked for.
-
-  Raises:
-    ValueError: it cannot be read.
   """
   place = where if isinstance(file, bytes) else None
   if image_files.suffix(file, where=place) not in SUFFIXES:
@@ -52,19 +49,10 @@ def values(
   return 65536 * red + 256 * green + blue
 
 
-def placed(
+def paste(
   bitmap: np.ndarray, top: int, left: int, size: tuple[int, int]
 ) -> np.ndarray:
-  """Puts a bitmap into an empty picture; what lies outside is cut off.
-
-  Args:
-    bitmap: bool[h, w].
-    top: row of its first row, as left of its first column.
-    size: (height, width) of the picture.
-
-  Returns:
-    bool[height, width].
-  """
+  """Pastes bool[h, w] into an empty bool[height, width]; the rest is cut."""
   found = np.zeros(size, bool)
   y0, x0 = max(top, 0), max(left, 0)
   y1 = max(y0, min(top + bitmap.shape[0], size[0]))
@@ -73,14 +61,10 @@ def placed(
   return found
 
 
-def thing(label: str, mask: np.ndarray, where: str) -> entries.Thing:
-  """The object that a mask of a picture's size shows.
-
-  Raises:
-    ValueError: nothing is inside.
-  """
+def to_object(label: str, mask: np.ndarray, where: str) -> entries.Object:
+  """The object of a mask, with the box around it."""
   try:
     edges = masks.bounding_box(mask)
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return entries.Thing(label, edges, where, masks.to_rle(mask))
+  return entries.Object(label, edges, where, masks.to_rle(mask))

@@ -1,4 +1,4 @@
-"""What the numbers of boxes mean, decided once for all boxes of a data set."""
+"""How the four numbers of boxes are read, decided once for a data set."""
 
 import collections
 import dataclasses
@@ -7,7 +7,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from scripts.imports import entries, files, folders, pictures, shapes
+from paligemma.data import image_files
+from scripts.imports import entries, files, folders, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
@@ -18,24 +19,16 @@ _FEW = 10  # boxes, which prove too little to overrule what a user says
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How four numbers become a box.
+  """How four numbers are read as a box."""
 
-  Attributes:
-    name: key of entries.BOXES.
-    shares: whether numbers are shares of the picture's sides, not pixels.
-  """
-
-  name: str
+  name: str  # key of entries.BOXES
+  # whether numbers are shares of the picture's sides, not pixels
   shares: bool = False
 
-  def thing(
+  def to_object(
     self, label: str, values: Sequence[float], where: str, **more: Any
-  ) -> entries.Thing:
-    """The object with this label and box; an area in shares is left out.
-
-    Raises:
-      ValueError: the box is in pixels, in a data set of shares.
-    """
+  ) -> entries.Object:
+    """The object with this label and box; an area in shares is left out."""
     if self.shares:
       more["area"] = None
       if not _are_shares(values):
@@ -44,7 +37,7 @@ class Reading:
           f"set are shares of the image's sides, found {list(values)!r:.80}"
         )
     box = entries.BOXES[self.name](*values)
-    return entries.Thing(label, box, where, shares=self.shares, **more)
+    return entries.Object(label, box, where, shares=self.shares, **more)
 
 
 def decide(
@@ -66,14 +59,10 @@ def decide(
 
   Args:
     found: four numbers, (height, width) of the picture if known, and place.
-    src: the data set, which the message of an error begins with.
+    src: the data set.
     problems: notes that boxes are shares.
-    stated: key of entries.BOXES that the user names.
-    default: key of entries.BOXES of the format.
-    among: keys of entries.BOXES that the format can have.
-
-  Raises:
-    ValueError: another reading fits.
+    stated, default: keys of entries.BOXES, of the user and of the format.
+    among: those that the format can have.
   """
   name = stated or default
   if name not in among:
@@ -108,11 +97,7 @@ def decide(
 
 
 def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
-  """The four numbers of a box, also where they are texts or one text.
-
-  Raises:
-    ValueError: they are not four finite numbers.
-  """
+  """The four numbers of a box, given as numbers, as texts or as one text."""
   values = value
   if isinstance(value, str):
     values = value.strip().strip("[]()").replace(",", " ").split()
@@ -124,11 +109,7 @@ def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
 
 
 def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-  """What COCO says of an object besides its box: "crowd", and "area" if given.
-
-  Raises:
-    ValueError: "iscrowd" is not 0 or 1, or "area" no number.
-  """
+  """What COCO says beside the box of an object: "crowd", "area" if given."""
   crowd, area = fields.get("iscrowd"), fields.get("area")
   text = str(int(crowd) if crowd in (0, 1) else crowd).strip().lower()
   if text not in _FLAGS:
@@ -140,11 +121,7 @@ def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
-  """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...].
-
-  Raises:
-    ValueError: one is malformed.
-  """
+  """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...]."""
   outlines = []
   for polygon in polygons:
     count = len(polygon) if isinstance(polygon, list) else 0
@@ -158,7 +135,7 @@ def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
 
 
 class Sizes:
-  """The sizes of the first SAMPLE pictures that are asked for, else None."""
+  """Sizes of images, read from SAMPLE files at most; None for further ones."""
 
   def __init__(self):
     self._known = {}
@@ -168,13 +145,13 @@ class Sizes:
   ) -> tuple[int, int] | None:
     if key not in self._known and len(self._known) < SAMPLE:
       try:
-        self._known[key] = pictures.size(image, "")
+        self._known[key] = image_files.size(image, where="")
       except ValueError:  # said where the picture is read
         self._known[key] = None
     return self._known.get(key)
 
   def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
-    """As of the picture that folders.find finds by its name."""
+    """The size of the image that folders.find finds by its name."""
     with entries.Problems(skip=True) as quiet:  # said where it is read
       image = folders.find(name, [folder], "", quiet)
       return self(image, image)

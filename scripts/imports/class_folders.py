@@ -4,51 +4,38 @@ The layout of torchvision's ImageFolder, and of imagefolder in the library
 datasets; cat/1.jpg is one as well.
 """
 
-import pathlib
-
-from scripts.imports import entries, folders, pictures
+from paligemma.data import image_files
+from scripts.imports import entries, folders
 
 QUESTION = "what is in the picture?"
 
 
-def read(src, images, problems, *, task):
-  """Reads the pictures of a folder; that which each lies in is its class.
+def read(request: entries.Request) -> entries.Annotations:
+  """Reads images; the folder of each is its class.
 
   Folders above that of the class tell the splits. The class is the answer to
   QUESTION, or the caption, as it is spelled; each line also keeps it as
-  "label", so that a config can ask otherwise.
-
-  Args:
-    src: the folder.
-    images: must be None: the folder says where its images lie.
-    problems: entries.Problems.
-    task: "vqa" or "caption".
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: there is no picture in a folder of a class, or another task.
+  "label", so that a config can ask otherwise. The task is "vqa" or "caption".
   """
-  src = pathlib.Path(src)
-  if task not in ("vqa", "caption"):
+  src = request.src
+  if request.task not in ("vqa", "caption"):
     raise ValueError(
       f"{src}: a folder for each class has no boxes; expected --task vqa or "
       "caption"
     )
-  if images is not None:
+  if request.images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
-  found = folders.ending(src, *pictures.SUFFIXES)
+  found = folders.ending(src, *image_files.SUFFIXES)
   if stray := _stray([path.relative_to(src) for path in found]):
     raise ValueError(
       f"{src}: {stray} lies in no folder of a class; expected train/cat/1.jpg "
       "or cat/1.jpg"
     )
-  return entries.Annotations(_entries(src, found, task, problems))
+  return entries.Annotations(_entries(request, found))
 
 
 def _stray(found):
-  """The first picture that lies in no folder, or right in that of a split.
+  """The first image that is in no folder of a class.
 
   A folder such as train beside boat is that of a class.
   """
@@ -65,17 +52,18 @@ def _stray(found):
   return None
 
 
-def _entries(src, found, task, problems):
+def _entries(request, found):
   for path in found:
-    with problems:
+    with request.problems:
       label = path.parent.name
       annotated = {"captions": (label,)}
-      if task == "vqa":
+      if request.task == "vqa":
         annotated = {"question": QUESTION, "answers": (label,)}
       yield entries.Entry(
         path,
         str(path),
-        entries.split_of(path.relative_to(src).parent.parent) or "train",
+        entries.split_of(path.relative_to(request.src).parent.parent)
+        or "train",
         fields={"label": label},
         **annotated,
       )

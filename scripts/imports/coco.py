@@ -19,7 +19,7 @@ _TRIED = 50  # pictures by which the folder of pictures is found
 
 @dataclasses.dataclass
 class _Picture:
-  """An image of a file, with the annotations that name it."""
+  """An image of a file, with its annotations."""
 
   fields: dict[str, Any]
   where: str
@@ -29,7 +29,7 @@ class _Picture:
 
 @dataclasses.dataclass
 class _File:
-  """A JSON: its pictures and labels by id, and what is a parent of labels."""
+  """A JSON file: its images and labels by id, and its supercategories."""
 
   path: pathlib.Path
   split: str
@@ -47,7 +47,7 @@ class _File:
     return list({id(x): x for x in self.pictures.values()}.values())
 
 
-def read(src, images, problems, *, task, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads instances or captions files of COCO.
 
   In a folder these are _annotations.coco.json of its folders, as Roboflow
@@ -62,31 +62,19 @@ def read(src, images, problems, *, task, boxes=None):
   A category that is never annotated and is the supercategory of another is left
   out. An image whose size is not stated, or is no number, has that of its
   picture. An object without "bbox" has the box around its polygons or its
-  run-length mask.
-
-  Args:
-    src: path of the JSON, or a folder.
-    images: folder that "file_name" is relative to; None for the rule above.
-    problems: entries.Problems; an annotation that is bad makes its image bad.
-    task: with which files of a folder are chosen.
-    boxes: key of entries.BOXES; None for "xywh", which is COCO's own.
-
-  Returns:
-    entries.Annotations; a crowd is kept as such.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  run-length mask; others are "xywh". A crowd is kept as such. A bad annotation
+  makes its image bad.
   """
-  src = pathlib.Path(src)
-  parts = [_parse(*place, problems) for place in _files(src, task)]
+  src, images, problems = request.src, request.images, request.problems
+  parts = [_parse(*place, problems) for place in _files(src, request.task)]
   reading = boxes_lib.decide(
-    _numbers(parts, images, problems), src, problems, stated=boxes
+    _numbers(parts, images), src, problems, stated=request.boxes
   )
+  found = (_entries(part, images, reading, problems) for part in parts)
+  captions = any(part.captions for part in parts)
   return entries.Annotations(
-    itertools.chain.from_iterable(
-      _entries(part, images, reading, problems) for part in parts
-    ),
-    None if any(part.captions for part in parts) else _labels(parts, problems),
+    itertools.chain.from_iterable(found),
+    None if captions else _labels(parts, problems),
   )
 
 
@@ -161,22 +149,13 @@ def _parse(path, split, problems):
     parent = prompts.label_name(str(category.get("supercategory")))
     if parent != prompts.label_name(named[key]):
       parents.add(parent)
-  return _File(
-    path,
-    split,
-    pictures,
-    named,
-    parents,
-    any(
-      "caption" in x
-      for picture in pictures.values()
-      for _, x in picture.annotations
-    ),
-  )
+  annotations = (x for p in pictures.values() for _, x in p.annotations)
+  captions = any("caption" in x for x in annotations)
+  return _File(path, split, pictures, named, parents, captions)
 
 
 def _pictures(path, listed, problems):
-  """The images by id; those of one file are one."""
+  """The images by id; several entries of one file are one image."""
   found, by_name = {}, {}
   for i, image in enumerate(listed):
     place = f"{path}: image number {i}"
@@ -199,7 +178,7 @@ def _pictures(path, listed, problems):
   return found
 
 
-def _numbers(parts, images, problems):
+def _numbers(parts, images):
   """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
   sizes = boxes_lib.Sizes()
   for part in parts:
@@ -224,22 +203,15 @@ def _entries(part, images, reading, problems):
     with problems:
       name = files.get(fields, "file_name", str, where)
       image = folders.find(name, [folder], where, problems)
-      size = None
+      annotated = {"fields": {"image_id": fields["id"]}}
       if part.captions:
-        annotated = {"captions": _captions(picture)}
+        annotated["captions"] = _captions(picture)
       else:
-        size = _size(fields)
-        if size is None:
+        annotated["size"] = _size(fields)
+        if annotated["size"] is None:
           problems.note("images without a stated size, read from them", where)
-        annotated = {"things": _things(picture, part, reading, problems)}
-      yield entries.Entry(
-        image,
-        where,
-        part.split,
-        size=size,
-        fields={"image_id": fields["id"]},
-        **annotated,
-      )
+        annotated["objects"] = _objects(picture, part, reading, problems)
+      yield entries.Entry(image, where, part.split, **annotated)
 
 
 def _captions(picture):
@@ -250,17 +222,17 @@ def _captions(picture):
   return tuple(texts if picture.listed == 1 else dict.fromkeys(texts)) or None
 
 
-def _things(picture, part, reading, problems):
-  things = [
-    _thing(annotation, part.labels, reading, where, problems)
+def _objects(picture, part, reading, problems):
+  objects = [
+    _object(annotation, part.labels, reading, where, problems)
     for where, annotation in picture.annotations
   ]
   if picture.listed > 1:  # as often as each of its objects, perhaps
-    things = {(thing.label, thing.box): thing for thing in things}.values()
-  return tuple(things)
+    objects = {(obj.label, obj.box): obj for obj in objects}.values()
+  return tuple(objects)
 
 
-def _thing(annotation, named, reading, where, problems):
+def _object(annotation, named, reading, where, problems):
   category = _id(annotation, "category_id", where)
   if category not in named:
     near = registry.did_you_mean(str(category), map(str, named))
@@ -277,9 +249,9 @@ def _thing(annotation, named, reading, where, problems):
     else:
       values = boxes_lib.around(mask, where)
       reading = boxes_lib.Reading("yxyx", reading.shares)
-    return reading.thing(label, values, where, **more)
+    return reading.to_object(label, values, where, **more)
   box = files.get(annotation, "bbox", (list, str), where)
-  return reading.thing(label, boxes_lib.numbers(box, where), where, **more)
+  return reading.to_object(label, boxes_lib.numbers(box, where), where, **more)
 
 
 def _around_runs(mask, where):
@@ -293,7 +265,7 @@ def _around_runs(mask, where):
 
 
 def _labels(parts, problems):
-  """The names of all files, but for parents that nothing is annotated as."""
+  """The labels of all files, without supercategories that are never used."""
   used = {
     prompts.label_name(part.labels[key])
     for part in parts
@@ -316,7 +288,7 @@ def _labels(parts, problems):
 def _folder(part, images):
   """The folder that a file's pictures are relative to."""
   parent = part.path.parent
-  bases = [parent, parent.parent] if images is None else [pathlib.Path(images)]
+  bases = [parent, parent.parent] if images is None else [images]
   own = [part.path.stem.partition("_")[2]]
   own += [name for name, split in entries.SPLITS.items() if split == part.split]
   candidates = [
@@ -340,7 +312,7 @@ def _size(image):
 
 
 def _id(fields, key, where):
-  """An id, such as 7; text or a float of a whole number is that number."""
+  """An id; a whole number given as text or as a float is that number."""
   value = _plain(files.get(fields, key, (int, str, float), where))
   if isinstance(value, float):
     raise ValueError(
@@ -350,7 +322,7 @@ def _id(fields, key, where):
 
 
 def _plain(value):
-  """An id without what differs in type alone; "007" stays a text."""
+  """Normalizes an id, so that 7, "7" and 7.0 are equal; "007" stays a text."""
   if isinstance(value, int):
     return value
   whole = re.fullmatch(r"(-?[1-9]\d*|0)(\.0+)?", str(value).strip(), re.ASCII)

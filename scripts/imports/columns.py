@@ -11,17 +11,8 @@ from scripts.imports import boxes, entries, files
 # what a column holds -> names it is found by
 NAMES = {
   "image": (
-    "image",
-    "file_name",
-    "filename",
-    "image_path",
-    "path",
-    "images",
-    "image_file",
-    "image_name",
-    "img",
-    "img_path",
-    "file",
+    *("image", "file_name", "filename", "image_path", "path", "images"),
+    *("image_file", "image_name", "img", "img_path", "file"),
   ),
   "caption": ("caption", "captions", "text"),
   "question": ("question",),
@@ -62,20 +53,8 @@ def choose(
   """The columns that a task needs.
 
   A name is found as it is, or else in other case, spaces and signs: "X Min" is
-  "xmin".
-
-  Args:
-    needed: keys of NAMES.
-    present: the columns of the table.
-    given: key of NAMES -> column, where it has another name.
-    where: what the message of an error begins with.
-
-  Returns:
-    key of NAMES -> column.
-
-  Raises:
-    ValueError: a column that is given or needed is not there, or two could be
-      meant.
+  "xmin". Needed are keys of NAMES, `given` are columns by such keys, and so is
+  what is returned.
   """
   for name, column in given.items():
     registry.lookup(NAMES, name, "name in --columns")
@@ -104,11 +83,7 @@ def choose(
 def find(
   options: Sequence[str], present: Sequence[str], where: str
 ) -> str | None:
-  """The column of the first of some names that is there, None without one.
-
-  Raises:
-    ValueError: two columns could be meant.
-  """
+  """The column that has the first of some names, None if there is none."""
   for option in options:
     if option in present:
       return option
@@ -127,9 +102,6 @@ def texts(value: Any, where: str, what: str) -> tuple[str, ...]:
 
   A number is the text of it, 7.0 as 7; of fields, as {"answer": "x"}, that of
   the name counts.
-
-  Raises:
-    ValueError: it holds something else, or nothing.
   """
   found = []
   for item in value if isinstance(value, list | tuple) else [value]:
@@ -166,28 +138,24 @@ def annotations(
 
 
 def rest(row: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
-  """What else is in a row."""
+  """The other columns of a row."""
   taken = set(chosen.values())
   return {key: value for key, value in row.items() if key not in taken}
 
 
-def things(
-  objects: Any, reading: boxes.Reading, where: str
-) -> tuple[entries.Thing, ...]:
+def to_objects(
+  cell: Any, reading: boxes.Reading, where: str
+) -> tuple[entries.Object, ...]:
   """The objects of a cell, in the form of Hugging Face data sets.
 
   Args:
-    objects: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
+    cell: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
       list of {"bbox": ..., "category": ...}; also with "area" and "iscrowd",
       further keys are left out.
     reading: of the boxes.
-    where: what the message of an error begins with.
-
-  Raises:
-    ValueError: one of them is bad.
   """
   found = []
-  for i, fields in enumerate(each(objects, where)):
+  for i, fields in enumerate(each(cell, where)):
     place = f"{where}: object {i}"
     box = files.get(
       fields, files.key_of(fields, _BOX), (list, tuple, str), place
@@ -202,7 +170,7 @@ def things(
       )
     values = boxes.numbers(box, place)
     more = boxes.details(fields, place)
-    found.append(reading.thing(category, values, place, **more))
+    found.append(reading.to_object(category, values, place, **more))
   return tuple(found)
 
 
@@ -215,11 +183,7 @@ def box(fields: Any, where: str) -> list[float] | None:
 
 
 def each(objects: Any, where: str) -> list[Any]:
-  """The objects of a cell one by one.
-
-  Raises:
-    ValueError: they are neither a list nor lists of one length.
-  """
+  """The objects of a cell as a list."""
   if isinstance(objects, Mapping):
     keys, lists = list(objects), list(objects.values())
     if any(not isinstance(x, list) or len(x) != len(lists[0]) for x in lists):
@@ -234,5 +198,5 @@ def each(objects: Any, where: str) -> list[Any]:
 
 
 def _plain(name):
-  """A name without what people write in other ways."""
+  """A name without case, spaces and signs."""
   return re.sub(r"[\W_]+", "", name).lower()

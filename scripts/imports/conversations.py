@@ -16,7 +16,6 @@ and Hugging Face's chat templates:
       {"type": "text", "text": "What is it?"}]}, ...]}
 """
 
-import pathlib
 import re
 
 from scripts.imports import entries, files, folders
@@ -42,7 +41,7 @@ _NOTATION = re.compile(
 )
 
 
-def read(src, images, problems, *, task):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads questions and answers out of conversations.
 
   Each answer is an example of its own, with the question before it and without
@@ -51,35 +50,26 @@ def read(src, images, problems, *, task):
   system are left out, and <image> where a picture stands, as pictures come
   first. Boxes in another notation stay text.
 
-  Args:
-    src: a JSON or JSONL file, or the folder with several. The name of a file
-      tells its split.
-    images: folder that images are relative to; None for that of the file.
-    problems: entries.Problems.
-    task: "vqa" or "caption".
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The name of a file tells its split. Without `images`, images are relative to
+  the folder of their file. The task is "vqa" or "caption".
   """
-  src = pathlib.Path(src)
-  if task not in ("vqa", "caption"):
+  if request.task not in ("vqa", "caption"):
     raise ValueError(
-      f"{src}: conversations have no boxes; expected --task vqa or caption"
+      f"{request.src}: conversations have no boxes; expected --task vqa or "
+      "caption"
     )
-  root, found = folders.root_and_files(src, ".json", ".jsonl")
-  return entries.Annotations(_entries(found, root, images, task, problems))
+  root, found = folders.root_and_files(request.src, ".json", ".jsonl")
+  return entries.Annotations(_entries(request, root, found))
 
 
-def _entries(found, root, images, task, problems):
+def _entries(request, root, found):
+  task = request.task
   for path in found:
     split = entries.split_of(path.relative_to(root)) or "train"
-    folder = path.parent if images is None else pathlib.Path(images)
+    folder = request.images or path.parent
     for where, fields in _rows(path):
-      with problems:
-        examples = list(_examples(fields, folder, where, problems))
+      with request.problems:
+        examples = list(_examples(fields, folder, where, request.problems))
         if task == "caption":
           examples = examples[:1]
         for question, answer, shown in examples:
@@ -97,10 +87,7 @@ def _entries(found, root, images, task, problems):
 
 def _rows(path):
   if path.suffix == ".jsonl":
-    for number, line in enumerate(files.read_lines(path), start=1):
-      if line.strip():
-        where = f"{path}:{number}"
-        yield where, files.parse_json(line, where)
+    yield from files.read_json_lines(path)
     return
   content = files.read_json(path)
   if not isinstance(content, list):
@@ -161,7 +148,7 @@ def _examples(fields, folder, where, problems):
 
 
 def _turns(fields, where, problems):
-  """Yields place, role, text, how often it placed a picture, and its own."""
+  """Yields messages: role, text, number of placeholders and own images."""
   key = files.key_of(fields, _TURNS)
   for i, message in enumerate(files.get(fields, key, list, where)):
     place = f"{where}: message {i}"
@@ -222,7 +209,7 @@ def _content(message, key, where):
 
 
 def _named(fields, where):
-  """The pictures beside the messages."""
+  """The images that are named beside the messages."""
   key = next((key for key in _PICTURES if fields.get(key)), None)
   found = fields.get(key, [])
   found = [found] if isinstance(found, str) else found

@@ -6,8 +6,6 @@ data source", and Roboflow's export: {"image": "a.jpg", "annotations":
 10}}]}; older files say "imagefilename" and "annotation".
 """
 
-import pathlib
-
 from scripts.imports import entries, files, folders
 
 _IMAGE = ("image", "imagefilename")
@@ -15,28 +13,17 @@ _ANNOTATIONS = ("annotations", "annotation")
 _COORDINATES = ("x", "y", "width", "height")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the JSON files in a folder and below, or one.
 
-  Folders tell the splits: train/_annotations.createml.json.
-
-  Args:
-    src: the folder, or a JSON file.
-    images: folder that names of pictures are relative to; None for that of the
-      JSON.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  Folders tell the splits: train/_annotations.createml.json. Names of pictures
+  are relative to `images`, or to the folder of the JSON.
   """
-  root, found = folders.root_and_files(pathlib.Path(src), ".json")
-  return entries.Annotations(_entries(found, root, images, problems))
+  root, found = folders.root_and_files(request.src, ".json")
+  return entries.Annotations(_entries(request, root, found))
 
 
-def _entries(found, root, images, problems):
+def _entries(request, root, found):
   for path in found:
     content = files.read_json(path)
     if not isinstance(content, list):
@@ -44,11 +31,11 @@ def _entries(found, root, images, problems):
         f"{path}: expected a list of pictures, found {content!r:.60}"
       )
     split = entries.split_of(path.relative_to(root).parent) or "train"
-    places = [path.parent if images is None else pathlib.Path(images)]
+    places = [request.images or path.parent]
     for i, fields in enumerate(content):
-      with problems:
+      with request.problems:
         where = f"{path}: picture number {i}"
-        yield _entry(fields, split, places, where, problems)
+        yield _entry(fields, split, places, where, request.problems)
 
 
 def _entry(fields, split, places, where, problems):
@@ -56,17 +43,17 @@ def _entry(fields, split, places, where, problems):
   annotations = files.get(
     fields, files.key_of(fields, _ANNOTATIONS), list, where
   )
-  things = tuple(
-    _thing(annotation, f"{where}: annotation {i}")
+  objects = tuple(
+    _object(annotation, f"{where}: annotation {i}")
     for i, annotation in enumerate(annotations)
   )
   image = folders.find(name, places, where, problems)
-  return entries.Entry(image, where, split, things=things)
+  return entries.Entry(image, where, split, objects=objects)
 
 
-def _thing(annotation, where):
+def _object(annotation, where):
   label = files.get(annotation, "label", str, where)
   centre = files.get(annotation, "coordinates", dict, where)
   found = [centre.get(key) for key in _COORDINATES]
   numbers = files.numbers(found, 4, ", ".join(_COORDINATES), where)
-  return entries.Thing(label, entries.BOXES["cxcywh"](*numbers), where)
+  return entries.Object(label, entries.BOXES["cxcywh"](*numbers), where)

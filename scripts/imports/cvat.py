@@ -8,50 +8,32 @@ import pathlib
 
 from paligemma import messages
 from paligemma.data import masks
-from scripts.imports import (
-  bitmaps,
-  entries,
-  files,
-  folders,
-  markup,
-  shapes,
-)
+from scripts.imports import bitmaps, entries, files, folders, shapes
 
 # Labels of these are asked for in vain.
 _NO_BOX = ("cuboid", "points", "polyline", "skeleton", "tag")
 
 
-def read(src, images, problems):
-  """Reads annotations.xml.
+def read(request: entries.Request) -> entries.Annotations:
+  """Reads annotations.xml, or a folder with it.
 
   Boxes have no mask; polygons, ellipses and masks have one. What is turned has
   the box around it. A picture's subset is its split, "default" is "train";
   without one its folders tell it. Tags of whole pictures are left out.
 
-  Args:
-    src: path of the XML, or of the folder with it as annotations.xml.
-    images: folder that names of pictures are relative to; None for that of the
-      XML, its folder images, and the folder of the subset in that.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: the file is malformed, or whatever `problems` does not skip.
+  Names of pictures are relative to `images`; without it to the folder of the
+  XML, its folder images, and the folder of the subset in that.
   """
-  src = pathlib.Path(src)
+  src = request.src
   src = src / "annotations.xml" if src.is_dir() else src
-  root = markup.read(src)
+  root = files.read_xml(src)
   if root.find("track") is not None:
     raise ValueError(
       f'{src}: tracks of a video, expected an export as "CVAT for images 1.1"'
     )
   if root.find("image") is None:
     raise ValueError(f"{src}: no <image>, expected the XML of CVAT for images")
-  return entries.Annotations(
-    _entries(root, src, images, problems), _labels(root)
-  )
+  return entries.Annotations(_entries(request, root, src), _labels(root))
 
 
 def _labels(root):
@@ -65,26 +47,25 @@ def _labels(root):
   return tuple(found) or None
 
 
-def _entries(root, src, images, problems):
+def _entries(request, root, src):
   for i, image in enumerate(root.iter("image")):
     where = f"{src}: image {image.get('id', i)}"
-    with problems:
-      yield _entry(image, src, images, problems, where)
+    with request.problems:
+      yield _entry(request, image, src.parent, where)
 
 
-def _entry(image, src, images, problems, where):
+def _entry(request, image, folder, where):
   name = _attribute(image, "name", where)
   subset = image.get("subset", "")
-  places = [pathlib.Path(images or src.parent)]
-  if images is None:
-    places += [src.parent / "images", src.parent / "images" / subset]
+  places = [folder, folder / "images", folder / "images" / subset]
+  places = [request.images] if request.images else places
   size = tuple(int(x) for x in _numbers(image, ("height", "width"), where))
-  things = []
+  objects = []
   for i, shape in enumerate(image):
     if shape.tag == "tag":
-      problems.note("tags of whole pictures left out", where)
+      request.problems.note("tags of whole pictures left out", where)
     else:
-      things.append(_thing(shape, size, f"{where}: {shape.tag} {i}"))
+      objects.append(_object(shape, size, f"{where}: {shape.tag} {i}"))
   if subset and subset.lower() != "default":
     plain = pathlib.PurePath(messages.one_line(subset)).name
     if plain != subset or plain.startswith("."):
@@ -92,20 +73,20 @@ def _entry(image, src, images, problems, where):
     split = entries.split_name(subset)
   else:
     split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"
-  image = folders.find(name, places, where, problems)
-  return entries.Entry(image, where, split, size=size, things=tuple(things))
+  image = folders.find(name, places, where, request.problems)
+  return entries.Entry(image, where, split, size=size, objects=tuple(objects))
 
 
-def _thing(shape, size, where):
+def _object(shape, size, where):
   label = _attribute(shape, "label", where)
   if shape.tag == "mask":
-    return bitmaps.thing(label, _mask(shape, size, where), where)
+    return bitmaps.to_object(label, _mask(shape, size, where), where)
   (degrees,) = files.numbers([shape.get("rotation", 0)], 1, "rotation", where)
   outlined = True
   if shape.tag == "box":
     x0, y0, x1, y1 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
     if not degrees:
-      return entries.Thing(label, (y0, x0, y1, x1), where)
+      return entries.Object(label, (y0, x0, y1, x1), where)
     centre = (x0 + x1) / 2, (y0 + y1) / 2
     outline = shapes.turned(shapes.rectangle(x0, y0, x1, y1), centre, degrees)
     outlined = False
@@ -122,13 +103,13 @@ def _thing(shape, size, where):
     raise ValueError(
       f"{where}: is no box; expected box, polygon, ellipse or mask"
     )
-  return entries.Thing(
+  return entries.Object(
     label, shapes.box([outline]), where, [outline] if outlined else None
   )
 
 
 def _mask(shape, size, where):
-  """Its runs go row by row, within its own rectangle."""
+  """A run-length mask whose runs go row by row, within a rectangle."""
   rectangle = _numbers(shape, ("left", "top", "width", "height"), where)
   left, top, width, height = (int(x) for x in rectangle)
   words = _attribute(shape, "rle", where).split(",")
@@ -138,7 +119,7 @@ def _mask(shape, size, where):
     bitmap = masks.from_rle(runs, width, height).T
   except ValueError as error:
     raise ValueError(f"{where}: {error}") from None
-  return bitmaps.placed(bitmap, top, left, size)
+  return bitmaps.paste(bitmap, top, left, size)
 
 
 def _numbers(element, names, where):

@@ -7,52 +7,44 @@ folders train, valid and test hold _darknet.labels in the place of obj.names.
 
 import pathlib
 
-from scripts.imports import entries, files, folders, pictures, yolo_labels
+from paligemma.data import image_files
+from scripts.imports import entries, files, folders, yolo_labels
 
 _LISTS = ("train", "valid", "test")
 _LABELS = "_darknet.labels"
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the pictures of the lists that obj.data names.
 
   Paths in it start where darknet was run: they are looked for beside obj.data,
   above it, and without their first folder. Labels are those of YOLO, where they
   lie and what they say (yolo_labels.read).
 
-  Args:
-    src: path of obj.data, or of the folder with one *.data, or of that with the
-      folders of Roboflow.
-    images: folder that the paths in the lists are relative to; None for those
-      above.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is obj.data, the folder with one *.data, or that with the folders
+  of Roboflow. With `images`, paths in the lists are relative to it alone.
   """
-  src = pathlib.Path(src)
+  src = request.src
   if src.is_dir() and (named := folders.matching(src, f"**/{_LABELS}")):
     names = files.read_lines(named[0])
     splits = [
       (
         entries.split_of(path.relative_to(src).parent) or "train",
-        folders.ending(path.parent, *pictures.SUFFIXES),
+        folders.ending(path.parent, *image_files.SUFFIXES),
       )
       for path in named
     ]
   else:
-    names, splits = _described(src, images, problems)
+    names, splits = _described(request)
   labels = dict(enumerate(name.strip() for name in names if name.strip()))
   return entries.Annotations(
-    _entries(src, splits, labels, problems), tuple(labels.values())
+    _entries(request, splits, labels), tuple(labels.values())
   )
 
 
-def _described(src, images, problems):
+def _described(request):
   """Names, and the pictures of each split, as obj.data says."""
+  src, problems = request.src, request.problems
   if src.is_dir():
     found = folders.ending(src, ".data")
     if len(found) > 1:
@@ -76,10 +68,10 @@ def _described(src, images, problems):
       continue
     path = _at(src, content[key], where, problems)
     listed = [line.strip() for line in files.read_lines(path) if line.strip()]
-    if images is None:
+    if request.images is None:
       listed = [_at(src, x, str(path), problems) for x in listed]
     else:
-      places = [pathlib.Path(images)]
+      places = [request.images]
       listed = [folders.find(x, places, str(path), problems) for x in listed]
     splits.append((entries.split_name(key), listed))
   if not splits:
@@ -99,7 +91,8 @@ def _at(src, name, where, problems):
   return next((path for path in found if path.is_file()), found[0])
 
 
-def _entries(src, splits, labels, problems):
+def _entries(request, splits, labels):
+  src, problems = request.src, request.problems
   for split, images in splits:
     with problems:
       where = f"{src}: {split}"

@@ -1,4 +1,4 @@
-"""What every format comes down to: annotated images, and their problems."""
+"""Annotated images, which every format is read as, and their problems."""
 
 import dataclasses
 import pathlib
@@ -32,75 +32,75 @@ BOXES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-  """An annotated object of an image.
+class Object:
+  """An annotated object of an image."""
 
-  Attributes:
-    label: What it is.
-    box: (y0, x0, y1, x1) in pixels, or as shares.
-    where: The place to name in an error, "instances.json: annotation 17".
-    mask: None, or polygons or a run-length mask of COCO.
-    crowd: Whether it stands for many, which are neither asked for nor wrong to
-      name.
-    area: In pixels, where it is not that of the box.
-    shares: Whether the box, and polygons, are given as shares of the sides of
-      the image, 0 to 1, in place of pixels.
-  """
-
-  label: str
+  label: str  # what it is
+  # (y0, x0, y1, x1) in pixels, or as shares
   box: tuple[float, float, float, float]
-  where: str
+  where: str  # the place to name in an error, "instances.json: annotation 17"
+  # None, or polygons or a run-length mask of COCO
   mask: Sequence[Sequence[float]] | dict[str, Any] | None = None
+  # whether it stands for many, which are neither asked for nor wrong to name
   crowd: bool = False
-  area: float | None = None
+  area: float | None = None  # in pixels, where it is not that of the box
+  # whether the box, and polygons, are given as shares of the sides of the
+  # image, 0 to 1, in place of pixels
   shares: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """An image with its annotations; those that it does not have are None.
+  """An image with its annotations; those that it does not have are None."""
 
-  Attributes:
-    image: Path of the file; without one, a name for `data`. Several paths where
-      one prompt is about several pictures.
-    where: The place to name in an error, "captions.csv:12".
-    split: "train", "val", "test" or another name.
-    data: Contents of an image that is no file; of several, a tuple of them.
-    size: (height, width) that the annotations state.
-    things: Objects in it.
-    captions: Texts, one at least.
-    question: Text.
-    answers: Texts, one at least.
-    fields: Further keys for the JSONL.
-  """
-
+  # path of the file; without one, a name for `data`. Several paths where one
+  # prompt is about several pictures.
   image: pathlib.Path | tuple[pathlib.Path, ...]
-  where: str
-  split: str = "train"
+  where: str  # the place to name in an error, "captions.csv:12"
+  split: str = "train"  # "train", "val", "test" or another name
+  # contents of an image that is no file; of several, a tuple of them
   data: bytes | tuple[bytes, ...] | None = None
+  # (height, width) that the annotations state
   size: tuple[int, int] | None = None
-  things: tuple[Thing, ...] | None = None
-  captions: tuple[str, ...] | None = None
+  objects: tuple[Object, ...] | None = None
+  captions: tuple[str, ...] | None = None  # texts, one at least
   question: str | None = None
-  answers: tuple[str, ...] | None = None
+  answers: tuple[str, ...] | None = None  # texts, one at least
+  # further keys for the JSONL
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What a format's `read` is asked for."""
+
+  src: pathlib.Path  # the data set, a file or a folder
+  # counts what is put right; may skip an image with something bad
+  problems: "Problems"
+  # folder that image paths are relative to; None as the format has it
+  images: pathlib.Path | None = None
+  task: str = "detect"  # one of prompts.TASKS
+  # key of columns.NAMES -> column or key, where it has another name
+  names: dict[str, str] = dataclasses.field(default_factory=dict)
+  # key of BOXES that the user gives; None as the format has it
+  boxes: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Annotations:
   """What a format's `read` returns.
 
-  Attributes:
-    entries: The images in order, read when asked for.
-    labels: All that objects can have, where the format says it.
+  Both `read` and going through the entries raise ValueError where a file is
+  malformed, or whatever `problems` does not skip.
   """
 
-  entries: Iterator[Entry]
+  entries: Iterator[Entry]  # the images in order, read when asked for
+  # all that objects can have, where the format says it
   labels: tuple[str, ...] | None = None
 
 
 class Problems:
-  """A context around what may be bad: ends in its ValueError, or counts it.
+  """A context that lets a ValueError pass, or counts it and goes on.
 
   It stands around a whole picture: one object that is bad takes its picture
   out, as a model would learn to miss what a picture shows without annotation.
@@ -116,10 +116,10 @@ class Problems:
     self.messages = []
     self.notes = {}
 
-  def __enter__(self):
+  def __enter__(self) -> "Problems":
     return self
 
-  def __exit__(self, kind, error, trace):
+  def __exit__(self, kind, error, trace) -> bool:
     if not self.skip or kind is not ValueError:
       return False
     self.messages.append(messages.one_line(str(error)))
@@ -137,13 +137,10 @@ def split_name(name: str) -> str:
 
 
 def split_of(path: pathlib.PurePath) -> str | None:
-  """The split that a path names, None without one.
+  """The split that a path relative to the data set names, None without one.
 
   The name of the file goes before its folder, and that before the ones above;
   words end at anything but letters: "vqa-dev/train_0.parquet" is "train".
-
-  Args:
-    path: relative to the data set, so that no folder above it is read.
   """
   for name in reversed(path.parts):
     for word in re.split(r"[\W\d_]+", name.lower()):

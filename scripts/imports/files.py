@@ -1,4 +1,4 @@
-"""Reading annotation files; what is wrong with one is a line with its place."""
+"""Reads annotation files: text, JSON, XML, YAML, CSV."""
 
 import codecs
 import contextlib
@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from xml.etree import ElementTree
 
 import yaml
 
@@ -16,16 +17,11 @@ from paligemma import messages, registry
 _DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
 _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
-# White space, control characters, and halves of surrogate pairs.
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
 def read_text(path: pathlib.Path) -> str:
-  """The contents of a text file in UTF-8.
-
-  Raises:
-    ValueError: it cannot be read, is in another encoding, or is no text.
-  """
+  """The contents of a text file in UTF-8."""
   try:
     data = path.read_bytes()
   except OSError as error:
@@ -55,29 +51,17 @@ def read_lines(path: pathlib.Path) -> list[str]:
   r"""The lines of a text file, without their ends, which are \n or \r\n.
 
   Other characters that str.splitlines cuts at, as U+2028, belong to a text.
-
-  Raises:
-    ValueError: as read_text.
   """
   return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The value in a JSON file.
-
-  Raises:
-    ValueError: it cannot be read or is malformed.
-  """
+  """The value in a JSON file."""
   return parse_json(read_text(path), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
-  """The value of a JSON text, which stands at that place.
-
-  Raises:
-    ValueError: it is malformed, nested too deep, or holds a number that JSON
-      does not have, as NaN, or that is too long.
-  """
+  """The value of a JSON text."""
   try:
     return json.loads(text, parse_constant=_no_constant)
   except json.JSONDecodeError as error:
@@ -99,25 +83,34 @@ def _no_constant(name):
   raise ValueError(f"{name} is no number of JSON")
 
 
-def read_yaml(path: pathlib.Path) -> Any:
-  """The value in a YAML file.
+def read_xml(path: pathlib.Path) -> ElementTree.Element:
+  """The root of an XML file.
 
-  Raises:
-    ValueError: it cannot be read or is malformed.
+  A file that declares entities is refused: no annotation needs them, and a few
+  lines of them can grow to gigabytes.
   """
+  text = read_text(path)
+  if "<!ENTITY" in text:
+    raise ValueError(f"{path}: declares XML entities, expected none")
+  try:
+    return ElementTree.fromstring(text)
+  except ElementTree.ParseError as error:
+    line, column = error.position
+    reason = str(error).partition(":")[0]
+    raise ValueError(
+      f"{path}:{line}: malformed XML at column {column + 1}: {reason}"
+    ) from None
+
+
+def read_yaml(path: pathlib.Path) -> Any:
+  """The value in a YAML file."""
   return parse_yaml(read_text(path), path)
 
 
 def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
-  """The value of a YAML text; scalars stay text, as [no, yes] is no [0, 1].
+  """The value of YAML that begins at line `first` of a file.
 
-  Args:
-    text: YAML.
-    path: of the file that it stands in, whose line `first` it begins at.
-    first: number of a line.
-
-  Raises:
-    ValueError: it is malformed.
+  Scalars stay text, as [no, yes] is no [0, 1].
   """
   try:
     return yaml.load(text, yaml.BaseLoader)
@@ -134,26 +127,20 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   A CSV file has a header. What parts it into most columns, of comma, semicolon,
   tabulator and "|", parts the other lines too. Columns in front that pandas has
   written of its index are left out.
-
-  Raises:
-    ValueError: it cannot be read, a line is malformed, or there is no row.
   """
-  lines = read_lines(path)
   read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
   empty = True
-  for row in read(path, lines):
+  for row in read(path):
     empty = False
     yield row
   if empty:
     raise ValueError(f"{path}: holds no row, expected at least one")
 
 
-def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
-  """A field of a mapping, which must be of that kind.
-
-  Raises:
-    ValueError: the field is missing or of another kind.
-  """
+def get(
+  fields: Any, key: str, kind: type | tuple[type, ...], where: str
+) -> Any:
+  """A field of a mapping, which must be of that kind."""
   if not isinstance(fields, Mapping):
     raise ValueError(
       f'{where}: expected fields, "{key}" among them, found {fields!r:.60}'
@@ -175,17 +162,13 @@ def get(fields: Any, key: str, kind: type | tuple[type, ...], where: str):
 
 
 def key_of(fields: Any, options: Sequence[str]) -> str:
-  """The first of some keys that a mapping has, or else the first of all."""
+  """The first of some keys that a mapping has; without any the first key."""
   present = fields if isinstance(fields, Mapping) else ()
   return next((key for key in options if key in present), options[0])
 
 
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
-  """So many finite numbers, given as such or as text.
-
-  Raises:
-    ValueError: they are not.
-  """
+  """So many finite numbers, given as numbers or as text."""
   try:
     found = [] if isinstance(values, str) else [float(x) for x in values]
     if len(found) == count and all(abs(x) < float("inf") for x in found):
@@ -197,17 +180,23 @@ def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
   )
 
 
-def _json_rows(path, lines):
-  for number, line in enumerate(lines, start=1):
+def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """The values of a JSONL file with their places; blank lines are none."""
+  for number, line in enumerate(read_lines(path), start=1):
     if line.strip():
       where = f"{path}:{number}"
-      row = parse_json(line, where)
-      if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object, found {row!r:.60}")
-      yield where, row
+      yield where, parse_json(line, where)
 
 
-def _csv_rows(path, lines):
+def _json_rows(path):
+  for where, row in read_json_lines(path):
+    if not isinstance(row, dict):
+      raise ValueError(f"{where}: expected an object, found {row!r:.60}")
+    yield where, row
+
+
+def _csv_rows(path):
+  lines = read_lines(path)
   delimiter = _delimiter(path, next(filter(None, lines), ""))
   # A cell can hold the end of a line, so the reader needs to see it.
   ended = (f"{line}\n" for line in lines)
@@ -234,7 +223,7 @@ def _csv_rows(path, lines):
 
 
 def _delimiter(path, line):
-  """What parts a header into most cells; the usual one of as many."""
+  """The delimiter that cuts a header into most cells."""
 
   def cells(delimiter):
     try:
@@ -247,7 +236,7 @@ def _delimiter(path, line):
 
 
 def _header(cells, where):
-  """The names of the columns, and how many of an index stand before them."""
+  """The names of the columns, and how many index columns precede them."""
   header = [cell.strip() for cell in cells]
   first = 0
   while len(header) > first + 1 and _INDEX.fullmatch(header[first]):
@@ -263,7 +252,7 @@ def _header(cells, where):
 
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
-  """Raises a ValueError in one line, whatever names of files stand in it."""
+  """Puts the message of a ValueError on one line."""
   try:
     yield
   except ValueError as error:

@@ -9,7 +9,7 @@ from scripts.imports import entries
 
 
 def is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
-  """Whether a path in a folder, or a folder above it, is none of the user's.
+  """Whether a path in a folder is hidden, or in a hidden folder.
 
   It begins with "." or is __MACOSX, in which archives of a Mac keep "._a.jpg".
   """
@@ -18,17 +18,13 @@ def is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
 
 
 def matching(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-  """What in a folder matches a pattern of glob and is not hidden, in order."""
+  """The paths in a folder that match a glob and are not hidden, in order."""
   found = folder.glob(pattern)
   return sorted(path for path in found if not is_hidden(path, folder))
 
 
 def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
-  """The files in a folder and below with such names that are not hidden.
-
-  Raises:
-    ValueError: there is none.
-  """
+  """The files in a folder and below with these endings, hidden ones aside."""
   found = [
     path
     for path in matching(folder, "**/*")
@@ -42,11 +38,7 @@ def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
 def root_and_files(
   src: pathlib.Path, *suffixes: str
 ) -> tuple[pathlib.Path, list[pathlib.Path]]:
-  """A folder and its files with such names; or a file and the folder it is in.
-
-  Raises:
-    ValueError: the folder has none.
-  """
+  """A folder and its files with these endings; of a file (folder, [file])."""
   if src.is_dir():
     return src, ending(src, *suffixes)
   return src.parent, [src]
@@ -64,17 +56,7 @@ def find(
   one of another machine: the longest end of it that is in the folder is found,
   as long as it names the same split, and noted. A "\" separates as "/" does.
 
-  Args:
-    name: as annotated.
-    places: folders to look in.
-    where: the place that names it.
-    problems: entries.Problems.
-
-  Returns:
-    Its path; the one it would have in the first folder if none has it.
-
-  Raises:
-    ValueError: it can be the name of no file.
+  If none has it, that is the path it would have in the first.
   """
   plain = name.strip().replace("\\", "/")
   try:

@@ -1,5 +1,6 @@
 """Hugging Face: a folder of images with metadata, of Parquet or of Arrow."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -7,14 +8,11 @@ import pathlib
 from typing import Any
 
 from paligemma import messages
+from paligemma.data import image_files
 from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, folders, pictures
+from scripts.imports import columns, entries, files, folders, table
 
-NEEDED = {
-  "caption": ("image", "caption"),
-  "vqa": ("image", "question", "answer"),
-  "detect": ("image", "objects"),
-}
+NEEDED = {**table.NEEDED, "detect": ("image", "objects")}
 METADATA = ("metadata.jsonl", "metadata.csv")
 TABLES = (".parquet", ".arrow")
 _BATCH = 32  # rows of a table in memory
@@ -22,19 +20,13 @@ _BATCH = 32  # rows of a table in memory
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-  """What tells how the rows of a data set become entries.
+  """How the rows of a data set are read as entries."""
 
-  Attributes:
-    folder: The data set.
-    task: "caption", "vqa" or "detect".
-    names: Key of columns.NAMES -> column, where it has another name.
-    features: Column -> what a dataset_info.json or the schema says of it.
-    problems: entries.Problems.
-  """
-
-  folder: pathlib.Path
-  task: str
+  folder: pathlib.Path  # the data set
+  task: str  # "caption", "vqa" or "detect"
+  # key of columns.NAMES -> column, where it has another name
   names: dict[str, str]
+  # column -> what a dataset_info.json or the schema says of it
   features: dict[str, Any]
   problems: entries.Problems
 
@@ -46,34 +38,20 @@ class _Source:
     return entries.split_of(pathlib.PurePath(path)) or "train"
 
 
-def read(src, images, problems, *, task, names, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
   it. Classes given by number have the names that the schema of a table,
   dataset_info.json or README.md gives them. Which split a file belongs to is
   read off its name or its folders, such as validation/metadata.jsonl or
-  data/train-00000-of-00001.parquet.
-
-  Args:
-    src: the folder, or one table.
-    images: must be None: the folder says where its images lie.
-    problems: entries.Problems.
-    task: "caption", "vqa" or "detect".
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of entries.BOXES; None for "xywh", as in the library's guide.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed or lacks a column, or whatever `problems`
-      does not skip.
+  data/train-00000-of-00001.parquet. Boxes are "xywh", as in the library's
+  guide, unless others are given.
   """
-  src = pathlib.Path(src)
+  src, task, names = request.src, request.task, request.names
   if task not in NEEDED:
     raise ValueError(f"{src}: a data set of this form has no masks to segment")
-  if images is not None:
+  if request.images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
   metadata = folders.matching(src, "**/metadata.*")
@@ -88,18 +66,17 @@ def read(src, images, problems, *, task, names, boxes=None):
     raise ValueError(
       f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
     )
-  source = _Source(folder, task, names, features, problems)
+  source = _Source(folder, task, names, features, request.problems)
   reading = None
   if task == "detect":
     reading = boxes_lib.decide(
-      sampled(source, found), src, problems, stated=boxes
+      sampled(source, found), src, request.problems, stated=request.boxes
     )
   options = [names["objects"]] if "objects" in names else ["objects"]
   column = columns.find(options, list(features), str(src))
   classes = [*_classes(features.get(column))] if task == "detect" else []
   return entries.Annotations(
-    entry_of(source, found, reading),
-    classes[0] if len(classes) == 1 else None,
+    entry_of(source, found, reading), classes[0] if len(classes) == 1 else None
   )
 
 
@@ -171,7 +148,7 @@ def _table_entries(source, tables, reading):
           found = [
             path.with_name(
               f"{path.stem}-{i:06d}{f'-{j}' if j else ''}"
-              f"{pictures.suffix(x, where)}"
+              f"{image_files.suffix(x, where=where)}"
             )
             for j, x in enumerate(data)
           ]
@@ -244,15 +221,16 @@ def _entry(source, row, chosen, reading, image, split, where):
   }
   found = columns.annotations(row, chosen, where)
   if "objects" in chosen:
-    found["things"] = columns.things(row[chosen["objects"]], reading, where)
+    found["objects"] = columns.to_objects(
+      row[chosen["objects"]], reading, where
+    )
   fields = columns.rest(row, chosen)
   return entries.Entry(image, where, split, fields=fields, **found)
 
 
 def _rows(path, only=None, limit=None):
   """The first rows of a table, or some columns of them."""
-  arrow, parquet = _pyarrow()
-  try:
+  with _pyarrow(path) as (arrow, parquet):
     if path.suffix == ".parquet":
       with parquet.ParquetFile(path) as file:
         batches = file.iter_batches(_BATCH, columns=only)
@@ -263,9 +241,6 @@ def _rows(path, only=None, limit=None):
         if only:
           batches = (batch.select(only) for batch in batches)
         yield from itertools.islice(_each(batches), limit)
-  except (arrow.ArrowException, OSError) as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read it: {reason}") from None
 
 
 def _each(batches):
@@ -276,22 +251,18 @@ def _each(batches):
 
 def _features(path):
   """What the schema of a table keeps beside the columns."""
-  arrow, parquet = _pyarrow()
-  try:
+  with _pyarrow(path) as (arrow, parquet):
     if path.suffix == ".parquet":
       schema = parquet.read_schema(path)
     else:
       with arrow.memory_map(str(path)) as file:
         schema = arrow.ipc.open_stream(file).schema
-  except (arrow.ArrowException, OSError) as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(f"{path}: cannot read it: {reason}") from None
   content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
   return content.get("info", {}).get("features") or {}
 
 
 def _described(folder):
-  """The features that dataset_info.json gives, or else README.md."""
+  """The features in dataset_info.json, or else in README.md."""
   path = folder / "dataset_info.json"
   if path.is_file():
     content = files.read_json(path)
@@ -349,7 +320,7 @@ def _feature(described, path):
 
 
 def _inner(feature):
-  """What a feature is, or what each of its items is."""
+  """The feature of the innermost items of lists and sequences."""
   while True:
     if isinstance(feature, list) and feature:
       (feature, *_) = feature
@@ -362,7 +333,7 @@ def _inner(feature):
 
 
 def _decoded(value, feature, where):
-  """A cell in which numbers of classes are their names."""
+  """A cell with class numbers replaced by their names."""
   feature = _inner(feature)
   names = _names(feature)
   if isinstance(value, list):
@@ -390,13 +361,15 @@ def _classes(feature):
 
 
 def _names(feature):
-  """The names of a class; None if the feature is none."""
+  """The class names of a feature, None if it is no class label."""
   names = feature.get("names")
   is_class = isinstance(names, list) and all(isinstance(x, str) for x in names)
   return tuple(names) if is_class else None
 
 
-def _pyarrow():
+@contextlib.contextmanager
+def _pyarrow(path):
+  """The library and its part for Parquet, whose errors are one line."""
   try:
     import pyarrow
     import pyarrow.ipc
@@ -405,4 +378,8 @@ def _pyarrow():
     raise ValueError(
       "Parquet is read by pyarrow, which is missing: pip install pyarrow"
     ) from None
-  return pyarrow, parquet
+  try:
+    yield pyarrow, parquet
+  except (pyarrow.ArrowException, OSError) as error:
+    reason = str(error).splitlines()[0]
+    raise ValueError(f"{path}: cannot read it: {reason}") from None

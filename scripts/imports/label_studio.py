@@ -11,43 +11,25 @@ import urllib.parse
 
 import numpy as np
 
-from scripts.imports import (
-  bitmaps,
-  columns,
-  entries,
-  files,
-  folders,
-  pictures,
-  shapes,
-)
+from paligemma.data import image_files
+from scripts.imports import bitmaps, columns, entries, files, folders, shapes
 
 
-def read(src, images, problems, *, task, names):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads an export of tasks.
 
   One annotation of each task counts: the ground truth, or else the first that
   was not cancelled; tasks without one are left out. Rectangles are boxes
   without a mask; polygons, ellipses and brushes have one. What is turned has
   the box around it. A caption is the text that an annotator wrote; an answer is
-  that or a choice, to the question in the task's data.
+  that or a choice, to the question in the task's data. Names can be given of
+  "image" and "question".
 
-  Args:
-    src: path of the JSON, or of the folder with one.
-    images: folder of the pictures; None for that of the JSON, or its folder
-      images. "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or
-      a.jpg, "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
-    problems: entries.Problems.
-    task: one of prompts.TASKS.
-    names: "image" or "question" -> key of a task's data, where it has another
-      name.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: the file is malformed, or whatever `problems` does not skip.
+  Pictures lie in `images`, or beside the JSON or in its folder images. There
+  "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or a.jpg, and
+  "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
   """
-  src = pathlib.Path(src)
+  src = request.src
   if src.is_dir():
     src, *others = folders.ending(src, ".json")
     if others:
@@ -58,14 +40,13 @@ def read(src, images, problems, *, task, names):
       f"{src}: expected a list of tasks, found {content!r:.60}; export as JSON"
     )
   places = [src.parent, src.parent / "images"]
-  if images is not None:
-    places = [pathlib.Path(images)]
-  return entries.Annotations(
-    _entries(src, content, places, task, names, problems)
-  )
+  if request.images is not None:
+    places = [request.images]
+  return entries.Annotations(_entries(request, src, content, places))
 
 
-def _entries(src, content, places, task, names, problems):
+def _entries(request, src, content, places):
+  task, names, problems = request.task, request.names, request.problems
   for i, fields in enumerate(content):
     where = f"{src}: task number {i}"
     with problems:
@@ -112,7 +93,7 @@ def _results(fields, task, where, problems):
 
 
 def _flat(fields):
-  """The results of a task of JSON-MIN: lists of regions under any name."""
+  """The results of a task in JSON-MIN: lists of regions under any key."""
   return [
     {**region, "value": region}
     for regions in fields.values()
@@ -123,7 +104,7 @@ def _flat(fields):
 
 
 def _sorted(results, where):
-  """What is drawn, as (place, fields), and what is said of the whole picture.
+  """Splits results into regions, (where, fields), and answers on the image.
 
   Results of one id are one region: its outline, its label, its text.
   """
@@ -154,7 +135,9 @@ def _texts(said):
 def _annotated(data, regions, said, task, names, where):
   texts = tuple(_texts(said)) or None
   if task in ("detect", "segment"):
-    return {"things": tuple(_thing(region, place) for place, region in regions)}
+    return {
+      "objects": tuple(_object(region, place) for place, region in regions)
+    }
   if task == "caption":
     return {"captions": texts}
   chosen = columns.choose(("question",), list(data), names, where)
@@ -162,7 +145,7 @@ def _annotated(data, regions, said, task, names, where):
   return {"question": question[0], "answers": texts}
 
 
-def _thing(region, where):
+def _object(region, where):
   label = _label(region, where)
   height, width = _sides(region, where)
   if region.get("image_rotation"):
@@ -171,7 +154,7 @@ def _thing(region, where):
       f"{region['image_rotation']!r:.20}, expected 0"
     )
   if "rle" in region:
-    return bitmaps.thing(label, _brush(region, height, width, where), where)
+    return bitmaps.to_object(label, _brush(region, height, width, where), where)
   scale = width / 100, height / 100
   (degrees,) = files.numbers(
     [region.get("rotation") or 0], 1, "rotation", where
@@ -182,10 +165,10 @@ def _thing(region, where):
   elif "height" in region:
     x, y, w, h = _numbers(region, ("x", "y", "width", "height"), scale, where)
     if not degrees:
-      return entries.Thing(label, (y, x, y + h, x + w), where)
+      return entries.Object(label, (y, x, y + h, x + w), where)
     corners = shapes.rectangle(x, y, x + w, y + h)
     corners = shapes.turned(corners, (x, y), degrees)
-    return entries.Thing(label, shapes.box([corners]), where)
+    return entries.Object(label, shapes.box([corners]), where)
   elif "points" in region:
     points = [
       np.multiply(files.numbers(point, 2, "x, y", where), scale).tolist()
@@ -196,7 +179,7 @@ def _thing(region, where):
     raise ValueError(
       f"{where}: is no box; expected rectangle, polygon, ellipse or brush"
     )
-  return entries.Thing(label, shapes.box(outline), where, outline)
+  return entries.Object(label, shapes.box(outline), where, outline)
 
 
 def _label(region, where):
@@ -235,7 +218,7 @@ def _size(regions, where):
 
 
 def _brush(region, height, width, where):
-  """Unpacks a brush: what is opaque of RGBA, row by row.
+  """Unpacks the mask of a brush: the pixels of RGBA that are not transparent.
 
   A head: how many values (32 bits), the bits of one less 1 (5), and four sizes
   of lengths less 1 (4 each). Then runs: whether it is one value repeated (1),
@@ -270,14 +253,14 @@ def _brush(region, height, width, where):
 
 
 def _picture_name(data, names, where):
-  """What the task's data says where its picture is."""
+  """The path or address of the image of a task."""
   options = [names["image"]] if "image" in names else columns.NAMES["image"]
   key = next((key for key in options if key in data), None)
   if key is None:
     paths = [
       key
       for key, value in data.items()
-      if isinstance(value, str) and value.lower().endswith(pictures.SUFFIXES)
+      if isinstance(value, str) and value.lower().endswith(image_files.SUFFIXES)
     ]
     if len(paths) != 1:
       raise ValueError(

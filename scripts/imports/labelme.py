@@ -9,49 +9,32 @@ import binascii
 import math
 import pathlib
 
-from scripts.imports import (
-  bitmaps,
-  entries,
-  files,
-  folders,
-  pictures,
-  shapes,
-)
+from paligemma.data import image_files
+from scripts.imports import bitmaps, entries, files, folders, shapes
 
 # Their points are corners: what they stand for is a box, not an outline.
 _BOXES = ("rectangle", "oriented_rectangle", "rotation")
 
 
-def read(src, images, problems):
-  """Reads the JSON files in a folder and below.
+def read(request: entries.Request) -> entries.Annotations:
+  """Reads the JSON files in a folder and below, or one.
 
   Folders tell the splits: train/a.json. Rectangles are boxes without a mask;
   polygons, circles and bitmaps have one. Shapes of one label and one group_id
-  are one object. A picture that is no file is taken from "imageData".
-
-  Args:
-    src: the folder, or one JSON file.
-    images: folder of the pictures; None for where each file says, or its own
-      folder.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  are one object. A picture that is no file is taken from "imageData". Without
+  `images` a picture lies where its file says, or beside it.
   """
-  root, found = folders.root_and_files(pathlib.Path(src), ".json")
-  return entries.Annotations(_entries(found, root, images, problems))
+  root, found = folders.root_and_files(request.src, ".json")
+  return entries.Annotations(_entries(request, root, found))
 
 
-def _entries(found, root, images, problems):
+def _entries(request, root, found):
   for path in found:
-    with problems:
-      yield _entry(path, root, images, problems)
+    with request.problems:
+      yield _entry(request, path, root)
 
 
-def _entry(path, root, images, problems):
+def _entry(request, path, root):
   where = str(path)
   content = files.read_json(path)
   drawn = files.get(content, "shapes", list, where)
@@ -61,61 +44,61 @@ def _entry(path, root, images, problems):
     what = "imageHeight and imageWidth"
     height, width = files.numbers(sides, 2, what, where)
     size = int(height), int(width)
-  image, data = _image(content, path, root, images, problems)
+  image, data = _image(request, content, path, root)
   return entries.Entry(
     image,
     where,
     entries.split_of(path.relative_to(root).parent) or "train",
     data=data,
     size=size,
-    things=tuple(_things(drawn, size, where)),
+    objects=tuple(_objects(drawn, size, where)),
   )
 
 
-def _image(content, path, root, images, problems):
+def _image(request, content, path, root):
   """Path and contents, which are None where the picture is a file."""
-  places = [path.parent if images is None else pathlib.Path(images)]
+  places = [request.images or path.parent]
   name = content.get("imagePath") or path.name
-  image = folders.find(str(name), places, str(path), problems)
+  image = folders.find(str(name), places, str(path), request.problems)
   if not image.is_file():
     # Files are renamed in pairs, which their contents do not learn.
-    for suffix in pictures.SUFFIXES:
+    for suffix in image_files.SUFFIXES:
       if (renamed := places[0] / f"{path.stem}{suffix}").is_file():
         return renamed, None
     if data := content.get("imageData"):
       data = _decoded(data, f"{path}: imageData")
       name = "-".join(path.relative_to(root).with_suffix("").parts)
-      suffix = pictures.suffix(data, f"{path}: imageData")
+      suffix = image_files.suffix(data, where=f"{path}: imageData")
       return pathlib.Path(f"{name}{suffix}"), data
   return image, None
 
 
-def _things(drawn, size, where):
+def _objects(drawn, size, where):
   groups = {}
   for i, shape in enumerate(drawn):
     place = f"{where}: shape {i}"
     label = files.get(shape, "label", str, place)
     group = shape.get("group_id")
     key = i if group is None else (label, str(group))
-    groups.setdefault(key, []).append(_thing(shape, label, size, place))
-  for things in groups.values():
-    yield things[0] if len(things) == 1 else _joined(things)
+    groups.setdefault(key, []).append(_object(shape, label, size, place))
+  for objects in groups.values():
+    yield objects[0] if len(objects) == 1 else _joined(objects)
 
 
-def _thing(shape, label, size, where):
+def _object(shape, label, size, where):
   kind = shape.get("shape_type") or "polygon"
   points = files.get(shape, "points", list, where)
   points = [files.numbers(point, 2, "x, y", where) for point in points]
   if kind == "polygon":
     outline = [shapes.polygon(points, where)]
-    return entries.Thing(label, shapes.box(outline), where, outline)
+    return entries.Object(label, shapes.box(outline), where, outline)
   if kind in _BOXES and len(points) >= 2:
-    return entries.Thing(label, shapes.box(points), where)
+    return entries.Object(label, shapes.box(points), where)
   if kind == "circle" and len(points) == 2:
     (x, y), (edge_x, edge_y) = points
     radius = math.hypot(edge_x - x, edge_y - y)
     outline = [shapes.ellipse(x, y, radius, radius)]
-    return entries.Thing(label, shapes.box(outline), where, outline)
+    return entries.Object(label, shapes.box(outline), where, outline)
   if kind == "mask" and len(points) == 2:
     return _masked(shape, label, points, size, where)
   raise ValueError(
@@ -130,8 +113,8 @@ def _masked(shape, label, points, size, where):
   data = _decoded(files.get(shape, "mask", str, where), where)
   bitmap = bitmaps.values(data, where) > 0
   left, top = (int(c) for c in points[0])
-  mask = bitmaps.placed(bitmap, top, left, size)
-  return bitmaps.thing(label, mask, where)
+  mask = bitmaps.paste(bitmap, top, left, size)
+  return bitmaps.to_object(label, mask, where)
 
 
 def _decoded(text, where):
@@ -141,10 +124,10 @@ def _decoded(text, where):
     raise ValueError(f"{where}: malformed base64: {error}") from None
 
 
-def _joined(things):
+def _joined(objects):
   """One object of several shapes."""
-  first = things[0]
-  if not all(isinstance(thing.mask, type(first.mask)) for thing in things):
+  first = objects[0]
+  if not all(isinstance(obj.mask, type(first.mask)) for obj in objects):
     raise ValueError(
       f"{first.where}: its group has outlines and others, expected one kind"
     )
@@ -154,7 +137,7 @@ def _joined(things):
     )
   corners = [
     shapes.rectangle(x0, y0, x1, y1)
-    for y0, x0, y1, x1 in (thing.box for thing in things)
+    for y0, x0, y1, x1 in (obj.box for obj in objects)
   ]
-  outlines = first.mask and [p for thing in things for p in thing.mask]
-  return entries.Thing(first.label, shapes.box(corners), first.where, outlines)
+  outlines = first.mask and [p for obj in objects for p in obj.mask]
+  return entries.Object(first.label, shapes.box(corners), first.where, outlines)

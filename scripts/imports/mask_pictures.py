@@ -5,12 +5,12 @@ and CVAT's "Segmentation mask 1.1" also write them), of images/ beside masks/,
 and of Kaggle's Data Science Bowl 2018 (a folder of masks for each picture).
 """
 
-import pathlib
 import re
 
 import numpy as np
 
-from scripts.imports import bitmaps, entries, files, folders, pictures
+from paligemma.data import image_files
+from scripts.imports import bitmaps, entries, files, folders
 
 _MASKS = ("SegmentationClass", "masks")
 _IMAGES = ("JPEGImages", "images")
@@ -19,7 +19,7 @@ _BACKGROUND = ("background", "_background_", "__ignore__", "void", "ignore")
 _VOID = 255  # of VOC, the border of objects
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads masks and the classes of their values.
 
   The mask of a.jpg is a.png or a_anything.png; each of its values is one
@@ -29,25 +29,15 @@ def read(src, images, problems):
   Several masks, a_1.png or a/1.png, are an object each: of the only class, or
   of that in its name, a/cat_1.png. Pictures without a mask are left out.
 
-  Args:
-    src: a folder, in or below which SegmentationClass lies beside JPEGImages,
-      or masks beside images; with `images`, the folder of masks itself. Folders
-      tell the splits, or ImageSets/Segmentation. Classes stand in it or the one
-      above: in classes.txt as "1 cat", a value and a name a line, or a name a
-      line from 0 on, which is the background; or in labelmap.txt as
-      "cat:128,0,0::", by colour.
-    images: folder of the pictures, laid out as that of the masks; None for the
-      one beside it.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is a folder, in or below which SegmentationClass lies beside
+  JPEGImages, or masks beside images; with `images`, which is then laid out
+  alike, the folder of masks itself. Folders tell the splits, or
+  ImageSets/Segmentation. Classes stand in it or the one above: in classes.txt
+  as "1 cat", a value and a name a line, or a name a line from 0 on, which is
+  the background; or in labelmap.txt as "cat:128,0,0::", by colour.
   """
-  src = pathlib.Path(src)
-  pairs = [(src, pathlib.Path(images))] if images else _pairs(src)
+  src, images, problems = request.src, request.images, request.problems
+  pairs = [(src, images)] if images else _pairs(src)
   classes, by_colour = _classes(src)
   labels = dict.fromkeys(label for label in classes.values() if label)
   return entries.Annotations(
@@ -119,7 +109,7 @@ def _packed(red, green, blue):
 def _entries(src, pairs, classes, by_colour, problems):
   for masks, images in pairs:
     splits = _image_sets(masks.parent)
-    there = folders.ending(images, *pictures.SUFFIXES)
+    there = folders.ending(images, *image_files.SUFFIXES)
     owned = {path: [] for path in there}
     stems = {_stem(path, images): path for path in there}
     for mask in folders.ending(masks, *bitmaps.SUFFIXES):
@@ -146,7 +136,7 @@ def _stem(path, folder):
 
 
 def _owner(name, stems, where):
-  """The picture that a mask belongs to, and what its name says beyond that."""
+  """The image of a mask, and the rest of the mask's name."""
   if name in stems:
     return name, ""
   for match in reversed(list(re.finditer(r"[/_.\-]", name))):
@@ -175,7 +165,7 @@ def _split(image, src, images):
 
 
 def _entry(image, members, classes, by_colour, split, problems):
-  things, sizes = [], set()
+  objects, sizes = [], set()
   for mask, rest in members:
     where = str(mask)
     values = bitmaps.values(mask, where, by_colour)
@@ -184,16 +174,16 @@ def _entry(image, members, classes, by_colour, split, problems):
       raise ValueError(f"{where}: of another size than others of its picture")
     label = _named(rest, classes, len(members), where)
     if label is not None:
-      things.append(bitmaps.thing(label, _binary(values, where), where))
+      objects.append(bitmaps.to_object(label, _binary(values, where), where))
       continue
-    things += _things(values, _objects(mask), classes, where, problems)
+    objects += _objects(values, _instances(mask), classes, where, problems)
   return entries.Entry(
-    image, where, split, size=sizes.pop(), things=tuple(things)
+    image, where, split, size=sizes.pop(), objects=tuple(objects)
   )
 
 
 def _named(rest, classes, count, where):
-  """The class of a mask of one object; None of one with a value a class."""
+  """The class in the name of a mask; None if its values are classes."""
   labels = {label.lower(): label for label in classes.values() if label}
   name = re.sub(r"[_.\- ]*\d*$", "", rest.rpartition("/")[2]).lower()
   if name in labels:
@@ -217,8 +207,8 @@ def _binary(values, where):
   return values > 0
 
 
-def _objects(mask):
-  """The values of objects, which VOC has beside those of classes."""
+def _instances(mask):
+  """The instance ids in SegmentationObject, None if there are none."""
   folder, name = mask.parent, mask.name
   if folder.name != _MASKS[0]:
     return None
@@ -226,15 +216,15 @@ def _objects(mask):
   return bitmaps.values(path, str(path)) if path.is_file() else None
 
 
-def _things(values, objects, classes, where, problems):
-  if objects is None:
-    objects = values
-  elif objects.shape != values.shape:
+def _objects(values, instances, classes, where, problems):
+  if instances is None:
+    instances = values
+  elif instances.shape != values.shape:
     raise ValueError(f"{where}: of another size than in SegmentationObject")
-  for number in np.unique(objects):
-    inside = objects == number
+  for number in np.unique(instances):
+    inside = instances == number
     found, counts = np.unique(values[inside], return_counts=True)
-    if number == 0 and objects is not values:
+    if number == 0 and instances is not values:
       if any(classes.get(value) for value in found):
         raise ValueError(
           f"{where}: pixels of a class are of no object in SegmentationObject"
@@ -242,11 +232,11 @@ def _things(values, objects, classes, where, problems):
       continue
     label = _label(found[counts.argmax()], values, classes, where, problems)
     if label is not None:
-      yield bitmaps.thing(label, inside, where)
+      yield bitmaps.to_object(label, inside, where)
 
 
 def _label(value, values, classes, where, problems):
-  """The class of a value, None of what is no object."""
+  """The class of a value; None for background and void."""
   if value in classes:
     return classes[value]
   if value == 0:

@@ -8,14 +8,14 @@ labels/detections.csv and metadata/classes.csv.
 
 import csv
 import itertools
-import pathlib
 
-from scripts.imports import boxes, entries, files, folders, pictures
+from paligemma.data import image_files
+from scripts.imports import boxes, entries, files, folders
 
 _EDGES = ("YMin", "XMin", "YMax", "XMax")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the boxes of the pictures that are there.
 
   Rows of a picture stand together, as in the official files, of which no more
@@ -23,33 +23,23 @@ def read(src, images, problems):
   Confidence 0, by which people said that the label is absent, is no box.
   Pictures without a box are left out, as nobody said that nothing is in them.
 
-  Args:
-    src: a file of boxes beside that of names, or a folder with those of several
-      splits; the names of files tell the splits, or their folders.
-    images: folder with the pictures, in itself or below; None for that of the
-      boxes.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is a file of boxes beside that of names, or a folder with those
+  of several splits; the names of files tell the splits, or their folders. The
+  pictures lie in `images` or below it; without it in the folder of the boxes.
   """
-  src = pathlib.Path(src)
-  folder = src if src.is_dir() else src.parent
-  tables = [src]
-  if src.is_dir():
-    tables = folders.ending(src, "-bbox.csv", "detections.csv")
-  there = pathlib.Path(images) if images is not None else folder
-  there = folders.ending(there, *pictures.SUFFIXES)
+  folder, tables = folders.root_and_files(
+    request.src, "-bbox.csv", "detections.csv"
+  )
+  there = folders.ending(request.images or folder, *image_files.SUFFIXES)
   found = {path.stem: path for path in there}
   labels = _labels(folder)
-  return entries.Annotations(_entries(tables, folder, found, labels, problems))
+  return entries.Annotations(
+    _entries(tables, folder, found, labels, request.problems)
+  )
 
 
 def _labels(folder):
-  """name by code, "/m/01g317": "Person"."""
+  """Label by code: "/m/01g317" is "Person"."""
   paths = [
     path
     for name in ("*class-descriptions*.csv", "classes.csv")
@@ -80,13 +70,8 @@ def _entries(tables, folder, found, labels, problems):
             "together; sort the file by ImageID"
           )
         done.add(key)
-        things = tuple(_thing(row, labels, where) for where, row in members)
-        yield entries.Entry(
-          found[key],
-          members[0][0],
-          split,
-          things=things,
-        )
+        objects = tuple(_object(row, labels, where) for where, row in members)
+        yield entries.Entry(found[key], members[0][0], split, objects=objects)
   for key in sorted(found.keys() - done):
     problems.note("pictures without a box left out", str(found[key]))
 
@@ -125,7 +110,7 @@ def _rows(path, found, problems):
     raise ValueError(f"{path}: malformed CSV: {error}") from None
 
 
-def _thing(row, labels, where):
+def _object(row, labels, where):
   code = row["LabelName"]
   if code not in labels:
     raise ValueError(
@@ -134,7 +119,7 @@ def _thing(row, labels, where):
   box = files.numbers(
     [row[edge] for edge in _EDGES], 4, ", ".join(_EDGES), where
   )
-  return entries.Thing(
+  return entries.Object(
     labels[code],
     tuple(box),
     where,

@@ -18,22 +18,13 @@ class Output:
   """A context whose files appear in a folder at its end, if there is no error.
 
   Images come to lie in images/SPLIT under their own names, or, where two of
-  them have the same, as "a.png" and "a-2.png".
-
-  Args:
-    folder: need not exist, nor its parents.
-
-  Attributes:
-    images: name in the JSONL -> path under which an image can be read in the
-      context.
-
-  Raises:
-    ValueError: it cannot be written to, or has other files of these names.
+  them have the same, as "a.png" and "a-2.png". The folder need not exist, but
+  other files of these names may not be in it.
   """
 
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
-    self.images = {}
+    self.images = {}  # name in the JSONL -> where it can be read in the context
     self._places = []  # of what is to appear, relative to the folder
     self._taken = set()  # the same in lower case, as some systems compare them
     self._copied = {}  # (split, image) -> its place
@@ -56,7 +47,7 @@ class Output:
       shutil.rmtree(self._staged, ignore_errors=True)
 
   def place(self, entry: entries.Entry) -> entries.Entry:
-    """Writes the images that are no files yet; returns the entry with them."""
+    """Writes image contents to files; returns the entry with their paths."""
     if entry.data is None:
       return entry
     several = isinstance(entry.image, tuple)
@@ -72,7 +63,7 @@ class Output:
     return dataclasses.replace(entry, image=image, data=None)
 
   def name(self, image: pathlib.Path, split: str, *, copy: bool) -> str:
-    """What a line calls an image, which is copied if that is asked for."""
+    """The path of an image in the JSONL; copies the image if asked to."""
     if image.is_relative_to(self._staged):
       path = self.folder / self._keep(image.relative_to(self._staged))
     elif copy:
@@ -102,7 +93,7 @@ class Output:
     return self._copied[split, image]
 
   def _free(self, image, split):
-    """A place in images/SPLIT that no other image has."""
+    """A path in images/SPLIT that no other image has."""
     folder = pathlib.PurePath("images", split)
     place, number = folder / image.name, 1
     while str(place).lower() in self._taken:

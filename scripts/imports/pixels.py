@@ -1,4 +1,4 @@
-"""Boxes and masks as formats give them -> pixels of their image."""
+"""Converts boxes and masks of all formats to pixels of their image."""
 
 import math
 
@@ -15,19 +15,15 @@ _DECIMALS = 2  # of a pixel
 
 
 def rounded(number: float) -> float:
-  """A coordinate as it is written; see prompts.record for how far."""
+  """Rounds a coordinate as prompts.record says."""
   return round(float(number), _DECIMALS) + 0.0  # no -0.0
 
 
-def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
-  """The box of a thing in pixels, as it was given but for its unit.
-
-  Raises:
-    ValueError: it is inverted, without area, or lies outside of its image.
-  """
-  sides = (*size, *size) if thing.shares else (1, 1, 1, 1)
+def box(obj: entries.Object, size: tuple[int, int]) -> location.Box:
+  """The box of an object in pixels; raises if it is empty or outside."""
+  sides = (*size, *size) if obj.shares else (1, 1, 1, 1)
   y0, x0, y1, x1 = found = [
-    rounded(c * side) for c, side in zip(thing.box, sides, strict=True)
+    rounded(c * side) for c, side in zip(obj.box, sides, strict=True)
   ]
   problem = ""
   if not all(map(math.isfinite, found)):
@@ -41,7 +37,7 @@ def box(thing: entries.Thing, size: tuple[int, int]) -> location.Box:
   if problem:
     shown = ", ".join(f"{c:.6g}" for c in found)
     raise ValueError(
-      f"{thing.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
+      f"{obj.where}: box (y0, x0, y1, x1) = ({shown}) is {problem}"
     )
   return tuple(found)
 
@@ -52,7 +48,7 @@ def cut(
   where: str,
   problems: entries.Problems,
 ) -> location.Box:
-  """The part of a box that lies in its image; notes that there is another."""
+  """Clips a box to its image, and notes it."""
   inside = tuple(
     min(max(c, 0.0), float(side))
     for c, side in zip(box, (*size, *size), strict=True)
@@ -69,35 +65,33 @@ def _area(box):
 
 
 def is_area(area: float, box: location.Box) -> bool:
-  """Whether it is that of the box, as far as both are rounded."""
+  """Whether an area is that of the box, up to rounding."""
   y0, x0, y1, x1 = box
   return abs(area - _area(box)) <= 0.01 * (1 + y1 - y0 + x1 - x0)
 
 
-def mask(thing: entries.Thing, size: tuple[int, int]):
-  """What the mask of a thing is written as, in pixels, and bool[H, W].
-
-  Raises:
-    ValueError: it has none, or a malformed one.
-  """
+def mask(
+  obj: entries.Object, size: tuple[int, int]
+) -> tuple[list[list[float]] | dict, np.ndarray]:
+  """The mask of an object: as it is written, in pixels, and as bool[H, W]."""
   try:
-    if thing.mask is None:
+    if obj.mask is None:
       raise ValueError("no mask, expected polygons or a run-length mask")
-    if isinstance(thing.mask, dict):
-      return thing.mask, masks_lib.from_rle(thing.mask, *size)
-    if not isinstance(thing.mask, list | tuple):
+    if isinstance(obj.mask, dict):
+      return obj.mask, masks_lib.from_rle(obj.mask, *size)
+    if not isinstance(obj.mask, list | tuple):
       raise ValueError(
-        f"mask {thing.mask!r:.60}, expected polygons or a run-length mask"
+        f"mask {obj.mask!r:.60}, expected polygons or a run-length mask"
       )
-    unit = size[::-1] if thing.shares else (1, 1)
-    polygons = [_polygon(points, unit) for points in thing.mask]
+    unit = size[::-1] if obj.shares else (1, 1)
+    polygons = [_polygon(points, unit) for points in obj.mask]
     return polygons, masks_lib.from_polygons(polygons, *size)
   except ValueError as error:
-    raise ValueError(f"{thing.where}: {error}") from None
+    raise ValueError(f"{obj.where}: {error}") from None
 
 
 def _polygon(points, unit):
-  """The numbers x, y, x, y, ... in pixels, or what is none as it is."""
+  """A polygon x, y, x, y, ... in pixels; what is none is returned as it is."""
   try:
     return [rounded(c * unit[i % 2]) for i, c in enumerate(points)]
   except (TypeError, ValueError, OverflowError):
@@ -105,11 +99,7 @@ def _polygon(points, unit):
 
 
 def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
-  """The mask in a box as the codec takes it, float[64, 64].
-
-  Raises:
-    ValueError: nothing of it lies there.
-  """
+  """Crops a mask to a box, as the codec takes it: float[64, 64]."""
   try:
     cropped = masks_lib.crop(mask, box)
   except ValueError as error:

@@ -1,4 +1,4 @@
-"""An annotated image -> the object of its line in PaliGemma JSONL."""
+"""Turns an annotated image into a line of PaliGemma JSONL."""
 
 import collections
 import json
@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import location, spelling
-from scripts.imports import entries, pictures, pixels
+from paligemma.data import image_files, location, spelling
+from scripts.imports import entries, pixels
 
 TASKS = ("detect", "segment", "caption", "vqa")
 LABELS = ("all", "present")
@@ -22,7 +22,7 @@ def record(
   labels: Sequence[str] | None = None,
   encode: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, Any] | None:
-  """Writes prompt and answer, but not the path of the image.
+  """The fields of a line, prompt and answer among them, but for "image".
 
   Boxes and polygons come out in pixels, whatever they were given in, rounded
   to a hundredth: so shares of six decimals, as YOLO writes them, give the same
@@ -33,7 +33,6 @@ def record(
   Args:
     entry: its image is a file, whose head is read.
     task: one of TASKS.
-    problems: is told what was put right.
     labels: what to ask for, "detect a ; b"; None for what is there.
     encode: float[N, 64, 64] masks -> int[N, 16] codes, for "segment".
 
@@ -83,8 +82,8 @@ def record(
       f"{task} takes one image an example"
     )
   (size,) = sizes
-  things = _annotated(entry, "things", "objects")
-  written = _objects(things, size, task, problems, labels, encode)
+  annotated = _annotated(entry, "objects", "objects")
+  written = _objects(annotated, size, task, problems, labels, encode)
   if written is None:
     return None
   return fields | written | {"height": size[0], "width": size[1]}
@@ -105,7 +104,7 @@ def asked(
     used: labels of all its objects.
     problems: is told of those of one name, and of those that are left out: what
       no answer can hold, if no object has it.
-    where: what a note names as the place.
+    where: the data set.
   """
   used = dict.fromkeys(used)
   annotated = {label_name(label) for label in used}
@@ -123,7 +122,7 @@ def asked(
 
 
 def label_name(label: str) -> str:
-  """The label without needless spaces; labels of one name are the same."""
+  """Collapses spaces; labels that are then equal are one."""
   lines = [" ".join(line.split()) for line in label.strip().split("\n")]
   return "\n".join(lines)
 
@@ -157,7 +156,7 @@ def _is_json(key, value, where, problems):
 
 
 def _is_utf8(text):
-  """Whether it can be written: half of a surrogate pair cannot."""
+  """Whether a text can be encoded; half a surrogate pair cannot."""
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -166,12 +165,22 @@ def _is_utf8(text):
 
 
 def _size(image, entry):
+  """The (height, width) of an upright image, which must be as annotated."""
   if "\0" in str(image) or not _is_utf8(str(image)):
     raise ValueError(
       f"{entry.where}: missing image, {str(image)[-60:]!r} can be the name of "
       "no file"
     )
-  return pictures.size(image, entry.where, entry.size)
+  found, stated = image_files.size(image, where=entry.where), entry.size
+  if stated is None or found == stated:
+    return found
+  reason = ""
+  if found[::-1] == stated:
+    reason = "; sides are swapped, as they are before its EXIF orientation"
+  raise ValueError(
+    f"{entry.where}: annotated as {stated[0]}x{stated[1]} pixels (height x "
+    f"width), but {image} has {found[0]}x{found[1]}{reason}"
+  )
 
 
 def _question(text, num_images, where, problems):
@@ -213,37 +222,37 @@ def _annotated(entry, name, what):
   return value
 
 
-def _objects(things, size, task, problems, labels, encode):
+def _objects(annotated, size, task, problems, labels, encode):
   objects, raw, annotations, masks = [], [], [], []
-  for thing in things:
-    label = label_name(thing.label)
+  for obj in annotated:
+    label = label_name(obj.label)
     if problem := label_problem(label):
-      raise ValueError(f"{thing.where}: {problem}")
-    given = pixels.box(thing, size)
-    box = pixels.cut(given, size, thing.where, problems)
+      raise ValueError(f"{obj.where}: {problem}")
+    given = pixels.box(obj, size)
+    box = pixels.cut(given, size, obj.where, problems)
     fields = {"box": list(box), "label": label}
-    if thing.area is not None and not pixels.is_area(thing.area, given):
-      fields["area"] = thing.area
-    if thing.crowd:
+    if obj.area is not None and not pixels.is_area(obj.area, given):
+      fields["area"] = obj.area
+    if obj.crowd:
       raw.append({**fields, "iscrowd": 1})
       continue
     if task == "segment":
-      shape, mask = pixels.mask(thing, size)
-      masks.append(pixels.crop(mask, box, thing.where))
+      shape, mask = pixels.mask(obj, size)
+      masks.append(pixels.crop(mask, box, obj.where))
       annotations.append(_annotation(box, label, shape))
     raw.append(fields)
     if location.widen(box, size) != box:
       what = "boxes thinner than a location, written as wide as one"
-      problems.note(what, thing.where)
+      problems.note(what, obj.where)
     objects.append(location.Object(box, label))
   if labels is None:
-    labels = tuple(dict.fromkeys(thing.label for thing in objects))
+    labels = tuple(dict.fromkeys(obj.label for obj in objects))
     if not labels:
       return None
   if masks:
     objects = [
-      location.Object(thing.box, thing.label, tuple(codes))
-      for thing, codes in zip(objects, encode(np.stack(masks)), strict=True)
+      location.Object(obj.box, obj.label, tuple(codes))
+      for obj, codes in zip(objects, encode(np.stack(masks)), strict=True)
     ]
   written = {
     "prefix": f"{task} {location.SEPARATOR.join(labels)}",

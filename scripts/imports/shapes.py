@@ -13,11 +13,7 @@ _CORNERS = 128  # of an ellipse: its outline is true to 0.03 % of its radius
 
 
 def polygon(points: Sequence[Sequence[float]], where: str) -> list[float]:
-  """The polygon of 3 points or more.
-
-  Raises:
-    ValueError: they are fewer.
-  """
+  """The polygon of 3 points or more."""
   if len(points) < 3:
     raise ValueError(
       f"{where}: a polygon of {len(points)} points, expected 3 or more"
@@ -28,13 +24,7 @@ def polygon(points: Sequence[Sequence[float]], where: str) -> list[float]:
 def ellipse(
   x: float, y: float, rx: float, ry: float, degrees: float = 0
 ) -> list[float]:
-  """The polygon of an ellipse.
-
-  Args:
-    x: of the centre, as y.
-    rx: radius along x before it is turned, as ry along y.
-    degrees: that it is turned by around its centre, clockwise.
-  """
+  """The polygon of an ellipse, turned clockwise around its centre."""
   angles = np.arange(_CORNERS) * (2 * math.pi / _CORNERS)
   points = np.stack([x + rx * np.cos(angles), y + ry * np.sin(angles)], 1)
   return turned(points, (x, y), degrees)

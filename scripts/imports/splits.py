@@ -1,4 +1,7 @@
-"""Which images are copies of one source, and how a part of them is cut off."""
+"""Which images are copies of one source, and how a part of them is cut off.
+
+Records are {split: objects of its lines}; a source is what `sources` gives.
+"""
 
 import hashlib
 import pathlib
@@ -22,17 +25,11 @@ def images(line: Mapping[str, Any]) -> list[str]:
 def sources(
   records: Records, files: Mapping[str, pathlib.Path]
 ) -> dict[str, str]:
-  """Says of every image which others must be on its side of a split.
+  """Groups images that must be on one side of a split.
 
   Those are augmented copies of one image, as their names tell; files of the
-  same contents; and all images of one line.
-
-  Args:
-    records: name of a split -> objects of its lines.
-    files: name of an image -> its file.
-
-  Returns:
-    name of an image -> that of the first of those it belongs with.
+  same contents; and all images of one line. Of a name -> file mapping it makes
+  {name of an image: that of the first of those it belongs with}.
   """
   found = {name: name for name in files}
 
@@ -60,12 +57,7 @@ def sources(
 
 
 def shared(records: Records, source: Mapping[str, str]) -> list[list[str]]:
-  """Images of one source in several splits: [["train: a", "test: b"], ...].
-
-  Args:
-    records: name of a split -> objects of its lines.
-    source: as `sources` gives it.
-  """
+  """Images of one source in several splits: [["train: a", "test: b"], ...]."""
   found = defaultdict(dict)
   for split, lines in records.items():
     for line in lines:
@@ -77,18 +69,10 @@ def shared(records: Records, source: Mapping[str, str]) -> list[list[str]]:
 def cut_off(
   records: Records, share: float, source: Mapping[str, str]
 ) -> Records:
-  """Moves a share of the images of "train" to "val".
+  """Moves a share of the images of "train" to "val", which neither may lack.
 
   Images of one source stay together. Which ones go depends on file names alone:
   the same are taken again as long as the data set stays the same.
-
-  Args:
-    records: name of a split -> objects of its lines.
-    share: of the images, above 0 and below 1.
-    source: as `sources` gives it.
-
-  Raises:
-    ValueError: there is no "train", or a "val" already, or one would be empty.
   """
   if "val" in records or "train" not in records:
     raise ValueError(
@@ -124,7 +108,7 @@ def _shuffled(image):
 
 
 def _of_equal_contents(files: Mapping[str, pathlib.Path]) -> Iterable[list]:
-  """Names of images whose files hold the same, in lists of two or more.
+  """Groups of two or more images whose files have equal contents.
 
   Few have the size of another one, and few of those the same end, so that
   hardly a file is read that has no copy.

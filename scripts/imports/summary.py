@@ -1,4 +1,4 @@
-"""What an import has found: how much, of what, how large, what was amiss."""
+"""Summary of an import: counts, labels, boxes, tokens and notes."""
 
 import collections
 import dataclasses
@@ -16,81 +16,56 @@ _HELD = 999  # of 1000 examples, whose tokens text_len is to hold
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-  """How much a split holds.
+  """How much a split holds."""
 
-  Attributes:
-    images: Different ones.
-    examples: Lines of the JSONL.
-    empty: Those whose answer is empty.
-    without: Images in which nothing is annotated; None if nothing can be.
-  """
-
-  images: int
-  examples: int
-  empty: int
+  images: int  # different ones
+  examples: int  # lines of the JSONL
+  empty: int  # those whose answer is empty
+  # images in which nothing is annotated; None if nothing can be
   without: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-  """How large a box is.
+  """How large a box is."""
 
-  Attributes:
-    height, width: In pixels.
-    share: Of the area of its image.
-    image: As the JSONL names it.
-  """
-
+  # in pixels
   height: float
   width: float
-  share: float
-  image: str
+  share: float  # of the area of its image
+  image: str  # as the JSONL names it
 
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """How long texts are, as data/sequence.py lays them out.
+  """How long texts are, as data/sequence.py lays them out."""
 
-  Attributes:
-    prompt, answer: (p50, p99, max) in tokens, with bos, newline and eos.
-    held: The `text_len` of a config that holds prompt and answer of 99.9 % of
-      the examples.
-    text_len: The one that holds all.
-  """
-
+  # (p50, p99, max) in tokens, with bos, newline and eos
   prompt: tuple[int, int, int]
   answer: tuple[int, int, int]
+  # the `text_len` of a config that holds prompt and answer of 99.9 % of the
+  # examples
   held: int
-  text_len: int
+  text_len: int  # the one that holds all
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `str` shows.
+  """All figures of an import; `str` shows them as tables."""
 
-  Attributes:
-    counts: split -> Count.
-    labels: label -> {split: objects}, without crowds; the most frequent first.
-      Empty for captions and questions.
-    crowds: Annotations that stand for many.
-    smallest, largest: Boxes by their share of the image; None without any.
-    tokens: None without tokenizer.
-    notes: What was put right, or is to be known -> (count, first place).
-    left_out: What was wrong with each image or annotation that was left out.
-  """
-
-  counts: dict[str, Count]
+  counts: dict[str, Count]  # split -> Count
+  # label -> {split: objects}, without crowds; the most frequent first. Empty
+  # for captions and questions.
   labels: dict[str, dict[str, int]]
-  crowds: int
+  crowds: int  # annotations that stand for many
+  # boxes by their share of the image; None without any
   smallest: Box | None
   largest: Box | None
-  tokens: Tokens | None
+  tokens: Tokens | None  # None without a tokenizer
+  # what was put right, or is to be known -> (count, first place)
   notes: dict[str, tuple[int, str]]
+  # what was wrong with each image or annotation that was left out
   left_out: list[str]
-
-  @property
-  def objects(self) -> int:
-    return sum(sum(by_split.values()) for by_split in self.labels.values())
 
   @property
   def unused(self) -> list[str]:
@@ -179,13 +154,9 @@ def make(
   notes: Mapping[str, tuple[int, str]],
   left_out: Sequence[str],
 ) -> Summary:
-  """Sums up what is to be written.
+  """Sums up what is to be written, and the notes and messages of Problems.
 
-  Args:
-    records: name of a split -> objects of its lines.
-    labels: those that objects can have, for detection and segmentation.
-    tokenizer: that of the model; None counts no tokens.
-    notes, left_out: notes and messages of entries.Problems.
+  Labels are those that objects can have. Without a tokenizer no token counts.
   """
   detects = all("objects" in x for lines in records.values() for x in lines)
   objects = {label: collections.Counter() for label in labels if detects}
@@ -193,13 +164,13 @@ def make(
   for split, lines in records.items():
     with_objects = set()
     for line in lines:
-      for thing in line.get("objects", ()):
+      for obj in line.get("objects", ()):
         with_objects.add(line["image"])
-        if thing.get("iscrowd"):
+        if obj.get("iscrowd"):
           crowds += 1
           continue
-        objects.setdefault(thing["label"], collections.Counter())[split] += 1
-        boxes.append(_box(thing["box"], line))
+        objects.setdefault(obj["label"], collections.Counter())[split] += 1
+        boxes.append(_box(obj["box"], line))
     images = {image for line in lines for image in splits.images(line)}
     counts[split] = Count(
       len(images),
@@ -242,17 +213,17 @@ def _count_tokens(records, tokenizer):
       answers.append(len(tokenizer.encode(line["suffix"], eos=True)))
   # The last token is a target alone, see sequence.training.
   lengths = np.add(prompts, answers) - 1
-  held, text_len = _marks(lengths, (_HELD, 1000))
+  held, text_len = _quantiles(lengths, (_HELD, 1000))
   return Tokens(
-    _marks(prompts, (500, 990, 1000)),
-    _marks(answers, (500, 990, 1000)),
+    _quantiles(prompts, (500, 990, 1000)),
+    _quantiles(answers, (500, 990, 1000)),
     held,
     text_len,
   )
 
 
-def _marks(numbers, shares):
-  """The least numbers that so many of 1000 are not above."""
+def _quantiles(numbers, shares):
+  """Quantiles, in thousandths, each of which is one of the numbers."""
   ordered = sorted(numbers)
   return tuple(
     int(ordered[-(-share * len(ordered) // 1000) - 1]) for share in shares

@@ -1,7 +1,5 @@
 """CSV or TSV: a file with a row for each caption, question or box."""
 
-import pathlib
-
 from paligemma import messages
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders
@@ -13,41 +11,31 @@ NEEDED = {
 }
 
 
-def read(src, images, problems, *, task, names, boxes=None):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads a table with a header.
 
   Rows of one image are its captions or its boxes; a row without a box, with
   empty cells, says that nothing is in the image. A question stands alone.
   Columns width and height, unless they are those of the box, are the size of
   the image that the boxes are for. A column "split" that holds a key of
-  entries.SPLITS, "train" or "dev", is the split of the row.
-
-  Args:
-    src: path of the file.
-    images: folder that images are relative to; None for that of the file.
-    problems: entries.Problems.
-    task: "caption", "vqa" or "detect".
-    names: key of columns.NAMES -> column, where it has another name.
-    boxes: key of columns.EDGES: "xyxy" reads xmin, ymin, xmax and ymax, "xywh"
-      x, y, w and h, "cxcywh" cx, cy, w and h; None for "xyxy".
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: the file is malformed or lacks a column, or whatever `problems`
-      does not skip.
+  entries.SPLITS, "train" or "dev", is the split of the row. Images are relative
+  to `images`, or to the folder of the file. Boxes are those of columns.EDGES:
+  "xyxy", the default, reads xmin, ymin, xmax and ymax, "xywh" x, y, w and h,
+  "cxcywh" cx, cy, w and h.
   """
-  src = pathlib.Path(src)
+  src, task = request.src, request.task
   if task not in NEEDED:
     raise ValueError(f"{src}: a table has nothing for --task {task}")
-  folder = src.parent if images is None else pathlib.Path(images)
+  folder = request.images or src.parent
   rows = list(files.read_rows(src))
-  _check_header(list(rows[0][1]), src)
+  present = list(rows[0][1])
+  _check_header(present, src)
   if task == "detect":
-    return _detect(rows, src, folder, problems, names, boxes)
-  chosen = columns.choose(NEEDED[task], list(rows[0][1]), names, str(src))
-  return entries.Annotations(_texts(rows, chosen, folder, task, problems))
+    return _detect(request, rows, folder)
+  chosen = columns.choose(NEEDED[task], present, request.names, str(src))
+  return entries.Annotations(
+    _texts(rows, chosen, folder, task, request.problems)
+  )
 
 
 def _check_header(header, src):
@@ -82,8 +70,9 @@ def _texts(rows, chosen, folder, task, problems):
       )
 
 
-def _detect(rows, src, folder, problems, names, boxes):
-  present, where = list(rows[0][1]), str(src)
+def _detect(request, rows, folder):
+  names, boxes, problems = request.names, request.boxes, request.problems
+  present, where = list(rows[0][1]), str(request.src)
   edges = _edges(boxes, present, names, where)
   # The columns of corners can hold something else, which --boxes says.
   given = dict(zip(edges, columns.EDGES["xyxy"], strict=True))
@@ -100,7 +89,7 @@ def _detect(rows, src, folder, problems, names, boxes):
   groups = _groups(rows, chosen, "detect", problems)
   reading = boxes_lib.decide(
     _numbers(groups, chosen, edges, sides, folder),
-    src,
+    where,
     problems,
     stated=boxes,
     default="xyxy",
@@ -111,10 +100,10 @@ def _detect(rows, src, folder, problems, names, boxes):
     for (name, _), members in groups.items():
       with problems:
         where, _ = members[0]
-        things = [
-          thing
+        objects = [
+          obj
           for place, row in members
-          for thing in _things(row, chosen, edges, reading, place)
+          for obj in _objects(row, chosen, edges, reading, place)
         ]
         yield entries.Entry(
           folders.find(name, [folder], where, problems),
@@ -122,14 +111,14 @@ def _detect(rows, src, folder, problems, names, boxes):
           _split(members),
           size=_size(members, sides),
           fields=_fields(members, {**chosen, **sides}),
-          things=tuple(things),
+          objects=tuple(objects),
         )
 
   return entries.Annotations(found())
 
 
 def _split(members):
-  """The split that a column says; the rows of an image are of one."""
+  """The split in the column "split"; the rows of an image must agree."""
   place, row = members[0]
   column = columns.find(("split",), list(row), place)
   first, *others = (
@@ -146,7 +135,7 @@ def _split(members):
 
 
 def _edges(boxes, present, names, where):
-  """The keys of columns.NAMES under which the numbers of boxes stand."""
+  """The keys of columns.NAMES for the four numbers of boxes."""
   if boxes is not None:
     if boxes not in columns.EDGES:
       raise ValueError(
@@ -175,7 +164,7 @@ def _column(name, present, names, where):
 
 
 def _sides(rows, chosen, edges, where):
-  """The columns of the sides of images, if there are any."""
+  """The columns of image height and width, if there are any."""
   present = list(rows[0][1])
   found = {
     side: column
@@ -194,7 +183,7 @@ def _sides(rows, chosen, edges, where):
 
 
 def _groups(rows, chosen, task, problems):
-  """(image, number of a question) -> its rows with their places."""
+  """(image, index of the question) -> its rows with their places."""
   groups = {}
   for i, (where, row) in enumerate(rows):
     with problems:
@@ -223,7 +212,7 @@ def _size(members, sides):
 
 
 def _fields(members, chosen):
-  """The other columns of an image with one row."""
+  """The other columns, of an image that has only one row."""
   return columns.rest(members[0][1], chosen) if len(members) == 1 else {}
 
 
@@ -231,11 +220,11 @@ def _cells(row, chosen, edges):
   return [row[chosen[name]].strip() for name in edges]
 
 
-def _things(row, chosen, edges, reading, where):
+def _objects(row, chosen, edges, reading, where):
   cells, label = _cells(row, chosen, edges), row[chosen["label"]].strip()
   if not any(cells) and not label:
     return []
   if not label:
     raise ValueError(f"{where}: box without a label")
   values = boxes_lib.numbers(cells, where, ", ".join(edges))
-  return [reading.thing(label, values, where)]
+  return [reading.to_object(label, values, where)]

@@ -5,14 +5,15 @@ import pathlib
 import re
 
 from paligemma import messages
-from scripts.imports import boxes, entries, files, folders, markup, pictures
+from paligemma.data import image_files
+from scripts.imports import boxes, entries, files, folders
 
 _XML = ("annotations", "xmls")  # folders of XML, in any case
 _IMAGES = ("jpegimages", "images")  # of images
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads the XML files of a folder, of its folder Annotations, or of others.
 
   A folder of folders, as one for each split or VOCdevkit, gives all of theirs.
@@ -23,21 +24,10 @@ def read(src, images, problems):
   A box of VOC holds its last pixel and counts pixels from 1: xmin 1 is the left
   edge. Where any box of a data set begins at 0, as many programs write it, all
   its edges are taken as distances from the left and upper edge. Objects that
-  are marked difficult are kept.
-
-  Args:
-    src: the folder.
-    images: folder of the images; None for JPEGImages or images, or that of the
-      XML.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  are marked difficult are kept. Without `images` the images lie in JPEGImages,
+  in images, or beside the XML.
   """
-  src = pathlib.Path(src)
+  src, problems = request.src, request.problems
   if not src.is_dir():
     raise ValueError(f"{src}: no such folder; expected one of XML files of VOC")
   found = _files(src, "train", problems)
@@ -47,8 +37,7 @@ def read(src, images, problems):
       found += _files(folder, split, problems)
   if not found:
     raise ValueError(f"{src}: no annotations of VOC, expected XML files")
-  given = None if images is None else pathlib.Path(images)
-  return entries.Annotations(_entries(found, src, given, problems))
+  return entries.Annotations(_entries(request, found))
 
 
 def _files(src, split, problems):
@@ -86,15 +75,17 @@ def _folder(src, names):
   return next((found[name] for name in names if name in found), None)
 
 
-def _entries(found, src, images, problems):
+def _entries(request, found):
+  src, problems = request.src, request.problems
   parsed, index = [], {}
   for split, path, folder in dict.fromkeys(found):
     with problems:
-      parsed.append(_entry(path, split, images or folder, index, problems))
+      images = request.images or folder
+      parsed.append(_entry(path, split, images, index, problems))
   found = [
-    (thing.box, entry.size, thing.where)
+    (obj.box, entry.size, obj.where)
     for entry in parsed
-    for thing in entry.things
+    for obj in entry.objects
   ]
   reading = boxes.decide(found, src, problems, default="yxyx", among=["yxyx"])
   shift = 0 if reading.shares else 1
@@ -104,17 +95,17 @@ def _entries(found, src, images, problems):
       shift = 0
   for entry in parsed:
     with problems:
-      things = []
-      for thing in entry.things:
-        y0, x0, y1, x1 = thing.box
+      objects = []
+      for obj in entry.objects:
+        y0, x0, y1, x1 = obj.box
         box = y0 - shift, x0 - shift, y1, x1
-        things.append(reading.thing(thing.label, box, thing.where))
-      yield dataclasses.replace(entry, things=tuple(things))
+        objects.append(reading.to_object(obj.label, box, obj.where))
+      yield dataclasses.replace(entry, objects=tuple(objects))
 
 
 def _entry(path, split, images, index, problems):
-  """The entry of a file, with edges as they stand there."""
-  root = markup.read(path)
+  """The entry of an XML file, with box edges as they are written."""
+  root = files.read_xml(path)
   for element in root.iter():  # without their namespace
     element.tag = str(element.tag).rpartition("}")[2]
   if root.tag != "annotation":
@@ -123,17 +114,17 @@ def _entry(path, split, images, index, problems):
     )
   image = _image(images, path, root.findtext("filename"), index, problems)
   sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
-  things = [
-    _thing(thing, f"{path}: object {i}")
-    for i, thing in enumerate(root.iter("object"), start=1)
+  objects = [
+    _object(obj, f"{path}: object {i}")
+    for i, obj in enumerate(root.iter("object"), start=1)
   ]
   return entries.Entry(
-    image, str(path), split, size=boxes.size(*sides), things=tuple(things)
+    image, str(path), split, size=boxes.size(*sides), objects=tuple(objects)
   )
 
 
 def _image(images, path, name, index, problems):
-  """The image of an XML file: that it names, or that of its own name."""
+  """The image that an XML file names, or else one of the XML's name."""
   # Some programs write the whole path it had on another machine.
   name = pathlib.PurePath((name or "").strip().replace("\\", "/")).name
   if name and (images / name).is_file():
@@ -162,16 +153,16 @@ def _by_stem(folder):
   """Name without suffix, in small letters -> the images of that name."""
   found = {}
   for path in folders.matching(folder, "*"):
-    if path.suffix.lower() in pictures.SUFFIXES:
+    if path.suffix.lower() in image_files.SUFFIXES:
       found.setdefault(path.stem.lower(), []).append(path)
   return found
 
 
-def _thing(thing, where):
-  label = _text(thing, "name", where)
-  found = thing.findall("bndbox")
+def _object(obj, where):
+  label = _text(obj, "name", where)
+  found = obj.findall("bndbox")
   if len(found) != 1:
-    others = [x.tag for x in thing if x.tag in ("robndbox", "polygon")]
+    others = [x.tag for x in obj if x.tag in ("robndbox", "polygon")]
     other = f", but a {others[0]}, which is not read" if others else ""
     count = f"{len(found)} of them" if found else f"no bndbox{other}"
     raise ValueError(
@@ -179,7 +170,7 @@ def _thing(thing, where):
     )
   edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)
-  return entries.Thing(label, (y0, x0, y1, x1), where)
+  return entries.Object(label, (y0, x0, y1, x1), where)
 
 
 def _text(element, name, where):

@@ -12,31 +12,22 @@ from scripts.imports import entries, files, folders
 _KEPT = ("question_type", "answer_type", "multiple_choice_answer")
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads questions with the answers that ten people gave to each.
 
   A file of questions without one of answers, as that of the test split, is left
   out. The names of files tell the splits. Each line keeps question_id,
-  image_id, question_type, answer_type and multiple_choice_answer.
-
-  Args:
-    src: a file of questions, or the folder with several.
-    images: folder of the pictures, or of their folders such as train2014; None
-      for src, or that of the file.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  image_id, question_type, answer_type and multiple_choice_answer. Pictures, or
+  their folders such as train2014, lie in `images`, or beside the questions.
   """
-  root, found = folders.root_and_files(pathlib.Path(src), "questions.json")
+  root, found = folders.root_and_files(request.src, "questions.json")
   pairs = []
   for path in found:
     answers = next(root.rglob(_answers_name(path)), None)
     if answers is None:
-      problems.note("files of questions without answers left out", str(path))
+      request.problems.note(
+        "files of questions without answers left out", str(path)
+      )
     else:
       pairs.append((path, answers))
   if not pairs:
@@ -44,8 +35,8 @@ def read(src, images, problems):
       f"{found[0]}: questions without answers, expected "
       f"{_answers_name(found[0])} in {root}"
     )
-  folder = root if images is None else pathlib.Path(images)
-  return entries.Annotations(_entries(pairs, folder, problems))
+  folder = request.images or root
+  return entries.Annotations(_entries(pairs, folder, request.problems))
 
 
 def _answers_name(path):

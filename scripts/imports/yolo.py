@@ -4,7 +4,8 @@ import dataclasses
 import pathlib
 
 from paligemma import messages
-from scripts.imports import entries, files, folders, pictures, yolo_labels
+from paligemma.data import image_files
+from scripts.imports import entries, files, folders, yolo_labels
 
 _ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
 # Text files beside labels that hold none, as do lists of a split's images.
@@ -13,24 +14,18 @@ _OTHERS = ("classes.txt", "notes.txt", "readme")
 
 @dataclasses.dataclass(frozen=True)
 class _Dataset:
-  """What a data.yaml says.
+  """What a data.yaml says."""
 
-  Attributes:
-    where: The place to name in an error.
-    root: Folder that its paths are relative to.
-    splits: Name of ours -> (name there, folders or lists of images).
-    labels: Number of a class -> label.
-    key_points: Whether they follow the box; None if the YAML does not say it.
-  """
-
-  where: str
-  root: pathlib.Path
+  where: str  # the place to name in an error
+  root: pathlib.Path  # folder that its paths are relative to
+  # name of ours -> (name there, folders or lists of images)
   splits: dict[str, tuple[str, list[str]]]
-  labels: dict[int, str]
+  labels: dict[int, str]  # number of a class -> label
+  # whether they follow the box; None if the YAML does not say it
   key_points: bool | None
 
 
-def read(src, images, problems):
+def read(request: entries.Request) -> entries.Annotations:
   """Reads a data set in the layout of Ultralytics.
 
   An image's labels lie at its own path, with the last folder "images" replaced
@@ -40,29 +35,20 @@ def read(src, images, problems):
 
   A folder or list that is not there is looked for under its end (folders.find).
 
-  Args:
-    src: path of the YAML; or of the folder with data.yaml, or with one YAML, or
-      with classes.txt (a name a line) and images of splits in images/train,
-      train/images or train, or of no split in images or the folder itself.
-    images: folder that the YAML's paths are relative to; None for its "path",
-      and that relative to its own folder.
-    problems: entries.Problems.
-
-  Returns:
-    entries.Annotations.
-
-  Raises:
-    ValueError: a file is malformed, or whatever `problems` does not skip.
+  The data set is the YAML; or a folder with data.yaml, or with one YAML, or
+  with classes.txt (a name a line) and images of splits in images/train,
+  train/images or train, or of no split in images or the folder itself. Paths in
+  the YAML are relative to `images`; without it to its "path", and that to its
+  own folder.
   """
-  src = pathlib.Path(src)
+  src = request.src
   path = _main_file(src) if src.is_dir() else src
   if path.suffix == ".txt":
-    root = src if images is None else pathlib.Path(images)
-    data = _without_yaml(path, root)
+    data = _without_yaml(path, request.images or src)
   else:
-    data = _with_yaml(path, images, problems)
+    data = _with_yaml(path, request.images, request.problems)
   found = tuple(data.labels.values())
-  return entries.Annotations(_entries(data, problems), found)
+  return entries.Annotations(_entries(data, request.problems), found)
 
 
 def _main_file(folder):
@@ -111,7 +97,7 @@ def _with_yaml(src, images, problems):
     raise ValueError(f'{src}: has none of "train", "val" and "test"')
   root = src.parent
   if images is not None:
-    root = pathlib.Path(images)
+    root = images
   elif content.get("path") not in _ABSENT:
     named_root = str(content["path"])
     root = folders.find(named_root, [root], f'{src}: "path"', problems)
@@ -162,7 +148,7 @@ def _images(root, place, where, problems):
     found = [
       file
       for file in folders.matching(path, "**/*")
-      if file.suffix.lower() in pictures.SUFFIXES
+      if file.suffix.lower() in image_files.SUFFIXES
     ]
     known = {yolo_labels.path_of(image) for image in found}
     known |= {image.with_suffix(".txt") for image in found}

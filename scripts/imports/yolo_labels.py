@@ -28,14 +28,7 @@ def find(
 ) -> dict[pathlib.Path, pathlib.Path]:
   """The label files of the images that have one; the others are noted.
 
-  Args:
-    images: of one split.
-    root: folder of the data set, for the message of an error.
-    where: the place that names the images.
-    problems: entries.Problems.
-
-  Raises:
-    ValueError: no image has one.
+  One image of a split must have one.
   """
   found = {}
   for image in images:
@@ -78,14 +71,9 @@ def read(
     root: folder of the data set.
     split: of the entries.
     labels: number of a class -> label.
-    where: the place that names the images.
-    problems: entries.Problems.
+    where, problems: as everywhere.
     key_points: whether key points follow the box, which are left out; None if
-      nobody says it.
-
-  Raises:
-    ValueError: no image has a label file; lines that nobody says are outlines
-      fit boxes with key points; or whatever `problems` does not skip.
+      nobody says it: then lines must not fit boxes with key points.
   """
   found = find(images, root, where, problems)
   if key_points is None:
@@ -93,22 +81,22 @@ def read(
   for image in images:
     with problems:
       path = found.get(image)
-      things = tuple(
-        _thing(words, labels, key_points, place, problems)
+      objects = tuple(
+        _object(words, labels, key_points, place, problems)
         for place, words in (_lines(path) if path else ())
       )
-      yield entries.Entry(image, str(path or image), split, things=things)
+      yield entries.Entry(image, str(path or image), split, objects=objects)
 
 
 def _lines(path):
-  """Yields the place and the words of each line that is not blank."""
+  """Yields (where, words) of each line that is not blank."""
   for number, line in enumerate(files.read_lines(path), start=1):
     if words := line.split():
       yield f"{path}:{number}", words
 
 
 def _refuse_key_points(paths):
-  """Raises if all of the first lines, taken as outlines, fit key points too.
+  """Raises if the first lines could be key points as well as outlines.
 
   Outlines differ in how many points they have, and lie anywhere; key points do
   not, and lie in the box that the first four numbers are.
@@ -135,7 +123,7 @@ def _readable(paths):
 
 
 def _shapes(words):
-  """Each kpt_shape that an outline has if it is a box with key points."""
+  """Every kpt_shape that fits a line when it is read as key points."""
   if len(words) < 7 or len(words) % 2 == 0:
     return set()
   try:
@@ -161,7 +149,7 @@ def _shapes(words):
   }
 
 
-def _thing(words, labels, key_points, where, problems):
+def _object(words, labels, key_points, where, problems):
   polygon = not key_points and len(words) >= 7 and len(words) % 2 == 1
   if key_points:
     words = words[:5]
@@ -190,10 +178,10 @@ def _thing(words, labels, key_points, where, problems):
         f"{share:g}"
       )
   if not polygon:
-    return boxes.Reading("cxcywh", shares=True).thing(label, shares, where)
+    return boxes.Reading("cxcywh", shares=True).to_object(label, shares, where)
   if len(shares) == 8:
     problems.note(
       "polygons of 4 points or turned boxes, read as the box around", where
     )
   around = boxes.around([shares], where)
-  return entries.Thing(label, around, where, mask=[shares], shares=True)
+  return entries.Object(label, around, where, mask=[shares], shares=True)

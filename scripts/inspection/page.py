@@ -1,4 +1,4 @@
-"""Samples and lengths -> one HTML file, with its pictures inside."""
+"""Renders samples and lengths as one HTML file with embedded images."""
 
 import base64
 import html
@@ -78,13 +78,7 @@ def section(
 
 
 def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
-  """An SVG of how often each length occurs, and a line at the limit.
-
-  Args:
-    title: what is counted.
-    values: int[N], the lengths.
-    limit: most that fit; what is longer is drawn in red. None for no limit.
-  """
+  """An SVG of how often each length occurs, with those above a limit in red."""
   if not len(values):
     return ""
   top = max(int(values.max()), limit or 0) + 1
@@ -127,12 +121,7 @@ def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
 def card(
   sample: Sample, decode: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> str:
-  """One example.
-
-  Args:
-    sample: what is shown.
-    decode: int[B, 16] codes -> float[B, 64, 64] masks; None draws no masks.
-  """
+  """One example; masks are drawn by `decode`, see inspect_data.inspect."""
   where = f'<p class="where">{sample.index}: {_text(sample.where)}</p>'
   if sample.problem:
     return f'<div class="card bad">{where}<p>{_text(sample.problem)}</p></div>'
@@ -151,9 +140,9 @@ def card(
   cut = " (cut to fit)" if sample.truncated else ""
   answers = " | ".join(sample.answers) if sample.answers else "none"
   problems = "".join(
-    f"<p>{_text(thing.label or 'object')}: {_text(thing.problem)}</p>"
-    for thing in sample.objects
-    if thing.problem
+    f"<p>{_text(obj.label or 'object')}: {_text(obj.problem)}</p>"
+    for obj in sample.objects
+    if obj.problem
   )
   return (
     f'<div class="card">{where}<div class="frames">{pictures}</div>'
@@ -181,12 +170,12 @@ def _overlay(sample, decode):
     return ""
   side = len(sample.frames[0])
   drawn = []
-  for i, thing in enumerate(sample.objects):
+  for i, obj in enumerate(sample.objects):
     colour = COLOURS[i % len(COLOURS)]
-    if decode is not None and thing.codes is not None and not thing.problem:
-      drawn.append(_mask(thing, side, colour, decode))
-    y0, x0, y1, x1 = thing.box
-    label = f"<title>{_text(thing.label)}</title>"
+    if decode is not None and obj.codes is not None and not obj.problem:
+      drawn.append(_mask(obj, side, colour, decode))
+    y0, x0, y1, x1 = obj.box
+    label = f"<title>{_text(obj.label)}</title>"
     drawn.append(
       f'<rect x="{x0:.2f}" y="{y0:.2f}" width="{x1 - x0:.2f}" '
       f'height="{y1 - y0:.2f}" fill="none" stroke="{colour}" '
@@ -194,14 +183,14 @@ def _overlay(sample, decode):
       f'<text x="{x0 + side / 100:.2f}" y="{y0 + side / 18:.2f}" '
       f'font-size="{side / 20:.2f}" fill="{colour}" stroke="#fff" '
       f'stroke-width="{side / 150:.2f}" paint-order="stroke">'
-      f"{_text(thing.label)}</text>"
+      f"{_text(obj.label)}</text>"
     )
   return f'<svg viewBox="0 0 {side} {side}">{"".join(drawn)}</svg>'
 
 
-def _mask(thing: location.Object, side, colour, decode):
-  (decoded,) = np.asarray(decode(np.array([thing.codes], np.int32)))
-  inside = masks_lib.paste(decoded, thing.box, (side, side)) > 0.5
+def _mask(obj: location.Object, side, colour, decode):
+  (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
+  inside = masks_lib.paste(decoded, obj.box, (side, side)) > 0.5
   pixels = np.zeros((side, side, 4), np.uint8)
   pixels[inside] = (*bytes.fromhex(colour[1:]), 110)
   file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Examples as the model gets them: pictures, tokens, and what the text says."""
+"""Examples as the model sees them: images, tokens and located objects."""
 
 import dataclasses
 import time
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from paligemma.data import example_fields, location, sequence
+from paligemma.data import example_fields, location, sequence, tokenizer
+from trainers.places import Place
 
 MEASURED = 1000  # examples of a place whose texts are measured, at most
 SECONDS = 20.0  # that it may take, as where ops decode videos
@@ -15,76 +16,48 @@ _LONG = 1 << 15  # tokens; no text is longer
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-  """A position of the sequence that is not padding.
+  """A position of the sequence that is not padding."""
 
-  Attributes:
-    text: what it writes, or the name of a special token.
-    kind: "prompt"; "supervised"; or "answer", one that is not supervised.
-  """
-
-  text: str
-  kind: str
+  text: str  # what it writes, or the name of a special token
+  kind: str  # "prompt"; "supervised"; or "answer", one that is not supervised
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """An example of a place.
+  """An example of a place."""
 
-  Attributes:
-    index: its place in the source.
-    where: the place that errors name.
-    problem: why there is nothing else, "" if nothing is wrong.
-    frames: uint8[res, res, 3] of each image.
-    prefix: the prompt.
-    answers: what is to be answered; several where any will do.
-    tokens: of the sequence.
-    padding: number of further positions.
-    truncated: whether the answer was cut.
-    objects: what the text of prompt and answer locates, in pixels of a frame.
-  """
-
-  index: int
-  where: str
-  problem: str = ""
-  frames: tuple[np.ndarray, ...] = ()
-  prefix: str = ""
+  index: int  # its place in the source
+  where: str  # the place that errors name
+  problem: str = ""  # why there is nothing else, "" if nothing is wrong
+  frames: tuple[np.ndarray, ...] = ()  # uint8[res, res, 3] of each image
+  prefix: str = ""  # the prompt
+  # what is to be answered; several where any will do
   answers: tuple[str, ...] = ()
-  tokens: tuple[Token, ...] = ()
-  padding: int = 0
-  truncated: bool = False
+  tokens: tuple[Token, ...] = ()  # of the sequence
+  padding: int = 0  # number of further positions
+  truncated: bool = False  # whether the answer was cut
+  # what the text of prompt and answer locates, in pixels of a frame
   objects: tuple[location.Object, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-  """Tokens of texts: prompt with bos and newline, answer with eos.
+  """Tokens of texts: prompt with bos and newline, answer with eos."""
 
-  Attributes:
-    prompts: of each example.
-    answers: of each example; 0 where there is no text.
-    bad: number of further examples, which could not be read.
-  """
-
-  prompts: np.ndarray
-  answers: np.ndarray
-  bad: int
+  prompts: np.ndarray  # of each example
+  answers: np.ndarray  # of each example; 0 where there is no text
+  bad: int  # number of further examples, which could not be read
 
 
-def draw(place, count: int) -> list[int]:
-  """Indices of so many examples in random order, always the same ones."""
+def draw(place: Place, count: int) -> list[int]:
+  """Indices of at most so many random examples, always the same."""
   size = min(len(place.source), place.limit or len(place.source))
   rng = np.random.default_rng(0)
   return rng.choice(size, min(count, size), replace=False).tolist()
 
 
-def look(place, tok, index: int) -> Sample:
-  """One example, through the ops and the preprocess that a run uses.
-
-  Args:
-    place: trainers.places.Place.
-    tok: the tokenizer.
-    index: place of the example in the source.
-  """
+def look(place: Place, tok: tokenizer.Tokenizer, index: int) -> Sample:
+  """One example, prepared by the ops and preprocessing of a run."""
   where = f"{place.name} [{index}]"
   try:
     example = place.example(index)
@@ -108,13 +81,12 @@ def look(place, tok, index: int) -> Sample:
   )
 
 
-def measure(place, tok, count: int = MEASURED) -> Lengths:
-  """Lengths of texts, whether they fit or not; no image is decoded but by ops.
+def measure(
+  place: Place, tok: tokenizer.Tokenizer, count: int = MEASURED
+) -> Lengths:
+  """Lengths of texts of so many examples at most, whether they fit or not.
 
-  Args:
-    place: trainers.places.Place.
-    tok: the tokenizer.
-    count: most examples.
+  No image is decoded but by ops.
   """
   prompts, answers, bad = [], [], 0
   end = time.perf_counter() + SECONDS
@@ -168,5 +140,5 @@ def _piece(tok, i):
 
 def _located(texts, shape):
   size = shape[-3:-1]
-  found = [thing for text in texts for thing in location.parse(text, size)]
-  return tuple(thing for thing in found if thing.box is not None)
+  found = [obj for text in texts for obj in location.parse(text, size)]
+  return tuple(obj for obj in found if obj.box is not None)

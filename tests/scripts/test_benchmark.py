@@ -194,7 +194,8 @@ def test_contestants_run_in_turns():
   assert taken == {"a": [1, 1, 1], "b": [1, 1, 1]}
   rate = {"x": turns.spread([2.0, 9.0, 4.0]), "y": turns.spread([3.0])}
   assert rate["x"] == {"median": 4.0, "min": 2.0, "max": 9.0}
-  assert turns.ratio(10.0, rate) == 2.5
+  best = turns.against({"median": 10.0, "floor": 20.0}, rate)
+  assert best == {"ratio_to_best": 2.5, "floor_to_best": 5.0}
 
 
 def test_a_mistake_is_one_line():

@@ -138,15 +138,16 @@ def codec(monkeypatch):
   """In the place of a codec: it remembers its masks, and has fixed codes."""
   seen = []
 
-  def encode(params, batch):
-    assert params == "codec of vae.npz"
-    seen.append(np.array(batch))
-    return np.tile(CODES, (len(batch), 1))
+  class Encoder:
+    def __init__(self, path):
+      assert path == "vae.npz"
 
-  monkeypatch.setattr(
-    import_data.paligemma, "load_mask_codec", lambda path: f"codec of {path}"
-  )
-  monkeypatch.setattr(import_data.mask_codec, "encode", encode)
+    def codes(self, batch):
+      if batch.any():
+        seen.append(np.array(batch))
+      return np.tile(CODES, (len(batch), 1))
+
+  monkeypatch.setattr(mask_codes, "Encoder", Encoder)
   return seen
 
 
@@ -190,9 +191,8 @@ def test_masks(kind, tmp_path, codec):
   assert example["prefix"] == "segment cat ; red dog"
   (found,) = location.parse(example["suffix"], size)
   assert (found.codes, found.label) == (CODES, "cat")
-  (batch,) = codec
-  np.testing.assert_allclose(batch[0], masks.crop(mask, box), atol=1e-6)
-  assert not batch[1:].any() and len(batch) == 8
+  ((cut,),) = codec
+  np.testing.assert_allclose(cut, masks.crop(mask, box), atol=1e-6)
   # What FromCoco makes masks of.
   (annotation,) = example["annotations"]
   assert annotation["category_id"] == "cat"
@@ -842,17 +842,20 @@ def test_nothing_to_write(tmp_path):
     run("coco", src, tmp_path / "out", skip_bad=True)
 
 
-def test_options_go_to_the_formats_that_declare_them(tmp_path, monkeypatch):
-  def read(src, images, problems, *, boxes):
-    image = pathlib.Path(src, "a.png")
-    box = entries.BOXES[boxes](10, 5, 8, 4)
-    things = (entries.Thing("cat", box, "here"),)
-    return entries.Annotations(iter([entries.Entry(image, "a", things=things)]))
+def test_options_go_to_the_formats_that_take_them(tmp_path, monkeypatch):
+  def read(request):
+    image = request.src / "a.png"
+    box = entries.BOXES[request.boxes](10, 5, 8, 4)
+    things = (entries.Object("cat", box, "here"),)
+    return entries.Annotations(
+      iter([entries.Entry(image, "a", objects=things)])
+    )
 
   write_images(tmp_path)
   monkeypatch.setitem(
     import_data.FORMATS, "ours", types.SimpleNamespace(read=read)
   )
+  monkeypatch.setitem(import_data.TAKEN_BY, "boxes", ("ours",))
   records, _ = run("ours", tmp_path, tmp_path / "out", boxes="cxcywh")
   assert records["train"][0]["objects"][0]["box"] == [3, 6, 7, 14]
 
@@ -954,7 +957,7 @@ def ours(monkeypatch):
   """A format whose entries a test gives itself."""
   found = []
 
-  def read(src, images, problems):
+  def read(request):
     return entries.Annotations(iter(found))
 
   monkeypatch.setitem(
@@ -965,8 +968,8 @@ def ours(monkeypatch):
 
 def annotated(image, where, *labels, split="train"):
   """An entry with a box of each label."""
-  things = [entries.Thing(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
-  return entries.Entry(image, where, split, things=tuple(things))
+  things = [entries.Object(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
+  return entries.Entry(image, where, split, objects=tuple(things))
 
 
 def test_an_image_has_one_annotation(ours, tmp_path):

@@ -70,7 +70,7 @@ def _scans():
 def _things(seed):
   scans, labels = _scans()
   rng = np.random.default_rng(seed)
-  return make_scenes.draw_things(scans[:101], labels[:101], rng)
+  return make_scenes.draw_objects(scans[:101], labels[:101], rng)
 
 
 @pytest.mark.parametrize(
@@ -218,17 +218,6 @@ def test_boxes_come_in_the_order_of_the_question():
     absent += len({label for label, _ in found}) < len(names)
     orders += names != sorted(names)
   assert 10 < absent < 60 and 10 < orders < 60
-
-
-def test_run_lengths_are_those_of_coco():
-  rng = np.random.default_rng(0)
-  for shape in ((3, 5), (7, 2), (1, 1)):
-    for _ in range(20):
-      mask = rng.random(shape) < rng.random()
-      packed = json.loads(json.dumps(make_scenes.run_lengths(mask)))
-      np.testing.assert_array_equal(masks_lib.from_rle(packed, *shape), mask)
-  mask = np.array([[1, 0], [1, 1]], bool)
-  assert make_scenes.run_lengths(mask)["counts"] == [0, 2, 1, 1]
 
 
 def test_train_and_test_share_no_scan(tmp_path, monkeypatch):

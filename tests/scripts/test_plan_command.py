@@ -13,7 +13,6 @@ import pytest
 from paligemma.planning import flops, memory
 from paligemma.planning.memory import GIB
 from scripts import plan as command
-from scripts import plan_t4
 from trainers.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -219,14 +218,14 @@ def test_what_fits_a_t4(monkeypatch):
     batch_sizes={"paligemma_3b": 8, "paligemma2_3b": 1},
     resolutions=(448,),
   )
-  assert [row["tune"] for row in rows] == 2 * list(plan_t4.METHODS)
+  assert [row["tune"] for row in rows] == 2 * list(command.T4_METHODS)
   assert [row["fits"] for row in rows] == 4 * [True] + 4 * [False]
   assert {config.model.dtype for config in asked} == {"float16"}
   assert {config.res for config in asked} == {448}
   assert [c.frozen_dtype for c in asked[:4]] == [
     *("float16", "float16", "int8", "int4")
   ]
-  said = plan_t4.describe(rows).splitlines()
+  said = command.describe_t4(rows).splitlines()
   row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB yes"
   assert said[3].split() == row.split()
   assert said[-1] == "T4: 14.2 GiB usable"

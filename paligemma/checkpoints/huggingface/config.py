@@ -1,4 +1,4 @@
-"""config.json of transformers, read and made.
+"""Reads and makes config.json of transformers.
 
 A key that is absent has the default of transformers' config class; the official
 PaliGemma 1 files, for example, leave out the head dim. What our models cannot
@@ -85,14 +85,28 @@ _PALIGEMMA_DEFAULTS = {
 }
 
 
+# Field of both models -> key of both towers; the decoder has two more.
+_SIZES = {
+  "width": "hidden_size",
+  "depth": "num_hidden_layers",
+  "mlp_dim": "intermediate_size",
+  "num_heads": "num_attention_heads",
+}
+_DECODER_SIZES = {
+  **_SIZES,
+  "num_kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Description:
   """A model as config.json has it.
 
   Attributes:
     model_type: "paligemma", "gemma", "gemma2", "siglip", ...
-    decoder: Sizes for huggingface_layout.decoder, None if there is none.
-    image_tower: Sizes for huggingface_layout.image_tower, None if there is
+    decoder: Sizes for layout.decoder, None if there is none.
+    image_tower: Sizes for layout.image_tower, None if there is
       none.
     llm: Fields of gemma.Model.
     image_token_id: int, None in a model for text alone.
@@ -157,11 +171,11 @@ class _Section:
     self.defaults = defaults
 
   def get(self, key):
-    """The value, None included if the file says so."""
+    """The value or the default; None if the file says so."""
     return self.values.get(key, self.defaults.get(key))
 
   def filled(self, key):
-    """The value, the default also in place of None."""
+    """The value, or the default if it is absent or None."""
     value = self.values.get(key)
     return self.defaults.get(key) if value is None else value
 
@@ -246,29 +260,18 @@ def _gemma(config) -> Description:
   config = config.with_defaults(config.lookup(generations, "model_type"))
   post_norms = config.values["model_type"] == "gemma2"
   _check_gemma(config, post_norms)
-  sizes = {
-    "width": config.size("hidden_size"),
-    "depth": config.size("num_hidden_layers"),
-    "mlp_dim": config.size("intermediate_size"),
-    "num_heads": config.size("num_attention_heads"),
-    "num_kv_heads": config.size("num_key_value_heads"),
-    "head_dim": config.size("head_dim"),
-    "vocab_size": config.size("vocab_size"),
-    "post_norms": post_norms,
-  }
-  if sizes["num_heads"] % sizes["num_kv_heads"]:
-    raise config.error(
-      "num_key_value_heads",
-      sizes["num_kv_heads"],
-      f"a divisor of {sizes['num_heads']} heads",
-    )
+  sizes = {ours: config.size(key) for ours, key in _DECODER_SIZES.items()}
+  sizes |= {"vocab_size": config.size("vocab_size"), "post_norms": post_norms}
+  heads, kv_heads = sizes["num_heads"], sizes["num_kv_heads"]
+  if heads % kv_heads:
+    expected = f"a divisor of {heads} heads"
+    raise config.error("num_key_value_heads", kv_heads, expected)
+  absent = ("attn_logits_softcap", "final_logits_softcap", "sliding_window")
   llm = {
     "norm_eps": config.number("rms_norm_eps"),
     "query_scale": "head_dim",
     "post_norms": post_norms,
-    "attn_logits_softcap": None,
-    "final_logits_softcap": None,
-    "sliding_window": None,
+    **dict.fromkeys(absent),
   }
   if post_norms:
     llm.update(
@@ -340,17 +343,15 @@ def _siglip(config) -> Description:
   config.must_be("hidden_act", "gelu_pytorch_tanh")
   config.must_be("layer_norm_eps", 1e-6)
   config.must_be("num_channels", 3)
-  width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+  sizes = {ours: config.size(key) for ours, key in _SIZES.items()}
+  width, heads = sizes["width"], sizes["num_heads"]
   if width % heads:
     raise config.error(
       "num_attention_heads", heads, f"a divisor of the width {width}"
     )
   patch_size = config.side("patch_size")
   tower = {
-    "width": width,
-    "depth": config.size("num_hidden_layers"),
-    "mlp_dim": config.size("intermediate_size"),
-    "num_heads": heads,
+    **sizes,
     "patch_size": patch_size,
     # Pixels that fill no patch are not looked at.
     "num_positions": (config.side("image_size") // patch_size) ** 2,
@@ -397,14 +398,11 @@ def make(
     "torch_dtype": dtype,
     "vision_config": {
       "model_type": "siglip_vision_model",
+      **{key: img[ours] for ours, key in _SIZES.items()},
       "hidden_act": "gelu_pytorch_tanh",
-      "hidden_size": img["width"],
       "image_size": patch_size * math.isqrt(num_positions),
-      "intermediate_size": img["mlp_dim"],
       "layer_norm_eps": 1e-6,
-      "num_attention_heads": img["num_heads"],
       "num_channels": 3,
-      "num_hidden_layers": img["depth"],
       "num_image_tokens": num_positions,
       "patch_size": patch_size,
       "projection_dim": llm["width"],
@@ -419,16 +417,11 @@ def _make_gemma(llm):
   config = {
     "model_type": "gemma",
     **SPECIAL_IDS,
+    **{key: llm[ours] for ours, key in _DECODER_SIZES.items()},
     "attention_bias": False,
-    "head_dim": llm["head_dim"],
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": llm["width"],
-    "intermediate_size": llm["mlp_dim"],
     "max_position_embeddings": _MAX_POSITIONS,
-    "num_attention_heads": llm["num_heads"],
-    "num_hidden_layers": llm["depth"],
-    "num_key_value_heads": llm["num_kv_heads"],
     "rms_norm_eps": llm.get("norm_eps", 1e-6),
     "rope_theta": 10_000.0,
     "tie_word_embeddings": True,

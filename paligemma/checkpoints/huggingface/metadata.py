@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says beside its model, in and out.
+"""Reads and writes what a Hugging Face folder says beside its model.
 
     generation_config.json     how answers are decoded
     preprocessor_config.json   how pictures are resized; transformers 5 writes
@@ -160,7 +160,7 @@ def _read_processor(folder):
 
 
 def _preprocessing(folder, processor):
-  """Key of image.PREPROCESSING; says what of the processor it does not do."""
+  """The key of image.PREPROCESSING; warns of what else the processor does."""
   names = {number: name for name, number in reversed(_FILTERS.items())}
   resample = processor.get("resample")
   # No number: the default of transformers' processor of SigLIP.

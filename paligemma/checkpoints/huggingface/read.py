@@ -1,4 +1,4 @@
-"""Hugging Face directories, in: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
+"""Reads Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
 
 What transformers writes with `save_pretrained`, in any release: config.json,
 and model.safetensors or shards with model.safetensors.index.json. Three ways to
@@ -36,7 +36,7 @@ FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
 
 _SHOWN = 10  # differences in one message
 
-# Prefixes in a file -> those of huggingface_layout.py; the first that matches.
+# Prefixes in a file -> those of layout.py; the first that matches.
 _PALIGEMMA = (
   (r"(language_model\.)?(?=lm_head\.)", "text."),
   (r"(model\.)?language_model\.(model\.)?", "text."),
@@ -82,7 +82,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     nothing but padding to a multiple of 64 rows follows, and no token of the
     tokenizer whose files lie there too; otherwise all rows are kept, and
     `metadata` names it. `metadata` also holds what the other files of the
-    folder say, see huggingface_metadata.py.
+    folder say, see metadata.py.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,
@@ -186,7 +186,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
 def normalize(
   path: pathlib.Path, keys: Iterable[str], model_type: str
 ) -> dict[str, str]:
-  """Name in huggingface_layout.py -> key in the file.
+  """Name in layout.py -> key in the file.
 
   Args:
     path: What the message of an error begins with.
@@ -210,7 +210,7 @@ def normalize(
 
 
 def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
-  """The matrix that gives the logits must be the table, bit for bit."""
+  """Raises unless the output matrix is the embedding table, bit for bit."""
   same = (table.shape, table.dtype) == (head.shape, head.dtype)
   count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
   for start in range(0, table.shape[0], count):
@@ -228,7 +228,7 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
 def _entries(
   path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
 ) -> Iterator[layout.Entry]:
-  """What a model of this config is made of."""
+  """The tensors of a model with this config."""
   for sizes in (config.decoder, config.image_tower):
     if sizes is not None and sizes["depth"] > num_tensors:
       raise ValueError(
@@ -251,7 +251,7 @@ def _check(
   tensors: Mapping[str, Mapped],
   names: Mapping[str, str],
 ) -> None:
-  """Every tensor is there, is used, has its shape, and holds real numbers."""
+  """Raises unless the tensors are those of config.json, and floats."""
   differences = tree.compare(
     {names.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
     {names[name]: tensor.shape for name, tensor in tensors.items()},

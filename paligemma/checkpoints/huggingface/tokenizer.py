@@ -1,4 +1,4 @@
-"""A tokenizer, mostly a SentencePiece file, as the files of transformers."""
+"""Writes a tokenizer as the files of transformers."""
 
 import json
 import pathlib
@@ -46,7 +46,7 @@ def save(
   if isinstance(tokenizer, str | epath.PathLike):
     where = tokenizer
     try:
-      where = _file(tokenizer)
+      where = disk.file_in(tokenizer, (_MODEL, _FAST))
       model_file.write_bytes(disk.path(where).read_bytes())
     except OSError as e:
       reason = e.strerror or e
@@ -92,26 +92,12 @@ def save(
       "spaces_between_special_tokens": False,
       "tokenizer_class": "GemmaTokenizer",
     },
-    "special_tokens_map.json": {
-      **special,
-      "additional_special_tokens": images,
-    },
+    "special_tokens_map.json": special | {"additional_special_tokens": images},
   }
   for name, content in files.items():
     # Without indentation: Gemma has half a million merges.
     text = json.dumps(content, ensure_ascii=False)
     (path / name).write_text(text + "\n", encoding="utf-8")
-
-
-def _file(tokenizer: epath.PathLike) -> epath.Path:
-  """The file of a tokenizer, which may be given by its folder."""
-  path = disk.path(tokenizer)
-  if not path.is_dir():
-    return path
-  for name in (_MODEL, _FAST):
-    if (path / name).exists():
-      return path / name
-  raise ValueError(f"{path}: holds neither {_MODEL} nor {_FAST}")
 
 
 def _parse_fast(where, data: bytes, image_token_id) -> dict[str, Any]:
@@ -122,9 +108,8 @@ def _parse_fast(where, data: bytes, image_token_id) -> dict[str, Any]:
     known = {token["content"]: token["id"] for token in added}
     count = 1 + max([*fast["model"]["vocab"].values(), *known.values()])
   except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
-    raise ValueError(
-      f"{where}: not a tokenizer.json ({len(data)} bytes)"
-    ) from (None)
+    message = f"{where}: not a tokenizer.json ({len(data)} bytes)"
+    raise ValueError(message) from None
   if image_token_id == count and IMAGE not in known:
     added.append(_added(image_token_id, IMAGE, special=True))
   return fast
@@ -166,7 +151,7 @@ def _parse(where, proto: bytes):
 
 
 def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
-  """What is cut out of a text before it is segmented."""
+  """The tokens that are cut out of a text before it is segmented."""
   tokens = {
     i: (piece.piece, piece.type != _Piece.USER_DEFINED)
     for i, piece in enumerate(model.pieces)

@@ -1,4 +1,4 @@
-"""Hugging Face directories, out: PaliGemma 1 and 2, and Gemma 1 and 2 alone."""
+"""Writes Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2."""
 
 import dataclasses
 import math
@@ -118,7 +118,7 @@ def save(
 
 
 def _num_positions(path, arrays) -> int:
-  """Patches of an image; transformers has no position embedding but learned."""
+  """Number of patches; raises unless the position embedding is learned."""
   if _POSITIONS not in arrays:
     raise ValueError(
       f"{path}: {_POSITIONS} is missing, expected a learned position embedding"
@@ -144,7 +144,7 @@ def _check(path, entries, arrays) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-  """A tensor of transformers that is yet to be cut out of our arrays."""
+  """A tensor of transformers, cut out of our arrays when it is read."""
 
   arrays: Mapping[str, Any]
   entry: layout.Entry
@@ -180,7 +180,7 @@ class _Part:
 
 @dataclasses.dataclass(frozen=True)
 class _Table:
-  """The table of embeddings with the mean of its rows added at the end."""
+  """The table of embeddings, padded with the mean of its rows."""
 
   part: _Part
   num_rows: int

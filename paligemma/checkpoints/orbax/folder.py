@@ -144,7 +144,7 @@ def open(path: epath.PathLike) -> Checkpoint:
 def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
   """Checks that there are parameters, all of a PaliGemma and of real numbers.
 
-  Those of quantized matrices are checked where they meet, see quantizing.py.
+  Those of quantized matrices are checked where they meet, in quantized_leaves.
 
   Raises:
     ValueError: Lists the first that are not.
@@ -233,7 +233,7 @@ def save(
 
 
 def _metadata(names):
-  """What Orbax writes of arrays that are to come back as NumPy's.
+  """The _METADATA of arrays that Orbax restores as NumPy arrays.
 
   It would bring back a jax.Array only with the devices it was on.
   """
@@ -301,9 +301,5 @@ def _spec(folder, stored, *, ocdbt, zarr3, sparse):
 def _kvstore(folder, stored, *, ocdbt):
   if not ocdbt:
     return zarr.kvstore(folder / stored if stored else folder)
-  base = zarr.kvstore(folder)
-  return {
-    "driver": "ocdbt",
-    "base": base,
-    "path": f"{stored}/" if stored else "",
-  }
+  path = f"{stored}/" if stored else ""
+  return {"driver": "ocdbt", "base": zarr.kvstore(folder), "path": path}

@@ -25,10 +25,8 @@ from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
 _BAD_FILE = (
   ArithmeticError,
   AttributeError,
-  IndexError,
-  KeyError,
+  LookupError,
   MemoryError,
-  NotImplementedError,
   OSError,
   RuntimeError,
   TypeError,
@@ -153,6 +151,7 @@ def write(folder: epath.PathLike, name: str, array: Any, dtype: Any) -> None:
       f"{name}: dtype {dtype}, expected bfloat16 or a number of NumPy"
     )
   chunk = _chunk_shape(array.shape, part_shape, dtype.itemsize)
+  grid = {"chunk_shape": chunk}
   store = ts.open(
     {
       "driver": "zarr3",
@@ -160,10 +159,7 @@ def write(folder: epath.PathLike, name: str, array: Any, dtype: Any) -> None:
       "metadata": {
         "shape": array.shape,
         "data_type": dtype.name,
-        "chunk_grid": {
-          "name": "regular",
-          "configuration": {"chunk_shape": chunk},
-        },
+        "chunk_grid": {"name": "regular", "configuration": grid},
         "codecs": [
           {"name": "bytes", "configuration": {"endian": "little"}},
           {"name": "crc32c"},
@@ -207,7 +203,7 @@ def _fetch(data):
 
 
 def _chunk_shape(shape, part_shape, itemsize):
-  """Leading axes cut until BLOCK_BYTES suffice; no chunk crosses a part."""
+  """Cuts leading axes until chunks fit BLOCK_BYTES; none crosses a shard."""
   chunk = [max(size, 1) for size in part_shape]
   for axis, size in enumerate(part_shape):
     rest = math.prod(chunk[axis + 1 :]) * itemsize

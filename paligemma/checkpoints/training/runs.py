@@ -21,6 +21,7 @@ from paligemma.checkpoints import (
   quantized_leaves,
   resample,
   settings,
+  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import (
@@ -35,14 +36,7 @@ from paligemma.checkpoints.training import fingerprint
 from paligemma.lora.config import PARAMETERS, Lora
 
 # Fields of both models that array shapes cannot tell.
-_LLM_FIELDS = (
-  "norm_eps",
-  "query_scale",
-  "post_norms",
-  "attn_logits_softcap",
-  "final_logits_softcap",
-  "sliding_window",
-)
+_LLM_FIELDS = tuple(name for name in stated_fields.LLM if name != "lora")
 _IMG_FIELDS = ("posemb", "pool_type")
 _HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
 
@@ -69,7 +63,7 @@ def open(
   *,
   above: tuple[epath.Path, ...] = (),
 ) -> Checkpoint:
-  """Opens a step: its moving average, else its weights, over the frozen ones.
+  """Opens a step: its EMA, else its weights, together with the frozen ones.
 
   Args:
     path: See `find`.
@@ -119,14 +113,12 @@ def open(
     compute_dtype=computed_in,
   )
   if source == "random" and not trains_all:
+    way_out = 'convert its "final.npz"'
+    if "lora" in llm:
+      way_out = "a run whose adapters are to be used needs an init"
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
-      "are stored nowhere; "
-      + (
-        "a run whose adapters are to be used needs an init"
-        if "lora" in llm
-        else 'convert its "final.npz"'
-      )
+      f"are stored nowhere; {way_out}"
     )
   if trains_all:
     metadata = _metadata_of(source, step, open_source) | preprocessing
@@ -158,7 +150,7 @@ def open(
 
 
 def _held(frozen, dtype):
-  """Leaves as a run holds them that keeps what is frozen in a dtype."""
+  """Frozen leaves in the dtype or quantization that the run held them in."""
   if dtype in quantization.KINDS:
     return quantized_leaves.rounded(frozen, dtype)
   dtypes = precision.storage_dtypes(frozen, dtype)
@@ -203,7 +195,7 @@ def _settings(file, config):
 
 
 def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
-  """The leaves that count, and the names of the others."""
+  """The trained leaves, of the EMA if there is one, and all other names."""
   arrays = orbax.tensors(state)
   kind = "ema/" if any(n.startswith("ema/") for n in arrays) else "trainable/"
   leaves = {

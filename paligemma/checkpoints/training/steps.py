@@ -176,7 +176,7 @@ class StepCheckpoints:
 
   @contextlib.contextmanager
   def _disk(self) -> Iterator[None]:
-    """Makes of what is raised of the disk an OSError with a path."""
+    """Turns errors of the disk into an OSError that names the directory."""
     try:
       with disk.named(self._directory):
         yield
@@ -231,7 +231,7 @@ class StepCheckpoints:
 
 
 def _state(file: epath.Path) -> Any:
-  """What CheckpointSave wrote of one process."""
+  """The state of one process's data iterator."""
   try:
     text = file.read_text()
     return json.loads(text)

@@ -82,7 +82,7 @@ def test_colours_can_be_told_from_the_background():
 def _thing(name, colour, left, size=""):
   mask = Image.new("L", (64, 64))
   mask.paste(255, (left, 16, left + 8, 32))
-  return draw_pictures.Thing(name, colour, size, mask)
+  return draw_pictures.Object(name, colour, size, mask)
 
 
 def _answers(ask, *arguments):

@@ -1,7 +1,7 @@
 """Reads a data set as scripts.import_data does."""
 
-import inspect
 import json
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -9,13 +9,12 @@ from PIL import Image
 from scripts.imports import entries
 
 
-def read(function, src, images=None, *, task="detect", names=None, skip=False):
+def read(function, src, images=None, *, skip=False, **options):
   """Returns the entries, the labels, and the problems."""
   problems = entries.Problems(skip)
-  options = {"task": task, "names": names or {}}
-  declared = inspect.signature(function).parameters
-  options = {key: x for key, x in options.items() if key in declared}
-  found = function(src, images, problems, **options)
+  images = images and pathlib.Path(images)
+  request = entries.Request(pathlib.Path(src), problems, images, **options)
+  found = function(request)
   return list(found.entries), found.labels, problems
 
 

@@ -9,7 +9,8 @@ from pycocotools import mask as mask_api
 
 from paligemma.data import masks
 from scripts import import_data
-from scripts.imports import coco, entries
+from scripts.imports import coco
+from tests.scripts.imports import reading
 
 SIZE = (61, 97)  # height, width
 IMAGE = {"id": 1, "file_name": "a.png", "height": 61, "width": 97}
@@ -30,17 +31,15 @@ def draw(*paths):
     Image.new("RGB", SIZE[::-1]).save(path)
 
 
-def read(src, task="detect", images=None, skip=False, **options):
+def read(src, task="detect", images=None, **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = coco.read(src, images, problems, task=task, **options)
-  return list(found.entries), found.labels, problems
+  return reading.read(coco.read, src, images, task=task, **options)
 
 
 def things(path, **fields):
   """The objects of a file of one annotation, changed."""
   found, _, _ = read(write(path, annotations=[{**BOX, **fields}]))
-  return found[0].things
+  return found[0].objects
 
 
 @pytest.fixture
@@ -159,10 +158,10 @@ def test_names_equal_but_for_spaces_are_one_label(src):
 def test_ids_are_text_or_floats(src, kind):
   image = {**IMAGE, "id": kind(1)}
   found, labels, _ = read(write(src, [image], [BOX], [{**CAT, "id": kind(3)}]))
-  assert [x.label for x in found[0].things] == ["cat"]
+  assert [x.label for x in found[0].objects] == ["cat"]
   box = {**BOX, "image_id": kind(1), "category_id": kind(3)}
   found, _, _ = read(write(src, annotations=[box]))
-  assert [x.label for x in found[0].things] == ["cat"] and labels == ("cat",)
+  assert [x.label for x in found[0].objects] == ["cat"] and labels == ("cat",)
 
 
 def test_ids_that_are_names(src):
@@ -171,7 +170,7 @@ def test_ids_that_are_names(src):
     {**IMAGE, "id": "7", "file_name": "b.png"},
   ]
   found, _, _ = read(write(src, images, [{**BOX, "image_id": "007"}]))
-  assert [len(x.things) for x in found] == [1, 0]
+  assert [len(x.objects) for x in found] == [1, 0]
   assert [x.fields for x in found] == [{"image_id": "007"}, {"image_id": "7"}]
 
 
@@ -219,7 +218,7 @@ def test_boxes_of_polygons(src):
   polygons = [[7, 11, 20, 11, 20, 30], [50, 20, 90, 20, 90, 40]]
   annotation = {"image_id": 1, "category_id": 3, "segmentation": polygons}
   found, _, problems = read(write(src, annotations=[annotation]))
-  assert found[0].things[0].box == (11, 7, 40, 90)
+  assert found[0].objects[0].box == (11, 7, 40, 90)
   assert "objects without bbox, read as around their masks" in problems.notes
   annotation["segmentation"] = [[7, 11, 20, 11, 20]]
   with pytest.raises(ValueError, match=r"number 0: expected x and y of 3 poin"):
@@ -237,7 +236,7 @@ def test_boxes_of_run_length_masks(src, packed):
     mask = {**mask, "counts": mask["counts"].decode()}
   annotation = {"image_id": 1, "category_id": 3, "segmentation": mask}
   found, _, problems = read(write(src, annotations=[annotation]))
-  (thing,) = found[0].things
+  (thing,) = found[0].objects
   assert (thing.box, thing.mask, thing.shares) == ((11, 7, 40, 90), mask, False)
   assert "objects without bbox, read as around their masks" in problems.notes
 
@@ -295,7 +294,7 @@ def test_a_bad_object_takes_its_picture_out(src, fields, message):
 def test_an_annotation_of_no_image_is_named(src):
   path = write(src, annotations=[BOX, {**BOX, "image_id": 9}])
   found, _, problems = read(path, skip=True)
-  assert len(found[0].things) == 1
+  assert len(found[0].objects) == 1
   (message,) = problems.messages
   assert message.endswith("number 1 (id 5): no image has its image_id 9")
 
@@ -305,13 +304,13 @@ def test_images_listed_twice_are_one(src):
   other = {**BOX, "image_id": 2, "bbox": [1, 2, 3, 5]}
   same = {**BOX, "image_id": 2}
   (entry,), _, problems = read(write(src, images, [BOX, other, same]))
-  assert [x.box for x in entry.things] == [(11, 7, 40, 90), (2, 1, 7, 4)]
+  assert [x.box for x in entry.objects] == [(11, 7, 40, 90), (2, 1, 7, 4)]
   assert problems.notes["images listed twice, read as one"][0] == 2
 
 
 def test_images_without_annotations_stay(src):
   found, _, _ = read(write(src, annotations=[]))
-  assert found[0].things == ()
+  assert found[0].objects == ()
 
 
 def test_boxes_as_shares(src):
@@ -319,7 +318,7 @@ def test_boxes_as_shares(src):
   polygon = [[0.25, 0.5, 0.75, 0.5, 0.75, 0.875]]
   path = write(src, annotations=[{**BOX, **fields, "segmentation": polygon}])
   found, _, problems = read(path)
-  (thing,) = found[0].things
+  (thing,) = found[0].objects
   assert thing.shares and thing.box == (0.5, 0.25, 0.875, 0.75)
   assert thing.mask == polygon and thing.area is None
   assert list(problems.notes) == [
@@ -336,9 +335,9 @@ def test_boxes_that_are_corners(src):
     "xyxy they do: pass --boxes xyxy, or --boxes xywh to keep it"
   )
   found, _, _ = read(src, boxes="xyxy")
-  assert found[0].things[2].box == (11, 9, 40, 90)
+  assert found[0].objects[2].box == (11, 9, 40, 90)
   found, _, _ = read(src, boxes="xywh")  # seven prove nothing
-  assert found[0].things[0].box == (11, 7, 51, 97)
+  assert found[0].objects[0].box == (11, 7, 51, 97)
 
 
 def test_paths_of_another_machine(tmp_path):

@@ -20,8 +20,8 @@ def test_boxes(keys, tmp_path):
   ((entry,), labels, _) = read(createml.read, src)
   assert entry.image == tmp_path / "x" / "a.png"
   assert entry.where == f"{src}: picture number 0"
-  assert entry.things[0].box == (12, 15, 19, 25)
-  assert entry.things[0].label == "cat" and labels is None
+  assert entry.objects[0].box == (12, 15, 19, 25)
+  assert entry.objects[0].label == "cat" and labels is None
   ((entry,), _, _) = read(createml.read, src, tmp_path / "y")
   assert entry.image == tmp_path / "y" / "x" / "a.png"
 

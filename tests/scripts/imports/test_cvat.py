@@ -23,7 +23,7 @@ def write(tmp_path, shapes="", name="a.png", more="", meta=""):
 def things(tmp_path, shapes):
   ((entry,), _, _) = read(cvat.read, write(tmp_path, shapes))
   assert entry.size == (20, 30)
-  return entry.things
+  return entry.objects
 
 
 def test_shapes(tmp_path):
@@ -103,7 +103,7 @@ def test_labels_are_those_of_boxes(tmp_path):
 def test_splits(name, subset, split, tmp_path):
   ((entry,), _, _) = read(cvat.read, write(tmp_path, "", name, subset))
   assert entry.split == split
-  assert entry.things == ()
+  assert entry.objects == ()
 
 
 @pytest.mark.parametrize("subset", ["a/b", "../a", "..", "a&#10;b"])
@@ -131,7 +131,7 @@ def test_where_pictures_lie(tmp_path):
 def test_tags_are_left_out(tmp_path):
   src = write(tmp_path, f'<tag label="night"/>{BOX}/>')
   ((entry,), _, problems) = read(cvat.read, src)
-  assert len(entry.things) == 1
+  assert len(entry.objects) == 1
   assert list(problems.notes) == ["tags of whole pictures left out"]
 
 

@@ -32,7 +32,7 @@ def test_boxes(tmp_path):
     ((entry,), labels, problems) = read(darknet.read, given)
     assert (entry.image, entry.split) == (image, "train")
     assert labels == ("cat", "red dog")
-    (thing,) = entry.things
+    (thing,) = entry.objects
     assert (thing.label, thing.shares) == ("red dog", True)
     assert thing.box == pytest.approx((0.2, 0.4, 0.3, 0.6))
     assert thing.where == f"{src}/obj/a.txt:1"
@@ -72,7 +72,7 @@ def test_folders_of_roboflow(tmp_path):
     (tmp_path / split / "_darknet.labels").write_text("cat\nred dog\n")
   found, labels, _ = read(darknet.read, tmp_path)
   assert [entry.split for entry in found] == ["train", "val"]
-  assert [entry.things[0].label for entry in found] == ["red dog"] * 2
+  assert [entry.objects[0].label for entry in found] == ["red dog"] * 2
   assert labels == ("cat", "red dog")
 
 
@@ -80,7 +80,7 @@ def test_an_empty_file_of_labels_says_that_nothing_is_there(tmp_path):
   src = write(tmp_path / "data", line="\n")
   picture(src / "obj" / "a.jpg")
   ((entry,), _, _) = read(darknet.read, src)
-  assert entry.things == ()
+  assert entry.objects == ()
   (src / "obj" / "a.txt").unlink()
   with pytest.raises(
     ValueError, match="none of 1 images has a label file, suc"

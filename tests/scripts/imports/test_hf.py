@@ -7,7 +7,8 @@ import pathlib
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, hf
+from scripts.imports import hf
+from tests.scripts.imports import reading
 
 pyarrow = pytest.importorskip("pyarrow")
 BOX = {"bbox": [[7, 11, 83, 29]], "category": ["cat"]}
@@ -48,11 +49,9 @@ def write_table(path, *rows, features=None):
       file.write_table(made)
 
 
-def read(src, task="detect", skip=False, names=None, **options):
+def read(src, task="detect", **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = hf.read(src, None, problems, task=task, names=names or {}, **options)
-  return list(found.entries), found.labels, problems
+  return reading.read(hf.read, src, task=task, **options)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +117,7 @@ def test_classes_of_a_folder(tmp_path):
   content = {"features": {"objects": {"feature": feature, "_type": "List"}}}
   (tmp_path / "dataset_info.json").write_text(json.dumps(content))
   found, labels, _ = read(tmp_path)
-  assert found[0].things[0].label == "dog" and labels == ("cat", "dog")
+  assert found[0].objects[0].label == "dog" and labels == ("cat", "dog")
 
 
 CARD = """---
@@ -151,14 +150,14 @@ def test_classes_of_a_card(tmp_path, kind):
   card = tmp_path / "README.md"
   card.write_text(CARD % kind)
   found, labels, _ = read(tmp_path)
-  assert [x.label for x in found[0].things] == ["no", "0017"]
+  assert [x.label for x in found[0].objects] == ["no", "0017"]
   assert labels == ("0017", "no")
   row["image"] = PNG
   del row["file_name"]
   (tmp_path / "metadata.jsonl").unlink()
   write_table(tmp_path / "data" / "train.parquet", row)
   found, labels, _ = read(tmp_path)
-  assert found[0].things[0].label == "no" and labels == ("0017", "no")
+  assert found[0].objects[0].label == "no" and labels == ("0017", "no")
   card.write_text((CARD % kind).replace("'0'", "'2'"))
   with pytest.raises(
     ValueError, match=r"md: .* from 0 to 1, found those of 1, 2"
@@ -258,7 +257,7 @@ def test_tables_of_save_to_disk(tmp_path):
     (tmp_path / split / "dataset_info.json").write_text("{}")
   found, _, _ = read(tmp_path)
   assert [x.split for x in found] == ["train", "val"]
-  assert found[0].things[0].box == (11, 7, 40, 90) and found[0].data == PNG
+  assert found[0].objects[0].box == (11, 7, 40, 90) and found[0].data == PNG
   (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")
   with pytest.raises(ValueError, match=r"00001\.arrow: cannot read it: "):
     read(tmp_path)
@@ -317,7 +316,7 @@ def test_boxes_that_are_corners(tmp_path, kind):
     "as xyxy they do: pass --boxes xyxy, or --boxes xywh to keep it"
   )
   found, _, _ = read(tmp_path, boxes="xyxy")
-  assert found[0].things[6].box == (11, 13, 40, 90)
+  assert found[0].objects[6].box == (11, 13, 40, 90)
 
 
 @pytest.mark.parametrize("kind", ["folder", "table"])
@@ -328,7 +327,7 @@ def test_boxes_as_shares(tmp_path, kind):
   ]
   write_objects(tmp_path, kind, objects)
   found, _, problems = read(tmp_path)
-  first, second = found[0].things
+  first, second = found[0].objects
   assert first.shares and first.box == (0.5, 0.25, 0.875, 0.75)
   assert second.shares and second.box == (0, 0, 1, 1) and second.area is None
   assert list(problems.notes) == [
@@ -340,7 +339,7 @@ def test_crowds_and_areas(tmp_path):
   draw(tmp_path / "a.png")
   objects = {**BOX, "iscrowd": [1], "area": [17]}
   write(tmp_path / "metadata.jsonl", {"file_name": "a.png", "objects": objects})
-  (thing,) = read(tmp_path)[0][0].things
+  (thing,) = read(tmp_path)[0][0].objects
   assert thing.crowd and thing.area == 17
 
 

@@ -59,7 +59,7 @@ def only(tmp_path, *tasks, skip=False, **options):
 def things(tmp_path, *results):
   ((entry,), notes) = only(tmp_path, task(*results))
   assert not notes
-  return entry.things
+  return entry.objects
 
 
 def test_shapes(tmp_path):
@@ -130,7 +130,7 @@ def test_which_annotation_counts(tmp_path):
     task(annotations=[]),
     task(),
   )
-  labels = [[thing.label for thing in entry.things] for entry in found]
+  labels = [[thing.label for thing in entry.objects] for entry in found]
   assert labels == [["dog"], ["cat"], []]
   assert notes == [
     "further annotations of a task left out",
@@ -145,7 +145,7 @@ def test_the_small_export(tmp_path):
   fields = {"id": 3, "image": "a.png", "annotator": 1, "choice": "x"}
   fields["label"] = [{**flat, "rectanglelabels": ["cat"]}]
   ((entry,), _) = only(tmp_path, fields)
-  assert entry.things[0].box == (4, 4, 14, 14)
+  assert entry.objects[0].box == (4, 4, 14, 14)
   with pytest.raises(ValueError, match="number 0: JSON-MIN does not tell data"):
     only(tmp_path, fields, task="vqa")
 
@@ -160,7 +160,7 @@ def test_texts_and_choices(tmp_path):
   ((entry,), _) = only(tmp_path, row, task="vqa", names={"question": "ask"})
   assert entry.question == "Why?"
   ((entry,), notes) = only(tmp_path, row)
-  assert entry.things == () and notes == [
+  assert entry.objects == () and notes == [
     "what is said of whole pictures left out"
   ]
   with pytest.raises(ValueError, match="no column question, found image; name"):

@@ -31,7 +31,7 @@ def bitmap(mask):
 def things(tmp_path, *shapes, **fields):
   src = write_json(tmp_path / "a.json", content(*shapes, **fields))
   ((entry,), _, _) = read(labelme.read, src)
-  return entry.things
+  return entry.objects
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def objects(found):
   return {
     entry.image.name: [
       (thing.label, tuple(np.round(pixels(entry, thing), 5)))
-      for thing in entry.things
+      for thing in entry.objects
     ]
     for entry in found
   }
@@ -59,7 +59,7 @@ def test_outlines_are_those_of_coco(kind, tmp_path):
   found, _, _ = read(import_data.FORMATS[kind].read, src)
   for entry in found:
     size, things = TRUTH[entry.image.name]
-    for thing, (label, box) in zip(entry.things, things, strict=True):
+    for thing, (label, box) in zip(entry.objects, things, strict=True):
       assert thing.label == label
       np.testing.assert_allclose(thing.box, box, rtol=0, atol=1e-6)
       np.testing.assert_array_equal(
@@ -84,7 +84,7 @@ def test_mask_pictures_are_outlines_of_coco(tmp_path):
   assert labels == ("cat", "red dog")
   for entry in found:
     size, things = TRUTH[entry.image.name]
-    for thing, (label, box) in zip(entry.things, things[:1], strict=True):
+    for thing, (label, box) in zip(entry.objects, things[:1], strict=True):
       assert thing.label == label
       np.testing.assert_array_equal(
         masks.from_rle(thing.mask, *size),

@@ -43,7 +43,7 @@ def found_in(src, images=None, **options):
     assert entry.size == SIZE
     objects[entry.image.name] = sorted(
       (thing.label, int(masks.from_rle(thing.mask, *SIZE).sum()), thing.box)
-      for thing in entry.things
+      for thing in entry.objects
     )
   return objects, labels, problems
 
@@ -186,7 +186,10 @@ def test_splits_are_folders(tmp_path):
   write(src / "masks" / "valid" / "train_1.png", values(square=1))
   write(src / "masks" / "x" / "b.png", values())
   found, _, _ = read(mask_pictures.read, src)
-  assert [(e.split, len(e.things)) for e in found] == [("val", 1), ("train", 0)]
+  assert [(e.split, len(e.objects)) for e in found] == [
+    ("val", 1),
+    ("train", 0),
+  ]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_boxes_are_shares(tmp_path):
   ((entry,), labels, problems) = read(open_images.read, src)
   assert (entry.image, entry.split) == (image, "train")
   assert entry.where == f"{src}/train-annotations-bbox.csv:2"
-  cat, dogs = entry.things
+  cat, dogs = entry.objects
   assert (cat.label, cat.box, cat.shares, cat.crowd) == (
     "Cat",
     (0.1, 0.25, 0.5, 0.75),
@@ -89,7 +89,7 @@ def test_the_layout_of_fiftyone(tmp_path):
     (folder / "labels" / name).rename(folder / "metadata" / "classes.csv")
     picture(folder / "data" / f"{key}.jpg")
   found, _, _ = read(open_images.read, tmp_path)
-  assert [(e.split, e.image.stem, e.things[0].label) for e in found] == [
+  assert [(e.split, e.image.stem, e.objects[0].label) for e in found] == [
     ("train", "0001", "Cat"),
     ("val", "0002", "Cat"),
   ]

@@ -8,7 +8,7 @@ from scripts.imports import entries, pixels
 
 
 def thing(box, **arguments):
-  return entries.Thing("cat", box, "here", **arguments)
+  return entries.Object("cat", box, "here", **arguments)
 
 
 def test_shares_of_six_decimals_give_the_pixels_they_were_made_of():

@@ -22,12 +22,12 @@ def image(tmp_path):
 
 
 def thing(box, label="cat", **arguments):
-  return entries.Thing(label, box, "x.json: object 3", **arguments)
+  return entries.Object(label, box, "x.json: object 3", **arguments)
 
 
 def detect(image, *things, labels=("cat",), task="detect", encode=None, **more):
   problems = entries.Problems()
-  entry = entries.Entry(image, "x.json: image 1", things=things, **more)
+  entry = entries.Entry(image, "x.json: image 1", objects=things, **more)
   found = prompts.record(entry, task, problems, labels=labels, encode=encode)
   return found, problems.notes
 

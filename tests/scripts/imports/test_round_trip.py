@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.data import location, masks
+from paligemma.data import location, mask_codes, masks
 from scripts import import_data
 from tests.scripts.imports import made_formats, same_data
 
@@ -143,18 +143,19 @@ def test_boxes_of_all_formats_are_the_same_bytes(tmp_path):
 
 @pytest.fixture
 def codec(monkeypatch):
-  """In the place of a codec: it remembers its masks, without padding."""
+  """In the place of a codec: it remembers its masks."""
   seen = []
 
-  def encode(params, batch):
-    codes = [np.full(16, (len(seen) + i) % 128) for i in range(len(batch))]
-    seen.extend(mask for mask in np.array(batch) if mask.any())
-    return np.array(codes)
+  class Encoder:
+    def __init__(self, path):
+      pass
 
-  monkeypatch.setattr(
-    import_data.paligemma, "load_mask_codec", lambda path: path
-  )
-  monkeypatch.setattr(import_data.mask_codec, "encode", encode)
+    def codes(self, batch):
+      codes = [np.full(16, (len(seen) + i) % 128) for i in range(len(batch))]
+      seen.extend(mask for mask in np.array(batch) if mask.any())
+      return np.array(codes)
+
+  monkeypatch.setattr(mask_codes, "Encoder", Encoder)
   return seen
 
 

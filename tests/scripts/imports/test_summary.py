@@ -44,7 +44,7 @@ def test_boxes_and_labels():
     "dog": {"train": 1},
     "unicorn": {},
   }
-  assert (found.objects, found.crowds, found.unused) == (3, 1, ["unicorn"])
+  assert (found.crowds, found.unused) == (1, ["unicorn"])
   assert found.smallest == summary.Box(5, 5, 0.005, "a")
   assert found.largest == summary.Box(7, 7, 7 / 9, "c")
   assert found.left_out == ["bad"]

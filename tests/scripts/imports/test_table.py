@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, table
+from scripts.imports import table
+from tests.scripts.imports import reading
 
 
 @pytest.fixture
@@ -13,18 +14,15 @@ def src(tmp_path):
   return tmp_path / "t.csv"
 
 
-def read(src, text, task="detect", skip=False, names=None, **options):
+def read(src, text, task="detect", **options):
   """The entries and the problems of a table."""
   src.write_bytes(text.encode())
-  problems = entries.Problems(skip)
-  found = table.read(
-    src, None, problems, task=task, names=names or {}, **options
-  )
-  return list(found.entries), problems
+  found, _, problems = reading.read(table.read, src, task=task, **options)
+  return found, problems
 
 
 def boxes(found):
-  return [x.box for entry in found for x in entry.things]
+  return [x.box for entry in found for x in entry.objects]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +42,7 @@ def test_headers(src, header, separator):
   text = f"{header}\r\na.png,cat,7,11,90,40\r\n".replace(",", separator)
   found, problems = read(src, text)
   assert boxes(found) == [(11, 7, 40, 90)] and not problems.notes
-  assert found[0].things[0].label == "cat" and found[0].fields == {}
+  assert found[0].objects[0].label == "cat" and found[0].fields == {}
 
 
 def test_two_columns_of_one_name(src):
@@ -124,7 +122,7 @@ def test_stated_sizes_are_those_of_the_check(src):
 def test_boxes_as_shares(src):
   text = "image,label,xmin,ymin,xmax,ymax\na.png,cat,0.05,0.1667,0.3,0.5\n"
   found, problems = read(src, text)
-  assert found[0].things[0].shares
+  assert found[0].objects[0].shares
   assert boxes(found) == [(0.1667, 0.05, 0.5, 0.3)]
   assert problems.notes == {
     "data sets with boxes from 0 to 1, read as shares": (1, f"{src}:2")

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, voc
+from scripts.imports import voc
+from tests.scripts.imports import reading
 
 
 def draw(*paths):
@@ -30,15 +31,14 @@ def write(path, *things, name="a.png", size=(61, 97), head="<annotation>"):
   return path
 
 
-def read(src, skip=False, images=None):
+def read(src, **options):
   """The entries and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = voc.read(src, images, problems)
-  return list(found.entries), problems
+  found, _, problems = reading.read(voc.read, src, **options)
+  return found, problems
 
 
 def boxes(found):
-  return [x.box for entry in found for x in entry.things]
+  return [x.box for entry in found for x in entry.objects]
 
 
 def test_boxes_count_from_1(tmp_path):
@@ -65,7 +65,7 @@ def test_boxes_as_shares(tmp_path):
   draw(tmp_path / "a.png")
   write(tmp_path / "a.xml", thing(0, 0.25, 0.5, 0.75))
   found, problems = read(tmp_path)
-  assert boxes(found) == [(0.25, 0, 0.75, 0.5)] and found[0].things[0].shares
+  assert boxes(found) == [(0.25, 0, 0.75, 0.5)] and found[0].objects[0].shares
   assert list(problems.notes) == [
     "data sets with boxes from 0 to 1, read as shares"
   ]

@@ -3,7 +3,8 @@
 import pytest
 from PIL import Image
 
-from scripts.imports import entries, yolo
+from scripts.imports import yolo
+from tests.scripts.imports import reading
 
 LINE = "0 0.5 0.25 0.25 0.125"
 BOX = (0.1875, 0.375, 0.3125, 0.625)  # (y0, x0, y1, x1)
@@ -29,11 +30,9 @@ def make(root, *lines, yaml="names: [cat, dog]", split="train"):
   return root
 
 
-def read(src, skip=False, images=None):
+def read(src, **options):
   """The entries, the labels and the problems of a data set."""
-  problems = entries.Problems(skip)
-  found = yolo.read(src, images, problems)
-  return list(found.entries), found.labels, problems
+  return reading.read(yolo.read, src, **options)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def read(src, skip=False, images=None):
 def test_key_points_follow_the_box(tmp_path, shape, points):
   yaml = f"names: [cat]\nkpt_shape: {shape}"
   found, _, _ = read(make(tmp_path, " ".join([LINE, *points]), yaml=yaml))
-  (thing,) = found[0].things
+  (thing,) = found[0].objects
   assert thing.box == BOX and thing.shares and thing.mask is None
 
 
@@ -58,8 +57,8 @@ def test_polygons_and_turned_boxes(tmp_path):
   three = "1 0.1 0.2 0.5 0.2 0.3 0.7"
   four = "0 0.1 0.2 0.5 0.2 0.5 0.7 0.1 0.7"
   found, _, problems = read(make(tmp_path, three, four, four))
-  assert [x.box for x in found[0].things] == [(0.2, 0.1, 0.7, 0.5)] * 3
-  assert found[0].things[0].mask == [[0.1, 0.2, 0.5, 0.2, 0.3, 0.7]]
+  assert [x.box for x in found[0].objects] == [(0.2, 0.1, 0.7, 0.5)] * 3
+  assert found[0].objects[0].mask == [[0.1, 0.2, 0.5, 0.2, 0.3, 0.7]]
   ((what, (count, where)),) = problems.notes.items()
   assert what == "polygons of 4 points or turned boxes, read as the box around"
   assert count == 2 and where.endswith("a.txt:2")
@@ -67,7 +66,7 @@ def test_polygons_and_turned_boxes(tmp_path):
 
 def test_lines_of_windows_with_classes_as_floats(tmp_path):
   found, _, _ = read(make(tmp_path, "0.0 0.5 0.25 0.25 0.125\r", "\r", LINE))
-  assert [x.box for x in found[0].things] == [BOX, BOX]
+  assert [x.box for x in found[0].objects] == [BOX, BOX]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_some_images_without_labels_are_noted(tmp_path):
   src = make(tmp_path)
   draw(*(tmp_path / "train" / "images" / f"{i}.png" for i in range(3)))
   found, _, problems = read(src)
-  assert [len(x.things) for x in found] == [0, 0, 0, 1]
+  assert [len(x.objects) for x in found] == [0, 0, 0, 1]
   ((what, (count, where)),) = problems.notes.items()
   assert what == "images without a label file, taken as images of nothing"
   assert count == 3 and where.endswith("0.png")
@@ -161,10 +160,10 @@ def test_labels_beside_images(tmp_path):
   write(tmp_path / "images" / "classes.txt", "cat")
   write(tmp_path / "x.yml", "names: [cat]\ntrain: images")
   found, _, _ = read(tmp_path)
-  assert [len(x.things) for x in found] == [1, 0]
+  assert [len(x.objects) for x in found] == [1, 0]
   write(tmp_path / "labels" / "b.txt", LINE)
   found, _, _ = read(tmp_path)
-  assert [len(x.things) for x in found] == [1, 1]
+  assert [len(x.objects) for x in found] == [1, 1]
 
 
 def test_hidden_files_are_none(tmp_path):
@@ -238,7 +237,7 @@ def test_lists_of_images(tmp_path, line):
   write(tmp_path / "lists" / "train.txt", f"{line}\r\n\r\n")
   write(tmp_path / "data.yaml", "names: [cat]\ntrain: lists/train.txt")
   found, _, _ = read(tmp_path)
-  assert found[0].image.is_file() and len(found[0].things) == 1
+  assert found[0].image.is_file() and len(found[0].objects) == 1
 
 
 def test_a_folder_without_yaml(tmp_path):
@@ -266,7 +265,7 @@ def test_classes_beside_labels(tmp_path):
   write(tmp_path / "labels" / "a.txt", LINE)
   write(tmp_path / "labels" / "classes.txt", "cat")
   found, labels, _ = read(tmp_path)
-  assert labels == ("cat",) and found[0].things[0].box == BOX
+  assert labels == ("cat",) and found[0].objects[0].box == BOX
 
 
 POINTS = " 0.45 0.2 0.5 0.3 0 0 0.55 0.25"  # in the box of LINE, one unseen
@@ -284,11 +283,11 @@ def test_what_may_be_key_points_is_asked_for(tmp_path):
   ((entry,), _, _) = read(
     make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: [4, 2]")
   )
-  assert {thing.mask for thing in entry.things} == {None}
+  assert {thing.mask for thing in entry.objects} == {None}
   ((entry,), _, _) = read(
     make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: []")
   )
-  assert all(thing.mask for thing in entry.things)
+  assert all(thing.mask for thing in entry.objects)
   with pytest.raises(ValueError, match="3] under \"kpt_shape\", found '4'"):
     read(make(tmp_path, *lines, yaml="names: [cat]\nkpt_shape: 4"))
 
@@ -318,9 +317,9 @@ def test_key_points_of_other_shapes(tmp_path, points, shape):
 )
 def test_outlines_that_are_no_key_points(tmp_path, other):
   ((entry,), _, _) = read(make(tmp_path, *[f"{LINE}{POINTS}"] * 20, other))
-  assert len(entry.things) == 21 and entry.things[0].mask
+  assert len(entry.objects) == 21 and entry.objects[0].mask
   ((entry,), _, _) = read(make(tmp_path, *[f"{LINE}{POINTS}"] * 9))
-  assert len(entry.things) == 9  # they are too few to tell
+  assert len(entry.objects) == 9  # they are too few to tell
   lines = [f"{LINE} 0.45 0.2 0.9 0.5 0.3 0.9"] * 20  # 0.9 is no visibility
   ((entry,), _, _) = read(make(tmp_path, *lines))
-  assert len(entry.things) == 20
+  assert len(entry.objects) == 20
