@@ -17,11 +17,7 @@ _UNKNOWN_ID, _UNKNOWN = 3, " \u2047 "
 _REPLACEMENT = "\ufffd"
 _IMAGE = "<image>"
 _BYTE = r"<0x([0-9A-F]{2})>"
-_NORMALIZER = {
-  "type": "Replace",
-  "pattern": {"String": " "},
-  "content": _SPACE,
-}
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class FastTokenizer:

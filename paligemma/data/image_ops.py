@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma import registry
-from paligemma.data import example_fields, objects
+from paligemma.data import example_fields, location, objects
 from paligemma.data import image as image_lib
 from paligemma.data.example_fields import Example
 from paligemma.data.pictures import pixels, size
@@ -157,22 +157,15 @@ class DrawBox:
   key: str = "bbox"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    box = example_fields.read(example, self.key)
-    try:
-      box = np.asarray(box, np.float32)
-    except (TypeError, ValueError):
-      box = np.empty(0)
-    if (
-      box.shape != (4,)
-      or not np.isfinite(box).all()
-      or (box[2:] < box[:2]).any()
-    ):
+    box = location.corners(example_fields.read(example, self.key))
+    if box is None or (box[2:] < box[:2]).any():
       raise example_fields.wrong(
         example, self.key, "a relative box (ymin, xmin, ymax, xmax)"
       )
     image = _read(example, "image").copy()
     last = np.array(image.shape[:2]) - 1
-    y0, x0, y1, x1 = (box * np.tile(last, 2).astype(np.float32)).astype(int)
+    box = box.astype(np.float32) * np.tile(last, 2).astype(np.float32)
+    y0, x0, y1, x1 = box.astype(int)
     rows = slice(max(y0, 0), max(y1 + 1, 0))
     columns = slice(max(x0, 0), max(x1 + 1, 0))
     for y in {y0, y1} & set(range(last[0] + 1)):

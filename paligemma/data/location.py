@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from paligemma.data import tokenizer
 
@@ -62,6 +63,15 @@ class Object:
   codes: tuple[int, ...] | None = None
   span: tuple[int, int] | None = None
   problem: str = ""
+
+
+def corners(box: Any) -> Float[np.ndarray, "4"] | None:
+  """Returns four finite numbers as float64, None if it is anything else."""
+  try:
+    found = np.asarray(box, np.float64)
+  except (TypeError, ValueError):
+    return None
+  return found if found.shape == (4,) and np.isfinite(found).all() else None
 
 
 def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
@@ -107,14 +117,14 @@ def widen(
     ValueError: As `encode_box`.
   """
   sides = _sides(size)
-  corners = np.clip(_checked(box), 0, sides).tolist()
+  clipped = np.clip(_checked(box), 0, sides).tolist()
   for low, side, count in zip((0, 1), size, steps, strict=True):
-    a, b = (corners[i] / side * count for i in (low, low + 2))
+    a, b = (clipped[i] / side * count for i in (low, low + 2))
     if a < b and round(a) == round(b):
       start = math.floor((a + b) / 2)
-      corners[low] = start * side / count
-      corners[low + 2] = (start + 1) * side / count
-  return tuple(corners)
+      clipped[low] = start * side / count
+      clipped[low + 2] = (start + 1) * side / count
+  return tuple(clipped)
 
 
 def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
@@ -205,8 +215,8 @@ def has_flat_box(text: str) -> bool:
 
   It is upside down, or as thin as that both edges are one location.
   """
-  corners = iter(_NUMBER.findall(text))  # four digits: they sort as texts
-  boxes = zip(corners, corners, corners, corners, strict=False)
+  bins = iter(_NUMBER.findall(text))  # four digits: they sort as texts
+  boxes = zip(bins, bins, bins, bins, strict=False)
   return any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in boxes)
 
 
@@ -285,8 +295,8 @@ def _read(text, run, stop, size):
     yield Object(None, label, span=(run.start(), stop), problem=problem)
     return
   for i in range(0, len(locs), 4):
-    corners = [_LOC[m[0]] for m in locs[i : i + 4]]
-    y0, x0, y1, x1 = (np.divide(corners, _LAST) * _sides(size)).tolist()
+    bins = [_LOC[m[0]] for m in locs[i : i + 4]]
+    y0, x0, y1, x1 = (np.divide(bins, _LAST) * _sides(size)).tolist()
     last = i + 4 == len(locs)
     yield Object(
       box=(y0, x0, y1, x1),
@@ -298,20 +308,16 @@ def _read(text, run, stop, size):
 
 
 def _checked(box):
-  try:
-    corners = np.asarray(box, np.float64)
-  except (TypeError, ValueError):
-    corners = np.empty(0)
-  if corners.shape != (4,) or not np.isfinite(corners).all():
+  found = corners(box)
+  if found is None:
     raise ValueError(
       f"box is {box}, expected 4 finite numbers (y0, x0, y1, x1)"
     )
-  y0, x0, y1, x1 = corners
-  if y1 < y0 or x1 < x0:
+  if (found[2:] < found[:2]).any():
     raise ValueError(
       f"box is {box}, expected (y0, x0, y1, x1) with y0 <= y1 and x0 <= x1"
     )
-  return corners
+  return found
 
 
 def _sides(size):

@@ -147,16 +147,11 @@ def _area(box):
 
 
 def _problem(thing):
-  """What is expected of an object, "" if it is as expected."""
+  """Returns what was expected of a malformed object, "" for a good one."""
   if not isinstance(thing, dict) or not isinstance(thing.get("label"), str):
     return '{"box": ..., "label": text}'
-  try:
-    box = np.asarray(thing.get("box"), np.float64)
-  except (TypeError, ValueError):
-    box = np.empty(0)
-  if (
-    box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any()
-  ):
+  box = location.corners(thing.get("box"))
+  if box is None or (box[2:] < box[:2]).any():
     return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
   mask = thing.get("mask")
   if "mask" in thing and (

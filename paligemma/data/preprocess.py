@@ -105,10 +105,7 @@ class Preprocess:
     }
 
   def prepare(
-    self,
-    example: Example,
-    rng: np.random.Generator,
-    answer_key: str = "suffix",
+    self, example: Example, rng: np.random.Generator, answer_key: str = "suffix"
   ) -> Example:
     """Returns the example after the ops, where evaluators find the answer.
 

@@ -284,7 +284,7 @@ class Generate:
     """How sure the model is of each box in the text that ids stand for."""
     pieces = self.tokenizer.pieces(ids)
     found = confidence.of_objects(pieces, log_probs, (1, 1))
-    return [thing.box for thing in found if thing.box is not None]
+    return [item.box for item in found if item.box is not None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,7 +52,7 @@ def apply(
   """
   examples, records = good(examples, records)
   arguments = {}
-  takes = inspect.signature(function).parameters
+  takes = inspect.signature(getattr(function, "rows", function)).parameters
   if "confidences" in takes and any("confidences" in r for r in records):
     arguments["confidences"] = [r.get("confidences", []) for r in records]
   texts = [line["prediction"] for line in records]
