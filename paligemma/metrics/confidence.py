@@ -36,6 +36,14 @@ class Confidence:
   overall: float
 
 
+def of_boxes(
+  pieces: Sequence[str], log_probs: Sequence[float] | Float[np.ndarray, " T"]
+) -> list[float]:
+  """Returns the confidence in each box; arguments as of `of_objects`."""
+  found = of_objects(pieces, log_probs, (1, 1))
+  return [item.box for item in found if item.box is not None]
+
+
 def of_objects(
   pieces: Sequence[str],
   log_probs: Sequence[float] | Float[np.ndarray, " T"],
