@@ -468,9 +468,9 @@ def test_confidences_reach_the_metric(evaluator, run):
 
 
 def test_running_again_compiles_nothing(evaluator, run, plain, params):
-  compiled = decode._generate.num_compiled()
+  compiled = decode.program.num_compiled()
   run(evaluator)
-  assert decode._generate.num_compiled() == compiled
+  assert decode.program.num_compiled() == compiled
 
 
 def test_nothing_is_written_without_a_folder(
