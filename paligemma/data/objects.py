@@ -6,8 +6,8 @@
 
 Boxes go from the corner at (0, 0), which is the upper left one of pixel (0, 0),
 to the one at (height, width), as in data/location.py; they need not be whole
-pixels. A mask may be missing. What else an object holds is carried along, but
-for its "area" where that changes.
+pixels. A mask may be missing. Other fields of an object are kept, except its
+"area" when that changes.
 """
 
 from collections.abc import Sequence
@@ -21,42 +21,40 @@ Object = dict[str, Any]
 
 
 def read(example: example_fields.Example) -> list[Object]:
-  """Returns the objects of an example, checked.
+  """Returns a new list of the objects of an example, checked.
 
   Raises:
-    ValueError: There are none, or one is malformed.
+    ValueError: The example has no "objects", or one is malformed.
   """
-  things = example_fields.read(example, "objects")
-  if not isinstance(things, list | tuple):
+  found = example_fields.read(example, "objects")
+  if not isinstance(found, list | tuple):
     raise example_fields.wrong(
       example, "objects", "a list of boxes with labels"
     )
-  for i, thing in enumerate(things):
-    if problem := _problem(thing):
-      found = " ".join(repr(thing).split())  # arrays come on several lines
-      raise ValueError(
-        f'{example_fields.where(example)}: object {i} of "objects" is '
-        f"{found:.80}, "
-        f"expected {problem}"
+  for i, item in enumerate(found):
+    if problem := _problem(item):
+      shown = " ".join(repr(item).split())  # arrays print on several lines
+      raise example_fields.error(
+        example, f'object {i} of "objects" is {shown:.80}, expected {problem}'
       )
-  return list(things)
+  return list(found)
 
 
 def crop(
   things: Sequence[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
-  """Cuts objects off at the borders of a part of the image.
+  """Crops objects to a window of the image.
 
   Args:
     things: The objects.
     window: (y0, x0, y1, x1), whole pixels.
-    min_visible: An object stays if at least this share of it lies within the
-      window: of its mask, if it has one, else of its box. In [0, 1]; of what
-      lies wholly outside, or has no area, nothing ever stays.
+    min_visible: An object is kept if at least this share, in [0, 1], of its
+      mask or else of its box is inside the window. Objects that are wholly
+      outside or have no area are always dropped.
 
   Returns:
-    The objects that stay, in pixels of the window. A box is clipped; where part
-    of a mask was cut off, the box shrinks to what is left of it.
+    The objects that are kept, in pixels of the window. Boxes are clipped; if a
+    mask was cut, its box shrinks to the rest of the mask.
   """
   kept = []
   y0, x0, y1, x1 = window
@@ -81,7 +79,7 @@ def crop(
 def pad(
   things: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
 ) -> list[Object]:
-  """Moves objects along with an image that is put onto a larger canvas.
+  """Moves objects with an image that is put onto a larger canvas.
 
   Args:
     things: The objects.
@@ -103,12 +101,12 @@ def pad(
 def resize(
   things: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
 ) -> list[Object]:
-  """Scales objects; a pixel of the new mask is the old one under its centre.
+  """Scales objects; masks by nearest neighbour.
 
   Args:
     things: The objects.
     old: (height, width) of their image.
-    new: That of the resized one.
+    new: (height, width) of the resized image.
   """
   scale = np.divide(new, old)
   rows, columns = (
@@ -137,7 +135,7 @@ def flip(things: Sequence[Object], width: int) -> list[Object]:
 
 
 def _moved(thing, box, **mask):
-  """The object with another box and mask, and without its former area."""
+  """Returns the object with another box and mask, without its area."""
   rest = {key: value for key, value in thing.items() if key != "area"}
   return {**rest, "box": tuple(map(float, box)), **mask}
 
@@ -146,15 +144,15 @@ def _area(box):
   return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _problem(thing):
+def _problem(item):
   """Returns what was expected of a malformed object, "" for a good one."""
-  if not isinstance(thing, dict) or not isinstance(thing.get("label"), str):
+  if not isinstance(item, dict) or not isinstance(item.get("label"), str):
     return '{"box": ..., "label": text}'
-  box = location.corners(thing.get("box"))
+  box = location.corners(item.get("box"))
   if box is None or (box[2:] < box[:2]).any():
     return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
-  mask = thing.get("mask")
-  if "mask" in thing and (
+  mask = item.get("mask")
+  if "mask" in item and (
     not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2
   ):
     return 'bool[height, width] as "mask"'

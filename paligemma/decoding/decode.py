@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from paligemma import reordered
 from paligemma.decoding import beam, samplers
@@ -220,21 +220,21 @@ def _pad_prompts(text, buckets):
   static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
 )
 def program(
-  model,
-  params,
-  images,
-  text,
-  is_real,
-  rng,
-  grammar,
-  eos_id,
-  pad_id,
+  model: nn.Module,
+  params: Mapping[str, Any],
+  images: Mapping[str, Array],
+  text: Mapping[str, Array],
+  is_real: Bool[Array, " B"],
+  rng: jax.Array | None,
+  grammar: automaton.Grammar | None,
+  eos_id: int,
+  pad_id: int,
   *,
-  max_decode_len,
-  sampler,
-  num_answers,
+  max_decode_len: int,
+  sampler: samplers.AnySampler,
+  num_answers: int | None,
 ) -> Decoded:
-  """The compiled part of `generate`; is_real bool[B] says what to decode."""
+  """The compiled part of `generate`; is_real says which prompts to answer."""
   variables = {"params": params}
 
   def prefill(x, input_mask, mask_ar, *, cache_size):
