@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import pathlib
-import shutil
 import socket
 import stat
 import time
@@ -71,7 +70,7 @@ def file(path: epath.PathLike) -> Iterator[epath.Path]:
       yield temporary
       publish(temporary, path)
     finally:
-      temporary.unlink(missing_ok=True)
+      _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -88,16 +87,9 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     OSError: It cannot be written; names the path.
   """
-  path = pathlib.Path(path)
-  with named(path):
-    clear(path)
-    temporary = pathlib.Path(beside(path))
-    try:
-      temporary.mkdir(parents=True)
-      yield temporary
-      publish(temporary, path)
-    finally:
-      shutil.rmtree(temporary, ignore_errors=True)
+  with file(path) as temporary:
+    temporary.mkdir()
+    yield pathlib.Path(temporary)
 
 
 def write(path: epath.PathLike, content: str | bytes) -> None:

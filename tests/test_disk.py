@@ -57,8 +57,8 @@ def test_a_file_is_replaced_at_the_end(tmp_path):
 def test_the_next_writer_clears_what_a_killed_one_left(way, tmp_path):
   script = f"""
 import sys, time
-from paligemma import atomic
-with atomic.{way}(sys.argv[1]) as beside:
+from paligemma import disk
+with disk.{way}(sys.argv[1]) as beside:
   (beside / "x" if {way == "folder"} else beside).write_text("half")
   print("begun", flush=True)
   time.sleep(600)

@@ -68,7 +68,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _log = logging.getLogger(__name__)
-_notes = set()
+said = set()  # notes that this process has logged
 
 
 def size(
@@ -452,6 +452,6 @@ def _note_black(pixels, bits, where):
 
 def _say_once(where, note):
   """Logs a note that this process has not logged before."""
-  if note not in _notes:
-    _notes.add(note)
+  if note not in said:
+    said.add(note)
     _log.warning("%s: %s (said once)", where, note)

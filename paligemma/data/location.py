@@ -4,7 +4,8 @@
     top      left     bottom   right    16 codes of a mask  label
 
 Boxes are (y0, x0, y1, x1) in pixels of the original image, whose corners are
-(0, 0), the upper left one of pixel (0, 0), and (height, width). A location is the nearest of 1024 points from 0 to the side's length.
+(0, 0), the upper left one of pixel (0, 0), and (height, width). A location is
+the nearest of 1024 points from 0 to the side's length.
 
 The denominator is 1023 as in the training and evaluation code of big_vision
 (pp/proj/paligemma/segmentation.py, evaluators/proj/paligemma/transfers/
@@ -137,7 +138,7 @@ def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
     ValueError: An object that `parse` would not return: codes without box, no
       box and no label, or a label with ";" or locations in it.
   """
-  return SEPARATOR.join(_encode_object(thing, size) for thing in objects)
+  return SEPARATOR.join(_encode_object(item, size) for item in objects)
 
 
 def parse(text: str, size: tuple[int, int]) -> list[Object]:
@@ -238,20 +239,20 @@ def to_pixels(
   return int(y0), int(x0), int(y1), int(x1)
 
 
-def _encode_object(thing, size):
-  if thing.box is None and thing.codes is not None:
-    raise ValueError(f'object "{thing.label}" has codes of a mask but no box')
-  if thing.box is None and not thing.label.strip():
+def _encode_object(item, size):
+  if item.box is None and item.codes is not None:
+    raise ValueError(f'object "{item.label}" has codes of a mask but no box')
+  if item.box is None and not item.label.strip():
     raise ValueError("object has neither box nor label")
-  if ";" in thing.label or _PIECE.search(thing.label):
+  if ";" in item.label or _PIECE.search(item.label):
     raise ValueError(
-      f'label "{thing.label}" holds ";", a location or a code, where it would '
+      f'label "{item.label}" holds ";", a location or a code, where it would '
       "end"
     )
-  pieces = encode_box(thing.box, size) if thing.box is not None else ""
-  if thing.codes is not None:
-    pieces += _encode_codes(thing.codes)
-  return f"{pieces} {thing.label}".strip()
+  pieces = encode_box(item.box, size) if item.box is not None else ""
+  if item.codes is not None:
+    pieces += _encode_codes(item.codes)
+  return f"{pieces} {item.label}".strip()
 
 
 def _encode_codes(codes):

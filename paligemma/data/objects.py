@@ -41,12 +41,12 @@ def read(example: example_fields.Example) -> list[Object]:
 
 
 def crop(
-  things: Sequence[Object], window: location.Box, min_visible: float
+  items: Sequence[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
   """Crops objects to a window of the image.
 
   Args:
-    things: The objects.
+    items: The objects.
     window: (y0, x0, y1, x1), whole pixels.
     min_visible: An object is kept if at least this share, in [0, 1], of its
       mask or else of its box is inside the window. Objects that are wholly
@@ -58,86 +58,91 @@ def crop(
   """
   kept = []
   y0, x0, y1, x1 = window
-  for thing in things:
-    whole = np.asarray(thing["box"], np.float64)
+  for item in items:
+    whole = np.asarray(item["box"], np.float64)
     box = np.clip(whole, (y0, x0, y0, x0), (y1, x1, y1, x1))
     visible = _area(box) / (_area(whole) or 1)
     box -= (y0, x0, y0, x0)
-    moved = {"box": box}
-    if "mask" in thing:
-      moved["mask"] = mask = thing["mask"][y0:y1, x0:x1]
-      visible = mask.sum() / max(thing["mask"].sum(), 1)
+    mask = item["mask"][y0:y1, x0:x1] if "mask" in item else None
+    if mask is not None:
+      visible = mask.sum() / max(item["mask"].sum(), 1)
       if 0 < visible < 1:
         tight = np.array(masks.bounding_box(mask))
         box[:2] = np.maximum(box[:2], tight[:2])
         box[2:] = np.minimum(box[2:], tight[2:])
     if visible >= max(min_visible, np.finfo(float).tiny) and _area(box) > 0:
-      kept.append(_moved(thing, **moved))
+      kept.append(_moved(item, box, mask))
   return kept
 
 
 def pad(
-  things: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
+  items: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
 ) -> list[Object]:
   """Moves objects with an image that is put onto a larger canvas.
 
   Args:
-    things: The objects.
+    items: The objects.
     corner: (y, x) of the image on the canvas, in pixels.
     size: (height, width) of the canvas.
   """
   y, x = corner
-  result = []
-  for thing in things:
-    moved = {"box": np.add(thing["box"], (y, x, y, x))}
-    if "mask" in thing:
-      moved["mask"] = np.zeros(size, bool)
-      height, width = thing["mask"].shape
-      moved["mask"][y : y + height, x : x + width] = thing["mask"]
-    result.append(_moved(thing, **moved))
-  return result
+
+  def on_canvas(mask):
+    canvas = np.zeros(size, bool)
+    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    return canvas
+
+  return _each(items, lambda box: np.add(box, (y, x, y, x)), on_canvas)
 
 
 def resize(
-  things: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
+  items: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
 ) -> list[Object]:
   """Scales objects; masks by nearest neighbour.
 
   Args:
-    things: The objects.
+    items: The objects.
     old: (height, width) of their image.
     new: (height, width) of the resized image.
   """
-  scale = np.divide(new, old)
   rows, columns = (
     ((np.arange(n) + 0.5) * o / n).astype(int)
     for o, n in zip(old, new, strict=True)
   )
-  result = []
-  for thing in things:
-    moved = {"box": np.multiply(thing["box"], (*scale, *scale))}
-    if "mask" in thing:
-      moved["mask"] = thing["mask"][rows[:, None], columns[None]]
-    result.append(_moved(thing, **moved))
-  return result
+  scale = np.tile(np.divide(new, old), 2)
+  return _each(
+    items,
+    lambda box: np.multiply(box, scale),
+    lambda mask: mask[rows[:, None], columns[None]],
+  )
 
 
-def flip(things: Sequence[Object], width: int) -> list[Object]:
+def flip(items: Sequence[Object], width: int) -> list[Object]:
   """Mirrors objects left to right in an image of this width."""
-  result = []
-  for thing in things:
-    y0, x0, y1, x1 = thing["box"]
-    moved = {"box": (y0, width - x1, y1, width - x0)}
-    if "mask" in thing:
-      moved["mask"] = thing["mask"][:, ::-1]
-    result.append(_moved(thing, **moved))
-  return result
+  return _each(
+    items,
+    lambda box: (box[0], width - box[3], box[2], width - box[1]),
+    lambda mask: mask[:, ::-1],
+  )
 
 
-def _moved(thing, box, **mask):
+def _each(items, move_box, move_mask):
+  """Applies functions to all boxes and masks."""
+  return [
+    _moved(
+      item,
+      move_box(item["box"]),
+      move_mask(item["mask"]) if "mask" in item else None,
+    )
+    for item in items
+  ]
+
+
+def _moved(item, box, mask):
   """Returns the object with another box and mask, without its area."""
-  rest = {key: value for key, value in thing.items() if key != "area"}
-  return {**rest, "box": tuple(map(float, box)), **mask}
+  moved = {key: value for key, value in item.items() if key != "area"}
+  moved["box"] = tuple(map(float, box))
+  return moved if mask is None else {**moved, "mask": mask}
 
 
 def _area(box):

@@ -43,7 +43,7 @@ class Generate(Evaluator):
       'boxes(["cat", "dog"])' or 'choices("yes", "no")'. Default None: all.
     on_bad: as of Evaluator; with "skip", the line of an unusable example holds
       an error instead of a prediction.
-    others: as of Evaluator.
+    Others: as of Evaluator.
   """
 
   tokenizer: tokenizer.Tokenizer

@@ -27,7 +27,7 @@ class Perplexity(Evaluator):
   Attributes:
     preprocess: in the training layout (train=True), whose mask_loss says which
       tokens are the answer.
-    others: as of Evaluator.
+    Others: as of Evaluator.
   """
 
   def run(
