@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -23,6 +23,7 @@ from paligemma.data import video as video_lib
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+@runtime_checkable
 class Source(Protocol):
   """A data set."""
 

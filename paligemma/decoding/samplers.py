@@ -9,7 +9,7 @@ frozen (hashable) dataclasses that can be written as strings, see `make`.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ Logits = Float[Array, "B V"]
 Ids = Int[Array, " B"]
 
 
+@runtime_checkable
 class Sampler(Protocol):
   """Chooses one token id per example from the logits of the next token.
 

@@ -10,7 +10,7 @@ Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -24,6 +24,7 @@ PERMUTATIONS = 9999
 BLOCK = 2**24  # most random numbers held at a time
 
 
+@runtime_checkable
 class Reducible(Protocol):
   """A Metric, or any other object that reduces rows to scores."""
 

@@ -1,6 +1,6 @@
 """The bytes that each token writes."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 _REPLACEMENT = "\ufffd"  # decoded from bytes that are not UTF-8
 _UNKNOWN = " \u2047 "  # decoded by SentencePiece from <unk>
@@ -11,6 +11,7 @@ _EVERY_BYTE = "".join(
 ) + "".join(map(chr, [0xE000, 0xF000, *range(0x10000, 0x110000, 0x10000)]))
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
   """What grammars need of a tokenizer, such as that of data/tokenizer.py."""
 
