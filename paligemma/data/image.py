@@ -6,7 +6,7 @@
 import functools
 
 import numpy as np
-from jaxtyping import Float32, Num, UInt8
+from jaxtyping import Float32, Num, Shaped, UInt8
 from PIL import Image
 
 from paligemma import registry
@@ -18,7 +18,7 @@ Input = Float32[np.ndarray, "height width 3"]
 
 
 def resize(
-  image: Num[np.ndarray, "H W C"],
+  image: Shaped[np.ndarray, "H W C"],
   size: tuple[int, int],
   method: str = "bilinear",
   antialias: bool = True,
@@ -30,7 +30,7 @@ def resize(
   shrinks. Weights of pixels inside the image are normalized to sum to one.
 
   Args:
-    image: uint8 or floating point.
+    image: uint8, floating point or bool.
     size: (height, width) of the result.
     method: Key of KERNELS. "bilinear" (triangle kernel, default); "bicubic"
       (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of

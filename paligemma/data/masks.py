@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Shaped
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from paligemma.data import image as image_lib
 from paligemma.data import location
@@ -18,7 +18,7 @@ from paligemma.data import location
 SIDE = 64  # of the codec's masks, in pixels
 
 Mask = Shaped[np.ndarray, "H W"]  # bool or number
-Small = Float32[np.ndarray, "64 64"]
+Small = Float[np.ndarray, "64 64"]
 
 
 def bounding_box(mask: Mask) -> tuple[int, int, int, int]:

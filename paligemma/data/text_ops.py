@@ -27,7 +27,7 @@ class Format:
 
   Attributes:
     prefix: Template of the prompt, as of str.format.
-    suffix: Template of the answer. Default None leaves the answer as it is.
+    suffix: Template of the answer. Default None: the answer is kept.
 
   Raises:
     ValueError: On an example that lacks a field, or where one is neither a text

@@ -50,7 +50,7 @@ class Detection(Metric):
   Fields of an example:
     the answer: the text of all objects, "<loc>x4 cat ; <loc>x4 dog"; or a list
       of {"box": (y0, x0, y1, x1) in pixels, "label": text}, with "area"
-      (default that of the box) and "iscrowd" (default 0) where COCO gives them.
+      (default: of the box) and "iscrowd" (default 0) as in COCO.
       "" or [] if there is no object.
     height, width: of the original image, in pixels; evaluators add them.
 

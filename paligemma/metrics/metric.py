@@ -36,7 +36,7 @@ class Metric:
     Resamples are then computed all at once."""
     return type(self).reduce is Metric.reduce
 
-  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
+  def score(self, prediction: str, example: Example, answer_key: str) -> Any:
     """Returns the numbers of one example.
 
     Args:
@@ -60,7 +60,7 @@ class Metric:
     examples: Sequence[Example],
     *,
     answer_key: str = "suffix",
-  ) -> list[Row]:
+  ) -> list[Any]:
     """Returns one row per example, in order.
 
     Args:

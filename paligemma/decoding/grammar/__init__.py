@@ -50,7 +50,7 @@ def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
   training, not other tokens that spell the same text.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: of the model.
     answers: the answers, or one list of them. One may be a prefix of another;
       "" is an answer too.
 
@@ -72,7 +72,7 @@ def regex(tokenizer: Tokenizer, pattern: str) -> Grammar:
   """Allows what a regular expression fully matches, in any tokenization.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: of the model.
     pattern: as in Python's re with re.ASCII, see patterns.py.
 
   Raises:
@@ -101,7 +101,7 @@ def boxes(
   location.parse and metrics.Segmentation.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: of the model.
     labels: the labels to choose from, in the tokens of training; "" is a box
       without a label. Default None: words of any characters but "<" and ";",
       one space apart.
@@ -171,7 +171,7 @@ def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
     grammar: a Grammar, or a string with a name in GRAMMARS: 'anything',
       'boxes(["cat", "dog"], at_least=0)', 'choices("yes", "no")',
       'regex("[0-9]+")'.
-    tokenizer: that of the model.
+    tokenizer: of the model.
 
   Raises:
     ValueError: unknown name or argument; as the function of that name.

@@ -67,17 +67,17 @@ class Automaton:
   """States 0..S-1, of which 0 is the start, and K classes of symbols.
 
   Attributes:
-    target: the state after a symbol of a class, -1 if it is not allowed. The
-      last row and column are -1; indices -1 for no state or class select them.
+    target: [S + 1, K + 1], the state after a symbol of a class, -1 if it is not
+      allowed. The last row and column are -1, so index -1 is no state or class.
     accepting: whether an answer may end here.
     rising: see Symbols.
-    bounds: class k holds the symbols in [bounds[k], bounds[k + 1]).
+    bounds: [K + 1], class k holds the symbols in [bounds[k], bounds[k + 1]).
   """
 
-  target: Int[np.ndarray, "S+1 K+1"]
+  target: Int[np.ndarray, "states classes"]
   accepting: Bool[np.ndarray, " S"]
   rising: Bool[np.ndarray, " S"]
-  bounds: Int[np.ndarray, " K+1"]
+  bounds: Int[np.ndarray, " classes"]
 
   def class_of(self, symbols: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Returns the class of each symbol; -1 or K for those that never occur."""
