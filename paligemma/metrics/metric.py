@@ -13,7 +13,7 @@ Row = dict[str, float]
 
 
 class Metric:
-  """Scores examples one by one; a subclass defines `score` or `rows`.
+  """Scores examples one by one; a subclass defines `score` or `score_all`.
 
   Calling it, metric(predictions, examples, answer_key="suffix"), returns
   reduce(rows(...)).
@@ -72,10 +72,13 @@ class Metric:
       ValueError: as score; no example, or not one prediction for each. The
         message begins with the example's "_where", or else its index.
     """
-    return [
-      self.score(prediction, example, answer_key)
-      for prediction, example in pairs(predictions, examples)
-    ]
+    return self.score_all(pairs(predictions, examples), answer_key)
+
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
+  ) -> list[Any]:
+    """Returns one row per (prediction, example): of `score`, one by one."""
+    return [self.score(*pair, answer_key) for pair in named]
 
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.

@@ -4,7 +4,7 @@ import collections
 from collections.abc import Sequence
 
 from paligemma.metrics import answer_fields, exact_match
-from paligemma.metrics.metric import Example, Metric, Row, pairs
+from paligemma.metrics.metric import Example, Metric, Row
 
 
 class MMVP(Metric):
@@ -27,16 +27,11 @@ class MMVP(Metric):
 
   group_key = "pair"
 
-  def rows(
-    self,
-    predictions: Sequence[str],
-    examples: Sequence[Example],
-    *,
-    answer_key: str = "suffix",
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
   ) -> list[Row]:
     paired = collections.defaultdict(list)
     right = []
-    named = pairs(predictions, examples)
     for prediction, example in named:
       answers = answer_fields.text_or_texts(example, answer_key, "answer")
       right.append(exact_match.exact_match(prediction, answers, lower=True))

@@ -10,7 +10,7 @@ from PIL import Image
 from paligemma.data import location
 from paligemma.data import masks as masks_lib
 from paligemma.metrics import answer_fields, boxes
-from paligemma.metrics.metric import Example, Metric, Row, means, pairs
+from paligemma.metrics.metric import Example, Metric, Row, means
 
 THRESHOLDS = (0.5, 0.75)  # of the IoU of boxes
 CODES = 16  # of a mask
@@ -52,20 +52,10 @@ class Segmentation(Metric):
   def __init__(self, decode: Callable[[np.ndarray], np.ndarray]):
     self._decode = decode
 
-  def rows(
-    self,
-    predictions: Sequence[str],
-    examples: Sequence[Example],
-    *,
-    answer_key: str = "suffix",
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
   ) -> list[Row]:
-    """Returns one row per example, as Metric.rows; answer_key is not used.
-
-    Raises:
-      ValueError: as Metric.rows; a mask or box is missing or malformed, or the
-        mask is empty.
-    """
-    named = pairs(predictions, examples)
+    """Returns one row per example, whose mask and box are checked."""
     found = [parse(prediction) for prediction, _ in named]
     decoded = iter(self._decode_all([p[1] for p in found if p is not None]))
     return [
