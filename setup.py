@@ -9,7 +9,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["paligemma", "paligemma.*"]),
-  package_data={"paligemma": ["assets/*"]},
+  package_data={"paligemma": ["assets/*", "py.typed"]},
   install_requires=[
     "absl-py",
     "einops",
@@ -17,6 +17,7 @@ setup(
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10,<0.12",
+    "jaxtyping>=0.3.11",
     "ml_collections>=1.1",
     "ml_dtypes",
     "numpy",

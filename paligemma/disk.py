@@ -1,10 +1,7 @@
-"""Files of users: read only if they end, written as a whole or not at all.
+"""Files of users: devices and pipes are not read, writes are atomic.
 
-What is none, a device or a pipe, is refused unread.
-
-They are written beside their place, as .NAME.HOST.PID.tmp, and renamed at the
-end, once the disk has them. What a killed writer left there is removed by the
-next one.
+A file is written beside its path, as .NAME.HOST.PID.tmp, synced to the disk and
+renamed. The next writer removes what a killed one left.
 """
 
 import contextlib
@@ -18,21 +15,21 @@ from collections.abc import Iterator, Sequence
 
 from etils import epath
 
-# Of another host nobody can say whether the writer lives: one that has not
-# touched what it writes for so long does not.
-_SECONDS = 3600.0
+# A writer on another host counts as dead once its file is unchanged for so
+# long.
+DEAD_AFTER_SECONDS = 3600.0
 
 
 def path(given: epath.PathLike) -> epath.Path:
-  """Returns the path, to open it.
+  """Returns a path that is safe to open.
 
   Args:
-    given: Path of a file, on any file system that etils.epath opens.
+    given: Path of a file, on any file system that etils.epath opens. It need
+      not exist.
 
   Raises:
-    OSError: It is an address of the web, or there is something that is neither
-      a file nor a folder, and might be read for ever. That there is nothing is
-      for who opens it to find.
+    OSError: A web address, or neither a file nor a folder, but a device, pipe
+      or socket, which might never end.
   """
   try:
     epath.Path(given)
@@ -41,7 +38,7 @@ def path(given: epath.PathLike) -> epath.Path:
     raise OSError(errno.EINVAL, reason, str(given)) from None
   try:
     mode = os.stat(given).st_mode
-  except (OSError, ValueError):  # nothing, not local, or a NUL in it
+  except (OSError, ValueError):  # missing, not local, or with a NUL in it
     return epath.Path(given)
   if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
     reason = "a device, a pipe or a socket, expected a file"
@@ -71,15 +68,15 @@ def file_in(given: epath.PathLike, names: Sequence[str]) -> epath.Path:
 
 @contextlib.contextmanager
 def file(path: epath.PathLike) -> Iterator[epath.Path]:
-  """Makes or replaces a file as a whole or not at all.
+  """Creates or replaces a file atomically.
 
   Args:
     path: File to write, on any file system that etils.epath opens; its folder
-      is made.
+      is created.
 
   Yields:
-    A path beside it to write to, which is renamed at the end, or removed if
-    there was an error.
+    A temporary path to write to, which is renamed at the end, or removed after
+    an error.
 
   Raises:
     OSError: It cannot be written; names the path.
@@ -98,14 +95,14 @@ def file(path: epath.PathLike) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
-  """Makes a folder of the local file system as a whole or not at all.
+  """Creates a folder of the local file system atomically.
 
   Args:
-    path: Folder to make, with its parents. It may not exist, or be empty.
+    path: Folder to create, with its parents. If it exists, it must be empty.
 
   Yields:
-    A folder beside it to write to, which is renamed at the end, or removed if
-    there was an error.
+    A temporary folder to write to, which is renamed at the end, or removed
+    after an error.
 
   Raises:
     OSError: It cannot be written; names the path.
@@ -116,18 +113,18 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
 
 
 def write(path: epath.PathLike, content: str | bytes) -> None:
-  """Makes or replaces a file that holds `content`, text as UTF-8."""
+  """Creates or replaces a file atomically; a str is written as UTF-8."""
   with file(path) as temporary:
     content = content.encode() if isinstance(content, str) else content
     temporary.write_bytes(content)
 
 
 def beside(path: epath.PathLike, writer: str | None = None) -> epath.Path:
-  """Where to write what is to become `path`.
+  """Returns the temporary path of a writer of `path`.
 
   Args:
-    path: What is to appear.
-    writer: "HOST.PID". Default: of this process.
+    path: The final path.
+    writer: "HOST.PID". Default: this process.
   """
   path = epath.Path(path)
   writer = writer or f"{socket.gethostname()}.{os.getpid()}"
@@ -135,7 +132,7 @@ def beside(path: epath.PathLike, writer: str | None = None) -> epath.Path:
 
 
 def clear(path: epath.PathLike) -> None:
-  """Removes what killed writers, or one of our number, left beside `path`."""
+  """Removes temporary files that killed writers or this process left."""
   path, own = epath.Path(path), beside(path)
   start, end = f".{path.name}.", ".tmp"
   if not path.parent.exists():
@@ -148,7 +145,7 @@ def clear(path: epath.PathLike) -> None:
 
 
 def publish(temporary: epath.PathLike, path: epath.PathLike) -> None:
-  """Renames what is complete, once the disk has it."""
+  """Syncs a complete file or folder to the disk, then renames it."""
   local = os.path.exists(temporary)
   if local:
     _sync(temporary)
@@ -158,7 +155,7 @@ def publish(temporary: epath.PathLike, path: epath.PathLike) -> None:
 
 
 def lives(pid: int) -> bool:
-  """Whether there is such a process on this machine, and not only its end."""
+  """Returns whether a process of this machine exists and is not a zombie."""
   try:
     os.kill(pid, 0)
   except PermissionError:
@@ -175,12 +172,12 @@ def lives(pid: int) -> bool:
 def _is_left(path, writer):
   host, _, pid = writer.rpartition(".")
   if not host or not pid.isdigit():
-    return False  # not of our making
+    return False  # not written by this module
   if host == socket.gethostname():
     return not lives(int(pid))
   try:
-    return time.time() - path.stat().mtime > _SECONDS
-  except OSError:  # renamed or removed in this moment
+    return time.time() - path.stat().mtime > DEAD_AFTER_SECONDS
+  except OSError:  # renamed or removed just now
     return False
 
 
@@ -213,7 +210,7 @@ def _sync_folder(path):
 
 @contextlib.contextmanager
 def named(path: epath.PathLike) -> Iterator[None]:
-  """An error of writing names the path, which that of a full disk does not."""
+  """Adds the path to an OSError that lacks it, such as that of a full disk."""
   try:
     yield
   except OSError as error:

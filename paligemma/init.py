@@ -1,53 +1,61 @@
-"""The parameters of a model before there is a checkpoint."""
+"""Shapes of a model's parameters, and their random initialization."""
 
+from collections.abc import Mapping
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from paligemma import quantization, tree
 
 
-def shapes(model, res=None):
-  """Names and shapes of all parameters; allocates nothing.
+def shapes(
+  model: nn.Module, res: int | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns the shape of every parameter by name, without allocating any.
 
   Args:
     model: paligemma Model.
-    res: int, side of the images in pixels, which tells the number of positions.
-      Default: one patch.
-
-  Returns:
-    name -> jax.ShapeDtypeStruct.
+    res: side of the images in pixels, from which the number of position
+      embeddings follows. Default: one patch.
   """
   return jax.eval_shape(_init(model, res), jax.random.key(0))
 
 
-def random_params(model, res, abstract, *, seed):
-  """Draws every parameter, each device only its own part.
+def random_params(
+  model: nn.Module,
+  res: int | None,
+  abstract: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  seed: int,
+) -> dict[str, jax.Array]:
+  """Draws parameters; each device draws only its own shards.
 
   Args:
     model: paligemma Model.
-    res: int, side of the images in pixels.
-    abstract: name -> jax.ShapeDtypeStruct with sharding, of those that are
-      wanted; quantized ones under the names of their arrays.
-    seed: int.
+    res: side of the images in pixels.
+    abstract: by name, shape, dtype and sharding of the wanted parameters;
+      quantized ones under the names of their arrays.
+    seed: of the draws.
 
   Returns:
-    name -> array.
+    The arrays by name.
   """
   init = _init(model, res)
 
   def draw(key):
     params = init(key)
-    return {n: _stored(n, params).astype(x.dtype) for n, x in abstract.items()}
+    return {n: stored(n, params).astype(x.dtype) for n, x in abstract.items()}
 
-  def _stored(name, params):
+  def stored(name, params):
     if name in params:
       return params[name]
-    matrix, part = quantization.split(name)
+    matrix, array = quantization.split(name)
     (kind,) = (k for k in quantization.KINDS if f"{matrix}/{k}" in abstract)
-    return quantization.quantize(matrix, params[matrix], kind)[part]
+    return quantization.quantize(matrix, params[matrix], kind)[array]
 
-  places = {name: leaf.sharding for name, leaf in abstract.items()}
-  return jax.jit(draw, out_shardings=places)(jax.random.key(seed))
+  shardings = {name: leaf.sharding for name, leaf in abstract.items()}
+  return jax.jit(draw, out_shardings=shardings)(jax.random.key(seed))
 
 
 def _init(model, res):

@@ -1,7 +1,6 @@
-"""What people read: errors on one line of bearable length, tables in columns.
+"""Text for people: errors on one line of limited length, aligned tables.
 
-Files and data say what they like: values with line breaks in them, or of a
-million characters.
+Values from files and data may hold line breaks or a million characters.
 """
 
 import re
@@ -16,12 +15,12 @@ _LONG = re.compile(
 
 
 def one_line(text: object) -> str:
-  """Returns a message without line breaks, escapes for what has no glyph, and
-  of long values the beginning and the end.
+  """Returns a message on one line; escapes unprintable characters, shortens
+  long values.
 
   Args:
-    text: An exception, or what str() makes the message of. That of an OSError
-      names the file first.
+    text: An exception, or an object whose str() is the message. The message of
+      an OSError begins with the file.
   """
   if isinstance(text, OSError) and text.filename and text.strerror:
     text = f"{text.filename}: {text.strerror}"
@@ -31,12 +30,12 @@ def one_line(text: object) -> str:
 
 
 def shown(text: str) -> str:
-  """Returns what a message shows of a user's text: one line, not too long."""
+  """Returns a user's text as a message quotes it: one line, not too long."""
   return _cut(_printable(" ".join(text.split())), LONGEST)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-  """One line per row, two spaces between columns; rows are of one length."""
+  """Returns one line per row, columns aligned and two spaces apart."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()

@@ -1,4 +1,4 @@
-"""Names in tables: looked up with the nearest one, or called with arguments."""
+"""Tables of names: lookup with the nearest name, and calls written as text."""
 
 import ast
 import difflib
@@ -22,7 +22,7 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
   """Returns table[name].
 
   Args:
-    table: The visible dict of known names.
+    table: The known names.
     name: The name a user gave.
     what: What the table holds, for the message: "variant", "sampler".
 
@@ -44,25 +44,25 @@ def make(
   *given: Any,
   nested: bool = False,
 ) -> Any:
-  """Returns what a name in a table makes, of the arguments in a text.
+  """Calls a function of a table, as a text says, and returns its result.
 
-  A name alone is a call without arguments. Arguments are literals of Python:
+  A name alone is a call without arguments. Arguments are Python literals:
 
       greedy    top_k(40, temperature=0.7)    choices(["yes", "no"])
 
-  Nothing is evaluated but these, so the text may come from anywhere.
+  No other expression is evaluated, so the text may be untrusted.
 
   Args:
     text: The name or the call.
-    table: Name -> what is called.
+    table: Name -> function.
     what: What the table holds, for messages: "sampler".
-    *given: Arguments in front of those in the text, such as a tokenizer.
-    nested: Whether an argument may be a name or a call itself, of this table:
+    *given: Arguments before those in the text, such as a tokenizer.
+    nested: Whether an argument may be a name or a call of this table itself:
       best_of(n=16, sampler=top_k(k=40)). Default False.
 
   Raises:
-    ValueError: Not of this form, unknown names, arguments that are missing or
-      too many, or that what is called refuses (by ValueError or TypeError).
+    ValueError: The text is not of this form, a name is unknown, arguments are
+      missing or too many, or the function raises ValueError or TypeError.
   """
 
   def call(node):

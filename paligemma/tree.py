@@ -19,8 +19,8 @@ REQUIRED = object()  # match_first: every name must be matched by some rule
 def flatten(tree: Mapping[str, Any]) -> Flat:
   """Returns the leaves of nested dicts by "/"-joined name, sorted by name.
 
-  Whatever is not a mapping is a leaf. An empty mapping leaves no trace. A flat
-  tree is returned as it is, only sorted.
+  A leaf is any value that is not a mapping. Empty mappings are dropped. A flat
+  tree is returned sorted.
   """
   return dict(sorted(_leaves(tree, "")))
 
@@ -59,7 +59,7 @@ def match_first(
   *,
   default: Any = REQUIRED,
 ) -> dict[str, Any]:
-  """Gives every name the value of the first rule that matches it.
+  """Maps every name to the value of the first rule that matches it.
 
   Args:
     rules: (regex, value) pairs; a regex must match the whole name.
@@ -71,8 +71,8 @@ def match_first(
     name -> value, in the order of names.
 
   Raises:
-    ValueError: A regex is malformed or matches no name at all (".*" may), or a
-      name is matched by no rule.
+    ValueError: A regex is malformed or matches no name (except ".*"), or a name
+      is matched by no rule.
   """
   names = list(names)
   compiled = [(_compile(regex), value) for regex, value in rules]
@@ -95,11 +95,11 @@ def match_first(
 
 
 def match_any(patterns: Sequence[str], names: Iterable[str]) -> dict[str, bool]:
-  """Tells of every name whether some regex matches the whole of it.
+  """Returns for every name whether some regex matches the whole of it.
 
   Raises:
-    ValueError: As `match_first`; a regex that matches no name is an error, so
-      that a misspelt one cannot silently freeze what it was meant to train.
+    ValueError: As `match_first`. A regex that matches no name is an error, so a
+      misspelled one cannot silently freeze parameters that it should train.
   """
   return match_first([(p, True) for p in patterns], names, default=False)
 
@@ -116,16 +116,17 @@ def partition(
 ) -> tuple[Flat, Flat]:
   """Splits a flat tree in two by a mask over the same names: (true, false)."""
   assert flat.keys() == mask.keys(), sorted(flat.keys() ^ mask.keys())
-  chosen = {name: leaf for name, leaf in flat.items() if mask[name]}
-  others = {name: leaf for name, leaf in flat.items() if not mask[name]}
-  return chosen, others
+  return (
+    {name: leaf for name, leaf in flat.items() if mask[name]},
+    {name: leaf for name, leaf in flat.items() if not mask[name]},
+  )
 
 
 def merge(*flats: Mapping[str, Any]) -> Flat:
   """Returns the union of flat trees, sorted by name.
 
   Raises:
-    ValueError: A name stands in two of them.
+    ValueError: Two of them have the same name.
   """
   union = {}
   for flat in flats:
@@ -139,8 +140,8 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
   """Lists how the names and shapes of a flat tree differ from the expected.
 
   Args:
-    expected: Name -> shape, or name -> anything with a `shape`.
-    found: The same, of what was found.
+    expected: Name -> shape, or name -> object with a `shape`.
+    found: Likewise.
 
   Returns:
     One line per differing leaf, sorted by name; empty if there is none.
@@ -152,7 +153,7 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     if name in missing:
       lines.append(f"{name}: missing, expected {_shape(expected[name])}")
     elif name in unexpected:
-      # Of many, each search takes long, and none is the one misspelt name.
+      # With many missing names a search is slow, and no single one misspelled.
       hint = registry.did_you_mean(name, missing) if len(missing) <= 50 else ""
       lines.append(f"{name}: unexpected, found {_shape(found[name])}.{hint}")
     elif _shape(expected[name]) != _shape(found[name]):

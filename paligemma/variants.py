@@ -18,7 +18,7 @@ VOCAB_SIZE = 257_152  # 256,000 Gemma pieces + 1024 <loc> + 128 <seg>.
 
 @dataclasses.dataclass(frozen=True)
 class ViT:
-  """Sizes of an image tower; the patch size is written behind a slash."""
+  """Sizes of an image tower; names have the patch size after a slash."""
 
   width: int
   depth: int
@@ -28,14 +28,14 @@ class ViT:
 
 @dataclasses.dataclass(frozen=True)
 class Gemma:
-  """Sizes of a decoder, and what array shapes cannot tell about it.
+  """Sizes of a decoder, and fields that the shapes of its arrays do not show.
 
-  `query_scale` says by what the queries are divided: the square root of
-  "head_dim", of "width_per_head" (width / num_heads), or of a number
-  (transformers' query_pre_attn_scalar). A soft cap c turns logits z into
-  c * tanh(z / c); None is no cap. `sliding_window` is the number of positions
-  that even layers (0, 2, ...) can look back, itself included; None all. A
-  prefix sees all of itself whatever the window.
+  Queries are divided by the square root of `query_scale`: "head_dim",
+  "width_per_head" (width / num_heads), or a number (transformers'
+  query_pre_attn_scalar). A soft cap c maps logits z to c * tanh(z / c); None is
+  no cap. `sliding_window` is the number of positions, its own included, that a
+  position attends back to in even layers (0, 2, ...); None is no limit. A
+  prefix attends to all of itself whatever the window.
   """
 
   width: int
@@ -65,20 +65,21 @@ class PaliGemma:
 
 
 VIT = {
-  "nano": ViT(width=128, depth=4, mlp_dim=512, num_heads=4),  # ours
-  "mu": ViT(width=32, depth=1, mlp_dim=128, num_heads=2),
-  "Ti": ViT(width=192, depth=12, mlp_dim=768, num_heads=3),
-  "S": ViT(width=384, depth=12, mlp_dim=1536, num_heads=6),
-  "M": ViT(width=512, depth=12, mlp_dim=2048, num_heads=8),
-  "B": ViT(width=768, depth=12, mlp_dim=3072, num_heads=12),
-  "L": ViT(width=1024, depth=24, mlp_dim=4096, num_heads=16),
-  "So400m": ViT(width=1152, depth=27, mlp_dim=4304, num_heads=16),
-  "H": ViT(width=1280, depth=32, mlp_dim=5120, num_heads=16),
-  "g": ViT(width=1408, depth=40, mlp_dim=6144, num_heads=16),
-  "g-opt": ViT(width=1536, depth=40, mlp_dim=6144, num_heads=16),
-  "G": ViT(width=1664, depth=48, mlp_dim=8192, num_heads=16),
-  "G-opt": ViT(width=1536, depth=48, mlp_dim=8192, num_heads=16),
-  "e": ViT(width=1792, depth=56, mlp_dim=15360, num_heads=16),
+  # width, depth, mlp_dim, num_heads
+  "nano": ViT(128, 4, 512, 4),  # ours
+  "mu": ViT(32, 1, 128, 2),
+  "Ti": ViT(192, 12, 768, 3),
+  "S": ViT(384, 12, 1536, 6),
+  "M": ViT(512, 12, 2048, 8),
+  "B": ViT(768, 12, 3072, 12),
+  "L": ViT(1024, 24, 4096, 16),
+  "So400m": ViT(1152, 27, 4304, 16),
+  "H": ViT(1280, 32, 5120, 16),
+  "g": ViT(1408, 40, 6144, 16),
+  "g-opt": ViT(1536, 40, 6144, 16),
+  "G": ViT(1664, 48, 8192, 16),
+  "G-opt": ViT(1536, 48, 8192, 16),
+  "e": ViT(1792, 56, 15360, 16),
 }
 
 _GEMMA2 = {
@@ -89,68 +90,15 @@ _GEMMA2 = {
 }
 
 GEMMA = {
-  "gemma_nano": Gemma(  # ours
-    width=128,
-    depth=4,
-    mlp_dim=512,
-    num_heads=4,
-    num_kv_heads=1,
-    head_dim=32,
-    vocab_size=1792,
-  ),
-  "gemma2_nano": Gemma(  # ours
-    width=128,
-    depth=4,
-    mlp_dim=512,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=32,
-    vocab_size=1792,
-    **_GEMMA2,
-  ),
-  "gemma_2b": Gemma(
-    width=2048,
-    depth=18,
-    mlp_dim=16_384,
-    num_heads=8,
-    num_kv_heads=1,
-    head_dim=256,
-  ),
-  "gemma_7b": Gemma(
-    width=3072,
-    depth=28,
-    mlp_dim=24_576,
-    num_heads=16,
-    num_kv_heads=16,
-    head_dim=256,
-  ),
-  "gemma2_2b": Gemma(
-    width=2304,
-    depth=26,
-    mlp_dim=9216,
-    num_heads=8,
-    num_kv_heads=4,
-    head_dim=256,
-    **_GEMMA2,
-  ),
-  "gemma2_9b": Gemma(
-    width=3584,
-    depth=42,
-    mlp_dim=14_336,
-    num_heads=16,
-    num_kv_heads=8,
-    head_dim=256,
-    **_GEMMA2,
-  ),
+  # width, depth, mlp_dim, num_heads, num_kv_heads, head_dim
+  "gemma_nano": Gemma(128, 4, 512, 4, 1, 32, vocab_size=1792),  # ours
+  "gemma2_nano": Gemma(128, 4, 512, 4, 2, 32, vocab_size=1792, **_GEMMA2),
+  "gemma_2b": Gemma(2048, 18, 16_384, 8, 1, 256),
+  "gemma_7b": Gemma(3072, 28, 24_576, 16, 16, 256),
+  "gemma2_2b": Gemma(2304, 26, 9216, 8, 4, 256, **_GEMMA2),
+  "gemma2_9b": Gemma(3584, 42, 14_336, 16, 8, 256, **_GEMMA2),
   "gemma2_27b": Gemma(
-    width=4608,
-    depth=46,
-    mlp_dim=36_864,
-    num_heads=32,
-    num_kv_heads=16,
-    head_dim=128,
-    query_scale="width_per_head",
-    **_GEMMA2,
+    4608, 46, 36_864, 32, 16, 128, query_scale="width_per_head", **_GEMMA2
   ),
 }
 

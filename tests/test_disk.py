@@ -84,7 +84,7 @@ def test_what_another_host_writes_is_left_until_it_is_old(tmp_path):
   foreign.write_text("mine")
   disk.write(tmp_path / "b", "1")
   assert other.exists()
-  old = time.time() - 2 * disk._SECONDS
+  old = time.time() - 2 * disk.DEAD_AFTER_SECONDS
   os.utime(other, (old, old))
   os.utime(foreign, (old, old))
   disk.write(tmp_path / "b", "2")

@@ -1,9 +1,9 @@
 """Sources -> shuffled, mixed and sharded batches, the same for every run.
 
-Row i of global batch k depends on the seed alone: not on the number of
-processes, workers or threads. Process p of P holds rows p * B / P onwards of
-each global batch of B, so the processes' batches, one after the other, are the
-batch of a single process.
+Example i of global batch k depends only on the seed, not on the number of
+processes, workers or threads. Process p of P holds the examples from p * B / P
+on of each global batch of B, so the concatenation of the processes' batches is
+the batch of a single process.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ Batch = dict[str, np.ndarray]
 
 ON_BAD = {
   "stop": "raise the error",
-  "skip": "put a row of zeros with _mask False in its place",
+  "skip": "replace it by zeros with _mask False",
 }
 
 _log = logging.getLogger(__name__)
@@ -46,22 +46,21 @@ class TrainBatches(grain.DatasetIterator):
     try:
       batch = next(self._reader)
     except Exception as error:
-      self._stop()  # a reader that failed would next report a silent end
+      self._stop()  # a failed reader would end silently at the next call
       _raise(error)
     self._next_batch += 1
     return batch
 
   def start_prefetch(self) -> None:
-    """Starts reading ahead, before the first batch is asked for."""
+    """Starts reading ahead before the first batch is requested."""
     if self._reader is None:
       self._reader = self._read(self._dataset[self._next_batch :])
       self._reader.start_prefetch()
 
   def get_state(self) -> dict[str, Any]:
-    """Returns the position and what it is a position in, as JSON values.
+    """Returns the position and what identifies the data, as JSON values.
 
-    It is equal on all processes, and independent of num_workers and
-    process_count.
+    It is the same in all processes and for any num_workers and process_count.
     """
     return {"next_batch": self._next_batch, **self._identity}
 
@@ -69,13 +68,13 @@ class TrainBatches(grain.DatasetIterator):
     """Continues at the batch that followed when the state was taken.
 
     Args:
-      state: Of `get_state`, from an iterator over the same data. If that had
-        another batch size, at the batch with the row that followed; rows before
-        it, less than a batch of them, come again.
+      state: Of `get_state`, from an iterator over the same data. If its batch
+        size was another one, iteration continues at the batch with the example
+        that followed; earlier examples of that batch are repeated.
 
     Raises:
-      ValueError: The seed, the weights or the sizes of the sources are others,
-        so that rows would not be those of that run.
+      ValueError: The seed, the weights or the sizes of the sources differ, so
+        examples would not be those of that run.
     """
     for key, value in self._identity.items():
       if key != "batch_size" and state.get(key) != value:
@@ -132,31 +131,31 @@ def train(
 ) -> TrainBatches:
   """Returns an endless, resumable iterator over shuffled batches.
 
-  Every source is reshuffled as a whole each time it has been gone through; in
-  a mixture, sources come round at different times.
+  Every source is reshuffled after each of its epochs; in a mixture, sources
+  have epochs of different lengths.
 
   Args:
-    sources: (source, weight) pairs; a source gives its weight over the sum of
-      weights of all rows, evenly spread.
-    preprocess: Makes the rows. Its rng depends on the seed, the source and the
-      position. Beside the fields of the source, an example has "_index", its
-      position in the source, and "_epoch", how often the source was gone
-      through before, both int, for ops that do not choose a thing twice.
-    batch_size: GLOBAL number of rows.
+    sources: (source, weight) pairs; the share of a source among the examples is
+      its weight over the sum of weights, evenly spread.
+    preprocess: Makes the arrays of an example. Its rng depends on the seed, the
+      source and the position. An example also has "_index", its index in the
+      source, and "_epoch", the number of completed epochs of the source, for
+      ops that draw without replacement.
+    batch_size: GLOBAL number of examples.
     seed: In [0, 2**32).
-    process_index: Of this host.
-    process_count: Number of hosts.
-    num_workers: Processes that prepare batches ahead; 0 (default) for none.
+    process_index: Of this host. Default 0.
+    process_count: Number of hosts. Default 1.
+    num_workers: Processes that prepare batches ahead. Default 0: none.
     num_threads: Threads that do so, in this process or in each worker; each
-      holds one batch. 0 prepares a batch when it is asked for. Default 2.
-    on_bad: Key of ON_BAD: what to do with an example that cannot be read.
-      Default "stop". With "skip" steps, shards and resumption stay what they
-      are, a line is logged, and the batch shows the count.
+      holds one batch. 0 prepares a batch when it is requested. Default 2.
+    on_bad: Key of ON_BAD: what to do with an example that cannot be used.
+      Default "stop". "skip" logs a line; steps, shards and resumption are the
+      same as without bad examples.
 
   Returns:
-    Iterator whose items are the arrays of `preprocess` stacked over
-    batch_size / process_count rows, with `_mask` bool[B]: False for a row that
-    was skipped. `get_state` and `set_state` make it resumable bit for bit;
+    Iterator over the arrays of `preprocess`, stacked over the batch_size /
+    process_count examples of this process, with `_mask` bool[B], False for a
+    skipped example. `get_state` and `set_state` make it resumable bit for bit;
     grain.checkpoint.CheckpointSave and CheckpointRestore accept it.
 
   Raises:
@@ -172,7 +171,7 @@ def train(
   for i, (source, weight) in enumerate(sources):
     if weight <= 0:
       raise ValueError(f"weight of {source} is {weight}, expected more than 0")
-    # Not seed + i, which grain uses for the epochs: streams would repeat.
+    # Not seed + i, which grain uses for epochs: shuffles would repeat.
     shuffle_seed, rng_seed = np.random.SeedSequence((seed, i)).generate_state(2)
     datasets.append(
       grain.MapDataset.range(len(source))
@@ -211,21 +210,17 @@ def evaluation(
 
   Args:
     source: The examples.
-    preprocess: Makes the rows; for example i its rng is default_rng(i), so that
-      all evaluations see the same.
-    batch_size: GLOBAL number of rows.
-    process_index: Of this host.
-    process_count: Number of hosts.
-    num_workers: As of `train`.
-    num_threads: As of `train`.
-    limit: Only the first so many examples. Default None, all.
-    on_bad: As of `train`.
+    preprocess: Makes the arrays of an example; for example i its rng is
+      default_rng(i), so that all evaluations are the same.
+    limit: Use only the first `limit` examples. Default None: all.
+    batch_size, process_index, process_count, num_workers, num_threads, on_bad:
+      As of `train`.
 
   Returns:
-    Iterable, with a length, over dicts of the arrays of `preprocess`, stacked,
-    with `_mask` bool[B], False on padding and on a row that was skipped;
-    `_index` int64[B], the position in the source, -1 on padding; and `_error`
-    str[B], what is wrong with the example, "" of a good one and of padding.
+    Iterable, with a length, over the stacked arrays of `preprocess`, with
+    `_mask` bool[B], False for padding and skipped examples; `_index` int64[B],
+    the index in the source, -1 for padding; and `_error` str[B], what is wrong
+    with an example, "" for good ones and padding.
 
   Raises:
     ValueError: Bad arguments; while iterating, a bad example, if on_bad is
@@ -246,7 +241,7 @@ def evaluation(
 
 @dataclasses.dataclass(frozen=True)
 class _Numbered:
-  """Gives an element of an endless range the number of its round."""
+  """Adds the number of the epoch to an index."""
 
   examples: int
 
@@ -262,8 +257,8 @@ class _Row:
   preprocess: preprocess_lib.Preprocess
   on_bad: str
 
-  def __call__(self, place, rng):
-    index, epoch = place
+  def __call__(self, numbered, rng):
+    index, epoch = numbered
     try:
       example = {**self.source[index], "_index": index, "_epoch": epoch}
       row = self.preprocess(example, rng)
@@ -319,7 +314,7 @@ def _check_sharding(batch_size, process_index, process_count):
 
 
 def _local_batches(rows, batch_size, process_index, process_count):
-  # Blocks of local size, dealt in turn, are contiguous parts of global batches.
+  # Blocks of local size, assigned to the processes in turn.
   local = batch_size // process_count
   blocks = rows.batch(local, drop_remainder=True, batch_fn=_stack)
   return blocks[process_index::process_count]
@@ -330,16 +325,16 @@ def _stack(rows):
 
 
 def _raise(error):
-  """Raises an error of the data without what grain notes on it."""
+  """Raises an error of the data without the notes that grain adds to it."""
   if type(error) is ValueError:
     raise ValueError(str(error)) from None
   raise error
 
 
 def _reader(num_workers, num_threads):
-  """Returns what makes an iterator of a MapDataset, read ahead as asked."""
-  # grain 0.2.18 reads this flag of its own even where nothing has parsed flags,
-  # as in a notebook (google/grain#1355); so that it finds the default:
+  """Returns a function that iterates over a MapDataset, reading ahead."""
+  # grain 0.2.18 reads this flag of its own even if flags are not parsed, as in
+  # a notebook (google/grain#1355). This makes it find the default.
   flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
   threads = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=num_threads
@@ -351,6 +346,6 @@ def _reader(num_workers, num_threads):
 
 
 def _leave_interrupts(index, count):
-  """A Ctrl-C, which workers get too, is for the process that ends them."""
+  """Ignores Ctrl-C in workers; the main process ends them."""
   del index, count
   signal.signal(signal.SIGINT, signal.SIG_IGN)

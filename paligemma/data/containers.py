@@ -1,8 +1,7 @@
-"""Whether a video file is as long as its outermost elements say.
+"""Detection of truncated video files by the lengths of their elements.
 
-A demuxer takes the end of a file for the end of the video. What stands at the
-head of an element is its length, so that a file that was cut short is told from
-one that is whole, without decoding.
+A demuxer takes the end of a file for the end of the video. The header of an
+element has its length, so a truncated file is recognized without decoding.
 """
 
 import os
@@ -10,21 +9,21 @@ import struct
 from typing import BinaryIO
 
 _BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")
-_TRANSPORT = ((0, 188), (4, 192))  # place of the first sync byte, packet length
+_TRANSPORT = ((0, 188), (4, 192))  # offset of the sync byte, packet length
 _SYNC = 0x47
 
 
 def missing_bytes(file: BinaryIO) -> int:
-  """Returns how many bytes lack at the end of a file, at least.
+  """Returns the least number of bytes that are missing at the end of a file.
 
   Args:
     file: Opened in binary mode; Matroska or WebM, AVI, MP4 or QuickTime, or an
       MPEG transport stream.
 
   Returns:
-    0 where nothing lacks or nothing can be told: the file is of another kind,
-    or was written as a stream without lengths; a transport stream can only be
-    seen to end within a packet.
+    0 if none is missing or it is unknown, because the file has another format
+    or was written as a stream without lengths. Of a transport stream, only the
+    bytes missing in the last packet are known.
 
   Source: RFC 8794 (EBML), section 6; ISO/IEC 14496-12, section 4.2; RIFF as of
   "AVI RIFF File Reference"; ISO/IEC 13818-1, section 2.4.3.
@@ -46,7 +45,7 @@ def missing_bytes(file: BinaryIO) -> int:
 
 
 def _length_of(head):
-  """What reads the length of an element off its head."""
+  """Returns the function that reads the length of an element."""
   if head[:4] == b"\x1a\x45\xdf\xa3":
     return _element
   if head[:4] == b"RIFF":
@@ -61,10 +60,10 @@ def _length_of(head):
 
 
 def _element(head, end):
-  """Of EBML: an id and a size of variable lengths."""
+  """EBML: an id and a size of variable lengths."""
   if len(head) < 16 or not head[0]:
     return None
-  start = 9 - head[0].bit_length()  # the leading zeros of both tell
+  start = 9 - head[0].bit_length()  # leading zeros give the lengths of both
   count = 9 - head[start].bit_length()
   if count > 8:
     return None
@@ -82,7 +81,7 @@ def _riff(head, end):
 
 
 def _box(head, end):
-  """Of MP4: the size stands first, and counts the head."""
+  """MP4: the size comes first and includes the header."""
   if len(head) < 16 or not head[4:8].isalnum():
     return None
   size, _, long_size = struct.unpack(">I4sQ", head)

@@ -1,7 +1,7 @@
-"""A tokenizer.json of Gemma's kind, which encodes as its SentencePiece file.
+"""A tokenizer.json of Gemma, which encodes as its SentencePiece file does.
 
-transformers 5 writes tokenizer.json alone. It is read by the tokenizers
-library; what its ids spell is put together here as SentencePiece does it.
+transformers 5 writes only tokenizer.json. The tokenizers library reads it;
+decoding follows SentencePiece and is done here.
 
 Source: the format of the tokenizers library; sentencepiece_processor.cc,
 Decode.
@@ -17,11 +17,7 @@ _UNKNOWN_ID, _UNKNOWN = 3, " \u2047 "
 _REPLACEMENT = "\ufffd"
 _IMAGE = "<image>"
 _BYTE = r"<0x([0-9A-F]{2})>"
-_NORMALIZER = {
-  "type": "Replace",
-  "pattern": {"String": " "},
-  "content": _SPACE,
-}
+_NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class FastTokenizer:
@@ -29,7 +25,7 @@ class FastTokenizer:
 
   Args:
     data: Contents of the file.
-    where: What the message of an error begins with.
+    where: Prefix of error messages.
 
   Raises:
     ValueError: The library is missing, or the file is malformed or not of
@@ -51,10 +47,10 @@ class FastTokenizer:
     values["added_tokens"] = _added_tokens(values, where)
     try:
       self._engine = tokenizers.Tokenizer.from_str(json.dumps(values))
-    except Exception as e:  # a bare Exception is what the library raises
+    except Exception as e:  # the library raises a bare Exception
       reason = " ".join(str(e).split())[:200]
       raise ValueError(f"{where}: not a tokenizer.json ({reason})") from None
-    # A control token spelled out is a text like any other.
+    # Control tokens spelled in a text are encoded as text.
     self._engine.encode_special_tokens = True
     ids = self._engine.get_vocab(with_added_tokens=True)
     self._pieces = [None] * (max(ids.values()) + 1)
@@ -73,7 +69,7 @@ class FastTokenizer:
     return self._engine.encode(text, add_special_tokens=False).ids
 
   def lengths(self, texts: Sequence[str]) -> list[int]:
-    # Not as a batch: its threads would be none in a process that is forked.
+    # Not as a batch: its threads do not survive a fork.
     return [len(self.encode(text)) for text in texts]
 
   def id_of(self, piece: str) -> int | None:
@@ -88,7 +84,7 @@ class FastTokenizer:
     return "".join(self.surfaces(ids))
 
   def surfaces(self, ids: Sequence[int]) -> list[str]:
-    """What each id adds to the text; of a character its last byte adds it."""
+    """Returns what each id adds to the text; the last byte adds a character."""
     found, i = [], 0
     while i < len(ids):
       if ids[i] not in self._bytes:
@@ -103,7 +99,7 @@ class FastTokenizer:
     return found
 
   def with_pieces(self, pieces: Sequence[str], where: str) -> "FastTokenizer":
-    """One that has these pieces as well, cut out of a text as they stand."""
+    """Returns a tokenizer with more pieces, matched before segmentation."""
     values = json.loads(self.data)
     values["added_tokens"] = _added_tokens(values, where)
     for i, piece in enumerate(pieces, self.size()):
@@ -153,9 +149,9 @@ def _parse(data, where):
 
 
 def _added_tokens(values, where):
-  """Those that SentencePiece has, of which only control tokens are special.
+  """Returns the tokens that SentencePiece has; only control tokens are special.
 
-  The last one may be the image token, which no text spells.
+  The image token, if it is the last one, is dropped: no text spells it.
   """
   try:
     last = max(
@@ -180,7 +176,7 @@ def _added_tokens(values, where):
 
 
 def _surfaces_of_bytes(run: bytes) -> list[str]:
-  """The characters of UTF-8 at their last bytes; what is none, byte by byte."""
+  """Returns per byte of UTF-8 the character that ends there, "" within one."""
   found, i = [], 0
   while i < len(run):
     for length in (1, 2, 3, 4):

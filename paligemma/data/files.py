@@ -1,4 +1,4 @@
-"""Files that a user names, opened; or one line that says why not."""
+"""Opens files that a user names; an error says in one line why it cannot."""
 
 import os
 from typing import BinaryIO
@@ -7,7 +7,7 @@ from etils import epath
 
 from paligemma import disk, messages
 
-# Of the addresses that etils.epath opens: scheme -> what must be installed.
+# Scheme of an address that etils.epath opens -> the package that it needs.
 REMOTE = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs", "hf": "huggingface_hub"}
 
 
@@ -24,11 +24,11 @@ def resolve(
     name: A path, or an address whose scheme is a key of REMOTE.
     root: What a relative path is relative to. Default: the current folder.
     what: What the file holds, for messages: "image".
-    where: What the message of an error begins with, such as "train.jsonl:12".
-      Default: the path.
+    where: Prefix of error messages, such as "train.jsonl:12". Default: the
+      path.
 
   Raises:
-    ValueError: An address of another kind, such as a URL.
+    ValueError: Another address, such as a URL.
   """
   scheme, mark, _ = os.fspath(name).partition("://")
   if not mark:
@@ -51,20 +51,19 @@ def open_binary(
   """Opens a file for reading.
 
   Args:
-    path: As `resolve` returns it.
-    what: As of `resolve`.
-    where: As of `resolve`.
+    path: Of `resolve`.
+    what, where: As of `resolve`.
 
   Raises:
-    ValueError: There is none, it may not be read, it is no regular file but a
-      folder, a device or a pipe, or the package for its address is missing.
+    ValueError: The file is missing or not readable, it is a folder, a device or
+      a pipe, or the package for its address is missing.
   """
   try:
     return disk.path(path).open("rb")
   except ImportError:
     scheme, _, _ = os.fspath(path).partition("://")
     reason = f"{scheme}:// needs a package: pip install {REMOTE[scheme]}"
-  except Exception as error:  # each remote file system has its own kinds
+  except Exception as error:  # each remote file system has its own errors
     reason = _reason(error)
   raise _unreadable(path, what, where, reason)
 
@@ -79,10 +78,9 @@ def read(
   """Returns the contents of a file.
 
   Args:
-    path: As `resolve` returns it.
-    what: As of `resolve`.
-    where: As of `resolve`.
-    max_bytes: A larger file is refused. Default: none is.
+    path: Of `resolve`.
+    what, where: As of `resolve`.
+    max_bytes: Largest size. Default: no limit.
 
   Raises:
     ValueError: As `open_binary`, or the file is too large.

@@ -1,42 +1,45 @@
 """RGB pixels -> resized -> the value range of the model.
 
-`PREPROCESSING` names the ways from pixels to what the image tower sees.
+`PREPROCESSING` names the ways from pixels to the input of the image tower.
 """
 
 import functools
 
 import numpy as np
+from jaxtyping import Float32, Num, Shaped, UInt8
 from PIL import Image
 
 from paligemma import registry
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
 
+Pixels = UInt8[np.ndarray, "H W 3"]
+Input = Float32[np.ndarray, "height width 3"]
+
 
 def resize(
-  image: np.ndarray,
+  image: Shaped[np.ndarray, "H W C"],
   size: tuple[int, int],
   method: str = "bilinear",
   antialias: bool = True,
-) -> np.ndarray:
+) -> Float32[np.ndarray, "height width C"]:
   """Resizes by the definition of tf.image.resize and jax.image.resize.
 
-  Pixel centres lie at half integers. Every output pixel is the mean of the
-  input pixels around it, weighted by a kernel that is widened by the scale when
-  the image shrinks; the weights of pixels outside of the image are dropped and
-  the rest is normalised to one.
+  Pixel centres lie at half integers. Every output pixel is the weighted mean of
+  the input pixels around it; the kernel is widened by the scale when the image
+  shrinks. Weights of pixels inside the image are normalized to sum to one.
 
   Args:
-    image: uint8 or float[H, W, C].
+    image: uint8, floating point or bool.
     size: (height, width) of the result.
     method: Key of KERNELS. "bilinear" (triangle kernel, default); "bicubic"
       (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of
-      the input at edges; "area" is the mean of what a new pixel covers, and
-      "nearest" the pixel at its centre, with or without antialias.
-    antialias: Widen the kernel when the image shrinks. Default True.
+      the input at edges; "area" is the mean of the area that a new pixel
+      covers, "nearest" the pixel at its centre, both whatever antialias.
+    antialias: Whether to widen the kernel when the image shrinks. Default True.
 
   Returns:
-    float32[height, width, C], neither rounded nor clipped.
+    The image, neither rounded nor clipped.
 
   Raises:
     ValueError: Unknown method.
@@ -47,7 +50,7 @@ def resize(
   lines = image.reshape(height, width * channels)
   rows = np.empty((size[0], width * channels), np.float32)
   for new, old, weights in _bands(height, size[0], method, antialias, 1):
-    here = lines[old].astype(np.float32, copy=False)  # few: they stay in cache
+    here = lines[old].astype(np.float32, copy=False)  # few lines, in the cache
     np.matmul(weights.T, here, out=rows[new])
   result = np.empty((size[0], size[1] * channels), np.float32)
   for new, old, weights in _bands(width, size[1], method, antialias, channels):
@@ -56,61 +59,47 @@ def resize(
 
 
 def to_model_range(
-  image: np.ndarray, low: float = -1.0, high: float = 1.0
-) -> np.ndarray:
-  """Maps [0, 255] linearly to [low, high]; returns float32 of equal shape."""
+  image: Num[np.ndarray, "..."], low: float = -1.0, high: float = 1.0
+) -> Float32[np.ndarray, "..."]:
+  """Maps [0, 255] linearly to [low, high]."""
   scaled = np.multiply(image, (high - low) / 255, dtype=np.float32)
   scaled += low
   return scaled
 
 
-def reference(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """Preprocesses as big_vision does: bilinear with antialiasing.
-
-  Args:
-    image: uint8[H, W, 3].
-    size: (height, width) of the result.
-
-  Returns:
-    float32[height, width, 3] in [-1, 1].
+def reference(image: Pixels, size: tuple[int, int]) -> Input:
+  """Preprocesses as big_vision does: bilinear with antialiasing, to [-1, 1].
 
   Source: big_vision, configs/proj/paligemma/transfers/forkme.py,
   "resize({res}, antialias=True)|value_range(-1, 1)". Its `resize` truncates to
-  uint8 in between, which takes half a level of 255 off the mean; we do not, and
-  neither does its notebook for fine-tuning. With it: `reference_uint8`.
+  uint8 in between, which lowers the mean by half a level of 255; we do not, nor
+  does its notebook for fine-tuning. `reference_uint8` truncates.
   """
   return to_model_range(resize(image, size, "bilinear"))
 
 
-def bicubic(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def bicubic(image: Pixels, size: tuple[int, int]) -> Input:
   """As `reference` with the cubic kernel; overshoots [-1, 1] at edges."""
   return to_model_range(resize(image, size, "bicubic"))
 
 
-def hf(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def hf(image: Pixels, size: tuple[int, int]) -> Input:
   """Preprocesses as the processor of Hugging Face transformers: bicubic, uint8.
 
-  The image is resized by Pillow, which rounds and clips to uint8 after each of
-  its two passes, then mapped by (x / 255 - 0.5) / 0.5.
-
-  Args:
-    image: uint8[H, W, 3].
-    size: (height, width) of the result.
-
-  Returns:
-    float32[height, width, 3] in [-1, 1].
+  Pillow resizes the image and rounds and clips to uint8 after each of its two
+  passes; then values are mapped to [-1, 1] by (x / 255 - 0.5) / 0.5.
 
   Source: transformers 5.23, SiglipImageProcessorPil, which PaliGemmaProcessor
-  uses with `backend="pil"` or where torchvision is not installed; equal within
-  float32 rounding, 1.2e-7, given the same Pillow. Pillow 13 filters first along
-  the side that shrinks more, Pillow 12 always along the width.
+  uses with `backend="pil"` or without torchvision; equal within float32
+  rounding, 1.2e-7, given the same Pillow. Pillow 13 filters first along the
+  side that shrinks more, Pillow 12 always along the width.
 
-  The default of transformers where torchvision is installed filters along the
-  width first, with weights of fewer bits. Measured with torchvision 0.28 and
-  Pillow 13, from smooth pictures and noise of five sizes to 224, 448 and 896
-  pixels: up to 1% of the values differ, by 1 level of 255 and rarely 2; where
-  the height shrinks more than the width a quarter of them, mostly by 1 level,
-  by up to 5 in the smooth pictures and 19 in noise.
+  With torchvision, the default of transformers filters along the width first,
+  with weights of fewer bits. Measured with torchvision 0.28 and Pillow 13, from
+  smooth pictures and noise of five sizes to 224, 448 and 896 pixels: up to 1%
+  of the values differ, by 1 level of 255 and rarely 2; if the height shrinks
+  more than the width, a quarter of them, mostly by 1 level, by up to 5 in the
+  smooth pictures and 19 in noise.
   """
   height, width = size
   picture = Image.fromarray(image)
@@ -119,42 +108,40 @@ def hf(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def truncated(
-  image: np.ndarray, size: tuple[int, int], method: str, antialias: bool
-) -> np.ndarray:
-  """Resizes and cuts the fraction off: uint8[height, width, C].
+  image: UInt8[np.ndarray, "H W C"],
+  size: tuple[int, int],
+  method: str,
+  antialias: bool,
+) -> UInt8[np.ndarray, "height width C"]:
+  """Resizes and truncates to uint8; arguments as of `resize`.
 
-  Args:
-    image: uint8[H, W, C].
-    size, method, antialias: As of `resize`.
-
-  Source: `resize` of big_vision, which so darkens by half a level of 255 on the
-  mean. What lacks less than 1e-4 to a whole level counts as that level, so that
-  a constant stays what it is; there alone it may differ from TensorFlow's.
+  Source: `resize` of big_vision, which lowers the mean by half a level of 255.
+  Values less than 1e-4 below a whole level count as that level, so that a
+  constant image stays constant; only there it may differ from TensorFlow's.
   """
   new = resize(image, size, method, antialias)
   return np.clip(new + 1e-4, 0, 255).astype(np.uint8)
 
 
-def reference_uint8(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def reference_uint8(image: Pixels, size: tuple[int, int]) -> Input:
   """As `reference`, truncated to uint8 in between as big_vision does it."""
   return to_model_range(truncated(image, size, "bilinear", antialias=True))
 
 
-def aliased(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """As `reference` without antialiasing: a shrinking image flickers.
+def aliased(image: Pixels, size: tuple[int, int]) -> Input:
+  """As `reference` without antialiasing.
 
   Source: `video_decode` of big_vision's pp/proj/paligemma/video.py.
   """
   return to_model_range(resize(image, size, "bilinear", antialias=False))
 
 
-def aliased_uint8(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def aliased_uint8(image: Pixels, size: tuple[int, int]) -> Input:
   """As `aliased`, truncated to uint8: "resize(224)" of big_vision."""
   return to_model_range(truncated(image, size, "bilinear", antialias=False))
 
 
-# name -> function of uint8[H, W, 3] and (height, width) that gives
-# float32[height, width, 3].
+# Name -> function (pixels, (height, width) in pixels) -> input of the model.
 PREPROCESSING = {
   "reference": reference,
   "reference_uint8": reference_uint8,
@@ -186,7 +173,7 @@ def _widened(kernel, radius, scale, antialias):
 
 
 def _covered(scale, antialias):
-  """How much of an old pixel a new one covers."""
+  """Weights an old pixel by the share of it that a new one covers."""
   del antialias
   reach = (scale + 1) / 2
   return lambda x: np.clip(reach - np.abs(x), 0, min(scale, 1)), reach
@@ -197,9 +184,9 @@ def _at_centre(scale, antialias):
   return lambda x: ((x > -0.5) & (x <= 0.5)).astype(float), 1
 
 
-# name -> function of the scale, old pixels per new one, and of antialias. It
-# gives the weight as a function of the distance of an old pixel from the new
-# one's centre, in old pixels, and the distance at which it ends.
+# Name -> function (old pixels per new one, antialias) -> (kernel, radius); the
+# kernel weights an old pixel by its distance from the centre of the new one, in
+# old pixels, and is 0 beyond the radius.
 KERNELS = {
   "area": _covered,
   "bicubic": functools.partial(_widened, _keys_cubic, 2),
@@ -209,23 +196,23 @@ KERNELS = {
   "nearest": _at_centre,
 }
 
-_BAND = 4  # new pixels a product: of more most are zeros, fewer are all calls
+_BAND = 4  # new pixels per product: more are mostly zeros, fewer are all calls
 
 
 @functools.lru_cache(maxsize=64)  # at most 1 MB each for a 4000-pixel side
 def _bands(length, new_length, method, antialias, channels):
-  """Cuts the mostly zero filter matrix into dense blocks along its diagonal.
+  """Splits the mostly zero filter matrix into dense blocks along its diagonal.
 
   Returns:
     (new, old, weights) of each block: a slice of the new axis, the slice of the
-    old one that it depends on, both with `channels` interleaved, and weights
-    float32[old, new], which keep the channels apart.
+    old axis that it depends on, both with `channels` interleaved, and weights
+    float32[old, new], which do not mix channels.
   """
   scale = length / new_length
   kernel, radius = registry.lookup(KERNELS, method, "resize method")(
     scale, antialias
   )
-  # The last block is filled up with its last pixel, and cut again below.
+  # The last block is padded with its last pixel, and cropped below.
   pixels = np.arange(-(-new_length // _BAND) * _BAND).reshape(-1, _BAND)
   centres = (np.minimum(pixels, new_length - 1) + 0.5) * scale
   used = min(int((_BAND - 1) * scale + 2 * radius) + 1, length)

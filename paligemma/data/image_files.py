@@ -1,7 +1,7 @@
-"""Image files: upright sizes read off their heads, and upright RGB pixels.
+"""Image files: upright sizes from their headers, and upright RGB pixels.
 
-A file is stored as EXIF's orientation says; `size` and `decode` turn it by the
-same rule, so that boxes of the one fit pixels of the other.
+`size` and `decode` apply the EXIF orientation in the same way, so that boxes
+made with the one fit the pixels of the other.
 """
 
 import contextlib
@@ -13,14 +13,15 @@ from collections.abc import Iterator
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from paligemma.data import files
 from paligemma.data import image as image_lib
 
-# Name in Pillow -> suffixes, the usual one first. Left out is what Pillow
-# renders by another program (EPS: Ghostscript; WMF: Windows), what it only
-# names (BUFR, GRIB, HDF5, MPEG), what holds measurements instead of colours
+# Name in Pillow -> suffixes, the usual one first. Left out are formats that
+# Pillow renders with another program (EPS: Ghostscript; WMF: Windows) or only
+# identifies (BUFR, GRIB, HDF5, MPEG), that hold measurements instead of colours
 # (FITS, SPIDER, McIdas), and textures and formats of single programs.
 FORMATS = {
   "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -48,12 +49,12 @@ FORMATS = {
 }
 SUFFIXES = tuple(suffix for group in FORMATS.values() for suffix in group)
 
-MAX_BYTES = 2**30  # more than MAX_PIXELS take in any format, uncompressed too
+MAX_BYTES = 2**30  # more than MAX_PIXELS take in any format
 
 _PILLOW = tuple(name for name in FORMATS if name != "HEIF")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-# Orientation -> what turns the stored picture upright; 1, and any value that
-# EXIF does not define, leaves it.
+# EXIF orientation -> what makes the stored picture upright; other values do not
+# change it.
 _TURNS = {
   2: Image.Transpose.FLIP_LEFT_RIGHT,
   3: Image.Transpose.ROTATE_180,
@@ -67,39 +68,29 @@ _SIDEWAYS = (5, 6, 7, 8)
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
 _log = logging.getLogger(__name__)
-_notes = set()
+said = set()  # notes that this process has logged
 
 
 def size(
   file: bytes | epath.PathLike, *, where: str | None = None
 ) -> tuple[int, int]:
-  """Returns (height, width) of an image that stands upright, from its head.
+  """Returns (height, width) of an upright image, from the header of its file.
 
-  It is that of `decode`, for every format and orientation. No pixel is decoded;
-  a PNG or JPEG that is cut short is refused all the same.
+  It equals that of `decode`, for every format and orientation. Pixels are not
+  decoded; truncated PNG and JPEG files raise nevertheless.
 
   Args:
-    file: Contents of a file, or its path.
-    where: What the message of an error begins with, such as "train.jsonl:12".
+    file, where: As of `decode`.
 
   Raises:
-    ValueError: The file cannot be read; else as `decode`, as far as the head of
-      the file tells.
+    ValueError: As `decode`, if the header shows it.
   """
   with _opened(file, where, image_lib.MAX_PIXELS) as picture:
     return _upright_size(picture, _orientation(picture))
 
 
 def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
-  """Returns the usual suffix of a file with this contents, ".png".
-
-  Args:
-    file: As of `size`.
-    where: As of `size`.
-
-  Raises:
-    ValueError: As `size`.
-  """
+  """Returns the usual suffix of the format, ".png"; otherwise as `size`."""
   with _opened(file, where, image_lib.MAX_PIXELS) as picture:
     kind = "JPEG" if picture.format == "MPO" else picture.format
     return FORMATS[kind][0]
@@ -110,37 +101,34 @@ def decode(
   *,
   where: str | None = None,
   max_pixels: int = image_lib.MAX_PIXELS,
-) -> np.ndarray:
-  """Decodes an image to RGB, upright, eight bits a channel.
+) -> image_lib.Pixels:
+  """Decodes an image to upright RGB pixels.
 
-  Colours of every kind become RGB as `to_rgb` says; EXIF's orientation is
-  applied, values beyond 1 to 8 count as 1; of several frames the first is
-  taken, which the log says once.
+  `to_rgb` converts the colours; the EXIF orientation is applied, values other
+  than 1 to 8 count as 1; of several frames the first is read, which is logged
+  once.
 
   Args:
-    file: Contents of a file of any kind in FORMATS, or its path. HEIC is
-      decoded by pillow-heif, the extra "heic".
-    where: What the message of an error begins with, such as "train.jsonl:12".
-      Default: the path, or "image".
-    max_pixels: Larger images are refused before their pixels are decoded.
-      Default: Pillow's own limit, above which it also warns.
-
-  Returns:
-    uint8[H, W, 3].
+    file: Contents of a file in one of FORMATS, or its path. HEIC needs
+      pillow-heif, the extra "heic".
+    where: Prefix of error messages, such as "train.jsonl:12". Default: the
+      path, or "image".
+    max_pixels: Larger images raise before their pixels are decoded. Default:
+      the number above which Pillow warns.
 
   Raises:
-    ValueError: Not an image, truncated or damaged, empty, too large, or of
-      values without a known range.
+    ValueError: Not readable, not an image, truncated or damaged, empty, too
+      large, or of values without a known range.
 
   Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
-  PNG, drops the alpha channel, so that black text on nothing becomes black on
-  black, and ignores EXIF. Its default transform of JPEG is fast and inexact: up
-  to 17 levels of 255 away from this one, which equals its "INTEGER_ACCURATE"
-  and that of transformers, and is the only one that Pillow offers.
+  PNG, drops the alpha channel, so that black text on transparency becomes black
+  on black, and ignores EXIF. Its default transform of JPEG is fast and inexact:
+  up to 17 levels of 255 away from this one, which is that of transformers and
+  of Pillow, and TensorFlow's "INTEGER_ACCURATE".
   """
   with _opened(file, where, max_pixels) as picture:
     several = getattr(picture, "is_animated", False)
-    # Of a JPEG the others are previews, of a PSD layers of the first.
+    # Other frames are previews in a JPEG and layers in a PSD.
     if several and picture.format not in ("MPO", "PSD", "HEIF"):
       _say_once(
         _place(file, where), "has several frames, of which the first is read"
@@ -163,39 +151,30 @@ def stored(
   where: str | None = None,
   max_pixels: int = image_lib.MAX_PIXELS,
 ) -> Image.Image:
-  """Returns an image with the values that its file holds, upright.
+  """Returns an upright image with the values of its file, for masks.
 
-  Gray, indices into a palette and transparency stay what they are, as masks
-  need it; pixels as a model sees them are those of `decode`.
-
-  Args:
-    file: As of `decode`.
-    where: As of `decode`.
-    max_pixels: As of `decode`.
-
-  Raises:
-    ValueError: As `decode`, but for what its values are.
+  Gray values, palette indices and transparency are kept. Arguments and errors
+  as of `decode`; any range of values is allowed.
   """
   with _opened(file, where, max_pixels) as picture:
     return _upright(picture, _orientation(picture))
 
 
-def to_rgb(picture: Image.Image, *, where: str | None = None) -> np.ndarray:
-  """Returns the upright RGB pixels of a picture that Pillow has opened or made.
+def to_rgb(
+  picture: Image.Image, *, where: str | None = None
+) -> image_lib.Pixels:
+  """Returns the upright RGB pixels of a picture of Pillow.
 
-  Grayscale, palette, CMYK, YCbCr and Lab become RGB; transparency is laid over
-  white. Of 16 bits the high byte is kept, as TensorFlow and libpng's strip_16
-  do. Where none of the values of a grayscale picture exceeds 4095 or 255, that
-  would leave black: it is read as one of 12 or 8 bits, which the log says once.
-  Integers of 32 bits are read likewise, up to 65535, and no larger ones.
-  Floating-point values are those of [0, 1], and no others.
+  Grayscale, palette, CMYK, YCbCr and Lab become RGB; transparency is blended
+  with white. Of 16 bits the high byte is kept, as by TensorFlow and libpng's
+  strip_16. If no value of a grayscale picture exceeds 4095 or 255, that would
+  be black: it is read as one of 12 or 8 bits, which is logged once. Integers of
+  32 bits are read likewise and must not exceed 65535. Floating-point values
+  must lie in [0, 1].
 
   Args:
-    picture: Of any mode; it is not changed. Its EXIF orientation counts.
-    where: What the message of an error begins with.
-
-  Returns:
-    uint8[H, W, 3].
+    picture: Of any mode; it is not changed. Its EXIF orientation is applied.
+    where: Prefix of error messages. Default "image".
 
   Raises:
     ValueError: As `decode`.
@@ -205,11 +184,11 @@ def to_rgb(picture: Image.Image, *, where: str | None = None) -> np.ndarray:
     return _rgb(picture, _orientation(picture), where)
 
 
-def from_unit(values: np.ndarray) -> np.ndarray:
-  """Maps floating-point [0, 1] to uint8 [0, 255], rounding to nearest.
+def from_unit(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
+  """Maps [0, 1] to [0, 255], rounding to nearest.
 
   Raises:
-    ValueError: A value lies outside, or is no number.
+    ValueError: A value lies outside, or is NaN.
   """
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= 1):  # nor NaN
@@ -221,12 +200,12 @@ def from_unit(values: np.ndarray) -> np.ndarray:
 
 
 class _Unusable(Exception):
-  """What is wrong with an image, in our words."""
+  """A problem of an image whose message needs no translation."""
 
 
 @contextlib.contextmanager
 def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
-  """The picture of a file, not decoded."""
+  """Yields the picture of a file, not decoded."""
   place = _place(file, where)
   if isinstance(file, bytes):
     stream, count = io.BytesIO(file), len(file)
@@ -259,7 +238,7 @@ def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _one_line(where, what):
-  """Whatever Pillow raises as one line; damaged files give a dozen kinds."""
+  """Turns any error of Pillow, which has a dozen kinds, into one line."""
   try:
     yield
     return
@@ -297,7 +276,7 @@ def _open(stream, head):
 
 def _upright_size(picture, orientation):
   width, height = picture.size
-  if picture.format == "TIFF":  # of which Pillow states the upright size
+  if picture.format == "TIFF":  # Pillow states its upright size
     tag = picture.tag_v2.get(ExifTags.Base.Orientation)
     if tag in _SIDEWAYS:
       width, height = height, width
@@ -305,7 +284,7 @@ def _upright_size(picture, orientation):
 
 
 def _orientation(picture):
-  """EXIF's orientation; of a PNG also from what follows the pixels."""
+  """Returns the EXIF orientation; in a PNG it may come after the pixels."""
   if picture.format == "PNG" and picture.tile:  # before it is decoded
     position = picture.fp.tell()
     late = _late_chunks(picture.fp)
@@ -321,7 +300,7 @@ def _orientation(picture):
 
 def _exif(picture):
   try:
-    # Not PngImageFile's, which decodes the pixels to find what follows them.
+    # Not that of PngImageFile, which decodes the pixels first.
     exif = Image.Image.getexif(picture)
     return exif.get(ExifTags.Base.Orientation, 1)
   except Exception:  # damaged EXIF: Pillow raises as many kinds
@@ -329,9 +308,9 @@ def _exif(picture):
 
 
 def _late_chunks(stream):
-  """A PNG of the texts and EXIF behind the pixels of another; b"" for none.
+  """Returns a PNG with the text and EXIF chunks after the pixels, b"" if none.
 
-  Pillow must decode the pixels to come there; the heads of chunks tell where
+  Pillow would decode the pixels to reach them; the headers of chunks say where
   the next one is.
   """
   end = stream.seek(0, os.SEEK_END)
@@ -349,7 +328,7 @@ def _late_chunks(stream):
           f"truncated or damaged image of {end} bytes: the file ends within "
           "its pixels"
         )
-    first = start == len(_PNG_START)  # the header, without which none opens
+    first = start == len(_PNG_START)  # the header, which every PNG needs
     if after <= end and (
       first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
     ):
@@ -362,7 +341,7 @@ def _late_chunks(stream):
 
 
 def _check_jpeg(stream):
-  """Refuses a JPEG whose end is missing, which follows its head."""
+  """Raises if the end marker of a JPEG is missing."""
   position = stream.tell()
   end = stream.seek(0, os.SEEK_END)
   for start in (max(end - 65536, position), position):
@@ -378,7 +357,7 @@ def _check_jpeg(stream):
 
 
 def _rgb(picture, orientation, where):
-  """Pixels of a picture, upright."""
+  """Returns upright RGB pixels."""
   raw = str(picture.tile[0].args) if getattr(picture, "tile", None) else ""
   key = _transparent_key(picture, raw)
   bits = _stated_bits(picture)
@@ -415,26 +394,26 @@ def _rgb(picture, orientation, where):
 
 def _upright(picture, orientation):
   picture.load()
-  if orientation in _TURNS and picture.format != "TIFF":  # which Pillow turns
+  if orientation in _TURNS and picture.format != "TIFF":  # turned by Pillow
     return picture.transpose(_TURNS[orientation])
   return picture
 
 
 def _transparent_key(picture, raw):
-  """The transparent value of a PNG, on the scale of the pixels."""
+  """Returns the transparent value of a PNG, scaled like the pixels."""
   key = picture.info.get("transparency")
   if picture.format != "PNG" or isinstance(key, bytes) or key is None:
     return None
-  if isinstance(key, tuple):  # of which Pillow compares the low byte
+  if isinstance(key, tuple):  # Pillow would compare the low byte
     return tuple(value >> 8 for value in key) if raw == "RGB;16B" else key
   return key * {"L;2": 85, "L;4": 17}.get(raw, 1)
 
 
 def _stated_bits(picture):
-  """Bits of the integers of a picture; None where the file has room for more.
+  """Returns the bits per integer of a picture, None if the file does not say.
 
-  Of what netpbm and JPEG 2000 hold, Pillow makes 16 bits by the range that the
-  file states.
+  Pillow scales netpbm and JPEG 2000 to 16 bits by the range that the file
+  states.
   """
   if picture.format in ("PPM", "JPEG2000"):
     return 16
@@ -444,7 +423,7 @@ def _stated_bits(picture):
 
 
 def _integers(values, bits, where):
-  """The high byte of integers of so many bits, and the bits."""
+  """Returns the high byte of integers of so many bits, and the bits."""
   low, high = int(values.min()), int(values.max())
   if low < 0 or high > 0xFFFF:
     raise ValueError(
@@ -473,6 +452,6 @@ def _note_black(pixels, bits, where):
 
 def _say_once(where, note):
   """Logs a note that this process has not logged before."""
-  if note not in _notes:
-    _notes.add(note)
+  if note not in said:
+    said.add(note)
     _log.warning("%s: %s (said once)", where, note)

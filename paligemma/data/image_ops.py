@@ -1,14 +1,14 @@
-"""Ops on the image of a raw example; its objects stay where they belong.
+"""Ops on the image of a raw example; its objects move with the pixels.
 
-The image is encoded (bytes) or pixels (uint8[H, W, 3]), or whatever else
-`pixels` takes; ops decode it when they must. Those that move pixels move the
-example's "objects" (data/objects.py) with them, and keep its "height" and
-"width", if it has them, those of the image.
-They take one image: several frames are put together by `Stack`, the last op.
+The image is encoded (bytes), pixels (uint8[H, W, 3]) or another type that
+`pixels` takes; ops decode it if they need pixels. Ops that move pixels also
+move the example's "objects" (data/objects.py), and update its "height" and
+"width" if it has them. They take one image; `Stack`, as the last op, collects
+several frames.
 
-An op that `augments` is for training alone: an evaluator that has no ops of its
-own takes those of the training data without it. One that `moves_pixels` leaves
-locations in texts where they were: Preprocess refuses such an example.
+An op with `augments` is for training only: an evaluator without ops of its own
+uses those of training without it. An op with `moves_pixels` does not move
+locations in texts: Preprocess refuses an example that has them.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma import registry
-from paligemma.data import example_fields, objects
+from paligemma.data import example_fields, location, objects
 from paligemma.data import image as image_lib
 from paligemma.data.example_fields import Example
 from paligemma.data.pictures import pixels, size
@@ -32,7 +32,7 @@ _ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-  """Turns an encoded image into pixels; other ops do it by themselves.
+  """Decodes an image to pixels; other ops do it by themselves.
 
   Attributes:
     key: Field of the image. Default "image".
@@ -48,7 +48,7 @@ class Decode:
 class Resize:
   """Resizes to uint8, where an op such as DrawBox needs the final size.
 
-  `Preprocess` resizes by itself, and need not cut to uint8 in between.
+  `Preprocess` resizes by itself, without truncation to uint8.
 
   Attributes:
     size: (height, width) in pixels.
@@ -75,20 +75,18 @@ class Resize:
     if self.key != "image":
       return {**example, self.key: new}
     return _replace(
-      example,
-      new,
-      lambda things: objects.resize(things, image.shape[:2], self.size),
+      example, new, lambda old: objects.resize(old, image.shape[:2], self.size)
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ResizeSmall:
-  """Resizes so that the smaller side has a given length, the aspect kept.
+  """Resizes so that the smaller side has a given length; keeps the aspect.
 
   Attributes:
     side: In pixels.
     method: Key of image.KERNELS. Default "area".
-    antialias: As of Resize, of no effect on "area". Default True.
+    antialias: As of Resize; without effect on "area". Default True.
 
   Source: `resize_small` of big_vision, likewise to uint8; its default is
   without antialias.
@@ -111,11 +109,11 @@ class ResizeSmall:
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop:
-  """Cuts the middle out of an image.
+  """Crops the centre of an image.
 
   Attributes:
-    size: (height, width) in pixels. A smaller image is an error: ResizeSmall
-      first. Default None: the largest square.
+    size: (height, width) in pixels; a smaller image is an error, so use
+      ResizeSmall before. Default None: the largest square.
     min_visible: As of RandomCrop. Default 0.25.
 
   Source: `central_crop` of big_vision.
@@ -141,15 +139,15 @@ class CentralCrop:
 
 @dataclasses.dataclass(frozen=True)
 class DrawBox:
-  """Draws the outline of a box: red, one pixel wide, on the pixels it names.
+  """Draws the outline of a box, red and one pixel wide.
 
   In the published recipe of widgetcap it comes after Resize, so that the line
-  is as wide in every image. Rows are int(ymin * (height - 1)) and
-  int(ymax * (height - 1)), columns alike; a side beyond the image is not drawn.
+  has the same width in every image. Rows are int(ymin * (height - 1)) and
+  int(ymax * (height - 1)), columns likewise; sides outside are not drawn.
 
   Attributes:
-    key: Field of the box, (ymin, xmin, ymax, xmax) relative to the image, as of
-      TFDS. Ops do not move it: draw before any crop. Default "bbox".
+    key: Field of the box, (ymin, xmin, ymax, xmax) relative to the image, as in
+      TFDS. Other ops do not move it: draw before any crop. Default "bbox".
 
   Source: `draw_bbox` of big_vision, which is tf.image.draw_bounding_boxes.
   """
@@ -157,22 +155,15 @@ class DrawBox:
   key: str = "bbox"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    box = example_fields.read(example, self.key)
-    try:
-      box = np.asarray(box, np.float32)
-    except (TypeError, ValueError):
-      box = np.empty(0)
-    if (
-      box.shape != (4,)
-      or not np.isfinite(box).all()
-      or (box[2:] < box[:2]).any()
-    ):
+    box = location.corners(example_fields.read(example, self.key))
+    if box is None or (box[2:] < box[:2]).any():
       raise example_fields.wrong(
         example, self.key, "a relative box (ymin, xmin, ymax, xmax)"
       )
     image = _read(example, "image").copy()
     last = np.array(image.shape[:2]) - 1
-    y0, x0, y1, x1 = (box * np.tile(last, 2).astype(np.float32)).astype(int)
+    box = box.astype(np.float32) * np.tile(last, 2).astype(np.float32)
+    y0, x0, y1, x1 = box.astype(int)
     rows = slice(max(y0, 0), max(y1 + 1, 0))
     columns = slice(max(x0, 0), max(x1 + 1, 0))
     for y in {y0, y1} & set(range(last[0] + 1)):
@@ -184,15 +175,15 @@ class DrawBox:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """Puts images of several fields together, for Preprocess(frames=...).
+  """Collects images of several fields in a list, for Preprocess(frames=...).
 
       Stack(("image_left", "image_right"))
 
   Attributes:
-    keys: The fields, in the order of the frames. They are taken away, so that
-      nobody keeps the images twice; what comes of them is "image", a list.
+    keys: The fields, in the order of the frames. They are removed; the list is
+      "image".
 
-  Source: `stack_images` of big_vision, of use in nlvr2.
+  Source: `stack_images` of big_vision, used in nlvr2.
   """
 
   keys: tuple[str, ...]
@@ -205,10 +196,11 @@ class Stack:
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-  """Cuts a part of given size out of an image, all places equally likely.
+  """Crops a window of given size at a uniformly random position.
 
   Attributes:
-    size: (height, width) in pixels. A smaller image is an error: Resize first.
+    size: (height, width) in pixels; a smaller image is an error, so use Resize
+      before.
     min_visible: Objects of which less than this share is left are dropped; see
       objects.crop. Default 0.25.
   """
@@ -233,23 +225,22 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class InceptionCrop:
-  """Cuts out a part of random area, aspect and place; `Preprocess` resizes it.
+  """Crops a window of random area, aspect and position.
 
-  Aspect and height are uniform, each within the bounds, and the place within
-  the image; after 100 draws that do not fit, the image stays whole.
+  Aspect, height and position are uniform within their bounds; after 100 draws
+  that do not fit, the image stays whole.
 
   Attributes:
     area: Bounds of the share of the image's area. Default (0.05, 1).
     aspect: Bounds of width / height. Default (0.75, 1.33).
-    min_covered: At least one object has this share within the crop, in an image
-      that has objects. Default 0; 1 for what a question is about.
-    min_visible: Objects of which less than this share is left are dropped; see
-      objects.crop. Default 0.25.
+    min_covered: The crop holds at least this share of at least one object, if
+      the image has objects. Default 0; 1 to keep the object of a question.
+    min_visible: As of RandomCrop. Default 0.25.
 
   Source: `inception_crop` of big_vision, tf.image.sample_distorted_bounding_box
-  after Szegedy et al. 2015, arXiv:1409.4842, section 6. Where rounding takes an
-  area out of the bounds it corrects the crop by one pixel, we draw again; and
-  it never puts a crop at the last row or column.
+  after Szegedy et al. 2015, arXiv:1409.4842, section 6. If rounding moves an
+  area out of the bounds, it corrects the crop by one pixel and we draw again;
+  it never places a crop at the last row or column.
   """
 
   moves_pixels: ClassVar[bool] = True
@@ -275,11 +266,11 @@ class InceptionCrop:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     height, width = _size(example)
     needed = self.min_covered > 0 and example.get("objects")
-    things = objects.read(example) if needed else []
+    found = objects.read(example) if needed else []
     for _ in range(_ATTEMPTS):
       window = self._draw(height, width, rng)
       if window and (
-        not things or objects.crop(things, window, self.min_covered)
+        not found or objects.crop(found, window, self.min_covered)
       ):
         return _crop(example, window, self.min_visible)
     return example
@@ -304,14 +295,13 @@ class InceptionCrop:
 class Flip:
   """Mirrors the image left to right, at random.
 
-  Texts stay as they are: a caption with "left" in it would then be wrong, and
-  so would letters in the image. Name such texts, or leave Flip away.
+  Texts do not change, so a caption with "left" would become wrong, and letters
+  in the image are mirrored. Name such texts, or do not use Flip.
 
   Attributes:
-    probability: How often. Default 0.5.
-    texts: Fields with a text; while one of them has a word that begins with
-      "left" or "right" in it, the image stays as it is. English alone. Default
-      none.
+    probability: Of mirroring. Default 0.5.
+    texts: Fields with a text; if one of them has a word that begins with "left"
+      or "right", the image is not mirrored. English only. Default: none.
   """
 
   moves_pixels: ClassVar[bool] = True
@@ -330,23 +320,20 @@ class Flip:
       return example
     image = _read(example, "image")
     return _replace(
-      example,
-      image[:, ::-1],
-      lambda things: objects.flip(things, image.shape[1]),
+      example, image[:, ::-1], lambda old: objects.flip(old, image.shape[1])
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class ZoomOut:
-  """Puts the image at a random place on a larger canvas: smaller objects.
+  """Puts the image at a random position on a larger canvas: smaller objects.
 
-  Sides grow by one factor, uniform in [1, largest]; the canvas stays within
-  image.MAX_PIXELS. It grows with the image, and with the square of the factor:
-  put Resize before it where images are large.
+  Both sides grow by one factor, uniform in [1, largest], such that the canvas
+  has at most image.MAX_PIXELS. Use Resize before if images are large.
 
   Attributes:
-    largest: Of the factors. Default 4.
-    probability: How often. Default 0.5.
+    largest: Largest factor. Default 4.
+    probability: Of zooming out. Default 0.5.
     fill: Red, green and blue of the canvas. Default gray, 0 for the model.
 
   Source: SSD (arXiv:1512.02325), section 3.6, "zoom out", which fills with the
@@ -379,9 +366,7 @@ class ZoomOut:
     canvas = np.empty((*new, 3), np.uint8)
     canvas[:] = self.fill
     canvas[y : y + height, x : x + width] = image
-    return _replace(
-      example, canvas, lambda things: objects.pad(things, (y, x), new)
-    )
+    return _replace(example, canvas, lambda old: objects.pad(old, (y, x), new))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,9 +374,9 @@ class JpegNoise:
   """Encodes the image as a JPEG of random quality.
 
   Attributes:
-    quality: Lowest and highest quality of libjpeg, in [1, 100]. Default 30 and
-      100.
-    probability: How often. Default 1.
+    quality: Lowest and highest quality of libjpeg, in [1, 100]. Default
+      (30, 100).
+    probability: Of encoding. Default 1.
   """
 
   augments: ClassVar[bool] = True
@@ -417,7 +402,7 @@ class JpegNoise:
 
 
 def _read(example, key):
-  """Pixels of the one image under a key."""
+  """Returns the pixels of the single image under a key."""
   return pixels(
     example_fields.read(example, key), where=example_fields.where(example)
   )
@@ -431,15 +416,14 @@ def _size(example):
 
 def _crop(example, window, min_visible):
   y0, x0, y1, x1 = window
+  pixels = _read(example, "image")[y0:y1, x0:x1]
   return _replace(
-    example,
-    _read(example, "image")[y0:y1, x0:x1],
-    lambda things: objects.crop(things, window, min_visible),
+    example, pixels, lambda old: objects.crop(old, window, min_visible)
   )
 
 
 def _replace(example, image, move):
-  """The example with another image; `move` does the same to its objects."""
+  """Returns the example with another image; `move` maps its objects."""
   result = {**example, "image": image}
   if "objects" in example:
     result["objects"] = move(objects.read(example))
@@ -452,9 +436,10 @@ def _replace(example, image, move):
 def _check_fits(example, of_image, of_crop):
   (height, width), (rows, columns) = of_image, of_crop
   if height < rows or width < columns:
-    raise ValueError(
-      f"{example_fields.where(example)}: image of {height}x{width} pixels is "
-      f"smaller than a crop of {rows}x{columns}; put Resize before it"
+    raise example_fields.error(
+      example,
+      f"image of {height}x{width} pixels is smaller than a crop of "
+      f"{rows}x{columns}; put Resize before it",
     )
 
 
@@ -464,7 +449,7 @@ def _check_size(op, size):
 
 
 def _check_shares(op, **shares):
-  """Refuses a share, or a pair of bounds of one, out of [0, 1]."""
+  """Raises if a share, or a bound of one, is outside of [0, 1]."""
   for name, value in shares.items():
     bounds = np.atleast_1d(value).tolist()
     if not 0 <= bounds[0] <= bounds[-1] <= 1:

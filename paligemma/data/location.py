@@ -1,16 +1,16 @@
-"""Boxes, labels and the codes of masks in the text of a prompt or an answer.
+"""Boxes, labels and mask codes in the text of a prompt or an answer.
 
     <loc0123><loc0045><loc0678><loc0910><seg001>...<seg127> cat ; <loc...> dog
     top      left     bottom   right    16 codes of a mask  label
 
-Boxes are (y0, x0, y1, x1) in pixels of the original image, from the corner at
-(0, 0), which is the upper left one of pixel (0, 0), to the one at (height,
-width). A location is the nearest of 1024 points from 0 to the side's length.
+Boxes are (y0, x0, y1, x1) in pixels of the original image, whose corners are
+(0, 0), the upper left one of pixel (0, 0), and (height, width). A location is
+the nearest of 1024 points from 0 to the side's length.
 
 The denominator is 1023 as in the training and evaluation code of big_vision
 (pp/proj/paligemma/segmentation.py, evaluators/proj/paligemma/transfers/
-segmentation.py). Its notebook and the demos divide by 1024 when they read a
-box, which moves it towards the origin by a thousandth at most.
+segmentation.py). Its notebook and the demos read boxes with 1024, which moves
+them towards the origin by at most a thousandth.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from paligemma.data import tokenizer
 
@@ -37,9 +38,9 @@ _NUMBER = re.compile(r"<loc([0-9]{4})>")
 _WELL_FORMED = re.compile(
   r"(?:(?:<loc[0-9]{4}>\s*){4})+(?:(?:<seg[0-9]{3}>\s*){16})?"
 )
-# What is meant as one, however it is spelled.
+# A location or code, possibly misspelled.
 _MEANT = re.compile(r"<\s*(?:loc|seg)[\s_:-]*\d*\s*>|<(?:loc|seg)\d+", re.I)
-# Locations and then codes, as many as there are of both.
+# A run of locations and then codes, any number of both.
 _RUN = re.compile(
   r"(?=<(?:loc|seg)[0-9]+>)((?:<loc[0-9]+>\s*)*)((?:<seg[0-9]+>\s*)*)"
 )
@@ -47,14 +48,14 @@ _RUN = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Object:
-  """A thing that a text names.
+  """An object in a text.
 
   Attributes:
     box: (y0, x0, y1, x1) in pixels, not rounded, or None.
-    label: What follows the box, or stands alone; "" without one.
+    label: The text after the box, or without a box; may be "".
     codes: Sixteen of [0, 128), or None.
-    span: Of the text it was read from, (start, stop) in characters.
-    problem: What is wrong with it; "" if nothing is.
+    span: (start, stop) in characters of the text that it was read from.
+    problem: What is wrong with it, "" if it is well-formed.
   """
 
   box: Box | None = None
@@ -64,16 +65,25 @@ class Object:
   problem: str = ""
 
 
+def corners(box: Any) -> Float[np.ndarray, "4"] | None:
+  """Returns four finite numbers as float64, None if it is anything else."""
+  try:
+    found = np.asarray(box, np.float64)
+  except (TypeError, ValueError):
+    return None
+  return found if found.shape == (4,) and np.isfinite(found).all() else None
+
+
 def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
   """Writes a box: (12, 0, 24, 32) in 48x64 is <loc0256><loc0000>...
 
   Args:
-    box: (y0, x0, y1, x1) in pixels; what lies outside of the image is clipped.
+    box: (y0, x0, y1, x1) in pixels; it is clipped to the image.
     size: (height, width) of the image in pixels.
 
   Returns:
-    Four locations, each round(1023 * coordinate / side), halves to even; those
-    of `widen` where a box with an area would lose it.
+    Four locations, each round(1023 * coordinate / side), halves to even, of the
+    box that `widen` returns.
 
   Raises:
     ValueError: Not four finite numbers, or y1 < y0, or x1 < x0.
@@ -91,63 +101,63 @@ def widen(
   size: tuple[int, int],
   steps: tuple[int, int] = (_LAST, _LAST),
 ) -> Box:
-  """Widens a thin box, which would have no area when it is rounded.
+  """Widens a thin box that would have no area when it is rounded.
 
   Args:
-    box: (y0, x0, y1, x1) in pixels; what lies outside of the image is clipped.
+    box: (y0, x0, y1, x1) in pixels; it is clipped to the image.
     size: (height, width) of the image in pixels.
-    steps: Into how many equal parts height and width are divided, to whose ends
-      the box is rounded. Default: those between locations.
+    steps: Number of equal intervals of height and width, to whose ends the box
+      will be rounded. Default: 1023 each, as for locations.
 
   Returns:
-    The clipped box; where it has a side that both of its ends round to one
-    point, the two ends of the part that the side's middle lies in.
+    The clipped box. A side whose two ends would round to one point becomes the
+    interval around its middle.
 
   Raises:
     ValueError: As `encode_box`.
   """
   sides = _sides(size)
-  corners = np.clip(_checked(box), 0, sides).tolist()
+  clipped = np.clip(_checked(box), 0, sides).tolist()
   for low, side, count in zip((0, 1), size, steps, strict=True):
-    a, b = (corners[i] / side * count for i in (low, low + 2))
+    a, b = (clipped[i] / side * count for i in (low, low + 2))
     if a < b and round(a) == round(b):
       start = math.floor((a + b) / 2)
-      corners[low] = start * side / count
-      corners[low + 2] = (start + 1) * side / count
-  return tuple(corners)
+      clipped[low] = start * side / count
+      clipped[low + 2] = (start + 1) * side / count
+  return tuple(clipped)
 
 
 def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
   """Writes objects, such as "<loc>x4<seg>x16 cat ; <loc>x4 dog ; sky".
 
   Args:
-    objects: Of each box, codes and label are written, as far as it has them.
+    objects: Box, codes and label are written if an object has them.
     size: (height, width) of the image in pixels.
 
   Raises:
-    ValueError: An object that `parse` would not give back: codes without box,
-      or none of all three, or a label with ";" or locations in it.
+    ValueError: An object that `parse` would not return: codes without box, no
+      box and no label, or a label with ";" or locations in it.
   """
-  return SEPARATOR.join(_encode_object(thing, size) for thing in objects)
+  return SEPARATOR.join(_encode_object(item, size) for item in objects)
 
 
 def parse(text: str, size: tuple[int, int]) -> list[Object]:
   """Reads the objects of a text, the inverse of `encode` up to half a bin.
 
-  Objects end at ";", at the next location, or with the text, which ends at a
-  spelled "<eos>". Words before the first location of an object are skipped,
-  those after it are its label; an object without location or code is all label.
-  Space is optional everywhere.
+  Objects end at ";", at the next box, or at the end of the text or "<eos>" in
+  it. Words before the locations of an object are ignored, those after it are
+  its label; an object without locations and codes is all label. Space is
+  optional everywhere.
 
   Args:
     text: Any text.
     size: (height, width) of the original image in pixels.
 
   Returns:
-    Objects in the order of the text. Four locations in succession are a box,
-    eight are two. What is malformed has a `problem`: another number of
-    locations or of codes, a number beyond <loc1023> or <seg127> (neither has a
-    box, then), or a box without area.
+    Objects in the order of the text. Four successive locations are a box, eight
+    are two. A malformed object has a `problem`: another number of locations or
+    codes or a number beyond <loc1023> or <seg127>, all without box, or a box
+    without area.
   """
   objects = []
   text, _, _ = text.partition("<eos>")
@@ -163,12 +173,12 @@ def parse(text: str, size: tuple[int, int]) -> list[Object]:
 
 
 def is_in(value: Any) -> bool:
-  """Whether a field is a text with a location, well-formed or not."""
+  """Returns whether a field is a text with a location, well-formed or not."""
   return isinstance(value, str) and "<loc" in value
 
 
 def runs(value: Any) -> list[str]:
-  """The locations in a text or a list of fields, those in succession as one."""
+  """Returns the runs of successive locations in a text or a list of fields."""
   if isinstance(value, list):
     return [run for element in value for run in runs(element)]
   if not is_in(value):
@@ -177,11 +187,7 @@ def runs(value: Any) -> list[str]:
 
 
 def find_misspelled(text: str) -> re.Match | None:
-  """Finds what is meant as a location or code and is no piece: "<loc100>".
-
-  Returns:
-    The first such match, None if there is none.
-  """
+  """Finds the first misspelled location or code, such as "<loc100>"."""
   for match in _MEANT.finditer(text):
     if match[0] not in _LOC and match[0] not in _SEG:
       return match
@@ -189,9 +195,9 @@ def find_misspelled(text: str) -> re.Match | None:
 
 
 def malformed(text: str) -> str:
-  """Tells what is wrong with the first object that has no box, "" if nothing.
+  """Returns the problem of the first malformed object without box, or "".
 
-  An object without any location is not meant, nor is a box without area.
+  Objects without locations and boxes without area are not malformed.
   """
   rest = _WELL_FORMED.sub("", text)
   if "<loc" not in rest and "<seg" not in rest:
@@ -201,12 +207,9 @@ def malformed(text: str) -> str:
 
 
 def has_flat_box(text: str) -> bool:
-  """Whether a text that is not `malformed` has a box without area.
-
-  It is upside down, or as thin as that both edges are one location.
-  """
-  corners = iter(_NUMBER.findall(text))  # four digits: they sort as texts
-  boxes = zip(corners, corners, corners, corners, strict=False)
+  """Returns whether a text that is not `malformed` has a box without area."""
+  bins = iter(_NUMBER.findall(text))  # four digits: they sort as texts
+  boxes = zip(bins, bins, bins, bins, strict=False)
   return any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in boxes)
 
 
@@ -215,41 +218,41 @@ def to_pixels(
 ) -> tuple[int, int, int, int]:
   """Rounds a box to whole pixels, halves to even, and clips it to the image.
 
-  With it, a box of whole pixels comes back from text as it was if the sides of
-  the image are at most 1023 pixels.
+  It recovers a box of whole pixels from its text if the sides of the image are
+  at most 1023 pixels.
 
   Args:
     box: (y0, x0, y1, x1) in pixels.
     size: (height, width) of the image in pixels.
 
   Returns:
-    (y0, x0, y1, x1), for image[y0:y1, x0:x1]; of no area if the box is thin, or
-    lies outside.
+    (y0, x0, y1, x1), for image[y0:y1, x0:x1]; without area if the box is thin
+    or outside.
 
   Raises:
     ValueError: As `encode_box`.
 
   Source: refcoco_mask2str of big_vision, before it crops a mask. Its evaluator
-  rounds down instead, by which a box comes back up to a pixel smaller.
+  rounds down instead, which may shrink a box by a pixel.
   """
   y0, x0, y1, x1 = np.clip(np.round(_checked(box)), 0, _sides(size)).astype(int)
   return int(y0), int(x0), int(y1), int(x1)
 
 
-def _encode_object(thing, size):
-  if thing.box is None and thing.codes is not None:
-    raise ValueError(f'object "{thing.label}" has codes of a mask but no box')
-  if thing.box is None and not thing.label.strip():
+def _encode_object(item, size):
+  if item.box is None and item.codes is not None:
+    raise ValueError(f'object "{item.label}" has codes of a mask but no box')
+  if item.box is None and not item.label.strip():
     raise ValueError("object has neither box nor label")
-  if ";" in thing.label or _PIECE.search(thing.label):
+  if ";" in item.label or _PIECE.search(item.label):
     raise ValueError(
-      f'label "{thing.label}" holds ";", a location or a code, where it would '
+      f'label "{item.label}" holds ";", a location or a code, where it would '
       "end"
     )
-  pieces = encode_box(thing.box, size) if thing.box is not None else ""
-  if thing.codes is not None:
-    pieces += _encode_codes(thing.codes)
-  return f"{pieces} {thing.label}".strip()
+  pieces = encode_box(item.box, size) if item.box is not None else ""
+  if item.codes is not None:
+    pieces += _encode_codes(item.codes)
+  return f"{pieces} {item.label}".strip()
 
 
 def _encode_codes(codes):
@@ -264,7 +267,7 @@ def _encode_codes(codes):
 
 
 def _read(text, run, stop, size):
-  """Yields the objects of one run of pieces; the last one has the label."""
+  """Yields the objects of one run of pieces; the last has the label."""
   locs = list(_PIECE.finditer(text, *run.span(1)))
   segs = list(_PIECE.finditer(text, *run.span(2)))
   label = text[run.end() : stop].strip()
@@ -285,8 +288,8 @@ def _read(text, run, stop, size):
     yield Object(None, label, span=(run.start(), stop), problem=problem)
     return
   for i in range(0, len(locs), 4):
-    corners = [_LOC[m[0]] for m in locs[i : i + 4]]
-    y0, x0, y1, x1 = (np.divide(corners, _LAST) * _sides(size)).tolist()
+    bins = [_LOC[m[0]] for m in locs[i : i + 4]]
+    y0, x0, y1, x1 = (np.divide(bins, _LAST) * _sides(size)).tolist()
     last = i + 4 == len(locs)
     yield Object(
       box=(y0, x0, y1, x1),
@@ -298,20 +301,16 @@ def _read(text, run, stop, size):
 
 
 def _checked(box):
-  try:
-    corners = np.asarray(box, np.float64)
-  except (TypeError, ValueError):
-    corners = np.empty(0)
-  if corners.shape != (4,) or not np.isfinite(corners).all():
+  found = corners(box)
+  if found is None:
     raise ValueError(
       f"box is {box}, expected 4 finite numbers (y0, x0, y1, x1)"
     )
-  y0, x0, y1, x1 = corners
-  if y1 < y0 or x1 < x0:
+  if (found[2:] < found[:2]).any():
     raise ValueError(
       f"box is {box}, expected (y0, x0, y1, x1) with y0 <= y1 and x0 <= x1"
     )
-  return corners
+  return found
 
 
 def _sides(size):

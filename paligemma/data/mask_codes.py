@@ -1,8 +1,7 @@
-"""Codes of masks without an accelerator: the encoder of the codec in NumPy.
+"""The encoder of the mask codec in NumPy.
 
-The same numbers as models/mask_codec.encode, for data workers, which write the
-codes of masks after they have been cropped and flipped. The layers and the
-names of their arrays are explained there.
+It computes the same as models/mask_codec.encode, for data workers, which encode
+masks after crops and flips. That file explains the layers and names of arrays.
 """
 
 import functools
@@ -10,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from etils import epath
+from jaxtyping import Float32, Int, Shaped
 
 from paligemma import tree
 from paligemma.data import masks as masks_lib
@@ -31,15 +31,16 @@ _NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
 
 
 class Encoder:
-  """Turns a mask and its box into codes; small to pickle.
+  """Encodes a mask and its box; pickles small.
 
   Args:
     params: Path of "vae-oid.npz" or a file with its names, bare or under
       "params/"; or the arrays, by name, in the layout of PyTorch. A file is
-      read when the first mask is encoded, once a process.
+      read when the first mask is encoded, once per process.
 
   Raises:
-    ValueError: Not the arrays of an encoder; of a file, when it is used.
+    ValueError: These are not the arrays of an encoder; raised for a file when
+      it is read.
   """
 
   def __init__(self, params: epath.PathLike | Mapping[str, np.ndarray]):
@@ -49,29 +50,27 @@ class Encoder:
   def __repr__(self):
     return f"Encoder({self._params if self._is_path else '...'!r})"
 
-  def __call__(self, mask: np.ndarray, box: Sequence[float]) -> tuple[int, ...]:
-    """Returns the 16 codes of the part of a mask within a box.
-
-    Args:
-      mask: bool or number[H, W] in [0, 1].
-      box: (y0, x0, y1, x1) in pixels, as of data/masks.crop.
-
-    Raises:
-      ValueError: As masks.crop.
-    """
+  def __call__(
+    self, mask: masks_lib.Mask, box: Sequence[float]
+  ) -> tuple[int, ...]:
+    """Returns the 16 codes of a mask within a box; see masks.crop."""
     (codes,) = self.codes(masks_lib.crop(mask, box)[None])
     return tuple(codes.tolist())
 
-  def codes(self, masks: np.ndarray) -> np.ndarray:
-    """Returns int32[B, 16] in [0, C) of bool or float[B, 64, 64] in [0, 1]."""
+  def codes(
+    self, masks: Shaped[np.ndarray, "B 64 64"]
+  ) -> Int[np.ndarray, "B 16"]:
+    """Returns the codes of masks, bool or in [0, 1]."""
     codebook = self._arrays()[_CODEBOOK]
     products = self.latents(masks) @ codebook.T
     # |x - e|^2 without |x|^2, which is the same for all codes.
     distances = (codebook**2).sum(axis=-1) - 2 * products
     return distances.argmin(axis=-1).astype(np.int32)
 
-  def latents(self, masks: np.ndarray) -> np.ndarray:
-    """Returns float32[B, 16, D], of which `codes` finds the nearest entries."""
+  def latents(
+    self, masks: Shaped[np.ndarray, "B 64 64"]
+  ) -> Float32[np.ndarray, "B 16 D"]:
+    """Returns the vectors whose nearest codebook entries are the codes."""
     params = self._arrays()
     side = masks_lib.SIDE
     masks = np.asarray(masks, np.float32)
@@ -95,19 +94,19 @@ class Encoder:
 
 @functools.lru_cache(maxsize=2)
 def _read(path):
-  """The arrays of a file; all ops and threads of a process share them."""
+  """Returns the arrays of a file; a process reads them once."""
   try:
     with epath.Path(path).open("rb") as file, np.load(file) as archive:
       names = {name.removeprefix("params/"): name for name in archive.files}
       arrays = {n: archive[names[n]] for n in sorted(_NAMES & names.keys())}
-  except Exception as error:  # damaged files make NumPy raise a dozen kinds
+  except Exception as error:  # NumPy raises a dozen kinds for damaged files
     reason = " ".join(str(error).split())
     raise ValueError(f"{path}: cannot read a mask codec: {reason}") from None
   return _checked(arrays, path)
 
 
 def _checked(arrays, where="mask codec"):
-  """The arrays as float32, if they are those of an encoder."""
+  """Returns the arrays as float32; raises if they are not of an encoder."""
   missing = sorted(_NAMES - arrays.keys())
   problems = [f"{name}: missing" for name in missing] or [
     f"{name}: {arrays[name].dtype}, expected a float dtype"
@@ -127,10 +126,10 @@ def _checked(arrays, where="mask codec"):
 
 
 def _shapes(arrays):
-  """Shapes that fit each other, when layers are as wide as their biases."""
+  """Returns the shapes that follow from the sizes of the biases."""
   shapes, width = {}, 1
   for layer, side in _LAYERS.items():
-    # A sum follows a block.
+    # The output of a block is added to its input.
     new = width if ".net." in layer else max(arrays[f"{layer}.bias"].size, 1)
     shapes[f"{layer}.weight"] = (new, width, side, side)
     shapes[f"{layer}.bias"] = (new,)
@@ -140,7 +139,7 @@ def _shapes(arrays):
 
 
 def _conv(params, layer, x, stride=1):
-  """torch.nn.Conv2d, which keeps height and width, or halves both: NHWC."""
+  """torch.nn.Conv2d in NHWC, keeping height and width or halving both."""
   weight = params[f"{layer}.weight"]
   outputs, inputs, side, _ = weight.shape
   pad = (side - 1) // 2

@@ -1,4 +1,4 @@
-"""Masks in pixels: from annotations, and to and from the 64x64 of a codec.
+"""Masks in pixels: from annotations, and to and from 64x64 for the codec.
 
     annotation -> bool[H, W] -> crop -> float[64, 64] -> mask_codec.encode
     mask_codec.decode -> float[64, 64] -> paste -> float[H, W] -> above 0.5
@@ -10,21 +10,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from paligemma.data import image as image_lib
 from paligemma.data import location
 
-SIDE = 64  # pixels of what the codec takes and gives
+SIDE = 64  # of the codec's masks, in pixels
+
+Mask = Shaped[np.ndarray, "H W"]  # bool or number
+Small = Float[np.ndarray, "64 64"]
 
 
-def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-  """Returns the smallest box (y0, x0, y1, x1) around what is inside.
-
-  Args:
-    mask: bool or number[H, W]; what is not 0 is inside.
+def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
+  """Returns the smallest box (y0, x0, y1, x1) around the pixels that are not 0.
 
   Raises:
-    ValueError: Nothing is inside.
+    ValueError: All pixels are 0.
   """
   rows, columns = np.asarray(mask).any(axis=1), np.asarray(mask).any(axis=0)
   if not rows.any():
@@ -35,19 +36,19 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
   return y0, x0, y1, x1
 
 
-def crop(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
-  """Cuts the box out of a mask and resizes it to 64x64, bilinear, antialiased.
+def crop(mask: Mask, box: Sequence[float]) -> Small:
+  """Crops a mask to a box and resizes it to 64x64, bilinear, antialiased.
 
   Args:
-    mask: bool or number[H, W] in [0, 1].
+    mask: In [0, 1].
     box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels;
       a box thinner than a pixel is one pixel wide, as of location.widen.
 
   Returns:
-    float32[64, 64] in [0, 1], for models/mask_codec.encode.
+    The mask in [0, 1], for models/mask_codec.encode.
 
   Raises:
-    ValueError: The mask is not of this kind, or the box covers no pixel of it.
+    ValueError: The mask has another shape or range, or the box covers no pixel.
 
   Source: refcoco_mask2str of big_vision, which fails at a thin box.
   """
@@ -71,25 +72,24 @@ def crop(mask: np.ndarray, box: Sequence[float]) -> np.ndarray:
 
 
 def paste(
-  decoded: np.ndarray, box: Sequence[float], size: tuple[int, int]
-) -> np.ndarray:
-  """Resizes a decoded mask to its box and puts it into an empty image.
+  decoded: Small, box: Sequence[float], size: tuple[int, int]
+) -> Float32[np.ndarray, "height width"]:
+  """Resizes a decoded mask to its box and pastes it into an empty image.
 
   Args:
-    decoded: float[64, 64], one mask of models/mask_codec.decode: above 0
-      inside, about [-1, 1].
+    decoded: A mask of models/mask_codec.decode: above 0 inside, about [-1, 1].
     box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels.
     size: (height, width) of the image in pixels.
 
   Returns:
-    float32[height, width] in [0, 1]: resized, then mapped from [-1, 1] and
-    clipped; above 0.5 is inside. All 0 when the box has no area.
+    The mask, mapped to [0, 1] and clipped: above 0.5 is inside. All 0 if the
+    box has no area.
 
   Raises:
-    ValueError: The mask is not finite, as when a code is out of range.
+    ValueError: The mask is not finite, as for a code that is out of range.
 
-  Source: the evaluator of big_vision for segmentation, whose pixels above 0 are
-  ours above 0.5; it rounds the box down, see location.to_pixels.
+  Source: the segmentation evaluator of big_vision, where pixels above 0 are
+  inside; it rounds the box down, see location.to_pixels.
   """
   decoded = np.asarray(decoded)
   if decoded.ndim != 2:
@@ -108,16 +108,16 @@ def paste(
 
 def from_polygons(
   polygons: Sequence[Sequence[float]], height: int, width: int
-) -> np.ndarray:
-  """Fills polygons of COCO, by pycocotools, which decides on edge pixels.
+) -> Bool[np.ndarray, "height width"]:
+  """Fills polygons of COCO with pycocotools.
 
   Args:
-    polygons: Each is [x0, y0, x1, y1, ...] in pixels; at most one image away
-      from the image.
+    polygons: Each is [x0, y0, x1, y1, ...] in pixels; points may lie outside by
+      at most the size of the image.
     height, width: Size of the image in pixels.
 
   Returns:
-    bool[height, width], the union.
+    The union of the polygons.
 
   Raises:
     ValueError: No polygon, a malformed one, or pycocotools is missing.
@@ -140,8 +140,10 @@ def from_polygons(
   return from_rle(runs, height, width)
 
 
-def from_rle(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
-  """Unpacks a run-length encoded mask of COCO.
+def from_rle(
+  rle: Mapping[str, Any], height: int, width: int
+) -> Bool[np.ndarray, "height width"]:
+  """Decodes a run-length mask of COCO.
 
   Args:
     rle: {"size": [height, width], "counts": ...}, column by column: a list of
@@ -149,14 +151,11 @@ def from_rle(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
       as compressed by pycocotools, str or bytes.
     height, width: Size of the image in pixels, which the mask must have.
 
-  Returns:
-    bool[height, width].
-
   Raises:
     ValueError: Malformed, or of another size.
 
-  Source: maskApi.c of pycocotools. Itself it takes counts that are too few, and
-  gives back what was in memory; hence our own.
+  Source: maskApi.c of pycocotools, which we do not call, because for counts
+  that are too few it returns uninitialized memory.
   """
   _check_size(height, width)
   if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
@@ -182,15 +181,12 @@ def from_rle(rle: Mapping[str, Any], height: int, width: int) -> np.ndarray:
   return inside.repeat(counts).reshape(width, height).T
 
 
-def to_rle(mask: np.ndarray) -> dict[str, list[int]]:
-  """Packs a mask as COCO's lengths of runs, the inverse of `from_rle`.
-
-  Args:
-    mask: bool[height, width].
+def to_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, list[int]]:
+  """Encodes a mask as run lengths of COCO, the inverse of `from_rle`.
 
   Returns:
     {"size": [height, width], "counts": [...]}, column by column, beginning with
-    a run outside of the mask, which may be 0 long.
+    a run outside of the mask, whose length may be 0.
   """
   height, width = mask.shape
   columns = np.concatenate([[False], mask.T.ravel()])
@@ -200,11 +196,11 @@ def to_rle(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 def _decompress(text):
-  """Counts of pycocotools' text: 6 bits a character, from "0" on.
+  """Decodes the counts of pycocotools' text: 6 bits a character, from "0" on.
 
-  Five bits, least significant first, and one that says whether more follow; the
-  highest bit of all is the sign. From the fourth on a count is given as the
-  difference to the last but one.
+  Five bits are of the count, least significant first, the sixth says whether
+  more follow; the highest bit of all is the sign. From the fourth on, a count
+  is stored as the difference to the last but one.
   """
   characters = text.encode() if isinstance(text, str) else text
   counts = []
@@ -244,7 +240,7 @@ def _checked_polygon(i, polygon, height, width):
     numbers = np.asarray(polygon, np.float64)
   except (TypeError, ValueError):
     numbers = np.empty(0)
-  # Four numbers would be taken for a box by pycocotools.
+  # pycocotools would read four numbers as a box.
   if numbers.ndim != 1 or len(numbers) < 6 or len(numbers) % 2:
     raise ValueError(
       f"polygon {i} has shape {numbers.shape}, expected numbers [x0, y0, x1, "

@@ -2,12 +2,12 @@
 
     annotations -> From... -> "objects" -> crops and flips -> Write... -> text
 
-What an object is, data/objects.py says; the text, data/location.py.
+data/objects.py defines objects, data/location.py their text.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -23,18 +23,16 @@ from paligemma.data import masks as masks_lib
 from paligemma.data.example_fields import Example
 
 ORDERS = {
-  "random": "another order each time",
+  "random": "a new random order each time",
   "sorted": "from top to bottom, then from left to right, by the upper left",
   "given": "as in the annotations",
 }
-
-
 _SHAPED = ' and "segmentation", polygons or run lengths'
 
 
 @dataclasses.dataclass(frozen=True)
 class FromTfds:
-  """Makes objects of the columns of TFDS, as in its coco, voc and ref_coco.
+  """Makes objects from the columns of TFDS, as in its coco, voc and ref_coco.
 
       {"bbox": [(ymin, xmin, ymax, xmax), ...], "label": [17, ...]}
 
@@ -44,10 +42,10 @@ class FromTfds:
   "height" and "width" of the image, for metrics.Detection.
 
   Attributes:
-    names: Of the labels, by their number. Default none: labels are "".
+    names: Of the labels, by number. Default (): labels are "".
     label: Column of the labels. Default "label"; ref_coco_bv has "category".
-    crowds: Keep annotations of groups, which only the metric can use. Default
-      False.
+    crowds: Whether to keep annotations of groups, which only the metric uses.
+      Default False.
     key: Field with the columns. Default "objects".
   """
 
@@ -64,40 +62,43 @@ class FromTfds:
         example, self.key, f"columns {' and '.join(sorted(needed))}"
       )
     height, width = _size(example)
-    things = []
+    found = []
     for i, box in enumerate(columns["bbox"]):
-      # In float32, as it is stored, what was a whole pixel comes out as one.
+      # In float32, as stored, whole pixels remain whole.
       box = np.asarray(box, np.float32) * np.float32([height, width] * 2)
       label = self._label(columns, i, example)
-      thing = {"box": tuple(box.tolist()), "label": label}
+      item = {"box": tuple(box.tolist()), "label": label}
       for crowd in ("is_crowd", "iscrowd"):
         if crowd in columns:
-          thing["iscrowd"] = int(columns[crowd][i])
+          item["iscrowd"] = int(columns[crowd][i])
       if "area" in columns:
-        thing["area"] = float(columns["area"][i])
+        item["area"] = float(columns["area"][i])
       if "mask" in columns:
-        thing["mask"] = _mask(columns["mask"][i], (height, width), example)
+        item["mask"] = _mask(columns["mask"][i], (height, width), example)
       if "refs" in columns:
         sentences = columns["refs"]["sentence"][i]
-        thing["sentences"] = [_text(sentence) for sentence in sentences]
-      things.append(thing)
-    return _with(example, things, self.crowds, height, width)
+        item["sentences"] = [
+          s.decode() if isinstance(s, bytes) else str(s) for s in sentences
+        ]
+      found.append(item)
+    return _with(example, found, self.crowds, height, width)
 
   def _label(self, columns, i, example):
     if not self.names:
       return ""
     number = int(columns[self.label][i])
     if not 0 <= number < len(self.names):
-      raise ValueError(
-        f"{example_fields.where(example)}: object {i} has label {number}, "
-        f"expected it in [0, {len(self.names)}), as there are names"
+      raise example_fields.error(
+        example,
+        f"object {i} has label {number}, expected it in [0, {len(self.names)}),"
+        " as there are names",
       )
     return self.names[number]
 
 
 @dataclasses.dataclass(frozen=True)
 class FromCoco:
-  """Makes objects of the annotations of COCO, as in its instances_*.json.
+  """Makes objects from annotations of COCO, as in its instances_*.json.
 
       [{"bbox": [x, y, width, height], "category_id": 17}, ...]
 
@@ -105,11 +106,11 @@ class FromCoco:
   kept. The example also gets "height" and "width" of the image.
 
   Attributes:
-    names: Of the labels, by number. Default none: "category_id" is a text.
-    masks: Whether to fill "segmentation", polygons or run lengths. Default
-      False.
-    crowds: Keep annotations of groups, which only the metric can use. Default
-      False.
+    names: Of the labels, by number. Default None: "category_id" is the label.
+    masks: Whether to make masks of "segmentation", polygons or run lengths.
+      Default False.
+    crowds: Whether to keep annotations of groups, which only the metric uses.
+      Default False.
     key: Field with the annotations. Default "annotations".
   """
 
@@ -123,38 +124,41 @@ class FromCoco:
     if not isinstance(annotations, list | tuple):
       raise example_fields.wrong(example, self.key, "a list of annotations")
     height, width = _size(example)
-    things = []
+    found = []
     try:
       for annotation in annotations:
         x, y, w, h = map(float, annotation["bbox"])
         label = annotation["category_id"]
-        thing = {
+        item = {
           "box": (y, x, y + h, x + w),
           "label": label if self.names is None else self.names[label],
         }
         kept = annotation.keys() & {"area", "iscrowd"}
-        thing |= {key: annotation[key] for key in kept}
+        item |= {key: annotation[key] for key in kept}
         if self.masks:
-          thing["mask"] = _fill(annotation["segmentation"], height, width)
-        things.append(thing)
+          shape = annotation["segmentation"]
+          is_rle = isinstance(shape, Mapping)
+          fill = masks_lib.from_rle if is_rle else masks_lib.from_polygons
+          item["mask"] = fill(shape, height, width)
+        found.append(item)
     except (KeyError, TypeError, ValueError) as error:
       reason = f"KeyError {error}" if isinstance(error, KeyError) else error
-      raise ValueError(
-        f"{example_fields.where(example)}: annotation {len(things)} of "
-        f'"{self.key}" is '
-        f'{annotation!r:.60}, expected "bbox" [x, y, width, height] and '
-        f'"category_id"{_SHAPED * self.masks}: {reason}'
+      raise example_fields.error(
+        example,
+        f'annotation {len(found)} of "{self.key}" is {annotation!r:.60}, '
+        'expected "bbox" [x, y, width, height] and "category_id"'
+        f"{_SHAPED * self.masks}: {reason}",
       ) from None
-    return _with(example, things, self.crowds, height, width)
+    return _with(example, found, self.crowds, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepObjects:
-  """Leaves out objects.
+  """Drops objects.
 
   Attributes:
-    labels: Those to keep. Default None, all.
-    min_side: Shortest side of a box to keep, in pixels. Default 0.
+    labels: The labels to keep. Default None: all.
+    min_side: Smallest shorter side of a box to keep, in pixels. Default 0.
   """
 
   labels: tuple[str, ...] | None = None
@@ -164,85 +168,80 @@ class KeepObjects:
     return {
       **example,
       "objects": [
-        thing
-        for thing in objects.read(example)
-        if (self.labels is None or thing["label"] in self.labels)
-        and min(_sides(thing["box"])) >= self.min_side
+        item
+        for item in objects.read(example)
+        if (self.labels is None or item["label"] in self.labels)
+        and min(_sides(item["box"])) >= self.min_side
       ],
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Refer:
-  """Leaves one object, and writes one of its sentences as "sentence".
+  """Keeps one object, and writes one of its sentences as "sentence".
 
-  Both at random, unless text_ops.Choice has put one object in the place of the
-  list before. For ref_coco:
+  Both are random, unless text_ops.Choice replaced the list of objects by one of
+  them before. For ref_coco:
 
       FromTfds(crowds=True), Choice("objects", replace=False), Refer(),
       Format("{sentence}"), Segment(...)
   """
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = example_fields.read(example, "objects")
-    if isinstance(things, Mapping):
-      example = {**example, "objects": [things]}
-    things = [t for t in objects.read(example) if t.get("sentences")]
-    if not things:
-      raise ValueError(
-        f"{example_fields.where(example)}: no object has sentences, expected "
-        "them as "
-        '"sentences" of one'
+    found = example_fields.read(example, "objects")
+    if isinstance(found, Mapping):
+      example = {**example, "objects": [found]}
+    found = [x for x in objects.read(example) if x.get("sentences")]
+    if not found:
+      raise example_fields.error(
+        example, 'no object has sentences, expected them as "sentences" of one'
       )
-    thing = things[rng.integers(len(things))]
-    sentences = thing["sentences"]
+    chosen = found[rng.integers(len(found))]
+    sentences = chosen["sentences"]
     sentence = sentences[rng.integers(len(sentences))]
-    return {**example, "objects": [thing], "sentence": sentence}
+    return {**example, "objects": [chosen], "sentence": sentence}
 
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """Writes the suffix of the one object: 4 locations and 16 codes, no label.
+  """Writes the suffix of a single object: 4 locations and 16 codes, no label.
 
   It also writes "box" and "mask", which metrics.Segmentation reads.
 
   Attributes:
-    encoder: Makes the codes.
+    encoder: Encodes the mask.
 
-  Source: refcoco_mask2str of big_vision; round(1023 * box) are the locations,
-  and the mask is cut out and resized to 64x64 as data/masks.crop does.
+  Source: refcoco_mask2str of big_vision; the locations are round(1023 * box),
+  and the mask is cropped and resized to 64x64 by data/masks.crop.
   """
 
   encoder: mask_codes.Encoder
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = objects.read(example)
-    if len(things) != 1 or "mask" not in things[0]:
-      raise ValueError(
-        f"{example_fields.where(example)}: found {len(things)} objects, "
-        "expected one, "
-        "with a mask: Refer leaves one, and InceptionCrop(min_covered=1) does "
-        "not cut it off"
+    found = objects.read(example)
+    if len(found) != 1 or "mask" not in found[0]:
+      raise example_fields.error(
+        example,
+        f"found {len(found)} objects, expected one, with a mask: Refer leaves "
+        "one, and InceptionCrop(min_covered=1) does not cut it off",
       )
-    (thing,) = things
-    unnamed = {**thing, "label": ""}
+    unnamed = {**found[0], "label": ""}
     suffix = _encode(unnamed, _size(example), self.encoder, example)
-    answer = {"box": thing["box"], "mask": thing["mask"]}
+    answer = {key: found[0][key] for key in ("box", "mask")}
     return {**example, "suffix": suffix, **answer}
 
 
 @dataclasses.dataclass(frozen=True)
 class DetectPrompt:
-  """Writes the prefix "detect a ; b" of the labels of the objects.
+  """Writes the prefix "detect a ; b" from the labels of the objects.
 
-  Labels come in random order, so that their places do not tell which are there.
+  The order is random, so that it does not reveal which labels are present.
 
   Attributes:
-    names: Labels that may be asked for although they are not there. Default
-      none.
-    negatives: How many of them; at least one where there is no object. Default
-      0.
-    verb: Default "detect".
+    names: Labels that may be asked for although they are absent. Default ().
+    negatives: Number of absent labels, at least one if there is no object.
+      Default 0.
+    verb: First word. Default "detect".
   """
 
   names: tuple[str, ...] = ()
@@ -250,17 +249,18 @@ class DetectPrompt:
   verb: str = "detect"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = objects.read(example)
-    labels = {t["label"] for t in things if not t.get("noise")} - {""}
+    found = objects.read(example)
+    labels = {x["label"] for x in found if not x.get("noise")} - {""}
     absent = sorted(set(self.names) - labels)
     count = min(max(self.negatives, not labels), len(absent))
     labels = (
       sorted(labels) + [absent[i] for i in rng.permutation(len(absent))][:count]
     )
     if not labels:
-      raise ValueError(
-        f"{example_fields.where(example)}: no object has a label; give names "
-        "to DetectPrompt, to ask for what is not there"
+      raise example_fields.error(
+        example,
+        "no object has a label; give names to DetectPrompt, to ask for what is "
+        "not there",
       )
     labels = [labels[i] for i in rng.permutation(len(labels))]
     prefix = f"{self.verb} {location.SEPARATOR.join(labels)}"
@@ -269,21 +269,19 @@ class DetectPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class WriteObjects:
-  """Writes the suffix: "<loc....>x4 cat ; <loc....>x4 dog"; "" of no object.
+  """Writes the suffix "<loc....>x4 cat ; <loc....>x4 dog", "" for no object.
 
-  Another order each time is an augmentation: the model learns that what it has
-  found already does not fix what comes next. Objects of NoiseObjects stay
-  behind the others, and their locations are no targets: "unsupervised" holds
-  where they stand, as (start, stop) in characters of the suffix.
+  A random order is an augmentation: the model learns that the objects written
+  so far do not determine the next one. Objects of NoiseObjects come last, and
+  their locations are not supervised: "unsupervised" holds their (start, stop)
+  in characters of the suffix.
 
   Attributes:
     order: Key of ORDERS. Default "random".
-    masks: Makes the codes of masks, which all objects then need. Default None,
-      no codes.
-    limit: Most objects, the first ones in the order. Default None, all.
+    masks: Encodes masks, which all objects then need. Default None: no codes.
+    limit: Most objects, the first ones in the order. Default None: all.
 
-  Source: Pix2seq (arXiv:2109.10852), section 2.1, which finds the random order
-  best.
+  Source: Pix2seq (arXiv:2109.10852), section 2.1, where a random order is best.
   """
 
   order: str = "random"
@@ -294,20 +292,20 @@ class WriteObjects:
     registry.lookup(ORDERS, self.order, "order of objects")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = objects.read(example)
+    found = objects.read(example)
     if self.order == "random":
-      things = [things[i] for i in rng.permutation(len(things))]
+      found = [found[i] for i in rng.permutation(len(found))]
     elif self.order == "sorted":
-      things.sort(key=lambda thing: tuple(thing["box"]))
-    things.sort(key=lambda thing: bool(thing.get("noise")))
+      found.sort(key=lambda item: tuple(item["box"]))
+    found.sort(key=lambda item: bool(item.get("noise")))
     size = _size(example)
     suffix, unsupervised = "", []
-    for i, thing in enumerate(things[: self.limit]):
+    for i, item in enumerate(found[: self.limit]):
       suffix += location.SEPARATOR if i else ""
       start = len(suffix)
-      suffix += _encode(thing, size, self.masks, example)
-      if thing.get("noise"):
-        stop = len(suffix) - len(thing["label"]) - 1
+      suffix += _encode(item, size, self.masks, example)
+      if item.get("noise"):
+        stop = len(suffix) - len(item["label"]) - 1
         unsupervised.append((start, stop))
     written = {"suffix": suffix}
     if unsupervised:
@@ -317,29 +315,27 @@ class WriteObjects:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseObjects:
-  """Appends boxes labelled "noise" until there are so many objects in all.
+  """Appends boxes labelled "noise" until there are `total` objects.
 
-  A detector that learns to stop behind the last annotated object stops too
-  early. With noise it does not learn when to stop: every answer has the same
-  number of objects, so that the end says nothing of the image, and whether
-  there is something in the next box is told by its label, with a probability
-  that can be compared. WriteObjects takes the locations of noise out of the
-  loss, so that the boxes the model proposes there are real ones; ask for an
-  answer long enough for `total` objects, and drop those that come back as
-  noise (metrics.Detection ignores a label that is annotated nowhere).
+  A detector that learns to stop after the last annotated object stops too
+  early. With noise every answer has the same number of objects, so the model
+  does not learn when to stop; the label says whether a box is an object, with a
+  probability that can be compared. WriteObjects does not supervise locations of
+  noise, so the model proposes real boxes there. Decode enough tokens for
+  `total` objects and drop those labelled noise (metrics.Detection ignores
+  labels that are never annotated).
 
   Boxes are copies of real ones, moved by up to a tenth of their sides; boxes of
   the size of real ones elsewhere; and random ones.
 
   Attributes:
-    total: Objects in all; give WriteObjects the same limit, for images with
+    total: Number of objects; give WriteObjects the same limit, for images with
       more.
     label: Default "noise".
 
   Source: Pix2seq (arXiv:2109.10852), section 2.3, "sequence augmentation", and
-  augment_bbox of its code, whose kinds and amounts of noise these are. There,
-  an input label of noise may be another one than its target; here it is the
-  same, as in any answer.
+  augment_bbox of its code, with the same kinds and amounts of noise. There, the
+  input label of noise may differ from its target; here they are equal.
   """
 
   augments: ClassVar[bool] = True
@@ -347,29 +343,29 @@ class NoiseObjects:
   label: str = "noise"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = objects.read(example)
+    found = objects.read(example)
     sides = np.array(_size(example), float)
-    count = max(self.total - len(things), 0)
-    copies = rng.integers(count + 1) if things else 0
+    count = max(self.total - len(found), 0)
+    copies = rng.integers(count + 1) if found else 0
     noise = []
     for i in range(count):
       corners = np.zeros((2, 2))
-      if things:
-        thing = things[rng.integers(len(things))]
-        corners = np.reshape(thing["box"], (2, 2)).astype(float)
+      if found:
+        chosen = found[rng.integers(len(found))]
+        corners = np.reshape(chosen["box"], (2, 2)).astype(float)
       if i < copies:
         moved = np.clip(rng.normal(0, 0.05, (2, 2)), -0.1, 0.1)
         corners += moved * (corners[1] - corners[0])
       else:
         half = (corners[1] - corners[0]) / 2
-        if not things or rng.random() < 0.5:
+        if not found or rng.random() < 0.5:
           half = np.abs(rng.normal(0, 0.5, 2)).clip(max=1) * sides / 2
         centre = rng.uniform(0, sides)
         corners = np.stack([centre - half, centre + half])
       box = np.clip(corners, 0, sides).ravel().tolist()
       noise.append({"box": tuple(box), "label": self.label, "noise": True})
     noise = [noise[i] for i in rng.permutation(count)]
-    return {**example, "objects": things + noise}
+    return {**example, "objects": found + noise}
 
 
 def _size(example):
@@ -381,47 +377,37 @@ def _sides(box):
   return box[2] - box[0], box[3] - box[1]
 
 
-def _with(example, things, crowds, height, width):
-  things = [
-    thing
-    for thing in things
-    if min(_sides(thing["box"])) > 0 and (crowds or not thing.get("iscrowd"))
+def _with(example, found, crowds, height, width):
+  kept = [
+    item
+    for item in found
+    if min(_sides(item["box"])) > 0 and (crowds or not item.get("iscrowd"))
   ]
-  made = {**example, "objects": things, "height": height, "width": width}
+  made = {**example, "objects": kept, "height": height, "width": width}
   objects.read(made)
   return made
-
-
-def _fill(segmentation, height, width):
-  if isinstance(segmentation, Mapping):
-    return masks_lib.from_rle(segmentation, height, width)
-  return masks_lib.from_polygons(segmentation, height, width)
 
 
 def _mask(mask, size, example):
   mask = np.asarray(mask)
   mask = (mask[..., 0] if mask.ndim == 3 else mask) != 0  # channels are alike
   if mask.shape != size:
-    raise ValueError(
-      f"{example_fields.where(example)}: mask has shape {mask.shape}, "
-      f"expected {size}, that of the image"
+    raise example_fields.error(
+      example,
+      f"mask has shape {mask.shape}, expected {size}, that of the image",
     )
   return mask
 
 
-def _text(value: Any) -> str:
-  return value.decode() if isinstance(value, bytes) else str(value)
-
-
-def _encode(thing, size, encoder, example):
-  """The text of one object; with an encoder, the codes of its mask too."""
+def _encode(item, size, encoder, example):
+  """Returns the text of one object; with an encoder, mask codes included."""
   codes = None
   try:
-    if encoder is not None and not thing.get("noise"):
-      if "mask" not in thing:
-        raise ValueError(f'object "{thing["label"]}" has no mask to encode')
-      codes = encoder(thing["mask"], thing["box"])
-    written = location.Object(thing["box"], thing["label"], codes)
+    if encoder is not None and not item.get("noise"):
+      if "mask" not in item:
+        raise ValueError(f'object "{item["label"]}" has no mask to encode')
+      codes = encoder(item["mask"], item["box"])
+    written = location.Object(item["box"], item["label"], codes)
     return location.encode([written], size)
   except ValueError as error:
-    raise ValueError(f"{example_fields.where(example)}: {error}") from None
+    raise example_fields.error(example, error) from None

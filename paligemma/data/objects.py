@@ -6,8 +6,8 @@
 
 Boxes go from the corner at (0, 0), which is the upper left one of pixel (0, 0),
 to the one at (height, width), as in data/location.py; they need not be whole
-pixels. A mask may be missing. What else an object holds is carried along, but
-for its "area" where that changes.
+pixels. A mask may be missing. Other fields of an object are kept, except its
+"area" when that changes.
 """
 
 from collections.abc import Sequence
@@ -21,153 +21,151 @@ Object = dict[str, Any]
 
 
 def read(example: example_fields.Example) -> list[Object]:
-  """Returns the objects of an example, checked.
+  """Returns a new list of the objects of an example, checked.
 
   Raises:
-    ValueError: There are none, or one is malformed.
+    ValueError: The example has no "objects", or one is malformed.
   """
-  things = example_fields.read(example, "objects")
-  if not isinstance(things, list | tuple):
+  found = example_fields.read(example, "objects")
+  if not isinstance(found, list | tuple):
     raise example_fields.wrong(
       example, "objects", "a list of boxes with labels"
     )
-  things = [_stated(thing) for thing in things]
-  for i, thing in enumerate(things):
-    if problem := _problem(thing):
-      found = " ".join(repr(thing).split())  # arrays come on several lines
-      raise ValueError(
-        f'{example_fields.where(example)}: object {i} of "objects" is '
-        f"{found:.80}, "
-        f"expected {problem}"
+  found = [_stated(item) for item in found]
+  for i, item in enumerate(found):
+    if problem := _problem(item):
+      shown = " ".join(repr(item).split())  # arrays print on several lines
+      raise example_fields.error(
+        example, f'object {i} of "objects" is {shown:.80}, expected {problem}'
       )
-  return things
+  return found
 
 
 def crop(
-  things: Sequence[Object], window: location.Box, min_visible: float
+  items: Sequence[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
-  """Cuts objects off at the borders of a part of the image.
+  """Crops objects to a window of the image.
 
   Args:
-    things: The objects.
+    items: The objects.
     window: (y0, x0, y1, x1), whole pixels.
-    min_visible: An object stays if at least this share of it lies within the
-      window: of its mask, if it has one, else of its box. In [0, 1]; of what
-      lies wholly outside, or has no area, nothing ever stays.
+    min_visible: An object is kept if at least this share, in [0, 1], of its
+      mask or else of its box is inside the window. Objects that are wholly
+      outside or have no area are always dropped.
 
   Returns:
-    The objects that stay, in pixels of the window. A box is clipped; where part
-    of a mask was cut off, the box shrinks to what is left of it.
+    The objects that are kept, in pixels of the window. Boxes are clipped; if a
+    mask was cut, its box shrinks to the rest of the mask.
   """
   kept = []
   y0, x0, y1, x1 = window
-  for thing in things:
-    whole = np.asarray(thing["box"], np.float64)
+  for item in items:
+    whole = np.asarray(item["box"], np.float64)
     box = np.clip(whole, (y0, x0, y0, x0), (y1, x1, y1, x1))
     visible = _area(box) / (_area(whole) or 1)
     box -= (y0, x0, y0, x0)
-    moved = {"box": box}
-    if "mask" in thing:
-      moved["mask"] = mask = thing["mask"][y0:y1, x0:x1]
-      visible = mask.sum() / max(thing["mask"].sum(), 1)
+    mask = item["mask"][y0:y1, x0:x1] if "mask" in item else None
+    if mask is not None:
+      visible = mask.sum() / max(item["mask"].sum(), 1)
       if 0 < visible < 1:
         tight = np.array(masks.bounding_box(mask))
         box[:2] = np.maximum(box[:2], tight[:2])
         box[2:] = np.minimum(box[2:], tight[2:])
     if visible >= max(min_visible, np.finfo(float).tiny) and _area(box) > 0:
-      kept.append(_moved(thing, **moved))
+      kept.append(_moved(item, box, mask))
   return kept
 
 
 def pad(
-  things: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
+  items: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
 ) -> list[Object]:
-  """Moves objects along with an image that is put onto a larger canvas.
+  """Moves objects with an image that is put onto a larger canvas.
 
   Args:
-    things: The objects.
+    items: The objects.
     corner: (y, x) of the image on the canvas, in pixels.
     size: (height, width) of the canvas.
   """
   y, x = corner
-  result = []
-  for thing in things:
-    moved = {"box": np.add(thing["box"], (y, x, y, x))}
-    if "mask" in thing:
-      moved["mask"] = np.zeros(size, bool)
-      height, width = thing["mask"].shape
-      moved["mask"][y : y + height, x : x + width] = thing["mask"]
-    result.append(_moved(thing, **moved))
-  return result
+
+  def on_canvas(mask):
+    canvas = np.zeros(size, bool)
+    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    return canvas
+
+  return _each(items, lambda box: np.add(box, (y, x, y, x)), on_canvas)
 
 
 def resize(
-  things: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
+  items: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
 ) -> list[Object]:
-  """Scales objects; a pixel of the new mask is the old one under its centre.
+  """Scales objects; masks by nearest neighbour.
 
   Args:
-    things: The objects.
+    items: The objects.
     old: (height, width) of their image.
-    new: That of the resized one.
+    new: (height, width) of the resized image.
   """
-  scale = np.divide(new, old)
   rows, columns = (
     ((np.arange(n) + 0.5) * o / n).astype(int)
     for o, n in zip(old, new, strict=True)
   )
-  result = []
-  for thing in things:
-    moved = {"box": np.multiply(thing["box"], (*scale, *scale))}
-    if "mask" in thing:
-      moved["mask"] = thing["mask"][rows[:, None], columns[None]]
-    result.append(_moved(thing, **moved))
-  return result
+  scale = np.tile(np.divide(new, old), 2)
+  return _each(
+    items,
+    lambda box: np.multiply(box, scale),
+    lambda mask: mask[rows[:, None], columns[None]],
+  )
 
 
-def flip(things: Sequence[Object], width: int) -> list[Object]:
+def flip(items: Sequence[Object], width: int) -> list[Object]:
   """Mirrors objects left to right in an image of this width."""
-  result = []
-  for thing in things:
-    y0, x0, y1, x1 = thing["box"]
-    moved = {"box": (y0, width - x1, y1, width - x0)}
-    if "mask" in thing:
-      moved["mask"] = thing["mask"][:, ::-1]
-    result.append(_moved(thing, **moved))
-  return result
+  return _each(
+    items,
+    lambda box: (box[0], width - box[3], box[2], width - box[1]),
+    lambda mask: mask[:, ::-1],
+  )
 
 
-def _moved(thing, box, **mask):
-  """The object with another box and mask, and without its former area."""
-  rest = {key: value for key, value in thing.items() if key != "area"}
-  return {**rest, "box": tuple(map(float, box)), **mask}
+def _each(items, move_box, move_mask):
+  """Applies functions to all boxes and masks."""
+  return [
+    _moved(
+      item,
+      move_box(item["box"]),
+      move_mask(item["mask"]) if "mask" in item else None,
+    )
+    for item in items
+  ]
+
+
+def _moved(item, box, mask):
+  """Returns the object with another box and mask, without its area."""
+  moved = {key: value for key, value in item.items() if key != "area"}
+  moved["box"] = tuple(map(float, box))
+  return moved if mask is None else {**moved, "mask": mask}
 
 
 def _area(box):
   return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _stated(thing):
-  """An object without what is null in it, which is as if it was not there."""
-  if not isinstance(thing, dict):
-    return thing
-  return {key: value for key, value in thing.items() if value is not None}
+def _stated(item):
+  """Returns an object without what is null in it, which counts as absent."""
+  if not isinstance(item, dict):
+    return item
+  return {key: value for key, value in item.items() if value is not None}
 
 
-def _problem(thing):
-  """What is expected of an object, "" if it is as expected."""
-  if not isinstance(thing, dict) or not isinstance(thing.get("label"), str):
+def _problem(item):
+  """Returns what was expected of a malformed object, "" for a good one."""
+  if not isinstance(item, dict) or not isinstance(item.get("label"), str):
     return '{"box": ..., "label": text}'
-  try:
-    box = np.asarray(thing.get("box"), np.float64)
-  except (TypeError, ValueError):
-    box = np.empty(0)
-  if (
-    box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < box[:2]).any()
-  ):
+  box = location.corners(item.get("box"))
+  if box is None or (box[2:] < box[:2]).any():
     return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
-  mask = thing.get("mask")
-  if "mask" in thing and (
+  mask = item.get("mask")
+  if "mask" in item and (
     not isinstance(mask, np.ndarray) or mask.dtype != bool or mask.ndim != 2
   ):
     return 'bool[height, width] as "mask"'

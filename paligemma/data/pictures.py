@@ -1,4 +1,4 @@
-"""Pictures as people have them -> pixels: encoded, opened, in an array."""
+"""Pictures of any type -> pixels: encoded, of Pillow, or an array."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from paligemma.data import files, image_files
+from paligemma.data import image as image_lib
 
 # What `pixels` takes; arrays of JAX and NumPy alike, known by their dtype.
 Picture = bytes | bytearray | memoryview | Image.Image | np.ndarray | Any
@@ -18,21 +19,20 @@ EXPECTED = (
 )
 
 
-def pixels(image: Picture, *, where: str = "image") -> np.ndarray:
-  """Returns uint8[H, W, 3] of an image of any kind that people have.
+def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
+  """Returns the RGB pixels of a picture of any type.
 
   Args:
-    image: Contents of a file, or a picture of PIL: of these what
-      image_files.to_rgb says. Or an array of NumPy, JAX or PyTorch: uint8[H, W,
-      3], which comes back as it is; uint8[H, W] or [H, W, 1], which is gray;
-      uint8[H, W, 4], whose last channel is opacity, over white. An array of a
-      floating-point dtype stands for the same values over 255, always, and
-      must lie in [0, 1]: what is scaled to [-1, 1] or [0, 255] is an error, not
-      guessed at.
-    where: What the message of an error begins with.
+    image: Contents of a file, or a picture of Pillow, see image_files.to_rgb.
+      Or an array of NumPy, JAX or PyTorch: uint8[H, W, 3], which is returned
+      unchanged; uint8[H, W] or [H, W, 1], which is gray; uint8[H, W, 4], whose
+      last channel is opacity, over white. Floating-point arrays hold the same
+      values over 255 and must lie in [0, 1]; other scales, such as [-1, 1] or
+      [0, 255], are an error.
+    where: Prefix of error messages. Default "image".
 
   Raises:
-    ValueError: None of those, or not a readable image.
+    ValueError: Another type, or not a readable image.
   """
   if isinstance(image, bytes | bytearray | memoryview):
     return image_files.decode(bytes(image), where=where)
@@ -51,17 +51,7 @@ def pixels(image: Picture, *, where: str = "image") -> np.ndarray:
 
 
 def size(image: Picture, *, where: str = "image") -> tuple[int, int]:
-  """Returns (height, width) of an image; of an encoded one, from its head.
-
-  It is that of `pixels`: an EXIF orientation counts.
-
-  Args:
-    image: As of `pixels`.
-    where: As of `pixels`.
-
-  Raises:
-    ValueError: As `pixels`.
-  """
+  """Returns (height, width) of `pixels`, without decoding encoded ones."""
   if isinstance(image, bytes):
     return image_files.size(image, where=where)
   height, width, _ = pixels(image, where=where).shape
@@ -74,16 +64,13 @@ def read(
   root: str | os.PathLike = "",
   where: str | None = None,
 ) -> bytes:
-  """Returns the contents of an image file, whatever they are.
+  """Returns the contents of an image file, not decoded.
 
   Args:
-    path: On the local file system, or an address whose scheme is in
-      files.REMOTE.
-    root: What a relative path is relative to. Default: the current folder.
-    where: What the message of an error begins with.
+    path, root, where: As of files.resolve.
 
   Raises:
-    ValueError: It cannot be read, or is too large for an image.
+    ValueError: The file cannot be read, or is too large for an image.
   """
   found = files.resolve(path, root, what="image", where=where)
   return files.read(
@@ -92,7 +79,7 @@ def read(
 
 
 def is_array(image: Any) -> bool:
-  """Whether it is an array of NumPy, JAX or PyTorch."""
+  """Returns whether it is an array of NumPy, JAX or PyTorch."""
   return hasattr(image, "__array__") and hasattr(image, "dtype")
 
 

@@ -1,4 +1,4 @@
-"""A raw example -> the arrays of one row of a batch."""
+"""A raw example -> its arrays in a batch."""
 
 import dataclasses
 import traceback
@@ -23,24 +23,24 @@ Op = Callable[[Example, np.random.Generator], Example]
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """Makes a row from an example: picklable, and random only through its rng.
+  """Turns an example into arrays: picklable, random only through its rng.
 
   Attributes:
-    tokenizer: Gives the ids.
+    tokenizer: Encodes the texts.
     res: Height and width of the image, in pixels.
     text_len: Number of input positions.
-    train: True gives the supervised layout of `sequence.training`, for the loss
-      and for perplexity. False gives `sequence.prompt`: the answer is not even
-      looked at.
+    train: True for the supervised layout of `sequence.training`, for the loss
+      and perplexity. False for `sequence.prompt`, which does not read the
+      answer.
     ops: Applied in turn to the raw example; they write "prefix" and "suffix"
-      where the source does not hold them.
+      if the source does not have them.
     resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
-      the same), "hf" for weights that were tuned or are served with
-      transformers, "bicubic", or, as single recipes of big_vision have it,
-      "reference_uint8", "aliased" or "aliased_uint8".
-    too_long: Key of `sequence.TOO_LONG`.
-    texts: Key of `spelling.TEXTS`: whether control tokens and locations that a
-      text spells out are looked at ("checked", default) or are "plain" text.
+      the same), "hf" for weights that are tuned or served with transformers,
+      "bicubic", or, as in some recipes of big_vision, "reference_uint8",
+      "aliased" or "aliased_uint8".
+    too_long: Key of `sequence.TOO_LONG`. Default "error".
+    texts: Key of `spelling.TEXTS`: whether control tokens and locations spelled
+      in a text are "checked" (default) or "plain" text.
     frames: 0 (default) for one image; F for a list, or an array, of exactly F
       images, which may differ in size.
   """
@@ -77,11 +77,10 @@ class Preprocess:
     """Returns the arrays of the example.
 
     Args:
-      example: Fields as from a source: "_where", and after the ops "image",
-        as of `pictures.pixels`, or `frames` of those; "prefix" and, when
-        training, "suffix", of which "unsupervised", if there, gives the parts
-        that are no targets.
-      rng: The only randomness the ops may use.
+      example: Fields of a source. After the ops it has "image", as of
+        `pictures.pixels`, or `frames` of those; "prefix"; and for training
+        "suffix", with "unsupervised" spans if some of it is not supervised.
+      rng: The only source of randomness for the ops.
 
     Returns:
       dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]
@@ -89,8 +88,8 @@ class Preprocess:
       `sequence.prompt`.
 
     Raises:
-      ValueError: A missing field, a bad image, another number of frames, or a
-        sequence that is too long; the message begins with "_where".
+      ValueError: A field is missing, the image is bad, the number of frames is
+        wrong, or the sequence is too long; begins with "_where".
     """
     example = self.prepare(example, rng)
     prefix = example_fields.text(example, "prefix")
@@ -98,37 +97,24 @@ class Preprocess:
     try:
       arrays = self._tokenize(prefix, suffix, example.get("unsupervised") or ())
     except ValueError as error:
-      raise ValueError(f"{example_fields.where(example)}: {error}") from None
-    image = example_fields.read(example, "image")
-    return {
-      "image": self._images(image, example_fields.where(example)),
-      **arrays,
-    }
+      raise example_fields.error(example, error) from None
+    images = example_fields.read(example, "image")
+    where = example_fields.where(example)
+    return {"image": self._images(images, where), **arrays}
 
   def prepare(
-    self,
-    example: Example,
-    rng: np.random.Generator,
-    answer_key: str = "suffix",
+    self, example: Example, rng: np.random.Generator, answer_key: str = "suffix"
   ) -> Example:
-    """Returns the example after the ops, where evaluators find the answer.
-
-    Args:
-      example, rng: As of __call__.
-      answer_key: As of read_texts.
-
-    Raises:
-      ValueError: As `apply_ops` and `read_texts`.
-    """
+    """Returns the example after `apply_ops` and `read_texts`."""
     return self.read_texts(self.apply_ops(example, rng), answer_key)[0]
 
   def apply_ops(self, example: Example, rng: np.random.Generator) -> Example:
     """Returns the example after the ops.
 
     Raises:
-      ValueError: An op raises, whatever it is, or returns no example; or one
-        moved pixels under locations that no later op wrote anew; where there
-        are no "objects", another field may hold them, which a later op copies.
+      ValueError: An op raises, whatever it is, or returns no example; or an op
+        moved pixels and the prefix or suffix still has locations from before,
+        its own or those of another field that a later op copied.
     """
     written, copied = {}, {}
     for op in self.ops:
@@ -146,12 +132,11 @@ class Preprocess:
       if not op and (stale := [run for run in runs if run in copied]):
         text, op = example[key], copied[stale[0]]
       if op and example.get(key) is text:
-        raise ValueError(
-          f"{example_fields.where(example)}: {op} moves the pixels, but not "
-          "the "
-          f'locations in "{key}", which was written before; leave {op} out, or '
-          'give the example "objects" and write the text behind it, with '
-          "DetectPrompt and WriteObjects"
+        raise example_fields.error(
+          example,
+          f'{op} moves the pixels, but not the locations in "{key}", which was '
+          f'written before; leave {op} out, or give the example "objects" and '
+          "write the text behind it, with DetectPrompt and WriteObjects",
         )
     return example
 
@@ -162,10 +147,10 @@ class Preprocess:
 
     Args:
       example: After the ops.
-      answer_key: Field with a further answer or list of answers, for metrics.
+      answer_key: Field with another answer or list of answers, for metrics.
 
     Returns:
-      The example, and what was taken off; see spelling.
+      The example, and the control tokens that were removed; see spelling.
 
     Raises:
       ValueError: As spelling.read_prompt and read_answer.
@@ -186,11 +171,11 @@ class Preprocess:
           read[key] = [answer for answer, _ in pairs]
           removed += sum((found for _, found in pairs), ())
     except ValueError as error:
-      raise ValueError(f"{example_fields.where(example)}: {error}") from None
+      raise example_fields.error(example, error) from None
     return {**example, **read}, removed
 
   def padding(self) -> dict[str, np.ndarray]:
-    """Returns a row of zeros, with the keys and shapes of every other row."""
+    """Returns zeros with the keys and shapes of every example's arrays."""
     arrays = self._tokenize("", "" if self.train else None)
     frames = (self.frames,) if self.frames else ()
     arrays["image"] = np.empty((*frames, self.res, self.res, 3), np.float32)

@@ -1,21 +1,21 @@
-r"""Prompt and answer -> token ids and masks; the only place masks are born.
+r"""Prompt and answer -> token ids and masks; all masks are made here.
 
-PaliGemmaProcessor of Hugging Face transformers lays out the same tokens behind
-its image tokens. For the text "<image>caption en" and the suffix "a cat":
+PaliGemmaProcessor of Hugging Face transformers writes the same tokens after its
+image tokens. For the text "<image>caption en" and the suffix "a cat":
 
     input_ids       <image>... <bos> caption  en  "\n"   a  cat  <eos>
     token_type_ids      0...      0     0      0    0    1    1     1    mask_ar
     labels           -100...   -100  -100   -100 -100    a  cat  <eos>   where
                                                                       mask_loss
 
-It pads on the left, which rotary positions and masked attention do not see. Its
-ids differ from ours, which are those of big_vision, in three known cases:
+It pads on the left, which does not matter to rotary positions and masked
+attention. Its ids differ from ours, those of big_vision, in three known cases:
 
 - It tokenizes prefix and "\n" together: a prefix that ends in "\n" ends in
   another piece if the vocabulary has one for "\n\n".
-- "<bos>", "<eos>", "<pad>" and "<unk>" written in a text become those tokens;
-  here they are text like any other.
-- A space behind "<image>" belongs to the prompt; leave it out there.
+- "<bos>", "<eos>", "<pad>" and "<unk>" in a text become those tokens; here they
+  are ordinary text.
+- A space after "<image>" belongs to the prompt; do not write it there.
 """
 
 from collections.abc import Sequence
@@ -43,34 +43,34 @@ def training(
 ) -> dict[str, np.ndarray]:
   r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
 
-  Prefix, "\n" and suffix are tokenized apart, so that the ids of the prompt are
-  the same with and without an answer. There is one position more than text_len,
-  as the input is [:-1] and the target [1:]. For the prefix "<loc0003>", the
-  suffix "<seg005>" and text_len 6:
+  Prefix, "\n" and suffix are tokenized separately, so that the ids of the
+  prompt do not depend on the answer. There are text_len + 1 positions, because
+  the input is [:-1] and the target [1:]. For the prefix "<loc0003>", the suffix
+  "<seg005>" and text_len 6:
 
       text        2  256003  108  257029  1  0  0
-      mask_ar     0       0    0       1  1  1  1   1: sees only what precedes
+      mask_ar     0       0    0       1  1  1  1   1: causal attention
       mask_input  1       1    1       1  1  0  0   1: not padding
       mask_loss   0       0    0       1  1  0  0   1: supervised
 
   Args:
-    tokenizer: Gives the ids.
+    tokenizer: Encodes the texts.
     prefix: The prompt.
     suffix: The answer.
     text_len: L, number of input positions.
     too_long: What to do with more than L + 1 tokens. "error" (default) or
-      "truncate": keep the first L + 1, as the reference does; then there is
-      also `truncated`, int32[], 1 if this example was cut. Where the prompt
-      alone is as long, nothing is supervised.
-    unsupervised: Parts of the suffix that are no targets, (start, stop) in
-      characters, in order and apart; mask_loss is 0 there. Default none.
+      "truncate": keep the first L + 1, as the reference does, and add
+      `truncated`, int32[], 1 if this example was cut. If the prompt alone is
+      that long, no token is supervised.
+    unsupervised: (start, stop) in characters of parts of the suffix that are
+      not supervised, ascending and disjoint. Default ().
 
   Returns:
     dict of text int32[L + 1], mask_ar int32[L + 1], mask_input bool[L + 1],
     mask_loss int32[L + 1].
 
   Raises:
-    ValueError: The tokens do not fit, or a part that is no target begins or
+    ValueError: There are too many tokens, or an unsupervised part begins or
       ends within a token.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
@@ -105,20 +105,20 @@ def prompt(
   *,
   too_long: str = "error",
 ) -> dict[str, np.ndarray]:
-  r"""Returns a sequence to be answered: [bos] prefix "\n" pad.
+  r"""Returns a prompt without an answer: [bos] prefix "\n" pad.
 
-  It takes no answer, so none can leak. For "<loc0003>" and text_len 6:
+  For "<loc0003>" and text_len 6:
 
       text        2  256003  108  0  0  0
       mask_ar     0       0    0  1  1  1
       mask_input  1       1    1  0  0  0
 
   Args:
-    tokenizer: Gives the ids.
+    tokenizer: Encodes the texts.
     prefix: The prompt.
     text_len: L, number of positions.
     too_long: What to do with more than L tokens. "error" (default) or
-      "truncate": keep the first L, as the reference does; "\n" is then gone.
+      "truncate": keep the first L, without "\n", as the reference does.
 
   Returns:
     dict of text int32[L], mask_ar int32[L], mask_input bool[L].
@@ -136,17 +136,17 @@ def prompt(
 def text_prompt(
   tokenizer: tokenizer_lib.Tokenizer, prompt: str, text_len: int
 ) -> dict[str, np.ndarray]:
-  r"""Returns a sequence for a decoder without an image: [bos] prompt pad.
+  r"""Returns a prompt for a decoder without image tower: [bos] prompt pad.
 
-  Gemma alone was trained on plain text: nothing separates prompt and answer,
-  and each token sees only what precedes. For "<loc0003>" and text_len 5:
+  Gemma was trained on plain text: prompt and answer are not separated, and
+  attention is causal. For "<loc0003>" and text_len 5:
 
       text        2  256003  0  0  0
       mask_ar     1       1  1  1  1
       mask_input  1       1  0  0  0
 
   Args:
-    tokenizer: Gives the ids.
+    tokenizer: Encodes the text.
     prompt: The text to be continued.
     text_len: L, number of positions.
 
@@ -164,7 +164,7 @@ def text_prompt(
 
 
 def _padded_prompt(tokenizer, ids, text_len, ar):
-  """Pads behind a prompt; `ar` is its mask_ar, that of the padding is 1."""
+  """Pads a prompt; its mask_ar is `ar`, that of the padding 1."""
   if len(ids) > text_len:
     raise ValueError(
       f"prompt has {len(ids)} tokens, text_len is {text_len}; raise text_len "
@@ -179,7 +179,7 @@ def _padded_prompt(tokenizer, ids, text_len, ar):
 
 
 def _targets(tokenizer, suffix, suffix_ids, unsupervised):
-  """1 for every token of the answer, 0 for those of the parts left out."""
+  """Returns mask_loss of the answer: 0 in the unsupervised parts, else 1."""
   if not unsupervised:
     return [1] * len(suffix_ids)
   ids, targets, position = [], [], 0

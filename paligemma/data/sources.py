@@ -1,9 +1,9 @@
 """Random access to raw examples: a dict of fields with the encoded image.
 
-A source has a length and gives by index a dict with "image" (bytes, encoded; of
-several images or frames a list of them, or of uint8[H, W, 3]), every further
-field of the data set, and "_where" (str), the place to name in an error.
-Sources are small to pickle, so that data workers can hold them.
+A source has a length; an example is a dict with "image" (encoded bytes; a list
+of these, or of uint8[H, W, 3], for several images or frames), every further
+field of the data set, and "_where" (str), with which errors begin. Sources
+pickle small, so that data workers can hold them.
 """
 
 import inspect
@@ -11,7 +11,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
@@ -23,44 +23,79 @@ from paligemma.data import video as video_lib
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
+@runtime_checkable
 class Source(Protocol):
-  """What the rest of the package expects of a data set."""
+  """A data set."""
 
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
-class Jsonl:
+class _Lines:
+  """The objects of a JSONL file, by index.
+
+  The file is scanned once for the positions of its lines; a line is parsed when
+  it is asked for. A subclass defines `_described` and `__getitem__`.
+  """
+
+  def __init__(self, path, root):
+    self._path = files.resolve(path, what="data")
+    self._root = files.resolve(root) if root else self._path.parent
+    self._positions = _line_positions(self._path)
+
+  def __len__(self) -> int:
+    return len(self._positions)
+
+  def __str__(self) -> str:
+    return str(self._path)
+
+  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
+    """Yields the example of each line with "image" None, or its error."""
+    with files.open_binary(self._path, what="data") as file:
+      for number, line in enumerate(file, start=1):
+        if line.strip():
+          try:
+            yield self._read(line, number)
+          except ValueError as error:
+            yield error
+
+  def _without_image(self, index):
+    number, offset = self._positions[index]
+    with files.open_binary(self._path, what="data") as file:
+      file.seek(offset)
+      return self._read(file.readline(), number)
+
+  def _read(self, line, number):
+    where = f"{self._path}:{number}"
+    fields = _parse_line(line, where)
+    return {**fields, "image": None, **self._described(fields, where)}
+
+
+class Jsonl(_Lines):
   """PaliGemma JSONL: one object a line, with the path of an image.
 
       {"image": "0001.jpg", "prefix": "caption en", "suffix": "a red barn"}
 
-  Only "image" must be there, or in its place a list of the paths of several;
-  all keys are kept, what stood there as "_image_path". The file is scanned once
-  for the positions of its lines; a line is parsed, and its image read, when it
-  is asked for.
+  Only "image" is required, a path or a list of paths. All other keys are kept;
+  "_image_path" holds the path. An image is read when its example is asked for.
 
   Args:
     path: The file, on any file system that etils.epath opens.
     image_root: What image paths are relative to. Default: the file's folder.
 
   Raises:
-    ValueError: At construction, no such file or no line in it. On access, a
-      malformed line, a missing key or image, named as path:line.
+    ValueError: At construction, the file is missing or has no line. On access,
+      a malformed line, a missing key or image; names path:line.
   """
 
   def __init__(
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
   ):
-    self._lines = _Lines(path)
-    self._root = self._lines.root(image_root)
-
-  def __len__(self) -> int:
-    return len(self._lines)
+    super().__init__(path, image_root)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self._described(*self._lines[index])
+    example = self._without_image(index)
     value, where = example["_image_path"], example["_where"]
     names = value if isinstance(value, list) else [value]
     images = [
@@ -69,9 +104,13 @@ class Jsonl:
     image = images if isinstance(value, list) else images[0]
     return {**example, "image": image}
 
-  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
-    """Yields what __getitem__ gives of each line, with "image" left as None."""
-    return self._lines.read_all(self._described)
+  def frames(self) -> int:
+    """Returns how many images the first line lists; 0 if it has a single path.
+
+    It is the value for Preprocess(frames=...).
+    """
+    value = self._without_image(0)["_image_path"]
+    return len(value) if isinstance(value, list) else 0
 
   def _described(self, fields, where):
     value = fields.get("image")
@@ -81,22 +120,10 @@ class Jsonl:
         f'{where}: expected a path under the key "image", found '
         f"{_found(fields, 'image')}"
       )
-    return {**fields, "image": None, "_image_path": value, "_where": where}
-
-  def __str__(self) -> str:
-    return str(self._lines)
-
-  def frames(self) -> int:
-    """Returns how many images the first line lists; 0 if it names one alone.
-
-    It is what Preprocess(frames=...) expects of every line.
-    """
-    fields, _ = self._lines[0]
-    value = fields.get("image")
-    return len(value) if isinstance(value, list) else 0
+    return {"_image_path": value, "_where": where}
 
 
-class VideoJsonl:
+class VideoJsonl(_Lines):
   """PaliGemma JSONL of videos: one object a line, with the path of a video.
 
       {"video": "0001.mp4", "prefix": "caption en", "suffix": "a barn burns"}
@@ -107,14 +134,14 @@ class VideoJsonl:
   Args:
     path: As of Jsonl.
     video_root: What video paths are relative to. Default: the file's folder.
-    num_frames: Frames of each video, as of video.Frames. None leaves "image"
-      the contents of the file, for video.Frames among the ops, where frames can
-      begin anywhere.
+    num_frames: Frames of each video, as of video.Frames. None leaves the
+      contents of the file as "image", for video.Frames among the ops, which can
+      start at a random frame.
     stride: As of video.Frames.
     short: As of video.Frames.
 
   Raises:
-    ValueError: As Jsonl; on access, whatever video.decode raises.
+    ValueError: As Jsonl; on access, as video.decode.
   """
 
   def __init__(
@@ -125,17 +152,13 @@ class VideoJsonl:
     stride: int = 9,
     short: str = "tile",
   ):
-    self._lines = _Lines(path)
-    self._root = self._lines.root(video_root)
+    super().__init__(path, video_root)
     self._frames = None
     if num_frames is not None:
       self._frames = video_lib.Frames(num_frames, stride, short)
 
-  def __len__(self) -> int:
-    return len(self._lines)
-
   def __getitem__(self, index: int) -> dict[str, Any]:
-    example = self._described(*self._lines[index])
+    example = self._without_image(index)
     name, where = example["_video_path"], example["_where"]
     path = files.resolve(name, self._root, what="video", where=where)
     if self._frames is None:
@@ -145,10 +168,6 @@ class VideoJsonl:
         image = self._frames.sample(file, where=f"{where}: {path}")
     return {**example, "image": image}
 
-  def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
-    """Yields what __getitem__ gives of each line, with "image" left as None."""
-    return self._lines.read_all(self._described)
-
   def _described(self, fields, where):
     name = fields.get("video")
     if not isinstance(name, str):
@@ -156,24 +175,20 @@ class VideoJsonl:
         f'{where}: expected a path under the key "video", found '
         f"{_found(fields, 'video')}"
       )
-    return {**fields, "image": None, "_video_path": name, "_where": where}
-
-  def __str__(self) -> str:
-    return str(self._lines)
+    return {"_video_path": name, "_where": where}
 
 
 class Tfds:
   """A TFDS data set in ArrayRecord files, read without TensorFlow.
 
-  Text fields come as str; the image stays encoded, and is decoded by us. A
-  sequence of images is a list of them; what holds the contents of a video file
-  is decoded by video.Frames among the ops. (The feature Video of TFDS cannot be
-  read without TensorFlow.)
+  Text fields become str; the image stays encoded. A sequence of images becomes
+  a list. A field with the contents of a video file is decoded by video.Frames
+  among the ops. (The feature Video of TFDS needs TensorFlow.)
 
   Args:
     name: Builder name, "coco_captions" or "ref_coco/refcoco_unc:1.1.0".
     split: Split name, TFDS slices included ("train[:90%]").
-    data_dir: Where prepared data sets lie. Default: that of TFDS.
+    data_dir: Folder of prepared data sets. Default: that of TFDS.
     image_key: The field that holds the image; it is renamed to "image".
 
   Raises:
@@ -211,8 +226,8 @@ class Tfds:
     return f"tfds {self._name}"
 
   def __reduce__(self):
-    # What TFDS holds carries the builder's class, which a worker may not have;
-    # prepared files can be opened without it.
+    # The object of TFDS refers to the builder's class, which a worker may not
+    # have; prepared files can be opened without it.
     return Tfds, self._arguments
 
 
@@ -220,13 +235,13 @@ class Slice:
   """A contiguous part of a source.
 
   Args:
-    source: What to cut.
-    bounds: "[start:stop]" as in Python, each bound a count of examples or a
+    source: The whole source.
+    bounds: "[start:stop]" as in Python, each bound a number of examples or a
       percentage (rounded to the nearest example, so "[:90%]" and "[90%:]" are
-      disjoint and leave nothing out): "[:100]", "[-5%:]", "[10%:50%]".
+      disjoint and complete): "[:100]", "[-5%:]", "[10%:50%]".
 
   Raises:
-    ValueError: Malformed bounds, or nothing between them.
+    ValueError: Malformed bounds, or an empty slice.
   """
 
   def __init__(self, source: Source, bounds: str):
@@ -261,12 +276,12 @@ class Slice:
 
 
 class Cached:
-  """Keeps every example it has read, with its encoded image, in memory.
+  """Keeps every example that was read, with its encoded image, in memory.
 
-  Each data worker fills a cache of its own; a pickle carries none of it.
+  Each data worker fills a cache of its own; a pickle contains no cache.
 
   Args:
-    source: What to read from.
+    source: Where examples are read from.
   """
 
   def __init__(self, source: Source):
@@ -295,18 +310,23 @@ SOURCES = {"jsonl": Jsonl, "video_jsonl": VideoJsonl, "tfds": Tfds}
 
 
 def make(
-  kind: str, /, *, slice: str | None = None, cache: bool = False, **arguments
+  kind: str,
+  /,
+  *,
+  slice: str | None = None,
+  cache: bool = False,
+  **arguments: Any,
 ) -> Source:
   """Makes a source from the values of a config.
 
   Args:
     kind: Key of SOURCES.
-    slice: Bounds for Slice; default None, the whole.
-    cache: Keep encoded examples in memory. Default False.
+    slice: Bounds for Slice. Default None: the whole source.
+    cache: Whether to keep encoded examples in memory. Default False.
     **arguments: Of the source's constructor.
 
   Raises:
-    ValueError: Unknown kind or argument; whatever the constructor raises.
+    ValueError: Unknown kind or argument; as the constructor.
   """
   constructor = registry.lookup(SOURCES, kind, "source")
   known = inspect.signature(constructor).parameters
@@ -321,52 +341,15 @@ def make(
 def without_images(
   source: Source,
 ) -> Iterator[dict[str, Any] | ValueError] | None:
-  """Reads all examples of a source in order, but no picture.
+  """Reads all examples of a source in order, without the images.
 
   Returns:
-    What the source gives by index, its "image" None, or in its place the error
-    of a line that cannot be read; None of a source whose texts cannot be read
-    without the pictures, such as Tfds.
+    An iterator over examples whose "image" is None, or the error of a line that
+    cannot be read; None if the source cannot read texts without the images, as
+    Tfds.
   """
   read = getattr(source, "without_images", None)
   return read and read()
-
-
-class _Lines:
-  """The objects of a JSONL file and their places, by index."""
-
-  def __init__(self, path):
-    self._path = files.resolve(path, what="data")
-    self._positions = _line_positions(self._path)
-
-  def root(self, folder):
-    """The folder that names in the lines are relative to."""
-    return self._path.parent if not folder else files.resolve(folder)
-
-  def __len__(self):
-    return len(self._positions)
-
-  def __getitem__(self, index):
-    number, offset = self._positions[index]
-    where = f"{self._path}:{number}"
-    with files.open_binary(self._path, what="data") as file:
-      file.seek(offset)
-      line = file.readline()
-    return _parse_line(line, where), where
-
-  def read_all(self, describe):
-    """Yields describe(fields, where) of each line, or its ValueError."""
-    with files.open_binary(self._path, what="data") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          where = f"{self._path}:{number}"
-          try:
-            yield describe(_parse_line(line, where), where)
-          except ValueError as error:
-            yield error
-
-  def __str__(self):
-    return str(self._path)
 
 
 def _line_positions(path):
@@ -424,7 +407,7 @@ def _found(fields: Mapping[str, Any], key: str) -> str:
 
 
 def _open_tfds(name, split, data_dir, image_key):
-  import tensorflow_datasets as tfds  # only who uses it pays for its import
+  import tensorflow_datasets as tfds  # a slow import, only if it is used
 
   try:
     builder = tfds.builder(name, data_dir=data_dir)

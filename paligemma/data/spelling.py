@@ -1,14 +1,14 @@
-r"""What a text spells out that is no text: control tokens and locations.
+r"""Control tokens and locations spelled in texts.
 
-Data of the Hugging Face ecosystem writes "<image>caption en" and "a cat<eos>".
-To SentencePiece these are letters, "<", "i", "m" ..., which change the answer.
-Where they stand for what the layout has anyway they are taken off:
+Data of the Hugging Face ecosystem has texts such as "<image>caption en" and
+"a cat<eos>". SentencePiece encodes these as letters, "<", "i", "m" ..., which
+change the answer. They are removed where the layout has the token anyway:
 
     prompt  "<image> <bos>caption en\n"  ->  "caption en"
     answer  "a cat<eos>"                 ->  "a cat"
 
-Anywhere else they are an error, and so is what looks like a location or a code
-of a mask and is none: "<loc100>", "<loc1024>", "<seg 5>".
+Anywhere else they are an error, and so are misspelled locations and mask codes:
+"<loc100>", "<loc1024>", "<seg 5>".
 """
 
 import re
@@ -35,21 +35,21 @@ _AROUND = 20  # characters shown on either side of what is wrong
 
 
 def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
-  r"""Returns a prompt without the control tokens that its layout has anyway.
+  r"""Returns a prompt without the control tokens that the layout adds.
 
   Args:
     text: The prompt as given.
-    num_images: Pictures that it is about: so many leading "<image>" may stand
-      in it, or none.
+    num_images: Number of images; the prompt may begin with as many "<image>",
+      or none.
 
   Returns:
-    The prompt without leading "<image>" and "<bos>", the white space behind
-    them, and trailing line breaks, which the layout ends it with; and what was
-    taken off, of "<image>", "<bos>" and "line break".
+    The prompt without leading "<image>" and "<bos>", white space after them,
+    and trailing line breaks, which the layout adds; and what was removed, of
+    "<image>", "<bos>" and "line break".
 
   Raises:
-    ValueError: Another number of "<image>" than of pictures, a control token
-      anywhere else, or a malformed location.
+    ValueError: The numbers of "<image>" and images differ, a control token
+      stands elsewhere, or a location is malformed.
   """
   removed = []
   if "<" in text and (match := _LEADING.match(text)):
@@ -78,15 +78,14 @@ def read_answer(
 
   Args:
     text: The answer as given.
-    learned: Whether a model is to learn it (default), and not only compared.
+    learned: Whether it is a training target (default) or only compared.
 
   Returns:
-    The answer, and what was taken off: "<eos>" or nothing.
+    The answer; and ("<eos>",) if that was removed, else ().
 
   Raises:
-    ValueError: A control token anywhere else. If learned, a malformed location,
-      or objects with another number of locations than four, or of codes than
-      sixteen.
+    ValueError: A control token stands elsewhere. If learned, a location is
+      malformed, or an object has not four locations, or codes but not sixteen.
   """
   removed = ()
   if "<" not in text:
@@ -104,7 +103,7 @@ def read_answer(
 
 
 def find_foreign(text: str) -> str:
-  """Finds what looks like a control token and is text to this model, or ""."""
+  """Returns a control token of another model found in a text, or ""."""
   if "<" not in text and "[" not in text:
     return ""
   match = _FOREIGN.search(text)
@@ -133,7 +132,7 @@ def _check_pieces(text, kind):
 
 
 def _excerpt(text, position):
-  """The text around a position, on one line."""
+  """Returns the text around a position, on one line."""
   start = max(position - _AROUND, 0)
   shown = text[start : position + 2 * _AROUND]
   cut = "..." if start + len(shown) < len(text) else ""

@@ -1,7 +1,7 @@
 """Ops on the fields of a raw example: they write its prefix and suffix.
 
-None looks at the image. `key` names the field that an op reads, `to` the one
-that it writes; None is the same.
+They do not read the image. `key` names the field that an op reads, `to` the
+field that it writes; to=None is the same field.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Format:
 
   Attributes:
     prefix: Template of the prompt, as of str.format.
-    suffix: Template of the answer. Default None leaves the answer as it is.
+    suffix: Template of the answer. Default None: the answer is kept.
 
   Raises:
     ValueError: On an example that lacks a field, or where one is neither a text
@@ -55,16 +55,15 @@ class Copy:
   to: str
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    value, place = example, ""
+    value, parent = example, ""
     for name in [self.key] if self.key in example else self.key.split("/"):
       if not isinstance(value, dict):
         raise example_fields.wrong(
-          example, place, f'fields, "{name}" among them'
+          example, parent, f'fields, "{name}" among them'
         )
-      value = example_fields.read(
-        {**value, "_where": example_fields.where(example)}, name
-      )
-      place = name
+      where = example_fields.where(example)
+      value = example_fields.read({**value, "_where": where}, name)
+      parent = name
     return {**example, self.to: value}
 
 
@@ -102,19 +101,19 @@ class Lower:
 class Choice:
   """Takes a random element of a list field, such as one of five captions.
 
-  Without replacement, an example that comes round n times has had each of its n
-  elements once, in a random order that is another one in the next n epochs. The
-  order depends on the place of the example and on the name of the field alone,
-  not on the seed of the run; it needs "_index" and "_epoch", which batches
-  give. Where they are missing, the choice is one with replacement.
+  Without replacement, n epochs use each of the n elements of an example once,
+  in a random order; the next n epochs use a new order. The order depends only
+  on the index of the example and the name of the field, not on the seed of the
+  run. It needs "_index" and "_epoch", which batches add; without them, elements
+  are drawn with replacement.
 
   Attributes:
-    key: A list of one element at least.
-    to: Where the element goes. Default: it replaces the list.
-    replace: Whether the draws of two epochs are independent. Default True.
+    key: Field with a list, not empty.
+    to: Field for the element. Default: it replaces the list.
+    replace: Whether to draw with replacement. Default True.
 
   Source: choice and choice_no_replacement of big_vision, pp/ops_general.py,
-  which counts in host memory how often it has seen an example, and forgets the
+  which counts in host memory how often it has seen an example, and loses the
   count when the run is interrupted.
   """
 
@@ -125,24 +124,24 @@ class Choice:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     options = _options(example, self.key, "a list to choose from")
     if self.replace or "_epoch" not in example:
-      place = rng.integers(len(options))
+      i = rng.integers(len(options))
     else:
-      turn, place = divmod(int(example["_epoch"]), len(options))
+      turn, i = divmod(int(example["_epoch"]), len(options))
       seed = zlib.crc32(self.key.encode()), int(example["_index"]), turn
-      place = np.random.default_rng(seed).permutation(len(options))[place]
-    return {**example, self.to or self.key: options[place]}
+      i = np.random.default_rng(seed).permutation(len(options))[i]
+    return {**example, self.to or self.key: options[i]}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-  """Takes the element of a list field whose place another field tells.
+  """Takes the element of a list field whose index is in another field.
 
       Pick("choices", "correct", "answer")
 
   Attributes:
-    key: The list.
-    index: Field with the place, from 0.
-    to: Where the element goes.
+    key: Field with the list.
+    index: Field with the index, from 0.
+    to: Field for the element.
   """
 
   key: str
@@ -151,15 +150,15 @@ class Pick:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     options = _options(example, self.key, "a list, one element at least")
-    place = _place(example, self.index, len(options))
-    return {**example, self.to: options[place]}
+    i = _index(example, self.index, len(options))
+    return {**example, self.to: options[i]}
 
 
 @dataclasses.dataclass(frozen=True)
 class FillMasks:
   """Turns run-length masks of objects, as JSONL holds them, into bool[H, W].
 
-  Masks that are arrays already stay as they are.
+  Masks that are arrays are kept.
 
   Attributes:
     key: Field with the objects, whose "mask" is {"size": [H, W], "counts": ...}
@@ -169,21 +168,19 @@ class FillMasks:
   key: str = "objects"
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    things = _options(example, self.key, "a list of objects", least=0)
+    found = _options(example, self.key, "a list of objects", least=0)
     try:
-      things = [
-        {**thing, "mask": masks.from_rle(thing["mask"], *thing["mask"]["size"])}
-        if isinstance(thing.get("mask"), dict)
-        else thing
-        for thing in things
+      found = [
+        {**item, "mask": masks.from_rle(item["mask"], *item["mask"]["size"])}
+        if isinstance(item.get("mask"), dict)
+        else item
+        for item in found
       ]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-      raise ValueError(
-        f'{example_fields.where(example)}: a mask of "{self.key}" cannot be '
-        "read: "
-        f"{error}"
+      raise example_fields.error(
+        example, f'a mask of "{self.key}" cannot be read: {error}'
       ) from None
-    return {**example, self.key: things}
+    return {**example, self.key: found}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +189,8 @@ class MultipleChoice:
 
       "answer en  {question} choose from: {a} \t {b} \t {c}"
 
-  Two spaces stand behind "en", and a tab between spaces between the answers, as
-  in the published transfers to AI2D and A-OKVQA.
+  As in the published transfers to AI2D and A-OKVQA, there are two spaces after
+  "en", and answers are separated by a tab between spaces.
 
   Attributes:
     choices: Field with the list of answers.
@@ -211,9 +208,8 @@ class MultipleChoice:
     return {**example, "prefix": prefix}
 
 
-# What ScienceQA calls its formats: the parts of the prompt in their order,
-# question, context and multiple choices; of the answer, the letter with lecture
-# and explanation.
+# Named as in ScienceQA: the order of question, context and multiple choices in
+# the prompt; answer, lecture and explanation in the answer.
 SCIENCE_QA_PROMPTS = {
   "simple": "{question}\nOptions: {options}",
   "QM": "Question: {question}\nOptions: {options}\nAnswer:",
@@ -238,14 +234,14 @@ class ScienceQA:
       Options: (A) stone, (B) wool
       Answer:                                       The answer is B.
 
-  Fields: question, choices (a list), answer (the place of the right one, from
-  0), hint ("" or missing becomes "N/A"); lecture and solution where the answer
+  Fields: question, choices (a list), answer (the index of the right one, from
+  0), hint ("" or missing becomes "N/A"); lecture and solution if the answer
   format has them.
 
   Attributes:
     prompt: Key of SCIENCE_QA_PROMPTS. Default "QCM".
     answer: Key of SCIENCE_QA_ANSWERS. Default "A".
-    shuffle: Put the choices in a random order, for training. Default False.
+    shuffle: Whether to shuffle the choices, for training. Default False.
 
   Raises:
     ValueError: An unknown format.
@@ -269,7 +265,7 @@ class ScienceQA:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     choices = _texts(example, "choices")
-    right = _place(example, "answer", len(choices))
+    right = _index(example, "answer", len(choices))
     order = np.arange(len(choices))
     if self.shuffle:
       order = rng.permutation(order)
@@ -303,16 +299,15 @@ def _fill(template, example):
     example_fields.read(example, error.args[0])  # raises: it is missing
     raise
   except (AttributeError, IndexError, TypeError, ValueError) as error:
-    raise ValueError(
-      f"{example_fields.where(example)}: cannot fill the template "
-      f'"{template:.80}": '
-      f"{error}"
+    raise example_fields.error(
+      example, f'cannot fill the template "{template:.80}": {error}'
     ) from None
   for name, value in zip(_names(template), values, strict=True):
     if not isinstance(value, str) and not _is_number(value):
-      raise ValueError(
-        f"{example_fields.where(example)}: {{{name}}} of the template is "
-        f"{value!r:.60}, expected a text or a number"
+      raise example_fields.error(
+        example,
+        f"{{{name}}} of the template is {value!r:.60}, expected a text or a "
+        "number",
       )
   return text
 
@@ -322,7 +317,7 @@ _FORMATTER = string.Formatter()
 
 @functools.cache
 def _names(template):
-  """The fields in a template, "answers[0]" of "{answers[0]}"."""
+  """Returns the fields in a template, "answers[0]" for "{answers[0]}"."""
   return [name for _, name, _, _ in _FORMATTER.parse(template) if name]
 
 
@@ -332,7 +327,7 @@ def _is_number(value):
 
 
 def _options(example, key, expected, least=1) -> list[Any]:
-  """The field, a list; TFDS gives arrays."""
+  """Returns a field with a list or, as in TFDS, an array."""
   options = example_fields.read(example, key)
   if isinstance(options, np.ndarray):
     options = list(options)
@@ -348,9 +343,9 @@ def _texts(example, key) -> list[str]:
   return choices
 
 
-def _place(example, key, length) -> int:
-  place = example_fields.read(example, key)
-  whole = isinstance(place, int | np.integer) and not isinstance(place, bool)
-  if not whole or not 0 <= place < length:
+def _index(example, key, length) -> int:
+  i = example_fields.read(example, key)
+  whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
+  if not whole or not 0 <= i < length:
     raise example_fields.wrong(example, key, f"a place among {length}, from 0")
-  return int(place)
+  return int(i)

@@ -1,4 +1,4 @@
-"""SentencePiece with one id for every <locNNNN> and <segNNN>."""
+"""The tokenizer: SentencePiece with one id for each <locNNNN> and <segNNN>."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ _PLAIN_GEMMA_SIZE = 256_000  # the public Gemma file, without loc and seg
 
 
 class Tokenizer:
-  """Text <-> token ids, with the layout that PaliGemma relies on.
+  """Text <-> token ids, with the ids that PaliGemma needs.
 
-  Checked when the file is loaded: pad is 0, eos is 1, bos is 2, a newline is
-  one piece, each location `<loc0000>`..`<loc1023>` and each segmentation code
-  `<seg000>`..`<seg127>` is one id, and the ids follow one another.
+  Loading checks that pad is 0, eos is 1, bos is 2, a newline is one piece, each
+  location `<loc0000>`..`<loc1023>` and each segmentation code
+  `<seg000>`..`<seg127>` is one id, and these ids are consecutive.
 
       PaliGemma file (257,152 pieces):
       <loc0000> 256000 ... <loc1023> 257023 <seg000> 257024 ... <seg127> 257151
@@ -30,17 +30,17 @@ class Tokenizer:
   Args:
     path: A SentencePiece model, a tokenizer.json of transformers, or a folder
       with tokenizer.model, else tokenizer.json, on any file system that
-      etils.epath opens. To a file of exactly 256,000 pieces (plain Gemma) the
-      1024 locations and then the 128 codes are appended, which gives the ids
+      etils.epath opens. The 1024 locations and then the 128 codes are appended
+      to a file of exactly 256,000 pieces (plain Gemma), which gives the ids
       above.
-    add_loc_seg: Append them to a file of another size too. Default False: such
-      a file without them is an error, as its ids would not be those that a
-      checkpoint was trained with.
+    add_loc_seg: Whether to append them to a file of another size too. Default
+      False: such a file raises, because a checkpoint was not trained with its
+      ids.
 
   Raises:
-    ValueError: The file is missing, is no SentencePiece model and no
-      tokenizer.json of Gemma's kind, needs the tokenizers library, or does not
-      have the layout above.
+    ValueError: The file is missing, is neither a SentencePiece model nor a
+      tokenizer.json of Gemma's kind, needs the tokenizers library, or has other
+      ids than those above.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.2; the order of appended
   pieces is that of the official 257,152-piece file.
@@ -79,10 +79,10 @@ class Tokenizer:
   def encode(
     self, text: str, *, bos: bool = False, eos: bool = False
   ) -> list[int]:
-    """Returns the ids of the text, with bos before and eos after if asked.
+    """Returns the ids of a text, with bos and eos if requested.
 
     Raises:
-      ValueError: The text holds half a surrogate pair, which no encoding has.
+      ValueError: The text holds half a surrogate pair, which UTF-8 has not.
     """
     try:
       ids = self._engine.encode(text)
@@ -91,7 +91,7 @@ class Tokenizer:
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
   def lengths(self, texts: Sequence[str]) -> list[int]:
-    """Returns the number of ids of each text, faster than one by one."""
+    """Returns the number of ids of each text, faster than `encode`."""
     try:
       return self._engine.lengths(texts)
     except (RuntimeError, TypeError, UnicodeError):
@@ -116,10 +116,10 @@ class Tokenizer:
     return self._engine.decode(kept)
 
   def pieces(self, ids: Sequence[int]) -> list[str]:
-    """Returns what each id adds to the text.
+    """Returns what each id adds to the text; joined, they are `decode(ids)`.
 
-    bos, eos and pad add "", as do the first bytes of a character that several
-    ids stand for; joined, it is `decode(ids)` up to the first eos.
+    bos, eos and pad add "", and so do all but the last byte of a character that
+    is encoded as several byte tokens.
     """
     return self._engine.surfaces(list(map(int, ids)))
 
@@ -133,11 +133,11 @@ class Tokenizer:
 
   @property
   def file_name(self) -> str:
-    """How a file of this kind is called: tokenizer.model or tokenizer.json."""
+    """Name of a file in this format: tokenizer.model or tokenizer.json."""
     return self._engine.file_name
 
   def save(self, path: epath.PathLike) -> None:
-    """Writes the model, added pieces included, in the form that it came in."""
+    """Writes the tokenizer, added pieces included, in the format it came in."""
     epath.Path(path).write_bytes(self._engine.data)
 
   def __getstate__(self):
@@ -148,7 +148,7 @@ class Tokenizer:
 
 
 class _SentencePiece:
-  """What FastTokenizer has, of a SentencePiece model."""
+  """A SentencePiece model with the methods of FastTokenizer."""
 
   file_name = "tokenizer.model"
 
@@ -169,7 +169,7 @@ class _SentencePiece:
     return list(map(len, self._processor.encode(list(texts))))
 
   def id_of(self, piece):
-    i = self._processor.piece_to_id(piece)  # of <unk>, if there is none
+    i = self._processor.piece_to_id(piece)  # that of <unk> if it is missing
     return i if self._processor.id_to_piece(i) == piece else None
 
   def special_ids(self):
@@ -186,7 +186,7 @@ class _SentencePiece:
   def with_pieces(self, pieces, where):
     model = sentencepiece_model_pb2.ModelProto.FromString(self.data)
     for piece in pieces:
-      # Only user-defined pieces are cut out of the text before it is segmented.
+      # Only user-defined pieces are matched before the text is segmented.
       model.pieces.add(
         piece=piece,
         score=0.0,
@@ -204,7 +204,7 @@ def _not_unicode(text):
 
 
 def _engine(data, where):
-  # The first byte of a SentencePiece model is that of a list of pieces.
+  # A SentencePiece model begins with another byte.
   kind = FastTokenizer if data.startswith(b"{") else _SentencePiece
   return kind(data, where)
 
@@ -223,7 +223,7 @@ def _check_layout(engine, path):
   first_loc, first_seg = map(engine.id_of, (LOC[0], SEG[0]))
   expected = [first_loc + i for i in range(len(LOC))]
   expected += [first_seg + i for i in range(len(SEG))]
-  # One text of all pieces: a piece that is split shifts what follows.
+  # One text of all pieces: a piece that is split shifts all later ones.
   found = engine.encode("".join(LOC + SEG))
   for piece, a, b in zip(LOC + SEG, expected, found, strict=False):
     if a != b:

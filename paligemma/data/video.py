@@ -1,9 +1,9 @@
 """Encoded video -> a few RGB frames, decoded by PyAV.
 
-stride 3, num_frames 4, the first frame        0     3     6     9
-a clip of 8 frames gives three of them         0     3     6
-short="tile" goes through those again          0     3     6     0
-short="pad" ends in black                      0     3     6   black
+stride 3, num_frames 4, from frame 0           0     3     6     9
+a clip of 8 frames has three of them           0     3     6
+short="tile" repeats them                      0     3     6     0
+short="pad" appends black                      0     3     6   black
 """
 
 import dataclasses
@@ -33,17 +33,17 @@ class Frames:
   """An op: decodes "image", the contents of a video file, to frames.
 
   Attributes:
-    num_frames: Number of frames.
-    stride: Distance of one to the next, in frames, whatever their time.
-    short: Key of SHORT: what to do with a clip that gives fewer.
-    start: Key of START: where the first one lies. Default "first"; "random" is
-      for training, and reads the file twice.
+    num_frames: Number of frames. Default 16.
+    stride: Distance between frames, in frames of the video. Default 9.
+    short: Key of SHORT: what to do with a clip that has fewer. Default "tile".
+    start: Key of START: the first frame. Default "first"; "random" is for
+      training, and reads the file twice.
 
-  Source: big_vision, configs/proj/paligemma/transfers/msrvtt_cap.py, whose
-  reader is left to its users; the defaults are its own. It begins at the first
-  frame where `deterministic_fs` is set, which is in evaluations, and anywhere
-  in training; the bounds of that are those of DMVR (sample_sequence), but that
-  a clip which is too short begins at its first frame.
+  Source: big_vision, configs/proj/paligemma/transfers/msrvtt_cap.py, with its
+  defaults; it has no video reader. It begins at the first frame in evaluations
+  (`deterministic_fs`) and at a random one in training, within the bounds of
+  DMVR (sample_sequence), except that here a clip that is too short begins at
+  its first frame.
   """
 
   num_frames: int = 16
@@ -59,10 +59,8 @@ class Frames:
         raise ValueError(f"{name} is {value}, expected at least 1")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    data, where = (
-      example_fields.read(example, "image"),
-      example_fields.where(example),
-    )
+    data = example_fields.read(example, "image")
+    where = example_fields.where(example)
     if not isinstance(data, bytes):
       raise example_fields.wrong(example, "image", "the bytes of a video")
     first = 0
@@ -73,19 +71,10 @@ class Frames:
 
   def sample(
     self, data: bytes | BinaryIO, *, first: int = 0, where: str = "video"
-  ) -> list[np.ndarray]:
+  ) -> list[image_lib.Pixels]:
     """Returns the frames first, first + stride, ..., num_frames in all.
 
-    Args:
-      data: As of `decode`.
-      first: Index of the first frame.
-      where: What the message of an error begins with.
-
-    Returns:
-      uint8[H, W, 3] of each frame.
-
-    Raises:
-      ValueError: As `decode`.
+    Arguments and errors as of `decode`.
     """
     found = decode(data, self.num_frames, self.stride, first, where=where)
     if self.short == "pad":
@@ -101,31 +90,31 @@ def decode(
   first: int = 0,
   *,
   where: str = "video",
-) -> list[np.ndarray]:
-  """Decodes every stride-th frame from `first` on, and nothing behind the last.
+) -> list[image_lib.Pixels]:
+  """Decodes every stride-th frame from `first` on, and no later ones.
 
-  Frames are counted in the order in which they are shown. A rotation that the
-  file asks for, such as that of a phone held upright, is applied; neither
-  mirroring nor pixels that are not square are.
+  Frames are counted in the order in which they are shown. The rotation that the
+  file states, such as that of a phone held upright, is applied; mirroring and
+  pixels that are not square are ignored.
 
   Args:
-    data: Contents of a file of any kind that FFmpeg reads, or the file, opened
-      in binary mode; its first video stream is taken, no cover picture.
+    data: Contents of a file in any format that FFmpeg reads, or the file,
+      opened in binary mode. Its first video stream that is not a cover picture
+      is decoded.
     num_frames: Most frames to return.
-    stride: Distance of one to the next, in frames.
-    first: Index of the first one.
-    where: What the message of an error begins with, such as "train.jsonl:12".
+    stride: Distance between frames, in frames of the video.
+    first: Index of the first one. Default 0.
+    where: Prefix of error messages, such as "train.jsonl:12". Default "video".
 
   Returns:
-    uint8[H, W, 3] of each frame: num_frames, or as many as there are, at least
-    one.
+    num_frames frames, or as many as there are, at least one.
 
   Raises:
-    ValueError: No video or damaged; cut short, if it has less than num_frames;
-      no frame at `first`; or PyAV is missing. A cut shows by the lengths that
-      Matroska, WebM, AVI and MP4 state, else by a second that lacks of a stated
-      duration. MPEG streams, and what was recorded live, state neither: there a
-      cut between two packets is the end of the video.
+    ValueError: No video, damaged, or truncated before num_frames frames; no
+      frame at `first`; or PyAV is missing. A truncated file is recognized by
+      the lengths that Matroska, WebM, AVI and MP4 state, else if it ends a
+      second before the stated duration. MPEG streams and live recordings state
+      neither: they may end between any two packets.
   """
   found, end = [], None
   wanted = range(first, first + num_frames * stride, stride)
@@ -147,19 +136,14 @@ def decode(
 def count(data: bytes | BinaryIO, *, where: str = "video") -> int:
   """Returns the number of frames of a video, without decoding them.
 
-  Args:
-    data: As of `decode`.
-    where: As of `decode`.
-
-  Raises:
-    ValueError: As `decode`.
+  Arguments and errors as of `decode`.
   """
   with _Stream(data, where) as stream:
     return stream.count()
 
 
 class _Stream:
-  """The first video stream of a file, whose errors are one line."""
+  """The first video stream of a file; its errors are one line."""
 
   def __init__(self, data, where):
     self._where = where
@@ -239,15 +223,15 @@ class _Stream:
       pixels = frame.to_ndarray(format="rgb24")
     except self._failure as error:
       raise self._damaged(error) from None
-    # Degrees against the clock.
+    # Degrees counterclockwise.
     turned = np.rot90(pixels, round(frame.rotation / 90) % 4)
     return np.ascontiguousarray(turned)
 
   def check_end(self, frame):
-    """Raises if a file that was read to its end lacks a part of it.
+    """Raises if a file that was read to its end is truncated.
 
-    That is bytes that its elements count; or a second, by the duration that is
-    stated: of the video up to its last frame, or of all streams together.
+    Bytes are missing by the lengths of its elements; or a second is missing by
+    the stated duration of the video, or else of all streams together.
     """
     self.check_whole()
     stream, container = self._stream, self._container
@@ -260,7 +244,7 @@ class _Stream:
       stated = ((container.start_time or 0) + container.duration) / 1e6
     else:
       return
-    longest = 2 / (stream.average_rate or 1)  # of slides, seconds are usual
+    longest = 2 / (stream.average_rate or 1)  # slides may last for seconds
     if stated - reached > max(1, longest):
       raise ValueError(
         f"{self._where}: truncated or damaged video: the last frame is at "
@@ -268,7 +252,7 @@ class _Stream:
       )
 
   def check_whole(self):
-    """Raises if a file ends before an element of it does."""
+    """Raises if a file ends within one of its elements."""
     if missing := containers.missing_bytes(self._file):
       raise ValueError(
         f"{self._where}: truncated or damaged video: at least {missing} bytes "

@@ -5,97 +5,88 @@ Axes: B prompts, N beams of each, L tokens of an answer, V vocabulary.
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from paligemma.decoding import samplers
+from paligemma.decoding.decoded import Decoded
 from paligemma.decoding.grammar import automaton
 
-
-class Answers(NamedTuple):
-  """A few answers to every prompt, the best first; as in decode.Decoded.
-
-  Attributes:
-    tokens: i32[B, N, L].
-    log_probs: f32[B, N, L].
-    num_tokens: i32[B, N].
-    score: f32[B, N], -inf where there is no answer.
-  """
-
-  tokens: jax.Array
-  log_probs: jax.Array
-  num_tokens: jax.Array
-  score: jax.Array
+Cache = Any  # a pytree of arrays
 
 
 class _Live(NamedTuple):
-  """The beams: answers that go on, the most probable first."""
+  """The beams: unfinished answers, the most probable first."""
 
-  tokens: jax.Array  # i32[B, N, L]
-  log_probs: jax.Array  # f32[B, N, L]
-  total: jax.Array  # f32[B, N], sum of log_probs; -inf where there is no beam
-  place: automaton.State | None  # [B, N], in the grammar
+  tokens: Int[Array, "B N L"]
+  log_probs: Float[Array, "B N L"]
+  total: Float[Array, "B N"]  # sum of log_probs; -inf where there is no beam
+  grammar_state: automaton.State | None  # [B, N]
 
 
 def search(
-  logits,
-  cache,
-  rows,
+  logits: Float[Array, "B V"],
+  cache: Cache,
+  is_real: Bool[Array, " B"],
   *,
-  extend,
-  reorder,
+  extend: Callable[
+    [Cache, Int[Array, " B*N"]], tuple[Float[Array, "B*N V"], Cache]
+  ],
+  reorder: Callable[[Cache, Int[Array, "B N"]], Cache],
   sampler: samplers.Beam,
-  grammar,
-  keep,
-  max_decode_len,
-  eos_id,
-  pad_id,
-) -> Answers:
+  grammar: automaton.Grammar | None,
+  keep: int,
+  max_decode_len: int,
+  eos_id: int,
+  pad_id: int,
+) -> Decoded:
   """Searches for the answers of highest samplers.score to every prompt.
 
-  At each step all beams are continued by every token, and the 2 N most probable
-  continuations looked at. At most N of those end, for each beam has but one
-  eos; so at least N go on, and the best N are the beams of the next step. Those
-  that end and are among the first N become answers, of which the best are kept.
+  Each step extends all beams by every token and takes the 2 N most probable
+  continuations. At most N of these end, because each beam has only one eos; so
+  at least N continue, and the best N are the beams of the next step. Those that
+  end and are among the first N become answers; the best are kept.
 
-  A prompt is done when no beam can still beat the answers kept. What a beam can
-  reach is known: its log-probability never rises and the penalty is largest at
-  L tokens. So to stop early changes no result.
+  A prompt is done when no beam can beat the answers kept any more. The best
+  score that a beam can reach is known, because its log-probability never rises
+  and the penalty is largest at L tokens. So stopping early changes no result.
 
-  Where the limit comes first, places still free are filled as in big_vision,
-  where every beam may end at every step, however improbable that is: with the
-  best of what the beams would have been, had they ended, at any step. So if no
-  answer ended, the best is that of big_vision. Only where nothing can end, as
-  no token is eos, are beams cut at L tokens.
+  If the length limit comes first, missing answers are filled in as in
+  big_vision, where every beam may end at every step, however improbable: by the
+  best of all beams of all steps with eos appended. So if no answer ended, the
+  best one is that of big_vision. Only if no beam can end, because no token is
+  eos, are beams cut at L tokens.
 
   Sources: Wu et al. 2016, arXiv:1609.08144, section 7, for the penalty; it
-  also prunes by score, which we do not. The two sets are those of transformers
-  (5.23, num_beams), with whom we agree for length_penalty=0 and
-  early_stopping="never". It differs otherwise: it divides by
-  |Y| ** length_penalty; by default (early_stopping=False) it takes what a beam
-  has for what it can reach; cut answers compete with ended ones. In big_vision
-  (predict_fns._beam_decode) an answer that is made to end competes with those
-  that end among the first N, so that a single beam is not greedy; it has no
-  penalty and returns the best answer alone.
+  also prunes by score, which we do not. The two sets, beams and answers, are
+  those of transformers (5.23, num_beams); results agree for length_penalty=0
+  and early_stopping="never". Otherwise it differs: it divides by
+  |Y| ** length_penalty; by default (early_stopping=False) it stops by the score
+  that a beam has, not the one it can reach; and cut answers compete with ended
+  ones. In big_vision (predict_fns._beam_decode) beams with eos appended compete
+  with answers that end among the first N, so a single beam is not greedy; it
+  has no penalty and returns only the best answer.
 
   Args:
-    logits: f32[B, V], of the first token.
-    cache: of B * N rows, the N of a prompt side by side and all alike.
-    rows: bool[B], the prompts to answer.
-    extend: function (cache, tokens i32[B * N]) -> (f32[B * N, V], cache).
-    reorder: function (cache, parent i32[B, N]) -> cache where beam n of a
-      prompt has what its beam parent[:, n] had.
+    logits: of the first token.
+    cache: of B * N sequences; the N of a prompt are adjacent and equal.
+    is_real: whether to answer a prompt.
+    extend: feeds one token of each beam to the model: next logits and cache.
+    reorder: returns the cache in which beam n of prompt b has what its beam
+      parent[b, n] had.
     sampler: beam size N and length penalty.
-    grammar: the answers that are allowed, or None: see decode.generate. Fewer
-      than N may be, or go on; the other beams are of log-probability -inf.
-    keep: answers to return, at most N.
+    grammar: the answers that are allowed, or None: see decode.generate. If
+      fewer than N can continue, the other beams have log-probability -inf.
+    keep: number of answers to return, at most N.
     max_decode_len: L.
     eos_id, pad_id: see decode.generate.
 
   Returns:
-    Answers, with N = keep.
+    Decoded, with `keep` answers to each prompt, the best first.
   """
   (batch, vocabulary), beams = logits.shape, sampler.beam_size
 
@@ -103,19 +94,20 @@ def search(
     return samplers.score(total, num_tokens, sampler.length_penalty)
 
   def best(answers, more):
-    """The best to be kept of both, in order."""
+    """Returns the best `keep` answers of both, in order."""
     both = jax.tree.map(_beside, answers, more)
     order = jnp.argsort(both.score, axis=1, descending=True, stable=True)
     return jax.tree.map(lambda x: take(x, order[:, :keep]), both)
 
   def choose(step, logits, live, answers, made_to_end):
-    """Adds column `step` by logits f32[B, N, V].
+    """Chooses token number `step` from logits f32[B, N, V].
 
-    Returns the new beams, their parents, and both kinds of answers.
+    Returns the new beams, their parents, the answers that ended, and the best
+    beams with eos appended.
     """
     log_probs = jax.nn.log_softmax(logits)
     left = max_decode_len - step
-    allowed = automaton.restrict(grammar, live.place, log_probs, left)
+    allowed = automaton.restrict(grammar, live.grammar_state, log_probs, left)
     total, chosen = _top(live.total[:, :, None] + allowed, 2 * beams)
     parent, token = jnp.divmod(chosen, vocabulary)
     log_prob = jax.vmap(lambda row, *at: row[at])(log_probs, parent, token)
@@ -123,8 +115,10 @@ def search(
       tokens=take(live.tokens, parent).at[:, :, step].set(token),
       log_probs=take(live.log_probs, parent).at[:, :, step].set(log_prob),
       total=total,
-      place=automaton.advance(
-        grammar, jax.tree.map(lambda x: take(x, parent), live.place), token
+      grammar_state=automaton.advance(
+        grammar,
+        jax.tree.map(lambda x: take(x, parent), live.grammar_state),
+        token,
       ),
     )
     ends = token == eos_id
@@ -133,7 +127,7 @@ def search(
     ended = jax.tree.map(lambda x: x[:, :beams], ended)
     answers = best(answers, _answers(ended, step + 1, score))
 
-    # The other beams, as if each had ended here.
+    # The other beams, with eos appended here.
     is_parent = parent[:, :beams, None] == jnp.arange(beams)[None, None]
     has_ended = jnp.any(is_parent & ends[:, :beams, None], axis=1)
     log_prob = _column(log_probs, eos_id)
@@ -154,7 +148,7 @@ def search(
   def unfinished(state):
     step, live, _, answers, _, _ = state
     can_win = score(live.total[:, 0], max_decode_len) > answers.score[:, -1]
-    return (step < max_decode_len) & jnp.any(rows & can_win)
+    return (step < max_decode_len) & jnp.any(is_real & can_win)
 
   def advance(state):
     step, live, parent, answers, made_to_end, cache = state
@@ -164,19 +158,19 @@ def search(
     chosen = choose(step, logits, live, answers, made_to_end)
     return step + 1, *chosen, cache
 
-  def nothing(number):
+  def empty(number):
     shape = (batch, number, max_decode_len)
     return _Live(
       tokens=jnp.full(shape, pad_id, jnp.int32),
       log_probs=jnp.zeros(shape, jnp.float32),
       total=jnp.full(shape[:2], -jnp.inf, jnp.float32),
-      place=automaton.begin(grammar, shape[:2]),
+      grammar_state=automaton.begin(grammar, shape[:2]),
     )
 
-  # All beams begin alike: but for one they are left out of the first step.
-  live = nothing(beams)
+  # All beams begin equal, so only one takes part in the first step.
+  live = empty(beams)
   live = live._replace(total=live.total.at[:, 0].set(0.0))
-  none = _answers(nothing(keep), 0, score)
+  none = _answers(empty(keep), 0, score)
   logits = jnp.broadcast_to(logits[:, None], (batch, beams, vocabulary))
   state = (1, *choose(0, logits, live, none, none), cache)
   state = jax.lax.while_loop(unfinished, advance, state)
@@ -184,8 +178,8 @@ def search(
 
   answers = _fill(answers, made_to_end)
   answers = _fill(answers, _answers(live, step, score))
-  is_one = rows[:, None] & (answers.score > -jnp.inf)
-  return Answers(
+  is_one = is_real[:, None] & (answers.score > -jnp.inf)
+  return Decoded(
     tokens=jnp.where(is_one[:, :, None], answers.tokens, pad_id),
     log_probs=jnp.where(is_one[:, :, None], answers.log_probs, 0.0),
     num_tokens=jnp.where(is_one, answers.num_tokens, 0),
@@ -193,17 +187,17 @@ def search(
   )
 
 
-def _fill(answers, others) -> Answers:
-  """Others, the best first, where there is no answer; both are sorted."""
+def _fill(answers, others) -> Decoded:
+  """Replaces missing answers by the best of others; both are sorted."""
   keep = answers.score.shape[1]
   found = jnp.sum(answers.score > -jnp.inf, axis=1, keepdims=True)
-  place = jnp.arange(keep)[None]
-  order = jnp.where(place < found, place, keep + place - found)
+  rank = jnp.arange(keep)[None]
+  order = jnp.where(rank < found, rank, keep + rank - found)
   return jax.tree.map(lambda x, y: take(_beside(x, y), order), answers, others)
 
 
-def _answers(live, num_tokens, score) -> Answers:
-  return Answers(
+def _answers(live, num_tokens, score) -> Decoded:
+  return Decoded(
     tokens=live.tokens,
     log_probs=live.log_probs,
     num_tokens=jnp.full(live.total.shape, num_tokens, jnp.int32),
@@ -215,85 +209,85 @@ def _beside(x, y):
   return jnp.concatenate([x, y], axis=1)
 
 
-def take(x, index):
-  """Items [B, N, ...] of every row of x[B, M, ...], by index i32[B, N]."""
+def take(
+  x: Shaped[Array, "B M ..."], index: Int[Array, "B N"]
+) -> Shaped[Array, "B N ..."]:
+  """Returns x[b, index[b, n]] for every b and n."""
   return jax.vmap(lambda row, i: row[i])(x, index)
 
 
 def _column(x, token):
-  """x[..., token] of x[B, N, V], -inf if there is no such token.
+  """Returns x[..., token] of x[B, N, V], -inf if there is no such token.
 
-  Under a mesh x stays split over the vocabulary, as it would not if sliced.
+  Unlike slicing, it keeps x sharded over the vocabulary under a mesh.
   """
   is_token = jnp.arange(x.shape[-1])[None, None] == token
   return jnp.max(jnp.where(is_token, x, -jnp.inf), axis=-1)
 
 
 def _top(x, k):
-  """The k largest values of x[B, ...] and their flat indices, both [B, k].
+  """Returns the k largest values of x[B, ...] and flat indices, both [B, k].
 
-  As jax.lax.top_k, which under a mesh brings all logits to every device; this
-  exchanges k candidates, however rows and vocabulary are split. It reads x k
-  times and writes nothing. Where fewer than k values are above -inf, the others
-  are -inf, with any index.
+  Unlike jax.lax.top_k, which gathers all logits on every device of a mesh, it
+  exchanges k candidates, whatever the sharding. It reads x k times. If fewer
+  than k values are above -inf, the others are -inf, with any index.
   """
   axes = tuple(range(1, x.ndim))
   index = jnp.arange(x[0].size, dtype=jnp.int32).reshape(1, *x.shape[1:])
 
   def next_largest(last, _):
-    value, place = (jnp.expand_dims(y, axes) for y in last)
-    is_left = (x < value) | ((x == value) & (index > place))
+    value, argmax = (jnp.expand_dims(y, axes) for y in last)
+    is_left = (x < value) | ((x == value) & (index > argmax))
     left = jnp.where(is_left, x, -jnp.inf)
     value = jnp.max(left, axis=axes, keepdims=True)
-    place = jnp.min(jnp.where(left == value, index, index.size), axis=axes)
-    found = value.reshape(-1), place
+    argmax = jnp.min(jnp.where(left == value, index, index.size), axis=axes)
+    found = value.reshape(-1), argmax
     return found, found
 
   first = jnp.full(len(x), jnp.inf), jnp.full(len(x), -1)
-  _, (values, places) = jax.lax.scan(next_largest, first, length=k)
-  return values.T, places.T
+  _, (values, indices) = jax.lax.scan(next_largest, first, length=k)
+  return values.T, indices.T
 
 
 @dataclasses.dataclass(frozen=True)
 class CacheLayout:
-  """Where a cache has its rows, so that beams can share and swap them.
+  """Axes of a cache, by which beams share and exchange its entries.
 
   Attributes:
-    axes: of every leaf, the axis of rows and that of positions, None without.
-    prompt_len: positions of the prompt, which come first.
+    axes: of every leaf, the batch axis and the position axis; None if it has
+      none.
+    prompt_len: number of positions of the prompt, which come first.
   """
 
   axes: tuple[tuple[int | None, int | None], ...]
   prompt_len: int
 
-  def repeat(self, cache, number):
-    """A cache of B rows -> B * number rows, the copies side by side."""
+  def repeat(self, cache: Cache, number: int) -> Cache:
+    """Repeats every sequence of a cache; the copies are adjacent."""
 
-    def repeat(x, rows, positions):
+    def repeat(x, batch, positions):
       del positions
-      return x if rows is None else jnp.repeat(x, number, axis=rows)
+      return x if batch is None else jnp.repeat(x, number, axis=batch)
 
     return self._map(repeat, cache)
 
-  def reorder(self, cache, parent):
-    """Gives beam n of a prompt what its beam parent[:, n] had: i32[B, N].
+  def reorder(self, cache: Cache, parent: Int[Array, "B N"]) -> Cache:
+    """Gives beam n of prompt b what its beam parent[b, n] had.
 
-    All beams of a prompt have that prompt in common: it stays in place, and
-    only what lies behind is copied.
+    All beams of a prompt share its positions, so only later ones are copied.
     """
-    pick = functools.partial(jnp.take, mode="clip")
 
-    def reorder(x, rows, positions):
-      if rows is None:
+    def reorder(x, batch, positions):
+      if batch is None:
         return x
       new = x
       if positions is not None:
         new = jax.lax.slice_in_dim(x, self.prompt_len, None, axis=positions)
       beams = new.reshape(
-        *new.shape[:rows], *parent.shape, *new.shape[rows + 1 :]
+        *new.shape[:batch], *parent.shape, *new.shape[batch + 1 :]
       )
-      pick_rows = functools.partial(pick, axis=rows)
-      beams = jax.vmap(pick_rows, (rows, 0), rows)(beams, parent)
+      pick = functools.partial(jnp.take, mode="clip", axis=batch)
+      beams = jax.vmap(pick, (batch, 0), batch)(beams, parent)
       new = beams.reshape(new.shape)
       if positions is None:
         return new
@@ -310,25 +304,30 @@ class CacheLayout:
     )
 
 
-def find_layout(prefill, cache, prompt, cache_size) -> CacheLayout:
+def find_layout(
+  prefill: Callable[..., tuple[jax.Array, Cache]],
+  cache: Cache,
+  prompt: tuple[Shaped[Array, "B S ..."], ...],
+  cache_size: int,
+) -> CacheLayout:
   """Finds the axes of a cache, whatever the model keeps in it.
 
-  They are those that grow with one row and with two positions more; the larger
-  cache has shapes alone and is never computed.
+  They are those that grow with one example and with two positions more. The
+  shapes of that larger cache are evaluated abstractly.
 
   Args:
     prefill: function (*prompt, cache_size) -> (logits, cache).
     cache: what it returned for `prompt` and `cache_size`.
-    prompt: tuple of arrays [B, S, ...].
-    cache_size: int.
+    prompt: arrays of the prompt.
+    cache_size: number of positions.
   """
 
-  def one_row_more(x):
+  def one_more(x):
     return jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype)
 
   _, larger = jax.eval_shape(
     functools.partial(prefill, cache_size=cache_size + 2),
-    *map(one_row_more, prompt),
+    *map(one_more, prompt),
   )
 
   def axes(x, larger):

@@ -2,54 +2,27 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from paligemma import reordered
 from paligemma.decoding import beam, samplers
+from paligemma.decoding.decoded import Decoded
 from paligemma.decoding.grammar import automaton
 
-# Lengths that prompts are padded to, so that few get compiled.
+# Lengths that prompts are padded to, so that few programs are compiled.
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
 
 _TEXT_KEYS = ("text", "mask_ar", "mask_input")
 
 
-class Decoded(NamedTuple):
-  """Decoded rows; everything after a row's eos is filling.
-
-  With eos = 1, pad = 0 and max_decode_len L = 5, a row that ends early, one
-  that does not, and a padding row of the batch:
-
-    tokens      7 9 1 0 0     7 9 7 9 7     0 0 0 0 0
-    log_probs   x x x 0 0     x x x x x     0 0 0 0 0
-    num_tokens  3             5             0
-
-  Where several answers are asked for, they are on an axis behind B.
-
-  Attributes:
-    tokens: i32[B, L].
-    log_probs: f32[B, L], log-probability of each token under the model's own
-      softmax: temperature 1, whole vocabulary, whatever the sampler did and the
-      grammar forbade. So a token that the model did not want has a low one.
-    num_tokens: i32[B], tokens up to and including eos.
-    score: f32[B], what answers to one prompt are ranked by: the sum of
-      log_probs, divided by the length penalty of the sampler if it has one,
-      see samplers.score; -inf where there is no answer.
-  """
-
-  tokens: jax.Array
-  log_probs: jax.Array
-  num_tokens: jax.Array
-  score: jax.Array
-
-
 def generate(
-  model,
+  model: nn.Module,
   params: Mapping[str, Any],
   batch: Mapping[str, Any],
   *,
@@ -64,11 +37,11 @@ def generate(
 ) -> Decoded:
   """Answers every prompt of a batch, up to eos or the length limit.
 
-  Prefill and loop are one program, which stops when every row has ended. It is
-  compiled once per model, sampler, length limit and shapes, and prompts are
-  padded so that these are few. The cache, which has room for prompt and answer,
-  never leaves it. It works on a single device and, unchanged, under a mesh with
-  sharded params and batch; the cache is then split like the batch.
+  Prefill and decode loop are one program, which stops when all answers have
+  ended. It is compiled once per model, sampler, length limit and shapes;
+  prompts are padded so that there are few shapes. It runs on a single device
+  or, unchanged, under a mesh with sharded params and batch; the KV cache is
+  then sharded like the batch.
 
   Args:
     model: a Model with embed_image_and_text, prefill_cache, embed_text and
@@ -76,41 +49,41 @@ def generate(
     params: its parameters, {"img": ..., "llm": ...}.
     batch: a batch of prompts, without the answer:
       image: f32[B, H, W, 3] in [-1, 1]; not for a model without image tower.
-      image_embedding: f32[B, N, D] in place of image, see `embed_images`.
-      image_index: i32[B], optional; which of M images a row is about. Then
-        image or image_embedding has M rows, and an image that several prompts
-        are about is embedded once. Default: row b is about image b.
-      text: i32[B, T], prompt then padding; rows may differ in length.
-      mask_ar: i32[B, T], 0 on the prompt (attended to in both directions).
+      image_embedding: f32[B, N, D] instead of image, see `embed_images`.
+      image_index: i32[B], optional; index of each prompt's image. Then there
+        are M images or image_embeddings, and an image that several prompts
+        share is embedded once. Default: prompt b belongs to image b.
+      text: i32[B, T], prompt then padding; prompts may differ in length.
+      mask_ar: i32[B, T], 0 on the prompt (bidirectional attention).
       mask_input: bool[B, T], True on the prompt, False on padding.
-      _mask: bool[B], optional; False on rows that only fill up the batch: they
-        are not decoded. Default all True.
+      _mask: bool[B], optional; False on examples that only fill up the batch,
+        which are not decoded. Default: all True.
       Other keys are ignored.
-    max_decode_len: most tokens to decode, L, eos included.
-    sampler: a sampler or a string for samplers.make: "greedy",
+    max_decode_len: L, most tokens to decode, eos included.
+    sampler: a sampler or a string for samplers.make: "greedy" (default),
       "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
     num_answers: how many of the answers that Beam or BestOf finds to return,
-      best first: all of Decoded gets an axis of that size behind B. Default:
-      the best, without that axis.
-    rng: key for a stochastic sampler; the n-th token uses fold_in(rng, n).
-    grammar: the answers that are allowed, of grammar.make. The sampler then
-      chooses among the tokens that these have next, and beams are answers of
-      them; none is cut by the length limit. It is an argument of the program:
-      another of the same shape compiles nothing. Default: all are allowed.
-    eos_id: token that ends a row.
-    pad_id: token written after it.
-    prompt_buckets: ascending lengths. T is padded to the first that it fits in,
-      if any, which changes no answer. () pads nothing, for a caller whose
-      batches have one shape anyway.
+      best first, on a second axis of every array. Default: the best one,
+      without that axis.
+    rng: key for a stochastic sampler; token n uses fold_in(rng, n).
+    grammar: the answers that are allowed, of grammar.make: tokens are chosen
+      among those that continue an allowed answer, and every answer ends within
+      the length limit. It is an argument of the program: another grammar of the
+      same shape needs no compilation. Default: all answers are allowed.
+    eos_id: token that ends an answer. Default 1.
+    pad_id: token written after it. Default 0.
+    prompt_buckets: ascending lengths; T is padded to the first one that is not
+      smaller, if any. Answers do not depend on it. () pads nothing.
 
   Returns:
     Decoded.
 
   Raises:
-    ValueError: a key is missing, the batch is one for training, images and rows
-      do not fit together, max_decode_len is below 1, more answers are asked for
-      than the sampler finds, a stochastic sampler has no rng, or the grammar is
-      one of another tokenizer or has no answer of max_decode_len tokens.
+    ValueError: a key is missing, the batch is in the training layout, numbers
+      of images and prompts do not fit together, max_decode_len is below 1, more
+      answers are asked for than the sampler finds, a stochastic sampler has no
+      rng, or the grammar was made for another tokenizer or allows no answer of
+      max_decode_len tokens.
   """
   sampler = samplers.make(sampler)
   if max_decode_len < 1:
@@ -126,7 +99,7 @@ def generate(
   if grammar is not None:
     automaton.check(grammar, max_decode_len, eos_id)
   images, text = _inputs(model, batch)
-  return _generate(
+  return program(
     model,
     params,
     images,
@@ -143,7 +116,11 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def embed_images(model, params: Mapping[str, Any], image) -> jax.Array:
+def embed_images(
+  model: nn.Module,
+  params: Mapping[str, Any],
+  image: Float[Array, "M *F H W 3"],
+) -> Float[Array, "M N D"]:
   """Runs the image tower alone, for images that are asked about repeatedly.
 
       seen = decode.embed_images(model, params, image)  # of 2 images
@@ -152,10 +129,10 @@ def embed_images(model, params: Mapping[str, Any], image) -> jax.Array:
 
   Args:
     model, params: as in `generate`.
-    image: f32[M, H, W, 3] in [-1, 1], or frames f32[M, F, H, W, 3].
+    image: M images, or videos of F frames, in [-1, 1].
 
   Returns:
-    f32[M, N, D], N image tokens of the width D of the decoder.
+    N image tokens per image, of the width D of the decoder.
   """
   embedding, _ = model.apply({"params": params}, image, method="embed_image")
   return embedding
@@ -171,7 +148,7 @@ def _answers_per_prompt(sampler):
 
 
 def _inputs(model, batch):
-  """What a batch says about images, and its text."""
+  """Returns the arrays of a batch that describe images, and those of text."""
   image_keys = [key for key in ("image", "image_embedding") if key in batch]
   missing = [key for key in _TEXT_KEYS if key not in batch]
   if model.img is not None and not image_keys:
@@ -207,7 +184,7 @@ def _inputs(model, batch):
 
 
 def _checked_index(index, number, rows):
-  """`index`, whose values are not looked at where it is on a device already."""
+  """Checks image_index; its values only if they are not on a device."""
   index = index if isinstance(index, jax.Array) else np.asarray(index)
   if index.shape != (rows,):
     raise ValueError(
@@ -223,7 +200,7 @@ def _checked_index(index, number, rows):
 
 
 def _pad_prompts(text, buckets):
-  """Pads the text on the right to the first bucket that it fits in, if any."""
+  """Pads the text on the right to the first bucket that is not smaller."""
   length = text["text"].shape[1]
   bucket = next((bucket for bucket in buckets if bucket >= length), length)
   if bucket == length:
@@ -242,22 +219,22 @@ def _pad_prompts(text, buckets):
   reordered.Program,
   static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
 )
-def _generate(
-  model,
-  params,
-  images,
-  text,
-  rows,
-  rng,
-  grammar,
-  eos_id,
-  pad_id,
+def program(
+  model: nn.Module,
+  params: Mapping[str, Any],
+  images: Mapping[str, Array],
+  text: Mapping[str, Array],
+  is_real: Bool[Array, " B"],
+  rng: jax.Array | None,
+  grammar: automaton.Grammar | None,
+  eos_id: int,
+  pad_id: int,
   *,
-  max_decode_len,
-  sampler,
-  num_answers,
-):
-  """The compiled part of generate; rows bool[B] are the rows to decode."""
+  max_decode_len: int,
+  sampler: samplers.AnySampler,
+  num_answers: int | None,
+) -> Decoded:
+  """The compiled part of `generate`; is_real says which prompts to answer."""
   variables = {"params": params}
 
   def prefill(x, input_mask, mask_ar, *, cache_size):
@@ -279,8 +256,8 @@ def _generate(
     )
     return logits[:, 0].astype(jnp.float32), cache
 
-  # The first token comes from the prefill and each later one costs one step, so
-  # the state of the last token, which nothing reads, is never computed.
+  # The first token comes from the prefill and each later one from a step, so
+  # the last token is never fed to the model.
   prompt = _embed(model, variables, images, text)
   cache_size = prompt[0].shape[1] + max_decode_len - 1
   logits, cache = prefill(*prompt, cache_size=cache_size)
@@ -298,23 +275,22 @@ def _generate(
     cache = layout.repeat(cache, number)
   match sampler:
     case samplers.Beam():
-      answers = beam.search(
+      decoded = beam.search(
         logits,
         cache,
-        rows,
+        is_real,
         extend=extend,
         reorder=layout.reorder,
         sampler=sampler,
         keep=num_answers or 1,
         **limits,
       )
-      decoded = Decoded(*answers)
     case samplers.BestOf():
-      logits, rows = (jnp.repeat(x, number, axis=0) for x in (logits, rows))
-      drawn = sample(logits, cache, rows, sampler=sampler.sampler)
+      logits, is_real = (jnp.repeat(x, number, 0) for x in (logits, is_real))
+      drawn = sample(logits, cache, is_real, sampler=sampler.sampler)
       decoded = _rank(drawn, sampler)
     case _:
-      decoded = sample(logits, cache, rows, sampler=sampler)
+      decoded = sample(logits, cache, is_real, sampler=sampler)
       decoded = jax.tree.map(lambda x: x[:, None], decoded)
   if num_answers is None:
     return jax.tree.map(lambda x: x[:, 0], decoded)
@@ -322,7 +298,7 @@ def _generate(
 
 
 def _embed(model, variables, images, text):
-  """What Model.embed_image_and_text makes of the inputs."""
+  """Returns the prompt as embeddings and masks; each image is embedded once."""
   image = images.get("image")
   if "image_embedding" in images or "image_index" in images:
     if image is None:
@@ -344,7 +320,7 @@ def _embed(model, variables, images, text):
 
 
 class _Embedded(nn.Module):
-  """The image tower for images that have been through one."""
+  """Replaces the image tower for images that are embedded already."""
 
   def __call__(self, image, train=False):
     return image, {}
@@ -353,7 +329,7 @@ class _Embedded(nn.Module):
 def _sample(
   logits,
   cache,
-  rows,
+  is_real,
   *,
   extend,
   rng,
@@ -363,13 +339,13 @@ def _sample(
   eos_id,
   pad_id,
 ) -> Decoded:
-  """One answer per row, by logits f32[B, V] of its first token."""
+  """Samples one answer per prompt from logits f32[B, V] of the first token."""
 
-  def choose(step, logits, ended, place, decoded):
-    """Adds the token that logits f32[B, V] give as column `step`."""
+  def choose(step, logits, ended, grammar_state, decoded):
+    """Chooses token number `step` from logits f32[B, V]."""
     key = None if rng is None else jax.random.fold_in(rng, step)
     left = max_decode_len - step
-    allowed = automaton.restrict(grammar, place, logits, left)
+    allowed = automaton.restrict(grammar, grammar_state, logits, left)
     token = jnp.where(ended, pad_id, sampler(allowed, key))
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
@@ -380,33 +356,33 @@ def _sample(
       num_tokens=decoded.num_tokens + ~ended,
       score=decoded.score + log_prob,
     )
-    place = automaton.advance(grammar, place, token)
-    return token, ended | (token == eos_id), place, decoded
+    grammar_state = automaton.advance(grammar, grammar_state, token)
+    return token, ended | (token == eos_id), grammar_state, decoded
 
   def unfinished(state):
     step, _, ended, *_ = state
     return (step < max_decode_len) & ~jnp.all(ended)
 
   def advance(state):
-    step, token, ended, place, decoded, cache = state
+    step, token, ended, grammar_state, decoded, cache = state
     logits, cache = extend(cache, token)
-    return step + 1, *choose(step, logits, ended, place, decoded), cache
+    return step + 1, *choose(step, logits, ended, grammar_state, decoded), cache
 
   shape = (len(logits), max_decode_len)
-  nothing = Decoded(
+  empty = Decoded(
     tokens=jnp.full(shape, pad_id, jnp.int32),
     log_probs=jnp.zeros(shape, jnp.float32),
     num_tokens=jnp.zeros(len(logits), jnp.int32),
-    score=jnp.where(rows, 0.0, -jnp.inf),
+    score=jnp.where(is_real, 0.0, -jnp.inf),
   )
-  place = automaton.begin(grammar, rows.shape)
-  state = (1, *choose(0, logits, ~rows, place, nothing), cache)
+  grammar_state = automaton.begin(grammar, is_real.shape)
+  state = (1, *choose(0, logits, ~is_real, grammar_state, empty), cache)
   *_, decoded, _ = jax.lax.while_loop(unfinished, advance, state)
   return decoded
 
 
 def _rank(drawn, sampler) -> Decoded:
-  """Answers of B * n rows as [B, n, ...], the best first."""
+  """Reshapes answers from [B * n, ...] to [B, n, ...], the best first."""
   score = samplers.score(drawn.score, drawn.num_tokens, sampler.length_penalty)
   drawn = jax.tree.map(
     lambda x: x.reshape(-1, sampler.n, *x.shape[1:]),

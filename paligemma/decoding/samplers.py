@@ -1,32 +1,37 @@
 """How answers are chosen: token by token, or among several whole answers.
 
-`Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens, called with
+`Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens. Equal logits are
+ranked by token id, the lower first, so top-k and nucleus keep the same set on
+every backend.
 
-  logits: f32[B, V], unnormalised log-probabilities of the next token.
-  rng: a JAX random key, or None where `stochastic` is False.
-
-and return i32[B], one token id per row. Equal logits are ranked by token id,
-the lower first, so top-k and nucleus keep the same set on every backend.
-
-`Beam` and `BestOf` choose among answers; decode.generate carries them out. All
-are frozen (hashable) dataclasses that can be written as strings, see `make`.
+`Beam` and `BestOf` choose among answers; decode.generate runs them. All are
+frozen (hashable) dataclasses that can be written as strings, see `make`.
 """
 
 import dataclasses
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from paligemma import registry
 
+Logits = Float[Array, "B V"]
+Ids = Int[Array, " B"]
 
+
+@runtime_checkable
 class Sampler(Protocol):
-  """Chooses one token per row; `stochastic` says whether it needs an rng."""
+  """Chooses one token id per example from the logits of the next token.
+
+  Attributes:
+    stochastic: whether it needs a random key; if not, rng may be None.
+  """
 
   stochastic: ClassVar[bool]
 
-  def __call__(self, logits: jax.Array, rng: jax.Array | None) -> jax.Array: ...
+  def __call__(self, logits: Logits, rng: jax.Array | None) -> Ids: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Greedy:
 
   stochastic: ClassVar[bool] = False
 
-  def __call__(self, logits, rng=None):
+  def __call__(self, logits: Logits, rng: jax.Array | None = None) -> Ids:
     # jnp.argmax takes three times as long on CPUs, a tenth of a small model.
     is_less = logits < jnp.max(logits, axis=-1, keepdims=True)
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
@@ -56,7 +61,7 @@ class Temperature:
   def __post_init__(self):
     _check_temperature(self)
 
-  def __call__(self, logits, rng):
+  def __call__(self, logits: Logits, rng: jax.Array) -> Ids:
     token = jax.random.categorical(rng, logits / self.temperature)
     return token.astype(jnp.int32)
 
@@ -65,12 +70,12 @@ class Temperature:
 class TopK:
   """A draw from the k most probable tokens, renormalised.
 
-  Exactly k tokens take part, ties at the border included: the lower id stays.
-  With k at or above the vocabulary this is `Temperature`.
+  Exactly k tokens are kept, of equal ones those with lower ids. With k at or
+  above the vocabulary size this is `Temperature`.
 
   Attributes:
     k: tokens kept, at least 1.
-    temperature: as in `Temperature`; it does not change which tokens are kept.
+    temperature: as in `Temperature`; the same tokens are kept for any.
 
   Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1.
   """
@@ -83,18 +88,18 @@ class TopK:
     _check_temperature(self)
     _check_count(self, "k")
 
-  def __call__(self, logits, rng):
+  def __call__(self, logits: Logits, rng: jax.Array) -> Ids:
     kept, ids = jax.lax.top_k(logits, min(self.k, logits.shape[-1]))
     return _draw(rng, kept / self.temperature, ids)
 
 
 @dataclasses.dataclass(frozen=True)
 class Nucleus:
-  """A draw from the smallest set of tokens that holds the mass p.
+  """A draw from the smallest set of most probable tokens of total mass p.
 
-  Tokens are ranked by probability; one is kept while the mass before it is
-  below p. So at least one token is kept, the token that reaches p is the last,
-  and p = 1 keeps everything up to float32 rounding of the running sum.
+  A token is kept if the mass of all more probable ones is below p. So at least
+  one token is kept, the token that reaches p is the last, and p = 1 keeps all
+  up to float32 rounding of the running sum.
 
   Attributes:
     p: mass of softmax(logits / temperature) to keep, 0 < p <= 1.
@@ -113,12 +118,12 @@ class Nucleus:
     if not 0 < self.p <= 1:
       raise ValueError(f"Nucleus: p={self.p}, expected a mass in (0, 1].")
 
-  def __call__(self, logits, rng):
+  def __call__(self, logits: Logits, rng: jax.Array) -> Ids:
     ids = jnp.argsort(logits, axis=-1, descending=True, stable=True)
     ranked = jnp.take_along_axis(logits, ids, axis=-1) / self.temperature
     mass = jax.nn.softmax(ranked.astype(jnp.float32), axis=-1)
-    # The sum is shifted by one rather than reduced by each token's own mass:
-    # a difference of sums would round, and the first entry must be exactly 0.
+    # The sum is shifted by one instead of subtracting each token's own mass,
+    # because the first entry must be exactly 0.
     before = jnp.pad(jnp.cumsum(mass, axis=-1)[:, :-1], ((0, 0), (1, 0)))
     return _draw(rng, jnp.where(before < self.p, ranked, -jnp.inf), ids)
 
@@ -128,7 +133,7 @@ class Beam:
   """Beam search for the answer with the highest score, see decoding/beam.py.
 
   Attributes:
-    beam_size: answers that are followed at a time. 1 without length penalty is
+    beam_size: answers followed at a time. 1 without length penalty is
       `Greedy`.
     length_penalty: alpha of `score`, 0 or more.
   """
@@ -144,17 +149,16 @@ class Beam:
 
 @dataclasses.dataclass(frozen=True)
 class BestOf:
-  """The one with the highest score of n answers that are drawn independently.
+  """The best of n independently drawn answers, by the model's own score.
 
-  The score is the model's own, whatever `sampler` does to the distribution.
   Without length penalty the most probable of the n answers wins, as with
-  best_of_n of big_vision, and as beam search has it. That favours short
-  answers; the mean log-probability per token, which others take, favours long
-  and repetitive ones, and a length penalty of 1 comes close to it.
+  best_of_n of big_vision, and as in beam search. That favours short answers.
+  The mean log-probability per token, which others take, favours long and
+  repetitive ones; a length penalty of 1 comes close to it.
 
   Attributes:
     n: answers drawn per prompt.
-    sampler: what chooses the tokens, one that draws at random.
+    sampler: draws the tokens; a stochastic one.
     length_penalty: alpha of `score`, 0 or more.
   """
 
@@ -186,18 +190,15 @@ AnySampler = Sampler | Beam | BestOf
 
 
 def make(sampler: str | AnySampler) -> AnySampler:
-  """Builds a sampler from a string; a sampler is returned as it is.
+  """Builds a sampler from a string; a sampler is returned unchanged.
 
   Args:
-    sampler: a sampler, or how one would write it with a name of SAMPLERS:
+    sampler: a sampler, or a string with a name in SAMPLERS:
 
       greedy
       nucleus(0.9)
       beam(beam_size=4, length_penalty=0.6)
       best_of(n=16, sampler=top_k(k=40, temperature=0.7))
-
-  Returns:
-    The sampler.
 
   Raises:
     ValueError: unknown name or argument, or a value out of range.
@@ -207,31 +208,32 @@ def make(sampler: str | AnySampler) -> AnySampler:
   return registry.make(sampler, SAMPLERS, "sampler", nested=True)
 
 
-def score(log_prob, num_tokens, length_penalty):
-  """What answers are ranked by: log-probability over a penalty of the length.
+def score(
+  log_prob: Float[Array, "..."],
+  num_tokens: Int[Array, "..."] | int,
+  length_penalty: float,
+) -> Float[Array, "..."]:
+  """Returns what answers are ranked by: log-probability over a length penalty.
 
       score(Y) = log P(Y | X) / lp(Y),   lp(Y) = ((5 + |Y|) / (5 + 1)) ** alpha
 
-  Alpha = 0 ranks by probability. The larger it is, the longer the answers:
-  a log-probability is negative, and lp grows with the length.
+  Alpha = 0 ranks by probability. The larger alpha, the longer the answers,
+  because a log-probability is negative and lp grows with the length.
+
+  Args:
+    log_prob: log P(Y | X), of whole answers.
+    num_tokens: |Y|, eos included.
+    length_penalty: alpha.
 
   Source: Wu et al. 2016, "Google's Neural Machine Translation System",
   arXiv:1609.08144, equation 14 without coverage. Its best alpha was 0.2.
   transformers divides by |Y| ** length_penalty.
-
-  Args:
-    log_prob: f32[...], of whole answers.
-    num_tokens: i32[...] or int, |Y|, eos included.
-    length_penalty: float, alpha.
-
-  Returns:
-    f32[...].
   """
   return log_prob / ((5.0 + num_tokens) / 6.0) ** length_penalty
 
 
 def _draw(rng, logits, ids):
-  """One id per row of ids i32[B, K], drawn by logits f32[B, K]."""
+  """Draws one of ids i32[B, K] for each example, by logits f32[B, K]."""
   rank = jax.random.categorical(rng, logits)
   return jnp.take_along_axis(ids, rank[:, None], axis=-1)[:, 0].astype(
     jnp.int32

@@ -1,6 +1,6 @@
 """Evaluators: a source, a model and its parameters in, named numbers out.
 
-run(model, params, mesh, *, output_dir=None, rng=None, progress=None)
+evaluator.run(model, params, mesh, output_dir=..., rng=..., progress=...)
   -> {name: value}
 """
 

@@ -1,4 +1,4 @@
-"""Python objects of all processes, for all processes."""
+"""Exchange of Python objects between processes."""
 
 import pickle
 from typing import Any
@@ -12,10 +12,9 @@ _LEAST_BYTES = 2**16
 
 
 def gather(value: Any) -> list[Any]:
-  """The values of all processes, in their order; all of them must call it.
+  """Returns the picklable values that all processes pass, ordered by process.
 
-  Args:
-    value: what this process gives, which pickle can hold.
+  All processes must call it.
   """
   if jax.process_count() == 1:
     return [value]

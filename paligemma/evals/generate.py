@@ -1,4 +1,4 @@
-"""Decodes an answer for every example, scores all, writes them as JSONL."""
+"""Decodes an answer for every example, scores them, writes them as JSONL."""
 
 import contextlib
 import dataclasses
@@ -6,79 +6,74 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from paligemma import disk, metrics
-from paligemma.data import batches, image_ops, preprocess, sources, tokenizer
-from paligemma.data import example_fields as data_fields
+from paligemma.data import example_fields, image_ops, preprocess, tokenizer
 from paligemma.data.example_fields import Example
 from paligemma.decoding import decode, samplers
 from paligemma.decoding import grammar as grammar_lib
 from paligemma.evals import gather, predictions, scoring
+from paligemma.evals.evaluator import Evaluator, Progress
 from paligemma.evals.predictions import Record
 from paligemma.metrics import confidence
 from paligemma.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class Generate(Evaluator):
   """Predictions of a model for a source, and a metric over them.
 
   Attributes:
-    name: names the evaluator in reports and the folder of its predictions.
-    source: the examples.
-    preprocess: makes the rows, in the evaluation layout (train=False).
-    tokenizer: turns ids into text; gives eos_id and pad_id.
-    batch_size: examples per batch over all processes.
+    preprocess: in the evaluation layout (train=False).
+    tokenizer: decodes ids; gives eos_id and pad_id.
     max_decode_len: most tokens of a prediction.
-    sampler: a sampler, or a string for samplers.make, such as "greedy",
-      "nucleus(p=0.9)", "beam(beam_size=4)" or "best_of(n=8)".
+    sampler: a sampler, or a string for samplers.make, such as "greedy"
+      (default), "nucleus(p=0.9)", "beam(beam_size=4)" or "best_of(n=8)".
     metric: a metric, or a string for metrics.make such as "vqa(lower=True)";
-      None only predicts. One with an argument `confidences`, as detection, gets
-      those of the boxes in each prediction.
-    limit: evaluate the first `limit` examples only; None for all.
-    num_workers: data worker processes; 0 works in this one.
+      None only predicts. Default "exact_match". A metric with an argument
+      `confidences`, as detection, gets those of the boxes in each prediction.
     answer_key: field with the answer or answers, after the preprocess's ops.
+      Default "suffix".
     grammar: the answers that are allowed, or a string for grammar.make such as
-      'boxes(["cat", "dog"])' or 'choices("yes", "no")'; None allows all.
-    on_bad: key of batches.ON_BAD: what becomes of an example that cannot be
-      used. "stop" raises; "skip" names it, in the log and in the place of its
-      prediction, and has no score of it.
+      'boxes(["cat", "dog"])' or 'choices("yes", "no")'. Default None: all.
+    on_bad: as of Evaluator; with "skip", the line of an unusable example holds
+      an error instead of a prediction.
+    Others: as of Evaluator.
   """
 
-  name: str
-  source: sources.Source
-  preprocess: preprocess.Preprocess
   tokenizer: tokenizer.Tokenizer
-  batch_size: int
+  _: dataclasses.KW_ONLY
   max_decode_len: int
   sampler: str | samplers.AnySampler = "greedy"
   metric: str | Callable | None = "exact_match"
-  limit: int | None = None
-  num_workers: int = 0
   answer_key: str = "suffix"
   grammar: str | grammar_lib.Grammar | None = None
-  on_bad: str = "stop"
-
-  def __len__(self) -> int:
-    return min(len(self.source), self.limit or len(self.source))
 
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
 
     Args:
       model, params, mesh, rng, progress: as in `predict`.
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
-        is replaced as a whole or not at all; None writes nothing.
+        is replaced as a whole or not at all. Default None: not written.
 
     Returns:
-      The values of the metric over the good examples, num_examples, their
-      number, and with on_bad="skip" num_bad, that of the others; the same in
-      every process.
+      The metric over the usable examples; num_examples, their number; and with
+      on_bad="skip" num_bad, the number of others. The same in every process.
 
     Raises:
       ValueError: as `predict` and the metric; no example can be used.
@@ -103,36 +98,35 @@ class Generate:
 
   def predict(
     self,
-    model,
-    params,
-    mesh,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
     *,
-    rng=None,
+    rng: jax.Array | None = None,
     path: epath.PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-  ) -> tuple[list[Record], list[Example]]:
+    progress: Progress | None = None,
+  ) -> tuple[list[Record], list[Example | None]]:
     """Decodes all examples, or those that a file does not have yet.
 
-    Which process reads an example gives its fields, but the image, to all the
-    others; they never get near the model. Process 0 writes.
+    The process that reads an example sends its fields, without the image, to
+    all others; the model gets none of them. Process 0 writes the file.
 
     Args:
       model: a Model, hashable.
       params: its parameters, {"img": ..., "llm": ...}.
-      mesh: mesh with the axis "data", over which batches are split.
-      rng: key for a stochastic sampler, folded with the number of the batch.
-      path: file to append each batch to, see predictions.py; None for none.
-      settings: what the predictions depend on, as JSON values: the file is
-        resumed behind its last whole batch, and refused if it has others, see
-        predictions.resume. Default: there is no file yet.
-      progress: called between batches with the number of examples done, and of
-        all; what it raises ends the evaluation.
+      mesh: batches are split over its axis "data".
+      rng: key for a stochastic sampler; batch n uses fold_in(rng, n).
+      path: file to append each batch to, see predictions.py. Default None.
+      settings: what the predictions depend on, as JSON values. The file is
+        continued after its last complete batch if it was begun with the same,
+        see predictions.resume. Default: the file does not exist yet.
+      progress: see evaluator.Progress.
 
     Returns:
-      The records of all examples, in order, and the examples they are about,
-      after the ops and without the image, None for a bad one. Without a metric,
-      which alone would read them, there are no examples.
+      The records of all examples, in order; and the examples after the ops,
+      without the image, None for an unusable one. Without a metric, which alone
+      would read them, the list of examples is empty.
 
     Raises:
       ValueError: unknown sampler or grammar, the preprocess has the training
@@ -141,7 +135,7 @@ class Generate:
     if self.batch_size < 1:
       raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
     if isinstance(self.sampler, str):
-      samplers.make(self.sampler)  # a mistake in it leaves no file
+      samplers.make(self.sampler)  # fails before the file is made
     allowed = self.grammar
     if allowed is not None:
       allowed = grammar_lib.make(allowed, self.tokenizer)
@@ -161,13 +155,9 @@ class Generate:
         found = [
           row for part in gather.gather(mine) for row in zip(*part, strict=True)
         ]
+        key = None if rng is None else jax.random.fold_in(rng, number)
         decoded = self._decode(
-          model,
-          params,
-          mesh,
-          batch,
-          grammar=allowed,
-          rng=None if rng is None else jax.random.fold_in(rng, number),
+          model, params, mesh, batch, grammar=allowed, rng=key
         )
         new = self._records(len(records), found, decoded)
         if append is not None:
@@ -179,20 +169,21 @@ class Generate:
     assert len(records) == len(self), "examples lost or repeated"
     return records, examples
 
-  def examples(self, count: int | None = None) -> list[Example]:
-    """The first examples after the ops, without the image, read again.
+  def examples(self, count: int | None = None) -> list[Example | None]:
+    """Reads examples again and applies the ops.
 
     Args:
-      count: how many; default all that are evaluated.
+      count: number of examples. Default: all that are evaluated.
 
     Returns:
-      list, with None for a bad example, if those are skipped.
+      The first examples without the image; with on_bad="skip", None for an
+      unusable one.
     """
     with futures.ThreadPoolExecutor() as pool:
       return list(pool.map(self._example, range(len(self))[:count]))
 
   def _example(self, index):
-    # The rng of batches.evaluation, so that random ops choose the same again.
+    # The rng of batches.evaluation: random ops make the same choices again.
     rng = np.random.default_rng(index)
     try:
       example = self.preprocess.prepare(
@@ -210,7 +201,7 @@ class Generate:
     return getattr(metric, "reads_size", False)
 
   def _kept(self, path, settings) -> list[Record]:
-    """The records that a file already has, in every process."""
+    """Returns the records that a file already has, in every process."""
     if path is None or settings is None:
       return []
     kept = None
@@ -219,7 +210,7 @@ class Generate:
         kept = predictions.resume(
           path, settings, count=len(self), batch_size=self.batch_size
         )
-      except ValueError as error:  # for all processes, or the others would wait
+      except ValueError as error:  # raised in all processes, which wait for it
         kept = error
     kept = gather.gather(kept)[0]
     if isinstance(kept, ValueError):
@@ -227,22 +218,14 @@ class Generate:
     return kept
 
   def _batches(self, start) -> Iterable[dict[str, np.ndarray]]:
-    """The local batches from the one of that number on, with "_example"."""
-    all_batches = batches.evaluation(
-      self.source,
-      _Keeping(self.preprocess, self.answer_key, self._reads_size),
-      batch_size=self.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=self.num_workers,
-      limit=self.limit,
-      on_bad=self.on_bad,
-    )
-    return dataclasses.replace(all_batches, dataset=all_batches.dataset[start:])
+    """Returns the local batches from index `start` on, with "_example"."""
+    keeping = _Keeping(self.preprocess, self.answer_key, self._reads_size)
+    found = self.batches(keeping)
+    return dataclasses.replace(found, dataset=found.dataset[start:])
 
   def _decode(self, model, params, mesh, batch, **options):
-    """Decoded, of all rows of a global batch, in every process."""
-    del batch["_index"]  # the rows are in order
+    """Returns the Decoded of a global batch, in every process."""
+    del batch["_index"]  # the examples are in order
     batch = sharding.put_batch(batch, mesh)
     with jax.set_mesh(mesh):
       decoded = decode.generate(
@@ -259,7 +242,7 @@ class Generate:
     return sharding.fetch(decoded)
 
   def _records(self, start, found, decoded) -> list[Record]:
-    """The records of a batch whose first example has the index `start`."""
+    """Returns the records of a batch whose first example has index `start`."""
     made = []
     for row, (example, error) in enumerate(found[: len(self) - start]):
       if error:
@@ -275,21 +258,17 @@ class Generate:
           self.answer_key,
           prediction=self.tokenizer.decode(ids),
           score=float(log_probs.sum()),
-          confidences=self._confidences(ids, log_probs),
+          confidences=confidence.of_boxes(
+            self.tokenizer.pieces(ids), log_probs
+          ),
         )
       )
     return made
 
-  def _confidences(self, ids, log_probs) -> list[float]:
-    """How sure the model is of each box in the text that ids stand for."""
-    pieces = self.tokenizer.pieces(ids)
-    found = confidence.of_objects(pieces, log_probs, (1, 1))
-    return [thing.box for thing in found if thing.box is not None]
-
 
 @dataclasses.dataclass(frozen=True)
 class _Keeping:
-  """A preprocess whose rows carry the example that they were made of."""
+  """A preprocess that adds the example to the arrays, as "_example"."""
 
   preprocess: preprocess.Preprocess
   answer_key: str
@@ -297,7 +276,7 @@ class _Keeping:
 
   def __call__(self, example, rng):
     example = self.preprocess.prepare(example, rng, self.answer_key)
-    # What is left to do, so that no op runs twice.
+    # The ops have run.
     row = dataclasses.replace(self.preprocess, ops=())(example, rng)
     kept = _without_image(example, self.reads_size)
     return {**row, "_example": _boxed(kept)}
@@ -307,18 +286,16 @@ class _Keeping:
 
 
 def _boxed(value):
-  """An array of no dimension that holds any object, for np.stack."""
+  """Returns a zero-dimensional array that holds any object, for np.stack."""
   box = np.empty((), object)
   box[()] = value
   return box
 
 
 def _without_image(example, reads_size):
-  """The example without what would fill the memory: encoded or plain pixels.
+  """Returns the example without image and bytes, which would fill the memory.
 
-  Args:
-    example: its fields.
-    reads_size: whether to add the size of its image where it has none.
+  With reads_size, it gets the "height" and "width" of its image.
   """
   kept = {
     key: value
@@ -326,8 +303,7 @@ def _without_image(example, reads_size):
     if key != "image" and not isinstance(value, bytes)
   }
   if reads_size and None in (kept.get("height"), kept.get("width")):
-    where = data_fields.where(example)
     kept["height"], kept["width"] = image_ops.size(
-      example["image"], where=where
+      example["image"], where=example_fields.where(example)
     )
   return kept

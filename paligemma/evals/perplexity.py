@@ -1,14 +1,18 @@
-"""Perplexity of the true answers: how much the model is surprised by them."""
+"""Perplexity of the true answers, teacher-forced."""
 
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
-from paligemma.data import batches, preprocess, sources
+from paligemma.evals.evaluator import Evaluator, Progress
 from paligemma.training import losses, sharding
 
 Row = dict[str, float]
@@ -17,41 +21,29 @@ _KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 
 
 @dataclasses.dataclass(frozen=True)
-class Perplexity:
-  """Negative log-likelihood (nll) of the supervised tokens, teacher-forced.
+class Perplexity(Evaluator):
+  """Negative log-likelihood (nll) of the supervised tokens.
 
   Attributes:
-    name: names the evaluator in reports.
-    source: the examples, with answers.
-    preprocess: makes the rows, in the training layout (train=True), whose
-      mask_loss says which tokens are the answer.
-    batch_size: examples per batch over all processes.
-    limit: evaluate the first `limit` examples only; None for all.
-    num_workers: data worker processes; 0 works in this one.
-    on_bad: key of batches.ON_BAD: what becomes of an example that cannot be
-      used. "stop" raises; "skip" names it in the log and leaves it out.
+    preprocess: in the training layout (train=True), whose mask_loss says which
+      tokens are the answer.
+    Others: as of Evaluator.
   """
 
-  name: str
-  source: sources.Source
-  preprocess: preprocess.Preprocess
-  batch_size: int
-  limit: int | None = None
-  num_workers: int = 0
-  on_bad: str = "stop"
-
-  def __len__(self) -> int:
-    return min(len(self.source), self.limit or len(self.source))
-
   def run(
-    self, model, params, mesh, *, output_dir=None, rng=None, progress=None
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
   ) -> dict[str, float]:
-    """Evaluates the source; nothing is written and nothing is drawn at random.
+    """Evaluates the source; output_dir and rng are not used.
 
     Args:
       model, params, mesh, progress: as in `rows`.
-      output_dir: unused, as every evaluator is called alike.
-      rng: unused, likewise.
 
     Returns:
       As `reduce`, and with on_bad="skip" num_bad, the number of examples that
@@ -60,6 +52,7 @@ class Perplexity:
     Raises:
       ValueError: as `rows`.
     """
+    del output_dir, rng
     rows = self.rows(model, params, mesh, progress=progress)
     scores = self.reduce(rows)
     if self.on_bad == "skip":
@@ -68,42 +61,32 @@ class Perplexity:
 
   def rows(
     self,
-    model,
-    params,
-    mesh,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
   ) -> list[Row]:
-    """The sums of every good example, in order.
+    """Returns the sums of every usable example, in order.
 
     Args:
       model: a Model, hashable.
       params: its parameters, {"img": ..., "llm": ...}.
-      mesh: mesh with the axis "data", over which batches are split.
-      progress: called between batches with the number of examples done, and of
-        all; what it raises ends the evaluation.
+      mesh: batches are split over its axis "data".
+      progress: see evaluator.Progress.
 
     Returns:
       Per example, "nll" s_i: summed nll in nats of its supervised tokens, and
       "tokens" n_i: their number.
 
     Raises:
-      ValueError: batches have no mask_loss, or it supervises no token at all; a
-        bad example, or with on_bad="skip" none that is good.
+      ValueError: batches have no mask_loss, or it supervises no token at all;
+        an example cannot be used, or with on_bad="skip" all of them.
     """
     progress = progress or (lambda done, total: None)
     progress(0, len(self))
     rows, first_error = [], ""
-    for batch in batches.evaluation(
-      self.source,
-      self.preprocess,
-      batch_size=self.batch_size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=self.num_workers,
-      limit=self.limit,
-      on_bad=self.on_bad,
-    ):
+    for batch in self.batches(self.preprocess):
       first_error = first_error or next(filter(None, batch["_error"]), "")
       if "mask_loss" not in batch:
         raise ValueError(
@@ -133,19 +116,19 @@ class Perplexity:
     return rows
 
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
-    """Numbers over rows, which may be any choice of them, with repetition.
+    """Returns the scores of any selection of rows; rows may repeat.
 
     Returns:
       nll_per_token: sum_i s_i / sum_i n_i.
       perplexity: exp(nll_per_token).
-      nll_per_example: mean_i s_i / n_i, the training loss without smoothing (an
-        example without a supervised token counts as 0, as it does there).
+      nll_per_example: mean_i s_i / n_i, the training loss without label
+        smoothing (0 for an example without a supervised token, as there).
       num_tokens: sum_i n_i.
       num_examples: number of examples.
 
     Source: big_vision, evaluators/proj/paligemma/perplexity.py, whose "avg" is
-    our nll_per_example and whose "sum" is mean_i s_i. It exponentiates nothing,
-    and without mask_loss it averages over prompt and padding; we refuse.
+    our nll_per_example and whose "sum" is mean_i s_i. It does not exponentiate,
+    and without mask_loss it averages over prompt and padding; we raise.
     """
     # Sums in float64: 1e6 float32 terms lose the digits that are compared.
     nll = np.array([row["nll"] for row in rows], np.float64)
@@ -162,7 +145,7 @@ class Perplexity:
 
 @functools.partial(jax.jit, static_argnames="model")
 def _token_sums(model, params, batch):
-  """Summed nll f32[B] and number f32[B] of each row's supervised tokens."""
+  """Returns summed nll f32[B] and number f32[B] of the supervised tokens."""
   text, mask_ar = batch["text"], batch["mask_ar"]
   features, _ = model.apply(
     {"params": params},

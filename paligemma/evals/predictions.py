@@ -1,17 +1,17 @@
-"""The file of predictions: one JSON object a line, appended as they are made.
+"""The file of predictions: JSON lines that are appended batch by batch.
 
     {"prefix": "count dots", "suffix": "3", "where": "val.jsonl:1", "index": 0,
      "prediction": "3", "score": -0.214, "correct": true}
 
-An example that cannot be used, if those are skipped, has a line as well, which
-says why in the place of a prediction:
+With on_bad="skip", an example that cannot be used has a line with an error
+instead of a prediction:
 
     {"index": 1, "error": "val.jsonl:2: truncated or damaged image"}
 
-Lines are in the order of the source, whole batches at a time. Who is killed
-leaves some batches and part of a line behind; `resume` cuts the file behind the
-last whole batch. What the predictions were made with stands beside them, in
-FILE.settings, so that nothing else is ever appended.
+Lines are in the order of the source. A killed process leaves some batches and
+part of a line; `resume` truncates the file after the last complete batch.
+FILE.settings beside it holds what the predictions depend on; predictions with
+other settings are never appended.
 """
 
 import contextlib
@@ -42,22 +42,21 @@ def record(
   score: float,
   confidences: Sequence[float] = (),
 ) -> Record:
-  """What is written of one example.
+  """Returns the line of one example.
 
   Args:
-    index: its place in the source.
-    example: its fields after the ops; what JSON cannot hold is left out, _where
-      becomes where and _image_path becomes image.
+    index: of the example in the source.
+    example: its fields after the ops. Values that JSON cannot hold are left
+      out, _where becomes where and _image_path becomes image.
     answer_key: field of the example with its answer or answers.
     prediction: decoded text.
     score: log-probability of the prediction, summed over its tokens.
-    confidences: of each box in the prediction; absent from the record where
-      there is no box.
+    confidences: of each box in the prediction; left out if there is no box.
 
   Returns:
-    The fields, then ours, which win over a field of the same name: the above,
-    and `correct`, whether the prediction is an exact match; absent without an
-    answer. Numbers are rounded to the sixth digit, where float32 ends.
+    The fields of the example; the arguments above, which replace fields of the
+    same name; and `correct`, whether the prediction is an exact match, if there
+    is an answer. Numbers are rounded to six digits, the precision of float32.
   """
   line = {k: v for k, v in _fields(example).items() if k not in _OURS}
   line |= {"index": index, "prediction": prediction, "score": round(score, 6)}
@@ -71,25 +70,25 @@ def record(
 
 
 def bad_record(index: int, error: str) -> Record:
-  """What is written of an example that cannot be used, and why it cannot."""
+  """Returns the line of an example that cannot be used, with the reason."""
   return {"index": index, "error": error}
 
 
 def is_bad(line: Record) -> bool:
-  """Whether a record is that of an example that cannot be used."""
+  """Returns whether a record is that of an example that cannot be used."""
   return "error" in line and "prediction" not in line
 
 
 @contextlib.contextmanager
 def appending(path: epath.PathLike) -> Iterator[Callable]:
-  """Opens a file for a function that appends records and flushes them."""
+  """Yields a function that appends records to a file and flushes it."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("ab") as file:
 
     def append(records: Sequence[Record]) -> None:
       text = "".join(f"{_to_json(line)}\n" for line in records)
-      # Half of a surrogate pair, which UTF-8 has not, stays escaped.
+      # Half a surrogate pair, which UTF-8 cannot encode, stays escaped.
       file.write(text.encode(errors="backslashreplace"))
       file.flush()
 
@@ -103,21 +102,20 @@ def resume(
   count: int,
   batch_size: int,
 ) -> list[Record]:
-  """Prepares a file to be appended to, whether new, begun or complete.
+  """Prepares a file for appending, whether it is new, begun or complete.
 
   Args:
     path: the file.
-    settings: all that the predictions depend on, as JSON values.
+    settings: what the predictions depend on, as JSON values.
     count: number of examples.
     batch_size: records that are appended at a time.
 
   Returns:
-    The records that are there to stay: all, or those of the first so many
-    whole batches.
+    The records that are kept: all, or those of complete batches.
 
   Raises:
-    ValueError: there are predictions made with other settings, or a line of
-      them is damaged that no kill can have damaged.
+    ValueError: the file was made with other settings, or a line other than the
+      last one is damaged.
   """
   path = disk.path(path)
   beside = path.with_name(f"{path.name}.settings")
@@ -143,11 +141,11 @@ def resume(
 
 
 def read(path: epath.PathLike, count: int) -> list[Record]:
-  """Reads a complete file, of whatever origin.
+  """Reads a complete file, whichever program wrote it.
 
   Args:
     path: the file; each line must have "index" and "prediction" or "error".
-    count: number of examples, from 0 on, that have to be in it.
+    count: number of lines expected; their indices are 0 to count - 1.
 
   Raises:
     ValueError: a line is malformed, out of order, missing or one too many.
@@ -175,18 +173,18 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
 def check_examples(
   path: epath.PathLike,
   records: Sequence[Record],
-  examples: Sequence[Mapping[str, Any]],
+  examples: Sequence[Mapping[str, Any] | None],
 ) -> None:
-  """Checks that predictions are about these examples.
+  """Checks that predictions belong to these examples.
 
   Args:
     path: for the message.
     records: of `read`.
-    examples: as many, after the ops; None for one that cannot be used.
+    examples: one per record, after the ops; None for an unusable one.
 
   Raises:
-    ValueError: a line and its example have a field with different values, but
-      for "where", which may have moved; or a prediction has no example.
+    ValueError: a line and its example differ in a field that both have, other
+      than "where"; or a prediction has no example.
   """
   for number, (line, example) in enumerate(
     zip(records, examples, strict=True), start=1
@@ -211,7 +209,7 @@ def check_examples(
 
 
 def _fields(example):
-  """The fields of an example as JSON values, if it has them, as in a file."""
+  """Returns the fields that JSON can hold, with the names of the file."""
   fields = {}
   for key, value in example.items():
     with contextlib.suppress(TypeError, ValueError):
@@ -248,7 +246,7 @@ def _shown(flat, name):
 
 
 def _parse(path, data) -> list[Record]:
-  """One record per line of a file, checked one by one."""
+  """Returns one checked record per line of a file."""
   lines = data.split(b"\n")
   if not lines[-1]:
     lines.pop()
@@ -303,7 +301,7 @@ def _to_json(value) -> str:
 
 
 def _to_python(value):
-  """NumPy scalars, such as the question ids of TFDS, as Python numbers."""
+  """Returns a NumPy scalar, such as a question id of TFDS, as a number."""
   if isinstance(value, np.generic):
     return value.item()
   raise TypeError(f"no JSON for {type(value).__name__}")

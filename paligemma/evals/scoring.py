@@ -1,10 +1,10 @@
-"""From records of predictions to scores, with intervals if there are rows.
+"""Scores of records of predictions, with confidence intervals.
 
-Examples that cannot be used have no prediction and no part in a score.
+Examples that cannot be used have no prediction and are left out.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 from paligemma.evals.predictions import Record, is_bad
@@ -16,13 +16,13 @@ Example = Mapping[str, Any]
 def good(
   examples: Sequence[Example | None], *records: Sequence[Record]
 ) -> list[Sequence[Any]]:
-  """The examples that all records have a prediction for, and their records.
+  """Keeps the examples for which all records have a prediction.
 
   Returns:
-    [examples, *records], each without those of bad examples.
+    [examples, *records], each without the other examples.
 
   Raises:
-    ValueError: there are examples, and none is left.
+    ValueError: there are examples, but none is left.
   """
   rows = list(zip(examples, *records, strict=True))
   kept = [row for row in rows if not any(is_bad(line) for line in row[1:])]
@@ -41,18 +41,18 @@ def apply(
   *,
   answer_key: str,
 ) -> Any:
-  """Calls a metric, or its `rows`, on records and what they are about.
+  """Calls a metric, or its `rows`, on records and their examples.
 
   Args:
-    function: a metric, or metric.rows. One with an argument `confidences` gets
-      those of the boxes, if any record has some.
-    records: of Generate.predict or predictions.read; bad ones are left out.
-    examples: as many.
+    function: a metric, or metric.rows. If it has an argument `confidences` and
+      any record has confidences of boxes, it gets them.
+    records: of Generate.predict or predictions.read.
+    examples: one per record.
     answer_key: field of an example with its answer or answers.
   """
   examples, records = good(examples, records)
   arguments = {}
-  takes = inspect.signature(function).parameters
+  takes = inspect.signature(getattr(function, "rows", function)).parameters
   if "confidences" in takes and any("confidences" in r for r in records):
     arguments["confidences"] = [r.get("confidences", []) for r in records]
   texts = [line["prediction"] for line in records]
@@ -65,12 +65,12 @@ def estimate(
   examples: Sequence[Example],
   *,
   answer_key: str,
-  **options,
+  **options: Any,
 ) -> dict[str, bootstrap.Estimate]:
-  """Scores with their intervals; a function that has no rows has none.
+  """Returns scores with their confidence intervals.
 
   Args:
-    metric: a Metric, or any function of its form.
+    metric: a Metric, or a function called as one, which has no intervals.
     records, examples, answer_key: as in `apply`.
     **options: of bootstrap.estimate.
   """
@@ -91,7 +91,7 @@ def compare(
   examples: Sequence[Example],
   *,
   answer_key: str,
-  **options,
+  **options: Any,
 ) -> dict[str, bootstrap.Comparison]:
   """Compares two predictions of every example that both have one of.
 
@@ -119,8 +119,10 @@ def compare(
   )
 
 
-def groups(metric, examples):
-  """Per example, what it shares with those that it is resampled with."""
+def groups(
+  metric: Callable, examples: Sequence[Example]
+) -> list[Hashable] | None:
+  """Returns the key of each example's group for resampling, None without."""
   if (key := getattr(metric, "group_key", None)) is None:
     return None
   return [answer_fields.read(example, key, "group") for example in examples]

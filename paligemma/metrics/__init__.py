@@ -6,9 +6,9 @@
   examples: list[dict], the raw examples of the source, in the same order.
   answer_key: the field of an example that holds its answer or answers.
 
-A metric sees all examples at once, since some (CIDEr, mean average precision)
-are no mean of per-example values. Those of METRICS are Metrics, which also give
-a row of numbers per example: metric.rows(...) and metric.reduce(rows).
+A metric sees all examples at once, because CIDEr and mean average precision are
+not means over examples. Those in METRICS are Metrics: metric.rows(...) gives
+the numbers of each example, metric.reduce(rows) the scores.
 """
 
 import functools
@@ -34,7 +34,7 @@ from paligemma.metrics.metric import Metric
 
 __all__ = ["METRICS", "Metric", "make"]
 
-# Name -> what makes the metric from its options.
+# Name -> constructor of the metric.
 METRICS = {
   "anls": anls.ANLS,
   "captions": captions.Captions,
@@ -54,14 +54,11 @@ METRICS = {
 
 
 def make(metric: str | Callable) -> Callable:
-  """The metric that a string names; a function is returned as it is.
+  """Returns the metric that a string names; a function is returned unchanged.
 
   Args:
-    metric: a Metric, a function of its form, or how one would write it with a
-      name of METRICS:
-
-      exact_match
-      vqa(lower=True)
+    metric: a Metric, a function with the same arguments, or a string with a
+      name in METRICS: "exact_match", "vqa(lower=True)".
 
   Raises:
     ValueError: unknown name or option.

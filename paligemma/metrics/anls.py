@@ -1,15 +1,15 @@
-"""ANLS: how near, in edits, the prediction comes to the nearest answer."""
+"""ANLS: edit similarity of the prediction and the nearest answer."""
 
 from collections.abc import Iterable, Sequence
 
 from paligemma.metrics import answer_fields
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row
 
 THRESHOLD = 0.5
 
 
 def edit_distance(a: str, b: str) -> int:
-  """Fewest insertions, deletions and substitutions of characters from a to b.
+  """Returns the Levenshtein distance of two texts, in characters.
 
   Source: Wagner and Fischer 1974, "The String-to-String Correction Problem".
   """
@@ -26,14 +26,14 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def anls(prediction: str, answer: str) -> float:
-  """1 - NL where NL = edits / length of the longer text is below 0.5, else 0.
+  """Returns 1 - NL if NL = edits / length of the longer text < 0.5, else 0.
 
   Args:
     prediction: decoded text.
-    answer: the one answer; the score over several is the largest.
+    answer: one accepted answer; see `best` for several.
 
   Returns:
-    0.0, or a value in (0.5, 1]. An empty answer is met by an empty prediction.
+    0.0, or a value in (0.5, 1]. Two empty texts score 1.
 
   Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py; Biten et al.
   2019, "Scene Text Visual Question Answering", equation 1. `official` differs.
@@ -47,23 +47,20 @@ def anls(prediction: str, answer: str) -> float:
 
 
 def best(prediction: str, answers: Iterable[str]) -> float:
-  """The largest anls over the answers."""
+  """Returns the largest anls over the answers."""
   return max(anls(prediction, answer) for answer in set(answers))
 
 
 def official(prediction: str, answers: Sequence[str]) -> float:
-  """ANLS as in the script of the Robust Reading Competition.
+  """Returns ANLS as the test servers of DocVQA, InfographicVQA and ST-VQA do.
 
-  That site holds the test servers of DocVQA, InfographicVQA and ST-VQA.
-
-  It differs from `anls` in three ways: both sides are lowered, and white space
-  is stripped at the ends and single inside; the edits between these are divided
-  by the length of the longer text as it was before; and a similarity of exactly
-  0.5 counts as 0.5, not as 0.
+  It differs from `anls` in three ways: both texts are lowercased, stripped, and
+  runs of white space become one space; the edits are divided by the length of
+  the longer text before that; and a similarity of exactly 0.5 counts as 0.5.
 
   Args:
     prediction: decoded text.
-    answers: accepted answers, one at least.
+    answers: accepted answers, at least one.
 
   Returns:
     0.0, or a value in [0.5, 1].
@@ -72,25 +69,28 @@ def official(prediction: str, answers: Sequence[str]) -> float:
   Answering"; the same function is `anls` of lmms-eval.
   """
 
+  def normalize(text):
+    return " ".join(text.lower().split())
+
   def distance(answer):
-    edits = edit_distance(_tidy(prediction), _tidy(answer))
-    # Upper case, as there: its length differs for a few letters such as ß.
+    edits = edit_distance(normalize(prediction), normalize(answer))
+    # That script takes the length in upper case; a few letters grow, such as ß.
     return edits / max(len(prediction.upper()), len(answer.upper()), 1)
 
   similarity = 1.0 - min(distance(answer) for answer in set(answers))
   return similarity if similarity >= THRESHOLD else 0.0
 
 
-class ANLS(metric_lib.Metric):
-  """Mean ANLS, without regard to case: DocVQA, InfographicVQA, ST-VQA.
+class ANLS(Metric):
+  """Mean ANLS, case-insensitive: DocVQA, InfographicVQA, ST-VQA.
 
   Keys:
-    anls: `anls` of the lowered texts, as big_vision reports while training.
-    anls_official: `official`, as test servers report: the published scores.
+    anls: `anls` of the lowercased texts, as big_vision reports in training.
+    anls_official: `official`, the published scores.
     num: number of examples.
   """
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")
     answers = [answers] if isinstance(answers, str) else answers
     lowered = [answer.lower() for answer in answers]
@@ -98,7 +98,3 @@ class ANLS(metric_lib.Metric):
       "anls": best(prediction.lower(), lowered),
       "anls_official": official(prediction, answers),
     }
-
-
-def _tidy(text):
-  return " ".join(text.lower().split())

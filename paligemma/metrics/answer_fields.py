@@ -1,4 +1,4 @@
-"""Fields of an example, or one line that says what is wrong with them."""
+"""Typed fields of an example; an error says in one line what is wrong."""
 
 from collections.abc import Collection
 from typing import Any
@@ -10,15 +10,15 @@ from paligemma.metrics.metric import Example
 
 
 def read(example: Example, key: str, what: str) -> Any:
-  """The field of that name.
+  """Returns example[key].
 
   Args:
-    example: the raw example; "_where" names it in errors.
+    example: the raw example; errors begin with its "_where".
     key: name of the field.
     what: what the field holds, for the message: "answer".
 
   Raises:
-    ValueError: there is none; lists those there are and the nearest.
+    ValueError: there is no such field; lists the fields and the nearest name.
   """
   if key in example:
     return example[key]
@@ -31,7 +31,7 @@ def read(example: Example, key: str, what: str) -> Any:
 
 
 def text(example: Example, key: str, what: str) -> str:
-  """The field, which must be a text (other arguments as those of read)."""
+  """Returns a field that must be a text; arguments as of `read`."""
   value = read(example, key, what)
   if not isinstance(value, str):
     raise wrong(example, key, "a text")
@@ -39,7 +39,7 @@ def text(example: Example, key: str, what: str) -> str:
 
 
 def texts(example: Example, key: str, what: str) -> list[str]:
-  """The field, which must be a list, tuple or array of one or more texts."""
+  """Returns a field that must be a list, tuple or array of texts, not empty."""
   value = read(example, key, what)
   if not _are_texts(value):
     raise wrong(example, key, "a list of texts, one at least")
@@ -47,7 +47,7 @@ def texts(example: Example, key: str, what: str) -> list[str]:
 
 
 def text_or_texts(example: Example, key: str, what: str) -> str | list[str]:
-  """The field, which must be a text or a list of one or more texts."""
+  """Returns a field that must be a text, or as for `texts`."""
   value = read(example, key, what)
   if isinstance(value, str):
     return value
@@ -59,7 +59,7 @@ def text_or_texts(example: Example, key: str, what: str) -> str | list[str]:
 def choice(
   example: Example, key: str, what: str, options: Collection[str]
 ) -> str:
-  """The field, which must be one of the options."""
+  """Returns a field that must be one of the options."""
   value = read(example, key, what)
   if not isinstance(value, str) or value not in options:
     hint = (
@@ -72,7 +72,7 @@ def choice(
 def wrong(
   example: Example, key: str, expected: str, hint: str = ""
 ) -> ValueError:
-  """The error of a field that holds something else than was expected."""
+  """Returns the error for a field whose value is not what was expected."""
   return ValueError(
     f'{_where(example)}: "{key}" is {example[key]!r:.60}, expected {expected}.'
     + hint

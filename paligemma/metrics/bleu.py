@@ -1,6 +1,6 @@
-"""BLEU: which share of a caption's runs of words is found in the references.
+"""BLEU: n-gram precision of captions against their references.
 
-Counts add up over a corpus before they are divided; a mean over captions is not
+Counts are summed over a corpus and then divided; a mean over captions is not
 BLEU.
 """
 
@@ -12,21 +12,22 @@ import numpy as np
 
 from paligemma.metrics import ngrams
 
-# Of pycocoevalcap: the share of no runs at all, or of none found, is near 0.
+# Of pycocoevalcap: they keep 0 / 0 and 0 / n near 0.
 _SMALL = 1e-9
 _TINY = 1e-15
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """What BLEU needs to know of one caption.
+  """Counts of one caption.
 
   Attributes:
-    length: of the caption in words.
-    reference_length: of the reference nearest in length, of two the shorter.
-    found: for n = 1 to 4, runs of n words that are in a reference, each as
-      often as in that which has it most often.
-    total: runs of n words of the caption.
+    length: words of the caption.
+    reference_length: words of the reference nearest in length; of two equally
+      near ones the shorter.
+    found: for n = 1 to 4, number of n-grams that a reference has too, each
+      counted at most as often as the reference with most of it has it.
+    total: for n = 1 to 4, number of n-grams.
   """
 
   length: int
@@ -38,14 +39,14 @@ class Statistics:
 def statistics(
   prediction: ngrams.Counts, references: Sequence[ngrams.Counts]
 ) -> Statistics:
-  """Compares a caption with its references, one at least (ngrams.count)."""
-  length, *lengths = (_length(c) for c in (prediction, *references))
+  """Compares the n-grams of a caption with those of its references."""
+  length, *lengths = map(ngrams.num_words, (prediction, *references))
   most = ngrams.Counts()
   for reference in references:
     most |= reference
   found = [0] * ngrams.LONGEST
-  for run, times in prediction.items():
-    found[len(run) - 1] += min(times, most[run])
+  for ngram, times in prediction.items():
+    found[len(ngram) - 1] += min(times, most[ngram])
   return Statistics(
     length=length,
     reference_length=min(lengths, key=lambda n: (abs(n - length), n)),
@@ -55,11 +56,11 @@ def statistics(
 
 
 def bleu(captions: Iterable[Statistics]) -> list[float]:
-  """BLEU-1, BLEU-2, BLEU-3 and BLEU-4 of a corpus, each in [0, 1].
+  """Returns BLEU-1, BLEU-2, BLEU-3 and BLEU-4 of a corpus, each in [0, 1].
 
   Source: Papineni et al. 2002, "BLEU: a Method for Automatic Evaluation of
-  Machine Translation", equation 3; its constants, and the reference length
-  nearest to each caption, are those of pycocoevalcap/bleu/bleu_scorer.py.
+  Machine Translation", equation 3; constants and choice of reference length as
+  in pycocoevalcap/bleu/bleu_scorer.py.
   """
   captions = list(captions)
   found = np.sum([c.found for c in captions], axis=0)
@@ -71,7 +72,3 @@ def bleu(captions: Iterable[Statistics]) -> list[float]:
   ratio = (length + _TINY) / (reference_length + _SMALL)
   penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
   return (scores * penalty).tolist()
-
-
-def _length(counts):
-  return sum(times for run, times in counts.items() if len(run) == 1)

@@ -1,8 +1,8 @@
-"""How sure a score is, and a difference of two: the bootstrap over examples.
+"""Confidence intervals and comparisons of scores: the bootstrap over examples.
 
-The examples are taken for a sample of all that might have been asked. A
-resample draws as many of them with replacement; the spread of a score over the
-resamples is that of the score over data sets of this size.
+The examples count as a sample of all that might have been asked. A resample
+draws as many of them with replacement; the spread of a score over resamples
+estimates its spread over data sets of this size.
 
 Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters
 13 (percentile intervals) and 15 (permutation tests).
@@ -10,9 +10,10 @@ Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 
 from paligemma.metrics import metric as metric_lib
 
@@ -20,12 +21,12 @@ SAMPLES = 1000
 LEVEL = 0.95
 PERMUTATIONS = 9999
 
-# Numbers drawn at a time, to bound the memory.
-_BLOCK = 2**24
+BLOCK = 2**24  # most random numbers held at a time
 
 
+@runtime_checkable
 class Reducible(Protocol):
-  """A Metric, or anything else with numbers over rows."""
+  """A Metric, or any other object that reduces rows to scores."""
 
   def reduce(self, rows: Sequence[Any]) -> dict[str, float]: ...
 
@@ -34,9 +35,9 @@ class Estimate(NamedTuple):
   """A score and its interval.
 
   Attributes:
-    value: over all rows.
-    low, high: bounds of the percentile interval; None of what is a mere number
-      of rows ("num", "num/yesno", "num_tokens", "total"), or without resamples.
+    value: score over all rows.
+    low, high: bounds of the percentile interval; None for counts of rows
+      ("num", "num/yesno", "num_tokens", "total") and without resamples.
   """
 
   value: float
@@ -45,17 +46,16 @@ class Estimate(NamedTuple):
 
 
 class Comparison(NamedTuple):
-  """A score of two predictors, A and B, for the same examples.
+  """The scores of two predictors, A and B, on the same examples.
 
   Attributes:
     a, b: the scores.
     difference: a - b.
     low, high: bounds of the percentile interval of the difference.
-    a_is_larger: share of the resamples in which a > b; of those where they are
-      equal, half.
-    p_value: two-sided, of the sign-flip permutation test: how often the means
-      differ as much if A and B swap places at random, example by example. None
-      of a score that is no mean over the rows.
+    a_is_larger: share of the resamples in which a > b; ties count half.
+    p_value: of the two-sided sign-flip permutation test: how often the means
+      differ at least as much if A and B are swapped at random, example by
+      example. None for a score that is not a mean over the rows.
   """
 
   a: float
@@ -77,18 +77,18 @@ def estimate(
   seed: int = 0,
   progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[str, Estimate]:
-  """Every score over the rows, with its percentile interval.
+  """Returns every score over the rows, with its percentile interval.
 
   Args:
-    metric: what reduces the rows.
+    metric: reduces the rows.
     rows: of the metric, one per example; at least one.
-    groups: per row, what it shares with those it is drawn together with.
-      Default None: each row by itself.
-    samples: number of resamples; 0 for no interval.
-    level: share of the resamples inside the interval.
-    seed: of the draws; the same seed and number of rows draw the same rows.
-    progress: is given the resamples to go through, to show how far it is. Means
-      are resampled all at once, and show nothing.
+    groups: per row, a key; rows with equal keys are drawn together. Default
+      None: each row is drawn by itself.
+    samples: number of resamples; 0 for no interval. Default 1000.
+    level: share of the resamples inside the interval. Default 0.95.
+    seed: the same seed and number of rows draw the same rows. Default 0.
+    progress: wraps the loop over resamples, as tqdm does. Means are resampled
+      all at once, without it.
 
   Returns:
     {name: Estimate}.
@@ -114,17 +114,16 @@ def compare(
 ) -> dict[str, Comparison]:
   """Compares two predictors example by example.
 
-  Both are scored on the same resamples, so what is hard for both, most of the
-  spread, cancels.
+  Both are scored on the same resamples, so the difficulty of the examples, most
+  of the spread, cancels.
 
   Args:
-    metric: what reduces the rows.
+    metric: reduces the rows.
     rows_a, rows_b: of the two predictors, for the same examples in one order.
     groups, samples, level, seed, progress: as in `estimate`.
 
   Returns:
-    {name: Comparison} of the scores that both have and that are no mere number
-    of rows.
+    {name: Comparison} for the scores that both have, without counts of rows.
   """
   assert len(rows_a) == len(rows_b), (len(rows_a), len(rows_b))
   of_a, of_b = metric.reduce(rows_a), metric.reduce(rows_b)
@@ -153,14 +152,17 @@ def compare(
 
 
 def sign_flip_p_value(
-  differences: np.ndarray, *, permutations: int = PERMUTATIONS, seed: int = 0
+  differences: Float[np.ndarray, " N"],
+  *,
+  permutations: int = PERMUTATIONS,
+  seed: int = 0,
 ) -> float:
-  """Two-sided p-value of a mean difference of 0, in (0, 1].
+  """Returns the two-sided p-value, in (0, 1], of a mean difference of 0.
 
   Args:
-    differences: float[N], paired and exchangeable in sign if nothing differs.
-    permutations: number of random signs per difference. Up to 2**N of them are
-      fewer, all are gone through instead.
+    differences: of pairs; under the null hypothesis their signs are random.
+    permutations: number of random sign vectors. Where all 2**N are not more,
+      each of them is tried once instead.
     seed: of the draws.
 
   Returns:
@@ -169,7 +171,7 @@ def sign_flip_p_value(
   """
   moved = differences[differences != 0]  # the sign of a 0 changes nothing
   observed = abs(moved.sum())
-  slack = 1e-9 * np.abs(moved).sum()  # sums of another order round otherwise
+  slack = 1e-9 * np.abs(moved).sum()  # sums in another order round differently
   if 2 ** len(moved) <= permutations + 1:
     numbers = np.arange(2 ** len(moved))[:, None]
     signs = 1 - 2 * (numbers >> np.arange(len(moved)) & 1)
@@ -187,7 +189,7 @@ def sign_flip_p_value(
 def _resample(metric, tables, groups, samples, seed, progress):
   """Per table of rows, {name: float[samples], NaN where a score is missing}."""
   members = _members(groups, len(tables[0]))
-  # Of a plain mean, how often each row is drawn says all.
+  # For a mean, it suffices to know how often each row is drawn.
   if getattr(metric, "is_mean", False):
     return [_means(rows, members, samples, seed) for rows in tables]
   found = [[] for _ in tables]
@@ -199,7 +201,7 @@ def _resample(metric, tables, groups, samples, seed, progress):
 
 
 class _Draws:
-  """The resamples: for each, int[G] the groups that were drawn."""
+  """Iterates over the resamples: int[G], the groups that were drawn."""
 
   def __init__(self, members, samples, seed):
     self._groups, self._samples, self._seed = len(members), samples, seed
@@ -214,11 +216,10 @@ class _Draws:
 
 
 def _means(rows, members, samples, seed):
-  """{name: float[samples]}, the means of resamples of rows."""
+  """Returns {name: float[samples]}, the means of the resamples."""
   names = list(metric_lib.means(rows))
   table = np.array([[row.get(n, np.nan) for n in names] for row in rows])
   here = ~np.isnan(table)
-  # Sums per group, and numbers of rows.
   group = np.empty(len(rows), int)
   for i, rows_of in enumerate(members):
     group[rows_of] = i
@@ -246,7 +247,7 @@ def _columns(results):
 
 
 def _members(groups, count):
-  """Per group, the list of its rows."""
+  """Returns the row indices of each group."""
   if groups is None:
     return [[i] for i in range(count)]
   members = {}
@@ -267,7 +268,7 @@ def _is_number_of_rows(name):
 
 
 def _p_value(name, values, tables, groups, seed):
-  """That of `sign_flip_p_value` for two scores, if they are means of rows."""
+  """Returns the p-value of two scores, None if they are not means of rows."""
   columns = []
   for rows, value in zip(tables, values, strict=True):
     if not all(isinstance(row, dict) for row in rows):
@@ -287,6 +288,6 @@ def _p_value(name, values, tables, groups, seed):
 
 
 def _blocks(total, width):
-  """Splits `total` rows of a width into counts that fit the memory."""
-  most = max(_BLOCK // max(width, 1), 1)
+  """Splits `total` rows of a width into counts that fit into memory."""
+  most = max(BLOCK // max(width, 1), 1)
   return [min(most, total - start) for start in range(0, total, most)]

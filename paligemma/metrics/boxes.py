@@ -1,18 +1,13 @@
-"""Boxes (y0, x0, y1, x1): how far they overlap, and which of them to keep."""
+"""Overlap of boxes (y0, x0, y1, x1), and non-maximum suppression."""
 
 import numpy as np
+from jaxtyping import Float
 
 
-def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-  """Intersections over unions of a box and others.
-
-  Args:
-    box: float[4], (y0, x0, y1, x1).
-    boxes: float[N, 4], the same; all have an area.
-
-  Returns:
-    float[N] in [0, 1].
-  """
+def iou(
+  box: Float[np.ndarray, "4"], boxes: Float[np.ndarray, "N 4"]
+) -> Float[np.ndarray, " N"]:
+  """Returns the IoU, in [0, 1], of a box with each of others; all have area."""
   upper = np.maximum(box[:2], boxes[:, :2])
   lower = np.minimum(box[2:], boxes[:, 2:])
   common = np.maximum(lower - upper, 0).prod(axis=1)
@@ -22,17 +17,19 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def suppress(
-  boxes: np.ndarray, scores: np.ndarray, threshold: float
+  boxes: Float[np.ndarray, "N 4"],
+  scores: Float[np.ndarray, " N"],
+  threshold: float,
 ) -> list[int]:
-  """Non-maximum suppression: drops what overlaps with a box of higher score.
+  """Non-maximum suppression: drops boxes that overlap one of higher score.
 
   Args:
-    boxes: float[N, 4], (y0, x0, y1, x1) with area.
-    scores: float[N]; of equal ones the first goes first.
-    threshold: boxes with an IoU above it are taken for one thing.
+    boxes: (y0, x0, y1, x1), all with area.
+    scores: ties are broken by index, the lower first.
+    threshold: boxes with an IoU above it count as one object.
 
   Returns:
-    Indices of boxes that are kept, of highest score first.
+    Indices of the boxes that are kept, highest score first.
   """
   order = np.argsort(-scores, kind="stable")
   kept = []

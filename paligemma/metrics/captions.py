@@ -12,17 +12,17 @@ from paligemma.metrics import (
   ptb_tokenizer,
   rouge,
 )
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What the scores of a corpus need to know of one caption.
+  """Statistics of one caption, from which the scores of a corpus follow.
 
   Attributes:
-    prediction: its runs of words.
-    references: those of each reference.
-    bleu: its part of BLEU.
+    prediction: n-grams of the caption.
+    references: n-grams of each reference.
+    bleu: counts for BLEU.
     rouge: its ROUGE-L.
   """
 
@@ -32,30 +32,20 @@ class Record:
   rouge: float
 
 
-class Captions(metric_lib.Metric):
+class Captions(Metric):
   """Scores of captions against all references of their image.
 
-  A row is a Record: CIDEr and BLEU are no means over captions, and a resample
-  of the rows is a corpus of its own.
+  A row is a Record, because CIDEr and BLEU are not means over captions. A
+  resample of the rows is a corpus of its own.
 
   Keys:
-    cider: in [0, 10], published 100-fold; CIDEr-D, as pycocoevalcap's "CIDEr".
+    cider: in [0, 10], published times 100; CIDEr-D, pycocoevalcap's "CIDEr".
     cider_unclipped: the original CIDEr, without clipping and length penalty.
     bleu-1 ... bleu-4, rouge: in [0, 1].
     num: number of captions.
   """
 
-  def score(self, prediction, example, answer_key) -> Record:
-    """The record of one caption.
-
-    Args:
-      prediction: decoded text.
-      example: the raw example.
-      answer_key: field of the example with its caption or captions.
-
-    Raises:
-      ValueError: no caption, or something else than texts.
-    """
+  def score(self, prediction: str, example: Example, answer_key: str) -> Record:
     answers = answer_fields.text_or_texts(example, answer_key, "caption")
     answers = [answers] if isinstance(answers, str) else answers
     ours = ptb_tokenizer.tokenize(prediction)
@@ -70,7 +60,7 @@ class Captions(metric_lib.Metric):
     )
 
   def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
-    """Scores of a corpus of records, one at least, with repetition or not."""
+    """Returns the scores of a corpus, not empty; records may repeat."""
     corpus = [r.prediction for r in rows], [r.references for r in rows]
     scores = {
       "cider": _mean(cider.ciders(*corpus)),

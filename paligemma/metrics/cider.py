@@ -1,8 +1,8 @@
-"""CIDEr: how much a caption agrees with the references, rare words first.
+"""CIDEr: TF-IDF-weighted similarity of the n-grams of captions and references.
 
-A run of words weighs the more, the fewer images of the corpus have it in their
-references. So a score belongs to a corpus: over half of the images it is
-another one, and the mean over parts is not that of the whole.
+An n-gram weighs more the fewer images of the corpus have it in their
+references. So a score belongs to a corpus: the mean of the scores of two halves
+is not the score of the whole.
 """
 
 import math
@@ -24,38 +24,39 @@ def ciders(
   *,
   clipped: bool = True,
 ) -> list[float]:
-  """Scores of the captions of a corpus, whose mean is the corpus's score.
+  """Returns the score of each caption; their mean is the score of the corpus.
 
   Args:
-    predictions: the counts of one caption per image (ngrams.count).
-    references: per image, the counts of its references, one at least.
-    clipped: True: CIDEr-D, which counts a repeated run as often as the
-      reference has it and penalizes another length. It is what pycocoevalcap
-      calls CIDEr, and all published scores are. False: CIDEr of the paper's
+    predictions: n-grams of one caption per image.
+    references: per image, the n-grams of its references, at least one.
+    clipped: True (default): CIDEr-D, which counts a repeated n-gram at most as
+      often as the reference has it and penalizes a difference in length. It is
+      pycocoevalcap's CIDEr and that of all published scores. False: the paper's
       equations 2 and 3, without either.
 
   Returns:
-    One score per image, in [0, 10]; published as 100 times the mean, 1.2 being
-    120. With a single image all weights are 0, and so is the score.
+    One score per image, in [0, 10]; published as 100 times the mean, 120 for
+    1.2. With a single image all weights are 0, and so is the score.
 
   Source: Vedantam et al. 2015, "CIDEr: Consensus-based Image Description
   Evaluation"; pycocoevalcap/cider/cider_scorer.py (clipped) and pyciderevalcap
   (not clipped), neither with the paper's stemming.
   """
   images_with = Counter(
-    run for images in references for run in set().union(*images)
+    ngram for images in references for ngram in set().union(*images)
   )
   log_images = math.log(len(references))
   weights = {n: log_images - math.log(n) for n in set(images_with.values())}
-  run_weights = {run: weights[n] for run, n in images_with.items()}
+  ngram_weights = {ngram: weights[n] for ngram, n in images_with.items()}
 
   def weighted(counts) -> Weighted:
     vectors = [{} for _ in range(ngrams.LONGEST)]
-    for run, times in counts.items():
-      vectors[len(run) - 1][run] = times * run_weights.get(run, log_images)
+    for ngram, times in counts.items():
+      vectors[len(ngram) - 1][ngram] = times * ngram_weights.get(
+        ngram, log_images
+      )
     squares = [math.fsum(w * w for w in v.values()) for v in vectors]
-    length = sum(times for run, times in counts.items() if len(run) == 1)
-    return vectors, np.sqrt(squares), length
+    return vectors, np.sqrt(squares), ngrams.num_words(counts)
 
   scores = []
   for prediction, theirs in zip(predictions, references, strict=True):
@@ -66,11 +67,11 @@ def ciders(
 
 
 def _similarity(ours: Weighted, theirs: Weighted, clipped: bool) -> float:
-  """Mean over n of the cosine of two captions' runs of n words."""
+  """Returns the mean over n of the cosine of two captions' n-grams."""
   products = np.zeros(ngrams.LONGEST)
   for n, (vector, reference) in enumerate(zip(ours[0], theirs[0], strict=True)):
-    for run, mine in vector.items():
-      weight = reference.get(run, 0.0)
+    for ngram, mine in vector.items():
+      weight = reference.get(ngram, 0.0)
       products[n] += (min(mine, weight) if clipped else mine) * weight
   norms = ours[1] * theirs[1]
   cosine = products / np.where(norms > 0, norms, 1)

@@ -1,4 +1,4 @@
-"""How sure a model is of what it wrote: of each object, and of its fields."""
+"""Confidence of a model in each object that it wrote, and in its fields."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from paligemma.data import location
 
@@ -15,44 +16,54 @@ _CODES = re.compile("<seg[0-9]+>(?:[^<]*<seg[0-9]+>)*")
 
 @dataclasses.dataclass(frozen=True)
 class Confidence:
-  """Confidences in one object; None where it has no such field.
+  """Confidences in one object; None for a field that it lacks.
 
   Each is exp(mean of the log-probabilities of the field's tokens), in [0, 1]:
-  their geometric mean, which does not fall with the number of tokens.
+  the geometric mean, which does not fall with the number of tokens.
 
   Attributes:
-    thing: the object, as location.parse gives it.
-    box: of its four locations; what the detection metric takes.
+    object: as location.parse returns it.
+    box: of its four locations; the detection metric reads it.
     codes: of the 16 codes of its mask.
     label: of the tokens with a letter of its label.
-    overall: of all its tokens, without the separator behind it.
+    overall: of all its tokens, without the separator after it.
   """
 
-  thing: location.Object
+  object: location.Object
   box: float | None
   codes: float | None
   label: float | None
   overall: float
 
 
+def of_boxes(
+  pieces: Sequence[str], log_probs: Sequence[float] | Float[np.ndarray, " T"]
+) -> list[float]:
+  """Returns the confidence in each box; arguments as of `of_objects`."""
+  found = of_objects(pieces, log_probs, (1, 1))
+  return [item.box for item in found if item.box is not None]
+
+
 def of_objects(
-  pieces: Sequence[str], log_probs: Sequence[float], size: tuple[int, int]
+  pieces: Sequence[str],
+  log_probs: Sequence[float] | Float[np.ndarray, " T"],
+  size: tuple[int, int],
 ) -> list[Confidence]:
-  """Reads the objects of a decoded text, and how sure the model is of each.
+  """Returns the objects of a decoded text with their confidences.
 
   Args:
-    pieces: what each token adds to the text, such as "<loc0012>" and " cat";
-      joined, they are the text. "" belongs to the character that follows, as
-      the first bytes of one do, which SentencePiece shows with the last; so
-      does eos, behind which nothing follows, to none.
-    log_probs: float[T], log-probability of each, of decode.Decoded.
+    pieces: the text that each token adds, such as "<loc0012>" and " cat"; their
+      concatenation is the text. A token that adds "" counts for the character
+      that follows, because SentencePiece shows a character of several byte
+      tokens with the last; eos, which nothing follows, counts for none.
+    log_probs: log-probability of each token, of decode.Decoded.
     size: (height, width) of the original image in pixels.
 
   Returns:
     One Confidence per object, in the order of location.parse.
 
   Raises:
-    ValueError: there are not as many log-probabilities as pieces.
+    ValueError: the numbers of log-probabilities and pieces differ.
   """
   if len(pieces) != len(log_probs):
     raise ValueError(
@@ -71,13 +82,13 @@ def of_objects(
     return math.exp(own.mean())
 
   found = []
-  for thing in location.parse(text, size):
-    start, stop = thing.span
-    fields = {
-      "box": thing.box and _LOCATIONS.match(text, start, stop).span(),
-      "codes": thing.codes and _CODES.search(text, start, stop).span(),
-      "label": thing.label and (stop - len(thing.label), stop),
+  for item in location.parse(text, size):
+    start, stop = item.span
+    spans = {
+      "box": item.box and _LOCATIONS.match(text, start, stop).span(),
+      "codes": item.codes and _CODES.search(text, start, stop).span(),
+      "label": item.label and (stop - len(item.label), stop),
     }
-    sure = {name: confidence(s) if s else None for name, s in fields.items()}
-    found.append(Confidence(thing, overall=confidence(thing.span), **sure))
+    values = {name: confidence(s) if s else None for name, s in spans.items()}
+    found.append(Confidence(item, overall=confidence(item.span), **values))
   return found

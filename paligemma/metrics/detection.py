@@ -1,4 +1,4 @@
-"""Detection: average precision of COCO, from texts of boxes and labels."""
+"""Detection: COCO average precision of boxes and labels written as text."""
 
 import contextlib
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 from paligemma.data import location
 from paligemma.metrics import answer_fields
 from paligemma.metrics import boxes as boxes_lib
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, pairs
 
 Size = tuple[int, int]
 
-# Of pycocotools: at most so many detections per image and label count, and the
-# places of areas in its tables. Small is below 32 x 32 pixels, large above
+# Of pycocotools: most detections that count per image and label, and the index
+# of each area range in its tables: small is below 32 x 32 pixels, large above
 # 96 x 96.
 MOST = 100
 _AREAS = {"": 0, "/small": 1, "/medium": 2, "/large": 3}
@@ -29,8 +29,8 @@ class Record:
   """Boxes of one image.
 
   Attributes:
-    truth: annotations of COCO: "label", "bbox" (x, y, width, height) in pixels,
-      "area" and "iscrowd".
+    truth: annotations as in COCO: "label", "bbox" (x, y, width, height) in
+      pixels, "area" and "iscrowd".
     found: predictions: "label", "bbox", "area" and "score".
     invalid: number of predicted objects that are malformed.
     total: number of predicted objects.
@@ -42,34 +42,34 @@ class Record:
   total: int
 
 
-class Detection(metric_lib.Metric):
+class Detection(Metric):
   """Average precision of predicted boxes, as pycocotools computes it.
 
-  A row is a Record: average precision is no mean over images.
+  A row is a Record, because average precision is not a mean over images.
 
   Fields of an example:
     the answer: the text of all objects, "<loc>x4 cat ; <loc>x4 dog"; or a list
       of {"box": (y0, x0, y1, x1) in pixels, "label": text}, with "area"
-      (default that of the box) and "iscrowd" (default 0) where COCO gives them.
-      No object at all is "" or [].
+      (default: of the box) and "iscrowd" (default 0) as in COCO.
+      "" or [] if there is no object.
     height, width: of the original image, in pixels; evaluators add them.
 
   Keys:
     AP, AP50, AP75: mean over labels of the average precision; over IoU
       thresholds 0.5, 0.55 ... 0.95, at 0.5, and at 0.75.
-    AP/small, AP/medium, AP/large: AP of things of this area.
-    Each is missing where nothing is annotated.
-    invalid: number of predicted objects that are malformed: no box, no label,
-      no area, or no four locations. They are left out; the others count.
+    AP/small, AP/medium, AP/large: AP of objects of this area.
+    Each is missing if no such object is annotated.
+    invalid: number of malformed predicted objects: no box, no label, no area,
+      or not four locations. They are left out; the others count.
     total: number of predicted objects.
     num: number of images.
 
   Args:
-    nms: of boxes with the same label and a larger IoU than this, the one of
-      highest confidence is kept. None keeps all. Default 0.5.
+    nms: of boxes with the same label and an IoU above this, only the one with
+      the highest confidence is kept. None keeps all. Default 0.5.
 
-  Source: Lin et al. 2014, "Microsoft COCO", and pycocotools/cocoeval.py, whose
-  numbers these are. Labels are those annotated; they match letter for letter.
+  Source: Lin et al. 2014, "Microsoft COCO", and pycocotools/cocoeval.py, which
+  computes these numbers. Labels must match letter for letter.
   """
 
   reads_size: ClassVar[bool] = True
@@ -82,7 +82,7 @@ class Detection(metric_lib.Metric):
   def rows(
     self,
     predictions: Sequence[str],
-    examples: Sequence[metric_lib.Example],
+    examples: Sequence[Example],
     *,
     answer_key: str = "suffix",
     confidences: Sequence[Sequence[float]] | None = None,
@@ -93,15 +93,15 @@ class Detection(metric_lib.Metric):
       predictions: decoded texts, one per example.
       examples: the raw examples.
       answer_key: field of an example with its objects.
-      confidences: per prediction, one number per box of the text, in order, see
-        `confidence.of_objects`. Default: none is surer than another; those
-        first in the text are taken first.
+      confidences: per prediction, one number per box of the text, in order; see
+        `confidence.of_objects`. Default: all are equal, and boxes rank in the
+        order of the text.
 
     Raises:
       ValueError: as Metric.rows; an annotation is malformed, or there is not
         one confidence per box.
     """
-    named = metric_lib.pairs(predictions, examples)
+    named = pairs(predictions, examples)
     if confidences is None:
       confidences = [None] * len(named)
     if len(confidences) != len(named):
@@ -114,28 +114,18 @@ class Detection(metric_lib.Metric):
       for (prediction, example), sure in zip(named, confidences, strict=True)
     ]
 
-  def reduce(self, rows):
-    """Average precision over records, one at least, with repetition or not."""
+  def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
+    """Returns the scores of at least one record; records may repeat."""
     return average_precision(rows) | {
       "invalid": float(sum(row.invalid for row in rows)),
       "total": float(sum(row.total for row in rows)),
       "num": float(len(rows)),
     }
 
-  def __call__(
-    self, predictions, examples, *, answer_key="suffix", confidences=None
-  ):
-    """Numbers over all examples; arguments and errors as those of rows."""
-    return self.reduce(
-      self.rows(
-        predictions, examples, answer_key=answer_key, confidences=confidences
-      )
-    )
-
   def _record(self, prediction, example, answer_key, confidences):
     size = _size(example)
     objects = location.parse(prediction, size)
-    boxes = [thing for thing in objects if thing.box is not None]
+    boxes = [item for item in objects if item.box is not None]
     if confidences is None:
       confidences = [1.0] * len(boxes)
     if len(confidences) != len(boxes) or not np.isfinite(confidences).all():
@@ -144,13 +134,13 @@ class Detection(metric_lib.Metric):
         f" expected one finite number for each of {len(boxes)} boxes."
       )
     by_label = {}
-    for thing, confidence in zip(boxes, confidences, strict=True):
-      if not thing.problem and thing.label:
-        by_label.setdefault(thing.label, []).append((thing.box, confidence))
+    for item, confidence in zip(boxes, confidences, strict=True):
+      if not item.problem and item.label:
+        by_label.setdefault(item.label, []).append((item.box, confidence))
     valid = sum(map(len, by_label.values()))
     found = []
-    for label, things in by_label.items():
-      corners, scores = map(np.array, zip(*things, strict=True))
+    for label, items in by_label.items():
+      corners, scores = map(np.array, zip(*items, strict=True))
       kept = np.argsort(-scores, kind="stable")
       if self._nms is not None:
         kept = boxes_lib.suppress(corners, scores, self._nms)
@@ -167,13 +157,13 @@ class Detection(metric_lib.Metric):
 
 
 def average_precision(records: Sequence[Record]) -> dict[str, float]:
-  """AP, AP50, AP75, AP/small, AP/medium and AP/large of images.
+  """Returns AP, AP50, AP75, AP/small, AP/medium and AP/large of images.
 
   Args:
-    records: of the images, which may repeat.
+    records: one per image; they may repeat.
 
   Returns:
-    {name: value in [0, 1]}, without those of which nothing is annotated.
+    {name: value in [0, 1]}, without those for which no object is annotated.
 
   Raises:
     ValueError: pycocotools is missing.
@@ -186,20 +176,20 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
       "average precision is computed by pycocotools, which is missing: "
       'pip install "paligemma[coco]".'
     ) from None
-  labels = sorted({thing["label"] for r in records for thing in r.truth})
+  labels = sorted({box["label"] for r in records for box in r.truth})
   if not labels:
     return {}
   ids = {label: i for i, label in enumerate(labels, start=1)}
 
-  def data_set(things):
+  def data_set(boxes):
     data = coco_lib.COCO()
     data.dataset = {
       "images": [{"id": i} for i in range(len(records))],
       "categories": [{"id": i} for i in ids.values()],
-      # From 1 on: for pycocotools, 0 is nothing.
+      # From 1 on: pycocotools takes the id 0 for no annotation.
       "annotations": [
-        {**thing, "id": n, "image_id": i, "category_id": ids[thing["label"]]}
-        for n, (i, thing) in enumerate(things, start=1)
+        {**box, "id": n, "image_id": i, "category_id": ids[box["label"]]}
+        for n, (i, box) in enumerate(boxes, start=1)
       ],
     }
     data.createIndex()
@@ -207,12 +197,12 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
 
   with contextlib.redirect_stdout(io.StringIO()):
     evaluation = cocoeval.COCOeval(
-      data_set((i, thing) for i, r in enumerate(records) for thing in r.truth),
+      data_set((i, box) for i, r in enumerate(records) for box in r.truth),
       data_set(
-        (i, thing)
+        (i, box)
         for i, r in enumerate(records)
-        for thing in r.found
-        if thing["label"] in ids
+        for box in r.found
+        if box["label"] in ids
       ),
       "bbox",
     )
@@ -244,67 +234,64 @@ def _truth(example, answer_key, size):
   """Yields the annotations of one image."""
   value = answer_fields.read(example, answer_key, "answer")
   if isinstance(value, str):
-    for thing in location.parse(value, size):
+    for item in location.parse(value, size):
       problem = (
-        thing.problem
-        or (not thing.label and "box without label")
-        or (thing.box is None and "label without box")
+        item.problem
+        or (not item.label and "box without label")
+        or (item.box is None and "label without box")
       )
       if problem:
-        start, stop = thing.span
+        start, stop = item.span
         raise answer_fields.wrong(
           example,
           answer_key,
           "four locations and a label per object",
           f' "{value[start:stop]:.40}": {problem}.',
         )
-      yield _annotation(thing.label, thing.box)
+      yield _annotation(item.label, item.box)
     return
   if not isinstance(value, list | tuple):
     raise answer_fields.wrong(
       example, answer_key, "a text, or a list of boxes with labels"
     )
-  for i, thing in enumerate(value):
-    if isinstance(thing, Mapping):  # null is as nothing
-      thing = {key: x for key, x in thing.items() if x is not None}
-    problem = _problem(thing)
+  for i, item in enumerate(value):
+    if isinstance(item, Mapping):  # null counts as absent
+      item = {key: x for key, x in item.items() if x is not None}
+    problem = _problem(item)
     if problem:
       raise ValueError(
-        f'{example["_where"]}: object {i} of "{answer_key}" is {thing!r:.60},'
+        f'{example["_where"]}: object {i} of "{answer_key}" is {item!r:.60},'
         f" expected {problem}."
       )
-    annotation = _annotation(thing["label"], np.array(thing["box"], float))
-    annotation["area"] = float(thing.get("area", annotation["area"]))
-    yield annotation | {"iscrowd": int(thing.get("iscrowd", 0))}
+    annotation = _annotation(item["label"], item["box"])
+    annotation["area"] = float(item.get("area", annotation["area"]))
+    yield annotation | {"iscrowd": int(item.get("iscrowd", 0))}
 
 
-def _problem(thing) -> str:
-  """What is expected of an annotated object, "" if it is as expected."""
-  if not isinstance(thing, Mapping):
+def _problem(item) -> str:
+  """Returns what was expected of a malformed annotation, "" for a good one."""
+  if not isinstance(item, Mapping):
     return '{"box": ..., "label": ...}'
-  label = thing.get("label")
+  label = item.get("label")
   if not isinstance(label, str) or not label.strip():
     return 'a text as "label"'
-  try:
-    box = np.array(thing.get("box"), float)
-    area = float(thing.get("area", 1))
-  except (TypeError, ValueError):
-    box, area = np.empty(0), math.nan
-  if (
-    box.shape != (4,)
-    or not np.isfinite(box).all()
-    or (box[2:] <= box[:2]).any()
-  ):
+  box = location.corners(item.get("box"))
+  if box is None or (box[2:] <= box[:2]).any():
     return '(y0, x0, y1, x1) with y0 < y1 and x0 < x1 as "box"'
-  if not 0 <= area < math.inf:
+  area = item.get("area", 1)
+  try:
+    known = 0 <= float(area) < math.inf
+  except (TypeError, ValueError):
+    known = False
+  if not known:
     return 'pixels as "area"'
-  if thing.get("iscrowd", 0) not in (0, 1):
+  if item.get("iscrowd", 0) not in (0, 1):
     return '0 or 1 as "iscrowd"'
   return ""
 
 
 def _annotation(label, box) -> dict[str, Any]:
-  """The fields of COCO that an annotation and a prediction share."""
+  """Returns the fields of COCO that annotations and predictions share."""
   y0, x0, y1, x1 = map(float, box)
   width, height = x1 - x0, y1 - y0
   return {

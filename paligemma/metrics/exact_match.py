@@ -1,10 +1,10 @@
-"""Exact match: the prediction is, letter for letter, one of the answers."""
+"""Exact match: the prediction equals one of the answers."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from paligemma.metrics import answer_fields
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row, means
 
 
 def exact_match(
@@ -14,19 +14,16 @@ def exact_match(
   lower: bool = False,
   strip: bool = True,
 ) -> float:
-  """Whether the prediction equals one of the answers.
+  """Returns 1.0 if the prediction equals one of the answers, else 0.0.
 
   Args:
     prediction: decoded text.
-    answers: one answer or several accepted ones.
-    lower: compare without regard to case.
-    strip: drop white space at both ends of both sides.
+    answers: one answer or several accepted ones; an empty list scores 0.0.
+    lower: compare case-insensitively. Default False.
+    strip: ignore white space at both ends of both texts. Default True.
 
-  Returns:
-    1.0 or 0.0; 0.0 where there is no answer at all.
-
-  Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py, which lowers
-  both sides on request and otherwise compares as is; we strip as well.
+  Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py, which
+  lowercases on request; we strip as well.
   """
 
   def normalize(text):
@@ -39,22 +36,21 @@ def exact_match(
 
 
 @dataclasses.dataclass(frozen=True)
-class ExactMatch(metric_lib.Metric):
+class ExactMatch(Metric):
   """{"exact_match": share of the predictions that are right}, in [0, 1].
 
   Attributes:
-    lower: as in exact_match.
-    strip: as in exact_match.
+    lower, strip: as in exact_match.
   """
 
   lower: bool = False
   strip: bool = True
-  is_mean = True  # of the rows, without their number
+  is_mean = True
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")
     match = exact_match(prediction, answers, lower=self.lower, strip=self.strip)
     return {"exact_match": match}
 
-  def reduce(self, rows):
-    return metric_lib.means(rows)
+  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
+    return means(rows)

@@ -1,7 +1,7 @@
-"""What a metric is: a row of numbers per example, then numbers over the rows.
+"""The base of all metrics: numbers per example (rows), then scores over rows.
 
-The rows are made once from the texts; numbers over any choice of them (all, a
-group, a resample for a confidence interval) come from the rows alone.
+Rows are computed once from the texts; scores over any selection of them (all, a
+group, a resample for a confidence interval) are computed from the rows alone.
 """
 
 import math
@@ -13,17 +13,17 @@ Row = dict[str, float]
 
 
 class Metric:
-  """Scores examples one by one; a subclass gives `score`, or else `rows`.
+  """Scores examples one by one; a subclass defines `score` or `score_all`.
 
-  Called like any metric, metric(predictions, examples, answer_key="suffix"),
-  it returns reduce(rows(...)).
+  Calling it, metric(predictions, examples, answer_key="suffix"), returns
+  reduce(rows(...)).
 
   Attributes:
-    group_key: field of an example whose value it shares with those that are
-      scored together: a resample has all of them or none. Default None: each
-      example stands for itself.
-    reads_size: whether it reads "height" and "width" of the image, which
-      evaluators take from the picture where an example has none.
+    group_key: field of an example; examples with an equal value are scored
+      together, so a resample has all of them or none. Default None: each
+      example is its own group.
+    reads_size: whether it reads "height" and "width" of the image; evaluators
+      add them to examples that lack them.
   """
 
   group_key: ClassVar[str | None] = None
@@ -31,12 +31,13 @@ class Metric:
 
   @property
   def is_mean(self) -> bool:
-    """Whether reduce gives but means over the rows that have a name, and
-    numbers of rows ("num", "num/..."): resamples are then made at once."""
+    """Whether reduce returns only means and counts of rows ("num", "num/...").
+
+    Resamples are then computed all at once."""
     return type(self).reduce is Metric.reduce
 
-  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
-    """The numbers of one example.
+  def score(self, prediction: str, example: Example, answer_key: str) -> Any:
+    """Returns the numbers of one example.
 
     Args:
       prediction: decoded text.
@@ -44,9 +45,9 @@ class Metric:
       answer_key: field of the example with its answer or answers.
 
     Returns:
-      {name: value}. A name that concerns a group of examples ("acc/yesno") is
-      there for the members of the group only. A subclass with a `reduce` of its
-      own may return what that reads instead.
+      {name: value}. A name for a group of examples ("acc/yesno") is present for
+      members of the group only. A subclass that overrides `reduce` may return
+      another type of row.
 
     Raises:
       ValueError: a field is missing, empty or of the wrong type.
@@ -59,8 +60,8 @@ class Metric:
     examples: Sequence[Example],
     *,
     answer_key: str = "suffix",
-  ) -> list[Row]:
-    """One row per example, in order.
+  ) -> list[Any]:
+    """Returns one row per example, in order.
 
     Args:
       predictions: decoded texts, one per example.
@@ -68,20 +69,23 @@ class Metric:
       answer_key: as in score.
 
     Raises:
-      ValueError: as score; no example at all, or not one prediction for each.
-        The line begins with the "_where" of an example, or else its place.
+      ValueError: as score; no example, or not one prediction for each. The
+        message begins with the example's "_where", or else its index.
     """
-    return [
-      self.score(prediction, example, answer_key)
-      for prediction, example in pairs(predictions, examples)
-    ]
+    return self.score_all(pairs(predictions, examples), answer_key)
+
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
+  ) -> list[Any]:
+    """Returns one row per (prediction, example): of `score`, one by one."""
+    return [self.score(*pair, answer_key) for pair in named]
 
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
-    """Numbers over rows, which may be any choice of them, with repetition.
+    """Returns the scores of any selection of rows; rows may repeat.
 
     Returns:
-      {name: its mean over the rows that have it}, "num/x" rows that have
-      "acc/x", and num, the number of rows.
+      {name: mean over the rows that have it}; "num/x", the number of rows that
+      have "acc/x"; and "num", the number of rows.
     """
     scores = means(rows)
     sizes = {
@@ -95,21 +99,20 @@ class Metric:
     self,
     predictions: Sequence[str],
     examples: Sequence[Example],
-    *,
-    answer_key: str = "suffix",
+    **options: Any,
   ) -> dict[str, float]:
-    """Numbers over all examples; arguments and errors as those of rows."""
-    return self.reduce(self.rows(predictions, examples, answer_key=answer_key))
+    """Returns the scores of all examples; arguments and errors as of rows."""
+    return self.reduce(self.rows(predictions, examples, **options))
 
 
 def pairs(
   predictions: Sequence[str], examples: Sequence[Example]
 ) -> list[tuple[str, Example]]:
-  """Prediction and example of every row, each example with its "_where".
+  """Pairs predictions with examples and adds "_where" to examples without it.
 
   Raises:
-    ValueError: no example at all, not one prediction for each, or a prediction
-      that is no text or an example that is no mapping.
+    ValueError: no example, not one prediction for each, a prediction that is
+      not a text or an example that is not a mapping.
   """
   if len(predictions) != len(examples):
     raise ValueError(
@@ -136,7 +139,7 @@ def pairs(
 
 
 def means(rows: Sequence[Row]) -> dict[str, float]:
-  """{name: mean over the rows that have it}, names as they first appear.
+  """Returns {name: mean over the rows that have it}, in order of appearance.
 
   The sum is exact (math.fsum), so the order of the rows does not matter.
   """

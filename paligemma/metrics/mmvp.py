@@ -1,16 +1,18 @@
-"""MMVP: two images that look alike to CLIP; both must be told right."""
+"""MMVP: pairs of images that CLIP confuses; both answers must be right."""
 
 import collections
+from collections.abc import Sequence
 
 from paligemma.metrics import answer_fields, exact_match
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row
 
 
-class MMVP(metric_lib.Metric):
+class MMVP(Metric):
   """Paired accuracy: a pair counts if both of its questions are right.
 
-  Each example has a "pair", a text or a number that it shares with exactly one
-  other; the n-th question (from 1) of the data set is in pair (n + 1) // 2.
+  The field "pair" of an example is a text or a number that it shares with
+  exactly one other; question n (from 1) of the data set is in pair
+  (n + 1) // 2.
 
   Keys:
     acc: share of the pairs with two right predictions: the published score.
@@ -19,16 +21,17 @@ class MMVP(metric_lib.Metric):
 
   Source: Tong et al. 2024, "Eyes Wide Shut?", section 2.2. The official script
   asks GPT-4 whether a prediction is right; how the published scores were
-  matched is not known. We want an answer word for word, but for case and white
-  space at the ends. List all that shall count, such as ["(a)", "a", "open"].
+  matched is not known. Here a prediction must equal an answer up to case and
+  white space at the ends: list all accepted ones, as in ["(a)", "a", "open"].
   """
 
   group_key = "pair"
 
-  def rows(self, predictions, examples, *, answer_key="suffix"):
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
+  ) -> list[Row]:
     paired = collections.defaultdict(list)
     right = []
-    named = metric_lib.pairs(predictions, examples)
     for prediction, example in named:
       answers = answer_fields.text_or_texts(example, answer_key, "answer")
       right.append(exact_match.exact_match(prediction, answers, lower=True))

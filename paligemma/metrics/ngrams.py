@@ -1,4 +1,4 @@
-"""Runs of words and how often they occur, which BLEU and CIDEr compare."""
+"""Counts of n-grams, which BLEU and CIDEr compare."""
 
 from collections import Counter
 
@@ -8,17 +8,15 @@ Counts = Counter[tuple[str, ...]]
 
 
 def count(text: str) -> Counts:
-  """Counts the runs of 1 to 4 successive words.
-
-  Args:
-    text: words separated by white space.
-
-  Returns:
-    (word, ...) -> how often, the shorter runs first.
-  """
+  """Counts the n-grams of 1 to 4 words of a text, the shorter ones first."""
   words = text.split()
   return Counter(
     tuple(words[i : i + n])
     for n in range(1, LONGEST + 1)
     for i in range(len(words) - n + 1)
   )
+
+
+def num_words(counts: Counts) -> int:
+  """Returns the number of words of the text that was counted."""
+  return sum(times for ngram, times in counts.items() if len(ngram) == 1)

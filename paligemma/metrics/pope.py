@@ -1,25 +1,26 @@
 """POPE: does the model see objects that are not there? Yes or no."""
 
 import math
+from collections.abc import Sequence
 
 from paligemma.metrics import answer_fields
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row
 
 ANSWERS = ("yes", "no")
 
 
-class POPE(metric_lib.Metric):
-  """Accuracy and the trade between seeing too much and too little.
+class POPE(Metric):
+  """Accuracy, precision and recall of "yes".
 
-  A prediction counts after lowering, if it is exactly "yes" or "no"; any other
-  is wrong and neither.
+  A prediction is valid if its lowercased text is exactly "yes" or "no"; an
+  invalid one is wrong and counts as neither.
 
   Keys, all in [0, 1]:
     acc: share of the right predictions.
-    valid_percent: share (not per cent, in spite of its name) of yes and no.
-    precision: of those that said yes, the share where yes is true.
-    recall: of those where yes is true, the share that said yes.
-    f1: harmonic mean of both. All three are 0 where they divide 0 by 0.
+    valid_percent: share (not per cent, in spite of its name) of valid ones.
+    precision: of those predicted yes, the share where yes is true.
+    recall: of those where yes is true, the share predicted yes.
+    f1: harmonic mean of both. All three are 0 where they would divide by 0.
     yes_rate: share of the predictions that are yes.
   And num, the number of examples.
 
@@ -27,10 +28,10 @@ class POPE(metric_lib.Metric):
   Vision-Language Models", section 5; big_vision,
   evaluators/proj/paligemma/transfers/pope.py, which has acc, valid_percent and
   num. The official script takes every first sentence without "no", "No" or
-  "not" for a yes; where all predictions are valid, both give the same numbers.
+  "not" for a yes; if all predictions are valid, the numbers are the same.
   """
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = answer_fields.choice(example, answer_key, "answer", ANSWERS)
     said = prediction.lower()
     return {
@@ -41,7 +42,7 @@ class POPE(metric_lib.Metric):
       "yes_and_true": float(said == answer == "yes"),
     }
 
-  def reduce(self, rows):
+  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     scores = super().reduce(rows)
     said, true, both = (
       math.fsum(row[name] for row in rows)

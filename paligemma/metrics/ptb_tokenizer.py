@@ -1,24 +1,24 @@
-"""Cuts captions into the words over which CIDEr, BLEU and ROUGE are counted.
+"""Splits captions into the words that CIDEr, BLEU and ROUGE compare.
 
     "A man's dog (brown) isn't on St. Mark's No. 5 bus..."
     a man 's dog -lrb- brown -rrb- is n't on st. mark 's no. 5 bus
 
-The published scores of captions are counted over the tokens of Stanford's
-PTBTokenizer 3.4.1, a Java program, in lower case and without punctuation, as
-pycocoevalcap calls it. A score moves by points with another tokenizer; this one
-gives the same tokens without Java.
+Published scores of captions use the tokens of Stanford's PTBTokenizer 3.4.1, a
+Java program, in lower case and without punctuation, as pycocoevalcap calls it.
+Another tokenizer changes a score by points; this one gives the same tokens
+without Java.
 
-It is a list of rules, and works as that program's lexer does: at each place of
-the text the rule wins that matches the longest stretch, what it only looks
-ahead at included, and of equally long ones the first.
+It is a list of rules and works as that program's lexer does: at each position
+the rule with the longest match wins, look-ahead included, and of equally long
+ones the first.
 """
 
 import re
 import unicodedata
 from collections.abc import Callable
 
-# Tokens that pycocoevalcap drops. It compares them after lower-casing, so that
-# brackets, which are written as -lrb-, stay.
+# Tokens that pycocoevalcap drops. It compares lowercased tokens with them, so
+# brackets, written as -lrb-, stay.
 # fmt: off
 PUNCTUATION = frozenset([
   "''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-",
@@ -28,26 +28,23 @@ PUNCTUATION = frozenset([
 
 
 def tokenize(text: str) -> str:
-  """Returns the words of a caption, separated by single spaces.
+  """Returns the words of a caption in lower case, separated by single spaces.
 
   A fraction after a number ("1 1/2"), a telephone number and a tag with
-  attributes are one word with no-break spaces in it, at which str.split() cuts
-  them, as in CIDEr and BLEU, and str.split(" ") does not, as in ROUGE.
+  attributes are one word with no-break spaces in it. str.split() splits at
+  these, as CIDEr and BLEU do; str.split(" ") does not, as in ROUGE.
 
   Args:
     text: a caption. Line breaks are spaces.
 
-  Returns:
-    Lower-case words; "" if there is none.
-
   Source: PTBTokenizer 3.4.1 with -preserveLines -lowerCase, and the list of
   punctuation of pycocoevalcap/tokenizer/ptbtokenizer.py. The rules were found
-  by asking that program. Known differences: there, whether the last word of a
-  caption keeps its period may depend on the caption after it, of another image
+  by running that program. Known differences: there, whether the last word of a
+  caption keeps its period may depend on the next caption, of another image
   ("No." before one that begins with a number); a line break other than "\\n"
-  makes two captions of one, after which all go to the wrong image; letters
-  newer than Unicode 6.1 vanish; and a capital sigma at the end of a word with
-  digits is lowered as one.
+  splits a caption in two, after which all go to the wrong image; letters newer
+  than Unicode 6.1 vanish; and a capital sigma at the end of a word with digits
+  becomes a final sigma.
   """
   text = _code_units(text.replace("\n", " ")) + "\n"
   words = []
@@ -59,7 +56,7 @@ def tokenize(text: str) -> str:
       continue
     longest = len(_SPACES.match(text, start)[0])
     token = None
-    for pattern, rewrite in _RULES:
+    for pattern, rewrite in RULES:
       match = pattern.match(text, start)
       if match and match.end() - start > longest:
         longest = match.end() - start
@@ -67,15 +64,15 @@ def tokenize(text: str) -> str:
     if token:
       words.append(written(token))
       start += len(token)
-    else:  # a character that no rule knows is left out
+    else:  # a character that no rule matches is left out
       start += max(longest, 1)
-  # Joined and cut again, as a token may end with white space of its own.
+  # Joined and split again, because a token may end with white space.
   words = " ".join(words).lower().rstrip().split(" ")
   return _characters(" ".join(w for w in words if w not in PUNCTUATION))
 
 
 def _code_units(text):
-  """UTF-16, as in Java: a character beyond U+FFFF is two, of no rule's set."""
+  """Returns UTF-16 as Java has it: characters beyond U+FFFF become two."""
   data = text.encode("utf-16-le", "surrogatepass")
   return "".join(map(chr, memoryview(data).cast("H")))
 
@@ -86,7 +83,7 @@ def _characters(units):
 
 
 def _ranges(holds: Callable[[str], bool]) -> str:
-  """The characters up to U+FFFF of a kind, for the inside of [...]."""
+  """Returns the characters up to U+FFFF of a kind, for the inside of [...]."""
   ranges = []
   for code in range(0x80, 0x10000):
     if holds(chr(code)):
@@ -98,13 +95,13 @@ def _ranges(holds: Callable[[str], bool]) -> str:
 
 
 def _listed(text: str) -> str:
-  """The same of hexadecimal ranges."""
+  """Returns the characters of hexadecimal ranges, likewise."""
   pairs = [item.split("-") for item in text.split()]
   return "".join(f"{chr(int(p[0], 16))}-{chr(int(p[-1], 16))}" for p in pairs)
 
 
 def _any_of(words: str, form: Callable[[str], str]) -> str:
-  """A pattern for words, of which a longer one comes before its beginning."""
+  """Returns a pattern of words; a word comes before its own prefixes."""
   return "|".join(form(word) for word in sorted(words.split(), reverse=True))
 
 
@@ -116,8 +113,7 @@ def _capitalized(word):
   return f"{word[0].upper()}(?i:{re.escape(word[1:])})"
 
 
-def _in_small_letters(word):
-  """But for the first."""
+def _first_in_any_case(word):
   return f"[{word[0]}{word[0].upper()}]{word[1:]}"
 
 
@@ -192,7 +188,7 @@ _IN_DOMAIN = '[^ \t\n\f\r"<>|(){}.\xa0]'
 _ENDING = "|".join(
   [
     _any_of("ark az del ill la mass miss ore pa tex wash", _capitalized),
-    _any_of("ppte ppty pte ptes pty ptys", _in_small_letters),
+    _any_of("ppte ppty pte ptes pty ptys", _first_in_any_case),
     _any_of(
       """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn
     corp cos ct dak dec ed.d esq est etc ext feb fla fri ga inc ind intl jan jr
@@ -206,7 +202,7 @@ _ENDING = "|".join(
 # ... after these it goes on, ...
 _LEADING = "|".join(
   [
-    _any_of("mfg mtg", _in_small_letters),
+    _any_of("mfg mtg", _first_in_any_case),
     _any_of(
       """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col
     comdr cpl dept det dr drs elec ens ft gen gov govs hon insp invt jos lieut
@@ -293,9 +289,9 @@ def _always(written):
   return lambda token: written
 
 
-# (pattern, how its token is written). Group 1 is the token; the pattern goes on
-# with what must follow. What a pattern finds first is its longest match.
-_RULES = [
+# (pattern, function that writes the token). Group 1 is the token; the rest of
+# the pattern is what must follow. A pattern's first match is its longest.
+RULES = [
   (re.compile(pattern, re.A), written)
   for pattern, written in [
     (
@@ -309,10 +305,7 @@ _RULES = [
     ("(&(?:HS|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _as_is),
     # he|'s, is|n't, and the word itself
     (f"(?i)({_WORD}){_APOSTROPHE}(?:[msd]|re|ve|ll)", _word),
-    (
-      rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOSTROPHE}[tT]",
-      _word,
-    ),
+    (rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOSTROPHE}[tT]", _word),
     (f"({_WORD})", _word),
     # words with an apostrophe, and names such as O'Brien or Ma'am
     (
@@ -325,10 +318,7 @@ _RULES = [
     (f"(?i)(y{_APOSTROPHE}){_L}", _as_is),
     (f"(?i)({_APOSTROPHE}t)(?:is|was)", _as_is),
     (f"([A-HJ-XZn]{_ANY_APOSTROPHE}{_L}{{2,}})", _as_is),
-    (
-      f"({_L}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_L}*)",
-      _as_is,
-    ),
+    (f"({_L}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_L}*)", _as_is),
     # addresses and tags
     (f"(?i)(https?://{_IN_URL}+{_LAST_IN_PATH})", _as_is),
     (rf"(www\.(?:{_IN_WWW}+?\.)+?[a-zA-Z]{{2,4}}{_PATH})", _as_is),

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-BETA = 1.2  # how much more recall weighs than precision
+BETA = 1.2  # weight of recall relative to precision
 
 
 def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-  """Most words that both have in the same order, gaps allowed."""
+  """Returns the length of the longest common subsequence of words."""
   row = [0] * (len(b) + 1)  # row[j]: of a[:i] and b[:j]
   for word in a:
     diagonal = 0
@@ -18,13 +18,13 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
-  """F measure of the common subsequence, in [0, 1].
+  """Returns the F measure of the longest common subsequence, in [0, 1].
 
   Args:
-    prediction: words separated by single spaces. No words count as one word, ""
-      (as there): two captions of none are the same, with a score of 1.
-    references: the same of each reference, one at least. Precision and recall
-      are the largest over them, each for itself.
+    prediction: words separated by single spaces. As in pycocoevalcap, the empty
+      text is one word, "": two empty captions score 1.
+    references: at least one, likewise. Precision and recall are the maxima over
+      them, each separately.
 
   Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries",
   section 3; beta and the two maxima are those of pycocoevalcap/rouge/rouge.py.

@@ -1,27 +1,29 @@
 """RSVQA: accuracy by type of question, and the mean over the types."""
 
 import dataclasses
+from collections.abc import Sequence
 
 from paligemma.metrics import answer_fields, vqa
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row
 
 QUESTION_TYPES = ("comp", "count", "presence", "rural_urban", "area")
 NUMERIC_TYPES = ("count", "area")
 
 
 @dataclasses.dataclass(frozen=True)
-class RSVQA(metric_lib.Metric):
+class RSVQA(Metric):
   """Remote sensing questions: needs each example's "question_type".
 
   Keys:
     acc, acc_any, anls: as those of `vqa.vqa`; acc_any is the overall accuracy.
     acc_{type}: acc_any over the questions of a type of QUESTION_TYPES.
     acc_avg: mean over the types that occur: the published score.
-    acc_avg_nonum: the same over those that occur but count and area.
+    acc_avg_nonum: the same without the types count and area.
     num: number of examples.
 
   Attributes:
-    lower: compare without regard to case, as the published transfers do.
+    lower: compare case-insensitively, as the published transfers do. Default
+      True.
 
   Source: Lobry et al. 2020, "RSVQA: Visual Question Answering for Remote
   Sensing Data"; big_vision, evaluators/proj/paligemma/transfers/rsvqa.py. There
@@ -31,7 +33,7 @@ class RSVQA(metric_lib.Metric):
 
   lower: bool = True
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")
     kind = answer_fields.choice(
       example, "question_type", "type of question", QUESTION_TYPES
@@ -39,7 +41,7 @@ class RSVQA(metric_lib.Metric):
     row = vqa.vqa(prediction, answers, lower=self.lower)
     return row | {f"acc_{kind}": row["acc_any"]}
 
-  def reduce(self, rows):
+  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     scores = super().reduce(rows)
     by_type = {
       kind: scores[f"acc_{kind}"]

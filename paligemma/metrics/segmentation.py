@@ -1,37 +1,37 @@
-"""Segmentation of one thing per image: mean IoU of masks, accuracy of boxes."""
+"""Segmentation of one object an image: mean IoU of masks, accuracy of boxes."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
+from paligemma.data import location
 from paligemma.data import masks as masks_lib
 from paligemma.metrics import answer_fields, boxes
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row, means
 
 THRESHOLDS = (0.5, 0.75)  # of the IoU of boxes
 CODES = 16  # of a mask
 
 _LAST_LOC = 1023
 _LAST_SEG = 127
-# Masks decoded at a time: one size, one compilation.
-_BATCH = 64
+_BATCH = 64  # masks decoded at a time: one size, one compilation
 
-# What the answer begins with; nothing stands before or between, and what
-# follows is not looked at.
+# The beginning of a valid prediction, without any space; the rest is ignored.
 _PIECES = re.compile(r"((?:<loc[0-9]{4}>){4})((?:<seg[0-9]{3}>){16})")
 
-Pieces = tuple[np.ndarray, np.ndarray]
+Pieces = tuple[Int[np.ndarray, "4"], Int[np.ndarray, "16"]]
 
 
-class Segmentation(metric_lib.Metric):
-  """Masks and boxes against those of the examples, in original pixels.
+class Segmentation(Metric):
+  """Compares masks and boxes with those of the examples, in original pixels.
 
   Fields of an example, which need not have an answer:
-    mask: what is not 0 is inside: array[H, W] of the original size, or a
-      run-length mask of COCO, {"size": [H, W], "counts": ...}.
-    box: (y0, x0, y1, x1) in pixels; without it, the smallest around the mask.
+    mask: array[H, W] of the original size, not 0 inside; or a run-length mask
+      of COCO, {"size": [H, W], "counts": ...}.
+    box: (y0, x0, y1, x1) in pixels; default: the bounding box of the mask.
 
   Keys:
     miou: mean IoU of the masks, 0 for an invalid prediction.
@@ -45,21 +45,17 @@ class Segmentation(metric_lib.Metric):
       as functools.partial(mask_codec.decode, params).
 
   Source: big_vision, evaluators/proj/paligemma/transfers/segmentation.py, which
-  reads tokens; here, a text with white space before the first is invalid too. A
-  mask is resized to the box rounded down; data/masks.paste rounds to nearest.
+  reads tokens; here, a text that begins with white space is invalid too. A mask
+  is resized to the box rounded down; data/masks.paste rounds to nearest.
   """
 
   def __init__(self, decode: Callable[[np.ndarray], np.ndarray]):
     self._decode = decode
 
-  def rows(self, predictions, examples, *, answer_key="suffix"):
-    """One row per example, as Metric.rows; answer_key is of no use here.
-
-    Raises:
-      ValueError: as Metric.rows; a mask or box is missing or malformed, or the
-        mask is empty.
-    """
-    named = metric_lib.pairs(predictions, examples)
+  def score_all(
+    self, named: Sequence[tuple[str, Example]], answer_key: str
+  ) -> list[Row]:
+    """Returns one row per example, whose mask and box are checked."""
     found = [parse(prediction) for prediction, _ in named]
     decoded = iter(self._decode_all([p[1] for p in found if p is not None]))
     return [
@@ -67,27 +63,26 @@ class Segmentation(metric_lib.Metric):
       for pieces, (_, example) in zip(found, named, strict=True)
     ]
 
-  def reduce(self, rows):
-    """Means, and the numbers of predictions; rows may repeat."""
-    scores = metric_lib.means(rows)
+  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
+    """Returns means, and the numbers of predictions; rows may repeat."""
+    scores = means(rows)
     invalid = sum(row["invalid"] for row in rows)
     return scores | {"invalid": invalid, "total": float(len(rows))}
 
   def _decode_all(self, codes):
     for start in range(0, len(codes), _BATCH):
-      part = codes[start : start + _BATCH]
+      real = codes[start : start + _BATCH]
       batch = np.zeros((_BATCH, CODES), np.int32)
-      batch[: len(part)] = part
-      yield from np.asarray(self._decode(batch), np.float32)[: len(part)]
+      batch[: len(real)] = real
+      yield from np.asarray(self._decode(batch), np.float32)[: len(real)]
 
 
 def parse(prediction: str) -> Pieces | None:
   """Reads a predicted text.
 
   Returns:
-    (int[4], int[16]): locations (y0, x0, y1, x1) in [0, 1024) and codes in
-    [0, 128); None if the text does not begin with them, or y1 <= y0, or
-    x1 <= x0.
+    Locations (y0, x0, y1, x1) in [0, 1024) and codes in [0, 128); None if the
+    text does not begin with them, or y1 <= y0, or x1 <= x0.
   """
   match = _PIECES.match(prediction)
   if not match:
@@ -101,13 +96,17 @@ def parse(prediction: str) -> Pieces | None:
   return locs, codes
 
 
-def mask_iou(decoded: np.ndarray, locs: np.ndarray, truth: np.ndarray) -> float:
-  """Intersection over union of a decoded and a true mask, at full size.
+def mask_iou(
+  decoded: Float[np.ndarray, "64 64"],
+  locs: Int[np.ndarray, "4"],
+  truth: Bool[np.ndarray, "H W"],
+) -> float:
+  """Returns the IoU of a decoded and a true mask, at full size.
 
   Args:
-    decoded: float[64, 64], above 0 inside.
-    locs: int[4] in [0, 1024), (y0, x0, y1, x1).
-    truth: bool[H, W], not empty.
+    decoded: above 0 inside.
+    locs: (y0, x0, y1, x1) in [0, 1024).
+    truth: not empty.
 
   Returns:
     A value in [0, 1]; NaN if the box covers no pixel.
@@ -169,12 +168,8 @@ def _mask(example):
 def _box(example, mask):
   if example.get("box") is None:
     return np.array(masks_lib.bounding_box(mask), np.float64)
-  try:
-    box = np.array(example["box"], np.float64)
-  except (TypeError, ValueError):
-    box = np.empty(0)
-  finite = box.shape == (4,) and np.isfinite(box).all()
-  if not finite or not (box[:2] < box[2:]).all():
+  box = location.corners(example["box"])
+  if box is None or not (box[:2] < box[2:]).all():
     raise answer_fields.wrong(
       example, "box", "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
     )

@@ -2,33 +2,33 @@
 
 import numbers
 
-from paligemma.metrics import answer_fields, number_words
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics import answer_fields, vqav2
+from paligemma.metrics.metric import Example, Metric, Row
 
 LARGEST_COUNT = 15
-_NUMERALS = number_words.numerals(20)
+_NUMERALS = vqav2.numerals(20)
 
 
 def numeral(text: str) -> str:
-  """The digits of a number word up to twenty; another text as it is."""
+  """Returns the digits of a number word up to twenty, else the text itself."""
   return _NUMERALS.get(text.lower(), text)
 
 
-class TallyQA(metric_lib.Metric):
-  """Share of the counts that are met to the letter, "two" being "2".
+class TallyQA(Metric):
+  """Share of the exact counts, "two" being the same as "2".
 
-  The answer is a number or its text. An example may say "issimple": 1 for a
-  simple question, 0 for a complex one, -1 for unknown.
+  The answer is a number or its text. The field "issimple" of an example is 1
+  for a simple question, 0 for a complex one, -1 for unknown; it may be missing.
 
   Keys: acc; acc/simple and acc/complex; acc/count_0 ... acc/count_15 by the
   true count; the num/... of each; num. A group without an example has no key.
 
   Source: Acharya et al. 2019, "TallyQA: Answering Complex Counting Questions";
   big_vision, evaluators/proj/paligemma/transfers/tallyqa.py, which fails on a
-  count above 15; it has no key of its own here.
+  count above 15; here it counts for acc alone.
   """
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = _count(example, answer_key)
     acc = float(numeral(prediction) == answer)
     row = {"acc": acc}

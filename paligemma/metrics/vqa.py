@@ -1,33 +1,33 @@
-"""Accuracy of short answers that are compared as they are."""
+"""Accuracy of short answers that are compared without normalization."""
 
 import dataclasses
 from collections.abc import Sequence
 
 from paligemma.metrics import anls, answer_fields
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics.metric import Example, Metric, Row
 
 
 def vqa(
   prediction: str, answers: str | Sequence[str], *, lower: bool = False
-) -> metric_lib.Row:
-  """Three scores of one prediction.
+) -> Row:
+  """Returns three scores of one prediction.
 
   Args:
     prediction: decoded text.
-    answers: the one answer, or a list of those that several people gave.
-    lower: compare without regard to case.
+    answers: one answer, or a list of the answers of several people.
+    lower: compare case-insensitively. Default False.
 
   Returns:
-    acc: for one answer whether it is met; for a list min(1, matches / 3), as
-      three people who agree make an answer right. A list of one or two answers
-      thus gives at most 1/3 or 2/3: read acc_any or anls there.
-    acc_any: whether any answer is met.
+    acc: for one answer 1 or 0; for a list min(1, matches / 3), because three
+      people who agree make an answer right. A list of one or two answers gives
+      at most 1/3 or 2/3: read acc_any or anls there.
+    acc_any: 1 if the prediction equals any answer, else 0.
     anls: the largest anls over the answers.
 
-  Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py. There the
-  form comes from the name of the field, "answer" or "answers"; here from its
-  type. It neither normalises nor leaves an answer out, like the official script
-  of A-OKVQA. OK-VQA and VizWiz are officially scored as VQAv2: metric "vqav2".
+  Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py, which chooses
+  by the name of the field, "answer" or "answers"; here its type decides. Like
+  the official script of A-OKVQA it neither normalizes nor leaves an answer out.
+  OK-VQA and VizWiz are officially scored as VQAv2: metric "vqav2".
   """
   if lower:
     prediction = prediction.lower()
@@ -47,17 +47,17 @@ def vqa(
 
 
 @dataclasses.dataclass(frozen=True)
-class VQA(metric_lib.Metric):
+class VQA(Metric):
   """Means of the three scores of `vqa`, and num, the number of examples.
 
   Attributes:
-    lower: compare without regard to case. Of the published transfers DocVQA,
+    lower: compare case-insensitively. Of the published transfers DocVQA,
       InfographicVQA, OCR-VQA and ST-VQA do; AI2D, A-OKVQA, GQA, xGQA, MaRVL,
-      NLVR2, OK-VQA, VizWiz and the videos do not.
+      NLVR2, OK-VQA, VizWiz and the videos do not. Default False.
   """
 
   lower: bool = False
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")
     return vqa(prediction, answers, lower=self.lower)

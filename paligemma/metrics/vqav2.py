@@ -4,15 +4,25 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from paligemma.metrics import answer_fields, number_words
-from paligemma.metrics import metric as metric_lib
+from paligemma.metrics import answer_fields
+from paligemma.metrics.metric import Example, Metric, Row
 
 ANSWER_TYPES = ("yes/no", "number", "other", "unanswerable")
+_NUMBERS = (
+  "zero one two three four five six seven eight nine ten eleven twelve thirteen"
+  " fourteen fifteen sixteen seventeen eighteen nineteen twenty"
+)
 
-# The official table maps a contraction with one apostrophe left out to the
-# whole: "couldnt" -> "couldn't", "couldn'tve" and "couldnt've" ->
-# "couldn't've". These are its right-hand sides; what is short of two
-# apostrophes ("couldntve") is not in it.
+
+def numerals(largest: int) -> dict[str, str]:
+  """{"none": "0", "zero": "0", "one": "1", ...} up to `largest`, at most 20."""
+  words = _NUMBERS.split()[: largest + 1]
+  return {"none": "0"} | {word: str(n) for n, word in enumerate(words)}
+
+
+# The official table maps a contraction that lacks one apostrophe to the full
+# form: "couldnt" -> "couldn't", "couldn'tve" and "couldnt've" -> "couldn't've".
+# These are its right-hand sides; "couldntve", which lacks two, is not in it.
 _CONTRACTIONS = """
   ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
   hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd
@@ -27,9 +37,9 @@ _CONTRACTIONS = """
   you're you've
 """
 
-# Word -> word. The official table has six more entries that change nothing:
-# let's and she's stand for themselves, and words are lowered before Im, Ive,
-# I'dve and Id've could be met. "somebody'd" is the wrong way round there too.
+# Word -> word. The official table has six more entries without effect: let's
+# and she's map to themselves, and words are lowercased, so Im, Ive, I'dve and
+# Id've never occur. "somebody'd" is the wrong way round there too.
 REPLACEMENTS = (
   {
     word[:i] + word[i + 1 :]: word
@@ -38,28 +48,28 @@ REPLACEMENTS = (
     if letter == "'"
   }
   | {"somebody'd": "somebodyd"}
-  | number_words.numerals(10)
+  | numerals(10)
 )
 ARTICLES = ("a", "an", "the")
 PUNCTUATION = r""";/[]"{}()=+\_-><@`,?!"""
 _DIGIT_COMMA = re.compile(r"\d,\d")
-# Meant to spare the point of "2.5", but "(?!<=" is no look-behind: it removes
-# every point that no digit follows, "2." included. Kept, as scores rest on it.
+# The official pattern means to keep the point of "2.5", but "(?!<=" is not a
+# look-behind: it removes every point that no digit follows, also that of "2.".
+# Published scores depend on it.
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 
 
 def strip_space(text: str) -> str:
-  """Newlines and tabs become spaces; white space at the ends goes."""
+  """Replaces newlines and tabs by spaces and strips the ends."""
   return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 def normalize(text: str) -> str:
-  """The text without punctuation and articles, numbers up to ten as digits.
+  """Drops punctuation and articles, lowercases, writes numbers as digits.
 
-  A mark of PUNCTUATION is removed where it stands beside a space anywhere in
-  the text, or if the text has a comma between digits (then all marks are);
-  elsewhere it becomes a space. Then come points, case, articles and
-  REPLACEMENTS:
+  A character of PUNCTUATION is removed everywhere if it stands beside a space
+  anywhere in the text, or if the text has a comma between digits; otherwise it
+  becomes a space. Then follow points, case, articles and REPLACEMENTS:
 
     "The T-shirt, isnt it?"   "t shirt isn't it"
     "1,000 (one-two)"         "1000 onetwo"
@@ -67,8 +77,8 @@ def normalize(text: str) -> str:
 
   Source: official VQA evaluation (GT-Vision-Lab/VQA, vqaEval.py), as in
   big_vision, evaluators/proj/paligemma/transfers/vqav2.py. The official code
-  passes re.UNICODE where the number of substitutions belongs, and so removes
-  no more than 32 points of a text; we remove all, as big_vision does.
+  passes re.UNICODE as the number of substitutions, and so removes at most 32
+  points of a text; we remove all, as big_vision does.
   """
   remove_all = _DIGIT_COMMA.search(text) is not None
   out = text
@@ -82,21 +92,21 @@ def normalize(text: str) -> str:
 
 
 def vqav2(prediction: str, answers: Sequence[str]) -> float:
-  """Agreement of the prediction with the people who answered.
+  """Returns the agreement of the prediction with the people who answered.
 
-  Each person in turn is left out; the score against the others is
-  min(1, matches / 3); the mean over all is returned. Of ten people 0, 1, 2, 3
-  and more who agree give 0, 0.3, 0.6, 0.9 and 1. If all gave the same answer,
-  the texts are compared without `normalize`.
+  It is the mean, over leaving out each person in turn, of min(1, matches / 3)
+  against the others. With ten people, 0, 1, 2, 3, 4 and more matches give 0,
+  0.3, 0.6, 0.9 and 1. If all gave the same answer, the texts are compared
+  without `normalize`.
 
   Args:
     prediction: decoded text.
     answers: what each person answered; ten of them in VQAv2, TextVQA, OK-VQA
       and VizWiz.
 
-  Source: as that of `normalize`. Older versions of the official script, such as
-  that in salesforce-lavis, normalise the prediction even where all agree.
-  big_vision takes ten answers for granted; we count them.
+  Source: as of `normalize`. Older versions of the official script, such as that
+  in salesforce-lavis, normalize the prediction even if all agree. big_vision
+  assumes ten answers; we count them.
   """
   prediction = strip_space(prediction)
   answers = [strip_space(answer) for answer in answers]
@@ -104,31 +114,32 @@ def vqav2(prediction: str, answers: Sequence[str]) -> float:
     prediction = normalize(prediction)
     answers = [normalize(answer) for answer in answers]
   matches, people = answers.count(prediction), len(answers)
-  # matches of the people leave out one who agrees, the others one who does not.
+  # `matches` times, the person left out is one who agrees.
   agreeing = matches * min(1.0, (matches - 1) / 3)
   others = (people - matches) * min(1.0, matches / 3)
   return (agreeing + others) / people
 
 
 @dataclasses.dataclass(frozen=True)
-class VQAv2(metric_lib.Metric):
+class VQAv2(Metric):
   """VQAv2 accuracy, over all and by type of answer.
 
-  TextVQA is scored by it as well, as in big_vision, though the scripts of its
-  authors (mmf, EvalAIAnswerProcessor) normalise where all agree too, and first
-  drop commas and question marks and set "'s" apart.
+  TextVQA is scored by it as well, as in big_vision; the scripts of its authors
+  (mmf, EvalAIAnswerProcessor) normalize even if all agree, and before that drop
+  commas and question marks and put a space before "'s".
 
   Keys: acc; acc/yesno, acc/number, acc/other (VizWiz: acc/unanswerable) and
   their num/yesno, ...; num.
 
   Attributes:
     by_type: read each example's "answer_type", one of ANSWER_TYPES. False for
-      data sets that have none, such as TextVQA and OK-VQA: no key but acc, num.
+      data sets without it, such as TextVQA and OK-VQA: the keys are acc and
+      num. Default True.
   """
 
   by_type: bool = True
 
-  def score(self, prediction, example, answer_key):
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.texts(example, answer_key, "list of answers")
     if len(answers) < 2:
       raise answer_fields.wrong(

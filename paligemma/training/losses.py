@@ -1,9 +1,8 @@
 """The next-token loss of the supervised tokens, always computed in float32.
 
 `next_token` and `token_sums` are the definitions. `mean_next_token` and
-`supervised_sums` give the same without the logits of all tokens, which for 8
-examples of 128 tokens would take 1 GiB: they compute those of a few supervised
-tokens at a time.
+`supervised_sums` compute the same from the logits of a few supervised tokens at
+a time; those of 8 examples of 128 tokens would take 1 GiB.
 
 Axes: B batch, T token, D width, V vocabulary, C tokens at a time.
 """
@@ -14,20 +13,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from paligemma.models import microbatch
 
-# Logits of one device that are held at once, 128 MiB in float32.
-_LOGITS_AT_ONCE = 2**25
+LOGITS_AT_ONCE = 2**25  # per device: 128 MiB in float32
+
+Mask = Bool[Array, "B T"] | Num[Array, "B T"]
+ComputeLogits = Callable[[Any, Float[Array, "B C D"]], Float[Array, "B C V"]]
 
 
 def next_token(
-  logits: jax.Array,
-  targets: jax.Array,
-  mask_loss: jax.Array,
+  logits: Float[Array, "B T V"],
+  targets: Int[Array, "B T"],
+  mask_loss: Mask,
   *,
   label_smoothing: float = 0.0,
-) -> jax.Array:
+) -> Float[Array, " B"]:
   """Returns per example the mean loss over its supervised tokens.
 
   The caller shifts by one: for text [B, T+1] the model reads text[:, :-1], and
@@ -38,15 +40,15 @@ def next_token(
       mask_loss             0   0   0  1    1    1    0
 
   Args:
-    logits: float[B, T, V], in any float dtype, after the model's soft cap.
-    targets: int[B, T], the token that each logit should predict.
-    mask_loss: bool, int or float [B, T], 1 where the token is supervised.
-    label_smoothing: The probability e that is taken from the target and spread
+    logits: In any float dtype, after the model's soft cap.
+    targets: The token that each logit should predict.
+    mask_loss: 1 where the token is supervised.
+    label_smoothing: The probability e that is moved from the target and spread
       evenly over the V-1 other tokens: the target has 1-e, each other one
       e/(V-1). In [0, 1), default 0. (optax.smooth_labels spreads over all V.)
 
   Returns:
-    float32[B], in nats; 0 for an example without any supervised token.
+    float32, in nats; 0 for an example without any supervised token.
 
   Raises:
     ValueError: mask_loss is None, or a shape or label_smoothing does not fit.
@@ -59,55 +61,49 @@ def next_token(
 
 
 def token_sums(
-  logits: jax.Array, targets: jax.Array, mask_loss: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  """Returns per example what a perplexity is made of.
+  logits: Float[Array, "B T V"],
+  targets: Int[Array, "B T"],
+  mask_loss: Mask,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+  """Returns the negative log-likelihood and number of supervised tokens.
 
-  Summed over examples, exp(sum / count) is the perplexity per token.
-
-  Args:
-    logits: float[B, T, V], as for `next_token`.
-    targets: int[B, T].
-    mask_loss: bool, int or float [B, T].
+  Summed over examples, exp(sum / count) is the perplexity per token. Arguments
+  and errors as of `next_token`.
 
   Returns:
-    The summed negative log-likelihood float32[B] in nats, and the number of
-    supervised tokens float32[B].
-
-  Raises:
-    ValueError: mask_loss is None, or a shape does not fit.
+    Per example, the sum over its supervised tokens in nats, and their number.
   """
   return _masked_sums(logits, targets, mask_loss, label_smoothing=0.0)
 
 
 def mean_next_token(
-  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  compute_logits: ComputeLogits,
   head: Any,
-  features: jax.Array,
-  targets: jax.Array,
-  mask_loss: jax.Array,
-  weights: jax.Array,
+  features: Float[Array, "B T D"],
+  targets: Int[Array, "B T"],
+  mask_loss: Mask,
+  weights: Float[Array, " B"],
   *,
   label_smoothing: float = 0.0,
-) -> jax.Array:
-  """The weighted sum over examples of `next_token`, without all the logits.
+) -> Float[Array, ""]:
+  """Returns the weighted sum of `next_token` without storing all logits.
 
   The gradient is computed along with the value, as in the Liger kernels
-  (arXiv:2410.10989): the logits exist once, for a few tokens at a time, and
-  tokens that are not supervised cost nothing.
+  (arXiv:2410.10989): logits are computed once, for a few supervised tokens at a
+  time.
 
   Args:
-    compute_logits: (head, float[B, C, D]) -> float[B, C, V], the soft cap
-      included. A function that compares equal from call to call compiles once.
-    head: parameters of the output layer; they get a gradient if they are
+    compute_logits: (head, features) -> logits, with the soft cap. It compiles
+      once if it compares equal from call to call.
+    head: Parameters of the output layer; they get a gradient if they are
       differentiated.
-    features: float[B, T, D], what the logits are computed from.
-    targets, mask_loss: as for `next_token`.
-    weights: float[B], e.g. 0 for rows that only fill the batch.
-    label_smoothing: as for `next_token`.
+    features: What the logits are computed from.
+    targets, mask_loss: As for `next_token`.
+    weights: Of the examples, e.g. 0 for padding of the batch.
+    label_smoothing: As for `next_token`.
 
   Returns:
-    float32[], sum_b weights[b] * next_token(logits, ...)[b].
+    sum_b weights[b] * next_token(logits, ...)[b], float32.
 
   Raises:
     ValueError: as `next_token`.
@@ -127,13 +123,13 @@ def mean_next_token(
 
 
 def supervised_sums(
-  compute_logits: Callable[[Any, jax.Array], jax.Array],
+  compute_logits: ComputeLogits,
   head: Any,
-  features: jax.Array,
-  targets: jax.Array,
-  mask_loss: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  """`token_sums` without all the logits; arguments as of `mean_next_token`."""
+  features: Float[Array, "B T D"],
+  targets: Int[Array, "B T"],
+  mask_loss: Mask,
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+  """`token_sums` without storing all logits; see `mean_next_token`."""
   _check_shapes(features, targets, mask_loss)
   mask = mask_loss.astype(jnp.float32)
 
@@ -142,10 +138,8 @@ def supervised_sums(
     losses = _token_losses(logits, tokens.targets, 0.0)
     return total + (losses * tokens.weights).sum(axis=1), None
 
-  nothing = jnp.zeros(mask.shape[0])
-  total, _ = _each_few(
-    compute_logits, head, features, targets, mask, add, nothing
-  )
+  zero = jnp.zeros(mask.shape[0])
+  total, _ = _each_few(compute_logits, head, features, targets, mask, add, zero)
   return total, mask.sum(axis=1)
 
 
@@ -188,12 +182,10 @@ def _weighted_loss_fwd(
       by_head = jax.tree.map(jnp.add, by_head, new_by_head[0])
     return (total + (losses * tokens.weights).sum(), by_head), by_tokens
 
-  nothing = (
-    jnp.zeros(()),
-    jax.tree.map(jnp.zeros_like, head) if head_trains else None,
-  )
+  by_head = jax.tree.map(jnp.zeros_like, head) if head_trains else None
+  zeros = jnp.zeros(()), by_head
   (total, by_head), by_features = _each_few(
-    compute_logits, head, features, targets, weights, add, nothing
+    compute_logits, head, features, targets, weights, add, zeros
   )
   return total, (by_head, by_features)
 
@@ -214,37 +206,30 @@ _weighted_loss.defvjp(
 
 
 class _Tokens(NamedTuple):
-  """Some tokens of every example.
+  """C tokens of every example; padding has weight 0."""
 
-  Attributes:
-    features: float[B, C, D].
-    targets: int[B, C].
-    weights: float32[B, C]; 0 for those that only fill up.
-  """
-
-  features: jax.Array
-  targets: jax.Array
-  weights: jax.Array
+  features: Float[Array, "B C D"]
+  targets: Int[Array, "B C"]
+  weights: Float[Array, "B C"]
 
 
 def _each_few(compute_logits, head, features, targets, weights, add, carry):
-  """Carries `add` over a few tokens at a time, until all that count are done.
+  """Scans `add` over the tokens with a weight, a few of each example at a time.
 
-  Those of every example are brought to the front, so that the number of rounds
-  is that of the example with the most of them.
+  They are sorted to the front of every example, so that the number of rounds
+  follows from the example with the most of them.
 
   Args:
-    add: function (carry, _Tokens) -> (carry, float[B, C, D] for the tokens, or
-      None).
+    add: function (carry, _Tokens) -> (carry, float[B, C, D] or None).
 
   Returns:
-    The last carry, and what `add` gave for the tokens where they stood,
-    float[B, T, D] with 0 for those that do not count; or None.
+    The last carry; and float[B, T, D], what `add` returned for each token, 0
+    for tokens without weight, or None.
   """
-  rows, length = targets.shape
-  one = jax.ShapeDtypeStruct((rows, 1, features.shape[-1]), features.dtype)
+  batch, length = targets.shape
+  one = jax.ShapeDtypeStruct((batch, 1, features.shape[-1]), features.dtype)
   vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
-  size = _LOGITS_AT_ONCE // (microbatch.local_rows(rows) * vocab_size)
+  size = LOGITS_AT_ONCE // (microbatch.local_rows(batch) * vocab_size)
   size = min(max(size, 1), length)
   counts = weights != 0
   rounds = -(-counts.sum(axis=1).max() // size)
@@ -254,7 +239,12 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
     jnp.take_along_axis(targets, order, axis=1),
     jnp.take_along_axis(weights, order, axis=1),
   )
-  tokens = jax.tree.map(lambda x: _fill_up(x, -length % size), tokens)
+  tokens = jax.tree.map(
+    lambda x: jnp.pad(
+      x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2)
+    ),
+    tokens,
+  )
 
   def one_round(i, state):
     carry, out = state
@@ -271,13 +261,9 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
   out = jnp.zeros_like(tokens.features) if gives else None
   carry, out = jax.lax.fori_loop(0, rounds, one_round, (carry, out))
   if gives:
-    place = jnp.argsort(order, axis=1)
-    out = jnp.take_along_axis(out, place[:, :, None], axis=1)
+    inverse = jnp.argsort(order, axis=1)
+    out = jnp.take_along_axis(out, inverse[:, :, None], axis=1)
   return carry, out
-
-
-def _fill_up(x, number):
-  return jnp.pad(x, [(0, 0), (0, number)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _masked_sums(logits, targets, mask_loss, label_smoothing):
@@ -288,10 +274,10 @@ def _masked_sums(logits, targets, mask_loss, label_smoothing):
 
 
 def _token_losses(logits, targets, label_smoothing):
-  # This is log_softmax at the target alone. Gathered from logits, not shifted,
-  # it lets XLA fuse the sums over V: of float32 logits [B, T, V] (1 GiB for 8 x
-  # 128 x 257,152) no copy is made, where log_softmax makes one, with the
-  # gradient two (jax 0.10.2 on CPU). Smoothing brings one copy back.
+  # This is log_softmax at the target only. Gathering from logits, not from
+  # shifted, lets XLA fuse the sums over V: no copy of the float32 logits
+  # [B, T, V] is made (1 GiB for 8 x 128 x 257,152), where log_softmax makes
+  # one, and two with the gradient (jax 0.10.2 on CPU). Smoothing makes one.
   largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
   largest = largest.astype(jnp.float32)
   shifted = logits.astype(jnp.float32) - largest
@@ -307,7 +293,7 @@ def _token_losses(logits, targets, label_smoothing):
 
 
 def _token_losses_and_grads(logits, targets, weights, label_smoothing):
-  """Losses float32[B, C], and what `weights` times them gives the logits."""
+  """Returns losses float32[B, C], and the gradient of weights * losses."""
   losses = _token_losses(logits, targets, label_smoothing)
   vocab_size = logits.shape[-1]
   others = label_smoothing / (vocab_size - 1)

@@ -368,7 +368,7 @@ def grays(data):
 
 @pytest.fixture(autouse=True)
 def nothing_said(monkeypatch):
-  monkeypatch.setattr(image_files, "_notes", set())
+  monkeypatch.setattr(image_files, "said", set())
 
 
 @pytest.mark.parametrize(
@@ -479,7 +479,7 @@ def test_dark_colours_of_sixteen_bits_are_told(caplog):
   assert len(caplog.records) == 1
   assert "almost black, with no value above 4095 of 65535" in caplog.text
   caplog.clear()
-  image_files._notes.clear()
+  image_files.said.clear()
   row(png(words(0, 0, 0), 16, 2))  # black indeed
   row(png(bytes([15, 0, 0]), 8, 2))
   assert not caplog.records

@@ -329,10 +329,10 @@ def test_each_step_draws_anew():
 def test_same_shapes_compile_once(real):
   model, params, batch = real
   draw(model, params, batch, seed=0)
-  compiled = decode._generate.num_compiled()
+  compiled = decode.program.num_compiled()
   other = batch | {"text": batch["text"][::-1], "prefix": ["not an array"] * 4}
   draw(model.clone(), params, other, seed=1)
-  assert decode._generate.num_compiled() == compiled
+  assert decode.program.num_compiled() == compiled
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_same_shapes_compile_once(real):
 def test_prompts_of_any_length_share_a_few_programs(
   max_decode_len, buckets, lengths, programs
 ):
-  compiled = decode._generate.num_compiled()
+  compiled = decode.program.num_compiled()
   for length in lengths:
     batch = scripted_batch([[3, 4, 5, 6, 7, 8, 9]])
     batch |= {
@@ -363,7 +363,7 @@ def test_prompts_of_any_length_share_a_few_programs(
       prompt_buckets=buckets,
     )
     assert decoded.tokens.shape == (1, max_decode_len)
-  assert decode._generate.num_compiled() == compiled + programs
+  assert decode.program.num_compiled() == compiled + programs
 
 
 def test_buckets_change_no_answer(real):

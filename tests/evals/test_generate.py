@@ -12,7 +12,7 @@ from paligemma import evals
 from paligemma.data import location, pictures, text_ops
 from paligemma.decoding import decode, samplers
 from paligemma.evals import predictions
-from paligemma.metrics import exact_match
+from paligemma.metrics import confidence, exact_match
 
 
 @pytest.fixture(scope="module")
@@ -437,16 +437,17 @@ def test_resuming_decodes_only_what_is_left(evaluator, predict, tmp_path):
   assert not source.reads  # nor what only a metric would want
 
 
-def test_confidences_are_those_of_the_locations(evaluator, tokenizer):
+def test_confidences_are_those_of_the_locations(tokenizer):
   loc = [tokenizer.loc_id(i) for i in (7, 11, 513, 1023)]
   words = tokenizer.encode(" cat ; ")
   ids = [*loc, *words, *loc, *tokenizer.encode(" é\n"), tokenizer.eos_id]
   log_probs = -np.arange(1, len(ids) + 1) / 10
-  first, second = evaluator._confidences(ids, log_probs)
+  first, second = confidence.of_boxes(tokenizer.pieces(ids), log_probs)
   assert first == pytest.approx(math.exp(-(1 + 2 + 3 + 4) / 40))
   start = 4 + len(words)
   assert second == pytest.approx(math.exp(log_probs[start : start + 4].mean()))
-  assert evaluator._confidences(tokenizer.encode("no box"), [0.0] * 3) == []
+  pieces = tokenizer.pieces(tokenizer.encode("no box"))
+  assert confidence.of_boxes(pieces, [0.0] * len(pieces)) == []
 
 
 def test_confidences_reach_the_metric(evaluator, run):
@@ -467,9 +468,9 @@ def test_confidences_reach_the_metric(evaluator, run):
 
 
 def test_running_again_compiles_nothing(evaluator, run, plain, params):
-  compiled = decode._generate.num_compiled()
+  compiled = decode.program.num_compiled()
   run(evaluator)
-  assert decode._generate.num_compiled() == compiled
+  assert decode.program.num_compiled() == compiled
 
 
 def test_nothing_is_written_without_a_folder(

@@ -70,7 +70,7 @@ def test_all_at_once_is_one_after_the_other(grouped_rows, grouped, monkeypatch):
   fast = bootstrap.estimate(Mean(), rows, **options)
   assert bootstrap.estimate(Declared(), rows, **options) == fast
   assert [m.is_mean for m in (Slow(), Mean(), Declared())] == [0, 1, 1]
-  monkeypatch.setattr(bootstrap, "_BLOCK", 53 * 17)
+  monkeypatch.setattr(bootstrap, "BLOCK", 53 * 17)
   in_blocks = bootstrap.estimate(Mean(), rows, **options)
   assert slow.keys() == {"acc", "acc/yesno", "num/yesno", "num"}
   for name, expected in slow.items():

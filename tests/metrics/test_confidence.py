@@ -28,7 +28,7 @@ def test_fields_of_objects_by_hand():
   # "at ;" has letters of the label, and " " behind it has none.
   assert first.label == pytest.approx(mean(4, 5))
   assert first.overall == pytest.approx(mean(0, 1, 2, 3, 4, 5))
-  assert second.thing.label == "日 dog"
+  assert second.object.label == "日 dog"
   assert second.box == pytest.approx(mean(*range(7, 11)))
   assert second.codes == pytest.approx(mean(*range(11, 27)))
   # The first byte of a character, "", counts for it.
@@ -41,7 +41,7 @@ def test_fields_of_objects_by_hand():
 def test_things_are_those_of_the_parser():
   found = confidence.of_objects(PIECES, LOG_PROBS, SIZE)
   text = "".join(PIECES)
-  assert [one.thing for one in found] == location.parse(text, SIZE)
+  assert [one.object for one in found] == location.parse(text, SIZE)
 
 
 def test_boxes_without_a_label_and_malformed_ones():
@@ -51,7 +51,7 @@ def test_boxes_without_a_label_and_malformed_ones():
   assert two.box == two.overall == pytest.approx(mean(4, 5, 6, 7))
   assert one.label is None and two.label is None
   (bad,) = confidence.of_objects([*pieces[:3], " cat"], LOG_PROBS[:4], SIZE)
-  assert bad.thing.problem and bad.box is None
+  assert bad.object.problem and bad.box is None
   assert bad.label == pytest.approx(mean(3))
   assert bad.overall == pytest.approx(mean(0, 1, 2, 3))
   assert confidence.of_objects(["", ""], LOG_PROBS[:2], SIZE) == []

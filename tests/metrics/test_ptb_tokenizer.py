@@ -23,10 +23,10 @@ def test_equals_ptb_tokenizer(golden):
   assert found == golden
 
 
-@pytest.mark.parametrize("i", range(len(ptb_tokenizer._RULES)))
+@pytest.mark.parametrize("i", range(len(ptb_tokenizer.RULES)))
 def test_every_rule_decides_on_some_caption(i, golden, monkeypatch):
-  rules = ptb_tokenizer._RULES
-  monkeypatch.setattr(ptb_tokenizer, "_RULES", rules[:i] + rules[i + 1 :])
+  rules = ptb_tokenizer.RULES
+  monkeypatch.setattr(ptb_tokenizer, "RULES", rules[:i] + rules[i + 1 :])
   assert any(ptb_tokenizer.tokenize(text) != words for text, words in golden)
 
 

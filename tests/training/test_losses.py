@@ -146,7 +146,7 @@ def features():
 def test_few_logits_at_a_time_change_nothing(
   example, features, smoothing, at_once, monkeypatch
 ):
-  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", at_once)
+  monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
   _, targets, mask = example
   mask = mask.at[2, 0].set(1)
   weights = jnp.array([0.5, 0.0, 2.0])
@@ -178,7 +178,7 @@ def test_few_logits_at_a_time_change_nothing(
 
 @pytest.mark.parametrize("at_once", [2**25, 2 * V * B, 1])
 def test_sums_of_few_logits_at_a_time(example, features, at_once, monkeypatch):
-  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", at_once)
+  monkeypatch.setattr(losses, "LOGITS_AT_ONCE", at_once)
   _, targets, mask = example
   found = losses.supervised_sums(compute_logits, *features, targets, mask)
   logits = compute_logits(*features)
@@ -201,7 +201,7 @@ def test_without_supervised_tokens_there_is_no_loss(example, features):
 
 
 def test_no_array_of_all_logits(monkeypatch):
-  monkeypatch.setattr(losses, "_LOGITS_AT_ONCE", 2 * 3 * 101)
+  monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 2 * 3 * 101)
   head = {"table": jnp.ones((7, 101))}
   shape = (3, 17)
 

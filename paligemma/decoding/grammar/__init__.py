@@ -1,16 +1,17 @@
-"""Grammars: which answers decoding may give, whatever the model prefers.
+"""Grammars: they restrict decoding to a set of answers.
 
     only = grammar.boxes(tokenizer, labels=["cat", "dog"], masks="optional")
     decode.generate(model, params, batch, max_decode_len=64, grammar=only)
 
-A grammar is made on the host, from the tokenizer, and is a few arrays that the
-decode loop follows (automaton.py). In a config it is written as a string:
+A grammar is compiled on the host, for a tokenizer, into a few arrays that the
+decode loop reads (automaton.py); no library does this within one XLA program.
+In a config it is written as a string:
 
     boxes(masks=True)    choices("yes", "no")    regex("[0-9]{1,3}")    anything
 
-An answer never leaves its grammar and always ends: eos is allowed where the
-grammar has an end, and near the length limit only tokens remain from which an
-end is in reach. So a limit that is short leaves out the longer answers.
+An answer is always in its grammar and always complete: eos is allowed only
+where an answer may end, and near the length limit only tokens from which an end
+can be reached in time. So a short limit excludes the longer answers.
 """
 
 import re
@@ -38,24 +39,24 @@ _PIECE = re.compile("<(loc|seg)[0-9]+>")
 
 
 def anything(tokenizer: Tokenizer) -> Grammar:
-  """All answers, also those that the limit cuts: decoding as without it."""
+  """Allows all answers, also those that the length limit cuts."""
   return automaton.anything(tokenizer.vocab_size, tokenizer.eos_id)
 
 
 def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
-  """One of some answers, letter for letter.
+  """Allows exactly these answers.
 
-  Each is written with the tokens that the tokenizer encodes it to, as in
-  training, so that its probability is not shared by other spellings.
+  Only the tokens that the tokenizer encodes an answer to are allowed, as in
+  training, not other tokens that spell the same text.
 
   Args:
-    tokenizer: that of the model.
-    answers: the answers, or one list of them. One may begin another; "" is an
-      answer too.
+    tokenizer: of the model.
+    answers: the answers, or one list of them. One may be a prefix of another;
+      "" is an answer too.
 
   Raises:
-    ValueError: there is no answer, or one is no text that the tokenizer gives
-      back as it is.
+    ValueError: there is no answer, or one is not a text that survives encoding
+      and decoding.
   """
   if len(answers) == 1 and isinstance(answers[0], list | tuple):
     (answers,) = answers
@@ -68,15 +69,15 @@ def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
 
 
 def regex(tokenizer: Tokenizer, pattern: str) -> Grammar:
-  """What a regular expression matches as a whole, in any tokens that spell it.
+  """Allows what a regular expression fully matches, in any tokenization.
 
   Args:
-    tokenizer: that of the model.
+    tokenizer: of the model.
     pattern: as in Python's re with re.ASCII, see patterns.py.
 
   Raises:
-    ValueError: the pattern is malformed or not supported, names the position;
-      or it needs too many states, or matches nothing that can be written.
+    ValueError: the pattern is malformed or not supported (names the position),
+      needs too many states, or matches no text that the tokenizer can write.
   """
   if not isinstance(pattern, str):
     raise ValueError(f"regex: pattern is {pattern!r:.60}, expected a text.")
@@ -92,24 +93,26 @@ def boxes(
   at_most: int | None = None,
   separator: str = " ; ",
 ) -> Grammar:
-  """Boxes with labels and masks, as data/location.py writes them.
+  """Allows boxes with labels and masks, as data/location.py writes them.
 
       <loc0256><loc0000><loc0512><loc0512><seg001>...<seg127> cat ; <loc...> dog
 
-  Every box has an area: y0 < y1 and x0 < x1. Nothing that location.parse or
-  metrics.Segmentation calls invalid is ever written.
+  Every box has an area, y0 < y1 and x0 < x1, and every answer is valid for
+  location.parse and metrics.Segmentation.
 
   Args:
-    tokenizer: that of the model.
-    labels: those to choose from, in the tokens of training; "" is a box without
-      a label. None: words of any characters but "<" and ";", one space apart.
-    masks: whether 16 codes follow the locations: True, False or "optional".
-    at_least: number of boxes; with 0 the answer may be empty.
-    at_most: number of boxes; None for as many as the length limit allows.
-    separator: between boxes, spaces and ";".
+    tokenizer: of the model.
+    labels: the labels to choose from, in the tokens of training; "" is a box
+      without a label. Default None: words of any characters but "<" and ";",
+      one space apart.
+    masks: whether 16 codes follow the locations: True, False (default) or
+      "optional".
+    at_least: number of boxes; with 0 the answer may be empty. Default 1.
+    at_most: number of boxes. Default None: as many as the length limit allows.
+    separator: between boxes; spaces and ";". Default " ; ".
 
   Raises:
-    ValueError: an argument is not of this kind.
+    ValueError: an argument has another value.
   """
   if not isinstance(masks, bool | str) or masks not in _MASKS:
     raise ValueError(
@@ -131,7 +134,7 @@ def boxes(
     )
   loc = [language.TOKEN + tokenizer.loc_id(i) for i in range(_LAST_LOC + 1)]
   seg = [language.TOKEN + tokenizer.seg_id(i) for i in (0, _LAST_SEG)]
-  # Behind the last location there is none for the other end of the box.
+  # The last location cannot begin a box with an area.
   low = language.Symbols(((loc[0], loc[-2]),))
   high = language.Symbols(((loc[0], loc[-1]),), rising=True)
   codes = language.Repeat(language.Symbols((tuple(seg),)), _CODES, _CODES)
@@ -162,21 +165,16 @@ GRAMMARS = {
 
 
 def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
-  """The grammar that a string names; a grammar is returned as it is.
+  """Returns the grammar that a string names; a grammar is returned unchanged.
 
   Args:
-    grammar: a Grammar, or how one would write it with a name of GRAMMARS:
-
-      anything
-      boxes(["cat", "dog"], at_least=0)
-      choices("yes", "no")
-      regex("[0-9]+")
-
-    tokenizer: that of the model.
+    grammar: a Grammar, or a string with a name in GRAMMARS: 'anything',
+      'boxes(["cat", "dog"], at_least=0)', 'choices("yes", "no")',
+      'regex("[0-9]+")'.
+    tokenizer: of the model.
 
   Raises:
-    ValueError: unknown name or argument, or a grammar that its function
-      refuses.
+    ValueError: unknown name or argument; as the function of that name.
   """
   if isinstance(grammar, Grammar):
     return grammar
@@ -186,7 +184,7 @@ def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
 
 
 def _lift(tokenizer, expression, *, with_text=True) -> Grammar:
-  """Where an expression has tokens alone, their texts are not looked at."""
+  """Compiles an expression; with_text=False if it has only tokens, no bytes."""
   written = pieces.of(tokenizer) if with_text else [b""] * tokenizer.vocab_size
   return automaton.lift(
     language.automaton(expression), written, tokenizer.eos_id
@@ -194,7 +192,7 @@ def _lift(tokenizer, expression, *, with_text=True) -> Grammar:
 
 
 def _free_label():
-  """Words that location.parse reads as one label, with a space before each."""
+  """Returns words, each after a space, that location.parse reads as a label."""
   excluded = [
     *map(ord, ";<"),
     *filter(lambda i: chr(i).isspace(), range(1 << 16)),
@@ -209,7 +207,7 @@ def _free_label():
 
 
 def _listed_labels(tokenizer, labels, separator):
-  """What stands between boxes, and what behind the last."""
+  """Returns the expressions between boxes and after the last one."""
   if not isinstance(labels, list | tuple) or not labels:
     raise ValueError(
       f"boxes: labels={labels!r:.60}, expected a list of them, or None for any;"
@@ -224,7 +222,7 @@ def _listed_labels(tokenizer, labels, separator):
         " and no space around it."
       )
 
-  # As in training, what stands between two locations is encoded as a whole.
+  # As in training, the text between two locations is encoded as a whole.
   location = tokenizer.encode("<loc0000>")
   inner, last = [], []
   for label in labels:

@@ -1,79 +1,78 @@
 """The automaton over tokens: made on the host, followed in the decode loop.
 
-Tokens that lead from every state to the same state make a class, so that the
-table has states x classes, not states x vocabulary:
+Tokens that lead from every state to the same state form a class, so the table
+has states x classes entries instead of states x vocabulary:
 
     allowed[b, v] = target[node[b], class_of_token[v]] is a state from which the
                     answer can still end in time
-                    and v > before[b, 0], in a state that says so
+                    and v > before[b, 0], in a rising state
 
-B rows, V vocabulary, S states, C classes. State END is behind eos, START before
-the first token.
+Axes: B answers, V vocabulary, S states, C classes. An answer begins in state
+START and is in state END after eos.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma.decoding.grammar import language
 
 END, START = 0, 1
 
 _NEVER = np.iinfo(np.int32).max // 2
-# Entries of the table; four bytes each.
-_MOST_ENTRIES = 1 << 26
+MOST_ENTRIES = 1 << 26  # of the table; four bytes each
 
 
 class Grammar(NamedTuple):
-  """What answers are allowed; arrays, which decode.generate takes as they are.
+  """The allowed answers, as arrays for decode.generate.
 
-  S and C are powers of two, so that programs are shared by many grammars.
+  S and C are powers of two, so that many grammars share one program.
 
   Attributes:
-    class_of_token: i32[V], in [0, C). Class 0 are the tokens that are named
-      nowhere.
-    target: i32[S, C], the state after a token of the class; -1: not allowed.
-    distance: i32[S], fewest tokens to the end, eos included; 0 at the end.
-    rising: bool[S], the next token must be greater than the one two before.
-    eos_id: i32[], the token that ends an answer.
+    class_of_token: in [0, C). Class 0 holds the tokens that are never allowed.
+    target: the state after a token of the class; -1: not allowed.
+    distance: fewest tokens to the end, eos included; 0 at the end.
+    rising: whether the next token must be greater than the one two before.
+    eos_id: the token that ends an answer.
   """
 
-  class_of_token: Any
-  target: Any
-  distance: Any
-  rising: Any
-  eos_id: Any
+  class_of_token: Int[np.ndarray, " V"]
+  target: Int[np.ndarray, "S C"]
+  distance: Int[np.ndarray, " S"]
+  rising: Bool[np.ndarray, " S"]
+  eos_id: Int[np.ndarray, ""]
 
 
 class State(NamedTuple):
-  """Where answers are.
+  """States of answers.
 
   Attributes:
-    node: i32[...], state of the automaton.
-    before: i32[..., 2], the last two tokens, the earlier first.
+    node: state of the automaton.
+    before: the last two tokens, the earlier first.
   """
 
-  node: jax.Array
-  before: jax.Array
+  node: Int[Array, "..."]
+  before: Int[Array, "... 2"]
 
 
 def lift(
   automaton: language.Automaton, pieces: Sequence[bytes], eos_id: int
 ) -> Grammar:
-  """Lifts an automaton of symbols to tokens, by the bytes that each writes.
+  """Turns an automaton over bytes and tokens into one over tokens.
 
-  A token is allowed where all its bytes are, one after the other, or where it
-  is itself a symbol. So of a text every spelling is allowed, and a token may
-  reach over what the expression has apart.
+  A token is allowed where its bytes are allowed in succession, or where it is
+  itself a symbol. So every tokenization of a text is allowed, and a token may
+  span several parts of an expression.
 
   Args:
-    automaton: of the answers, eos not included.
-    pieces: of each token, what it writes; those of no bytes are never allowed
-      for their text.
-    eos_id: token that ends an answer, in an accepting state.
+    automaton: of the answers, without eos.
+    pieces: bytes that each token writes; a token without bytes is allowed only
+      as a symbol.
+    eos_id: token that ends an answer, allowed in accepting states.
 
   Raises:
     ValueError: no answer can be written with these tokens, or the table would
@@ -82,7 +81,7 @@ def lift(
   by_text, texts = _by_text(automaton, pieces)
   symbols = language.TOKEN + np.arange(len(pieces))
   by_symbol = automaton.class_of(symbols)
-  # A pair of both, of which one alone leads anywhere, is a class.
+  # A class is a pair of both, of which at most one leads to a state.
   number = automaton.target.shape[1]
   pairs, class_of_token = np.unique(
     by_text * number + by_symbol % number, return_inverse=True
@@ -91,7 +90,7 @@ def lift(
   as_text = texts[pairs // number].T
   as_symbol = automaton.target[:-1, pairs % number]
   assert not ((as_text >= 0) & (as_symbol >= 0)).any()
-  # All states move up by one, for END. There eos is allowed, and leads to END.
+  # All states move up by one, for END. In accepting states eos leads to END.
   target = np.maximum(as_text, as_symbol)
   target = np.where(target >= 0, target + 1, -1)
   target = np.pad(target, ((1, 0), (0, 1)), constant_values=-1)
@@ -113,12 +112,12 @@ def anything(vocab_size: int, eos_id: int) -> Grammar:
   return _pad(class_of_token, target, np.zeros(2), np.zeros(2), eos_id)
 
 
-def check(grammar: Grammar, max_decode_len: int, eos_id: int):
-  """Refuses what no answer can come of, as far as arrays have values.
+def check(grammar: Grammar, max_decode_len: int, eos_id: int) -> None:
+  """Checks that decoding can produce an answer; traced arrays are not checked.
 
   Raises:
-    ValueError: the shortest answer is longer than max_decode_len, or the end of
-      an answer is another token.
+    ValueError: the shortest answer is longer than max_decode_len, or answers
+      end with a token other than eos_id.
   """
   if not isinstance(grammar, Grammar):
     raise ValueError(
@@ -140,7 +139,7 @@ def check(grammar: Grammar, max_decode_len: int, eos_id: int):
 
 
 def begin(grammar: Grammar | None, shape: tuple[int, ...]) -> State | None:
-  """The state before the first token; without a grammar there is none."""
+  """Returns the state before the first token, None without a grammar."""
   if grammar is None:
     return None
   return State(
@@ -148,20 +147,24 @@ def begin(grammar: Grammar | None, shape: tuple[int, ...]) -> State | None:
   )
 
 
-def restrict(grammar: Grammar | None, state: State | None, logits, left):
-  """Logits with -inf where a token is not allowed.
+def restrict(
+  grammar: Grammar | None,
+  state: State | None,
+  logits: Float[Array, "... V"],
+  left: Int[Array, ""] | int,
+) -> Float[Array, "... V"]:
+  """Returns logits with -inf where a token is not allowed.
 
   A token is allowed if the grammar has it next and the answer can be completed
   with the tokens that are left then.
 
   Args:
-    grammar, state: see `begin`; None restricts nothing.
-    logits: f32[..., V].
-    left: i32[], tokens that the answer may still have, this one and eos
-      included.
+    grammar, state: see `begin`; None allows every token.
+    logits: of the next token.
+    left: number of tokens left, this one and eos included.
 
   Raises:
-    ValueError: logits are of fewer tokens than the tokenizer had.
+    ValueError: there are fewer logits than tokens of the grammar's tokenizer.
   """
   if grammar is None:
     return logits
@@ -172,7 +175,7 @@ def restrict(grammar: Grammar | None, state: State | None, logits, left):
       f"grammar was made for {vocabulary - room} tokens, the model writes"
       f" {vocabulary}: give grammar.make the tokenizer of the model."
     )
-  # A model may have rows that no token is for.
+  # A model may have more logits than the tokenizer has tokens.
   class_of_token = jnp.pad(jnp.asarray(grammar.class_of_token), (0, room))
   target = jnp.asarray(grammar.target)[state.node]
   distance = jnp.asarray(grammar.distance)[target]
@@ -185,8 +188,10 @@ def restrict(grammar: Grammar | None, state: State | None, logits, left):
   return jnp.where(allowed & (ids > floor[..., None]), logits, -jnp.inf)
 
 
-def advance(grammar: Grammar | None, state: State | None, token):
-  """The state after a token i32[...] of those allowed; END after another."""
+def advance(
+  grammar: Grammar | None, state: State | None, token: Int[Array, "..."]
+) -> State | None:
+  """Returns the state after a token; END if it was not allowed."""
   if grammar is None:
     return None
   kind = jnp.asarray(grammar.class_of_token)[token]
@@ -196,14 +201,14 @@ def advance(grammar: Grammar | None, state: State | None, token):
 
 
 def _by_text(automaton, pieces):
-  """What the text of each token does to states: (i64[V], i32[N, S]).
+  """Returns the effects of the tokens' texts on states: (i64[V], i32[N, S]).
 
-  The first says which row of the second is that of a token. Row 0, of tokens
-  that are allowed nowhere, is -1 throughout.
+  The first array holds the index of each token's effect in the second. Effect
+  0, of tokens that are never allowed, is -1 throughout.
 
-  All texts are read side by side, a byte at a time. Those that did the same up
-  to there are looked at once, so the effort is that of reading the vocabulary
-  and of the few effects that differ.
+  All texts are read in parallel, byte by byte, and each distinct effect is
+  computed once, so the cost is that of reading the vocabulary and of the few
+  effects that differ.
   """
   states = len(automaton.accepting)
   rows = [np.full(states, -1, np.int32), np.arange(states, dtype=np.int32)]
@@ -226,9 +231,9 @@ def _by_text(automaton, pieces):
     b"".join(pieces), np.uint8
   )
   effect = np.where(lengths > 0, 1, 0)
-  for place in range(longest):
-    alive = np.flatnonzero((lengths > place) & (effect > 0))
-    kind = class_of_byte[texts[alive, place]] % classes
+  for i in range(longest):
+    alive = np.flatnonzero((lengths > i) & (effect > 0))
+    kind = class_of_byte[texts[alive, i]] % classes
     codes, inverse = np.unique(
       effect[alive] * classes + kind, return_inverse=True
     )
@@ -238,7 +243,7 @@ def _by_text(automaton, pieces):
 
 
 def _distances(target):
-  """Fewest tokens from each state to END."""
+  """Returns the fewest tokens from each state to END."""
   start, kind = np.nonzero(target >= 0)
   edges = np.unique(start * len(target) + target[start, kind])
   start, stop = np.divmod(edges, len(target))
@@ -253,7 +258,7 @@ def _distances(target):
 
 
 def _reduced(class_of_token, target, distance, rising):
-  """Leaves out states off every path to END, and classes alike without them."""
+  """Drops states that are on no path to END, then merges equal classes."""
   reached, ends = np.zeros(len(target), bool), distance < _NEVER
   new = np.array([END, START])
   while len(new):
@@ -262,9 +267,9 @@ def _reduced(class_of_token, target, distance, rising):
     new = new[new >= 0]
     new = new[ends[new] & ~reached[new]]
   number = np.where(reached, np.cumsum(reached) - 1, -1)
-  # Index -1, of what is not allowed, is for the entry added behind.
+  # The appended -1 is what target -1, not allowed, maps to.
   target = np.append(number, -1)[target[reached]]
-  # The class of what is allowed nowhere is added in front, to be class 0.
+  # The class of tokens that are never allowed becomes class 0.
   target = np.pad(target, ((0, 0), (1, 0)), constant_values=-1)
   columns = {}
   merged = [columns.setdefault(c.tobytes(), len(columns)) for c in target.T]
@@ -275,7 +280,7 @@ def _reduced(class_of_token, target, distance, rising):
 
 
 def _pad(class_of_token, target, distance, rising, eos_id) -> Grammar:
-  """To powers of two, with states that are never reached."""
+  """Pads states and classes to powers of two, with states never reached."""
   _check_size(*target.shape)
   states, classes = (1 << max(4, (n - 1).bit_length()) for n in target.shape)
   more = (0, states - len(target))
@@ -291,8 +296,8 @@ def _pad(class_of_token, target, distance, rising, eos_id) -> Grammar:
 
 
 def _check_size(states, classes):
-  if states * classes > _MOST_ENTRIES:
+  if states * classes > MOST_ENTRIES:
     raise ValueError(
       f"grammar has {states} states x {classes} classes of tokens, expected at"
-      f" most {_MOST_ENTRIES} in all; give fewer or shorter choices."
+      f" most {MOST_ENTRIES} in all; give fewer or shorter choices."
     )

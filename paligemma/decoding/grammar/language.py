@@ -1,10 +1,10 @@
-"""A set of sequences of symbols, and the automaton that knows them.
+"""Expressions over symbols, and the automaton that accepts their sequences.
 
-A symbol is a whole number: the 256 bytes, and from TOKEN on the tokens, for
-what is said of a token rather than of its text. An expression of Symbols,
-Sequence, Either and Repeat says which sequences are allowed; `automaton` makes
-states of it, by the constructions of Thompson (expression -> nondeterministic),
-of subsets (-> deterministic) and of Moore (-> no two states that are alike).
+A symbol is a number: one of the 256 bytes, or TOKEN + id for a token as such,
+whatever its text. An expression of Symbols, Sequence, Either and Repeat
+describes the allowed sequences; `automaton` compiles it by the constructions of
+Thompson (expression -> nondeterministic automaton), of subsets (->
+deterministic) and of Moore (-> smallest).
 
 Source: Hopcroft, Motwani and Ullman, "Introduction to Automata Theory,
 Languages, and Computation", chapters 2 to 4.
@@ -15,21 +15,21 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 TOKEN = 256  # the symbol of token 0
 
-# Beyond it, no table of states and classes of tokens would be of a good size.
-MOST_STATES = 1 << 15
+MOST_STATES = 1 << 15  # more would need tables that are too large
 
 
 @dataclasses.dataclass(frozen=True)
 class Symbols:
-  """One symbol of some ranges.
+  """One symbol out of ranges.
 
   Attributes:
     ranges: (first, last) of each, both included.
-    rising: the symbol is a token, and allowed only if its id is greater than
-      that of the token two before: y1 against y0 and x1 against x0 in a box.
+    rising: whether the symbol, a token, must have a greater id than the token
+      two before: y1 against y0 and x1 against x0 in a box. Default False.
   """
 
   ranges: tuple[tuple[int, int], ...]
@@ -52,7 +52,7 @@ class Either:
 
 @dataclasses.dataclass(frozen=True)
 class Repeat:
-  """The part, from `least` to `most` times; most None is without limit."""
+  """The part, `least` to `most` times; most=None is without limit."""
 
   part: "Expression"
   least: int
@@ -67,38 +67,38 @@ class Automaton:
   """States 0..S-1, of which 0 is the start, and K classes of symbols.
 
   Attributes:
-    target: i32[S + 1, K + 1], the state after a symbol of a class, -1 where
-      none may follow. So the last row and column throughout, which the states
-      and classes that are none stand for as index.
-    accepting: bool[S], an answer may end here.
-    rising: bool[S], see Symbols.
-    bounds: i64[K + 1]; class k are the symbols in [bounds[k], bounds[k + 1]).
+    target: [S + 1, K + 1], the state after a symbol of a class, -1 if it is not
+      allowed. The last row and column are -1, so index -1 is no state or class.
+    accepting: whether an answer may end here.
+    rising: see Symbols.
+    bounds: [K + 1], class k holds the symbols in [bounds[k], bounds[k + 1]).
   """
 
-  target: np.ndarray
-  accepting: np.ndarray
-  rising: np.ndarray
-  bounds: np.ndarray
+  target: Int[np.ndarray, "states classes"]
+  accepting: Bool[np.ndarray, " S"]
+  rising: Bool[np.ndarray, " S"]
+  bounds: Int[np.ndarray, " classes"]
 
-  def class_of(self, symbols) -> np.ndarray:
-    """The class of each symbol; -1 or K for those that never occur."""
+  def class_of(self, symbols: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Returns the class of each symbol; -1 or K for those that never occur."""
     return np.searchsorted(self.bounds, symbols, side="right") - 1
 
 
 def text(string: str) -> Expression:
-  """The bytes of a text."""
+  """Returns the expression for the bytes of a text."""
   return Sequence(tuple(Symbols(((b, b),)) for b in string.encode()))
 
 
 def tokens(ids: Iterable[int]) -> Expression:
-  """These tokens, one after the other."""
+  """Returns the expression for these tokens in succession."""
   return Sequence(tuple(Symbols(((TOKEN + i, TOKEN + i),)) for i in ids))
 
 
 def characters(ranges: Iterable[tuple[int, int]]) -> Expression:
-  """The bytes of one character, by ranges of code points, both ends included.
+  """Returns the expression for the UTF-8 bytes of one character.
 
-  Surrogates, which are no characters, are left out.
+  Args:
+    ranges: of code points, both ends included. Surrogates are left out.
   """
   parts = []
   for first, last in ranges:
@@ -110,7 +110,7 @@ def characters(ranges: Iterable[tuple[int, int]]) -> Expression:
 
 
 def _same_length(low, high):
-  """Splits code points into ranges whose bytes range independently."""
+  """Splits code points into ranges whose bytes vary independently."""
   if low > high:
     return
   for start in (0x80, 0x800, 0x10000):
@@ -118,7 +118,7 @@ def _same_length(low, high):
       yield from _same_length(low, start - 1)
       yield from _same_length(start, high)
       return
-  # All but the last n of the bytes are the same in a block of 64 ** n.
+  # In a block of 64 ** n code points, only the last n bytes differ.
   for n in range(1, len(chr(low).encode())):
     block = 64**n
     if low // block == high // block:
@@ -136,7 +136,7 @@ def _same_length(low, high):
 
 
 def automaton(expression: Expression) -> Automaton:
-  """The smallest automaton of an expression.
+  """Returns the smallest automaton of an expression.
 
   Raises:
     ValueError: it would have more than MOST_STATES.
@@ -166,11 +166,11 @@ def automaton(expression: Expression) -> Automaton:
 
 
 class _Nodes:
-  """A nondeterministic automaton that grows.
+  """A nondeterministic automaton under construction.
 
   Attributes:
-    edges: of each node, (first symbol, last symbol, node behind).
-    jumps: of each node, the nodes that are reached by no symbol.
+    edges: of each node, (first symbol, last symbol, next node).
+    jumps: of each node, the nodes that are reached without a symbol.
     rising: nodes whose edges are of rising Symbols.
   """
 
@@ -193,7 +193,7 @@ def _too_large():
 
 
 def _build(nodes, expression, start) -> int:
-  """Adds an expression behind a node; returns the node behind it."""
+  """Adds an expression after a node; returns the node after it."""
   match expression:
     case Symbols(ranges, rising):
       end = nodes.add()
@@ -224,7 +224,7 @@ def _build(nodes, expression, start) -> int:
 
 
 def _subsets(nodes, start, bounds):
-  """Rows {class: state} and the set of nodes of each reachable state."""
+  """Returns {class: next state} and the nodes of each reachable state."""
 
   def closure(subset):
     found, left = set(subset), list(subset)
@@ -262,7 +262,7 @@ def _subsets(nodes, start, bounds):
 
 
 def _alike(rows, kinds) -> list[int]:
-  """A number for each state; those that nothing tells apart share one."""
+  """Numbers the states; equivalent ones get the same number."""
   numbers = _numbered(kinds)
   while True:
     finer = _numbered(
@@ -275,6 +275,6 @@ def _alike(rows, kinds) -> list[int]:
 
 
 def _numbered(keys) -> list[int]:
-  """0, 1, 2... for keys in the order of their first occurrence."""
+  """Numbers keys by first occurrence: 0, 1, 2..."""
   seen = {}
   return [seen.setdefault(key, len(seen)) for key in keys]

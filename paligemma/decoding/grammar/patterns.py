@@ -1,14 +1,15 @@
-r"""Regular expressions: those of Python's `re` with re.ASCII, in part.
+r"""Regular expressions: a subset of those of Python's `re` with re.ASCII.
 
-What is read: characters; `.`; classes such as [a-z_] and [^;<]; \d \D \w \W \s
-\S, which know ASCII alone; the escapes \n \t \r \f \v \a \0 \xhh \uhhhh
-\Uhhhhhhhh and that of any punctuation; groups (...), (?:...) and (?P<name>...);
-alternatives |; the quantifiers ? * + {n} {n,} {,m} {n,m}. The whole answer is
-matched, as by re.fullmatch, so ^ and $ are not needed.
+Supported are characters; `.`; classes such as [a-z_] and [^;<]; \d \D \w \W \s
+\S, ASCII only; the escapes \n \t \r \f \v \a \0 \xhh \uhhhh \Uhhhhhhhh and
+escaped punctuation; groups (...), (?:...) and (?P<name>...); alternatives |;
+the quantifiers ? * + {n} {n,} {,m} {n,m}. The whole answer is matched, as by
+re.fullmatch, so ^ and $ are not needed.
 """
 
 import re
 import warnings
+from collections.abc import Iterable
 
 from paligemma.decoding.grammar import language
 
@@ -24,13 +25,13 @@ _GROUP = re.compile(r"\((?:\?:|\?P<\w+>|(?!\?))")
 
 
 def parse(pattern: str) -> language.Expression:
-  """Reads a pattern.
+  """Returns the expression of a pattern.
 
   Raises:
-    ValueError: malformed, or beyond what is read; names the position.
+    ValueError: malformed or not supported; names the position.
   """
   try:
-    # What is malformed is said by Python's own parser.
+    # Python's own parser says what is malformed.
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", FutureWarning)
       re.compile(pattern, re.ASCII)
@@ -43,8 +44,8 @@ def parse(pattern: str) -> language.Expression:
   return expression
 
 
-def inverted(ranges) -> list[tuple[int, int]]:
-  """All code points that are in none of the ranges."""
+def inverted(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+  """Returns ranges of all code points that are in none of the given ranges."""
   found, start = [], 0
   for first, last in sorted(ranges):
     if start < first:
@@ -53,12 +54,12 @@ def inverted(ranges) -> list[tuple[int, int]]:
   return [*found, (start, _LAST)] if start <= _LAST else found
 
 
-def _wrong(pattern, place, problem):
-  return ValueError(f"pattern {pattern!r}: {problem}, at position {place}.")
+def _wrong(pattern, position, problem):
+  return ValueError(f"pattern {pattern!r}: {problem}, at position {position}.")
 
 
 def _alternatives(pattern, i):
-  """Reads up to the end or ")"; returns the expression and where it stopped."""
+  """Reads up to the end or ")"; returns the expression and the position."""
   options, parts = [], []
   while i < len(pattern) and pattern[i] != ")":
     if pattern[i] == "|":
@@ -97,7 +98,7 @@ def _item(pattern, i):
 
 
 def _quantified(pattern, i, part):
-  """Reads the quantifier behind a part, if there is one."""
+  """Reads the quantifier after a part, if there is one."""
   least, most, stop = 1, 1, i
   if i < len(pattern) and pattern[i] in "?*+":
     least, most = {"?": (0, 1), "*": (0, None), "+": (1, None)}[pattern[i]]
@@ -121,7 +122,7 @@ def _quantified(pattern, i, part):
 
 
 def _set(pattern, i):
-  """Reads a class behind its "["; returns its ranges."""
+  """Reads a class after its "["; returns its ranges."""
   negated = pattern[i] == "^"
   i += negated
   ranges, start = [], i

@@ -1,18 +1,19 @@
-"""What each token writes, in bytes."""
+"""The bytes that each token writes."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-_REPLACEMENT = "\ufffd"  # what is shown for bytes that are no text
-_UNKNOWN = " \u2047 "  # what SentencePiece shows for <unk>
+_REPLACEMENT = "\ufffd"  # decoded from bytes that are not UTF-8
+_UNKNOWN = " \u2047 "  # decoded by SentencePiece from <unk>
 
-# Characters with every byte that occurs in a character beyond ASCII.
+# Characters whose bytes are all that occur in characters beyond ASCII.
 _EVERY_BYTE = "".join(
   map(chr, [*range(0x80, 0x800), *range(0x800, 0xD800, 0x400)])
 ) + "".join(map(chr, [0xE000, 0xF000, *range(0x10000, 0x110000, 0x10000)]))
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
-  """What is asked of a tokenizer; that of data/tokenizer.py has it."""
+  """What grammars need of a tokenizer, such as that of data/tokenizer.py."""
 
   vocab_size: int
   eos_id: int
@@ -24,15 +25,15 @@ class Tokenizer(Protocol):
 
 
 def of(tokenizer: Tokenizer) -> list[bytes]:
-  r"""The bytes that each token adds to a text; none for pad, eos and the like.
+  r"""Returns the bytes that each token adds to a text; none for pad and eos.
 
       "cat" -> b"cat"   "▁cat" -> b" cat"   "<0xE9>" -> b"\xe9"
 
-  A token for one byte of a character beyond ASCII says nothing of its byte when
-  it is decoded alone. Such are found as SentencePiece writes them, 128 tokens
-  in the order of their bytes, and are used if they spell what they should.
+  Decoding a single byte token beyond ASCII does not show its byte. These tokens
+  are found by their order in SentencePiece, 128 in the order of their bytes,
+  and are used if together they decode to the right characters.
   """
-  # Behind a newline, which is one piece, a leading space is kept.
+  # After a newline, which is one piece, a leading space is kept.
   (newline,) = tokenizer.encode("\n")
   texts = [
     tokenizer.decode([newline, i])[1:] for i in range(tokenizer.vocab_size)

@@ -153,9 +153,9 @@ def test_rows_are_answered_each_for_itself():
 
 def test_another_grammar_compiles_nothing():
   generate(grammar.choices(LETTERS, "AB", "CA"))
-  compiled = decode._generate.num_compiled()
+  compiled = decode.program.num_compiled()
   decoded = generate(grammar.regex(LETTERS, "(XY){1,2}|Z"))
-  assert decode._generate.num_compiled() == compiled
+  assert decode.program.num_compiled() == compiled
   texts = {LETTERS.decode(ids) for ids in np.asarray(decoded.tokens).tolist()}
   assert texts <= {"XY", "XYXY", "Z"}
 

@@ -290,7 +290,7 @@ def test_errors(written, message):
 
 
 def test_too_large_a_table_is_refused(monkeypatch):
-  monkeypatch.setattr(automaton, "_MOST_ENTRIES", 300)
+  monkeypatch.setattr(automaton, "MOST_ENTRIES", 300)
   grammar.choices(WORDS, "cat")
   with pytest.raises(ValueError, match=r"\d+ states x \d+ classes of tokens"):
     grammar.regex(WORDS, "(a{20}|é{20}|no|yes)*")

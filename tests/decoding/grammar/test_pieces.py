@@ -9,15 +9,17 @@ from paligemma.decoding.grammar import pieces
 from tests.decoding.grammar.words import accepts
 
 
-def ids_of(tokenizer):
-  processor = tokenizer._engine._processor
+def ids_of(tokenizer, tmp_path):
+  path = tmp_path / "saved.model"
+  tokenizer.save(path)
+  processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
   return {
     processor.id_to_piece(i): i for i in range(processor.get_piece_size())
   }
 
 
-def test_every_piece_of_a_sentencepiece_model(tokenizer):
-  ids, found = ids_of(tokenizer), pieces.of(tokenizer)
+def test_every_piece_of_a_sentencepiece_model(tokenizer, tmp_path):
+  ids, found = ids_of(tokenizer, tmp_path), pieces.of(tokenizer)
   assert len(found) == tokenizer.vocab_size
   for name in ("<pad>", "</s>", "<s>", "<unk>"):
     assert found[ids[name]] == b""
@@ -66,8 +68,8 @@ def without_bytes(tmp_path_factory):
   return tokenizer_lib.Tokenizer(path, add_loc_seg=True)
 
 
-def test_without_bytes_there_are_none(without_bytes):
-  ids, found = ids_of(without_bytes), pieces.of(without_bytes)
+def test_without_bytes_there_are_none(without_bytes, tmp_path):
+  ids, found = ids_of(without_bytes, tmp_path), pieces.of(without_bytes)
   assert found[ids["cat▁;"]] == b"cat ;"
   assert found[ids["<unk>"]] == b""
   assert found[ids["▁"]] == b" "
@@ -80,12 +82,12 @@ def test_what_is_unknown_is_no_choice(without_bytes):
     grammar.choices(without_bytes, "cat", "x")
 
 
-def test_a_label_is_written_as_in_training(without_bytes):
+def test_a_label_is_written_as_in_training(without_bytes, tmp_path):
   only = grammar.boxes(without_bytes, ["cat", "cat food"])
   box = "<loc0000><loc0001><loc0002><loc0003>"
   text = f"{box} cat food ; {box} cat ; {box} cat"
   ids = without_bytes.encode(text)
   assert accepts(only, ids)
-  assert ids_of(without_bytes)["cat▁;"] in ids
+  assert ids_of(without_bytes, tmp_path)["cat▁;"] in ids
   assert not accepts(only, without_bytes.encode(f"{box} cat ; {box} dog"))
   assert not accepts(only, without_bytes.encode(f"{box} cat foo"))
