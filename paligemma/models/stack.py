@@ -1,14 +1,218 @@
-"""Runs a stack of layers and keeps little of them for the backward pass.
+"""The one way through the layers of a tower: blocks of one kind, by scan.
 
 Axes: L layer, B batch, T token, D width.
 """
 
+import dataclasses
 import functools
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.core.scope import LazyRng
+from jaxtyping import Array, Float, Int
 
+from paligemma import registry
 from paligemma.models import microbatch
+from paligemma.models.attention.reference import Mask
+
+REMAT_POLICIES = ("none", "block_inputs")
+
+
+@flax.struct.dataclass
+class Call:
+  """What every block of a stack is told beside its input.
+
+  Attributes:
+    mode: "train" (dropout is on), "eval", "prefill" (keys and values are also
+      written to the front of a new cache) or "extend" (they are appended to the
+      cache, all of which is attended to).
+    mask: which keys a query sees. Default: all.
+    window: how far back a query sees: a stack is given int32[L], a block the
+      number of its layer. Default: no bound.
+    cache_size: positions of the cache that "prefill" makes.
+    cache_index: position of the cache that "extend" writes to.
+  """
+
+  mode: str = flax.struct.field(pytree_node=False, default="eval")
+  mask: Mask | None = None
+  window: Int[Array, "*L"] | None = None
+  cache_size: int | None = flax.struct.field(pytree_node=False, default=None)
+  cache_index: Int[Array, ""] | None = None
+
+  @property
+  def train(self) -> bool:
+    """Whether dropout is on."""
+    return self.mode == "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Blocks of one kind, each applied to the output of the one before.
+
+  Attributes:
+    block: module without a parent, called with (x float32[B, T, D], Call); it
+      returns x and a dict of named arrays [B, ...].
+    depth: number of layers.
+    name: of the parameters of all layers, stacked on a leading axis.
+    name_apart: of those of layer {}, where every layer has its own.
+    scan: whether the layers are stacked, as they are trained, or apart, as
+      some checkpoints store them.
+    remat_policy: what the backward pass keeps of a layer: "none" all that it
+      needs, "block_inputs" only the input of the layer, from which it computes
+      the layer again. Of stacked layers that is the input in the compute dtype,
+      and parameters that are split over devices are gathered once per layer and
+      pass, see `scan_layers`.
+    dtype: compute dtype.
+    tokens_at_once: how many tokens a device takes through a layer at once in
+      `scan_layers`, at most (but at least one example).
+  """
+
+  block: nn.Module
+  depth: int
+  name: str
+  name_apart: str
+  scan: bool
+  remat_policy: str
+  dtype: str
+  tokens_at_once: int
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for an unknown policy."""
+    policies = dict.fromkeys(REMAT_POLICIES)
+    registry.lookup(policies, self.remat_policy, "remat_policy")
+
+  def __call__(
+    self, owner: nn.Module, x: Float[Array, "B T D"], call: Call
+  ) -> tuple[Float[Array, "B T D"], list[dict[str, Array]]]:
+    """Runs all layers, and draws their parameters first if there are none.
+
+    Args:
+      owner: module under whose names the layers find their parameters, cache,
+        random numbers and intermediates.
+      x: the input of the first layer.
+      call: what the blocks are told.
+
+    Returns:
+      Tuple of the output of the last layer, and what every layer named.
+    """
+    if owner.is_initializing() and not self._has_params(owner):
+      self._write(owner, "params", self._draw(owner, x, call))
+    layers = {"window": call.window}
+    if call.train and owner.has_rng("dropout"):
+      layers["rng"] = jax.random.split(owner.make_rng("dropout"), self.depth)
+    written = [
+      name
+      for name in ("cache", "intermediates")
+      if owner.is_mutable_collection(name)
+    ]
+
+    def run(variables, x, layer, mask, part):
+      rngs = {}
+      if "rng" in layer:
+        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
+      (x, named), new = self.block.apply(
+        variables,
+        x,
+        call.replace(mask=mask, window=layer["window"]),
+        rngs=rngs,
+        mutable=written,
+        capture_intermediates="intermediates" in written,
+      )
+      return x, (named, new)
+
+    variables = {"params": self._read(owner, "params")}
+    if call.mode == "extend":
+      variables["cache"] = self._read(owner, "cache")
+    if self.scan and self.remat_policy == "block_inputs" and not written:
+      batch, length, _ = x.shape
+      num_parts = microbatch.count(batch, self.tokens_at_once // length)
+      x, (named, _) = scan_layers(
+        run,
+        variables,
+        x,
+        layers,
+        call.mask,
+        dtype=self.dtype,
+        num_parts=num_parts,
+      )
+    else:
+      x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
+      for name, value in new.items():
+        self._write(owner, name, value)
+    if self.scan:
+      named = [_layer(named, i) for i in range(self.depth)]
+    return x, named
+
+  def _run_plainly(self, run, variables, x, layers, mask):
+    """Keeps what autodiff keeps, or with "block_inputs" the float32 inputs."""
+
+    def step(x, layer):
+      variables, layer = layer
+      return run(variables, x, layer, mask, 0)
+
+    if self.remat_policy == "block_inputs":
+      step = jax.checkpoint(step, prevent_cse=not self.scan)
+    if self.scan:
+      x, (named, new) = jax.lax.scan(step, x, (variables, layers))
+      return x, named, new
+    named, new = [], {}
+    for i in range(self.depth):
+      of_layer = {name: value[i] for name, value in variables.items()}
+      x, (one, written) = step(x, (of_layer, _layer(layers, i)))
+      named.append(one)
+      for name, value in written.items():
+        new.setdefault(name, []).append(value)
+    return x, named, new
+
+  def _draw(self, owner, x, call):
+    """Draws parameters as Flax does for modules of these names."""
+    block, call = self.block, call.replace(window=None)
+    if self.scan:
+      block = nn.scan(
+        type(block),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=self.depth,
+      )(block.config, parent=None)
+    drawn = []
+    for names in self._names():
+      rng = LazyRng.create(owner.scope.rngs["params"], *names)
+      drawn.append(block.init({"params": rng}, x, call)["params"])
+    return drawn[0] if self.scan else drawn
+
+  def _names(self):
+    """Where the variables of the stack stand, or those of every layer."""
+    if self.scan:
+      return [(self.name,)]
+    return [self.name_apart.format(i).split("/") for i in range(self.depth)]
+
+  def _has_params(self, owner):
+    return owner.has_variable("params", self._names()[0][0])
+
+  def _read(self, owner, collection):
+    """The variables of the stack, or a list of those of every layer."""
+    found = []
+    for first, *rest in self._names():
+      value = owner.get_variable(collection, first)
+      for name in rest:
+        value = value[name]
+      found.append(value)
+    return found[0] if self.scan else found
+
+  def _write(self, owner, collection, values):
+    """Stores what `_read` reads."""
+    values = [values] if self.scan else values
+    for (first, *rest), value in zip(self._names(), values, strict=True):
+      for name in rest:
+        value = {**owner.get_variable(collection, first, {}), name: value}
+      owner.put_variable(collection, first, value)
+
+
+def _layer(tree, i):
+  return jax.tree.map(lambda x: x[i], tree)
 
 
 def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
