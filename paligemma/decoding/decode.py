@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import reordered
 from paligemma.decoding import beam, samplers
 from paligemma.decoding.grammar import automaton
+from paligemma.models import cpu
 
 # Lengths that prompts are padded to, so that few get compiled.
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
@@ -239,7 +239,7 @@ def _pad_prompts(text, buckets):
 
 
 @functools.partial(
-  reordered.Program,
+  cpu.fast_math_jit,
   static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
 )
 def _generate(

@@ -19,10 +19,9 @@ from jaxtyping import Array, Float
 
 from paligemma import quantization, registry, variants
 from paligemma.lora import config as lora_lib
-from paligemma.models import few_rows
+from paligemma.models import cpu
 from paligemma.models.attention import reference as attention
 from paligemma.models.linear import adapt, matrix, product
-from paligemma.models.rows import take
 from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
@@ -94,21 +93,24 @@ class Embedder(nn.Module):
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
-    rows = jax.tree.map(lambda x: take(x, tokens), self.input_embedding)
+    rows = jax.tree.map(lambda x: cpu.gather(x, tokens), self.input_embedding)
     if quantization.is_quantized(rows):
       rows = quantization.dequantize(rows, jnp.float32)
     return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
-  def decode(self, x):
-    """float[B, T, D] -> float32[B, T, V]."""
+  def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Returns the product with every row of the table, in float32."""
     batch, length, width = x.shape
-    # Of two axes: with three, XLA on CPUs transposes the table in every step.
     table = self.input_embedding
-    if not quantization.is_quantized(table):
-      table = table.astype(self.dtype)
+    is_quantized = quantization.is_quantized(table)
+    table = table if is_quantized else table.astype(self.dtype)
+    # Of two axes: with three, XLA on CPUs transposes the table in every step.
     x = x.reshape(batch * length, width).astype(self.dtype)
-    if few_rows.is_faster(x, table):
-      logits = few_rows.multiply(x, table)
+    values = table.get("int8") if is_quantized else table
+    if cpu.is_matvec_faster(x, values):
+      logits = cpu.matvec(x, values)
+      if is_quantized:
+        logits *= table[quantization.SCALE].T
     else:
       logits = product("XD,VD->XV", x, table)
     return logits.reshape(batch, length, -1)

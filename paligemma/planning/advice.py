@@ -8,7 +8,7 @@ from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
 # The least that trains, see configs/common.py; the names are those of Gemma.
-LEAST = "block_inputs"  # what of models/remat.py keeps the least
+LEAST = "block_inputs"  # of the policies of models.stack
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 

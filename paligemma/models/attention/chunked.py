@@ -15,7 +15,7 @@ import einops
 import jax
 import jax.numpy as jnp
 
-from paligemma.models.matmul import einsum_float32
+from paligemma.models.linear import einsum_float32
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from paligemma import registry
 from paligemma.models.attention import chunked, flash
 from paligemma.models.attention import gpu as gpu_attention
-from paligemma.models.matmul import einsum_float32
+from paligemma.models.linear import einsum_float32
 from paligemma.models.microbatch import local_rows
 
 IMPLEMENTATIONS = (
