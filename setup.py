@@ -17,6 +17,7 @@ setup(
     "flax>=0.12.8",
     "grain>=0.2.18",
     "jax>=0.10,<0.12",
+    "jaxtyping>=0.3",
     "ml_collections>=1.1",
     "ml_dtypes",
     "numpy",

@@ -10,16 +10,18 @@ heads, H head dim, D width, F hidden width of the MLP, V vocabulary.
 
 import dataclasses
 import numbers
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import quantization, registry, variants
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
+from paligemma.models.attention import masks
 from paligemma.models.attention import reference as attention
 from paligemma.models.linear import adapt, matrix, product
 from paligemma.models.stack import Call, Stack
@@ -44,7 +46,8 @@ class Einsum(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, equation, x):
+  def __call__(self, equation: str, x: Float[Array, "..."]) -> Array:
+    """Returns the product of x and the weight."""
     w = matrix(self, "w", self.init, self.shape, self.dtype)
     return product(equation, x.astype(self.dtype), w)
 
@@ -59,7 +62,8 @@ class RMSNorm(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Returns x with a root mean square of one, times the gain."""
     scale = self.param(
       "scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
     )
@@ -76,7 +80,7 @@ class Embedder(nn.Module):
   width: int
   dtype: str = "float32"
 
-  def setup(self):
+  def setup(self) -> None:
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=1, out_axis=0
     )
@@ -88,7 +92,7 @@ class Embedder(nn.Module):
         "input_embedding", init, shape, jnp.float32
       )
 
-  def encode(self, tokens):
+  def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """int[B, T] -> float32[B, T, D], scaled by the square root of D.
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
@@ -299,7 +303,7 @@ class Model(nn.Module):
     width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
     norm_eps, query_scale, post_norms, attn_logits_softcap,
     final_logits_softcap, sliding_window: see variants.Gemma. How window and
-    prefix meet: attention.Mask.
+    prefix meet: masks.Mask.
     dropout: float, rate on the output of each attention and MLP.
     scan: bool, layers stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
@@ -365,11 +369,13 @@ class Model(nn.Module):
       )
     return divisor**-0.5
 
-  def embed_tokens(self, tokens):
+  def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token ids int[B, T] -> embeddings float32[B, T, D], times sqrt(D)."""
     return self.embedder.encode(tokens)
 
-  def compute_logits(self, pre_logits):
+  def compute_logits(
+    self, pre_logits: Float[Array, "B T D"]
+  ) -> Float[Array, "B T V"]:
     """float[B, T, D] -> logits float32[B, T, V], soft-capped.
 
     Every path comes through here, so that training, prefill and extension
@@ -378,13 +384,19 @@ class Model(nn.Module):
     logits = self.embedder.decode(pre_logits)
     return attention.soft_cap(logits, self.final_logits_softcap)
 
-  def __call__(self, x, input_mask, mask_ar, train=False):
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    input_mask: Bool[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    train: bool = False,
+  ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
 
     Args:
       x: float[B, T, D] embeddings.
       input_mask: bool[B, T], True at a token, False at padding.
-      mask_ar: int[B, T], see attention.make_mask.
+      mask_ar: int[B, T], see masks.make_mask.
       train: bool, whether dropout is on.
 
     Returns:
@@ -395,7 +407,14 @@ class Model(nn.Module):
     mode = "train" if train else "eval"
     return self._run_prompt(x, input_mask, mask_ar, mode)
 
-  def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
+  def prefill_cache(
+    self,
+    x: Float[Array, "B T D"],
+    input_mask: Bool[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    *,
+    cache_size: int,
+  ) -> Float[Array, "B 1 V"]:
     """Runs a prompt and keeps its keys and values in the "cache" collection.
 
     The prompt stays where it is, padding in the middle or at the end
@@ -422,7 +441,7 @@ class Model(nn.Module):
       x, input_mask, mask_ar, "prefill", cache_size
     )
     room = [(0, 0), (0, cache_size - length)]
-    positions = attention.make_mask(input_mask, mask_ar).query_position
+    positions = masks.make_mask(input_mask, mask_ar).query_position
     self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
     self.put_variable("cache", "positions", jnp.pad(positions, room))
     self.put_variable("cache", "next_index", jnp.int32(length))
@@ -431,7 +450,7 @@ class Model(nn.Module):
     last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
     return self.compute_logits(last)
 
-  def extend_cache(self, x):
+  def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
     """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
 
     The new token sees every valid token before it and itself. The caller stops
@@ -448,12 +467,12 @@ class Model(nn.Module):
     self.put_variable("cache", "positions", key_positions)
     self.put_variable("cache", "next_index", index + 1)
 
-    mask = attention.make_next_mask(input_mask, key_positions, positions)
+    mask = masks.make_next_mask(input_mask, key_positions, positions)
     x = self._run_layers(x, Call("extend", mask, cache_index=index))
     return self.compute_logits(self.final_norm(x))
 
   def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size=None):
-    mask = attention.make_mask(input_mask, mask_ar)
+    mask = masks.make_mask(input_mask, mask_ar)
     encoded = self._run_layers(x, Call(mode, mask, cache_size=cache_size))
     pre_logits = self.final_norm(encoded)
     out = {
@@ -472,7 +491,7 @@ class Model(nn.Module):
     return x
 
 
-def make(variant, *, dtype="float32", **overrides):
+def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
   """A decoder from a name in variants.GEMMA, fields overridden by keyword.
 
   Raises:

@@ -8,15 +8,19 @@ Axes: B batch, T token, I inputs, O outputs, R rank of an adapter.
 import functools
 import math
 import re
+from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from paligemma import quantization
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
+
+# A matrix of weights, or one that is quantized: see quantization.py.
+Matrix = Array | Mapping[str, Array]
 
 
 def einsum_float32(equation: str, x: Array, y: Array) -> Array:
@@ -74,7 +78,13 @@ def _bwd(equation, factors, gradient):
 _einsum_bfloat16.defvjp(_fwd, _bwd)
 
 
-def matrix(module, name, init, shape, dtype):
+def matrix(
+  module: nn.Module,
+  name: str,
+  init: nn.initializers.Initializer,
+  shape: tuple[int, ...],
+  dtype: str,
+) -> Matrix:
   """A parameter of a module in its compute dtype, or quantized.
 
   Args:
@@ -94,7 +104,7 @@ def matrix(module, name, init, shape, dtype):
   return module.param(name, init, shape, jnp.float32).astype(dtype)
 
 
-def product(equation, x, weight):
+def product(equation: str, x: Array, weight: Matrix) -> Array:
   """einsum_float32 of float x and a weight that may be quantized.
 
   With a scale per output the product is that of the integers, scaled after it,
@@ -138,7 +148,10 @@ class Adapter(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(
+    self, x: Float[Array, "B T I"], train: bool
+  ) -> Float[Array, "B T O"]:
+    """Returns what the adapter adds, in float32."""
     rank, dtype = self.lora.rank, self.dtype
     a = self.param("a", _like_peft, (x.shape[-1], rank), jnp.float32)
     b = self.param("b", nn.initializers.zeros, (rank, self.outputs))
@@ -153,7 +166,14 @@ def _like_peft(key, shape, dtype):
   return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def adapt(lora, target, x, shape, dtype, train):
+def adapt(
+  lora: lora_lib.Lora | None,
+  target: str,
+  x: Float[Array, "B T ..."],
+  shape: tuple[int, ...],
+  dtype: str,
+  train: bool,
+) -> Float[Array, "B T ..."] | float:
   """What the adapter of a target adds; called within a compact module.
 
   Args:
@@ -195,7 +215,9 @@ class Linear(nn.Module):
   target: str = ""
 
   @nn.compact
-  def __call__(self, x, train=False):
+  def __call__(
+    self, x: Float[Array, "..."], train: bool = False
+  ) -> Float[Array, "..."]:
     """float[B, T, *I] -> [B, T, *O]; without T as well."""
     inputs = x.shape[-self.axes :]
     x = x.astype(self.dtype)

@@ -3,18 +3,27 @@
 Rows: the first axis, of which every device of the mesh axis "data" holds a run.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
 
 
-def local_rows(rows):
+def local_rows(rows: int) -> int:
   """How many of `rows` one device has, by the mesh of jax.set_mesh."""
   shards = _shards()
   return rows if rows % shards else rows // shards
 
 
-def on_each_device(function, shared, rows, sums=()):
+def on_each_device(
+  function: Callable[[Any, Any], tuple[Any, Any]],
+  shared: PyTree[Array],
+  rows: PyTree[Array],
+  sums: PyTree[jax.ShapeDtypeStruct] = (),
+) -> tuple[PyTree[Array], PyTree[Array]]:
   """Applies a function to the rows of each device, there.
 
   So parameters that are split over the same devices (FSDP) are gathered where
@@ -64,7 +73,7 @@ def on_each_device(function, shared, rows, sums=()):
   )(shared, rows)
 
 
-def count(rows, at_once):
+def count(rows: int, at_once: int) -> int:
   """The smallest number of parts of at most `at_once` rows of each device.
 
   Args:
@@ -82,7 +91,11 @@ def count(rows, at_once):
   )
 
 
-def map_rows(function, arrays, num_parts):
+def map_rows(
+  function: Callable[[Any], Any],
+  arrays: tuple[PyTree[Array], ...],
+  num_parts: int,
+) -> PyTree[Array]:
   """Applies `function` to the rows of `arrays`, part by part.
 
   Args:
@@ -99,7 +112,12 @@ def map_rows(function, arrays, num_parts):
   return out
 
 
-def scan_rows(function, carry, arrays, num_parts):
+def scan_rows(
+  function: Callable[[Any, Any], tuple[Any, Any]],
+  carry: PyTree[Array],
+  arrays: tuple[PyTree[Array], ...],
+  num_parts: int,
+) -> tuple[PyTree[Array], PyTree[Array]]:
   """Like `map_rows`, with a value that is handed from part to part.
 
   Args:

@@ -5,17 +5,19 @@ Axes: L layer, B batch, T token, D width.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from paligemma import registry
 from paligemma.models import microbatch
-from paligemma.models.attention.reference import Mask
+from paligemma.models.attention.masks import Mask
 
 REMAT_POLICIES = ("none", "block_inputs")
 
@@ -215,7 +217,16 @@ def _layer(tree, i):
   return jax.tree.map(lambda x: x[i], tree)
 
 
-def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
+def scan_layers(
+  block: Callable[..., tuple[Array, Any]],
+  params: PyTree[Array],
+  x: Float[Array, "B T D"],
+  layers: PyTree[Array],
+  rows: PyTree[Array],
+  *,
+  dtype: str,
+  num_parts: int,
+) -> tuple[Float[Array, "B T D"], PyTree[Array]]:
   """Applies `block` once per layer to the output of the layer before.
 
   The backward pass keeps nothing but the input of every layer, rounded to

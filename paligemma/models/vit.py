@@ -29,7 +29,9 @@ _HIDDEN_AT_ONCE = 2**25
 POOLINGS = ("none", "gap", "map", "tok", "0")
 
 
-def sincos2d(height, width, features, *, max_wavelength=10_000):
+def sincos2d(
+  height: int, width: int, features: int, *, max_wavelength: float = 10_000
+) -> Float[Array, "1 L D"]:
   """Fixed position embedding from the sines and cosines of both coordinates.
 
   Args:
@@ -259,7 +261,9 @@ class Model(nn.Module):
   lora: lora_lib.Lora | None = None
 
   @nn.compact
-  def __call__(self, image, train=False):
+  def __call__(
+    self, image: Float[Array, "B H W 3"], train: bool = False
+  ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
     Args:
@@ -374,7 +378,7 @@ class Model(nn.Module):
     )
 
 
-def make(variant, *, dtype="float32", **overrides):
+def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
   """An image tower from a name such as "So400m/14".
 
   Args:

@@ -9,7 +9,7 @@ import pytest
 
 from paligemma import tree
 from paligemma.models import gemma
-from paligemma.models.attention import reference as attention
+from paligemma.models.attention import masks
 
 BATCH, LENGTH, WIDTH, VOCABULARY = 2, 13, 14, 29
 PROMPT = 8  # positions of the prompt, padding included
@@ -567,7 +567,7 @@ def test_intermediates():
     {"params": case.params}, x, input_mask, mask_ar
   )
   np.testing.assert_array_equal(
-    out["attn_mask"], attention.make_mask(input_mask, mask_ar).dense()
+    out["attn_mask"], masks.make_mask(input_mask, mask_ar).dense()
   )
   np.testing.assert_array_equal(out["pre_logits"], pre_logits)
   assert out["encoded"].shape == x.shape
