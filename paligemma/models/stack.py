@@ -110,10 +110,10 @@ class Stack:
       if owner.is_mutable_collection(name)
     ]
 
-    def run(variables, x, layer, mask, part):
+    def run(variables, x, layer, mask, number):
       rngs = {}
       if "rng" in layer:
-        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
+        rngs["dropout"] = jax.random.fold_in(layer["rng"], number)
       (x, named), new = self.block.apply(
         variables,
         x,
@@ -129,7 +129,9 @@ class Stack:
       variables["cache"] = self._read(owner, "cache")
     if self.scan and self.remat_policy == "block_inputs" and not written:
       batch, length, _ = x.shape
-      num_parts = microbatch.count(batch, self.tokens_at_once // length)
+      num_microbatches = microbatch.find_number(
+        batch, self.tokens_at_once // length
+      )
       x, (named, _) = scan_layers(
         run,
         variables,
@@ -137,7 +139,7 @@ class Stack:
         layers,
         call.mask,
         dtype=self.dtype,
-        num_parts=num_parts,
+        num_microbatches=num_microbatches,
       )
     else:
       x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
@@ -222,10 +224,10 @@ def scan_layers(
   params: PyTree[Array],
   x: Float[Array, "B T D"],
   layers: PyTree[Array],
-  rows: PyTree[Array],
+  shared: PyTree[Array],
   *,
   dtype: str,
-  num_parts: int,
+  num_microbatches: int,
 ) -> tuple[Float[Array, "B T D"], PyTree[Array]]:
   """Applies `block` once per layer to the output of the layer before.
 
@@ -235,21 +237,22 @@ def scan_layers(
   as of jax.checkpoint around each layer. Only parameters that are
   differentiated get a gradient. Matrices are converted to `dtype` before the
   layers run, while they are still split over devices, and so are their
-  gradients after it. The rows of a batch go through a layer in `num_parts`
-  parts, which bounds what stands in memory within a layer.
+  gradients after it.
 
   Args:
-    block: function (params, x, layer, rows, part) -> (x, out), where `params`
-      and `layer` are those of one layer, `part` is the int32[] number of the
-      part, for its random numbers, and `out` is a tree of arrays [B, ...] to
-      look at, which cannot be differentiated. Parts are numbered through over
-      devices, so what is drawn depends on how many there are.
-    params: tree of float[L, ...].
-    x: float[B, T, D].
-    layers: tree of arrays [L, ...] that are not differentiated.
-    rows: tree of arrays [B, ...] that are not differentiated.
+    block: function (params, x, layer, shared, number) -> (x, out), where
+      `params` and `layer` are those of one layer, `number` is the int32[] index
+      of the microbatch, for its random numbers, and `out` is a tree of arrays
+      [B, ...] to look at, which cannot be differentiated. Microbatches are
+      numbered through over devices, so what is drawn depends on how many there
+      are.
+    params: float[L, ...].
+    x: the input of the first layer.
+    layers: arrays [L, ...] that are not differentiated.
+    shared: arrays [B, ...] that all layers get, not differentiated.
     dtype: compute dtype.
-    num_parts: int, divides the rows of each device.
+    num_microbatches: how many microbatches go through a layer one by one, which
+      bounds what stands in memory within it; divides the examples of a device.
 
   Returns:
     Tuple of float[B, T, D] and what the blocks gave out, arrays [L, B, ...].
@@ -264,58 +267,63 @@ def scan_layers(
     return p if keeps else p.astype(dtype)
 
   params = jax.tree_util.tree_map_with_path(convert, params)
-  return _scan(block, dtype, num_parts, params, x, layers, rows)
+  return _scan(block, dtype, num_microbatches, params, x, layers, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(block, dtype, num_parts, params, x, layers, rows):
-  y, (_, out) = _forward(block, None, num_parts, params, x, layers, rows)
+def _scan(block, dtype, num_microbatches, params, x, layers, shared):
+  y, (_, out) = _forward(
+    block, None, num_microbatches, params, x, layers, shared
+  )
   return y, out
 
 
-def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
+def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
   def step(x, layer):
     index, layer = layer
     kept = None if kept_dtype is None else x.astype(kept_dtype)
 
-    def on_device(shared, rows):
-      params, index, layer = shared
+    def on_device(of_layer, arrays):
+      params, index, layer = of_layer
 
-      def one_part(part):
-        number, x, rows = part
-        return block(_take(params, index, number), x, layer, rows, number)
+      def one_microbatch(arrays):
+        number, x, shared = arrays
+        return block(_take(params, index, number), x, layer, shared, number)
 
-      return (), microbatch.map_rows(one_part, rows, num_parts)
+      return (), microbatch.map_microbatches(
+        one_microbatch, arrays, num_microbatches
+      )
 
-    shared = (*_to_share(params, index, len(x)), layer)
-    _, (x, out) = microbatch.on_each_device(on_device, shared, (x, rows))
+    of_layer = (*_to_share(params, index, len(x)), layer)
+    _, (x, out) = microbatch.on_each_device(on_device, of_layer, (x, shared))
     return x, (kept, out)
 
   return jax.lax.scan(step, x, (_indices(params), layers))
 
 
-def _scan_fwd(block, dtype, num_parts, params, x, layers, rows):
-  marks = jax.tree.map(lambda p: () if p.perturbed else None, params)
-  params, x, layers, rows = jax.tree.map(
-    lambda p: p.value, (params, x, layers, rows)
+def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
+  is_trained = jax.tree.map(lambda p: () if p.perturbed else None, params)
+  params, x, layers, shared = jax.tree.map(
+    lambda p: p.value, (params, x, layers, shared)
   )
-  y, (kept, out) = _forward(block, dtype, num_parts, params, x, layers, rows)
-  return (y, out), (params, marks, kept, layers, rows)
+  y, (kept, out) = _forward(
+    block, dtype, num_microbatches, params, x, layers, shared
+  )
+  return (y, out), (params, is_trained, kept, layers, shared)
 
 
-def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
+def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
   del dtype
   dy, of_out = cotangents
   zero = jax.custom_derivatives.SymbolicZero
   if not all(isinstance(x, zero) for x in jax.tree.leaves(of_out)):
     raise ValueError(
       "no gradient passes through what blocks give out on the way: they are "
-      "computed again in the backward pass; set remat_policy to another than "
-      '"block_inputs"'
+      'computed again in the backward pass; set remat_policy to "none"'
     )
-  params, marks, kept, layers, rows = residuals
+  params, is_trained, kept, layers, shared = residuals
   leaves, treedef = jax.tree.flatten(params)
-  trains = [mark is not None for mark in treedef.flatten_up_to(marks)]
+  trains = [mark is not None for mark in treedef.flatten_up_to(is_trained)]
   trained = [p for p, t in zip(leaves, trains, strict=True) if t]
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
@@ -323,11 +331,11 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
   def step(dy, layer):
     index, kept, layer = layer
 
-    def on_device(shared, rows):
-      leaves, index, layer = shared
+    def on_device(of_layer, arrays):
+      leaves, index, layer = of_layer
 
-      def one_part(total, part):
-        number, kept, dy, rows = part
+      def one_microbatch(total, arrays):
+        number, kept, dy, shared = arrays
         here = _take(leaves, index, number)
 
         def run(trained, x):
@@ -335,7 +343,7 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
           params = [
             next(trained) if t else p for p, t in zip(here, trains, strict=True)
           ]
-          return block(treedef.unflatten(params), x, layer, rows, number)[0]
+          return block(treedef.unflatten(params), x, layer, shared, number)[0]
 
         trained = [p for p, t in zip(here, trains, strict=True) if t]
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
@@ -343,14 +351,16 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
         add = zip(total, grads, strict=True)
         return [t + g.astype(t.dtype) for t, g in add], dx
 
-      nothing = [jnp.zeros(like.shape, like.dtype) for like in sums]
-      return microbatch.scan_rows(one_part, nothing, rows, num_parts)
+      zeros = [jnp.zeros(like.shape, like.dtype) for like in sums]
+      return microbatch.scan_microbatches(
+        one_microbatch, zeros, arrays, num_microbatches
+      )
 
     sums = [jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for p in trained]
     grads, dx = microbatch.on_each_device(
       on_device,
       (*_to_share(leaves, index, len(dy)), layer),
-      (kept, dy, rows),
+      (kept, dy, shared),
       sums,
     )
     return dx, [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
@@ -370,20 +380,20 @@ def _indices(params):
   return jnp.arange(len(jax.tree.leaves(params)[0]))
 
 
-def _to_share(params, index, rows):
+def _to_share(params, index, batch):
   """The stack and the layer's index in it, or if gathered that layer alone."""
-  if microbatch.local_rows(rows) == rows:
+  if microbatch.local_batch(batch) == batch:
     return params, index
   take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
   return jax.tree.map(lambda p: take(p, index), params), jnp.int32(0)
 
 
-def _take(params, index, part):
+def _take(params, index, number):
   """The parameters of a layer, read where they are used.
 
-  `part` >> 31 is 0. XLA does not know that, and so does not copy them in front
-  of the loop over parts.
+  `number` >> 31 is 0. XLA does not know that, and so does not copy them in
+  front of the loop over microbatches.
   """
-  index = index + (part >> 31)
+  index = index + (number >> 31)
   take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
   return jax.tree.map(lambda p: take(p, index), params)

@@ -244,7 +244,7 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
   rows, length = targets.shape
   one = jax.ShapeDtypeStruct((rows, 1, features.shape[-1]), features.dtype)
   vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
-  size = _LOGITS_AT_ONCE // (microbatch.local_rows(rows) * vocab_size)
+  size = _LOGITS_AT_ONCE // (microbatch.local_batch(rows) * vocab_size)
   size = min(max(size, 1), length)
   counts = weights != 0
   rounds = -(-counts.sum(axis=1).max() // size)

@@ -45,9 +45,15 @@ def plain(params, x):
   return x
 
 
-def scanned(params, x, *, dtype="float32", num_parts=1):
+def scanned(params, x, *, dtype="float32", num_microbatches=1):
   return scan_layers(
-    block, params, x, LAYERS, ROWS, dtype=dtype, num_parts=num_parts
+    block,
+    params,
+    x,
+    LAYERS,
+    ROWS,
+    dtype=dtype,
+    num_microbatches=num_microbatches,
   )[0]
 
 
@@ -62,9 +68,9 @@ def gradients(run, names):
 
 
 @pytest.mark.parametrize("names", [["trained"], ["norm", "frozen"], []])
-@pytest.mark.parametrize("num_parts", [1, 2, 3])
-def test_values_and_gradients_are_those_of_the_layers(num_parts, names):
-  run = functools.partial(scanned, num_parts=num_parts)
+@pytest.mark.parametrize("num_microbatches", [1, 2, 3])
+def test_values_and_gradients_are_those_of_the_layers(num_microbatches, names):
+  run = functools.partial(scanned, num_microbatches=num_microbatches)
   np.testing.assert_allclose(run(PARAMS, X), plain(PARAMS, X), 1e-5, 1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
@@ -77,7 +83,7 @@ def test_over_devices():
   mesh = sharding.make_mesh(data=2, model=4)
   expected = gradients(plain, PARAMS)
   with jax.set_mesh(mesh):
-    found = gradients(functools.partial(scanned, num_parts=3), PARAMS)
+    found = gradients(functools.partial(scanned, num_microbatches=3), PARAMS)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     found,
@@ -95,7 +101,7 @@ def test_one_rounded_input_a_layer_is_kept():
 
 
 def test_bfloat16_gradients_are_near():
-  run = functools.partial(scanned, dtype="bfloat16", num_parts=2)
+  run = functools.partial(scanned, dtype="bfloat16", num_microbatches=2)
   found, expected = gradients(run, PARAMS), gradients(plain, PARAMS)
 
   def compare(a, b):
@@ -118,21 +124,33 @@ def test_a_frozen_matrix_costs_no_gradient():
   assert products(["trained"]) < products(["trained", "frozen"])
 
 
-def test_every_part_has_its_number():
+def test_every_microbatch_has_its_number():
   def number(params, x, layer, rows, part):
     return x + params["w"] * 0 + part, ()
 
   params = {"w": jnp.ones((L,))}
   out, _ = scan_layers(
-    number, params, jnp.zeros((B, 1, 1)), (), (), dtype="float32", num_parts=3
+    number,
+    params,
+    jnp.zeros((B, 1, 1)),
+    (),
+    (),
+    dtype="float32",
+    num_microbatches=3,
   )
   np.testing.assert_array_equal(out[:, 0, 0], [0, 0, L, L, 2 * L, 2 * L])
 
 
-@pytest.mark.parametrize("num_parts", [1, 3])
-def test_what_the_blocks_give_out(num_parts):
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_what_the_blocks_give_out(num_microbatches):
   _, out = scan_layers(
-    block, PARAMS, X, LAYERS, ROWS, dtype="float32", num_parts=num_parts
+    block,
+    PARAMS,
+    X,
+    LAYERS,
+    ROWS,
+    dtype="float32",
+    num_microbatches=num_microbatches,
   )
   x = X
   for i in range(L):
@@ -144,7 +162,7 @@ def test_what_the_blocks_give_out(num_parts):
 def test_what_the_blocks_give_out_has_no_gradient():
   def total(params):
     x, out = scan_layers(
-      block, params, X, LAYERS, ROWS, dtype="float32", num_parts=1
+      block, params, X, LAYERS, ROWS, dtype="float32", num_microbatches=1
     )
     return jnp.sum(x) + jnp.sum(out["y"])
 

@@ -15,7 +15,7 @@ from paligemma.models.attention import chunked, flash
 from paligemma.models.attention import gpu as gpu_attention
 from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import einsum_float32
-from paligemma.models.microbatch import local_rows
+from paligemma.models.microbatch import local_batch
 
 IMPLEMENTATIONS = (
   "auto",
@@ -182,7 +182,7 @@ def _choose(q, k, mask, cap):
 def _count_parts(q, k):
   """How many parts of the queries keep the logits of a device small."""
   batch, length, heads, _ = q.shape
-  logits = local_rows(batch) * heads * length * k.shape[1]
+  logits = local_batch(batch) * heads * length * k.shape[1]
   at_once = _LOGITS_IN_CACHE if _platform() == "cpu" else _LOGITS_AT_ONCE
   return -(-logits // at_once)
 
@@ -228,7 +228,7 @@ def _on_each_device(function, rows, shared):
   if not axes:
     return function(rows, shared)
   batch = rows[0].shape[0]
-  split = PartitionSpec("data" if local_rows(batch) < batch else None)
+  split = PartitionSpec("data" if local_batch(batch) < batch else None)
   return jax.shard_map(
     function,
     in_specs=(split, PartitionSpec()),
