@@ -37,10 +37,8 @@ MAY_IMPORT = {
     "registry",
     "lora.config",
     "quantization",
-    "reordered",
   ),
-  "paligemma.reordered": (),
-  "paligemma.decoding": ("tree", "registry", "variants", "reordered"),
+  "paligemma.decoding": ("tree", "registry", "variants", "models.cpu"),
   "paligemma.training": ("variants", "tree", "registry", "models.microbatch"),
   "paligemma.checkpoints": (
     "variants",

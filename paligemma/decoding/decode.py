@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from paligemma import reordered
 from paligemma.decoding import beam, samplers
 from paligemma.decoding.decoded import Decoded
 from paligemma.decoding.grammar import automaton
+from paligemma.models import cpu
 
 # Lengths that prompts are padded to, so that few programs are compiled.
 PROMPT_BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
@@ -216,7 +216,7 @@ def _pad_prompts(text, buckets):
 
 
 @functools.partial(
-  reordered.Program,
+  cpu.fast_math_jit,
   static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
 )
 def program(

@@ -8,20 +8,23 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, H head dim, D width, F hidden width of the MLP, V vocabulary.
 """
 
+import dataclasses
 import numbers
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import quantization, registry, variants
 from paligemma.lora import config as lora_lib
-from paligemma.models import few_rows, microbatch, stack
+from paligemma.models import cpu
+from paligemma.models.attention import masks
 from paligemma.models.attention import reference as attention
 from paligemma.models.linear import adapt, matrix, product
-from paligemma.models.remat import remat
-from paligemma.models.rows import take
+from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
 _HIDDEN_AT_ONCE = 2**26
@@ -43,7 +46,8 @@ class Einsum(nn.Module):
   dtype: str = "float32"
 
   @nn.compact
-  def __call__(self, equation, x):
+  def __call__(self, equation: str, x: Float[Array, "..."]) -> Array:
+    """Returns the product of x and the weight."""
     w = matrix(self, "w", self.init, self.shape, self.dtype)
     return product(equation, x.astype(self.dtype), w)
 
@@ -58,7 +62,8 @@ class RMSNorm(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    """Returns x with a root mean square of one, times the gain."""
     scale = self.param(
       "scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
     )
@@ -75,7 +80,7 @@ class Embedder(nn.Module):
   width: int
   dtype: str = "float32"
 
-  def setup(self):
+  def setup(self) -> None:
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=1, out_axis=0
     )
@@ -87,113 +92,121 @@ class Embedder(nn.Module):
         "input_embedding", init, shape, jnp.float32
       )
 
-  def encode(self, tokens):
+  def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """int[B, T] -> float32[B, T, D], scaled by the square root of D.
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
-    rows = jax.tree.map(lambda x: take(x, tokens), self.input_embedding)
+    rows = jax.tree.map(lambda x: cpu.gather(x, tokens), self.input_embedding)
     if quantization.is_quantized(rows):
       rows = quantization.dequantize(rows, jnp.float32)
     return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
-  def decode(self, x):
-    """float[B, T, D] -> float32[B, T, V]."""
+  def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    """Returns the product with every row of the table, in float32."""
     batch, length, width = x.shape
-    # Of two axes: with three, XLA on CPUs transposes the table in every step.
     table = self.input_embedding
-    if not quantization.is_quantized(table):
-      table = table.astype(self.dtype)
+    is_quantized = quantization.is_quantized(table)
+    table = table if is_quantized else table.astype(self.dtype)
+    # Of two axes: with three, XLA on CPUs transposes the table in every step.
     x = x.reshape(batch * length, width).astype(self.dtype)
-    if few_rows.is_faster(x, table):
-      logits = few_rows.multiply(x, table)
+    values = table.get("int8") if is_quantized else table
+    if cpu.is_matvec_faster(x, values):
+      logits = cpu.matvec(x, values)
+      if is_quantized:
+        logits *= table[quantization.SCALE].T
     else:
       logits = product("XD,VD->XV", x, table)
     return logits.reshape(batch, length, -1)
 
 
-class Attention(nn.Module):
-  """Multi-head, grouped or multi-query attention with RoPE and a cache."""
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """What a block is built of: see Model, whose fields these are.
+
+  Attributes:
+    query_scale: what the queries are multiplied by.
+  """
 
   num_heads: int
   num_kv_heads: int
   head_dim: int
+  mlp_dim: int
   query_scale: float
-  logits_softcap: float | None
+  norm_eps: float
+  post_norms: bool
+  attn_logits_softcap: float | None
+  dropout: float
   dtype: str
   attention: str
   lora: lora_lib.Lora | None
 
-  @nn.compact
-  def __call__(self, x, window, mask, cache_index, mode, cache_size):
-    """Mixes float[B, T, D] over the keys that `mask` and `window` allow.
 
-    In mode "prefill" the keys and values are also written to the front of a
-    new cache of `cache_size` positions; in mode "extend" they go to position
-    `cache_index` int[] of the cache, and the query attends to all of it.
-    """
-    width = x.shape[-1]
-    q, k, v = self._project(x, mode == "train")
-    q = attention.apply_rope(q, mask.query_position)
-    k = attention.apply_rope(k, mask.query_position)
-    if mode == "prefill":
-      room = [(0, 0), (0, cache_size - k.shape[1]), (0, 0), (0, 0)]
+class Attention(nn.Module):
+  """Multi-head, grouped or multi-query attention with RoPE and a cache."""
+
+  config: BlockConfig
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "B T D"], call: Call
+  ) -> Float[Array, "B T D"]:
+    """Mixes the positions of x as `call` says, in the compute dtype."""
+    config, width = self.config, x.shape[-1]
+    q, k, v = self._project(x, call.train)
+    q = attention.apply_rope(q, call.mask.query_position)
+    k = attention.apply_rope(k, call.mask.query_position)
+    if call.mode == "prefill":
+      room = [(0, 0), (0, call.cache_size - k.shape[1]), (0, 0), (0, 0)]
       self.put_variable("cache", "k", jnp.pad(k, room))
       self.put_variable("cache", "v", jnp.pad(v, room))
-    elif mode == "extend":
-      k = self._append("k", k, cache_index)
-      v = self._append("v", v, cache_index)
+    elif call.mode == "extend":
+      k = self._append("k", k, call.cache_index)
+      v = self._append("v", v, call.cache_index)
     mixed = attention.attend(
       q,
       k,
       v,
-      mask,
-      scale=self.query_scale,
-      logits_softcap=self.logits_softcap,
-      window=window,
-      implementation=self.attention,
+      call.mask,
+      scale=config.query_scale,
+      logits_softcap=config.attn_logits_softcap,
+      window=call.window,
+      implementation=config.attention,
     )
-    out = Einsum(
-      (self.num_heads, self.head_dim, width),
+    out = self._einsum(
+      "attn_vec_einsum",
+      (config.num_heads, config.head_dim, width),
       _fan_in((0, 1), (2,)),
-      self.dtype,
-      name="attn_vec_einsum",
     )("BTNH,NHD->BTD", mixed)
-    out += self._adapt("out", mixed, (width,), mode == "train")
-    return out.astype(self.dtype)
+    out += self._adapt("out", mixed, (width,), call.train)
+    return out.astype(config.dtype)
+
+  def _einsum(self, name, shape, init):
+    return Einsum(shape, init, self.config.dtype, name=name)
 
   def _adapt(self, target, x, shape, train):
     target = f"llm/attn/{target}"
-    return adapt(self.lora, target, x, shape, self.dtype, train)
+    return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
 
   def _project(self, x, train):
     q, k, v = self._multiply(x)
     q += self._adapt("q", x, q.shape[2:], train)
     k += self._adapt("k", x, k.shape[2:], train)
     v += self._adapt("v", x, v.shape[2:], train)
-    return [y.astype(self.dtype) for y in (q, k, v)]
+    return [y.astype(self.config.dtype) for y in (q, k, v)]
 
   def _multiply(self, x):
-    width = x.shape[-1]
-    if self.num_kv_heads == self.num_heads:
-      return Einsum(
-        (3, self.num_heads, width, self.head_dim),
-        _fan_in((2,), (0, 1, 3)),
-        self.dtype,
-        name="qkv_einsum",
-      )("BTD,3NDH->3BTNH", x)
-    q = Einsum(
-      (self.num_heads, width, self.head_dim),
-      _fan_in((1,), (0, 2)),
-      self.dtype,
-      name="q_einsum",
+    width, head_dim = x.shape[-1], self.config.head_dim
+    num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
+    fan_in = _fan_in((2,), (0, 1, 3))
+    if num_kv_heads == num_heads:
+      shape = 3, num_heads, width, head_dim
+      return self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
+    q = self._einsum(
+      "q_einsum", (num_heads, width, head_dim), _fan_in((1,), (0, 2))
     )("BTD,NDH->BTNH", x)
-    k, v = Einsum(
-      (2, self.num_kv_heads, width, self.head_dim),
-      _fan_in((2,), (0, 1, 3)),
-      self.dtype,
-      name="kv_einsum",
-    )("BTD,2KDH->2BTKH", x)
+    shape = 2, num_kv_heads, width, head_dim
+    k, v = self._einsum("kv_einsum", shape, fan_in)("BTD,2KDH->2BTKH", x)
     return q, k, v
 
   def _append(self, name, new, cache_index):
@@ -214,37 +227,34 @@ class FeedForward(nn.Module):
   float32.
   """
 
-  mlp_dim: int
-  dtype: str
-  lora: lora_lib.Lora | None
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, x, train):
-    width, hidden_shape = x.shape[-1], (self.mlp_dim,)
+  def __call__(
+    self, x: Float[Array, "B T D"], train: bool
+  ) -> Float[Array, "B T D"]:
+    """Returns the sum over F in float32."""
+    width, mlp_dim, dtype = x.shape[-1], self.config.mlp_dim, self.config.dtype
     gating = matrix(
-      self,
-      "gating_einsum",
-      _fan_in((1,), (0, 2)),
-      (2, width, self.mlp_dim),
-      self.dtype,
+      self, "gating_einsum", _fan_in((1,), (0, 2)), (2, width, mlp_dim), dtype
     )
     linear = matrix(
-      self, "linear", _fan_in((0,), (1,)), (self.mlp_dim, width), self.dtype
+      self, "linear", _fan_in((0,), (1,)), (mlp_dim, width), dtype
     )
-    x = x.astype(self.dtype)
+    x = x.astype(dtype)
     # In float16 they would overflow; bfloat16 takes half the memory.
-    kept = "float32" if self.dtype == "float16" else self.dtype
+    kept = "float32" if dtype == "float16" else dtype
 
     def project(i, target):
       out = product("BTD,DF->BTF", x, jax.tree.map(lambda w: w[i], gating))
-      return (out + self._adapt(target, x, hidden_shape, train)).astype(kept)
+      return (out + self._adapt(target, x, (mlp_dim,), train)).astype(kept)
 
     gate, up = project(0, "gate"), project(1, "up")
-    headroom = 64.0 if jnp.dtype(self.dtype) == jnp.float16 else 1.0
+    headroom = 64.0 if dtype == "float16" else 1.0
 
     def combine(gate, up):
       gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
-      return (nn.gelu(gate) * (up / headroom)).astype(self.dtype)
+      return (nn.gelu(gate) * (up / headroom)).astype(dtype)
 
     # The backward pass keeps gate and up, not the steps between.
     hidden = jax.checkpoint(combine, prevent_cse=False)(gate, up)
@@ -253,7 +263,7 @@ class FeedForward(nn.Module):
 
   def _adapt(self, target, x, shape, train):
     target = f"llm/mlp/{target}"
-    return adapt(self.lora, target, x, shape, self.dtype, train)
+    return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
 
 
 class Block(nn.Module):
@@ -263,64 +273,27 @@ class Block(nn.Module):
   front of that of the MLP.
   """
 
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_dim: int
-  query_scale: float
-  norm_eps: float
-  post_norms: bool
-  attn_logits_softcap: float | None
-  dropout: float
-  dtype: str
-  attention: str
-  lora: lora_lib.Lora | None
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, x, window, mask, cache_index, mode, size):
-    drop = nn.Dropout(self.dropout, deterministic=mode != "train")
+  def __call__(
+    self, x: Float[Array, "B T D"], call: Call
+  ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
+    """Returns the new residual stream, and no intermediates."""
+    config = self.config
+    drop = nn.Dropout(config.dropout, deterministic=not call.train)
 
-    y = RMSNorm(self.norm_eps, name="pre_attention_norm")(x)
-    y = Attention(
-      num_heads=self.num_heads,
-      num_kv_heads=self.num_kv_heads,
-      head_dim=self.head_dim,
-      query_scale=self.query_scale,
-      logits_softcap=self.attn_logits_softcap,
-      dtype=self.dtype,
-      attention=self.attention,
-      lora=self.lora,
-      name="attn",
-    )(y, window, mask, cache_index, mode, size)
-    if self.post_norms:
-      y = RMSNorm(self.norm_eps, name="post_attention_norm")(y)
+    y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
+    y = Attention(config, name="attn")(y, call)
+    if config.post_norms:
+      y = RMSNorm(config.norm_eps, name="post_attention_norm")(y)
     x = x + drop(y.astype(jnp.float32))
 
-    y = RMSNorm(self.norm_eps, name="pre_ffw_norm")(x)
-    mlp = FeedForward(self.mlp_dim, self.dtype, self.lora, name="mlp")
-    y = drop(mlp(y, mode == "train"))
-    if self.post_norms:
-      y = RMSNorm(self.norm_eps, name="post_ffw_norm")(y)
-    return x + y, None
-
-
-class LoopedLayers(nn.Module):
-  """The layers one by one, for a checkpoint or a debugger that wants them so.
-
-  Called like the scanned block: `window` int32[L], if there is one, holds one
-  entry per layer, everything else is shared.
-  """
-
-  depth: int
-  block: type[nn.Module]
-  sizes: dict[str, float | int | str | bool | None]
-
-  @nn.compact
-  def __call__(self, x, window, *shared):
-    for i in range(self.depth):
-      own = None if window is None else window[i]
-      x, _ = self.block(**self.sizes, name=str(i))(x, own, *shared)
-    return x, None
+    y = RMSNorm(config.norm_eps, name="pre_ffw_norm")(x)
+    y = drop(FeedForward(config, name="mlp")(y, call.train))
+    if config.post_norms:
+      y = RMSNorm(config.norm_eps, name="post_ffw_norm")(y)
+    return x + y, {}
 
 
 class Model(nn.Module):
@@ -330,11 +303,11 @@ class Model(nn.Module):
     width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
     norm_eps, query_scale, post_norms, attn_logits_softcap,
     final_logits_softcap, sliding_window: see variants.Gemma. How window and
-    prefix meet: attention.Mask.
+    prefix meet: masks.Mask.
     dropout: float, rate on the output of each attention and MLP.
     scan: bool, layers stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
-    remat_policy: see models/remat.py.
+    remat_policy: see stack.Stack.
     dtype: compute dtype of matrix products and cache: "float32", "bfloat16" or
       "float16". Norms, RoPE, softmax, logits and residual sums are float32.
     attention: how, see attention.attend; "auto" or the name of one.
@@ -361,39 +334,24 @@ class Model(nn.Module):
   attention: str = "auto"
   lora: lora_lib.Lora | None = None
 
-  def setup(self):
-    sizes = self._block_sizes()
-    block = remat(
-      Block, self.remat_policy, scan=self.scan, static_argnums=(5, 6)
-    )
+  def setup(self) -> None:
     self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
-    if self.scan:
-      self.layers = nn.scan(
-        block,
-        variable_axes={"params": 0, "cache": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *4 * [nn.broadcast]),
-        length=self.depth,
-      )(**sizes)
-    else:
-      self.layers = LoopedLayers(self.depth, block, sizes)
     self.final_norm = RMSNorm(self.norm_eps)
-
-  def _block_sizes(self):
-    return {
-      "num_heads": self.num_heads,
-      "num_kv_heads": self.num_kv_heads,
-      "head_dim": self.head_dim,
-      "mlp_dim": self.mlp_dim,
-      "query_scale": self._find_query_scale(),
-      "norm_eps": self.norm_eps,
-      "post_norms": self.post_norms,
-      "attn_logits_softcap": self.attn_logits_softcap,
-      "dropout": self.dropout,
-      "dtype": self.dtype,
-      "attention": self.attention,
-      "lora": self.lora,
+    fields = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(BlockConfig)
     }
+    config = BlockConfig(**fields | {"query_scale": self._find_query_scale()})
+    self.layers = Stack(
+      Block(config, parent=None),
+      self.depth,
+      name="layers",
+      name_apart="layers/{}",
+      scan=self.scan,
+      remat_policy=self.remat_policy,
+      dtype=self.dtype,
+      tokens_at_once=_HIDDEN_AT_ONCE // self.mlp_dim,
+    )
 
   def _find_query_scale(self):
     """What the queries are multiplied by."""
@@ -411,11 +369,13 @@ class Model(nn.Module):
       )
     return divisor**-0.5
 
-  def embed_tokens(self, tokens):
+  def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
     """Token ids int[B, T] -> embeddings float32[B, T, D], times sqrt(D)."""
     return self.embedder.encode(tokens)
 
-  def compute_logits(self, pre_logits):
+  def compute_logits(
+    self, pre_logits: Float[Array, "B T D"]
+  ) -> Float[Array, "B T V"]:
     """float[B, T, D] -> logits float32[B, T, V], soft-capped.
 
     Every path comes through here, so that training, prefill and extension
@@ -424,13 +384,19 @@ class Model(nn.Module):
     logits = self.embedder.decode(pre_logits)
     return attention.soft_cap(logits, self.final_logits_softcap)
 
-  def __call__(self, x, input_mask, mask_ar, train=False):
+  def __call__(
+    self,
+    x: Float[Array, "B T D"],
+    input_mask: Bool[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    train: bool = False,
+  ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
 
     Args:
       x: float[B, T, D] embeddings.
       input_mask: bool[B, T], True at a token, False at padding.
-      mask_ar: int[B, T], see attention.make_mask.
+      mask_ar: int[B, T], see masks.make_mask.
       train: bool, whether dropout is on.
 
     Returns:
@@ -439,9 +405,16 @@ class Model(nn.Module):
       final norm, "pre_logits" after it.
     """
     mode = "train" if train else "eval"
-    return self._run_prompt(x, input_mask, mask_ar, mode, None)
+    return self._run_prompt(x, input_mask, mask_ar, mode)
 
-  def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
+  def prefill_cache(
+    self,
+    x: Float[Array, "B T D"],
+    input_mask: Bool[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    *,
+    cache_size: int,
+  ) -> Float[Array, "B 1 V"]:
     """Runs a prompt and keeps its keys and values in the "cache" collection.
 
     The prompt stays where it is, padding in the middle or at the end
@@ -468,7 +441,7 @@ class Model(nn.Module):
       x, input_mask, mask_ar, "prefill", cache_size
     )
     room = [(0, 0), (0, cache_size - length)]
-    positions = attention.make_mask(input_mask, mask_ar).query_position
+    positions = masks.make_mask(input_mask, mask_ar).query_position
     self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
     self.put_variable("cache", "positions", jnp.pad(positions, room))
     self.put_variable("cache", "next_index", jnp.int32(length))
@@ -477,7 +450,7 @@ class Model(nn.Module):
     last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
     return self.compute_logits(last)
 
-  def extend_cache(self, x):
+  def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
     """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
 
     The new token sees every valid token before it and itself. The caller stops
@@ -494,13 +467,13 @@ class Model(nn.Module):
     self.put_variable("cache", "positions", key_positions)
     self.put_variable("cache", "next_index", index + 1)
 
-    mask = attention.make_next_mask(input_mask, key_positions, positions)
-    x = self._run_layers(x, mask, index, "extend", None)
+    mask = masks.make_next_mask(input_mask, key_positions, positions)
+    x = self._run_layers(x, Call("extend", mask, cache_index=index))
     return self.compute_logits(self.final_norm(x))
 
-  def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size):
-    mask = attention.make_mask(input_mask, mask_ar)
-    encoded = self._run_layers(x, mask, None, mode, cache_size)
+  def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size=None):
+    mask = masks.make_mask(input_mask, mask_ar)
+    encoded = self._run_layers(x, Call(mode, mask, cache_size=cache_size))
     pre_logits = self.final_norm(encoded)
     out = {
       "attn_mask": mask.dense(),
@@ -509,57 +482,16 @@ class Model(nn.Module):
     }
     return pre_logits, out
 
-  def _run_layers(self, x, mask, cache_index, mode, cache_size):
-    x = x.astype(jnp.float32)
-    window = None
+  def _run_layers(self, x, call):
     if self.sliding_window is not None:
       is_local = jnp.arange(self.depth) % 2 == 0
       window = jnp.where(is_local, self.sliding_window, _EVERYWHERE)
-    if (
-      self.remat_policy == "block_inputs"
-      and self.scan
-      and mode in ("train", "eval")
-      and not self.is_initializing()
-      and not self.is_mutable_collection("intermediates")
-    ):
-      return self._scan_layers(x, window, mask, mode)
-    return self.layers(x, window, mask, cache_index, mode, cache_size)[0]
-
-  def _scan_layers(self, x, window, mask, mode):
-    """The same as self.layers, with little memory for the backward pass."""
-    layers = {"window": window}
-    if mode == "train" and self.has_rng("dropout"):
-      layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
-    block = Block(**self._block_sizes(), parent=None)
-
-    def run_block(params, x, layer, mask, part):
-      rngs = {}
-      if "rng" in layer:
-        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
-      x, _ = block.apply(
-        {"params": params},
-        x,
-        layer["window"],
-        mask,
-        None,
-        mode,
-        None,
-        rngs=rngs,
-      )
-      return x, ()
-
-    batch, length, _ = x.shape
-    num_parts = microbatch.count(
-      batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim)
-    )
-    params = self.variables["params"]["layers"]
-    x, _ = stack.scan_layers(
-      run_block, params, x, layers, mask, dtype=self.dtype, num_parts=num_parts
-    )
+      call = call.replace(window=window)
+    x, _ = self.layers(self, x.astype(jnp.float32), call)
     return x
 
 
-def make(variant, *, dtype="float32", **overrides):
+def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
   """A decoder from a name in variants.GEMMA, fields overridden by keyword.
 
   Raises:

@@ -1,21 +1,33 @@
-"""The rows of a batch in parts, one after the other, to save memory.
+"""A batch in microbatches, one after the other, to save memory.
 
-Rows: the first axis, of which every device of the mesh axis "data" holds a run.
+Batch: the first axis of arrays, split over the devices of mesh axis "data".
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, PyTree
 
 
-def local_rows(rows):
-  """How many of `rows` one device has, by the mesh of jax.set_mesh."""
+def local_batch(batch: int) -> int:
+  """How many of `batch` examples one device has, by the mesh of jax.set_mesh.
+
+  All of them, if the devices cannot share them equally.
+  """
   shards = _shards()
-  return rows if rows % shards else rows // shards
+  return batch if batch % shards else batch // shards
 
 
-def on_each_device(function, shared, rows, sums=()):
-  """Applies a function to the rows of each device, there.
+def on_each_device(
+  function: Callable[[Any, Any], tuple[Any, Any]],
+  shared: PyTree[Array],
+  arrays: PyTree[Array],
+  sums: PyTree[jax.ShapeDtypeStruct] = (),
+) -> tuple[PyTree[Array], PyTree[Array]]:
+  """Applies a function on each device to the examples there.
 
   So parameters that are split over the same devices (FSDP) are gathered where
   they are handed over, and the sums of their gradients come back split. Left to
@@ -23,24 +35,24 @@ def on_each_device(function, shared, rows, sums=()):
   traffic.
 
   Args:
-    function: of (shared, rows), returns (sums, rows).
-    shared: tree of arrays that every device gets whole.
-    rows: tree of arrays with the same rows.
-    sums: tree of jax.ShapeDtypeStruct, what the function sums over its rows.
+    function: of (shared, arrays), returns (sums, arrays).
+    shared: what every device gets whole.
+    arrays: what is split over the devices, [B, ...].
+    sums: what the function sums over its examples.
 
   Returns:
-    What the function returns: the sums over all rows, and the rows.
+    What the function returns: the sums over all examples, and the arrays.
   """
-  (total,) = {x.shape[0] for x in jax.tree.leaves(rows)}
-  if local_rows(total) == total:
-    return function(shared, rows)
+  (batch,) = {x.shape[0] for x in jax.tree.leaves(arrays)}
+  if local_batch(batch) == batch:
+    return function(shared, arrays)
   shards = _shards()
 
   def split_axis(x):
     free = [i for i, size in enumerate(x.shape) if size % shards == 0]
     return max(free, key=lambda i: x.shape[i], default=None)
 
-  def place(x):
+  def spec(x):
     axis = split_axis(x)
     axes = () if axis is None else (*axis * (None,), "data")
     return PartitionSpec(*axes)
@@ -51,30 +63,30 @@ def on_each_device(function, shared, rows, sums=()):
       return jax.lax.psum(x, "data")
     return _sum_split(x, axis)
 
-  def run(shared, rows):
-    sums, rows = function(shared, rows)
-    return jax.tree.map(add, sums), rows
+  def run(shared, arrays):
+    sums, arrays = function(shared, arrays)
+    return jax.tree.map(add, sums), arrays
 
   return jax.shard_map(
     run,
     in_specs=(PartitionSpec(), PartitionSpec("data")),
-    out_specs=(jax.tree.map(place, sums), PartitionSpec("data")),
+    out_specs=(jax.tree.map(spec, sums), PartitionSpec("data")),
     axis_names={"data"},
     check_vma=False,
-  )(shared, rows)
+  )(shared, arrays)
 
 
-def count(rows, at_once):
-  """The smallest number of parts of at most `at_once` rows of each device.
+def find_number(batch: int, at_once: int) -> int:
+  """The smallest number of microbatches of at most `at_once` examples a device.
 
   Args:
-    rows: int, of all devices.
-    at_once: int; at least one row is taken.
+    batch: examples of all devices.
+    at_once: at least one example is taken.
 
   Returns:
-    int that divides the rows of a device.
+    A divisor of the examples of a device.
   """
-  local = local_rows(rows)
+  local = local_batch(batch)
   return next(
     n
     for n in range(1, local + 1)
@@ -82,42 +94,51 @@ def count(rows, at_once):
   )
 
 
-def map_rows(function, arrays, num_parts):
-  """Applies `function` to the rows of `arrays`, part by part.
+def map_microbatches(
+  function: Callable[[Any], Any],
+  arrays: tuple[PyTree[Array], ...],
+  num_microbatches: int,
+) -> PyTree[Array]:
+  """Applies `function` to a batch, microbatch by microbatch.
 
   Args:
-    function: of (number of the part, *arrays), returns an array of rows.
-    arrays: tuple of trees of arrays with the same rows.
-    num_parts: int.
+    function: of (number of the microbatch, *arrays), returns arrays [b, ...].
+    arrays: of the batch, [B, ...].
+    num_microbatches: divides B.
 
   Returns:
-    What the function returns, of all rows.
+    What the function returns, of the whole batch.
   """
-  _, out = scan_rows(
-    lambda _, part: (None, function(part)), None, arrays, num_parts
+  _, out = scan_microbatches(
+    lambda _, some: (None, function(some)), None, arrays, num_microbatches
   )
   return out
 
 
-def scan_rows(function, carry, arrays, num_parts):
-  """Like `map_rows`, with a value that is handed from part to part.
+def scan_microbatches(
+  function: Callable[[Any, Any], tuple[Any, Any]],
+  carry: PyTree[Array],
+  arrays: tuple[PyTree[Array], ...],
+  num_microbatches: int,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+  """Like `map_microbatches`, with a value that goes from one to the next.
 
   Args:
-    function: of (carry, (number of the part, *arrays)), returns the new carry
-      and an array of rows.
-    carry: tree of arrays.
-    arrays, num_parts: as in `map_rows`.
+    function: of (carry, (number of the microbatch, *arrays)), returns the new
+      carry and arrays [b, ...].
+    carry: the first value.
+    arrays, num_microbatches: as in `map_microbatches`.
 
   Returns:
-    The last carry, and the array of all rows.
+    The last carry, and the arrays of the whole batch.
   """
   first = jnp.int32(0)
   if _is_on_each_device():
-    first = jax.lax.axis_index("data") * num_parts
-  if num_parts == 1:
+    first = jax.lax.axis_index("data") * num_microbatches
+  if num_microbatches == 1:
     return function(carry, (first, *arrays))
-  numbers = first + jnp.arange(num_parts, dtype=jnp.int32)
-  arrays = jax.tree.map(lambda x: _split(x, num_parts), arrays)
+  numbers = first + jnp.arange(num_microbatches, dtype=jnp.int32)
+  arrays = jax.tree.map(lambda x: _split(x, num_microbatches), arrays)
   carry, out = jax.lax.scan(function, carry, (numbers, *arrays))
   return carry, jax.tree.map(_join, out)
 
@@ -146,8 +167,8 @@ def _shards():
   return jax.sharding.get_abstract_mesh().shape.get("data", 1)
 
 
-def _split(x, num_parts):
-  return x.reshape(num_parts, -1, *x.shape[1:])
+def _split(x, num_microbatches):
+  return x.reshape(num_microbatches, -1, *x.shape[1:])
 
 
 def _join(x):

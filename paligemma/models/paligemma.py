@@ -15,6 +15,7 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paligemma import registry, variants
 from paligemma.lora.config import Lora
@@ -27,7 +28,10 @@ class OutputLayer:
 
   llm: nn.Module
 
-  def __call__(self, head, features):
+  def __call__(
+    self, head: PyTree[Array], features: Float[Array, "B T D"]
+  ) -> Float[Array, "B T V"]:
+    """Returns the logits of some features."""
     variables = {"params": head}
     return self.llm.apply(variables, features, method="compute_logits")
 
@@ -52,7 +56,9 @@ class Model(nn.Module):
     default_factory=dict, compare=False, repr=False
   )
 
-  def embed_image(self, image, train=False):
+  def embed_image(
+    self, image: Float[Array, "B *F H W 3"], train: bool = False
+  ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Turns images into decoder inputs.
 
     The tokens are not multiplied by sqrt(D): only text is, inside the
@@ -77,21 +83,26 @@ class Model(nn.Module):
     out = {f"img/{name}": value for name, value in out.items()}
     return zimg, {**out, "img/zimg": zimg}
 
-  def embed_text(self, tokens):
+  def embed_text(
+    self, tokens: Int[Array, "B T"]
+  ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Looks tokens up: int[B, T] -> float32[B, T, D], and {"llm/ztxt": ...}."""
     ztxt = self.llm.embed_tokens(tokens)
     return ztxt, {"llm/ztxt": ztxt}
 
   def embed_image_and_text(
     self,
-    image,
-    text,
+    image: Float[Array, "B *F H W 3"] | None,
+    text: Int[Array, "B T"],
     *,
-    input_mask=None,
-    mask_ar=None,
-    frame_mask=None,
-    train=False,
-  ):
+    input_mask: Bool[Array, "B T"] | None = None,
+    mask_ar: Int[Array, "B T"] | None = None,
+    frame_mask: Bool[Array, "B F"] | None = None,
+    train: bool = False,
+  ) -> tuple[
+    tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]],
+    dict[str, Any],
+  ]:
     """Lays images and text out as one sequence of embeddings.
 
     Args:
@@ -135,8 +146,15 @@ class Model(nn.Module):
     return (x, input_mask, mask_ar), {**out_img, **out_txt}
 
   def __call__(
-    self, image, text, mask_ar, train=False, *, input_mask=None, frame_mask=None
-  ):
+    self,
+    image: Float[Array, "B *F H W 3"] | None,
+    text: Int[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    train: bool = False,
+    *,
+    input_mask: Bool[Array, "B T"] | None = None,
+    frame_mask: Bool[Array, "B F"] | None = None,
+  ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
     Args:
@@ -163,8 +181,15 @@ class Model(nn.Module):
     return logits, out
 
   def compute_features(
-    self, image, text, mask_ar, train=False, *, input_mask=None, frame_mask=None
-  ):
+    self,
+    image: Float[Array, "B *F H W 3"] | None,
+    text: Int[Array, "B T"],
+    mask_ar: Int[Array, "B T"],
+    train: bool = False,
+    *,
+    input_mask: Bool[Array, "B T"] | None = None,
+    frame_mask: Bool[Array, "B F"] | None = None,
+  ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """All but the last step of __call__, with the same arguments.
 
     Returns:
@@ -182,12 +207,16 @@ class Model(nn.Module):
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
     return pre_logits[:, -text.shape[1] :], out
 
-  def compute_logits(self, features):
+  def compute_logits(
+    self, features: Float[Array, "B T D"]
+  ) -> Float[Array, "B T V"]:
     """float[B, T, D] -> logits float32[B, T, V], soft-capped."""
     return self.llm.compute_logits(features)
 
   @nn.nowrap
-  def output_layer(self, params):
+  def output_layer(
+    self, params: Mapping[str, Any]
+  ) -> tuple[OutputLayer, dict[str, Any]]:
     """The last step of __call__ by itself, for losses.mean_next_token.
 
     Args:
@@ -199,7 +228,14 @@ class Model(nn.Module):
     """
     return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
 
-  def prefill_cache(self, x, input_mask, mask_ar, *, cache_size):
+  def prefill_cache(
+    self,
+    x: Float[Array, "B S D"],
+    input_mask: Bool[Array, "B S"],
+    mask_ar: Int[Array, "B S"],
+    *,
+    cache_size: int,
+  ) -> Float[Array, "B 1 V"]:
     """Reads a prompt into the "cache" collection, which must be mutable.
 
     Args:
@@ -220,7 +256,7 @@ class Model(nn.Module):
     self.put_variable("cache", "next_index", jnp.int32(x.shape[1]))
     return self._last_logits_without_cache()
 
-  def extend_cache(self, x):
+  def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
     """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
 
     The new token attends to every valid token before it.
@@ -253,14 +289,14 @@ class Model(nn.Module):
 
 
 def make(
-  variant="paligemma_3b",
+  variant: str = "paligemma_3b",
   *,
-  vocab_size=None,
-  dtype="float32",
-  img=None,
-  llm=None,
-  lora=None,
-):
+  vocab_size: int | None = None,
+  dtype: str = "float32",
+  img: Mapping[str, Any] | None = None,
+  llm: Mapping[str, Any] | None = None,
+  lora: Mapping[str, Any] | None = None,
+) -> Model:
   """A model by name.
 
   Args:
@@ -294,7 +330,12 @@ def make(
   return Model(img=img, llm=llm)
 
 
-def from_sizes(img, llm, *, dtype="float32"):
+def from_sizes(
+  img: Mapping[str, Any] | None,
+  llm: Mapping[str, Any],
+  *,
+  dtype: str = "float32",
+) -> Model:
   """A model of the sizes that a checkpoint has.
 
   What array shapes cannot tell (soft caps, window, query scale) comes from the

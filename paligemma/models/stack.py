@@ -1,17 +1,234 @@
-"""Runs a stack of layers and keeps little of them for the backward pass.
+"""The one way through the layers of a tower: blocks of one kind, by scan.
 
 Axes: L layer, B batch, T token, D width.
 """
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.core.scope import LazyRng
+from jaxtyping import Array, Float, Int, PyTree
 
+from paligemma import registry
 from paligemma.models import microbatch
+from paligemma.models.attention.masks import Mask
+
+REMAT_POLICIES = ("none", "block_inputs")
 
 
-def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
+@flax.struct.dataclass
+class Call:
+  """What every block of a stack is told beside its input.
+
+  Attributes:
+    mode: "train" (dropout is on), "eval", "prefill" (keys and values are also
+      written to the front of a new cache) or "extend" (they are appended to the
+      cache, all of which is attended to).
+    mask: which keys a query sees. Default: all.
+    window: how far back a query sees: a stack is given int32[L], a block the
+      number of its layer. Default: no bound.
+    cache_size: positions of the cache that "prefill" makes.
+    cache_index: position of the cache that "extend" writes to.
+  """
+
+  mode: str = flax.struct.field(pytree_node=False, default="eval")
+  mask: Mask | None = None
+  window: Int[Array, "*L"] | None = None
+  cache_size: int | None = flax.struct.field(pytree_node=False, default=None)
+  cache_index: Int[Array, ""] | None = None
+
+  @property
+  def train(self) -> bool:
+    """Whether dropout is on."""
+    return self.mode == "train"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+  """Blocks of one kind, each applied to the output of the one before.
+
+  Attributes:
+    block: module without a parent, called with (x float32[B, T, D], Call); it
+      returns x and a dict of named arrays [B, ...].
+    depth: number of layers.
+    name: of the parameters of all layers, stacked on a leading axis.
+    name_apart: of those of layer {}, where every layer has its own.
+    scan: whether the layers are stacked, as they are trained, or apart, as
+      some checkpoints store them.
+    remat_policy: what the backward pass keeps of a layer: "none" all that it
+      needs, "block_inputs" only the input of the layer, from which it computes
+      the layer again. Of stacked layers that is the input in the compute dtype,
+      and parameters that are split over devices are gathered once per layer and
+      pass, see `scan_layers`.
+    dtype: compute dtype.
+    tokens_at_once: how many tokens a device takes through a layer at once in
+      `scan_layers`, at most (but at least one example).
+  """
+
+  block: nn.Module
+  depth: int
+  name: str
+  name_apart: str
+  scan: bool
+  remat_policy: str
+  dtype: str
+  tokens_at_once: int
+
+  def __post_init__(self) -> None:
+    """Raises ValueError for an unknown policy."""
+    policies = dict.fromkeys(REMAT_POLICIES)
+    registry.lookup(policies, self.remat_policy, "remat_policy")
+
+  def __call__(
+    self, owner: nn.Module, x: Float[Array, "B T D"], call: Call
+  ) -> tuple[Float[Array, "B T D"], list[dict[str, Array]]]:
+    """Runs all layers, and draws their parameters first if there are none.
+
+    Args:
+      owner: module under whose names the layers find their parameters, cache,
+        random numbers and intermediates.
+      x: the input of the first layer.
+      call: what the blocks are told.
+
+    Returns:
+      Tuple of the output of the last layer, and what every layer named.
+    """
+    if owner.is_initializing() and not self._has_params(owner):
+      self._write(owner, "params", self._draw(owner, x, call))
+    layers = {"window": call.window}
+    if call.train and owner.has_rng("dropout"):
+      layers["rng"] = jax.random.split(owner.make_rng("dropout"), self.depth)
+    written = [
+      name
+      for name in ("cache", "intermediates")
+      if owner.is_mutable_collection(name)
+    ]
+
+    def run(variables, x, layer, mask, number):
+      rngs = {}
+      if "rng" in layer:
+        rngs["dropout"] = jax.random.fold_in(layer["rng"], number)
+      (x, named), new = self.block.apply(
+        variables,
+        x,
+        call.replace(mask=mask, window=layer["window"]),
+        rngs=rngs,
+        mutable=written,
+        capture_intermediates="intermediates" in written,
+      )
+      return x, (named, new)
+
+    variables = {"params": self._read(owner, "params")}
+    if call.mode == "extend":
+      variables["cache"] = self._read(owner, "cache")
+    if self.scan and self.remat_policy == "block_inputs" and not written:
+      batch, length, _ = x.shape
+      num_microbatches = microbatch.find_number(
+        batch, self.tokens_at_once // length
+      )
+      x, (named, _) = scan_layers(
+        run,
+        variables,
+        x,
+        layers,
+        call.mask,
+        dtype=self.dtype,
+        num_microbatches=num_microbatches,
+      )
+    else:
+      x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
+      for name, value in new.items():
+        self._write(owner, name, value)
+    if self.scan:
+      named = [_layer(named, i) for i in range(self.depth)]
+    return x, named
+
+  def _run_plainly(self, run, variables, x, layers, mask):
+    """Keeps what autodiff keeps, or with "block_inputs" the float32 inputs."""
+
+    def step(x, layer):
+      variables, layer = layer
+      return run(variables, x, layer, mask, 0)
+
+    if self.remat_policy == "block_inputs":
+      step = jax.checkpoint(step, prevent_cse=not self.scan)
+    if self.scan:
+      x, (named, new) = jax.lax.scan(step, x, (variables, layers))
+      return x, named, new
+    named, new = [], {}
+    for i in range(self.depth):
+      of_layer = {name: value[i] for name, value in variables.items()}
+      x, (one, written) = step(x, (of_layer, _layer(layers, i)))
+      named.append(one)
+      for name, value in written.items():
+        new.setdefault(name, []).append(value)
+    return x, named, new
+
+  def _draw(self, owner, x, call):
+    """Draws parameters as Flax does for modules of these names."""
+    block, call = self.block, call.replace(window=None)
+    if self.scan:
+      block = nn.scan(
+        type(block),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=self.depth,
+      )(block.config, parent=None)
+    drawn = []
+    for names in self._names():
+      rng = LazyRng.create(owner.scope.rngs["params"], *names)
+      drawn.append(block.init({"params": rng}, x, call)["params"])
+    return drawn[0] if self.scan else drawn
+
+  def _names(self):
+    """Where the variables of the stack stand, or those of every layer."""
+    if self.scan:
+      return [(self.name,)]
+    return [self.name_apart.format(i).split("/") for i in range(self.depth)]
+
+  def _has_params(self, owner):
+    return owner.has_variable("params", self._names()[0][0])
+
+  def _read(self, owner, collection):
+    """The variables of the stack, or a list of those of every layer."""
+    found = []
+    for first, *rest in self._names():
+      value = owner.get_variable(collection, first)
+      for name in rest:
+        value = value[name]
+      found.append(value)
+    return found[0] if self.scan else found
+
+  def _write(self, owner, collection, values):
+    """Stores what `_read` reads."""
+    values = [values] if self.scan else values
+    for (first, *rest), value in zip(self._names(), values, strict=True):
+      for name in rest:
+        value = {**owner.get_variable(collection, first, {}), name: value}
+      owner.put_variable(collection, first, value)
+
+
+def _layer(tree, i):
+  return jax.tree.map(lambda x: x[i], tree)
+
+
+def scan_layers(
+  block: Callable[..., tuple[Array, Any]],
+  params: PyTree[Array],
+  x: Float[Array, "B T D"],
+  layers: PyTree[Array],
+  shared: PyTree[Array],
+  *,
+  dtype: str,
+  num_microbatches: int,
+) -> tuple[Float[Array, "B T D"], PyTree[Array]]:
   """Applies `block` once per layer to the output of the layer before.
 
   The backward pass keeps nothing but the input of every layer, rounded to
@@ -20,21 +237,22 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
   as of jax.checkpoint around each layer. Only parameters that are
   differentiated get a gradient. Matrices are converted to `dtype` before the
   layers run, while they are still split over devices, and so are their
-  gradients after it. The rows of a batch go through a layer in `num_parts`
-  parts, which bounds what stands in memory within a layer.
+  gradients after it.
 
   Args:
-    block: function (params, x, layer, rows, part) -> (x, out), where `params`
-      and `layer` are those of one layer, `part` is the int32[] number of the
-      part, for its random numbers, and `out` is a tree of arrays [B, ...] to
-      look at, which cannot be differentiated. Parts are numbered through over
-      devices, so what is drawn depends on how many there are.
-    params: tree of float[L, ...].
-    x: float[B, T, D].
-    layers: tree of arrays [L, ...] that are not differentiated.
-    rows: tree of arrays [B, ...] that are not differentiated.
+    block: function (params, x, layer, shared, number) -> (x, out), where
+      `params` and `layer` are those of one layer, `number` is the int32[] index
+      of the microbatch, for its random numbers, and `out` is a tree of arrays
+      [B, ...] to look at, which cannot be differentiated. Microbatches are
+      numbered through over devices, so what is drawn depends on how many there
+      are.
+    params: float[L, ...].
+    x: the input of the first layer.
+    layers: arrays [L, ...] that are not differentiated.
+    shared: arrays [B, ...] that all layers get, not differentiated.
     dtype: compute dtype.
-    num_parts: int, divides the rows of each device.
+    num_microbatches: how many microbatches go through a layer one by one, which
+      bounds what stands in memory within it; divides the examples of a device.
 
   Returns:
     Tuple of float[B, T, D] and what the blocks gave out, arrays [L, B, ...].
@@ -49,58 +267,63 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
     return p if keeps else p.astype(dtype)
 
   params = jax.tree_util.tree_map_with_path(convert, params)
-  return _scan(block, dtype, num_parts, params, x, layers, rows)
+  return _scan(block, dtype, num_microbatches, params, x, layers, shared)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _scan(block, dtype, num_parts, params, x, layers, rows):
-  y, (_, out) = _forward(block, None, num_parts, params, x, layers, rows)
+def _scan(block, dtype, num_microbatches, params, x, layers, shared):
+  y, (_, out) = _forward(
+    block, None, num_microbatches, params, x, layers, shared
+  )
   return y, out
 
 
-def _forward(block, kept_dtype, num_parts, params, x, layers, rows):
+def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
   def step(x, layer):
     index, layer = layer
     kept = None if kept_dtype is None else x.astype(kept_dtype)
 
-    def on_device(shared, rows):
-      params, index, layer = shared
+    def on_device(of_layer, arrays):
+      params, index, layer = of_layer
 
-      def one_part(part):
-        number, x, rows = part
-        return block(_take(params, index, number), x, layer, rows, number)
+      def one_microbatch(arrays):
+        number, x, shared = arrays
+        return block(_take(params, index, number), x, layer, shared, number)
 
-      return (), microbatch.map_rows(one_part, rows, num_parts)
+      return (), microbatch.map_microbatches(
+        one_microbatch, arrays, num_microbatches
+      )
 
-    shared = (*_to_share(params, index, len(x)), layer)
-    _, (x, out) = microbatch.on_each_device(on_device, shared, (x, rows))
+    of_layer = (*_to_share(params, index, len(x)), layer)
+    _, (x, out) = microbatch.on_each_device(on_device, of_layer, (x, shared))
     return x, (kept, out)
 
   return jax.lax.scan(step, x, (_indices(params), layers))
 
 
-def _scan_fwd(block, dtype, num_parts, params, x, layers, rows):
-  marks = jax.tree.map(lambda p: () if p.perturbed else None, params)
-  params, x, layers, rows = jax.tree.map(
-    lambda p: p.value, (params, x, layers, rows)
+def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
+  is_trained = jax.tree.map(lambda p: () if p.perturbed else None, params)
+  params, x, layers, shared = jax.tree.map(
+    lambda p: p.value, (params, x, layers, shared)
   )
-  y, (kept, out) = _forward(block, dtype, num_parts, params, x, layers, rows)
-  return (y, out), (params, marks, kept, layers, rows)
+  y, (kept, out) = _forward(
+    block, dtype, num_microbatches, params, x, layers, shared
+  )
+  return (y, out), (params, is_trained, kept, layers, shared)
 
 
-def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
+def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
   del dtype
   dy, of_out = cotangents
   zero = jax.custom_derivatives.SymbolicZero
   if not all(isinstance(x, zero) for x in jax.tree.leaves(of_out)):
     raise ValueError(
       "no gradient passes through what blocks give out on the way: they are "
-      "computed again in the backward pass; set remat_policy to another than "
-      '"block_inputs"'
+      'computed again in the backward pass; set remat_policy to "none"'
     )
-  params, marks, kept, layers, rows = residuals
+  params, is_trained, kept, layers, shared = residuals
   leaves, treedef = jax.tree.flatten(params)
-  trains = [mark is not None for mark in treedef.flatten_up_to(marks)]
+  trains = [mark is not None for mark in treedef.flatten_up_to(is_trained)]
   trained = [p for p, t in zip(leaves, trains, strict=True) if t]
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
@@ -108,11 +331,11 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
   def step(dy, layer):
     index, kept, layer = layer
 
-    def on_device(shared, rows):
-      leaves, index, layer = shared
+    def on_device(of_layer, arrays):
+      leaves, index, layer = of_layer
 
-      def one_part(total, part):
-        number, kept, dy, rows = part
+      def one_microbatch(total, arrays):
+        number, kept, dy, shared = arrays
         here = _take(leaves, index, number)
 
         def run(trained, x):
@@ -120,7 +343,7 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
           params = [
             next(trained) if t else p for p, t in zip(here, trains, strict=True)
           ]
-          return block(treedef.unflatten(params), x, layer, rows, number)[0]
+          return block(treedef.unflatten(params), x, layer, shared, number)[0]
 
         trained = [p for p, t in zip(here, trains, strict=True) if t]
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
@@ -128,14 +351,16 @@ def _scan_bwd(block, dtype, num_parts, residuals, cotangents):
         add = zip(total, grads, strict=True)
         return [t + g.astype(t.dtype) for t, g in add], dx
 
-      nothing = [jnp.zeros(like.shape, like.dtype) for like in sums]
-      return microbatch.scan_rows(one_part, nothing, rows, num_parts)
+      zeros = [jnp.zeros(like.shape, like.dtype) for like in sums]
+      return microbatch.scan_microbatches(
+        one_microbatch, zeros, arrays, num_microbatches
+      )
 
     sums = [jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for p in trained]
     grads, dx = microbatch.on_each_device(
       on_device,
       (*_to_share(leaves, index, len(dy)), layer),
-      (kept, dy, rows),
+      (kept, dy, shared),
       sums,
     )
     return dx, [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
@@ -155,20 +380,20 @@ def _indices(params):
   return jnp.arange(len(jax.tree.leaves(params)[0]))
 
 
-def _to_share(params, index, rows):
+def _to_share(params, index, batch):
   """The stack and the layer's index in it, or if gathered that layer alone."""
-  if microbatch.local_rows(rows) == rows:
+  if microbatch.local_batch(batch) == batch:
     return params, index
   take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
   return jax.tree.map(lambda p: take(p, index), params), jnp.int32(0)
 
 
-def _take(params, index, part):
+def _take(params, index, number):
   """The parameters of a layer, read where they are used.
 
-  `part` >> 31 is 0. XLA does not know that, and so does not copy them in front
-  of the loop over parts.
+  `number` >> 31 is 0. XLA does not know that, and so does not copy them in
+  front of the loop over microbatches.
   """
-  index = index + (part >> 31)
+  index = index + (number >> 31)
   take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)
   return jax.tree.map(lambda p: take(p, index), params)

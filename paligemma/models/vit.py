@@ -8,19 +8,20 @@ arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
 Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
 """
 
+import dataclasses
 import re
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from paligemma import registry, variants
 from paligemma.lora import config as lora_lib
-from paligemma.models import microbatch, stack
 from paligemma.models.attention import reference as attention
 from paligemma.models.linear import Linear
-from paligemma.models.remat import remat
+from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in float32.
 _HIDDEN_AT_ONCE = 2**25
@@ -28,7 +29,9 @@ _HIDDEN_AT_ONCE = 2**25
 POOLINGS = ("none", "gap", "map", "tok", "0")
 
 
-def sincos2d(height, width, features, *, max_wavelength=10_000):
+def sincos2d(
+  height: int, width: int, features: int, *, max_wavelength: float = 10_000
+) -> Float[Array, "1 L D"]:
   """Fixed position embedding from the sines and cosines of both coordinates.
 
   Args:
@@ -51,56 +54,74 @@ def sincos2d(height, width, features, *, max_wavelength=10_000):
   return jnp.asarray(waves[None], jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+  """What a block is built of: see Model, whose fields these are."""
+
+  mlp_dim: int
+  num_heads: int
+  dropout: float = 0.0
+  dtype: str = "float32"
+  attention: str = "auto"
+  lora: lora_lib.Lora | None = None
+
+
 class MlpBlock(nn.Module):
   """Two dense layers with tanh GELU between: float[B, T, D] -> [B, T, D]."""
 
-  mlp_dim: int
-  dropout: float = 0.0
-  dtype: str = "float32"
-  lora: lora_lib.Lora | None = None
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, x, train=False):
+  def __call__(
+    self, x: Float[Array, "B T D"], train: bool = False
+  ) -> Float[Array, "B T D"]:
+    """Returns the output of the second layer, in the compute dtype."""
+    config = self.config
+
     def dense(i, size, target, x):
       return Linear(
         (size,),
-        self.dtype,
+        config.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
         bias_init=nn.initializers.normal(1e-6),
-        lora=self.lora,
+        lora=config.lora,
         target=f"img/mlp/{target}",
         name=f"Dense_{i}",
       )(x, train)
 
-    hidden = nn.gelu(dense(0, self.mlp_dim, "up", x))
-    hidden = nn.Dropout(self.dropout)(hidden, deterministic=not train)
+    hidden = nn.gelu(dense(0, config.mlp_dim, "up", x))
+    hidden = nn.Dropout(config.dropout)(hidden, deterministic=not train)
     return dense(1, x.shape[-1], "down", hidden)
 
 
 class MultiHeadDotProductAttention(nn.Module):
   """Attention of float[B, T, D] queries over float[B, S, D]: [B, T, D]."""
 
-  num_heads: int
-  dtype: str = "float32"
-  attention: str = "auto"
-  lora: lora_lib.Lora | None = None
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, queries, keys, train=False):
-    width = queries.shape[-1]
-    head_dim, rest = divmod(width, self.num_heads)
+  def __call__(
+    self,
+    queries: Float[Array, "B T D"],
+    keys: Float[Array, "B S D"],
+    train: bool = False,
+  ) -> Float[Array, "B T D"]:
+    """Returns what the queries gather, in the compute dtype."""
+    config, width = self.config, queries.shape[-1]
+    head_dim, rest = divmod(width, config.num_heads)
     if rest:
       raise ValueError(
-        f"image tower width {width} is not divisible by {self.num_heads} heads"
+        f"image tower width {width} is not divisible by {config.num_heads} "
+        "heads"
       )
 
-    def project(name, target, x, shape=(self.num_heads, head_dim), axes=1):
+    def project(name, target, x, shape=(config.num_heads, head_dim), axes=1):
       return Linear(
         shape,
-        self.dtype,
+        config.dtype,
         kernel_init=nn.initializers.xavier_uniform(),
         axes=axes,
-        lora=self.lora,
+        lora=config.lora,
         target=f"img/attn/{target}",
         name=name,
       )(x, train)
@@ -110,147 +131,88 @@ class MultiHeadDotProductAttention(nn.Module):
       project("key", "k", keys),
       project("value", "v", keys),
       scale=head_dim**-0.5,
-      implementation=self.attention,
+      implementation=config.attention,
     )
     return project("out", "out", mixed, (width,), axes=2)
 
 
 class Block(nn.Module):
-  """One pre-norm transformer block; the residual stream stays float32.
+  """One pre-norm transformer block; the residual stream stays float32."""
 
-  It returns float32[B, L, D] and, but in training, what it is the sum of: "sa",
-  the output of the attention, "+sa", what comes of adding it, "mlp" and "+mlp".
-  """
-
-  mlp_dim: int
-  num_heads: int
-  dropout: float = 0.0
-  dtype: str = "float32"
-  attention: str = "auto"
-  lora: lora_lib.Lora | None = None
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, x, train):
-    out = {}
+  def __call__(
+    self, x: Float[Array, "B L D"], call: Call
+  ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
+    """Returns the new residual stream and, but in training, what it adds up.
+
+    These are "sa", the output of the attention, "+sa", what comes of adding it,
+    "mlp" and "+mlp".
+    """
+    config, train, out = self.config, call.train, {}
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = out["sa"] = MultiHeadDotProductAttention(
-      self.num_heads, self.dtype, self.attention, self.lora
-    )(y, y, train)
-    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    y = out["sa"] = MultiHeadDotProductAttention(config)(y, y, train)
+    y = nn.Dropout(config.dropout)(y, deterministic=not train)
     x = out["+sa"] = x + y.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = out["mlp"] = MlpBlock(
-      self.mlp_dim, self.dropout, self.dtype, self.lora
-    )(y, train)
-    y = nn.Dropout(self.dropout)(y, deterministic=not train)
+    y = out["mlp"] = MlpBlock(config)(y, train)
+    y = nn.Dropout(config.dropout)(y, deterministic=not train)
     x = out["+mlp"] = x + y.astype(jnp.float32)
     return x, {} if train else out
 
 
 class Encoder(nn.Module):
-  """A stack of blocks and the final norm: float32[B, L, D] -> [B, L, D].
-
-  It also returns a dict: "block00", "block01", ... what the blocks give out,
-  and "pre_ln", the input of the norm.
-  """
+  """A stack of blocks and the final norm."""
 
   depth: int
-  mlp_dim: int
-  num_heads: int
-  dropout: float = 0.0
+  config: BlockConfig
   scan: bool = True
   remat_policy: str = "none"
-  dtype: str = "float32"
-  attention: str = "auto"
-  lora: lora_lib.Lora | None = None
 
   @nn.compact
-  def __call__(self, x, train=False):
-    sizes = {
-      "mlp_dim": self.mlp_dim,
-      "num_heads": self.num_heads,
-      "dropout": self.dropout,
-      "dtype": self.dtype,
-      "attention": self.attention,
-      "lora": self.lora,
-    }
+  def __call__(
+    self, x: Float[Array, "B L D"], train: bool = False
+  ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
+    """Runs the blocks.
+
+    Returns:
+      Tuple of float32[B, L, D] and a dict: "block00", "block01", ... what the
+      blocks give out, and "pre_ln", the input of the norm.
+    """
+    blocks = Stack(
+      Block(self.config, parent=None),
+      self.depth,
+      name="encoderblock",
+      name_apart="encoderblock_{}",
+      scan=self.scan,
+      remat_policy=self.remat_policy,
+      dtype=self.config.dtype,
+      tokens_at_once=_HIDDEN_AT_ONCE // self.config.mlp_dim,
+    )
+    x, of_blocks = blocks(self, x, Call("train" if train else "eval"))
+    out = {f"block{i:02d}": named for i, named in enumerate(of_blocks)}
     norm = nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")
-    if (
-      self.scan
-      and self.remat_policy == "block_inputs"
-      and not self.is_initializing()
-      and not self.is_mutable_collection("intermediates")
-    ):
-      x, of_blocks = self._scan_blocks(sizes, x, train)
-      return norm(x), self._name(of_blocks) | {"pre_ln": x}
-    block = remat(Block, self.remat_policy, scan=self.scan, static_argnums=(2,))
-    if self.scan:
-      blocks = nn.scan(
-        block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
-        length=self.depth,
-      )(name="encoderblock", **sizes)
-      x, of_blocks = blocks(x, train)
-      out = self._name(of_blocks)
-    else:
-      out = {}
-      for i in range(self.depth):
-        x, out[f"block{i:02d}"] = block(name=f"encoderblock_{i}", **sizes)(
-          x, train
-        )
     return norm(x), out | {"pre_ln": x}
-
-  def _name(self, of_blocks):
-    """What a scan gives of all blocks, by block."""
-    return {
-      f"block{i:02d}": jax.tree.map(lambda x, i=i: x[i], of_blocks)
-      for i in range(self.depth)
-    }
-
-  def _scan_blocks(self, sizes, x, train):
-    """The same as the scanned blocks, with little memory to go back."""
-    layers = {"index": jnp.arange(self.depth)}
-    if train and self.has_rng("dropout"):
-      layers["rng"] = jax.random.split(self.make_rng("dropout"), self.depth)
-    block = Block(**sizes, parent=None)
-
-    def run_block(params, x, layer, rows, part):
-      del rows
-      rngs = {}
-      if "rng" in layer:
-        rngs["dropout"] = jax.random.fold_in(layer["rng"], part)
-      return block.apply({"params": params}, x, train, rngs=rngs)
-
-    batch, length, _ = x.shape
-    num_parts = microbatch.count(
-      batch, _HIDDEN_AT_ONCE // (length * self.mlp_dim)
-    )
-    params = self.variables["params"]["encoderblock"]
-    return stack.scan_layers(
-      run_block, params, x, layers, (), dtype=self.dtype, num_parts=num_parts
-    )
 
 
 class MAPHead(nn.Module):
   """Multihead attention pooling: a learned probe reads float32[B, L, D]."""
 
-  mlp_dim: int
-  num_heads: int
-  dtype: str = "float32"
+  config: BlockConfig
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+    """Returns what the probe gathers, in float32."""
     batch, _, width = x.shape
     probe = self.param(
       "probe", nn.initializers.xavier_uniform(), (1, 1, width), jnp.float32
     )
     probe = jnp.broadcast_to(probe, (batch, 1, width))
-    x = MultiHeadDotProductAttention(self.num_heads, dtype=self.dtype)(probe, x)
+    x = MultiHeadDotProductAttention(self.config)(probe, x)
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = MlpBlock(self.mlp_dim, dtype=self.dtype)(y)
+    y = MlpBlock(self.config)(y)
     return (x + y.astype(jnp.float32))[:, 0]
 
 
@@ -273,7 +235,7 @@ class Model(nn.Module):
     dropout: float, rate in the blocks and after the position embedding.
     scan: bool, one stacked block ("encoderblock" with a leading layer axis)
       or separate ones ("encoderblock_0", ...).
-    remat_policy: see models/remat.py.
+    remat_policy: see stack.Stack.
     dtype: compute dtype of the matrix products. Patch and position embedding,
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
@@ -299,7 +261,9 @@ class Model(nn.Module):
   lora: lora_lib.Lora | None = None
 
   @nn.compact
-  def __call__(self, image, train=False):
+  def __call__(
+    self, image: Float[Array, "B H W 3"], train: bool = False
+  ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
     Args:
@@ -344,16 +308,13 @@ class Model(nn.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
+    fields = dataclasses.fields(BlockConfig)
+    config = BlockConfig(**{f.name: getattr(self, f.name) for f in fields})
     x, out["encoder"] = Encoder(
-      depth=self.depth,
-      mlp_dim=self.mlp_dim,
-      num_heads=self.num_heads,
-      dropout=self.dropout,
+      self.depth,
+      config,
       scan=self.scan,
       remat_policy=self.remat_policy,
-      dtype=self.dtype,
-      attention=self.attention,
-      lora=self.lora,
       name="Transformer",
     )(x, train)
     out["encoded"] = x
@@ -407,9 +368,8 @@ class Model(nn.Module):
       case "gap":
         return x.mean(axis=1)
       case "map":
-        return MAPHead(
-          self.mlp_dim, self.num_heads, self.dtype, name="MAPHead_0"
-        )(x)
+        sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
+        return MAPHead(sizes, name="MAPHead_0")(x)
       case "tok" | "0":
         return x[:, 0]
     raise ValueError(
@@ -418,7 +378,7 @@ class Model(nn.Module):
     )
 
 
-def make(variant, *, dtype="float32", **overrides):
+def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
   """An image tower from a name such as "So400m/14".
 
   Args:

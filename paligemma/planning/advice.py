@@ -10,8 +10,8 @@ from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
 # The least that trains, see configs/common.py; the names are those of Gemma.
-# Of models/remat.py: what keeps all activations, and what then is tried.
-KEEPS_ALL = ("none", "everything_saveable")
+# Of the policies of models/stack.py: what keeps all, and what is tried then.
+KEEPS_ALL = ("none",)
 TRIED = "block_inputs"
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 

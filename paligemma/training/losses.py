@@ -229,7 +229,7 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
   batch, length = targets.shape
   one = jax.ShapeDtypeStruct((batch, 1, features.shape[-1]), features.dtype)
   vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
-  size = LOGITS_AT_ONCE // (microbatch.local_rows(batch) * vocab_size)
+  size = LOGITS_AT_ONCE // (microbatch.local_batch(batch) * vocab_size)
   size = min(max(size, 1), length)
   counts = weights != 0
   rounds = -(-counts.sum(axis=1).max() // size)

@@ -4,13 +4,14 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from paligemma import quantization, tree
 from paligemma.lora import config as lora_lib
-from paligemma.models import gemma, linear, matmul, vit
+from paligemma.models import gemma, linear, vit
 
 # Sizes of axes; a last one of a matrix must be even in 4 bits.
 SIZES = dict(B=2, T=5, X=11, D=14, N=3, K=2, H=10, F=22, V=13)
@@ -59,7 +60,7 @@ def test_product_of_a_quantized_matrix(equation, kind):
 def test_product_of_a_plain_matrix(equation):
   x, w = factors(equation)
   np.testing.assert_array_equal(
-    linear.product(equation, x, w), matmul.einsum_float32(equation, x, w)
+    linear.product(equation, x, w), linear.einsum_float32(equation, x, w)
   )
 
 
@@ -129,6 +130,12 @@ LINEARS = {
 }
 
 
+def dot_general(x, y, *args, **kwargs):
+  """lax.dot_general by way of float32, for layers of Flax."""
+  kwargs["preferred_element_type"] = jnp.float32
+  return jax.lax.dot_general(x, y, *args, **kwargs).astype(x.dtype)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("case", LINEARS)
 def test_linear_is_that_of_flax(case, dtype):
@@ -138,7 +145,7 @@ def test_linear_is_that_of_flax(case, dtype):
     "bias_init": nn.initializers.normal(1.0),
     "dtype": dtype,
   }
-  theirs = theirs(**inits, dot_general=matmul.dot_general)
+  theirs = theirs(**inits, dot_general=dot_general)
   ours = ours(**inits)
   x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
   expected, variables = theirs.init_with_output(jax.random.key(0), x)
@@ -248,3 +255,74 @@ def test_dropout_keeps_the_mean():
   found = module.apply({"params": ones}, x, True, rngs=rngs)
   np.testing.assert_allclose(found, 1000, rtol=0.1)
   assert float(found[0, 0, 0, 0]) % 2 == 0
+
+
+RNG = np.random.default_rng(0)
+LEFT = RNG.standard_normal((3, 5, 67)).astype(np.float32)
+RIGHT = RNG.standard_normal((67, 11)).astype(np.float32)
+GRADIENT = RNG.standard_normal((3, 5, 11)).astype(np.float32)
+
+
+def value_and_grads(dtype):
+  def total(x, y):
+    out = linear.einsum_float32("BTD,DF->BTF", x, y)
+    assert out.dtype == jnp.float32
+    return jnp.sum(out * GRADIENT)
+
+  factors = (jnp.asarray(LEFT, dtype), jnp.asarray(RIGHT, dtype))
+  return jax.value_and_grad(total, (0, 1))(*factors)
+
+
+@pytest.mark.parametrize(
+  ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)]
+)
+def test_gradients_of_a_product(dtype, tolerance):
+  value, (by_x, by_y) = value_and_grads(dtype)
+  assert (by_x.dtype, by_y.dtype) == (dtype, dtype)
+  expected = {
+    "value": np.sum((LEFT @ RIGHT) * GRADIENT),
+    "x": GRADIENT @ RIGHT.T,
+    "y": np.einsum("BTD,BTF->DF", LEFT, GRADIENT),
+  }
+  found = {"value": value, "x": by_x, "y": by_y}
+  for name, array in expected.items():
+    scale = np.abs(array).max()
+    np.testing.assert_allclose(
+      np.asarray(found[name], np.float32) / scale,
+      array / scale,
+      rtol=0,
+      atol=tolerance / 10,
+      err_msg=name,
+    )
+
+
+def equations(jaxpr):
+  for equation in jaxpr.eqns:
+    yield equation
+    for inner in jax.extend.core.jaxprs_in_params(equation.params):
+      yield from equations(inner)
+
+
+def test_bfloat16_goes_back_in_bfloat16():
+  def total(x, y):
+    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y) * GRADIENT)
+
+  factors = (jnp.asarray(LEFT, "bfloat16"), jnp.asarray(RIGHT, "bfloat16"))
+  jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(*factors)
+  products = [
+    equation
+    for equation in equations(jaxpr.jaxpr)
+    if equation.primitive.name == "dot_general"
+  ]
+  assert len(products) == 3
+  dtypes = {v.aval.dtype.name for e in products for v in e.invars}
+  assert dtypes == {"bfloat16"}
+
+
+def test_small_gradients_of_float16_survive():
+  def total(x, y):
+    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y)) * 1e-9
+
+  large = jnp.full((1, 1, 2), 3e4, jnp.float16)
+  grad = jax.grad(total)(jnp.ones_like(large), large[0].T)
+  np.testing.assert_allclose(grad, 3e-5, rtol=1e-2)

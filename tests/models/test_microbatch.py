@@ -1,4 +1,4 @@
-"""Rows in parts: the same result, and no row leaves its device."""
+"""Microbatches: the same result, and no example leaves its device."""
 
 import jax
 import jax.numpy as jnp
@@ -13,21 +13,21 @@ from paligemma.training import sharding
   ("rows", "at_once", "expected"),
   [(6, 6, 1), (6, 5, 2), (6, 2, 3), (6, 1, 6), (6, 0, 6), (7, 6, 7)],
 )
-def test_count(rows, at_once, expected):
-  assert microbatch.count(rows, at_once) == expected
+def test_number_of_microbatches(rows, at_once, expected):
+  assert microbatch.find_number(rows, at_once) == expected
 
 
 def test_rows_of_one_device():
-  assert microbatch.local_rows(24) == 24
+  assert microbatch.local_batch(24) == 24
   with jax.set_mesh(sharding.make_mesh(data=4, model=2)):
-    assert jax.jit(lambda: microbatch.local_rows(24))() == 6
-    assert microbatch.count(24, 2) == 3
+    assert jax.jit(lambda: microbatch.local_batch(24))() == 6
+    assert microbatch.find_number(24, 2) == 3
     # What the devices do not share equally is not spread.
-    assert microbatch.local_rows(7) == 7
+    assert microbatch.local_batch(7) == 7
 
 
-@pytest.mark.parametrize("num_parts", [1, 2, 3])
-def test_map_rows(num_parts):
+@pytest.mark.parametrize("num_microbatches", [1, 2, 3])
+def test_map(num_microbatches):
   x = np.arange(24.0).reshape(12, 2)
   numbers = []
 
@@ -36,17 +36,19 @@ def test_map_rows(num_parts):
     numbers.append(number)
     return 2 * x + rows["a"][:, None] + number * 0
 
-  out = microbatch.map_rows(double, (x, {"a": np.arange(12.0)}), num_parts)
+  out = microbatch.map_microbatches(
+    double, (x, {"a": np.arange(12.0)}), num_microbatches
+  )
   np.testing.assert_array_equal(out, 2 * x + np.arange(12.0)[:, None])
   assert len(numbers) == 1
 
 
-def test_scan_rows_hands_on_its_carry():
+def test_scan_hands_on_its_carry():
   def add(carry, part):
     number, x = part
     return carry + x.sum(), x * 0 + number
 
-  total, numbers = microbatch.scan_rows(
+  total, numbers = microbatch.scan_microbatches(
     add, jnp.zeros(()), (jnp.arange(6.0),), 3
   )
   assert total == 15
@@ -67,8 +69,8 @@ def test_every_device_has_its_rows(mesh, monkeypatch, processes):
   x = jax.device_put(np.arange(48.0).reshape(24, 2), place)
 
   def shift_and_sum(shift, x):
-    assert microbatch.local_rows(len(x)) == len(x) == 6
-    numbers, out = microbatch.scan_rows(
+    assert microbatch.local_batch(len(x)) == len(x) == 6
+    numbers, out = microbatch.scan_microbatches(
       lambda seen, part: (jnp.append(seen, part[0])[1:], part[1] + shift),
       jnp.zeros(3, jnp.int32),
       (x,),

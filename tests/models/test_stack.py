@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models.stack import scan_layers
+from paligemma.models import gemma, vit
+from paligemma.models.stack import REMAT_POLICIES, scan_layers
 from paligemma.training import sharding
 
 L, B, T, D = 3, 6, 5, 7
@@ -44,9 +45,15 @@ def plain(params, x):
   return x
 
 
-def scanned(params, x, *, dtype="float32", num_parts=1):
+def scanned(params, x, *, dtype="float32", num_microbatches=1):
   return scan_layers(
-    block, params, x, LAYERS, ROWS, dtype=dtype, num_parts=num_parts
+    block,
+    params,
+    x,
+    LAYERS,
+    ROWS,
+    dtype=dtype,
+    num_microbatches=num_microbatches,
   )[0]
 
 
@@ -61,9 +68,9 @@ def gradients(run, names):
 
 
 @pytest.mark.parametrize("names", [["trained"], ["norm", "frozen"], []])
-@pytest.mark.parametrize("num_parts", [1, 2, 3])
-def test_values_and_gradients_are_those_of_the_layers(num_parts, names):
-  run = functools.partial(scanned, num_parts=num_parts)
+@pytest.mark.parametrize("num_microbatches", [1, 2, 3])
+def test_values_and_gradients_are_those_of_the_layers(num_microbatches, names):
+  run = functools.partial(scanned, num_microbatches=num_microbatches)
   np.testing.assert_allclose(run(PARAMS, X), plain(PARAMS, X), 1e-5, 1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
@@ -76,7 +83,7 @@ def test_over_devices():
   mesh = sharding.make_mesh(data=2, model=4)
   expected = gradients(plain, PARAMS)
   with jax.set_mesh(mesh):
-    found = gradients(functools.partial(scanned, num_parts=3), PARAMS)
+    found = gradients(functools.partial(scanned, num_microbatches=3), PARAMS)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
     found,
@@ -94,7 +101,7 @@ def test_one_rounded_input_a_layer_is_kept():
 
 
 def test_bfloat16_gradients_are_near():
-  run = functools.partial(scanned, dtype="bfloat16", num_parts=2)
+  run = functools.partial(scanned, dtype="bfloat16", num_microbatches=2)
   found, expected = gradients(run, PARAMS), gradients(plain, PARAMS)
 
   def compare(a, b):
@@ -117,21 +124,33 @@ def test_a_frozen_matrix_costs_no_gradient():
   assert products(["trained"]) < products(["trained", "frozen"])
 
 
-def test_every_part_has_its_number():
+def test_every_microbatch_has_its_number():
   def number(params, x, layer, rows, part):
     return x + params["w"] * 0 + part, ()
 
   params = {"w": jnp.ones((L,))}
   out, _ = scan_layers(
-    number, params, jnp.zeros((B, 1, 1)), (), (), dtype="float32", num_parts=3
+    number,
+    params,
+    jnp.zeros((B, 1, 1)),
+    (),
+    (),
+    dtype="float32",
+    num_microbatches=3,
   )
   np.testing.assert_array_equal(out[:, 0, 0], [0, 0, L, L, 2 * L, 2 * L])
 
 
-@pytest.mark.parametrize("num_parts", [1, 3])
-def test_what_the_blocks_give_out(num_parts):
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_what_the_blocks_give_out(num_microbatches):
   _, out = scan_layers(
-    block, PARAMS, X, LAYERS, ROWS, dtype="float32", num_parts=num_parts
+    block,
+    PARAMS,
+    X,
+    LAYERS,
+    ROWS,
+    dtype="float32",
+    num_microbatches=num_microbatches,
   )
   x = X
   for i in range(L):
@@ -143,7 +162,7 @@ def test_what_the_blocks_give_out(num_parts):
 def test_what_the_blocks_give_out_has_no_gradient():
   def total(params):
     x, out = scan_layers(
-      block, params, X, LAYERS, ROWS, dtype="float32", num_parts=1
+      block, params, X, LAYERS, ROWS, dtype="float32", num_microbatches=1
     )
     return jnp.sum(x) + jnp.sum(out["y"])
 
@@ -151,3 +170,83 @@ def test_what_the_blocks_give_out_has_no_gradient():
     ValueError, match=r"no gradient passes .*set remat_policy"
   ):
     jax.grad(total)(PARAMS)
+
+
+def make_tower(name, **fields):
+  """A small tower, and what its __call__ takes."""
+  rng = np.random.default_rng(0)
+  sizes = {"width": 14, "depth": 3, "mlp_dim": 67, "num_heads": 2}
+  if name == "vit":
+    image = rng.uniform(-1, 1, (2, 6, 10, 3)).astype(np.float32)
+    return vit.Model(patch_size=2, **{**sizes, **fields}), (image,)
+  sizes |= {"num_kv_heads": 1, "head_dim": 10, "vocab_size": 3}
+  x = rng.standard_normal((2, 13, 14)).astype(np.float32)
+  mask = np.ones((2, 13), bool)
+  return gemma.Model(**{**sizes, **fields}), (x, mask, mask.astype(np.int32))
+
+
+def draw(model, *inputs):
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"]
+  rng = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda x: (0.3 * rng.standard_normal(x.shape)).astype(np.float32), shapes
+  )
+
+
+@pytest.mark.parametrize("tower", ["vit", "gemma"])
+def test_bytes_that_each_policy_keeps(tower):
+  def kept(policy):
+    model, inputs = make_tower(tower, dtype="bfloat16", remat_policy=policy)
+    params = draw(model, *inputs)
+
+    def run(params):
+      return model.apply({"params": params}, *inputs)[0]
+
+    _, residuals = jax.eval_shape(lambda p: jax.vjp(run, p), params)
+    shapes = [x.shape for x in jax.tree.leaves(params)]
+    return sum(
+      x.size * x.dtype.itemsize
+      for x in jax.tree.leaves(residuals)
+      if x.shape not in shapes
+    )
+
+  found = {policy: kept(policy) for policy in REMAT_POLICIES}
+  assert sorted(found, key=found.get) == ["block_inputs", "none"]
+  assert found["none"] > 4 * found["block_inputs"]
+
+
+@pytest.mark.parametrize("tower", ["vit", "gemma"])
+def test_dropout_is_that_of_the_seed_whatever_is_kept(tower):
+  def run(**fields):
+    model, inputs = make_tower(tower, dropout=0.5, **fields)
+    path = jax.jit(functools.partial(model.apply, train=True))
+    rngs = {"dropout": jax.random.key(0)}
+    return path({"params": draw(model, *inputs)}, *inputs, rngs=rngs)[0]
+
+  np.testing.assert_allclose(
+    run(remat_policy="block_inputs"), run(remat_policy="none"), 1e-4, 1e-4
+  )
+
+
+@pytest.mark.parametrize("policy", REMAT_POLICIES)
+@pytest.mark.parametrize(
+  ("tower", "scan", "last_layer"),
+  [
+    ("vit", True, lambda x: x["Transformer"]["encoderblock"]),
+    ("vit", False, lambda x: x["Transformer"]["encoderblock_2"]),
+    ("gemma", True, lambda x: x["layers"]),
+    ("gemma", False, lambda x: x["layers"]["2"]),
+  ],
+)
+def test_captured_intermediates_show_the_layers(
+  tower, scan, last_layer, policy
+):
+  model, inputs = make_tower(tower, scan=scan, remat_policy=policy)
+  variables = {"params": draw(model, *inputs)}
+  (_, out), captured = model.apply(
+    variables, *inputs, capture_intermediates=True
+  )
+  expected = out["encoder"]["pre_ln"] if tower == "vit" else out["encoded"]
+  found = last_layer(captured["intermediates"])["__call__"][0][0]
+  found = found[2] if scan else found
+  np.testing.assert_allclose(found, expected, 1e-4, 1e-4)

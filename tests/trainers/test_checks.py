@@ -15,7 +15,7 @@ from paligemma import evals, metrics, tree
 from paligemma.checkpoints import formats, npz
 from paligemma.data import preprocess, text_ops
 from paligemma.models import paligemma as paligemma_model
-from paligemma.models.attention import reference as attention
+from paligemma.models.attention import masks
 from trainers import checks, inputs, loop, places, train
 from trainers.plan import Plan
 
@@ -528,7 +528,7 @@ def test_the_rule_of_masks_is_that_of_attention(make, look):
   query, key = np.indices((length, length))
   there = np.ones((1, length), bool)
   for mask_ar in bits:
-    seen = np.asarray(attention.make_mask(there, mask_ar[None]).dense()[0])
+    seen = np.asarray(masks.make_mask(there, mask_ar[None]).dense()[0])
     for supervised in bits[1:16]:  # nothing stands before the first token
 
       def fault(row, example, mask_ar=mask_ar, supervised=supervised):

@@ -14,13 +14,25 @@ import functools
 import einops
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
-from paligemma.models.matmul import einsum_float32
+from paligemma.models.attention.masks import Mask
+from paligemma.models.linear import einsum_float32
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
-def attend(q, k, v, mask, window, parts, *, scale, logits_softcap=None):
+def attend(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Mask | None,
+  window: int | Int[Array, ""] | None,
+  parts: int,
+  *,
+  scale: float,
+  logits_softcap: float | None = None,
+) -> Float[Array, "B T N H"]:
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32; the weights are rounded to the dtype of `v`

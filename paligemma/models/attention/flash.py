@@ -24,13 +24,15 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float, Int
+
+from paligemma.models.attention.masks import UNSEEN, Mask
 
 # Sides of a tile, multiples of the lanes; 512 x 512 logits take 1 MiB.
 _LANES = 128
 _SMALLEST, _LARGEST = 256, 512
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
-_UNSEEN = jnp.iinfo(jnp.int32).max
 
 
 class _Settings(NamedTuple):
@@ -41,7 +43,16 @@ class _Settings(NamedTuple):
   columns: int
 
 
-def attend(q, k, v, mask, window=None, *, scale, logits_softcap=None):
+def attend(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Mask,
+  window: int | Int[Array, ""] | None = None,
+  *,
+  scale: float,
+  logits_softcap: float | None = None,
+) -> Float[Array, "B T N H"]:
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32; the weights return to the dtype of `v` before
@@ -66,7 +77,7 @@ def attend(q, k, v, mask, window=None, *, scale, logits_softcap=None):
   )
   query_block = _pad(mask.query_block, 1, rows, -1)
   query_position = _pad(mask.query_position, 1, rows)
-  key_block = _pad(mask.key_block, 1, columns, _UNSEEN)
+  key_block = _pad(mask.key_block, 1, columns, UNSEEN)
   key_position = _pad(mask.key_position, 1, columns)
   tokens = (
     # A tile of which no query sees any key is passed over: later text, padding.

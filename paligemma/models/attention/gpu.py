@@ -10,11 +10,23 @@ heads, H head dim.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from paligemma.models.attention.masks import Mask
 
 _TILE = 128
 
 
-def tokamax(q, k, v, mask, window=None, *, scale, logits_softcap=None):
+def tokamax(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Mask | None,
+  window: int | Int[Array, ""] | None = None,
+  *,
+  scale: float,
+  logits_softcap: float | None = None,
+) -> Float[Array, "B T N H"]:
   """Attention by tokamax's kernel for Hopper and Blackwell GPUs.
 
   It takes a range of keys for each query. Its Triton kernel, for older GPUs,
@@ -75,7 +87,13 @@ def _pad(x):
   return jnp.pad(x, room)
 
 
-def cudnn(q, k, v, *, scale):
+def cudnn(
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  *,
+  scale: float,
+) -> Float[Array, "B T N H"]:
   """Attention by cuDNN, through JAX, for what sees everything.
 
   cuDNN takes a length for each row, or a bias of T x S, neither of which is the

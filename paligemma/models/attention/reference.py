@@ -4,19 +4,18 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
-import functools
-
 import einops
-import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from paligemma import registry
 from paligemma.models.attention import chunked, flash
 from paligemma.models.attention import gpu as gpu_attention
-from paligemma.models.matmul import einsum_float32
-from paligemma.models.microbatch import local_rows
+from paligemma.models.attention.masks import Mask
+from paligemma.models.linear import einsum_float32
+from paligemma.models.microbatch import local_batch
 
 IMPLEMENTATIONS = (
   "auto",
@@ -44,142 +43,13 @@ MASKED_LOGIT = -2.3819763e38
 _LOGITS_AT_ONCE = 2**25
 _LOGITS_IN_CACHE = 2**21
 
-_UNSEEN = jnp.iinfo(jnp.int32).max
 
-
-@flax.struct.dataclass
-class Mask:
-  """Says which keys every query may attend to, from a few numbers per token.
-
-  A query sees the keys whose block is at most its own. With a window, those of
-  earlier blocks must also stand less than `window` positions before it, which
-  with a window of 2 and a prefix of 3 tokens gives
-
-      x x x . .    the prefix sees all of itself, however long,
-      x x x . .
-      x x x . .
-      . . x x .    the suffix looks back on prefix and suffix alike
-      . . . x x
-
-  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
-  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
-  which are those that the next token sees by this rule. It counts places, we
-  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
-  Gemma 2 is causal throughout, bounds the distance in both directions
-  (|distance| < window): the same for causal text, and it would cut the prefix.
-  big_vision has no window.
-
-  Attributes:
-    query_block: int32[B, T]; -1 at padding, which sees nothing.
-    key_block: int32[B, S]; the largest int32 at padding, which nothing sees.
-    query_position: int32[B, T], index of each query in its own sequence.
-    key_position: int32[B, S], likewise for the keys.
-  """
-
-  query_block: jax.Array
-  key_block: jax.Array
-  query_position: jax.Array
-  key_position: jax.Array
-
-  def dense(self, window=None):
-    """Writes the mask out: bool[B, T, S] (query, key).
-
-    Args:
-      window: int or int32[], the number of positions; 1 leaves only the token
-        itself (and its block). Default: no bound.
-    """
-    query, key = self.query_block[:, :, None], self.key_block[:, None, :]
-    seen = key <= query
-    if window is None:
-      return seen
-    distance = self.query_position[:, :, None] - self.key_position[:, None, :]
-    return seen & ((distance < window) | (key == query))
-
-  def ranges(self, window=None):
-    """The mask as one range of keys for each query.
-
-    For a mask of `make_mask`, where blocks and positions rise along the row: a
-    query sees the valid keys from the first of its block, or with a window the
-    first one within it, to the last of its block; without one all up to there.
-
-    Args:
-      window: as for `dense`.
-
-    Returns:
-      Tuple of the first place int32[B, T], the place behind the last one
-      int32[B, T], and which keys are valid, bool[B, S].
-    """
-    valid = self.key_block != _UNSEEN
-    # Padding joins the block behind it, and at the end stays out of all.
-    block = jax.lax.cummin(self.key_block, axis=1, reverse=True)
-
-    def find(rising, wanted, side):
-      search = functools.partial(jnp.searchsorted, side=side)
-      return jax.vmap(search)(rising, wanted).astype(jnp.int32)
-
-    end = find(block, self.query_block, "right")
-    if window is None:
-      return jnp.zeros_like(end), end, valid
-    nearest = find(self.key_position, self.query_position - window, "right")
-    return (
-      jnp.minimum(find(block, self.query_block, "left"), nearest),
-      end,
-      valid,
-    )
-
-
-def make_mask(input_mask, mask_ar):
-  """The mask of a sequence that attends to itself.
-
-  A query sees the valid keys whose running sum of `mask_ar` is at most its
-  own. So a 1 in `mask_ar` opens a new block that earlier tokens cannot see,
-  and a 0 joins the block of the token before:
-
-      mask_ar    1 1 1 1 1 1   causal
-      mask_ar    0 0 0 1 1 1   prefix-LM: 3 tokens see each other, then causal
-      mask_ar    1 0 1 0 0 1   causal between blocks, full inside each
-
-  Source: big_vision, models/proj/paligemma/paligemma.py.
-
-  Args:
-    input_mask: bool[B, T], True at a token, False at padding.
-    mask_ar: int[B, T], 1 where earlier tokens must not look, else 0.
-
-  Returns:
-    Mask of T queries and T keys. Padding neither attends nor is attended to.
-    The position of a token is its index among the valid ones of its row.
-  """
-  block = jnp.cumsum(mask_ar, axis=1, dtype=jnp.int32)
-  count = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
-  position = jnp.maximum(count - 1, 0)
-  return Mask(
-    query_block=jnp.where(input_mask, block, -1),
-    key_block=jnp.where(input_mask, block, _UNSEEN),
-    query_position=position,
-    key_position=position,
-  )
-
-
-def make_next_mask(key_mask, key_position, position):
-  """The mask of one new token per row, a block of its own.
-
-  Args:
-    key_mask: bool[B, S], True at the tokens before it and at itself.
-    key_position: int32[B, S].
-    position: int32[B, 1], that of the new token.
-
-  Returns:
-    Mask of 1 query and S keys.
-  """
-  return Mask(
-    query_block=jnp.ones_like(position),
-    key_block=jnp.where(key_mask, 0, _UNSEEN),
-    query_position=position,
-    key_position=key_position,
-  )
-
-
-def apply_rope(x, positions, *, max_wavelength=10_000):
+def apply_rope(
+  x: Float[Array, "B T N H"],
+  positions: Int[Array, "B T"],
+  *,
+  max_wavelength: int = 10_000,
+) -> Float[Array, "B T N H"]:
   """Rotates each head by its position (RoPE, arXiv:2104.09864).
 
   The head dim is split into two halves, and element i of the first turns with
@@ -208,7 +78,9 @@ def apply_rope(x, positions, *, max_wavelength=10_000):
   return rotated.astype(x.dtype)
 
 
-def soft_cap(logits, cap):
+def soft_cap(
+  logits: Float[Array, "..."], cap: float | None
+) -> Float[Array, "..."]:
   """Squashes logits smoothly into (-cap, cap); None or 0 changes nothing.
 
   Source: Gemma 2 report (arXiv:2408.00118), section 2.
@@ -217,17 +89,17 @@ def soft_cap(logits, cap):
 
 
 def attend(
-  q,
-  k,
-  v,
-  mask=None,
+  q: Float[Array, "B T N H"],
+  k: Float[Array, "B S K H"],
+  v: Float[Array, "B S K H"],
+  mask: Mask | None = None,
   *,
-  scale,
-  logits_softcap=None,
-  window=None,
-  implementation="auto",
-  parts=None,
-):
+  scale: float,
+  logits_softcap: float | None = None,
+  window: int | Int[Array, ""] | None = None,
+  implementation: str = "auto",
+  parts: int | None = None,
+) -> Float[Array, "B T N H"]:
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32 whatever the inputs are; the weights return
@@ -310,7 +182,7 @@ def _choose(q, k, mask, cap):
 def _count_parts(q, k):
   """How many parts of the queries keep the logits of a device small."""
   batch, length, heads, _ = q.shape
-  logits = local_rows(batch) * heads * length * k.shape[1]
+  logits = local_batch(batch) * heads * length * k.shape[1]
   at_once = _LOGITS_IN_CACHE if _platform() == "cpu" else _LOGITS_AT_ONCE
   return -(-logits // at_once)
 
@@ -356,7 +228,7 @@ def _on_each_device(function, rows, shared):
   if not axes:
     return function(rows, shared)
   batch = rows[0].shape[0]
-  split = PartitionSpec("data" if local_rows(batch) < batch else None)
+  split = PartitionSpec("data" if local_batch(batch) < batch else None)
   return jax.shard_map(
     function,
     in_specs=(split, PartitionSpec()),

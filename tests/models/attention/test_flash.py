@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from paligemma.models.attention import flash
+from paligemma.models.attention import flash, masks
 from paligemma.models.attention import reference as attention
 from paligemma.planning import topologies
 from paligemma.training import sharding
@@ -34,7 +34,7 @@ def prefix_mask(length):
   input_mask[0, length // 3 : length // 3 + 19] = False
   mask_ar = place >= np.array(prefix)[:, None]
   mask_ar[1, 17:] = place[17:] % 13 == 0  # blocks that see all of themselves
-  return attention.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
+  return masks.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
 
 
 def any_mask(queries, keys):
@@ -45,7 +45,7 @@ def any_mask(queries, keys):
     return jnp.asarray(rng.integers(low, high, (4, size)), jnp.int32)
 
   key_block = draw(0, 7, keys)
-  return attention.Mask(
+  return masks.Mask(
     query_block=draw(-1, 6, queries),
     key_block=jnp.where(key_block == 6, 2**31 - 1, key_block),
     query_position=draw(0, 41, queries),
@@ -151,7 +151,7 @@ def test_tiles_that_nobody_sees_are_passed_over():
   q, k, v, weights = draw(2, 1, 5, 257, 257)
   place = jnp.arange(257)[None].repeat(4, axis=0)
   # Text of one tile, then padding: were it computed with, 0 * NaN is NaN.
-  mask = attention.make_mask(place < 128, place)
+  mask = masks.make_mask(place < 128, place)
   arrays = (q, k.at[:, 128:].set(jnp.nan), v.at[:, 128:].set(jnp.nan), weights)
   mixed = mix_and_gradients(flash.attend, *arrays, mask=mask, window=None)
   assert all(np.isfinite(x).all() for x in mixed)
@@ -170,7 +170,7 @@ def gradient_step(length):
   """A function of (q, k, v, mask_ar), and the shapes that it takes."""
 
   def total(q, k, v, mask_ar):
-    mask = attention.make_mask(mask_ar >= 0, mask_ar)
+    mask = masks.make_mask(mask_ar >= 0, mask_ar)
     out = attention.attend(
       q, k, v, mask, scale=1.0, window=7, logits_softcap=5.0
     )

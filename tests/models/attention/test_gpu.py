@@ -11,6 +11,7 @@ import pytest
 from absl import flags
 
 from paligemma.models.attention import gpu as gpu_attention
+from paligemma.models.attention import masks
 from paligemma.models.attention import reference as attention
 
 # Arrays whose last two axes are queries and keys: 509 of each, or 512.
@@ -42,7 +43,7 @@ def prefix_mask():
   input_mask[0, 3:8] = False
   mask_ar = place >= np.array([11, 5, 2])[:, None]
   mask_ar[2] = place % 5 == 0
-  return attention.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
+  return masks.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
 
 
 def mix_and_gradients(attend, q, k, v, weights, mask):
@@ -124,7 +125,7 @@ def test_tokamax_lowers_for_hopper_without_all_pairs(monkeypatch, tokamax):
   monkeypatch.setattr(attention, "_platform", lambda: "gpu")
 
   def total(q, k, v, mask_ar):
-    mask = attention.make_mask(mask_ar >= 0, mask_ar)
+    mask = masks.make_mask(mask_ar >= 0, mask_ar)
     out = attention.attend(
       q,
       k,

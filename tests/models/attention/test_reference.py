@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models.attention import chunked, flash
+from paligemma.models.attention import chunked, flash, masks
 from paligemma.models.attention import reference as attention
 from paligemma.training import sharding
 
@@ -75,7 +75,7 @@ x x . x x"""
 )
 def test_make_mask(input_mask, mask_ar, golden):
   # A second, causal row: rows of a batch must not influence each other.
-  mask = attention.make_mask(
+  mask = masks.make_mask(
     jnp.asarray([input_mask, [1] * 5], bool), jnp.asarray([mask_ar, [1] * 5])
   ).dense()
   assert mask.dtype == bool
@@ -103,7 +103,7 @@ def test_make_mask(input_mask, mask_ar, golden):
   ids=["1", "2", "5", "prefix", "blocks"],
 )
 def test_window(window, mask_ar, golden):
-  mask = attention.make_mask(jnp.ones((1, 5), bool), jnp.asarray([mask_ar]))
+  mask = masks.make_mask(jnp.ones((1, 5), bool), jnp.asarray([mask_ar]))
   np.testing.assert_array_equal(mask.dense(window)[0], matrix(golden))
   # A number that is only known when the program runs.
   dense = jax.jit(lambda mask, window: mask.dense(window))
@@ -111,7 +111,7 @@ def test_window(window, mask_ar, golden):
 
 
 def test_window_goes_by_position_not_by_place():
-  mask = attention.make_next_mask(
+  mask = masks.make_next_mask(
     jnp.ones((2, 5), bool),
     jnp.asarray([[4, 5, 6, 7, 7], [0, 1, 2, 2, 3]]),
     jnp.asarray([[7], [3]]),
@@ -182,7 +182,7 @@ def random_qkv(*, heads=6, kv_heads=3, queries=5, keys=7, head_dim=11, seed=0):
   v = rng.standard_normal((2, keys, kv_heads, head_dim))
   key_block = rng.integers(0, 6, (2, keys))
   key_block[:, 2] = 0  # every query has a key
-  mask = attention.Mask(
+  mask = masks.Mask(
     *(jnp.asarray(x) for x in (rng.integers(0, 6, (2, queries)), key_block)),
     *(jnp.asarray(rng.integers(0, 9, (2, n))) for n in (queries, keys)),
   )
@@ -334,7 +334,7 @@ def padded_mask(seed=0):
   rng = np.random.default_rng(seed)
   input_mask = rng.random((64, 23)) < rng.random((64, 1))
   mask_ar = rng.random((64, 23)) < rng.random((64, 1))
-  return attention.make_mask(
+  return masks.make_mask(
     jnp.asarray(input_mask).at[0].set(True), jnp.asarray(mask_ar, jnp.int32)
   )
 
@@ -342,7 +342,7 @@ def padded_mask(seed=0):
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 2**31 - 1])
 def test_ranges_are_the_mask(window):
   mask = padded_mask()
-  start, end, valid = jax.jit(attention.Mask.ranges)(mask, window)
+  start, end, valid = jax.jit(masks.Mask.ranges)(mask, window)
   place = np.arange(23)[None, None]
   start, end = np.asarray(start), np.asarray(end)
   within = (start[:, :, None] <= place) & (place < end[:, :, None])
@@ -363,7 +363,7 @@ def compile_gradient(how, *, batch, tokens, heads, head_dim):
   marks = jax.ShapeDtypeStruct((batch, tokens), jnp.int32)
 
   def total(q, k, v, mask_ar):
-    mask = attention.make_mask(mask_ar >= 0, mask_ar)
+    mask = masks.make_mask(mask_ar >= 0, mask_ar)
     out = attention.attend(
       q, k, v, mask, scale=1.0, window=7, logits_softcap=5.0, implementation=how
     )
@@ -394,7 +394,7 @@ def test_no_array_of_all_queries_and_keys_at_896_pixels(how):
 def small(dtype=jnp.bfloat16, length=131):
   x = jnp.zeros((1, length, 1, 8), dtype)
   tokens = jnp.ones((1, length), jnp.int32)
-  return (x, x, x, attention.make_mask(tokens == 1, tokens))
+  return (x, x, x, masks.make_mask(tokens == 1, tokens))
 
 
 @pytest.mark.parametrize(
