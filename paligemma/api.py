@@ -1,7 +1,6 @@
 """Ask a model about images, or a decoder alone about text."""
 
 import logging
-import math
 import numbers
 import os
 from collections.abc import Sequence
@@ -193,8 +192,7 @@ def _image(model, params, images, where, preprocessing):
   """The image of a row; none for a decoder alone."""
   if model.img is None:
     return {}
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
-  res = side * model.img.patch_size
+  res = paligemma_model.resolution(model, params)
   to_model = registry.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )

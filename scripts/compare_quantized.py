@@ -21,7 +21,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +30,7 @@ from paligemma import evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
+from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from scripts import command_line
 
@@ -103,9 +103,11 @@ def compare(
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   layout = preprocess.Preprocess(
-    tok, res=side * model.img.patch_size, text_len=text_len, train=True
+    tok,
+    res=paligemma_model.resolution(model, params),
+    text_len=text_len,
+    train=True,
   )
   questions = Questions(
     tokenizer=tok,

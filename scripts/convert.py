@@ -22,6 +22,7 @@ from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.lora import apply as lora
+from paligemma.models import paligemma as paligemma_model
 from scripts import command_line
 
 _BLOCK_ELEMENTS = 2**24
@@ -99,7 +100,7 @@ def logits(model, found, tokens=7):
   """float32[T, V] of one picture and text, the same for every checkpoint."""
   image = None
   if model.img is not None:
-    res = math.isqrt(found["img/pos_embedding"].shape[1]) * model.img.patch_size
+    res = paligemma_model.resolution(model, found)
     ramp = np.linspace(-1, 1, res, dtype=np.float32)
     image = np.stack(
       np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[:, None] * ramp),

@@ -12,7 +12,6 @@ whoever is stopped goes on there when started again.
 """
 
 import argparse
-import math
 
 import jax
 
@@ -28,6 +27,7 @@ from paligemma.data import (
   tokenizer,
 )
 from paligemma.evals import predictions
+from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from scripts import command_line, progress
 from trainers import checks, evaluation, gpu_memory, places, processes
@@ -94,13 +94,12 @@ def predict(
       f"{tokenizer_path}: {tok.vocab_size} ids, but the model has only "
       f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
     )
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
   evaluator = evals.Generate(
     name="predict",
     source=source,
     preprocess=preprocess.Preprocess(
       tok,
-      res=side * model.img.patch_size,
+      res=paligemma_model.resolution(model, params),
       text_len=text_len,
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),

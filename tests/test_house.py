@@ -25,14 +25,16 @@ MAY_IMPORT = {
   "paligemma.variants": (),
   "paligemma.registry": ("messages",),
   "paligemma.tree": ("registry",),
-  "paligemma.quantization": ("tree", "registry"),
+  "paligemma.parameters": ("variants",),
+  "paligemma.quantization": ("parameters", "tree", "registry"),
   "paligemma.init": ("tree", "quantization"),
   "paligemma.data": ("variants", "tree", "registry", "messages", "disk"),
   "paligemma.metrics": ("variants", "tree", "registry", "data", "messages"),
-  "paligemma.lora.config": ("tree", "registry"),
-  "paligemma.lora": ("tree", "quantization", "init"),
+  "paligemma.lora.config": ("parameters", "tree", "registry"),
+  "paligemma.lora": ("parameters", "tree", "quantization", "init"),
   "paligemma.models": (
     "variants",
+    "parameters",
     "tree",
     "registry",
     "lora.config",
@@ -41,9 +43,17 @@ MAY_IMPORT = {
   ),
   "paligemma.reordered": (),
   "paligemma.decoding": ("tree", "registry", "variants", "reordered"),
-  "paligemma.training": ("variants", "tree", "registry", "models.microbatch"),
+  "paligemma.training": (
+    "variants",
+    "parameters",
+    "tree",
+    "registry",
+    "quantization",
+    "models.microbatch",
+  ),
   "paligemma.checkpoints": (
     "variants",
+    "parameters",
     "tree",
     "registry",
     "disk",
@@ -51,7 +61,13 @@ MAY_IMPORT = {
     "lora",
     "quantization",
   ),
-  "paligemma.planning": ("messages", "tree", "registry", "variants"),
+  "paligemma.planning": (
+    "messages",
+    "parameters",
+    "tree",
+    "registry",
+    "variants",
+  ),
   "paligemma.evals": (
     "data",
     "training",
@@ -64,7 +80,7 @@ MAY_IMPORT = {
   ),
   "trainers": ("*", "trainers"),
   "scripts": ("*", "trainers"),
-  "configs": ("data", "configs"),
+  "configs": ("data", "parameters", "configs"),
 }
 
 # Data workers start fast, and metrics run anywhere: NumPy alone.
@@ -74,6 +90,7 @@ WITHOUT_JAX = (
   "paligemma.metrics",
   "paligemma.tree",
   "paligemma.variants",
+  "paligemma.parameters",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NOT_AT_RUN_TIME = {

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from paligemma import tree
 from paligemma.checkpoints import layouts, leaves, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.parameters import POSITIONS
 
-_POSITIONS = "img/pos_embedding"
 _LISTED = 20
 
 
@@ -39,10 +39,10 @@ def fit(
       ours = {n: fitted.pop(n) for n in list(fitted) if n.startswith(tower)}
       fitted |= leaves.unstack_layers(ours)
   fitted = quantized_leaves.paired(fitted)
-  if _POSITIONS in fitted and _POSITIONS in expected:
-    wanted = expected[_POSITIONS]
+  if POSITIONS in fitted and POSITIONS in expected:
+    wanted = expected[POSITIONS]
     count = tuple(getattr(wanted, "shape", wanted))[1]
-    fitted[_POSITIONS] = resample.resample(fitted[_POSITIONS], count)
+    fitted[POSITIONS] = resample.resample(fitted[POSITIONS], count)
   differences = tree.compare(expected, fitted) or [
     f"{name}: found dtype {leaf.dtype}, expected floating point numbers"
     for name, leaf in fitted.items()

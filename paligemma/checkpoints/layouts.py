@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paligemma import tree
+from paligemma import parameters, tree
 
-# What stands before a layer's index in loop layout, and what joins the two.
-_STEMS = (("Transformer/encoderblock", "_"), ("layers", "/"))
+# What stands before a layer's index in loop layout, and what joins the two;
+# also in a tower alone.
+_STEMS = [
+  (stem.removeprefix(f"{tower}/"), joint)
+  for tower, (stem, joint) in parameters.LAYERS.items()
+]
 
 
 def split_layer(name: str) -> tuple[str, str, int, str] | None:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paligemma import quantization
+from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
 from paligemma.models.matmul import einsum_float32
 
@@ -109,7 +109,7 @@ def adapt(lora, target, x, shape, dtype, train):
   """
   if lora is None or not lora.adapts(target):
     return 0.0
-  name = lora_lib.PREFIX + target.rpartition("/")[2]
+  name = parameters.LORA + target.rpartition("/")[2]
   adapter = Adapter(lora, math.prod(shape), dtype, name=name)
   added = adapter(x.reshape(*x.shape[:2], -1), train)
   return added.reshape(*x.shape[:2], *shape)

@@ -8,6 +8,7 @@ tokens, S = L + T, D width of the decoder, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from paligemma import registry, variants
+from paligemma import parameters, registry, tree, variants
 from paligemma.lora.config import Lora
 from paligemma.models import gemma, vit
 
@@ -330,3 +331,14 @@ def from_sizes(img, llm, *, dtype="float32"):
     registry.lookup(vit.Model.__annotations__, field, "image tower field")
   img = vit.Model(**{"num_classes": llm.width, "dtype": dtype, **img})
   return Model(img=img, llm=llm)
+
+
+def resolution(model: Model, params: Mapping[str, Any]) -> int:
+  """Side in pixels of the images that an image tower's positions are for.
+
+  Args:
+    model: with an image tower.
+    params: its parameters, or leaves with a `shape`, flat or nested.
+  """
+  positions = tree.flatten(params)[parameters.POSITIONS].shape[1]
+  return math.isqrt(positions) * model.img.patch_size

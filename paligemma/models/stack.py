@@ -8,6 +8,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from paligemma import parameters
 from paligemma.models import microbatch
 
 
@@ -44,7 +45,7 @@ def scan_layers(block, params, x, layers, rows, *, dtype, num_parts):
   """
 
   def convert(path, p):
-    keeps = path[-1].key in ("bias", "scale")
+    keeps = path[-1].key in parameters.VECTORS
     keeps |= not jnp.issubdtype(p.dtype, jnp.floating)  # quantized
     return p if keeps else p.astype(dtype)
 

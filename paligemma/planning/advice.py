@@ -4,12 +4,11 @@ import re
 
 import jax
 
+from paligemma import parameters
 from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
-# The least that trains, see configs/common.py; the names are those of Gemma.
 LEAST = "block_inputs"  # what of models/remat.py keeps the least
-_ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
 def advise(plan, memory, usable, *, what="train"):
@@ -48,7 +47,7 @@ def _cheaper_training(plan):
   beyond = {
     name: leaf
     for name, leaf in plan.trainable.items()
-    if not re.fullmatch(_ATTENTION, name)
+    if not re.fullmatch(parameters.ATTENTION, name)
   }
   if beyond:
     lines.append(

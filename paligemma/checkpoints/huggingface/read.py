@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 from etils import epath
 
-from paligemma import tree
+from paligemma import parameters, tree
 from paligemma.checkpoints import safetensors
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
@@ -118,7 +118,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     if is_last and rows == padded_rows(last):
       table = tensors[TABLE]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
-      found["llm/embedder/input_embedding"] = Leaf.of(cut)
+      found[parameters.EMBEDDING] = Leaf.of(cut)
     else:
       metadata["image_token_id"] = last
   return Checkpoint(

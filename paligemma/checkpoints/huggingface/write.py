@@ -22,9 +22,7 @@ from paligemma.checkpoints.huggingface.read import (
   padded_rows,
 )
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
-
-_TABLE = "llm/embedder/input_embedding"
-_POSITIONS = "img/pos_embedding"
+from paligemma.parameters import POSITIONS
 
 
 def save(
@@ -119,13 +117,13 @@ def save(
 
 def _num_positions(path, arrays) -> int:
   """Patches of an image; transformers has no position embedding but learned."""
-  if _POSITIONS not in arrays:
+  if POSITIONS not in arrays:
     raise ValueError(
-      f"{path}: {_POSITIONS} is missing, expected a learned position embedding"
+      f"{path}: {POSITIONS} is missing, expected a learned position embedding"
     )
-  shape = tuple(arrays[_POSITIONS].shape)
+  shape = tuple(arrays[POSITIONS].shape)
   if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
-    raise ValueError(f"{path}: {_POSITIONS}: shape {shape}, expected (1, P, D)")
+    raise ValueError(f"{path}: {POSITIONS}: shape {shape}, expected (1, P, D)")
   return shape[1]
 
 

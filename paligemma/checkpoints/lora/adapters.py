@@ -5,7 +5,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from paligemma import quantization, registry, tree
+from paligemma import parameters, quantization, registry, tree
 from paligemma.checkpoints import errors, layouts, leaves
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
@@ -166,7 +166,7 @@ def _kind(weights):
 def _replaced(weights, model, tensors):
   """Parameters with tensors of transformers in the place of some."""
   img, llm = model.img, model.llm
-  positions = weights["img/pos_embedding"].shape[1] if img else None
+  positions = weights[parameters.POSITIONS].shape[1] if img else None
   entries = {
     entry.key: entry
     for entry in layout.entries(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import disk, quantization, registry, variants
+from paligemma import disk, parameters, quantization, registry, variants
 from paligemma.checkpoints import (
   errors,
   layouts,
@@ -32,17 +32,9 @@ from paligemma.checkpoints.leaves import (
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import zarr
 from paligemma.checkpoints.training import fingerprint
-from paligemma.lora.config import PARAMETERS, Lora
+from paligemma.lora.config import Lora
 
-# Fields of both models that array shapes cannot tell.
-_LLM_FIELDS = (
-  "norm_eps",
-  "query_scale",
-  "post_norms",
-  "attn_logits_softcap",
-  "final_logits_softcap",
-  "sliding_window",
-)
+# Fields of the image tower that array shapes cannot tell.
 _IMG_FIELDS = ("posemb", "pool_type")
 _HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
 
@@ -198,7 +190,7 @@ def _settings(file, config):
       adapted["lora"] = Lora(**lora)
   return (
     {field: img[field] for field in _IMG_FIELDS if field in img} | adapted,
-    {field: llm[field] for field in _LLM_FIELDS} | adapted,
+    {field: llm[field] for field in parameters.STATED} | adapted,
   )
 
 
@@ -239,7 +231,7 @@ def _laid_over(
     elif any(layouts.split_stacked(name) for name in names):
       below = stack_layers(below)
     leaves |= below
-  foreign = {n for n in trained if not re.fullmatch(PARAMETERS, n)}
+  foreign = {n for n in trained if not re.fullmatch(parameters.ADAPTERS, n)}
   if foreign := foreign - leaves.keys():
     raise ValueError(
       f"{step}: trained {orbax.listed(foreign)}, which {frozen.path} lacks"
@@ -249,7 +241,7 @@ def _laid_over(
 
 def _resampled(leaves, res):
   """The position embedding as the run saw it, in pixels of its config."""
-  name, kernel = "img/pos_embedding", "img/embedding/kernel"
+  name, kernel = parameters.POSITIONS, parameters.PATCH_KERNEL
   if name in leaves and kernel in leaves:
     positions = (res // leaves[kernel].shape[0]) ** 2
     leaves[name] = resample.resample(leaves[name], positions)
