@@ -91,9 +91,8 @@ class Description:
 
   Attributes:
     model_type: "paligemma", "gemma", "gemma2", "siglip", ...
-    decoder: Sizes for huggingface_layout.decoder, None if there is none.
-    image_tower: Sizes for huggingface_layout.image_tower, None if there is
-      none.
+    decoder: `llm` of layout.entries, None if there is none.
+    image_tower: `img` and num_positions of it, None if there is none.
     llm: Fields of gemma.Model.
     image_token_id: int, None in a model for text alone.
     tied: bool, False if logits come from a table of their own.

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, tree
-from paligemma.checkpoints import layouts, safetensors
+from paligemma.checkpoints import layouts, names, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
@@ -84,7 +84,7 @@ def save(
   _check(path, entries, arrays)
   hub_key = layout.gemma_key if img is None else layout.hub_key
   tensors = {hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
-  table = hub_key("text.embed_tokens.weight")
+  table = hub_key(layout.TABLE)
   tensors[table] = _Table(tensors[table], num_rows)
   for name, tensor in tensors.items():
     if tensor.dtype not in FLOATS:
@@ -133,7 +133,7 @@ def _check(path, entries, arrays) -> None:
     found = layouts.stack(found, layouts.stack_shapes)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  if lines := tree.compare(layout.leaf_shapes(entries), found):
+  if lines := tree.compare(names.leaf_shapes(entries), found):
     raise ValueError(
       f"{path}: arrays are not those of the model, {len(lines)} differ: "
       f"{'; '.join(lines[:10])}"
@@ -145,7 +145,7 @@ class _Part:
   """A tensor of transformers that is yet to be cut out of our arrays."""
 
   arrays: Mapping[str, Any]
-  entry: layout.Entry
+  entry: names.Entry
   cast: Any
 
   @property

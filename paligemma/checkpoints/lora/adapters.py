@@ -8,7 +8,6 @@ from etils import epath
 from paligemma import parameters, quantization, registry, tree
 from paligemma.checkpoints import errors, layouts, leaves
 from paligemma.checkpoints.huggingface import layout
-from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.lora import files as lora_files
 from paligemma.checkpoints.lora import peft
 from paligemma.lora import apply as lora
@@ -121,16 +120,16 @@ def load_adapter(path, model, params):
   return model, tree.unflatten(tree.merge(weights, loaded))
 
 
-_IMG_SIZES = ("width", "depth", "mlp_dim", "num_heads")
-_LLM_SIZES = (*_IMG_SIZES, "num_kv_heads", "head_dim")
-
-
 def _sizes(model):
   """What the shapes of adapters depend on, {"img": ... or None, "llm": ...}."""
-  img, llm = model.img, model.llm
   return {
-    "img": None if img is None else {x: getattr(img, x) for x in _IMG_SIZES},
-    "llm": {x: getattr(llm, x) for x in _LLM_SIZES},
+    tower: of
+    and {
+      field: getattr(of, field)
+      for field in parameters.SIZES[tower]
+      if field not in ("patch_size", "vocab_size")
+    }
+    for tower, of in (("img", model.img), ("llm", model.llm))
   }
 
 
@@ -170,8 +169,8 @@ def _replaced(weights, model, tensors):
   entries = {
     entry.key: entry
     for entry in layout.entries(
-      img and {x: getattr(img, x) for x in (*_IMG_SIZES, "patch_size")},
-      {x: getattr(llm, x) for x in (*_LLM_SIZES, "vocab_size", "post_norms")},
+      img and {x: getattr(img, x) for x in parameters.SIZES["img"]},
+      {x: getattr(llm, x) for x in (*parameters.SIZES["llm"], "post_norms")},
       positions,
     )
   }
@@ -181,7 +180,7 @@ def _replaced(weights, model, tensors):
     if entry is None:
       raise ValueError(f"{key}: the model has no such tensor")
     shape, rows = entry.their_shape, tensor.shape[0]
-    if key == huggingface.TABLE:  # padded there, and cut here
+    if key == layout.TABLE:  # padded there, and cut here
       rows = min(rows, shape[0])
     if (rows, *tensor.shape[1:]) != shape:
       raise ValueError(f"{key}: {list(tensor.shape)}, expected {list(shape)}")

@@ -27,7 +27,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,30 +36,33 @@ from etils import epath
 from paligemma import disk
 from paligemma.checkpoints import layouts, leaves, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
+from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
+from paligemma.checkpoints.names import rows
 from paligemma.lora import config as lora_lib
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
 
-# Target -> its module in transformers, for every layer.
-_MODULES = {
-  "llm/attn/q": "language_model.layers.*.self_attn.q_proj",
-  "llm/attn/k": "language_model.layers.*.self_attn.k_proj",
-  "llm/attn/v": "language_model.layers.*.self_attn.v_proj",
-  "llm/attn/out": "language_model.layers.*.self_attn.o_proj",
-  "llm/mlp/gate": "language_model.layers.*.mlp.gate_proj",
-  "llm/mlp/up": "language_model.layers.*.mlp.up_proj",
-  "llm/mlp/down": "language_model.layers.*.mlp.down_proj",
-  "img/attn/q": "vision_tower.encoder.layers.*.self_attn.q_proj",
-  "img/attn/k": "vision_tower.encoder.layers.*.self_attn.k_proj",
-  "img/attn/v": "vision_tower.encoder.layers.*.self_attn.v_proj",
-  "img/attn/out": "vision_tower.encoder.layers.*.self_attn.out_proj",
-  "img/mlp/up": "vision_tower.encoder.layers.*.mlp.fc1",
-  "img/mlp/down": "vision_tower.encoder.layers.*.mlp.fc2",
-  "img/head": "multi_modal_projector.linear",
+_TOWERS = {
+  "text": "language_model",
+  "vision": "vision_tower",
+  "projector": "multi_modal_projector",
 }
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+  table = layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR
+  for row, _, modules in rows(table, ["grouped"]):
+    if row.targets:
+      for target, module in zip(row.targets, modules, strict=True):
+        tower, _, rest = module.partition(".")
+        yield target, f"{_TOWERS[tower]}.{rest}"
+
+
+# Target -> its module in transformers, "*" for a layer.
+_MODULES = dict(_modules())
 _TARGETS = {module: target for target, module in _MODULES.items()}
 _PREFIX = "base_model.model.model."
 _KEY = (
@@ -138,7 +141,7 @@ def open(
 
   Returns:
     Tuple of the Lora, whose targets are those that the tensors are of; name ->
-    leaf with stacked layers; and key of huggingface_layout.py -> tensor of the
+    leaf with stacked layers; and key of huggingface/layout.py -> tensor of the
     model that is replaced.
 
   Raises:
