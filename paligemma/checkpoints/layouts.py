@@ -37,6 +37,12 @@ def split_stacked(name: str) -> tuple[str, str, str] | None:
   return None
 
 
+def layer_name(name: str, i: int) -> str:
+  """'llm/layers/attn/w', 3 -> 'llm/layers/3/attn/w'."""
+  prefix, joint, rest = split_stacked(name)
+  return f"{prefix}{joint}{i}/{rest}"
+
+
 def stack(
   flat: Mapping[str, Any], combine: Callable[[str, list[Any]], Any]
 ) -> tree.Flat:
@@ -99,10 +105,9 @@ def unstack(
   """
   loop = {}
   for name, leaf in flat.items():
-    if (stem := split_stacked(name)) is None:
+    if split_stacked(name) is None:
       loop[name] = leaf
       continue
-    prefix, joint, rest = stem
     for i in range(leaf.shape[0]):
-      loop[f"{prefix}{joint}{i}/{rest}"] = pick(leaf, i)
+      loop[layer_name(name, i)] = pick(leaf, i)
   return dict(sorted(loop.items()))

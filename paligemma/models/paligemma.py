@@ -316,15 +316,10 @@ def from_sizes(img, llm, *, dtype="float32"):
   Raises:
     ValueError: unknown field, with the nearest name.
   """
-  known = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
-  nearest = "gemma2_2b" if llm["post_norms"] else "gemma_2b"
-  for name, sizes in variants.GEMMA.items():
-    if all(getattr(sizes, field) == llm[field] for field in known):
-      nearest = name
   overrides = {}
   if img is not None and llm["post_norms"]:
     overrides = variants.AS_IN_PALIGEMMA2
-  llm = gemma.make(nearest, dtype=dtype, **{**overrides, **llm})
+  llm = gemma.make(variants.nearest(llm), dtype=dtype, **{**overrides, **llm})
   if img is None:
     return Model(img=None, llm=llm)
   for field in img:

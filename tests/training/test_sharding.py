@@ -242,7 +242,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 process, port, out = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize(f"localhost:{port}", 2, process)
 import numpy as np
-from paligemma import sharding
+from paligemma.training import sharding
 mesh = sharding.make_mesh(data=4, model=2)
 rows = np.arange(4 * 3, dtype=np.float32).reshape(4, 3) + 100 * process
 x = sharding.put_batch({"x": rows}, mesh)["x"]

@@ -19,6 +19,19 @@ from paligemma import disk, registry
 
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
+# Sizes of both towers -> fields.
+_IMG_FIELDS = {
+  "width": "hidden_size",
+  "depth": "num_hidden_layers",
+  "mlp_dim": "intermediate_size",
+  "num_heads": "num_attention_heads",
+}
+_LLM_FIELDS = {
+  **_IMG_FIELDS,
+  "num_kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+}
+
 _MAX_POSITIONS = 8192  # of every Gemma 1 and 2
 _GEMMA1_DEFAULTS = {
   "vocab_size": 256_000,
@@ -180,6 +193,9 @@ class _Section:
       raise self.error(key, value, "a positive integer")
     return value
 
+  def sizes(self, fields):
+    return {field: self.size(key) for field, key in fields.items()}
+
   def side(self, key):
     """A size that may be given as two equal ones."""
     value = self.filled(key)
@@ -245,13 +261,7 @@ def _gemma(config) -> Description:
   config = config.with_defaults(config.lookup(generations, "model_type"))
   post_norms = config.values["model_type"] == "gemma2"
   _check_gemma(config, post_norms)
-  sizes = {
-    "width": config.size("hidden_size"),
-    "depth": config.size("num_hidden_layers"),
-    "mlp_dim": config.size("intermediate_size"),
-    "num_heads": config.size("num_attention_heads"),
-    "num_kv_heads": config.size("num_key_value_heads"),
-    "head_dim": config.size("head_dim"),
+  sizes = config.sizes(_LLM_FIELDS) | {
     "vocab_size": config.size("vocab_size"),
     "post_norms": post_norms,
   }
@@ -339,17 +349,14 @@ def _siglip(config) -> Description:
   config.must_be("hidden_act", "gelu_pytorch_tanh")
   config.must_be("layer_norm_eps", 1e-6)
   config.must_be("num_channels", 3)
-  width, heads = config.size("hidden_size"), config.size("num_attention_heads")
+  sizes = config.sizes(_IMG_FIELDS)
+  width, heads = sizes["width"], sizes["num_heads"]
   if width % heads:
     raise config.error(
       "num_attention_heads", heads, f"a divisor of the width {width}"
     )
   patch_size = config.side("patch_size")
-  tower = {
-    "width": width,
-    "depth": config.size("num_hidden_layers"),
-    "mlp_dim": config.size("intermediate_size"),
-    "num_heads": heads,
+  tower = sizes | {
     "patch_size": patch_size,
     # Pixels that fill no patch are not looked at.
     "num_positions": (config.side("image_size") // patch_size) ** 2,
@@ -396,14 +403,11 @@ def make(
     "torch_dtype": dtype,
     "vision_config": {
       "model_type": "siglip_vision_model",
+      **{key: img[field] for field, key in _IMG_FIELDS.items()},
       "hidden_act": "gelu_pytorch_tanh",
-      "hidden_size": img["width"],
       "image_size": patch_size * math.isqrt(num_positions),
-      "intermediate_size": img["mlp_dim"],
       "layer_norm_eps": 1e-6,
-      "num_attention_heads": img["num_heads"],
       "num_channels": 3,
-      "num_hidden_layers": img["depth"],
       "num_image_tokens": num_positions,
       "patch_size": patch_size,
       "projection_dim": llm["width"],
@@ -418,16 +422,11 @@ def _make_gemma(llm):
   config = {
     "model_type": "gemma",
     **SPECIAL_IDS,
+    **{key: llm[field] for field, key in _LLM_FIELDS.items()},
     "attention_bias": False,
-    "head_dim": llm["head_dim"],
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",
-    "hidden_size": llm["width"],
-    "intermediate_size": llm["mlp_dim"],
     "max_position_embeddings": _MAX_POSITIONS,
-    "num_attention_heads": llm["num_heads"],
-    "num_hidden_layers": llm["depth"],
-    "num_key_value_heads": llm["num_kv_heads"],
     "rms_norm_eps": llm.get("norm_eps", 1e-6),
     "rope_theta": 10_000.0,
     "tie_word_embeddings": True,

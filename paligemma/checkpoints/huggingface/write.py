@@ -161,9 +161,9 @@ class _Part:
     """The array that holds it, in scan or loop layout, and where."""
     if self.entry.leaf in self.arrays:
       return self.arrays[self.entry.leaf], self.entry.at
-    prefix, joint, rest = layouts.split_stacked(self.entry.leaf)
     layer, *at = self.entry.at
-    return self.arrays[f"{prefix}{joint}{layer}/{rest}"], tuple(at)
+    name = layouts.layer_name(self.entry.leaf, layer)
+    return self.arrays[name], tuple(at)
 
   def __getitem__(self, _: Any) -> np.ndarray:
     array, at = self.source

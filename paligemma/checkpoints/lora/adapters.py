@@ -194,12 +194,10 @@ def _replaced(weights, model, tensors):
 
 def _replace(weights, name, parts, dtype):
   """Writes parts of a leaf of stacked layers to it, or to those apart."""
-  stem = layouts.split_stacked(name)
   for at, part in parts:
     joined, place, index = lora.joined(weights), name, at
     if name not in joined:
-      prefix, joint, rest = stem
-      place, index = f"{prefix}{joint}{at[0]}/{rest}", at[1:]
+      place, index = layouts.layer_name(name, at[0]), at[1:]
     old = joined[place]
     if quantization.is_quantized(old):
       for kind in old:

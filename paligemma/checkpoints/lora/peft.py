@@ -34,7 +34,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk
-from paligemma.checkpoints import layouts, leaves, safetensors
+from paligemma.checkpoints import leaves, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
@@ -378,20 +378,23 @@ def _pattern(
 def _leaves(file, config, modules, lora, depths) -> dict[str, Leaf]:
   """Name -> leaf with stacked layers, zeros where there is no adapter."""
   parts = {}
-  for target in lora.targets:
-    tower = target.partition("/")[0]
-    stacked = target != "img/head"
-    for layer in range(depths[tower]) if stacked else [None]:
-      for matrix in "AB":
-        name = f"{lora_lib.TARGETS[target]}/{matrix.lower()}"
-        if stacked:
-          stem, joint, rest = layouts.split_stacked(name)
-          name = f"{stem}{joint}{layer}/{rest}"
-        module = modules.get((target, layer))
-        parts[name] = module and _leaf(file, config, module, matrix, lora)
-    for matrix in "ab":
-      _fill(parts, f"{lora_lib.TARGETS[target]}/{matrix}", depths[tower])
-  return leaves.stack_layers(parts)
+  for (target, layer), module in modules.items():
+    for matrix in "AB":
+      name = f"{lora_lib.TARGETS[target]}/{matrix.lower()}"
+      leaf = _leaf(file, config, module, matrix, lora)
+      parts.setdefault(name, {})[layer] = leaf
+  return {
+    name: by_layer[None]
+    if None in by_layer
+    else _stacked(name, by_layer, depths[name.partition("/")[0]])
+    for name, by_layer in sorted(parts.items())
+  }
+
+
+def _stacked(name, by_layer, depth) -> Leaf:
+  like = next(iter(by_layer.values()))
+  zeros = Leaf.of(np.zeros(like.shape, like.dtype))
+  return leaves.stack(name, [by_layer.get(i, zeros) for i in range(depth)])
 
 
 def _leaf(file, config, module, matrix, lora) -> Leaf:
@@ -428,18 +431,6 @@ def _arranged(tensor, *, rank_axis, rank, factor):
     room = [(0, missing if axis == rank_axis else 0) for axis in range(2)]
     ours = np.pad(ours, room)
   return ours
-
-
-def _fill(parts, name, depth) -> None:
-  """Zeros for the layers without an adapter."""
-  if name in parts:  # of the projector, which is there
-    return
-  stem, joint, rest = layouts.split_stacked(name)
-  names = [f"{stem}{joint}{i}/{rest}" for i in range(depth)]
-  like = next(parts[n] for n in names if parts[n] is not None)
-  for n in names:
-    if parts[n] is None:
-      parts[n] = Leaf.of(np.zeros(like.shape, like.dtype))
 
 
 def save(

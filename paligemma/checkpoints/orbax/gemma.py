@@ -212,16 +212,5 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
 
 def _settings(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
   """Of the variant of these sizes."""
-  sizes = infer.sizes(leaves)["llm"]
-  same = [
-    variant
-    for variant in variants.GEMMA.values()
-    if all(
-      getattr(variant, field) == value
-      for field, value in sizes.items()
-      if field not in ("vocab_size", "scan")
-    )
-  ]
-  default = "gemma2_2b" if sizes["post_norms"] else "gemma_2b"
-  variant = same[0] if same else variants.GEMMA[default]
+  variant = variants.GEMMA[variants.nearest(infer.sizes(leaves)["llm"])]
   return {field: getattr(variant, field) for field in parameters.STATED}

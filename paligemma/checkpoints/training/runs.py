@@ -16,19 +16,13 @@ from etils import epath
 from paligemma import disk, parameters, quantization, registry, variants
 from paligemma.checkpoints import (
   errors,
-  layouts,
   precision,
   quantized_leaves,
   resample,
   settings,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import (
-  Leaf,
-  cast,
-  stack_layers,
-  unstack_layers,
-)
+from paligemma.checkpoints.leaves import Leaf, cast, layered_like
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import zarr
 from paligemma.checkpoints.training import fingerprint
@@ -222,15 +216,7 @@ def _laid_over(
   frozen: Checkpoint, trained: Mapping[str, Leaf], step: epath.Path
 ) -> dict[str, Any]:
   """Frozen leaves in the layout of the run, with the trained ones in place."""
-  leaves = {}
-  for tower in ("img/", "llm/"):
-    below = {n: x for n, x in frozen.leaves.items() if n.startswith(tower)}
-    names = [name for name in trained if name.startswith(tower)]
-    if any(layouts.split_layer(name) for name in names):
-      below = unstack_layers(below)
-    elif any(layouts.split_stacked(name) for name in names):
-      below = stack_layers(below)
-    leaves |= below
+  leaves = layered_like(frozen.leaves, trained)
   foreign = {n for n in trained if not re.fullmatch(parameters.ADAPTERS, n)}
   if foreign := foreign - leaves.keys():
     raise ValueError(

@@ -206,7 +206,7 @@ def test_killed_while_saving(tmp_path):
   script = """
     import os, signal, sys
     import jax.numpy as jnp
-    from paligemma.checkpoints import steps
+    from paligemma.checkpoints.training import steps
 
     checkpoints = steps.StepCheckpoints(sys.argv[1])
     checkpoints.save(1, {"w": jnp.ones(3)}, ())
@@ -241,7 +241,7 @@ def test_two_processes(tmp_path):
     import sys
     import grain, jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    from paligemma.checkpoints import steps
+    from paligemma.checkpoints.training import steps
 
     directory, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
