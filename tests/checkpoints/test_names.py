@@ -94,6 +94,5 @@ def test_there_and_back():
 
 def test_sizes_of_a_tower():
   fields = dict(width=6, depth=1, mlp_dim=9, num_heads=2, patch_size=14)
-  assert names.letters("img", fields) == {
-    **dict(D=6, L=1, F=9, N=2, h=14, w=14, H=3, M=6, C=3)
-  }
+  found = names.letters("img", fields)
+  assert found == dict(D=6, L=1, F=9, N=2, h=14, w=14, H=3, M=6, C=3)
