@@ -5,15 +5,17 @@ import difflib
 from types import SimpleNamespace
 from typing import Any
 
+from paligemma import parameters
+
 # What trains, as regexes over the whole name of a parameter. `tune` in the
 # argument of a transfer config picks one; --config.trainable takes any other.
-_ADAPTERS = (r"(.*/)?lora_\w+/[ab]",)
+_ADAPTERS = (parameters.ADAPTERS,)
 TRAINABLE = {
-  "attention": (r"llm/layers/(\d+/)?attn/.*",),
+  "attention": (parameters.ATTENTION,),
   "full": (r".*",),
   "decoder": (r"llm/.*",),
   "image": (r"img/.*",),
-  "head": (r"img/head/.*",),
+  "head": (parameters.HEAD,),
   "lora": _ADAPTERS,
   "qlora_int8": _ADAPTERS,
   "qlora_int4": _ADAPTERS,

@@ -1,10 +1,9 @@
 """Ask a model about images, or a decoder alone about text."""
 
 import logging
-import math
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -117,16 +116,6 @@ def generate(
   return answers
 
 
-def resolution(model: paligemma_model.Model, params: Mapping[str, Any]) -> int:
-  """The side in pixels of the images that a model with an image tower takes.
-
-  Args:
-    model, params: as `load` returns them.
-  """
-  side = math.isqrt(params["img"]["pos_embedding"].shape[1])
-  return side * model.img.patch_size
-
-
 def _read_prompts(tok, prompts, images):
   """The prompts as the layout takes them, see spelling, and its length."""
   read, first, text_len = [], {}, 1
@@ -202,7 +191,7 @@ def _image(model, params, images, where, preprocessing):
   """The image of a prompt; none for a decoder alone."""
   if model.img is None:
     return {}
-  res = resolution(model, params)
+  res = paligemma_model.resolution(model, params)
   to_model = registry.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )

@@ -28,10 +28,9 @@ from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.lora import apply as lora
 from paligemma.models import gemma, mask_codec
 from paligemma.models import paligemma as paligemma_model
+from paligemma.parameters import EMBEDDING, FINAL_NORM
 from paligemma.training import sharding
 
-_TABLE = "llm/embedder/input_embedding"
-_LAST_NORM = "llm/final_norm/scale"
 # How a model runs, not what it is.
 _OF_THE_RUN = {
   *("attention", "lora", "dtype", "remat_policy", "dropout"),
@@ -108,14 +107,14 @@ def load(
       found = fit.fit(checkpoint, init.shapes(model, res))
     stored = {name: leaf.dtype for name, leaf in found.items()}
     stated = checkpoint.compute_dtype
-    if isinstance(found[_TABLE], quantized_leaves.Pair):
-      stored[_TABLE] = stored[_LAST_NORM]
+    if isinstance(found[EMBEDDING], quantized_leaves.Pair):
+      stored[EMBEDDING] = stored[FINAL_NORM]
     if dtype is not None:
       stored = precision.storage_dtypes(found, dtype)
     with errors.named(checkpoint.path):
       arrays = quantized_leaves.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())
-  model = _compute_in(model, dtype or stated or str(stored[_TABLE]))
+  model = _compute_in(model, dtype or stated or str(stored[EMBEDDING]))
   logging.info("%s", model)
   arrays = _with_sharding(arrays, mesh)
   if load_weights:

@@ -19,34 +19,19 @@ they are.
 """
 
 import functools
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from paligemma import registry, tree
+from paligemma import parameters, registry, tree
 
 KINDS = ("int8", "int4", "nf4")
 SCALE = "scale"
 # Inputs of an output that share a scale in 4 bits: at most so many, and a
 # divisor of their number.
 TILE = 64
-
-_TABLE = r"(.*/)?embedder/input_embedding"
-
-# Which matrices, and over which of their axes products sum.
-MATRICES = (
-  (r"(.*/)?attn/(q|kv|qkv)_einsum/w", (-2,)),
-  (r"(.*/)?attn/attn_vec_einsum/w", (-3, -2)),
-  (r"(.*/)?mlp/(gating_einsum|linear)", (-2,)),
-  (_TABLE, (-1,)),
-  (r"(.*/)?MultiHeadDotProductAttention_0/(query|key|value)/kernel", (-3,)),
-  (r"(.*/)?MultiHeadDotProductAttention_0/out/kernel", (-3, -2)),
-  (r"(.*/)?MlpBlock_0/Dense_[01]/kernel", (-2,)),
-  (r"(.*/)?head/kernel", (-2,)),
-)
 
 _QTYPES = {"int8": jnp.int8, "int4": jnp.int4, "nf4": "nf4"}
 
@@ -60,10 +45,12 @@ def summed_axes(name: str) -> tuple[int, ...] | None:
   Returns:
     Negative numbers; None if the parameter is not quantized.
   """
-  for regex, axes in MATRICES:
-    if re.fullmatch(regex, name):
-      return axes
-  return None
+  row = parameters.find(name)
+  is_matrix = row is not None and row.kind in (
+    parameters.MATRIX,
+    parameters.TABLE,
+  )
+  return row.summed_axes if is_matrix else None
 
 
 def kind_for(name: str, kind: str) -> str | None:
@@ -75,7 +62,7 @@ def kind_for(name: str, kind: str) -> str | None:
   """
   if summed_axes(name) is None:
     return None
-  return "int8" if re.fullmatch(_TABLE, name) else kind
+  return "int8" if name == parameters.EMBEDDING else kind
 
 
 def check_kind(kind: str) -> None:

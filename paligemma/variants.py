@@ -102,6 +102,21 @@ GEMMA = {
   ),
 }
 
+
+def nearest(sizes: Mapping[str, Any]) -> str:
+  """Key in GEMMA of the decoder of some sizes, whatever its vocabulary.
+
+  Args:
+    sizes: Fields of Gemma, post_norms among them. With a decoder of unknown
+      sizes that counts: Gemma 2 has post norms.
+  """
+  tells = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+  for name, variant in GEMMA.items():
+    if all(getattr(variant, x) == sizes[x] for x in (*tells, "post_norms")):
+      return name
+  return "gemma2_2b" if sizes["post_norms"] else "gemma_2b"
+
+
 # PaliGemma 2 was trained and its transfers were run without the final soft
 # cap and without the sliding window of Gemma 2 (big_vision's configs).
 AS_IN_PALIGEMMA2 = MappingProxyType(

@@ -29,10 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from paligemma import api, evals, io, messages, quantization, tree
+from paligemma import evals, io, messages, quantization, tree
 from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
+from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from scripts import command_line
 
@@ -97,7 +98,10 @@ def compare(
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
   tok = tokenizer_lib.Tokenizer(tokenizer)
   layout = preprocess.Preprocess(
-    tok, res=api.resolution(model, params), text_len=text_len, train=True
+    tok,
+    res=paligemma_model.resolution(model, params),
+    text_len=text_len,
+    train=True,
   )
   questions = Questions(
     tokenizer=tok,

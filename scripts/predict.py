@@ -16,12 +16,13 @@ import argparse
 import jax
 from etils import epath
 
-from paligemma import api, evals, io, quantization
+from paligemma import evals, io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data import batches, image, preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
+from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from scripts import command_line, progress
 from trainers import checks, evaluation, gpu_memory, places, processes
@@ -80,7 +81,7 @@ def predict(
     source=source,
     preprocess=preprocess.Preprocess(
       tok,
-      res=api.resolution(model, params),
+      res=paligemma_model.resolution(model, params),
       text_len=text_len,
       train=False,
       ops=() if prompt is None else (text_ops.Format(prompt),),

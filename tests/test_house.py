@@ -6,6 +6,7 @@ All of it is read off the syntax trees; nothing is imported.
 import ast
 import functools
 import pathlib
+import re
 import textwrap
 
 import pytest
@@ -25,23 +26,33 @@ MAY_IMPORT = {
   "paligemma.variants": (),
   "paligemma.registry": ("messages",),
   "paligemma.tree": ("registry",),
-  "paligemma.quantization": ("tree", "registry"),
+  "paligemma.parameters": ("variants",),
+  "paligemma.quantization": ("parameters", "tree", "registry"),
   "paligemma.init": ("tree", "quantization"),
   "paligemma.data": ("variants", "tree", "registry", "messages", "disk"),
   "paligemma.metrics": ("variants", "tree", "registry", "data", "messages"),
-  "paligemma.lora.config": ("tree", "registry"),
-  "paligemma.lora": ("tree", "quantization", "init"),
+  "paligemma.lora.config": ("parameters", "tree", "registry"),
+  "paligemma.lora": ("parameters", "tree", "quantization", "init"),
   "paligemma.models": (
     "variants",
+    "parameters",
     "tree",
     "registry",
     "lora.config",
     "quantization",
   ),
   "paligemma.decoding": ("tree", "registry", "variants", "models.cpu"),
-  "paligemma.training": ("variants", "tree", "registry", "models.microbatch"),
+  "paligemma.training": (
+    "variants",
+    "parameters",
+    "tree",
+    "registry",
+    "quantization",
+    "models.microbatch",
+  ),
   "paligemma.checkpoints": (
     "variants",
+    "parameters",
     "tree",
     "registry",
     "disk",
@@ -49,7 +60,13 @@ MAY_IMPORT = {
     "lora",
     "quantization",
   ),
-  "paligemma.planning": ("messages", "tree", "registry", "variants"),
+  "paligemma.planning": (
+    "messages",
+    "parameters",
+    "tree",
+    "registry",
+    "variants",
+  ),
   "paligemma.evals": (
     "data",
     "training",
@@ -62,7 +79,7 @@ MAY_IMPORT = {
   ),
   "trainers": ("*", "trainers"),
   "scripts": ("*", "trainers"),
-  "configs": ("data", "configs"),
+  "configs": ("data", "parameters", "configs"),
 }
 
 # Data workers start fast, and metrics run anywhere: NumPy alone.
@@ -72,6 +89,7 @@ WITHOUT_JAX = (
   "paligemma.metrics",
   "paligemma.tree",
   "paligemma.variants",
+  "paligemma.parameters",
 )
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex"}
 NOT_AT_RUN_TIME = {
@@ -359,3 +377,60 @@ def test_every_module_says_its_one_idea():
     if path.read_text().strip() and ast.get_docstring(syntax(path)) is None
   ]
   assert not silent, f"no docstring: {silent}"
+
+
+# A string that names a parameter, or a part of its name.
+PARAMETER = re.compile(
+  r"_einsum|encoderblock|MultiHeadDotProductAttention|input_embedding|MlpBlock"
+  r"|pos_embedding|Dense_[01]|final_norm|llm/layers|img/Transformer"
+  r"|encoder_norm|mlp/linear|pre_attention_norm|self_attn|q_proj"
+)
+# The table, and those of the converters.
+NAME_PARAMETERS = {
+  "paligemma.parameters",
+  "paligemma.checkpoints.huggingface.layout",
+  "paligemma.checkpoints.huggingface.read",
+  "paligemma.checkpoints.keras_hub",
+  "paligemma.checkpoints.orbax.gemma",
+}
+# They define the parameters; and the program that is measured beside ours.
+DEFINE_PARAMETERS = {"paligemma.models.vit", "paligemma.models.gemma", PEER}
+
+
+def docstrings(source):
+  for node in ast.walk(source):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+      first = node.body[0] if node.body else None
+      if isinstance(first, ast.Expr):
+        yield first.value
+
+
+def parameters_named(source):
+  """Yields (line, string) of the strings that name a parameter."""
+  ignored = set(map(id, docstrings(source)))
+  for node in ast.walk(source):
+    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    if is_text and id(node) not in ignored and PARAMETER.search(node.value):
+      yield node.lineno, node.value
+
+
+def test_parameters_are_named_in_their_table():
+  broken = [
+    f"{path.relative_to(ROOT)}:{line}: {text!r}, expected what parameters.py "
+    "says of it"
+    for module, path in MODULES.items()
+    if module not in NAME_PARAMETERS | DEFINE_PARAMETERS
+    for line, text in parameters_named(syntax(path))
+  ]
+  assert not broken, "\n".join(broken)
+  assert len(DEFINE_PARAMETERS) <= 4
+
+
+def test_names_of_parameters_are_found():
+  source = ast.parse(
+    '"""llm/layers in a docstring."""\n'
+    'x = "llm/layers/mlp"\n'
+    'y = f"{x}/q_einsum/w"\n'
+    'z = "mlp"\n'
+  )
+  assert [line for line, _ in parameters_named(source)] == [2, 3]

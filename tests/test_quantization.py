@@ -202,7 +202,10 @@ def test_a_norm_is_no_half_of_a_matrix():
     "head/int8",
   ):
     assert quantization.split(name) is None
-  assert quantization.split("head/kernel/int8") == ("head/kernel", "int8")
+  assert quantization.split("img/head/kernel/int8") == (
+    "img/head/kernel",
+    "int8",
+  )
 
 
 def test_errors():

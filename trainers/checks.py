@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from paligemma import messages, variants
+from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import example_fields, tokenizer
 from trainers import inputs, places, texts
@@ -298,14 +298,14 @@ def weight_notes(plan, tok):
   config = plan.config
   leaves = formats.open(config.init).leaves if config.init else {}
   notes = []
-  if positions := leaves.get("img/pos_embedding"):
-    ours = {**plan.trainable, **plan.frozen}["img/pos_embedding"].shape[1]
+  if positions := leaves.get(parameters.POSITIONS):
+    ours = {**plan.trainable, **plan.frozen}[parameters.POSITIONS].shape[1]
     if positions.shape[1] != ours:
       notes.append(
         f"{config.init} has {positions.shape[1]} image positions, res "
         f"{config.res} makes {ours}: their embedding is resampled"
       )
-  if table := leaves.get("llm/embedder/input_embedding"):
+  if table := leaves.get(parameters.EMBEDDING):
     rows = table.shape[0]
     if tok.vocab_size != rows:
       notes.append(

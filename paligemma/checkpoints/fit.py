@@ -6,10 +6,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from paligemma import tree
-from paligemma.checkpoints import layouts, leaves, quantized_leaves, resample
+from paligemma.checkpoints import leaves, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.parameters import POSITIONS
 
-_POSITIONS = "img/pos_embedding"
 _LISTED = 20
 
 
@@ -33,16 +33,12 @@ def fit(
     ValueError: Leaves are missing, left over, of another shape, or no floating
       point numbers; all that differ are listed.
   """
-  fitted = leaves.stack_layers(checkpoint.leaves)
-  for tower in ("img/", "llm/"):
-    if any(n.startswith(tower) and layouts.split_layer(n) for n in expected):
-      ours = {n: fitted.pop(n) for n in list(fitted) if n.startswith(tower)}
-      fitted |= leaves.unstack_layers(ours)
+  fitted = leaves.layered_like(checkpoint.leaves, expected)
   fitted = quantized_leaves.paired(fitted)
-  if _POSITIONS in fitted and _POSITIONS in expected:
-    wanted = expected[_POSITIONS]
+  if POSITIONS in fitted and POSITIONS in expected:
+    wanted = expected[POSITIONS]
     count = tuple(getattr(wanted, "shape", wanted))[1]
-    fitted[_POSITIONS] = resample.resample(fitted[_POSITIONS], count)
+    fitted[POSITIONS] = resample.resample(fitted[POSITIONS], count)
   differences = tree.compare(expected, fitted) or [
     f"{name}: found dtype {leaf.dtype}, expected floating point numbers"
     for name, leaf in fitted.items()

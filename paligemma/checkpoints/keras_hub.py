@@ -26,9 +26,6 @@ config says, or than we do, where
 - a prefix is longer than the sliding window (PaliGemma 2 at 896 pixels): it
   cuts off what is further away in either direction. Here a prefix sees all of
   itself. big_vision, which trained the model, has no window at all.
-
-Axes: L layers, P positions, D width, F mlp hidden, N heads, K kv heads, H head
-dim, V vocabulary, C colours.
 """
 
 import contextlib
@@ -36,7 +33,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -44,8 +41,9 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, registry, tree
+from paligemma.checkpoints import names
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import Leaf, Piece
+from paligemma.parameters import LAYERS
 
 CONFIG = "config.json"
 WEIGHTS = "model.weights.h5"
@@ -64,8 +62,74 @@ _OPTIMIZER = "optimizer/"
 _NORM_EPS = 1e-6
 _LISTED = 10
 
+_DECODER_LAYER = (
+  ("attn/q_einsum", "N D H", "attention/query_dense"),
+  ("attn/kv_einsum", "K D H", "attention/key_dense", "attention/value_dense"),
+  (
+    "attn/qkv_einsum",
+    "N D H",
+    "attention/query_dense",
+    "attention/key_dense",
+    "attention/value_dense",
+  ),
+  ("attn/attn_vec_einsum", "N H D", "attention/output_dense"),
+  ("mlp/gating_einsum", "D F", "gating_ffw", "gating_ffw_2"),
+  ("mlp/linear", "F D", "ffw_linear"),
+  ("pre_attention_norm", "D", "pre_attention_norm"),
+  ("pre_ffw_norm", "D", "pre_ffw_norm"),
+  ("post_attention_norm", "D", "post_attention_norm"),
+  ("post_ffw_norm", "D", "post_ffw_norm"),
+)
+_DECODER = (
+  ("llm/embedder/input_embedding", "V D", "layers/reversible_embedding"),
+  ("llm/final_norm", "D", "layers/rms_normalization"),
+)
+_MHA = "MultiHeadDotProductAttention_0"
 _VIT = "layers/pali_gemma_vit/layers"
 _ENCODER = f"{_VIT}/pali_gemma_vit_encoder"
+_IMAGE_TOWER = (
+  ("img/embedding", "h w C D", f"{_ENCODER}/vision_embeddings/patch_embedding"),
+  (
+    "img/pos_embedding",
+    "P D",
+    f"{_ENCODER}/vision_embeddings/position_embedding",
+  ),
+  ("img/Transformer/encoder_norm", "D", f"{_ENCODER}/encoder_layer_norm"),
+  ("img/head", "M E", f"{_VIT}/dense"),
+  *names.under(
+    f"{LAYERS['img'][0]}/",
+    f"{_ENCODER}/resblocks/pali_gemma_vit_encoder_block*/",
+    (
+      ("LayerNorm_0", "D", "layer_norm_1"),
+      ("LayerNorm_1", "D", "layer_norm_2"),
+      (f"{_MHA}/query", "D (N H)", "attn/query_proj"),
+      (f"{_MHA}/key", "D (N H)", "attn/key_proj"),
+      (f"{_MHA}/value", "D (N H)", "attn/value_proj"),
+      (f"{_MHA}/out", "(N H) D", "attn/out_proj"),
+      ("MlpBlock_0/Dense_0", "D F", "mlp_dense_1"),
+      ("MlpBlock_0/Dense_1", "F D", "mlp_dense_2"),
+    ),
+  ),
+)
+
+# Sizes of both towers -> fields of config.json. The hidden width there is that
+# of gate and linear part together.
+_DECODER_FIELDS = {
+  "vocab_size": "vocabulary_size",
+  "depth": "num_layers",
+  "num_heads": "num_query_heads",
+  "num_kv_heads": "num_key_value_heads",
+  "width": "hidden_dim",
+  "mlp_dim": "intermediate_dim",
+  "head_dim": "head_dim",
+}
+_IMAGE_TOWER_FIELDS = {
+  "patch_size": "vit_patch_size",
+  "num_heads": "vit_num_heads",
+  "width": "vit_hidden_dim",
+  "depth": "vit_num_layers",
+  "mlp_dim": "vit_intermediate_dim",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,19 +145,6 @@ class Dataset:
     with _opened(self.path, self.key) as file:
       array = file[self.key][index]
     return array.view(self.dtype) if array.dtype.kind == "V" else array
-
-
-@dataclasses.dataclass(frozen=True)
-class _Variable:
-  """A variable of keras, and the shape that it has in a leaf of ours."""
-
-  key: str
-  shape: tuple[int, ...]
-  shape_here: tuple[int, ...]
-
-
-# A leaf is a variable, or a list of them (of lists, ...) along leading axes.
-_Nested = _Variable | Sequence["_Nested"]
 
 
 def open(path: epath.PathLike) -> Checkpoint:
@@ -125,19 +176,12 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(
       f"{where}: {layers} layers, but the weights have {len(found)} variables"
     )
-  wanted = _decoder(config, _BACKBONES[backbone], llm["post_norms"])
-  if backbone == "PaliGemmaBackbone":
-    wanted |= _image_tower(config)
-  shapes = {
-    variable.key: variable.shape
-    for nested in wanted.values()
-    for _, variable in _flatten(nested)
-  }
-  _check(folder, shapes, found)
+  entries = _entries(config, backbone, llm["post_norms"])
+  _check(folder, {entry.key: entry.their_shape for entry in entries}, found)
   return Checkpoint(
     path=str(path),
     format=f"keras-hub {backbone}",
-    leaves={name: _leaf(wanted[name], found) for name in sorted(wanted)},
+    leaves=dict(sorted(names.leaves(entries, found).items())),
     llm=llm,
     ignored=tuple(ignored),
   )
@@ -155,27 +199,12 @@ def _read_config(path) -> tuple[str, dict[str, Any]]:
     registry.lookup(_BACKBONES, backbone, "backbone")
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  sizes = [
-    "vocabulary_size",
-    "num_layers",
-    "num_query_heads",
-    "num_key_value_heads",
-    "hidden_dim",
-    "intermediate_dim",
-    "head_dim",
-  ]
+  sizes = list(_DECODER_FIELDS.values())
   if backbone == "PaliGemmaBackbone":
     # Older presets left it out; keras-hub takes this for it.
     config = {**config}
     config["vit_intermediate_dim"] = config.get("vit_intermediate_dim") or 4304
-    sizes += [
-      "image_size",
-      "vit_patch_size",
-      "vit_num_heads",
-      "vit_hidden_dim",
-      "vit_num_layers",
-      "vit_intermediate_dim",
-    ]
+    sizes += ["image_size", *_IMAGE_TOWER_FIELDS.values()]
     for field in ("vit_pooling", "vit_classifier_activation"):
       if config.get(field) is not None:
         raise ValueError(
@@ -243,146 +272,28 @@ def _decoder_fields(where, config) -> dict[str, Any]:
   }
 
 
-def _decoder(config, block: str, post_norms: bool) -> dict[str, _Nested]:
-  depth, width, vocab_size, num_heads, num_kv_heads, head_dim = (
-    config[field]
-    for field in (
-      "num_layers",
-      "hidden_dim",
-      "vocabulary_size",
-      "num_query_heads",
-      "num_key_value_heads",
-      "head_dim",
-    )
+def _entries(config, backbone: str, post_norms: bool) -> list[names.Entry]:
+  """The variables of a backbone."""
+
+  def sizes(tower, fields):
+    stated = {field: config[key] for field, key in fields.items()}
+    return names.letters(tower, stated)
+
+  def spell(name, layer, is_bias):
+    number = "" if not layer else f"_{layer}"
+    return f"{name.replace('*', number)}/vars/{int(is_bias)}"
+
+  llm = sizes("llm", _DECODER_FIELDS)
+  llm["F"] //= 2
+  table = names.under(
+    f"{LAYERS['llm'][0]}/", f"layers/{_BACKBONES[backbone]}*/", _DECODER_LAYER
   )
-  mlp_dim = config["intermediate_dim"] // 2
-
-  def each(layer, *shape):
-    return [
-      _variable(f"layers/{_numbered(block, i)}/{layer}", shape)
-      for i in range(depth)
-    ]
-
-  q = each("attention/query_dense", num_heads, width, head_dim)
-  k = each("attention/key_dense", num_kv_heads, width, head_dim)
-  v = each("attention/value_dense", num_kv_heads, width, head_dim)
-  o = each("attention/output_dense", num_heads, head_dim, width)
-  gate = each("gating_ffw", width, mlp_dim)
-  up = each("gating_ffw_2", width, mlp_dim)
-  if num_heads == num_kv_heads:
-    qkv = {"qkv_einsum/w": list(zip(q, k, v, strict=True))}
-  else:
-    qkv = {"q_einsum/w": q, "kv_einsum/w": list(zip(k, v, strict=True))}
-  norms = ["pre_attention_norm", "pre_ffw_norm"]
-  if post_norms:
-    norms += ["post_attention_norm", "post_ffw_norm"]
-  return {
-    "llm/embedder/input_embedding": _variable(
-      "layers/reversible_embedding", (vocab_size, width)
-    ),
-    **{f"llm/layers/attn/{name}": nested for name, nested in qkv.items()},
-    "llm/layers/attn/attn_vec_einsum/w": o,
-    "llm/layers/mlp/gating_einsum": list(zip(gate, up, strict=True)),
-    "llm/layers/mlp/linear": each("ffw_linear", mlp_dim, width),
-    **{f"llm/layers/{norm}/scale": each(norm, width) for norm in norms},
-    "llm/final_norm/scale": _variable("layers/rms_normalization", (width,)),
-  }
-
-
-def _image_tower(config) -> dict[str, _Nested]:
-  width = config["vit_hidden_dim"]
-  heads = (config["vit_num_heads"], width // config["vit_num_heads"])
-  mlp_dim = config["vit_intermediate_dim"]
-  patch = config["vit_patch_size"]
-  positions = (config["image_size"] // patch) ** 2
-
-  def each(layer, number, shape, shape_here=None):
-    block = f"{_ENCODER}/resblocks/pali_gemma_vit_encoder_block"
-    return [
-      _variable(f"{_numbered(block, i)}/{layer}", shape, shape_here, number)
-      for i in range(config["vit_num_layers"])
-    ]
-
-  leaves = {}
-  attention = "MultiHeadDotProductAttention_0"
-  square, row = (width, width), (width,)
-  for name in ("query", "key", "value"):
-    layer = f"attn/{name}_proj"
-    leaves[f"{attention}/{name}/kernel"] = each(layer, 0, square, row + heads)
-    leaves[f"{attention}/{name}/bias"] = each(layer, 1, row, heads)
-  leaves[f"{attention}/out/kernel"] = each(
-    "attn/out_proj", 0, square, heads + row
-  )
-  leaves[f"{attention}/out/bias"] = each("attn/out_proj", 1, row)
-  for i in range(2):
-    leaves[f"LayerNorm_{i}/scale"] = each(f"layer_norm_{i + 1}", 0, row)
-    leaves[f"LayerNorm_{i}/bias"] = each(f"layer_norm_{i + 1}", 1, row)
-  for i, shape in enumerate(((width, mlp_dim), (mlp_dim, width))):
-    layer = f"mlp_dense_{i + 1}"
-    leaves[f"MlpBlock_0/Dense_{i}/kernel"] = each(layer, 0, shape)
-    leaves[f"MlpBlock_0/Dense_{i}/bias"] = each(layer, 1, shape[1:])
-  embeddings = f"{_ENCODER}/vision_embeddings"
-  norm = f"{_ENCODER}/encoder_layer_norm"
-  return {
-    "img/embedding/kernel": _variable(
-      f"{embeddings}/patch_embedding", (patch, patch, 3, width)
-    ),
-    "img/embedding/bias": _variable(
-      f"{embeddings}/patch_embedding", row, number=1
-    ),
-    "img/pos_embedding": [
-      _variable(f"{embeddings}/position_embedding", (positions, width))
-    ],
-    **{f"img/Transformer/encoderblock/{k}": x for k, x in leaves.items()},
-    "img/Transformer/encoder_norm/scale": _variable(norm, row),
-    "img/Transformer/encoder_norm/bias": _variable(norm, row, number=1),
-    "img/head/kernel": _variable(
-      f"{_VIT}/dense", (width, config["hidden_dim"])
-    ),
-    "img/head/bias": _variable(
-      f"{_VIT}/dense", (config["hidden_dim"],), number=1
-    ),
-  }
-
-
-def _variable(layer, shape, shape_here=None, number=0) -> _Variable:
-  return _Variable(f"{layer}/vars/{number}", shape, shape_here or shape)
-
-
-def _numbered(name: str, i: int) -> str:
-  return f"{name}_{i}" if i else name
-
-
-def _flatten(
-  nested: _Nested, at: tuple[int, ...] = ()
-) -> Iterator[tuple[tuple[int, ...], _Variable]]:
-  """Yields every variable of a leaf and its place there."""
-  if isinstance(nested, _Variable):
-    yield at, nested
-  else:
-    for i, part in enumerate(nested):
-      yield from _flatten(part, (*at, i))
-
-
-def _leaf(nested: _Nested, found: Mapping[str, Dataset]) -> Leaf:
-  pieces = []
-  for at, variable in _flatten(nested):
-    arrange = None
-    if variable.shape != variable.shape_here:
-      arrange = _Reshape(variable.shape_here)
-    pieces.append(Piece(at, found[variable.key], arrange))
-  # The last place is the one with the greatest indices.
-  shape = (*(i + 1 for i in at), *variable.shape_here)
-  dtype = np.result_type(*{piece.tensor.dtype for piece in pieces})
-  return Leaf(shape, dtype, tuple(pieces))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reshape:
-  shape: tuple[int, ...]
-
-  def __call__(self, array: np.ndarray) -> np.ndarray:
-    return array.reshape(self.shape)
+  found = [*names.entries(_DECODER + table, llm, spell, post_norms=post_norms)]
+  if backbone == "PaliGemmaBackbone":
+    img = sizes("img", _IMAGE_TOWER_FIELDS) | {"E": llm["D"]}
+    img["P"] = (config["image_size"] // img["h"]) ** 2
+    found += names.entries(_IMAGE_TOWER, img, spell, output_axis=-1)
+  return found
 
 
 def _check(folder, shapes, found: Mapping[str, Dataset]) -> None:

@@ -10,10 +10,14 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paligemma import tree
+from paligemma import parameters, tree
 
-# What stands before a layer's index in loop layout, and what joins the two.
-_STEMS = (("Transformer/encoderblock", "_"), ("layers", "/"))
+# What stands before a layer's index in loop layout, and what joins the two;
+# also in a tower alone.
+_STEMS = [
+  (stem.removeprefix(f"{tower}/"), joint)
+  for tower, (stem, joint) in parameters.LAYERS.items()
+]
 
 
 def split_layer(name: str) -> tuple[str, str, int, str] | None:
@@ -31,6 +35,12 @@ def split_stacked(name: str) -> tuple[str, str, str] | None:
     if m and not split_layer(name):
       return m[1], joint, m[2]
   return None
+
+
+def layer_name(name: str, i: int) -> str:
+  """'llm/layers/attn/w', 3 -> 'llm/layers/3/attn/w'."""
+  prefix, joint, rest = split_stacked(name)
+  return f"{prefix}{joint}{i}/{rest}"
 
 
 def stack(
@@ -95,10 +105,9 @@ def unstack(
   """
   loop = {}
   for name, leaf in flat.items():
-    if (stem := split_stacked(name)) is None:
+    if split_stacked(name) is None:
       loop[name] = leaf
       continue
-    prefix, joint, rest = stem
     for i in range(leaf.shape[0]):
-      loop[f"{prefix}{joint}{i}/{rest}"] = pick(leaf, i)
+      loop[layer_name(name, i)] = pick(leaf, i)
   return dict(sorted(loop.items()))

@@ -13,7 +13,7 @@ result there is never more than one block or one tensor of the file in memory.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -197,12 +197,24 @@ def stack_layers(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
   Raises:
     ValueError: A layer lacks a leaf that another one has, or shapes differ.
   """
-  return layouts.stack(leaves, _stack)
+  return layouts.stack(leaves, stack)
 
 
 def unstack_layers(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
   """Scan layout to loop layout, the inverse of `stack_layers`."""
   return layouts.unstack(leaves, _layer)
+
+
+def layered_like(
+  leaves: Mapping[str, Leaf], names: Iterable[str]
+) -> dict[str, Leaf]:
+  """Each tower in the layout that names have; stacked where they tell none."""
+  found = stack_layers(leaves)
+  for tower in ("img/", "llm/"):
+    if any(n.startswith(tower) and layouts.split_layer(n) for n in names):
+      ours = {n: found.pop(n) for n in list(found) if n.startswith(tower)}
+      found |= unstack_layers(ours)
+  return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +236,8 @@ class _Row:
     return np.asarray(self.tensor[self.i : self.i + 1])[0][index]
 
 
-def _stack(name: str, layers: list[Leaf]) -> Leaf:
+def stack(name: str, layers: list[Leaf]) -> Leaf:
+  """One leaf of those of all layers; see layouts.stack_shapes."""
   shape = layouts.stack_shapes(name, [leaf.shape for leaf in layers])
   pieces = tuple(
     dataclasses.replace(piece, at=(i, *piece.at))

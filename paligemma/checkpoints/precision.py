@@ -1,18 +1,8 @@
 """Which parameters a half-precision copy of the model keeps in float32."""
 
-import re
-
 import jax.numpy as jnp
 
-from paligemma.lora import config as lora_config
-
-# In bfloat16 the patch and position embeddings alone shift image tokens by up
-# to 0.4; norms, biases and adapters are too small for it to save anything.
-ALWAYS_FLOAT32 = (
-  lora_config.PARAMETERS,
-  r"(.*/)?embedding/(kernel|bias)",
-  r"(.*/)?(pos_embedding|cls|probe|scale|bias)",
-)
+from paligemma import parameters
 
 
 def storage_dtypes(names, dtype):
@@ -23,13 +13,10 @@ def storage_dtypes(names, dtype):
     dtype: "float32", "bfloat16" or "float16".
 
   Returns:
-    name -> np.dtype: float32 for patch and position embeddings, norm scales and
-    biases, `dtype` for all the rest.
+    name -> np.dtype: float32 for what parameters.stays_float32 names, `dtype`
+    for all the rest.
   """
-
-  # Not tree.match_first: one tower alone need not match every regex.
-  def storage(name):
-    keep = any(re.fullmatch(regex, name) for regex in ALWAYS_FLOAT32)
-    return jnp.dtype("float32" if keep else dtype)
-
-  return {name: storage(name) for name in names}
+  return {
+    name: jnp.dtype("float32" if parameters.stays_float32(name) else dtype)
+    for name in names
+  }

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.checkpoints.leaves import Leaf
+from paligemma.parameters import POSITIONS
 
 
 def resample(leaf: Leaf, positions: int) -> Leaf:
@@ -38,15 +39,14 @@ def resample(leaf: Leaf, positions: int) -> Leaf:
   """
   if len(leaf.shape) != 3 or leaf.shape[0] != 1:
     raise ValueError(
-      f"img/pos_embedding: found shape {leaf.shape}, expected (1, positions, "
-      "width)"
+      f"{POSITIONS}: found shape {leaf.shape}, expected (1, positions, width)"
     )
   if leaf.shape[1] == positions:
     return leaf
   old, new = math.isqrt(leaf.shape[1]), math.isqrt(max(positions, 0))
   if (old * old, new * new) != (leaf.shape[1], positions) or 0 in (old, new):
     raise ValueError(
-      f"img/pos_embedding: cannot resample {leaf.shape[1]} positions to "
+      f"{POSITIONS}: cannot resample {leaf.shape[1]} positions to "
       f"{positions}: both must be squares; load at the resolution of the file, "
       "or at one that gives as many patches in height as in width"
     )

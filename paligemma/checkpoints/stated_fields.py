@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from paligemma import registry
+from paligemma import parameters, registry
 from paligemma.lora.config import Lora
 
 # Far beyond any soft cap or epsilon, and within float32.
@@ -73,10 +73,9 @@ METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 # Fields of both towers that shapes do tell.
-SIZES = {
-  *("num_classes", "width", "depth", "mlp_dim", "num_heads", "num_kv_heads"),
-  *("head_dim", "vocab_size", "patch_size", "scan"),
-}
+SIZES = frozenset(
+  {"num_classes", "scan", *parameters.SIZES["img"], *parameters.SIZES["llm"]}
+)
 
 
 def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from paligemma import variants
+from paligemma import parameters, variants
 from paligemma.checkpoints import infer, leaves, quantized_leaves
 from paligemma.checkpoints.checkpoint import Checkpoint
 
 # What SigLIP has beside its image tower, and PaliGemma does not: the pooling
 # head, the text tower, temperature and bias of the loss.
-_OF_SIGLIP_ALONE = r"img/(MAPHead_0|head)/.*|txt/.*|t|b"
+_OF_SIGLIP_ALONE = rf"{parameters.POOLING}|{parameters.HEAD}|txt/.*|t|b"
 _NEW_ROWS_STDDEV = 0.02  # big_vision's models/ppp/gemma.py
 
 
@@ -53,16 +53,17 @@ def combine(
   heads = quantized_leaves.full_shapes(
     {n: x.shape for n, x in img.leaves.items()}
   )
-  if heads.get("img/head/kernel", ())[-1:] == (width,):
-    image |= {n: x for n, x in img.leaves.items() if n.startswith("img/head/")}
-    ignored = [n for n in ignored if not n.startswith("img/head/")]
+  if heads.get(parameters.HEAD_KERNEL, ())[-1:] == (width,):
+    of_head = [n for n in ignored if re.fullmatch(parameters.HEAD, n)]
+    image |= {n: img.leaves[n] for n in of_head}
+    ignored = [n for n in ignored if n not in of_head]
   else:
     features = infer.sizes(image)["img"]["width"]
-    created["img/head/kernel"] = leaves.Leaf.of(
+    created[parameters.HEAD_KERNEL] = leaves.Leaf.of(
       Normal((features, width), features**-0.5, seed)
     )
-    created["img/head/bias"] = leaves.Leaf.of(Normal((width,), 0.0, seed))
-  table = "llm/embedder/input_embedding"
+    created[parameters.HEAD_BIAS] = leaves.Leaf.of(Normal((width,), 0.0, seed))
+  table = parameters.EMBEDDING
   names = list(created)
   if rows < vocab_size:
     if table not in decoder:
@@ -135,14 +136,7 @@ def _image_tower(checkpoint):
   """The leaves of the tower itself, and the names of what is left out."""
   found = checkpoint.leaves
   if not any(name.startswith("img/") for name in found):
-    tops = (
-      "embedding/",
-      "Transformer/",
-      "pos_embedding",
-      "MAPHead_0/",
-      "head/",
-    )
-    if not any(name.startswith(tops) for name in found):
+    if not any(parameters.find(f"img/{name}") for name in found):
       raise ValueError(
         f'{checkpoint.path}: holds no image tower, nothing under "img/"'
       )

@@ -8,22 +8,11 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from paligemma import init, quantization, tree
+from paligemma import init, parameters, quantization, tree
 from paligemma.lora import config as lora_lib
-
-# The matrix of a decoder's adapter, beside it: its name, and which part of it
-# if it holds several. The first that there is counts.
-_MATRICES = {
-  "q": (("q_einsum/w", None), ("qkv_einsum/w", 0)),
-  "k": (("kv_einsum/w", 0), ("qkv_einsum/w", 1)),
-  "v": (("kv_einsum/w", 1), ("qkv_einsum/w", 2)),
-  "out": (("attn_vec_einsum/w", None),),
-  "gate": (("gating_einsum", 0),),
-  "up": (("gating_einsum", 1),),
-  "down": (("linear", None),),
-}
 
 
 def enable_lora(
@@ -88,18 +77,18 @@ def merge_lora(model, params):
   flat = tree.flatten(params)
   adapters, weights = tree.partition(flat, is_adapter(flat))
   merged = joined(weights)
-  for name in [name for name in adapters if name.endswith("/a")]:
-    path = name.removesuffix("/a")
-    a, b = adapters[f"{path}/a"], adapters[f"{path}/b"]
-    matrix, part = matrix_of(path, merged)
-    tower = model.llm if matrix.startswith("llm/") else model.img
-    w = merged[matrix]
-    if quantization.is_quantized(w):
-      w = quantization.dequantize(w, tower.dtype)
-    heads_first = re.fullmatch(r".*/(q|kv|qkv)_einsum/w", matrix) is not None
-    merged[matrix] = _add(
-      w, a, b, lora.scale, part=part, heads_first=heads_first
-    )
+  for name in merged:
+    row = parameters.find(name)
+    for part, target in enumerate(row.targets if row else ()):
+      path = parameters.adapter(name, target)
+      if f"{path}/a" not in adapters:
+        continue
+      w, a, b = merged[name], adapters[f"{path}/a"], adapters[f"{path}/b"]
+      if quantization.is_quantized(w):
+        tower = model.llm if row.tower == "llm" else model.img
+        w = quantization.dequantize(w, tower.dtype)
+      part = None if row.num_parts is None else part
+      merged[name] = _add(w, a, b, lora.scale, part=part, order=row.order)
   return with_lora(model, None), tree.unflatten(merged)
 
 
@@ -120,28 +109,8 @@ def with_lora(model, lora):
 def is_adapter(names):
   """name -> whether the parameter belongs to an adapter."""
   return {
-    name: re.fullmatch(lora_lib.PARAMETERS, name) is not None for name in names
+    name: re.fullmatch(parameters.ADAPTERS, name) is not None for name in names
   }
-
-
-def matrix_of(path, names):
-  """The matrix beside which an adapter stands.
-
-  Args:
-    path: of the adapter, e.g. "llm/layers/attn/lora_k".
-    names: of the matrices of the model.
-
-  Returns:
-    Tuple of a name, and the index of the part of it (behind the layer), or
-    None for all of it: ("llm/layers/attn/kv_einsum/w", 0).
-  """
-  parent, _, target = path.rpartition(f"/{lora_lib.PREFIX}")
-  if not parent.startswith("llm/"):
-    return f"{parent}/kernel", None
-  for matrix, part in _MATRICES[target]:
-    if f"{parent}/{matrix}" in names:
-      return f"{parent}/{matrix}", part
-  raise AssertionError(f"no matrix for {path}")
 
 
 def adapter_shapes(model):
@@ -170,18 +139,19 @@ def sharding_of(params):
   return jnp.zeros(()).sharding
 
 
-@functools.partial(jax.jit, static_argnames=("part", "heads_first"))
-def _add(w, a, b, scale, *, part, heads_first):
-  """w + scale * a b, a layer at a time if there are several."""
+@functools.partial(jax.jit, static_argnames=("part", "order"))
+def _add(w, a, b, scale, *, part, order):
+  """w + scale * a b, a layer at a time if there are several.
+
+  `order` are the axes of w (or its part) that a b has, one after the other.
+  """
 
   def one(layer):
     w, a, b = layer
     old = w if part is None else w[part]
     delta = scale * jnp.matmul(a, b, precision="highest")
-    if heads_first:  # [I, N * H] -> [N, D, H]
-      heads, width, head_dim = old.shape
-      delta = delta.reshape(width, heads, head_dim).transpose(1, 0, 2)
-    new = (old + delta.reshape(old.shape)).astype(w.dtype)
+    delta = delta.reshape([old.shape[axis] for axis in order])
+    new = (old + delta.transpose(np.argsort(order))).astype(w.dtype)
     return new if part is None else w.at[part].set(new)
 
   return one((w, a, b)) if a.ndim == 2 else jax.lax.map(one, (w, a, b))

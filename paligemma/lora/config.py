@@ -13,32 +13,7 @@ import numbers
 import re
 
 from paligemma import registry
-
-# What can be adapted, the linear maps of both towers and the projector between
-# them, under the names that `Lora.targets` match; and where in the parameters
-# the adapter stands, with stacked layers.
-_LLM = "llm/layers"
-_IMG = "img/Transformer/encoderblock"
-_MHA = f"{_IMG}/MultiHeadDotProductAttention_0"
-TARGETS = {
-  "llm/attn/q": f"{_LLM}/attn/lora_q",
-  "llm/attn/k": f"{_LLM}/attn/lora_k",
-  "llm/attn/v": f"{_LLM}/attn/lora_v",
-  "llm/attn/out": f"{_LLM}/attn/lora_out",
-  "llm/mlp/gate": f"{_LLM}/mlp/lora_gate",
-  "llm/mlp/up": f"{_LLM}/mlp/lora_up",
-  "llm/mlp/down": f"{_LLM}/mlp/lora_down",
-  "img/attn/q": f"{_MHA}/query/lora_q",
-  "img/attn/k": f"{_MHA}/key/lora_k",
-  "img/attn/v": f"{_MHA}/value/lora_v",
-  "img/attn/out": f"{_MHA}/out/lora_out",
-  "img/mlp/up": f"{_IMG}/MlpBlock_0/Dense_0/lora_up",
-  "img/mlp/down": f"{_IMG}/MlpBlock_0/Dense_1/lora_down",
-  "img/head": "img/head/lora_head",
-}
-PREFIX = "lora_"
-# Matches the name of every parameter of an adapter, and of nothing else.
-PARAMETERS = rf"(.*/)?{PREFIX}\w+/[ab]"
+from paligemma.parameters import TARGETS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from paligemma import quantization
+from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
 
@@ -189,7 +189,7 @@ def adapt(
   """
   if lora is None or not lora.adapts(target):
     return 0.0
-  name = lora_lib.PREFIX + target.rpartition("/")[2]
+  name = parameters.LORA + target.rpartition("/")[2]
   adapter = Adapter(lora, math.prod(shape), dtype, name=name)
   added = adapter(x.reshape(*x.shape[:2], -1), train)
   return added.reshape(*x.shape[:2], *shape)

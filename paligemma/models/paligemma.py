@@ -8,6 +8,7 @@ tokens, S = L + T, D width of the decoder, V vocabulary.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from paligemma import registry, variants
+from paligemma import parameters, registry, tree, variants
 from paligemma.lora.config import Lora
 from paligemma.models import gemma, vit
 
@@ -356,18 +357,24 @@ def from_sizes(
   Raises:
     ValueError: unknown field, with the nearest name.
   """
-  known = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
-  nearest = "gemma2_2b" if llm["post_norms"] else "gemma_2b"
-  for name, sizes in variants.GEMMA.items():
-    if all(getattr(sizes, field) == llm[field] for field in known):
-      nearest = name
   overrides = {}
   if img is not None and llm["post_norms"]:
     overrides = variants.AS_IN_PALIGEMMA2
-  llm = gemma.make(nearest, dtype=dtype, **{**overrides, **llm})
+  llm = gemma.make(variants.nearest(llm), dtype=dtype, **{**overrides, **llm})
   if img is None:
     return Model(img=None, llm=llm)
   for field in img:
     registry.lookup(vit.Model.__annotations__, field, "image tower field")
   img = vit.Model(**{"num_classes": llm.width, "dtype": dtype, **img})
   return Model(img=img, llm=llm)
+
+
+def resolution(model: Model, params: Mapping[str, Any]) -> int:
+  """Side in pixels of the images that an image tower's positions are for.
+
+  Args:
+    model: with an image tower.
+    params: its parameters, or leaves with a `shape`, flat or nested.
+  """
+  positions = tree.flatten(params)[parameters.POSITIONS].shape[1]
+  return math.isqrt(positions) * model.img.patch_size

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.core.scope import LazyRng
 from jaxtyping import Array, Float, Int, PyTree
 
-from paligemma import registry
+from paligemma import parameters, registry
 from paligemma.models import microbatch
 from paligemma.models.attention.masks import Mask
 
@@ -262,7 +262,7 @@ def scan_layers(
   """
 
   def convert(path, p):
-    keeps = path[-1].key in ("bias", "scale")
+    keeps = path[-1].key in parameters.VECTORS
     keeps |= not jnp.issubdtype(p.dtype, jnp.floating)  # quantized
     return p if keeps else p.astype(dtype)
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 
+from paligemma import parameters
 from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
-# The least that trains, see configs/common.py; the names are those of Gemma.
 # Of the policies of models/stack.py: what keeps all, and what is tried then.
 KEEPS_ALL = ("none",)
 TRIED = "block_inputs"
-_ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 
 
 def advise(
@@ -66,7 +65,7 @@ def _cheaper_training(plan):
   beyond = {
     name: leaf
     for name, leaf in plan.trainable.items()
-    if not re.fullmatch(_ATTENTION, name)
+    if not re.fullmatch(parameters.ATTENTION, name)
   }
   if beyond:
     lines.append(

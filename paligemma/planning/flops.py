@@ -4,8 +4,11 @@ XLA's own cost analysis counts the body of a scan once, whatever its length.
 """
 
 import math
+import re
 
 import jax
+
+from paligemma import parameters
 
 # Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
 PEAK_FLOPS = {
@@ -21,10 +24,6 @@ PEAK_FLOPS = {
   "NVIDIA H200": 989e12,
   "NVIDIA L4": 121e12,
 }
-
-
-# Behind the image tower: it trains without a gradient that flows through that.
-_HEAD = "img/head/"
 
 
 def train_step(
@@ -63,15 +62,17 @@ def train_step(
   length = frames * image_tokens + text_len
   if supervised is None:
     supervised = batch_size * text_len
+  # A gradient flows through the image tower if more than its head trains.
   tower_trains = any(
-    name.startswith("img/") and not name.startswith(_HEAD) for name in trainable
+    name.startswith("img/") and not re.fullmatch(parameters.HEAD, name)
+    for name in trainable
   )
 
   total = 0
   for name, leaf in _matrices(shapes):
     tokens = frames * image_tokens if name.startswith("img/") else length
     tokens *= batch_size
-    if name == "llm/embedder/input_embedding":
+    if name == parameters.EMBEDDING:
       tokens = supervised  # as the output layer; reading a row is no product
     flows = name.startswith("llm/") or tower_trains
     passes = 1 + flows + (name in trainable)
@@ -110,7 +111,7 @@ def decode(model, shapes, *, batch_size, res, text_len, max_decode_len):
   total = 0
   for name, leaf in _matrices(shapes):
     tokens = image_tokens if name.startswith("img/") else length + len(steps)
-    if name == "llm/embedder/input_embedding":
+    if name == parameters.EMBEDDING:
       tokens = max_decode_len
     total += 2 * math.prod(leaf.shape) * tokens
 
@@ -126,7 +127,7 @@ def _matrices(shapes):
   return [
     (name, leaf)
     for name, leaf in shapes.items()
-    if not name.endswith(("/bias", "/scale", "/pos_embedding"))
+    if (row := parameters.find(name)) and row.summed
   ]
 
 

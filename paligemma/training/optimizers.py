@@ -25,11 +25,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from paligemma import registry, tree
+from paligemma import parameters, registry, tree
 
 # Every matrix: Gemma's and the ViT's, dense or attention, and the embedding
 # that is also the output layer. Not scale, bias, pos_embedding, probe and cls.
-MATRICES = ((r".*/(w|kernel|gating_einsum|linear|input_embedding)", 1.0),)
+MATRICES = ((parameters.DECAYED, 1.0),)
 
 COSINE = ((".*", {"decay": "cosine"}),)
 

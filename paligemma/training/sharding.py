@@ -6,7 +6,6 @@ splits heads, hidden units and the vocabulary: tensor parallelism.
 """
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,25 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from paligemma import registry, tree
+from paligemma import parameters, quantization, registry, tree
 
-# The axis that tensor parallelism splits, counted from the end, so that scan
-# (layers stacked in front) and loop agree and the layer axis is never split.
-# N heads, K kv heads, H head dim, D width, F hidden units, V vocabulary.
-TENSOR_PARALLEL = (
-  (r".*/attn/q_einsum/w", -3),  # N D H
-  (r".*/attn/kv_einsum/w", -3),  # 2 K D H
-  (r".*/attn/qkv_einsum/w", -3),  # 3 N D H
-  (r".*/attn/attn_vec_einsum/w", -3),  # N H D
-  (r".*/mlp/gating_einsum", -1),  # 2 D F
-  (r".*/mlp/linear", -2),  # F D
-  (r".*/input_embedding", -2),  # V D
-  (r".*/MultiHeadDotProductAttention_0/(query|key|value)/kernel", -2),  # D N H
-  (r".*/MultiHeadDotProductAttention_0/(query|key|value)/bias", -2),  # N H
-  (r".*/MultiHeadDotProductAttention_0/out/kernel", -3),  # N H D
-  (r".*/MlpBlock_0/Dense_0/(kernel|bias)", -1),  # D F, F
-  (r".*/MlpBlock_0/Dense_1/kernel", -2),  # F D
-)
+# The axis that tensor parallelism splits, the first of these that there is: N
+# heads, K kv heads, F hidden units, V vocabulary. See parameters.py.
+TENSOR_PARALLEL = ("N", "K", "F", "V")
 
 # Leaves of fewer elements (64 KiB in float32) are not split over "data": to
 # gather them would cost more time than the memory is worth.
@@ -187,12 +172,13 @@ def _fsdp(name, shape, mesh):
 
 
 def _tensor_parallel_axis(name, shape, model):
-  if model == 1:
+  matrix, _ = quantization.split(name) or (name, None)
+  row = parameters.find(matrix)
+  if model == 1 or row is None:
     return None
-  for regex, axis in TENSOR_PARALLEL:
-    if re.fullmatch(rf"{regex}(/(int8|int4|nf4|scale))?", name):
-      return axis if shape[axis] % model == 0 else None
-  return None
+  axes = (row.axis(letter) for letter in TENSOR_PARALLEL if letter in row.axes)
+  axis = next(axes, None)
+  return axis if axis is not None and shape[axis] % model == 0 else None
 
 
 STRATEGIES = {"fsdp": _fsdp, "replicate": _replicate}

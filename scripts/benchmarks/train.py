@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from paligemma import tree
+from paligemma import parameters, tree
 from paligemma.planning import flops as flops_lib
 from paligemma.training import losses, sharding
 from scripts.benchmarks import machine, subject, turns
@@ -83,7 +83,7 @@ def work(plan: Plan) -> tuple[float, float]:
     for leaf in part.values()
   )
   # Tokens without a loss, the prefix, need no logits.
-  passes = 2 + ("llm/embedder/input_embedding" in plan.trainable)
+  passes = 2 + (parameters.EMBEDDING in plan.trainable)
   llm, tokens = plan.model.llm, plan.config.batch_size * subject.PREFIX
   spared = 2 * llm.vocab_size * llm.width * tokens * passes
   return plan.flops_per_step - spared, moved

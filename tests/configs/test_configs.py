@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import common
 from configs.transfers import forkme, published
-from paligemma import tree, variants
+from paligemma import parameters, tree, variants
 from paligemma.lora import config as lora_config
 from tests.configs.transfer_facts import FACTS
 from trainers import workdir
@@ -218,7 +218,7 @@ def test_every_method_of_tuning():
     assert config.frozen_dtype == (method.quantize or "float16")
     if method.lora:
       assert lora_config.Lora(**config.model.lora) == lora_config.Lora()
-      assert config.trainable == (lora_config.PARAMETERS,)
+      assert config.trainable == (parameters.ADAPTERS,)
   with pytest.raises(ValueError, match=r'unknown tune "lor", .*mean "lora"'):
     forkme.get_config("tune=lor")
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import init, quantization, tree
+from paligemma import init, parameters, quantization, tree
 from paligemma.checkpoints import layouts, safetensors
 from paligemma.checkpoints.lora import adapters, peft
 from paligemma.lora import apply as lora
@@ -26,6 +26,8 @@ LLM = dict(
   width=14, depth=3, mlp_dim=19, num_heads=6, num_kv_heads=3, head_dim=10
 )
 ALL = [".*"]
+BLOCK = "img/Transformer/encoderblock"
+MHA = f"{BLOCK}/MultiHeadDotProductAttention_0"
 # The variant, and the fields of its decoder: queries apart, and fused with
 # keys and values.
 STYLES = {
@@ -58,7 +60,7 @@ def random(shapes, seed=0):
 
 
 def is_adapter(name):
-  return re.fullmatch(lora_config.PARAMETERS, name) is not None
+  return re.fullmatch(parameters.ADAPTERS, name) is not None
 
 
 def enable(model, params, **fields):
@@ -489,12 +491,12 @@ def test_no_file(grouped, tmp_path):
 WHOLE_TENSORS = {
   # Key in the file -> name here, place in it, axes there and here.
   "vision_tower.encoder.layers.1.self_attn.q_proj.base_layer.bias": (
-    f"{lora_config._MHA}/query/bias",
+    f"{MHA}/query/bias",
     (1,),
     "(N H) -> N H",
   ),
   "vision_tower.encoder.layers.0.layer_norm1.bias": (
-    f"{lora_config._IMG}/LayerNorm_0/bias",
+    f"{BLOCK}/LayerNorm_0/bias",
     (0,),
     "D -> D",
   ),

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from paligemma import parameters
 from paligemma.lora import config as lora_config
 from paligemma.lora.config import Lora
 
@@ -39,9 +40,9 @@ def test_lora_can_be_a_field_of_a_model():
 @pytest.mark.parametrize("path", lora_config.TARGETS.values())
 def test_names_of_parameters(path):
   for name in (f"{path}/a", f"{path.removeprefix('llm/')}/b"):
-    assert re.fullmatch(lora_config.PARAMETERS, name)
+    assert re.fullmatch(parameters.ADAPTERS, name)
   for name in (path, f"{path}/c", f"{path}/a/x", "llm/layers/a", "lora_q"):
-    assert not re.fullmatch(lora_config.PARAMETERS, name)
+    assert not re.fullmatch(parameters.ADAPTERS, name)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, True, "8", None])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from paligemma import tree
+from paligemma import parameters, tree
 from paligemma.checkpoints import safetensors
 from paligemma.lora import config as lora_config
 
@@ -265,7 +265,7 @@ def randomized(model, params):
   rng = np.random.default_rng(0)
   flat = tree.flatten(params)
   for name, array in flat.items():
-    if re.fullmatch(lora_config.PARAMETERS, name) and name.endswith("/b"):
+    if re.fullmatch(parameters.ADAPTERS, name) and name.endswith("/b"):
       flat[name] = rng.normal(0, 0.3, array.shape).astype(np.float32)
   return model, tree.unflatten(flat)
 

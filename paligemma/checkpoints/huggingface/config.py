@@ -19,6 +19,19 @@ from paligemma import disk, registry
 
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
+# Sizes of both towers -> fields.
+_IMG_FIELDS = {
+  "width": "hidden_size",
+  "depth": "num_hidden_layers",
+  "mlp_dim": "intermediate_size",
+  "num_heads": "num_attention_heads",
+}
+_LLM_FIELDS = {
+  **_IMG_FIELDS,
+  "num_kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+}
+
 _MAX_POSITIONS = 8192  # of every Gemma 1 and 2
 _GEMMA1_DEFAULTS = {
   "vocab_size": 256_000,
@@ -85,29 +98,14 @@ _PALIGEMMA_DEFAULTS = {
 }
 
 
-# Field of both models -> key of both towers; the decoder has two more.
-_SIZES = {
-  "width": "hidden_size",
-  "depth": "num_hidden_layers",
-  "mlp_dim": "intermediate_size",
-  "num_heads": "num_attention_heads",
-}
-_DECODER_SIZES = {
-  **_SIZES,
-  "num_kv_heads": "num_key_value_heads",
-  "head_dim": "head_dim",
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class Description:
   """A model as config.json has it.
 
   Attributes:
     model_type: "paligemma", "gemma", "gemma2", "siglip", ...
-    decoder: Sizes for layout.decoder, None if there is none.
-    image_tower: Sizes for layout.image_tower, None if there is
-      none.
+    decoder: `llm` of layout.entries, None if there is none.
+    image_tower: `img` and num_positions of it, None if there is none.
     llm: Fields of gemma.Model.
     image_token_id: int, None in a model for text alone.
     tied: bool, False if logits come from a table of their own.
@@ -195,6 +193,9 @@ class _Section:
       raise self.error(key, value, "a positive integer")
     return value
 
+  def sizes(self, fields):
+    return {field: self.size(key) for field, key in fields.items()}
+
   def side(self, key):
     """A size that may be given as two equal ones."""
     value = self.filled(key)
@@ -260,12 +261,16 @@ def _gemma(config) -> Description:
   config = config.with_defaults(config.lookup(generations, "model_type"))
   post_norms = config.values["model_type"] == "gemma2"
   _check_gemma(config, post_norms)
-  sizes = {ours: config.size(key) for ours, key in _DECODER_SIZES.items()}
-  sizes |= {"vocab_size": config.size("vocab_size"), "post_norms": post_norms}
-  heads, kv_heads = sizes["num_heads"], sizes["num_kv_heads"]
-  if heads % kv_heads:
-    expected = f"a divisor of {heads} heads"
-    raise config.error("num_key_value_heads", kv_heads, expected)
+  sizes = config.sizes(_LLM_FIELDS) | {
+    "vocab_size": config.size("vocab_size"),
+    "post_norms": post_norms,
+  }
+  if sizes["num_heads"] % sizes["num_kv_heads"]:
+    raise config.error(
+      "num_key_value_heads",
+      sizes["num_kv_heads"],
+      f"a divisor of {sizes['num_heads']} heads",
+    )
   absent = ("attn_logits_softcap", "final_logits_softcap", "sliding_window")
   llm = {
     "norm_eps": config.number("rms_norm_eps"),
@@ -343,15 +348,14 @@ def _siglip(config) -> Description:
   config.must_be("hidden_act", "gelu_pytorch_tanh")
   config.must_be("layer_norm_eps", 1e-6)
   config.must_be("num_channels", 3)
-  sizes = {ours: config.size(key) for ours, key in _SIZES.items()}
+  sizes = config.sizes(_IMG_FIELDS)
   width, heads = sizes["width"], sizes["num_heads"]
   if width % heads:
     raise config.error(
       "num_attention_heads", heads, f"a divisor of the width {width}"
     )
   patch_size = config.side("patch_size")
-  tower = {
-    **sizes,
+  tower = sizes | {
     "patch_size": patch_size,
     # Pixels that fill no patch are not looked at.
     "num_positions": (config.side("image_size") // patch_size) ** 2,
@@ -398,7 +402,7 @@ def make(
     "torch_dtype": dtype,
     "vision_config": {
       "model_type": "siglip_vision_model",
-      **{key: img[ours] for ours, key in _SIZES.items()},
+      **{key: img[field] for field, key in _IMG_FIELDS.items()},
       "hidden_act": "gelu_pytorch_tanh",
       "image_size": patch_size * math.isqrt(num_positions),
       "layer_norm_eps": 1e-6,
@@ -417,7 +421,7 @@ def _make_gemma(llm):
   config = {
     "model_type": "gemma",
     **SPECIAL_IDS,
-    **{key: llm[ours] for ours, key in _DECODER_SIZES.items()},
+    **{key: llm[field] for field, key in _LLM_FIELDS.items()},
     "attention_bias": False,
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",

@@ -13,18 +13,18 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
 
-from paligemma import tree
-from paligemma.checkpoints import safetensors
+from paligemma import parameters, tree
+from paligemma.checkpoints import names, safetensors
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped, Piece
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
@@ -36,7 +36,7 @@ FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
 
 _SHOWN = 10  # differences in one message
 
-# Prefixes in a file -> those of layout.py; the first that matches.
+# Prefixes in a file -> those of huggingface/layout.py; the first that matches.
 _PALIGEMMA = (
   (r"(language_model\.)?(?=lm_head\.)", "text."),
   (r"(model\.)?language_model\.(model\.)?", "text."),
@@ -62,7 +62,6 @@ _IGNORED = (
   r"vision\.head\..*",  # pools the image into one vector
   r"other half of SigLIP: .*",
 )
-TABLE = "text.embed_tokens.weight"
 _LM_HEAD = "text.lm_head.weight"
 
 
@@ -94,8 +93,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
-  names = normalize(path, raw, config.model_type)
-  tensors = {name: raw[key] for name, key in names.items()}
+  keys = normalize(path, raw, config.model_type)
+  tensors = {name: raw[key] for name, key in keys.items()}
   ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
   if _LM_HEAD in tensors:
     ignored.add(_LM_HEAD)
@@ -104,21 +103,21 @@ def open(path: epath.PathLike) -> Checkpoint:
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
-  entries = list(_entries(path, config, len(tensors)))
+  entries = _entries(path, config, len(tensors))
   wanted = {n: x for n, x in tensors.items() if n not in ignored}
-  _check(path, entries, wanted, names)
+  _check(path, entries, wanted, keys)
   if _LM_HEAD in tensors:
-    _check_tied(path, tensors[TABLE], tensors[_LM_HEAD])
-  found = _make_leaves(entries, wanted)
+    _check_tied(path, tensors[layout.TABLE], tensors[_LM_HEAD])
+  found = names.leaves(entries, wanted)
   has_images = config.image_tower is not None
   metadata = huggingface_metadata.read(path, has_images=has_images)
   if config.image_token_id is not None:
     rows, last = config.decoder["vocab_size"], config.image_token_id
     is_last = huggingface_metadata.last_token_id(path) <= last
     if is_last and rows == padded_rows(last):
-      table = tensors[TABLE]
+      table = tensors[layout.TABLE]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
-      found["llm/embedder/input_embedding"] = Leaf.of(cut)
+      found[parameters.EMBEDDING] = Leaf.of(cut)
     else:
       metadata["image_token_id"] = last
   return Checkpoint(
@@ -126,7 +125,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     format="Hugging Face",
     leaves=dict(sorted(found.items())),
     llm=config.llm,
-    ignored=tuple(sorted(names[name] for name in ignored)),
+    ignored=tuple(sorted(keys[name] for name in ignored)),
     metadata=metadata,
   )
 
@@ -186,7 +185,7 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
 def normalize(
   path: pathlib.Path, keys: Iterable[str], model_type: str
 ) -> dict[str, str]:
-  """Name in layout.py -> key in the file.
+  """Name in huggingface/layout.py -> key in the file.
 
   Args:
     path: What the message of an error begins with.
@@ -227,37 +226,31 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
 
 def _entries(
   path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
-) -> Iterator[layout.Entry]:
+) -> list[names.Entry]:
   """The tensors of a model with this config."""
-  for sizes in (config.decoder, config.image_tower):
+  img, llm = config.image_tower, config.decoder
+  for sizes in (llm, img):
     if sizes is not None and sizes["depth"] > num_tensors:
       raise ValueError(
         f"{path}: {num_tensors} tensors are too few for the {sizes['depth']} "
         "layers of config.json"
       )
-  if config.decoder is not None:
-    yield from layout.decoder(**config.decoder)
-  if config.image_tower is not None:
-    yield from layout.image_tower(**config.image_tower)
-  if config.decoder is not None and config.image_tower is not None:
-    yield from layout.projector(
-      img_width=config.image_tower["width"], llm_width=config.decoder["width"]
-    )
+  return layout.entries(img, llm, img and img["num_positions"])
 
 
 def _check(
   path: pathlib.Path,
-  entries: Iterable[layout.Entry],
+  entries: Iterable[names.Entry],
   tensors: Mapping[str, Mapped],
-  names: Mapping[str, str],
+  keys: Mapping[str, str],
 ) -> None:
   """Raises unless the tensors are those of config.json, and floats."""
   differences = tree.compare(
-    {names.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
-    {names[name]: tensor.shape for name, tensor in tensors.items()},
+    {keys.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
+    {keys[name]: tensor.shape for name, tensor in tensors.items()},
   )
   differences += [
-    f"{names[name]}: dtype {tensor.dtype}, expected a float"
+    f"{keys[name]}: dtype {tensor.dtype}, expected a float"
     for name, tensor in tensors.items()
     if tensor.dtype not in FLOATS
   ]
@@ -268,20 +261,3 @@ def _check(
       f"differ: {'; '.join(differences[:_SHOWN])}"
       + (f"; and {more} more" if more > 0 else "")
     )
-
-
-def _make_leaves(
-  entries: Iterable[layout.Entry], tensors: Mapping[str, Mapped]
-) -> dict[str, Leaf]:
-  parts = {}
-  for entry in entries:
-    parts.setdefault(entry.leaf, []).append(entry)
-  leaves = {}
-  for name, shape in layout.leaf_shapes(entries).items():
-    pieces = tuple(
-      Piece(x.at, tensors[x.key], None if x.theirs == x.ours else x.to_ours)
-      for x in parts[name]
-    )
-    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces})
-    leaves[name] = Leaf(shape, dtype, pieces)
-  return leaves

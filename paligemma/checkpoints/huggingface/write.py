@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, tree
-from paligemma.checkpoints import layouts, safetensors
+from paligemma.checkpoints import layouts, names, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
@@ -22,9 +22,7 @@ from paligemma.checkpoints.huggingface.read import (
   padded_rows,
 )
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
-
-_TABLE = "llm/embedder/input_embedding"
-_POSITIONS = "img/pos_embedding"
+from paligemma.parameters import POSITIONS
 
 
 def save(
@@ -86,7 +84,7 @@ def save(
   _check(path, entries, arrays)
   hub_key = layout.gemma_key if img is None else layout.hub_key
   tensors = {hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
-  table = hub_key("text.embed_tokens.weight")
+  table = hub_key(layout.TABLE)
   tensors[table] = _Table(tensors[table], num_rows)
   for name, tensor in tensors.items():
     if tensor.dtype not in FLOATS:
@@ -119,13 +117,13 @@ def save(
 
 def _num_positions(path, arrays) -> int:
   """Number of patches; raises unless the position embedding is learned."""
-  if _POSITIONS not in arrays:
+  if POSITIONS not in arrays:
     raise ValueError(
-      f"{path}: {_POSITIONS} is missing, expected a learned position embedding"
+      f"{path}: {POSITIONS} is missing, expected a learned position embedding"
     )
-  shape = tuple(arrays[_POSITIONS].shape)
+  shape = tuple(arrays[POSITIONS].shape)
   if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
-    raise ValueError(f"{path}: {_POSITIONS}: shape {shape}, expected (1, P, D)")
+    raise ValueError(f"{path}: {POSITIONS}: shape {shape}, expected (1, P, D)")
   return shape[1]
 
 
@@ -135,7 +133,7 @@ def _check(path, entries, arrays) -> None:
     found = layouts.stack(found, layouts.stack_shapes)
   except ValueError as e:
     raise ValueError(f"{path}: {e}") from None
-  if lines := tree.compare(layout.leaf_shapes(entries), found):
+  if lines := tree.compare(names.leaf_shapes(entries), found):
     raise ValueError(
       f"{path}: arrays are not those of the model, {len(lines)} differ: "
       f"{'; '.join(lines[:10])}"
@@ -147,7 +145,7 @@ class _Part:
   """A tensor of transformers, cut out of our arrays when it is read."""
 
   arrays: Mapping[str, Any]
-  entry: layout.Entry
+  entry: names.Entry
   cast: Any
 
   @property
@@ -163,9 +161,9 @@ class _Part:
     """The array that holds it, in scan or loop layout, and where."""
     if self.entry.leaf in self.arrays:
       return self.arrays[self.entry.leaf], self.entry.at
-    prefix, joint, rest = layouts.split_stacked(self.entry.leaf)
     layer, *at = self.entry.at
-    return self.arrays[f"{prefix}{joint}{layer}/{rest}"], tuple(at)
+    name = layouts.layer_name(self.entry.leaf, layer)
+    return self.arrays[name], tuple(at)
 
   def __getitem__(self, _: Any) -> np.ndarray:
     array, at = self.source

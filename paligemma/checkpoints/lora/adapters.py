@@ -5,10 +5,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from paligemma import quantization, registry, tree
+from paligemma import parameters, quantization, registry, tree
 from paligemma.checkpoints import errors, layouts, leaves, samples
 from paligemma.checkpoints.huggingface import layout
-from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.lora import files as lora_files
 from paligemma.checkpoints.lora import peft
 from paligemma.lora import apply as lora
@@ -149,16 +148,16 @@ def load_adapter(path, model, params):
   return model, tree.unflatten(tree.merge(weights, loaded))
 
 
-_IMG_SIZES = ("width", "depth", "mlp_dim", "num_heads")
-_LLM_SIZES = (*_IMG_SIZES, "num_kv_heads", "head_dim")
-
-
 def _sizes(model):
   """What the shapes of adapters depend on, {"img": ... or None, "llm": ...}."""
-  img, llm = model.img, model.llm
   return {
-    "img": None if img is None else {x: getattr(img, x) for x in _IMG_SIZES},
-    "llm": {x: getattr(llm, x) for x in _LLM_SIZES},
+    tower: of
+    and {
+      field: getattr(of, field)
+      for field in parameters.SIZES[tower]
+      if field not in ("patch_size", "vocab_size")
+    }
+    for tower, of in (("img", model.img), ("llm", model.llm))
   }
 
 
@@ -194,12 +193,12 @@ def _kind(weights):
 def _replaced(weights, model, tensors):
   """Parameters with tensors of transformers in the place of some."""
   img, llm = model.img, model.llm
-  positions = weights["img/pos_embedding"].shape[1] if img else None
+  positions = weights[parameters.POSITIONS].shape[1] if img else None
   entries = {
     entry.key: entry
     for entry in layout.entries(
-      img and {x: getattr(img, x) for x in (*_IMG_SIZES, "patch_size")},
-      {x: getattr(llm, x) for x in (*_LLM_SIZES, "vocab_size", "post_norms")},
+      img and {x: getattr(img, x) for x in parameters.SIZES["img"]},
+      {x: getattr(llm, x) for x in (*parameters.SIZES["llm"], "post_norms")},
       positions,
     )
   }
@@ -209,7 +208,7 @@ def _replaced(weights, model, tensors):
     if entry is None:
       raise ValueError(f"{key}: the model has no such tensor")
     shape, rows = entry.their_shape, tensor.shape[0]
-    if key == huggingface.TABLE:  # padded there, and cut here
+    if key == layout.TABLE:  # padded there, and cut here
       rows = min(rows, shape[0])
     if (rows, *tensor.shape[1:]) != shape:
       raise ValueError(f"{key}: {list(tensor.shape)}, expected {list(shape)}")
@@ -223,12 +222,10 @@ def _replaced(weights, model, tensors):
 
 def _replace(weights, name, parts, dtype):
   """Writes parts of a leaf of stacked layers to it, or to those apart."""
-  stem = layouts.split_stacked(name)
   for at, part in parts:
     joined, place, index = lora.joined(weights), name, at
     if name not in joined:
-      prefix, joint, rest = stem
-      place, index = f"{prefix}{joint}{at[0]}/{rest}", at[1:]
+      place, index = layouts.layer_name(name, at[0]), at[1:]
     old = joined[place]
     if quantization.is_quantized(old):
       for kind in old:

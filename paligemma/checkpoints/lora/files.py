@@ -38,7 +38,7 @@ class Adapters:
     lora: What they are.
     leaves: Name -> leaf, with stacked layers.
     sizes: Of the model, as `save` was given them. None: the files do not tell.
-    replaced: Key of huggingface_layout.py -> tensor of the model itself that
+    replaced: Key of huggingface/layout.py -> tensor of the model itself that
       was trained beside the adapters.
     base: One of quantized.KINDS in which the adapters saw the matrices of the
       model, "" for full precision. None: the file does not tell.

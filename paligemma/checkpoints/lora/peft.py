@@ -27,39 +27,42 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from paligemma import disk
-from paligemma.checkpoints import layouts, leaves, safetensors
+from paligemma.checkpoints import leaves, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
+from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
+from paligemma.checkpoints.names import rows
 from paligemma.lora import config as lora_lib
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
 
-# Target -> its module in transformers, for every layer.
-_MODULES = {
-  "llm/attn/q": "language_model.layers.*.self_attn.q_proj",
-  "llm/attn/k": "language_model.layers.*.self_attn.k_proj",
-  "llm/attn/v": "language_model.layers.*.self_attn.v_proj",
-  "llm/attn/out": "language_model.layers.*.self_attn.o_proj",
-  "llm/mlp/gate": "language_model.layers.*.mlp.gate_proj",
-  "llm/mlp/up": "language_model.layers.*.mlp.up_proj",
-  "llm/mlp/down": "language_model.layers.*.mlp.down_proj",
-  "img/attn/q": "vision_tower.encoder.layers.*.self_attn.q_proj",
-  "img/attn/k": "vision_tower.encoder.layers.*.self_attn.k_proj",
-  "img/attn/v": "vision_tower.encoder.layers.*.self_attn.v_proj",
-  "img/attn/out": "vision_tower.encoder.layers.*.self_attn.out_proj",
-  "img/mlp/up": "vision_tower.encoder.layers.*.mlp.fc1",
-  "img/mlp/down": "vision_tower.encoder.layers.*.mlp.fc2",
-  "img/head": "multi_modal_projector.linear",
+_TOWERS = {
+  "text": "language_model",
+  "vision": "vision_tower",
+  "projector": "multi_modal_projector",
 }
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+  table = layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR
+  for row, _, modules in rows(table, ["grouped"]):
+    if row.targets:
+      for target, module in zip(row.targets, modules, strict=True):
+        tower, _, rest = module.partition(".")
+        yield target, f"{_TOWERS[tower]}.{rest}"
+
+
+# Target -> its module in transformers, "*" for a layer.
+_MODULES = dict(_modules())
 _TARGETS = {module: target for target, module in _MODULES.items()}
 _PREFIX = "base_model.model.model."
 _KEY = (
@@ -138,7 +141,7 @@ def open(
 
   Returns:
     Tuple of the Lora, whose targets are those that the tensors are of; name ->
-    leaf with stacked layers; and key of huggingface_layout.py -> tensor of the
+    leaf with stacked layers; and key of huggingface/layout.py -> tensor of the
     model that is replaced.
 
   Raises:
@@ -375,20 +378,23 @@ def _pattern(
 def _leaves(file, config, modules, lora, depths) -> dict[str, Leaf]:
   """Name -> leaf with stacked layers, zeros where there is no adapter."""
   parts = {}
-  for target in lora.targets:
-    tower = target.partition("/")[0]
-    stacked = target != "img/head"
-    for layer in range(depths[tower]) if stacked else [None]:
-      for matrix in "AB":
-        name = f"{lora_lib.TARGETS[target]}/{matrix.lower()}"
-        if stacked:
-          stem, joint, rest = layouts.split_stacked(name)
-          name = f"{stem}{joint}{layer}/{rest}"
-        module = modules.get((target, layer))
-        parts[name] = module and _leaf(file, config, module, matrix, lora)
-    for matrix in "ab":
-      _fill(parts, f"{lora_lib.TARGETS[target]}/{matrix}", depths[tower])
-  return leaves.stack_layers(parts)
+  for (target, layer), module in modules.items():
+    for matrix in "AB":
+      name = f"{lora_lib.TARGETS[target]}/{matrix.lower()}"
+      leaf = _leaf(file, config, module, matrix, lora)
+      parts.setdefault(name, {})[layer] = leaf
+  return {
+    name: by_layer[None]
+    if None in by_layer
+    else _stacked(name, by_layer, depths[name.partition("/")[0]])
+    for name, by_layer in sorted(parts.items())
+  }
+
+
+def _stacked(name, by_layer, depth) -> Leaf:
+  like = next(iter(by_layer.values()))
+  zeros = Leaf.of(np.zeros(like.shape, like.dtype))
+  return leaves.stack(name, [by_layer.get(i, zeros) for i in range(depth)])
 
 
 def _leaf(file, config, module, matrix, lora) -> Leaf:
@@ -425,18 +431,6 @@ def _arranged(tensor, *, rank_axis, rank, factor):
     room = [(0, missing if axis == rank_axis else 0) for axis in range(2)]
     ours = np.pad(ours, room)
   return ours
-
-
-def _fill(parts, name, depth) -> None:
-  """Zeros for the layers without an adapter."""
-  if name in parts:  # of the projector, which is there
-    return
-  stem, joint, rest = layouts.split_stacked(name)
-  names = [f"{stem}{joint}{i}/{rest}" for i in range(depth)]
-  like = next(parts[n] for n in names if parts[n] is not None)
-  for n in names:
-    if parts[n] is None:
-      parts[n] = Leaf.of(np.zeros(like.shape, like.dtype))
 
 
 def save(

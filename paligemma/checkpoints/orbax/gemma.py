@@ -14,8 +14,6 @@ The keys of the tree are these, or nested, or joined; "transformer" may lack, or
 stand in "params"; the "w" of the mlp may lack. In the stacked variant
 `stacked_layers/attention_type_1` holds layers 1, 1 + P, 1 + 2 P, ... of P types
 (google-deepmind/gemma: gemma/gm/ckpts).
-
-Axes: D width, F mlp hidden, N heads, K kv heads, H head dim, V vocabulary.
 """
 
 import dataclasses
@@ -26,37 +24,31 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import variants
+from paligemma import parameters, variants
 from paligemma.checkpoints import infer
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, Piece, Tensor, stack_layers
 from paligemma.checkpoints.orbax import folder as orbax
 
 # Rows of the vocabulary, and with those that only pad it to a multiple of 256.
-_ROWS, _PADDED_ROWS = 256_000, 256_128
+_ROWS_KEPT, _PADDED_ROWS = 256_000, 256_128
 
-_NORMS = (
-  "pre_attention_norm",
-  "pre_ffw_norm",
-  "post_attention_norm",
-  "post_ffw_norm",
-)
+_TABLE, _GATING = "embedder/input_embedding", "mlp/gating_einsum"
+_Q, _KV, _QKV = (f"attn/{x}_einsum/w" for x in ("q", "kv", "qkv"))
+
+# Their names are ours, but for the numbers of layers.
+_LAYERS = f"{parameters.LAYERS['llm'][0]}/"
+_ROWS = parameters.has("llm", when=("grouped", "fused", "post_norms"))
+_OF_LAYER = {
+  name.removeprefix(_LAYERS): row
+  for name, row in _ROWS.items()
+  if name.startswith(_LAYERS)
+}
+_TOP = [n.removeprefix("llm/") for n in _ROWS if not n.startswith(_LAYERS)]
 _NAMES = re.compile(
-  r"(?P<top>embedder/input_embedding|final_norm/scale)"
+  rf"(?P<top>{'|'.join(_TOP)})"
   r"|(layer_(?P<layer>\d+)|stacked_layers/attention_type_(?P<type>\d+))/"
-  r"(?P<rest>attn/(q|kv|qkv|attn_vec)_einsum/w"
-  r"|mlp/(gating_einsum|linear)(/w)?"
-  rf"|({'|'.join(_NORMS)})/scale)"
-)
-
-# Fields of gemma.Model that array shapes cannot tell.
-_FIELDS = (
-  "norm_eps",
-  "query_scale",
-  "post_norms",
-  "attn_logits_softcap",
-  "final_logits_softcap",
-  "sliding_window",
+  rf"(?P<rest>{'|'.join(_OF_LAYER)})(/w)?"
 )
 
 
@@ -64,7 +56,7 @@ def holds(path: epath.PathLike) -> bool:
   """Whether a folder is an Orbax checkpoint with Gemma's names."""
   folder = orbax.find(path)
   return folder is not None and any(
-    name.endswith("embedder/input_embedding") and not name.startswith("llm/")
+    name.endswith(_TABLE) and not name.startswith("llm/")
     for name in _stripped(orbax.tensors(folder))
   )
 
@@ -141,26 +133,21 @@ def _leaves(arrays: Mapping[str, Tensor]) -> dict[str, Leaf]:
   if foreign := [name for name, match in matches.items() if not match]:
     raise ValueError(f"no parameters of Gemma 1 or 2: {orbax.listed(foreign)}")
   top = {m["top"]: arrays[n] for n, m in matches.items() if m["top"]}
-  for name in ("embedder/input_embedding", "final_norm/scale"):
+  for name in _TOP:
     if name not in top:
       raise ValueError(f"transformer/{name}: missing")
-  table = top["embedder/input_embedding"]
+  table = top[_TABLE]
   if len(table.shape) != 2:
-    raise ValueError(
-      f"embedder/input_embedding: shape {tuple(table.shape)}, expected (V, D)"
-    )
+    raise ValueError(f"{_TABLE}: shape {tuple(table.shape)}, expected (V, D)")
   if table.shape[0] == _PADDED_ROWS:
-    table = _Rows(table, 0, _ROWS)
-  leaves = {
-    "llm/embedder/input_embedding": Leaf.of(table),
-    "llm/final_norm/scale": Leaf.of(top["final_norm/scale"]),
-  }
+    top[_TABLE] = _Rows(table, 0, _ROWS_KEPT)
+  leaves = {f"llm/{name}": Leaf.of(tensor) for name, tensor in top.items()}
   layers = _layers(arrays, matches)
   if not layers:
     raise ValueError("transformer/layer_0: missing")
   for index, layer in layers.items():
     for rest, leaf in _layer(index, layer, table.shape[1]).items():
-      leaves[f"llm/layers/{index}/{rest}"] = leaf
+      leaves[f"{_LAYERS}{index}/{rest}"] = leaf
   return stack_layers(leaves)
 
 
@@ -171,8 +158,6 @@ def _layers(arrays, matches) -> dict[int, dict[str, Tensor]]:
   layers = {}
   for match, tensor in found:
     rest = match["rest"]
-    if rest.startswith("mlp/"):
-      rest = rest.removesuffix("/w")
     if match["layer"]:
       parts = {int(match["layer"]): tensor}
     else:
@@ -193,26 +178,19 @@ def _layer(
   index: int, tensors: dict[str, Tensor], width: int
 ) -> dict[str, Leaf]:
   """big_vision's names of one layer."""
-  gating = tensors.pop("mlp/gating_einsum", None)
-  q, kv = (tensors.get(f"attn/{x}_einsum/w") for x in ("q", "kv"))
+  gating = tensors.pop(_GATING, None)
+  q, kv = tensors.get(_Q), tensors.get(_KV)
   leaves = {rest: Leaf.of(tensor) for rest, tensor in tensors.items()}
   if gating is not None:
-    leaves["mlp/gating_einsum"] = _gating(index, gating, width)
+    leaves[_GATING] = _gating(index, gating, width)
   if q is not None and kv is not None and kv.shape == (2, *q.shape):
-    del leaves["attn/q_einsum/w"], leaves["attn/kv_einsum/w"]
+    del leaves[_Q], leaves[_KV]
     parts = (q, _Rows(kv, 0), _Rows(kv, 1))
     pieces = tuple(Piece((i,), part) for i, part in enumerate(parts))
     dtype = np.result_type(q.dtype, kv.dtype)
-    leaves["attn/qkv_einsum/w"] = Leaf((3, *q.shape), dtype, pieces)
-  required = {
-    "attn/attn_vec_einsum/w",
-    "mlp/gating_einsum",
-    "mlp/linear",
-    "pre_attention_norm/scale",
-    "pre_ffw_norm/scale",
-  }
-  if "attn/qkv_einsum/w" not in leaves:
-    required |= {"attn/q_einsum/w", "attn/kv_einsum/w"}
+    leaves[_QKV] = Leaf((3, *q.shape), dtype, pieces)
+  when = ("", "fused" if _QKV in leaves else "grouped")
+  required = {rest for rest, row in _OF_LAYER.items() if row.when in when}
   if missing := required - leaves.keys():
     raise ValueError(f"layer {index} lacks {orbax.listed(missing)}")
   return leaves
@@ -223,7 +201,7 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
   shape = tuple(tensor.shape)
   if len(shape) != 3 or shape[0] != 2 or width not in shape[1:]:
     raise ValueError(
-      f"layer {index}: mlp/gating_einsum: shape {shape}, expected (2, D, F) or "
+      f"layer {index}: {_GATING}: shape {shape}, expected (2, D, F) or "
       f"(2, F, D) with D = {width}"
     )
   if shape[1] == width:
@@ -234,16 +212,5 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
 
 def _settings(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
   """Of the variant of these sizes."""
-  sizes = infer.sizes(leaves)["llm"]
-  same = [
-    variant
-    for variant in variants.GEMMA.values()
-    if all(
-      getattr(variant, field) == value
-      for field, value in sizes.items()
-      if field not in ("vocab_size", "scan")
-    )
-  ]
-  default = "gemma2_2b" if sizes["post_norms"] else "gemma_2b"
-  variant = same[0] if same else variants.GEMMA[default]
-  return {field: getattr(variant, field) for field in _FIELDS}
+  variant = variants.GEMMA[variants.nearest(infer.sizes(leaves)["llm"])]
+  return {field: getattr(variant, field) for field in parameters.STATED}

@@ -13,30 +13,22 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import disk, quantization, registry, variants
+from paligemma import disk, parameters, quantization, registry, variants
 from paligemma.checkpoints import (
   errors,
-  layouts,
   precision,
   quantized_leaves,
   resample,
   settings,
-  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import (
-  Leaf,
-  cast,
-  stack_layers,
-  unstack_layers,
-)
+from paligemma.checkpoints.leaves import Leaf, cast, layered_like
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import zarr
 from paligemma.checkpoints.training import fingerprint
-from paligemma.lora.config import PARAMETERS, Lora
+from paligemma.lora.config import Lora
 
-# Fields of both models that array shapes cannot tell.
-_LLM_FIELDS = tuple(name for name in stated_fields.LLM if name != "lora")
+# Fields of the image tower that array shapes cannot tell.
 _IMG_FIELDS = ("posemb", "pool_type")
 _HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
 
@@ -190,7 +182,7 @@ def _settings(file, config):
       adapted["lora"] = Lora(**lora)
   return (
     {field: img[field] for field in _IMG_FIELDS if field in img} | adapted,
-    {field: llm[field] for field in _LLM_FIELDS} | adapted,
+    {field: llm[field] for field in parameters.STATED} | adapted,
   )
 
 
@@ -222,16 +214,8 @@ def _laid_over(
   frozen: Checkpoint, trained: Mapping[str, Leaf], step: epath.Path
 ) -> dict[str, Any]:
   """Frozen leaves in the layout of the run, with the trained ones in place."""
-  leaves = {}
-  for tower in ("img/", "llm/"):
-    below = {n: x for n, x in frozen.leaves.items() if n.startswith(tower)}
-    names = [name for name in trained if name.startswith(tower)]
-    if any(layouts.split_layer(name) for name in names):
-      below = unstack_layers(below)
-    elif any(layouts.split_stacked(name) for name in names):
-      below = stack_layers(below)
-    leaves |= below
-  foreign = {n for n in trained if not re.fullmatch(PARAMETERS, n)}
+  leaves = layered_like(frozen.leaves, trained)
+  foreign = {n for n in trained if not re.fullmatch(parameters.ADAPTERS, n)}
   if foreign := foreign - leaves.keys():
     raise ValueError(
       f"{step}: trained {orbax.listed(foreign)}, which {frozen.path} lacks"
@@ -241,7 +225,7 @@ def _laid_over(
 
 def _resampled(leaves, res):
   """The position embedding as the run saw it, in pixels of its config."""
-  name, kernel = "img/pos_embedding", "img/embedding/kernel"
+  name, kernel = parameters.POSITIONS, parameters.PATCH_KERNEL
   if name in leaves and kernel in leaves:
     positions = (res // leaves[kernel].shape[0]) ** 2
     leaves[name] = resample.resample(leaves[name], positions)

@@ -1,0 +1,290 @@
+"""Every parameter of every tower, once: its name, its axes and what it is.
+
+A name is that of the stacked layout, whose first axis L is the layer. Where
+each layer has a parameter of its own, the number of the layer is in the name
+(llm/layers/3/mlp/linear), and the axes are the same without L.
+
+Axes: L layers, D width, F hidden units of the MLP, N heads, K key/value heads,
+H head dim, V vocabulary, P positions, C colours, h and w pixels of a patch, M
+features that the head of the image tower reads, E features that it gives; I
+inputs, O outputs and R rank of an adapter. A number is an axis of so many
+parts: keys and values, gate and up.
+
+Names and shapes are those of big_vision, models/vit.py and models/ppp/gemma.py.
+"""
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+from paligemma import variants
+
+# What a parameter is.
+MATRIX = "matrix"
+TABLE = "vocabulary table"
+PATCHES = "patch embedding"
+DENSE = "matrix without adapter, in full precision"
+ADAPTER = "adapter"
+BIAS = "bias"
+SCALE = "scale of a norm"
+POSITION = "position embedding"
+TOKEN = "learned token"
+
+# Both tables, "img/..." and "llm/...": name, axes, kind, axes that its product
+# sums over, adapters beside it (one for each part), which models have it. In
+# the tables of layers, "L" stands in front of the axes.
+_LLM = (
+  ("embedder/input_embedding", "V D", TABLE, "D"),
+  ("final_norm/scale", "D", SCALE),
+)
+_LLM_LAYER = (
+  ("attn/q_einsum/w", "N D H", MATRIX, "D", "attn/q", "grouped"),
+  ("attn/kv_einsum/w", "2 K D H", MATRIX, "D", "attn/k attn/v", "grouped"),
+  (
+    "attn/qkv_einsum/w",
+    "3 N D H",
+    MATRIX,
+    "D",
+    "attn/q attn/k attn/v",
+    "fused",
+  ),
+  ("attn/attn_vec_einsum/w", "N H D", MATRIX, "N H", "attn/out"),
+  ("mlp/gating_einsum", "2 D F", MATRIX, "D", "mlp/gate mlp/up"),
+  ("mlp/linear", "F D", MATRIX, "F", "mlp/down"),
+  ("pre_attention_norm/scale", "D", SCALE),
+  ("pre_ffw_norm/scale", "D", SCALE),
+  ("post_attention_norm/scale", "D", SCALE, "", "", "post_norms"),
+  ("post_ffw_norm/scale", "D", SCALE, "", "", "post_norms"),
+)
+_IMG = (
+  ("embedding/kernel", "h w C D", PATCHES, "h w C"),
+  ("embedding/bias", "D", BIAS),
+  ("pos_embedding", "1 P D", POSITION),
+  ("cls", "1 1 D", TOKEN, "", "", "tok"),
+  ("Transformer/encoder_norm/scale", "D", SCALE),
+  ("Transformer/encoder_norm/bias", "D", BIAS),
+  ("MAPHead_0/probe", "1 1 D", TOKEN, "", "", "map"),
+  ("pre_logits/kernel", "D M", DENSE, "D", "", "rep_size"),
+  ("pre_logits/bias", "M", BIAS, "", "", "rep_size"),
+  ("head/kernel", "M E", MATRIX, "M", "head"),
+  ("head/bias", "E", BIAS),
+)
+_MHA = "MultiHeadDotProductAttention_0"
+_IMG_LAYER = (
+  ("LayerNorm_0/scale", "D", SCALE),
+  ("LayerNorm_0/bias", "D", BIAS),
+  (f"{_MHA}/query/kernel", "D N H", MATRIX, "D", "attn/q"),
+  (f"{_MHA}/query/bias", "N H", BIAS),
+  (f"{_MHA}/key/kernel", "D N H", MATRIX, "D", "attn/k"),
+  (f"{_MHA}/key/bias", "N H", BIAS),
+  (f"{_MHA}/value/kernel", "D N H", MATRIX, "D", "attn/v"),
+  (f"{_MHA}/value/bias", "N H", BIAS),
+  (f"{_MHA}/out/kernel", "N H D", MATRIX, "N H", "attn/out"),
+  (f"{_MHA}/out/bias", "D", BIAS),
+  ("LayerNorm_1/scale", "D", SCALE),
+  ("LayerNorm_1/bias", "D", BIAS),
+  ("MlpBlock_0/Dense_0/kernel", "D F", MATRIX, "D", "mlp/up"),
+  ("MlpBlock_0/Dense_0/bias", "F", BIAS),
+  ("MlpBlock_0/Dense_1/kernel", "F D", MATRIX, "F", "mlp/down"),
+  ("MlpBlock_0/Dense_1/bias", "D", BIAS),
+)
+
+# Where the layers of a tower stand, and what joins a layer's number to that.
+LAYERS = {
+  "llm": ("llm/layers", "/"),
+  "img": ("img/Transformer/encoderblock", "_"),
+}
+
+# Size of a tower -> its letter. All else that a tower is, shapes cannot tell.
+SIZES = {
+  "img": {
+    "width": "D",
+    "depth": "L",
+    "mlp_dim": "F",
+    "num_heads": "N",
+    "patch_size": "h",
+  },
+  "llm": {
+    "width": "D",
+    "depth": "L",
+    "mlp_dim": "F",
+    "num_heads": "N",
+    "num_kv_heads": "K",
+    "head_dim": "H",
+    "vocab_size": "V",
+  },
+}
+
+EMBEDDING = "llm/embedder/input_embedding"
+FINAL_NORM = "llm/final_norm/scale"
+PATCH_KERNEL = "img/embedding/kernel"
+POSITIONS = "img/pos_embedding"
+HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
+
+# Regexes that match the names of parameters in both layouts.
+HEAD = r"img/head/.*"
+POOLING = r"img/MAPHead_0/.*"
+ATTENTION = r"llm/layers/(\d+/)?attn/.*"
+LORA = "lora_"  # what the last but one part of an adapter's name begins with
+ADAPTERS = rf"(.*/)?{LORA}\w+/[ab]"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """A parameter, or with layers one a layer.
+
+  Attributes:
+    name: "llm/layers/attn/kv_einsum/w".
+    axes: ("L", "2", "K", "D", "H").
+    kind: One of the kinds above.
+    summed: The axes over which its product sums, ("D",); none: it is added.
+    targets: The adapters beside it, one of each part: ("llm/attn/k",
+      "llm/attn/v").
+    when: Which models have it. "": all with its tower. "grouped", "fused": as
+      there are fewer key/value heads than heads, or as many. "post_norms":
+      Gemma 2. "lora": with adapters. "map", "tok", "rep_size": image towers
+      with such a pooling or head.
+  """
+
+  name: str
+  axes: tuple[str, ...]
+  kind: str
+  summed: tuple[str, ...] = ()
+  targets: tuple[str, ...] = ()
+  when: str = ""
+
+  @property
+  def tower(self) -> str:
+    return self.name.partition("/")[0]
+
+  @property
+  def part_axes(self) -> tuple[str, ...]:
+    """The axes of one part of one layer: without L and numbers."""
+    return tuple(x for x in self.axes if x != "L" and not x.isdigit())
+
+  @property
+  def order(self) -> tuple[int, ...]:
+    """Where in `part_axes` the inputs stand, and then the outputs."""
+    outputs = [x for x in self.part_axes if x not in self.summed]
+    return tuple(map(self.part_axes.index, (*self.summed, *outputs)))
+
+  @property
+  def num_parts(self) -> int | None:
+    """How many parts lie along its first axis behind L; None: it is one."""
+    number = self.axes[self.axes[0] == "L"]
+    return int(number) if number.isdigit() else None
+
+  @property
+  def summed_axes(self) -> tuple[int, ...]:
+    """`summed` as numbers, from the last axis: of both layouts."""
+    return tuple(map(self.axis, self.summed))
+
+  def axis(self, letter: str) -> int:
+    """The number of an axis, from the last: of both layouts."""
+    return self.axes.index(letter) - len(self.axes)
+
+
+def _row(tower, name, axes, kind, summed="", targets="", when=""):
+  return Parameter(
+    name,
+    tuple(axes.split()),
+    kind,
+    tuple(summed.split()),
+    tuple(f"{tower}/{target}" for target in targets.split()),
+    when,
+  )
+
+
+def _rows() -> Iterator[Parameter]:
+  tables = {"llm": (_LLM, _LLM_LAYER), "img": (_IMG, _IMG_LAYER)}
+  for tower, (whole, of_layer) in tables.items():
+    for name, axes, *rest in of_layer:
+      yield _row(tower, f"{LAYERS[tower][0]}/{name}", f"L {axes}", *rest)
+    for name, *rest in whole:
+      yield _row(tower, f"{tower}/{name}", *rest)
+  # A block with one norm and without adapters.
+  for name, axes, kind, *rest in _IMG_LAYER:
+    if not name.startswith("LayerNorm_1"):
+      yield _row(
+        "img", f"img/MAPHead_0/{name}", axes, kind, *rest[:1], when="map"
+      )
+
+
+def adapter(name: str, target: str) -> str:
+  """Path of the adapter beside a matrix: in its module, in front of /a, /b."""
+  module = re.sub(r"(/\w+_einsum)?/\w+$", "", name)
+  return f"{module}/{LORA}{target.rpartition('/')[2]}"
+
+
+ROWS = {row.name: row for row in _rows()}
+# Target of an adapter -> its path.
+TARGETS = {
+  target: adapter(row.name, target)
+  for row in ROWS.values()
+  for target in row.targets
+}
+
+
+def _adapter_rows() -> Iterator[Parameter]:
+  for target, path in TARGETS.items():
+    layer = "" if target == "img/head" else "L "
+    yield _row("", f"{path}/a", f"{layer}I R", ADAPTER, "I", when="lora")
+    yield _row("", f"{path}/b", f"{layer}R O", ADAPTER, "R", when="lora")
+
+
+ROWS |= {row.name: row for row in _adapter_rows()}
+
+
+def _last(*kinds: str) -> dict[str, None]:
+  """The last names of parameters of some kinds."""
+  rows = (row for row in ROWS.values() if row.kind in kinds)
+  return dict.fromkeys(row.name.rpartition("/")[2] for row in rows)
+
+
+# Last names of what is added or scaled by, and of nothing else.
+VECTORS = frozenset(_last(BIAS, SCALE))
+# Matches the names of what decays: factors of products but adapters.
+DECAYED = rf".*/({'|'.join(_last(MATRIX, TABLE, PATCHES, DENSE))})"
+
+
+@functools.lru_cache(maxsize=2**14)
+def find(name: str) -> Parameter | None:
+  """The row of a parameter, in either layout; None: there is no such one."""
+  for stem, joint in LAYERS.values():
+    name = re.sub(rf"^{stem}{joint}\d+/", f"{stem}/", name)
+  return ROWS.get(name)
+
+
+def stays_float32(name: str) -> bool:
+  """Whether a parameter is in float32 where matrices are in half precision.
+
+  In bfloat16 the patch and position embeddings alone shift image tokens by up
+  to 0.4; norms, biases and adapters are too small for it to save anything.
+  """
+  row = find(name)
+  if row is None:  # of a module alone, or the scale of a quantized matrix
+    return name.rpartition("/")[2] in VECTORS
+  return row.kind not in (MATRIX, TABLE, DENSE)
+
+
+def has(tower: str, *, when: Iterable[str] = ()) -> dict[str, Parameter]:
+  """Name -> row of what a tower has.
+
+  Args:
+    tower: "img" or "llm".
+    when: Of Parameter.when, what it is.
+  """
+  return {
+    row.name: row
+    for row in ROWS.values()
+    if row.tower == tower and row.when in ("", *when)
+  }
+
+
+# What a decoder is that array shapes cannot tell.
+STATED = tuple(
+  field
+  for field in variants.Gemma.__dataclass_fields__
+  if field not in SIZES["llm"]
+)
