@@ -32,7 +32,7 @@ from paligemma.data import batches, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
 from paligemma.training import sharding
-from scripts import command_line
+from trainers import command_line
 
 FULL = "full"
 

@@ -22,7 +22,7 @@ from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.lora import apply as lora
-from scripts import command_line
+from trainers import command_line
 
 _BLOCK_ELEMENTS = 2**24
 

@@ -18,8 +18,16 @@ import jax
 from paligemma import evals, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress, score_table
-from trainers import checks, evaluation, gpu_memory, inputs, places, processes
+from scripts import progress, score_table
+from trainers import (
+  checks,
+  command_line,
+  evaluation,
+  gpu_memory,
+  inputs,
+  places,
+  processes,
+)
 
 
 def evaluate(
@@ -97,7 +105,6 @@ def main():
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
-    epilog="and --config FILE[:ARGUMENT] with any --config.name=value",
   )
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--split", help="name of an evaluator, default all")
@@ -106,10 +113,10 @@ def main():
   parser.add_argument("--batch_size", type=int)
   parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
   parser.add_argument("--json", action="store_true")
-  parser.add_argument(
-    "--distributed", action="store_true", default=processes.expected()
+  command_line.add_switch(
+    parser, "distributed", processes.expected(), "several processes"
   )
-  args, config = config_command.parse(parser)
+  args, config = command_line.parse(parser)
   gpu_memory.configure()
   processes.start(args.distributed)
   found = {}

@@ -23,7 +23,6 @@ import numpy as np
 import paligemma
 from paligemma import messages
 from paligemma.models import mask_codec
-from scripts import command_line
 from scripts.imports import (
   class_folders,
   coco,
@@ -49,6 +48,7 @@ from scripts.imports import (
   vqav2,
   yolo,
 )
+from trainers import command_line
 
 # name -> module with read(src, images, problems), which is also given those of
 # task, names and boxes that it declares. Its docstring begins with what SRC is:

@@ -10,9 +10,10 @@ import importlib
 import inspect
 import json
 import pathlib
+import re
 
 from paligemma.data import text_ops
-from scripts import command_line
+from trainers import command_line
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs/transfers"
 RESOLUTIONS = (224, 448, 896)
@@ -50,7 +51,7 @@ def transfers():
   """(name, module, config) of every published transfer, and detection."""
   found = []
   for path in sorted(FOLDER.glob("*.py")):
-    if "published.make(" in path.read_text():
+    if re.search(r"published\.(make|of_video)\(", path.read_text()):
       module = importlib.import_module(f"configs.transfers.{path.stem}")
       found.append((path.stem, module, module.get_config()))
   return found

@@ -1,7 +1,13 @@
 """What fits a free T4: models, resolutions and methods in one table."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from paligemma import messages
 from paligemma.planning import memory
+from trainers import command_line
 
 DEVICE = "T4"
 BATCH_SIZES = {"paligemma_3b": 8, "paligemma2_3b": 8, "paligemma2_10b": 1}
@@ -11,13 +17,15 @@ _CONFIG = "configs/transfers/forkme.py"
 
 
 def rows(
-  measure, load_config, *, batch_sizes=BATCH_SIZES, resolutions=RESOLUTIONS
-):
+  measure: Callable[[ConfigDict], memory.Memory],
+  *,
+  batch_sizes: Mapping[str, int] = BATCH_SIZES,
+  resolutions: Sequence[int] = RESOLUTIONS,
+) -> Iterator[dict[str, Any]]:
   """Yields the figures of one training after the other.
 
   Args:
     measure: function from a config to the memory.Memory of its train step.
-    load_config: function (path, argument) -> config.
     batch_sizes: variant -> batch size.
     resolutions: of the images, in pixels.
   """
@@ -28,7 +36,7 @@ def rows(
           f"variant={variant},res={res},tune={tune},dtype=float16,"
           f"batch_size={batch_size}"
         )
-        needed = measure(load_config(_CONFIG, argument))
+        needed = measure(command_line.load_config(f"{_CONFIG}:{argument}"))
         yield {
           "variant": variant,
           "res": res,

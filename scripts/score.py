@@ -19,8 +19,8 @@ from paligemma import metrics
 from paligemma.evals import predictions as predictions_lib
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress, score_table
-from trainers import evaluation
+from scripts import progress, score_table
+from trainers import command_line, evaluation
 
 
 def score(
@@ -82,7 +82,6 @@ def main():
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
-    epilog="and --config FILE[:ARGUMENT] with any --config.name=value",
   )
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
@@ -91,7 +90,7 @@ def main():
   parser.add_argument("--limit", type=int, help="the first examples only")
   parser.add_argument("--resamples", type=int, default=bootstrap.SAMPLES)
   parser.add_argument("--json", action="store_true")
-  args, config = config_command.parse(parser)
+  args, config = command_line.parse(parser)
   count, scores, bad = score(
     config,
     args.predictions,

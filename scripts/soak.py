@@ -32,7 +32,8 @@ import numpy as np
 
 from paligemma import messages
 from paligemma.checkpoints import npz
-from scripts import command_line, make_digits
+from scripts import make_digits
+from trainers import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, BATCH = 24, 8

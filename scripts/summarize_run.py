@@ -13,7 +13,7 @@ import numpy as np
 
 from paligemma import tree
 from paligemma.checkpoints import npz
-from scripts import command_line
+from trainers import command_line
 
 
 def changed_leaves(before, after):

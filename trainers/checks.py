@@ -16,7 +16,7 @@ import numpy as np
 from paligemma import messages, variants
 from paligemma.checkpoints import formats
 from paligemma.data import example_fields, tokenizer
-from trainers import inputs, places, texts
+from trainers import places, texts
 from trainers.places import Found
 
 ROWS = 256  # looked at, of all sources together
@@ -55,7 +55,7 @@ def check(plan, tok, evaluators):
   """
   found_places = places.train_places(plan, tok)
   found_places += places.evaluation_places(evaluators)
-  table, notes = [_HEAD], weight_notes(plan, tok) + op_notes(plan.config)
+  table, notes = [_HEAD], weight_notes(plan, tok)
   for place in found_places:
     found = _examine(place, tok, 1 / len(found_places))
     table.append(_line(place, found))
@@ -269,20 +269,6 @@ def _conclude(place, found):
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"
     )
-
-
-def op_notes(config):
-  """Which ops of the training data evaluators leave out, if any."""
-  ops = [type(op).__name__ for op in config.train.ops if inputs.augments(op)]
-  names = [
-    f"evals.{name}" for name, e in config.evals.items() if "ops" not in e
-  ]
-  if not ops or not names:
-    return []
-  return [
-    f"{', '.join(names)}: {', '.join(ops)} of train.ops are for training alone "
-    "and left out"
-  ]
 
 
 def weight_notes(plan, tok):

@@ -5,6 +5,7 @@ import dataclasses
 from absl import logging
 from ml_collections import ConfigDict
 
+from configs import common
 from paligemma import evals, registry, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
@@ -23,7 +24,7 @@ _FREE = (
   "on_bad",
 )
 # Of a config: what else changes them.
-_OF_THE_MODEL = ("model", "trainable", "frozen_dtype", "seed")
+_OF_THE_MODEL = ("trainable", "frozen_dtype", "seed")
 
 
 def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
@@ -41,11 +42,12 @@ def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
   Raises:
     ValueError: no evaluator, or none of that name; as inputs.make_evaluators.
   """
+  common.complete(config)
   if split is not None:
     registry.lookup(config.evals, split, "split")
   config = config.copy_and_resolve_references()
   chosen = {
-    name: {k: v for k, v in spec.items() if not k.startswith("every_")}
+    name: dict(spec, every_epochs=None, every_percent=None, every_examples=None)
     for name, spec in config.evals.to_dict().items()
     if split in (None, name)
   }
@@ -90,6 +92,7 @@ def load(config, path):
   Raises:
     ValueError: the checkpoint is unreadable or does not fit the model.
   """
+  common.complete(config)
   mesh = sharding.make_mesh(**config.mesh)
   model = paligemma_model.make(**config.model.to_dict())
   trainable, frozen = state.abstract_params(
@@ -137,12 +140,16 @@ def settings(evaluator, checkpoint, tokenizer, source, **more):
 
 def config_settings(evaluator, checkpoint, config):
   """The `settings` of one of the evaluators of a config."""
+  source = config.evals[evaluator.name].source.to_dict()
+  del source["ops"]  # those of the preprocess begin with them
+  model = {k: v for k, v in config.model.to_dict().items() if v is not None}
   return settings(
     evaluator,
     checkpoint,
     config.tokenizer,
-    config.evals[evaluator.name].source.to_dict(),
+    {key: value for key, value in source.items() if value not in (None, False)},
     **{name: config[name] for name in _OF_THE_MODEL},
+    model=model,
   )
 
 

@@ -81,16 +81,18 @@ class Found:
 def train_places(plan, tok):
   """The sources of the training data."""
   data = plan.config.train
-  through = inputs.make_preprocess(plan.config, data, tok, train=True)
+  made = inputs.train_preprocesses(plan.config, tok)
   return [
     Place(
       f"train.{name}",
       source,
-      through,
+      prepare,
       trains=True,
       skips=data.on_bad == "skip",
     )
-    for name, (source, _) in zip(data.sources, plan.sources, strict=True)
+    for name, (source, _), prepare in zip(
+      data.sources, plan.sources, made, strict=True
+    )
   ]
 
 

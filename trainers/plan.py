@@ -2,6 +2,7 @@
 
 import jax
 
+from configs import common
 from paligemma import init, tree
 from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
@@ -39,7 +40,7 @@ class Plan:
       devices: those to run on, default all; of a topology, to compile alone.
       examples_per_epoch: int, stands in for the data, which is then not opened.
     """
-    self.config = config
+    self.config = common.complete(config)
     self.mesh = sharding.make_mesh(**config.mesh, devices=devices)
     self.model = paligemma_model.make(**config.model.to_dict())
     self.sources = None

@@ -10,7 +10,9 @@ import re
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
+from configs import common
 from paligemma import disk, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
@@ -28,6 +30,7 @@ FREE = re.compile(
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
 # Paths of files, which may lie elsewhere if they hold the same.
+_OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
 FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
 
 
@@ -143,12 +146,32 @@ def _read(file):
 
 def _changes(old, new):
   """{name: [before, now]} of values that differ, None where there is none."""
-  old, new = tree.flatten(old), tree.flatten(new)
+  old, new = _values(old), _values(new)
   return {
     name: [old.get(name), new.get(name)]
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
   }
+
+
+def _values(config):
+  """What counts of a config as JSON values, by name.
+
+  A key that it does not have, as that of a run of before, has its default, and
+  all ops that run on the examples of a source are one list.
+  """
+  try:
+    filled = ConfigDict(config)
+    common.fill(filled)
+    values = tree.flatten(as_json(filled))
+    shared = [*values.pop("train/augment", ()), *values.pop("train/ops", ())]
+    own = [name for name in values if _OPS_OF_SOURCE.fullmatch(name)]
+    ops = {name: [*values.pop(name), *shared] for name in own}
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"no config of a run: {error}") from None
+  first, *others = ops.values() or [shared]
+  alike = all(other == first for other in others)
+  return values | ({"train/ops": first} if alike else ops)
 
 
 def _of_file(path):

@@ -120,7 +120,7 @@ class EvaluationBatches:
 
 def train(
   sources: Sequence[tuple[sources_lib.Source, float]],
-  preprocess: preprocess_lib.Preprocess,
+  preprocess: preprocess_lib.Preprocess | Sequence[preprocess_lib.Preprocess],
   *,
   batch_size: int,
   seed: int,
@@ -138,10 +138,11 @@ def train(
   Args:
     sources: (source, weight) pairs; a source gives its weight over the sum of
       weights of all rows, evenly spread.
-    preprocess: Makes the rows. Its rng depends on the seed, the source and the
-      position. Beside the fields of the source, an example has "_index", its
-      position in the source, and "_epoch", how often the source was gone
-      through before, both int, for ops that do not choose a thing twice.
+    preprocess: Makes the rows, one for all sources or one for each. Its rng
+      depends on the seed, the source and the position. Beside the fields of the
+      source, an example has "_index", its position in the source, and "_epoch",
+      how often the source was gone through before, both int, for ops that do
+      not choose a thing twice.
     batch_size: GLOBAL number of rows.
     seed: In [0, 2**32).
     process_index: Of this host.
@@ -168,8 +169,11 @@ def train(
     raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
   if not sources:
     raise ValueError("no source to train on, expected (source, weight) pairs")
+  if not isinstance(preprocess, Sequence):
+    preprocess = [preprocess] * len(sources)
   datasets = []
-  for i, (source, weight) in enumerate(sources):
+  pairs = zip(sources, preprocess, strict=True)
+  for i, ((source, weight), prepare) in enumerate(pairs):
     if weight <= 0:
       raise ValueError(f"weight of {source} is {weight}, expected more than 0")
     # Not seed + i, which grain uses for the epochs: streams would repeat.
@@ -179,7 +183,7 @@ def train(
       .shuffle(seed=int(shuffle_seed))
       .repeat()
       .map_with_index(_Numbered(len(source)))
-      .random_map(_Row(source, preprocess, on_bad), seed=int(rng_seed))
+      .random_map(_Row(source, prepare, on_bad), seed=int(rng_seed))
     )
   weights = [float(weight) for _, weight in sources]
   rows = grain.MapDataset.mix(datasets, weights)

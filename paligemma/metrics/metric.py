@@ -4,8 +4,9 @@ The rows are made once from the texts; numbers over any choice of them (all, a
 group, a resample for a confidence interval) come from the rows alone.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 Example = Mapping[str, Any]
@@ -100,6 +101,21 @@ class Metric:
   ) -> dict[str, float]:
     """Numbers over all examples; arguments and errors as those of rows."""
     return self.reduce(self.rows(predictions, examples, answer_key=answer_key))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFunction(Metric):
+  """Means of what a function of a prediction and its example gives.
+
+  Attributes:
+    function: called with the decoded text and the example, after the ops; it
+      returns {name: value}.
+  """
+
+  function: Callable[[str, Example], Row]
+
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
+    return self.function(prediction, example)
 
 
 def pairs(

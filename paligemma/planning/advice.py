@@ -7,7 +7,7 @@ import jax
 from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
-# The least that trains, see configs/common.py; the names are those of Gemma.
+# The least that trains, see configs/tuning.py; the names are those of Gemma.
 LEAST = "block_inputs"  # what of models/remat.py keeps the least
 _ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 

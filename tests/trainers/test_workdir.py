@@ -134,12 +134,12 @@ def test_other_values_are_written_into_the_history(tmp_path):
   folder = workdir.check(tmp_path, longer, override=True)
   changes = workdir.claim(folder, longer, step=7)
   assert changes == {
-    "batch_size": [None, 4],
+    "batch_size": [32, 4],
     "log_steps": [10, 3],
     "total_epochs": [2.0, 5.0],
   }
   assert workdir.describe(changes) == (
-    "resumed with changes: batch_size: nothing -> 4; log_steps: 10 -> 3; "
+    "resumed with changes: batch_size: 32 -> 4; log_steps: 10 -> 3; "
     "total_epochs: 2.0 -> 5.0"
   )
   claim(tmp_path, longer)  # once
