@@ -1,7 +1,10 @@
 """Evaluation without training: evaluators of a config, and weights for them."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -9,6 +12,7 @@ from configs import common
 from paligemma import evals, registry, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
+from paligemma.data.tokenizer import Tokenizer
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import inputs, start, state, workdir
@@ -27,7 +31,14 @@ _FREE = (
 _OF_THE_MODEL = ("trainable", "frozen_dtype", "seed")
 
 
-def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
+def make_evaluators(
+  config: ConfigDict,
+  tok: Tokenizer | None,
+  *,
+  split: str | None = None,
+  limit: int | None = None,
+  batch_size: int | None = None,
+) -> list[inputs.Evaluator]:
   """The evaluators of a config; the training data is not opened.
 
   Args:
@@ -63,7 +74,9 @@ def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
   ]
 
 
-def one_that_generates(evaluators):
+def one_that_generates(
+  evaluators: Sequence[inputs.Evaluator],
+) -> evals.Generate:
   """The only evaluator that makes predictions.
 
   Raises:
@@ -79,7 +92,9 @@ def one_that_generates(evaluators):
   return found[0]
 
 
-def load(config, path):
+def load(
+  config: ConfigDict, path: str
+) -> tuple[jax.sharding.Mesh, paligemma_model.Model, dict[str, Any]]:
   """Mesh, model and parameters, as a run of the config holds them.
 
   Args:
@@ -115,7 +130,13 @@ def load(config, path):
   return mesh, model, tree.unflatten(params)
 
 
-def settings(evaluator, checkpoint, tokenizer, source, **more):
+def settings(
+  evaluator: evals.Generate,
+  checkpoint: str,
+  tokenizer: str,
+  source: dict[str, Any],
+  **more: Any,
+) -> dict[str, Any]:
   """All that the predictions of an evaluator depend on, as JSON values.
 
   Args:
@@ -138,7 +159,9 @@ def settings(evaluator, checkpoint, tokenizer, source, **more):
   return workdir.as_json(ConfigDict(made))
 
 
-def config_settings(evaluator, checkpoint, config):
+def config_settings(
+  evaluator: evals.Generate, checkpoint: str, config: ConfigDict
+) -> dict[str, Any]:
   """The `settings` of one of the evaluators of a config."""
   source = config.evals[evaluator.name].source.to_dict()
   del source["ops"]  # those of the preprocess begin with them

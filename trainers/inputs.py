@@ -20,6 +20,9 @@ from paligemma.training import sharding
 from trainers import schedule
 
 Weighted = tuple[sources.Source, float]
+Evaluator = evals.Generate | evals.Perplexity
+# An evaluator and the steps between two runs, None for the first and last.
+Scheduled = tuple[Evaluator, int | None]
 # Shapes and places of arrays, by name.
 Abstract = dict[str, jax.ShapeDtypeStruct]
 
@@ -186,7 +189,7 @@ def abstract_prompts(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
 
 def make_evaluators(
   config: ConfigDict, tok: tokenizer.Tokenizer | None, **sizes: int
-) -> list[tuple[Any, int | None]]:
+) -> list[Scheduled]:
   """Evaluators of the config with their intervals.
 
   Args:

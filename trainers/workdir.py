@@ -7,6 +7,7 @@ history.jsonl      per start with another config: the step, and what changed
 
 import json
 import re
+from typing import Any
 
 import jax
 from etils import epath
@@ -33,8 +34,11 @@ FREE = re.compile(
 _OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
 FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
 
+# name -> [value before, value now]
+Changes = dict[str, list[Any]]
 
-def as_json(config):
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
   """The config as JSON values; a transform becomes its repr."""
 
   def describe(value):  # a plain function's repr ends in " at 0x7f...>"
@@ -43,7 +47,9 @@ def as_json(config):
   return json.loads(json.dumps(config.to_dict(), default=describe))
 
 
-def check(path, config, *, override=False):
+def check(
+  path: epath.PathLike, config: ConfigDict, *, override: bool = False
+) -> epath.Path:
   """Checks that a folder is free, or was claimed with the same config.
 
   Args:
@@ -65,7 +71,7 @@ def check(path, config, *, override=False):
   return folder
 
 
-def check_values(folder, new):
+def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
   """`check` of a config as JSON values."""
   old = _read(folder / "config.json")
   if old is None:
@@ -85,7 +91,7 @@ def check_values(folder, new):
     )
 
 
-def claim(folder, config, *, step=0):
+def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
   """Writes the config into a folder that `check` returned, and what changed.
 
   Not before the run is about to step, so that a mistake found on the way there
@@ -119,7 +125,7 @@ def claim(folder, config, *, step=0):
   return changes
 
 
-def describe(changes):
+def describe(changes: Changes) -> str:
   """A line on changes that `claim` returned."""
   shown = (
     f"{name}: {_shown(before)} -> {_shown(now)}"
