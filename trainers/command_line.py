@@ -103,12 +103,16 @@ def load_config(text: str) -> ConfigDict:
   spec = importlib.util.spec_from_file_location(name, path)
   if spec is None:
     raise ValueError(f"--config {path}: expected a file of Python, *.py")
-  # By this name, workers that are to run its ops find what it defines.
   module = sys.modules[name] = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    raise ValueError(f"--config {path}: has no function get_config")
-  config = module.get_config(*argument)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError(f"--config {path}: has no function get_config")
+    config = module.get_config(*argument)
+  finally:
+    # Data workers cannot import it by this name; of a module that is not there
+    # cloudpickle sends them the ops themselves.
+    del sys.modules[name]
   if not isinstance(config, dict | ConfigDict):
     raise ValueError(
       f"--config {path}: get_config returned {messages.shown(repr(config))}, "

@@ -2,7 +2,10 @@
 
 import argparse
 import re
+import subprocess
+import sys
 
+import cloudpickle
 import pytest
 
 from trainers import command_line
@@ -143,3 +146,37 @@ def test_the_config_has_to_be_there(capsys):
   with pytest.raises(SystemExit):
     parse("--workdir=a")
   assert re.search("required: --config", capsys.readouterr().err)
+
+
+def test_data_workers_get_the_ops_that_a_config_defines(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text(
+    """from __future__ import annotations
+import dataclasses
+
+@dataclasses.dataclass(frozen=True)
+class Twice:
+  key: str
+
+  def __call__(self, example, rng):
+    return {**example, self.key: once(example[self.key]) * 2}
+
+def once(text):
+  return text.upper()
+
+def get_config():
+  return {"train": {"ops": (Twice("prefix"),)}}
+"""
+  )
+  config = command_line.load_config(str(path))
+  sent = tmp_path / "op.pickle"
+  sent.write_bytes(cloudpickle.dumps(config.train.ops[0]))
+  code = "import pickle, sys; op = pickle.load(open(sys.argv[1], 'rb'))"
+  code += "; print(op({'prefix': 'a'}, None))"
+  result = subprocess.run(
+    [sys.executable, "-c", code, sent],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.stdout == "{'prefix': 'AA'}\n", result.stderr
