@@ -234,6 +234,22 @@ def test_no_import_cycle():
   assert find_cycle(graph) is None, " -> ".join(find_cycle(graph))
 
 
+def test_no_circle_between_folders_of_configs_and_trainers():
+  graph = {}
+  for module, _, imported, _ in all_imports():
+    pair = (module, imported)
+    folders = [MODULES[x].parent for x in pair if x in MODULES]
+    if len(set(folders)) == 2 and not any(is_in(x, "scripts") for x in pair):
+      first, second = map(str, folders)
+      graph.setdefault(first, set()).add(second)
+      graph.setdefault(second, set())
+  for folder in ("configs", "configs/transfers", "trainers"):
+    below = {str(ROOT / folder)}
+    while more := set().union(*(graph[x] for x in below)) - below:
+      below |= more
+    assert not any(str(ROOT / folder) in graph[x] for x in below), folder
+
+
 def find_cycle(graph):
   """Returns a list of nodes that begins and ends with the same one, or None."""
   done = set()

@@ -6,8 +6,8 @@ example's "objects" (data/objects.py) with them, and keep its "height" and
 "width", if it has them, those of the image.
 They take one image: several frames are put together by `Stack`, the last op.
 
-An op that `augments` is for training alone: an evaluator that has no ops of its
-own takes those of the training data without it. One that `moves_pixels` leaves
+An op that `augments` is for training alone: it belongs to `train.augment` of a
+config, as evaluators share `train.ops`. One that `moves_pixels` leaves
 locations in texts where they were: Preprocess refuses such an example.
 """
 
