@@ -46,8 +46,8 @@ import os
 import sys
 
 from paligemma import io, quantization
-from scripts import command_line
 from scripts.benchmarks import data, decode, load, report, subject, train
+from trainers import command_line
 
 # What has to be in the environment before a process starts.
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}

@@ -35,7 +35,7 @@ from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from scripts import command_line
+from trainers import command_line
 
 FULL = "full"
 

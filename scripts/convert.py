@@ -24,7 +24,7 @@ from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.lora import apply as lora
 from paligemma.models.paligemma import Model
-from scripts import command_line
+from trainers import command_line
 
 _BLOCK_ELEMENTS = 2**24
 _STATED = (

@@ -23,7 +23,7 @@ from paligemma.data import masks as masks_lib
 from paligemma.evals import predictions as predictions_lib
 from paligemma.metrics import boxes as boxes_lib
 from paligemma.models import mask_codec
-from scripts import command_line
+from trainers import command_line
 
 Decode = Callable[[np.ndarray], np.ndarray]
 

@@ -21,9 +21,17 @@ from ml_collections import ConfigDict
 from paligemma import evals, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress
+from scripts import progress
 from scripts import score as scores_lib
-from trainers import checks, evaluation, gpu_memory, inputs, places, processes
+from trainers import (
+  checks,
+  command_line,
+  evaluation,
+  gpu_memory,
+  inputs,
+  places,
+  processes,
+)
 
 
 def evaluate(
@@ -95,7 +103,6 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
-    epilog="and --config FILE[:ARGUMENT] with any --config.name=value",
   )
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--split", help="name of an evaluator, default all")
@@ -106,10 +113,10 @@ def main() -> None:
     "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
   )
   parser.add_argument("--json", action="store_true")
-  parser.add_argument(
-    "--distributed", action="store_true", default=processes.expected()
+  command_line.add_switch(
+    parser, "distributed", processes.expected(), "several processes"
   )
-  args, config = config_command.parse(parser)
+  args, config = command_line.parse(parser)
   options = vars(args)
   as_json, distributed = options.pop("json"), options.pop("distributed")
   gpu_memory.configure()

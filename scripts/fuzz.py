@@ -38,8 +38,8 @@ from paligemma.decoding import samplers
 from paligemma.evals import predictions, scoring
 from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
-from scripts import command_line, import_data
-from trainers import report, workdir
+from scripts import import_data
+from trainers import command_line, report, workdir
 
 SECONDS = 10.0  # of a case
 PATIENCE = 60.0  # without a word of the worker, on a machine that is busy

@@ -21,7 +21,6 @@ import numpy as np
 import paligemma
 from paligemma import messages
 from paligemma.data import mask_codes, masks
-from scripts import command_line
 from scripts.imports import (
   class_folders,
   coco,
@@ -47,6 +46,7 @@ from scripts.imports import (
   vqav2,
   yolo,
 )
+from trainers import command_line
 
 # name -> module with read(entries.Request). Its docstring begins with what SRC
 # is: "COCO: a JSON file of ...".

@@ -23,9 +23,8 @@ from ml_collections import ConfigDict
 import paligemma
 from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
-from scripts import command_line, config_command
 from scripts.inspection import page, samples
-from trainers import evaluation, inputs
+from trainers import command_line, evaluation, inputs
 from trainers import places as places_lib
 
 
@@ -161,7 +160,7 @@ def main() -> None:
   parser.add_argument("--num", type=int, default=50, help="of each source")
   parser.add_argument("--out", default="inspect.html", help="file to write")
   parser.add_argument("--mask_codec", help="vae-oid.npz, to draw masks with")
-  options, config = config_command.parse(parser)
+  options, config = command_line.parse(parser)
   text, lines = inspect(
     config,
     num=options.num,

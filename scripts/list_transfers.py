@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 import pathlib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from paligemma.data import text_ops
-from scripts import command_line
+from trainers import command_line
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs/transfers"
 RESOLUTIONS = (224, 448, 896)
@@ -58,7 +59,7 @@ def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
   """(name, module, config) of every published transfer, and detection."""
   found = []
   for path in sorted(FOLDER.glob("*.py")):
-    if "published.make(" in path.read_text():
+    if re.search(r"published\.(make|of_video)\(", path.read_text()):
       module = importlib.import_module(f"configs.transfers.{path.stem}")
       found.append((path.stem, module, module.get_config()))
   return found

@@ -14,7 +14,7 @@ from PIL import Image
 from sklearn import datasets
 
 from paligemma import disk
-from scripts import command_line
+from trainers import command_line
 
 PREFIX = "answer en what number is written here?"
 # The scans are stored writer by writer, so the last 500 come largely from

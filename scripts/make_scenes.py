@@ -18,8 +18,9 @@ from PIL import Image
 
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
-from scripts import command_line, make_digits
+from scripts import make_digits
 from scripts.assets import draw_pictures
+from trainers import command_line
 
 SIDE = 112  # of a picture, in pixels
 # Boxes begin and end on a grid of so many pixels: a coarse ruler is learned

@@ -15,6 +15,7 @@ the chip, in a few compilations. With --json the last line is one object.
 prints which models train on a T4 by which method.
 """
 
+import argparse
 import functools
 import itertools
 import json
@@ -29,7 +30,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from paligemma import messages
@@ -43,24 +43,8 @@ from paligemma.planning import (
 )
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
-from trainers.command_line import CONFIG, mistakes_in_one_line, parse_flags
+from trainers import command_line
 from trainers.plan import Plan
-
-_TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "TPU slice, such as v5e:4x4; default: the local devices."
-)
-_WHAT = flags.DEFINE_enum("what", "train", ["train", "decode"], "The program.")
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "In the place of the config's.", lower_bound=1
-)
-_LARGEST_BATCH = flags.DEFINE_bool(
-  "largest_batch", False, "Search the largest batch that fits."
-)
-_MAX_DECODE_LEN = flags.DEFINE_integer(
-  "max_decode_len", 128, "Tokens to decode, for --what decode.", lower_bound=1
-)
-_T4 = flags.DEFINE_bool("t4", False, "The table of what fits a T4.")
-_JSON = flags.DEFINE_bool("json", False, "End with one JSON object.")
 
 # What lets libtpu compile on a machine without a TPU, beside other compilers.
 WITHOUT_A_TPU = {
@@ -340,32 +324,59 @@ def describe_t4(found: Sequence[Mapping[str, Any]]) -> str:
   return "\n".join([*messages.aligned(rows), f"T4: {usable} GiB usable"])
 
 
-def main(argv: Sequence[str]) -> None:
-  del argv
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)
-  with mistakes_in_one_line():
-    if _T4.value:
-      rows = t4_table(_TOPOLOGY.value or "v5e:1x1")
-      print(describe_t4(rows))
-      if _JSON.value:
-        print(json.dumps(rows))
-      return
-    if CONFIG.value is None:
-      raise ValueError("no --config given, expected a config, or --t4")
-    figures = plan_command(
-      CONFIG.value,
-      topology_name=_TOPOLOGY.value,
-      batch_size=_BATCH_SIZE.value,
-      find_largest=_LARGEST_BATCH.value,
-      what=_WHAT.value,
-      max_decode_len=_MAX_DECODE_LEN.value,
-      say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+def _positive(text):
+  if (value := int(text)) < 1:
+    raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+  return value
+
+
+def main() -> None:
+  """Runs what the command line says."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--topology", help="TPU slice, such as v5e:4x4; default: the local devices"
+  )
+  parser.add_argument("--what", default="train", choices=("train", "decode"))
+  parser.add_argument(
+    "--batch_size", type=_positive, help="in the place of the config's"
+  )
+  command_line.add_switch(
+    parser, "largest_batch", False, "search the largest batch that fits"
+  )
+  parser.add_argument(
+    "--max_decode_len",
+    type=_positive,
+    default=128,
+    help="tokens to decode, for --what decode",
+  )
+  command_line.add_switch(parser, "t4", False, "the table of what fits a T4")
+  command_line.add_switch(parser, "json", False, "end with one JSON object")
+  args, config = command_line.parse(parser, required=False)
+  if args.t4:
+    rows = t4_table(args.topology or "v5e:1x1")
+    print(describe_t4(rows))
+    if args.json:
+      print(json.dumps(rows))
+    return
+  if config is None:
+    raise ValueError("no --config given, expected a config, or --t4")
+  figures = plan_command(
+    config,
+    topology_name=args.topology,
+    batch_size=args.batch_size,
+    find_largest=args.largest_batch,
+    what=args.what,
+    max_decode_len=args.max_decode_len,
+    say=lambda line: print(line, file=sys.stderr, flush=True),
+  )
   print(describe(figures))
-  if _JSON.value:
+  if args.json:
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  command_line.run(main)

@@ -24,8 +24,15 @@ from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from scripts import command_line, progress
-from trainers import checks, evaluation, gpu_memory, places, processes
+from scripts import progress
+from trainers import (
+  checks,
+  command_line,
+  evaluation,
+  gpu_memory,
+  places,
+  processes,
+)
 
 
 def predict(
@@ -153,8 +160,8 @@ def main() -> None:
     help="an image that cannot be read ends the run, or has no prediction",
   )
   parser.add_argument("--seed", type=int, default=0)
-  parser.add_argument(
-    "--distributed", action="store_true", default=processes.expected()
+  command_line.add_switch(
+    parser, "distributed", processes.expected(), "several processes"
   )
   args = vars(parser.parse_args())
   gpu_memory.configure()

@@ -24,8 +24,8 @@ from paligemma import messages, metrics
 from paligemma.evals import predictions as predictions_lib
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
-from scripts import command_line, config_command, progress
-from trainers import evaluation
+from scripts import progress
+from trainers import command_line, evaluation
 
 
 def score(
@@ -111,7 +111,6 @@ def main() -> None:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
-    epilog="and --config FILE[:ARGUMENT] with any --config.name=value",
   )
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
@@ -122,7 +121,7 @@ def main() -> None:
     "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
   )
   parser.add_argument("--json", action="store_true")
-  args, config = config_command.parse(parser)
+  args, config = command_line.parse(parser)
   options = vars(args)
   end_with_json = options.pop("json")
   count, scores, bad = score(config, **options)

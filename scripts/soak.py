@@ -33,7 +33,8 @@ import numpy as np
 
 from paligemma import messages
 from paligemma.checkpoints import npz
-from scripts import command_line, make_digits
+from scripts import make_digits
+from trainers import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS, BATCH = 12, 8
@@ -228,10 +229,13 @@ class Soak:
             break
           victim.send_signal(number_of)
           begin = time.monotonic()
-          for process in (victim, *processes):  # the others hear of it
-            with contextlib.suppress(subprocess.TimeoutExpired):
-              process.wait(SECONDS / 4)
-          longest = max(longest, time.monotonic() - begin)
+          end = begin + SECONDS / 4
+          for process in (victim, *processes):  # the others hear of it,
+            with contextlib.suppress(subprocess.TimeoutExpired):  # or wait
+              process.wait(max(end - time.monotonic(), 0))
+            if process is victim:
+              longest = max(longest, time.monotonic() - begin)
+              end = min(end, time.monotonic() + SECONDS / 20)
         told.append(f"{signal.Signals(number_of).name} at {moment}")
         saved = folder / "checkpoints" / str(STEPS)
         moment = "final" if saved.exists() else rng.choice(moments)

@@ -14,8 +14,7 @@ import numpy as np
 
 from paligemma import tree
 from paligemma.checkpoints import npz
-from scripts import command_line
-from trainers import report, workdir
+from trainers import command_line, report, workdir
 
 
 def changed_leaves(

@@ -10,14 +10,17 @@ mistake.
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import example_fields, tokenizer
+from paligemma.data.tokenizer import Tokenizer
 from trainers import inputs, places, texts
-from trainers.places import Found
+from trainers.places import Found, Place
+from trainers.plan import Plan
 
 ROWS = 256  # looked at, of all sources together
 WHOLE = 2  # of each source, looked at with their image, however slow that is
@@ -38,7 +41,9 @@ _HEAD = (
 )
 
 
-def check(plan, tok, evaluators):
+def check(
+  plan: Plan, tok: Tokenizer, evaluators: Sequence[inputs.Scheduled]
+) -> str:
   """Looks at rows of all sources, and at the shapes of the initial weights.
 
   Args:
@@ -55,7 +60,7 @@ def check(plan, tok, evaluators):
   """
   found_places = places.train_places(plan, tok)
   found_places += places.evaluation_places(evaluators)
-  table, notes = [_HEAD], weight_notes(plan, tok) + op_notes(plan.config)
+  table, notes = [_HEAD], weight_notes(plan, tok)
   for place in found_places:
     found = _examine(place, tok, 1 / len(found_places))
     table.append(_line(place, found))
@@ -64,7 +69,7 @@ def check(plan, tok, evaluators):
   return "\n".join(lines)
 
 
-def notes(found_places, tok):
+def notes(found_places: Sequence[Place], tok: Tokenizer) -> list[str]:
   """Looks at all that evaluation or prediction reads; see `check`.
 
   Args:
@@ -94,7 +99,9 @@ def _examine(place, tok, share):
   return found
 
 
-def look(place, tok, *, rows=ROWS, seconds=math.inf):
+def look(
+  place: Place, tok: Tokenizer, *, rows: int = ROWS, seconds: float = math.inf
+) -> Found:
   """Looks at examples of one place, drawn at random, always the same ones.
 
   Args:
@@ -271,21 +278,7 @@ def _conclude(place, found):
     )
 
 
-def op_notes(config):
-  """Which ops of the training data evaluators leave out, if any."""
-  ops = [type(op).__name__ for op in config.train.ops if inputs.augments(op)]
-  names = [
-    f"evals.{name}" for name, e in config.evals.items() if "ops" not in e
-  ]
-  if not ops or not names:
-    return []
-  return [
-    f"{', '.join(names)}: {', '.join(ops)} of train.ops are for training alone "
-    "and left out"
-  ]
-
-
-def weight_notes(plan, tok):
+def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
   """What in the initial weights does not go with resolution or tokenizer.
 
   Args:

@@ -1,35 +1,180 @@
-"""The flag --config, and how programs end: a user's mistake is one line."""
+"""Command lines: flags, a config with values on top, and how programs end."""
 
+import argparse
 import contextlib
+import importlib.util
 import logging as python_logging
+import os
+import pathlib
 import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
 
-from paligemma import messages
+from configs import common
+from paligemma import messages, registry
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.")
+
+def run(main: Callable[[], Any]) -> None:
+  """Calls main(); what a user did wrong is one line on stderr, and exit 1."""
+  with mistakes_in_one_line():
+    main()
 
 
-def parse_flags(argv):
-  """Reads the command line; a mistake in it or in a config ends in one line."""
-  try:
-    return flags.FLAGS(argv)
-  except AttributeError as error:
-    if not isinstance(error.args[0], KeyError):
-      raise  # a fault in the config's code, not a name that is not in it
-    message = f"no such value in the config: {error.args[0].args[0]}"
+def parse(
+  parser: argparse.ArgumentParser,
+  argv: Sequence[str] | None = None,
+  *,
+  required: bool = True,
+) -> tuple[argparse.Namespace, ConfigDict | None]:
+  """Reads a command line with a config.
+
+  Args:
+    parser: of all but --config and --config.name=value.
+    argv: default sys.argv[1:].
+    required: whether there has to be a --config.
+
+  Returns:
+    What the parser found, and the config; None if it need not be there.
+
+  Raises:
+    ValueError: an unknown flag, a config that cannot be read, or a value on top
+      of it that is unknown or of another type.
+  """
+  parser.add_argument(
+    "--config",
+    required=required,
+    metavar="FILE[:ARGUMENT]",
+    help="and any --config.name=value, see docs/config_keys.md",
+  )
+  args, rest = parser.parse_known_args(argv)
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
+  config = None if args.config is None else load_config(args.config)
+  if config is not None:
+    rest = set_values(config, rest)
+  try:  # what libraries define, such as --verbosity
+    _, *rest = flags.FLAGS([parser.prog, *rest], known_only=True)
   except flags.Error as error:
-    *trace, message = str(error).strip().splitlines()
-    if not message.startswith("ValueError: "):  # a fault in the config's code
-      sys.stderr.writelines(f"{line}\n" for line in trace)
-  raise SystemExit(ending(message.removeprefix("ValueError: ")))
+    raise ValueError(str(error)) from None
+  if rest:
+    known = [f"--{name}" for name in vars(args)]
+    raise ValueError(
+      "; ".join(
+        f'unknown argument "{messages.shown(text)}".'
+        + registry.did_you_mean(text.partition("=")[0], known)
+        for text in rest
+      )
+    )
+  return args, config
+
+
+def add_switch(
+  parser: argparse.ArgumentParser, name: str, default: bool, text: str
+) -> None:
+  """Adds a flag given as --name, --name=true, --noname or --name=false."""
+  parser.add_argument(
+    f"--{name}", action="store_true", default=default, help=text
+  )
+  for value, action in (("true", "store_true"), ("false", "store_false")):
+    names = [f"--{name}={value}"] + [f"--no{name}"] * (value == "false")
+    parser.add_argument(
+      *names, dest=name, action=action, default=default, help=argparse.SUPPRESS
+    )
+
+
+def load_config(text: str) -> ConfigDict:
+  """Returns the complete config of FILE or FILE:ARGUMENT.
+
+  Raises:
+    ValueError: no such file, or it makes no config; as common.complete.
+  """
+  path, *argument = text.split(":", 1)
+  if not os.path.isfile(path):
+    raise ValueError(
+      f"--config {path}: no such file, expected e.g. "
+      "configs/transfers/forkme.py:batch_size=8"
+    )
+  name = f"config_{pathlib.Path(path).stem}"
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None:
+    raise ValueError(f"--config {path}: expected a file of Python, *.py")
+  module = sys.modules[name] = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+      raise ValueError(f"--config {path}: has no function get_config")
+    config = module.get_config(*argument)
+  finally:
+    # Data workers cannot import it by this name; of a module that is not there
+    # cloudpickle sends them the ops themselves.
+    del sys.modules[name]
+  if not isinstance(config, dict | ConfigDict):
+    raise ValueError(
+      f"--config {path}: get_config returned {messages.shown(repr(config))}, "
+      "expected a ConfigDict"
+    )
+  return common.complete(ConfigDict(config))
+
+
+def set_values(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
+  """Sets the values that a command line gives on top of a config.
+
+  A duration takes the place of the same one in another unit.
+
+  Args:
+    config: a complete one, changed in place.
+    arguments: --config.name=value among others.
+
+  Returns:
+    The others.
+
+  Raises:
+    ValueError: names that are not in the config, all of them with the nearest
+      ones, or a value of another type.
+  """
+  given = [
+    text.partition("=")[0].partition(".")[2]
+    for text in arguments
+    if text.lstrip("-").startswith("config.")
+  ]
+  if unknown := [name for name in given if not _is_in(config, name)]:
+    known = common.names(config)
+    raise ValueError(
+      "; ".join(
+        f"no such value in the config: {messages.shown(name)}."
+        + registry.did_you_mean(name, known)
+        for name in unknown
+      )
+    )
+  values = flags.FlagValues()
+  argv = ["config", *arguments]
+  try:
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=argv
+    )
+    _, *rest = values(argv, known_only=True)
+  except flags.Error as error:
+    raise ValueError(str(error)) from None
+  common.unset_others(config, given)
+  common.complete(config)
+  return rest
+
+
+def _is_in(config, name):
+  try:
+    config_path.get_value(name, config)
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+    return False
+  return True
 
 
 @contextlib.contextmanager
-def mistakes_in_one_line():
+def mistakes_in_one_line() -> Iterator[None]:
   """Ends the program with one line on what a user or a disk did wrong."""
   background = _Background()
   try:
@@ -65,6 +210,6 @@ class _Background:
     return not (record.exc_info and "/orbax/" in record.pathname)
 
 
-def ending(error):
+def ending(error: Exception) -> str:
   """What SystemExit prints about a mistake."""
   return f"error: {messages.one_line(error)}"

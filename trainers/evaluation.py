@@ -1,13 +1,18 @@
 """Evaluation without training: evaluators of a config, and weights for them."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from configs import common
 from paligemma import evals, registry, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
+from paligemma.data.tokenizer import Tokenizer
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import inputs, start, state, workdir
@@ -23,10 +28,17 @@ _FREE = (
   "on_bad",
 )
 # Of a config: what else changes them.
-_OF_THE_MODEL = ("model", "trainable", "frozen_dtype", "seed")
+_OF_THE_MODEL = ("trainable", "frozen_dtype", "seed")
 
 
-def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
+def make_evaluators(
+  config: ConfigDict,
+  tok: Tokenizer | None,
+  *,
+  split: str | None = None,
+  limit: int | None = None,
+  batch_size: int | None = None,
+) -> list[inputs.Evaluator]:
   """The evaluators of a config; the training data is not opened.
 
   Args:
@@ -41,11 +53,12 @@ def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
   Raises:
     ValueError: no evaluator, or none of that name; as inputs.make_evaluators.
   """
+  common.complete(config)
   if split is not None:
     registry.lookup(config.evals, split, "split")
   config = config.copy_and_resolve_references()
   chosen = {
-    name: {k: v for k, v in spec.items() if not k.startswith("every_")}
+    name: dict(spec, every_epochs=None, every_percent=None, every_examples=None)
     for name, spec in config.evals.to_dict().items()
     if split in (None, name)
   }
@@ -61,7 +74,9 @@ def make_evaluators(config, tok, *, split=None, limit=None, batch_size=None):
   ]
 
 
-def one_that_generates(evaluators):
+def one_that_generates(
+  evaluators: Sequence[inputs.Evaluator],
+) -> evals.Generate:
   """The only evaluator that makes predictions.
 
   Raises:
@@ -77,7 +92,9 @@ def one_that_generates(evaluators):
   return found[0]
 
 
-def load(config, path):
+def load(
+  config: ConfigDict, path: str
+) -> tuple[jax.sharding.Mesh, paligemma_model.Model, dict[str, Any]]:
   """Mesh, model and parameters, as a run of the config holds them.
 
   Args:
@@ -90,6 +107,7 @@ def load(config, path):
   Raises:
     ValueError: the checkpoint is unreadable or does not fit the model.
   """
+  common.complete(config)
   mesh = sharding.make_mesh(**config.mesh)
   model = paligemma_model.make(**config.model.to_dict())
   trainable, frozen = state.abstract_params(
@@ -112,7 +130,13 @@ def load(config, path):
   return mesh, model, tree.unflatten(params)
 
 
-def settings(evaluator, checkpoint, tokenizer, source, **more):
+def settings(
+  evaluator: evals.Generate,
+  checkpoint: str,
+  tokenizer: str,
+  source: dict[str, Any],
+  **more: Any,
+) -> dict[str, Any]:
   """All that the predictions of an evaluator depend on, as JSON values.
 
   Args:
@@ -135,14 +159,20 @@ def settings(evaluator, checkpoint, tokenizer, source, **more):
   return workdir.as_json(ConfigDict(made))
 
 
-def config_settings(evaluator, checkpoint, config):
+def config_settings(
+  evaluator: evals.Generate, checkpoint: str, config: ConfigDict
+) -> dict[str, Any]:
   """The `settings` of one of the evaluators of a config."""
+  source = config.evals[evaluator.name].source.to_dict()
+  del source["ops"]  # those of the preprocess begin with them
+  model = {k: v for k, v in config.model.to_dict().items() if v is not None}
   return settings(
     evaluator,
     checkpoint,
     config.tokenizer,
-    config.evals[evaluator.name].source.to_dict(),
+    {key: value for key, value in source.items() if value not in (None, False)},
     **{name: config[name] for name in _OF_THE_MODEL},
+    model=model,
   )
 
 

@@ -14,6 +14,6 @@ import os
 FRACTION = "0.97"
 
 
-def configure():
+def configure() -> None:
   """Lets JAX use nearly all memory of a GPU, unless the user says how much."""
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", FRACTION)

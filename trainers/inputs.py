@@ -2,25 +2,37 @@
 
 import functools
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from configs import common
 from paligemma import evals, io, registry
 from paligemma.data import batches, preprocess, sources, tokenizer
 from paligemma.metrics import segmentation
 from paligemma.models import mask_codec
+from paligemma.models.paligemma import Model
 from paligemma.training import sharding
 from trainers import schedule
+
+Weighted = tuple[sources.Source, float]
+Evaluator = evals.Generate | evals.Perplexity
+# An evaluator and the steps between two runs, None for the first and last.
+Scheduled = tuple[Evaluator, int | None]
+# Shapes and places of arrays, by name.
+Abstract = dict[str, jax.ShapeDtypeStruct]
 
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 # What an evaluator may have of its own; else it is that of the training data.
-OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
+_OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
 
 
-def make_tokenizer(config, model):
+def make_tokenizer(config: ConfigDict, model: Model) -> tokenizer.Tokenizer:
   """Opens the tokenizer and checks that the model has a row for every id.
 
   Raises:
@@ -35,21 +47,32 @@ def make_tokenizer(config, model):
   return tok
 
 
-def make_sources(config):
-  """Opens the training data: a list of (source, weight).
+def make_sources(config: ConfigDict) -> list[Weighted]:
+  """Opens the training data.
 
   A source of weight None weighs as many as it has examples, so that those of
-  all such sources are as likely as in one file; the default is 1.
+  all such sources are as likely as in one file.
+
+  Returns:
+    (source, weight) pairs.
+
+  Raises:
+    ValueError: there is no source, or one cannot be read.
   """
+  common.complete(config)
+  if not config.train.sources:
+    raise ValueError(
+      "config.train.sources is empty, expected what to train on, such as "
+      'dict(main=dict(kind="jsonl", path="train.jsonl"))'
+    )
   opened = []
   for spec in config.train.sources.values():
-    spec = spec.to_dict()
-    source, weight = _source(spec), spec.get("weight", 1.0)
-    opened.append((source, len(source) if weight is None else weight))
+    source = _source(spec)
+    opened.append((source, len(source) if spec.weight is None else spec.weight))
   return opened
 
 
-def examples_per_epoch(train_sources):
+def examples_per_epoch(train_sources: list[Weighted]) -> int:
   """Number of examples of all sources together.
 
   Where weights are other than sizes, an epoch of a mixture so holds some
@@ -60,11 +83,26 @@ def examples_per_epoch(train_sources):
   return sum(len(source) for source, _ in train_sources)
 
 
-def train_batches(config, train_sources, tok):
+def train_preprocesses(
+  config: ConfigDict, tok: tokenizer.Tokenizer
+) -> list[preprocess.Preprocess]:
+  """What makes rows of the examples of each source of the training data."""
+  data = common.complete(config).train
+  return [
+    _preprocess(
+      config, tok, train=True, ops=(*spec.ops, *data.augment, *data.ops)
+    )
+    for spec in data.sources.values()
+  ]
+
+
+def train_batches(
+  config: ConfigDict, train_sources: list[Weighted], tok: tokenizer.Tokenizer
+) -> batches.TrainBatches:
   """The endless iterator over this process's part of the training batches."""
   return batches.train(
     train_sources,
-    make_preprocess(config, config.train, tok, train=True),
+    train_preprocesses(config, tok),
     batch_size=config.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),
@@ -89,14 +127,14 @@ class Feed(grain.DatasetIterator):
       a step runs it costs nothing, until it is longer than the step.
   """
 
-  def __init__(self, batches, mesh):
+  def __init__(self, batches: Iterator[Any], mesh: jax.sharding.Mesh):
     super().__init__()
     self._batches = batches
     self._mesh = mesh
     self._ahead = None  # of a batch on its way: (state before it, it, error)
     self.seconds_waited = 0.0
 
-  def __next__(self):
+  def __next__(self) -> tuple[dict[str, jax.Array], dict[str, int]]:
     """The next batch on the devices, and {what: number} of its examples."""
     self.start_next()
     (_, batch, error), self._ahead = self._ahead, None
@@ -104,7 +142,7 @@ class Feed(grain.DatasetIterator):
       raise error
     return batch
 
-  def start_next(self):
+  def start_next(self) -> None:
     """Reads the next batch and begins to copy it, unless that is done."""
     if self._ahead is not None:
       return
@@ -114,14 +152,14 @@ class Feed(grain.DatasetIterator):
     except Exception as error:
       self._ahead = state, None, error
 
-  def get_state(self):
+  def get_state(self) -> dict[str, Any]:
     return self._ahead[0] if self._ahead else self._batches.get_state()
 
-  def set_state(self, state):
+  def set_state(self, state: dict[str, Any]) -> None:
     self._ahead = None
     self._batches.set_state(state)
 
-  def close(self):
+  def close(self) -> None:
     """Ends the data workers."""
     self._batches.close()
     super().close()
@@ -138,67 +176,65 @@ class Feed(grain.DatasetIterator):
     return sharding.put_batch(local, self._mesh), counts
 
 
-def abstract_batch(config, mesh):
+def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
   """Shapes and places of what the train step reads; see trainers/step.py."""
   return _abstract(config, mesh, STEP_KEYS, config.text_len + 1)
 
 
-def abstract_prompts(config, mesh):
+def abstract_prompts(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
   """Shapes and places of what decode.generate reads."""
   keys = [key for key in STEP_KEYS if key != "mask_loss"]
   return _abstract(config, mesh, keys, config.text_len)
 
 
-def evaluation_ops(config):
-  """The ops of the training data but those that augment it."""
-  return [op for op in config.train.ops if not augments(op)]
-
-
-def augments(op):
-  """Whether an op is for training alone."""
-  return getattr(op, "augments", False)
-
-
-def make_evaluators(config, tok, **sizes):
+def make_evaluators(
+  config: ConfigDict, tok: tokenizer.Tokenizer | None, **sizes: int
+) -> list[Scheduled]:
   """Evaluators of the config with their intervals.
 
   Args:
-    config: the config; `evals` holds by name the fields of the evaluator
-      `kind`, what is in OWN, and a duration every_steps, every_epochs, ...
-      (default: only at the first and last step; 0: only at the last). `on_bad`
-      is that of the training data, unless it has its own. The metric
-      segmentation needs `mask_codec`, the path of vae-oid.npz.
+    config: the config; `evals` holds by name the keys of configs/common.py.
     tok: the tokenizer.
     **sizes: batch_size, examples_per_epoch and total_steps, for durations.
 
   Returns:
     List of (evaluator, steps between two runs, or None).
+
+  Raises:
+    ValueError: a value of the config is wrong, or a file is not there.
   """
+  common.complete(config)
   made = []
   for name, spec in config.evals.items():
-    spec = spec.to_dict()
     every = schedule.steps(spec, "every", default=None, **sizes)
-    kind = spec.pop("kind", None)
+    kind = spec.kind
     evaluator = registry.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
-    own = {key: spec.pop(key) for key in OWN if key in spec}
-    if codec := spec.pop("mask_codec", None):
-      spec["metric"] = _segmentation(codec)
-    fields = {
-      "name": name,
-      "source": _source(spec.pop("source", {})),
-      "preprocess": make_preprocess(
-        config,
-        {**config.train, "ops": evaluation_ops(config), **own},
-        tok,
-        train=kind == "perplexity",
-      ),
-      "on_bad": config.train.on_bad,
-      **{k: v for k, v in spec.items() if not k.startswith("every_")},
+    values = {"on_bad": None} | {
+      key: value
+      for key, value in spec.items()
+      if key not in ("kind", "source") and not key.startswith("every_")
     }
+    own = {key: values.pop(key, None) for key in _OWN}
+    own = {key: value for key, value in own.items() if value is not None}
+    for key, of_training in (
+      ("on_bad", config.train.on_bad),
+      ("batch_size", config.batch_size),
+      ("max_decode_len", config.text_len),
+    ):
+      if key in values and values[key] is None:
+        values[key] = of_training
+    if codec := values.pop("mask_codec", None):
+      values["metric"] = _segmentation(codec)
     if kind == "generate":
-      fields["tokenizer"] = tok
+      values["tokenizer"] = tok
+    own["ops"] = (*spec.source.ops, *own.get("ops", config.train.ops))
+    values |= {
+      "name": name,
+      "source": _source(spec.source),
+      "preprocess": _preprocess(config, tok, train=kind == "perplexity", **own),
+    }
     try:
-      made.append((evaluator(**fields), every))
+      made.append((evaluator(**values), every))
     except TypeError as error:
       raise ValueError(f"evals.{name}: {error}") from None
   return made
@@ -223,23 +259,21 @@ def _abstract(config, mesh, keys, length):
 
 
 def _source(spec):
-  spec = {k: v for k, v in spec.items() if k != "weight"}
-  return sources.make(spec.pop("kind", None), **spec)
+  own = {k: v for k, v in spec.items() if k not in ("kind", "weight", "ops")}
+  return sources.make(spec.kind, **own)
 
 
-def make_preprocess(config, data, tok, *, train):
-  """What makes rows of the examples of `data`, which is laid out as `train`."""
-  return preprocess.Preprocess(
-    tok,
-    res=config.res,
-    text_len=data.get("text_len", config.text_len),
-    train=train,
-    ops=tuple(data["ops"]),
-    resize=data["resize"],
-    too_long=data["too_long"],
-    texts=data.get("texts", "checked"),
-    frames=data.get("frames", config.frames),
-  )
+def _preprocess(config, tok, **own):
+  data = config.train
+  shared = {
+    "res": config.res,
+    "text_len": config.text_len,
+    "frames": config.frames,
+    "resize": data.resize,
+    "too_long": data.too_long,
+    "texts": data.texts,
+  }
+  return preprocess.Preprocess(tok, **shared | own)
 
 
 def _segmentation(path):

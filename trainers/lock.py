@@ -4,6 +4,8 @@ It needs nothing of the file system but reading and writing, as locks of network
 file systems come and go.
 """
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -12,8 +14,10 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 
 import jax
+from etils import epath
 
 from paligemma import disk
 from paligemma.evals import gather
@@ -26,7 +30,7 @@ _NAME = "trainer.lock"
 
 
 @contextlib.contextmanager
-def held(folder):
+def held(folder: epath.Path) -> Iterator[Lock | _Free]:
   """Holds the folder of a run; all processes of the run call it.
 
   Args:
@@ -72,7 +76,7 @@ class Lock:
     self._thread = threading.Thread(target=self._beat, daemon=True)
     self._thread.start()
 
-  def check(self):
+  def check(self) -> None:
     """Raises a ValueError if another trainer has taken the folder meanwhile."""
     if self._lost is not None:
       raise ValueError(
@@ -80,7 +84,7 @@ class Lock:
         f"process gave no sign of life for {STILL:.0f} s; this one ends"
       )
 
-  def release(self):
+  def release(self) -> None:
     """Gives the folder back."""
     self._ended.set()
     self._thread.join()

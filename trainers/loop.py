@@ -1,7 +1,11 @@
 """The loop over steps: log, save, evaluate, and leave in good order."""
 
+from __future__ import annotations
+
 import math
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +17,10 @@ from paligemma.checkpoints.lora import adapters
 from paligemma.lora import apply as lora
 from paligemma.planning import flops
 from paligemma.training import sharding
+from paligemma.tree import Flat
 from trainers import inputs, preemption, processes, report, schedule, workdir
 from trainers.start import checkpoint_metadata, frozen_source
+from trainers.state import TrainState
 
 
 class Loop:
@@ -62,7 +68,12 @@ class Loop:
       repeated=[evaluator.name for evaluator in self.due(latest or 0)],
     )
 
-  def run(self, compiled, train_state, frozen):
+  def run(
+    self,
+    compiled: jax.stages.Compiled,
+    train_state: TrainState,
+    frozen: Flat,
+  ) -> None:
     """Trains from the step of the state to the last, and writes final.npz."""
     step, total = int(train_state.step), self.plan.total_steps
     self.notice.hold()
@@ -102,19 +113,19 @@ class Loop:
     except preemption.Stopped:
       self.leave(step)
 
-  def leave(self, step):
+  def leave(self, step: int) -> None:
     """Says what a run that was asked to stop leaves behind."""
     saved = "saved, " if step else ""
     self.report.say(f"stopped at step {step}: {saved}start again to resume")
 
-  def next_batch(self):
+  def next_batch(self) -> dict[str, jax.Array]:
     """The next batch, on the devices."""
     batch, counts = next(self.feed)
     for name, count in counts.items():
       self.counts[name] += count
     return batch
 
-  def log(self, step, measured, clock):
+  def log(self, step: int, measured: Mapping[str, Any], clock: _Clock) -> None:
     """Writes the measurements of a step and the speed since the last log."""
     measured = self.check(step, measured)
     if not measured["num_examples"]:  # nothing has a loss
@@ -139,7 +150,7 @@ class Loop:
       },
     )
 
-  def learning_rates(self, step):
+  def learning_rates(self, step: int) -> dict[str, jax.Array]:
     """The learning rates that the last step used, by name."""
     steps = step - self.counts_before["empty_batches"] - len(self.empty)
     return {
@@ -147,7 +158,7 @@ class Loop:
       for regex, at in self.plan.learning_rates.items()
     }
 
-  def total_counts(self):
+  def total_counts(self) -> dict[str, int]:
     """Examples skipped and cut, and batches without any, by all processes."""
     here = np.array(list(self.counts.values()))
     everywhere = multihost_utils.process_allgather(here[None], tiled=True)
@@ -157,7 +168,7 @@ class Loop:
       name: self.counts_before[name] + count for name, count in now.items()
     }
 
-  def check(self, step, measured):
+  def check(self, step: int, measured: Mapping[str, Any]) -> dict[str, float]:
     """Fetches the measurements of a step; stops the run if it went wrong."""
     measured = {name: float(value) for name, value in measured.items()}
     if not measured["num_examples"]:
@@ -179,7 +190,7 @@ class Loop:
         )
     return measured
 
-  def count_empty(self, step):
+  def count_empty(self, step: int) -> None:
     """Tells of a batch whose every example was skipped; an epoch of them ends
     the run."""
     if step in self.empty:
@@ -196,7 +207,9 @@ class Loop:
       "as they are"
     )
 
-  def save(self, step, train_state, measured):
+  def save(
+    self, step: int, train_state: TrainState, measured: Mapping[str, Any]
+  ) -> None:
     """Starts writing a checkpoint of a state that is known to be finite."""
     self.check(step, measured)
     self.checkpoints.save(
@@ -212,7 +225,7 @@ class Loop:
       },
     )
 
-  def due(self, step):
+  def due(self, step: int) -> list[inputs.Evaluator]:
     """The evaluators to run after `step` steps; every 0: after the last."""
     return [
       evaluator
@@ -220,7 +233,7 @@ class Loop:
       if (step == 0 and every != 0) or _due(step, every, self.plan.total_steps)
     ]
 
-  def evaluate(self, step, train_state, frozen):
+  def evaluate(self, step: int, train_state: TrainState, frozen: Flat) -> bool:
     """Runs the evaluators that are due; whether they came to their end."""
     for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
@@ -239,12 +252,12 @@ class Loop:
       self.report.write(step, named)
     return True
 
-  def go_on(self, step):
+  def go_on(self, step: int) -> None:
     """Raises preemption.Stopped if the run was asked to stop."""
     if self.notice.requested(step):
       raise preemption.Stopped
 
-  def write_final(self, train_state, frozen):
+  def write_final(self, train_state: TrainState, frozen: Flat) -> None:
     """Writes all parameters, one at a time; of adapters these alone."""
     weights = {**frozen, **(train_state.ema or train_state.trainable)}
     model, path = self.plan.model, self.folder / "final.npz"
@@ -274,7 +287,7 @@ class Loop:
       adapters.write(path, model, dict(arrays), base=base)
     self.report.say(f"wrote {path}")
 
-  def close(self):
+  def close(self) -> None:
     """Ends the data workers and files."""
     self.feed.close()
     self.report.close()

@@ -1,13 +1,17 @@
 """Where rows of the data are made, and how long their texts are."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from paligemma import evals, metrics
 from paligemma.data import preprocess, sources
+from paligemma.data.example_fields import Example
+from paligemma.data.tokenizer import Tokenizer
 from trainers import inputs
+from trainers.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +42,15 @@ class Place:
   max_answer: int | None = None
   metric: metrics.Metric | None = None
 
-  def example(self, index):
+  def example(self, index: int) -> Example:
     """The raw example of that index, as the ops see it."""
     return self.positioned(self.source[index], index)
 
-  def positioned(self, example, index):
+  def positioned(self, example: Example, index: int) -> Example:
     """An example of the source with what ops see of its position."""
     return {**example, "_index": index, "_epoch": 0} if self.trains else example
 
-  def prepare(self, example, index):
+  def prepare(self, example: Example, index: int) -> Example:
     """The example after the ops, the random ones as in batches.evaluation."""
     rng = np.random.default_rng(index)
     return self.preprocess.prepare(example, rng, self.answer_key)
@@ -78,23 +82,25 @@ class Found:
   is_complete: bool = False
 
 
-def train_places(plan, tok):
+def train_places(plan: Plan, tok: Tokenizer) -> list[Place]:
   """The sources of the training data."""
   data = plan.config.train
-  through = inputs.make_preprocess(plan.config, data, tok, train=True)
+  made = inputs.train_preprocesses(plan.config, tok)
   return [
     Place(
       f"train.{name}",
       source,
-      through,
+      prepare,
       trains=True,
       skips=data.on_bad == "skip",
     )
-    for name, (source, _) in zip(data.sources, plan.sources, strict=True)
+    for name, (source, _), prepare in zip(
+      data.sources, plan.sources, made, strict=True
+    )
   ]
 
 
-def evaluation_places(evaluators):
+def evaluation_places(evaluators: Sequence[inputs.Scheduled]) -> list[Place]:
   """The sources of the evaluators.
 
   Raises:
@@ -122,7 +128,7 @@ def evaluation_places(evaluators):
   return places
 
 
-def tokens(place, prepared):
+def tokens(place: Place, prepared: Example) -> dict[str, np.ndarray]:
   """The row of an example after the ops, over a picture of one pixel."""
   if "image" in prepared:
     image = prepared["image"]
@@ -137,7 +143,9 @@ def tokens(place, prepared):
   return {key: value for key, value in row.items() if key != "image"}
 
 
-def count(place, tok, prepared, row):
+def count(
+  place: Place, tok: Tokenizer, prepared: Example, row: dict[str, np.ndarray]
+) -> Row:
   """The lengths of a row; the shortest of several answers counts."""
   if "mask_loss" in row:
     answer = supervised = int(row["mask_loss"].sum())
@@ -148,7 +156,7 @@ def count(place, tok, prepared, row):
   return prompt_row(place, prompt, min(lengths, default=None))
 
 
-def answers(place, prepared):
+def answers(place: Place, prepared: Example) -> list[str]:
   """The texts of the answer or answers, those that are texts."""
   value = prepared.get(place.answer_key)
   if isinstance(value, str):
@@ -156,7 +164,7 @@ def answers(place, prepared):
   return [x for x in value if isinstance(x, str)] if type(value) is list else []
 
 
-def prompt_row(place, prompt, answer):
+def prompt_row(place: Place, prompt: int, answer: int | None) -> Row:
   """The Row of a prompt of so many tokens, of whose answers one has so many."""
   # An answer of just so many tokens is complete, though without its eos.
   cut = bool(answer and place.max_answer and answer - 1 > place.max_answer)

@@ -1,7 +1,12 @@
 """All that follows from a config before anything is allocated."""
 
-import jax
+from collections.abc import Sequence
+from typing import Any
 
+import jax
+from ml_collections import ConfigDict
+
+from configs import common
 from paligemma import init, tree
 from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
@@ -9,6 +14,8 @@ from paligemma.planning import flops
 from paligemma.training import optimizers, sharding
 from trainers import inputs, report, schedule, state
 from trainers.step import make_step
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class Plan:
@@ -31,7 +38,13 @@ class Plan:
     ValueError: a value of the config does not fit the rest.
   """
 
-  def __init__(self, config, *, devices=None, examples_per_epoch=None):
+  def __init__(
+    self,
+    config: ConfigDict,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    examples_per_epoch: int | None = None,
+  ):
     """Draws conclusions from a config.
 
     Args:
@@ -39,7 +52,7 @@ class Plan:
       devices: those to run on, default all; of a topology, to compile alone.
       examples_per_epoch: int, stands in for the data, which is then not opened.
     """
-    self.config = config
+    self.config = common.complete(config)
     self.mesh = sharding.make_mesh(**config.mesh, devices=devices)
     self.model = paligemma_model.make(**config.model.to_dict())
     self.sources = None
@@ -82,7 +95,7 @@ class Plan:
     self._shapes = init.shapes(self.model, config.res)
     self.flops_per_step = self.count_flops()
 
-  def count_flops(self, supervised=None):
+  def count_flops(self, supervised: float | None = None) -> int:
     """Operations of a step with so many supervised tokens, see flops.py."""
     return flops.train_step(
       self.model,
@@ -102,12 +115,12 @@ class Plan:
       for regex, arguments in self.config.schedule
     ]
 
-  def step_arguments(self):
+  def step_arguments(self) -> tuple[state.TrainState, Shapes, Shapes]:
     """Shapes and places of what the step takes: state, frozen and batch."""
     batch = inputs.abstract_batch(self.config, self.mesh)
     return self.state, self.frozen, batch
 
-  def compile_step(self, **options):
+  def compile_step(self, **options: Any) -> jax.stages.Compiled:
     """The step compiled for this mesh; its first argument is reused.
 
     Args:
@@ -128,7 +141,7 @@ class Plan:
       lowered = jitted.lower(*self.step_arguments())
     return lowered.compile(compiler_options=options)
 
-  def decode_arguments(self):
+  def decode_arguments(self) -> tuple[Shapes, Shapes]:
     """Shapes and places of what decoding takes: params, all frozen; prompts."""
     _, params = state.abstract_params(
       self.model,
@@ -140,7 +153,9 @@ class Plan:
     )
     return params, inputs.abstract_prompts(self.config, self.mesh)
 
-  def compile_decode(self, max_decode_len, **options):
+  def compile_decode(
+    self, max_decode_len: int, **options: Any
+  ) -> jax.stages.Compiled:
     """Greedy decoding of prompts of text_len tokens, compiled alike."""
 
     def generate(params, batch):
@@ -156,7 +171,7 @@ class Plan:
       lowered = jax.jit(generate).lower(*self.decode_arguments())
     return lowered.compile(compiler_options=options)
 
-  def describe(self, compiled):
+  def describe(self, compiled: jax.stages.Compiled) -> str:
     """The table that stands at the start of a run."""
     return "\n".join(
       [

@@ -43,11 +43,11 @@ class Preemption:
     )
     self._thread.start()
 
-  def hold(self):
+  def hold(self) -> None:
     """There is something to save from now on: signals wait for `requested`."""
     self._held = True
 
-  def requested(self, step):
+  def requested(self, step: int) -> bool:
     """Whether to stop after `step` steps; all processes ask alike."""
     del step
     self._questions += 1
@@ -55,7 +55,7 @@ class Preemption:
       return multihost_utils.reached_preemption_sync_point(self._questions)
     return self._asked
 
-  def close(self):
+  def close(self) -> None:
     """Gives the signals back."""
     for number, before in zip(self._signals, self._before, strict=True):
       signal.signal(number, before)

@@ -3,6 +3,8 @@
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import tensorboardX
@@ -15,7 +17,13 @@ from paligemma.planning.memory import GIB
 from paligemma.training import sharding
 
 
-def parameter_table(trainable, frozen, opt_state, *, rules):
+def parameter_table(
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  opt_state: Any,
+  *,
+  rules: Sequence[str],
+) -> str:
   """Says of every parameter its size, fate and place, and the sums.
 
   Args:
@@ -55,7 +63,7 @@ def parameter_table(trainable, frozen, opt_state, *, rules):
   return "\n".join(lines)
 
 
-def memory_line(compiled):
+def memory_line(compiled: jax.stages.Compiled) -> str:
   """Memory of a compiled step per device, as the compiler reckons it."""
   found = memory.of(compiled)
   return (
@@ -66,7 +74,7 @@ def memory_line(compiled):
   )
 
 
-def peak_memory_gib():
+def peak_memory_gib() -> float | None:
   """Most memory a local device has used so far, None where it is not kept."""
   stats = [device.memory_stats() for device in jax.local_devices()]
   peaks = [s["peak_bytes_in_use"] for s in stats if s]
@@ -76,7 +84,14 @@ def peak_memory_gib():
 class Report:
   """metrics.jsonl, TensorBoard, and a bar or lines; only process 0 writes."""
 
-  def __init__(self, workdir, *, first_step, total_steps, repeated=()):
+  def __init__(
+    self,
+    workdir: epath.PathLike,
+    *,
+    first_step: int,
+    total_steps: int,
+    repeated: Sequence[str] = (),
+  ):
     """Opens the files, and drops the lines that will be written again.
 
     Args:
@@ -101,7 +116,7 @@ class Report:
     if damaged:
       self.say(damaged)
 
-  def write(self, step, values):
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
     """Keeps named numbers of a step and shows them."""
     if not self._writes:
       return
@@ -113,17 +128,17 @@ class Report:
     shown = "  ".join(f"{name}={value:.5g}" for name, value in values.items())
     self.say(f"step {step}  {shown}")
 
-  def step(self, step):
+  def step(self, step: int) -> None:
     """Moves the bar."""
     if self._writes and self._bar is not None:
       self._bar.update(step - self._bar.n)
 
-  def say(self, text):
+  def say(self, text: str) -> None:
     """Prints a line, above the bar if there is one."""
     if self._writes:
       tqdm.write(text, file=sys.stderr)
 
-  def close(self):
+  def close(self) -> None:
     """Flushes everything."""
     if self._writes:
       with disk.named(self._path.with_name("tensorboard")):
@@ -132,8 +147,10 @@ class Report:
         self._bar.close()
 
 
-def read(path):
-  """Reads a metrics.jsonl; a damaged line does not stop it, and is told.
+def read(
+  path: epath.PathLike,
+) -> tuple[list[tuple[bytes, dict[str, Any]]], str]:
+  """Reads a metrics.jsonl; a damaged line does not stop it, and is reported.
 
   Args:
     path: epath.Path of the file.
@@ -164,7 +181,7 @@ def read(path):
   return whole, remark or ""
 
 
-def drop(path, first_step, repeated):
+def drop(path: epath.Path, first_step: int, repeated: tuple[str, ...]) -> str:
   """Takes out of a metrics.jsonl what will be written again, and the damaged.
 
   Args:

@@ -1,13 +1,25 @@
 """Where a run starts: initial weights, and over them its last checkpoint."""
 
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
 from paligemma import init
 from paligemma.checkpoints import formats
+from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.training import fingerprint
+from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.data import image
+from paligemma.models.paligemma import Model
+from paligemma.tree import Flat
 from trainers import state
+from trainers.plan import Plan
 
 
-def start_or_resume(plan, checkpoints, batches):
+def start_or_resume(
+  plan: Plan, checkpoints: StepCheckpoints, batches: Iterator[Any]
+) -> tuple[state.TrainState, Flat]:
   """Loads the initial weights, and over them the last checkpoint if any.
 
   Raises:
@@ -59,7 +71,7 @@ def _initial_params(plan, names):
   return params
 
 
-def frozen_source(config):
+def frozen_source(config: ConfigDict) -> dict[str, str]:
   """Names the weights a run started from: where they lie, and their hash."""
   if not config.init:
     return {"path": "random", "fingerprint": f"seed:{config.seed}"}
@@ -67,13 +79,13 @@ def frozen_source(config):
   return {"path": config.init, "fingerprint": fingerprint.of(path)}
 
 
-def checkpoint_metadata(config):
+def checkpoint_metadata(config: ConfigDict) -> dict[str, Any]:
   """What the last checkpoint of a run says beside the towers."""
   source = formats.open(config.init).metadata if config.init else {}
   return {**source, "preprocessing": config.train.resize}
 
 
-def describe_source(config, model):
+def describe_source(config: ConfigDict, model: Model) -> str:
   """Where the initial weights come from, and what the config overrules."""
   if not config.init:
     return "initial weights: random"
@@ -88,7 +100,9 @@ def describe_source(config, model):
   return "\n".join(lines + preprocessing_notes(config, checkpoint))
 
 
-def preprocessing_notes(config, checkpoint):
+def preprocessing_notes(
+  config: ConfigDict, checkpoint: Checkpoint
+) -> list[str]:
   """A line if the files want pictures prepared in another way than config."""
   theirs = checkpoint.metadata.get("preprocessing")
   known = image.PREPROCESSING

@@ -4,21 +4,26 @@ Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
 trains is simply another dict than what is frozen.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from paligemma import init, quantization, registry, tree
 from paligemma.checkpoints import fit, formats, precision, quantized_leaves
 from paligemma.lora import apply as lora
+from paligemma.models.paligemma import Model
 from paligemma.training import sharding
 
 _FROZEN_DTYPES = dict.fromkeys(
   ("float32", "bfloat16", "float16", *quantization.KINDS)
 )
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 @flax.struct.dataclass
@@ -39,8 +44,14 @@ class TrainState:
 
 
 def abstract_params(
-  model, *, res, trainable, frozen_dtype, mesh, sharding_rules
-):
+  model: Model,
+  *,
+  res: int,
+  trainable: Sequence[str],
+  frozen_dtype: str,
+  mesh: jax.sharding.Mesh,
+  sharding_rules: Sequence[tuple[str, str]],
+) -> tuple[Shapes, Shapes]:
   """Shapes, storage dtypes and places of all parameters; allocates nothing.
 
   Args:
@@ -74,7 +85,13 @@ def abstract_params(
   return tree.partition(placed, {name: name in trained for name in placed})
 
 
-def abstract_state(optimizer, trainable, *, mesh, ema):
+def abstract_state(
+  optimizer: optax.GradientTransformation,
+  trainable: Shapes,
+  *,
+  mesh: jax.sharding.Mesh,
+  ema: bool,
+) -> TrainState:
   """Shapes and places of the whole TrainState; allocates nothing.
 
   What the optimizer keeps per parameter lies where the parameter lies.
@@ -104,7 +121,11 @@ def abstract_state(optimizer, trainable, *, mesh, ema):
   )
 
 
-def create_state(optimizer, trainable, abstract):
+def create_state(
+  optimizer: optax.GradientTransformation,
+  trainable: dict[str, jax.Array],
+  abstract: TrainState,
+) -> TrainState:
   """Starts a TrainState at step 0 from loaded parameters.
 
   Args:
@@ -125,7 +146,9 @@ def create_state(optimizer, trainable, abstract):
   return create(trainable)
 
 
-def load_params(path, abstract, names):
+def load_params(
+  path: str, abstract: Shapes, names: Iterable[str]
+) -> dict[str, jax.Array]:
   """Reads parameters from a checkpoint, one at a time, cast and placed.
 
   Args:
@@ -156,7 +179,7 @@ def load_params(path, abstract, names):
   )
 
 
-def place(array, like):
+def place(array: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
   """Casts a host array and gives every device its part of it."""
   array = np.asarray(array).astype(like.dtype, copy=False)
   return jax.make_array_from_callback(

@@ -1,22 +1,31 @@
 """One training step as a value: a pure function of state, weights and batch."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from paligemma import tree
+from paligemma.models.paligemma import Model
 from paligemma.training import losses, optimizers
+from trainers.state import TrainState
+
+Arrays = Mapping[str, jax.Array]
+Step = Callable[
+  [TrainState, Arrays, Arrays], tuple[TrainState, dict[str, jax.Array]]
+]
 
 
 def make_step(
-  model,
-  optimizer,
+  model: Model,
+  optimizer: optax.GradientTransformation,
   *,
-  seed,
-  label_smoothing=0.0,
-  accumulate_steps=1,
-  ema_decay=None,
-):
+  seed: int,
+  label_smoothing: float = 0.0,
+  accumulate_steps: int = 1,
+  ema_decay: float | None = None,
+) -> Step:
   """Builds the step of next-token training on the suffix.
 
   The loss is the mean over the supervised tokens of an example, then over the
@@ -28,10 +37,10 @@ def make_step(
   Args:
     model: paligemma Model.
     optimizer: optax transformation over flat dicts.
-    seed: int; dropout depends on it and on the number of the step.
+    seed: dropout depends on it and on the number of the step.
     label_smoothing: see losses.next_token.
-    accumulate_steps: int, micro batches the batch is split into; the gradient
-      is that of the whole batch, the activations are those of one part.
+    accumulate_steps: microbatches the batch is split into; the gradient is that
+      of the whole batch, the activations are those of one of them.
     ema_decay: decay of the moving average of the parameters, None for none.
 
   Returns:
@@ -72,16 +81,22 @@ def make_step(
   def accumulated(trainable, frozen, batch, rng):
     if accumulate_steps == 1:
       return loss_and_grads(trainable, frozen, batch, rng)
+    size, rest = divmod(len(batch["_mask"]), accumulate_steps)
+    if rest:
+      raise ValueError(
+        f"batch_size {len(batch['_mask'])} does not divide into "
+        f"accumulate_steps {accumulate_steps}"
+      )
 
-    def add(total, part):
-      batch, rng = part
-      new = loss_and_grads(trainable, frozen, batch, rng)
-      return jax.tree.map(jnp.add, total, new), None
+    def one(trainable, frozen, batch, rngs):
+      return loss_and_grads(trainable, frozen, batch, rngs[0])
 
-    parts = jax.tree.map(lambda x: _split(x, accumulate_steps), batch)
-    rngs = jax.random.split(rng, accumulate_steps)
-    nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, trainable))
-    return jax.lax.scan(add, nothing, (parts, rngs))[0]
+    # Row i is in microbatch i % accumulate_steps, so that each keeps an equal
+    # share on every device; all rows of one have its key.
+    rngs = jnp.tile(jax.random.split(rng, accumulate_steps), size)
+    return optax.microbatching.microbatch(one, (2, 3), size)(
+      trainable, frozen, batch, rngs
+    )
 
   def step(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -112,15 +127,3 @@ def make_step(
     return state.replace(step=state.step + 1), measurements
 
   return step
-
-
-def _split(x, parts):
-  """[B, ...] -> [parts, B / parts, ...] without moving rows between devices."""
-  batch = x.shape[0]
-  if batch % parts:
-    raise ValueError(
-      f"batch_size {batch} does not divide into accumulate_steps {parts}"
-    )
-  # Every device holds a contiguous run of rows; row i goes to part i % parts,
-  # so that each part keeps an equal share on each device.
-  return jnp.swapaxes(x.reshape(batch // parts, parts, *x.shape[1:]), 0, 1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from paligemma.data import example_fields, location, sources, spelling
+from paligemma.data.tokenizer import Tokenizer
 from trainers import places
 from trainers.places import Found, Place, Row
 
@@ -21,7 +22,7 @@ _LOCATED = 4
 _EMPTY = "empty answers"
 
 
-def read(place: Place, tok) -> Found:
+def read(place: Place, tok: Tokenizer) -> Found:
   """Reads all examples of a place, without their pictures.
 
   Args:

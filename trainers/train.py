@@ -9,10 +9,13 @@ bit for bit; with other values of the config that change the training only by
 data, and allocates nothing.
 """
 
+import argparse
 import contextlib
+import os
 
-from absl import app, flags, logging
+from ml_collections import ConfigDict
 
+from configs import common
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import steps
 from paligemma.lora import apply as lora
@@ -27,35 +30,21 @@ from trainers import (
   start,
   workdir,
 )
-from trainers.command_line import parse_flags
 from trainers.loop import Loop
 from trainers.plan import Plan
 
-_CONFIG = command_line.CONFIG
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan and stop.")
-_OVERRIDE = flags.DEFINE_bool(
-  "override_config",
-  False,
-  "Resume a run though values of its config that change the training are "
-  "others, and write them into its history.jsonl.",
-)
-_DISTRIBUTED = flags.DEFINE_bool(
-  "distributed",
-  processes.expected(),
-  "Several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
-  "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says.",
-)
 
-
-def train(config, folder, *, override=False):
+def train(
+  config: ConfigDict, folder: str | os.PathLike, *, override: bool = False
+) -> None:
   """Runs or resumes the training that a config describes, to its end.
 
   Args:
-    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
-    folder: path of the folder of the run.
-    override: bool, whether a run of another config is resumed with this one.
+    config: its keys are those of configs/common.py; what it lacks is added.
+    folder: of the run.
+    override: whether a run of another config is resumed with this one.
   """
+  common.complete(config)
   with contextlib.ExitStack() as stack:
     notice = stack.enter_context(contextlib.closing(preemption.Preemption()))
     plan = Plan(config)
@@ -87,7 +76,7 @@ def train(config, folder, *, override=False):
     loop.run(compiled, state, frozen)
 
 
-def dry_run(config):
+def dry_run(config: ConfigDict) -> None:
   """Prints what stands at the start of a training, and stops before it."""
   plan = Plan(config)
   print(plan.describe(plan.compile_step()))
@@ -96,25 +85,40 @@ def dry_run(config):
   print(checks.check(plan, tok, evaluators))
 
 
-def main(argv):
-  """Runs what the command line says; a user's mistake ends in one line."""
-  del argv
-  if not flags.FLAGS["verbosity"].present:
-    logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
+def main() -> None:
+  """Runs what the command line says."""
+  parser = argparse.ArgumentParser(
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  parser.add_argument("--workdir", help="folder of the run")
+  command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
+  command_line.add_switch(
+    parser,
+    "override_config",
+    False,
+    "resume a run though values of its config that change the training are "
+    "others, and write them into its history.jsonl",
+  )
+  command_line.add_switch(
+    parser,
+    "distributed",
+    processes.expected(),
+    "several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+    "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says",
+  )
+  args, config = command_line.parse(parser)
   gpu_memory.configure()
-  processes.start(_DISTRIBUTED.value)
-  with (
-    command_line.mistakes_in_one_line(),
-    processes.lost_process_in_one_line(),
-  ):
-    if _DRY_RUN.value:
-      dry_run(_CONFIG.value)
-    elif not _WORKDIR.value:
+  processes.start(args.distributed)
+  with processes.lost_process_in_one_line():
+    if args.dry_run:
+      dry_run(config)
+    elif not args.workdir:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:
-      train(_CONFIG.value, _WORKDIR.value, override=_OVERRIDE.value)
+      train(config, args.workdir, override=args.override_config)
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["config"])
-  app.run(main, flags_parser=parse_flags)
+  command_line.run(main)

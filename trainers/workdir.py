@@ -7,10 +7,13 @@ history.jsonl      per start with another config: the step, and what changed
 
 import json
 import re
+from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
+from configs import common
 from paligemma import disk, messages, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
@@ -28,10 +31,14 @@ FREE = re.compile(
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
 # Paths of files, which may lie elsewhere if they hold the same.
+_OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
 FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
 
+# name -> [value before, value now]
+Changes = dict[str, list[Any]]
 
-def as_json(config):
+
+def as_json(config: ConfigDict) -> dict[str, Any]:
   """The config as JSON values; a transform becomes its repr."""
 
   def describe(value):  # a plain function's repr ends in " at 0x7f...>"
@@ -40,7 +47,9 @@ def as_json(config):
   return json.loads(json.dumps(config.to_dict(), default=describe))
 
 
-def check(path, config, *, override=False):
+def check(
+  path: epath.PathLike, config: ConfigDict, *, override: bool = False
+) -> epath.Path:
   """Checks that a folder is free, or was claimed with the same config.
 
   Args:
@@ -62,7 +71,7 @@ def check(path, config, *, override=False):
   return folder
 
 
-def check_values(folder, new):
+def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
   """`check` of a config as JSON values."""
   old = read(folder / "config.json")
   if old is None:
@@ -82,7 +91,7 @@ def check_values(folder, new):
     )
 
 
-def claim(folder, config, *, step=0):
+def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
   """Writes the config into a folder that `check` returned, and what changed.
 
   Not before the run is about to step, so that a mistake found on the way there
@@ -116,7 +125,7 @@ def claim(folder, config, *, step=0):
   return changes
 
 
-def describe(changes):
+def describe(changes: Changes) -> str:
   """A line on changes that `claim` returned."""
   shown = (
     f"{name}: {_shown(before)} -> {_shown(now)}"
@@ -149,12 +158,32 @@ def read(file):
 
 def _changes(old, new):
   """{name: [before, now]} of values that differ, None where there is none."""
-  old, new = tree.flatten(old), tree.flatten(new)
+  old, new = _values(old), _values(new)
   return {
     name: [old.get(name), new.get(name)]
     for name in sorted(old.keys() | new.keys())
     if old.get(name) != new.get(name)
   }
+
+
+def _values(config):
+  """What counts of a config as JSON values, by name.
+
+  A key that it does not have, as that of a run of before, has its default, and
+  all ops that run on the examples of a source are one list.
+  """
+  try:
+    filled = ConfigDict(config)
+    common.fill(filled)
+    values = tree.flatten(as_json(filled))
+    shared = [*values.pop("train/augment", ()), *values.pop("train/ops", ())]
+    own = [name for name in values if _OPS_OF_SOURCE.fullmatch(name)]
+    ops = {name: [*values.pop(name), *shared] for name in own}
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"no config of a run: {error}") from None
+  first, *others = ops.values() or [shared]
+  alike = all(other == first for other in others)
+  return values | ({"train/ops": first} if alike else ops)
 
 
 def _of_file(path):

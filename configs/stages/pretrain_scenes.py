@@ -8,10 +8,12 @@
 This made paligemma/assets/tiny_scenes.npz (see paligemma/assets/README.md).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import scenes
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """As for scanned digits, from the weights that read one digit at a time."""
   config = scenes.get_config(
     ",".join(

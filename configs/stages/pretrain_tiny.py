@@ -7,10 +7,12 @@
 This made paligemma/assets/tiny.npz (see paligemma/assets/README.md).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import forkme
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Adam on all parameters, in float32 as the model is small."""
   config = forkme.get_config(
     ",".join(

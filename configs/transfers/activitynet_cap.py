@@ -3,28 +3,25 @@
 Fields: video, captions (a list).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, num_frames and stride."""
-  arg = published.parse(
-    argument, data="data/activitynet_cap", num_frames=16, stride=30
-  )
-  config = published.make(
-    arg,
-    clip=published.Clip(arg.num_frames, arg.stride),
-    text_len=64,
+  return published.of_video(
+    argument,
+    data="data/activitynet_cap",
+    num_frames=16,
+    stride=30,
     ops=(text_ops.Format("caption en"),),
     answer_ops=(text_ops.Choice("captions", "suffix"),),
     answer_key="captions",
     metric="captions",
-    batch_size=128,
-    eval_batch_size=128,
     tune="decoder",
+    total_epochs=1.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  config.total_epochs = 1.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

@@ -4,17 +4,19 @@ Fields: image, question, choices, answer (one of the choices). Where a question
 is about parts with letters, these are drawn on the image in the data set.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   fields = (("possible_answers", "choices"),)
   train = "train" if arg.final_split else "train[:-1024]"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("ai2d", train, fields=fields),
     evals={
@@ -27,8 +29,7 @@ def get_config(argument=None):
     answer_key="answer",
     metric="vqa",
     eval_antialias=False,
+    total_epochs=10.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

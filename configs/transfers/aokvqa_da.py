@@ -3,15 +3,17 @@
 Fields: image, question, direct_answers (ten).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("aokvqa", "train+val" if arg.final_split else "train"),
     evals={
@@ -25,7 +27,6 @@ def get_config(argument=None):
     metric="vqa",
     batch_size=128,
     eval_batch_size=256,
+    total_epochs=10.0,
+    learning_rate=5e-6,
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 5e-6
-  return config

@@ -4,19 +4,21 @@ Fields: image, question, choices (four), correct (the place of the right one,
 from 0).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   choices = ("multiple_choice_possible_answers", "choices")
   fields = (choices, ("multiple_choice_correct_idx", "correct"))
   answer = (text_ops.Pick("choices", "correct", "answer"),)
   train = "train+val" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("aokvqa", train, fields=fields),
     evals={
@@ -31,7 +33,6 @@ def get_config(argument=None):
     metric="vqa",
     batch_size=128,
     eval_batch_size=256,
+    total_epochs=15.0,
+    learning_rate=5e-6,
   )
-  config.total_epochs = 15.0
-  config.learning_rate = 5e-6
-  return config

@@ -4,6 +4,8 @@ Fields: image, question, answer. The published score is the mean of relaxed_acc
 over the two kinds of questions.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
@@ -12,11 +14,11 @@ from paligemma.data import text_ops
 SIZES = {"human": 7_398, "augmented": 20_901}
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument, res=896)
   train = "train+val" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train={
       kind: tfds(f"chartqa/{kind}", train, weight=float(size))
@@ -32,10 +34,9 @@ def get_config(argument=None):
     answer_ops=(text_ops.Copy("answer", "suffix"),),
     answer_key="answer",
     metric="chartqa",
+    total_epochs=30.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
+    label_smoothing=0.2,
+    dropout=0.1,
   )
-  config.total_epochs = 30.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  config.label_smoothing = 0.2
-  config.model.llm.dropout = 0.1
-  return config

@@ -7,6 +7,8 @@ The captions to train on are split into words, those of Crossmodal-3600 by
 default are not; they are compared here in the form that is.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import cococap, published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
@@ -23,7 +25,7 @@ OFTEN = ("ar", "bn", "en", "id", "sw", "tr", "zh")
 _WORDS = (("captions/tokenized", "captions"),)
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop as in cococap."""
   arg = published.parse(argument, crop="rs")
   evals = {}
@@ -34,7 +36,7 @@ def get_config(argument=None):
     evals[f"xm3600_{language}"] = tfds(
       "xm3600", language, fields=_WORDS, last=language not in OFTEN
     )
-  config = published.make(
+  return published.make(
     arg,
     train={code: tfds("coco35l", f"train_{code}") for code in LANGUAGES},
     evals=evals,
@@ -43,11 +45,9 @@ def get_config(argument=None):
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
     answer_key="captions",
     metric="captions",
-    train_ops=cococap.crop(arg),
+    augment=cococap.crop(arg),
     antialias=False,
+    total_examples=5 * 566_435,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  del config.total_epochs
-  config.total_examples = 5 * 566_435
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

@@ -3,13 +3,18 @@
 Fields: image, captions (five).
 """
 
-from configs import common
+from types import SimpleNamespace
+
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
+from paligemma import registry
 from paligemma.data import image_ops, text_ops
+from paligemma.data.preprocess import Op
 
 
-def crop(arg):
+def crop(arg: SimpleNamespace) -> tuple[Op, ...]:
   """Ops that cut training images: not at all, as for Inception, or at random.
 
   Args:
@@ -23,15 +28,15 @@ def crop(arg):
       image_ops.RandomCrop((arg.res, arg.res)),
     ),
   }
-  return common.lookup(crops, arg.crop, "crop")
+  return registry.lookup(crops, arg.crop, "crop")
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop: see above."""
   arg = published.parse(argument, crop="rs")
   train = "train+restval" if arg.final_split else "train[:98%]+restval"
   coco = dict(fields=(("captions/text", "captions"),))
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("coco_captions", train, **coco),
     evals={
@@ -45,10 +50,9 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     sampler="beam(beam_size=2)",
-    train_ops=crop(arg),
+    augment=crop(arg),
     antialias=False,
+    total_epochs=5.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  config.total_epochs = 5.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

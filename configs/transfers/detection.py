@@ -10,6 +10,8 @@ text of 512 tokens and 64 things in all, the kinds of noise (Pix2seq) and its
 label, which there is a token of its own.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import object_ops, text_ops
@@ -30,7 +32,7 @@ _NAMES = """
 COCO = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and things in an answer."""
   arg = published.parse(argument, res=448, things=64)
   of_tfds = object_ops.FromTfds(names=COCO)
@@ -41,15 +43,13 @@ def get_config(argument=None):
     evals={"val": tfds("coco/2017", "validation", ops=(with_crowds,))},
     text_len=512,
     ops=(text_ops.Format("detect all classes"),),
-    answer_ops=(
-      object_ops.NoiseObjects(arg.things),
-      object_ops.WriteObjects(order="random", limit=arg.things),
-    ),
+    augment=(object_ops.NoiseObjects(arg.things),),
+    answer_ops=(object_ops.WriteObjects(order="random", limit=arg.things),),
     answer_key="objects",
     metric="detection",
     eval_batch_size=256,
+    total_epochs=50.0,
+    learning_rate=1e-5,
   )
   del config.evals.pplx  # of noise, for the most part
-  config.total_epochs = 50.0
-  config.learning_rate = 1e-5
   return config

@@ -5,10 +5,12 @@
       --workdir runs/digits
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import forkme
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Attention weights of the tiny model, by plain SGD, or another `tune`."""
   config = forkme.get_config(
     ",".join(

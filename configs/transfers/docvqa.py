@@ -6,15 +6,17 @@ The test server's ANLS, which is the published score, differs in details from
 that of this metric: metric="anls" gives both.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument, res=896)
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("docvqa", "train+val" if arg.final_split else "train[:-5%]"),
     evals={
@@ -28,8 +30,7 @@ def get_config(argument=None):
     answer_key="answers",
     metric="vqa(lower=True)",
     eval_batch_size=256,
+    total_epochs=10.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

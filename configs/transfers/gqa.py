@@ -4,6 +4,8 @@ Fields: image, question, answer. The questions of xGQA are in eight languages,
 the answers in English; those of more tokens than text_len are cut.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
@@ -11,11 +13,11 @@ from paligemma.data import text_ops
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   both = "train_balanced+val_balanced"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("gqa", both if arg.final_split else "train_balanced"),
     evals={
@@ -30,7 +32,6 @@ def get_config(argument=None):
     metric="vqa",
     tune=published.at(arg.res, {224: "full", 448: "decoder"}),
     antialias=False,
+    total_epochs=1.0,
+    learning_rate=1e-5,
   )
-  config.total_epochs = 1.0
-  config.learning_rate = 1e-5
-  return config

@@ -3,25 +3,24 @@
 Fields: video, question, answer.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, num_frames and stride."""
-  arg = published.parse(argument, data="data/msvd_qa", num_frames=8, stride=26)
-  config = published.make(
-    arg,
-    clip=published.Clip(arg.num_frames, arg.stride),
-    text_len=64,
+  return published.of_video(
+    argument,
+    data="data/msvd_qa",
+    num_frames=8,
+    stride=26,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
     answer_key="answer",
     metric="vqa",
-    batch_size=128,
-    eval_batch_size=128,
+    total_epochs=1.0,
+    learning_rate=3e-6,
+    weight_decay=3e-7,
   )
-  config.total_epochs = 1.0
-  config.learning_rate = 3e-6
-  config.weight_decay = 3e-7
-  return config

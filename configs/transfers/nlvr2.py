@@ -3,6 +3,8 @@
 Fields: image (a list of two), sentence, label ("True" or "False").
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import image_ops, text_ops
@@ -10,14 +12,14 @@ from paligemma.data import image_ops, text_ops
 LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   # The left one is "image" already.
   two = dict(
     image_key="image_left", ops=(image_ops.Stack(("image", "image_right")),)
   )
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("nlvr2", "train+dev" if arg.final_split else "train", **two),
     evals={
@@ -31,9 +33,8 @@ def get_config(argument=None):
     answer_key="label",
     metric="vqa",
     antialias=False,
+    frames=2,
+    total_epochs=published.at(arg.res, {224: 3.0, 448: 10.0}),
+    learning_rate=published.at(arg.res, {224: 1e-5, 448: 3e-6}),
+    weight_decay=published.at(arg.res, {224: 1e-6, 448: 3e-7}),
   )
-  config.frames = 2
-  config.total_epochs = published.at(arg.res, {224: 3.0, 448: 10.0})
-  config.learning_rate = published.at(arg.res, {224: 1e-5, 448: 3e-6})
-  config.weight_decay = published.at(arg.res, {224: 1e-6, 448: 3e-7})
-  return config

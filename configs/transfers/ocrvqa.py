@@ -3,16 +3,18 @@
 Fields: image, question, answer.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   held_out = "" if arg.final_split else "[20000:]"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("ocrvqa_id", f"train+val{held_out}"),
     evals={
@@ -26,7 +28,6 @@ def get_config(argument=None):
     metric="vqa(lower=True)",
     batch_size=128,
     eval_batch_size=256,
+    total_epochs=3.0,
+    learning_rate=published.at(arg.res, {224: 3e-6, 896: 1e-5}),
   )
-  config.total_epochs = 3.0
-  config.learning_rate = published.at(arg.res, {224: 3e-6, 896: 1e-5})
-  return config

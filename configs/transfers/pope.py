@@ -6,12 +6,14 @@ with a DIR of vqav2 gives the published scores. Fields: image, question, answer
 ("yes" or "no").
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and prefix, the prompt."""
   arg = published.parse(argument, prefix="{question}")
   sets = {
@@ -29,15 +31,15 @@ def get_config(argument=None):
     metric="pope",
     eval_batch_size=256,
     antialias=False,
+    total_steps=0,
+    optimizer="sgd",
+    optimizer_args={},
+    learning_rate=0.0,
+    trainable=(),
   )
-  del config.total_epochs, config.evals.pplx
+  del config.evals.pplx
   # There is nothing to train on: what is never read.
   config.train.sources = {
-    name: spec.source for name, spec in config.evals.items()
+    name: spec.source.to_dict() for name, spec in config.evals.items()
   }
-  config.total_steps = 0
-  config.optimizer = "sgd"
-  config.optimizer_args = {}
-  config.learning_rate = 0.0
-  config.trainable = ()
   return config

@@ -32,13 +32,16 @@ What differs on purpose, and why, is listed in tests/configs/transfer_facts.py.
 """
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import arguments, common
 from configs.transfers import forkme
+from paligemma import registry
 from paligemma.data import text_ops, video
+from paligemma.data.preprocess import Op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,29 +49,28 @@ class Split:
   """Examples of one kind, to train or to evaluate on.
 
   Attributes:
-    source: Of paligemma/data/sources.py, as a dict.
-    ops: Bring its examples into the form that the config describes.
+    source: Its keys in a config, see configs/common.py; its ops bring the
+      examples into the form that the transfer describes.
     last: Evaluate at the end of a training alone.
     hidden: The answers are not public: predictions are only written.
   """
 
   source: dict[str, Any]
-  ops: tuple = ()
   last: bool = False
   hidden: bool = False
 
 
 def tfds(
-  name,
-  split,
+  name: str,
+  split: str,
   *,
-  fields=(),
-  ops=(),
-  image_key="image",
-  weight=1.0,
-  last=False,
-  hidden=False,
-):
+  fields: tuple[tuple[str, str], ...] = (),
+  ops: tuple[Op, ...] = (),
+  image_key: str = "image",
+  weight: float = 1.0,
+  last: bool = False,
+  hidden: bool = False,
+) -> Split:
   """A Split of a TFDS data set.
 
   Args:
@@ -84,7 +86,8 @@ def tfds(
     kind="tfds", name=name, split=split, image_key=image_key, weight=weight
   )
   copies = (text_ops.Copy(theirs, ours) for theirs, ours in fields)
-  return Split(source, (*copies, *ops), last, hidden)
+  source["ops"] = (*copies, *ops)
+  return Split(source, last, hidden)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,21 +98,23 @@ class Clip:
   stride: int
 
 
-def parse(argument, *, res=224, data="tfds", **extra):
+def parse(
+  argument: str | None, *, res: int = 224, data: str = "tfds", **extra: Any
+) -> SimpleNamespace:
   """Reads the argument of a config: those of every transfer, and its own.
 
   Args:
-    argument: str or None, see common.parse_argument.
+    argument: see arguments.parse.
     res: default resolution of this transfer.
     data: default of `data`.
     **extra: further arguments with their defaults.
 
   Returns:
     SimpleNamespace of variant, res, init ("pt" is the preset of variant and
-    res), tokenizer, tune (see common.TRAINABLE; empty is what was published),
+    res), tokenizer, tune (see tuning.TRAINABLE; empty is what was published),
     data, splits and final_split (see above), and the extra ones.
   """
-  return common.parse_argument(
+  return arguments.parse(
     argument,
     variant="paligemma_3b",
     res=res,
@@ -123,42 +128,44 @@ def parse(argument, *, res=224, data="tfds", **extra):
   )
 
 
-def at(res, values):
+def at(res: int, values: dict[int, Any]) -> Any:
   """The value for a resolution: its own, else the next lower, else the lowest.
 
   Args:
-    res: int.
-    values: {resolution: value}.
+    res: of the images.
+    values: by resolution.
   """
   lower = [known for known in values if known <= res]
   return values[max(lower, default=min(values))]
 
 
 def make(
-  arg,
+  arg: SimpleNamespace,
   *,
-  text_len,
-  ops,
-  answer_ops,
-  metric,
-  answer_key,
-  score_ops=(),
-  train=None,
-  evals=None,
-  batch_size=256,
-  eval_batch_size=1024,
-  sampler="greedy",
-  tune="full",
-  clip=None,
-  train_ops=(),
-  antialias=True,
-  eval_antialias=None,
-):
-  """Makes a config, but for the values that a transfer sets itself.
+  text_len: int,
+  ops: tuple[Op, ...],
+  answer_ops: tuple[Op, ...],
+  metric: str,
+  answer_key: str,
+  score_ops: tuple[Op, ...] = (),
+  train: Split | dict[str, Split] | None = None,
+  evals: dict[str, Split] | None = None,
+  batch_size: int = 256,
+  eval_batch_size: int = 1024,
+  sampler: str = "greedy",
+  tune: str = "full",
+  clip: Clip | None = None,
+  augment: tuple[Op, ...] = (),
+  antialias: bool = True,
+  eval_antialias: bool | None = None,
+  dropout: float = 0.0,
+  **values: Any,
+) -> ConfigDict:
+  """Makes the config of a transfer.
 
   Args:
     arg: what `parse` returned.
-    text_len: int.
+    text_len: of prompt and answer, in tokens.
     ops: in training and evaluation; they write the prompt.
     answer_ops: in training and for the perplexity; they write the answer.
     metric: see metrics.make.
@@ -166,21 +173,23 @@ def make(
     score_ops: wherever there are answers, before answer_ops; they write what
       the metric reads, if the examples do not hold it.
     train: Split to train on, or a dict of those that are mixed; with data=tfds.
-    evals: {name: Split} to evaluate on, likewise; the first is also that of the
-      perplexity.
-    batch_size: int, of the training and the perplexity.
-    eval_batch_size: int, of the generated answers.
+    evals: Splits to evaluate on by name, likewise; the first is also that of
+      the perplexity.
+    batch_size: of the training and the perplexity.
+    eval_batch_size: of the generated answers.
     sampler: see samplers.make.
-    tune: what was trained, see common.TRAINABLE: "decoder" where big_vision has
+    tune: what was trained, see tuning.TRAINABLE: "decoder" where big_vision has
       freeze_vit. arg.tune overrules it.
-    clip: Clip for videos, default None.
-    train_ops: ops on the image in training alone, before the others.
+    clip: of videos, default None.
+    augment: ops in training alone, before the others.
     antialias: whether a shrinking image was smoothed, in training. Frames of
       videos never were.
     eval_antialias: likewise, in evaluation. Default as in training.
+    dropout: in the decoder.
+    **values: of the config, such as total_epochs and learning_rate.
 
   Returns:
-    ConfigDict with the fields of forkme.
+    Config of all keys.
   """
   config = _base(arg, text_len, batch_size, arg.tune or tune)
   if arg.data != "tfds":
@@ -192,19 +201,17 @@ def make(
     )
   if clip is not None:
     config.frames = clip.num_frames
-    train_ops = (
-      video.Frames(clip.num_frames, clip.stride, "tile", "random"),
-      *train_ops,
-    )
+    begin = video.Frames(clip.num_frames, clip.stride, "tile", "random")
+    augment = (begin, *augment)
+  config.model.llm.dropout = dropout
   config.train.resize = _resize(antialias, clip)
   own = {}  # where an evaluator says nothing, it does as the training
   if eval_antialias is not None:
     own["resize"] = _resize(eval_antialias, clip)
   mixture = train if isinstance(train, dict) else {"main": train}
   config.train.sources = {name: s.source for name, s in mixture.items()}
-  adapt = next(iter(mixture.values())).ops  # all are of one kind
-  answer = (*ops, *score_ops, *answer_ops)
-  config.train.ops = (*adapt, *train_ops, *answer)
+  config.train.augment = augment
+  config.train.ops = (*ops, *score_ops, *answer_ops)
   config.train.too_long = "truncate"
 
   config.evals = ConfigDict()
@@ -214,25 +221,50 @@ def make(
       **(dict(every_steps=0) if split.last else dict(every_percent=0.25)),
     )
     if "pplx" not in config.evals and not split.hidden:
-      config.evals.pplx = dict(
-        shared,
-        kind="perplexity",
-        ops=(*split.ops, *answer),
-        batch_size=batch_size,
-      )
-    score = () if split.hidden else score_ops
+      config.evals.pplx = dict(shared, kind="perplexity")
     config.evals[name] = dict(
       shared,
       kind="generate",
-      ops=(*split.ops, *ops, *score),
+      ops=ops if split.hidden else (*ops, *score_ops),
       **own,
       batch_size=eval_batch_size,
-      max_decode_len=text_len,
       sampler=sampler,
       metric=None if split.hidden else metric,
       answer_key=answer_key,
     )
-  return config
+  del config.total_epochs
+  for name, value in values.items():
+    config[name] = value
+  return common.complete(config)
+
+
+def of_video(
+  argument: str | None,
+  *,
+  data: str,
+  num_frames: int,
+  stride: int,
+  text_len: int = 64,
+  **recipe: Any,
+) -> ConfigDict:
+  """`make` of a transfer of videos, from a folder.
+
+  Args:
+    argument: as of `parse`; also num_frames and stride.
+    data: the folder.
+    num_frames, stride: see Clip.
+    text_len: as of `make`.
+    **recipe: arguments of `make`.
+  """
+  arg = parse(argument, data=data, num_frames=num_frames, stride=stride)
+  return make(
+    arg,
+    clip=Clip(arg.num_frames, arg.stride),
+    text_len=text_len,
+    batch_size=128,
+    eval_batch_size=128,
+    **recipe,
+  )
 
 
 def _base(arg, text_len, batch_size, tune):
@@ -290,4 +322,4 @@ def _names(splits):
 def _chosen(splits, evals):
   """{name: Split} of those that the argument asks for."""
   names = _names(splits) or evals
-  return {name: common.lookup(evals, name, "split") for name in names}
+  return {name: registry.lookup(evals, name, "split") for name in names}

@@ -5,6 +5,8 @@ text, "mask": run lengths of COCO, "sentences": list}; one object, with one
 sentence, where it is evaluated. The mask codec is vae-oid.npz.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import mask_codes, object_ops, text_ops
@@ -16,7 +18,7 @@ SPLITS = {
 }
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and mask_codec, the path of its file.
 
   The values are those of the published checkpoints, 100 epochs. big_vision also
@@ -55,12 +57,12 @@ def get_config(argument=None):
     batch_size=published.at(arg.res, {224: 256, 896: 64}),
     eval_batch_size=256,
     antialias=False,
+    total_epochs=100.0,
+    learning_rate=published.at(arg.res, {224: 3e-5, 448: 1e-5}),
+    label_smoothing=0.3,
+    dropout=published.at(arg.res, {224: 0.1, 448: 0.0}),
   )
   for spec in config.evals.values():
     if spec.kind == "generate":
       spec.mask_codec = arg.mask_codec
-  config.total_epochs = 100.0
-  config.learning_rate = published.at(arg.res, {224: 3e-5, 448: 1e-5})
-  config.label_smoothing = 0.3
-  config.model.llm.dropout = published.at(arg.res, {224: 0.1, 448: 0.0})
   return config

@@ -4,16 +4,18 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 "rural_urban", "count" or "area").
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   name = "rsvqa_hr/nonum"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds(name, "train+val" if arg.final_split else "train"),
     evals={
@@ -30,7 +32,6 @@ def get_config(argument=None):
     answer_key="answers",
     metric="rsvqa",
     eval_antialias=False,
+    total_epochs=1.0,
+    learning_rate=1e-5,
   )
-  config.total_epochs = 1.0
-  config.learning_rate = 1e-5
-  return config

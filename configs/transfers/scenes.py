@@ -6,12 +6,14 @@
       --workdir runs/scenes
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import forkme
 
 CODEC = "paligemma/assets/tiny_mask_codec.npz"
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """All weights of a tiny model that knows scenes of printed digits."""
   config = forkme.get_config(
     ",".join(

@@ -3,6 +3,8 @@
 Fields: image, caption (lower case, in words, without "figure 3:").
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
@@ -10,12 +12,12 @@ from paligemma.data import text_ops
 _CAPTION = "caption/lowercase_and_token_and_remove_figure_index"
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   name, fields = "scicap/first_sentence_subfig_no", ((_CAPTION, "caption"),)
   train = "train+val" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds(name, train, fields=fields),
     evals={
@@ -28,9 +30,8 @@ def get_config(argument=None):
     answer_key="caption",
     metric="captions",
     antialias=False,
+    total_epochs=80.0,
+    learning_rate=3e-5,
+    label_smoothing=0.1,
+    dropout=0.1,
   )
-  config.total_epochs = 80.0
-  config.learning_rate = 3e-5
-  config.label_smoothing = 0.1
-  config.model.llm.dropout = 0.1
-  return config

@@ -4,16 +4,18 @@ Fields: image, question, choices, answer (the place of the right one, from 0),
 hint; lecture and solution where afmt asks for them.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and qfmt and afmt of ScienceQA."""
   arg = published.parse(argument, res=448, qfmt="QCM", afmt="A")
   train = "train+val" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("science_qa", train),
     evals={
@@ -29,7 +31,6 @@ def get_config(argument=None):
     batch_size=128,
     tune="decoder",
     antialias=False,
+    total_epochs=20.0,
+    learning_rate=1e-5,
   )
-  config.total_epochs = 20.0
-  config.learning_rate = 1e-5
-  return config

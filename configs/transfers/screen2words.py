@@ -3,17 +3,19 @@
 Fields: image, captions (five).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   fields = (("summary", "captions"),)
   train = "train+dev" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("screen2_words", train, fields=fields),
     evals={
@@ -26,9 +28,8 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     antialias=False,
+    total_epochs=10.0,
+    learning_rate=1e-5,
+    label_smoothing=0.2,
+    dropout=0.3,
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 1e-5
-  config.label_smoothing = 0.2
-  config.model.llm.dropout = 0.3
-  return config

@@ -6,15 +6,17 @@ The test server's ANLS, which is the published score, differs in details from
 that of this metric: metric="anls" gives both.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument, res=896)
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("stvqa", "train+val" if arg.final_split else "train"),
     evals={
@@ -31,9 +33,8 @@ def get_config(argument=None):
     metric="vqa(lower=True)",
     batch_size=published.at(arg.res, {224: 256, 448: 128, 896: 32}),
     eval_batch_size=256,
+    total_epochs=3.0,
+    learning_rate=published.at(arg.res, {224: 1e-5, 896: 3e-6}),
+    weight_decay=published.at(arg.res, {224: 1e-6, 896: 3e-7}),
+    label_smoothing=0.1,
   )
-  config.total_epochs = 3.0
-  config.learning_rate = published.at(arg.res, {224: 1e-5, 896: 3e-6})
-  config.weight_decay = published.at(arg.res, {224: 1e-6, 896: 3e-7})
-  config.label_smoothing = 0.1
-  return config

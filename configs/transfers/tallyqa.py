@@ -4,15 +4,17 @@ Fields: image, question, answer (a number), issimple (1, 0, or -1 for unknown;
 may be missing).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("tallyqa", "train"),
     evals={
@@ -27,8 +29,7 @@ def get_config(argument=None):
     answer_key="answer",
     metric="tallyqa",
     eval_batch_size=256,
+    total_epochs=2.0,
+    learning_rate=published.at(arg.res, {224: 1e-5, 896: 7e-6}),
+    weight_decay=published.at(arg.res, {224: 0.0, 448: 1e-6, 896: 7e-7}),
   )
-  config.total_epochs = 2.0
-  config.learning_rate = published.at(arg.res, {224: 1e-5, 896: 7e-6})
-  config.weight_decay = published.at(arg.res, {224: 0.0, 448: 1e-6, 896: 7e-7})
-  return config

@@ -3,17 +3,19 @@
 Fields: image, captions (five).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import cococap, published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop as in cococap."""
   arg = published.parse(argument, crop="rs")
   fields = (("texts", "captions"),)
   train = "train" if arg.final_split else "train[:98%]"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("text_caps", train, fields=fields),
     evals={
@@ -29,10 +31,9 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     sampler="beam(beam_size=3)",
-    train_ops=cococap.crop(arg),
+    augment=cococap.crop(arg),
     antialias=False,
+    total_epochs=5.0,
+    learning_rate=1e-5,
+    weight_decay=1e-6,
   )
-  config.total_epochs = 5.0
-  config.learning_rate = 1e-5
-  config.weight_decay = 1e-6
-  return config

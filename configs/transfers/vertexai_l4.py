@@ -3,11 +3,13 @@
 Fields: image, suffix (the caption).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import forkme
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """forkme with the values of big_vision's vertexai_l4; no evaluation."""
   config = forkme.get_config(
     ",".join(

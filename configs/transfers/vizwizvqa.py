@@ -3,15 +3,17 @@
 Fields: image, question, answers (ten).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("vizwizvqa", "train+val" if arg.final_split else "train"),
     evals={
@@ -24,7 +26,6 @@ def get_config(argument=None):
     answer_key="answers",
     metric="vqa",
     eval_antialias=False,
+    total_epochs=10.0,
+    learning_rate=1e-5,
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 1e-5
-  return config

@@ -7,17 +7,19 @@ The published score is that of the test server, test-std, for predictions of
 `test`. MMVP, POPE and Objaverse were evaluated with the model of this transfer.
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   fields = (("question_text", "question"),)
   held_out = "" if arg.final_split else "[:-10240]"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("vqa", f"train+validation{held_out}", fields=fields),
     evals={
@@ -32,8 +34,7 @@ def get_config(argument=None):
     answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
     answer_key="answers",
     metric="vqav2",
+    total_epochs=10.0,
+    learning_rate=1e-5,
+    weight_decay=published.at(arg.res, {224: 1e-6, 448: 0.0}),
   )
-  config.total_epochs = 10.0
-  config.learning_rate = 1e-5
-  config.weight_decay = published.at(arg.res, {224: 1e-6, 448: 0.0})
-  return config

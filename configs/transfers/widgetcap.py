@@ -3,17 +3,19 @@
 Fields: image, captions, bbox (ymin, xmin, ymax, xmax in [0, 1]).
 """
 
+from ml_collections import ConfigDict
+
 from configs.transfers import published
 from configs.transfers.published import tfds
 from paligemma.data import image_ops, text_ops
 
 
-def get_config(argument=None):
+def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse."""
   arg = published.parse(argument)
   fields = (("texts", "captions"),)
   train = "train+dev" if arg.final_split else "train"
-  config = published.make(
+  return published.make(
     arg,
     train=tfds("widgetcap", train, fields=fields),
     evals={
@@ -30,10 +32,9 @@ def get_config(argument=None):
     answer_key="captions",
     metric="captions",
     batch_size=64,
+    total_epochs=4.0,
+    learning_rate=3e-6,
+    weight_decay=3e-7,
+    label_smoothing=0.1,
+    dropout=0.1,
   )
-  config.total_epochs = 4.0
-  config.learning_rate = 3e-6
-  config.weight_decay = 3e-7
-  config.label_smoothing = 0.1
-  config.model.llm.dropout = 0.1
-  return config

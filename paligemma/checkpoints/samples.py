@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from paligemma import quantization
+from paligemma import parameters, quantization
 from paligemma.checkpoints import layouts
 
 _COUNT = 8
-_OF_ANY_SIZE = ("llm/embedder/input_embedding", "img/pos_embedding")
+_OF_ANY_SIZE = (parameters.EMBEDDING, parameters.POSITIONS)
 # How far two may be apart, as a share of the largest sample of a parameter.
 _ROUNDING = {
   name: 2 * float(jnp.finfo(name).eps)

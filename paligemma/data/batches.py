@@ -119,7 +119,7 @@ class EvaluationBatches:
 
 def train(
   sources: Sequence[tuple[sources_lib.Source, float]],
-  preprocess: preprocess_lib.Preprocess,
+  preprocess: preprocess_lib.Preprocess | Sequence[preprocess_lib.Preprocess],
   *,
   batch_size: int,
   seed: int,
@@ -137,10 +137,10 @@ def train(
   Args:
     sources: (source, weight) pairs; the share of a source among the examples is
       its weight over the sum of weights, evenly spread.
-    preprocess: Makes the arrays of an example. Its rng depends on the seed, the
-      source and the position. An example also has "_index", its index in the
-      source, and "_epoch", the number of completed epochs of the source, for
-      ops that draw without replacement.
+    preprocess: Makes the arrays of an example, one for all sources or one for
+      each. Its rng depends on the seed, the source and the position. An example
+      also has "_index", its index in the source, and "_epoch", the number of
+      completed epochs of the source, for ops that draw without replacement.
     batch_size: GLOBAL number of examples.
     seed: In [0, 2**32).
     process_index: Of this host. Default 0.
@@ -167,8 +167,11 @@ def train(
     raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
   if not sources:
     raise ValueError("no source to train on, expected (source, weight) pairs")
+  if not isinstance(preprocess, Sequence):
+    preprocess = [preprocess] * len(sources)
   datasets = []
-  for i, (source, weight) in enumerate(sources):
+  pairs = zip(sources, preprocess, strict=True)
+  for i, ((source, weight), prepare) in enumerate(pairs):
     if weight <= 0:
       raise ValueError(f"weight of {source} is {weight}, expected more than 0")
     # Not seed + i, which grain uses for epochs: shuffles would repeat.
@@ -178,7 +181,7 @@ def train(
       .shuffle(seed=int(shuffle_seed))
       .repeat()
       .map_with_index(_Numbered(len(source)))
-      .random_map(_Row(source, preprocess, on_bad), seed=int(rng_seed))
+      .random_map(_Row(source, prepare, on_bad), seed=int(rng_seed))
     )
   weights = [float(weight) for _, weight in sources]
   rows = grain.MapDataset.mix(datasets, weights)

@@ -6,8 +6,8 @@ move the example's "objects" (data/objects.py), and update its "height" and
 "width" if it has them. They take one image; `Stack`, as the last op, collects
 several frames.
 
-An op with `augments` is for training only: an evaluator without ops of its own
-uses those of training without it. An op with `moves_pixels` does not move
+An op with `augments` is for training only and belongs to `train.augment` of a
+config, as evaluators share `train.ops`. An op with `moves_pixels` does not move
 locations in texts: Preprocess refuses an example that has them.
 """
 

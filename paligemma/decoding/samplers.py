@@ -9,6 +9,7 @@ frozen (hashable) dataclasses that can be written as strings, see `make`.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
@@ -177,6 +178,17 @@ class BestOf:
       )
 
 
+@dataclasses.dataclass(frozen=True)
+class OfFunction:
+  """What a function of logits f32[B, V] and a key chooses: ids i32[B]."""
+
+  stochastic: ClassVar[bool] = True
+  function: Callable[[jax.Array, jax.Array], jax.Array]
+
+  def __call__(self, logits, rng):
+    return self.function(logits, rng)
+
+
 SAMPLERS = {
   "greedy": Greedy,
   "temperature": Temperature,
@@ -189,11 +201,12 @@ SAMPLERS = {
 AnySampler = Sampler | Beam | BestOf
 
 
-def make(sampler: str | AnySampler) -> AnySampler:
-  """Builds a sampler from a string; a sampler is returned unchanged.
+def make(sampler: str | Callable | AnySampler) -> AnySampler:
+  """Builds a sampler from a string or a function.
 
   Args:
-    sampler: a sampler, or a string with a name in SAMPLERS:
+    sampler: a sampler, which is returned unchanged; a function, see OfFunction;
+      or a string with a name in SAMPLERS:
 
       greedy
       nucleus(0.9)
@@ -203,8 +216,15 @@ def make(sampler: str | AnySampler) -> AnySampler:
   Raises:
     ValueError: unknown name or argument, or a value out of range.
   """
-  if not isinstance(sampler, str):
+  if hasattr(sampler, "stochastic"):
     return sampler
+  if callable(sampler):
+    return OfFunction(sampler)
+  if not isinstance(sampler, str):
+    raise ValueError(
+      f"sampler is {sampler!r:.60}, expected a name or a function of logits "
+      "and an rng"
+    )
   return registry.make(sampler, SAMPLERS, "sampler", nested=True)
 
 

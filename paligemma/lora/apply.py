@@ -19,11 +19,11 @@ def enable_lora(
   model,
   params,
   *,
-  rank=8,
-  alpha=16.0,
-  rslora=False,
-  dropout=0.0,
-  targets=("llm/.*",),
+  rank=lora_lib.Lora.rank,
+  alpha=lora_lib.Lora.alpha,
+  rslora=lora_lib.Lora.rslora,
+  dropout=lora_lib.Lora.dropout,
+  targets=lora_lib.Lora.targets,
   seed=0,
 ):
   """Puts adapters beside the matrices of a model, which answers as before.

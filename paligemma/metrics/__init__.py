@@ -12,6 +12,7 @@ the numbers of each example, metric.reduce(rows) the scores.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 
 from paligemma import registry
@@ -30,7 +31,7 @@ from paligemma.metrics import (
   vqa,
   vqav2,
 )
-from paligemma.metrics.metric import Metric
+from paligemma.metrics.metric import Metric, OfFunction
 
 __all__ = ["METRICS", "Metric", "make"]
 
@@ -54,15 +55,28 @@ METRICS = {
 
 
 def make(metric: str | Callable) -> Callable:
-  """Returns the metric that a string names; a function is returned unchanged.
+  """Returns the metric that a string names, or that a function makes.
 
   Args:
-    metric: a Metric, a function with the same arguments, or a string with a
-      name in METRICS: "exact_match", "vqa(lower=True)".
+    metric: a string with a name in METRICS, "exact_match", "vqa(lower=True)";
+      or a Metric; or a function of a prediction and its example that returns
+      {name: value}, of which means are taken; or, with a parameter answer_key,
+      a function of the form above.
 
   Raises:
     ValueError: unknown name or option.
   """
-  if not isinstance(metric, str):
+  if isinstance(metric, Metric):
     return metric
+  if not isinstance(metric, str):
+    if not callable(metric):
+      raise ValueError(
+        f"metric is {metric!r:.60}, expected a name or a function of a "
+        "prediction and its example"
+      )
+    takes = inspect.signature(metric).parameters.values()
+    reads_all = any(
+      x.name == "answer_key" or x.kind is x.VAR_KEYWORD for x in takes
+    )
+    return metric if reads_all else OfFunction(metric)
   return registry.make(metric, METRICS, "metric")

@@ -4,8 +4,9 @@ Rows are computed once from the texts; scores over any selection of them (all, a
 group, a resample for a confidence interval) are computed from the rows alone.
 """
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 Example = Mapping[str, Any]
@@ -103,6 +104,21 @@ class Metric:
   ) -> dict[str, float]:
     """Returns the scores of all examples; arguments and errors as of rows."""
     return self.reduce(self.rows(predictions, examples, **options))
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFunction(Metric):
+  """Means of what a function of a prediction and its example gives.
+
+  Attributes:
+    function: called with the decoded text and the example, after the ops; it
+      returns {name: value}.
+  """
+
+  function: Callable[[str, Example], Row]
+
+  def score(self, prediction: str, example: Example, answer_key: str) -> Row:
+    return self.function(prediction, example)
 
 
 def pairs(

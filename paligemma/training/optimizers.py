@@ -10,9 +10,11 @@ rate, as in big_vision/optax.py, where the published values come from: its
 lr=1e-5, wd=1e-6 is optax.adamw(1e-5, weight_decay=0.1).
 
 Everything works on flat dicts of trainable leaves, "llm/final_norm/scale" -> x.
-Gradient accumulation is not here but in the train step, as a scan over micro
-batches: clipping and schedules then see whole steps, and no accumulator lives
-in the optimizer's state or its checkpoints.
+Gradient accumulation is not here but in the train step, by optax.microbatching:
+clipping and schedules then see whole steps, and no accumulator lives in the
+optimizer's state or its checkpoints, as that of optax.MultiSteps would. `make`
+is no optax.chain or optax.partition, whose state is a tuple of as many states:
+checkpoints of runs hold State, by name.
 """
 
 import inspect

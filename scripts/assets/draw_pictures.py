@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from paligemma import disk
-from scripts import command_line
+from trainers import command_line
 
 NUM_VAL = 1000
 FOLDER_SIZE = 1000

@@ -19,7 +19,8 @@ import optax
 from paligemma.checkpoints import npz
 from paligemma.data import masks as masks_lib
 from paligemma.models import mask_codec
-from scripts import command_line, make_digits, make_scenes
+from scripts import make_digits, make_scenes
+from trainers import command_line
 
 # Channels behind each layer that changes their number; in the published file
 # (16, 32, 64, 128), 512 and (128, 128, 64, 32, 16).

@@ -15,8 +15,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from paligemma import disk
-from scripts import command_line
 from scripts.assets import draw_pictures
+from trainers import command_line
 
 NUM_TEXT = 640
 NUM_LOC, NUM_SEG = 1024, 128

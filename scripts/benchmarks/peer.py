@@ -24,7 +24,7 @@ from paligemma.models.paligemma import Model
 
 DTYPES = ("float32", "bfloat16")
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
-# What trains, by the key of configs/common.py: what their names begin with.
+# What trains, by the key of configs/tuning.py: what their names begin with.
 _TRAINS = {
   (r"llm/layers/(\d+/)?attn/.*",): ("model.language_model.", ".self_attn."),
   (".*",): ("", ""),

@@ -1,6 +1,5 @@
 """What is measured: a model with random weights, and a batch of noise."""
 
-import runpy
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from paligemma import init
+from trainers import command_line
 from trainers.plan import Plan
 
 # A model that two cores of a CPU train at some steps a second, with the whole
@@ -33,15 +33,7 @@ def read_config(spec: str | None, dtype: str) -> ConfigDict:
   Products and what is frozen are in `dtype`; the run has no schedule and no
   clipping.
   """
-  path, _, argument = (spec or BENCH_CONFIG).partition(":")
-  try:
-    get_config = runpy.run_path(path)["get_config"]
-  except (OSError, KeyError):
-    raise ValueError(
-      f"--config {path}: no such file or no get_config in it, expected e.g. "
-      "configs/transfers/forkme.py:batch_size=8"
-    ) from None
-  config = get_config(argument)
+  config = command_line.load_config(spec or BENCH_CONFIG)
   if spec is None:
     config.model.img.update(BENCH_IMG)
     config.model.llm.update(BENCH_LLM)

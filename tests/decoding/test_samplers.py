@@ -191,3 +191,16 @@ def test_score_is_worked_out_by_hand():
 def test_errors(build, message):
   with pytest.raises(ValueError, match=message):
     build()
+
+
+def test_a_function_samples():
+  def second(logits, rng):
+    return jax.lax.top_k(logits, 2)[1][:, 1]
+
+  sampler = samplers.make(second)
+  assert sampler == samplers.make(second)  # or it would compile each time
+  logits = jnp.array([[0.0, 3.0, 2.0], [5.0, 1.0, 4.0]])
+  np.testing.assert_array_equal(sampler(logits, jax.random.key(0)), [2, 2])
+  assert samplers.make(sampler) is sampler
+  with pytest.raises(ValueError, match="sampler is 3, expected a name or a fu"):
+    samplers.make(3)

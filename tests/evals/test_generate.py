@@ -535,3 +535,18 @@ def test_a_size_that_is_null_is_that_of_the_picture(evaluator, run, prompts):
   assert seen == [
     pictures.size(evaluator.source[i]["image"], where="") for i in sources
   ]
+
+
+def test_functions_for_a_sampler_and_a_metric(evaluator, run, plain):
+  def most_likely(logits, rng):
+    del rng
+    return jax.numpy.argmax(logits, axis=-1).astype("int32")
+
+  def length(prediction, example):
+    return {"length": len(prediction), "where": "_where" in example}
+
+  changed = dataclasses.replace(evaluator, sampler=most_likely, metric=length)
+  scores, lines = run(changed, rng=jax.random.key(0))
+  assert_same(lines, plain)
+  assert scores["length"] == np.mean([len(x["prediction"]) for x in plain])
+  assert scores["where"] == 1

@@ -177,7 +177,26 @@ def test_make():
   assert metrics.make(" vqa (lower = True) ") == vqa.VQA(lower=True)
   assert metrics.make("vqa()") == vqa.VQA()
   assert metrics.make("textvqa") == vqav2.VQAv2(by_type=False)
-  assert metrics.make(len) is len
+  metric = vqa.VQA(lower=True)
+  assert metrics.make(metric) is metric
+
+
+def test_a_function_of_one_example_or_of_all():
+  def right(prediction, example):
+    return {"acc": prediction == example["suffix"], "len": len(prediction)}
+
+  def count(predictions, examples, *, answer_key):
+    return {"count": len(predictions)}
+
+  examples = [{"suffix": "a"}, {"suffix": "b"}]
+  assert metrics.make(right)(["a", "cat"], examples) == {
+    "acc": 0.5,
+    "len": 2.0,
+    "num": 2.0,
+  }
+  assert metrics.make(count) is count
+  with pytest.raises(ValueError, match="metric is 3, expected a name or a fun"):
+    metrics.make(3)
 
 
 @pytest.mark.parametrize(

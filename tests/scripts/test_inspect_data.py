@@ -405,7 +405,7 @@ def command(monkeypatch, config, *arguments):
     parsed.append(options)
     return options, tiny_config.get_config(config)
 
-  monkeypatch.setattr(inspect_data.config_command, "parse", parse)
+  monkeypatch.setattr(inspect_data.command_line, "parse", parse)
   inspect_data.main()
 
 

@@ -262,4 +262,4 @@ def test_a_mistake_is_one_line(tiny, good):
     "--bogus=3",
     fails=True,
   )
-  assert printed == "error: Unknown command line flag 'bogus'\n"
+  assert printed == 'error: unknown argument "--bogus=3".\n'

@@ -11,7 +11,6 @@ import pathlib
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
@@ -22,7 +21,7 @@ from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
-from trainers import train
+from trainers import command_line, train
 from trainers.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -235,24 +234,19 @@ def uninterrupted(tiny, processes, tmp_path_factory):
 
 
 @pytest.fixture
-def main(monkeypatch):
-  """trainers.train.main in this process, on a config and the folder of the run.
+def main():
+  """What trainers.train does in this process with a config and a folder.
 
   Returns the line a mistake ends in, or None.
   """
 
   def run(config, folder, dry_run=False, override=False):
-    for flag, value in (
-      ("_CONFIG", config),
-      ("_WORKDIR", str(folder)),
-      ("_DRY_RUN", dry_run),
-      ("_OVERRIDE", override),
-      ("_DISTRIBUTED", False),
-    ):
-      holder = types.SimpleNamespace(value=value)
-      monkeypatch.setattr(train, flag, holder)
     try:
-      train.main([])
+      with command_line.mistakes_in_one_line():
+        if dry_run:
+          train.dry_run(config)
+        else:
+          train.train(config, folder, override=override)
     except SystemExit as end:
       return str(end)
     return None

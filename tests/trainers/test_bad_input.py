@@ -12,8 +12,6 @@ from typing import ClassVar
 import jax
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 from paligemma import evals
@@ -648,53 +646,11 @@ def test_a_batch_is_read_during_the_step_before_and_its_error_told_after_it(
   assert (folder / "checkpoints" / str(bad)).exists()
 
 
-@pytest.fixture
-def parse_flags(monkeypatch):
-  def parse(arguments):
-    # Where ml_collections looks for the values set on top of a config.
-    monkeypatch.setattr("sys.argv", ["train", *arguments])
-    return train.parse_flags(["train", *arguments])
-
-  return parse
-
-
-@pytest.mark.parametrize(
-  ("arguments", "message"),
-  [
-    (
-      ["--config=configs/transfers/forkme.py:varant=paligemma_3b"],
-      'unknown config argument "varant", expected .*Did you mean "variant"',
-    ),
-    (
-      ["--config=configs/transfers/forkme.py:tune=atention"],
-      'unknown tune "atention".*Did you mean "attention"',
-    ),
-    (
-      ["--config=configs/transfers/forkme.py", "--config.lerning_rate=1"],
-      "no such value in the config: 'lerning_rate' Did you mean",
-    ),
-    (
-      ["--config=configs/transfers/forkme.py", "--config.learning_rate=a"],
-      "--config.learning_rate=a: could not convert string to float",
-    ),
-    (
-      ["--config=configs/transfers/forkme.py", "--workdr=a"],
-      "Unknown command line flag 'workdr'. Did you mean: workdir",
-    ),
-  ],
-)
-@pytest.mark.filterwarnings("ignore:the load_module.. method is deprecated")
-def test_bad_command_line(parse_flags, arguments, message):
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-    parse_flags(arguments)
-  assert_one_line(str(end.value), message)
-
-
 @pytest.mark.parametrize(
   ("config", "folder", "message"),
   [
     ("configs/transfers/forkme.py", "", "no --workdir given"),
-    ("no/such.py", "--workdir=a", "Failed loading config file.*No such file"),
+    ("no/such.py", "--workdir=a", "--config no/such.py: no such file"),
   ],
 )
 def test_bad_command(processes, config, folder, message):
@@ -702,21 +658,3 @@ def test_bad_command(processes, config, folder, message):
   status, output = processes.finish(processes.start(*arguments))
   assert status == 1
   assert_one_line(output.strip(), message)
-
-
-@pytest.mark.filterwarnings("ignore:the load_module.. method is deprecated")
-def test_values_that_are_not_set_can_be(parse_flags, tiny):
-  with flagsaver.flagsaver():
-    parse_flags(
-      [
-        f"--config=configs/transfers/forkme.py:{tiny.argument()}",
-        "--config.ema_decay=0.9",
-        "--config.clip_norm=1",
-        "--config.optimizer_args={'momentum': 0.9}",
-        "--config.trainable=('img/.*',)",
-      ]
-    )
-    config = flags.FLAGS.config
-  assert (config.ema_decay, config.clip_norm) == (0.9, 1.0)
-  assert config.optimizer_args.to_dict() == {"momentum": 0.9}
-  assert config.trainable == ("img/.*",)

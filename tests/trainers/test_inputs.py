@@ -114,6 +114,66 @@ def test_evaluators_and_when_they_run(tiny, tokenizer):
   assert (val.preprocess.res, val.preprocess.text_len) == (28, 19)
 
 
+def test_what_augments_and_what_belongs_to_a_source_runs_there_alone(
+  tiny, tokenizer
+):
+  """Source, augment, ops: in this order, and in evaluation without augment."""
+
+  def mark(text):
+    def op(example, rng):
+      return {**example, "prefix": f"{example['prefix']} {text}"}
+
+    return op
+
+  val = {"kind": "jsonl", "path": str(tiny.folder / "val.jsonl")}
+  config = tiny.config(
+    {
+      "train.ops": (mark("all"),),
+      "train.augment": (mark("augment"),),
+      "train.sources": {
+        "a": {**val, "ops": (mark("a"),)},
+        "b": {**val, "slice": "[:3]"},
+      },
+      "evals": {
+        "plain": {"kind": "perplexity", "source": val},
+        "own": {"kind": "generate", "source": val, "ops": (mark("own"),)},
+        "source": {
+          "kind": "generate",
+          "source": {**val, "ops": (mark("of source"),)},
+        },
+      },
+    }
+  )
+  example = {"prefix": "", "suffix": ""}
+
+  def prefix(preprocess):
+    return preprocess.apply_ops(example, None)["prefix"]
+
+  made = inputs.train_preprocesses(config, tokenizer)
+  assert list(map(prefix, made)) == [" a augment all", " augment all"]
+  made = inputs.make_evaluators(config, tokenizer, **SIZES)
+  found = {e.name: prefix(e.preprocess) for e, _ in made}
+  assert found == {
+    "plain": " all",
+    "own": " own",
+    "source": " of source all",
+  }
+  # What the batches are made of.
+  opened = inputs.make_sources(config)
+  batches = inputs.train_batches(config, opened, tokenizer)
+  batch = next(batches)
+  batches.close()
+  texts = [tokenizer.decode(row[row > 0].tolist()) for row in batch["text"]]
+  assert {" a augment all" in text for text in texts} == {True, False}
+  assert all(" augment all" in text for text in texts)
+
+
+def test_without_a_source_there_is_nothing_to_train_on(tiny):
+  config = tiny.config({"train.sources": {}})
+  with pytest.raises(ValueError, match=r"config.train.sources is empty, expec"):
+    inputs.make_sources(config)
+
+
 def _perplexity(tiny, **changes):
   spec = {
     "kind": "perplexity",
@@ -128,9 +188,9 @@ def _perplexity(tiny, **changes):
   ("changes", "message"),
   [
     ({"kind": "perplexitty"}, 'kind of evals.mine "perplexitty".*"perplexity"'),
-    ({"kind": None}, 'unknown kind of evals.mine "None", expected one of'),
-    ({"source": None}, 'unknown source "None", expected one of: jsonl, tfds'),
-    ({"batch_sise": 8}, r"evals.mine: .*'batch_sise'"),
+    ({"kind": None}, "config.evals.mine.kind is missing: perplexity or gen"),
+    ({"source": None}, "config.evals.mine.source.kind is missing: one of jso"),
+    ({"batch_sise": 8}, 'evals.mine.batch_sise is no key. .* "batch_size"'),
     (
       {"every_steps": 2, "every_epochs": 1},
       "both every_steps and every_epochs",

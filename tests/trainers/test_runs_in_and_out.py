@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import paligemma
-from configs import common
+from configs import tuning
 from paligemma import quantization, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import steps
@@ -23,7 +23,7 @@ HALF = {"frozen_dtype": "bfloat16", "model.dtype": "bfloat16"}
 # Name -> tune and values of the config. The last trains matrices beside others
 # that are in few bits.
 RUNS = {
-  **{tune: (tune, {}) for tune in common.TRAINABLE},
+  **{tune: (tune, {}) for tune in tuning.TRAINABLE},
   "attention in bfloat16": ("attention", HALF),
   "lora in bfloat16": ("lora", HALF),
   "attention beside int8": ("attention", {"frozen_dtype": "int8"}),

@@ -266,28 +266,6 @@ def test_locations_of_other_fields_do_not_enter_behind(
   checks.look(make(changes, size=300, ops=(op,)), tokenizer, rows=3)
 
 
-def test_evaluators_leave_out_what_augments(tiny):
-  config = tiny.config()
-  config.train.ops = (
-    text_ops.Lower("prefix"),
-    image_ops.Flip(),
-    image_ops.JpegNoise(),
-  )
-  config.evals.val.ops = (image_ops.JpegNoise(),)
-  plan = Plan(config)
-  tok = inputs.make_tokenizer(config, plan.model)
-  evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
-  ops = {e.name: e.preprocess.ops for e, _ in evaluators}
-  assert ops["pplx"] == (text_ops.Lower("prefix"),)
-  assert ops["val"] == (image_ops.JpegNoise(),)
-  assert checks.op_notes(config) == [
-    "evals.pplx: Flip, JpegNoise of train.ops are for training alone and left "
-    "out"
-  ]
-  said = checks.check(plan, tok, evaluators)
-  assert "\nnote: evals.pplx: Flip, JpegNoise of train.ops" in said
-
-
 def test_the_table_counts_all(tiny, tmp_path):
   lines = (tiny.folder / "train.jsonl").read_text().splitlines()
   path = tiny.folder / "many.jsonl"

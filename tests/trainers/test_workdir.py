@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from paligemma.checkpoints import npz
 from paligemma.data import text_ops
 from trainers import workdir
@@ -134,12 +135,12 @@ def test_other_values_are_written_into_the_history(tmp_path):
   folder = workdir.check(tmp_path, longer, override=True)
   changes = workdir.claim(folder, longer, step=7)
   assert changes == {
-    "batch_size": [None, 4],
+    "batch_size": [32, 4],
     "log_steps": [10, 3],
     "total_epochs": [2.0, 5.0],
   }
   assert workdir.describe(changes) == (
-    "resumed with changes: batch_size: nothing -> 4; log_steps: 10 -> 3; "
+    "resumed with changes: batch_size: 32 -> 4; log_steps: 10 -> 3; "
     "total_epochs: 2.0 -> 5.0"
   )
   claim(tmp_path, longer)  # once
@@ -186,3 +187,23 @@ def test_a_plain_function_is_the_same_in_another_process(tmp_path):
   claim(tmp_path, first)
   workdir.check(tmp_path, second)
   assert "upper" in (tmp_path / "config.json").read_text()
+
+
+def test_a_run_of_before_goes_on(tmp_path):
+  """Its config has no keys that came later, and all ops in one list."""
+  config = make_config(res=56)
+  source = {"kind": "jsonl", "path": "a.jsonl"}
+  config.train.sources = {"a": source, "b": source | {"weight": 2.0}}
+  config.train.ops = tuple(map(text_ops.Lower, "xyz"))
+  claim(tmp_path, config)
+  first, second, third = config.train.ops
+  now = common.complete(make_config(res=56))
+  now.train.sources = {
+    "a": source | {"ops": (first,)},
+    "b": source | {"ops": (first,), "weight": 2.0},
+  }
+  now.train.augment, now.train.ops = (second,), (third,)
+  workdir.check(tmp_path, common.complete(now))
+  now.train.sources.b.ops = ()
+  with pytest.raises(ValueError, match="train/sources/b/ops: found nothing, g"):
+    workdir.check(tmp_path, now)

@@ -1,0 +1,40 @@
+"""The argument of a config, the part of --config behind the colon."""
+
+from types import SimpleNamespace
+
+from paligemma import registry
+
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+
+
+def parse(
+  argument: str | None, **defaults: str | int | float | bool
+) -> SimpleNamespace:
+  """Reads an argument such as "variant=x,res=448".
+
+  Args:
+    argument: comma-separated name=value pairs, or None.
+    **defaults: every name with its default, whose type the value takes.
+
+  Returns:
+    A namespace with one attribute per default.
+
+  Raises:
+    ValueError: a name that is not among the defaults, with the nearest one, or
+      a value that is not of its type.
+  """
+  values = dict(defaults)
+  for pair in filter(None, (argument or "").split(",")):
+    name, equals, text = pair.partition("=")
+    name = name.strip()
+    kind = type(registry.lookup(defaults, name, "config argument"))
+    try:
+      values[name] = _BOOLEANS[text] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+      equals = False
+    if not equals:
+      raise ValueError(
+        f'config argument "{pair}": expected {name}=<{kind.__name__}>, for '
+        f"example {name}={defaults[name]}"
+      )
+  return SimpleNamespace(**values)
