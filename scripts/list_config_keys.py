@@ -14,7 +14,8 @@ OUT = pathlib.Path(__file__).parents[1] / "docs/config_keys.md"
 HEAD = """\
 # Every key of a config
 
-For anyone who writes a config: names, types, defaults and meanings. Written by `python -m scripts.list_config_keys`; change
+For anyone who writes a config: names, types, defaults and meanings. Written by
+`python -m scripts.list_config_keys`; change
 [configs/common.py](../configs/common.py) and run it again.
 
 A config sets what it changes. On the command line a value is set by
