@@ -15,6 +15,7 @@ import contextlib
 import copy
 import json
 import multiprocessing
+import multiprocessing.connection
 import pathlib
 import random
 import resource
@@ -24,6 +25,7 @@ import tempfile
 import time
 import traceback
 import zipfile
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,7 +75,7 @@ WEIRD = (
 TEXTS = ("[" * 100_000, '{"a":' * 50_000, "\x00", "\ufeff{}", "NaN", "{'a': 1}")
 
 
-def damage_bytes(rng, data):
+def damage_bytes(rng: random.Random, data: bytes) -> bytes:
   """Bytes with some of them changed, added, repeated, cut out or cut off."""
   data = bytearray(data)
   for _ in range(rng.choice((1, 1, 2, 8))):
@@ -98,7 +100,7 @@ def damage_bytes(rng, data):
   return bytes(data)
 
 
-def damage_json(rng, value):
+def damage_json(rng: random.Random, value: Any) -> Any:
   """A JSON text as bytes in which one or two values are others."""
   if rng.random() < 0.03:
     return rng.choice(TEXTS).encode(errors="surrogatepass")
@@ -132,7 +134,7 @@ def _places(holder):
       yield from _places(holder[key])
 
 
-def damage_file(rng, path):
+def damage_file(rng: random.Random, path: pathlib.Path) -> None:
   """Damages a file as what it is, or takes it away."""
   if rng.random() < 0.05:
     path.unlink()
@@ -221,10 +223,10 @@ class Fuzz:
     damage_file(rng, rng.choice(sorted(f for f in files if f.is_file())))
     self._open(path)
 
-  def kind_npz(self, rng, folder):
+  def kind_npz(self, rng: random.Random, folder: pathlib.Path) -> None:
     self._checkpoint(rng, folder, "m.npz")
 
-  def kind_array(self, rng, folder):
+  def kind_array(self, rng: random.Random, folder: pathlib.Path) -> None:
     """The header of an array in an npz, which is whole as a zip."""
     path = folder / "m.npz"
     with zipfile.ZipFile(self.right / "m.npz") as right:
@@ -238,13 +240,13 @@ class Fuzz:
         archive.writestr(member, data)
     self._open(path)
 
-  def kind_huggingface(self, rng, folder):
+  def kind_huggingface(self, rng: random.Random, folder: pathlib.Path) -> None:
     self._checkpoint(rng, folder, "hf")
 
-  def kind_orbax(self, rng, folder):
+  def kind_orbax(self, rng: random.Random, folder: pathlib.Path) -> None:
     self._checkpoint(rng, folder, "o")
 
-  def kind_safetensors(self, rng, folder):
+  def kind_safetensors(self, rng: random.Random, folder: pathlib.Path) -> None:
     """The header of the file, which says where what is."""
     path = self._copy("hf", folder)
     file = path / "model.safetensors"
@@ -255,19 +257,19 @@ class Fuzz:
     file.write_bytes(length.to_bytes(8, "little") + header + data[8 + size :])
     self._open(path)
 
-  def kind_adapter(self, rng, folder):
+  def kind_adapter(self, rng: random.Random, folder: pathlib.Path) -> None:
     path = self._copy("a.safetensors", folder)
     damage_file(rng, path)
     adapters.load_adapter(path, self.model, self.params)
 
-  def kind_tokenizer(self, rng, folder):
+  def kind_tokenizer(self, rng: random.Random, folder: pathlib.Path) -> None:
     path = folder / "t.model"
     data = pathlib.Path(TOKENIZER).read_bytes()
     path.write_bytes(damage_bytes(rng, data))
     tok = tokenizer.Tokenizer(path)
     tok.decode(tok.encode("answer en <loc0003> x\n", bos=True, eos=True))
 
-  def kind_image(self, rng, folder):
+  def kind_image(self, rng: random.Random, folder: pathlib.Path) -> None:
     del folder
     pictures = sorted(
       p for p in self.right.iterdir() if p.name[1:] in _PICTURES
@@ -278,7 +280,7 @@ class Fuzz:
       pixels, (28, 28)
     )
 
-  def kind_jsonl(self, rng, folder):
+  def kind_jsonl(self, rng: random.Random, folder: pathlib.Path) -> None:
     self._copy("a.png", folder)
     line = {"image": "a.png", "prefix": "answer en what?", "suffix": "a cat"}
     good = json.dumps(line).encode()
@@ -291,7 +293,7 @@ class Fuzz:
     for index in range(len(source)):
       make_row(source[index], np.random.default_rng(0))
 
-  def kind_predictions(self, rng, folder):
+  def kind_predictions(self, rng: random.Random, folder: pathlib.Path) -> None:
     path = folder / "y.jsonl"
     lines = [
       {
@@ -318,7 +320,7 @@ class Fuzz:
     name = rng.choice(sorted(set(metrics.METRICS) - {"segmentation"}))
     scoring.apply(metrics.make(name), found, lines, answer_key="suffix")
 
-  def kind_run(self, rng, folder):
+  def kind_run(self, rng: random.Random, folder: pathlib.Path) -> None:
     """What a trainer finds of an earlier start."""
     config = {"seed": 0, "train": {"ops": ["a"]}, "init": "m.npz"}
     steps = [{"step": i, "loss": 0.5, "val/exact_match": 1.0} for i in range(3)]
@@ -333,7 +335,7 @@ class Fuzz:
     workdir.check_values(folder, config)
     report.drop(folder / "metrics.jsonl", 2, ("val/",))
 
-  def kind_import(self, rng, folder):
+  def kind_import(self, rng: random.Random, folder: pathlib.Path) -> None:
     box = {
       "image_id": 1,
       "category_id": 1,
@@ -357,7 +359,7 @@ class Fuzz:
       images=self.right,
     )
 
-  def kind_call(self, rng, folder):
+  def kind_call(self, rng: random.Random, folder: pathlib.Path) -> None:
     """A sampler, a metric or a grammar as text."""
     del folder
     make, text = rng.choice(_CALLS)
@@ -379,7 +381,9 @@ _CALLS = (
 )
 
 
-def run_case(fuzz, seed, kind, number):
+def run_case(
+  fuzz: Fuzz, seed: int, kind: str, number: int
+) -> tuple[str | None, str]:
   """One case; what is bad about it, None if nothing is, and how it ended."""
   folder = pathlib.Path(tempfile.mkdtemp(dir=fuzz.work))
   rng = random.Random(f"{seed} {kind} {number}")
@@ -402,7 +406,12 @@ def run_case(fuzz, seed, kind, number):
   return problem and problem[-2000:], ended
 
 
-def work_off(connection, work, seed, first):
+def work_off(
+  connection: multiprocessing.connection.Connection,
+  work: pathlib.Path,
+  seed: int,
+  first: int,
+) -> None:
   """Runs cases from a number on, all kinds in turn, and says how they ended."""
   with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
     fuzz = Fuzz(work)
@@ -418,7 +427,9 @@ def work_off(connection, work, seed, first):
       number += 1
 
 
-def fuzz(seconds, seed, work):
+def fuzz(
+  seconds: float, seed: int, work: pathlib.Path
+) -> dict[str, collections.Counter]:
   """Runs cases for so long; {kind: Counter of how they ended}."""
   counts = collections.defaultdict(collections.Counter)
   context = multiprocessing.get_context("spawn")
@@ -455,7 +466,7 @@ def fuzz(seconds, seed, work):
   return counts
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )

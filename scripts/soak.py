@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -77,12 +78,12 @@ class Mode:
   predicts: bool = False
 
   @property
-  def is_exact(self):
+  def is_exact(self) -> bool:
     """On other devices sums are rounded otherwise."""
     return len(self.devices) == 1
 
   @property
-  def log(self):
+  def log(self) -> str:
     """The file that gets a line at every step, and none after the last."""
     return "predictions.jsonl" if self.predicts else "metrics.jsonl"
 
@@ -123,7 +124,7 @@ class Soak:
       lines = path.read_text().splitlines(keepends=True)
       path.write_text("".join(lines[:count]))
 
-  def command(self, mode, folder):
+  def command(self, mode: Mode, folder: pathlib.Path) -> list[str]:
     """What starts a run that writes into a folder."""
     python = [sys.executable, "-m"]
     if mode.predicts:
@@ -155,7 +156,9 @@ class Soak:
     ]
 
   @contextlib.contextmanager
-  def started(self, mode, folder, number):
+  def started(
+    self, mode: Mode, folder: pathlib.Path, number: int
+  ) -> Iterator[list[subprocess.Popen]]:
     """The processes of a start, which the end of the block ends."""
     devices = mode.devices[min(number, len(mode.devices) - 1)]
     environment = {
@@ -189,7 +192,7 @@ class Soak:
         stack.callback(process.kill)
       yield processes
 
-  def finish(self, mode, folder, number):
+  def finish(self, mode: Mode, folder: pathlib.Path, number: int) -> str:
     """Runs to the end; returns what went wrong, or nothing."""
     end = time.monotonic() + SECONDS
     with self.started(mode, folder, number) as processes:
@@ -202,7 +205,7 @@ class Soak:
           return f"exit {status}, see {folder}.*.log"
     return ""
 
-  def undisturbed(self, name):
+  def undisturbed(self, name: str) -> pathlib.Path:
     """The folder of a run of this mode that nothing disturbed."""
     if name not in self.whole:
       folder = self.work / f"whole {name}"
@@ -211,7 +214,7 @@ class Soak:
       self.whole[name] = folder
     return self.whole[name]
 
-  def run(self, number, name):
+  def run(self, number: int, name: str) -> "Row":
     """Disturbs a run; returns its row of the report."""
     rng = random.Random(f"{self.seed} {number}")
     whole, mode = self.undisturbed(name), MODES[name]
@@ -265,7 +268,9 @@ class Row:
   problems: list[str]
 
 
-def differences(mode, folder, whole):
+def differences(
+  mode: Mode, folder: pathlib.Path, whole: pathlib.Path
+) -> list[str]:
   """How a run differs from one that nothing disturbed, as sentences."""
   found = [
     f"{path.relative_to(folder)} is left over"
@@ -349,7 +354,7 @@ def _free_port():
     return probe.getsockname()[1]
 
 
-def main():
+def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -374,7 +379,7 @@ def main():
   shutil.rmtree(work)
 
 
-def table(rows):
+def table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
   """Per mode: runs, signals, and how many runs were equal."""
   made = [("mode", "runs", "killed", "told to end", "longest", "equal")]
   by_mode = collections.defaultdict(list)

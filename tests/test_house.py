@@ -461,3 +461,79 @@ def test_names_of_parameters_are_found():
     'z = "mlp"\n'
   )
   assert [line for line, _ in parameters_named(source)] == [2, 3]
+
+
+def unannotated(source):
+  """Yields (line, name) of public functions that lack a type."""
+
+  def visit(body, of_class):
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+        yield from visit(node.body, True)
+      if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        continue
+      if node.name.startswith("_") and node.name != "__call__":
+        continue
+      args = node.args
+      given = [*args.posonlyargs, *args.args, *args.kwonlyargs]
+      given += filter(None, (args.vararg, args.kwarg))
+      if of_class and given and given[0].arg in ("self", "cls"):
+        given = given[1:]
+      if node.returns is None or not all(x.annotation for x in given):
+        yield node.lineno, node.name
+
+  yield from visit(source.body, False)
+
+
+def test_public_functions_are_typed():
+  broken = [
+    f"{path.relative_to(ROOT)}:{line}: {name}"
+    for path in MODULES.values()
+    for line, name in unannotated(syntax(path))
+  ]
+  assert not broken, "\n".join(broken)
+
+
+def test_unannotated():
+  source = ast.parse(
+    textwrap.dedent(
+      """
+      def whole(x: int, *more: int, key: str = "") -> None: ...
+      def no_result(x: int): ...
+      def _private(x): ...
+      class C:
+        def method(self, x) -> None: ...
+        def __call__(self) -> int: ...
+      """
+    )
+  )
+  assert list(unannotated(source)) == [(3, "no_result"), (6, "method")]
+
+
+# Words of this project alone, in whose place those of the field are used.
+OLD_WORDS = {
+  "adapter_files",
+  "calls",
+  "few_rows",
+  "initial",
+  "interchange",
+  "layer_scan",
+  "new_folder",
+  "parts",
+  "quantized",
+  "quantizing",
+  "reordered",
+  "rows",
+  "small_gpu",
+  "weights",
+}
+
+
+def test_modules_have_names_of_the_field():
+  found = {module for module in MODULES if OLD_WORDS & {*module.split(".")}}
+  assert not found
+
+
+def test_the_root_is_small():
+  root = [p for p in (ROOT / "paligemma").glob("*.py") if p.stem != "__init__"]
+  assert len(root) <= 10, sorted(p.name for p in root)

@@ -134,7 +134,7 @@ def describe(changes: Changes) -> str:
   return f"resumed with changes: {'; '.join(shown)}"
 
 
-def read(file):
+def read(file: epath.Path) -> dict[str, Any] | None:
   """The object in a JSON file of the folder, None if there is no file.
 
   Raises:

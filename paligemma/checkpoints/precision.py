@@ -1,11 +1,14 @@
 """Which parameters a half-precision copy of the model keeps in float32."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax.numpy as jnp
 
 from paligemma import parameters
 
 
-def storage_dtypes(names, dtype):
+def storage_dtypes(names: Iterable[str], dtype: Any) -> dict[str, Any]:
   """In which dtype each parameter is kept when the matrices are in `dtype`.
 
   Args:

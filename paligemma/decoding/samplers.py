@@ -185,7 +185,7 @@ class OfFunction:
   stochastic: ClassVar[bool] = True
   function: Callable[[jax.Array, jax.Array], jax.Array]
 
-  def __call__(self, logits, rng):
+  def __call__(self, logits: jax.Array, rng: jax.Array) -> jax.Array:
     return self.function(logits, rng)
 
 

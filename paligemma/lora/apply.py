@@ -5,7 +5,10 @@ Axes: I inputs, R rank, O outputs, N heads, D width, H head dim.
 
 import functools
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,16 +19,16 @@ from paligemma.lora import config as lora_lib
 
 
 def enable_lora(
-  model,
-  params,
+  model: nn.Module,
+  params: Mapping[str, Any],
   *,
-  rank=lora_lib.Lora.rank,
-  alpha=lora_lib.Lora.alpha,
-  rslora=lora_lib.Lora.rslora,
-  dropout=lora_lib.Lora.dropout,
-  targets=lora_lib.Lora.targets,
-  seed=0,
-):
+  rank: int = lora_lib.Lora.rank,
+  alpha: float = lora_lib.Lora.alpha,
+  rslora: bool = lora_lib.Lora.rslora,
+  dropout: float = lora_lib.Lora.dropout,
+  targets: Sequence[str] = lora_lib.Lora.targets,
+  seed: int = 0,
+) -> tuple[nn.Module, dict[str, Any]]:
   """Puts adapters beside the matrices of a model, which answers as before.
 
   Args:
@@ -58,7 +61,9 @@ def enable_lora(
   return model, tree.unflatten(tree.merge(tree.flatten(params), drawn))
 
 
-def merge_lora(model, params):
+def merge_lora(
+  model: nn.Module, params: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
   """Adds the product of every adapter to its matrix.
 
   Args:
@@ -92,12 +97,12 @@ def merge_lora(model, params):
   return with_lora(model, None), tree.unflatten(merged)
 
 
-def lora_of(model):
+def lora_of(model: nn.Module) -> lora_lib.Lora | None:
   """The Lora of a model, or None."""
   return model.llm.lora
 
 
-def with_lora(model, lora):
+def with_lora(model: nn.Module, lora: lora_lib.Lora | None) -> nn.Module:
   """The model with other adapters, or None."""
   img = model.img
   return model.clone(
@@ -106,14 +111,14 @@ def with_lora(model, lora):
   )
 
 
-def is_adapter(names):
+def is_adapter(names: Iterable[str]) -> dict[str, bool]:
   """name -> whether the parameter belongs to an adapter."""
   return {
     name: re.fullmatch(parameters.ADAPTERS, name) is not None for name in names
   }
 
 
-def adapter_shapes(model):
+def adapter_shapes(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
   """name -> shape and dtype of the adapters of a model.
 
   Raises:
@@ -131,7 +136,7 @@ def adapter_shapes(model):
   return {n: shapes[n] for n, adapts in is_adapter(shapes).items() if adapts}
 
 
-def sharding_of(params):
+def sharding_of(params: Mapping[str, Any]) -> jax.sharding.Sharding:
   """Where adapters go: to every device that has a part of the parameters."""
   sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
   if isinstance(sharding, NamedSharding):
@@ -157,7 +162,7 @@ def _add(w, a, b, scale, *, part, order):
   return one((w, a, b)) if a.ndim == 2 else jax.lax.map(one, (w, a, b))
 
 
-def joined(flat):
+def joined(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Both arrays of a quantized matrix under its name."""
   joined = {}
   for name, leaf in flat.items():

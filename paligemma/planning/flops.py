@@ -5,7 +5,10 @@ XLA's own cost analysis counts the body of a scan once, whatever its length.
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
+import flax.linen as nn
 import jax
 
 from paligemma import parameters
@@ -27,16 +30,16 @@ PEAK_FLOPS = {
 
 
 def train_step(
-  model,
-  shapes,
-  trainable,
+  model: nn.Module,
+  shapes: Mapping[str, Any],
+  trainable: Mapping[str, bool],
   *,
-  batch_size,
-  res,
-  text_len,
-  frames=0,
-  supervised=None,
-):
+  batch_size: int,
+  res: int,
+  text_len: int,
+  frames: int = 0,
+  supervised: int | None = None,
+) -> int:
   """Counts the multiplications and additions that the step needs.
 
   A matrix with n entries costs 2n per token forward, 2n more where a gradient
@@ -89,7 +92,15 @@ def train_step(
   return total + attention * batch_size
 
 
-def decode(model, shapes, *, batch_size, res, text_len, max_decode_len):
+def decode(
+  model: nn.Module,
+  shapes: Mapping[str, Any],
+  *,
+  batch_size: int,
+  res: int,
+  text_len: int,
+  max_decode_len: int,
+) -> int:
   """Counts the multiplications and additions of decoding to the full length.
 
   Counted as in `train_step`. The first token comes from the prompt's logits at
@@ -131,7 +142,7 @@ def _matrices(shapes):
   ]
 
 
-def peak_per_second():
+def peak_per_second() -> float | None:
   """Peak of all devices together, or None for an unknown kind (a CPU)."""
   peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
   return peak and peak * jax.device_count()

@@ -1,5 +1,9 @@
 """Adapters of a model in files: `save_adapter`, `load_adapter`."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
@@ -15,7 +19,13 @@ from paligemma.lora import apply as lora
 _BASE = "base"  # in Model.metadata
 
 
-def save_adapter(path, model, params, *, format=None):
+def save_adapter(
+  path: epath.PathLike,
+  model: nn.Module,
+  params: Mapping[str, Any],
+  *,
+  format: str | None = None,
+) -> None:
   """Writes the adapters of a model, without the model.
 
   Args:
@@ -40,7 +50,14 @@ def save_adapter(path, model, params, *, format=None):
   write(path, model, arrays, base=_kind(weights), format=format)
 
 
-def write(path, model, arrays, *, base, format=None):
+def write(
+  path: epath.PathLike,
+  model: nn.Module,
+  arrays: Mapping[str, Any],
+  *,
+  base: str,
+  format: str | None = None,
+) -> None:
   """Does what `save_adapter` does, with the adapters alone.
 
   Args:
@@ -65,7 +82,7 @@ def write(path, model, arrays, *, base, format=None):
   writer(path, arrays, model, base)
 
 
-def knowing_base(model, weights):
+def knowing_base(model: nn.Module, weights: Mapping[str, Any]) -> nn.Module:
   """The model with numbers in its metadata by which `write` names its base.
 
   Args:
@@ -77,7 +94,9 @@ def knowing_base(model, weights):
   return model.clone(metadata={**model.metadata, _BASE: found})
 
 
-def load_adapter(path, model, params):
+def load_adapter(
+  path: epath.PathLike, model: nn.Module, params: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, Any]]:
   """Puts adapters from files beside the matrices of a model.
 
   Of peft also the biases and modules that were trained beside the adapters:
