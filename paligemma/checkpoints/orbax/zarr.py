@@ -33,6 +33,11 @@ _BAD_FILE = (
   ValueError,
 )
 
+# Elements of a chunk, as a multiple of those of its array, whose last chunk may
+# be cut; and so many are never too many.
+_LARGEST_CHUNK = 16
+_SMALL = 2**20
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Array:
@@ -103,9 +108,22 @@ def open_all(where: str, specs: Mapping[str, Mapping]) -> dict[str, Array]:
   recent = {}
   for name, future in opening.items():
     with one_line(f"{where}: {name}"):
-      arrays[name] = Array(f"{where}: {name}", future.result(), recent)
+      store = future.result()
+      arrays[name] = Array(f"{where}: {name}", store, recent)
       np.dtype(arrays[name].dtype)
+      _check_chunks(store)
   return arrays
+
+
+def _check_chunks(store):
+  """Raises for chunks far larger than the array.
+
+  tensorstore 0.1.86 allocates a whole chunk, and ends the process if there is
+  no memory for it.
+  """
+  chunk = store.chunk_layout.read_chunk.shape
+  if math.prod(chunk) > max(_LARGEST_CHUNK * store.size, _SMALL):
+    raise ValueError(f"chunks of shape {chunk} in an array of {store.shape}")
 
 
 def kvstore(folder: epath.PathLike) -> Any:

@@ -447,6 +447,17 @@ def test_a_flipped_bit_is_found(path):
   assert "\n" not in str(e.value)
 
 
+def test_chunks_far_larger_than_their_array(path):
+  """tensorstore would ask for that much memory, and abort without it."""
+  file = next(path.glob("params/*/zarr.json"))
+  metadata = json.loads(file.read_text())
+  chunk = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+  chunk[-1] *= 10**9
+  file.write_text(json.dumps(metadata))
+  with pytest.raises(ValueError, match=r"corrupt .* \(chunks of shape \("):
+    orbax.open(path)
+
+
 @pytest.mark.parametrize("kind", ["ours", "standard", "folders"])
 def test_whatever_file_is_broken(tmp_path, kind):
   good = tmp_path / "good"
