@@ -299,12 +299,9 @@ python -m trainers.train --config configs/transfers/digits.py --dry_run \\
 python -m pytest --anything
 ```
 """
-  known = "variant, res, text_len, batch_size, epochs, tune, dtype, init"
   found = [problems(words) for words in commands(text)]
   assert found[0][0] == "trainers.train has no flag --work"
-  assert found[0][1].startswith(
-    f'unknown config argument "ress", expected one of {known}'
-  )
+  assert found[0][1].startswith('unknown config argument "ress", expected')
   assert found[1:] == [
     ["no config configs/no.py"],
     ["configs/transfers/digits.py has no mesh.modell=4"],

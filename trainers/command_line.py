@@ -39,7 +39,8 @@ def parse(
     required: whether there has to be a --config.
 
   Returns:
-    What the parser found, and the config; None if it need not be there.
+    What the parser found, but for --config; and the config, None if it need
+    not be there.
 
   Raises:
     ValueError: an unknown flag, a config that cannot be read, or a value on top
@@ -70,6 +71,7 @@ def parse(
         for text in rest
       )
     )
+  del args.config
   return args, config
 
 

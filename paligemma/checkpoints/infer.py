@@ -49,7 +49,7 @@ def _tower(shapes, tower):
   rows = [
     row
     for name, row in parameters.ROWS.items()
-    if row.tower == tower and name in shapes
+    if row.tower == tower and name in shapes and row.kind != parameters.ADAPTER
   ]
   told = _letters(shapes, rows)
   models = {row.when for row in rows}

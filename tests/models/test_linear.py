@@ -16,19 +16,21 @@ from paligemma.models import gemma, linear, vit
 # Sizes of axes; a last one of a matrix must be even in 4 bits.
 SIZES = dict(B=2, T=5, X=11, D=14, N=3, K=2, H=10, F=22, V=13)
 SIZES |= dict(I=14, J=6, O=22, P=10) | {"2": 2, "3": 3}
+_IMG = "img/Transformer/encoderblock_0"
+_MHA = f"{_IMG}/MultiHeadDotProductAttention_0"
 # Every equation, and the name of the matrix in it.
 EQUATIONS = {
-  "BTD,3NDH->3BTNH": "attn/qkv_einsum/w",
-  "BTD,NDH->BTNH": "attn/q_einsum/w",
-  "BTD,2KDH->2BTKH": "attn/kv_einsum/w",
-  "BTNH,NHD->BTD": "attn/attn_vec_einsum/w",
-  "BTD,DF->BTF": "mlp/gating_einsum",
-  "BTF,FD->BTD": "mlp/linear",
-  "XD,VD->XV": "embedder/input_embedding",
-  "BTI,IO->BTO": "MlpBlock_0/Dense_0/kernel",
-  "BTI,IOP->BTOP": "MultiHeadDotProductAttention_0/query/kernel",
-  "BTIJ,IJO->BTO": "MultiHeadDotProductAttention_0/out/kernel",
-  "BI,IO->BO": "head/kernel",
+  "BTD,3NDH->3BTNH": "llm/layers/0/attn/qkv_einsum/w",
+  "BTD,NDH->BTNH": "llm/layers/0/attn/q_einsum/w",
+  "BTD,2KDH->2BTKH": "llm/layers/0/attn/kv_einsum/w",
+  "BTNH,NHD->BTD": "llm/layers/0/attn/attn_vec_einsum/w",
+  "BTD,DF->BTF": "llm/layers/0/mlp/gating_einsum",
+  "BTF,FD->BTD": "llm/layers/0/mlp/linear",
+  "XD,VD->XV": "llm/embedder/input_embedding",
+  "BTI,IO->BTO": f"{_IMG}/MlpBlock_0/Dense_0/kernel",
+  "BTI,IOP->BTOP": f"{_MHA}/query/kernel",
+  "BTIJ,IJO->BTO": f"{_MHA}/out/kernel",
+  "BI,IO->BO": "img/head/kernel",
 }
 
 

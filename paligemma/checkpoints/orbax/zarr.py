@@ -122,7 +122,7 @@ def _check_chunks(store):
   no memory for it.
   """
   chunk = store.chunk_layout.read_chunk.shape
-  if math.prod(chunk) > max(_LARGEST_CHUNK * store.size, _SMALL):
+  if chunk and math.prod(chunk) > max(_LARGEST_CHUNK * store.size, _SMALL):
     raise ValueError(f"chunks of shape {chunk} in an array of {store.shape}")
 
 

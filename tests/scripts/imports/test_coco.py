@@ -369,7 +369,7 @@ def test_half_an_annotation_is_named_or_read(tmp_path, key):
   for bad in (half, rest, *({**rest, key: x} for x in HALVES)):
     src = write(tmp_path / "a.json", (IMAGE, other), (good, bad))
     found, _, problems = read(src, skip=True)
-    assert (found[-1].image.name, len(found[-1].things)) == ("b.png", 1)
+    assert (found[-1].image.name, len(found[-1].objects)) == ("b.png", 1)
     if not problems.messages:
       continue
     refused += 1

@@ -51,7 +51,7 @@ def test_a_row_of_confidence_0_is_no_box(tmp_path, zero):
   for name in ("0001", "0002"):
     picture(src / "train" / f"{name}.jpg")
   ((entry,), _, problems) = read(open_images.read, src)
-  assert [thing.label for thing in entry.things] == ["Cat"]
+  assert [x.label for x in entry.objects] == ["Cat"]
   table = f"{src}/train-annotations-bbox.csv"
   assert problems.notes == {
     "rows of Confidence 0, which are no boxes": (2, f"{table}:3"),
