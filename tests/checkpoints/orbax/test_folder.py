@@ -397,7 +397,7 @@ def test_killed_while_saving_leaves_nothing_at_its_path(tmp_path):
   script = textwrap.dedent(
     f"""
     import os, signal, numpy as np
-    from paligemma.checkpoints import orbax
+    from paligemma.checkpoints.orbax import folder as orbax
     def pairs():
       yield "llm/a", np.ones(3)
       os.kill(os.getpid(), signal.SIGKILL)
@@ -497,7 +497,7 @@ def test_two_processes_write_one_checkpoint(tmp_path):
     import sys
     import jax, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
-    from paligemma.checkpoints import orbax
+    from paligemma.checkpoints.orbax import folder as orbax
 
     path, port, index = sys.argv[1:]
     jax.distributed.initialize(f"localhost:{port}", 2, int(index))
