@@ -2,6 +2,7 @@
 
 import functools
 import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,7 +43,13 @@ class Run:
     return [float(loss) for loss in measured]
 
 
-def _reference_losses(plan, trainable, frozen, batch, count):
+def reference_losses(
+  plan: Plan,
+  trainable: Mapping[str, Any],
+  frozen: Mapping[str, Any],
+  batch: Mapping[str, Any],
+  count: int,
+) -> list[float]:
   """The loss of each step in the plain form, from some weights on.
 
   Logits float32[B, T, V] of every position, then the loss, and its gradient by
@@ -104,7 +111,7 @@ def measure(
   trainable, frozen = subject.trained_parameters(plan)
   run = Run(plan, trainable, frozen, batch)
   ours = run.steps(_LOSSES)
-  plain = _reference_losses(plan, trainable, frozen, batch, _LOSSES)
+  plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
   contestants = {"ours": functools.partial(run.steps, steps)}
   if peer is not None:
     peers = peer.trainers(config, model, {**trainable, **frozen}, batch)

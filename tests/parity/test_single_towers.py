@@ -6,6 +6,7 @@ import pytest
 
 import paligemma
 from paligemma.checkpoints import formats
+from paligemma.decoding import decode
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -54,7 +55,7 @@ def test_gemma_on_text(theirs, tmp_path, agree):
     eos_token_id=model.llm.vocab_size,
     pad_token_id=0,
   ).numpy()[:, 7:]
-  decoded = paligemma.decode.generate(
+  decoded = decode.generate(
     model,
     params,
     {
