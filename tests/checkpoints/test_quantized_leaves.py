@@ -143,8 +143,9 @@ def test_never_stands_in_memory_in_full_precision():
   )
   beyond = dict(line.split() for line in done.stdout.splitlines())
   assert beyond.keys() == set(quantization.KINDS)
-  # In float32 it takes 128 MiB and a layer of it 8, of which there are a few.
-  assert all(float(mebibytes) < 64 for mebibytes in beyond.values()), beyond
+  # In float32 it takes 128 MiB. In blocks it is 25, 41 and 70 beyond the result
+  # by kind, at once 166, 250 and 382.
+  assert all(float(mebibytes) < 96 for mebibytes in beyond.values()), beyond
 
 
 def pair_of(name, kind, x):
