@@ -197,7 +197,7 @@ KEYS = (
         str,
         "block_inputs",
         f"what of the {what} is kept for the backward pass, see "
-        "paligemma/models/remat.py",
+        "paligemma/models/stack.py",
       ),
       Key(
         f"model.{tower}.*",
@@ -576,7 +576,7 @@ def _problems(node: Any, schema: Any, name: str) -> Iterator[str]:
     if inner := known.get(key, schema.get("*")):
       yield from _problems(value, inner, f"{name}.{key}")
     elif not is_open:
-      yield f"{name}.{messages.shown(str(key))} is no key.{_near(key, known)}"
+      yield f"{name}.{messages.shown(str(key))} is unknown.{_near(key, known)}"
 
 
 def _near(name: str, known: Mapping[str, Any]) -> str:

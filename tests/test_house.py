@@ -463,6 +463,24 @@ def test_names_of_parameters_are_found():
   assert [line for line, _ in parameters_named(source)] == [2, 3]
 
 
+# Files of ours that strings and comments name. Those of big_vision, below
+# "proj", are not ours.
+OF_OURS = re.compile(
+  r"(?<![\w/.])(?:paligemma|trainers|configs|scripts|docs|tests)"
+  r"/(?!proj/)[a-z0-9_/]+\.(?:py|md|sh|json)\b"
+)
+
+
+def test_files_that_are_named_exist():
+  missing = [
+    f"{path.relative_to(ROOT)}: {name}"
+    for path in MODULES.values()
+    for name in OF_OURS.findall(path.read_text())
+    if not (ROOT / name).exists()
+  ]
+  assert not missing, "\n".join(missing)
+
+
 def unannotated(source):
   """Yields (line, name) of public functions that lack a type."""
 

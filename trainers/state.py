@@ -59,7 +59,7 @@ def abstract_params(
     res: int, side of the images in pixels.
     trainable: regexes of the names that train.
     frozen_dtype: dtype of what is frozen, see precision.storage_dtypes, or one
-      of quantized.KINDS, which leaves in float32 what is not quantized.
+      of quantization.KINDS, which leaves in float32 what is not quantized.
     mesh: mesh of sharding.make_mesh.
     sharding_rules: see sharding.infer.
 

@@ -35,14 +35,14 @@ def enable_lora(
     model: Model.
     params: its parameters {"img": ..., "llm": ...}, quantized or not; they are
       shared with the result. On several devices each gets all of the adapters.
-    rank, alpha, rslora, dropout, targets: see lora.Lora.
+    rank, alpha, rslora, dropout, targets: see lora.config.Lora.
     seed: int; A is drawn as peft draws it, B is zero.
 
   Returns:
     Tuple of the Model and its parameters, adapters in float32 included.
 
   Raises:
-    ValueError: a value that lora.Lora refuses, targets that this model does not
+    ValueError: a value that Lora refuses, targets that this model does not
       have, or the model has adapters.
   """
   if lora_of(model) is not None:

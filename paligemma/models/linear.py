@@ -95,7 +95,7 @@ def matrix(
     dtype: compute dtype.
 
   Returns:
-    float[shape] in `dtype`, or as it is, see quantized.py.
+    float[shape] in `dtype`, or as it is, see quantization.py.
   """
   if module.has_variable("params", name):
     found = module.get_variable("params", name)
@@ -178,7 +178,7 @@ def adapt(
 
   Args:
     lora: Lora, or None.
-    target: one of lora.TARGETS.
+    target: one of parameters.TARGETS.
     x: float[B, T, ...], whose axes behind T are summed over.
     shape: of the output behind B and T.
     dtype: compute dtype.

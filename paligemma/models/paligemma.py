@@ -47,8 +47,8 @@ class Model(nn.Module):
     llm: module with `embed_tokens`, `compute_logits` and __call__ as
       gemma.Model has them; `prefill_cache` and `extend_cache` are optional.
     metadata: what the checkpoint said beside the towers, such as the
-      preprocessing of pictures (see checkpoints/fields.py). No product depends
-      on it, and models that differ in it alone are equal.
+      preprocessing of pictures (see checkpoints/stated_fields.py). No product
+      depends on it, and models that differ in it alone are equal.
   """
 
   img: nn.Module | None
@@ -307,8 +307,8 @@ def make(
     img: dict of fields of vit.Model that differ; "variant" (e.g. "B/16")
       exchanges the whole tower.
     llm: dict of fields of gemma.Model that differ; likewise "variant".
-    lora: dict of fields of lora.Lora that differ, {} for its defaults; None for
-      no adapters.
+    lora: dict of fields of lora.config.Lora that differ, {} for its defaults;
+      None for no adapters.
 
   Returns:
     Model. The resolution is not part of it: the position embedding takes the

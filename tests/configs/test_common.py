@@ -137,20 +137,20 @@ def test_all_mistakes_are_named_at_once():
   with pytest.raises(ValueError) as caught:
     common.complete(config)
   assert set(str(caught.value).split("; ")) == {
-    'config.learning_rat is no key. Did you mean "learning_rate"?',
-    'config.on_bad is no key. Did you mean "train.on_bad"?',
+    'config.learning_rat is unknown. Did you mean "learning_rate"?',
+    'config.on_bad is unknown. Did you mean "train.on_bad"?',
     "config.res is '224', expected int",
     "config.mesh is 3, expected a dict of its keys",
     "config.train.sources.a.path is missing: path of the file. Did you mean "
     '"pth"?',
-    'config.train.sources.a.pth is no key. Did you mean "path"?',
+    'config.train.sources.a.pth is unknown. Did you mean "path"?',
     "config.evals.val.kind is missing: perplexity or generate. Did you mean "
     '"knd"?',
-    "config.evals.test.source.stride is no key. Did you mean "
+    "config.evals.test.source.stride is unknown. Did you mean "
     '"train.sources.*.stride"?',
-    'config.evals.test.sampler is no key. Did you mean "evals.*.sampler"?',
+    'config.evals.test.sampler is unknown. Did you mean "evals.*.sampler"?',
     "config.evals.test.limit is True, expected int",
-    'config.model.lora.rnk is no key. Did you mean "rank"?',
+    'config.model.lora.rnk is unknown. Did you mean "rank"?',
   }
   assert config.to_dict() == before
 

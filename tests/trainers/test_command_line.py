@@ -115,7 +115,9 @@ def test_a_config_that_sets_little_takes_any_value_on_top(tmp_path):
   with pytest.raises(ValueError, match="get_config returned 3, expected a Co"):
     parse(f"--config={path}")
   path.write_text("def get_config():\n  return {'rez': 56, 'sed': 1}\n")
-  with pytest.raises(ValueError, match=r'rez is no key.*"res".*sed is no key'):
+  with pytest.raises(
+    ValueError, match=r'rez is unknown.*"res".*sed is unknown'
+  ):
     parse(f"--config={path}")
 
 

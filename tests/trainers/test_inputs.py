@@ -190,7 +190,10 @@ def _perplexity(tiny, **changes):
     ({"kind": "perplexitty"}, 'kind of evals.mine "perplexitty".*"perplexity"'),
     ({"kind": None}, "config.evals.mine.kind is missing: perplexity or gen"),
     ({"source": None}, "config.evals.mine.source.kind is missing: one of jso"),
-    ({"batch_sise": 8}, 'evals.mine.batch_sise is no key. .* "batch_size"'),
+    (
+      {"batch_sise": 8},
+      'evals.mine.batch_sise is unknown. .* "batch_size"',
+    ),
     (
       {"every_steps": 2, "every_epochs": 1},
       "both every_steps and every_epochs",

@@ -64,7 +64,7 @@ def write(
     path, model, format: as in `save_adapter`; what `knowing_base` returned, if
       the file is to tell the base.
     arrays: name -> array of every adapter.
-    base: one of quantized.KINDS in which they see the matrices of the model,
+    base: one of quantization.KINDS in which they see the matrices of the model,
       "" for full precision.
   """
   if format is None:
@@ -200,7 +200,7 @@ def _listed(sizes):
 
 
 def _kind(weights):
-  """In which of quantized.KINDS matrices are, "" in none.
+  """In which of quantization.KINDS matrices are, "" in none.
 
   In 4 bits the vocabulary table is in int8 beside them, and counts last.
   """

@@ -40,8 +40,8 @@ class Adapters:
     sizes: Of the model, as `save` was given them. None: the files do not tell.
     replaced: Key of huggingface/layout.py -> tensor of the model itself that
       was trained beside the adapters.
-    base: One of quantized.KINDS in which the adapters saw the matrices of the
-      model, "" for full precision. None: the file does not tell.
+    base: One of quantization.KINDS in which the adapters saw the matrices of
+      the model, "" for full precision. None: the file does not tell.
     weights: samples.take of the model beside which they were trained. None: the
       files do not tell.
   """
@@ -115,7 +115,7 @@ def save(
     arrays: Name -> array, with stacked layers.
     lora: What they are.
     sizes: Of the model that they are for, as JSON can hold them.
-    base: One of quantized.KINDS, of the matrices beside them, "" for none.
+    base: One of quantization.KINDS, of the matrices beside them, "" for none.
     weights: samples.take of the model beside them. Default: not known.
   """
   metadata = {

@@ -209,7 +209,7 @@ class _Module:
   """An adapted linear map.
 
   Attributes:
-    target: Key of lora.TARGETS.
+    target: Key of parameters.TARGETS.
     layer: int, None of the projector.
     head: What stands in front of its name in transformers: "model.language_".
     name: The rest of its name: "layers.3.self_attn.q_proj".
