@@ -1,4 +1,4 @@
-"""What only XLA on CPUs needs: four workarounds, each as of jax 0.10.2.
+"""What only XLA on CPUs needs: five workarounds, each as of jax 0.10.2.
 
 Gains are those of an answer of nine tokens by a decoder of 157 million
 parameters in bfloat16 with PaliGemma's vocabulary, on two cores with AVX-512.
@@ -141,6 +141,33 @@ def product_of_one_row(
     return jax.lax.slice_in_dim(both, 0, 1, axis=axis_of_product)
 
   return jax.lax.platform_dependent(x, y, cpu=twice, default=product)
+
+
+def psum_scatter(x: Array, axis_name: str, axis: int) -> Array:
+  """jax.lax.psum_scatter(tiled=True), by way of psum between CPU processes.
+
+  The reduce-scatter of Gloo overwrites what it is still sending
+  (github.com/jax-ml/jax/issues/40830): the end of a gradient was wrong on
+  process 0 in 33 of 120 steps of the tiny model. There is no gain in speed, and
+  no test can wait for it to be mended, as the fault is a race.
+
+  Args:
+    x: of each device, within jax.shard_map.
+    axis_name: of the mesh, over which to sum.
+    axis: of x, which the devices share afterwards; divisible by their number.
+
+  Returns:
+    The sum, of which each device has its part of the axis.
+  """
+  if jax.default_backend() != "cpu" or jax.process_count() == 1:
+    return jax.lax.psum_scatter(
+      x, axis_name, scatter_dimension=axis, tiled=True
+    )
+  size = x.shape[axis] // jax.lax.axis_size(axis_name)
+  first = jax.lax.axis_index(axis_name) * size
+  return jax.lax.dynamic_slice_in_dim(
+    jax.lax.psum(x, axis_name), first, size, axis
+  )
 
 
 @jax.custom_jvp

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, PyTree
 
+from paligemma.models import cpu
+
 
 def local_batch(batch: int) -> int:
   """How many of `batch` examples one device has, by the mesh of jax.set_mesh.
@@ -61,7 +63,7 @@ def on_each_device(
     axis = split_axis(x)
     if axis is None:
       return jax.lax.psum(x, "data")
-    return _sum_split(x, axis)
+    return cpu.psum_scatter(x, "data", axis)
 
   def run(shared, arrays):
     sums, arrays = function(shared, arrays)
@@ -141,20 +143,6 @@ def scan_microbatches(
   arrays = jax.tree.map(lambda x: _split(x, num_microbatches), arrays)
   carry, out = jax.lax.scan(function, carry, (numbers, *arrays))
   return carry, jax.tree.map(_join, out)
-
-
-def _sum_split(x, axis):
-  """The sum over the devices, of which each one keeps its part of an axis."""
-  if jax.default_backend() != "cpu" or jax.process_count() == 1:
-    return jax.lax.psum_scatter(x, "data", scatter_dimension=axis, tiled=True)
-  # The reduce-scatter between CPU processes (Gloo in jaxlib 0.10.2) overwrites
-  # what it is still sending, github.com/jax-ml/jax/issues/40830: the end of a
-  # gradient was wrong on process 0 in 33 of 120 steps of the tiny model.
-  size = x.shape[axis] // jax.lax.axis_size("data")
-  first = jax.lax.axis_index("data") * size
-  return jax.lax.dynamic_slice_in_dim(
-    jax.lax.psum(x, "data"), first, size, axis
-  )
 
 
 def _is_on_each_device():
