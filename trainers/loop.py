@@ -263,7 +263,8 @@ class Loop:
     model, path = self.plan.model, self.folder / "final.npz"
     if lora.lora_of(model) is not None:
       path = self.folder / "adapter.safetensors"
-      weights, _ = tree.partition(weights, lora.is_adapter(weights))
+      weights, base = tree.partition(weights, lora.is_adapter(weights))
+      model = adapters.knowing_base(model, base)
 
     def fetch():
       for name, array in sorted(weights.items()):

@@ -16,9 +16,7 @@ import os
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import steps
-from paligemma.lora import apply as lora
 from trainers import (
   checks,
   command_line,
@@ -61,8 +59,6 @@ def train(
       )
     )
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
-    if lora.lora_of(plan.model) is not None:
-      plan.model = adapters.knowing_base(plan.model, frozen)
     changes = workdir.claim(folder, config, step=int(state.step))
     loop = Loop(
       plan, folder, checkpoints, batches, evaluators, notice=notice, lock=held
