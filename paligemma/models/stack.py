@@ -318,12 +318,12 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
   zero = jax.custom_derivatives.SymbolicZero
   if not all(isinstance(x, zero) for x in jax.tree.leaves(of_out)):
     raise ValueError(
-      "no gradient passes through what blocks give out on the way: they are "
-      'computed again in the backward pass; set remat_policy to "none"'
+      "the named outputs of blocks have no gradient, as blocks are computed "
+      'again in the backward pass; set remat_policy to "none"'
     )
   params, is_trained, kept, layers, shared = residuals
   leaves, treedef = jax.tree.flatten(params)
-  trains = [mark is not None for mark in treedef.flatten_up_to(is_trained)]
+  trains = [x is not None for x in treedef.flatten_up_to(is_trained)]
   trained = [p for p, t in zip(leaves, trains, strict=True) if t]
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)

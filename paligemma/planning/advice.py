@@ -11,7 +11,7 @@ from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
 # Of the policies of models/stack.py: what keeps all, and what is tried then.
-KEEPS_ALL = ("none",)
+KEEPS_ALL = "none"
 TRIED = "block_inputs"
 
 
@@ -105,7 +105,7 @@ def _keeping_less(plan, memory, peak_with):
   """A line on another remat_policy, if a step compiled with it needs less."""
   towers = ("img", "llm")
   policies = {x: getattr(plan.model, x).remat_policy for x in towers}
-  changed = {x: TRIED for x in towers if policies[x] in KEEPS_ALL}
+  changed = {x: TRIED for x in towers if policies[x] == KEEPS_ALL}
   if not changed:
     return []
   less = memory.peak - peak_with(changed)
