@@ -166,9 +166,7 @@ def test_what_the_blocks_give_out_has_no_gradient():
     )
     return jnp.sum(x) + jnp.sum(out["y"])
 
-  with pytest.raises(
-    ValueError, match=r"have no gradient .*set remat_policy"
-  ):
+  with pytest.raises(ValueError, match=r"have no gradient.*set remat_policy"):
     jax.grad(total)(PARAMS)
 
 
