@@ -10,4 +10,7 @@ venv=.venv-parity
 # Official scorers: of each one file is read, without what it depends on.
 python -m pip install --quiet --disable-pip-version-check --no-deps \
   salesforce-lavis==1.0.2 lmms-eval==0.7.3 anls==0.0.2
+# Programs as users run them, with the optimizations that other tests leave out.
+export XLA_FLAGS="--xla_backend_optimization_level=3 \
+  --xla_llvm_disable_expensive_passes=false"
 exec python -m pytest --numprocesses 2 --dist loadfile tests/parity "$@"
