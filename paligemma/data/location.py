@@ -66,12 +66,14 @@ class Object:
 
 
 def corners(box: Any) -> Float[np.ndarray, "4"] | None:
-  """Returns four finite numbers as float64, None if it is anything else."""
+  """Returns finite (y0 <= y1, x0 <= x1) in float64, None for anything else."""
   try:
     found = np.asarray(box, np.float64)
   except (TypeError, ValueError):
     return None
-  return found if found.shape == (4,) and np.isfinite(found).all() else None
+  if found.shape != (4,) or not np.isfinite(found).all():
+    return None
+  return found if (found[:2] <= found[2:]).all() else None
 
 
 def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
@@ -304,11 +306,8 @@ def _checked(box):
   found = corners(box)
   if found is None:
     raise ValueError(
-      f"box is {box}, expected 4 finite numbers (y0, x0, y1, x1)"
-    )
-  if (found[2:] < found[:2]).any():
-    raise ValueError(
-      f"box is {box}, expected (y0, x0, y1, x1) with y0 <= y1 and x0 <= x1"
+      f"box is {box}, expected 4 finite numbers (y0, x0, y1, x1) with y0 <= y1 "
+      "and x0 <= x1"
     )
   return found
 

@@ -43,10 +43,9 @@ class FromTfds:
 
   Attributes:
     names: Of the labels, by number. Default (): labels are "".
-    label: Column of the labels. Default "label"; ref_coco_bv has "category".
+    label: Column of the labels; in ref_coco_bv it is "category".
     crowds: Whether to keep annotations of groups, which only the metric uses.
-      Default False.
-    key: Field with the columns. Default "objects".
+    key: Field with the columns.
   """
 
   names: tuple[str, ...] = ()
@@ -61,7 +60,7 @@ class FromTfds:
       raise example_fields.wrong(
         example, self.key, f"columns {' and '.join(sorted(needed))}"
       )
-    height, width = _size(example)
+    height, width = image_ops.image_size(example)
     found = []
     for i, box in enumerate(columns["bbox"]):
       # In float32, as stored, whole pixels remain whole.
@@ -81,7 +80,7 @@ class FromTfds:
           s.decode() if isinstance(s, bytes) else str(s) for s in sentences
         ]
       found.append(item)
-    return _with(example, found, self.crowds, height, width)
+    return _replace(example, found, self.crowds, height, width)
 
   def _label(self, columns, i, example):
     if not self.names:
@@ -108,10 +107,8 @@ class FromCoco:
   Attributes:
     names: Of the labels, by number. Default None: "category_id" is the label.
     masks: Whether to make masks of "segmentation", polygons or run lengths.
-      Default False.
     crowds: Whether to keep annotations of groups, which only the metric uses.
-      Default False.
-    key: Field with the annotations. Default "annotations".
+    key: Field with the annotations.
   """
 
   names: Mapping[int, str] | None = None
@@ -123,7 +120,7 @@ class FromCoco:
     annotations = example_fields.read(example, self.key)
     if not isinstance(annotations, list | tuple):
       raise example_fields.wrong(example, self.key, "a list of annotations")
-    height, width = _size(example)
+    height, width = image_ops.image_size(example)
     found = []
     try:
       for annotation in annotations:
@@ -149,7 +146,7 @@ class FromCoco:
         'expected "bbox" [x, y, width, height] and "category_id"'
         f"{_SHAPED * self.masks}: {reason}",
       ) from None
-    return _with(example, found, self.crowds, height, width)
+    return _replace(example, found, self.crowds, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,23 +154,21 @@ class KeepObjects:
   """Drops objects.
 
   Attributes:
-    labels: The labels to keep. Default None: all.
-    min_side: Smallest shorter side of a box to keep, in pixels. Default 0.
+    labels: Those to keep. Default None: all.
+    min_side: Smallest shorter side of a box to keep, in pixels.
   """
 
   labels: tuple[str, ...] | None = None
   min_side: float = 0.0
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    return {
-      **example,
-      "objects": [
-        item
-        for item in objects.read(example)
-        if (self.labels is None or item["label"] in self.labels)
-        and min(_sides(item["box"])) >= self.min_side
-      ],
-    }
+    kept = [
+      item
+      for item in objects.read(example)
+      if (self.labels is None or item["label"] in self.labels)
+      and _shorter_side(item["box"]) >= self.min_side
+    ]
+    return {**example, "objects": kept}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +203,6 @@ class Segment:
 
   It also writes "box" and "mask", which metrics.Segmentation reads.
 
-  Attributes:
-    encoder: Encodes the mask.
-
   Source: refcoco_mask2str of big_vision; the locations are round(1023 * box),
   and the mask is cropped and resized to 64x64 by data/masks.crop.
   """
@@ -226,7 +218,7 @@ class Segment:
         "one, and InceptionCrop(min_covered=1) does not cut it off",
       )
     unnamed = {**found[0], "label": ""}
-    suffix = _encode(unnamed, _size(example), self.encoder, example)
+    suffix = _encode(example, unnamed, self.encoder)
     answer = {key: found[0][key] for key in ("box", "mask")}
     return {**example, "suffix": suffix, **answer}
 
@@ -238,10 +230,9 @@ class DetectPrompt:
   The order is random, so that it does not reveal which labels are present.
 
   Attributes:
-    names: Labels that may be asked for although they are absent. Default ().
+    names: Labels that may be asked for although they are absent.
     negatives: Number of absent labels, at least one if there is no object.
-      Default 0.
-    verb: First word. Default "detect".
+    verb: First word.
   """
 
   names: tuple[str, ...] = ()
@@ -277,7 +268,7 @@ class WriteObjects:
   in characters of the suffix.
 
   Attributes:
-    order: Key of ORDERS. Default "random".
+    order: Key of ORDERS.
     masks: Encodes masks, which all objects then need. Default None: no codes.
     limit: Most objects, the first ones in the order. Default None: all.
 
@@ -298,12 +289,11 @@ class WriteObjects:
     elif self.order == "sorted":
       found.sort(key=lambda item: tuple(item["box"]))
     found.sort(key=lambda item: bool(item.get("noise")))
-    size = _size(example)
     suffix, unsupervised = "", []
     for i, item in enumerate(found[: self.limit]):
       suffix += location.SEPARATOR if i else ""
       start = len(suffix)
-      suffix += _encode(item, size, self.masks, example)
+      suffix += _encode(example, item, self.masks)
       if item.get("noise"):
         stop = len(suffix) - len(item["label"]) - 1
         unsupervised.append((start, stop))
@@ -318,20 +308,18 @@ class NoiseObjects:
   """Appends boxes labelled "noise" until there are `total` objects.
 
   A detector that learns to stop after the last annotated object stops too
-  early. With noise every answer has the same number of objects, so the model
-  does not learn when to stop; the label says whether a box is an object, with a
-  probability that can be compared. WriteObjects does not supervise locations of
-  noise, so the model proposes real boxes there. Decode enough tokens for
-  `total` objects and drop those labelled noise (metrics.Detection ignores
-  labels that are never annotated).
+  early. With noise every answer has `total` objects; the label says whether a
+  box is an object, with a probability that can be compared. WriteObjects does
+  not supervise locations of noise, so the model proposes real boxes there.
+  Decode enough tokens for `total` objects and drop those labelled noise
+  (metrics.Detection ignores labels that are never annotated).
 
   Boxes are copies of real ones, moved by up to a tenth of their sides; boxes of
   the size of real ones elsewhere; and random ones.
 
   Attributes:
-    total: Number of objects; give WriteObjects the same limit, for images with
-      more.
-    label: Default "noise".
+    total: Give WriteObjects the same limit, for images with more objects.
+    label: Of the noise.
 
   Source: Pix2seq (arXiv:2109.10852), section 2.3, "sequence augmentation", and
   augment_bbox of its code, with the same kinds and amounts of noise. There, the
@@ -344,7 +332,7 @@ class NoiseObjects:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
-    sides = np.array(_size(example), float)
+    sides = np.array(image_ops.image_size(example), float)
     count = max(self.total - len(found), 0)
     copies = rng.integers(count + 1) if found else 0
     noise = []
@@ -368,20 +356,17 @@ class NoiseObjects:
     return {**example, "objects": found + noise}
 
 
-def _size(example):
-  image = example_fields.read(example, "image")
-  return image_ops.size(image, where=example_fields.where(example))
+def _shorter_side(box):
+  y0, x0, y1, x1 = box
+  return min(y1 - y0, x1 - x0)
 
 
-def _sides(box):
-  return box[2] - box[0], box[3] - box[1]
-
-
-def _with(example, found, crowds, height, width):
+def _replace(example, found, crowds, height, width):
+  """Returns the example with the objects that are kept, checked."""
   kept = [
     item
     for item in found
-    if min(_sides(item["box"])) > 0 and (crowds or not item.get("iscrowd"))
+    if _shorter_side(item["box"]) > 0 and (crowds or not item.get("iscrowd"))
   ]
   made = {**example, "objects": kept, "height": height, "width": width}
   objects.read(made)
@@ -399,7 +384,7 @@ def _mask(mask, size, example):
   return mask
 
 
-def _encode(item, size, encoder, example):
+def _encode(example, item, encoder):
   """Returns the text of one object; with an encoder, mask codes included."""
   codes = None
   try:
@@ -408,6 +393,6 @@ def _encode(item, size, encoder, example):
         raise ValueError(f'object "{item["label"]}" has no mask to encode')
       codes = encoder(item["mask"], item["box"])
     written = location.Object(item["box"], item["label"], codes)
-    return location.encode([written], size)
+    return location.encode([written], image_ops.image_size(example))
   except ValueError as error:
     raise example_fields.error(example, error) from None

@@ -31,20 +31,25 @@ def read(example: example_fields.Example) -> list[Object]:
     raise example_fields.wrong(
       example, "objects", "a list of boxes with labels"
     )
-  found = [_stated(item) for item in found]
+  checked = []
   for i, item in enumerate(found):
-    if problem := _problem(item):
+    if isinstance(item, dict):  # a null value counts as absent
+      item = {key: value for key, value in item.items() if value is not None}
+    if expected := _expected(item):
       shown = " ".join(repr(item).split())  # arrays print on several lines
       raise example_fields.error(
-        example, f'object {i} of "objects" is {shown:.80}, expected {problem}'
+        example, f'object {i} of "objects" is {shown:.80}, expected {expected}'
       )
-  return found
+    checked.append(item)
+  return checked
 
 
 def crop(
   items: Sequence[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
-  """Crops objects to a window of the image.
+  """Returns the objects that a crop keeps, in pixels of its window.
+
+  Boxes are clipped; if a mask was cut, its box shrinks to the rest of the mask.
 
   Args:
     items: The objects.
@@ -52,10 +57,6 @@ def crop(
     min_visible: An object is kept if at least this share, in [0, 1], of its
       mask or else of its box is inside the window. Objects that are wholly
       outside or have no area are always dropped.
-
-  Returns:
-    The objects that are kept, in pixels of the window. Boxes are clipped; if a
-    mask was cut, its box shrinks to the rest of the mask.
   """
   kept = []
   y0, x0, y1, x1 = window
@@ -79,13 +80,7 @@ def crop(
 def pad(
   items: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
 ) -> list[Object]:
-  """Moves objects with an image that is put onto a larger canvas.
-
-  Args:
-    items: The objects.
-    corner: (y, x) of the image on the canvas, in pixels.
-    size: (height, width) of the canvas.
-  """
+  """Moves objects with an image to a corner (y, x) of a canvas of a size."""
   y, x = corner
 
   def on_canvas(mask):
@@ -99,13 +94,7 @@ def pad(
 def resize(
   items: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
 ) -> list[Object]:
-  """Scales objects; masks by nearest neighbour.
-
-  Args:
-    items: The objects.
-    old: (height, width) of their image.
-    new: (height, width) of the resized image.
-  """
+  """Scales objects from (height, width) to another; masks to the nearest."""
   rows, columns = (
     ((np.arange(n) + 0.5) * o / n).astype(int)
     for o, n in zip(old, new, strict=True)
@@ -129,14 +118,11 @@ def flip(items: Sequence[Object], width: int) -> list[Object]:
 
 def _each(items, move_box, move_mask):
   """Applies functions to all boxes and masks."""
-  return [
-    _moved(
-      item,
-      move_box(item["box"]),
-      move_mask(item["mask"]) if "mask" in item else None,
-    )
-    for item in items
-  ]
+  moved = []
+  for item in items:
+    mask = move_mask(item["mask"]) if "mask" in item else None
+    moved.append(_moved(item, move_box(item["box"]), mask))
+  return moved
 
 
 def _moved(item, box, mask):
@@ -150,19 +136,11 @@ def _area(box):
   return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _stated(item):
-  """Returns an object without what is null in it, which counts as absent."""
-  if not isinstance(item, dict):
-    return item
-  return {key: value for key, value in item.items() if value is not None}
-
-
-def _problem(item):
+def _expected(item):
   """Returns what was expected of a malformed object, "" for a good one."""
   if not isinstance(item, dict) or not isinstance(item.get("label"), str):
     return '{"box": ..., "label": text}'
-  box = location.corners(item.get("box"))
-  if box is None or (box[2:] < box[:2]).any():
+  if location.corners(item.get("box")) is None:
     return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
   mask = item.get("mask")
   if "mask" in item and (
