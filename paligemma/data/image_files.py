@@ -76,14 +76,8 @@ def size(
 ) -> tuple[int, int]:
   """Returns (height, width) of an upright image, from the header of its file.
 
-  It equals that of `decode`, for every format and orientation. Pixels are not
-  decoded; truncated PNG and JPEG files raise nevertheless.
-
-  Args:
-    file, where: As of `decode`.
-
-  Raises:
-    ValueError: As `decode`, if the header shows it.
+  Arguments and errors as of `decode`. Pixels are not decoded; truncated PNG and
+  JPEG files raise nevertheless.
   """
   with _opened(file, where, image_lib.MAX_PIXELS) as picture:
     return _upright_size(picture, _orientation(picture))
@@ -111,10 +105,8 @@ def decode(
   Args:
     file: Contents of a file in one of FORMATS, or its path. HEIC needs
       pillow-heif, the extra "heic".
-    where: Prefix of error messages, such as "train.jsonl:12". Default: the
-      path, or "image".
-    max_pixels: Larger images raise before their pixels are decoded. Default:
-      the number above which Pillow warns.
+    where: Prefix of errors, "train.jsonl:12". Default: the path, or "image".
+    max_pixels: Larger images raise before their pixels are decoded.
 
   Raises:
     ValueError: Not readable, not an image, truncated or damaged, empty, too
@@ -130,12 +122,12 @@ def decode(
     several = getattr(picture, "is_animated", False)
     # Other frames are previews in a JPEG and layers in a PSD.
     if several and picture.format not in ("MPO", "PSD", "HEIF"):
-      _say_once(
-        _place(file, where), "has several frames, of which the first is read"
+      _log_once(
+        _shown(file, where), "has several frames, of which the first is read"
       )
     orientation = _orientation(picture)
     expected = _upright_size(picture, orientation)
-    pixels = _rgb(picture, orientation, _place(file, where))
+    pixels = _rgb(picture, orientation, _shown(file, where))
     if pixels.shape[:2] != expected:
       raise _Unusable(
         "truncated or damaged image: its head says "
@@ -192,29 +184,28 @@ def from_unit(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
   """
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= 1):  # nor NaN
-    raise ValueError(
+    raise _Unusable(
       f"floating-point values from {low:.6g} to {high:.6g}, expected them in "
       "[0, 1]"
     )
   return np.rint(values * np.float32(255)).astype(np.uint8)
 
 
-class _Unusable(Exception):
-  """A problem of an image whose message needs no translation."""
+class _Unusable(ValueError):
+  """A problem whose message is shown as it is, unlike those of Pillow."""
 
 
 @contextlib.contextmanager
 def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
   """Yields the picture of a file, not decoded."""
-  place = _place(file, where)
   if isinstance(file, bytes):
-    stream, count = io.BytesIO(file), len(file)
+    stream = io.BytesIO(file)
   else:
     path = files.resolve(file, what="image", where=where)
     stream = files.open_binary(path, what="image", where=where)
-    count = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-  with stream, _one_line(place, f"image of {count} bytes"):
+  count = stream.seek(0, os.SEEK_END)
+  stream.seek(0)
+  with stream, _one_line(_shown(file, where), f"image of {count} bytes"):
     head = stream.read(32)
     stream.seek(0)
     try:
@@ -251,7 +242,7 @@ def _one_line(where, what):
   raise ValueError(" ".join(f"{where}: {problem}".split()))
 
 
-def _place(file, where):
+def _shown(file, where):
   if isinstance(file, bytes):
     return where or "image"
   return f"{where}: {file}" if where else str(file)
@@ -275,12 +266,11 @@ def _open(stream, head):
 
 
 def _upright_size(picture, orientation):
-  width, height = picture.size
+  sideways = orientation in _SIDEWAYS
   if picture.format == "TIFF":  # Pillow states its upright size
     tag = picture.tag_v2.get(ExifTags.Base.Orientation)
-    if tag in _SIDEWAYS:
-      width, height = height, width
-  return (width, height) if orientation in _SIDEWAYS else (height, width)
+    sideways = sideways != (tag in _SIDEWAYS)
+  return picture.size if sideways else picture.size[::-1]
 
 
 def _orientation(picture):
@@ -289,12 +279,10 @@ def _orientation(picture):
     position = picture.fp.tell()
     late = _late_chunks(picture.fp)
     picture.fp.seek(position)
-    try:
-      head = Image.open(io.BytesIO(late), formats=("PNG",)) if late else picture
-    except Exception:  # damaged
-      head = picture
-    if (orientation := _exif(head)) != 1:
-      return orientation
+    with contextlib.suppress(Exception):  # damaged
+      head = Image.open(io.BytesIO(late), formats=("PNG",))
+      if (orientation := _exif(head)) != 1:
+        return orientation
   return _exif(picture)
 
 
@@ -308,13 +296,13 @@ def _exif(picture):
 
 
 def _late_chunks(stream):
-  """Returns a PNG with the text and EXIF chunks after the pixels, b"" if none.
+  """Returns a PNG with the text and EXIF chunks after the pixels, not these.
 
   Pillow would decode the pixels to reach them; the headers of chunks say where
   the next one is.
   """
   end = stream.seek(0, os.SEEK_END)
-  start, late, seen = len(_PNG_START), [], False
+  start, late, seen = len(_PNG_START), [_PNG_START], False
   while start + 8 <= end:
     stream.seek(start)
     length, kind = struct.unpack(">I4s", stream.read(8))
@@ -324,10 +312,7 @@ def _late_chunks(stream):
     if kind == b"IDAT":
       seen = True
       if after > end:
-        raise _Unusable(
-          f"truncated or damaged image of {end} bytes: the file ends within "
-          "its pixels"
-        )
+        raise _ends_early(end)
     first = start == len(_PNG_START)  # the header, which every PNG needs
     if after <= end and (
       first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
@@ -335,9 +320,7 @@ def _late_chunks(stream):
       stream.seek(start)
       late.append(stream.read(length + 12))
     start = after
-  if len(late) < 2:
-    return b""
-  return b"".join([_PNG_START, *late, bytes(4), b"IDAT"])
+  return b"".join([*late, bytes(4), b"IDAT"])
 
 
 def _check_jpeg(stream):
@@ -349,11 +332,15 @@ def _check_jpeg(stream):
     if b"\xff\xd9" in stream.read():
       break
   else:
-    raise _Unusable(
-      f"truncated or damaged image of {end} bytes: the file ends within its "
-      "pixels"
-    )
+    raise _ends_early(end)
   stream.seek(position)
+
+
+def _ends_early(count):
+  return _Unusable(
+    f"truncated or damaged image of {count} bytes: the file ends within its "
+    "pixels"
+  )
 
 
 def _rgb(picture, orientation, where):
@@ -365,13 +352,10 @@ def _rgb(picture, orientation, where):
   picture = _upright(picture, orientation)
   if picture.mode == "F" or picture.mode.startswith("I"):
     values = np.asarray(picture)
-    try:
-      if picture.mode == "F":
-        gray = from_unit(values)
-      else:
-        gray, bits = _integers(values, bits, where)
-    except ValueError as error:
-      raise _Unusable(str(error)) from None
+    if picture.mode == "F":
+      gray = from_unit(values)
+    else:
+      gray, bits = _integers(values, bits, where)
     if inverted:
       gray = 255 - gray
     if key is not None:
@@ -426,14 +410,14 @@ def _integers(values, bits, where):
   """Returns the high byte of integers of so many bits, and the bits."""
   low, high = int(values.min()), int(values.max())
   if low < 0 or high > 0xFFFF:
-    raise ValueError(
+    raise _Unusable(
       f"integers from {low} to {high}, whose white is not known; expected 8 or "
       "16 bits a channel"
     )
   if bits is None:
     bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
     if bits < 16:
-      _say_once(
+      _log_once(
         where,
         f"16 bits a channel, but no value above {(1 << bits) - 1}: is read as "
         f"{bits} bits; scale the values to 16 bits if that is wrong",
@@ -443,15 +427,14 @@ def _integers(values, bits, where):
 
 def _note_black(pixels, bits, where):
   if bits == 16 and 0 < pixels.max() < 16:
-    _say_once(
+    _log_once(
       where,
       "is almost black, with no value above 4095 of 65535; scale the values to "
       "16 bits if they have fewer",
     )
 
 
-def _say_once(where, note):
-  """Logs a note that this process has not logged before."""
+def _log_once(where, note):
   if note not in said:
     said.add(note)
     _log.warning("%s: %s (said once)", where, note)

@@ -29,9 +29,9 @@ Box = tuple[float, float, float, float]
 SEPARATOR = " ; "
 CODES = 16  # of a mask
 
-_LOC = {piece: i for i, piece in enumerate(tokenizer.LOC)}
-_SEG = {piece: i for i, piece in enumerate(tokenizer.SEG)}
-_LAST = len(_LOC) - 1
+_LAST = len(tokenizer.LOC) - 1
+_NUM_CODES = len(tokenizer.SEG)
+_NUMBERS = {piece: int(piece[4:-1]) for piece in tokenizer.LOC + tokenizer.SEG}
 
 _PIECE = re.compile(r"<(loc|seg)[0-9]+>")
 _NUMBER = re.compile(r"<loc([0-9]{4})>")
@@ -79,13 +79,12 @@ def corners(box: Any) -> Float[np.ndarray, "4"] | None:
 def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
   """Writes a box: (12, 0, 24, 32) in 48x64 is <loc0256><loc0000>...
 
+  A location is round(1023 * coordinate / side), halves to even, of the box that
+  `widen` returns.
+
   Args:
     box: (y0, x0, y1, x1) in pixels; it is clipped to the image.
     size: (height, width) of the image in pixels.
-
-  Returns:
-    Four locations, each round(1023 * coordinate / side), halves to even, of the
-    box that `widen` returns.
 
   Raises:
     ValueError: Not four finite numbers, or y1 < y0, or x1 < x0.
@@ -103,17 +102,14 @@ def widen(
   size: tuple[int, int],
   steps: tuple[int, int] = (_LAST, _LAST),
 ) -> Box:
-  """Widens a thin box that would have no area when it is rounded.
+  """Clips a box, and widens a side that would have no length when rounded.
+
+  Such a side becomes the interval around its middle.
 
   Args:
-    box: (y0, x0, y1, x1) in pixels; it is clipped to the image.
-    size: (height, width) of the image in pixels.
+    box, size: As of `encode_box`.
     steps: Number of equal intervals of height and width, to whose ends the box
       will be rounded. Default: 1023 each, as for locations.
-
-  Returns:
-    The clipped box. A side whose two ends would round to one point becomes the
-    interval around its middle.
 
   Raises:
     ValueError: As `encode_box`.
@@ -132,10 +128,6 @@ def widen(
 def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
   """Writes objects, such as "<loc>x4<seg>x16 cat ; <loc>x4 dog ; sky".
 
-  Args:
-    objects: Box, codes and label are written if an object has them.
-    size: (height, width) of the image in pixels.
-
   Raises:
     ValueError: An object that `parse` would not return: codes without box, no
       box and no label, or a label with ";" or locations in it.
@@ -149,17 +141,10 @@ def parse(text: str, size: tuple[int, int]) -> list[Object]:
   Objects end at ";", at the next box, or at the end of the text or "<eos>" in
   it. Words before the locations of an object are ignored, those after it are
   its label; an object without locations and codes is all label. Space is
-  optional everywhere.
+  optional everywhere. Four successive locations are a box, eight are two.
 
-  Args:
-    text: Any text.
-    size: (height, width) of the original image in pixels.
-
-  Returns:
-    Objects in the order of the text. Four successive locations are a box, eight
-    are two. A malformed object has a `problem`: another number of locations or
-    codes or a number beyond <loc1023> or <seg127>, all without box, or a box
-    without area.
+  A malformed object has a `problem`: another number of locations or codes or a
+  number beyond <loc1023> or <seg127>, all without box, or a box without area.
   """
   objects = []
   text, _, _ = text.partition("<eos>")
@@ -190,10 +175,8 @@ def runs(value: Any) -> list[str]:
 
 def find_misspelled(text: str) -> re.Match | None:
   """Finds the first misspelled location or code, such as "<loc100>"."""
-  for match in _MEANT.finditer(text):
-    if match[0] not in _LOC and match[0] not in _SEG:
-      return match
-  return None
+  found = (m for m in _MEANT.finditer(text) if m[0] not in _NUMBERS)
+  return next(found, None)
 
 
 def malformed(text: str) -> str:
@@ -221,15 +204,7 @@ def to_pixels(
   """Rounds a box to whole pixels, halves to even, and clips it to the image.
 
   It recovers a box of whole pixels from its text if the sides of the image are
-  at most 1023 pixels.
-
-  Args:
-    box: (y0, x0, y1, x1) in pixels.
-    size: (height, width) of the image in pixels.
-
-  Returns:
-    (y0, x0, y1, x1), for image[y0:y1, x0:x1]; without area if the box is thin
-    or outside.
+  at most 1023 pixels. A box that is thin or outside has no area.
 
   Raises:
     ValueError: As `encode_box`.
@@ -237,8 +212,8 @@ def to_pixels(
   Source: refcoco_mask2str of big_vision, before it crops a mask. Its evaluator
   rounds down instead, which may shrink a box by a pixel.
   """
-  y0, x0, y1, x1 = np.clip(np.round(_checked(box)), 0, _sides(size)).astype(int)
-  return int(y0), int(x0), int(y1), int(x1)
+  rounded = np.clip(np.round(_checked(box)), 0, _sides(size))
+  return tuple(rounded.astype(int).tolist())
 
 
 def _encode_object(item, size):
@@ -260,10 +235,10 @@ def _encode_object(item, size):
 def _encode_codes(codes):
   codes = np.asarray(codes)
   valid = codes.shape == (CODES,) and codes.dtype.kind in "iu"
-  if not valid or codes.min() < 0 or codes.max() >= len(_SEG):
+  if not valid or codes.min() < 0 or codes.max() >= _NUM_CODES:
     raise ValueError(
       f"codes of a mask are {codes.tolist()}, expected {CODES} integers in "
-      f"[0, {len(_SEG)})"
+      f"[0, {_NUM_CODES})"
     )
   return "".join(tokenizer.SEG[i] for i in codes)
 
@@ -275,28 +250,25 @@ def _read(text, run, stop, size):
   label = text[run.end() : stop].strip()
   stop = run.end() + len(text[run.end() : stop].rstrip())
   stop = stop if label else (segs or locs)[-1].end()
-  pieces = [match[0] for match in locs + segs]
-  unknown = [p for p in pieces if p not in _LOC and p not in _SEG]
-  if unknown:
+  problem = ""
+  if unknown := [m[0] for m in locs + segs if m[0] not in _NUMBERS]:
     problem = f"{unknown[0]:.12} is no piece of the vocabulary"
   elif not locs or len(locs) % 4 or len(segs) not in (0, CODES):
     problem = (
       f"{len(locs)} locations and {len(segs)} codes, expected 4 locations, and "
       f"{CODES} codes or none"
     )
-  else:
-    problem = ""
   if problem:
     yield Object(None, label, span=(run.start(), stop), problem=problem)
     return
   for i in range(0, len(locs), 4):
-    bins = [_LOC[m[0]] for m in locs[i : i + 4]]
+    bins = [_NUMBERS[m[0]] for m in locs[i : i + 4]]
     y0, x0, y1, x1 = (np.divide(bins, _LAST) * _sides(size)).tolist()
     last = i + 4 == len(locs)
     yield Object(
       box=(y0, x0, y1, x1),
       label=label if last else "",
-      codes=tuple(_SEG[m[0]] for m in segs) if last and segs else None,
+      codes=tuple(_NUMBERS[m[0]] for m in segs) if last and segs else None,
       span=(locs[i].start(), stop if last else locs[i + 3].end()),
       problem="" if y0 < y1 and x0 < x1 else "box without area",
     )

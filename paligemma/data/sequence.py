@@ -55,19 +55,17 @@ def training(
 
   Args:
     tokenizer: Encodes the texts.
-    prefix: The prompt.
-    suffix: The answer.
+    prefix, suffix: The prompt and the answer.
     text_len: L, number of input positions.
     too_long: What to do with more than L + 1 tokens. "error" (default) or
       "truncate": keep the first L + 1, as the reference does, and add
       `truncated`, int32[], 1 if this example was cut. If the prompt alone is
       that long, no token is supervised.
     unsupervised: (start, stop) in characters of parts of the suffix that are
-      not supervised, ascending and disjoint. Default ().
+      not supervised, ascending and disjoint.
 
   Returns:
-    dict of text int32[L + 1], mask_ar int32[L + 1], mask_input bool[L + 1],
-    mask_loss int32[L + 1].
+    dict of int32[L + 1]; mask_input is bool.
 
   Raises:
     ValueError: There are too many tokens, or an unsupervised part begins or
@@ -114,14 +112,14 @@ def prompt(
       mask_input  1       1    1  0  0  0
 
   Args:
-    tokenizer: Encodes the texts.
+    tokenizer: Encodes the text.
     prefix: The prompt.
     text_len: L, number of positions.
     too_long: What to do with more than L tokens. "error" (default) or
       "truncate": keep the first L, without "\n", as the reference does.
 
   Returns:
-    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
+    dict of int32[L]; mask_input is bool.
 
   Raises:
     ValueError: The prompt has more than L tokens.
@@ -145,16 +143,7 @@ def text_prompt(
       mask_ar     1       1  1  1  1
       mask_input  1       1  0  0  0
 
-  Args:
-    tokenizer: Encodes the text.
-    prompt: The text to be continued.
-    text_len: L, number of positions.
-
-  Returns:
-    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
-
-  Raises:
-    ValueError: The prompt has more than L tokens.
+  Arguments, result and errors as of `prompt`.
 
   Source: Gemma (arXiv:2403.08295), section 2: a causal decoder whose sequences
   begin with bos.
@@ -192,9 +181,8 @@ def _targets(tokenizer, suffix, suffix_ids, unsupervised):
     ) from None
   for start, stop in [*parts, (len(suffix), len(suffix))]:
     for text, target in ((suffix[position:start], 1), (suffix[start:stop], 0)):
-      part = tokenizer.encode(text)
-      ids += part
-      targets += [target] * len(part)
+      ids += tokenizer.encode(text)
+      targets += [target] * (len(ids) - len(targets))
     position = stop
   if ids != suffix_ids[:-1]:
     raise ValueError(

@@ -5,7 +5,6 @@ field that it writes; to=None is the same field.
 """
 
 import dataclasses
-import functools
 import math
 import numbers
 import string
@@ -91,9 +90,7 @@ class Lower:
     value = example_fields.read(example, self.key)
     if isinstance(value, str):
       return {**example, self.key: value.lower()}
-    texts = _options(example, self.key, "a text or a list of texts", least=0)
-    if not all(isinstance(text, str) for text in texts):
-      raise example_fields.wrong(example, self.key, "a text or a list of texts")
+    texts = _texts(example, self.key, "a text or a list of texts", least=0)
     return {**example, self.key: [text.lower() for text in texts]}
 
 
@@ -106,11 +103,6 @@ class Choice:
   on the index of the example and the name of the field, not on the seed of the
   run. It needs "_index" and "_epoch", which batches add; without them, elements
   are drawn with replacement.
-
-  Attributes:
-    key: Field with a list, not empty.
-    to: Field for the element. Default: it replaces the list.
-    replace: Whether to draw with replacement. Default True.
 
   Source: choice and choice_no_replacement of big_vision, pp/ops_general.py,
   which counts in host memory how often it has seen an example, and loses the
@@ -136,12 +128,7 @@ class Choice:
 class Pick:
   """Takes the element of a list field whose index is in another field.
 
-      Pick("choices", "correct", "answer")
-
-  Attributes:
-    key: Field with the list.
-    index: Field with the index, from 0.
-    to: Field for the element.
+  Pick("choices", "correct", "answer")
   """
 
   key: str
@@ -158,11 +145,8 @@ class Pick:
 class FillMasks:
   """Turns run-length masks of objects, as JSONL holds them, into bool[H, W].
 
-  Masks that are arrays are kept.
-
-  Attributes:
-    key: Field with the objects, whose "mask" is {"size": [H, W], "counts": ...}
-      of COCO. Default "objects".
+  The "mask" of an object is {"size": [H, W], "counts": ...} of COCO, or an
+  array, which is kept.
   """
 
   key: str = "objects"
@@ -193,8 +177,7 @@ class MultipleChoice:
   "en", and answers are separated by a tab between spaces.
 
   Attributes:
-    choices: Field with the list of answers.
-    question: Field with the question.
+    choices, question: Fields with the answers and with the question.
   """
 
   choices: str
@@ -202,8 +185,7 @@ class MultipleChoice:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     question = example_fields.text(example, self.question)
-    choices = _texts(example, self.choices)
-    options = " \t ".join(choices)
+    options = " \t ".join(_texts(example, self.choices))
     prefix = f"answer en  {question} choose from: {options}"
     return {**example, "prefix": prefix}
 
@@ -213,8 +195,8 @@ class MultipleChoice:
 SCIENCE_QA_PROMPTS = {
   "simple": "{question}\nOptions: {options}",
   "QM": "Question: {question}\nOptions: {options}\nAnswer:",
-  "CQM": ("Context: {hint}\nQuestion: {question}\nOptions: {options}\nAnswer:"),
-  "QCM": ("Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:"),
+  "CQM": "Context: {hint}\nQuestion: {question}\nOptions: {options}\nAnswer:",
+  "QCM": "Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:",
 }
 SCIENCE_QA_ANSWERS = {
   "simple": "{letter}",
@@ -239,12 +221,9 @@ class ScienceQA:
   format has them.
 
   Attributes:
-    prompt: Key of SCIENCE_QA_PROMPTS. Default "QCM".
-    answer: Key of SCIENCE_QA_ANSWERS. Default "A".
-    shuffle: Whether to shuffle the choices, for training. Default False.
-
-  Raises:
-    ValueError: An unknown format.
+    prompt: Key of SCIENCE_QA_PROMPTS.
+    answer: Key of SCIENCE_QA_ANSWERS.
+    shuffle: Whether to shuffle the choices, for training.
 
   Source: big_vision, configs/proj/paligemma/transfers/science_qa.py, and
   lupantech/ScienceQA, models/base_prompt.py. In big_vision "AL" gives the
@@ -266,23 +245,20 @@ class ScienceQA:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     choices = _texts(example, "choices")
     right = _index(example, "answer", len(choices))
-    order = np.arange(len(choices))
-    if self.shuffle:
-      order = rng.permutation(order)
-    letters = string.ascii_uppercase
+    letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
       raise example_fields.wrong(
         example, "choices", "no more choices than letters"
       )
-    options = ", ".join(
-      f"({letter}) {choices[i]}"
-      for letter, i in zip(letters, order, strict=False)
-    )
+    order = list(range(len(choices)))
+    if self.shuffle:
+      order = rng.permutation(len(choices)).tolist()
+    shown = zip(letters, order, strict=True)
     written = {
       **example,
       "hint": example.get("hint") or "N/A",
-      "options": options,
-      "letter": letters[int(np.flatnonzero(order == right)[0])],
+      "options": ", ".join(f"({letter}) {choices[i]}" for letter, i in shown),
+      "letter": letters[order.index(right)],
     }
     return {
       **example,
@@ -292,9 +268,12 @@ class ScienceQA:
 
 
 def _fill(template, example):
+  formatter = string.Formatter()
   try:
     text = template.format_map(example)
-    values = [_FORMATTER.get_field(x, (), example)[0] for x in _names(template)]
+    names = [name for _, name, _, _ in formatter.parse(template) if name]
+    # The name of "{answers[0]}" is "answers[0]".
+    values = [formatter.get_field(name, (), example)[0] for name in names]
   except KeyError as error:
     example_fields.read(example, error.args[0])  # raises: it is missing
     raise
@@ -302,7 +281,7 @@ def _fill(template, example):
     raise example_fields.error(
       example, f'cannot fill the template "{template:.80}": {error}'
     ) from None
-  for name, value in zip(_names(template), values, strict=True):
+  for name, value in zip(names, values, strict=True):
     if not isinstance(value, str) and not _is_number(value):
       raise example_fields.error(
         example,
@@ -312,18 +291,9 @@ def _fill(template, example):
   return text
 
 
-_FORMATTER = string.Formatter()
-
-
-@functools.cache
-def _names(template):
-  """Returns the fields in a template, "answers[0]" for "{answers[0]}"."""
-  return [name for _, name, _, _ in _FORMATTER.parse(template) if name]
-
-
 def _is_number(value):
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return number and math.isfinite(value)
+  is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return is_real and math.isfinite(value)
 
 
 def _options(example, key, expected, least=1) -> list[Any]:
@@ -336,16 +306,18 @@ def _options(example, key, expected, least=1) -> list[Any]:
   return options
 
 
-def _texts(example, key) -> list[str]:
-  choices = _options(example, key, "a list of texts, one at least")
-  if not all(isinstance(choice, str) for choice in choices):
-    raise example_fields.wrong(example, key, "a list of texts, one at least")
-  return choices
+def _texts(
+  example, key, expected="a list of texts, one at least", least=1
+) -> list[str]:
+  texts = _options(example, key, expected, least)
+  if not all(isinstance(text, str) for text in texts):
+    raise example_fields.wrong(example, key, expected)
+  return texts
 
 
 def _index(example, key, length) -> int:
   i = example_fields.read(example, key)
-  whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
-  if not whole or not 0 <= i < length:
-    raise example_fields.wrong(example, key, f"a place among {length}, from 0")
+  is_integer = isinstance(i, int | np.integer) and not isinstance(i, bool)
+  if not is_integer or not 0 <= i < length:
+    raise example_fields.wrong(example, key, f"an index from 0 to {length - 1}")
   return int(i)

@@ -19,20 +19,16 @@ class Tokenizer:
   """Text <-> token ids, with the ids that PaliGemma needs.
 
   Loading checks that pad is 0, eos is 1, bos is 2, a newline is one piece, each
-  location `<loc0000>`..`<loc1023>` and each segmentation code
-  `<seg000>`..`<seg127>` is one id, and these ids are consecutive.
+  location and each segmentation code is one id, and these are consecutive.
 
       PaliGemma file (257,152 pieces):
       <loc0000> 256000 ... <loc1023> 257023 <seg000> 257024 ... <seg127> 257151
-
-  Instances pickle as the serialized model, so they travel to data workers.
 
   Args:
     path: A SentencePiece model, a tokenizer.json of transformers, or a folder
       with tokenizer.model, else tokenizer.json, on any file system that
       etils.epath opens. The 1024 locations and then the 128 codes are appended
-      to a file of exactly 256,000 pieces (plain Gemma), which gives the ids
-      above.
+      to a file of exactly 256,000 pieces (plain Gemma).
     add_loc_seg: Whether to append them to a file of another size too. Default
       False: such a file raises, because a checkpoint was not trained with its
       ids.
@@ -40,7 +36,7 @@ class Tokenizer:
   Raises:
     ValueError: The file is missing, is neither a SentencePiece model nor a
       tokenizer.json of Gemma's kind, needs the tokenizers library, or has other
-      ids than those above.
+      ids.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.2; the order of appended
   pieces is that of the official 257,152-piece file.
@@ -59,8 +55,8 @@ class Tokenizer:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
     engine = _engine(data, path)
     missing = [p for p in LOC + SEG if engine.id_of(p) is None]
-    plain = engine.size() == _PLAIN_GEMMA_SIZE
-    if len(missing) == len(LOC + SEG) and (plain or add_loc_seg):
+    may_add = add_loc_seg or engine.size() == _PLAIN_GEMMA_SIZE
+    if len(missing) == len(LOC + SEG) and may_add:
       engine = engine.with_pieces(LOC + SEG, path)
     elif missing:
       raise ValueError(
@@ -173,11 +169,8 @@ class _SentencePiece:
     return i if self._processor.id_to_piece(i) == piece else None
 
   def special_ids(self):
-    return {
-      "pad": self._processor.pad_id(),
-      "eos": self._processor.eos_id(),
-      "bos": self._processor.bos_id(),
-    }
+    names = ("pad", "eos", "bos")
+    return {name: getattr(self._processor, f"{name}_id")() for name in names}
 
   def surfaces(self, ids):
     found = self._processor.decode(ids, return_type="proto")
@@ -185,13 +178,10 @@ class _SentencePiece:
 
   def with_pieces(self, pieces, where):
     model = sentencepiece_model_pb2.ModelProto.FromString(self.data)
+    # Only user-defined pieces are matched before the text is segmented.
+    kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
     for piece in pieces:
-      # Only user-defined pieces are matched before the text is segmented.
-      model.pieces.add(
-        piece=piece,
-        score=0.0,
-        type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
-      )
+      model.pieces.add(piece=piece, score=0.0, type=kind)
     return _SentencePiece(model.SerializeToString(), where)
 
 
@@ -220,9 +210,10 @@ def _check_layout(engine, path):
       f"{path}: the newline, which separates prompt and answer, has ids "
       f"{newline}, expected one piece; train with user_defined_symbols"
     )
-  first_loc, first_seg = map(engine.id_of, (LOC[0], SEG[0]))
-  expected = [first_loc + i for i in range(len(LOC))]
-  expected += [first_seg + i for i in range(len(SEG))]
+  expected = []
+  for pieces in (LOC, SEG):
+    first = engine.id_of(pieces[0])
+    expected += range(first, first + len(pieces))
   # One text of all pieces: a piece that is split shifts all later ones.
   found = engine.encode("".join(LOC + SEG))
   for piece, a, b in zip(LOC + SEG, expected, found, strict=False):
