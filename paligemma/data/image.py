@@ -36,15 +36,10 @@ def resize(
       (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of
       the input at edges; "area" is the mean of the area that a new pixel
       covers, "nearest" the pixel at its centre, both whatever antialias.
-    antialias: Whether to widen the kernel when the image shrinks. Default True.
+    antialias: Whether to widen the kernel when the image shrinks.
 
   Returns:
     The image, neither rounded nor clipped.
-
-  Raises:
-    ValueError: Unknown method.
-
-  Differs from big_vision, which truncates the result to uint8: `truncated`.
   """
   height, width, channels = image.shape
   lines = image.reshape(height, width * channels)
@@ -67,20 +62,22 @@ def to_model_range(
   return scaled
 
 
-def reference(image: Pixels, size: tuple[int, int]) -> Input:
+def reference(
+  image: Pixels,
+  size: tuple[int, int],
+  method: str = "bilinear",
+  antialias: bool = True,
+  truncate: bool = False,
+) -> Input:
   """Preprocesses as big_vision does: bilinear with antialiasing, to [-1, 1].
 
   Source: big_vision, configs/proj/paligemma/transfers/forkme.py,
   "resize({res}, antialias=True)|value_range(-1, 1)". Its `resize` truncates to
-  uint8 in between, which lowers the mean by half a level of 255; we do not, nor
-  does its notebook for fine-tuning. `reference_uint8` truncates.
+  uint8 in between, which lowers the mean by half a level of 255; we do so only
+  with `truncate`, nor does its notebook for fine-tuning.
   """
-  return to_model_range(resize(image, size, "bilinear"))
-
-
-def bicubic(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference` with the cubic kernel; overshoots [-1, 1] at edges."""
-  return to_model_range(resize(image, size, "bicubic"))
+  scale = truncated if truncate else resize
+  return to_model_range(scale(image, size, method, antialias))
 
 
 def hf(image: Pixels, size: tuple[int, int]) -> Input:
@@ -95,11 +92,10 @@ def hf(image: Pixels, size: tuple[int, int]) -> Input:
   side that shrinks more, Pillow 12 always along the width.
 
   With torchvision, the default of transformers filters along the width first,
-  with weights of fewer bits. Measured with torchvision 0.28 and Pillow 13, from
-  smooth pictures and noise of five sizes to 224, 448 and 896 pixels: up to 1%
-  of the values differ, by 1 level of 255 and rarely 2; if the height shrinks
-  more than the width, a quarter of them, mostly by 1 level, by up to 5 in the
-  smooth pictures and 19 in noise.
+  with weights of fewer bits. Measured with torchvision 0.28 and Pillow 13: up
+  to 1% of the values differ, by 1 level of 255 and rarely 2; if the height
+  shrinks more than the width, a quarter of them, mostly by 1 level, by up to 5
+  in smooth pictures and 19 in noise.
   """
   height, width = size
   picture = Image.fromarray(image)
@@ -115,41 +111,27 @@ def truncated(
 ) -> UInt8[np.ndarray, "height width C"]:
   """Resizes and truncates to uint8; arguments as of `resize`.
 
-  Source: `resize` of big_vision, which lowers the mean by half a level of 255.
-  Values less than 1e-4 below a whole level count as that level, so that a
-  constant image stays constant; only there it may differ from TensorFlow's.
+  Source: `resize` of big_vision. Values less than 1e-4 below a level count as
+  that level, so that a constant image stays constant; only there it may differ
+  from TensorFlow's.
   """
   new = resize(image, size, method, antialias)
   return np.clip(new + 1e-4, 0, 255).astype(np.uint8)
 
 
-def reference_uint8(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference`, truncated to uint8 in between as big_vision does it."""
-  return to_model_range(truncated(image, size, "bilinear", antialias=True))
-
-
-def aliased(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference` without antialiasing.
-
-  Source: `video_decode` of big_vision's pp/proj/paligemma/video.py.
-  """
-  return to_model_range(resize(image, size, "bilinear", antialias=False))
-
-
-def aliased_uint8(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `aliased`, truncated to uint8: "resize(224)" of big_vision."""
-  return to_model_range(truncated(image, size, "bilinear", antialias=False))
-
-
 # Name -> function (pixels, (height, width) in pixels) -> input of the model.
 PREPROCESSING = {
   "reference": reference,
-  "reference_uint8": reference_uint8,
-  "aliased": aliased,
-  "aliased_uint8": aliased_uint8,
+  # As big_vision truncates it.
+  "reference_uint8": functools.partial(reference, truncate=True),
+  # `video_decode` of big_vision's pp/proj/paligemma/video.py.
+  "aliased": functools.partial(reference, antialias=False),
+  # "resize(224)" of big_vision.
+  "aliased_uint8": functools.partial(reference, antialias=False, truncate=True),
   "hf": hf,
   "bilinear": reference,  # the kernel's name for the same
-  "bicubic": bicubic,
+  # Overshoots [-1, 1] at edges.
+  "bicubic": functools.partial(reference, method="bicubic"),
 }
 
 

@@ -79,22 +79,19 @@ def size(
   Arguments and errors as of `decode`. Pixels are not decoded; truncated PNG and
   JPEG files raise nevertheless.
   """
-  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
+  with _opened(file, where) as picture:
     return _upright_size(picture, _orientation(picture))
 
 
 def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
   """Returns the usual suffix of the format, ".png"; otherwise as `size`."""
-  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
+  with _opened(file, where) as picture:
     kind = "JPEG" if picture.format == "MPO" else picture.format
     return FORMATS[kind][0]
 
 
 def decode(
-  file: bytes | epath.PathLike,
-  *,
-  where: str | None = None,
-  max_pixels: int = image_lib.MAX_PIXELS,
+  file: bytes | epath.PathLike, *, where: str | None = None
 ) -> image_lib.Pixels:
   """Decodes an image to upright RGB pixels.
 
@@ -106,11 +103,10 @@ def decode(
     file: Contents of a file in one of FORMATS, or its path. HEIC needs
       pillow-heif, the extra "heic".
     where: Prefix of errors, "train.jsonl:12". Default: the path, or "image".
-    max_pixels: Larger images raise before their pixels are decoded.
 
   Raises:
-    ValueError: Not readable, not an image, truncated or damaged, empty, too
-      large, or of values without a known range.
+    ValueError: Not readable, not an image, truncated or damaged, empty, larger
+      than image.MAX_PIXELS, or of values without a known range.
 
   Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
   PNG, drops the alpha channel, so that black text on transparency becomes black
@@ -118,7 +114,7 @@ def decode(
   up to 17 levels of 255 away from this one, which is that of transformers and
   of Pillow, and TensorFlow's "INTEGER_ACCURATE".
   """
-  with _opened(file, where, max_pixels) as picture:
+  with _opened(file, where) as picture:
     several = getattr(picture, "is_animated", False)
     # Other frames are previews in a JPEG and layers in a PSD.
     if several and picture.format not in ("MPO", "PSD", "HEIF"):
@@ -138,17 +134,14 @@ def decode(
 
 
 def stored(
-  file: bytes | epath.PathLike,
-  *,
-  where: str | None = None,
-  max_pixels: int = image_lib.MAX_PIXELS,
+  file: bytes | epath.PathLike, *, where: str | None = None
 ) -> Image.Image:
   """Returns an upright image with the values of its file, for masks.
 
   Gray values, palette indices and transparency are kept. Arguments and errors
   as of `decode`; any range of values is allowed.
   """
-  with _opened(file, where, max_pixels) as picture:
+  with _opened(file, where) as picture:
     return _upright(picture, _orientation(picture))
 
 
@@ -196,13 +189,12 @@ class _Unusable(ValueError):
 
 
 @contextlib.contextmanager
-def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
+def _opened(file, where) -> Iterator[Image.Image]:
   """Yields the picture of a file, not decoded."""
   if isinstance(file, bytes):
     stream = io.BytesIO(file)
   else:
-    path = files.resolve(file, what="image", where=where)
-    stream = files.open_binary(path, what="image", where=where)
+    stream = files.open_binary(file, what="image", where=where)
   count = stream.seek(0, os.SEEK_END)
   stream.seek(0)
   with stream, _one_line(_shown(file, where), f"image of {count} bytes"):
@@ -217,10 +209,10 @@ def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
         "HEIC, JPEG 2000 and some more formats"
       ) from None
     with picture:
-      if picture.width * picture.height > max_pixels:
+      if picture.width * picture.height > image_lib.MAX_PIXELS:
         raise _Unusable(
           f"image is too large: {picture.width}x{picture.height} pixels, at "
-          f"most {max_pixels} in all"
+          f"most {image_lib.MAX_PIXELS} in all"
         )
       if picture.format in ("JPEG", "MPO"):
         _check_jpeg(stream)

@@ -27,9 +27,8 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
       Or an array of NumPy, JAX or PyTorch: uint8[H, W, 3], which is returned
       unchanged; uint8[H, W] or [H, W, 1], which is gray; uint8[H, W, 4], whose
       last channel is opacity, over white. Floating-point arrays hold the same
-      values over 255 and must lie in [0, 1]; other scales, such as [-1, 1] or
-      [0, 255], are an error.
-    where: Prefix of error messages. Default "image".
+      values over 255; those outside of [0, 1] are an error.
+    where: Prefix of error messages.
 
   Raises:
     ValueError: Another type, or not a readable image.
@@ -43,10 +42,8 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
       return _array_pixels(np.asarray(image))
     except ValueError as error:
       raise ValueError(f"{where}: {error}") from None
-  if isinstance(image, Sequence) and not isinstance(image, str):
-    found = f"a list of {len(image)}"
-  else:
-    found = type(image).__name__
+  is_list = isinstance(image, Sequence) and not isinstance(image, str)
+  found = f"a list of {len(image)}" if is_list else type(image).__name__
   raise ValueError(f"{where}: found {found}, expected {EXPECTED}")
 
 
@@ -67,14 +64,17 @@ def read(
   """Returns the contents of an image file, not decoded.
 
   Args:
-    path, root, where: As of files.resolve.
+    path, root: As of files.resolve.
+    where: Prefix of error messages. Default: the path.
 
   Raises:
     ValueError: The file cannot be read, or is too large for an image.
   """
-  found = files.resolve(path, root, what="image", where=where)
   return files.read(
-    found, what="image", where=where, max_bytes=image_files.MAX_BYTES
+    files.resolve(path, root),
+    what="image",
+    where=where,
+    max_bytes=image_files.MAX_BYTES,
   )
 
 

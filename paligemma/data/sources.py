@@ -10,13 +10,13 @@ import inspect
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 
-from paligemma import messages, registry
+from paligemma import disk, messages, registry
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
@@ -40,9 +40,12 @@ class _Lines:
   """
 
   def __init__(self, path, root):
-    self._path = files.resolve(path, what="data")
-    self._root = files.resolve(root) if root else self._path.parent
-    self._positions = _line_positions(self._path)
+    self._positions = _line_positions(path)
+    self._path = epath.Path(path)
+    try:
+      self._root = disk.path(root or self._path.parent)
+    except OSError as error:
+      raise ValueError(messages.one_line(error)) from None
 
   def __len__(self) -> int:
     return len(self._positions)
@@ -82,7 +85,7 @@ class Jsonl(_Lines):
 
   Args:
     path: The file, on any file system that etils.epath opens.
-    image_root: What image paths are relative to. Default: the file's folder.
+    image_root: Of relative image paths. Default: the file's folder.
 
   Raises:
     ValueError: At construction, the file is missing or has no line. On access,
@@ -105,10 +108,7 @@ class Jsonl(_Lines):
     return {**example, "image": image}
 
   def frames(self) -> int:
-    """Returns how many images the first line lists; 0 if it has a single path.
-
-    It is the value for Preprocess(frames=...).
-    """
+    """Returns Preprocess.frames of the first line: its images, 0 for a path."""
     value = self._without_image(0)["_image_path"]
     return len(value) if isinstance(value, list) else 0
 
@@ -116,10 +116,7 @@ class Jsonl(_Lines):
     value = fields.get("image")
     names = value if isinstance(value, list) and value else [value]
     if not all(isinstance(name, str) for name in names):
-      raise ValueError(
-        f'{where}: expected a path under the key "image", found '
-        f"{_found(fields, 'image')}"
-      )
+      raise _no_path(fields, "image", where)
     return {"_image_path": value, "_where": where}
 
 
@@ -133,12 +130,10 @@ class VideoJsonl(_Lines):
 
   Args:
     path: As of Jsonl.
-    video_root: What video paths are relative to. Default: the file's folder.
-    num_frames: Frames of each video, as of video.Frames. None leaves the
+    video_root: Of relative video paths. Default: the file's folder.
+    num_frames, stride, short: As of video.Frames. num_frames None leaves the
       contents of the file as "image", for video.Frames among the ops, which can
       start at a random frame.
-    stride: As of video.Frames.
-    short: As of video.Frames.
 
   Raises:
     ValueError: As Jsonl; on access, as video.decode.
@@ -160,7 +155,7 @@ class VideoJsonl(_Lines):
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
     name, where = example["_video_path"], example["_where"]
-    path = files.resolve(name, self._root, what="video", where=where)
+    path = files.resolve(name, self._root)
     if self._frames is None:
       image = files.read(path, what="video", where=where)
     else:
@@ -171,10 +166,7 @@ class VideoJsonl(_Lines):
   def _described(self, fields, where):
     name = fields.get("video")
     if not isinstance(name, str):
-      raise ValueError(
-        f'{where}: expected a path under the key "video", found '
-        f"{_found(fields, 'video')}"
-      )
+      raise _no_path(fields, "video", where)
     return {"_video_path": name, "_where": where}
 
 
@@ -183,13 +175,13 @@ class Tfds:
 
   Text fields become str; the image stays encoded. A sequence of images becomes
   a list. A field with the contents of a video file is decoded by video.Frames
-  among the ops. (The feature Video of TFDS needs TensorFlow.)
+  among the ops; the feature Video of TFDS needs TensorFlow.
 
   Args:
     name: Builder name, "coco_captions" or "ref_coco/refcoco_unc:1.1.0".
     split: Split name, TFDS slices included ("train[:90%]").
     data_dir: Folder of prepared data sets. Default: that of TFDS.
-    image_key: The field that holds the image; it is renamed to "image".
+    image_key: Field of the image, which becomes "image".
 
   Raises:
     ValueError: The data set is not prepared, or has no such split or field.
@@ -279,9 +271,6 @@ class Cached:
   """Keeps every example that was read, with its encoded image, in memory.
 
   Each data worker fills a cache of its own; a pickle contains no cache.
-
-  Args:
-    source: Where examples are read from.
   """
 
   def __init__(self, source: Source):
@@ -322,7 +311,7 @@ def make(
   Args:
     kind: Key of SOURCES.
     slice: Bounds for Slice. Default None: the whole source.
-    cache: Whether to keep encoded examples in memory. Default False.
+    cache: Whether to keep encoded examples in memory.
     **arguments: Of the source's constructor.
 
   Raises:
@@ -397,13 +386,16 @@ def _parse_line(line, where):
   return fields
 
 
-def _found(fields: Mapping[str, Any], key: str) -> str:
+def _no_path(fields, key, where):
   if key in fields:
-    return messages.one_line(f"{fields[key]!r}")
-  found = (
-    f"keys {', '.join(fields) or 'none'}.{registry.did_you_mean(key, fields)}"
+    found = repr(fields[key])
+  else:
+    hint = registry.did_you_mean(key, fields)
+    found = f"keys {', '.join(fields) or 'none'}.{hint}"
+  return ValueError(
+    f'{where}: expected a path under the key "{key}", found '
+    f"{messages.one_line(found)}"
   )
-  return messages.one_line(found)
 
 
 def _open_tfds(name, split, data_dir, image_key):

@@ -6,6 +6,7 @@ short="tile" repeats them                      0     3     6     0
 short="pad" appends black                      0     3     6   black
 """
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
@@ -33,17 +34,15 @@ class Frames:
   """An op: decodes "image", the contents of a video file, to frames.
 
   Attributes:
-    num_frames: Number of frames. Default 16.
-    stride: Distance between frames, in frames of the video. Default 9.
-    short: Key of SHORT: what to do with a clip that has fewer. Default "tile".
-    start: Key of START: the first frame. Default "first"; "random" is for
-      training, and reads the file twice.
+    num_frames: Number of frames.
+    stride: Distance between frames, in frames of the video.
+    short: Key of SHORT: what to do with a clip that has fewer.
+    start: Key of START: the first frame; "random" reads the file twice.
 
   Source: big_vision, configs/proj/paligemma/transfers/msrvtt_cap.py, with its
   defaults; it has no video reader. It begins at the first frame in evaluations
-  (`deterministic_fs`) and at a random one in training, within the bounds of
-  DMVR (sample_sequence), except that here a clip that is too short begins at
-  its first frame.
+  and at a random one in training, within the bounds of DMVR (sample_sequence),
+  except that here a clip that is too short begins at its first frame.
   """
 
   num_frames: int = 16
@@ -103,8 +102,8 @@ def decode(
       is decoded.
     num_frames: Most frames to return.
     stride: Distance between frames, in frames of the video.
-    first: Index of the first one. Default 0.
-    where: Prefix of error messages, such as "train.jsonl:12". Default "video".
+    first: Index of the first one.
+    where: Prefix of error messages, such as "train.jsonl:12".
 
   Returns:
     num_frames frames, or as many as there are, at least one.
@@ -118,7 +117,7 @@ def decode(
   """
   found, end = [], None
   wanted = range(first, first + num_frames * stride, stride)
-  with _Stream(data, where) as stream:
+  with _opened(data, where) as stream:
     for i, frame in enumerate(stream.frames()):
       end = frame
       if i in wanted:
@@ -138,91 +137,78 @@ def count(data: bytes | BinaryIO, *, where: str = "video") -> int:
 
   Arguments and errors as of `decode`.
   """
-  with _Stream(data, where) as stream:
-    return stream.count()
+  with _opened(data, where) as stream:
+    if stated := stream.video.frames:
+      return stated
+    found = sum(packet.size > 0 for packet in stream.packets())
+    stream.check_whole()
+  return found
 
 
-class _Stream:
-  """The first video stream of a file; its errors are one line."""
-
-  def __init__(self, data, where):
-    self._where = where
-    try:
-      import av
-    except ImportError:
-      raise ValueError(
-        'videos are decoded by PyAV, which is missing: pip install "paligemma'
-        '[video]"'
-      ) from None
-    self._failure = av.error.FFmpegError
-    self._file = io.BytesIO(data) if isinstance(data, bytes) else data
-    self._seconds_seen = 0.0  # of all streams
-    try:
-      self._container = av.open(self._file, metadata_errors="ignore")
-    except self._failure as error:
-      raise self._damaged(error) from None
-    cover = av.stream.Disposition.attached_pic
-    streams = [
-      stream
-      for stream in self._container.streams.video
-      if not stream.disposition & cover and stream.codec_context
-    ]
-    try:
+@contextlib.contextmanager
+def _opened(data, where):
+  """Yields the first video stream; errors of FFmpeg become one line."""
+  try:
+    import av
+  except ImportError:
+    raise ValueError(
+      'videos are decoded by PyAV, which is missing: pip install "paligemma'
+      '[video]"'
+    ) from None
+  file = io.BytesIO(data) if isinstance(data, bytes) else data
+  cover = av.stream.Disposition.attached_pic
+  try:
+    with av.open(file, metadata_errors="ignore") as container:
+      streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & cover and stream.codec_context
+      ]
       if not streams:
-        kinds = {stream.type for stream in self._container.streams}
+        kinds = {stream.type for stream in container.streams}
         raise ValueError(
           f"{where}: no video to decode in the file, found streams of "
           f"{', '.join(sorted(kinds)) or 'no kind'}"
         )
-      self._stream = streams[0]
-      context = self._stream.codec_context
+      context = streams[0].codec_context
       if context.width * context.height > image_lib.MAX_PIXELS:
         raise ValueError(
           f"{where}: frames are too large: {context.width}x{context.height} "
           f"pixels, at most {image_lib.MAX_PIXELS} in all"
         )
-    except ValueError:
-      self._container.close()
-      raise
+      yield _Stream(file, container, streams[0], where)
+  except av.error.FFmpegError as error:
+    reason = error.strerror or type(error).__name__
+    raise ValueError(
+      f"{where}: damaged video, or of a kind that FFmpeg does not read: "
+      f"{reason}"
+    ) from None
 
-  def __enter__(self):
-    return self
 
-  def __exit__(self, *_):
-    self._container.close()
+class _Stream:
+  """A video stream of a file."""
+
+  def __init__(self, file, container, video, where):
+    self._file, self._container, self.video = file, container, video
+    self._where = where
+    self._seconds_seen = 0.0  # of all streams
 
   def frames(self) -> Iterator:
-    try:
-      for packet in self._packets():
-        yield from packet.decode()
-    except self._failure as error:
-      raise self._damaged(error) from None
+    for packet in self.packets():
+      yield from packet.decode()
 
-  def count(self) -> int:
-    if self._stream.frames:
-      return self._stream.frames
-    try:
-      found = sum(packet.size > 0 for packet in self._packets())
-    except self._failure as error:
-      raise self._damaged(error) from None
-    self.check_whole()
-    return found
-
-  def _packets(self):
+  def packets(self) -> Iterator:
     for packet in self._container.demux():
       if packet.pts is not None:
         end = (packet.pts + (packet.duration or 0)) * packet.time_base
         self._seconds_seen = max(self._seconds_seen, float(end))
-      if packet.stream.index == self._stream.index:
+      if packet.stream.index == self.video.index:
         yield packet
 
   def to_rgb(self, frame) -> np.ndarray:
     if frame.is_corrupt:
       raise ValueError(f"{self._where}: damaged video: a frame is incomplete")
-    try:
-      pixels = frame.to_ndarray(format="rgb24")
-    except self._failure as error:
-      raise self._damaged(error) from None
+    pixels = frame.to_ndarray(format="rgb24")
     # Degrees counterclockwise.
     turned = np.rot90(pixels, round(frame.rotation / 90) % 4)
     return np.ascontiguousarray(turned)
@@ -234,7 +220,7 @@ class _Stream:
     the stated duration of the video, or else of all streams together.
     """
     self.check_whole()
-    stream, container = self._stream, self._container
+    stream, container = self.video, self._container
     reached = self._seconds_seen
     if stream.duration is not None and frame.time is not None:
       start = (stream.start_time or 0) * stream.time_base
@@ -258,10 +244,3 @@ class _Stream:
         f"{self._where}: truncated or damaged video: at least {missing} bytes "
         "are missing at its end"
       )
-
-  def _damaged(self, error):
-    reason = error.strerror or type(error).__name__
-    return ValueError(
-      f"{self._where}: damaged video, or of a kind that FFmpeg does not read: "
-      f"{reason}"
-    )
