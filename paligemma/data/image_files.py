@@ -65,7 +65,7 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_HEADER = 33  # bytes of its signature and first chunk, which it needs
 
 _log = logging.getLogger(__name__)
 said = set()  # notes that this process has logged
@@ -79,15 +79,14 @@ def size(
   Arguments and errors as of `decode`. Pixels are not decoded; truncated PNG and
   JPEG files raise nevertheless.
   """
-  with _opened(file, where) as picture:
-    return _upright_size(picture, _orientation(picture))
+  with _opened(file, where) as (picture, orientation):
+    return _upright_size(picture, orientation)
 
 
 def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
   """Returns the usual suffix of the format, ".png"; otherwise as `size`."""
-  with _opened(file, where) as picture:
-    kind = "JPEG" if picture.format == "MPO" else picture.format
-    return FORMATS[kind][0]
+  with _opened(file, where) as (picture, _):
+    return FORMATS["JPEG" if picture.format == "MPO" else picture.format][0]
 
 
 def decode(
@@ -110,18 +109,16 @@ def decode(
 
   Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
   PNG, drops the alpha channel, so that black text on transparency becomes black
-  on black, and ignores EXIF. Its default transform of JPEG is fast and inexact:
-  up to 17 levels of 255 away from this one, which is that of transformers and
-  of Pillow, and TensorFlow's "INTEGER_ACCURATE".
+  on black, and ignores EXIF. Its default transform of JPEG is up to 17 levels
+  of 255 away from that of Pillow, which is TensorFlow's "INTEGER_ACCURATE".
   """
-  with _opened(file, where) as picture:
+  with _opened(file, where) as (picture, orientation):
     several = getattr(picture, "is_animated", False)
     # Other frames are previews in a JPEG and layers in a PSD.
     if several and picture.format not in ("MPO", "PSD", "HEIF"):
       _log_once(
         _shown(file, where), "has several frames, of which the first is read"
       )
-    orientation = _orientation(picture)
     expected = _upright_size(picture, orientation)
     pixels = _rgb(picture, orientation, _shown(file, where))
     if pixels.shape[:2] != expected:
@@ -141,13 +138,11 @@ def stored(
   Gray values, palette indices and transparency are kept. Arguments and errors
   as of `decode`; any range of values is allowed.
   """
-  with _opened(file, where) as picture:
-    return _upright(picture, _orientation(picture))
+  with _opened(file, where) as (picture, orientation):
+    return _upright(picture, orientation)
 
 
-def to_rgb(
-  picture: Image.Image, *, where: str | None = None
-) -> image_lib.Pixels:
+def to_rgb(picture: Image.Image, *, where: str = "image") -> image_lib.Pixels:
   """Returns the upright RGB pixels of a picture of Pillow.
 
   Grayscale, palette, CMYK, YCbCr and Lab become RGB; transparency is blended
@@ -159,12 +154,11 @@ def to_rgb(
 
   Args:
     picture: Of any mode; it is not changed. Its EXIF orientation is applied.
-    where: Prefix of error messages. Default "image".
+    where: Prefix of error messages.
 
   Raises:
     ValueError: As `decode`.
   """
-  where = where or "image"
   with _one_line(where, "image"):
     return _rgb(picture, _orientation(picture), where)
 
@@ -189,8 +183,8 @@ class _Unusable(ValueError):
 
 
 @contextlib.contextmanager
-def _opened(file, where) -> Iterator[Image.Image]:
-  """Yields the picture of a file, not decoded."""
+def _opened(file, where) -> Iterator[tuple[Image.Image, int]]:
+  """Yields the picture of a file, not decoded, and its EXIF orientation."""
   if isinstance(file, bytes):
     stream = io.BytesIO(file)
   else:
@@ -216,7 +210,7 @@ def _opened(file, where) -> Iterator[Image.Image]:
         )
       if picture.format in ("JPEG", "MPO"):
         _check_jpeg(stream)
-      yield picture
+      yield picture, _orientation(picture)
 
 
 @contextlib.contextmanager
@@ -294,7 +288,9 @@ def _late_chunks(stream):
   the next one is.
   """
   end = stream.seek(0, os.SEEK_END)
-  start, late, seen = len(_PNG_START), [_PNG_START], False
+  stream.seek(0)
+  chunks, seen = [stream.read(_PNG_HEADER)], False
+  start = _PNG_HEADER
   while start + 8 <= end:
     stream.seek(start)
     length, kind = struct.unpack(">I4s", stream.read(8))
@@ -305,14 +301,11 @@ def _late_chunks(stream):
       seen = True
       if after > end:
         raise _ends_early(end)
-    first = start == len(_PNG_START)  # the header, which every PNG needs
-    if after <= end and (
-      first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
-    ):
+    elif seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
       stream.seek(start)
-      late.append(stream.read(length + 12))
+      chunks.append(stream.read(length + 12))
     start = after
-  return b"".join([*late, bytes(4), b"IDAT"])
+  return b"".join([*chunks, bytes(4), b"IDAT"])
 
 
 def _check_jpeg(stream):
@@ -322,10 +315,9 @@ def _check_jpeg(stream):
   for start in (max(end - 65536, position), position):
     stream.seek(start)
     if b"\xff\xd9" in stream.read():
-      break
-  else:
-    raise _ends_early(end)
-  stream.seek(position)
+      stream.seek(position)
+      return
+  raise _ends_early(end)
 
 
 def _ends_early(count):
@@ -336,7 +328,6 @@ def _ends_early(count):
 
 
 def _rgb(picture, orientation, where):
-  """Returns upright RGB pixels."""
   raw = str(picture.tile[0].args) if getattr(picture, "tile", None) else ""
   key = _transparent_key(picture, raw)
   bits = _stated_bits(picture)

@@ -1,10 +1,9 @@
 """Ops on the image of a raw example; its objects move with the pixels.
 
-The image is encoded (bytes), pixels (uint8[H, W, 3]) or another type that
-`pixels` takes; ops decode it if they need pixels. Ops that move pixels also
-move the example's "objects" (data/objects.py), and update its "height" and
-"width" if it has them. They take one image; `Stack`, as the last op, collects
-several frames.
+The image is of any type that `pixels` takes; ops decode it if they need pixels.
+Ops that move pixels also move the example's "objects" (data/objects.py), and
+update its "height" and "width" if it has them. They take one image; `Stack`, as
+the last op, collects several frames.
 
 An op with `augments` is for training only and belongs to `train.augment` of a
 config, as evaluators share `train.ops`. An op with `moves_pixels` does not move
@@ -39,10 +38,7 @@ _VALID = {
   "probability": (lambda v: 0 <= v <= 1, "it in [0, 1]"),
   "aspect": (lambda v: 0 < v[0] <= v[1], "0 < low <= high"),
   "largest": (lambda v: v >= 1, "a factor of at least 1"),
-  "quality": (
-    lambda v: 1 <= v[0] <= v[1] <= 100,
-    "lowest and highest in [1, 100]",
-  ),
+  "quality": (lambda v: 1 <= v[0] <= v[1] <= 100, "bounds in [1, 100]"),
 }
 
 
@@ -78,8 +74,7 @@ class Resize(_Checked):
 
   Attributes:
     size: (height, width) in pixels.
-    method: Key of image.KERNELS.
-    antialias: Widen the kernel when the image shrinks.
+    method, antialias: As of image.resize.
     key: Field of the image; objects belong to "image".
 
   Source: `resize` of big_vision, which truncates to uint8 as well; its default
@@ -103,12 +98,7 @@ class Resize(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ResizeSmall(_Checked):
-  """Resizes so that the smaller side has a given length; keeps the aspect.
-
-  Attributes:
-    side: In pixels.
-    method: Key of image.KERNELS.
-    antialias: As of Resize; without effect on "area".
+  """Resizes the smaller side to a length in pixels; keeps the aspect.
 
   Source: `resize_small` of big_vision, likewise to uint8; its default is
   without antialias.
@@ -208,13 +198,9 @@ class DrawBox:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """Collects images of several fields in a list, for Preprocess(frames=...).
+  """Collects the images of several fields in "image", and removes the fields.
 
-      Stack(("image_left", "image_right"))
-
-  Attributes:
-    keys: The fields, in the order of the frames. They are removed; the list is
-      "image".
+      Stack(("image_left", "image_right"))    for Preprocess(frames=2)
 
   Source: `stack_images` of big_vision, used in nlvr2.
   """
@@ -237,8 +223,8 @@ class InceptionCrop(_Checked):
   Attributes:
     area: Bounds of the share of the image's area.
     aspect: Bounds of width / height.
-    min_covered: The crop holds at least this share of at least one object, if
-      the image has objects; 1 to keep the object of a question.
+    min_covered: Share of at least one object that the crop holds, if the image
+      has objects; 1 to keep the object of a question.
     min_visible: As of RandomCrop.
 
   Source: `inception_crop` of big_vision, tf.image.sample_distorted_bounding_box
@@ -289,7 +275,6 @@ class Flip(_Checked):
   in the image are mirrored. Name such texts, or do not use Flip.
 
   Attributes:
-    probability: Of mirroring.
     texts: Fields with a text; if one of them has a word that begins with "left"
       or "right", the image is not mirrored. English only.
   """
@@ -318,10 +303,7 @@ class ZoomOut(_Checked):
   Both sides grow by one factor, uniform in [1, largest], such that the canvas
   has at most image.MAX_PIXELS. Use Resize before if images are large.
 
-  Attributes:
-    largest: Largest factor.
-    probability: Of zooming out.
-    fill: Red, green and blue of the canvas. Default: gray, 0 for the model.
+  The canvas is filled with gray, 0 for the model, unless `fill` is another RGB.
 
   Source: SSD (arXiv:1512.02325), section 3.6, "zoom out", which fills with the
   mean of ImageNet.
@@ -356,7 +338,6 @@ class JpegNoise(_Checked):
 
   Attributes:
     quality: Lowest and highest quality of libjpeg, in [1, 100].
-    probability: Of encoding.
   """
 
   augments: ClassVar[bool] = True

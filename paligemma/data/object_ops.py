@@ -45,7 +45,6 @@ class FromTfds:
     names: Of the labels, by number. Default (): labels are "".
     label: Column of the labels; in ref_coco_bv it is "category".
     crowds: Whether to keep annotations of groups, which only the metric uses.
-    key: Field with the columns.
   """
 
   names: tuple[str, ...] = ()
@@ -107,8 +106,7 @@ class FromCoco:
   Attributes:
     names: Of the labels, by number. Default None: "category_id" is the label.
     masks: Whether to make masks of "segmentation", polygons or run lengths.
-    crowds: Whether to keep annotations of groups, which only the metric uses.
-    key: Field with the annotations.
+    crowds: As of FromTfds.
   """
 
   names: Mapping[int, str] | None = None
@@ -151,12 +149,7 @@ class FromCoco:
 
 @dataclasses.dataclass(frozen=True)
 class KeepObjects:
-  """Drops objects.
-
-  Attributes:
-    labels: Those to keep. Default None: all.
-    min_side: Smallest shorter side of a box to keep, in pixels.
-  """
+  """Keeps objects with one of the labels, if given, and no side too short."""
 
   labels: tuple[str, ...] | None = None
   min_side: float = 0.0
@@ -232,7 +225,6 @@ class DetectPrompt:
   Attributes:
     names: Labels that may be asked for although they are absent.
     negatives: Number of absent labels, at least one if there is no object.
-    verb: First word.
   """
 
   names: tuple[str, ...] = ()
@@ -241,19 +233,16 @@ class DetectPrompt:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
-    labels = {x["label"] for x in found if not x.get("noise")} - {""}
-    absent = sorted(set(self.names) - labels)
-    count = min(max(self.negatives, not labels), len(absent))
-    labels = (
-      sorted(labels) + [absent[i] for i in rng.permutation(len(absent))][:count]
-    )
+    present = {x["label"] for x in found if not x.get("noise")} - {""}
+    absent = _permuted(sorted(set(self.names) - present), rng)
+    labels = sorted(present) + absent[: max(self.negatives, not present)]
     if not labels:
       raise example_fields.error(
         example,
         "no object has a label; give names to DetectPrompt, to ask for what is "
         "not there",
       )
-    labels = [labels[i] for i in rng.permutation(len(labels))]
+    labels = _permuted(labels, rng)
     prefix = f"{self.verb} {location.SEPARATOR.join(labels)}"
     return {**example, "prefix": prefix}
 
@@ -268,7 +257,6 @@ class WriteObjects:
   in characters of the suffix.
 
   Attributes:
-    order: Key of ORDERS.
     masks: Encodes masks, which all objects then need. Default None: no codes.
     limit: Most objects, the first ones in the order. Default None: all.
 
@@ -285,7 +273,7 @@ class WriteObjects:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
     if self.order == "random":
-      found = [found[i] for i in rng.permutation(len(found))]
+      found = _permuted(found, rng)
     elif self.order == "sorted":
       found.sort(key=lambda item: tuple(item["box"]))
     found.sort(key=lambda item: bool(item.get("noise")))
@@ -295,12 +283,9 @@ class WriteObjects:
       start = len(suffix)
       suffix += _encode(example, item, self.masks)
       if item.get("noise"):
-        stop = len(suffix) - len(item["label"]) - 1
-        unsupervised.append((start, stop))
-    written = {"suffix": suffix}
-    if unsupervised:
-      written["unsupervised"] = unsupervised
-    return {**example, **written}
+        unsupervised.append((start, len(suffix) - len(item["label"]) - 1))
+    written = {**example, "suffix": suffix}
+    return written | ({"unsupervised": unsupervised} if unsupervised else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,9 +302,7 @@ class NoiseObjects:
   Boxes are copies of real ones, moved by up to a tenth of their sides; boxes of
   the size of real ones elsewhere; and random ones.
 
-  Attributes:
-    total: Give WriteObjects the same limit, for images with more objects.
-    label: Of the noise.
+  Give WriteObjects the same limit, for images with more objects.
 
   Source: Pix2seq (arXiv:2109.10852), section 2.3, "sequence augmentation", and
   augment_bbox of its code, with the same kinds and amounts of noise. There, the
@@ -352,8 +335,11 @@ class NoiseObjects:
         corners = np.stack([centre - half, centre + half])
       box = np.clip(corners, 0, sides).ravel().tolist()
       noise.append({"box": tuple(box), "label": self.label, "noise": True})
-    noise = [noise[i] for i in rng.permutation(count)]
-    return {**example, "objects": found + noise}
+    return {**example, "objects": found + _permuted(noise, rng)}
+
+
+def _permuted(items, rng):
+  return [items[i] for i in rng.permutation(len(items))]
 
 
 def _shorter_side(box):

@@ -65,7 +65,7 @@ def read(
 
   Args:
     path, root: As of files.resolve.
-    where: Prefix of error messages. Default: the path.
+    where: As of files.read.
 
   Raises:
     ValueError: The file cannot be read, or is too large for an image.
@@ -87,9 +87,8 @@ def _array_pixels(array):
   found = f"{array.dtype}{list(array.shape)}"
   channels = array.shape[2] if array.ndim == 3 else 1
   if array.ndim not in (2, 3) or channels not in (1, 3, 4):
-    hint = ""
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-      hint = "; its channels come first, move them last"
+    is_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+    hint = "; its channels come first, move them last" if is_first else ""
     raise ValueError(f"found {found}, expected {EXPECTED}{hint}")
   if not array.size:
     raise ValueError(f"found an empty image, {found}")

@@ -26,7 +26,6 @@ class Preprocess:
   """Turns an example into arrays: picklable, random only through its rng.
 
   Attributes:
-    tokenizer: Encodes the texts.
     res: Height and width of the image, in pixels.
     text_len: Number of input positions.
     train: True for the supervised layout of `sequence.training`, for the loss
@@ -74,10 +73,10 @@ class Preprocess:
     """Returns the arrays of an example.
 
     Args:
-      example: Fields of a source. After the ops it has "image", as of
-        `pictures.pixels`, or `frames` of those; "prefix"; and for training
-        "suffix", with "unsupervised" spans if some of it is not supervised.
-      rng: The only source of randomness for the ops.
+      example: After the ops it has "image", as of `pictures.pixels`, or
+        `frames` of those; "prefix"; and for training "suffix", with
+        "unsupervised" spans if some of it is not supervised.
+      rng: Of the ops.
 
     Returns:
       dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]
@@ -140,17 +139,10 @@ class Preprocess:
   def read_texts(
     self, example: Example, answer_key: str = "suffix"
   ) -> tuple[Example, tuple[str, ...]]:
-    """Returns an example, after the ops, as `spelling` reads its texts.
+    """Returns an example, after the ops, and which control tokens it removed.
 
-    Args:
-      example: With "prefix", "suffix" and more.
-      answer_key: Field with another answer or list of answers, for metrics.
-
-    Returns:
-      The example, and the control tokens that were removed.
-
-    Raises:
-      ValueError: As spelling.read_prompt and read_answer.
+    `spelling` reads and checks the prompt, "suffix", and the answer or list of
+    answers under answer_key.
     """
     if self.texts == "plain":
       return example, ()

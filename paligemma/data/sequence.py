@@ -61,14 +61,14 @@ def training(
       "truncate": keep the first L + 1, as the reference does, and add
       `truncated`, int32[], 1 if this example was cut. If the prompt alone is
       that long, no token is supervised.
-    unsupervised: (start, stop) in characters of parts of the suffix that are
-      not supervised, ascending and disjoint.
+    unsupervised: (start, stop) of spans that are not supervised, in characters
+      of the suffix, ascending and disjoint.
 
   Returns:
     dict of int32[L + 1]; mask_input is bool.
 
   Raises:
-    ValueError: There are too many tokens, or an unsupervised part begins or
+    ValueError: There are too many tokens, or an unsupervised span begins or
       ends within a token.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
@@ -168,26 +168,26 @@ def _padded_prompt(tokenizer, ids, text_len, ar):
 
 
 def _targets(tokenizer, suffix, suffix_ids, unsupervised):
-  """Returns mask_loss of the answer: 0 in the unsupervised parts, else 1."""
+  """Returns mask_loss of the answer: 0 in the unsupervised spans, else 1."""
   if not unsupervised:
     return [1] * len(suffix_ids)
   ids, targets, position = [], [], 0
   try:
-    parts = [(index(start), index(stop)) for start, stop in unsupervised]
+    spans = [(index(start), index(stop)) for start, stop in unsupervised]
   except (TypeError, ValueError):
     raise ValueError(
       f"unsupervised is {unsupervised!r:.60}, expected (start, stop) of each "
-      "part, in characters of the answer"
+      "span, in characters of the answer"
     ) from None
-  for start, stop in [*parts, (len(suffix), len(suffix))]:
+  for start, stop in [*spans, (len(suffix), len(suffix))]:
     for text, target in ((suffix[position:start], 1), (suffix[start:stop], 0)):
       ids += tokenizer.encode(text)
       targets += [target] * (len(ids) - len(targets))
     position = stop
   if ids != suffix_ids[:-1]:
     raise ValueError(
-      f'parts {parts} of "{suffix:.60}", which are no targets, do '
-      "not begin and end where tokens do"
+      f'unsupervised spans {spans} of "{suffix:.60}" do not begin and end '
+      "where tokens do"
     )
   return [*targets, 1]
 

@@ -6,6 +6,7 @@ field of the data set, and "_where" (str), with which errors begin. Sources
 pickle small, so that data workers can hold them.
 """
 
+import functools
 import inspect
 import itertools
 import json
@@ -25,19 +26,19 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 @runtime_checkable
 class Source(Protocol):
-  """A data set."""
-
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 class _Lines:
-  """The objects of a JSONL file, by index.
+  """The objects of a JSONL file, with the path of an image or video under _key.
 
   The file is scanned once for the positions of its lines; a line is parsed when
-  it is asked for. A subclass defines `_described` and `__getitem__`.
+  it is asked for.
   """
+
+  _key: str
 
   def __init__(self, path, root):
     self._positions = _line_positions(path)
@@ -70,9 +71,18 @@ class _Lines:
       return self._read(file.readline(), number)
 
   def _read(self, line, number):
-    where = f"{self._path}:{number}"
+    where, key = f"{self._path}:{number}", self._key
     fields = _parse_line(line, where)
-    return {**fields, "image": None, **self._described(fields, where)}
+    value = fields.get(key)
+    paths = value if key == "image" and isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) for path in paths):
+      hint = registry.did_you_mean(key, fields)
+      keys = f"keys {', '.join(fields) or 'none'}.{hint}"
+      found = messages.one_line(repr(value) if key in fields else keys)
+      raise ValueError(
+        f'{where}: expected a path under the key "{key}", found {found}'
+      )
+    return {**fields, "image": None, f"_{key}_path": value, "_where": where}
 
 
 class Jsonl(_Lines):
@@ -88,9 +98,11 @@ class Jsonl(_Lines):
     image_root: Of relative image paths. Default: the file's folder.
 
   Raises:
-    ValueError: At construction, the file is missing or has no line. On access,
-      a malformed line, a missing key or image; names path:line.
+    ValueError: The file is missing or has no line. On access, a malformed line,
+      a missing key or image; names path:line.
   """
+
+  _key = "image"
 
   def __init__(
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
@@ -99,25 +111,17 @@ class Jsonl(_Lines):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
-    value, where = example["_image_path"], example["_where"]
-    names = value if isinstance(value, list) else [value]
-    images = [
-      pictures.read(name, root=self._root, where=where) for name in names
-    ]
-    image = images if isinstance(value, list) else images[0]
+    value = example["_image_path"]
+    read = functools.partial(
+      pictures.read, root=self._root, where=example["_where"]
+    )
+    image = list(map(read, value)) if isinstance(value, list) else read(value)
     return {**example, "image": image}
 
   def frames(self) -> int:
     """Returns Preprocess.frames of the first line: its images, 0 for a path."""
     value = self._without_image(0)["_image_path"]
     return len(value) if isinstance(value, list) else 0
-
-  def _described(self, fields, where):
-    value = fields.get("image")
-    names = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(name, str) for name in names):
-      raise _no_path(fields, "image", where)
-    return {"_image_path": value, "_where": where}
 
 
 class VideoJsonl(_Lines):
@@ -129,8 +133,7 @@ class VideoJsonl(_Lines):
   3], and "_video_path" the path.
 
   Args:
-    path: As of Jsonl.
-    video_root: Of relative video paths. Default: the file's folder.
+    path, video_root: As of Jsonl.
     num_frames, stride, short: As of video.Frames. num_frames None leaves the
       contents of the file as "image", for video.Frames among the ops, which can
       start at a random frame.
@@ -138,6 +141,8 @@ class VideoJsonl(_Lines):
   Raises:
     ValueError: As Jsonl; on access, as video.decode.
   """
+
+  _key = "video"
 
   def __init__(
     self,
@@ -154,20 +159,13 @@ class VideoJsonl(_Lines):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
-    name, where = example["_video_path"], example["_where"]
-    path = files.resolve(name, self._root)
+    where = example["_where"]
+    path = files.resolve(example["_video_path"], self._root)
     if self._frames is None:
-      image = files.read(path, what="video", where=where)
-    else:
-      with files.open_binary(path, what="video", where=where) as file:
-        image = self._frames.sample(file, where=f"{where}: {path}")
-    return {**example, "image": image}
-
-  def _described(self, fields, where):
-    name = fields.get("video")
-    if not isinstance(name, str):
-      raise _no_path(fields, "video", where)
-    return {"_video_path": name, "_where": where}
+      return {**example, "image": files.read(path, what="video", where=where)}
+    with files.open_binary(path, what="video", where=where) as file:
+      frames = self._frames.sample(file, where=f"{where}: {path}")
+    return {**example, "image": frames}
 
 
 class Tfds:
@@ -313,9 +311,6 @@ def make(
     slice: Bounds for Slice. Default None: the whole source.
     cache: Whether to keep encoded examples in memory.
     **arguments: Of the source's constructor.
-
-  Raises:
-    ValueError: Unknown kind or argument; as the constructor.
   """
   constructor = registry.lookup(SOURCES, kind, "source")
   known = inspect.signature(constructor).parameters
@@ -330,12 +325,9 @@ def make(
 def without_images(
   source: Source,
 ) -> Iterator[dict[str, Any] | ValueError] | None:
-  """Reads all examples of a source in order, without the images.
+  """Returns an iterator over all examples, with "image" None, or their errors.
 
-  Returns:
-    An iterator over examples whose "image" is None, or the error of a line that
-    cannot be read; None if the source cannot read texts without the images, as
-    Tfds.
+  None if the source cannot read texts without the images, as Tfds.
   """
   read = getattr(source, "without_images", None)
   return read and read()
@@ -363,10 +355,10 @@ def _parse_line(line, where):
   except RecursionError:
     raise ValueError(f"{where}: JSON with too many brackets") from None
   except json.JSONDecodeError as error:
-    found = repr(text[error.pos : error.pos + 20]) if text[error.pos :] else ""
+    rest = text[error.pos : error.pos + 20]
     raise ValueError(
       f"{where}: malformed JSON at column {error.colno}: {error.msg}, found "
-      f"{found or 'the end of the line'}"
+      f"{repr(rest) if rest else 'the end of the line'}"
     ) from None
   except ValueError as error:  # a number of thousands of digits
     raise ValueError(f"{where}: malformed JSON: {error}") from None
@@ -384,18 +376,6 @@ def _parse_line(line, where):
       f"found {type(fields).__name__}"
     )
   return fields
-
-
-def _no_path(fields, key, where):
-  if key in fields:
-    found = repr(fields[key])
-  else:
-    hint = registry.did_you_mean(key, fields)
-    found = f"keys {', '.join(fields) or 'none'}.{hint}"
-  return ValueError(
-    f'{where}: expected a path under the key "{key}", found '
-    f"{messages.one_line(found)}"
-  )
 
 
 def _open_tfds(name, split, data_dir, image_key):
@@ -426,13 +406,11 @@ def _open_tfds(name, split, data_dir, image_key):
 
 
 def _to_text(value):
-  if isinstance(value, bytes):
-    return value.decode()
   if isinstance(value, list):
-    return [_to_text(element) for element in value]
+    return list(map(_to_text, value))
   if isinstance(value, dict):
     return {key: _to_text(element) for key, element in value.items()}
-  return value
+  return value.decode() if isinstance(value, bytes) else value
 
 
 def _bound(text, length):

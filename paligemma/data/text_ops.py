@@ -25,12 +25,9 @@ class Format:
       Format("answer en {question}", "{answer}")
 
   Attributes:
-    prefix: Template of the prompt, as of str.format.
+    prefix: Template of the prompt, as of str.format; its fields hold texts or
+      numbers.
     suffix: Template of the answer. Default None: the answer is kept.
-
-  Raises:
-    ValueError: On an example that lacks a field, or where one is neither a text
-      nor a number, such as null.
   """
 
   prefix: str
@@ -45,10 +42,7 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-  """Copies a field; "captions/text" is the field "text" of a field "captions".
-
-  Copy("texts", "captions")
-  """
+  """Copies a field; "a/b" is the field "b" of a field "a"."""
 
   key: str
   to: str
@@ -126,10 +120,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-  """Takes the element of a list field whose index is in another field.
-
-  Pick("choices", "correct", "answer")
-  """
+  """Takes the element of a list field whose index is in another field."""
 
   key: str
   index: str
@@ -169,15 +160,12 @@ class FillMasks:
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice:
-  r"""Writes a prompt with the answers to choose from.
+  r"""Writes a prompt with the answers of the field `choices` to choose from.
 
       "answer en  {question} choose from: {a} \t {b} \t {c}"
 
   As in the published transfers to AI2D and A-OKVQA, there are two spaces after
   "en", and answers are separated by a tab between spaces.
-
-  Attributes:
-    choices, question: Fields with the answers and with the question.
   """
 
   choices: str
@@ -218,12 +206,7 @@ class ScienceQA:
 
   Fields: question, choices (a list), answer (the index of the right one, from
   0), hint ("" or missing becomes "N/A"); lecture and solution if the answer
-  format has them.
-
-  Attributes:
-    prompt: Key of SCIENCE_QA_PROMPTS.
-    answer: Key of SCIENCE_QA_ANSWERS.
-    shuffle: Whether to shuffle the choices, for training.
+  format has them. Shuffle the choices for training only.
 
   Source: big_vision, configs/proj/paligemma/transfers/science_qa.py, and
   lupantech/ScienceQA, models/base_prompt.py. In big_vision "AL" gives the
