@@ -67,10 +67,8 @@ class TrainBatches(grain.DatasetIterator):
   def set_state(self, state: dict[str, Any]) -> None:
     """Continues at the batch that followed when the state was taken.
 
-    Args:
-      state: Of `get_state`, from an iterator over the same data. If its batch
-        size was another one, iteration continues at the batch with the example
-        that followed; earlier examples of that batch are repeated.
+    If its batch size was another one, that is the batch with the example that
+    followed; earlier examples of that batch are repeated.
 
     Raises:
       ValueError: The seed, the weights or the sizes of the sources differ, so
@@ -156,9 +154,6 @@ def train(
     process_count examples of this process, with `_mask` bool[B], False for a
     skipped example. `get_state` and `set_state` make it resumable bit for bit;
     grain.checkpoint.CheckpointSave and CheckpointRestore accept it.
-
-  Raises:
-    ValueError: Bad arguments. In next(): a bad example, if on_bad is "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
   registry.lookup(ON_BAD, on_bad, "on_bad")
@@ -226,10 +221,6 @@ def evaluation(
     `_mask` bool[B], False for padding and skipped examples; `_index` int64[B],
     the index in the source, -1 for padding; and `_error` str[B], what is wrong
     with an example, "" for good ones and padding.
-
-  Raises:
-    ValueError: Bad arguments; while iterating, a bad example, if on_bad is
-      "stop".
   """
   _check_sharding(batch_size, process_index, process_count)
   registry.lookup(ON_BAD, on_bad, "on_bad")

@@ -65,6 +65,7 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
 _PNG_HEADER = 33  # bytes of its signature and first chunk, which it needs
 
 _log = logging.getLogger(__name__)
@@ -301,7 +302,7 @@ def _late_chunks(stream):
       seen = True
       if after > end:
         raise _ends_early(end)
-    elif seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+    elif seen and after <= end and kind in _PNG_TEXTS:
       stream.seek(start)
       chunks.append(stream.read(length + 12))
     start = after

@@ -4,13 +4,11 @@
     top      left     bottom   right    16 codes of a mask  label
 
 Boxes are (y0, x0, y1, x1) in pixels of the original image, whose corners are
-(0, 0), the upper left one of pixel (0, 0), and (height, width). A location is
-the nearest of 1024 points from 0 to the side's length.
-
-The denominator is 1023 as in the training and evaluation code of big_vision
-(pp/proj/paligemma/segmentation.py, evaluators/proj/paligemma/transfers/
-segmentation.py). Its notebook and the demos read boxes with 1024, which moves
-them towards the origin by at most a thousandth.
+(0, 0), the upper left one of pixel (0, 0), and (height, width); sizes are
+(height, width). A location is the nearest of 1024 points from 0 to the side's
+length: 1023 intervals, as in the training and evaluation code of big_vision
+(pp/proj/paligemma/segmentation.py). Its notebook and the demos read boxes with
+1024, which moves them towards the origin by at most a thousandth.
 """
 
 import dataclasses
@@ -47,7 +45,7 @@ class Object:
   """An object in a text.
 
   Attributes:
-    box: (y0, x0, y1, x1) in pixels, not rounded, or None.
+    box: Not rounded, or None.
     label: The text after the box, or without a box; may be "".
     codes: Sixteen of [0, 128), or None.
     span: (start, stop) in characters of the text that it was read from.
@@ -78,12 +76,8 @@ def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
   A location is round(1023 * coordinate / side), halves to even, of the box that
   `widen` returns.
 
-  Args:
-    box: (y0, x0, y1, x1) in pixels; it is clipped to the image.
-    size: (height, width) of the image in pixels.
-
   Raises:
-    ValueError: Not four finite numbers, or y1 < y0, or x1 < x0.
+    ValueError: The box is not of four finite numbers, or upside down.
 
   Source: refcoco_mask2str of big_vision, which rounds in float32, and writes
   thin boxes without area.
@@ -105,10 +99,7 @@ def widen(
   Args:
     box, size: As of `encode_box`.
     steps: Number of equal intervals of height and width, to whose ends the box
-      will be rounded. Default: 1023 each, as for locations.
-
-  Raises:
-    ValueError: As `encode_box`.
+      will be rounded. Default: those of locations.
   """
   sides = _sides(size)
   clipped = np.clip(_checked(box), 0, sides).tolist()
@@ -196,9 +187,6 @@ def to_pixels(
 
   It recovers a box of whole pixels from its text if the sides of the image are
   at most 1023 pixels. A box that is thin or outside has no area.
-
-  Raises:
-    ValueError: As `encode_box`.
 
   Source: refcoco_mask2str of big_vision, before it crops a mask. Its evaluator
   rounds down instead, which may shrink a box by a pixel.

@@ -1,7 +1,7 @@
 """The encoder of the mask codec in NumPy.
 
-It computes the same as models/mask_codec.encode, for data workers, which encode
-masks after crops and flips. That file explains the layers and names of arrays.
+For data workers, which encode masks after crops and flips; it computes the same
+as models/mask_codec.encode, which explains the layers and names of arrays.
 """
 
 import functools

@@ -22,11 +22,7 @@ Small = Float[np.ndarray, "64 64"]
 
 
 def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
-  """Returns the smallest box (y0, x0, y1, x1) around the pixels that are not 0.
-
-  Raises:
-    ValueError: All pixels are 0.
-  """
+  """Returns the smallest box around the pixels that are not 0; one must be."""
   mask = np.asarray(mask)
   if not mask.any():
     raise ValueError("mask is empty, nothing has a bounding box")
@@ -37,10 +33,8 @@ def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
 def crop(mask: Mask, box: Sequence[float]) -> Small:
   """Crops a mask to a box and resizes it to 64x64, bilinear, antialiased.
 
-  Args:
-    mask: In [0, 1].
-    box: Rounded and clipped by location.to_pixels; if it is thinner than a
-      pixel, one pixel wide, as of location.widen.
+  The mask is in [0, 1]. The box is rounded and clipped by location.to_pixels;
+  location.widen makes one that is thinner than a pixel one pixel wide.
 
   Raises:
     ValueError: The mask has another shape or range, or the box covers no pixel.
@@ -109,7 +103,6 @@ def from_polygons(
   Args:
     polygons: Each is [x0, y0, x1, y1, ...] in pixels; points may lie outside by
       at most the size of the image. Their union is filled.
-    height, width: Of the image.
 
   Raises:
     ValueError: No polygon, a malformed one, or pycocotools is missing.
@@ -141,10 +134,9 @@ def from_rle(
     rle: {"size": [height, width], "counts": ...}, column by column: a list of
       the lengths of runs, beginning with one outside of the mask, or that list
       as compressed by pycocotools, str or bytes.
-    height, width: Of the image, which the mask must have.
 
   Raises:
-    ValueError: Malformed, or of another size.
+    ValueError: Malformed, or of another size than the image.
 
   Source: maskApi.c of pycocotools, which we do not call, because for counts
   that are too few it returns uninitialized memory.

@@ -4,10 +4,8 @@
       {"box": (y0, x0, y1, x1), "label": "cat", "mask": bool[H, W]}, ...
     ]
 
-Boxes go from the corner at (0, 0), which is the upper left one of pixel (0, 0),
-to the one at (height, width), as in data/location.py; they need not be whole
-pixels. A mask may be missing. Other fields of an object are kept, except its
-"area" when that changes.
+Boxes are those of data/location.py. A mask may be missing. Other fields of an
+object are kept, except its "area" when that changes.
 """
 
 from collections.abc import Sequence
@@ -21,11 +19,7 @@ Object = dict[str, Any]
 
 
 def read(example: example_fields.Example) -> list[Object]:
-  """Returns a new list of the objects of an example, checked.
-
-  Raises:
-    ValueError: The example has no "objects", or one is malformed.
-  """
+  """Returns a new list of the objects of an example, checked."""
   found = example_fields.read(example, "objects")
   if not isinstance(found, list | tuple):
     raise example_fields.wrong(

@@ -1,15 +1,10 @@
 r"""Prompt and answer -> token ids and masks; all masks are made here.
 
 PaliGemmaProcessor of Hugging Face transformers writes the same tokens after its
-image tokens. For the text "<image>caption en" and the suffix "a cat":
-
-    input_ids       <image>... <bos> caption  en  "\n"   a  cat  <eos>
-    token_type_ids      0...      0     0      0    0    1    1     1    mask_ar
-    labels           -100...   -100  -100   -100 -100    a  cat  <eos>   where
-                                                                      mask_loss
-
-It pads on the left, which does not matter to rotary positions and masked
-attention. Its ids differ from ours, those of big_vision, in three known cases:
+image tokens; its token_type_ids are mask_ar, and its labels are not -100 where
+mask_loss is 1. It pads on the left, which does not matter to rotary positions
+and masked attention. Its ids differ from ours, those of big_vision, in three
+known cases:
 
 - It tokenizes prefix and "\n" together: a prefix that ends in "\n" ends in
   another piece if the vocabulary has one for "\n\n".
@@ -54,8 +49,7 @@ def training(
       mask_loss   0       0    0       1  1  0  0   1: supervised
 
   Args:
-    tokenizer: Encodes the texts.
-    prefix, suffix: The prompt and the answer.
+    tokenizer, prefix, suffix: Encoder, prompt and answer.
     text_len: L, number of input positions.
     too_long: What to do with more than L + 1 tokens. "error" (default) or
       "truncate": keep the first L + 1, as the reference does, and add
@@ -112,8 +106,7 @@ def prompt(
       mask_input  1       1    1  0  0  0
 
   Args:
-    tokenizer: Encodes the text.
-    prefix: The prompt.
+    tokenizer, prefix: Encoder and prompt.
     text_len: L, number of positions.
     too_long: What to do with more than L tokens. "error" (default) or
       "truncate": keep the first L, without "\n", as the reference does.

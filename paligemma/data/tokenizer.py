@@ -75,11 +75,7 @@ class Tokenizer:
   def encode(
     self, text: str, *, bos: bool = False, eos: bool = False
   ) -> list[int]:
-    """Returns the ids of a text, with bos and eos if requested.
-
-    Raises:
-      ValueError: The text holds half a surrogate pair, which UTF-8 has not.
-    """
+    """Returns the ids of a text, with bos and eos if requested."""
     try:
       ids = self._engine.encode(text)
     except (RuntimeError, TypeError, UnicodeError):
@@ -94,11 +90,7 @@ class Tokenizer:
       raise _not_unicode("".join(texts)) from None
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids up to the first eos, without pad and bos.
-
-    Raises:
-      ValueError: An id lies outside of [0, vocab_size).
-    """
+    """Returns the text of ids up to the first eos, without pad and bos."""
     kept = []
     for i in map(int, ids):
       if i == self.eos_id:

@@ -71,10 +71,7 @@ class Frames:
   def sample(
     self, data: bytes | BinaryIO, *, first: int = 0, where: str = "video"
   ) -> list[image_lib.Pixels]:
-    """Returns the frames first, first + stride, ..., num_frames in all.
-
-    Arguments and errors as of `decode`.
-    """
+    """Returns the frames first, first + stride, ..., num_frames in all."""
     found = decode(data, self.num_frames, self.stride, first, where=where)
     if self.short == "pad":
       black = [np.zeros_like(found[-1])] * (self.num_frames - len(found))
@@ -100,13 +97,10 @@ def decode(
     data: Contents of a file in any format that FFmpeg reads, or the file,
       opened in binary mode. Its first video stream that is not a cover picture
       is decoded.
-    num_frames: Most frames to return.
+    num_frames: Most frames to return; there may be fewer, but one.
     stride: Distance between frames, in frames of the video.
     first: Index of the first one.
     where: Prefix of error messages, such as "train.jsonl:12".
-
-  Returns:
-    num_frames frames, or as many as there are, at least one.
 
   Raises:
     ValueError: No video, damaged, or truncated before num_frames frames; no
@@ -133,10 +127,7 @@ def decode(
 
 
 def count(data: bytes | BinaryIO, *, where: str = "video") -> int:
-  """Returns the number of frames of a video, without decoding them.
-
-  Arguments and errors as of `decode`.
-  """
+  """Returns the number of frames of a video, without decoding them."""
   with _opened(data, where) as stream:
     if stated := stream.video.frames:
       return stated
@@ -216,8 +207,8 @@ class _Stream:
   def check_end(self, frame):
     """Raises if a file that was read to its end is truncated.
 
-    Bytes are missing by the lengths of its elements; or a second is missing by
-    the stated duration of the video, or else of all streams together.
+    A second is missing by the stated duration of the video, or else of all
+    streams together; or bytes are.
     """
     self.check_whole()
     stream, container = self.video, self._container
