@@ -68,10 +68,6 @@ class FastTokenizer:
   def encode(self, text: str) -> list[int]:
     return self._engine.encode(text, add_special_tokens=False).ids
 
-  def lengths(self, texts: Sequence[str]) -> list[int]:
-    # Not as a batch: its threads do not survive a fork.
-    return [len(self.encode(text)) for text in texts]
-
   def id_of(self, piece: str) -> int | None:
     return self._engine.token_to_id(piece)
 

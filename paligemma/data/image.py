@@ -13,13 +13,14 @@ from paligemma import registry
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
 
+Size = tuple[int, int]  # (height, width) in pixels
 Pixels = UInt8[np.ndarray, "H W 3"]
 Input = Float32[np.ndarray, "height width 3"]
 
 
 def resize(
   image: Shaped[np.ndarray, "H W C"],
-  size: tuple[int, int],
+  size: Size,
   method: str = "bilinear",
   antialias: bool = True,
 ) -> Float32[np.ndarray, "height width C"]:
@@ -31,7 +32,6 @@ def resize(
 
   Args:
     image: uint8, floating point or bool.
-    size: (height, width) of the result.
     method: Key of KERNELS. "bilinear" (triangle kernel, default); "bicubic"
       (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of
       the input at edges; "area" is the mean of the area that a new pixel
@@ -64,7 +64,7 @@ def to_model_range(
 
 def reference(
   image: Pixels,
-  size: tuple[int, int],
+  size: Size,
   method: str = "bilinear",
   antialias: bool = True,
   truncate: bool = False,
@@ -80,7 +80,7 @@ def reference(
   return to_model_range(scale(image, size, method, antialias))
 
 
-def hf(image: Pixels, size: tuple[int, int]) -> Input:
+def hf(image: Pixels, size: Size) -> Input:
   """Preprocesses as the processor of Hugging Face transformers: bicubic, uint8.
 
   Pillow resizes the image and rounds and clips to uint8 after each of its two
@@ -104,11 +104,8 @@ def hf(image: Pixels, size: tuple[int, int]) -> Input:
 
 
 def truncated(
-  image: UInt8[np.ndarray, "H W C"],
-  size: tuple[int, int],
-  method: str,
-  antialias: bool,
-) -> UInt8[np.ndarray, "height width C"]:
+  image: Pixels, size: Size, method: str, antialias: bool
+) -> Pixels:
   """Resizes and truncates to uint8; arguments as of `resize`.
 
   Source: `resize` of big_vision. Values less than 1e-4 below a level count as

@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from paligemma.data import files
 from paligemma.data import image as image_lib
 
+File = bytes | epath.PathLike  # contents, or a path
+
 # Name in Pillow -> suffixes, the usual one first. Left out are formats that
 # Pillow renders with another program (EPS: Ghostscript; WMF: Windows) or only
 # identifies (BUFR, GRIB, HDF5, MPEG), that hold measurements instead of colours
@@ -72,9 +74,7 @@ _log = logging.getLogger(__name__)
 said = set()  # notes that this process has logged
 
 
-def size(
-  file: bytes | epath.PathLike, *, where: str | None = None
-) -> tuple[int, int]:
+def size(file: File, *, where: str | None = None) -> image_lib.Size:
   """Returns (height, width) of an upright image, from the header of its file.
 
   Arguments and errors as of `decode`. Pixels are not decoded; truncated PNG and
@@ -84,15 +84,13 @@ def size(
     return _upright_size(picture, orientation)
 
 
-def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
+def suffix(file: File, *, where: str | None = None) -> str:
   """Returns the usual suffix of the format, ".png"; otherwise as `size`."""
   with _opened(file, where) as (picture, _):
     return FORMATS["JPEG" if picture.format == "MPO" else picture.format][0]
 
 
-def decode(
-  file: bytes | epath.PathLike, *, where: str | None = None
-) -> image_lib.Pixels:
+def decode(file: File, *, where: str | None = None) -> image_lib.Pixels:
   """Decodes an image to upright RGB pixels.
 
   `to_rgb` converts the colours; the EXIF orientation is applied, values other
@@ -100,8 +98,7 @@ def decode(
   once.
 
   Args:
-    file: Contents of a file in one of FORMATS, or its path. HEIC needs
-      pillow-heif, the extra "heic".
+    file: In one of FORMATS. HEIC needs pillow-heif, the extra "heic".
     where: Prefix of errors, "train.jsonl:12". Default: the path, or "image".
 
   Raises:
@@ -131,9 +128,7 @@ def decode(
     return pixels
 
 
-def stored(
-  file: bytes | epath.PathLike, *, where: str | None = None
-) -> Image.Image:
+def stored(file: File, *, where: str | None = None) -> Image.Image:
   """Returns an upright image with the values of its file, for masks.
 
   Gray values, palette indices and transparency are kept. Arguments and errors

@@ -73,7 +73,6 @@ class Resize(_Checked):
   `Preprocess` resizes by itself, without truncation to uint8.
 
   Attributes:
-    size: (height, width) in pixels.
     method, antialias: As of image.resize.
     key: Field of the image; objects belong to "image".
 
@@ -81,7 +80,7 @@ class Resize(_Checked):
   is without antialias.
   """
 
-  size: tuple[int, int]
+  size: image_lib.Size
   method: str = "bilinear"
   antialias: bool = True
   key: str = "image"
@@ -120,7 +119,7 @@ class CentralCrop(_Checked):
   """Crops the centre of an image.
 
   Attributes:
-    size: (height, width) in pixels; a smaller image is an error, so use
+    size: A smaller image is an error, so use
       ResizeSmall before. Default None: the largest square.
     min_visible: As of RandomCrop.
 
@@ -128,7 +127,7 @@ class CentralCrop(_Checked):
   """
 
   moves_pixels: ClassVar[bool] = True
-  size: tuple[int, int] | None = None
+  size: image_lib.Size | None = None
   min_visible: float = 0.25
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -143,7 +142,7 @@ class RandomCrop(_Checked):
   """Crops a window of given size at a uniformly random position.
 
   Attributes:
-    size: (height, width) in pixels; a smaller image is an error, so use Resize
+    size: A smaller image is an error, so use Resize
       before.
     min_visible: Objects of which less than this share is left are dropped; see
       objects.crop.
@@ -151,7 +150,7 @@ class RandomCrop(_Checked):
 
   moves_pixels: ClassVar[bool] = True
   augments: ClassVar[bool] = True
-  size: tuple[int, int]
+  size: image_lib.Size
   min_visible: float = 0.25
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
@@ -353,7 +352,7 @@ class JpegNoise(_Checked):
     return {**example, "image": data.getvalue()}
 
 
-def image_size(example: Example) -> tuple[int, int]:
+def image_size(example: Example) -> image_lib.Size:
   """Returns (height, width) of the image of an example."""
   image = example_fields.read(example, "image")
   return size(image, where=example_fields.where(example))

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from paligemma.data import tokenizer
 
 Box = tuple[float, float, float, float]
+Size = tuple[int, int]
 
 SEPARATOR = " ; "
 CODES = 16  # of a mask
@@ -70,7 +71,7 @@ def corners(box: Any) -> Float[np.ndarray, "4"] | None:
   return found if (found[:2] <= found[2:]).all() else None
 
 
-def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
+def encode_box(box: Sequence[float], size: Size) -> str:
   """Writes a box: (12, 0, 24, 32) in 48x64 is <loc0256><loc0000>...
 
   A location is round(1023 * coordinate / side), halves to even, of the box that
@@ -89,8 +90,8 @@ def encode_box(box: Sequence[float], size: tuple[int, int]) -> str:
 
 def widen(
   box: Sequence[float],
-  size: tuple[int, int],
-  steps: tuple[int, int] = (_LAST, _LAST),
+  size: Size,
+  steps: Size = (_LAST, _LAST),
 ) -> Box:
   """Clips a box, and widens a side that would have no length when rounded.
 
@@ -112,7 +113,7 @@ def widen(
   return tuple(clipped)
 
 
-def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
+def encode(objects: Iterable[Object], size: Size) -> str:
   """Writes objects, such as "<loc>x4<seg>x16 cat ; <loc>x4 dog ; sky".
 
   Raises:
@@ -122,7 +123,7 @@ def encode(objects: Iterable[Object], size: tuple[int, int]) -> str:
   return SEPARATOR.join(_encode_object(item, size) for item in objects)
 
 
-def parse(text: str, size: tuple[int, int]) -> list[Object]:
+def parse(text: str, size: Size) -> list[Object]:
   """Reads the objects of a text, the inverse of `encode` up to half a bin.
 
   Objects end at ";", at the next box, or at the end of the text or "<eos>" in
@@ -146,18 +147,12 @@ def parse(text: str, size: tuple[int, int]) -> list[Object]:
   return objects
 
 
-def is_in(value: Any) -> bool:
-  """Returns whether a field is a text with a location, well-formed or not."""
-  return isinstance(value, str) and "<loc" in value
-
-
 def runs(value: Any) -> list[str]:
   """Returns the runs of successive locations in a text or a list of fields."""
   if isinstance(value, list):
     return [run for element in value for run in runs(element)]
-  if not is_in(value):
-    return []
-  return [match[1].rstrip() for match in _RUN.finditer(value) if match[1]]
+  found = _RUN.finditer(value) if isinstance(value, str) else ()
+  return [match[1].rstrip() for match in found if match[1]]
 
 
 def find_misspelled(text: str) -> re.Match | None:
@@ -180,9 +175,7 @@ def has_flat_box(text: str) -> bool:
   return any(x.box and x.problem for x in parse(text, (1, 1)))
 
 
-def to_pixels(
-  box: Sequence[float], size: tuple[int, int]
-) -> tuple[int, int, int, int]:
+def to_pixels(box: Sequence[float], size: Size) -> tuple[int, ...]:
   """Rounds a box to whole pixels, halves to even, and clips it to the image.
 
   It recovers a box of whole pixels from its text if the sides of the image are

@@ -61,14 +61,13 @@ def crop(mask: Mask, box: Sequence[float]) -> Small:
 
 
 def paste(
-  decoded: Small, box: Sequence[float], size: tuple[int, int]
+  decoded: Small, box: Sequence[float], size: image_lib.Size
 ) -> Float32[np.ndarray, "height width"]:
   """Resizes a decoded mask to its box and pastes it into an empty image.
 
   Args:
     decoded: A mask of models/mask_codec.decode: above 0 inside, about [-1, 1].
     box: Rounded and clipped by location.to_pixels.
-    size: (height, width) of the image.
 
   Returns:
     The mask, mapped to [0, 1] and clipped: above 0.5 is inside. All 0 if the

@@ -8,7 +8,6 @@ Boxes are those of data/location.py. A mask may be missing. Other fields of an
 object are kept, except its "area" when that changes.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def read(example: example_fields.Example) -> list[Object]:
 
 
 def crop(
-  items: Sequence[Object], window: location.Box, min_visible: float
+  items: list[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
   """Returns the objects that a crop keeps, in pixels of its window.
 
@@ -72,7 +71,7 @@ def crop(
 
 
 def pad(
-  items: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
+  items: list[Object], corner: tuple[int, int], size: location.Size
 ) -> list[Object]:
   """Moves objects with an image to a corner (y, x) of a canvas of a size."""
   y, x = corner
@@ -86,7 +85,7 @@ def pad(
 
 
 def resize(
-  items: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
+  items: list[Object], old: location.Size, new: location.Size
 ) -> list[Object]:
   """Scales objects from (height, width) to another; masks to the nearest."""
   rows, columns = (
@@ -101,7 +100,7 @@ def resize(
   )
 
 
-def flip(items: Sequence[Object], width: int) -> list[Object]:
+def flip(items: list[Object], width: int) -> list[Object]:
   """Mirrors objects left to right in an image of this width."""
   return _each(
     items,

@@ -47,7 +47,7 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
   raise ValueError(f"{where}: found {found}, expected {EXPECTED}")
 
 
-def size(image: Picture, *, where: str = "image") -> tuple[int, int]:
+def size(image: Picture, *, where: str = "image") -> image_lib.Size:
   """Returns (height, width) of `pixels`, without decoding encoded ones."""
   if isinstance(image, bytes):
     return image_files.size(image, where=where)

@@ -15,8 +15,8 @@ from paligemma.data import (
   spelling,
 )
 from paligemma.data import image as image_lib
-from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.data.example_fields import Example
+from paligemma.data.tokenizer import Tokenizer
 
 Op = Callable[[Example, np.random.Generator], Example]
 
@@ -41,7 +41,7 @@ class Preprocess:
       images, which may differ in size.
   """
 
-  tokenizer: tokenizer_lib.Tokenizer
+  tokenizer: Tokenizer
   res: int
   text_len: int
   train: bool
@@ -69,7 +69,7 @@ class Preprocess:
 
   def __call__(
     self, example: Example, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
+  ) -> sequence.Arrays:
     """Returns the arrays of an example.
 
     Args:
@@ -116,7 +116,7 @@ class Preprocess:
     for op in self.ops:
       if getattr(op, "moves_pixels", False):
         for key in ("prefix", "suffix"):
-          if location.is_in(example.get(key)):
+          if location.runs(example.get(key)):
             written[key] = example[key], type(op).__name__
         if "objects" not in example:
           found = location.runs(list(example.values()))
@@ -124,7 +124,7 @@ class Preprocess:
       example = _apply(op, example, rng)
     for key in ("prefix", "suffix"):
       text, op = written.get(key, (None, ""))
-      runs = location.runs(example.get(key)) if copied else []
+      runs = location.runs(example.get(key))
       if not op and (stale := [run for run in runs if run in copied]):
         text, op = example[key], copied[stale[0]]
       if op and example.get(key) is text:
@@ -164,7 +164,7 @@ class Preprocess:
       raise example_fields.error(example, error) from None
     return {**example, **read}, removed
 
-  def padding(self) -> dict[str, np.ndarray]:
+  def padding(self) -> sequence.Arrays:
     """Returns zeros with the keys and shapes of every example's arrays."""
     arrays = self._tokenize("", "" if self.train else None)
     frames = (self.frames,) if self.frames else ()

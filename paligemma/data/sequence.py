@@ -19,7 +19,9 @@ from operator import index
 import numpy as np
 
 from paligemma import registry
-from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.data.tokenizer import Tokenizer
+
+Arrays = dict[str, np.ndarray]
 
 TOO_LONG = {
   "error": "refuse the example",
@@ -28,14 +30,14 @@ TOO_LONG = {
 
 
 def training(
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: Tokenizer,
   prefix: str,
   suffix: str,
   text_len: int,
   *,
   too_long: str = "error",
   unsupervised: Sequence[tuple[int, int]] = (),
-) -> dict[str, np.ndarray]:
+) -> Arrays:
   r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
 
   Prefix, "\n" and suffix are tokenized separately, so that the ids of the
@@ -91,12 +93,12 @@ def training(
 
 
 def prompt(
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: Tokenizer,
   prefix: str,
   text_len: int,
   *,
   too_long: str = "error",
-) -> dict[str, np.ndarray]:
+) -> Arrays:
   r"""Returns a prompt without an answer: [bos] prefix "\n" pad.
 
   For "<loc0003>" and text_len 6:
@@ -124,9 +126,7 @@ def prompt(
   return _padded_prompt(tokenizer, ids, text_len, ar=0)
 
 
-def text_prompt(
-  tokenizer: tokenizer_lib.Tokenizer, prompt: str, text_len: int
-) -> dict[str, np.ndarray]:
+def text_prompt(tokenizer: Tokenizer, prompt: str, text_len: int) -> Arrays:
   r"""Returns a prompt for a decoder without image tower: [bos] prompt pad.
 
   Gemma was trained on plain text: prompt and answer are not separated, and

@@ -12,7 +12,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
@@ -21,10 +21,7 @@ from paligemma import disk, messages, registry
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-
-@runtime_checkable
 class Source(Protocol):
   def __len__(self) -> int: ...
 
@@ -362,7 +359,7 @@ def _parse_line(line, where):
     ) from None
   except ValueError as error:  # a number of thousands of digits
     raise ValueError(f"{where}: malformed JSON: {error}") from None
-  if "\\u" in text and _SURROGATE.search(text):
+  if "\\u" in text:
     try:
       json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

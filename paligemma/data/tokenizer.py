@@ -79,15 +79,12 @@ class Tokenizer:
     try:
       ids = self._engine.encode(text)
     except (RuntimeError, TypeError, UnicodeError):
-      raise _not_unicode(text) from None
+      half = next(c for c in text if "\ud800" <= c <= "\udfff")
+      raise ValueError(
+        f"the text holds {half!a}, half a surrogate pair, which is no "
+        "character; was it cut within an emoji?"
+      ) from None
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
-
-  def lengths(self, texts: Sequence[str]) -> list[int]:
-    """Returns the number of ids of each text, faster than `encode`."""
-    try:
-      return self._engine.lengths(texts)
-    except (RuntimeError, TypeError, UnicodeError):
-      raise _not_unicode("".join(texts)) from None
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids up to the first eos, without pad and bos."""
@@ -153,9 +150,6 @@ class _SentencePiece:
     self.encode = self._processor.encode
     self.decode = self._processor.decode
 
-  def lengths(self, texts):
-    return list(map(len, self._processor.encode(list(texts))))
-
   def id_of(self, piece):
     i = self._processor.piece_to_id(piece)  # that of <unk> if it is missing
     return i if self._processor.id_to_piece(i) == piece else None
@@ -175,14 +169,6 @@ class _SentencePiece:
     for piece in pieces:
       model.pieces.add(piece=piece, score=0.0, type=kind)
     return _SentencePiece(model.SerializeToString(), where)
-
-
-def _not_unicode(text):
-  half = next(c for c in text if "\ud800" <= c <= "\udfff")
-  return ValueError(
-    f"the text holds {half!a}, half a surrogate pair, which is no character; "
-    "was it cut within an emoji?"
-  )
 
 
 def _engine(data, where):
