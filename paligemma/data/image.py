@@ -71,10 +71,9 @@ def reference(
 ) -> Input:
   """Preprocesses as big_vision does: bilinear with antialiasing, to [-1, 1].
 
-  Source: big_vision, configs/proj/paligemma/transfers/forkme.py,
-  "resize({res}, antialias=True)|value_range(-1, 1)". Its `resize` truncates to
-  uint8 in between, which lowers the mean by half a level of 255; we do so only
-  with `truncate`, nor does its notebook for fine-tuning.
+  Source: big_vision, configs/proj/paligemma/transfers/forkme.py. Its `resize`
+  truncates to uint8 in between, which lowers the mean by half a level of 255;
+  we do so only with `truncate`, and its notebook for fine-tuning does not.
   """
   scale = truncated if truncate else resize
   return to_model_range(scale(image, size, method, antialias))
@@ -182,10 +181,9 @@ _BAND = 4  # new pixels per product: more are mostly zeros, fewer are all calls
 def _bands(length, new_length, method, antialias, channels):
   """Splits the mostly zero filter matrix into dense blocks along its diagonal.
 
-  Returns:
-    (new, old, weights) of each block: a slice of the new axis, the slice of the
-    old axis that it depends on, both with `channels` interleaved, and weights
-    float32[old, new], which do not mix channels.
+  Returns (new, old, weights) of each: a slice of the new axis, the slice of the
+  old axis that it depends on, both with `channels` interleaved, and weights
+  float32[old, new], which do not mix channels.
   """
   scale = length / new_length
   kernel, radius = registry.lookup(KERNELS, method, "resize method")(

@@ -148,23 +148,14 @@ def to_rgb(picture: Image.Image, *, where: str = "image") -> image_lib.Pixels:
   32 bits are read likewise and must not exceed 65535. Floating-point values
   must lie in [0, 1].
 
-  Args:
-    picture: Of any mode; it is not changed. Its EXIF orientation is applied.
-    where: Prefix of error messages.
-
-  Raises:
-    ValueError: As `decode`.
+  The EXIF orientation is applied. Errors as of `decode`.
   """
   with _one_line(where, "image"):
     return _rgb(picture, _orientation(picture), where)
 
 
 def from_unit(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-  """Maps [0, 1] to [0, 255], rounding to nearest.
-
-  Raises:
-    ValueError: A value lies outside, or is NaN.
-  """
+  """Maps [0, 1] to [0, 255], rounding to nearest; refuses other values."""
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= 1):  # nor NaN
     raise _Unusable(
@@ -373,12 +364,8 @@ def _transparent_key(picture, raw):
 
 
 def _stated_bits(picture):
-  """Returns the bits per integer of a picture, None if the file does not say.
-
-  Pillow scales netpbm and JPEG 2000 to 16 bits by the range that the file
-  states.
-  """
-  if picture.format in ("PPM", "JPEG2000"):
+  """Returns the bits of an integer, None if the file does not say."""
+  if picture.format in ("PPM", "JPEG2000"):  # scaled by Pillow
     return 16
   if picture.format == "TIFF" and picture.tag_v2.get(258, (1,))[0] == 12:
     return 12

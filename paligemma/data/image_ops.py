@@ -116,12 +116,9 @@ class ResizeSmall(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class CentralCrop(_Checked):
-  """Crops the centre of an image.
+  """Crops the centre of an image, by default the largest square.
 
-  Attributes:
-    size: A smaller image is an error, so use
-      ResizeSmall before. Default None: the largest square.
-    min_visible: As of RandomCrop.
+  A smaller image than `size` is an error, so use ResizeSmall before.
 
   Source: `central_crop` of big_vision.
   """
@@ -141,11 +138,8 @@ class CentralCrop(_Checked):
 class RandomCrop(_Checked):
   """Crops a window of given size at a uniformly random position.
 
-  Attributes:
-    size: A smaller image is an error, so use Resize
-      before.
-    min_visible: Objects of which less than this share is left are dropped; see
-      objects.crop.
+  A smaller image is an error, so use Resize before. Objects of which less than
+  the share min_visible is left are dropped; see objects.crop.
   """
 
   moves_pixels: ClassVar[bool] = True
@@ -164,12 +158,10 @@ class DrawBox:
   """Draws the outline of a box, red and one pixel wide.
 
   In the published recipe of widgetcap it comes after Resize, so that the line
-  has the same width in every image. Rows are int(ymin * (height - 1)) and
-  int(ymax * (height - 1)), columns likewise; sides outside are not drawn.
-
-  Attributes:
-    key: Field of the box, (ymin, xmin, ymax, xmax) relative to the image, as in
-      TFDS. Other ops do not move it: draw before any crop.
+  has the same width in every image. The box, (ymin, xmin, ymax, xmax), is
+  relative as in TFDS. Other ops do not move it: draw before any crop. Rows are
+  int(ymin * (height - 1)) and int(ymax * (height - 1)), columns likewise; sides
+  outside are not drawn.
 
   Source: `draw_bbox` of big_vision, which is tf.image.draw_bounding_boxes.
   """
@@ -224,7 +216,6 @@ class InceptionCrop(_Checked):
     aspect: Bounds of width / height.
     min_covered: Share of at least one object that the crop holds, if the image
       has objects; 1 to keep the object of a question.
-    min_visible: As of RandomCrop.
 
   Source: `inception_crop` of big_vision, tf.image.sample_distorted_bounding_box
   after Szegedy et al. 2015, arXiv:1409.4842, section 6. If rounding moves an
@@ -300,9 +291,8 @@ class ZoomOut(_Checked):
   """Puts the image at a random position on a larger canvas: smaller objects.
 
   Both sides grow by one factor, uniform in [1, largest], such that the canvas
-  has at most image.MAX_PIXELS. Use Resize before if images are large.
-
-  The canvas is filled with gray, 0 for the model, unless `fill` is another RGB.
+  has at most image.MAX_PIXELS. Use Resize before if images are large. The
+  default RGB of the canvas is 0 for the model.
 
   Source: SSD (arXiv:1512.02325), section 3.6, "zoom out", which fills with the
   mean of ImageNet.
@@ -333,11 +323,7 @@ class ZoomOut(_Checked):
 
 @dataclasses.dataclass(frozen=True)
 class JpegNoise(_Checked):
-  """Encodes the image as a JPEG of random quality.
-
-  Attributes:
-    quality: Lowest and highest quality of libjpeg, in [1, 100].
-  """
+  """Encodes the image as a JPEG of random quality, within bounds of libjpeg."""
 
   augments: ClassVar[bool] = True
   quality: tuple[int, int] = (30, 100)

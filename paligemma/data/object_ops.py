@@ -196,8 +196,7 @@ class Segment:
 
   It also writes "box" and "mask", which metrics.Segmentation reads.
 
-  Source: refcoco_mask2str of big_vision; the locations are round(1023 * box),
-  and the mask is cropped and resized to 64x64 by data/masks.crop.
+  Source: refcoco_mask2str of big_vision; see location.encode_box, masks.crop.
   """
 
   encoder: mask_codes.Encoder
@@ -300,9 +299,8 @@ class NoiseObjects:
   (metrics.Detection ignores labels that are never annotated).
 
   Boxes are copies of real ones, moved by up to a tenth of their sides; boxes of
-  the size of real ones elsewhere; and random ones.
-
-  Give WriteObjects the same limit, for images with more objects.
+  the size of real ones elsewhere; and random ones. Give WriteObjects the same
+  limit, for images with more objects.
 
   Source: Pix2seq (arXiv:2109.10852), section 2.3, "sequence augmentation", and
   augment_bbox of its code, with the same kinds and amounts of noise. There, the

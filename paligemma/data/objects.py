@@ -74,14 +74,13 @@ def pad(
   items: list[Object], corner: tuple[int, int], size: location.Size
 ) -> list[Object]:
   """Moves objects with an image to a corner (y, x) of a canvas of a size."""
-  y, x = corner
+  (y, x), (height, width) = corner, size
 
-  def on_canvas(mask):
-    canvas = np.zeros(size, bool)
-    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
-    return canvas
+  def pad_mask(mask):
+    below, right = height - y - mask.shape[0], width - x - mask.shape[1]
+    return np.pad(mask, ((y, below), (x, right)))
 
-  return _each(items, lambda box: np.add(box, (y, x, y, x)), on_canvas)
+  return _each(items, lambda box: np.add(box, (y, x, y, x)), pad_mask)
 
 
 def resize(

@@ -63,12 +63,7 @@ def read(
 ) -> bytes:
   """Returns the contents of an image file, not decoded.
 
-  Args:
-    path, root: As of files.resolve.
-    where: As of files.read.
-
-  Raises:
-    ValueError: The file cannot be read, or is too large for an image.
+  Arguments and errors as of files.resolve and files.read.
   """
   return files.read(
     files.resolve(path, root),

@@ -28,9 +28,8 @@ class Preprocess:
   Attributes:
     res: Height and width of the image, in pixels.
     text_len: Number of input positions.
-    train: True for the supervised layout of `sequence.training`, for the loss
-      and perplexity. False for `sequence.prompt`, which does not read the
-      answer.
+    train: True for `sequence.training`, for the loss and perplexity; False for
+      `sequence.prompt`, which does not read the answer.
     ops: Applied in turn to the raw example; they write "prefix" and "suffix"
       if the source does not have them.
     resize: Key of `image.PREPROCESSING`: "reference" (default), "hf" for
@@ -72,11 +71,9 @@ class Preprocess:
   ) -> sequence.Arrays:
     """Returns the arrays of an example.
 
-    Args:
-      example: After the ops it has "image", as of `pictures.pixels`, or
-        `frames` of those; "prefix"; and for training "suffix", with
-        "unsupervised" spans if some of it is not supervised.
-      rng: Of the ops.
+    After the ops an example has "image", as of `pictures.pixels`, or `frames`
+    of those; "prefix"; and for training "suffix", with "unsupervised" spans if
+    some of it is not supervised.
 
     Returns:
       dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]

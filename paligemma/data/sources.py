@@ -31,8 +31,7 @@ class Source(Protocol):
 class _Lines:
   """The objects of a JSONL file, with the path of an image or video under _key.
 
-  The file is scanned once for the positions of its lines; a line is parsed when
-  it is asked for.
+  Only the positions of lines are kept; a line is parsed when it is asked for.
   """
 
   _key: str
@@ -226,9 +225,6 @@ class Slice:
     bounds: "[start:stop]" as in Python, each bound a number of examples or a
       percentage (rounded to the nearest example, so "[:90%]" and "[90%:]" are
       disjoint and complete): "[:100]", "[-5%:]", "[10%:50%]".
-
-  Raises:
-    ValueError: Malformed bounds, or an empty slice.
   """
 
   def __init__(self, source: Source, bounds: str):

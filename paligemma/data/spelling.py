@@ -71,16 +71,13 @@ def read_answer(
 ) -> tuple[str, tuple[str, ...]]:
   """Returns an answer without a trailing "<eos>", which the layout adds.
 
-  Args:
-    text: The answer as given.
-    learned: Whether it is a training target or only compared.
-
   Returns:
     The answer; and ("<eos>",) if that was removed, else ().
 
   Raises:
-    ValueError: A control token stands elsewhere. If learned, a location is
-      malformed, or an object has not four locations, or codes but not sixteen.
+    ValueError: A control token stands elsewhere. If the answer is a training
+      target (learned), a location is malformed, or an object has not four
+      locations, or codes but not sixteen.
   """
   removed = ()
   rest = text.rstrip()

@@ -24,10 +24,7 @@ class Format:
 
       Format("answer en {question}", "{answer}")
 
-  Attributes:
-    prefix: Template of the prompt, as of str.format; its fields hold texts or
-      numbers.
-    suffix: Template of the answer. Default None: the answer is kept.
+  The fields hold texts or numbers. By default the answer is kept.
   """
 
   prefix: str
@@ -99,8 +96,7 @@ class Choice:
   are drawn with replacement.
 
   Source: choice and choice_no_replacement of big_vision, pp/ops_general.py,
-  which counts in host memory how often it has seen an example, and loses the
-  count when the run is interrupted.
+  which loses count when the run is interrupted.
   """
 
   key: str
