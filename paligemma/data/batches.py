@@ -142,12 +142,12 @@ def train(
     batch_size: GLOBAL number of examples.
     seed: In [0, 2**32).
     process_index, process_count: Which host of how many this is.
-    num_workers: Processes that prepare batches ahead. Default 0: none.
+    num_workers: Processes that prepare batches ahead, or 0.
     num_threads: Threads that do so, in this process or in each worker; each
-      holds one batch. 0 prepares a batch when it is requested. Default 2.
+      holds one batch. 0 prepares a batch when it is requested.
     on_bad: Key of ON_BAD: what to do with an example that cannot be used.
-      Default "stop". "skip" logs a line; steps, shards and resumption are the
-      same as without bad examples.
+      "skip" logs a line; steps, shards and resumption are the same as without
+      bad examples.
 
   Returns:
     Iterator over the arrays of `preprocess`, stacked over the batch_size /
@@ -209,7 +209,6 @@ def evaluation(
   All processes get the same number of batches; the last one is padded.
 
   Args:
-    source: The examples.
     preprocess: Makes the arrays of an example; for example i its rng is
       default_rng(i), so that all evaluations are the same.
     limit: Use only the first `limit` examples. Default None: all.

@@ -22,16 +22,7 @@ _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class FastTokenizer:
-  """Text <-> ids of a tokenizer.json, without bos and eos.
-
-  Args:
-    data: Contents of the file.
-    where: Prefix of error messages.
-
-  Raises:
-    ValueError: The library is missing, or the file is malformed or not of
-      Gemma's kind.
-  """
+  """Text <-> ids, without bos and eos, by the contents of a tokenizer.json."""
 
   file_name = "tokenizer.json"
 
@@ -54,13 +45,14 @@ class FastTokenizer:
     # Control tokens spelled in a text are encoded as text.
     self._engine.encode_special_tokens = True
     ids = self._engine.get_vocab(with_added_tokens=True)
-    self._pieces = {i: piece for piece, i in ids.items()}
-    self._size = max(self._pieces) + 1
+    self._size = max(ids.values()) + 1
     self._bytes = {
       i: int(match[1], 16)
-      for i, piece in self._pieces.items()
+      for piece, i in ids.items()
       if (match := re.fullmatch(_BYTE, piece))
     }
+    self._texts = {i: piece.replace(_SPACE, " ") for piece, i in ids.items()}
+    self._texts |= {**dict.fromkeys(_CONTROL, ""), _UNKNOWN_ID: _UNKNOWN}
 
   def size(self) -> int:
     return self._size
@@ -71,10 +63,9 @@ class FastTokenizer:
   def id_of(self, piece: str) -> int | None:
     return self._engine.token_to_id(piece)
 
-  def special_ids(self) -> dict[str, int | None]:
-    """Ids of pad, eos and bos, by the names that Gemma gives them."""
-    names = {name: f"<{name}>" for name in ("pad", "eos", "bos")}
-    return {name: self.id_of(piece) for name, piece in names.items()}
+  def special_id(self, name: str) -> int | None:
+    """Returns the id of "pad", "eos" or "bos"."""
+    return self.id_of(f"<{name}>")
 
   def decode(self, ids: Sequence[int]) -> str:
     return "".join(self.surfaces(ids))
@@ -86,7 +77,7 @@ class FastTokenizer:
       if is_bytes:
         found += _surfaces_of_bytes(bytes(map(self._bytes.get, run)))
       else:
-        found += map(self._surface, run)
+        found += [self._texts.get(i, "") for i in run]
     return found
 
   def with_pieces(self, pieces: Sequence[str], where: str) -> "FastTokenizer":
@@ -100,13 +91,6 @@ class FastTokenizer:
         {"id": i, "content": piece, **dict.fromkeys(flags, False)}
       )
     return FastTokenizer(json.dumps(values, ensure_ascii=False).encode(), where)
-
-  def _surface(self, i):
-    if i in _CONTROL:
-      return ""
-    if i == _UNKNOWN_ID:
-      return _UNKNOWN
-    return self._pieces.get(i, "").replace(_SPACE, " ")
 
 
 def _parse(data, where):

@@ -29,7 +29,6 @@ SEPARATOR = " ; "
 CODES = 16  # of a mask
 
 _LAST = len(tokenizer.LOC) - 1
-_NUM_CODES = len(tokenizer.SEG)
 _NUMBERS = {piece: int(piece[4:-1]) for piece in tokenizer.LOC + tokenizer.SEG}
 
 _PIECE = re.compile(r"<(loc|seg)[0-9]+>")
@@ -200,19 +199,15 @@ def _encode_object(item, size):
     )
   pieces = encode_box(item.box, size) if item.box is not None else ""
   if item.codes is not None:
-    pieces += _encode_codes(item.codes)
+    codes, count = np.asarray(item.codes), len(tokenizer.SEG)
+    valid = codes.shape == (CODES,) and codes.dtype.kind in "iu"
+    if not valid or codes.min() < 0 or codes.max() >= count:
+      raise ValueError(
+        f"codes of a mask are {codes.tolist()}, expected {CODES} integers in "
+        f"[0, {count})"
+      )
+    pieces += "".join(tokenizer.SEG[i] for i in codes)
   return f"{pieces} {item.label}".strip()
-
-
-def _encode_codes(codes):
-  codes = np.asarray(codes)
-  valid = codes.shape == (CODES,) and codes.dtype.kind in "iu"
-  if not valid or codes.min() < 0 or codes.max() >= _NUM_CODES:
-    raise ValueError(
-      f"codes of a mask are {codes.tolist()}, expected {CODES} integers in "
-      f"[0, {_NUM_CODES})"
-    )
-  return "".join(tokenizer.SEG[i] for i in codes)
 
 
 def _read(text, run, stop, sides):

@@ -33,12 +33,8 @@ _NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
 class Encoder:
   """Encodes a mask and its box; pickles small.
 
-  Args:
-    path: Of "vae-oid.npz" or a file with its names, bare or under "params/". It
-      is read when the first mask is encoded, once per process.
-
-  Raises:
-    ValueError: When it is read, these are not the arrays of an encoder.
+  The file is "vae-oid.npz" or has its names, bare or under "params/". It is read
+  and checked when the first mask is encoded, once per process.
   """
 
   def __init__(self, path: epath.PathLike):

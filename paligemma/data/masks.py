@@ -73,9 +73,6 @@ def paste(
     The mask, mapped to [0, 1] and clipped: above 0.5 is inside. All 0 if the
     box has no area.
 
-  Raises:
-    ValueError: The mask is not finite, as for a code that is out of range.
-
   Source: the segmentation evaluator of big_vision, where pixels above 0 are
   inside; it rounds the box down, see location.to_pixels.
   """

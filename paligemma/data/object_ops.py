@@ -12,15 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from paligemma import registry
-from paligemma.data import (
-  example_fields,
-  image_ops,
-  location,
-  mask_codes,
-  objects,
-)
+from paligemma.data import example_fields, image_ops, location, objects
 from paligemma.data import masks as masks_lib
 from paligemma.data.example_fields import Example
+from paligemma.data.mask_codes import Encoder
 
 ORDERS = {
   "random": "a new random order each time",
@@ -199,7 +194,7 @@ class Segment:
   Source: refcoco_mask2str of big_vision; see location.encode_box, masks.crop.
   """
 
-  encoder: mask_codes.Encoder
+  encoder: Encoder
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
@@ -263,7 +258,7 @@ class WriteObjects:
   """
 
   order: str = "random"
-  masks: mask_codes.Encoder | None = None
+  masks: Encoder | None = None
   limit: int | None = None
 
   def __post_init__(self):

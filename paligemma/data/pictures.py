@@ -29,9 +29,6 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
       last channel is opacity, over white. Floating-point arrays hold the same
       values over 255; those outside of [0, 1] are an error.
     where: Prefix of error messages.
-
-  Raises:
-    ValueError: Another type, or not a readable image.
   """
   if isinstance(image, bytes | bytearray | memoryview):
     return image_files.decode(bytes(image), where=where)

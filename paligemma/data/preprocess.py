@@ -7,15 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from paligemma import messages, registry
-from paligemma.data import (
-  example_fields,
-  location,
-  pictures,
-  sequence,
-  spelling,
-)
+from paligemma.data import example_fields, location, sequence, spelling
 from paligemma.data import image as image_lib
 from paligemma.data.example_fields import Example
+from paligemma.data.pictures import pixels
 from paligemma.data.tokenizer import Tokenizer
 
 Op = Callable[[Example, np.random.Generator], Example]
@@ -169,8 +164,8 @@ class Preprocess:
     return {key: np.zeros_like(value) for key, value in arrays.items()}
 
   def _image(self, image, where):
-    pixels = pictures.pixels(image, where=where)
-    return image_lib.PREPROCESSING[self.resize](pixels, (self.res, self.res))
+    preprocess = image_lib.PREPROCESSING[self.resize]
+    return preprocess(pixels(image, where=where), (self.res, self.res))
 
   def _images(self, images, where):
     several = (

@@ -37,7 +37,10 @@ class _Lines:
   _key: str
 
   def __init__(self, path, root):
-    self._positions = _line_positions(path)
+    positions = [position for *position, _ in _lines(path)]
+    if not positions:
+      raise ValueError(f"{path}: empty data set, expected a JSON object a line")
+    self._positions = np.array(positions, np.int64)
     self._path = epath.Path(path)
     try:
       self._root = disk.path(root or self._path.parent)
@@ -52,13 +55,11 @@ class _Lines:
 
   def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
     """Yields the example of each line with "image" None, or its error."""
-    with files.open_binary(self._path, what="data") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          try:
-            yield self._read(line, number)
-          except ValueError as error:
-            yield error
+    for number, _, line in _lines(self._path):
+      try:
+        yield self._read(line, number)
+      except ValueError as error:
+        yield error
 
   def _without_image(self, index):
     number, offset = self._positions[index]
@@ -133,9 +134,6 @@ class VideoJsonl(_Lines):
     num_frames, stride, short: As of video.Frames. num_frames None leaves the
       contents of the file as "image", for video.Frames among the ops, which can
       start at a random frame.
-
-  Raises:
-    ValueError: As Jsonl; on access, as video.decode.
   """
 
   _key = "video"
@@ -176,9 +174,6 @@ class Tfds:
     split: Split name, TFDS slices included ("train[:90%]").
     data_dir: Folder of prepared data sets. Default: that of TFDS.
     image_key: Field of the image, which becomes "image".
-
-  Raises:
-    ValueError: The data set is not prepared, or has no such split or field.
   """
 
   def __init__(
@@ -326,17 +321,14 @@ def without_images(
   return read and read()
 
 
-def _line_positions(path):
-  """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
-  positions, offset = [], 0
+def _lines(path):
+  """Yields the number, the byte offset and the bytes of each non-blank line."""
+  offset = 0
   with files.open_binary(path, what="data") as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
-        positions.append((number, offset))
+        yield number, offset, line
       offset += len(line)
-  if not positions:
-    raise ValueError(f"{path}: empty data set, expected a JSON object a line")
-  return np.array(positions, np.int64)
 
 
 def _parse_line(line, where):

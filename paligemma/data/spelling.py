@@ -98,15 +98,14 @@ def find_foreign(text: str) -> str:
   return match[0] if match else ""
 
 
-_PLAIN = '; mend it; if it is meant so, a config says train.texts="plain"'
+_PLAIN = '; correct it, or set train.texts="plain" to read it as text'
 
 
 def _check_control(text, kind):
   if match := _CONTROL.search(text):
     raise ValueError(
       f'{match[0]} stands within the {kind} "{_excerpt(text, match.start())}", '
-      "where it would be spelled in letters; take it out; if it is meant so, a "
-      'config says train.texts="plain"'
+      f"where it would be spelled in letters{_PLAIN}"
     )
 
 

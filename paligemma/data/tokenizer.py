@@ -154,9 +154,8 @@ class _SentencePiece:
     i = self._processor.piece_to_id(piece)  # that of <unk> if it is missing
     return i if self._processor.id_to_piece(i) == piece else None
 
-  def special_ids(self):
-    names = ("pad", "eos", "bos")
-    return {name: getattr(self._processor, f"{name}_id")() for name in names}
+  def special_id(self, name):
+    return getattr(self._processor, f"{name}_id")()
 
   def surfaces(self, ids):
     found = self._processor.decode(ids, return_type="proto")
@@ -178,8 +177,8 @@ def _engine(data, where):
 
 
 def _check_layout(engine, path):
-  for name, found in engine.special_ids().items():
-    expected = getattr(Tokenizer, f"{name}_id")
+  for name in ("pad", "eos", "bos"):
+    found, expected = engine.special_id(name), getattr(Tokenizer, f"{name}_id")
     if found != expected:
       raise ValueError(f"{path}: {name} has id {found}, expected {expected}")
   newline = engine.encode("\n")

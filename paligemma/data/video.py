@@ -9,6 +9,7 @@ short="pad" appends black                      0     3     6   black
 import contextlib
 import dataclasses
 import io
+import itertools
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -97,10 +98,8 @@ def decode(
     data: Contents of a file in any format that FFmpeg reads, or the file,
       opened in binary mode. Its first video stream that is not a cover picture
       is decoded.
-    num_frames: Most frames to return; there may be fewer, but one.
+    num_frames: Most frames to return; there may be fewer, at least one.
     stride: Distance between frames, in frames of the video.
-    first: Index of the first one.
-    where: Prefix of error messages, such as "train.jsonl:12".
 
   Raises:
     ValueError: No video, damaged, or truncated before num_frames frames; no
@@ -112,7 +111,8 @@ def decode(
   found, end = [], None
   wanted = range(first, first + num_frames * stride, stride)
   with _opened(data, where) as stream:
-    for i, frame in enumerate(stream.frames()):
+    packets = (packet.decode() for packet in stream.packets())
+    for i, frame in enumerate(itertools.chain.from_iterable(packets)):
       end = frame
       if i in wanted:
         found.append(stream.to_rgb(frame))
@@ -183,10 +183,6 @@ class _Stream:
     self._file, self._container, self.video = file, container, video
     self._where = where
     self._seconds_seen = 0.0  # of all streams
-
-  def frames(self) -> Iterator:
-    for packet in self.packets():
-      yield from packet.decode()
 
   def packets(self) -> Iterator:
     for packet in self._container.demux():
