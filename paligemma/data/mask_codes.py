@@ -33,8 +33,8 @@ _NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
 class Encoder:
   """Encodes a mask and its box; pickles small.
 
-  The file is "vae-oid.npz" or has its names, bare or under "params/". It is read
-  and checked when the first mask is encoded, once per process.
+  The file is "vae-oid.npz" or has its names, bare or under "params/"; it is
+  read and checked when the first mask is encoded, once per process.
   """
 
   def __init__(self, path: epath.PathLike):
