@@ -107,17 +107,11 @@ def prompt(
       mask_ar     0       0    0  1  1  1
       mask_input  1       1    1  0  0  0
 
-  Args:
-    tokenizer, prefix: Encoder and prompt.
-    text_len: L, number of positions.
-    too_long: What to do with more than L tokens. "error" (default) or
-      "truncate": keep the first L, without "\n", as the reference does.
+  There are L = text_len positions. With too_long "truncate" the first L tokens
+  are kept, without "\n", as the reference does; by default more are an error.
 
   Returns:
     dict of int32[L]; mask_input is bool.
-
-  Raises:
-    ValueError: The prompt has more than L tokens.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
   ids = _prompt_ids(tokenizer, prefix)
