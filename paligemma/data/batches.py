@@ -155,8 +155,7 @@ def train(
     skipped example. `get_state` and `set_state` make it resumable bit for bit;
     grain.checkpoint.CheckpointSave and CheckpointRestore accept it.
   """
-  _check_sharding(batch_size, process_index, process_count)
-  registry.lookup(ON_BAD, on_bad, "on_bad")
+  _check(batch_size, process_index, process_count, on_bad)
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
   if not sources:
@@ -221,8 +220,7 @@ def evaluation(
     the index in the source, -1 for padding; and `_error` str[B], what is wrong
     with an example, "" for good ones and padding.
   """
-  _check_sharding(batch_size, process_index, process_count)
-  registry.lookup(ON_BAD, on_bad, "on_bad")
+  _check(batch_size, process_index, process_count, on_bad)
   if limit is not None and limit < 1:
     raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
   count = min(len(source), limit or len(source))
@@ -269,7 +267,7 @@ def _padding(preprocess):
   return {**preprocess.padding(), "_mask": np.False_}
 
 
-def _check_sharding(batch_size, process_index, process_count):
+def _check(batch_size, process_index, process_count, on_bad):
   if not 0 <= process_index < process_count:
     raise ValueError(
       f"process_index is {process_index}, expected it in [0, {process_count})"
@@ -279,6 +277,7 @@ def _check_sharding(batch_size, process_index, process_count):
       f"batch_size is {batch_size}, expected a positive multiple of the "
       f"{process_count} processes"
     )
+  registry.lookup(ON_BAD, on_bad, "on_bad")
 
 
 def _local_batches(examples, batch_size, process_index, process_count):

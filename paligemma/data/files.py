@@ -30,8 +30,7 @@ def open_binary(
   Args:
     path: A path, or an address on gs://, s3://, az:// or hf://.
     what: What the file holds, for messages: "image".
-    where: Prefix of error messages, such as "train.jsonl:12". Default: the
-      path.
+    where: Prefix of errors, such as "train.jsonl:12". Default: the path.
 
   Raises:
     ValueError: The file is missing or not readable, it is a folder, a device, a
@@ -43,7 +42,7 @@ def open_binary(
     scheme, _, _ = os.fspath(path).partition("://")
     reason = f"{scheme}:// needs a package: pip install {_PACKAGES[scheme]}"
   except Exception as error:  # each remote file system has its own errors
-    reason = _reason(error)
+    reason = error
   raise _unreadable(path, what, where, reason)
 
 
@@ -62,20 +61,16 @@ def read(
     try:
       data = file.read(-1 if max_bytes is None else max_bytes + 1)
     except Exception as error:
-      reason = _reason(error)
-    else:
-      if max_bytes is None or len(data) <= max_bytes:
-        return data
-      reason = f"it has more than {max_bytes} bytes"
-  raise _unreadable(path, what, where, reason)
-
-
-def _reason(error):
-  return getattr(error, "strerror", None) or str(error) or type(error).__name__
+      raise _unreadable(path, what, where, error) from None
+  if max_bytes is not None and len(data) > max_bytes:
+    reason = f"it has more than {max_bytes} bytes"
+    raise _unreadable(path, what, where, reason)
+  return data
 
 
 def _unreadable(path, what, where, reason):
   path = os.fspath(path)
+  reason = getattr(reason, "strerror", None) or str(reason) or repr(reason)
   start, name = (path, "") if where is None else (where, f" {path}")
   return ValueError(
     messages.one_line(f"{start}: cannot read {what}{name}: {reason}")

@@ -28,7 +28,8 @@ def resize(
 
   Pixel centres lie at half integers. Every output pixel is the weighted mean of
   the input pixels around it; the kernel is widened by the scale when the image
-  shrinks. Weights of pixels inside the image are normalized to sum to one.
+  shrinks. Weights of pixels inside the image are normalized to sum to one. The
+  result is neither rounded nor clipped.
 
   Args:
     image: uint8, floating point or bool.
@@ -37,9 +38,6 @@ def resize(
       the input at edges; "area" is the mean of the area that a new pixel
       covers, "nearest" the pixel at its centre, both whatever antialias.
     antialias: Whether to widen the kernel when the image shrinks.
-
-  Returns:
-    The image, neither rounded nor clipped.
   """
   height, width, channels = image.shape
   lines = image.reshape(height, width * channels)

@@ -105,10 +105,10 @@ def decode(file: File, *, where: str | None = None) -> image_lib.Pixels:
     ValueError: Not readable, not an image, truncated or damaged, empty, larger
       than image.MAX_PIXELS, or of values without a known range.
 
-  Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
-  PNG, drops the alpha channel, so that black text on transparency becomes black
-  on black, and ignores EXIF. Its default transform of JPEG is up to 17 levels
-  of 255 away from that of Pillow, which is TensorFlow's "INTEGER_ACCURATE".
+  Differs from tf.io.decode_image (big_vision), which reads fewer formats, drops
+  the alpha channel, so that black text on transparency becomes black on black,
+  and ignores EXIF. Its default transform of JPEG is up to 17 levels of 255 away
+  from that of Pillow, which is TensorFlow's "INTEGER_ACCURATE".
   """
   with _opened(file, where) as (picture, orientation):
     several = getattr(picture, "is_animated", False)

@@ -45,7 +45,6 @@ class Object:
   """An object in a text.
 
   Attributes:
-    box: Not rounded, or None.
     label: The text after the box, or without a box; may be "".
     codes: Sixteen of [0, 128), or None.
     span: (start, stop) in characters of the text that it was read from.

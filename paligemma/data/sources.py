@@ -297,7 +297,7 @@ def make(
   Args:
     kind: Key of SOURCES.
     slice: Bounds for Slice. Default None: the whole source.
-    cache: Whether to keep encoded examples in memory.
+    cache: Whether to keep encoded examples in memory, see Cached.
     **arguments: Of the source's constructor.
   """
   constructor = registry.lookup(SOURCES, kind, "source")

@@ -229,9 +229,8 @@ class ScienceQA:
       raise example_fields.wrong(
         example, "choices", "no more choices than letters"
       )
-    order = list(range(len(choices)))
-    if self.shuffle:
-      order = rng.permutation(len(choices)).tolist()
+    order = np.arange(len(choices))
+    order = (rng.permutation(order) if self.shuffle else order).tolist()
     shown = zip(letters, order, strict=True)
     written = {
       **example,

@@ -115,21 +115,20 @@ def decode(
       second before the stated duration. MPEG streams and live recordings state
       neither: they may end between any two packets.
   """
-  found, end = [], None
+  found, frame = [], None
   wanted = range(first, first + num_frames * stride, stride)
   with _opened(data, where) as stream:
     packets = (packet.decode() for packet in stream.packets())
     for i, frame in enumerate(itertools.chain.from_iterable(packets)):
-      end = frame
       if i in wanted:
         found.append(stream.to_rgb(frame))
       if i == wanted[-1]:
         return found
     if not found:
       stream.check_whole()
-      reason = "no frame" if end is None else f"no frame {first}"
+      reason = "no frame" if frame is None else f"no frame {first}"
       raise ValueError(f"{where}: {reason} in the video")
-    stream.check_end(end)
+    stream.check_end(frame)
   return found
 
 
