@@ -21,9 +21,9 @@ import numpy as np
 from jaxtyping import Float
 
 from paligemma.data import tokenizer
+from paligemma.data.image import Size
 
 Box = tuple[float, float, float, float]
-Size = tuple[int, int]
 
 SEPARATOR = " ; "
 CODES = 16  # of a mask
