@@ -386,7 +386,7 @@ def test_nothing_to_answer(gemma1, tokenizer):
     (["a.png"], ["a", "b"], {}, "1 images but 2 prompts; give one prompt per"),
     (["no.png"], "a", {}, "^no.png: cannot read image: No such file"),
     ("no.png", "a", {}, "^no.png: cannot read image: No such file"),
-    ("http://a/b.png", "a", {}, r"^http://a/b.png: .* it is an address, of w"),
+    ("http://a/b.png", "a", {}, r"^http://a/b.png: .* an address, expected "),
     (["."], "a", {}, "^.: cannot read image: Is a directory$"),
     ([b"<html>"], "a", {}, r"^images\[0\]: not a readable image: 6 bytes"),
     (

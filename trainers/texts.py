@@ -139,8 +139,7 @@ def _count(place, tok, prepared, found, remarks):
     for example, answers in prepared.values()
     for text in (example["prefix"], *answers)
   }
-  distinct = list(distinct)
-  lengths = dict(zip(distinct, tok.lengths(distinct), strict=True))
+  lengths = {text: len(tok.encode(text)) for text in distinct}
   for index, (example, answers) in prepared.items():
     prompt = lengths[example["prefix"]] + 2  # bos and newline
     answer = min([lengths[text] + 1 for text in answers], default=None)  # eos

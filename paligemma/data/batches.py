@@ -1,12 +1,12 @@
 """Sources -> shuffled, mixed and sharded batches, the same for every run.
 
 Example i of global batch k depends only on the seed, not on the number of
-processes, workers or threads. Process p of P holds the examples from p * B / P
-on of each global batch of B, so the concatenation of the processes' batches is
+processes, workers or threads. The concatenation of the processes' batches is
 the batch of a single process.
 """
 
 import dataclasses
+import functools
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -60,17 +60,15 @@ class TrainBatches(grain.DatasetIterator):
   def get_state(self) -> dict[str, Any]:
     """Returns the position and what identifies the data, as JSON values.
 
-    It is the same in all processes and for any num_workers and process_count.
+    It is the same for all processes, num_workers and process_count.
     """
     return {"next_batch": self._next_batch, **self._identity}
 
   def set_state(self, state: dict[str, Any]) -> None:
     """Continues at the batch that followed when the state was taken.
 
-    Args:
-      state: Of `get_state`, from an iterator over the same data. If its batch
-        size was another one, iteration continues at the batch with the example
-        that followed; earlier examples of that batch are repeated.
+    If its batch size was another one, that is the batch with the example that
+    followed; earlier examples of that batch are repeated.
 
     Raises:
       ValueError: The seed, the weights or the sizes of the sources differ, so
@@ -83,8 +81,8 @@ class TrainBatches(grain.DatasetIterator):
           f"{value}; restore the former value or start a new run"
         )
     self._stop()
-    rows = state["next_batch"] * state["batch_size"]
-    self._next_batch = rows // self._identity["batch_size"]
+    examples = state["next_batch"] * state["batch_size"]
+    self._next_batch = examples // self._identity["batch_size"]
 
   def close(self) -> None:
     """Ends worker processes and threads."""
@@ -143,26 +141,21 @@ def train(
       completed epochs of the source, for ops that draw without replacement.
     batch_size: GLOBAL number of examples.
     seed: In [0, 2**32).
-    process_index: Of this host. Default 0.
-    process_count: Number of hosts. Default 1.
-    num_workers: Processes that prepare batches ahead. Default 0: none.
+    process_index, process_count: Which host of how many this is.
+    num_workers: Processes that prepare batches ahead, or 0.
     num_threads: Threads that do so, in this process or in each worker; each
-      holds one batch. 0 prepares a batch when it is requested. Default 2.
+      holds one batch. 0 prepares a batch when it is requested.
     on_bad: Key of ON_BAD: what to do with an example that cannot be used.
-      Default "stop". "skip" logs a line; steps, shards and resumption are the
-      same as without bad examples.
+      "skip" logs a line; steps, shards and resumption are the same as without
+      bad examples.
 
   Returns:
     Iterator over the arrays of `preprocess`, stacked over the batch_size /
     process_count examples of this process, with `_mask` bool[B], False for a
     skipped example. `get_state` and `set_state` make it resumable bit for bit;
     grain.checkpoint.CheckpointSave and CheckpointRestore accept it.
-
-  Raises:
-    ValueError: Bad arguments. In next(): a bad example, if on_bad is "stop".
   """
-  _check_sharding(batch_size, process_index, process_count)
-  registry.lookup(ON_BAD, on_bad, "on_bad")
+  _check(batch_size, process_index, process_count, on_bad)
   if not 0 <= seed < 2**32:
     raise ValueError(f"seed is {seed}, expected it in [0, 2**32)")
   if not sources:
@@ -180,12 +173,15 @@ def train(
       grain.MapDataset.range(len(source))
       .shuffle(seed=int(shuffle_seed))
       .repeat()
-      .map_with_index(_Numbered(len(source)))
-      .random_map(_Row(source, prepare, on_bad), seed=int(rng_seed))
+      .map_with_index(functools.partial(_numbered, len(source)))
+      .random_map(
+        functools.partial(_read_numbered, source, prepare, on_bad),
+        seed=int(rng_seed),
+      )
     )
   weights = [float(weight) for _, weight in sources]
-  rows = grain.MapDataset.mix(datasets, weights)
-  dataset = _local_batches(rows, batch_size, process_index, process_count)
+  examples = grain.MapDataset.mix(datasets, weights)
+  dataset = _local_batches(examples, batch_size, process_index, process_count)
   identity = {
     "seed": seed,
     "batch_size": batch_size,
@@ -212,7 +208,6 @@ def evaluation(
   All processes get the same number of batches; the last one is padded.
 
   Args:
-    source: The examples.
     preprocess: Makes the arrays of an example; for example i its rng is
       default_rng(i), so that all evaluations are the same.
     limit: Use only the first `limit` examples. Default None: all.
@@ -224,87 +219,55 @@ def evaluation(
     `_mask` bool[B], False for padding and skipped examples; `_index` int64[B],
     the index in the source, -1 for padding; and `_error` str[B], what is wrong
     with an example, "" for good ones and padding.
-
-  Raises:
-    ValueError: Bad arguments; while iterating, a bad example, if on_bad is
-      "stop".
   """
-  _check_sharding(batch_size, process_index, process_count)
-  registry.lookup(ON_BAD, on_bad, "on_bad")
+  _check(batch_size, process_index, process_count, on_bad)
   if limit is not None and limit < 1:
     raise ValueError(f"limit is {limit}, expected at least 1 example, or None")
-  examples = min(len(source), limit or len(source))
-  batches = -(-examples // batch_size)
-  rows = grain.MapDataset.range(batches * batch_size).map(
-    _EvaluationRow(source, preprocess, examples, on_bad)
+  count = min(len(source), limit or len(source))
+  num_batches = -(-count // batch_size)
+  examples = grain.MapDataset.range(num_batches * batch_size).map(
+    functools.partial(_read_or_pad, source, preprocess, on_bad, count)
   )
-  dataset = _local_batches(rows, batch_size, process_index, process_count)
+  dataset = _local_batches(examples, batch_size, process_index, process_count)
   return EvaluationBatches(dataset, _reader(num_workers, num_threads))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-  """Adds the number of the epoch to an index."""
-
-  examples: int
-
-  def __call__(self, position, index):
-    return int(index), position // self.examples
+def _numbered(num_examples, position, index):
+  return {"_index": int(index), "_epoch": position // num_examples}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """Reads and prepares one training example."""
-
-  source: sources_lib.Source
-  preprocess: preprocess_lib.Preprocess
-  on_bad: str
-
-  def __call__(self, numbered, rng):
-    index, epoch = numbered
-    try:
-      example = {**self.source[index], "_index": index, "_epoch": epoch}
-      row = self.preprocess(example, rng)
-    except ValueError as error:
-      if self.on_bad == "stop":
-        raise
-      _log.warning("skipped a bad example: %s", messages.one_line(error))
-      return {**self.preprocess.padding(), "_mask": np.False_}
-    return {**row, "_mask": np.True_}
+def _read_numbered(source, preprocess, on_bad, numbered, rng):
+  index = numbered["_index"]
+  return _read(source, preprocess, on_bad, index, rng, numbered)[0]
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvaluationRow:
-  """Reads and prepares one example, or padding past the last one."""
-
-  source: sources_lib.Source
-  preprocess: preprocess_lib.Preprocess
-  examples: int
-  on_bad: str
-
-  def __call__(self, index):
-    if index >= self.examples:
-      return self._empty(-1)
-    try:
-      row = self.preprocess(self.source[index], np.random.default_rng(index))
-    except ValueError as error:
-      if self.on_bad == "stop":
-        raise
-      message = messages.one_line(error)
-      _log.warning("left a bad example out: %s", message)
-      return self._empty(index, message)
-    return _numbered({**row, "_mask": np.True_}, index)
-
-  def _empty(self, index, error=""):
-    row = {**self.preprocess.padding(), "_mask": np.False_}
-    return _numbered(row, index, error)
+def _read_or_pad(source, preprocess, on_bad, num_examples, index):
+  if index < num_examples:
+    rng = np.random.default_rng(index)
+    arrays, error = _read(source, preprocess, on_bad, index, rng)
+  else:
+    arrays, error, index = _padding(preprocess), "", -1
+  return {**arrays, "_index": np.int64(index), "_error": np.array(error)}
 
 
-def _numbered(row, index, error=""):
-  return {**row, "_index": np.int64(index), "_error": np.array(error)}
+def _read(source, preprocess, on_bad, index, rng, more_fields=()):
+  """Returns the arrays of an example and what is wrong with it, or ""."""
+  try:
+    arrays = preprocess({**source[index], **dict(more_fields)}, rng)
+  except ValueError as error:
+    if on_bad == "stop":
+      raise
+    message = messages.one_line(error)
+    _log.warning("skipped a bad example: %s", message)
+    return _padding(preprocess), message
+  return {**arrays, "_mask": np.True_}, ""
 
 
-def _check_sharding(batch_size, process_index, process_count):
+def _padding(preprocess):
+  return {**preprocess.padding(), "_mask": np.False_}
+
+
+def _check(batch_size, process_index, process_count, on_bad):
   if not 0 <= process_index < process_count:
     raise ValueError(
       f"process_index is {process_index}, expected it in [0, {process_count})"
@@ -314,17 +277,18 @@ def _check_sharding(batch_size, process_index, process_count):
       f"batch_size is {batch_size}, expected a positive multiple of the "
       f"{process_count} processes"
     )
+  registry.lookup(ON_BAD, on_bad, "on_bad")
 
 
-def _local_batches(rows, batch_size, process_index, process_count):
+def _local_batches(examples, batch_size, process_index, process_count):
   # Blocks of local size, assigned to the processes in turn.
   local = batch_size // process_count
-  blocks = rows.batch(local, drop_remainder=True, batch_fn=_stack)
+  blocks = examples.batch(local, drop_remainder=True, batch_fn=_stack)
   return blocks[process_index::process_count]
 
 
-def _stack(rows):
-  return {key: np.stack([row[key] for row in rows]) for key in rows[0]}
+def _stack(examples):
+  return {key: np.stack([x[key] for x in examples]) for key in examples[0]}
 
 
 def _raise(error):

@@ -24,11 +24,7 @@ def wrong(example: Example, key: str, expected: str) -> ValueError:
 
 
 def read(example: Example, key: str) -> Any:
-  """Returns example[key].
-
-  Raises:
-    ValueError: There is no such field; lists the fields and the nearest name.
-  """
+  """Returns example[key]; an error lists the fields and the nearest name."""
   if key in example:
     return example[key]
   present = [name for name in example if not name.startswith("_")]

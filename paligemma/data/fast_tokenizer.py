@@ -7,6 +7,7 @@ Source: the format of the tokenizers library; sentencepiece_processor.cc,
 Decode.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -21,16 +22,7 @@ _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 
 
 class FastTokenizer:
-  """Text <-> ids of a tokenizer.json, without bos and eos.
-
-  Args:
-    data: Contents of the file.
-    where: Prefix of error messages.
-
-  Raises:
-    ValueError: The library is missing, or the file is malformed or not of
-      Gemma's kind.
-  """
+  """Text <-> ids, without bos and eos, by the contents of a tokenizer.json."""
 
   file_name = "tokenizer.json"
 
@@ -53,76 +45,52 @@ class FastTokenizer:
     # Control tokens spelled in a text are encoded as text.
     self._engine.encode_special_tokens = True
     ids = self._engine.get_vocab(with_added_tokens=True)
-    self._pieces = [None] * (max(ids.values()) + 1)
-    for piece, i in ids.items():
-      self._pieces[i] = piece
+    self._size = max(ids.values()) + 1
     self._bytes = {
-      i: int(m[1], 16)
-      for i, piece in enumerate(self._pieces)
-      if piece is not None and (m := re.fullmatch(_BYTE, piece))
+      i: int(match[1], 16)
+      for piece, i in ids.items()
+      if (match := re.fullmatch(_BYTE, piece))
     }
+    self._texts = {i: piece.replace(_SPACE, " ") for piece, i in ids.items()}
+    self._texts |= {**dict.fromkeys(_CONTROL, ""), _UNKNOWN_ID: _UNKNOWN}
 
   def size(self) -> int:
-    return len(self._pieces)
+    return self._size
 
   def encode(self, text: str) -> list[int]:
     return self._engine.encode(text, add_special_tokens=False).ids
 
-  def lengths(self, texts: Sequence[str]) -> list[int]:
-    # Not as a batch: its threads do not survive a fork.
-    return [len(self.encode(text)) for text in texts]
-
   def id_of(self, piece: str) -> int | None:
     return self._engine.token_to_id(piece)
 
-  def special_ids(self) -> dict[str, int | None]:
-    """Ids of pad, eos and bos, by the names that Gemma gives them."""
-    names = {name: f"<{name}>" for name in ("pad", "eos", "bos")}
-    return {name: self.id_of(piece) for name, piece in names.items()}
+  def special_id(self, name: str) -> int | None:
+    """Returns the id of "pad", "eos" or "bos"."""
+    return self.id_of(f"<{name}>")
 
   def decode(self, ids: Sequence[int]) -> str:
     return "".join(self.surfaces(ids))
 
   def surfaces(self, ids: Sequence[int]) -> list[str]:
     """Returns what each id adds to the text; the last byte adds a character."""
-    found, i = [], 0
-    while i < len(ids):
-      if ids[i] not in self._bytes:
-        found.append(self._surface(ids[i]))
-        i += 1
-        continue
-      run = []
-      while i < len(ids) and ids[i] in self._bytes:
-        run.append(self._bytes[ids[i]])
-        i += 1
-      found += _surfaces_of_bytes(bytes(run))
+    found = []
+    for is_bytes, run in itertools.groupby(ids, self._bytes.__contains__):
+      if is_bytes:
+        found += _surfaces_of_bytes(bytes(map(self._bytes.get, run)))
+      else:
+        found += [self._texts.get(i, "") for i in run]
     return found
 
   def with_pieces(self, pieces: Sequence[str], where: str) -> "FastTokenizer":
     """Returns a tokenizer with more pieces, matched before segmentation."""
     values = json.loads(self.data)
     values["added_tokens"] = _added_tokens(values, where)
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     for i, piece in enumerate(pieces, self.size()):
       values["model"]["vocab"][piece] = i
       values["added_tokens"].append(
-        {
-          "id": i,
-          "content": piece,
-          "single_word": False,
-          "lstrip": False,
-          "rstrip": False,
-          "normalized": False,
-          "special": False,
-        }
+        {"id": i, "content": piece, **dict.fromkeys(flags, False)}
       )
     return FastTokenizer(json.dumps(values, ensure_ascii=False).encode(), where)
-
-  def _surface(self, i):
-    if i in _CONTROL:
-      return ""
-    if i == _UNKNOWN_ID:
-      return _UNKNOWN
-    return (self._pieces[i] or "").replace(_SPACE, " ")
 
 
 def _parse(data, where):
@@ -153,42 +121,27 @@ def _added_tokens(values, where):
 
   The image token, if it is the last one, is dropped: no text spells it.
   """
+  added, vocabulary = values["added_tokens"], values["model"]["vocab"]
+  kept = []
   try:
-    last = max(
-      [*values["model"]["vocab"].values()]
-      + [token["id"] for token in values["added_tokens"]]
-    )
-    is_last = {"id": last, "content": _IMAGE}
-    kept = [
-      {
-        **token,
-        "special": token["id"] in (*_CONTROL, _UNKNOWN_ID)
-        or token["content"] == _IMAGE,
-      }
-      for token in values["added_tokens"]
-      if not is_last.items() <= token.items()
-    ]
+    last = max([*vocabulary.values()] + [token["id"] for token in added])
+    for token in added:
+      is_image = token["content"] == _IMAGE
+      if not is_image or token["id"] != last:
+        special = is_image or token["id"] in (*_CONTROL, _UNKNOWN_ID)
+        kept.append({**token, "special": special})
   except (AttributeError, KeyError, TypeError, ValueError):
     raise ValueError(f"{where}: malformed added_tokens") from None
-  if len(kept) < len(values["added_tokens"]):
-    values["model"]["vocab"].pop(_IMAGE, None)
+  if len(kept) < len(added):
+    vocabulary.pop(_IMAGE, None)
   return kept
 
 
 def _surfaces_of_bytes(run: bytes) -> list[str]:
   """Returns per byte of UTF-8 the character that ends there, "" within one."""
-  found, i = [], 0
-  while i < len(run):
-    for length in (1, 2, 3, 4):
-      try:
-        char = run[i : i + length].decode()
-      except UnicodeDecodeError:
-        continue
-      if len(char) == 1:
-        found += [""] * (length - 1) + [char]
-        i += length
-        break
-    else:
-      found.append(_REPLACEMENT)
-      i += 1
+  found = []
+  for char in run.decode(errors="surrogateescape"):
+    length = len(char.encode(errors="surrogateescape"))
+    is_damaged = "\udc80" <= char <= "\udcff"
+    found += [""] * (length - 1) + [_REPLACEMENT if is_damaged else char]
   return found

@@ -13,13 +13,14 @@ from paligemma import registry
 
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn: 268 MB of RGB
 
+Size = tuple[int, int]  # (height, width) in pixels
 Pixels = UInt8[np.ndarray, "H W 3"]
 Input = Float32[np.ndarray, "height width 3"]
 
 
 def resize(
   image: Shaped[np.ndarray, "H W C"],
-  size: tuple[int, int],
+  size: Size,
   method: str = "bilinear",
   antialias: bool = True,
 ) -> Float32[np.ndarray, "height width C"]:
@@ -27,24 +28,16 @@ def resize(
 
   Pixel centres lie at half integers. Every output pixel is the weighted mean of
   the input pixels around it; the kernel is widened by the scale when the image
-  shrinks. Weights of pixels inside the image are normalized to sum to one.
+  shrinks. Weights of pixels inside the image are normalized to sum to one. The
+  result is neither rounded nor clipped.
 
   Args:
     image: uint8, floating point or bool.
-    size: (height, width) of the result.
     method: Key of KERNELS. "bilinear" (triangle kernel, default); "bicubic"
       (Keys 1981, a = -0.5), "lanczos3" and "lanczos5" overshoot the range of
       the input at edges; "area" is the mean of the area that a new pixel
       covers, "nearest" the pixel at its centre, both whatever antialias.
-    antialias: Whether to widen the kernel when the image shrinks. Default True.
-
-  Returns:
-    The image, neither rounded nor clipped.
-
-  Raises:
-    ValueError: Unknown method.
-
-  Differs from big_vision, which truncates the result to uint8: `truncated`.
+    antialias: Whether to widen the kernel when the image shrinks.
   """
   height, width, channels = image.shape
   lines = image.reshape(height, width * channels)
@@ -67,23 +60,24 @@ def to_model_range(
   return scaled
 
 
-def reference(image: Pixels, size: tuple[int, int]) -> Input:
+def reference(
+  image: Pixels,
+  size: Size,
+  method: str = "bilinear",
+  antialias: bool = True,
+  truncate: bool = False,
+) -> Input:
   """Preprocesses as big_vision does: bilinear with antialiasing, to [-1, 1].
 
-  Source: big_vision, configs/proj/paligemma/transfers/forkme.py,
-  "resize({res}, antialias=True)|value_range(-1, 1)". Its `resize` truncates to
-  uint8 in between, which lowers the mean by half a level of 255; we do not, nor
-  does its notebook for fine-tuning. `reference_uint8` truncates.
+  Source: big_vision, configs/proj/paligemma/transfers/forkme.py. Its `resize`
+  truncates to uint8 in between, which lowers the mean by half a level of 255;
+  we do so only with `truncate`, and its notebook for fine-tuning does not.
   """
-  return to_model_range(resize(image, size, "bilinear"))
+  scale = truncated if truncate else resize
+  return to_model_range(scale(image, size, method, antialias))
 
 
-def bicubic(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference` with the cubic kernel; overshoots [-1, 1] at edges."""
-  return to_model_range(resize(image, size, "bicubic"))
-
-
-def hf(image: Pixels, size: tuple[int, int]) -> Input:
+def hf(image: Pixels, size: Size) -> Input:
   """Preprocesses as the processor of Hugging Face transformers: bicubic, uint8.
 
   Pillow resizes the image and rounds and clips to uint8 after each of its two
@@ -95,11 +89,10 @@ def hf(image: Pixels, size: tuple[int, int]) -> Input:
   side that shrinks more, Pillow 12 always along the width.
 
   With torchvision, the default of transformers filters along the width first,
-  with weights of fewer bits. Measured with torchvision 0.28 and Pillow 13, from
-  smooth pictures and noise of five sizes to 224, 448 and 896 pixels: up to 1%
-  of the values differ, by 1 level of 255 and rarely 2; if the height shrinks
-  more than the width, a quarter of them, mostly by 1 level, by up to 5 in the
-  smooth pictures and 19 in noise.
+  with weights of fewer bits. Measured with torchvision 0.28 and Pillow 13: up
+  to 1% of the values differ, by 1 level of 255 and rarely 2; if the height
+  shrinks more than the width, a quarter of them, mostly by 1 level, by up to 5
+  in smooth pictures and 19 in noise.
   """
   height, width = size
   picture = Image.fromarray(image)
@@ -108,48 +101,31 @@ def hf(image: Pixels, size: tuple[int, int]) -> Input:
 
 
 def truncated(
-  image: UInt8[np.ndarray, "H W C"],
-  size: tuple[int, int],
-  method: str,
-  antialias: bool,
-) -> UInt8[np.ndarray, "height width C"]:
+  image: Pixels, size: Size, method: str, antialias: bool
+) -> Pixels:
   """Resizes and truncates to uint8; arguments as of `resize`.
 
-  Source: `resize` of big_vision, which lowers the mean by half a level of 255.
-  Values less than 1e-4 below a whole level count as that level, so that a
-  constant image stays constant; only there it may differ from TensorFlow's.
+  Source: `resize` of big_vision. Values less than 1e-4 below a level count as
+  that level, so that a constant image stays constant; only there it may differ
+  from TensorFlow's.
   """
   new = resize(image, size, method, antialias)
   return np.clip(new + 1e-4, 0, 255).astype(np.uint8)
 
 
-def reference_uint8(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference`, truncated to uint8 in between as big_vision does it."""
-  return to_model_range(truncated(image, size, "bilinear", antialias=True))
-
-
-def aliased(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `reference` without antialiasing.
-
-  Source: `video_decode` of big_vision's pp/proj/paligemma/video.py.
-  """
-  return to_model_range(resize(image, size, "bilinear", antialias=False))
-
-
-def aliased_uint8(image: Pixels, size: tuple[int, int]) -> Input:
-  """As `aliased`, truncated to uint8: "resize(224)" of big_vision."""
-  return to_model_range(truncated(image, size, "bilinear", antialias=False))
-
-
 # Name -> function (pixels, (height, width) in pixels) -> input of the model.
 PREPROCESSING = {
   "reference": reference,
-  "reference_uint8": reference_uint8,
-  "aliased": aliased,
-  "aliased_uint8": aliased_uint8,
+  # As big_vision truncates it.
+  "reference_uint8": functools.partial(reference, truncate=True),
+  # `video_decode` of big_vision's pp/proj/paligemma/video.py.
+  "aliased": functools.partial(reference, antialias=False),
+  # "resize(224)" of big_vision.
+  "aliased_uint8": functools.partial(reference, antialias=False, truncate=True),
   "hf": hf,
   "bilinear": reference,  # the kernel's name for the same
-  "bicubic": bicubic,
+  # Overshoots [-1, 1] at edges.
+  "bicubic": functools.partial(reference, method="bicubic"),
 }
 
 
@@ -203,10 +179,9 @@ _BAND = 4  # new pixels per product: more are mostly zeros, fewer are all calls
 def _bands(length, new_length, method, antialias, channels):
   """Splits the mostly zero filter matrix into dense blocks along its diagonal.
 
-  Returns:
-    (new, old, weights) of each block: a slice of the new axis, the slice of the
-    old axis that it depends on, both with `channels` interleaved, and weights
-    float32[old, new], which do not mix channels.
+  Returns (new, old, weights) of each: a slice of the new axis, the slice of the
+  old axis that it depends on, both with `channels` interleaved, and weights
+  float32[old, new], which do not mix channels.
   """
   scale = length / new_length
   kernel, radius = registry.lookup(KERNELS, method, "resize method")(

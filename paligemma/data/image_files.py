@@ -19,6 +19,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from paligemma.data import files
 from paligemma.data import image as image_lib
 
+File = bytes | epath.PathLike  # contents, or a path
+
 # Name in Pillow -> suffixes, the usual one first. Left out are formats that
 # Pillow renders with another program (EPS: Ghostscript; WMF: Windows) or only
 # identifies (BUFR, GRIB, HDF5, MPEG), that hold measurements instead of colours
@@ -65,43 +67,30 @@ _TURNS = {
   8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-_PNG_START = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+_PNG_HEADER = 33  # bytes of its signature and first chunk, which it needs
 
 _log = logging.getLogger(__name__)
 said = set()  # notes that this process has logged
 
 
-def size(
-  file: bytes | epath.PathLike, *, where: str | None = None
-) -> tuple[int, int]:
+def size(file: File, *, where: str | None = None) -> image_lib.Size:
   """Returns (height, width) of an upright image, from the header of its file.
 
-  It equals that of `decode`, for every format and orientation. Pixels are not
-  decoded; truncated PNG and JPEG files raise nevertheless.
-
-  Args:
-    file, where: As of `decode`.
-
-  Raises:
-    ValueError: As `decode`, if the header shows it.
+  Arguments and errors as of `decode`. Pixels are not decoded; truncated PNG and
+  JPEG files raise nevertheless.
   """
-  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
-    return _upright_size(picture, _orientation(picture))
+  with _opened(file, where) as (picture, orientation):
+    return _upright_size(picture, orientation)
 
 
-def suffix(file: bytes | epath.PathLike, *, where: str | None = None) -> str:
+def suffix(file: File, *, where: str | None = None) -> str:
   """Returns the usual suffix of the format, ".png"; otherwise as `size`."""
-  with _opened(file, where, image_lib.MAX_PIXELS) as picture:
-    kind = "JPEG" if picture.format == "MPO" else picture.format
-    return FORMATS[kind][0]
+  with _opened(file, where) as (picture, _):
+    return FORMATS["JPEG" if picture.format == "MPO" else picture.format][0]
 
 
-def decode(
-  file: bytes | epath.PathLike,
-  *,
-  where: str | None = None,
-  max_pixels: int = image_lib.MAX_PIXELS,
-) -> image_lib.Pixels:
+def decode(file: File, *, where: str | None = None) -> image_lib.Pixels:
   """Decodes an image to upright RGB pixels.
 
   `to_rgb` converts the colours; the EXIF orientation is applied, values other
@@ -109,33 +98,27 @@ def decode(
   once.
 
   Args:
-    file: Contents of a file in one of FORMATS, or its path. HEIC needs
-      pillow-heif, the extra "heic".
-    where: Prefix of error messages, such as "train.jsonl:12". Default: the
-      path, or "image".
-    max_pixels: Larger images raise before their pixels are decoded. Default:
-      the number above which Pillow warns.
+    file: In one of FORMATS. HEIC needs pillow-heif, the extra "heic".
+    where: Prefix of errors, "train.jsonl:12". Default: the path, or "image".
 
   Raises:
-    ValueError: Not readable, not an image, truncated or damaged, empty, too
-      large, or of values without a known range.
+    ValueError: Not readable, not an image, truncated or damaged, empty, larger
+      than image.MAX_PIXELS, or of values without a known range.
 
-  Differs from tf.io.decode_image (big_vision), which reads BMP, GIF, JPEG and
-  PNG, drops the alpha channel, so that black text on transparency becomes black
-  on black, and ignores EXIF. Its default transform of JPEG is fast and inexact:
-  up to 17 levels of 255 away from this one, which is that of transformers and
-  of Pillow, and TensorFlow's "INTEGER_ACCURATE".
+  Differs from tf.io.decode_image (big_vision), which reads fewer formats, drops
+  the alpha channel, so that black text on transparency becomes black on black,
+  and ignores EXIF. Its default transform of JPEG is up to 17 levels of 255 away
+  from that of Pillow, which is TensorFlow's "INTEGER_ACCURATE".
   """
-  with _opened(file, where, max_pixels) as picture:
+  with _opened(file, where) as (picture, orientation):
     several = getattr(picture, "is_animated", False)
     # Other frames are previews in a JPEG and layers in a PSD.
     if several and picture.format not in ("MPO", "PSD", "HEIF"):
-      _say_once(
-        _place(file, where), "has several frames, of which the first is read"
+      _log_once(
+        _shown(file, where), "has several frames, of which the first is read"
       )
-    orientation = _orientation(picture)
     expected = _upright_size(picture, orientation)
-    pixels = _rgb(picture, orientation, _place(file, where))
+    pixels = _rgb(picture, orientation, _shown(file, where))
     if pixels.shape[:2] != expected:
       raise _Unusable(
         "truncated or damaged image: its head says "
@@ -145,24 +128,17 @@ def decode(
     return pixels
 
 
-def stored(
-  file: bytes | epath.PathLike,
-  *,
-  where: str | None = None,
-  max_pixels: int = image_lib.MAX_PIXELS,
-) -> Image.Image:
+def stored(file: File, *, where: str | None = None) -> Image.Image:
   """Returns an upright image with the values of its file, for masks.
 
   Gray values, palette indices and transparency are kept. Arguments and errors
   as of `decode`; any range of values is allowed.
   """
-  with _opened(file, where, max_pixels) as picture:
-    return _upright(picture, _orientation(picture))
+  with _opened(file, where) as (picture, orientation):
+    return _upright(picture, orientation)
 
 
-def to_rgb(
-  picture: Image.Image, *, where: str | None = None
-) -> image_lib.Pixels:
+def to_rgb(picture: Image.Image, *, where: str = "image") -> image_lib.Pixels:
   """Returns the upright RGB pixels of a picture of Pillow.
 
   Grayscale, palette, CMYK, YCbCr and Lab become RGB; transparency is blended
@@ -172,49 +148,37 @@ def to_rgb(
   32 bits are read likewise and must not exceed 65535. Floating-point values
   must lie in [0, 1].
 
-  Args:
-    picture: Of any mode; it is not changed. Its EXIF orientation is applied.
-    where: Prefix of error messages. Default "image".
-
-  Raises:
-    ValueError: As `decode`.
+  The EXIF orientation is applied. Errors as of `decode`.
   """
-  where = where or "image"
   with _one_line(where, "image"):
     return _rgb(picture, _orientation(picture), where)
 
 
 def from_unit(values: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-  """Maps [0, 1] to [0, 255], rounding to nearest.
-
-  Raises:
-    ValueError: A value lies outside, or is NaN.
-  """
+  """Maps [0, 1] to [0, 255], rounding to nearest; refuses other values."""
   low, high = values.min(), values.max()
   if not (low >= 0 and high <= 1):  # nor NaN
-    raise ValueError(
+    raise _Unusable(
       f"floating-point values from {low:.6g} to {high:.6g}, expected them in "
       "[0, 1]"
     )
   return np.rint(values * np.float32(255)).astype(np.uint8)
 
 
-class _Unusable(Exception):
-  """A problem of an image whose message needs no translation."""
+class _Unusable(ValueError):
+  """A problem whose message is shown as it is, unlike those of Pillow."""
 
 
 @contextlib.contextmanager
-def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
-  """Yields the picture of a file, not decoded."""
-  place = _place(file, where)
+def _opened(file, where) -> Iterator[tuple[Image.Image, int]]:
+  """Yields the picture of a file, not decoded, and its EXIF orientation."""
   if isinstance(file, bytes):
-    stream, count = io.BytesIO(file), len(file)
+    stream = io.BytesIO(file)
   else:
-    path = files.resolve(file, what="image", where=where)
-    stream = files.open_binary(path, what="image", where=where)
-    count = stream.seek(0, os.SEEK_END)
-    stream.seek(0)
-  with stream, _one_line(place, f"image of {count} bytes"):
+    stream = files.open_binary(file, what="image", where=where)
+  count = stream.seek(0, os.SEEK_END)
+  stream.seek(0)
+  with stream, _one_line(_shown(file, where), f"image of {count} bytes"):
     head = stream.read(32)
     stream.seek(0)
     try:
@@ -226,14 +190,14 @@ def _opened(file, where, max_pixels) -> Iterator[Image.Image]:
         "HEIC, JPEG 2000 and some more formats"
       ) from None
     with picture:
-      if picture.width * picture.height > max_pixels:
+      if picture.width * picture.height > image_lib.MAX_PIXELS:
         raise _Unusable(
           f"image is too large: {picture.width}x{picture.height} pixels, at "
-          f"most {max_pixels} in all"
+          f"most {image_lib.MAX_PIXELS} in all"
         )
       if picture.format in ("JPEG", "MPO"):
         _check_jpeg(stream)
-      yield picture
+      yield picture, _orientation(picture)
 
 
 @contextlib.contextmanager
@@ -251,7 +215,7 @@ def _one_line(where, what):
   raise ValueError(" ".join(f"{where}: {problem}".split()))
 
 
-def _place(file, where):
+def _shown(file, where):
   if isinstance(file, bytes):
     return where or "image"
   return f"{where}: {file}" if where else str(file)
@@ -275,12 +239,11 @@ def _open(stream, head):
 
 
 def _upright_size(picture, orientation):
-  width, height = picture.size
+  sideways = orientation in _SIDEWAYS
   if picture.format == "TIFF":  # Pillow states its upright size
     tag = picture.tag_v2.get(ExifTags.Base.Orientation)
-    if tag in _SIDEWAYS:
-      width, height = height, width
-  return (width, height) if orientation in _SIDEWAYS else (height, width)
+    sideways = sideways != (tag in _SIDEWAYS)
+  return picture.size if sideways else picture.size[::-1]
 
 
 def _orientation(picture):
@@ -289,12 +252,10 @@ def _orientation(picture):
     position = picture.fp.tell()
     late = _late_chunks(picture.fp)
     picture.fp.seek(position)
-    try:
-      head = Image.open(io.BytesIO(late), formats=("PNG",)) if late else picture
-    except Exception:  # damaged
-      head = picture
-    if (orientation := _exif(head)) != 1:
-      return orientation
+    with contextlib.suppress(Exception):  # damaged
+      head = Image.open(io.BytesIO(late), formats=("PNG",))
+      if (orientation := _exif(head)) != 1:
+        return orientation
   return _exif(picture)
 
 
@@ -308,13 +269,15 @@ def _exif(picture):
 
 
 def _late_chunks(stream):
-  """Returns a PNG with the text and EXIF chunks after the pixels, b"" if none.
+  """Returns a PNG with the text and EXIF chunks after the pixels, not these.
 
   Pillow would decode the pixels to reach them; the headers of chunks say where
   the next one is.
   """
   end = stream.seek(0, os.SEEK_END)
-  start, late, seen = len(_PNG_START), [], False
+  stream.seek(0)
+  chunks, seen = [stream.read(_PNG_HEADER)], False
+  start = _PNG_HEADER
   while start + 8 <= end:
     stream.seek(start)
     length, kind = struct.unpack(">I4s", stream.read(8))
@@ -324,20 +287,12 @@ def _late_chunks(stream):
     if kind == b"IDAT":
       seen = True
       if after > end:
-        raise _Unusable(
-          f"truncated or damaged image of {end} bytes: the file ends within "
-          "its pixels"
-        )
-    first = start == len(_PNG_START)  # the header, which every PNG needs
-    if after <= end and (
-      first or (seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
-    ):
+        raise _ends_early(end)
+    elif seen and after <= end and kind in _PNG_TEXTS:
       stream.seek(start)
-      late.append(stream.read(length + 12))
+      chunks.append(stream.read(length + 12))
     start = after
-  if len(late) < 2:
-    return b""
-  return b"".join([_PNG_START, *late, bytes(4), b"IDAT"])
+  return b"".join([*chunks, bytes(4), b"IDAT"])
 
 
 def _check_jpeg(stream):
@@ -347,17 +302,19 @@ def _check_jpeg(stream):
   for start in (max(end - 65536, position), position):
     stream.seek(start)
     if b"\xff\xd9" in stream.read():
-      break
-  else:
-    raise _Unusable(
-      f"truncated or damaged image of {end} bytes: the file ends within its "
-      "pixels"
-    )
-  stream.seek(position)
+      stream.seek(position)
+      return
+  raise _ends_early(end)
+
+
+def _ends_early(count):
+  return _Unusable(
+    f"truncated or damaged image of {count} bytes: the file ends within its "
+    "pixels"
+  )
 
 
 def _rgb(picture, orientation, where):
-  """Returns upright RGB pixels."""
   raw = str(picture.tile[0].args) if getattr(picture, "tile", None) else ""
   key = _transparent_key(picture, raw)
   bits = _stated_bits(picture)
@@ -365,13 +322,10 @@ def _rgb(picture, orientation, where):
   picture = _upright(picture, orientation)
   if picture.mode == "F" or picture.mode.startswith("I"):
     values = np.asarray(picture)
-    try:
-      if picture.mode == "F":
-        gray = from_unit(values)
-      else:
-        gray, bits = _integers(values, bits, where)
-    except ValueError as error:
-      raise _Unusable(str(error)) from None
+    if picture.mode == "F":
+      gray = from_unit(values)
+    else:
+      gray, bits = _integers(values, bits, where)
     if inverted:
       gray = 255 - gray
     if key is not None:
@@ -410,12 +364,8 @@ def _transparent_key(picture, raw):
 
 
 def _stated_bits(picture):
-  """Returns the bits per integer of a picture, None if the file does not say.
-
-  Pillow scales netpbm and JPEG 2000 to 16 bits by the range that the file
-  states.
-  """
-  if picture.format in ("PPM", "JPEG2000"):
+  """Returns the bits of an integer, None if the file does not say."""
+  if picture.format in ("PPM", "JPEG2000"):  # scaled by Pillow
     return 16
   if picture.format == "TIFF" and picture.tag_v2.get(258, (1,))[0] == 12:
     return 12
@@ -426,14 +376,14 @@ def _integers(values, bits, where):
   """Returns the high byte of integers of so many bits, and the bits."""
   low, high = int(values.min()), int(values.max())
   if low < 0 or high > 0xFFFF:
-    raise ValueError(
+    raise _Unusable(
       f"integers from {low} to {high}, whose white is not known; expected 8 or "
       "16 bits a channel"
     )
   if bits is None:
     bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
     if bits < 16:
-      _say_once(
+      _log_once(
         where,
         f"16 bits a channel, but no value above {(1 << bits) - 1}: is read as "
         f"{bits} bits; scale the values to 16 bits if that is wrong",
@@ -443,15 +393,14 @@ def _integers(values, bits, where):
 
 def _note_black(pixels, bits, where):
   if bits == 16 and 0 < pixels.max() < 16:
-    _say_once(
+    _log_once(
       where,
       "is almost black, with no value above 4095 of 65535; scale the values to "
       "16 bits if they have fewer",
     )
 
 
-def _say_once(where, note):
-  """Logs a note that this process has not logged before."""
+def _log_once(where, note):
   if note not in said:
     said.add(note)
     _log.warning("%s: %s (said once)", where, note)

@@ -1,10 +1,9 @@
 """Ops on the image of a raw example; its objects move with the pixels.
 
-The image is encoded (bytes), pixels (uint8[H, W, 3]) or another type that
-`pixels` takes; ops decode it if they need pixels. Ops that move pixels also
-move the example's "objects" (data/objects.py), and update its "height" and
-"width" if it has them. They take one image; `Stack`, as the last op, collects
-several frames.
+The image is of any type that `pixels` takes; ops decode it if they need pixels.
+Ops that move pixels also move the example's "objects" (data/objects.py), and
+update its "height" and "width" if it has them. They take one image; `Stack`, as
+the last op, collects several frames.
 
 An op with `augments` is for training only and belongs to `train.augment` of a
 config, as evaluators share `train.ops`. An op with `moves_pixels` does not move
@@ -29,14 +28,37 @@ from paligemma.data.pictures import pixels, size
 _SIDED = re.compile(r"\b(left|right)", re.IGNORECASE)
 _ATTEMPTS = 100  # as tf.image.sample_distorted_bounding_box
 
+# Attribute of an op -> whether a value is valid, and what is expected.
+_VALID = {
+  "size": (lambda v: len(v) == 2 and min(v) >= 1, "(height, width)"),
+  "side": (lambda v: v >= 1, "at least 1"),
+  "area": (lambda v: 0 <= v[0] <= v[1] <= 1, "it in [0, 1]"),
+  "min_covered": (lambda v: 0 <= v <= 1, "it in [0, 1]"),
+  "min_visible": (lambda v: 0 <= v <= 1, "it in [0, 1]"),
+  "probability": (lambda v: 0 <= v <= 1, "it in [0, 1]"),
+  "aspect": (lambda v: 0 < v[0] <= v[1], "0 < low <= high"),
+  "largest": (lambda v: v >= 1, "a factor of at least 1"),
+  "quality": (lambda v: 1 <= v[0] <= v[1] <= 100, "bounds in [1, 100]"),
+}
+
+
+class _Checked:
+  """An op whose attributes are checked when it is made."""
+
+  def __post_init__(self):
+    for name, (is_valid, expected) in _VALID.items():
+      value = getattr(self, name, None)
+      if value is not None and not is_valid(value):
+        raise ValueError(
+          f"{name} of {type(self).__name__} is {value}, expected {expected}"
+        )
+    if method := getattr(self, "method", None):
+      registry.lookup(image_lib.KERNELS, method, "resize method")
+
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-  """Decodes an image to pixels; other ops do it by themselves.
-
-  Attributes:
-    key: Field of the image. Default "image".
-  """
+  """Decodes the image in a field to pixels; other ops do it by themselves."""
 
   key: str = "image"
 
@@ -45,29 +67,23 @@ class Decode:
 
 
 @dataclasses.dataclass(frozen=True)
-class Resize:
+class Resize(_Checked):
   """Resizes to uint8, where an op such as DrawBox needs the final size.
 
   `Preprocess` resizes by itself, without truncation to uint8.
 
   Attributes:
-    size: (height, width) in pixels.
-    method: Key of image.KERNELS. Default "bilinear".
-    antialias: Widen the kernel when the image shrinks. Default True.
-    key: Field of the image. Default "image"; objects belong to that one.
+    method, antialias: As of image.resize.
+    key: Field of the image; objects belong to "image".
 
   Source: `resize` of big_vision, which truncates to uint8 as well; its default
   is without antialias.
   """
 
-  size: tuple[int, int]
+  size: image_lib.Size
   method: str = "bilinear"
   antialias: bool = True
   key: str = "image"
-
-  def __post_init__(self):
-    registry.lookup(image_lib.KERNELS, self.method, "resize method")
-    _check_size("Resize", self.size)
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     image = _read(example, self.key)
@@ -80,13 +96,8 @@ class Resize:
 
 
 @dataclasses.dataclass(frozen=True)
-class ResizeSmall:
-  """Resizes so that the smaller side has a given length; keeps the aspect.
-
-  Attributes:
-    side: In pixels.
-    method: Key of image.KERNELS. Default "area".
-    antialias: As of Resize; without effect on "area". Default True.
+class ResizeSmall(_Checked):
+  """Resizes the smaller side to a length in pixels; keeps the aspect.
 
   Source: `resize_small` of big_vision, likewise to uint8; its default is
   without antialias.
@@ -96,44 +107,49 @@ class ResizeSmall:
   method: str = "area"
   antialias: bool = True
 
-  def __post_init__(self):
-    registry.lookup(image_lib.KERNELS, self.method, "resize method")
-    _check_size("ResizeSmall", (self.side, self.side))
-
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    sides = np.array(_size(example), np.float32)
+    sides = np.array(image_size(example), np.float32)
     rounded = np.rint(sides * np.float32(self.side / sides.min()))
     size = tuple(int(side) for side in rounded)
     return Resize(size, self.method, self.antialias)(example, rng)
 
 
 @dataclasses.dataclass(frozen=True)
-class CentralCrop:
-  """Crops the centre of an image.
+class CentralCrop(_Checked):
+  """Crops the centre of an image, by default the largest square.
 
-  Attributes:
-    size: (height, width) in pixels; a smaller image is an error, so use
-      ResizeSmall before. Default None: the largest square.
-    min_visible: As of RandomCrop. Default 0.25.
+  A smaller image than `size` is an error, so use ResizeSmall before.
 
   Source: `central_crop` of big_vision.
   """
 
   moves_pixels: ClassVar[bool] = True
-  size: tuple[int, int] | None = None
+  size: image_lib.Size | None = None
   min_visible: float = 0.25
 
-  def __post_init__(self):
-    if self.size is not None:
-      _check_size("CentralCrop", self.size)
-    _check_shares("CentralCrop", min_visible=self.min_visible)
+  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    size = self.size or 2 * (min(image_size(example)),)
+    y, x = (room // 2 for room in _room(example, size))
+    window = (y, x, y + size[0], x + size[1])
+    return _crop(example, window, self.min_visible)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomCrop(_Checked):
+  """Crops a window of given size at a uniformly random position.
+
+  A smaller image is an error, so use Resize before. Objects of which less than
+  the share min_visible is left are dropped; see objects.crop.
+  """
+
+  moves_pixels: ClassVar[bool] = True
+  augments: ClassVar[bool] = True
+  size: image_lib.Size
+  min_visible: float = 0.25
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    height, width = _size(example)
-    size = self.size or 2 * (min(height, width),)
-    _check_fits(example, (height, width), size)
-    y, x = (height - size[0]) // 2, (width - size[1]) // 2
-    window = (y, x, y + size[0], x + size[1])
+    room = _room(example, self.size)
+    window = _random_window(self.size, room, rng)
     return _crop(example, window, self.min_visible)
 
 
@@ -142,12 +158,10 @@ class DrawBox:
   """Draws the outline of a box, red and one pixel wide.
 
   In the published recipe of widgetcap it comes after Resize, so that the line
-  has the same width in every image. Rows are int(ymin * (height - 1)) and
-  int(ymax * (height - 1)), columns likewise; sides outside are not drawn.
-
-  Attributes:
-    key: Field of the box, (ymin, xmin, ymax, xmax) relative to the image, as in
-      TFDS. Other ops do not move it: draw before any crop. Default "bbox".
+  has the same width in every image. The box, (ymin, xmin, ymax, xmax), is
+  relative as in TFDS. Other ops do not move it: draw before any crop. Rows are
+  int(ymin * (height - 1)) and int(ymax * (height - 1)), columns likewise; sides
+  outside are not drawn.
 
   Source: `draw_bbox` of big_vision, which is tf.image.draw_bounding_boxes.
   """
@@ -156,11 +170,11 @@ class DrawBox:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     box = location.corners(example_fields.read(example, self.key))
-    if box is None or (box[2:] < box[:2]).any():
+    if box is None:
       raise example_fields.wrong(
         example, self.key, "a relative box (ymin, xmin, ymax, xmax)"
       )
-    image = _read(example, "image").copy()
+    image = _read(example).copy()
     last = np.array(image.shape[:2]) - 1
     box = box.astype(np.float32) * np.tile(last, 2).astype(np.float32)
     y0, x0, y1, x1 = box.astype(int)
@@ -175,13 +189,9 @@ class DrawBox:
 
 @dataclasses.dataclass(frozen=True)
 class Stack:
-  """Collects images of several fields in a list, for Preprocess(frames=...).
+  """Collects the images of several fields in "image", and removes the fields.
 
-      Stack(("image_left", "image_right"))
-
-  Attributes:
-    keys: The fields, in the order of the frames. They are removed; the list is
-      "image".
+      Stack(("image_left", "image_right"))    for Preprocess(frames=2)
 
   Source: `stack_images` of big_vision, used in nlvr2.
   """
@@ -195,47 +205,17 @@ class Stack:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomCrop:
-  """Crops a window of given size at a uniformly random position.
-
-  Attributes:
-    size: (height, width) in pixels; a smaller image is an error, so use Resize
-      before.
-    min_visible: Objects of which less than this share is left are dropped; see
-      objects.crop. Default 0.25.
-  """
-
-  moves_pixels: ClassVar[bool] = True
-  augments: ClassVar[bool] = True
-  size: tuple[int, int]
-  min_visible: float = 0.25
-
-  def __post_init__(self):
-    _check_size("RandomCrop", self.size)
-    _check_shares("RandomCrop", min_visible=self.min_visible)
-
-  def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    height, width = _size(example)
-    _check_fits(example, (height, width), self.size)
-    y = int(rng.integers(height - self.size[0] + 1))
-    x = int(rng.integers(width - self.size[1] + 1))
-    window = (y, x, y + self.size[0], x + self.size[1])
-    return _crop(example, window, self.min_visible)
-
-
-@dataclasses.dataclass(frozen=True)
-class InceptionCrop:
+class InceptionCrop(_Checked):
   """Crops a window of random area, aspect and position.
 
   Aspect, height and position are uniform within their bounds; after 100 draws
   that do not fit, the image stays whole.
 
   Attributes:
-    area: Bounds of the share of the image's area. Default (0.05, 1).
-    aspect: Bounds of width / height. Default (0.75, 1.33).
-    min_covered: The crop holds at least this share of at least one object, if
-      the image has objects. Default 0; 1 to keep the object of a question.
-    min_visible: As of RandomCrop. Default 0.25.
+    area: Bounds of the share of the image's area.
+    aspect: Bounds of width / height.
+    min_covered: Share of at least one object that the crop holds, if the image
+      has objects; 1 to keep the object of a question.
 
   Source: `inception_crop` of big_vision, tf.image.sample_distorted_bounding_box
   after Szegedy et al. 2015, arXiv:1409.4842, section 6. If rounding moves an
@@ -250,21 +230,8 @@ class InceptionCrop:
   min_covered: float = 0.0
   min_visible: float = 0.25
 
-  def __post_init__(self):
-    _check_shares(
-      "InceptionCrop",
-      area=self.area,
-      min_covered=self.min_covered,
-      min_visible=self.min_visible,
-    )
-    low, high = self.aspect
-    if not 0 < low <= high:
-      raise ValueError(
-        f"aspect of InceptionCrop is {self.aspect}, expected 0 < low <= high"
-      )
-
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    height, width = _size(example)
+    height, width = image_size(example)
     needed = self.min_covered > 0 and example.get("objects")
     found = objects.read(example) if needed else []
     for _ in range(_ATTEMPTS):
@@ -286,22 +253,20 @@ class InceptionCrop:
       areas[0] <= new_height * new_width <= areas[1]
     ):
       return None
-    y = int(rng.integers(height - new_height + 1))
-    x = int(rng.integers(width - new_width + 1))
-    return y, x, y + new_height, x + new_width
+    room = height - new_height, width - new_width
+    return _random_window((new_height, new_width), room, rng)
 
 
 @dataclasses.dataclass(frozen=True)
-class Flip:
+class Flip(_Checked):
   """Mirrors the image left to right, at random.
 
   Texts do not change, so a caption with "left" would become wrong, and letters
   in the image are mirrored. Name such texts, or do not use Flip.
 
   Attributes:
-    probability: Of mirroring. Default 0.5.
     texts: Fields with a text; if one of them has a word that begins with "left"
-      or "right", the image is not mirrored. English only. Default: none.
+      or "right", the image is not mirrored. English only.
   """
 
   moves_pixels: ClassVar[bool] = True
@@ -309,32 +274,25 @@ class Flip:
   probability: float = 0.5
   texts: tuple[str, ...] = ()
 
-  def __post_init__(self):
-    _check_shares("Flip", probability=self.probability)
-
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     stays = rng.random() >= self.probability
     if stays or any(
       _SIDED.search(example_fields.text(example, k)) for k in self.texts
     ):
       return example
-    image = _read(example, "image")
+    image = _read(example)
     return _replace(
       example, image[:, ::-1], lambda old: objects.flip(old, image.shape[1])
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class ZoomOut:
+class ZoomOut(_Checked):
   """Puts the image at a random position on a larger canvas: smaller objects.
 
   Both sides grow by one factor, uniform in [1, largest], such that the canvas
-  has at most image.MAX_PIXELS. Use Resize before if images are large.
-
-  Attributes:
-    largest: Largest factor. Default 4.
-    probability: Of zooming out. Default 0.5.
-    fill: Red, green and blue of the canvas. Default gray, 0 for the model.
+  has at most image.MAX_PIXELS. Use Resize before if images are large. The
+  default RGB of the canvas is 0 for the model.
 
   Source: SSD (arXiv:1512.02325), section 3.6, "zoom out", which fills with the
   mean of ImageNet.
@@ -346,79 +304,73 @@ class ZoomOut:
   probability: float = 0.5
   fill: tuple[int, int, int] = (128, 128, 128)
 
-  def __post_init__(self):
-    _check_shares("ZoomOut", probability=self.probability)
-    if not self.largest >= 1:
-      raise ValueError(
-        f"largest of ZoomOut is {self.largest}, expected a factor of at least 1"
-      )
-
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     if rng.random() >= self.probability:
       return example
-    image = _read(example, "image")
+    image = _read(example)
     height, width, _ = image.shape
     most = max(math.sqrt(image_lib.MAX_PIXELS / (height * width)), 1)
     factor = rng.uniform(1, min(self.largest, most))
     new = int(height * factor), int(width * factor)
-    y = int(rng.integers(new[0] - height + 1))
-    x = int(rng.integers(new[1] - width + 1))
-    canvas = np.empty((*new, 3), np.uint8)
-    canvas[:] = self.fill
-    canvas[y : y + height, x : x + width] = image
-    return _replace(example, canvas, lambda old: objects.pad(old, (y, x), new))
+    room = new[0] - height, new[1] - width
+    y0, x0, y1, x1 = _random_window((height, width), room, rng)
+    canvas = np.full((*new, 3), self.fill, np.uint8)
+    canvas[y0:y1, x0:x1] = image
+    return _replace(
+      example, canvas, lambda old: objects.pad(old, (y0, x0), new)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class JpegNoise:
-  """Encodes the image as a JPEG of random quality.
-
-  Attributes:
-    quality: Lowest and highest quality of libjpeg, in [1, 100]. Default
-      (30, 100).
-    probability: Of encoding. Default 1.
-  """
+class JpegNoise(_Checked):
+  """Encodes the image as a JPEG of random quality, within bounds of libjpeg."""
 
   augments: ClassVar[bool] = True
   quality: tuple[int, int] = (30, 100)
   probability: float = 1.0
-
-  def __post_init__(self):
-    _check_shares("JpegNoise", probability=self.probability)
-    low, high = self.quality
-    if not 1 <= low <= high <= 100:
-      raise ValueError(
-        f"quality of JpegNoise is {self.quality}, expected lowest and highest "
-        "in [1, 100]"
-      )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     if rng.random() >= self.probability:
       return example
     quality = int(rng.integers(self.quality[0], self.quality[1] + 1))
     data = io.BytesIO()
-    Image.fromarray(_read(example, "image")).save(data, "JPEG", quality=quality)
+    Image.fromarray(_read(example)).save(data, "JPEG", quality=quality)
     return {**example, "image": data.getvalue()}
 
 
-def _read(example, key):
-  """Returns the pixels of the single image under a key."""
-  return pixels(
-    example_fields.read(example, key), where=example_fields.where(example)
-  )
+def image_size(example: Example) -> image_lib.Size:
+  """Returns (height, width) of the image of an example."""
+  image = example_fields.read(example, "image")
+  return size(image, where=example_fields.where(example))
 
 
-def _size(example):
-  return size(
-    example_fields.read(example, "image"), where=example_fields.where(example)
-  )
+def _read(example, key="image"):
+  image = example_fields.read(example, key)
+  return pixels(image, where=example_fields.where(example))
+
+
+def _room(example, size):
+  """Returns by how many pixels a crop can move down and to the right."""
+  height, width = image_size(example)
+  if height < size[0] or width < size[1]:
+    raise example_fields.error(
+      example,
+      f"image of {height}x{width} pixels is smaller than a crop of "
+      f"{size[0]}x{size[1]}; put Resize before it",
+    )
+  return height - size[0], width - size[1]
+
+
+def _random_window(size, room, rng):
+  y, x = (int(rng.integers(side + 1)) for side in room)
+  return y, x, y + size[0], x + size[1]
 
 
 def _crop(example, window, min_visible):
   y0, x0, y1, x1 = window
-  pixels = _read(example, "image")[y0:y1, x0:x1]
+  image = _read(example)[y0:y1, x0:x1]
   return _replace(
-    example, pixels, lambda old: objects.crop(old, window, min_visible)
+    example, image, lambda old: objects.crop(old, window, min_visible)
   )
 
 
@@ -431,26 +383,3 @@ def _replace(example, image, move):
     if key in example:
       result[key] = side
   return result
-
-
-def _check_fits(example, of_image, of_crop):
-  (height, width), (rows, columns) = of_image, of_crop
-  if height < rows or width < columns:
-    raise example_fields.error(
-      example,
-      f"image of {height}x{width} pixels is smaller than a crop of "
-      f"{rows}x{columns}; put Resize before it",
-    )
-
-
-def _check_size(op, size):
-  if len(size) != 2 or min(size) < 1:
-    raise ValueError(f"size of {op} is {size}, expected (height, width)")
-
-
-def _check_shares(op, **shares):
-  """Raises if a share, or a bound of one, is outside of [0, 1]."""
-  for name, value in shares.items():
-    bounds = np.atleast_1d(value).tolist()
-    if not 0 <= bounds[0] <= bounds[-1] <= 1:
-      raise ValueError(f"{name} of {op} is {value}, expected it in [0, 1]")

@@ -1,17 +1,17 @@
 """The encoder of the mask codec in NumPy.
 
-It computes the same as models/mask_codec.encode, for data workers, which encode
-masks after crops and flips. That file explains the layers and names of arrays.
+For data workers, which encode masks after crops and flips; it computes the same
+as models/mask_codec.encode, which explains the layers and names of arrays.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float32, Int, Shaped
 
-from paligemma import tree
+from paligemma import disk, tree
 from paligemma.data import masks as masks_lib
 
 _CODEBOOK = "_vq_vae._embedding"
@@ -33,22 +33,15 @@ _NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
 class Encoder:
   """Encodes a mask and its box; pickles small.
 
-  Args:
-    params: Path of "vae-oid.npz" or a file with its names, bare or under
-      "params/"; or the arrays, by name, in the layout of PyTorch. A file is
-      read when the first mask is encoded, once per process.
-
-  Raises:
-    ValueError: These are not the arrays of an encoder; raised for a file when
-      it is read.
+  The file is "vae-oid.npz" or has its names, bare or under "params/"; it is
+  read and checked when the first mask is encoded, once per process.
   """
 
-  def __init__(self, params: epath.PathLike | Mapping[str, np.ndarray]):
-    self._is_path = not isinstance(params, Mapping)
-    self._params = str(params) if self._is_path else _checked(params)
+  def __init__(self, path: epath.PathLike):
+    self._path = str(path)
 
   def __repr__(self):
-    return f"Encoder({self._params if self._is_path else '...'!r})"
+    return f"Encoder({self._path!r})"
 
   def __call__(
     self, mask: masks_lib.Mask, box: Sequence[float]
@@ -61,7 +54,7 @@ class Encoder:
     self, masks: Shaped[np.ndarray, "B 64 64"]
   ) -> Int[np.ndarray, "B 16"]:
     """Returns the codes of masks, bool or in [0, 1]."""
-    codebook = self._arrays()[_CODEBOOK]
+    codebook = _read(self._path)[_CODEBOOK]
     products = self.latents(masks) @ codebook.T
     # |x - e|^2 without |x|^2, which is the same for all codes.
     distances = (codebook**2).sum(axis=-1) - 2 * products
@@ -71,7 +64,7 @@ class Encoder:
     self, masks: Shaped[np.ndarray, "B 64 64"]
   ) -> Float32[np.ndarray, "B 16 D"]:
     """Returns the vectors whose nearest codebook entries are the codes."""
-    params = self._arrays()
+    params = _read(self._path)
     side = masks_lib.SIDE
     masks = np.asarray(masks, np.float32)
     if masks.shape[1:] != (side, side):
@@ -80,49 +73,39 @@ class Encoder:
       )
     x = 2 * masks[..., None] - 1
     for layer in _DOWN:
-      x = _relu(_conv(params, layer, x, stride=2))
+      x = np.maximum(_conv(params, layer, x, stride=2), 0)
     for block in _BLOCKS:
-      y = _relu(_conv(params, f"{block}.net.0", x))
-      y = _relu(_conv(params, f"{block}.net.2", y))
+      y = np.maximum(_conv(params, f"{block}.net.0", x), 0)
+      y = np.maximum(_conv(params, f"{block}.net.2", y), 0)
       x = x + _conv(params, f"{block}.net.4", y)
     x = _conv(params, "encoder.10", x)
     return x.reshape(len(x), -1, x.shape[-1])
 
-  def _arrays(self):
-    return _read(self._params) if self._is_path else self._params
-
 
 @functools.lru_cache(maxsize=2)
 def _read(path):
-  """Returns the arrays of a file; a process reads them once."""
+  """Returns the arrays of a file as float32; a process reads them once."""
   try:
-    with epath.Path(path).open("rb") as file, np.load(file) as archive:
+    with disk.path(path).open("rb") as file, np.load(file) as archive:
       names = {name.removeprefix("params/"): name for name in archive.files}
       arrays = {n: archive[names[n]] for n in sorted(_NAMES & names.keys())}
   except Exception as error:  # NumPy raises a dozen kinds for damaged files
     reason = " ".join(str(error).split())
     raise ValueError(f"{path}: cannot read a mask codec: {reason}") from None
-  return _checked(arrays, path)
-
-
-def _checked(arrays, where="mask codec"):
-  """Returns the arrays as float32; raises if they are not of an encoder."""
-  missing = sorted(_NAMES - arrays.keys())
-  problems = [f"{name}: missing" for name in missing] or [
-    f"{name}: {arrays[name].dtype}, expected a float dtype"
-    for name in sorted(_NAMES)
-    if arrays[name].dtype.kind != "f"
+  problems = [f"{name}: missing" for name in sorted(_NAMES - arrays.keys())]
+  problems = problems or [
+    f"{name}: {array.dtype}, expected a float dtype"
+    for name, array in arrays.items()
+    if array.dtype.kind != "f"
   ]
-  if not problems:
-    arrays = {name: np.asarray(arrays[name], np.float32) for name in _NAMES}
-    problems = tree.compare(_shapes(arrays), arrays)
+  problems = problems or tree.compare(_shapes(arrays), arrays)
   if problems:
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     raise ValueError(
-      f"{where}: expected the arrays of a mask codec such as vae-oid.npz, "
-      f"found {'; '.join(problems[:5])}{more}"
+      f"{path}: expected the arrays of a mask codec such as vae-oid.npz, found "
+      f"{'; '.join(problems[:5])}{more}"
     )
-  return arrays
+  return {name: array.astype(np.float32) for name, array in arrays.items()}
 
 
 def _shapes(arrays):
@@ -146,10 +129,6 @@ def _conv(params, layer, x, stride=1):
   x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   windows = np.lib.stride_tricks.sliding_window_view(x, (side, side), (1, 2))
   windows = windows[:, ::stride, ::stride]
-  rows = windows.reshape(-1, inputs * side * side)
-  y = rows @ weight.reshape(outputs, -1).T + params[f"{layer}.bias"]
+  flat = windows.reshape(-1, inputs * side * side)
+  y = flat @ weight.reshape(outputs, -1).T + params[f"{layer}.bias"]
   return y.reshape(*windows.shape[:3], outputs)
-
-
-def _relu(x):
-  return np.maximum(x, 0)

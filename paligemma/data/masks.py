@@ -22,30 +22,19 @@ Small = Float[np.ndarray, "64 64"]
 
 
 def bounding_box(mask: Mask) -> tuple[int, int, int, int]:
-  """Returns the smallest box (y0, x0, y1, x1) around the pixels that are not 0.
-
-  Raises:
-    ValueError: All pixels are 0.
-  """
-  rows, columns = np.asarray(mask).any(axis=1), np.asarray(mask).any(axis=0)
-  if not rows.any():
+  """Returns the smallest box around the pixels that are not 0; one must be."""
+  mask = np.asarray(mask)
+  if not mask.any():
     raise ValueError("mask is empty, nothing has a bounding box")
-  y0, x0 = int(rows.argmax()), int(columns.argmax())
-  y1 = len(rows) - int(rows[::-1].argmax())
-  x1 = len(columns) - int(columns[::-1].argmax())
-  return y0, x0, y1, x1
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def crop(mask: Mask, box: Sequence[float]) -> Small:
   """Crops a mask to a box and resizes it to 64x64, bilinear, antialiased.
 
-  Args:
-    mask: In [0, 1].
-    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels;
-      a box thinner than a pixel is one pixel wide, as of location.widen.
-
-  Returns:
-    The mask in [0, 1], for models/mask_codec.encode.
+  The mask is in [0, 1]. The box is rounded and clipped by location.to_pixels;
+  location.widen makes one that is thinner than a pixel one pixel wide.
 
   Raises:
     ValueError: The mask has another shape or range, or the box covers no pixel.
@@ -72,21 +61,17 @@ def crop(mask: Mask, box: Sequence[float]) -> Small:
 
 
 def paste(
-  decoded: Small, box: Sequence[float], size: tuple[int, int]
+  decoded: Small, box: Sequence[float], size: image_lib.Size
 ) -> Float32[np.ndarray, "height width"]:
   """Resizes a decoded mask to its box and pastes it into an empty image.
 
   Args:
     decoded: A mask of models/mask_codec.decode: above 0 inside, about [-1, 1].
-    box: (y0, x0, y1, x1) in pixels, rounded and clipped by location.to_pixels.
-    size: (height, width) of the image in pixels.
+    box: Rounded and clipped by location.to_pixels.
 
   Returns:
     The mask, mapped to [0, 1] and clipped: above 0.5 is inside. All 0 if the
     box has no area.
-
-  Raises:
-    ValueError: The mask is not finite, as for a code that is out of range.
 
   Source: the segmentation evaluator of big_vision, where pixels above 0 are
   inside; it rounds the box down, see location.to_pixels.
@@ -113,11 +98,7 @@ def from_polygons(
 
   Args:
     polygons: Each is [x0, y0, x1, y1, ...] in pixels; points may lie outside by
-      at most the size of the image.
-    height, width: Size of the image in pixels.
-
-  Returns:
-    The union of the polygons.
+      at most the size of the image. Their union is filled.
 
   Raises:
     ValueError: No polygon, a malformed one, or pycocotools is missing.
@@ -149,10 +130,9 @@ def from_rle(
     rle: {"size": [height, width], "counts": ...}, column by column: a list of
       the lengths of runs, beginning with one outside of the mask, or that list
       as compressed by pycocotools, str or bytes.
-    height, width: Size of the image in pixels, which the mask must have.
 
   Raises:
-    ValueError: Malformed, or of another size.
+    ValueError: Malformed, or of another size than the image.
 
   Source: maskApi.c of pycocotools, which we do not call, because for counts
   that are too few it returns uninitialized memory.
@@ -182,12 +162,7 @@ def from_rle(
 
 
 def to_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, list[int]]:
-  """Encodes a mask as run lengths of COCO, the inverse of `from_rle`.
-
-  Returns:
-    {"size": [height, width], "counts": [...]}, column by column, beginning with
-    a run outside of the mask, whose length may be 0.
-  """
+  """Encodes a mask as run lengths of COCO, the inverse of `from_rle`."""
   height, width = mask.shape
   columns = np.concatenate([[False], mask.T.ravel()])
   edges = np.flatnonzero(columns[1:] != columns[:-1])
@@ -246,13 +221,10 @@ def _checked_polygon(i, polygon, height, width):
       f"polygon {i} has shape {numbers.shape}, expected numbers [x0, y0, x1, "
       "y1, ...] of 3 points or more"
     )
-  x, y = numbers[::2], numbers[1::2]
-  near_x = (x >= -width) & (x <= 2 * width)
-  near_y = (y >= -height) & (y <= 2 * height)
-  if not (near_x & near_y).all():
-    j = int((near_x & near_y).argmin())
-    raise ValueError(
-      f"polygon {i} has a point (x, y) = ({x[j]}, {y[j]}), expected it not "
-      f"farther from an image of {height}x{width} than its size"
-    )
+  for x, y in numbers.reshape(-1, 2).tolist():
+    if not (-width <= x <= 2 * width and -height <= y <= 2 * height):
+      raise ValueError(
+        f"polygon {i} has a point (x, y) = ({x}, {y}), expected it not farther "
+        f"from an image of {height}x{width} than its size"
+      )
   return numbers.tolist()

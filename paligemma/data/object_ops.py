@@ -12,15 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from paligemma import registry
-from paligemma.data import (
-  example_fields,
-  image_ops,
-  location,
-  mask_codes,
-  objects,
-)
+from paligemma.data import example_fields, image_ops, location, objects
 from paligemma.data import masks as masks_lib
 from paligemma.data.example_fields import Example
+from paligemma.data.mask_codes import Encoder
 
 ORDERS = {
   "random": "a new random order each time",
@@ -43,10 +38,8 @@ class FromTfds:
 
   Attributes:
     names: Of the labels, by number. Default (): labels are "".
-    label: Column of the labels. Default "label"; ref_coco_bv has "category".
+    label: Column of the labels; in ref_coco_bv it is "category".
     crowds: Whether to keep annotations of groups, which only the metric uses.
-      Default False.
-    key: Field with the columns. Default "objects".
   """
 
   names: tuple[str, ...] = ()
@@ -61,7 +54,7 @@ class FromTfds:
       raise example_fields.wrong(
         example, self.key, f"columns {' and '.join(sorted(needed))}"
       )
-    height, width = _size(example)
+    height, width = image_ops.image_size(example)
     found = []
     for i, box in enumerate(columns["bbox"]):
       # In float32, as stored, whole pixels remain whole.
@@ -81,7 +74,7 @@ class FromTfds:
           s.decode() if isinstance(s, bytes) else str(s) for s in sentences
         ]
       found.append(item)
-    return _with(example, found, self.crowds, height, width)
+    return _replace(example, found, self.crowds, height, width)
 
   def _label(self, columns, i, example):
     if not self.names:
@@ -108,10 +101,7 @@ class FromCoco:
   Attributes:
     names: Of the labels, by number. Default None: "category_id" is the label.
     masks: Whether to make masks of "segmentation", polygons or run lengths.
-      Default False.
-    crowds: Whether to keep annotations of groups, which only the metric uses.
-      Default False.
-    key: Field with the annotations. Default "annotations".
+    crowds: As of FromTfds.
   """
 
   names: Mapping[int, str] | None = None
@@ -123,7 +113,7 @@ class FromCoco:
     annotations = example_fields.read(example, self.key)
     if not isinstance(annotations, list | tuple):
       raise example_fields.wrong(example, self.key, "a list of annotations")
-    height, width = _size(example)
+    height, width = image_ops.image_size(example)
     found = []
     try:
       for annotation in annotations:
@@ -149,31 +139,24 @@ class FromCoco:
         'expected "bbox" [x, y, width, height] and "category_id"'
         f"{_SHAPED * self.masks}: {reason}",
       ) from None
-    return _with(example, found, self.crowds, height, width)
+    return _replace(example, found, self.crowds, height, width)
 
 
 @dataclasses.dataclass(frozen=True)
 class KeepObjects:
-  """Drops objects.
-
-  Attributes:
-    labels: The labels to keep. Default None: all.
-    min_side: Smallest shorter side of a box to keep, in pixels. Default 0.
-  """
+  """Keeps objects with one of the labels, if given, and no side too short."""
 
   labels: tuple[str, ...] | None = None
   min_side: float = 0.0
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    return {
-      **example,
-      "objects": [
-        item
-        for item in objects.read(example)
-        if (self.labels is None or item["label"] in self.labels)
-        and min(_sides(item["box"])) >= self.min_side
-      ],
-    }
+    kept = [
+      item
+      for item in objects.read(example)
+      if (self.labels is None or item["label"] in self.labels)
+      and _shorter_side(item["box"]) >= self.min_side
+    ]
+    return {**example, "objects": kept}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,14 +191,10 @@ class Segment:
 
   It also writes "box" and "mask", which metrics.Segmentation reads.
 
-  Attributes:
-    encoder: Encodes the mask.
-
-  Source: refcoco_mask2str of big_vision; the locations are round(1023 * box),
-  and the mask is cropped and resized to 64x64 by data/masks.crop.
+  Source: refcoco_mask2str of big_vision; see location.encode_box, masks.crop.
   """
 
-  encoder: mask_codes.Encoder
+  encoder: Encoder
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
@@ -226,7 +205,7 @@ class Segment:
         "one, and InceptionCrop(min_covered=1) does not cut it off",
       )
     unnamed = {**found[0], "label": ""}
-    suffix = _encode(unnamed, _size(example), self.encoder, example)
+    suffix = _encode(example, unnamed, self.encoder)
     answer = {key: found[0][key] for key in ("box", "mask")}
     return {**example, "suffix": suffix, **answer}
 
@@ -238,10 +217,8 @@ class DetectPrompt:
   The order is random, so that it does not reveal which labels are present.
 
   Attributes:
-    names: Labels that may be asked for although they are absent. Default ().
+    names: Labels that may be asked for although they are absent.
     negatives: Number of absent labels, at least one if there is no object.
-      Default 0.
-    verb: First word. Default "detect".
   """
 
   names: tuple[str, ...] = ()
@@ -250,19 +227,16 @@ class DetectPrompt:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
-    labels = {x["label"] for x in found if not x.get("noise")} - {""}
-    absent = sorted(set(self.names) - labels)
-    count = min(max(self.negatives, not labels), len(absent))
-    labels = (
-      sorted(labels) + [absent[i] for i in rng.permutation(len(absent))][:count]
-    )
+    present = {x["label"] for x in found if not x.get("noise")} - {""}
+    absent = _permuted(sorted(set(self.names) - present), rng)
+    labels = sorted(present) + absent[: max(self.negatives, not present)]
     if not labels:
       raise example_fields.error(
         example,
         "no object has a label; give names to DetectPrompt, to ask for what is "
         "not there",
       )
-    labels = [labels[i] for i in rng.permutation(len(labels))]
+    labels = _permuted(labels, rng)
     prefix = f"{self.verb} {location.SEPARATOR.join(labels)}"
     return {**example, "prefix": prefix}
 
@@ -277,7 +251,6 @@ class WriteObjects:
   in characters of the suffix.
 
   Attributes:
-    order: Key of ORDERS. Default "random".
     masks: Encodes masks, which all objects then need. Default None: no codes.
     limit: Most objects, the first ones in the order. Default None: all.
 
@@ -285,7 +258,7 @@ class WriteObjects:
   """
 
   order: str = "random"
-  masks: mask_codes.Encoder | None = None
+  masks: Encoder | None = None
   limit: int | None = None
 
   def __post_init__(self):
@@ -294,23 +267,19 @@ class WriteObjects:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
     if self.order == "random":
-      found = [found[i] for i in rng.permutation(len(found))]
+      found = _permuted(found, rng)
     elif self.order == "sorted":
       found.sort(key=lambda item: tuple(item["box"]))
     found.sort(key=lambda item: bool(item.get("noise")))
-    size = _size(example)
     suffix, unsupervised = "", []
     for i, item in enumerate(found[: self.limit]):
       suffix += location.SEPARATOR if i else ""
       start = len(suffix)
-      suffix += _encode(item, size, self.masks, example)
+      suffix += _encode(example, item, self.masks)
       if item.get("noise"):
-        stop = len(suffix) - len(item["label"]) - 1
-        unsupervised.append((start, stop))
-    written = {"suffix": suffix}
-    if unsupervised:
-      written["unsupervised"] = unsupervised
-    return {**example, **written}
+        unsupervised.append((start, len(suffix) - len(item["label"]) - 1))
+    written = {**example, "suffix": suffix}
+    return written | ({"unsupervised": unsupervised} if unsupervised else {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,20 +287,15 @@ class NoiseObjects:
   """Appends boxes labelled "noise" until there are `total` objects.
 
   A detector that learns to stop after the last annotated object stops too
-  early. With noise every answer has the same number of objects, so the model
-  does not learn when to stop; the label says whether a box is an object, with a
-  probability that can be compared. WriteObjects does not supervise locations of
-  noise, so the model proposes real boxes there. Decode enough tokens for
-  `total` objects and drop those labelled noise (metrics.Detection ignores
-  labels that are never annotated).
+  early. With noise every answer has `total` objects; the label says whether a
+  box is an object, with a probability that can be compared. WriteObjects does
+  not supervise locations of noise, so the model proposes real boxes there.
+  Decode enough tokens for `total` objects and drop those labelled noise
+  (metrics.Detection ignores labels that are never annotated).
 
   Boxes are copies of real ones, moved by up to a tenth of their sides; boxes of
-  the size of real ones elsewhere; and random ones.
-
-  Attributes:
-    total: Number of objects; give WriteObjects the same limit, for images with
-      more.
-    label: Default "noise".
+  the size of real ones elsewhere; and random ones. Give WriteObjects the same
+  limit, for images with more objects.
 
   Source: Pix2seq (arXiv:2109.10852), section 2.3, "sequence augmentation", and
   augment_bbox of its code, with the same kinds and amounts of noise. There, the
@@ -344,7 +308,7 @@ class NoiseObjects:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
-    sides = np.array(_size(example), float)
+    sides = np.array(image_ops.image_size(example), float)
     count = max(self.total - len(found), 0)
     copies = rng.integers(count + 1) if found else 0
     noise = []
@@ -364,24 +328,24 @@ class NoiseObjects:
         corners = np.stack([centre - half, centre + half])
       box = np.clip(corners, 0, sides).ravel().tolist()
       noise.append({"box": tuple(box), "label": self.label, "noise": True})
-    noise = [noise[i] for i in rng.permutation(count)]
-    return {**example, "objects": found + noise}
+    return {**example, "objects": found + _permuted(noise, rng)}
 
 
-def _size(example):
-  image = example_fields.read(example, "image")
-  return image_ops.size(image, where=example_fields.where(example))
+def _permuted(items, rng):
+  return [items[i] for i in rng.permutation(len(items))]
 
 
-def _sides(box):
-  return box[2] - box[0], box[3] - box[1]
+def _shorter_side(box):
+  y0, x0, y1, x1 = box
+  return min(y1 - y0, x1 - x0)
 
 
-def _with(example, found, crowds, height, width):
+def _replace(example, found, crowds, height, width):
+  """Returns the example with the objects that are kept, checked."""
   kept = [
     item
     for item in found
-    if min(_sides(item["box"])) > 0 and (crowds or not item.get("iscrowd"))
+    if _shorter_side(item["box"]) > 0 and (crowds or not item.get("iscrowd"))
   ]
   made = {**example, "objects": kept, "height": height, "width": width}
   objects.read(made)
@@ -399,7 +363,7 @@ def _mask(mask, size, example):
   return mask
 
 
-def _encode(item, size, encoder, example):
+def _encode(example, item, encoder):
   """Returns the text of one object; with an encoder, mask codes included."""
   codes = None
   try:
@@ -408,6 +372,6 @@ def _encode(item, size, encoder, example):
         raise ValueError(f'object "{item["label"]}" has no mask to encode')
       codes = encoder(item["mask"], item["box"])
     written = location.Object(item["box"], item["label"], codes)
-    return location.encode([written], size)
+    return location.encode([written], image_ops.image_size(example))
   except ValueError as error:
     raise example_fields.error(example, error) from None

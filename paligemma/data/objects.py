@@ -4,13 +4,10 @@
       {"box": (y0, x0, y1, x1), "label": "cat", "mask": bool[H, W]}, ...
     ]
 
-Boxes go from the corner at (0, 0), which is the upper left one of pixel (0, 0),
-to the one at (height, width), as in data/location.py; they need not be whole
-pixels. A mask may be missing. Other fields of an object are kept, except its
-"area" when that changes.
+Boxes are those of data/location.py. A mask may be missing. Other fields of an
+object are kept, except its "area" when that changes.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,30 +18,31 @@ Object = dict[str, Any]
 
 
 def read(example: example_fields.Example) -> list[Object]:
-  """Returns a new list of the objects of an example, checked.
-
-  Raises:
-    ValueError: The example has no "objects", or one is malformed.
-  """
+  """Returns a new list of the objects of an example, checked."""
   found = example_fields.read(example, "objects")
   if not isinstance(found, list | tuple):
     raise example_fields.wrong(
       example, "objects", "a list of boxes with labels"
     )
-  found = [_stated(item) for item in found]
+  checked = []
   for i, item in enumerate(found):
-    if problem := _problem(item):
+    if isinstance(item, dict):  # a null value counts as absent
+      item = {key: value for key, value in item.items() if value is not None}
+    if expected := _expected(item):
       shown = " ".join(repr(item).split())  # arrays print on several lines
       raise example_fields.error(
-        example, f'object {i} of "objects" is {shown:.80}, expected {problem}'
+        example, f'object {i} of "objects" is {shown:.80}, expected {expected}'
       )
-  return found
+    checked.append(item)
+  return checked
 
 
 def crop(
-  items: Sequence[Object], window: location.Box, min_visible: float
+  items: list[Object], window: location.Box, min_visible: float
 ) -> list[Object]:
-  """Crops objects to a window of the image.
+  """Returns the objects that a crop keeps, in pixels of its window.
+
+  Boxes are clipped; if a mask was cut, its box shrinks to the rest of the mask.
 
   Args:
     items: The objects.
@@ -52,10 +50,6 @@ def crop(
     min_visible: An object is kept if at least this share, in [0, 1], of its
       mask or else of its box is inside the window. Objects that are wholly
       outside or have no area are always dropped.
-
-  Returns:
-    The objects that are kept, in pixels of the window. Boxes are clipped; if a
-    mask was cut, its box shrinks to the rest of the mask.
   """
   kept = []
   y0, x0, y1, x1 = window
@@ -77,35 +71,22 @@ def crop(
 
 
 def pad(
-  items: Sequence[Object], corner: tuple[int, int], size: tuple[int, int]
+  items: list[Object], corner: tuple[int, int], size: location.Size
 ) -> list[Object]:
-  """Moves objects with an image that is put onto a larger canvas.
+  """Moves objects with an image to a corner (y, x) of a canvas of a size."""
+  (y, x), (height, width) = corner, size
 
-  Args:
-    items: The objects.
-    corner: (y, x) of the image on the canvas, in pixels.
-    size: (height, width) of the canvas.
-  """
-  y, x = corner
+  def pad_mask(mask):
+    below, right = height - y - mask.shape[0], width - x - mask.shape[1]
+    return np.pad(mask, ((y, below), (x, right)))
 
-  def on_canvas(mask):
-    canvas = np.zeros(size, bool)
-    canvas[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
-    return canvas
-
-  return _each(items, lambda box: np.add(box, (y, x, y, x)), on_canvas)
+  return _each(items, lambda box: np.add(box, (y, x, y, x)), pad_mask)
 
 
 def resize(
-  items: Sequence[Object], old: tuple[int, int], new: tuple[int, int]
+  items: list[Object], old: location.Size, new: location.Size
 ) -> list[Object]:
-  """Scales objects; masks by nearest neighbour.
-
-  Args:
-    items: The objects.
-    old: (height, width) of their image.
-    new: (height, width) of the resized image.
-  """
+  """Scales objects from (height, width) to another; masks to the nearest."""
   rows, columns = (
     ((np.arange(n) + 0.5) * o / n).astype(int)
     for o, n in zip(old, new, strict=True)
@@ -118,7 +99,7 @@ def resize(
   )
 
 
-def flip(items: Sequence[Object], width: int) -> list[Object]:
+def flip(items: list[Object], width: int) -> list[Object]:
   """Mirrors objects left to right in an image of this width."""
   return _each(
     items,
@@ -129,14 +110,11 @@ def flip(items: Sequence[Object], width: int) -> list[Object]:
 
 def _each(items, move_box, move_mask):
   """Applies functions to all boxes and masks."""
-  return [
-    _moved(
-      item,
-      move_box(item["box"]),
-      move_mask(item["mask"]) if "mask" in item else None,
-    )
-    for item in items
-  ]
+  moved = []
+  for item in items:
+    mask = move_mask(item["mask"]) if "mask" in item else None
+    moved.append(_moved(item, move_box(item["box"]), mask))
+  return moved
 
 
 def _moved(item, box, mask):
@@ -150,19 +128,11 @@ def _area(box):
   return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _stated(item):
-  """Returns an object without what is null in it, which counts as absent."""
-  if not isinstance(item, dict):
-    return item
-  return {key: value for key, value in item.items() if value is not None}
-
-
-def _problem(item):
+def _expected(item):
   """Returns what was expected of a malformed object, "" for a good one."""
   if not isinstance(item, dict) or not isinstance(item.get("label"), str):
     return '{"box": ..., "label": text}'
-  box = location.corners(item.get("box"))
-  if box is None or (box[2:] < box[:2]).any():
+  if location.corners(item.get("box")) is None:
     return '(y0, x0, y1, x1) in pixels with y0 <= y1 and x0 <= x1 as "box"'
   mask = item.get("mask")
   if "mask" in item and (

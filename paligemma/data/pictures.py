@@ -27,12 +27,8 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
       Or an array of NumPy, JAX or PyTorch: uint8[H, W, 3], which is returned
       unchanged; uint8[H, W] or [H, W, 1], which is gray; uint8[H, W, 4], whose
       last channel is opacity, over white. Floating-point arrays hold the same
-      values over 255 and must lie in [0, 1]; other scales, such as [-1, 1] or
-      [0, 255], are an error.
-    where: Prefix of error messages. Default "image".
-
-  Raises:
-    ValueError: Another type, or not a readable image.
+      values over 255; those outside of [0, 1] are an error.
+    where: Prefix of error messages.
   """
   if isinstance(image, bytes | bytearray | memoryview):
     return image_files.decode(bytes(image), where=where)
@@ -43,14 +39,12 @@ def pixels(image: Picture, *, where: str = "image") -> image_lib.Pixels:
       return _array_pixels(np.asarray(image))
     except ValueError as error:
       raise ValueError(f"{where}: {error}") from None
-  if isinstance(image, Sequence) and not isinstance(image, str):
-    found = f"a list of {len(image)}"
-  else:
-    found = type(image).__name__
+  is_list = isinstance(image, Sequence) and not isinstance(image, str)
+  found = f"a list of {len(image)}" if is_list else type(image).__name__
   raise ValueError(f"{where}: found {found}, expected {EXPECTED}")
 
 
-def size(image: Picture, *, where: str = "image") -> tuple[int, int]:
+def size(image: Picture, *, where: str = "image") -> image_lib.Size:
   """Returns (height, width) of `pixels`, without decoding encoded ones."""
   if isinstance(image, bytes):
     return image_files.size(image, where=where)
@@ -66,15 +60,13 @@ def read(
 ) -> bytes:
   """Returns the contents of an image file, not decoded.
 
-  Args:
-    path, root, where: As of files.resolve.
-
-  Raises:
-    ValueError: The file cannot be read, or is too large for an image.
+  Arguments and errors as of files.resolve and files.read.
   """
-  found = files.resolve(path, root, what="image", where=where)
   return files.read(
-    found, what="image", where=where, max_bytes=image_files.MAX_BYTES
+    files.resolve(path, root),
+    what="image",
+    where=where,
+    max_bytes=image_files.MAX_BYTES,
   )
 
 
@@ -87,9 +79,8 @@ def _array_pixels(array):
   found = f"{array.dtype}{list(array.shape)}"
   channels = array.shape[2] if array.ndim == 3 else 1
   if array.ndim not in (2, 3) or channels not in (1, 3, 4):
-    hint = ""
-    if array.ndim == 3 and array.shape[0] in (1, 3, 4):
-      hint = "; its channels come first, move them last"
+    is_first = array.ndim == 3 and array.shape[0] in (1, 3, 4)
+    hint = "; its channels come first, move them last" if is_first else ""
     raise ValueError(f"found {found}, expected {EXPECTED}{hint}")
   if not array.size:
     raise ValueError(f"found an empty image, {found}")

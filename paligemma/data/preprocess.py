@@ -7,16 +7,11 @@ from collections.abc import Callable
 import numpy as np
 
 from paligemma import messages, registry
-from paligemma.data import (
-  example_fields,
-  image_ops,
-  location,
-  sequence,
-  spelling,
-)
+from paligemma.data import example_fields, location, sequence, spelling
 from paligemma.data import image as image_lib
-from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.data.example_fields import Example
+from paligemma.data.pictures import pixels
+from paligemma.data.tokenizer import Tokenizer
 
 Op = Callable[[Example, np.random.Generator], Example]
 
@@ -26,26 +21,21 @@ class Preprocess:
   """Turns an example into arrays: picklable, random only through its rng.
 
   Attributes:
-    tokenizer: Encodes the texts.
     res: Height and width of the image, in pixels.
     text_len: Number of input positions.
-    train: True for the supervised layout of `sequence.training`, for the loss
-      and perplexity. False for `sequence.prompt`, which does not read the
-      answer.
+    train: True for `sequence.training`, for the loss and perplexity; False for
+      `sequence.prompt`, which does not read the answer.
     ops: Applied in turn to the raw example; they write "prefix" and "suffix"
       if the source does not have them.
-    resize: Key of `image.PREPROCESSING`: "reference" (default; "bilinear" is
-      the same), "hf" for weights that are tuned or served with transformers,
-      "bicubic", or, as in some recipes of big_vision, "reference_uint8",
-      "aliased" or "aliased_uint8".
-    too_long: Key of `sequence.TOO_LONG`. Default "error".
-    texts: Key of `spelling.TEXTS`: whether control tokens and locations spelled
-      in a text are "checked" (default) or "plain" text.
+    resize: Key of `image.PREPROCESSING`: "reference" (default), "hf" for
+      weights that are tuned or served with transformers, or another one.
+    too_long: Key of `sequence.TOO_LONG`.
+    texts: Key of `spelling.TEXTS`.
     frames: 0 (default) for one image; F for a list, or an array, of exactly F
       images, which may differ in size.
   """
 
-  tokenizer: tokenizer_lib.Tokenizer
+  tokenizer: Tokenizer
   res: int
   text_len: int
   train: bool
@@ -73,14 +63,12 @@ class Preprocess:
 
   def __call__(
     self, example: Example, rng: np.random.Generator
-  ) -> dict[str, np.ndarray]:
-    """Returns the arrays of the example.
+  ) -> sequence.Arrays:
+    """Returns the arrays of an example.
 
-    Args:
-      example: Fields of a source. After the ops it has "image", as of
-        `pictures.pixels`, or `frames` of those; "prefix"; and for training
-        "suffix", with "unsupervised" spans if some of it is not supervised.
-      rng: The only source of randomness for the ops.
+    After the ops an example has "image", as of `pictures.pixels`, or `frames`
+    of those; "prefix"; and for training "suffix", with "unsupervised" spans if
+    some of it is not supervised.
 
     Returns:
       dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]
@@ -120,7 +108,7 @@ class Preprocess:
     for op in self.ops:
       if getattr(op, "moves_pixels", False):
         for key in ("prefix", "suffix"):
-          if location.is_in(example.get(key)):
+          if location.runs(example.get(key)):
             written[key] = example[key], type(op).__name__
         if "objects" not in example:
           found = location.runs(list(example.values()))
@@ -128,7 +116,7 @@ class Preprocess:
       example = _apply(op, example, rng)
     for key in ("prefix", "suffix"):
       text, op = written.get(key, (None, ""))
-      runs = location.runs(example.get(key)) if copied else []
+      runs = location.runs(example.get(key))
       if not op and (stale := [run for run in runs if run in copied]):
         text, op = example[key], copied[stale[0]]
       if op and example.get(key) is text:
@@ -143,17 +131,10 @@ class Preprocess:
   def read_texts(
     self, example: Example, answer_key: str = "suffix"
   ) -> tuple[Example, tuple[str, ...]]:
-    """Returns the example with prompt and answers as `spelling` reads them.
+    """Returns an example, after the ops, and which control tokens it removed.
 
-    Args:
-      example: After the ops.
-      answer_key: Field with another answer or list of answers, for metrics.
-
-    Returns:
-      The example, and the control tokens that were removed; see spelling.
-
-    Raises:
-      ValueError: As spelling.read_prompt and read_answer.
+    `spelling` reads and checks the prompt, "suffix", and the answer or list of
+    answers under answer_key.
     """
     if self.texts == "plain":
       return example, ()
@@ -163,18 +144,19 @@ class Preprocess:
         read["prefix"], removed = spelling.read_prompt(text, self.frames or 1)
       for key in {"suffix", answer_key}:
         value = example.get(key)
-        if isinstance(value, str):
-          read[key], found = spelling.read_answer(value, learned=self.train)
-          removed += found
-        elif isinstance(value, list) and all(isinstance(x, str) for x in value):
-          pairs = [spelling.read_answer(x, learned=self.train) for x in value]
-          read[key] = [answer for answer, _ in pairs]
-          removed += sum((found for _, found in pairs), ())
+        texts = value if isinstance(value, list) else [value]
+        if all(isinstance(text, str) for text in texts):
+          answers = []
+          for text in texts:
+            answer, found = spelling.read_answer(text, learned=self.train)
+            answers.append(answer)
+            removed += found
+          read[key] = answers if isinstance(value, list) else answers[0]
     except ValueError as error:
       raise example_fields.error(example, error) from None
     return {**example, **read}, removed
 
-  def padding(self) -> dict[str, np.ndarray]:
+  def padding(self) -> sequence.Arrays:
     """Returns zeros with the keys and shapes of every example's arrays."""
     arrays = self._tokenize("", "" if self.train else None)
     frames = (self.frames,) if self.frames else ()
@@ -182,8 +164,8 @@ class Preprocess:
     return {key: np.zeros_like(value) for key, value in arrays.items()}
 
   def _image(self, image, where):
-    pixels = image_ops.pixels(image, where=where)
-    return image_lib.PREPROCESSING[self.resize](pixels, (self.res, self.res))
+    preprocess = image_lib.PREPROCESSING[self.resize]
+    return preprocess(pixels(image, where=where), (self.res, self.res))
 
   def _images(self, images, where):
     several = (
@@ -198,22 +180,19 @@ class Preprocess:
       )
     if not several:
       return self._image(images, where)
-    rows = np.empty((self.frames, self.res, self.res, 3), np.float32)
-    for i, image in enumerate(images):
-      rows[i] = self._image(image, f"{where}, frame {i}")
-    return rows
+    frames = enumerate(images)
+    return np.stack([self._image(x, f"{where}, frame {i}") for i, x in frames])
 
   def _tokenize(self, prefix, suffix, unsupervised=()):
+    tokenizer, length, too_long = self.tokenizer, self.text_len, self.too_long
     if not self.train:
-      return sequence.prompt(
-        self.tokenizer, prefix, self.text_len, too_long=self.too_long
-      )
+      return sequence.prompt(tokenizer, prefix, length, too_long=too_long)
     return sequence.training(
-      self.tokenizer,
+      tokenizer,
       prefix,
       suffix,
-      self.text_len,
-      too_long=self.too_long,
+      length,
+      too_long=too_long,
       unsupervised=unsupervised,
     )
 
@@ -221,6 +200,7 @@ class Preprocess:
 def _apply(op, example, rng):
   """op(example, rng); an error of whatever kind is one line."""
   where = example_fields.where(example)
+  name = getattr(op, "__qualname__", type(op).__name__)
   try:
     made = op(example, rng)
   except Exception as error:
@@ -229,16 +209,12 @@ def _apply(op, example, rng):
     _, *frames = traceback.extract_tb(error.__traceback__)
     line = f" ({frames[0].filename}:{frames[0].lineno})" if frames else ""
     raise ValueError(
-      f"{where}: op {_name(op)}{line}: {type(error).__name__}: "
+      f"{where}: op {name}{line}: {type(error).__name__}: "
       f"{messages.shown(str(error))}"
     ) from error
   if not isinstance(made, dict):
     raise ValueError(
-      f"{where}: op {_name(op)} returned {messages.shown(repr(made))}, "
+      f"{where}: op {name} returned {messages.shown(repr(made))}, "
       "expected the example, a dict"
     )
   return made
-
-
-def _name(op):
-  return getattr(op, "__qualname__", type(op).__name__)

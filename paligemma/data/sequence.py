@@ -1,15 +1,10 @@
 r"""Prompt and answer -> token ids and masks; all masks are made here.
 
 PaliGemmaProcessor of Hugging Face transformers writes the same tokens after its
-image tokens. For the text "<image>caption en" and the suffix "a cat":
-
-    input_ids       <image>... <bos> caption  en  "\n"   a  cat  <eos>
-    token_type_ids      0...      0     0      0    0    1    1     1    mask_ar
-    labels           -100...   -100  -100   -100 -100    a  cat  <eos>   where
-                                                                      mask_loss
-
-It pads on the left, which does not matter to rotary positions and masked
-attention. Its ids differ from ours, those of big_vision, in three known cases:
+image tokens; its token_type_ids are mask_ar, and its labels are not -100 where
+mask_loss is 1. It pads on the left, which does not matter to rotary positions
+and masked attention. Its ids differ from ours, those of big_vision, in three
+known cases:
 
 - It tokenizes prefix and "\n" together: a prefix that ends in "\n" ends in
   another piece if the vocabulary has one for "\n\n".
@@ -24,7 +19,9 @@ from operator import index
 import numpy as np
 
 from paligemma import registry
-from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.data.tokenizer import Tokenizer
+
+Arrays = dict[str, np.ndarray]
 
 TOO_LONG = {
   "error": "refuse the example",
@@ -33,14 +30,14 @@ TOO_LONG = {
 
 
 def training(
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: Tokenizer,
   prefix: str,
   suffix: str,
   text_len: int,
   *,
   too_long: str = "error",
   unsupervised: Sequence[tuple[int, int]] = (),
-) -> dict[str, np.ndarray]:
+) -> Arrays:
   r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
 
   Prefix, "\n" and suffix are tokenized separately, so that the ids of the
@@ -54,23 +51,20 @@ def training(
       mask_loss   0       0    0       1  1  0  0   1: supervised
 
   Args:
-    tokenizer: Encodes the texts.
-    prefix: The prompt.
-    suffix: The answer.
+    tokenizer, prefix, suffix: Encoder, prompt and answer.
     text_len: L, number of input positions.
     too_long: What to do with more than L + 1 tokens. "error" (default) or
       "truncate": keep the first L + 1, as the reference does, and add
       `truncated`, int32[], 1 if this example was cut. If the prompt alone is
       that long, no token is supervised.
-    unsupervised: (start, stop) in characters of parts of the suffix that are
-      not supervised, ascending and disjoint. Default ().
+    unsupervised: (start, stop) of spans that are not supervised, in characters
+      of the suffix, ascending and disjoint.
 
   Returns:
-    dict of text int32[L + 1], mask_ar int32[L + 1], mask_input bool[L + 1],
-    mask_loss int32[L + 1].
+    dict of int32[L + 1]; mask_input is bool.
 
   Raises:
-    ValueError: There are too many tokens, or an unsupervised part begins or
+    ValueError: There are too many tokens, or an unsupervised span begins or
       ends within a token.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
@@ -99,12 +93,12 @@ def training(
 
 
 def prompt(
-  tokenizer: tokenizer_lib.Tokenizer,
+  tokenizer: Tokenizer,
   prefix: str,
   text_len: int,
   *,
   too_long: str = "error",
-) -> dict[str, np.ndarray]:
+) -> Arrays:
   r"""Returns a prompt without an answer: [bos] prefix "\n" pad.
 
   For "<loc0003>" and text_len 6:
@@ -113,18 +107,11 @@ def prompt(
       mask_ar     0       0    0  1  1  1
       mask_input  1       1    1  0  0  0
 
-  Args:
-    tokenizer: Encodes the texts.
-    prefix: The prompt.
-    text_len: L, number of positions.
-    too_long: What to do with more than L tokens. "error" (default) or
-      "truncate": keep the first L, without "\n", as the reference does.
+  There are L = text_len positions. With too_long "truncate" the first L tokens
+  are kept, without "\n", as the reference does; by default more are an error.
 
   Returns:
-    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
-
-  Raises:
-    ValueError: The prompt has more than L tokens.
+    dict of int32[L]; mask_input is bool.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
   ids = _prompt_ids(tokenizer, prefix)
@@ -133,9 +120,7 @@ def prompt(
   return _padded_prompt(tokenizer, ids, text_len, ar=0)
 
 
-def text_prompt(
-  tokenizer: tokenizer_lib.Tokenizer, prompt: str, text_len: int
-) -> dict[str, np.ndarray]:
+def text_prompt(tokenizer: Tokenizer, prompt: str, text_len: int) -> Arrays:
   r"""Returns a prompt for a decoder without image tower: [bos] prompt pad.
 
   Gemma was trained on plain text: prompt and answer are not separated, and
@@ -145,16 +130,7 @@ def text_prompt(
       mask_ar     1       1  1  1  1
       mask_input  1       1  0  0  0
 
-  Args:
-    tokenizer: Encodes the text.
-    prompt: The text to be continued.
-    text_len: L, number of positions.
-
-  Returns:
-    dict of text int32[L], mask_ar int32[L], mask_input bool[L].
-
-  Raises:
-    ValueError: The prompt has more than L tokens.
+  Arguments, result and errors as of `prompt`.
 
   Source: Gemma (arXiv:2403.08295), section 2: a causal decoder whose sequences
   begin with bos.
@@ -179,27 +155,26 @@ def _padded_prompt(tokenizer, ids, text_len, ar):
 
 
 def _targets(tokenizer, suffix, suffix_ids, unsupervised):
-  """Returns mask_loss of the answer: 0 in the unsupervised parts, else 1."""
+  """Returns mask_loss of the answer: 0 in the unsupervised spans, else 1."""
   if not unsupervised:
     return [1] * len(suffix_ids)
   ids, targets, position = [], [], 0
   try:
-    parts = [(index(start), index(stop)) for start, stop in unsupervised]
+    spans = [(index(start), index(stop)) for start, stop in unsupervised]
   except (TypeError, ValueError):
     raise ValueError(
       f"unsupervised is {unsupervised!r:.60}, expected (start, stop) of each "
-      "part, in characters of the answer"
+      "span, in characters of the answer"
     ) from None
-  for start, stop in [*parts, (len(suffix), len(suffix))]:
+  for start, stop in [*spans, (len(suffix), len(suffix))]:
     for text, target in ((suffix[position:start], 1), (suffix[start:stop], 0)):
-      part = tokenizer.encode(text)
-      ids += part
-      targets += [target] * len(part)
+      ids += tokenizer.encode(text)
+      targets += [target] * (len(ids) - len(targets))
     position = stop
   if ids != suffix_ids[:-1]:
     raise ValueError(
-      f'parts {parts} of "{suffix:.60}", which are no targets, do '
-      "not begin and end where tokens do"
+      f'unsupervised spans {spans} of "{suffix:.60}" do not begin and end '
+      "where tokens do"
     )
   return [*targets, 1]
 

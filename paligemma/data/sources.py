@@ -6,43 +6,46 @@ field of the data set, and "_where" (str), with which errors begin. Sources
 pickle small, so that data workers can hold them.
 """
 
+import functools
 import inspect
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from etils import epath
 
-from paligemma import messages, registry
+from paligemma import disk, messages, registry
 from paligemma.data import files, pictures
 from paligemma.data import video as video_lib
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-
-@runtime_checkable
 class Source(Protocol):
-  """A data set."""
-
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> dict[str, Any]: ...
 
 
 class _Lines:
-  """The objects of a JSONL file, by index.
+  """The objects of a JSONL file, with the path of an image or video under _key.
 
-  The file is scanned once for the positions of its lines; a line is parsed when
-  it is asked for. A subclass defines `_described` and `__getitem__`.
+  Only the positions of lines are kept; a line is parsed when it is asked for.
   """
 
+  _key: str
+
   def __init__(self, path, root):
-    self._path = files.resolve(path, what="data")
-    self._root = files.resolve(root) if root else self._path.parent
-    self._positions = _line_positions(self._path)
+    positions = [position for *position, _ in _lines(path)]
+    if not positions:
+      raise ValueError(f"{path}: empty data set, expected a JSON object a line")
+    self._positions = np.array(positions, np.int64)
+    self._path = epath.Path(path)
+    try:
+      self._root = disk.path(root or self._path.parent)
+    except OSError as error:
+      raise ValueError(messages.one_line(error)) from None
 
   def __len__(self) -> int:
     return len(self._positions)
@@ -52,13 +55,11 @@ class _Lines:
 
   def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
     """Yields the example of each line with "image" None, or its error."""
-    with files.open_binary(self._path, what="data") as file:
-      for number, line in enumerate(file, start=1):
-        if line.strip():
-          try:
-            yield self._read(line, number)
-          except ValueError as error:
-            yield error
+    for number, _, line in _lines(self._path):
+      try:
+        yield self._read(line, number)
+      except ValueError as error:
+        yield error
 
   def _without_image(self, index):
     number, offset = self._positions[index]
@@ -67,9 +68,18 @@ class _Lines:
       return self._read(file.readline(), number)
 
   def _read(self, line, number):
-    where = f"{self._path}:{number}"
+    where, key = f"{self._path}:{number}", self._key
     fields = _parse_line(line, where)
-    return {**fields, "image": None, **self._described(fields, where)}
+    value = fields.get(key)
+    paths = value if key == "image" and isinstance(value, list) else [value]
+    if not paths or not all(isinstance(path, str) for path in paths):
+      hint = registry.did_you_mean(key, fields)
+      keys = f"keys {', '.join(fields) or 'none'}.{hint}"
+      found = messages.one_line(repr(value) if key in fields else keys)
+      raise ValueError(
+        f'{where}: expected a path under the key "{key}", found {found}'
+      )
+    return {**fields, "image": None, f"_{key}_path": value, "_where": where}
 
 
 class Jsonl(_Lines):
@@ -82,12 +92,14 @@ class Jsonl(_Lines):
 
   Args:
     path: The file, on any file system that etils.epath opens.
-    image_root: What image paths are relative to. Default: the file's folder.
+    image_root: Of relative image paths. Default: the file's folder.
 
   Raises:
-    ValueError: At construction, the file is missing or has no line. On access,
-      a malformed line, a missing key or image; names path:line.
+    ValueError: The file is missing or has no line. On access, a malformed line,
+      a missing key or image; names path:line.
   """
+
+  _key = "image"
 
   def __init__(
     self, path: epath.PathLike, image_root: epath.PathLike | None = None
@@ -96,31 +108,17 @@ class Jsonl(_Lines):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
-    value, where = example["_image_path"], example["_where"]
-    names = value if isinstance(value, list) else [value]
-    images = [
-      pictures.read(name, root=self._root, where=where) for name in names
-    ]
-    image = images if isinstance(value, list) else images[0]
+    value = example["_image_path"]
+    read = functools.partial(
+      pictures.read, root=self._root, where=example["_where"]
+    )
+    image = list(map(read, value)) if isinstance(value, list) else read(value)
     return {**example, "image": image}
 
   def frames(self) -> int:
-    """Returns how many images the first line lists; 0 if it has a single path.
-
-    It is the value for Preprocess(frames=...).
-    """
+    """Returns Preprocess.frames of the first line: its images, 0 for a path."""
     value = self._without_image(0)["_image_path"]
     return len(value) if isinstance(value, list) else 0
-
-  def _described(self, fields, where):
-    value = fields.get("image")
-    names = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(name, str) for name in names):
-      raise ValueError(
-        f'{where}: expected a path under the key "image", found '
-        f"{_found(fields, 'image')}"
-      )
-    return {"_image_path": value, "_where": where}
 
 
 class VideoJsonl(_Lines):
@@ -132,17 +130,13 @@ class VideoJsonl(_Lines):
   3], and "_video_path" the path.
 
   Args:
-    path: As of Jsonl.
-    video_root: What video paths are relative to. Default: the file's folder.
-    num_frames: Frames of each video, as of video.Frames. None leaves the
+    path, video_root: As of Jsonl.
+    num_frames, stride, short: As of video.Frames. num_frames None leaves the
       contents of the file as "image", for video.Frames among the ops, which can
       start at a random frame.
-    stride: As of video.Frames.
-    short: As of video.Frames.
-
-  Raises:
-    ValueError: As Jsonl; on access, as video.decode.
   """
+
+  _key = "video"
 
   def __init__(
     self,
@@ -159,23 +153,13 @@ class VideoJsonl(_Lines):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
-    name, where = example["_video_path"], example["_where"]
-    path = files.resolve(name, self._root, what="video", where=where)
+    where = example["_where"]
+    path = files.resolve(example["_video_path"], self._root)
     if self._frames is None:
-      image = files.read(path, what="video", where=where)
-    else:
-      with files.open_binary(path, what="video", where=where) as file:
-        image = self._frames.sample(file, where=f"{where}: {path}")
-    return {**example, "image": image}
-
-  def _described(self, fields, where):
-    name = fields.get("video")
-    if not isinstance(name, str):
-      raise ValueError(
-        f'{where}: expected a path under the key "video", found '
-        f"{_found(fields, 'video')}"
-      )
-    return {"_video_path": name, "_where": where}
+      return {**example, "image": files.read(path, what="video", where=where)}
+    with files.open_binary(path, what="video", where=where) as file:
+      frames = self._frames.sample(file, where=f"{where}: {path}")
+    return {**example, "image": frames}
 
 
 class Tfds:
@@ -183,16 +167,13 @@ class Tfds:
 
   Text fields become str; the image stays encoded. A sequence of images becomes
   a list. A field with the contents of a video file is decoded by video.Frames
-  among the ops. (The feature Video of TFDS needs TensorFlow.)
+  among the ops; the feature Video of TFDS needs TensorFlow.
 
   Args:
     name: Builder name, "coco_captions" or "ref_coco/refcoco_unc:1.1.0".
     split: Split name, TFDS slices included ("train[:90%]").
     data_dir: Folder of prepared data sets. Default: that of TFDS.
-    image_key: The field that holds the image; it is renamed to "image".
-
-  Raises:
-    ValueError: The data set is not prepared, or has no such split or field.
+    image_key: Field of the image, which becomes "image".
   """
 
   def __init__(
@@ -239,9 +220,6 @@ class Slice:
     bounds: "[start:stop]" as in Python, each bound a number of examples or a
       percentage (rounded to the nearest example, so "[:90%]" and "[90%:]" are
       disjoint and complete): "[:100]", "[-5%:]", "[10%:50%]".
-
-  Raises:
-    ValueError: Malformed bounds, or an empty slice.
   """
 
   def __init__(self, source: Source, bounds: str):
@@ -279,9 +257,6 @@ class Cached:
   """Keeps every example that was read, with its encoded image, in memory.
 
   Each data worker fills a cache of its own; a pickle contains no cache.
-
-  Args:
-    source: Where examples are read from.
   """
 
   def __init__(self, source: Source):
@@ -322,11 +297,8 @@ def make(
   Args:
     kind: Key of SOURCES.
     slice: Bounds for Slice. Default None: the whole source.
-    cache: Whether to keep encoded examples in memory. Default False.
+    cache: Whether to keep encoded examples in memory, see Cached.
     **arguments: Of the source's constructor.
-
-  Raises:
-    ValueError: Unknown kind or argument; as the constructor.
   """
   constructor = registry.lookup(SOURCES, kind, "source")
   known = inspect.signature(constructor).parameters
@@ -341,28 +313,22 @@ def make(
 def without_images(
   source: Source,
 ) -> Iterator[dict[str, Any] | ValueError] | None:
-  """Reads all examples of a source in order, without the images.
+  """Returns an iterator over all examples, with "image" None, or their errors.
 
-  Returns:
-    An iterator over examples whose "image" is None, or the error of a line that
-    cannot be read; None if the source cannot read texts without the images, as
-    Tfds.
+  None if the source cannot read texts without the images, as Tfds.
   """
   read = getattr(source, "without_images", None)
   return read and read()
 
 
-def _line_positions(path):
-  """Returns int64[N, 2]: line number and byte offset of the non-blank lines."""
-  positions, offset = [], 0
+def _lines(path):
+  """Yields the number, the byte offset and the bytes of each non-blank line."""
+  offset = 0
   with files.open_binary(path, what="data") as file:
     for number, line in enumerate(file, start=1):
       if line.strip():
-        positions.append((number, offset))
+        yield number, offset, line
       offset += len(line)
-  if not positions:
-    raise ValueError(f"{path}: empty data set, expected a JSON object a line")
-  return np.array(positions, np.int64)
 
 
 def _parse_line(line, where):
@@ -374,14 +340,14 @@ def _parse_line(line, where):
   except RecursionError:
     raise ValueError(f"{where}: JSON with too many brackets") from None
   except json.JSONDecodeError as error:
-    found = repr(text[error.pos : error.pos + 20]) if text[error.pos :] else ""
+    rest = text[error.pos : error.pos + 20]
     raise ValueError(
       f"{where}: malformed JSON at column {error.colno}: {error.msg}, found "
-      f"{found or 'the end of the line'}"
+      f"{repr(rest) if rest else 'the end of the line'}"
     ) from None
   except ValueError as error:  # a number of thousands of digits
     raise ValueError(f"{where}: malformed JSON: {error}") from None
-  if "\\u" in text and _SURROGATE.search(text):
+  if "\\u" in text:
     try:
       json.dumps(fields, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -395,15 +361,6 @@ def _parse_line(line, where):
       f"found {type(fields).__name__}"
     )
   return fields
-
-
-def _found(fields: Mapping[str, Any], key: str) -> str:
-  if key in fields:
-    return messages.one_line(f"{fields[key]!r}")
-  found = (
-    f"keys {', '.join(fields) or 'none'}.{registry.did_you_mean(key, fields)}"
-  )
-  return messages.one_line(found)
 
 
 def _open_tfds(name, split, data_dir, image_key):
@@ -434,13 +391,11 @@ def _open_tfds(name, split, data_dir, image_key):
 
 
 def _to_text(value):
-  if isinstance(value, bytes):
-    return value.decode()
   if isinstance(value, list):
-    return [_to_text(element) for element in value]
+    return list(map(_to_text, value))
   if isinstance(value, dict):
     return {key: _to_text(element) for key, element in value.items()}
-  return value
+  return value.decode() if isinstance(value, bytes) else value
 
 
 def _bound(text, length):

@@ -37,28 +37,23 @@ _AROUND = 20  # characters shown on either side of what is wrong
 def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
   r"""Returns a prompt without the control tokens that the layout adds.
 
-  Args:
-    text: The prompt as given.
-    num_images: Number of images; the prompt may begin with as many "<image>",
-      or none.
-
   Returns:
     The prompt without leading "<image>" and "<bos>", white space after them,
     and trailing line breaks, which the layout adds; and what was removed, of
     "<image>", "<bos>" and "line break".
 
   Raises:
-    ValueError: The numbers of "<image>" and images differ, a control token
-      stands elsewhere, or a location is malformed.
+    ValueError: The prompt begins with another number of "<image>" than none or
+      that of the images, a control token stands elsewhere, or a location is
+      malformed.
   """
   removed = []
-  if "<" in text and (match := _LEADING.match(text)):
-    for token in ("<image>", "<bos>"):
+  if match := _LEADING.match(text):
+    for token, count in (("<image>", num_images), ("<bos>", 1)):
       if found := match[0].count(token):
         removed.append(token)
-        most = num_images if token == "<image>" else 1
-        if found != most:
-          expected = f"{most} or none" if most else "none"
+        if found != count:
+          expected = f"{count} or none" if count else "none"
           raise ValueError(
             f"prompt begins with {found} {token}, expected {expected}: one for "
             "each image, and one <bos>"
@@ -76,20 +71,15 @@ def read_answer(
 ) -> tuple[str, tuple[str, ...]]:
   """Returns an answer without a trailing "<eos>", which the layout adds.
 
-  Args:
-    text: The answer as given.
-    learned: Whether it is a training target (default) or only compared.
-
   Returns:
     The answer; and ("<eos>",) if that was removed, else ().
 
   Raises:
-    ValueError: A control token stands elsewhere. If learned, a location is
-      malformed, or an object has not four locations, or codes but not sixteen.
+    ValueError: A control token stands elsewhere. If the answer is a training
+      target (learned), a location is malformed, or an object has not four
+      locations, or codes but not sixteen.
   """
   removed = ()
-  if "<" not in text:
-    return text, removed
   rest = text.rstrip()
   while rest.endswith("<eos>"):
     text = rest = rest.removesuffix("<eos>").rstrip()
@@ -97,33 +87,30 @@ def read_answer(
   _check_control(text, "answer")
   if learned:
     _check_pieces(text, "answer")
-  if learned and (problem := location.malformed(text)):
-    raise ValueError(f'{problem} in the answer "{_excerpt(text, 0)}"{_PLAIN}')
+    if problem := location.malformed(text):
+      raise ValueError(f'{problem} in the answer "{_excerpt(text, 0)}"{_PLAIN}')
   return text, removed
 
 
 def find_foreign(text: str) -> str:
   """Returns a control token of another model found in a text, or ""."""
-  if "<" not in text and "[" not in text:
-    return ""
   match = _FOREIGN.search(text)
   return match[0] if match else ""
 
 
-_PLAIN = '; mend it; if it is meant so, a config says train.texts="plain"'
+_PLAIN = '; correct it, or set train.texts="plain" to read it as text'
 
 
 def _check_control(text, kind):
-  if "<" in text and (match := _CONTROL.search(text)):
+  if match := _CONTROL.search(text):
     raise ValueError(
       f'{match[0]} stands within the {kind} "{_excerpt(text, match.start())}", '
-      "where it would be spelled in letters; take it out; if it is meant so, a "
-      'config says train.texts="plain"'
+      f"where it would be spelled in letters{_PLAIN}"
     )
 
 
 def _check_pieces(text, kind):
-  if "<" in text and (match := location.find_misspelled(text)):
+  if match := location.find_misspelled(text):
     raise ValueError(
       f"{_excerpt(match[0], 0)} is no piece of the vocabulary, which has "
       f"<loc0000> to <loc1023> and <seg000> to <seg127>, in the {kind} "
@@ -133,7 +120,6 @@ def _check_pieces(text, kind):
 
 def _excerpt(text, position):
   """Returns the text around a position, on one line."""
-  start = max(position - _AROUND, 0)
-  shown = text[start : position + 2 * _AROUND]
-  cut = "..." if start + len(shown) < len(text) else ""
-  return " ".join((("..." if start else "") + shown + cut).split())
+  start, stop = max(position - _AROUND, 0), position + 2 * _AROUND
+  before, after = "..." * (start > 0), "..." * (stop < len(text))
+  return " ".join(f"{before}{text[start:stop]}{after}".split())

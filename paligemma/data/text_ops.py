@@ -5,7 +5,6 @@ field that it writes; to=None is the same field.
 """
 
 import dataclasses
-import functools
 import math
 import numbers
 import string
@@ -25,13 +24,7 @@ class Format:
 
       Format("answer en {question}", "{answer}")
 
-  Attributes:
-    prefix: Template of the prompt, as of str.format.
-    suffix: Template of the answer. Default None: the answer is kept.
-
-  Raises:
-    ValueError: On an example that lacks a field, or where one is neither a text
-      nor a number, such as null.
+  The fields hold texts or numbers. By default the answer is kept.
   """
 
   prefix: str
@@ -46,10 +39,7 @@ class Format:
 
 @dataclasses.dataclass(frozen=True)
 class Copy:
-  """Copies a field; "captions/text" is the field "text" of a field "captions".
-
-  Copy("texts", "captions")
-  """
+  """Copies a field; "a/b" is the field "b" of a field "a"."""
 
   key: str
   to: str
@@ -91,9 +81,7 @@ class Lower:
     value = example_fields.read(example, self.key)
     if isinstance(value, str):
       return {**example, self.key: value.lower()}
-    texts = _options(example, self.key, "a text or a list of texts", least=0)
-    if not all(isinstance(text, str) for text in texts):
-      raise example_fields.wrong(example, self.key, "a text or a list of texts")
+    texts = _texts(example, self.key, "a text or a list of texts", least=0)
     return {**example, self.key: [text.lower() for text in texts]}
 
 
@@ -107,14 +95,8 @@ class Choice:
   run. It needs "_index" and "_epoch", which batches add; without them, elements
   are drawn with replacement.
 
-  Attributes:
-    key: Field with a list, not empty.
-    to: Field for the element. Default: it replaces the list.
-    replace: Whether to draw with replacement. Default True.
-
   Source: choice and choice_no_replacement of big_vision, pp/ops_general.py,
-  which counts in host memory how often it has seen an example, and loses the
-  count when the run is interrupted.
+  which loses count when the run is interrupted.
   """
 
   key: str
@@ -134,15 +116,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Pick:
-  """Takes the element of a list field whose index is in another field.
-
-      Pick("choices", "correct", "answer")
-
-  Attributes:
-    key: Field with the list.
-    index: Field with the index, from 0.
-    to: Field for the element.
-  """
+  """Takes the element of a list field whose index is in another field."""
 
   key: str
   index: str
@@ -158,11 +132,8 @@ class Pick:
 class FillMasks:
   """Turns run-length masks of objects, as JSONL holds them, into bool[H, W].
 
-  Masks that are arrays are kept.
-
-  Attributes:
-    key: Field with the objects, whose "mask" is {"size": [H, W], "counts": ...}
-      of COCO. Default "objects".
+  The "mask" of an object is {"size": [H, W], "counts": ...} of COCO, or an
+  array, which is kept.
   """
 
   key: str = "objects"
@@ -185,16 +156,12 @@ class FillMasks:
 
 @dataclasses.dataclass(frozen=True)
 class MultipleChoice:
-  r"""Writes a prompt with the answers to choose from.
+  r"""Writes a prompt with the answers of the field `choices` to choose from.
 
       "answer en  {question} choose from: {a} \t {b} \t {c}"
 
   As in the published transfers to AI2D and A-OKVQA, there are two spaces after
   "en", and answers are separated by a tab between spaces.
-
-  Attributes:
-    choices: Field with the list of answers.
-    question: Field with the question.
   """
 
   choices: str
@@ -202,8 +169,7 @@ class MultipleChoice:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     question = example_fields.text(example, self.question)
-    choices = _texts(example, self.choices)
-    options = " \t ".join(choices)
+    options = " \t ".join(_texts(example, self.choices))
     prefix = f"answer en  {question} choose from: {options}"
     return {**example, "prefix": prefix}
 
@@ -213,8 +179,8 @@ class MultipleChoice:
 SCIENCE_QA_PROMPTS = {
   "simple": "{question}\nOptions: {options}",
   "QM": "Question: {question}\nOptions: {options}\nAnswer:",
-  "CQM": ("Context: {hint}\nQuestion: {question}\nOptions: {options}\nAnswer:"),
-  "QCM": ("Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:"),
+  "CQM": "Context: {hint}\nQuestion: {question}\nOptions: {options}\nAnswer:",
+  "QCM": "Question: {question}\nContext: {hint}\nOptions: {options}\nAnswer:",
 }
 SCIENCE_QA_ANSWERS = {
   "simple": "{letter}",
@@ -236,15 +202,7 @@ class ScienceQA:
 
   Fields: question, choices (a list), answer (the index of the right one, from
   0), hint ("" or missing becomes "N/A"); lecture and solution if the answer
-  format has them.
-
-  Attributes:
-    prompt: Key of SCIENCE_QA_PROMPTS. Default "QCM".
-    answer: Key of SCIENCE_QA_ANSWERS. Default "A".
-    shuffle: Whether to shuffle the choices, for training. Default False.
-
-  Raises:
-    ValueError: An unknown format.
+  format has them. Shuffle the choices for training only.
 
   Source: big_vision, configs/proj/paligemma/transfers/science_qa.py, and
   lupantech/ScienceQA, models/base_prompt.py. In big_vision "AL" gives the
@@ -266,23 +224,19 @@ class ScienceQA:
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     choices = _texts(example, "choices")
     right = _index(example, "answer", len(choices))
-    order = np.arange(len(choices))
-    if self.shuffle:
-      order = rng.permutation(order)
-    letters = string.ascii_uppercase
+    letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
       raise example_fields.wrong(
         example, "choices", "no more choices than letters"
       )
-    options = ", ".join(
-      f"({letter}) {choices[i]}"
-      for letter, i in zip(letters, order, strict=False)
-    )
+    order = np.arange(len(choices))
+    order = (rng.permutation(order) if self.shuffle else order).tolist()
+    shown = zip(letters, order, strict=True)
     written = {
       **example,
       "hint": example.get("hint") or "N/A",
-      "options": options,
-      "letter": letters[int(np.flatnonzero(order == right)[0])],
+      "options": ", ".join(f"({letter}) {choices[i]}" for letter, i in shown),
+      "letter": letters[order.index(right)],
     }
     return {
       **example,
@@ -292,9 +246,12 @@ class ScienceQA:
 
 
 def _fill(template, example):
+  formatter = string.Formatter()
   try:
     text = template.format_map(example)
-    values = [_FORMATTER.get_field(x, (), example)[0] for x in _names(template)]
+    names = [name for _, name, _, _ in formatter.parse(template) if name]
+    # The name of "{answers[0]}" is "answers[0]".
+    values = [formatter.get_field(name, (), example)[0] for name in names]
   except KeyError as error:
     example_fields.read(example, error.args[0])  # raises: it is missing
     raise
@@ -302,7 +259,7 @@ def _fill(template, example):
     raise example_fields.error(
       example, f'cannot fill the template "{template:.80}": {error}'
     ) from None
-  for name, value in zip(_names(template), values, strict=True):
+  for name, value in zip(names, values, strict=True):
     if not isinstance(value, str) and not _is_number(value):
       raise example_fields.error(
         example,
@@ -312,18 +269,9 @@ def _fill(template, example):
   return text
 
 
-_FORMATTER = string.Formatter()
-
-
-@functools.cache
-def _names(template):
-  """Returns the fields in a template, "answers[0]" for "{answers[0]}"."""
-  return [name for _, name, _, _ in _FORMATTER.parse(template) if name]
-
-
 def _is_number(value):
-  number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return number and math.isfinite(value)
+  is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+  return is_real and math.isfinite(value)
 
 
 def _options(example, key, expected, least=1) -> list[Any]:
@@ -336,16 +284,18 @@ def _options(example, key, expected, least=1) -> list[Any]:
   return options
 
 
-def _texts(example, key) -> list[str]:
-  choices = _options(example, key, "a list of texts, one at least")
-  if not all(isinstance(choice, str) for choice in choices):
-    raise example_fields.wrong(example, key, "a list of texts, one at least")
-  return choices
+def _texts(
+  example, key, expected="a list of texts, one at least", least=1
+) -> list[str]:
+  texts = _options(example, key, expected, least)
+  if not all(isinstance(text, str) for text in texts):
+    raise example_fields.wrong(example, key, expected)
+  return texts
 
 
 def _index(example, key, length) -> int:
   i = example_fields.read(example, key)
-  whole = isinstance(i, int | np.integer) and not isinstance(i, bool)
-  if not whole or not 0 <= i < length:
-    raise example_fields.wrong(example, key, f"a place among {length}, from 0")
+  is_integer = isinstance(i, int | np.integer) and not isinstance(i, bool)
+  if not is_integer or not 0 <= i < length:
+    raise example_fields.wrong(example, key, f"an index from 0 to {length - 1}")
   return int(i)

@@ -19,20 +19,16 @@ class Tokenizer:
   """Text <-> token ids, with the ids that PaliGemma needs.
 
   Loading checks that pad is 0, eos is 1, bos is 2, a newline is one piece, each
-  location `<loc0000>`..`<loc1023>` and each segmentation code
-  `<seg000>`..`<seg127>` is one id, and these ids are consecutive.
+  location and each segmentation code is one id, and these are consecutive.
 
       PaliGemma file (257,152 pieces):
       <loc0000> 256000 ... <loc1023> 257023 <seg000> 257024 ... <seg127> 257151
-
-  Instances pickle as the serialized model, so they travel to data workers.
 
   Args:
     path: A SentencePiece model, a tokenizer.json of transformers, or a folder
       with tokenizer.model, else tokenizer.json, on any file system that
       etils.epath opens. The 1024 locations and then the 128 codes are appended
-      to a file of exactly 256,000 pieces (plain Gemma), which gives the ids
-      above.
+      to a file of exactly 256,000 pieces (plain Gemma).
     add_loc_seg: Whether to append them to a file of another size too. Default
       False: such a file raises, because a checkpoint was not trained with its
       ids.
@@ -40,7 +36,7 @@ class Tokenizer:
   Raises:
     ValueError: The file is missing, is neither a SentencePiece model nor a
       tokenizer.json of Gemma's kind, needs the tokenizers library, or has other
-      ids than those above.
+      ids.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.2; the order of appended
   pieces is that of the official 257,152-piece file.
@@ -59,8 +55,8 @@ class Tokenizer:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
     engine = _engine(data, path)
     missing = [p for p in LOC + SEG if engine.id_of(p) is None]
-    plain = engine.size() == _PLAIN_GEMMA_SIZE
-    if len(missing) == len(LOC + SEG) and (plain or add_loc_seg):
+    may_add = add_loc_seg or engine.size() == _PLAIN_GEMMA_SIZE
+    if len(missing) == len(LOC + SEG) and may_add:
       engine = engine.with_pieces(LOC + SEG, path)
     elif missing:
       raise ValueError(
@@ -79,30 +75,19 @@ class Tokenizer:
   def encode(
     self, text: str, *, bos: bool = False, eos: bool = False
   ) -> list[int]:
-    """Returns the ids of a text, with bos and eos if requested.
-
-    Raises:
-      ValueError: The text holds half a surrogate pair, which UTF-8 has not.
-    """
+    """Returns the ids of a text, with bos and eos if requested."""
     try:
       ids = self._engine.encode(text)
     except (RuntimeError, TypeError, UnicodeError):
-      raise _not_unicode(text) from None
+      half = next(c for c in text if "\ud800" <= c <= "\udfff")
+      raise ValueError(
+        f"the text holds {half!a}, half a surrogate pair, which is no "
+        "character; was it cut within an emoji?"
+      ) from None
     return [self.bos_id] * bos + ids + [self.eos_id] * eos
 
-  def lengths(self, texts: Sequence[str]) -> list[int]:
-    """Returns the number of ids of each text, faster than `encode`."""
-    try:
-      return self._engine.lengths(texts)
-    except (RuntimeError, TypeError, UnicodeError):
-      raise _not_unicode("".join(texts)) from None
-
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids up to the first eos, without pad and bos.
-
-    Raises:
-      ValueError: An id lies outside of [0, vocab_size).
-    """
+    """Returns the text of ids up to the first eos, without pad and bos."""
     kept = []
     for i in map(int, ids):
       if i == self.eos_id:
@@ -165,19 +150,12 @@ class _SentencePiece:
     self.encode = self._processor.encode
     self.decode = self._processor.decode
 
-  def lengths(self, texts):
-    return list(map(len, self._processor.encode(list(texts))))
-
   def id_of(self, piece):
     i = self._processor.piece_to_id(piece)  # that of <unk> if it is missing
     return i if self._processor.id_to_piece(i) == piece else None
 
-  def special_ids(self):
-    return {
-      "pad": self._processor.pad_id(),
-      "eos": self._processor.eos_id(),
-      "bos": self._processor.bos_id(),
-    }
+  def special_id(self, name):
+    return getattr(self._processor, f"{name}_id")()
 
   def surfaces(self, ids):
     found = self._processor.decode(ids, return_type="proto")
@@ -185,22 +163,11 @@ class _SentencePiece:
 
   def with_pieces(self, pieces, where):
     model = sentencepiece_model_pb2.ModelProto.FromString(self.data)
+    # Only user-defined pieces are matched before the text is segmented.
+    kind = sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
     for piece in pieces:
-      # Only user-defined pieces are matched before the text is segmented.
-      model.pieces.add(
-        piece=piece,
-        score=0.0,
-        type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED,
-      )
+      model.pieces.add(piece=piece, score=0.0, type=kind)
     return _SentencePiece(model.SerializeToString(), where)
-
-
-def _not_unicode(text):
-  half = next(c for c in text if "\ud800" <= c <= "\udfff")
-  return ValueError(
-    f"the text holds {half!a}, half a surrogate pair, which is no character; "
-    "was it cut within an emoji?"
-  )
 
 
 def _engine(data, where):
@@ -210,8 +177,8 @@ def _engine(data, where):
 
 
 def _check_layout(engine, path):
-  for name, found in engine.special_ids().items():
-    expected = getattr(Tokenizer, f"{name}_id")
+  for name in ("pad", "eos", "bos"):
+    found, expected = engine.special_id(name), getattr(Tokenizer, f"{name}_id")
     if found != expected:
       raise ValueError(f"{path}: {name} has id {found}, expected {expected}")
   newline = engine.encode("\n")
@@ -220,9 +187,10 @@ def _check_layout(engine, path):
       f"{path}: the newline, which separates prompt and answer, has ids "
       f"{newline}, expected one piece; train with user_defined_symbols"
     )
-  first_loc, first_seg = map(engine.id_of, (LOC[0], SEG[0]))
-  expected = [first_loc + i for i in range(len(LOC))]
-  expected += [first_seg + i for i in range(len(SEG))]
+  expected = []
+  for pieces in (LOC, SEG):
+    first = engine.id_of(pieces[0])
+    expected += range(first, first + len(pieces))
   # One text of all pieces: a piece that is split shifts all later ones.
   found = engine.encode("".join(LOC + SEG))
   for piece, a, b in zip(LOC + SEG, expected, found, strict=False):

@@ -56,11 +56,6 @@ def test_ids_of_random_texts(fast, slow):
     assert fast.decode(ids) == slow.decode(ids), repr(text)
 
 
-def test_lengths(fast, slow):
-  many = list(texts(100))
-  assert fast.lengths(many) == slow.lengths(many)
-
-
 def test_texts_of_random_ids(fast, slow):
   rng = random.Random(0)
   # Bytes more often than their share, in runs that are no UTF-8.

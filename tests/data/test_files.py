@@ -45,15 +45,18 @@ def test_paths(tmp_path):
 )
 def test_addresses_that_are_not_read(name):
   message = fails(
-    files.resolve,
-    name,
+    files.read,
+    files.resolve(name, "folder"),
     what="image",
     where="a.jsonl:3",
-    match=r"^a.jsonl:3: cannot read image .*: it is an address, of which gs:",
+    match=r"^a.jsonl:3: cannot read image .*: an address, expected a path",
   )
-  assert message.endswith("; download the file and give its path")
+  assert message.endswith("; download it first")
   fails(
-    files.resolve, name, what="data", match=r": cannot read data: it is an ad"
+    files.open_binary,
+    name,
+    what="data",
+    match=r": cannot read data: an address, expected a path",
   )
 
 

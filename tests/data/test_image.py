@@ -227,7 +227,7 @@ def test_equals_transformers_and_tensorflow(goldens, name, bound, i):
 def test_equals_the_uint8_of_big_vision(goldens, i):
   theirs = goldens[f"{i}/big_vision"]
   picture, size = goldens[f"{i}/picture"], theirs.shape[:2]
-  ours = (image_lib.reference_uint8(picture, size) + 1) * 127.5
+  ours = (image_lib.PREPROCESSING["reference_uint8"](picture, size) + 1) * 127.5
   assert np.abs(ours - ours.round()).max() < 1e-4
   exact = image_lib.resize(picture, size)
   decided = np.abs(exact - exact.round()) > 1e-4  # else rounding decides
@@ -257,12 +257,12 @@ def test_hf_rounds_and_clips_bicubic(old):
   image, size = pixels(*old) // 2 + 64, (19, 23)  # too far in to be clipped
   hf = (image_lib.hf(image, size) + 1) * 127.5
   np.testing.assert_allclose(hf, hf.round(), rtol=0, atol=1e-4)
-  exact = (image_lib.bicubic(image, size) + 1) * 127.5
+  exact = (image_lib.PREPROCESSING["bicubic"](image, size) + 1) * 127.5
   np.testing.assert_allclose(hf, exact, rtol=0, atol=2)
   edges = np.zeros((31, 31, 3), np.uint8)
   edges[7:23, 7:23] = 255
   assert np.abs(image_lib.hf(edges, size)).max() == 1
-  assert np.abs(image_lib.bicubic(edges, size)).max() > 1.05
+  assert np.abs(image_lib.PREPROCESSING["bicubic"](edges, size)).max() > 1.05
 
 
 def test_preprocessing_of_a_constant_is_its_value():

@@ -393,7 +393,7 @@ def test_jpeg_noise():
     (lambda: image_ops.Resize((0, 3)), r"size of Resize is \(0, 3\), expected"),
     (lambda: image_ops.Resize((3, 3), "bilinea"), 'Did you mean "bilinear"'),
     (lambda: image_ops.RandomCrop((3,)), r"size of RandomCrop is \(3,\)"),
-    (lambda: image_ops.ResizeSmall(0), r"size of ResizeSmall is \(0, 0\)"),
+    (lambda: image_ops.ResizeSmall(0), "side of ResizeSmall is 0, expected"),
     (lambda: image_ops.ResizeSmall(3, "aria"), 'Did you mean "area"'),
     (lambda: image_ops.CentralCrop((3, 0)), r"size of CentralCrop is \(3, 0\)"),
     (lambda: image_ops.RandomCrop((3, 3), 2), "min_visible of RandomCrop is 2"),

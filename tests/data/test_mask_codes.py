@@ -39,6 +39,18 @@ def random_arrays(seed, channels=(3, 5, 7, 11, 13), codes=37):
   return {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
+@pytest.fixture
+def encoder_of(tmp_path):
+  """Writes arrays to a file and returns its encoder."""
+
+  def write(arrays):
+    path = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz"
+    np.savez(path, **arrays)
+    return mask_codes.Encoder(path)
+
+  return write
+
+
 def random_masks(count, seed=0):
   """float32[count, 64, 64]: rectangles with soft noise."""
   rng = np.random.default_rng(seed)
@@ -64,13 +76,13 @@ def jax_latents(params, masks):
 @pytest.mark.parametrize(
   ("channels", "codes"), [((3, 5, 7, 11, 13), 37), (PUBLISHED, 128)]
 )
-def test_equals_the_codec_in_jax(channels, codes):
+def test_equals_the_codec_in_jax(channels, codes, encoder_of):
   arrays = random_arrays(1, channels, codes)
   decoder = {n: x for n, x in ARRAYS.items() if n.startswith("decoder")}
   width = decoder["decoder.0.weight"].shape[0]
   decoder["decoder.0.weight"] = np.zeros((width, channels[-1], 1, 1))
   params = mask_codec.from_arrays(arrays | decoder)
-  encoder = mask_codes.Encoder(arrays)
+  encoder = encoder_of(arrays)
   masks = random_masks(11)
   latents = encoder.latents(masks)
   assert latents.dtype == np.float32
@@ -106,10 +118,10 @@ def test_codes_of_a_mask_in_its_box():
     encoder(mask, (3, 5, 3, 50))
 
 
-def test_files_with_bare_and_prefixed_names(tmp_path):
+def test_files_with_bare_and_prefixed_names(tmp_path, encoder_of):
   arrays = random_arrays(2)
   masks = random_masks(3)
-  expected = mask_codes.Encoder(arrays).codes(masks)
+  expected = encoder_of(arrays).codes(masks)
   np.savez(tmp_path / "bare.npz", **arrays)
   npz.save(tmp_path / "ours.npz", arrays)
   for name in ("bare.npz", "ours.npz"):
@@ -125,10 +137,6 @@ def test_pickle_is_a_path():
   assert len(data) < 300
   np.testing.assert_array_equal(pickle.loads(data).codes(masks), expected)
   assert repr(encoder) == f"Encoder('{GOLDEN}')"
-  of_arrays = mask_codes.Encoder(random_arrays(3))
-  copy = pickle.loads(pickle.dumps(of_arrays))
-  np.testing.assert_array_equal(copy.codes(masks), of_arrays.codes(masks))
-  assert repr(copy) == "Encoder('...')"
 
 
 def test_nothing_is_read_before_it_is_used(tmp_path):
@@ -176,28 +184,26 @@ def test_bad_files(tmp_path):
     ),
   ],
 )
-def test_malformed_arrays_are_named(change, message):
+def test_malformed_arrays_are_named(change, message, encoder_of):
   arrays = random_arrays(4) | change
   arrays = {name: x for name, x in arrays.items() if x is not None}
-  with pytest.raises(ValueError, match=f"^mask codec: expected .*{message}"):
-    mask_codes.Encoder(arrays).codes(random_masks(1))
+  with pytest.raises(ValueError, match=rf"\d\.npz: expected .*{message}"):
+    encoder_of(arrays).codes(random_masks(1))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
-def test_arrays_of_any_float_dtype(dtype):
+def test_arrays_of_any_float_dtype(dtype, encoder_of):
   arrays = random_arrays(5)
   rounded = {n: x.astype(dtype).astype(np.float32) for n, x in arrays.items()}
   masks = random_masks(3)
   np.testing.assert_array_equal(
-    mask_codes.Encoder({n: x.astype(dtype) for n, x in arrays.items()}).latents(
-      masks
-    ),
-    mask_codes.Encoder(rounded).latents(masks),
+    encoder_of({n: x.astype(dtype) for n, x in arrays.items()}).latents(masks),
+    encoder_of(rounded).latents(masks),
   )
 
 
-def test_bool_masks_and_wrong_shapes():
-  encoder = mask_codes.Encoder(random_arrays(6))
+def test_bool_masks_and_wrong_shapes(encoder_of):
+  encoder = encoder_of(random_arrays(6))
   inside = random_masks(3) > 0.5
   np.testing.assert_array_equal(
     encoder.codes(inside), encoder.codes(inside.astype(np.float32))

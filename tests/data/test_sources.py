@@ -124,10 +124,13 @@ def test_jsonl_is_lazy(write):
     ('{"image": "/dev/zero"}', r"cannot read image /dev/zero: a device"),
     (
       '{"image": "http://127.0.0.1:9/a.jpg"}',
-      r"cannot read image http://127.0.0.1:9/a.jpg: it is an address, of which "
-      r"gs://, s3://, az://, hf:// are read; download the file and give its pa",
+      r"cannot read image http://127.0.0.1:9/a.jpg: an address, expected a "
+      r"path; download it fi",
     ),
-    ('{"image": ["0.png", "https://x/a"]}', r"image https://x/a: it is an add"),
+    (
+      '{"image": ["0.png", "https://x/a"]}',
+      r"image https://x/a: an address, e",
+    ),
     (
       '{"image": {"bytes": "%s"}}' % ("A" * 999),
       r'key "image", found .{,230}$',
@@ -153,9 +156,9 @@ def test_line_that_is_not_utf8(write):
 def test_missing_and_empty_file(write, tmp_path):
   with pytest.raises(ValueError, match=r"no\.jsonl: cannot read data: .*No su"):
     sources.Jsonl(tmp_path / "no.jsonl")
-  with pytest.raises(ValueError, match=r"^http://a/b: .* data: it is an addre"):
+  with pytest.raises(ValueError, match=r"^http://a/b: .* data: an address, "):
     sources.Jsonl("http://a/b")
-  with pytest.raises(ValueError, match=r"^http://a: .* file: it is an addre"):
+  with pytest.raises(ValueError, match=r"^http://a: an address, expected a pa"):
     sources.Jsonl(write(*examples(1)), "http://a")
   with pytest.raises(ValueError, match=r"data\.jsonl: empty data set"):
     sources.Jsonl(write("", "  "))
@@ -319,7 +322,7 @@ def test_video_jsonl_of_undecoded_videos(videos, tmp_path):
     ({"video": "no.mkv"}, r"cannot read video .*no\.mkv: No such file"),
     ({"video": "."}, r"cannot read video .*: Is a directory"),
     ({"video": "/dev/zero"}, r"cannot read video /dev/zero: a device"),
-    ({"video": "http://a/b.mp4"}, r"cannot read video .*: it is an address"),
+    ({"video": "http://a/b.mp4"}, r"cannot read video .*: an address"),
     ({"video": "empty.mkv"}, r".*empty\.mkv: damaged video, or of a kind"),
     ({"video": "data.jsonl"}, r".*data\.jsonl: damaged video, or of a kind"),
   ],

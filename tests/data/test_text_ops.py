@@ -242,7 +242,7 @@ def test_choice_without_replacement(rng):
     (
       text_ops.Pick("a", "i", "b"),
       {"a": ["x", "y"], "i": 2},
-      'expected a place among 2, from 0 under "i", found 2',
+      'expected an index from 0 to 1 under "i", found 2',
     ),
     (
       text_ops.Pick("a", "i", "b"),
@@ -269,7 +269,7 @@ def test_choice_without_replacement(rng):
     (
       text_ops.ScienceQA(),
       {**SCIENCE, "answer": 3},
-      'a place among 3, from 0 under "answer", found 3',
+      'an index from 0 to 2 under "answer", found 3',
     ),
   ],
 )

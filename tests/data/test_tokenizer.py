@@ -47,13 +47,10 @@ def test_decode_inverts_encode(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text, bos=True, eos=True)) == text
 
 
-@pytest.mark.parametrize(
-  "count", [lambda tok, text: tok.encode(text), lambda t, x: t.lengths(["", x])]
-)
-def test_half_a_surrogate_pair_is_refused(tokenizer, count):
-  assert count(tokenizer, "cut \U0001f600")
+def test_half_a_surrogate_pair_is_refused(tokenizer):
+  assert tokenizer.encode("cut \U0001f600")
   with pytest.raises(ValueError, match=r"holds '\\ud83d', half a surrogate"):
-    count(tokenizer, "cut \ud83d")
+    tokenizer.encode("cut \ud83d")
 
 
 def test_every_loc_and_seg_is_one_id(tokenizer):

@@ -379,7 +379,7 @@ def test_a_bad_example_is_an_error_or_is_named_and_has_no_score(
   for index in bad:
     error = f"x.jsonl:{index + 1}: no image"
     assert lines[index] == {"index": index, "error": error}
-    assert f"left a bad example out: {error}" in caplog.text
+    assert f"skipped a bad example: {error}" in caplog.text
   good = [line for line in lines if "error" not in line]
   assert_same(good, [line for line in plain if line["index"] not in bad])
   right = sum(line["correct"] for line in good)

@@ -73,7 +73,7 @@ def test_a_bad_example_is_an_error_or_left_out(
   found = skipping.run(model, params, one_device)
   assert found.pop("num_bad") == 2
   assert found["num_examples"] == 9
-  assert "left a bad example out: x.jsonl:11: no image" in caplog.text
+  assert "skipped a bad example: x.jsonl:11: no image" in caplog.text
   good = [x for i, x in enumerate(examples) if i not in (3, 10)]
   alone = dataclasses.replace(evaluator, source=good)
   assert_same(found, alone.run(model, params, one_device))

@@ -249,7 +249,7 @@ def test_codes_of_a_codec_in_a_file(tmp_path):
     "segment",
     codec=tmp_path / "codec.npz",
   )
-  encoder = mask_codes.Encoder(flat)  # in NumPy
+  encoder = mask_codes.Encoder(tmp_path / "codec.npz")  # in NumPy
   for mask, example in zip(inside, records["train"], strict=True):
     (found,) = location.parse(example["suffix"], (64, 64))
     assert found.codes == encoder(mask, masks.bounding_box(mask))

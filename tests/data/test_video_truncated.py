@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from paligemma.data import containers
+from paligemma.data import video
 
 
 def element(name, size, contents):
@@ -38,7 +38,7 @@ DISC = (bytes(4) + b"G" + bytes(187)) * 5
 
 
 def missing(data):
-  return containers.missing_bytes(io.BytesIO(data))
+  return video.missing_bytes(io.BytesIO(data))
 
 
 @pytest.mark.parametrize(
