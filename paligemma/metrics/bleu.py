@@ -5,7 +5,9 @@ BLEU.
 """
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -19,15 +21,15 @@ _TINY = 1e-15
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-  """Counts of one caption.
+  """Counts of one caption; `found` and `total` are of n-grams, n = 1 to 4.
 
   Attributes:
     length: words of the caption.
     reference_length: words of the reference nearest in length; of two equally
       near ones the shorter.
-    found: for n = 1 to 4, number of n-grams that a reference has too, each
-      counted at most as often as the reference with most of it has it.
-    total: for n = 1 to 4, number of n-grams.
+    found: those that a reference has too, each counted at most as often as the
+      reference with most of it has it.
+    total: all.
   """
 
   length: int
@@ -41,18 +43,13 @@ def statistics(
 ) -> Statistics:
   """Compares the n-grams of a caption with those of its references."""
   length, *lengths = map(ngrams.num_words, (prediction, *references))
-  most = ngrams.Counts()
-  for reference in references:
-    most |= reference
+  most = functools.reduce(operator.or_, references)
   found = [0] * ngrams.LONGEST
   for ngram, times in prediction.items():
     found[len(ngram) - 1] += min(times, most[ngram])
-  return Statistics(
-    length=length,
-    reference_length=min(lengths, key=lambda n: (abs(n - length), n)),
-    found=tuple(found),
-    total=tuple(max(0, length - n) for n in range(ngrams.LONGEST)),
-  )
+  nearest = min(lengths, key=lambda n: (abs(n - length), n))
+  total = tuple(max(0, length - n) for n in range(ngrams.LONGEST))
+  return Statistics(length, nearest, tuple(found), total)
 
 
 def bleu(captions: Iterable[Statistics]) -> list[float]:

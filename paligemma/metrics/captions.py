@@ -17,14 +17,7 @@ from paligemma.metrics.metric import Example, Metric
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """Statistics of one caption, from which the scores of a corpus follow.
-
-  Attributes:
-    prediction: n-grams of the caption.
-    references: n-grams of each reference.
-    bleu: counts for BLEU.
-    rouge: its ROUGE-L.
-  """
+  """Statistics of one caption, from which the scores of a corpus follow."""
 
   prediction: ngrams.Counts
   references: tuple[ngrams.Counts, ...]
@@ -46,30 +39,29 @@ class Captions(Metric):
   """
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Record:
-    answers = answer_fields.text_or_texts(example, answer_key, "caption")
-    answers = [answers] if isinstance(answers, str) else answers
-    ours = ptb_tokenizer.tokenize(prediction)
-    theirs = [ptb_tokenizer.tokenize(answer) for answer in answers]
-    counts = ngrams.count(ours)
-    reference_counts = tuple(map(ngrams.count, theirs))
+    answers = answer_fields.accepted(example, answer_key, "caption")
+    words = ptb_tokenizer.tokenize(prediction)
+    references = [ptb_tokenizer.tokenize(answer) for answer in answers]
+    counts = ngrams.count(words)
+    reference_counts = tuple(map(ngrams.count, references))
     return Record(
-      prediction=counts,
-      references=reference_counts,
-      bleu=bleu.statistics(counts, reference_counts),
-      rouge=rouge.rouge_l(ours, theirs),
+      counts,
+      reference_counts,
+      bleu.statistics(counts, reference_counts),
+      rouge.rouge_l(words, references),
     )
 
   def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
     """Returns the scores of a corpus, not empty; records may repeat."""
     corpus = [r.prediction for r in rows], [r.references for r in rows]
-    scores = {
+    bleus = enumerate(bleu.bleu(r.bleu for r in rows), start=1)
+    return {
       "cider": _mean(cider.ciders(*corpus)),
       "cider_unclipped": _mean(cider.ciders(*corpus, clipped=False)),
+      **{f"bleu-{n}": value for n, value in bleus},
+      "rouge": _mean([r.rouge for r in rows]),
+      "num": float(len(rows)),
     }
-    for n, value in enumerate(bleu.bleu(r.bleu for r in rows), start=1):
-      scores[f"bleu-{n}"] = value
-    scores["rouge"] = _mean([r.rouge for r in rows])
-    return scores | {"num": float(len(rows))}
 
 
 def _mean(values):

@@ -29,14 +29,14 @@ def ciders(
   Args:
     predictions: n-grams of one caption per image.
     references: per image, the n-grams of its references, at least one.
-    clipped: True (default): CIDEr-D, which counts a repeated n-gram at most as
-      often as the reference has it and penalizes a difference in length. It is
+    clipped: CIDEr-D, which counts a repeated n-gram at most as often as the
+      reference has it and penalizes a difference in length. It is
       pycocoevalcap's CIDEr and that of all published scores. False: the paper's
       equations 2 and 3, without either.
 
   Returns:
-    One score per image, in [0, 10]; published as 100 times the mean, 120 for
-    1.2. With a single image all weights are 0, and so is the score.
+    Scores in [0, 10]; published as 100 times the mean, 120 for 1.2. With a
+    single image all weights are 0, and so is the score.
 
   Source: Vedantam et al. 2015, "CIDEr: Consensus-based Image Description
   Evaluation"; pycocoevalcap/cider/cider_scorer.py (clipped) and pyciderevalcap
@@ -52,9 +52,8 @@ def ciders(
   def weighted(counts) -> Weighted:
     vectors = [{} for _ in range(ngrams.LONGEST)]
     for ngram, times in counts.items():
-      vectors[len(ngram) - 1][ngram] = times * ngram_weights.get(
-        ngram, log_images
-      )
+      weight = ngram_weights.get(ngram, log_images)
+      vectors[len(ngram) - 1][ngram] = times * weight
     squares = [math.fsum(w * w for w in v.values()) for v in vectors]
     return vectors, np.sqrt(squares), ngrams.num_words(counts)
 

@@ -20,11 +20,9 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 def rouge_l(prediction: str, references: Sequence[str]) -> float:
   """Returns the F measure of the longest common subsequence, in [0, 1].
 
-  Args:
-    prediction: words separated by single spaces. As in pycocoevalcap, the empty
-      text is one word, "": two empty captions score 1.
-    references: at least one, likewise. Precision and recall are the maxima over
-      them, each separately.
+  Words are separated by single spaces. As in pycocoevalcap, the empty text is
+  one word, "": two empty captions score 1. Precision and recall are the maxima
+  over the references, each separately.
 
   Source: Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries",
   section 3; beta and the two maxima are those of pycocoevalcap/rouge/rouge.py.
