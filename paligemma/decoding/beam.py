@@ -77,14 +77,9 @@ def search(
     is_real: whether to answer a prompt.
     extend: feeds one token of each beam to the model: next logits and cache.
     reorder: the function below, of cache and parent.
-    sampler: beam size N and length penalty.
-    grammar, eos_id, pad_id: see decode.generate. If fewer than N beams can
-      continue, the others have log-probability -inf.
-    keep: number of answers to return, at most N.
-    max_len: L.
-
-  Returns:
-    `keep` answers to each prompt, the best first.
+    grammar: if fewer than N beams can continue, the others have
+      log-probability -inf.
+    keep: number of answers to return, at most N, the best first.
   """
   (batch, vocabulary), beams = logits.shape, sampler.beam_size
 

@@ -44,9 +44,9 @@ def generate(
   then sharded like the batch.
 
   Args:
-    model: a Model; hashable.
-    params: its parameters, {"img": ..., "llm": ...}.
-    batch: prompts, without the answer:
+    model: hashable.
+    params: {"img": ..., "llm": ...}.
+    batch: prompts, without the answer; other keys are ignored:
       image: f32[B, H, W, 3] in [-1, 1]; not for a model without image tower.
       image_embedding: f32[B, N, D] instead of image, see `embed_images`.
       image_index: i32[B], optional; index of each prompt's image. Then there
@@ -57,18 +57,14 @@ def generate(
       mask_input: bool[B, T], True on the prompt, False on padding.
       _mask: bool[B], optional; False on examples that only fill up the batch,
         which are not decoded. Default: all True.
-      Other keys are ignored.
     max_decode_len: L, most tokens to decode, eos included.
-    sampler: see samplers.make: "greedy", "nucleus(p=0.9)",
-      "beam(beam_size=4)", "best_of(n=8)".
+    sampler: see samplers.make: "nucleus(p=0.9)", "beam(beam_size=4)".
     num_answers: how many of the answers that Beam or BestOf finds to return,
       best first, on a second axis of every array. Default: the best one,
       without that axis.
     rng: key for a stochastic sampler; token n uses fold_in(rng, n).
-    grammar: the answers that are allowed, of grammar.make: tokens are chosen
-      among those that continue an allowed answer, and every answer ends within
-      the length limit. Another grammar of the same shape needs no compilation.
-      Default: all answers are allowed.
+    grammar: the answers that are allowed, see grammar.make. Another one of the
+      same shape needs no compilation. Default: all answers.
     eos_id: token that ends an answer.
     pad_id: token written after it.
     prompt_buckets: ascending lengths; T is padded to the first one that is not
@@ -123,12 +119,8 @@ def embed_images(
       about = {"image_embedding": seen, "image_index": np.array([0, 0, 0, 1])}
       decode.generate(model, params, prompts | about, max_decode_len=32)
 
-  Args:
-    model, params: as in `generate`.
-    image: M images, or videos of F frames, in [-1, 1].
-
-  Returns:
-    N image tokens per image, of the width D of the decoder.
+  Images, or videos of F frames, are in [-1, 1]; each becomes N image tokens of
+  the width D of the decoder.
   """
   embedding, _ = model.apply({"params": params}, image, method="embed_image")
   return embedding

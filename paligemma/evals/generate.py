@@ -58,23 +58,21 @@ class Generate(Evaluator):
     mesh: Mesh,
     *,
     output_dir: epath.PathLike | None = None,
-    rng: jax.Array | None = None,
-    progress: Progress | None = None,
+    **options: Any,
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
-
-    Arguments and errors are those of `predict`, and
 
     Args:
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
         is replaced as a whole or not at all. Default: not written.
+      **options: rng and progress, as in `predict`.
 
     Returns:
       The metric over the usable examples; num_examples, their number; and with
       on_bad="skip" num_bad, the number of others. The same in every process.
 
     Raises:
-      ValueError: as the metric; no example can be used.
+      ValueError: as `predict` and the metric; no example can be used.
     """
     metric = None if self.metric is None else metrics.make(self.metric)
     with contextlib.ExitStack() as stack:
@@ -83,7 +81,7 @@ class Generate(Evaluator):
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
         temporary = stack.enter_context(disk.file(path))
       records, examples = self.predict(
-        model, params, mesh, path=temporary, rng=rng, progress=progress
+        model, params, mesh, path=temporary, **options
       )
     scores = {}
     if metric is not None:

@@ -109,26 +109,22 @@ def _same_length(low, high):
   """Splits code points into ranges whose bytes vary independently."""
   if low > high:
     return
-  for start in (0x80, 0x800, 0x10000):
-    if low < start <= high:
-      yield from _same_length(low, start - 1)
-      yield from _same_length(start, high)
-      return
+  # Where the encoding becomes longer.
+  splits = [start for start in (0x80, 0x800, 0x10000) if low < start <= high]
   # In a block of 64 ** n code points, only the last n bytes differ.
   for n in range(1, len(chr(low).encode())):
     block = 64**n
     if low // block == high // block:
       break
     if low % block:
-      middle = low - low % block + block
+      splits.append(low - low % block + block)
     elif (high + 1) % block:
-      middle = high - high % block
-    else:
-      continue
-    yield from _same_length(low, middle - 1)
-    yield from _same_length(middle, high)
-    return
-  yield low, high
+      splits.append(high - high % block)
+  if splits:
+    yield from _same_length(low, splits[0] - 1)
+    yield from _same_length(splits[0], high)
+  else:
+    yield low, high
 
 
 def automaton(expression: Expression) -> Automaton:
