@@ -87,9 +87,9 @@ def search(
     return samplers.score(total, num_tokens, sampler.length_penalty)
 
   def best(answers, more):
-    both = jax.tree.map(_concatenate, answers, more)
-    order = jnp.argsort(both.score, axis=1, descending=True, stable=True)
-    return jax.tree.map(lambda x: take(x, order[:, :keep]), both)
+    scores = jnp.concatenate([answers.score, more.score], axis=1)
+    order = jnp.argsort(scores, axis=1, descending=True, stable=True)
+    return _take_of_both(answers, more, order[:, :keep])
 
   def choose(step, logits, live, answers, made_to_end):
     """Chooses token number `step` from logits f32[B, N, V].
@@ -103,15 +103,12 @@ def search(
     total, chosen = _top(live.total[:, :, None] + allowed, 2 * beams)
     parent, token = jnp.divmod(chosen, vocabulary)
     log_prob = jax.vmap(lambda row, *at: row[at])(log_probs, parent, token)
+    before = jax.tree.map(lambda x: take(x, parent), live)
     candidates = _Live(
-      tokens=take(live.tokens, parent).at[:, :, step].set(token),
-      log_probs=take(live.log_probs, parent).at[:, :, step].set(log_prob),
-      total=total,
-      grammar_state=automaton.advance(
-        grammar,
-        jax.tree.map(lambda x: take(x, parent), live.grammar_state),
-        token,
-      ),
+      before.tokens.at[:, :, step].set(token),
+      before.log_probs.at[:, :, step].set(log_prob),
+      total,
+      automaton.advance(grammar, before.grammar_state, token),
     )
     ends = token == eos_id
 
@@ -171,12 +168,12 @@ def search(
   answers = _fill(answers, made_to_end)
   answers = _fill(answers, _answers(live, step, score))
   exists = is_real[:, None] & (answers.score > -jnp.inf)
-  return Decoded(
-    tokens=jnp.where(exists[:, :, None], answers.tokens, pad_id),
-    log_probs=jnp.where(exists[:, :, None], answers.log_probs, 0.0),
-    num_tokens=jnp.where(exists, answers.num_tokens, 0),
-    score=jnp.where(exists, answers.score, -jnp.inf),
-  )
+
+  def existing(x, missing):
+    is_kept = jnp.expand_dims(exists, range(2, x.ndim))
+    return jnp.where(is_kept, x, missing)
+
+  return jax.tree.map(existing, answers, none)
 
 
 def _fill(answers, others) -> Decoded:
@@ -185,22 +182,20 @@ def _fill(answers, others) -> Decoded:
   found = jnp.sum(answers.score > -jnp.inf, axis=1, keepdims=True)
   rank = jnp.arange(keep)[None]
   order = jnp.where(rank < found, rank, keep + rank - found)
-  return jax.tree.map(
-    lambda x, y: take(_concatenate(x, y), order), answers, others
-  )
+  return _take_of_both(answers, others, order)
+
+
+def _take_of_both(answers, others, order) -> Decoded:
+  def of_both(x, y):
+    return take(jnp.concatenate([x, y], axis=1), order)
+
+  return jax.tree.map(of_both, answers, others)
 
 
 def _answers(live, num_tokens, score) -> Decoded:
-  return Decoded(
-    tokens=live.tokens,
-    log_probs=live.log_probs,
-    num_tokens=jnp.full(live.total.shape, num_tokens, jnp.int32),
-    score=score(live.total, num_tokens),
-  )
-
-
-def _concatenate(x, y):
-  return jnp.concatenate([x, y], axis=1)
+  lengths = jnp.full(live.total.shape, num_tokens, jnp.int32)
+  total = score(live.total, num_tokens)
+  return Decoded(live.tokens, live.log_probs, lengths, total)
 
 
 def take(

@@ -69,9 +69,9 @@ def record(
   if confidences:
     line["confidences"] = [round(value, 6) for value in confidences]
   answer = example.get(answer_key)
-  texts = answer if isinstance(answer, list) else [answer]
-  if all(isinstance(text, str) for text in texts):
-    line["correct"] = bool(exact_match.exact_match(prediction, answer))
+  answers = answer if isinstance(answer, list) else [answer]
+  if all(isinstance(answer, str) for answer in answers):
+    line["correct"] = bool(exact_match.exact_match(prediction, answers))
   return line
 
 
@@ -81,7 +81,7 @@ def bad_record(index: int, error: str) -> Record:
 
 
 def is_bad(line: Record) -> bool:
-  """Returns whether a record is that of an example that cannot be used."""
+  """Returns whether a record says that its example cannot be used."""
   return "error" in line and "prediction" not in line
 
 
@@ -157,9 +157,8 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
   try:
     data = disk.path(path).read_bytes()
   except OSError as error:
-    raise ValueError(
-      f"{path}: cannot read predictions: {error.strerror or error}"
-    ) from None
+    reason = error.strerror or error
+    raise ValueError(f"{path}: cannot read predictions: {reason}") from None
   records = _parse(path, data)
   if len(records) < count:
     raise ValueError(
@@ -259,17 +258,13 @@ def _record_of(line, index, where):
   try:
     found = json.loads(line)
   except (RecursionError, ValueError) as error:  # of JSON, of Unicode
-    reason = str(error) or type(error).__name__
-    raise ValueError(
-      f"{where}: not JSON: {reason}, found {line[:40]!r}"
-    ) from None
+    reason = f"{str(error) or type(error).__name__}, found {line[:40]!r}"
+    raise ValueError(f"{where}: not JSON: {reason}") from None
   is_object = isinstance(found, Mapping)
   if not is_object or "index" not in found or not found.keys() & _ANSWERS:
     keys = f"keys {', '.join(found)}" if is_object else repr(found)[:40]
-    raise ValueError(
-      f"{where}: found {keys}, expected an object with"
-      ' "index" and "prediction" (or "error")'
-    )
+    expected = 'an object with "index" and "prediction" (or "error")'
+    raise ValueError(f"{where}: found {keys}, expected {expected}")
   number, answer = found["index"], "error" if is_bad(found) else "prediction"
   confidences = found.get("confidences", [])
   if type(number) is not int or number < 0:

@@ -98,23 +98,17 @@ def boxes(
   Raises:
     ValueError: an argument has another value.
   """
-  if not isinstance(masks, bool | str) or masks not in _MASKS:
-    raise ValueError(
-      f'boxes: masks={masks!r}, expected True, False or "optional".'
-    )
-  if not isinstance(at_least, int) or at_least < 0:
-    raise ValueError(f"boxes: at_least={at_least!r}, expected 0 or more.")
+  is_known = isinstance(masks, bool | str) and masks in _MASKS
+  _check_option("masks", masks, is_known, 'True, False or "optional"')
+  is_number = isinstance(at_least, int) and at_least >= 0
+  _check_option("at_least", at_least, is_number, "0 or more")
   fewest = max(at_least, 1)
   most = fewest if at_most is None else at_most
-  if not isinstance(most, int) or most < fewest:
-    raise ValueError(
-      f"boxes: at_most={at_most!r}, expected at least {fewest}, or None."
-    )
-  if not isinstance(separator, str) or separator.strip(" ;"):
-    raise ValueError(
-      f'boxes: separator={separator!r}, expected spaces and ";", which do not'
-      " belong to a label."
-    )
+  is_number = isinstance(most, int) and most >= fewest
+  _check_option("at_most", at_most, is_number, f"at least {fewest}, or None")
+  is_blank = isinstance(separator, str) and not separator.strip(" ;")
+  expected = 'spaces and ";", which do not belong to a label'
+  _check_option("separator", separator, is_blank, expected)
   # The last location cannot begin a box with an area.
   first, second_last, last = (
     language.TOKEN + tokenizer.loc_id(i) for i in (0, _LAST_LOC - 1, _LAST_LOC)
@@ -177,11 +171,9 @@ def _free_label():
 
 def _listed_labels(tokenizer, labels, separator):
   """Returns the expressions between boxes and after the last one."""
-  if not isinstance(labels, list | tuple) or not labels:
-    raise ValueError(
-      f"boxes: labels={labels!r:.60}, expected a list of them, or None for any;"
-      ' without labels, [""].'
-    )
+  is_list = isinstance(labels, list | tuple) and labels
+  expected = 'a list of them, or None for any; without labels, [""]'
+  _check_option("labels", labels, is_list, expected)
   for i, label in enumerate(labels):
     where = f"boxes: label {i}"
     _check_text(tokenizer, label, where)
@@ -201,6 +193,11 @@ def _listed_labels(tokenizer, labels, separator):
     inner.append(language.tokens(around[1:-1]))
     last.append(language.tokens(tokenizer.encode(f"<loc0000>{written}")[1:]))
   return language.Either(tuple(inner)), language.Either(tuple(last))
+
+
+def _check_option(name, value, is_right, expected):
+  if not is_right:
+    raise ValueError(f"boxes: {name}={value!r:.60}, expected {expected}.")
 
 
 def _check_text(tokenizer, text, where):
