@@ -91,7 +91,7 @@ def search(
     order = jnp.argsort(scores, axis=1, descending=True, stable=True)
     return _take_of_both(answers, more, order[:, :keep])
 
-  def choose(step, logits, live, answers, made_to_end):
+  def choose(step, logits, live, answers, appended):
     """Chooses token number `step` from logits f32[B, N, V].
 
     Returns the new beams, their parents, the best answers that ended, and the
@@ -126,13 +126,13 @@ def search(
       log_probs=live.log_probs.at[:, :, step].set(log_prob),
       total=jnp.where(has_ended, -jnp.inf, total),
     )
-    made_to_end = best(made_to_end, _answers(ending, step + 1, score))
+    appended = best(appended, _answers(ending, step + 1, score))
 
     total = jnp.where(ends, -jnp.inf, candidates.total)
     candidates = candidates._replace(total=total)
     first = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
     live = jax.tree.map(lambda x: take(x, first), candidates)
-    return live, take(parent, first), answers, made_to_end
+    return live, take(parent, first), answers, appended
 
   def unfinished(state):
     step, live, _, answers, _, _ = state
@@ -140,11 +140,11 @@ def search(
     return (step < max_len) & jnp.any(is_real & can_win)
 
   def advance(state):
-    step, live, parent, answers, made_to_end, cache = state
+    step, live, parent, answers, appended, cache = state
     token = live.tokens[:, :, step - 1]
     logits, cache = extend(reorder(cache, parent), token.reshape(-1))
     logits = logits.reshape(batch, beams, vocabulary)
-    chosen = choose(step, logits, live, answers, made_to_end)
+    chosen = choose(step, logits, live, answers, appended)
     return step + 1, *chosen, cache
 
   def empty(number):
@@ -163,9 +163,9 @@ def search(
   logits = jnp.broadcast_to(logits[:, None], (batch, beams, vocabulary))
   state = (1, *choose(0, logits, live, none, none), cache)
   state = jax.lax.while_loop(unfinished, advance, state)
-  step, live, _, answers, made_to_end, _ = state
+  step, live, _, answers, appended, _ = state
 
-  answers = _fill(answers, made_to_end)
+  answers = _fill(answers, appended)
   answers = _fill(answers, _answers(live, step, score))
   exists = is_real[:, None] & (answers.score > -jnp.inf)
 

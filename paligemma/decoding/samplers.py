@@ -1,4 +1,4 @@
-"""How answers are chosen: token by token, or among several whole answers.
+"""How answers are chosen: token by token, or among several complete answers.
 
 `Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens. Equal logits are
 ranked by token id, the lower first, so top-k and nucleus keep the same set on

@@ -63,11 +63,7 @@ class Perplexity(Evaluator):
   ) -> list[Row]:
     """Returns the sums of every usable example, in order.
 
-    Args:
-      model: hashable.
-      params: {"img": ..., "llm": ...}.
-      mesh: batches are split over its axis "data".
-      progress: see evaluator.Progress.
+    Arguments are those of Generate.predict.
 
     Returns:
       Per example, "nll" s_i: summed nll in nats of its supervised tokens, and

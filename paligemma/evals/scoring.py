@@ -25,9 +25,9 @@ def good(
     ValueError: there are examples, but none is left.
   """
   rows = list(zip(examples, *records, strict=True))
-  kept = [row for row in rows if not any(is_bad(line) for line in row[1:])]
+  kept = [row for row in rows if not any(map(is_bad, row[1:]))]
   if rows and not kept:
-    error = next(line["error"] for line in rows[0][1:] if is_bad(line))
+    error = next(filter(is_bad, rows[0][1:]))["error"]
     raise ValueError(
       f"none of {len(rows)} examples can be used, the first: {error}"
     )

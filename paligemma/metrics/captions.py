@@ -179,23 +179,25 @@ def ciders(
     return vectors, np.sqrt(squares), _num_words(counts)
 
   scores = []
-  for prediction, theirs in zip(predictions, references, strict=True):
-    ours = weighted(prediction)
-    similar = [_similarity(ours, weighted(r), clipped) for r in theirs]
+  for prediction, several in zip(predictions, references, strict=True):
+    caption = weighted(prediction)
+    similar = [_similarity(caption, weighted(r), clipped) for r in several]
     scores.append(10 * math.fsum(similar) / len(similar))
   return scores
 
 
-def _similarity(ours: Weighted, theirs: Weighted, clipped: bool) -> float:
+def _similarity(caption: Weighted, reference: Weighted, clipped: bool) -> float:
   """Returns the mean over n of the cosine of two captions' n-grams."""
+  vectors, norms, length = caption
+  reference_vectors, reference_norms, reference_length = reference
   products = np.zeros(LONGEST)
-  for n, (vector, reference) in enumerate(zip(ours[0], theirs[0], strict=True)):
-    for ngram, mine in vector.items():
-      weight = reference.get(ngram, 0.0)
-      products[n] += (min(mine, weight) if clipped else mine) * weight
-  norms = ours[1] * theirs[1]
+  for n, weights in enumerate(reference_vectors):
+    for ngram, x in vectors[n].items():
+      y = weights.get(ngram, 0.0)
+      products[n] += (min(x, y) if clipped else x) * y
+  norms = norms * reference_norms
   cosine = products / np.where(norms > 0, norms, 1)
-  difference = ours[2] - theirs[2] if clipped else 0
+  difference = length - reference_length if clipped else 0
   penalty = math.exp(-(difference**2) / (2 * SIGMA**2))
   return float(cosine.mean()) * penalty
 
@@ -213,10 +215,10 @@ def rouge_l(prediction: str, references: Sequence[str]) -> float:
   words = prediction.split(" ")
   precision = recall = 0.0
   for reference in references:
-    theirs = reference.split(" ")
-    common = common_subsequence(words, theirs)
+    reference_words = reference.split(" ")
+    common = common_subsequence(words, reference_words)
     precision = max(precision, common / len(words))
-    recall = max(recall, common / len(theirs))
+    recall = max(recall, common / len(reference_words))
   if not precision:
     return 0.0
   return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)

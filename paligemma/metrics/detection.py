@@ -16,10 +16,8 @@ from paligemma.metrics.metric import Example, Metric, pairs
 
 Size = tuple[int, int]
 
-# Of pycocotools: most detections that count per image and label, and the index
-# of each area range in its tables: small is below 32 x 32 pixels, large above
-# 96 x 96.
-MOST = 100
+# The index of each area range in the tables of pycocotools: small is below
+# 32 x 32 pixels, large above 96 x 96.
 _AREAS = {"": 0, "/small": 1, "/medium": 2, "/large": 3}
 _IOUS = {"AP": slice(None), "AP50": 0, "AP75": 5}
 
@@ -192,7 +190,6 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
     evaluation = cocoeval.COCOeval(truth, found, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-  assert evaluation.params.maxDets[-1] == MOST
   # [IoU threshold, recall, label, area, most detections], -1 if undefined
   precision = evaluation.eval["precision"][..., -1]
   scores = {}
@@ -208,9 +205,8 @@ def _size(example) -> Size:
   for key in ("height", "width"):
     value = answer_fields.read(example, key, f"image {key}")
     if not isinstance(value, int | np.integer) or value <= 0:
-      raise answer_fields.wrong(
-        example, key, "pixels of the original image, above 0"
-      )
+      expected = "pixels of the original image, above 0"
+      raise answer_fields.wrong(example, key, expected)
   return int(example["height"]), int(example["width"])
 
 
@@ -223,19 +219,14 @@ def _truth(example, answer_key, size):
       problem = problem or (not item.label and "box without label")
       problem = problem or (item.box is None and "label without box")
       if problem:
-        start, stop = item.span
-        raise answer_fields.wrong(
-          example,
-          answer_key,
-          "four locations and a label per object",
-          f' "{value[start:stop]:.40}": {problem}.',
-        )
+        expected = "four locations and a label per object"
+        hint = f' "{value[slice(*item.span)]:.40}": {problem}.'
+        raise answer_fields.wrong(example, answer_key, expected, hint)
       yield _annotation(item.label, item.box)
     return
   if not isinstance(value, list | tuple):
-    raise answer_fields.wrong(
-      example, answer_key, "a text, or a list of boxes with labels"
-    )
+    expected = "a text, or a list of boxes with labels"
+    raise answer_fields.wrong(example, answer_key, expected)
   for i, item in enumerate(value):
     if isinstance(item, Mapping):  # null counts as absent
       item = {key: x for key, x in item.items() if x is not None}

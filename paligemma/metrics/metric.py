@@ -1,7 +1,7 @@
 """The base of all metrics: numbers per example (rows), then scores over rows.
 
-Rows are computed once from the texts; scores over any selection of them (all, a
-group, a resample for a confidence interval) are computed from the rows alone.
+Rows are computed once from the texts, scores over any selection of rows (all, a
+group, a resample for a confidence interval) from the rows alone.
 """
 
 import dataclasses

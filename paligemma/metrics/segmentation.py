@@ -108,9 +108,8 @@ def mask_iou(
   y0, x0, y1, x1 = (locs / _LAST_LOC * (truth.shape * 2)).astype(int)
   if y1 <= y0 or x1 <= x0:
     return float("nan")
-  picture = Image.fromarray(decoded).resize(
-    (x1 - x0, y1 - y0), Image.Resampling.BILINEAR
-  )
+  size = x1 - x0, y1 - y0
+  picture = Image.fromarray(decoded).resize(size, Image.Resampling.BILINEAR)
   inside = np.asarray(picture) > 0
   common = np.count_nonzero(inside & truth[y0:y1, x0:x1])
   union = np.count_nonzero(truth) + np.count_nonzero(inside) - common
@@ -155,7 +154,6 @@ def _box(example, mask):
     return np.array(masks_lib.bounding_box(mask), np.float64)
   box = location.corners(example["box"])
   if box is None or not (box[:2] < box[2:]).all():
-    raise answer_fields.wrong(
-      example, "box", "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
-    )
+    expected = "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
+    raise answer_fields.wrong(example, "box", expected)
   return box

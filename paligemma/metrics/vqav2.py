@@ -133,9 +133,8 @@ class VQAv2(Metric):
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.texts(example, answer_key, "list of answers")
     if len(answers) < 2:
-      raise answer_fields.wrong(
-        example, answer_key, "the answers of several people"
-      )
+      expected = "the answers of several people"
+      raise answer_fields.wrong(example, answer_key, expected)
     row = {"acc": vqav2(prediction, answers)}
     if self.by_type:
       kind = answer_fields.choice(

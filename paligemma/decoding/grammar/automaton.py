@@ -221,8 +221,8 @@ def _by_text(automaton, pieces):
   effect = np.where(lengths > 0, 1, 0)
   for i in range(longest):
     alive = np.flatnonzero((lengths > i) & (effect > 0))
-    kind = class_of_byte[texts[alive, i]] % classes
-    codes = effect[alive] * classes + kind
+    byte_class = class_of_byte[texts[alive, i]] % classes
+    codes = effect[alive] * classes + byte_class
     codes, inverse = np.unique(codes, return_inverse=True)
     found = np.array([after(code) for code in codes], np.int64)
     effect[alive] = found[inverse]
