@@ -3,7 +3,6 @@
 Axes: B prompts, N beams of each, L tokens of an answer, V vocabulary.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +16,8 @@ from paligemma.decoding.decoded import Decoded
 from paligemma.decoding.grammar import automaton
 
 Cache = Any  # a pytree of arrays
+# Like a cache, with the batch axis and the position axis of each leaf, or None.
+Axes = Any
 
 
 class _Live(NamedTuple):
@@ -40,7 +41,7 @@ def search(
   sampler: samplers.Beam,
   grammar: automaton.Grammar | None,
   keep: int,
-  max_decode_len: int,
+  max_len: int,
   eos_id: int,
   pad_id: int,
 ) -> Decoded:
@@ -51,15 +52,14 @@ def search(
   at least N continue, and the best N are the beams of the next step. Those that
   end and are among the first N become answers; the best are kept.
 
-  A prompt is done when no beam can beat the answers kept any more. The best
-  score that a beam can reach is known, because its log-probability never rises
-  and the penalty is largest at L tokens. So stopping early changes no result.
+  A prompt is done when no beam can beat the answers kept any more: the
+  log-probability of a beam never rises, and the penalty is largest at L tokens.
+  So stopping early changes no result.
 
   If the length limit comes first, missing answers are filled in as in
   big_vision, where every beam may end at every step, however improbable: by the
-  best of all beams of all steps with eos appended. So if no answer ended, the
-  best one is that of big_vision. Only if no beam can end, because no token is
-  eos, are beams cut at L tokens.
+  best of all beams of all steps with eos appended. Only if no beam can end,
+  because no token is eos, are beams cut at L tokens.
 
   Sources: Wu et al. 2016, arXiv:1609.08144, section 7, for the penalty; it
   also prunes by score, which we do not. The two sets, beams and answers, are
@@ -76,17 +76,10 @@ def search(
     cache: of B * N sequences; the N of a prompt are adjacent and equal.
     is_real: whether to answer a prompt.
     extend: feeds one token of each beam to the model: next logits and cache.
-    reorder: returns the cache in which beam n of prompt b has what its beam
-      parent[b, n] had.
-    sampler: beam size N and length penalty.
-    grammar: the answers that are allowed, or None: see decode.generate. If
-      fewer than N can continue, the other beams have log-probability -inf.
-    keep: number of answers to return, at most N.
-    max_decode_len: L.
-    eos_id, pad_id: see decode.generate.
-
-  Returns:
-    Decoded, with `keep` answers to each prompt, the best first.
+    reorder: the function below, of cache and parent.
+    grammar: if fewer than N beams can continue, the others have
+      log-probability -inf.
+    keep: number of answers to return, at most N, the best first.
   """
   (batch, vocabulary), beams = logits.shape, sampler.beam_size
 
@@ -94,32 +87,28 @@ def search(
     return samplers.score(total, num_tokens, sampler.length_penalty)
 
   def best(answers, more):
-    """Returns the best `keep` answers of both, in order."""
-    both = jax.tree.map(_beside, answers, more)
-    order = jnp.argsort(both.score, axis=1, descending=True, stable=True)
-    return jax.tree.map(lambda x: take(x, order[:, :keep]), both)
+    scores = jnp.concatenate([answers.score, more.score], axis=1)
+    order = jnp.argsort(scores, axis=1, descending=True, stable=True)
+    return _take_of_both(answers, more, order[:, :keep])
 
-  def choose(step, logits, live, answers, made_to_end):
+  def choose(step, logits, live, answers, appended):
     """Chooses token number `step` from logits f32[B, N, V].
 
-    Returns the new beams, their parents, the answers that ended, and the best
-    beams with eos appended.
+    Returns the new beams, their parents, the best answers that ended, and the
+    best beams with eos appended.
     """
     log_probs = jax.nn.log_softmax(logits)
-    left = max_decode_len - step
+    left = max_len - step
     allowed = automaton.restrict(grammar, live.grammar_state, log_probs, left)
     total, chosen = _top(live.total[:, :, None] + allowed, 2 * beams)
     parent, token = jnp.divmod(chosen, vocabulary)
     log_prob = jax.vmap(lambda row, *at: row[at])(log_probs, parent, token)
+    before = jax.tree.map(lambda x: take(x, parent), live)
     candidates = _Live(
-      tokens=take(live.tokens, parent).at[:, :, step].set(token),
-      log_probs=take(live.log_probs, parent).at[:, :, step].set(log_prob),
-      total=total,
-      grammar_state=automaton.advance(
-        grammar,
-        jax.tree.map(lambda x: take(x, parent), live.grammar_state),
-        token,
-      ),
+      before.tokens.at[:, :, step].set(token),
+      before.log_probs.at[:, :, step].set(log_prob),
+      total,
+      automaton.advance(grammar, before.grammar_state, token),
     )
     ends = token == eos_id
 
@@ -137,29 +126,29 @@ def search(
       log_probs=live.log_probs.at[:, :, step].set(log_prob),
       total=jnp.where(has_ended, -jnp.inf, total),
     )
-    made_to_end = best(made_to_end, _answers(ending, step + 1, score))
+    appended = best(appended, _answers(ending, step + 1, score))
 
     total = jnp.where(ends, -jnp.inf, candidates.total)
-    going_on = candidates._replace(total=total)
+    candidates = candidates._replace(total=total)
     first = jnp.argsort(ends, axis=1, stable=True)[:, :beams]
-    live = jax.tree.map(lambda x: take(x, first), going_on)
-    return live, take(parent, first), answers, made_to_end
+    live = jax.tree.map(lambda x: take(x, first), candidates)
+    return live, take(parent, first), answers, appended
 
   def unfinished(state):
     step, live, _, answers, _, _ = state
-    can_win = score(live.total[:, 0], max_decode_len) > answers.score[:, -1]
-    return (step < max_decode_len) & jnp.any(is_real & can_win)
+    can_win = score(live.total[:, 0], max_len) > answers.score[:, -1]
+    return (step < max_len) & jnp.any(is_real & can_win)
 
   def advance(state):
-    step, live, parent, answers, made_to_end, cache = state
+    step, live, parent, answers, appended, cache = state
     token = live.tokens[:, :, step - 1]
     logits, cache = extend(reorder(cache, parent), token.reshape(-1))
     logits = logits.reshape(batch, beams, vocabulary)
-    chosen = choose(step, logits, live, answers, made_to_end)
+    chosen = choose(step, logits, live, answers, appended)
     return step + 1, *chosen, cache
 
   def empty(number):
-    shape = (batch, number, max_decode_len)
+    shape = (batch, number, max_len)
     return _Live(
       tokens=jnp.full(shape, pad_id, jnp.int32),
       log_probs=jnp.zeros(shape, jnp.float32),
@@ -174,17 +163,17 @@ def search(
   logits = jnp.broadcast_to(logits[:, None], (batch, beams, vocabulary))
   state = (1, *choose(0, logits, live, none, none), cache)
   state = jax.lax.while_loop(unfinished, advance, state)
-  step, live, _, answers, made_to_end, _ = state
+  step, live, _, answers, appended, _ = state
 
-  answers = _fill(answers, made_to_end)
+  answers = _fill(answers, appended)
   answers = _fill(answers, _answers(live, step, score))
-  is_one = is_real[:, None] & (answers.score > -jnp.inf)
-  return Decoded(
-    tokens=jnp.where(is_one[:, :, None], answers.tokens, pad_id),
-    log_probs=jnp.where(is_one[:, :, None], answers.log_probs, 0.0),
-    num_tokens=jnp.where(is_one, answers.num_tokens, 0),
-    score=jnp.where(is_one, answers.score, -jnp.inf),
-  )
+  exists = is_real[:, None] & (answers.score > -jnp.inf)
+
+  def existing(x, missing):
+    is_kept = jnp.expand_dims(exists, range(2, x.ndim))
+    return jnp.where(is_kept, x, missing)
+
+  return jax.tree.map(existing, answers, none)
 
 
 def _fill(answers, others) -> Decoded:
@@ -193,20 +182,20 @@ def _fill(answers, others) -> Decoded:
   found = jnp.sum(answers.score > -jnp.inf, axis=1, keepdims=True)
   rank = jnp.arange(keep)[None]
   order = jnp.where(rank < found, rank, keep + rank - found)
-  return jax.tree.map(lambda x, y: take(_beside(x, y), order), answers, others)
+  return _take_of_both(answers, others, order)
+
+
+def _take_of_both(answers, others, order) -> Decoded:
+  def of_both(x, y):
+    return take(jnp.concatenate([x, y], axis=1), order)
+
+  return jax.tree.map(of_both, answers, others)
 
 
 def _answers(live, num_tokens, score) -> Decoded:
-  return Decoded(
-    tokens=live.tokens,
-    log_probs=live.log_probs,
-    num_tokens=jnp.full(live.total.shape, num_tokens, jnp.int32),
-    score=score(live.total, num_tokens),
-  )
-
-
-def _beside(x, y):
-  return jnp.concatenate([x, y], axis=1)
+  lengths = jnp.full(live.total.shape, num_tokens, jnp.int32)
+  total = score(live.total, num_tokens)
+  return Decoded(live.tokens, live.log_probs, lengths, total)
 
 
 def take(
@@ -249,68 +238,13 @@ def _top(x, k):
   return values.T, indices.T
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheLayout:
-  """Axes of a cache, by which beams share and exchange its entries.
-
-  Attributes:
-    axes: of every leaf, the batch axis and the position axis; None if it has
-      none.
-    prompt_len: number of positions of the prompt, which come first.
-  """
-
-  axes: tuple[tuple[int | None, int | None], ...]
-  prompt_len: int
-
-  def repeat(self, cache: Cache, number: int) -> Cache:
-    """Repeats every sequence of a cache; the copies are adjacent."""
-
-    def repeat(x, batch, positions):
-      del positions
-      return x if batch is None else jnp.repeat(x, number, axis=batch)
-
-    return self._map(repeat, cache)
-
-  def reorder(self, cache: Cache, parent: Int[Array, "B N"]) -> Cache:
-    """Gives beam n of prompt b what its beam parent[b, n] had.
-
-    All beams of a prompt share its positions, so only later ones are copied.
-    """
-
-    def reorder(x, batch, positions):
-      if batch is None:
-        return x
-      new = x
-      if positions is not None:
-        new = jax.lax.slice_in_dim(x, self.prompt_len, None, axis=positions)
-      beams = new.reshape(
-        *new.shape[:batch], *parent.shape, *new.shape[batch + 1 :]
-      )
-      pick = functools.partial(jnp.take, mode="clip", axis=batch)
-      beams = jax.vmap(pick, (batch, 0), batch)(beams, parent)
-      new = beams.reshape(new.shape)
-      if positions is None:
-        return new
-      return jax.lax.dynamic_update_slice_in_dim(
-        x, new, self.prompt_len, positions
-      )
-
-    return self._map(reorder, cache)
-
-  def _map(self, function, cache):
-    leaves, treedef = jax.tree.flatten(cache)
-    return treedef.unflatten(
-      [function(x, *axes) for x, axes in zip(leaves, self.axes, strict=True)]
-    )
-
-
-def find_layout(
+def find_axes(
   prefill: Callable[..., tuple[jax.Array, Cache]],
   cache: Cache,
   prompt: tuple[Shaped[Array, "B S ..."], ...],
   cache_size: int,
-) -> CacheLayout:
-  """Finds the axes of a cache, whatever the model keeps in it.
+) -> Axes:
+  """Finds the batch axis and the position axis of every leaf of a cache.
 
   They are those that grow with one example and with two positions more. The
   shapes of that larger cache are evaluated abstractly.
@@ -318,22 +252,54 @@ def find_layout(
   Args:
     prefill: function (*prompt, cache_size) -> (logits, cache).
     cache: what it returned for `prompt` and `cache_size`.
-    prompt: arrays of the prompt.
-    cache_size: number of positions.
   """
 
   def one_more(x):
     return jax.ShapeDtypeStruct((x.shape[0] + 1, *x.shape[1:]), x.dtype)
-
-  _, larger = jax.eval_shape(
-    functools.partial(prefill, cache_size=cache_size + 2),
-    *map(one_more, prompt),
-  )
 
   def axes(x, larger):
     shapes = zip(jnp.shape(x), larger.shape, strict=True)
     growth = [after - before for before, after in shapes]
     return tuple(growth.index(n) if n in growth else None for n in (1, 2))
 
-  leaves = zip(jax.tree.leaves(cache), jax.tree.leaves(larger), strict=True)
-  return CacheLayout(tuple(axes(*pair) for pair in leaves), prompt[0].shape[1])
+  prefill = functools.partial(prefill, cache_size=cache_size + 2)
+  _, larger = jax.eval_shape(prefill, *map(one_more, prompt))
+  return jax.tree.map(axes, cache, larger)
+
+
+def repeat(cache: Cache, axes: Axes, number: int) -> Cache:
+  """Repeats every sequence of a cache; the copies are adjacent."""
+
+  def repeated(x, axes):
+    batch, _ = axes
+    return x if batch is None else jnp.repeat(x, number, axis=batch)
+
+  return jax.tree.map(repeated, cache, axes)
+
+
+def reorder(
+  axes: Axes, prompt_len: int, cache: Cache, parent: Int[Array, "B N"]
+) -> Cache:
+  """Gives beam n of prompt b what its beam parent[b, n] had.
+
+  All beams of a prompt share its positions, the first `prompt_len`, so only
+  later ones are copied.
+  """
+
+  def reordered(x, axes):
+    batch, positions = axes
+    if batch is None:
+      return x
+    new = x
+    if positions is not None:
+      new = jax.lax.slice_in_dim(x, prompt_len, None, axis=positions)
+    before, after = new.shape[:batch], new.shape[batch + 1 :]
+    beams = new.reshape(*before, *parent.shape, *after)
+    pick = functools.partial(jnp.take, mode="clip", axis=batch)
+    beams = jax.vmap(pick, (batch, 0), batch)(beams, parent)
+    new = beams.reshape(new.shape)
+    if positions is None:
+      return new
+    return jax.lax.dynamic_update_slice_in_dim(x, new, prompt_len, positions)
+
+  return jax.tree.map(reordered, cache, axes)

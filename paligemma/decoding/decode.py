@@ -44,10 +44,9 @@ def generate(
   then sharded like the batch.
 
   Args:
-    model: a Model with embed_image_and_text, prefill_cache, embed_text and
-      extend_cache; hashable.
-    params: its parameters, {"img": ..., "llm": ...}.
-    batch: a batch of prompts, without the answer:
+    model: hashable.
+    params: {"img": ..., "llm": ...}.
+    batch: prompts, without the answer; other keys are ignored:
       image: f32[B, H, W, 3] in [-1, 1]; not for a model without image tower.
       image_embedding: f32[B, N, D] instead of image, see `embed_images`.
       image_index: i32[B], optional; index of each prompt's image. Then there
@@ -58,25 +57,18 @@ def generate(
       mask_input: bool[B, T], True on the prompt, False on padding.
       _mask: bool[B], optional; False on examples that only fill up the batch,
         which are not decoded. Default: all True.
-      Other keys are ignored.
     max_decode_len: L, most tokens to decode, eos included.
-    sampler: a sampler or a string for samplers.make: "greedy" (default),
-      "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
+    sampler: see samplers.make: "nucleus(p=0.9)", "beam(beam_size=4)".
     num_answers: how many of the answers that Beam or BestOf finds to return,
       best first, on a second axis of every array. Default: the best one,
       without that axis.
     rng: key for a stochastic sampler; token n uses fold_in(rng, n).
-    grammar: the answers that are allowed, of grammar.make: tokens are chosen
-      among those that continue an allowed answer, and every answer ends within
-      the length limit. It is an argument of the program: another grammar of the
-      same shape needs no compilation. Default: all answers are allowed.
-    eos_id: token that ends an answer. Default 1.
-    pad_id: token written after it. Default 0.
+    grammar: the answers that are allowed, see grammar.make. Another one of the
+      same shape needs no compilation. Default: all answers.
+    eos_id: token that ends an answer.
+    pad_id: token written after it.
     prompt_buckets: ascending lengths; T is padded to the first one that is not
-      smaller, if any. Answers do not depend on it. () pads nothing.
-
-  Returns:
-    Decoded.
+      smaller, if any. Answers do not depend on it.
 
   Raises:
     ValueError: a key is missing, the batch is in the training layout, numbers
@@ -127,12 +119,8 @@ def embed_images(
       about = {"image_embedding": seen, "image_index": np.array([0, 0, 0, 1])}
       decode.generate(model, params, prompts | about, max_decode_len=32)
 
-  Args:
-    model, params: as in `generate`.
-    image: M images, or videos of F frames, in [-1, 1].
-
-  Returns:
-    N image tokens per image, of the width D of the decoder.
+  Images, or videos of F frames, are in [-1, 1]; each becomes N image tokens of
+  the width D of the decoder.
   """
   embedding, _ = model.apply({"params": params}, image, method="embed_image")
   return embedding
@@ -149,12 +137,10 @@ def _answers_per_prompt(sampler):
 
 def _inputs(model, batch):
   """Returns the arrays of a batch that describe images, and those of text."""
+  expected = _TEXT_KEYS if model.img is None else ("image", *_TEXT_KEYS)
   image_keys = [key for key in ("image", "image_embedding") if key in batch]
-  missing = [key for key in _TEXT_KEYS if key not in batch]
-  if model.img is not None and not image_keys:
-    missing.insert(0, "image")
-  if missing:
-    expected = _TEXT_KEYS if model.img is None else ("image", *_TEXT_KEYS)
+  found = {*batch, "image"} if image_keys else batch
+  if missing := [key for key in expected if key not in found]:
     raise ValueError(
       f"The batch to decode has no {', '.join(missing)}, expected"
       f" {', '.join(expected)}; found {', '.join(sorted(batch))}."
@@ -172,31 +158,28 @@ def _inputs(model, batch):
       "The batch to decode has image and image_embedding, expected one of them."
     )
   images = {key: batch[key] for key in image_keys}
-  number, rows = len(batch[image_keys[0]]), len(batch["text"])
-  if "image_index" in batch:
-    images["image_index"] = _checked_index(batch["image_index"], number, rows)
-  elif number != rows:
+  num_images, num_prompts = len(batch[image_keys[0]]), len(batch["text"])
+  if "image_index" not in batch:
+    if num_images != num_prompts:
+      raise ValueError(
+        f"The batch to decode has {num_images} images and {num_prompts}"
+        " prompts: say in image_index which image each prompt is about."
+      )
+    return images, text
+  index = batch["image_index"]
+  on_host = not isinstance(index, jax.Array)
+  index = np.asarray(index) if on_host else index
+  if index.shape != (num_prompts,):
     raise ValueError(
-      f"The batch to decode has {number} images and {rows} prompts: say in"
-      " image_index which image each prompt is about."
+      f"image_index has shape {index.shape}, expected ({num_prompts},): an"
+      " image for each prompt."
     )
-  return images, text
-
-
-def _checked_index(index, number, rows):
-  """Checks image_index; its values only if they are not on a device."""
-  index = index if isinstance(index, jax.Array) else np.asarray(index)
-  if index.shape != (rows,):
-    raise ValueError(
-      f"image_index has shape {index.shape}, expected ({rows},): an image for"
-      " each prompt."
-    )
-  if isinstance(index, np.ndarray) and not set(index) <= set(range(number)):
+  if on_host and not set(index) <= set(range(num_images)):
     raise ValueError(
       f"image_index goes from {index.min()} to {index.max()}, expected 0 to"
-      f" {number - 1}: the batch has {number} images."
+      f" {num_images - 1}: the batch has {num_images} images."
     )
-  return index
+  return images | {"image_index": index}, text
 
 
 def _pad_prompts(text, buckets):
@@ -206,13 +189,13 @@ def _pad_prompts(text, buckets):
   if bucket == length:
     return text
 
-  def pad(x, filling):
+  def pad(x, value):
     numpy = jnp if isinstance(x, jax.Array) else np
-    room = [(0, 0), (0, bucket - length)]
-    return numpy.pad(x, room, constant_values=filling)
+    width = [(0, 0), (0, bucket - length)]
+    return numpy.pad(x, width, constant_values=value)
 
-  filling = {"text": 0, "mask_ar": 1, "mask_input": False}
-  return {key: pad(x, filling[key]) for key, x in text.items()}
+  values = {"text": 0, "mask_ar": 1, "mask_input": False}
+  return {key: pad(x, values[key]) for key, x in text.items()}
 
 
 @functools.partial(
@@ -237,42 +220,34 @@ def program(
   """The compiled part of `generate`; is_real says which prompts to answer."""
   variables = {"params": params}
 
-  def prefill(x, input_mask, mask_ar, *, cache_size):
-    logits, cache = model.apply(
-      variables,
-      x,
-      input_mask,
-      mask_ar,
-      cache_size=cache_size,
-      method="prefill_cache",
-      mutable=["cache"],
-    )
+  def apply(variables, *args, **options):
+    logits, cache = model.apply(variables, *args, mutable=["cache"], **options)
     return logits[:, 0].astype(jnp.float32), cache
+
+  prefill = functools.partial(apply, variables, method="prefill_cache")
 
   def extend(cache, token):
     x, _ = model.apply(variables, token[:, None], method="embed_text")
-    logits, cache = model.apply(
-      variables | cache, x, method="extend_cache", mutable=["cache"]
-    )
-    return logits[:, 0].astype(jnp.float32), cache
+    return apply(variables | cache, x, method="extend_cache")
 
   # The first token comes from the prefill and each later one from a step, so
   # the last token is never fed to the model.
   prompt = _embed(model, variables, images, text)
-  cache_size = prompt[0].shape[1] + max_decode_len - 1
+  prompt_len = prompt[0].shape[1]
+  cache_size = prompt_len + max_decode_len - 1
   logits, cache = prefill(*prompt, cache_size=cache_size)
 
   limits = {
     "grammar": grammar,
-    "max_decode_len": max_decode_len,
+    "max_len": max_decode_len,
     "eos_id": eos_id,
     "pad_id": pad_id,
   }
   sample = functools.partial(_sample, extend=extend, rng=rng, **limits)
   number = _answers_per_prompt(sampler)
   if isinstance(sampler, samplers.Beam | samplers.BestOf):
-    layout = beam.find_layout(prefill, cache, prompt, cache_size)
-    cache = layout.repeat(cache, number)
+    axes = beam.find_axes(prefill, cache, prompt, cache_size)
+    cache = beam.repeat(cache, axes, number)
   match sampler:
     case samplers.Beam():
       decoded = beam.search(
@@ -280,7 +255,7 @@ def program(
         cache,
         is_real,
         extend=extend,
-        reorder=layout.reorder,
+        reorder=functools.partial(beam.reorder, axes, prompt_len),
         sampler=sampler,
         keep=num_answers or 1,
         **limits,
@@ -292,18 +267,15 @@ def program(
     case _:
       decoded = sample(logits, cache, is_real, sampler=sampler)
       decoded = jax.tree.map(lambda x: x[:, None], decoded)
-  if num_answers is None:
-    return jax.tree.map(lambda x: x[:, 0], decoded)
-  return jax.tree.map(lambda x: x[:, :num_answers], decoded)
+  kept = 0 if num_answers is None else slice(num_answers)
+  return jax.tree.map(lambda x: x[:, kept], decoded)
 
 
 def _embed(model, variables, images, text):
   """Returns the prompt as embeddings and masks; each image is embedded once."""
-  image = images.get("image")
-  if "image_embedding" in images or "image_index" in images:
-    if image is None:
-      image = images["image_embedding"]
-    else:
+  image = images.get("image", images.get("image_embedding"))
+  if images.keys() - {"image"}:
+    if "image" in images:
       image, _ = model.apply(variables, image, method="embed_image")
     if "image_index" in images:
       image = jnp.take(image, images["image_index"], axis=0)
@@ -327,24 +299,13 @@ class _Embedded(nn.Module):
 
 
 def _sample(
-  logits,
-  cache,
-  is_real,
-  *,
-  extend,
-  rng,
-  sampler,
-  grammar,
-  max_decode_len,
-  eos_id,
-  pad_id,
+  logits, cache, is_real, extend, rng, sampler, grammar, max_len, eos_id, pad_id
 ) -> Decoded:
   """Samples one answer per prompt from logits f32[B, V] of the first token."""
 
   def choose(step, logits, ended, grammar_state, decoded):
-    """Chooses token number `step` from logits f32[B, V]."""
     key = None if rng is None else jax.random.fold_in(rng, step)
-    left = max_decode_len - step
+    left = max_len - step
     allowed = automaton.restrict(grammar, grammar_state, logits, left)
     token = jnp.where(ended, pad_id, sampler(allowed, key))
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
@@ -361,14 +322,14 @@ def _sample(
 
   def unfinished(state):
     step, _, ended, *_ = state
-    return (step < max_decode_len) & ~jnp.all(ended)
+    return (step < max_len) & ~jnp.all(ended)
 
   def advance(state):
     step, token, ended, grammar_state, decoded, cache = state
     logits, cache = extend(cache, token)
     return step + 1, *choose(step, logits, ended, grammar_state, decoded), cache
 
-  shape = (len(logits), max_decode_len)
+  shape = (len(logits), max_len)
   empty = Decoded(
     tokens=jnp.full(shape, pad_id, jnp.int32),
     log_probs=jnp.zeros(shape, jnp.float32),

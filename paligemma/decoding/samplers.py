@@ -1,4 +1,4 @@
-"""How answers are chosen: token by token, or among several whole answers.
+"""How answers are chosen: token by token, or among several complete answers.
 
 `Greedy`, `Temperature`, `TopK` and `Nucleus` choose tokens. Equal logits are
 ranked by token id, the lower first, so top-k and nucleus keep the same set on
@@ -24,13 +24,9 @@ Ids = Int[Array, " B"]
 
 @runtime_checkable
 class Sampler(Protocol):
-  """Chooses one token id per example from the logits of the next token.
+  """Chooses one token id per example from the logits of the next token."""
 
-  Attributes:
-    stochastic: whether it needs a random key; if not, rng may be None.
-  """
-
-  stochastic: ClassVar[bool]
+  stochastic: ClassVar[bool]  # whether it needs a key; if not, rng may be None
 
   def __call__(self, logits: Logits, rng: jax.Array | None) -> Ids: ...
 
@@ -71,12 +67,8 @@ class Temperature:
 class TopK:
   """A draw from the k most probable tokens, renormalised.
 
-  Exactly k tokens are kept, of equal ones those with lower ids. With k at or
-  above the vocabulary size this is `Temperature`.
-
-  Attributes:
-    k: tokens kept, at least 1.
-    temperature: as in `Temperature`; the same tokens are kept for any.
+  Exactly k tokens are kept, whatever the temperature. With k at or above the
+  vocabulary size this is `Temperature`.
 
   Source: Fan et al. 2018, "Hierarchical Neural Story Generation", section 5.1.
   """
@@ -116,8 +108,7 @@ class Nucleus:
 
   def __post_init__(self):
     _check_temperature(self)
-    if not 0 < self.p <= 1:
-      raise ValueError(f"Nucleus: p={self.p}, expected a mass in (0, 1].")
+    _check(self, "p", 0 < self.p <= 1, "a mass in (0, 1]")
 
   def __call__(self, logits: Logits, rng: jax.Array) -> Ids:
     ids = jnp.argsort(logits, axis=-1, descending=True, stable=True)
@@ -171,11 +162,9 @@ class BestOf:
   def __post_init__(self):
     _check_count(self, "n")
     _check_length_penalty(self)
-    if not callable(self.sampler) or not self.sampler.stochastic:
-      raise ValueError(
-        f"BestOf: sampler={self.sampler}, expected one that draws tokens at"
-        " random, such as Temperature() or Nucleus()."
-      )
+    draws = callable(self.sampler) and self.sampler.stochastic
+    expected = "one that draws tokens at random, such as Temperature()"
+    _check(self, "sampler", draws, f"{expected} or Nucleus()")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +191,9 @@ AnySampler = Sampler | Beam | BestOf
 
 
 def make(sampler: str | Callable | AnySampler) -> AnySampler:
-  """Builds a sampler from a string or a function.
+  """Builds a sampler from a string or a function, see OfFunction.
 
-  Args:
-    sampler: a sampler, which is returned unchanged; a function, see OfFunction;
-      or a string with a name in SAMPLERS:
+  A sampler is returned unchanged. A string has a name in SAMPLERS:
 
       greedy
       nucleus(0.9)
@@ -237,13 +224,9 @@ def score(
 
       score(Y) = log P(Y | X) / lp(Y),   lp(Y) = ((5 + |Y|) / (5 + 1)) ** alpha
 
-  Alpha = 0 ranks by probability. The larger alpha, the longer the answers,
-  because a log-probability is negative and lp grows with the length.
-
-  Args:
-    log_prob: log P(Y | X), of whole answers.
-    num_tokens: |Y|, eos included.
-    length_penalty: alpha.
+  |Y| includes eos. A length_penalty, alpha, of 0 ranks by probability. The
+  larger alpha, the longer the answers, because a log-probability is negative
+  and lp grows with the length.
 
   Source: Wu et al. 2016, "Google's Neural Machine Translation System",
   arXiv:1609.08144, equation 14 without coverage. Its best alpha was 0.2.
@@ -254,32 +237,29 @@ def score(
 
 def _draw(rng, logits, ids):
   """Draws one of ids i32[B, K] for each example, by logits f32[B, K]."""
-  rank = jax.random.categorical(rng, logits)
-  return jnp.take_along_axis(ids, rank[:, None], axis=-1)[:, 0].astype(
-    jnp.int32
-  )
+  rank = jax.random.categorical(rng, logits)[:, None]
+  return jnp.take_along_axis(ids, rank, axis=-1)[:, 0].astype(jnp.int32)
+
+
+def _check(sampler, field, is_right, expected):
+  if not is_right:
+    raise ValueError(
+      f"{type(sampler).__name__}: {field}={getattr(sampler, field)!r},"
+      f" expected {expected}."
+    )
 
 
 def _check_temperature(sampler):
-  if not sampler.temperature > 0:
-    raise ValueError(
-      f"{type(sampler).__name__}: temperature={sampler.temperature}, expected"
-      ' a positive number; for the most probable token use "greedy".'
-    )
+  expected = 'a positive number; for the most probable token use "greedy"'
+  _check(sampler, "temperature", sampler.temperature > 0, expected)
 
 
 def _check_count(sampler, field):
   value = getattr(sampler, field)
-  if not isinstance(value, int) or value < 1:
-    raise ValueError(
-      f"{type(sampler).__name__}: {field}={value!r}, expected a whole number of"
-      " at least 1."
-    )
+  is_count = isinstance(value, int) and value >= 1
+  _check(sampler, field, is_count, "a whole number of at least 1")
 
 
 def _check_length_penalty(sampler):
-  if not sampler.length_penalty >= 0:
-    raise ValueError(
-      f"{type(sampler).__name__}: length_penalty={sampler.length_penalty},"
-      " expected 0 or more."
-    )
+  is_right = sampler.length_penalty >= 0
+  _check(sampler, "length_penalty", is_right, "0 or more")

@@ -1,4 +1,4 @@
-"""What all evaluators share: a source whose examples come in batches."""
+"""The base of evaluators: a source whose examples come in batches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,10 +23,10 @@ class Evaluator:
     source: the examples.
     preprocess: makes the arrays of an example.
     batch_size: examples per batch over all processes.
-    limit: evaluate only the first `limit` examples. Default None: all.
-    num_workers: data worker processes. Default 0: none.
+    limit: evaluate only the first `limit` examples. Default: all.
+    num_workers: data worker processes.
     on_bad: key of batches.ON_BAD: what happens to an example that cannot be
-      used. "stop" (default) raises; "skip" logs it and leaves it out.
+      used. "stop" raises; "skip" logs it and leaves it out.
   """
 
   name: str

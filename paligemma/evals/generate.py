@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -30,17 +30,14 @@ class Generate(Evaluator):
 
   Attributes:
     preprocess: in the evaluation layout (train=False).
-    tokenizer: decodes ids; gives eos_id and pad_id.
     max_decode_len: most tokens of a prediction.
-    sampler: a sampler, or a string for samplers.make, such as "greedy"
-      (default), "nucleus(p=0.9)", "beam(beam_size=4)" or "best_of(n=8)".
-    metric: a metric, or a string for metrics.make such as "vqa(lower=True)";
-      None only predicts. Default "exact_match". A metric with an argument
-      `confidences`, as detection, gets those of the boxes in each prediction.
+    sampler: see samplers.make: "greedy", "nucleus(p=0.9)", "beam(beam_size=4)".
+    metric: see metrics.make: "vqa(lower=True)"; None only predicts. A metric
+      with an argument `confidences`, as detection, gets those of the boxes in
+      each prediction.
     answer_key: field with the answer or answers, after the preprocess's ops.
-      Default "suffix".
-    grammar: the answers that are allowed, or a string for grammar.make such as
-      'boxes(["cat", "dog"])' or 'choices("yes", "no")'. Default None: all.
+    grammar: the answers that are allowed, see grammar.make:
+      'boxes(["cat", "dog"])', 'choices("yes", "no")'. Default: all.
     on_bad: as of Evaluator; with "skip", the line of an unusable example holds
       an error instead of a prediction.
     Others: as of Evaluator.
@@ -61,15 +58,14 @@ class Generate(Evaluator):
     mesh: Mesh,
     *,
     output_dir: epath.PathLike | None = None,
-    rng: jax.Array | None = None,
-    progress: Progress | None = None,
+    **options: Any,
   ) -> dict[str, float]:
     """Decodes all examples and returns the metric over them.
 
     Args:
-      model, params, mesh, rng, progress: as in `predict`.
       output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, which
-        is replaced as a whole or not at all. Default None: not written.
+        is replaced as a whole or not at all. Default: not written.
+      **options: rng and progress, as in `predict`.
 
     Returns:
       The metric over the usable examples; num_examples, their number; and with
@@ -85,7 +81,7 @@ class Generate(Evaluator):
         path = epath.Path(output_dir) / self.name / "predictions.jsonl"
         temporary = stack.enter_context(disk.file(path))
       records, examples = self.predict(
-        model, params, mesh, path=temporary, rng=rng, progress=progress
+        model, params, mesh, path=temporary, **options
       )
     scores = {}
     if metric is not None:
@@ -113,11 +109,11 @@ class Generate(Evaluator):
     all others; the model gets none of them. Process 0 writes the file.
 
     Args:
-      model: a Model, hashable.
-      params: its parameters, {"img": ..., "llm": ...}.
+      model: hashable.
+      params: {"img": ..., "llm": ...}.
       mesh: batches are split over its axis "data".
       rng: key for a stochastic sampler; batch n uses fold_in(rng, n).
-      path: file to append each batch to, see predictions.py. Default None.
+      path: file to append each batch to, see predictions.py. Default: none.
       settings: what the predictions depend on, as JSON values. The file is
         continued after its last complete batch if it was begun with the same,
         see predictions.resume. Default: the file does not exist yet.
@@ -134,50 +130,48 @@ class Generate(Evaluator):
     """
     if self.batch_size < 1:
       raise ValueError(f"batch_size is {self.batch_size}, expected 1 or more")
-    if isinstance(self.sampler, str):
-      samplers.make(self.sampler)  # fails before the file is made
-    allowed = self.grammar
-    if allowed is not None:
-      allowed = grammar_lib.make(allowed, self.tokenizer)
-    records = self._kept(path, settings)
-    examples = []
-    if self.metric is not None:
-      examples = self.examples(len(records))
+    samplers.make(self.sampler)  # fails before the file is made
+    grammar = self.grammar
+    if grammar is not None:
+      grammar = grammar_lib.make(grammar, self.tokenizer)
+    records = self._resume(path, settings)
+    examples = self.examples(len(records)) if self.metric is not None else []
     progress = progress or (lambda done, total: None)
     progress(len(records), len(self))
+    start = -(-len(records) // self.batch_size)
+    prepare = _WithExample(self.preprocess, self.answer_key, self._reads_size)
+    batches = self.batches(prepare)
+    batches = dataclasses.replace(batches, dataset=batches.dataset[start:])
     with contextlib.ExitStack() as stack:
       append = None
       if path is not None and jax.process_index() == 0:
         append = stack.enter_context(predictions.appending(path))
-      start = -(-len(records) // self.batch_size)
-      for number, batch in enumerate(self._batches(start), start=start):
+      for number, batch in enumerate(batches, start=start):
         mine = batch.pop("_example").tolist(), batch.pop("_error").tolist()
+        del batch["_index"]  # the examples are in order
         found = [
-          row for part in gather.gather(mine) for row in zip(*part, strict=True)
-        ]
+          pair
+          for columns in gather.gather(mine)
+          for pair in zip(*columns, strict=True)
+        ][: len(self) - len(records)]
         key = None if rng is None else jax.random.fold_in(rng, number)
-        decoded = self._decode(
-          model, params, mesh, batch, grammar=allowed, rng=key
-        )
+        decoded = self._decode(model, params, mesh, batch, key, grammar)
         new = self._records(len(records), found, decoded)
         if append is not None:
           append(new)
         records += new
         if self.metric is not None:
-          examples += [example for example, _ in found[: len(new)]]
+          examples += [example for example, _ in found]
         progress(len(records), len(self))
     assert len(records) == len(self), "examples lost or repeated"
     return records, examples
 
   def examples(self, count: int | None = None) -> list[Example | None]:
-    """Reads examples again and applies the ops.
-
-    Args:
-      count: number of examples. Default: all that are evaluated.
+    """Reads the first `count` examples again and applies the ops. Default: all.
 
     Returns:
-      The first examples without the image; with on_bad="skip", None for an
-      unusable one.
+      The examples without the image; with on_bad="skip", None for an unusable
+      one.
     """
     with futures.ThreadPoolExecutor() as pool:
       return list(pool.map(self._example, range(len(self))[:count]))
@@ -186,9 +180,8 @@ class Generate(Evaluator):
     # The rng of batches.evaluation: random ops make the same choices again.
     rng = np.random.default_rng(index)
     try:
-      example = self.preprocess.prepare(
-        self.source[index], rng, self.answer_key
-      )
+      example = self.source[index]
+      example = self.preprocess.prepare(example, rng, self.answer_key)
       return _without_image(example, self._reads_size)
     except ValueError:
       if self.on_bad == "stop":
@@ -200,7 +193,7 @@ class Generate(Evaluator):
     metric = self.metric and metrics.make(self.metric)
     return getattr(metric, "reads_size", False)
 
-  def _kept(self, path, settings) -> list[Record]:
+  def _resume(self, path, settings) -> list[Record]:
     """Returns the records that a file already has, in every process."""
     if path is None or settings is None:
       return []
@@ -217,15 +210,8 @@ class Generate(Evaluator):
       raise kept
     return kept
 
-  def _batches(self, start) -> Iterable[dict[str, np.ndarray]]:
-    """Returns the local batches from index `start` on, with "_example"."""
-    keeping = _Keeping(self.preprocess, self.answer_key, self._reads_size)
-    found = self.batches(keeping)
-    return dataclasses.replace(found, dataset=found.dataset[start:])
-
-  def _decode(self, model, params, mesh, batch, **options):
+  def _decode(self, model, params, mesh, batch, rng, grammar):
     """Returns the Decoded of a global batch, in every process."""
-    del batch["_index"]  # the examples are in order
     batch = sharding.put_batch(batch, mesh)
     with jax.set_mesh(mesh):
       decoded = decode.generate(
@@ -234,40 +220,40 @@ class Generate(Evaluator):
         batch,
         max_decode_len=self.max_decode_len,
         sampler=self.sampler,
+        rng=rng,
+        grammar=grammar,
         eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id,
         prompt_buckets=(),  # all batches have one shape
-        **options,
       )
     return sharding.fetch(decoded)
 
   def _records(self, start, found, decoded) -> list[Record]:
     """Returns the records of a batch whose first example has index `start`."""
-    made = []
-    for row, (example, error) in enumerate(found[: len(self) - start]):
+    records = []
+    for row, (example, error) in enumerate(found):
       if error:
-        made.append(predictions.bad_record(start + row, error))
+        records.append(predictions.bad_record(start + row, error))
         continue
       length = decoded.num_tokens[row]
       ids = decoded.tokens[row, :length].tolist()
       log_probs = decoded.log_probs[row, :length].astype(np.float64)
-      made.append(
+      pieces = self.tokenizer.pieces(ids)
+      records.append(
         predictions.record(
           start + row,
           example,
           self.answer_key,
           prediction=self.tokenizer.decode(ids),
           score=float(log_probs.sum()),
-          confidences=confidence.of_boxes(
-            self.tokenizer.pieces(ids), log_probs
-          ),
+          confidences=confidence.of_boxes(pieces, log_probs),
         )
       )
-    return made
+    return records
 
 
 @dataclasses.dataclass(frozen=True)
-class _Keeping:
+class _WithExample:
   """A preprocess that adds the example to the arrays, as "_example"."""
 
   preprocess: preprocess.Preprocess
@@ -279,17 +265,10 @@ class _Keeping:
     # The ops have run.
     row = dataclasses.replace(self.preprocess, ops=())(example, rng)
     kept = _without_image(example, self.reads_size)
-    return {**row, "_example": _boxed(kept)}
+    return {**row, "_example": np.array(kept, object)}
 
   def padding(self):
-    return {**self.preprocess.padding(), "_example": _boxed(None)}
-
-
-def _boxed(value):
-  """Returns a zero-dimensional array that holds any object, for np.stack."""
-  box = np.empty((), object)
-  box[()] = value
-  return box
+    return {**self.preprocess.padding(), "_example": np.array(None, object)}
 
 
 def _without_image(example, reads_size):

@@ -40,17 +40,11 @@ class Perplexity(Evaluator):
     rng: jax.Array | None = None,
     progress: Progress | None = None,
   ) -> dict[str, float]:
-    """Evaluates the source; output_dir and rng are not used.
-
-    Args:
-      model, params, mesh, progress: as in `rows`.
+    """Evaluates the source, see `rows`; output_dir and rng are not used.
 
     Returns:
       As `reduce`, and with on_bad="skip" num_bad, the number of examples that
       were left out.
-
-    Raises:
-      ValueError: as `rows`.
     """
     del output_dir, rng
     rows = self.rows(model, params, mesh, progress=progress)
@@ -69,11 +63,7 @@ class Perplexity(Evaluator):
   ) -> list[Row]:
     """Returns the sums of every usable example, in order.
 
-    Args:
-      model: a Model, hashable.
-      params: its parameters, {"img": ..., "llm": ...}.
-      mesh: batches are split over its axis "data".
-      progress: see evaluator.Progress.
+    Arguments are those of Generate.predict.
 
     Returns:
       Per example, "nll" s_i: summed nll in nats of its supervised tokens, and
@@ -85,9 +75,9 @@ class Perplexity(Evaluator):
     """
     progress = progress or (lambda done, total: None)
     progress(0, len(self))
-    rows, first_error = [], ""
+    rows, errors = [], []
     for batch in self.batches(self.preprocess):
-      first_error = first_error or next(filter(None, batch["_error"]), "")
+      errors += filter(None, batch["_error"])
       if "mask_loss" not in batch:
         raise ValueError(
           f'evaluator "{self.name}": batches have no mask_loss, so the answer'
@@ -106,7 +96,7 @@ class Perplexity(Evaluator):
     if not rows:
       raise ValueError(
         f'evaluator "{self.name}": none of {len(self)} examples can be used, '
-        f"one of them: {first_error}"
+        f"one of them: {next(iter(errors), '')}"
       )
     if not any(row["tokens"] for row in rows):
       raise ValueError(
@@ -118,7 +108,6 @@ class Perplexity(Evaluator):
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.
 
-    Returns:
       nll_per_token: sum_i s_i / sum_i n_i.
       perplexity: exp(nll_per_token).
       nll_per_example: mean_i s_i / n_i, the training loss without label
@@ -155,9 +144,5 @@ def _token_sums(model, params, batch):
     input_mask=batch["mask_input"][:, :-1],
     method="compute_features",
   )
-  return losses.supervised_sums(
-    *model.output_layer(params),
-    features,
-    text[:, 1:],
-    batch["mask_loss"][:, 1:],
-  )
+  targets = text[:, 1:], batch["mask_loss"][:, 1:]
+  return losses.supervised_sums(*model.output_layer(params), features, *targets)

@@ -15,6 +15,7 @@ other settings are never appended.
 """
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,11 @@ Record = dict[str, Any]
 _ANSWERS = {"prediction", "error"}
 _WRITTEN_AS = {"_where": "where", "_image_path": "image"}
 _OURS = ("index", "prediction", "score", "confidences", "correct")
+
+# NumPy scalars, such as a question id of TFDS, become numbers.
+_to_json = functools.partial(
+  json.dumps, ensure_ascii=False, default=np.generic.item
+)
 
 
 def record(
@@ -49,23 +55,23 @@ def record(
     example: its fields after the ops. Values that JSON cannot hold are left
       out, _where becomes where and _image_path becomes image.
     answer_key: field of the example with its answer or answers.
-    prediction: decoded text.
     score: log-probability of the prediction, summed over its tokens.
-    confidences: of each box in the prediction; left out if there is no box.
+    confidences: of each box in the prediction.
 
   Returns:
-    The fields of the example; the arguments above, which replace fields of the
-    same name; and `correct`, whether the prediction is an exact match, if there
-    is an answer. Numbers are rounded to six digits, the precision of float32.
+    The fields of the example; index, prediction, score and confidences, if any,
+    which replace fields of the same name; and `correct`, whether the prediction
+    is an exact match, if there is an answer. Numbers are rounded to six digits,
+    the precision of float32.
   """
   line = {k: v for k, v in _fields(example).items() if k not in _OURS}
   line |= {"index": index, "prediction": prediction, "score": round(score, 6)}
   if confidences:
     line["confidences"] = [round(value, 6) for value in confidences]
   answer = example.get(answer_key)
-  texts = answer if isinstance(answer, list) else [answer]
-  if all(isinstance(text, str) for text in texts):
-    line["correct"] = bool(exact_match.exact_match(prediction, answer))
+  answers = answer if isinstance(answer, list) else [answer]
+  if all(isinstance(answer, str) for answer in answers):
+    line["correct"] = bool(exact_match.exact_match(prediction, answers))
   return line
 
 
@@ -75,7 +81,7 @@ def bad_record(index: int, error: str) -> Record:
 
 
 def is_bad(line: Record) -> bool:
-  """Returns whether a record is that of an example that cannot be used."""
+  """Returns whether a record says that its example cannot be used."""
   return "error" in line and "prediction" not in line
 
 
@@ -105,7 +111,6 @@ def resume(
   """Prepares a file for appending, whether it is new, begun or complete.
 
   Args:
-    path: the file.
     settings: what the predictions depend on, as JSON values.
     count: number of examples.
     batch_size: records that are appended at a time.
@@ -125,16 +130,17 @@ def resume(
     disk.write(beside, f"{json.dumps(settings, indent=2)}\n")
     return []
   _check_settings(path, beside, settings)
-  data = disk.path(path).read_bytes()
-  whole = data[: data.rfind(b"\n") + 1]
-  records = _parse(path, whole)
+  data = path.read_bytes()
+  complete = data[: data.rfind(b"\n") + 1]
+  records = _parse(path, complete)
   if len(records) > count:
     raise ValueError(
       f"{path}:{count + 1}: one line more than the {count} examples"
     )
   if len(records) < count:
     del records[len(records) // batch_size * batch_size :]
-  kept = b"".join(line + b"\n" for line in whole.split(b"\n")[: len(records)])
+  lines = complete.split(b"\n")[: len(records)]
+  kept = b"".join(line + b"\n" for line in lines)
   if kept != data:
     disk.write(path, kept)
   return records
@@ -143,9 +149,7 @@ def resume(
 def read(path: epath.PathLike, count: int) -> list[Record]:
   """Reads a complete file, whichever program wrote it.
 
-  Args:
-    path: the file; each line must have "index" and "prediction" or "error".
-    count: number of lines expected; their indices are 0 to count - 1.
+  Each line must have "index", from 0 to count - 1, and "prediction" or "error".
 
   Raises:
     ValueError: a line is malformed, out of order, missing or one too many.
@@ -153,9 +157,8 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
   try:
     data = disk.path(path).read_bytes()
   except OSError as error:
-    raise ValueError(
-      f"{path}: cannot read predictions: {error.strerror or error}"
-    ) from None
+    reason = error.strerror or error
+    raise ValueError(f"{path}: cannot read predictions: {reason}") from None
   records = _parse(path, data)
   if len(records) < count:
     raise ValueError(
@@ -175,20 +178,18 @@ def check_examples(
   records: Sequence[Record],
   examples: Sequence[Mapping[str, Any] | None],
 ) -> None:
-  """Checks that predictions belong to these examples.
+  """Checks that the records of a file belong to these examples.
 
   Args:
     path: for the message.
-    records: of `read`.
     examples: one per record, after the ops; None for an unusable one.
 
   Raises:
     ValueError: a line and its example differ in a field that both have, other
       than "where"; or a prediction has no example.
   """
-  for number, (line, example) in enumerate(
-    zip(records, examples, strict=True), start=1
-  ):
+  pairs = zip(records, examples, strict=True)
+  for number, (line, example) in enumerate(pairs, start=1):
     if is_bad(line):
       continue
     if example is None:
@@ -227,11 +228,15 @@ def _check_settings(path, beside, settings):
       f"{path}: exists, and without a readable {beside.name} cannot be resumed;"
       " delete it, or write elsewhere"
     )
-  old, new = tree.flatten(found), tree.flatten(settings)
+  old, new = (
+    {name: json.dumps(value) for name, value in tree.flatten(values).items()}
+    for values in (found, settings)
+  )
   differences = [
-    f"{name} was {_shown(old, name):.200}, now {_shown(new, name):.200}"
+    f"{name} was {old.get(name, 'nothing'):.200}, now"
+    f" {new.get(name, 'nothing'):.200}"
     for name in sorted(old.keys() | new.keys())
-    if _shown(old, name) != _shown(new, name)
+    if old.get(name) != new.get(name)
   ]
   if differences:
     raise ValueError(
@@ -241,15 +246,9 @@ def _check_settings(path, beside, settings):
     )
 
 
-def _shown(flat, name):
-  return json.dumps(flat[name]) if name in flat else "nothing"
-
-
 def _parse(path, data) -> list[Record]:
   """Returns one checked record per line of a file."""
-  lines = data.split(b"\n")
-  if not lines[-1]:
-    lines.pop()
+  lines = data.removesuffix(b"\n").split(b"\n") if data else []
   return [
     _record_of(line, i, f"{path}:{i + 1}") for i, line in enumerate(lines)
   ]
@@ -259,49 +258,31 @@ def _record_of(line, index, where):
   try:
     found = json.loads(line)
   except (RecursionError, ValueError) as error:  # of JSON, of Unicode
-    reason = str(error) or type(error).__name__
-    raise ValueError(
-      f"{where}: not JSON: {reason}, found {line[:40]!r}"
-    ) from None
+    reason = f"{str(error) or type(error).__name__}, found {line[:40]!r}"
+    raise ValueError(f"{where}: not JSON: {reason}") from None
   is_object = isinstance(found, Mapping)
   if not is_object or "index" not in found or not found.keys() & _ANSWERS:
-    keys = f"keys {', '.join(found)}" if is_object else ""
-    raise ValueError(
-      f"{where}: found {keys or repr(found)[:40]}, expected an object with"
-      ' "index" and "prediction" (or "error")'
-    )
-  problem = ""
-  if type(found["index"]) is not int or found["index"] < 0:
-    problem = f"index {found['index']!r:.40}, expected a number from 0 on"
-  elif found["index"] < index:
-    problem = f"index {found['index']} for the second time, expected {index}"
-  elif found["index"] > index:
-    problem = f"index {found['index']}, expected {index}: a line is missing"
-  elif is_bad(found) and not isinstance(found["error"], str):
-    problem = f"error {found['error']!r:.40}, expected a text"
-  elif not is_bad(found) and not isinstance(found["prediction"], str):
-    problem = f"prediction {found['prediction']!r:.40}, expected a text"
-  elif not _are_numbers(found.get("confidences", [])):
-    problem = (
-      f"confidences {found['confidences']!r:.40}, expected a list of numbers"
-    )
-  if problem:
-    raise ValueError(f"{where}: {problem}")
-  return found
+    keys = f"keys {', '.join(found)}" if is_object else repr(found)[:40]
+    expected = 'an object with "index" and "prediction" (or "error")'
+    raise ValueError(f"{where}: found {keys}, expected {expected}")
+  number, answer = found["index"], "error" if is_bad(found) else "prediction"
+  confidences = found.get("confidences", [])
+  if type(number) is not int or number < 0:
+    problem = f"index {number!r:.40}, expected a number from 0 on"
+  elif number < index:
+    problem = f"index {number} for the second time, expected {index}"
+  elif number > index:
+    problem = f"index {number}, expected {index}: a line is missing"
+  elif not isinstance(found[answer], str):
+    problem = f"{answer} {found[answer]!r:.40}, expected a text"
+  elif not _are_numbers(confidences):
+    problem = f"confidences {confidences!r:.40}, expected a list of numbers"
+  else:
+    return found
+  raise ValueError(f"{where}: {problem}")
 
 
 def _are_numbers(values):
   return isinstance(values, list) and all(
     type(value) in (int, float) and math.isfinite(value) for value in values
   )
-
-
-def _to_json(value) -> str:
-  return json.dumps(value, ensure_ascii=False, default=_to_python)
-
-
-def _to_python(value):
-  """Returns a NumPy scalar, such as a question id of TFDS, as a number."""
-  if isinstance(value, np.generic):
-    return value.item()
-  raise TypeError(f"no JSON for {type(value).__name__}")

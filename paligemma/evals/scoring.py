@@ -25,9 +25,9 @@ def good(
     ValueError: there are examples, but none is left.
   """
   rows = list(zip(examples, *records, strict=True))
-  kept = [row for row in rows if not any(is_bad(line) for line in row[1:])]
+  kept = [row for row in rows if not any(map(is_bad, row[1:]))]
   if rows and not kept:
-    error = next(line["error"] for line in rows[0][1:] if is_bad(line))
+    error = next(filter(is_bad, rows[0][1:]))["error"]
     raise ValueError(
       f"none of {len(rows)} examples can be used, the first: {error}"
     )
@@ -43,12 +43,8 @@ def apply(
 ) -> Any:
   """Calls a metric, or its `rows`, on records and their examples.
 
-  Args:
-    function: a metric, or metric.rows. If it has an argument `confidences` and
-      any record has confidences of boxes, it gets them.
-    records: of Generate.predict or predictions.read.
-    examples: one per record.
-    answer_key: field of an example with its answer or answers.
+  If it has an argument `confidences` and any record has confidences of boxes,
+  it gets them.
   """
   examples, records = good(examples, records)
   arguments = {}
@@ -69,19 +65,16 @@ def estimate(
 ) -> dict[str, bootstrap.Estimate]:
   """Returns scores with their confidence intervals.
 
-  Args:
-    metric: a Metric, or a function called as one, which has no intervals.
-    records, examples, answer_key: as in `apply`.
-    **options: of bootstrap.estimate.
+  Options are those of bootstrap.estimate. A function that is called as a Metric
+  but has no `rows` has no intervals.
   """
   examples, records = good(examples, records)
   if not hasattr(metric, "rows"):
     scores = apply(metric, records, examples, answer_key=answer_key)
     return {name: bootstrap.Estimate(value) for name, value in scores.items()}
   rows = apply(metric.rows, records, examples, answer_key=answer_key)
-  return bootstrap.estimate(
-    metric, rows, groups=groups(metric, examples), **options
-  )
+  options["groups"] = groups(metric, examples)
+  return bootstrap.estimate(metric, rows, **options)
 
 
 def compare(
@@ -93,12 +86,9 @@ def compare(
   answer_key: str,
   **options: Any,
 ) -> dict[str, bootstrap.Comparison]:
-  """Compares two predictions of every example that both have one of.
+  """Compares two predictions of every example for which both files have one.
 
-  Args:
-    metric: a Metric.
-    records_a, records_b, examples, answer_key: as in `apply`.
-    **options: of bootstrap.compare.
+  Options are those of bootstrap.compare.
 
   Raises:
     ValueError: the metric has no rows.
@@ -107,16 +97,13 @@ def compare(
     raise ValueError(
       f"{metric} cannot compare: it has no rows, expected a metrics.Metric"
     )
-  examples, records_a, records_b = good(examples, records_a, records_b)
-  return bootstrap.compare(
-    metric,
-    *(
-      apply(metric.rows, records, examples, answer_key=answer_key)
-      for records in (records_a, records_b)
-    ),
-    groups=groups(metric, examples),
-    **options,
+  examples, *both = good(examples, records_a, records_b)
+  rows_a, rows_b = (
+    apply(metric.rows, records, examples, answer_key=answer_key)
+    for records in both
   )
+  options["groups"] = groups(metric, examples)
+  return bootstrap.compare(metric, rows_a, rows_b, **options)
 
 
 def groups(

@@ -7,7 +7,7 @@
   answer_key: the field of an example that holds its answer or answers.
 
 A metric sees all examples at once, because CIDEr and mean average precision are
-not means over examples. Those in METRICS are Metrics: metric.rows(...) gives
+not means over examples. Those in METRICS are Metrics: metric.rows(...) returns
 the numbers of each example, metric.reduce(rows) the scores.
 """
 
@@ -68,15 +68,15 @@ def make(metric: str | Callable) -> Callable:
   """
   if isinstance(metric, Metric):
     return metric
-  if not isinstance(metric, str):
-    if not callable(metric):
-      raise ValueError(
-        f"metric is {metric!r:.60}, expected a name or a function of a "
-        "prediction and its example"
-      )
-    takes = inspect.signature(metric).parameters.values()
-    reads_all = any(
-      x.name == "answer_key" or x.kind is x.VAR_KEYWORD for x in takes
+  if isinstance(metric, str):
+    return registry.make(metric, METRICS, "metric")
+  if not callable(metric):
+    raise ValueError(
+      f"metric is {metric!r:.60}, expected a name or a function of a "
+      "prediction and its example"
     )
-    return metric if reads_all else OfFunction(metric)
-  return registry.make(metric, METRICS, "metric")
+  takes = inspect.signature(metric).parameters.values()
+  reads_all = any(
+    x.name == "answer_key" or x.kind is x.VAR_KEYWORD for x in takes
+  )
+  return metric if reads_all else OfFunction(metric)

@@ -28,15 +28,10 @@ def edit_distance(a: str, b: str) -> int:
 def anls(prediction: str, answer: str) -> float:
   """Returns 1 - NL if NL = edits / length of the longer text < 0.5, else 0.
 
-  Args:
-    prediction: decoded text.
-    answer: one accepted answer; see `best` for several.
-
-  Returns:
-    0.0, or a value in (0.5, 1]. Two empty texts score 1.
+  Two empty texts score 1.
 
   Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py; Biten et al.
-  2019, "Scene Text Visual Question Answering", equation 1. `official` differs.
+  2019, "Scene Text Visual Question Answering", equation 1.
   """
   longer = max(len(prediction), len(answer))
   # A difference of the lengths alone takes that many edits.
@@ -54,16 +49,9 @@ def best(prediction: str, answers: Iterable[str]) -> float:
 def official(prediction: str, answers: Sequence[str]) -> float:
   """Returns ANLS as the test servers of DocVQA, InfographicVQA and ST-VQA do.
 
-  It differs from `anls` in three ways: both texts are lowercased, stripped, and
+  It differs from `best` in three ways: both texts are lowercased, stripped, and
   runs of white space become one space; the edits are divided by the length of
   the longer text before that; and a similarity of exactly 0.5 counts as 0.5.
-
-  Args:
-    prediction: decoded text.
-    answers: accepted answers, at least one.
-
-  Returns:
-    0.0, or a value in [0.5, 1].
 
   Source: evaluation script of rrc.cvc.uab.es for "Document Visual Question
   Answering"; the same function is `anls` of lmms-eval.
@@ -77,7 +65,7 @@ def official(prediction: str, answers: Sequence[str]) -> float:
     # That script takes the length in upper case; a few letters grow, such as ß.
     return edits / max(len(prediction.upper()), len(answer.upper()), 1)
 
-  similarity = 1.0 - min(distance(answer) for answer in set(answers))
+  similarity = 1.0 - min(map(distance, set(answers)))
   return similarity if similarity >= THRESHOLD else 0.0
 
 
@@ -85,14 +73,13 @@ class ANLS(Metric):
   """Mean ANLS, case-insensitive: DocVQA, InfographicVQA, ST-VQA.
 
   Keys:
-    anls: `anls` of the lowercased texts, as big_vision reports in training.
+    anls: `best` of the lowercased texts, as big_vision reports in training.
     anls_official: `official`, the published scores.
     num: number of examples.
   """
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
-    answers = answer_fields.text_or_texts(example, answer_key, "answer")
-    answers = [answers] if isinstance(answers, str) else answers
+    answers = answer_fields.accepted(example, answer_key, "answer")
     lowered = [answer.lower() for answer in answers]
     return {
       "anls": best(prediction.lower(), lowered),

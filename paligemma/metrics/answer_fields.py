@@ -12,13 +12,10 @@ from paligemma.metrics.metric import Example
 def read(example: Example, key: str, what: str) -> Any:
   """Returns example[key].
 
-  Args:
-    example: the raw example; errors begin with its "_where".
-    key: name of the field.
-    what: what the field holds, for the message: "answer".
-
   Raises:
-    ValueError: there is no such field; lists the fields and the nearest name.
+    ValueError: there is no such field. The message begins with the example's
+      "_where", says `what` is missing ("answer"), and lists the fields and the
+      nearest name.
   """
   if key in example:
     return example[key]
@@ -31,7 +28,7 @@ def read(example: Example, key: str, what: str) -> Any:
 
 
 def text(example: Example, key: str, what: str) -> str:
-  """Returns a field that must be a text; arguments as of `read`."""
+  """Returns a field that must be a text."""
   value = read(example, key, what)
   if not isinstance(value, str):
     raise wrong(example, key, "a text")
@@ -56,17 +53,21 @@ def text_or_texts(example: Example, key: str, what: str) -> str | list[str]:
   return list(value)
 
 
+def accepted(example: Example, key: str, what: str) -> list[str]:
+  """Returns one or more texts as a list, of a field as for `text_or_texts`."""
+  value = text_or_texts(example, key, what)
+  return [value] if isinstance(value, str) else value
+
+
 def choice(
   example: Example, key: str, what: str, options: Collection[str]
 ) -> str:
   """Returns a field that must be one of the options."""
   value = read(example, key, what)
-  if not isinstance(value, str) or value not in options:
-    hint = (
-      registry.did_you_mean(value, options) if isinstance(value, str) else ""
-    )
-    raise wrong(example, key, f"one of: {', '.join(options)}", hint)
-  return value
+  if isinstance(value, str) and value in options:
+    return value
+  hint = registry.did_you_mean(value, options) if type(value) is str else ""
+  raise wrong(example, key, f"one of: {', '.join(options)}", hint)
 
 
 def wrong(

@@ -9,8 +9,9 @@ Source: Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapters
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -24,20 +25,11 @@ PERMUTATIONS = 9999
 BLOCK = 2**24  # most random numbers held at a time
 
 
-@runtime_checkable
-class Reducible(Protocol):
-  """A Metric, or any other object that reduces rows to scores."""
-
-  def reduce(self, rows: Sequence[Any]) -> dict[str, float]: ...
-
-
 class Estimate(NamedTuple):
-  """A score and its interval.
+  """A score over all rows, and the bounds of its percentile interval.
 
-  Attributes:
-    value: score over all rows.
-    low, high: bounds of the percentile interval; None for counts of rows
-      ("num", "num/yesno", "num_tokens", "total") and without resamples.
+  They are None for counts of rows ("num", "num/yesno", "num_tokens", "total")
+  and without resamples.
   """
 
   value: float
@@ -49,9 +41,7 @@ class Comparison(NamedTuple):
   """The scores of two predictors, A and B, on the same examples.
 
   Attributes:
-    a, b: the scores.
-    difference: a - b.
-    low, high: bounds of the percentile interval of the difference.
+    low, high: bounds of the percentile interval of the difference, a - b.
     a_is_larger: share of the resamples in which a > b; ties count half.
     p_value: of the two-sided sign-flip permutation test: how often the means
       differ at least as much if A and B are swapped at random, example by
@@ -68,7 +58,7 @@ class Comparison(NamedTuple):
 
 
 def estimate(
-  metric: Reducible,
+  metric: Any,
   rows: Sequence[Any],
   *,
   groups: Sequence[Hashable] | None = None,
@@ -80,29 +70,26 @@ def estimate(
   """Returns every score over the rows, with its percentile interval.
 
   Args:
-    metric: reduces the rows.
+    metric: a Metric, or any other object whose method `reduce` turns rows into
+      scores.
     rows: of the metric, one per example; at least one.
-    groups: per row, a key; rows with equal keys are drawn together. Default
-      None: each row is drawn by itself.
-    samples: number of resamples; 0 for no interval. Default 1000.
-    level: share of the resamples inside the interval. Default 0.95.
-    seed: the same seed and number of rows draw the same rows. Default 0.
+    groups: per row, a key; rows with equal keys are drawn together. Default:
+      each row is drawn by itself.
+    samples: number of resamples; 0 for no interval.
+    level: share of the resamples inside the interval.
+    seed: the same seed and number of rows draw the same rows.
     progress: wraps the loop over resamples, as tqdm does. Means are resampled
       all at once, without it.
-
-  Returns:
-    {name: Estimate}.
   """
-  values = metric.reduce(rows)
-  drawn = _resample(metric, [rows], groups, samples, seed, progress)[0]
+  (drawn,) = _resample(metric, [rows], groups, samples, seed, progress)
   return {
     name: Estimate(value, *_interval(drawn.get(name), level))
-    for name, value in values.items()
+    for name, value in metric.reduce(rows).items()
   }
 
 
 def compare(
-  metric: Reducible,
+  metric: Any,
   rows_a: Sequence[Any],
   rows_b: Sequence[Any],
   *,
@@ -112,41 +99,36 @@ def compare(
   seed: int = 0,
   progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[str, Comparison]:
-  """Compares two predictors example by example.
+  """Compares two predictors by their rows for the same examples in one order.
 
   Both are scored on the same resamples, so the difficulty of the examples, most
-  of the spread, cancels.
-
-  Args:
-    metric: reduces the rows.
-    rows_a, rows_b: of the two predictors, for the same examples in one order.
-    groups, samples, level, seed, progress: as in `estimate`.
+  of the spread, cancels. The other arguments are those of `estimate`.
 
   Returns:
     {name: Comparison} for the scores that both have, without counts of rows.
   """
   assert len(rows_a) == len(rows_b), (len(rows_a), len(rows_b))
-  of_a, of_b = metric.reduce(rows_a), metric.reduce(rows_b)
-  drawn_a, drawn_b = _resample(
-    metric, [rows_a, rows_b], groups, samples, seed, progress
-  )
+  tables = rows_a, rows_b
+  drawn_a, drawn_b = _resample(metric, tables, groups, samples, seed, progress)
+  scores_a, scores_b = map(metric.reduce, tables)
   compared = {}
-  for name, a in of_a.items():
-    if name not in of_b or _is_number_of_rows(name):
+  for name, a in scores_a.items():
+    if name not in scores_b or _is_number_of_rows(name):
       continue
-    differences, wins = None, None
+    b, wins = scores_b[name], None
+    differences = np.empty(0)
     if name in drawn_a and name in drawn_b:
       differences = drawn_a[name] - drawn_b[name]
       differences = differences[~np.isnan(differences)]
-    if differences is not None and len(differences):
+    if len(differences):
       wins = float(np.mean((np.sign(differences) + 1) / 2))
     compared[name] = Comparison(
       a,
-      of_b[name],
-      a - of_b[name],
+      b,
+      a - b,
       *_interval(differences, level),
       wins,
-      _p_value(name, (a, of_b[name]), (rows_a, rows_b), groups, seed),
+      _p_value(name, (a, b), tables, groups, seed),
     )
   return compared
 
@@ -163,7 +145,6 @@ def sign_flip_p_value(
     differences: of pairs; under the null hypothesis their signs are random.
     permutations: number of random sign vectors. Where all 2**N are not more,
       each of them is tried once instead.
-    seed: of the draws.
 
   Returns:
     (1 + number of permutations as extreme) / (1 + permutations), or the exact
@@ -192,27 +173,17 @@ def _resample(metric, tables, groups, samples, seed, progress):
   # For a mean, it suffices to know how often each row is drawn.
   if getattr(metric, "is_mean", False):
     return [_means(rows, members, samples, seed) for rows in tables]
+  rng = np.random.default_rng(seed)
   found = [[] for _ in tables]
-  for drawn in progress(_Draws(members, samples, seed)):
-    index = [i for group in drawn for i in members[group]]
+  for _ in progress(range(samples)):
+    index = [i for group in _draw(rng, len(members)) for i in members[group]]
     for rows, results in zip(tables, found, strict=True):
       results.append(metric.reduce([rows[i] for i in index]))
   return [_columns(results) for results in found]
 
 
-class _Draws:
-  """Iterates over the resamples: int[G], the groups that were drawn."""
-
-  def __init__(self, members, samples, seed):
-    self._groups, self._samples, self._seed = len(members), samples, seed
-
-  def __len__(self) -> int:
-    return self._samples
-
-  def __iter__(self) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng(self._seed)
-    for _ in range(self._samples):
-      yield rng.integers(self._groups, size=self._groups)
+def _draw(rng, number):
+  return rng.integers(number, size=number)
 
 
 def _means(rows, members, samples, seed):
@@ -226,19 +197,20 @@ def _means(rows, members, samples, seed):
   sums, counts = np.zeros((2, len(members), len(names)))
   np.add.at(sums, group, np.where(here, table, 0))
   np.add.at(counts, group, here)
-  drawn = iter(_Draws(members, samples, seed))
+  rng = np.random.default_rng(seed)
+  number = len(members)
   means = [np.empty((0, len(names)))]
-  for count in _blocks(samples, len(members)):
-    times = np.stack(
-      [np.bincount(next(drawn), minlength=len(members)) for _ in range(count)]
-    ).astype(float)
+  for count in _blocks(samples, number):
+    drawn = [_draw(rng, number) for _ in range(count)]
+    times = [np.bincount(groups, minlength=number) for groups in drawn]
+    times = np.array(times, float)
     with np.errstate(invalid="ignore"):  # no row of a name: 0 / 0 is NaN
       means.append((times @ sums) / (times @ counts))
   return dict(zip(names, np.concatenate(means).T, strict=True))
 
 
 def _columns(results):
-  names = {name: None for scores in results for name in scores}
+  names = dict.fromkeys(name for scores in results for name in scores)
   return {
     name: np.array([scores.get(name, np.nan) for scores in results])
     for name in names
@@ -248,11 +220,9 @@ def _columns(results):
 
 def _members(groups, count):
   """Returns the row indices of each group."""
-  if groups is None:
-    return [[i] for i in range(count)]
-  members = {}
-  for i, group in enumerate(groups):
-    members.setdefault(group, []).append(i)
+  members = defaultdict(list)
+  for i, group in enumerate(range(count) if groups is None else groups):
+    members[group].append(i)
   return list(members.values())
 
 
@@ -269,22 +239,21 @@ def _is_number_of_rows(name):
 
 def _p_value(name, values, tables, groups, seed):
   """Returns the p-value of two scores, None if they are not means of rows."""
-  columns = []
-  for rows, value in zip(tables, values, strict=True):
-    if not all(isinstance(row, dict) for row in rows):
-      return None
-    column = np.array([row.get(name, np.nan) for row in rows], float)
-    here = column[~np.isnan(column)]
-    if not len(here) or not math.isclose(here.mean(), value, abs_tol=1e-9):
-      return None
-    columns.append(column)
-  differences = columns[0] - columns[1]
-  if (np.isnan(columns[0]) != np.isnan(columns[1])).any():
+  if not all(isinstance(row, dict) for rows in tables for row in rows):
     return None
-  summed = [
-    np.nansum(differences[rows]) for rows in _members(groups, len(differences))
-  ]
-  return sign_flip_p_value(np.array(summed), seed=seed)
+  columns = np.array(
+    [[row.get(name, np.nan) for row in rows] for rows in tables], float
+  )
+  here = ~np.isnan(columns)
+  if (here[0] != here[1]).any() or not here.any():
+    return None
+  for column, value in zip(columns, values, strict=True):
+    if not math.isclose(column[here[0]].mean(), value, abs_tol=1e-9):
+      return None
+  differences = np.where(here[0], columns[0] - columns[1], 0)
+  members = _members(groups, len(differences))
+  summed = np.array([differences[group].sum() for group in members])
+  return sign_flip_p_value(summed, seed=seed)
 
 
 def _blocks(total, width):

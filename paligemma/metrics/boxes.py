@@ -24,7 +24,7 @@ def suppress(
   """Non-maximum suppression: drops boxes that overlap one of higher score.
 
   Args:
-    boxes: (y0, x0, y1, x1), all with area.
+    boxes: all with area.
     scores: ties are broken by index, the lower first.
     threshold: boxes with an IoU above it count as one object.
 

@@ -36,7 +36,7 @@ class ChartQA(Metric):
 
   Attributes:
     lower: compare case-insensitively, as the published transfer and the
-      official scorer do. Default True.
+      official scorer do.
   """
 
   lower: bool = True

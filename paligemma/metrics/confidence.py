@@ -22,7 +22,6 @@ class Confidence:
   the geometric mean, which does not fall with the number of tokens.
 
   Attributes:
-    object: as location.parse returns it.
     box: of its four locations; the detection metric reads it.
     codes: of the 16 codes of its mask.
     label: of the tokens with a letter of its label.
@@ -52,15 +51,12 @@ def of_objects(
   """Returns the objects of a decoded text with their confidences.
 
   Args:
-    pieces: the text that each token adds, such as "<loc0012>" and " cat"; their
-      concatenation is the text. A token that adds "" counts for the character
-      that follows, because SentencePiece shows a character of several byte
-      tokens with the last; eos, which nothing follows, counts for none.
+    pieces: the text that each token adds, such as "<loc0012>" and " cat". A
+      token that adds "" counts for the character that follows, because
+      SentencePiece shows a character of several byte tokens with the last; eos,
+      which nothing follows, counts for none.
     log_probs: log-probability of each token, of decode.Decoded.
     size: (height, width) of the original image in pixels.
-
-  Returns:
-    One Confidence per object, in the order of location.parse.
 
   Raises:
     ValueError: the numbers of log-probabilities and pieces differ.
@@ -71,8 +67,9 @@ def of_objects(
       " one for each."
     )
   text = "".join(pieces)
-  stops = np.cumsum([len(piece) for piece in pieces])
-  starts = stops - [len(piece) for piece in pieces]
+  lengths = list(map(len, pieces))
+  stops = np.cumsum(lengths)
+  starts = stops - lengths
   stops = np.maximum(stops, starts + 1)
   log_probs = np.asarray(log_probs, np.float64)
 

@@ -16,10 +16,8 @@ from paligemma.metrics.metric import Example, Metric, pairs
 
 Size = tuple[int, int]
 
-# Of pycocotools: most detections that count per image and label, and the index
-# of each area range in its tables: small is below 32 x 32 pixels, large above
-# 96 x 96.
-MOST = 100
+# The index of each area range in the tables of pycocotools: small is below
+# 32 x 32 pixels, large above 96 x 96.
 _AREAS = {"": 0, "/small": 1, "/medium": 2, "/large": 3}
 _IOUS = {"AP": slice(None), "AP50": 0, "AP75": 5}
 
@@ -31,7 +29,7 @@ class Record:
   Attributes:
     truth: annotations as in COCO: "label", "bbox" (x, y, width, height) in
       pixels, "area" and "iscrowd".
-    found: predictions: "label", "bbox", "area" and "score".
+    found: predictions, likewise, with "score".
     invalid: number of predicted objects that are malformed.
     total: number of predicted objects.
   """
@@ -66,7 +64,7 @@ class Detection(Metric):
 
   Args:
     nms: of boxes with the same label and an IoU above this, only the one with
-      the highest confidence is kept. None keeps all. Default 0.5.
+      the highest confidence is kept. None keeps all.
 
   Source: Lin et al. 2014, "Microsoft COCO", and pycocotools/cocoeval.py, which
   computes these numbers. Labels must match letter for letter.
@@ -77,7 +75,7 @@ class Detection(Metric):
   def __init__(self, nms: float | None = 0.5):
     if nms is not None and not 0 <= nms <= 1:
       raise ValueError(f"nms is {nms}, expected an IoU in [0, 1] or None.")
-    self._nms = nms
+    self._nms = math.inf if nms is None else nms
 
   def rows(
     self,
@@ -87,12 +85,9 @@ class Detection(Metric):
     answer_key: str = "suffix",
     confidences: Sequence[Sequence[float]] | None = None,
   ) -> list[Record]:
-    """One Record per example.
+    """Returns one Record per example; see Metric.rows.
 
     Args:
-      predictions: decoded texts, one per example.
-      examples: the raw examples.
-      answer_key: field of an example with its objects.
       confidences: per prediction, one number per box of the text, in order; see
         `confidence.of_objects`. Default: all are equal, and boxes rank in the
         order of the text.
@@ -110,8 +105,8 @@ class Detection(Metric):
         " expected those of each."
       )
     return [
-      self._record(prediction, example, answer_key, sure)
-      for (prediction, example), sure in zip(named, confidences, strict=True)
+      self._record(*pair, answer_key, own)
+      for pair, own in zip(named, confidences, strict=True)
     ]
 
   def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
@@ -141,29 +136,18 @@ class Detection(Metric):
     found = []
     for label, items in by_label.items():
       corners, scores = map(np.array, zip(*items, strict=True))
-      kept = np.argsort(-scores, kind="stable")
-      if self._nms is not None:
-        kept = boxes_lib.suppress(corners, scores, self._nms)
       found += [
         _annotation(label, corners[i]) | {"score": float(scores[i])}
-        for i in kept
+        for i in boxes_lib.suppress(corners, scores, self._nms)
       ]
-    return Record(
-      truth=tuple(_truth(example, answer_key, size)),
-      found=tuple(found),
-      invalid=len(objects) - valid,
-      total=len(objects),
-    )
+    truth = tuple(_truth(example, answer_key, size))
+    return Record(truth, tuple(found), len(objects) - valid, len(objects))
 
 
 def average_precision(records: Sequence[Record]) -> dict[str, float]:
   """Returns AP, AP50, AP75, AP/small, AP/medium and AP/large of images.
 
-  Args:
-    records: one per image; they may repeat.
-
-  Returns:
-    {name: value in [0, 1]}, without those for which no object is annotated.
+  Those for which no object is annotated are missing. Records may repeat.
 
   Raises:
     ValueError: pycocotools is missing.
@@ -181,34 +165,31 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
     return {}
   ids = {label: i for i, label in enumerate(labels, start=1)}
 
-  def data_set(boxes):
+  def data_set(boxes_of_images):
+    annotations = [
+      {**box, "image_id": i, "category_id": ids[box["label"]]}
+      for i, boxes in enumerate(boxes_of_images)
+      for box in boxes
+      if box["label"] in ids
+    ]
+    # From 1 on: pycocotools takes the id 0 for no annotation.
+    for number, annotation in enumerate(annotations, start=1):
+      annotation["id"] = number
     data = coco_lib.COCO()
     data.dataset = {
       "images": [{"id": i} for i in range(len(records))],
       "categories": [{"id": i} for i in ids.values()],
-      # From 1 on: pycocotools takes the id 0 for no annotation.
-      "annotations": [
-        {**box, "id": n, "image_id": i, "category_id": ids[box["label"]]}
-        for n, (i, box) in enumerate(boxes, start=1)
-      ],
+      "annotations": annotations,
     }
     data.createIndex()
     return data
 
   with contextlib.redirect_stdout(io.StringIO()):
-    evaluation = cocoeval.COCOeval(
-      data_set((i, box) for i, r in enumerate(records) for box in r.truth),
-      data_set(
-        (i, box)
-        for i, r in enumerate(records)
-        for box in r.found
-        if box["label"] in ids
-      ),
-      "bbox",
-    )
+    truth = data_set([record.truth for record in records])
+    found = data_set([record.found for record in records])
+    evaluation = cocoeval.COCOeval(truth, found, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-  assert evaluation.params.maxDets[-1] == MOST
   # [IoU threshold, recall, label, area, most detections], -1 if undefined
   precision = evaluation.eval["precision"][..., -1]
   scores = {}
@@ -224,9 +205,8 @@ def _size(example) -> Size:
   for key in ("height", "width"):
     value = answer_fields.read(example, key, f"image {key}")
     if not isinstance(value, int | np.integer) or value <= 0:
-      raise answer_fields.wrong(
-        example, key, "pixels of the original image, above 0"
-      )
+      expected = "pixels of the original image, above 0"
+      raise answer_fields.wrong(example, key, expected)
   return int(example["height"]), int(example["width"])
 
 
@@ -235,25 +215,18 @@ def _truth(example, answer_key, size):
   value = answer_fields.read(example, answer_key, "answer")
   if isinstance(value, str):
     for item in location.parse(value, size):
-      problem = (
-        item.problem
-        or (not item.label and "box without label")
-        or (item.box is None and "label without box")
-      )
+      problem = item.problem
+      problem = problem or (not item.label and "box without label")
+      problem = problem or (item.box is None and "label without box")
       if problem:
-        start, stop = item.span
-        raise answer_fields.wrong(
-          example,
-          answer_key,
-          "four locations and a label per object",
-          f' "{value[start:stop]:.40}": {problem}.',
-        )
+        expected = "four locations and a label per object"
+        hint = f' "{value[slice(*item.span)]:.40}": {problem}.'
+        raise answer_fields.wrong(example, answer_key, expected, hint)
       yield _annotation(item.label, item.box)
     return
   if not isinstance(value, list | tuple):
-    raise answer_fields.wrong(
-      example, answer_key, "a text, or a list of boxes with labels"
-    )
+    expected = "a text, or a list of boxes with labels"
+    raise answer_fields.wrong(example, answer_key, expected)
   for i, item in enumerate(value):
     if isinstance(item, Mapping):  # null counts as absent
       item = {key: x for key, x in item.items() if x is not None}
@@ -278,12 +251,11 @@ def _problem(item) -> str:
   box = location.corners(item.get("box"))
   if box is None or (box[2:] <= box[:2]).any():
     return '(y0, x0, y1, x1) with y0 < y1 and x0 < x1 as "box"'
-  area = item.get("area", 1)
   try:
-    known = 0 <= float(area) < math.inf
+    is_area = 0 <= float(item.get("area", 1)) < math.inf
   except (TypeError, ValueError):
-    known = False
-  if not known:
+    is_area = False
+  if not is_area:
     return 'pixels as "area"'
   if item.get("iscrowd", 0) not in (0, 1):
     return '0 or 1 as "iscrowd"'

@@ -18,9 +18,9 @@ def exact_match(
 
   Args:
     prediction: decoded text.
-    answers: one answer or several accepted ones; an empty list scores 0.0.
-    lower: compare case-insensitively. Default False.
-    strip: ignore white space at both ends of both texts. Default True.
+    answers: one answer or several; an empty list scores 0.0.
+    lower: compare case-insensitively.
+    strip: ignore white space at both ends of both texts.
 
   Source: big_vision, evaluators/proj/paligemma/transfers/vqa.py, which
   lowercases on request; we strip as well.

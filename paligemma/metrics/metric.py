@@ -1,11 +1,12 @@
 """The base of all metrics: numbers per example (rows), then scores over rows.
 
-Rows are computed once from the texts; scores over any selection of them (all, a
-group, a resample for a confidence interval) are computed from the rows alone.
+Rows are computed once from the texts, scores over any selection of rows (all, a
+group, a resample for a confidence interval) from the rows alone.
 """
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -16,13 +17,10 @@ Row = dict[str, float]
 class Metric:
   """Scores examples one by one; a subclass defines `score` or `score_all`.
 
-  Calling it, metric(predictions, examples, answer_key="suffix"), returns
-  reduce(rows(...)).
-
   Attributes:
     group_key: field of an example; examples with an equal value are scored
-      together, so a resample has all of them or none. Default None: each
-      example is its own group.
+      together, so a resample has all of them or none. Default: each example is
+      its own group.
     reads_size: whether it reads "height" and "width" of the image; evaluators
       add them to examples that lack them.
   """
@@ -38,17 +36,15 @@ class Metric:
     return type(self).reduce is Metric.reduce
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Any:
-    """Returns the numbers of one example.
+    """Returns the numbers of one example, {name: value}.
+
+    A name for a group of examples ("acc/yesno") is present for members of the
+    group only. A subclass that overrides `reduce` may return another type.
 
     Args:
       prediction: decoded text.
       example: the raw example.
       answer_key: field of the example with its answer or answers.
-
-    Returns:
-      {name: value}. A name for a group of examples ("acc/yesno") is present for
-      members of the group only. A subclass that overrides `reduce` may return
-      another type of row.
 
     Raises:
       ValueError: a field is missing, empty or of the wrong type.
@@ -62,12 +58,7 @@ class Metric:
     *,
     answer_key: str = "suffix",
   ) -> list[Any]:
-    """Returns one row per example, in order.
-
-    Args:
-      predictions: decoded texts, one per example.
-      examples: the raw examples.
-      answer_key: as in score.
+    """Returns one row per example, in order; arguments as of `score`.
 
     Raises:
       ValueError: as score; no example, or not one prediction for each. The
@@ -84,9 +75,8 @@ class Metric:
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.
 
-    Returns:
-      {name: mean over the rows that have it}; "num/x", the number of rows that
-      have "acc/x"; and "num", the number of rows.
+    They are {name: mean over the rows that have it}; "num/x", the number of
+    rows that have "acc/x"; and "num", the number of rows.
     """
     scores = means(rows)
     sizes = {
@@ -108,11 +98,9 @@ class Metric:
 
 @dataclasses.dataclass(frozen=True)
 class OfFunction(Metric):
-  """Means of what a function of a prediction and its example gives.
+  """Means of the {name: value} that a function returns.
 
-  Attributes:
-    function: called with the decoded text and the example, after the ops; it
-      returns {name: value}.
+  It is called with each decoded text and its example, after the ops.
   """
 
   function: Callable[[str, Example], Row]
@@ -138,19 +126,19 @@ def pairs(
   if not examples:
     raise ValueError("no example to score, expected at least one.")
   named = []
-  for index, example in enumerate(examples):
+  for i, pair in enumerate(zip(predictions, examples, strict=True)):
+    prediction, example = pair
     if not isinstance(example, Mapping):
       raise ValueError(
-        f"example {index}: expected a mapping of fields, found {example!r:.60}."
+        f"example {i}: expected a mapping of fields, found {example!r:.60}."
       )
-    if "_where" not in example:
-      example = {**example, "_where": f"example {index}"}
-    if not isinstance(predictions[index], str):
+    example = {"_where": f"example {i}", **example}
+    if not isinstance(prediction, str):
       raise ValueError(
         f"{example['_where']}: expected a text as prediction, found"
-        f" {predictions[index]!r:.60}."
+        f" {prediction!r:.60}."
       )
-    named.append((predictions[index], example))
+    named.append((prediction, example))
   return named
 
 
@@ -159,10 +147,8 @@ def means(rows: Sequence[Row]) -> dict[str, float]:
 
   The sum is exact (math.fsum), so the order of the rows does not matter.
   """
-  columns = {}
+  columns = defaultdict(list)
   for row in rows:
     for name, value in row.items():
-      columns.setdefault(name, []).append(value)
-  return {
-    name: math.fsum(values) / len(values) for name, values in columns.items()
-  }
+      columns[name].append(value)
+  return {name: math.fsum(x) / len(x) for name, x in columns.items()}

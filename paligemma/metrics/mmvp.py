@@ -38,9 +38,8 @@ class MMVP(Metric):
       paired[_pair(example)].append(right[-1])
     for _, example in named:
       if (found := len(paired[_pair(example)])) != 2:
-        raise answer_fields.wrong(
-          example, "pair", f"two examples of each pair, not {found}"
-        )
+        expected = f"two examples of each pair, not {found}"
+        raise answer_fields.wrong(example, "pair", expected)
     return [
       {"acc": min(paired[_pair(example)]), "acc_question": one}
       for one, (_, example) in zip(right, named, strict=True)

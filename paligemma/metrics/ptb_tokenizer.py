@@ -8,14 +8,16 @@ Java program, in lower case and without punctuation, as pycocoevalcap calls it.
 Another tokenizer changes a score by points; this one gives the same tokens
 without Java.
 
-It is a list of rules and works as that program's lexer does: at each position
-the rule with the longest match wins, look-ahead included, and of equally long
-ones the first.
+As in that program's lexer, at each position the rule with the longest match
+wins, look-ahead included, and of equally long ones the first.
 """
 
+import html
 import re
 import unicodedata
 from collections.abc import Callable
+
+import numpy as np
 
 # Tokens that pycocoevalcap drops. It compares lowercased tokens with them, so
 # brackets, written as -lrb-, stay.
@@ -33,22 +35,18 @@ def tokenize(text: str) -> str:
   A fraction after a number ("1 1/2"), a telephone number and a tag with
   attributes are one word with no-break spaces in it. str.split() splits at
   these, as CIDEr and BLEU do; str.split(" ") does not, as in ROUGE.
-
-  Args:
-    text: a caption. Line breaks are spaces.
+  Line breaks are spaces.
 
   Source: PTBTokenizer 3.4.1 with -preserveLines -lowerCase, and the list of
   punctuation of pycocoevalcap/tokenizer/ptbtokenizer.py. The rules were found
   by running that program. Known differences: there, whether the last word of a
-  caption keeps its period may depend on the next caption, of another image
-  ("No." before one that begins with a number); a line break other than "\\n"
-  splits a caption in two, after which all go to the wrong image; letters newer
-  than Unicode 6.1 vanish; and a capital sigma at the end of a word with digits
-  becomes a final sigma.
+  caption keeps its period may depend on the next caption ("No." before one that
+  begins with a number); a line break other than "\\n" splits a caption in two,
+  after which all go to the wrong image; letters newer than Unicode 6.1 vanish;
+  and a capital sigma at the end of a word with digits becomes a final sigma.
   """
   text = _code_units(text.replace("\n", " ")) + "\n"
-  words = []
-  start = 0
+  words, start = [], 0
   while start < len(text):
     if plain := _PLAIN.match(text, start):
       words.append(plain[1])
@@ -68,7 +66,10 @@ def tokenize(text: str) -> str:
       start += max(longest, 1)
   # Joined and split again, because a token may end with white space.
   words = " ".join(words).lower().rstrip().split(" ")
-  return _characters(" ".join(w for w in words if w not in PUNCTUATION))
+  units = " ".join(word for word in words if word not in PUNCTUATION)
+  return units.encode("utf-16-le", "surrogatepass").decode(
+    "utf-16-le", "replace"
+  )
 
 
 def _code_units(text):
@@ -77,21 +78,15 @@ def _code_units(text):
   return "".join(map(chr, memoryview(data).cast("H")))
 
 
-def _characters(units):
-  data = units.encode("utf-16-le", "surrogatepass")
-  return data.decode("utf-16-le", "replace")
-
-
-def _ranges(holds: Callable[[str], bool]) -> str:
-  """Returns the characters up to U+FFFF of a kind, for the inside of [...]."""
-  ranges = []
-  for code in range(0x80, 0x10000):
-    if holds(chr(code)):
-      if ranges and ranges[-1][1] == code - 1:
-        ranges[-1][1] = code
-      else:
-        ranges.append([code, code])
-  return "".join(f"{chr(a)}-{chr(b)}" for a, b in ranges)
+def _of_category(prefix: str) -> str:
+  """Returns the ranges within U+0080 to U+FFFF, for the inside of [...]."""
+  codes = [
+    code
+    for code in range(0x80, 0x10000)
+    if unicodedata.category(chr(code)).startswith(prefix)
+  ]
+  ranges = np.split(codes, np.flatnonzero(np.diff(codes) > 1) + 1)
+  return "".join(f"{chr(r[0])}-{chr(r[-1])}" for r in ranges)
 
 
 def _listed(text: str) -> str:
@@ -102,7 +97,11 @@ def _listed(text: str) -> str:
 
 def _any_of(words: str, form: Callable[[str], str]) -> str:
   """Returns a pattern of words; a word comes before its own prefixes."""
-  return "|".join(form(word) for word in sorted(words.split(), reverse=True))
+  return _either(*map(form, sorted(words.split(), reverse=True)))
+
+
+def _either(*patterns):
+  return "|".join(patterns)
 
 
 def _in_any_case(word):
@@ -117,8 +116,8 @@ def _first_in_any_case(word):
   return f"[{word[0]}{word[0].upper()}]{word[1:]}"
 
 
-_LETTERS = "a-zA-Z" + _ranges(lambda c: unicodedata.category(c)[0] == "L")
-_DIGITS = "0-9" + _ranges(lambda c: unicodedata.category(c) == "Nd")
+_LETTERS = "a-zA-Z" + _of_category("L")
+_DIGITS = "0-9" + _of_category("Nd")
 # Accents and vowel signs, which go on with a word. Not those of all scripts.
 _MARKS = _listed("""
   2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f
@@ -185,37 +184,33 @@ _IN_EMAIL = '[^ \t\n\f\r"<>|(){}\xa0]'
 _IN_DOMAIN = '[^ \t\n\f\r"<>|(){}.\xa0]'
 
 # Abbreviations that keep their period. After these a sentence may end, ...
-_ENDING = "|".join(
-  [
-    _any_of("ark az del ill la mass miss ore pa tex wash", _capitalized),
-    _any_of("ppte ppty pte ptes pty ptys", _first_in_any_case),
-    _any_of(
-      """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn
+_ENDING = _either(
+  _any_of("ark az del ill la mass miss ore pa tex wash", _capitalized),
+  _any_of("ppte ppty pte ptes pty ptys", _first_in_any_case),
+  _any_of(
+    """al ala apr ariz assn aug bancorp bhd bldg blvd bros calif co colo conn
     corp cos ct dak dec ed.d esq est etc ext feb fla fri ga inc ind intl jan jr
     jul jun kan kans ky ltd mar md mich minn mo mon mont neb nev nov oct okla
     penn ph.d plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ
     va vt wed wis wisc wyo""",
-      _in_any_case,
-    ),
-  ]
+    _in_any_case,
+  ),
 )
 # ... after these it goes on, ...
-_LEADING = "|".join(
-  [
-    _any_of("mfg mtg", _first_in_any_case),
-    _any_of(
-      """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col
+_LEADING = _either(
+  _any_of("mfg mtg", _first_in_any_case),
+  _any_of(
+    """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col
     comdr cpl dept det dr drs elec ens ft gen gov govs hon insp invt jos lieut
     lt maj messrs mlle mme mr mrs ms msgr mt natl pfc ph pres prof profs pvt rep
     reps rev sen sens sfc sgt spc st ste supt supts treas vs wm""",
-      _in_any_case,
-    ),
-  ]
+    _in_any_case,
+  ),
 )
 # ... and these are abbreviations only before a number.
 _NUMBERING = _any_of("art ca fig figs no nos op pp prop", _in_any_case)
-# Before these, or a tag, a single letter ends a sentence: its period is none of
-# its own.
+# Before these, or a tag, a single letter ends a sentence: the period after it
+# is a word of its own.
 _SENTENCE_STARTS = _any_of(
   """a about according additionally after an as at but earlier he her here
   however if in it last many more mr. ms. now once one other our she since so
@@ -235,30 +230,10 @@ _QUOTES = str.maketrans(
   | dict.fromkeys("\x93\u201c\xab", "``")
   | dict.fromkeys("\x94\u201d\xbb", "''")
 )
-_BRACKETS = {
-  "(": "-lrb-",
-  ")": "-rrb-",
-  "[": "-lsb-",
-  "]": "-rsb-",
-  "{": "-lcb-",
-  "}": "-rcb-",
-}
-_FRACTIONS = {
-  "\xbc": "1/4",
-  "\xbd": "1/2",
-  "\xbe": "3/4",
-  "\u2153": "1/3",
-  "\u2154": "2/3",
-}
-_CURRENCIES = dict.fromkeys("\x80\xa4\u20a0\u20ac", "$") | {
-  "\xa2": "cents",
-  "\xa3": "#",
-}
-_ENTITIES = {"&lt;": "<", "&gt;": ">", "&amp;": "&"}
-
-
-def _as_is(token):
-  return token
+_BRACKETS = {"(": "lrb", ")": "rrb", "[": "lsb", "]": "rsb"}
+_BRACKETS |= {"{": "lcb", "}": "rcb"}
+_CURRENCIES = dict.fromkeys("\x80\xa4\u20a0\u20ac", "$")
+_CURRENCIES |= {"\xa2": "cents", "\xa3": "#"}
 
 
 def _word(token):
@@ -269,140 +244,145 @@ def _one_word(token):
   return token.replace(" ", "\xa0")
 
 
-def _brackets(token):
-  return token.replace("(", "-lrb-").replace(")", "-rrb-")
+def _with_parentheses(token):
+  return _one_word(token).replace("(", "-lrb-").replace(")", "-rrb-")
 
 
-def _phone(token):
-  return _one_word(_brackets(token))
+def _bracket(token):
+  return f"-{_BRACKETS[token]}-"
 
 
-def _entity(token):
-  return _ENTITIES[token.lower()]
+def _fraction(token):
+  return unicodedata.normalize("NFKC", token).replace("\u2044", "/")
 
 
 def _company(token):
   return token.replace("&amp;", "&")
 
 
+def _unescaped(token):
+  return html.unescape(token.lower())
+
+
 def _always(written):
   return lambda token: written
 
 
-# (pattern, function that writes the token). Group 1 is the token; the rest of
-# the pattern is what must follow. A pattern's first match is its longest.
+def _rule(pattern, written=str):
+  """Returns a rule: a pattern, and the function that writes its token.
+
+  Group 1 is the token, the rest of the pattern what must follow. A pattern's
+  first match is its longest.
+  """
+  return re.compile(pattern, re.A), written
+
+
 RULES = [
-  (re.compile(pattern, re.A), written)
-  for pattern, written in [
-    (
-      "(?i)(can(?=not)|gon(?=na)|wan(?=na)|got(?=ta)|lem(?=me)|gim(?=me))"
-      "(?:not|na|ta|me)",
-      _as_is,
-    ),
-    (f"({_TAG})", _one_word),
-    (r"(&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015])", _always("--")),
-    ("(?i)(&(?:amp|lt|gt);)", _entity),
-    ("(&(?:HS|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)", _as_is),
-    # he|'s, is|n't, and the word itself
-    (f"(?i)({_WORD}){_APOSTROPHE}(?:[msd]|re|ve|ll)", _word),
-    (rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOSTROPHE}[tT]", _word),
-    (f"({_WORD})", _word),
-    # words with an apostrophe, and names such as O'Brien or Ma'am
-    (
-      f"(?i)({_APOSTROPHE}n{_APOSTROPHE}?|[ldj]{_APOSTROPHE}|dunkin{_APOSTROPHE}"
-      f"|somethin{_APOSTROPHE}|ol{_APOSTROPHE}|{_APOSTROPHE}em"
-      f"|{_APOSTROPHE}cause|{_APOSTROPHE}till?|cap{_APOSTROPHE}n"
-      f"|c{_APOSTROPHE}est|e'er|nor'easter|c'mon|nat'l|li'l|cont'd\\.)",
-      _as_is,
-    ),
-    (f"(?i)(y{_APOSTROPHE}){_L}", _as_is),
-    (f"(?i)({_APOSTROPHE}t)(?:is|was)", _as_is),
-    (f"([A-HJ-XZn]{_ANY_APOSTROPHE}{_L}{{2,}})", _as_is),
-    (f"({_L}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_L}*)", _as_is),
-    # addresses and tags
-    (f"(?i)(https?://{_IN_URL}+{_LAST_IN_PATH})", _as_is),
-    (rf"(www\.(?:{_IN_WWW}+?\.)+?[a-zA-Z]{{2,4}}{_PATH})", _as_is),
-    (rf"(www\.(?:{_IN_WWW}+\.)+[a-zA-Z]{{2,4}})", _as_is),
-    (rf"((?:{_IN_HOST}+\.)+(?:com|net|org|edu)(?:{_PATH})?)", _as_is),
-    (
-      rf"((?:&lt;|<)?[a-zA-Z0-9]{_IN_EMAIL}*@(?:{_IN_DOMAIN}+\.)*{_IN_DOMAIN}+"
-      "(?:&gt;|>)?)",
-      _as_is,
-    ),
-    ("(@[A-Za-z_][A-Za-z0-9_]*)", _as_is),
-    (f"(#{_LM}+)", _as_is),
-    # 's and n't
-    (f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))[^a-z]", _word),
-    (f"(?i)(n{_ANY_APOSTROPHE}t)", _word),
-    # numbers
-    (f"({_D}{{1,2}}[-/]{_D}{{1,2}}[-/]{_D}{{2,4}})", _as_is),
-    (f"([-+]?{_NUMBER})", _word),
-    (
-      f"((?:{_D}{{1,4}}[- \xa0])?{_D}{{1,4}}(?:\\\\?/|\u2044){_D}{{1,4}})",
-      _one_word,
-    ),
-    (f"([{''.join(_FRACTIONS)}])", _FRACTIONS.get),
-    (
-      "([\u207a\u207b\u208a\u208b]?"
-      "(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+))",
-      _as_is,
-    ),
-    (f"({_APOSTROPHE}[0-9][0-9]){_BLANK}", _as_is),
-    (f"(?i)({_APOSTROPHE}[2-9]0s)", _as_is),
-    (
-      r"((?:\([0-9]{2,3}\)[ \xa0]?"
-      r"|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
-      r"[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
-      _phone,
-    ),
-    (r"([A-Z]*\$|#)", _as_is),
-    # words with hyphens, slashes, digits and signs
-    (
-      r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S&(?:amp;)?P-500"
-      "|S&(?:amp;)?Ls)",
-      _as_is,
-    ),
-    (f"({_THING})", _as_is),
-    (f"({_COMPANY})", _company),
-    (
-      r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
-      r"(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})",
-      _as_is,
-    ),
-    (r"([Cc]\+\+|[CcFf]#)", _as_is),
-    # abbreviations
-    (rf"([A-Za-z])\.{_BLANK}+(?:{_SENTENCE_STARTS}|{_TAG}){_BLANK}", _as_is),
-    (rf"((?:{_ENDING})\.)(?:[\s\S]{{2}})?", _as_is),
-    (f"({_HYPHENED})", _word),
-    (rf"((?:{_LEADING})\.)", _as_is),
-    (rf"((?:{_ACRONYM}|[A-Za-z])\.)", _as_is),
-    (rf"((?:{_NUMBERING})\.){_BLANK}?{_D}", _as_is),
-    (
-      rf"(?i)({_LMD}+(?:\.{_LMD}+)*\.(?:{_FILE_ENDINGS}))(?:{_BLANK}|[.?!,])",
-      _as_is,
-    ),
-    (rf"({_WORD}\.)[,;:\u3001]", _word),
-    (rf"({_THING}\.)[,;:\u3001]", _as_is),
-    (rf"({_COMPANY}\.)[,;:\u3001]", _company),
-    (rf"({_HYPHENED}\.)[,;:\u3001]", _word),
-    # faces
-    (r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _brackets),
-    (r"([-'<=>^~x]_[-'<=>^~x]|\([-'<=>^~x][_.]?[-'<=>^~x]\))", _brackets),
-    # signs
-    (r"([()\[\]{}])", _BRACKETS.get),
-    ("(<<|>>)", _as_is),
-    (r"(\.{3,5}|[\x85\u2026]|\.(?: \.){2,4})", _always("...")),
-    ("([?!]+)", _as_is),
-    ("(-{3,4})", _always("--")),
-    (r"(-+|_+|\*+|#+|@+|(?:\\\*)+)", _as_is),
-    ("('')", _as_is),
-    (f"(``|[`{''.join(map(chr, _QUOTES))}\u201a\u201e]{{1,2}})", _word),
-    ("(')[A-Za-z][^ \t\n\r\xa0]", _always("`")),
-    (f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))", _word),
-    ("(?i)(&quot;|&nbsp;|&apos;|[\"'])", _always("''")),
-    (f"([{''.join(_CURRENCIES)}])", _CURRENCIES.get),
-    (f"([{_SIGNS}])", _as_is),
-  ]
+  _rule(
+    "(?i)(can(?=not)|gon(?=na)|wan(?=na)|got(?=ta)|lem(?=me)|gim(?=me))"
+    "(?:not|na|ta|me)"
+  ),
+  _rule(f"({_TAG})", _one_word),
+  _rule(r"(&(?:MD|mdash|ndash);|[\x96\x97\u2013-\u2015])", _always("--")),
+  _rule("(?i)(&(?:amp|lt|gt);)", _unescaped),
+  _rule("(&(?:HS|TL|UR|LR|QC|QL|QR|odq|cdq|#[0-9]+);)"),
+  # he|'s, is|n't, and the word itself
+  _rule(f"(?i)({_WORD}){_APOSTROPHE}(?:[msd]|re|ve|ll)", _word),
+  _rule(rf"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*)[nN]{_ANY_APOSTROPHE}[tT]", _word),
+  _rule(f"({_WORD})", _word),
+  # words with an apostrophe, and names such as O'Brien or Ma'am
+  _rule(
+    f"(?i)({_APOSTROPHE}n{_APOSTROPHE}?|[ldj]{_APOSTROPHE}|dunkin{_APOSTROPHE}"
+    f"|somethin{_APOSTROPHE}|ol{_APOSTROPHE}|{_APOSTROPHE}em"
+    f"|{_APOSTROPHE}cause|{_APOSTROPHE}till?|cap{_APOSTROPHE}n"
+    f"|c{_APOSTROPHE}est|e'er|nor'easter|c'mon|nat'l|li'l|cont'd\\.)"
+  ),
+  _rule(f"(?i)(y{_APOSTROPHE}){_L}"),
+  _rule(f"(?i)({_APOSTROPHE}t)(?:is|was)"),
+  _rule(f"([A-HJ-XZn]{_ANY_APOSTROPHE}{_L}{{2,}})"),
+  _rule(f"({_L}+[aeiouyAEIOUY]{_ANY_APOSTROPHE}[aeiouA-Z]{_L}*)"),
+  # addresses and tags
+  _rule(f"(?i)(https?://{_IN_URL}+{_LAST_IN_PATH})"),
+  _rule(rf"(www\.(?:{_IN_WWW}+?\.)+?[a-zA-Z]{{2,4}}{_PATH})"),
+  _rule(rf"(www\.(?:{_IN_WWW}+\.)+[a-zA-Z]{{2,4}})"),
+  _rule(rf"((?:{_IN_HOST}+\.)+(?:com|net|org|edu)(?:{_PATH})?)"),
+  _rule(
+    rf"((?:&lt;|<)?[a-zA-Z0-9]{_IN_EMAIL}*@(?:{_IN_DOMAIN}+\.)*{_IN_DOMAIN}+"
+    "(?:&gt;|>)?)"
+  ),
+  _rule("(@[A-Za-z_][A-Za-z0-9_]*)"),
+  _rule(f"(#{_LM}+)"),
+  # 's and n't
+  _rule(f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))[^a-z]", _word),
+  _rule(f"(?i)(n{_ANY_APOSTROPHE}t)", _word),
+  # numbers
+  _rule(f"({_D}{{1,2}}[-/]{_D}{{1,2}}[-/]{_D}{{2,4}})"),
+  _rule(f"([-+]?{_NUMBER})", _word),
+  _rule(
+    f"((?:{_D}{{1,4}}[- \xa0])?{_D}{{1,4}}(?:\\\\?/|\u2044){_D}{{1,4}})",
+    _one_word,
+  ),
+  _rule("([\xbc-\xbe\u2153\u2154])", _fraction),
+  _rule(
+    "([\u207a\u207b\u208a\u208b]?"
+    "(?:[\u2070\xb9\xb2\xb3\u2074-\u2079]+|[\u2080-\u2089]+))"
+  ),
+  _rule(f"({_APOSTROPHE}[0-9][0-9]){_BLANK}"),
+  _rule(f"(?i)({_APOSTROPHE}[2-9]0s)"),
+  _rule(
+    r"((?:\([0-9]{2,3}\)[ \xa0]?"
+    r"|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])"
+    r"[0-9]{3,4}[- \xa0]?[0-9]{3,5})",
+    _with_parentheses,
+  ),
+  _rule(r"([A-Z]*\$|#)"),
+  # words with hyphens, slashes, digits and signs
+  _rule(
+    r"(-(?:RRB|LRB|RCB|LCB|RSB|LSB)-|C\.D\.s|pro-|anti-|S&(?:amp;)?P-500"
+    "|S&(?:amp;)?Ls)"
+  ),
+  _rule(f"({_THING})"),
+  _rule(f"({_COMPANY})", _company),
+  _rule(
+    r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}"
+    r"(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})"
+  ),
+  _rule(r"([Cc]\+\+|[CcFf]#)"),
+  # abbreviations
+  _rule(rf"([A-Za-z])\.{_BLANK}+(?:{_SENTENCE_STARTS}|{_TAG}){_BLANK}"),
+  _rule(rf"((?:{_ENDING})\.)(?:[\s\S]{{2}})?"),
+  _rule(f"({_HYPHENED})", _word),
+  _rule(rf"((?:{_LEADING})\.)"),
+  _rule(rf"((?:{_ACRONYM}|[A-Za-z])\.)"),
+  _rule(rf"((?:{_NUMBERING})\.){_BLANK}?{_D}"),
+  _rule(
+    rf"(?i)({_LMD}+(?:\.{_LMD}+)*\.(?:{_FILE_ENDINGS}))(?:{_BLANK}|[.?!,])"
+  ),
+  _rule(rf"({_WORD}\.)[,;:\u3001]", _word),
+  _rule(rf"({_THING}\.)[,;:\u3001]"),
+  _rule(rf"({_COMPANY}\.)[,;:\u3001]", _company),
+  _rule(rf"({_HYPHENED}\.)[,;:\u3001]", _word),
+  # faces
+  _rule(
+    r"([<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]])[^A-Za-z0-9]", _with_parentheses
+  ),
+  _rule(
+    r"([-'<=>^~x]_[-'<=>^~x]|\([-'<=>^~x][_.]?[-'<=>^~x]\))", _with_parentheses
+  ),
+  # signs
+  _rule(r"([()\[\]{}])", _bracket),
+  _rule("(<<|>>)"),
+  _rule(r"(\.{3,5}|[\x85\u2026]|\.(?: \.){2,4})", _always("...")),
+  _rule("([?!]+)"),
+  _rule("(-{3,4})", _always("--")),
+  _rule(r"(-+|_+|\*+|#+|@+|(?:\\\*)+)"),
+  _rule("('')"),
+  _rule(f"(``|[`{''.join(map(chr, _QUOTES))}\u201a\u201e]{{1,2}})", _word),
+  _rule("(')[A-Za-z][^ \t\n\r\xa0]", _always("`")),
+  _rule(f"(?i)({_APOSTROPHE}(?:[msd]|re|ve|ll))", _word),
+  _rule("(?i)(&quot;|&nbsp;|&apos;|[\"'])", _always("''")),
+  _rule(f"([{''.join(_CURRENCIES)}])", _CURRENCIES.get),
+  _rule(f"([{_SIGNS}])"),
 ]
 
 _SPACES = re.compile(f"{_SPACE}*")

@@ -22,8 +22,7 @@ class RSVQA(Metric):
     num: number of examples.
 
   Attributes:
-    lower: compare case-insensitively, as the published transfers do. Default
-      True.
+    lower: compare case-insensitively, as the published transfers do.
 
   Source: Lobry et al. 2020, "RSVQA: Visual Question Answering for Remote
   Sensing Data"; big_vision, evaluators/proj/paligemma/transfers/rsvqa.py. There
@@ -43,13 +42,12 @@ class RSVQA(Metric):
 
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
     scores = super().reduce(rows)
-    by_type = {
-      kind: scores[f"acc_{kind}"]
-      for kind in QUESTION_TYPES
-      if f"acc_{kind}" in scores
-    }
-    scores["acc_avg"] = sum(by_type.values()) / len(by_type)
-    texts = [v for kind, v in by_type.items() if kind not in NUMERIC_TYPES]
-    if texts:
-      scores["acc_avg_nonum"] = sum(texts) / len(texts)
+    textual = [kind for kind in QUESTION_TYPES if kind not in NUMERIC_TYPES]
+    for name, kinds in (
+      ("acc_avg", QUESTION_TYPES),
+      ("acc_avg_nonum", textual),
+    ):
+      found = [scores[f"acc_{k}"] for k in kinds if f"acc_{k}" in scores]
+      if found:
+        scores[name] = sum(found) / len(found)
     return scores

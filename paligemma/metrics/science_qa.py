@@ -33,8 +33,7 @@ class ScienceQA(Metric):
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = letter(answer_fields.text(example, answer_key, "answer"))
     if answer is None:
-      raise answer_fields.wrong(
-        example, answer_key, '"The answer is A." or the like'
-      )
+      expected = '"The answer is A." or the like'
+      raise answer_fields.wrong(example, answer_key, expected)
     found = letter(prediction)
     return {"acc": float(found == answer), "parsefail": float(found is None)}

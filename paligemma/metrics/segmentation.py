@@ -55,7 +55,6 @@ class Segmentation(Metric):
   def score_all(
     self, named: Sequence[tuple[str, Example]], answer_key: str
   ) -> list[Row]:
-    """Returns one row per example, whose mask and box are checked."""
     found = [parse(prediction) for prediction, _ in named]
     decoded = iter(self._decode_all([p[1] for p in found if p is not None]))
     return [
@@ -64,7 +63,6 @@ class Segmentation(Metric):
     ]
 
   def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
-    """Returns means, and the numbers of predictions; rows may repeat."""
     scores = means(rows)
     invalid = sum(row["invalid"] for row in rows)
     return scores | {"invalid": invalid, "total": float(len(rows))}
@@ -78,11 +76,9 @@ class Segmentation(Metric):
 
 
 def parse(prediction: str) -> Pieces | None:
-  """Reads a predicted text.
+  """Returns locations (y0, x0, y1, x1) in [0, 1024) and codes in [0, 128).
 
-  Returns:
-    Locations (y0, x0, y1, x1) in [0, 1024) and codes in [0, 128); None if the
-    text does not begin with them, or y1 <= y0, or x1 <= x0.
+  None if the text does not begin with them, or y1 <= y0, or x1 <= x0.
   """
   match = _PIECES.match(prediction)
   if not match:
@@ -90,10 +86,8 @@ def parse(prediction: str) -> Pieces | None:
   locs, codes = (
     np.array(re.findall("[0-9]+", part), np.int32) for part in match.groups()
   )
-  ordered = locs[2] > locs[0] and locs[3] > locs[1]
-  if locs.max() > _LAST_LOC or codes.max() > _LAST_SEG or not ordered:
-    return None
-  return locs, codes
+  in_range = locs.max() <= _LAST_LOC and codes.max() <= _LAST_SEG
+  return (locs, codes) if in_range and (locs[:2] < locs[2:]).all() else None
 
 
 def mask_iou(
@@ -111,18 +105,11 @@ def mask_iou(
   Returns:
     A value in [0, 1]; NaN if the box covers no pixel.
   """
-  height, width = truth.shape
-  y0, x0, y1, x1 = (
-    int(corner * side)
-    for corner, side in zip(
-      locs / _LAST_LOC, (height, width, height, width), strict=True
-    )
-  )
+  y0, x0, y1, x1 = (locs / _LAST_LOC * (truth.shape * 2)).astype(int)
   if y1 <= y0 or x1 <= x0:
     return float("nan")
-  picture = Image.fromarray(decoded).resize(
-    (x1 - x0, y1 - y0), Image.Resampling.BILINEAR
-  )
+  size = x1 - x0, y1 - y0
+  picture = Image.fromarray(decoded).resize(size, Image.Resampling.BILINEAR)
   inside = np.asarray(picture) > 0
   common = np.count_nonzero(inside & truth[y0:y1, x0:x1])
   union = np.count_nonzero(truth) + np.count_nonzero(inside) - common
@@ -132,18 +119,15 @@ def mask_iou(
 def _row(pieces, decoded, example):
   truth = _mask(example)
   box = _box(example, truth)
-  height, width = truth.shape
-  if pieces is None:
-    between_boxes, between_masks = 0.0, float("nan")
-  else:
-    relative = box / np.array([height, width, height, width])
-    (between_boxes,) = boxes.iou(pieces[0] / _LAST_LOC, relative[None])
-    between_masks = mask_iou(decoded, pieces[0], truth)
-  invalid = np.isnan(between_masks)
+  box_iou, iou = 0.0, float("nan")
+  if pieces is not None:
+    relative = box / (truth.shape * 2)
+    (box_iou,) = boxes.iou(pieces[0] / _LAST_LOC, relative[None])
+    iou = mask_iou(decoded, pieces[0], truth)
   return {
-    "miou": 0.0 if invalid else between_masks,
-    **{f"boxacc/{t}": float(between_boxes >= t) for t in THRESHOLDS},
-    "invalid": float(invalid),
+    "miou": 0.0 if np.isnan(iou) else iou,
+    **{f"boxacc/{t}": float(box_iou >= t) for t in THRESHOLDS},
+    "invalid": float(np.isnan(iou)),
   }
 
 
@@ -170,7 +154,6 @@ def _box(example, mask):
     return np.array(masks_lib.bounding_box(mask), np.float64)
   box = location.corners(example["box"])
   if box is None or not (box[:2] < box[2:]).all():
-    raise answer_fields.wrong(
-      example, "box", "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
-    )
+    expected = "(y0, x0, y1, x1) in pixels with y0 < y1 and x0 < x1"
+    raise answer_fields.wrong(example, "box", expected)
   return box

@@ -15,7 +15,7 @@ def vqa(
   Args:
     prediction: decoded text.
     answers: one answer, or a list of the answers of several people.
-    lower: compare case-insensitively. Default False.
+    lower: compare case-insensitively.
 
   Returns:
     acc: for one answer 1 or 0; for a list min(1, matches / 3), because three
@@ -29,19 +29,15 @@ def vqa(
   the official script of A-OKVQA it neither normalizes nor leaves an answer out.
   OK-VQA and VizWiz are officially scored as VQAv2: metric "vqav2".
   """
+  is_one = isinstance(answers, str)
+  answers = [answers] if is_one else answers
   if lower:
     prediction = prediction.lower()
-    several = not isinstance(answers, str)
-    answers = [a.lower() for a in answers] if several else answers.lower()
-  if isinstance(answers, str):
-    acc = acc_any = float(prediction == answers)
-    answers = [answers]
-  else:
-    matches = list(answers).count(prediction)
-    acc, acc_any = min(1.0, matches / 3), float(matches > 0)
+    answers = [answer.lower() for answer in answers]
+  matches = list(answers).count(prediction)
   return {
-    "acc": acc,
-    "acc_any": acc_any,
+    "acc": float(matches) if is_one else min(1.0, matches / 3),
+    "acc_any": float(matches > 0),
     "anls": anls.best(prediction, answers),
   }
 
@@ -53,7 +49,7 @@ class VQA(Metric):
   Attributes:
     lower: compare case-insensitively. Of the published transfers DocVQA,
       InfographicVQA, OCR-VQA and ST-VQA do; AI2D, A-OKVQA, GQA, xGQA, MaRVL,
-      NLVR2, OK-VQA, VizWiz and the videos do not. Default False.
+      NLVR2, OK-VQA, VizWiz and the videos do not.
   """
 
   lower: bool = False

@@ -59,11 +59,6 @@ _DIGIT_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"(?!<=\d)\.(?!\d)")
 
 
-def strip_space(text: str) -> str:
-  """Replaces newlines and tabs by spaces and strips the ends."""
-  return text.replace("\n", " ").replace("\t", " ").strip()
-
-
 def normalize(text: str) -> str:
   """Drops punctuation and articles, lowercases, writes numbers as digits.
 
@@ -95,24 +90,20 @@ def vqav2(prediction: str, answers: Sequence[str]) -> float:
   """Returns the agreement of the prediction with the people who answered.
 
   It is the mean, over leaving out each person in turn, of min(1, matches / 3)
-  against the others. With ten people, 0, 1, 2, 3, 4 and more matches give 0,
-  0.3, 0.6, 0.9 and 1. If all gave the same answer, the texts are compared
-  without `normalize`.
-
-  Args:
-    prediction: decoded text.
-    answers: what each person answered; ten of them in VQAv2, TextVQA, OK-VQA
-      and VizWiz.
+  against the others. With ten people, as in VQAv2, TextVQA, OK-VQA and VizWiz,
+  0, 1, 2, 3, 4 and more matches give 0, 0.3, 0.6, 0.9 and 1. If all gave the
+  same answer, the texts are compared without `normalize`.
 
   Source: as of `normalize`. Older versions of the official script, such as that
   in salesforce-lavis, normalize the prediction even if all agree. big_vision
   assumes ten answers; we count them.
   """
-  prediction = strip_space(prediction)
-  answers = [strip_space(answer) for answer in answers]
+  prediction, *answers = (
+    text.replace("\n", " ").replace("\t", " ").strip()
+    for text in (prediction, *answers)
+  )
   if len(set(answers)) > 1:
-    prediction = normalize(prediction)
-    answers = [normalize(answer) for answer in answers]
+    prediction, *answers = map(normalize, (prediction, *answers))
   matches, people = answers.count(prediction), len(answers)
   # `matches` times, the person left out is one who agrees.
   agreeing = matches * min(1.0, (matches - 1) / 3)
@@ -134,7 +125,7 @@ class VQAv2(Metric):
   Attributes:
     by_type: read each example's "answer_type", one of ANSWER_TYPES. False for
       data sets without it, such as TextVQA and OK-VQA: the keys are acc and
-      num. Default True.
+      num.
   """
 
   by_type: bool = True
@@ -142,9 +133,8 @@ class VQAv2(Metric):
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.texts(example, answer_key, "list of answers")
     if len(answers) < 2:
-      raise answer_fields.wrong(
-        example, answer_key, "the answers of several people"
-      )
+      expected = "the answers of several people"
+      raise answer_fields.wrong(example, answer_key, expected)
     row = {"acc": vqav2(prediction, answers)}
     if self.by_type:
       kind = answer_fields.choice(

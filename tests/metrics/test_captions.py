@@ -8,7 +8,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from paligemma.metrics import bleu, captions, cider, ngrams, rouge
+from paligemma.metrics import captions
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens/captions/captions.json"
 CORPORA = json.loads(GOLDEN.read_text())["corpora"]
@@ -24,7 +24,7 @@ def test_equals_pycocoevalcap(corpus):
     assert scores[name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
   assert scores["num"] == len(rows)
   each = {
-    "cider": cider.ciders(*_corpus(rows)),
+    "cider": captions.ciders(*_corpus(rows)),
     "rouge": [row.rouge for row in rows],
   }
   for name, values in each.items():
@@ -37,7 +37,7 @@ def test_the_corpora_are_neither_all_right_nor_all_wrong():
 
 
 def test_ngrams():
-  counts = ngrams.count(" a b\xa0a  b a ")
+  counts = captions.count_ngrams(" a b\xa0a  b a ")
   assert counts == {
     ("a",): 3,
     ("b",): 2,
@@ -48,29 +48,29 @@ def test_ngrams():
     ("a", "b", "a", "b"): 1,
     ("b", "a", "b", "a"): 1,
   }
-  assert ngrams.count("") == {}
+  assert captions.count_ngrams("") == {}
 
 
 def test_bleu():
   # Papineni's example: "the" seven times, of which a reference has two.
-  statistics = bleu.statistics(
-    ngrams.count("the the the the the the the"),
+  statistics = captions.bleu_counts(
+    captions.count_ngrams("the the the the the the the"),
     [
-      ngrams.count("the cat is on the mat"),
-      ngrams.count("there is a cat on the mat"),
+      captions.count_ngrams("the cat is on the mat"),
+      captions.count_ngrams("there is a cat on the mat"),
     ],
   )
-  assert statistics == bleu.Statistics(7, 7, (2, 0, 0, 0), (7, 6, 5, 4))
-  assert bleu.bleu([statistics])[0] == pytest.approx(2 / 7)
+  assert statistics == captions.BleuCounts(7, 7, (2, 0, 0, 0), (7, 6, 5, 4))
+  assert captions.bleu([statistics])[0] == pytest.approx(2 / 7)
 
 
 def test_bleu_adds_up_before_it_divides_and_penalizes_short_captions():
-  captions = [
-    bleu.Statistics(2, 4, (2, 1, 0, 0), (2, 1, 0, 0)),
-    bleu.Statistics(3, 3, (1, 0, 0, 0), (3, 2, 1, 0)),
+  counts = [
+    captions.BleuCounts(2, 4, (2, 1, 0, 0), (2, 1, 0, 0)),
+    captions.BleuCounts(3, 3, (1, 0, 0, 0), (3, 2, 1, 0)),
   ]
   penalty = math.exp(1 - 7 / 5)
-  found = bleu.bleu(captions)
+  found = captions.bleu(counts)
   assert found[0] == pytest.approx(penalty * 3 / 5)
   assert found[1] == pytest.approx(penalty * math.sqrt(3 / 5 * 1 / 3))
   assert found[2] < 1e-4
@@ -80,8 +80,8 @@ def test_bleu_adds_up_before_it_divides_and_penalizes_short_captions():
   ("lengths", "expected"), [((3, 8), 3), ((7, 3), 3), ((7, 4), 4), ((9, 1), 9)]
 )
 def test_bleu_takes_the_nearest_reference_length(lengths, expected):
-  references = [ngrams.count("a " * n) for n in lengths]
-  found = bleu.statistics(ngrams.count("a a a a a"), references)
+  references = [captions.count_ngrams("a " * n) for n in lengths]
+  found = captions.bleu_counts(captions.count_ngrams("a a a a a"), references)
   expected = min(lengths, key=lambda n: (abs(n - 5), n))
   assert found.reference_length == expected
 
@@ -98,22 +98,22 @@ def test_bleu_takes_the_nearest_reference_length(lengths, expected):
   ],
 )
 def test_common_subsequence(a, b, expected):
-  assert rouge.common_subsequence(a, b) == expected
+  assert captions.common_subsequence(a, b) == expected
 
 
 def test_rouge():
   # Precision 2/3 from the first reference, recall 1/2 from the second.
-  found = rouge.rouge_l("a b c", ["b x y z c", "a z"])
+  found = captions.rouge_l("a b c", ["b x y z c", "a z"])
   assert found == pytest.approx((1 + 1.44) * 2 / 3 / 2 / (1 / 2 + 1.44 * 2 / 3))
-  assert rouge.rouge_l("a b", ["c d", "e"]) == 0.0
-  assert rouge.rouge_l("", ["a", ""]) == 1.0
-  assert rouge.rouge_l("", ["a"]) == 0.0
+  assert captions.rouge_l("a b", ["c d", "e"]) == 0.0
+  assert captions.rouge_l("", ["a", ""]) == 1.0
+  assert captions.rouge_l("", ["a"]) == 0.0
 
 
 def ciders(predictions, references, **options):
-  return cider.ciders(
-    [ngrams.count(p) for p in predictions],
-    [[ngrams.count(r) for r in theirs] for theirs in references],
+  return captions.ciders(
+    [captions.count_ngrams(p) for p in predictions],
+    [[captions.count_ngrams(r) for r in theirs] for theirs in references],
     **options,
   )
 
@@ -171,7 +171,7 @@ def test_a_resample_is_a_corpus_of_its_own():
   )
   # What was in one of three references is in two of three, or the other way.
   assert again["cider"] != pytest.approx(
-    np.mean([cider.ciders(*_corpus(rows))[i] for i in chosen])
+    np.mean([captions.ciders(*_corpus(rows))[i] for i in chosen])
   )
 
 

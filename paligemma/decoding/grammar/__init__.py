@@ -22,16 +22,8 @@ from paligemma.decoding.grammar import automaton, language, patterns, pieces
 from paligemma.decoding.grammar.automaton import Grammar
 from paligemma.decoding.grammar.pieces import Tokenizer
 
-__all__ = [
-  "GRAMMARS",
-  "Grammar",
-  "Tokenizer",
-  "anything",
-  "boxes",
-  "choices",
-  "make",
-  "regex",
-]
+__all__ = ["GRAMMARS", "Grammar", "Tokenizer", "make"]
+__all__ += ["anything", "boxes", "choices", "regex"]
 
 _LAST_LOC, _LAST_SEG, _CODES = 1023, 127, 16
 _MASKS = {False: (0, 0), True: (1, 1), "optional": (0, 1)}
@@ -44,15 +36,11 @@ def anything(tokenizer: Tokenizer) -> Grammar:
 
 
 def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
-  """Allows exactly these answers.
+  """Allows exactly these answers, or those of one list.
 
   Only the tokens that the tokenizer encodes an answer to are allowed, as in
-  training, not other tokens that spell the same text.
-
-  Args:
-    tokenizer: of the model.
-    answers: the answers, or one list of them. One may be a prefix of another;
-      "" is an answer too.
+  training, not other tokens that spell the same text. An answer may be a prefix
+  of another, or "".
 
   Raises:
     ValueError: there is no answer, or one is not a text that survives encoding
@@ -71,9 +59,7 @@ def choices(tokenizer: Tokenizer, *answers: str | Sequence[str]) -> Grammar:
 def regex(tokenizer: Tokenizer, pattern: str) -> Grammar:
   """Allows what a regular expression fully matches, in any tokenization.
 
-  Args:
-    tokenizer: of the model.
-    pattern: as in Python's re with re.ASCII, see patterns.py.
+  The pattern is as in Python's re with re.ASCII, see patterns.py.
 
   Raises:
     ValueError: the pattern is malformed or not supported (names the position),
@@ -101,77 +87,60 @@ def boxes(
   location.parse and metrics.Segmentation.
 
   Args:
-    tokenizer: of the model.
     labels: the labels to choose from, in the tokens of training; "" is a box
-      without a label. Default None: words of any characters but "<" and ";",
-      one space apart.
-    masks: whether 16 codes follow the locations: True, False (default) or
-      "optional".
-    at_least: number of boxes; with 0 the answer may be empty. Default 1.
-    at_most: number of boxes. Default None: as many as the length limit allows.
-    separator: between boxes; spaces and ";". Default " ; ".
+      without a label. Default: words of any characters but "<" and ";", one
+      space apart.
+    masks: whether 16 codes follow the locations: True, False or "optional".
+    at_least: number of boxes; with 0 the answer may be empty.
+    at_most: number of boxes. Default: as many as the length limit allows.
+    separator: between boxes; spaces and ";".
 
   Raises:
     ValueError: an argument has another value.
   """
-  if not isinstance(masks, bool | str) or masks not in _MASKS:
-    raise ValueError(
-      f'boxes: masks={masks!r}, expected True, False or "optional".'
-    )
-  if not isinstance(at_least, int) or at_least < 0:
-    raise ValueError(f"boxes: at_least={at_least!r}, expected 0 or more.")
+  is_known = isinstance(masks, bool | str) and masks in _MASKS
+  _check_option("masks", masks, is_known, 'True, False or "optional"')
+  is_number = isinstance(at_least, int) and at_least >= 0
+  _check_option("at_least", at_least, is_number, "0 or more")
   fewest = max(at_least, 1)
-  if at_most is not None and not (
-    isinstance(at_most, int) and at_most >= fewest
-  ):
-    raise ValueError(
-      f"boxes: at_most={at_most!r}, expected at least {fewest}, or None."
-    )
-  if not isinstance(separator, str) or separator.strip(" ;"):
-    raise ValueError(
-      f'boxes: separator={separator!r}, expected spaces and ";", which do not'
-      " belong to a label."
-    )
-  loc = [language.TOKEN + tokenizer.loc_id(i) for i in range(_LAST_LOC + 1)]
-  seg = [language.TOKEN + tokenizer.seg_id(i) for i in (0, _LAST_SEG)]
+  most = fewest if at_most is None else at_most
+  is_number = isinstance(most, int) and most >= fewest
+  _check_option("at_most", at_most, is_number, f"at least {fewest}, or None")
+  is_blank = isinstance(separator, str) and not separator.strip(" ;")
+  expected = 'spaces and ";", which do not belong to a label'
+  _check_option("separator", separator, is_blank, expected)
   # The last location cannot begin a box with an area.
-  low = language.Symbols(((loc[0], loc[-2]),))
-  high = language.Symbols(((loc[0], loc[-1]),), rising=True)
-  codes = language.Repeat(language.Symbols((tuple(seg),)), _CODES, _CODES)
+  first, second_last, last = (
+    language.TOKEN + tokenizer.loc_id(i) for i in (0, _LAST_LOC - 1, _LAST_LOC)
+  )
+  low = language.Symbols(((first, second_last),))
+  high = language.Symbols(((first, last),), rising=True)
+  seg = tuple(language.TOKEN + tokenizer.seg_id(i) for i in (0, _LAST_SEG))
+  codes = language.Repeat(language.Symbols((seg,)), _CODES, _CODES)
   mask = language.Repeat(codes, *_MASKS[masks])
   box = language.Sequence((low, low, high, high, mask))
   if labels is None:
-    last = _free_label()
-    inner = language.Sequence((last, language.text(separator)))
+    label = _free_label()
+    inner = language.Sequence((label, language.text(separator)))
   else:
-    inner, last = _listed_labels(tokenizer, labels, separator)
-  inner = language.Repeat(
-    language.Sequence((box, inner)),
-    fewest - 1,
-    None if at_most is None else at_most - 1,
-  )
-  answer = language.Sequence((inner, box, last))
+    inner, label = _listed_labels(tokenizer, labels, separator)
+  inner = language.Sequence((box, inner))
+  most = None if at_most is None else at_most - 1
+  inner = language.Repeat(inner, fewest - 1, most)
+  answer = language.Sequence((inner, box, label))
   if at_least == 0:
     answer = language.Repeat(answer, 0, 1)
   return _lift(tokenizer, answer, with_text=labels is None)
 
 
-GRAMMARS = {
-  "anything": anything,
-  "boxes": boxes,
-  "choices": choices,
-  "regex": regex,
-}
+GRAMMARS = dict(anything=anything, boxes=boxes, choices=choices, regex=regex)
 
 
 def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
   """Returns the grammar that a string names; a grammar is returned unchanged.
 
-  Args:
-    grammar: a Grammar, or a string with a name in GRAMMARS: 'anything',
-      'boxes(["cat", "dog"], at_least=0)', 'choices("yes", "no")',
-      'regex("[0-9]+")'.
-    tokenizer: of the model.
+  A string has a name in GRAMMARS: 'anything', 'regex("[0-9]+")',
+  'boxes(["cat", "dog"], at_least=0)', 'choices("yes", "no")'.
 
   Raises:
     ValueError: unknown name or argument; as the function of that name.
@@ -186,33 +155,25 @@ def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:
 def _lift(tokenizer, expression, *, with_text=True) -> Grammar:
   """Compiles an expression; with_text=False if it has only tokens, no bytes."""
   written = pieces.of(tokenizer) if with_text else [b""] * tokenizer.vocab_size
-  return automaton.lift(
-    language.automaton(expression), written, tokenizer.eos_id
-  )
+  states = language.automaton(expression)
+  return automaton.lift(states, written, tokenizer.eos_id)
 
 
 def _free_label():
   """Returns words, each after a space, that location.parse reads as a label."""
-  excluded = [
-    *map(ord, ";<"),
-    *filter(lambda i: chr(i).isspace(), range(1 << 16)),
-  ]
-  character = language.characters(
-    patterns.inverted((code, code) for code in excluded)
-  )
-  word = language.Sequence(
-    (language.text(" "), language.Repeat(character, 1, None))
-  )
+  codes = range(1 << 16)
+  excluded = [i for i in codes if chr(i) in ";<" or chr(i).isspace()]
+  ranges = patterns.inverted((code, code) for code in excluded)
+  characters = language.Repeat(language.characters(ranges), 1, None)
+  word = language.Sequence((language.text(" "), characters))
   return language.Repeat(word, 1, None)
 
 
 def _listed_labels(tokenizer, labels, separator):
   """Returns the expressions between boxes and after the last one."""
-  if not isinstance(labels, list | tuple) or not labels:
-    raise ValueError(
-      f"boxes: labels={labels!r:.60}, expected a list of them, or None for any;"
-      ' without labels, [""].'
-    )
+  is_list = isinstance(labels, list | tuple) and labels
+  expected = 'a list of them, or None for any; without labels, [""]'
+  _check_option("labels", labels, is_list, expected)
   for i, label in enumerate(labels):
     where = f"boxes: label {i}"
     _check_text(tokenizer, label, where)
@@ -232,6 +193,11 @@ def _listed_labels(tokenizer, labels, separator):
     inner.append(language.tokens(around[1:-1]))
     last.append(language.tokens(tokenizer.encode(f"<loc0000>{written}")[1:]))
   return language.Either(tuple(inner)), language.Either(tuple(last))
+
+
+def _check_option(name, value, is_right, expected):
+  if not is_right:
+    raise ValueError(f"boxes: {name}={value!r:.60}, expected {expected}.")
 
 
 def _check_text(tokenizer, text, where):

@@ -48,15 +48,10 @@ class Grammar(NamedTuple):
 
 
 class State(NamedTuple):
-  """States of answers.
-
-  Attributes:
-    node: state of the automaton.
-    before: the last two tokens, the earlier first.
-  """
+  """States of answers: of the automaton, and the last two tokens."""
 
   node: Int[Array, "..."]
-  before: Int[Array, "... 2"]
+  before: Int[Array, "... 2"]  # the earlier one first
 
 
 def lift(
@@ -66,13 +61,12 @@ def lift(
 
   A token is allowed where its bytes are allowed in succession, or where it is
   itself a symbol. So every tokenization of a text is allowed, and a token may
-  span several parts of an expression.
+  span several parts of an expression. In accepting states eos is allowed.
 
   Args:
     automaton: of the answers, without eos.
     pieces: bytes that each token writes; a token without bytes is allowed only
       as a symbol.
-    eos_id: token that ends an answer, allowed in accepting states.
 
   Raises:
     ValueError: no answer can be written with these tokens, or the table would
@@ -142,9 +136,8 @@ def begin(grammar: Grammar | None, shape: tuple[int, ...]) -> State | None:
   """Returns the state before the first token, None without a grammar."""
   if grammar is None:
     return None
-  return State(
-    jnp.full(shape, START, jnp.int32), jnp.full((*shape, 2), -1, jnp.int32)
-  )
+  before = jnp.full((*shape, 2), -1, jnp.int32)
+  return State(jnp.full(shape, START, jnp.int32), before)
 
 
 def restrict(
@@ -156,10 +149,9 @@ def restrict(
   """Returns logits with -inf where a token is not allowed.
 
   A token is allowed if the grammar has it next and the answer can be completed
-  with the tokens that are left then.
+  with the tokens that are left then. Without a grammar every token is.
 
   Args:
-    grammar, state: see `begin`; None allows every token.
     logits: of the next token.
     left: number of tokens left, this one and eos included.
 
@@ -168,15 +160,15 @@ def restrict(
   """
   if grammar is None:
     return logits
-  vocabulary = logits.shape[-1]
-  room = vocabulary - len(grammar.class_of_token)
-  if room < 0:
+  vocabulary, known = logits.shape[-1], len(grammar.class_of_token)
+  if vocabulary < known:
     raise ValueError(
-      f"grammar was made for {vocabulary - room} tokens, the model writes"
-      f" {vocabulary}: give grammar.make the tokenizer of the model."
+      f"grammar was made for {known} tokens, the model writes {vocabulary}:"
+      " give grammar.make the tokenizer of the model."
     )
   # A model may have more logits than the tokenizer has tokens.
-  class_of_token = jnp.pad(jnp.asarray(grammar.class_of_token), (0, room))
+  more = (0, vocabulary - known)
+  class_of_token = jnp.pad(jnp.asarray(grammar.class_of_token), more)
   target = jnp.asarray(grammar.target)[state.node]
   distance = jnp.asarray(grammar.distance)[target]
   allowed = (target >= 0) & (distance < left)
@@ -184,7 +176,7 @@ def restrict(
   rising = jnp.asarray(grammar.rising)[state.node]
   floor = jnp.where(rising, state.before[..., 0], -1)
   ids = jnp.arange(vocabulary, dtype=jnp.int32)
-  ids = ids.reshape((1,) * (logits.ndim - 1) + (-1,))
+  ids = jnp.expand_dims(ids, range(logits.ndim - 1))
   return jnp.where(allowed & (ids > floor[..., None]), logits, -jnp.inf)
 
 
@@ -204,11 +196,8 @@ def _by_text(automaton, pieces):
   """Returns the effects of the tokens' texts on states: (i64[V], i32[N, S]).
 
   The first array holds the index of each token's effect in the second. Effect
-  0, of tokens that are never allowed, is -1 throughout.
-
-  All texts are read in parallel, byte by byte, and each distinct effect is
-  computed once, so the cost is that of reading the vocabulary and of the few
-  effects that differ.
+  0, of tokens that are never allowed, is -1 throughout. All texts are read in
+  parallel, byte by byte, and each distinct effect is computed once.
   """
   states = len(automaton.accepting)
   rows = [np.full(states, -1, np.int32), np.arange(states, dtype=np.int32)]
@@ -224,21 +213,19 @@ def _by_text(automaton, pieces):
       _check_size(states, number)
     return number
 
-  lengths = np.array([len(piece) for piece in pieces])
+  lengths = np.array(list(map(len, pieces)))
   longest = max(lengths, default=0)
   texts = np.zeros((len(pieces), longest), np.uint8)
-  texts[np.arange(longest) < lengths[:, None]] = np.frombuffer(
-    b"".join(pieces), np.uint8
-  )
+  written = np.arange(longest) < lengths[:, None]
+  texts[written] = np.frombuffer(b"".join(pieces), np.uint8)
   effect = np.where(lengths > 0, 1, 0)
   for i in range(longest):
     alive = np.flatnonzero((lengths > i) & (effect > 0))
-    kind = class_of_byte[texts[alive, i]] % classes
-    codes, inverse = np.unique(
-      effect[alive] * classes + kind, return_inverse=True
-    )
+    byte_class = class_of_byte[texts[alive, i]] % classes
+    codes = effect[alive] * classes + byte_class
+    codes, inverse = np.unique(codes, return_inverse=True)
     found = np.array([after(code) for code in codes], np.int64)
-    effect[alive] = found[inverse] if len(alive) else []
+    effect[alive] = found[inverse]
   return effect, np.stack(rows)
 
 
@@ -283,12 +270,12 @@ def _pad(class_of_token, target, distance, rising, eos_id) -> Grammar:
   """Pads states and classes to powers of two, with states never reached."""
   _check_size(*target.shape)
   states, classes = (1 << max(4, (n - 1).bit_length()) for n in target.shape)
+  padded = np.full((states, classes), -1, np.int32)
+  padded[: len(target), : target.shape[1]] = target
   more = (0, states - len(target))
   return Grammar(
     class_of_token.astype(np.int32),
-    np.pad(
-      target, (more, (0, classes - target.shape[1])), constant_values=-1
-    ).astype(np.int32),
+    padded,
     np.pad(distance, more).astype(np.int32),
     np.pad(rising, more).astype(bool),
     np.int32(eos_id),

@@ -11,8 +11,10 @@ Languages, and Computation", chapters 2 to 4.
 """
 
 import bisect
-import dataclasses
+import functools
+from collections import defaultdict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -22,37 +24,33 @@ TOKEN = 256  # the symbol of token 0
 MOST_STATES = 1 << 15  # more would need tables that are too large
 
 
-@dataclasses.dataclass(frozen=True)
-class Symbols:
+class Symbols(NamedTuple):
   """One symbol out of ranges.
 
   Attributes:
     ranges: (first, last) of each, both included.
     rising: whether the symbol, a token, must have a greater id than the token
-      two before: y1 against y0 and x1 against x0 in a box. Default False.
+      two before: y1 against y0 and x1 against x0 in a box.
   """
 
   ranges: tuple[tuple[int, int], ...]
   rising: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Sequence:
-  """One part after the other."""
+class Sequence(NamedTuple):
+  """One expression after the other."""
 
   parts: tuple["Expression", ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Either:
-  """One of the parts."""
+class Either(NamedTuple):
+  """One of several expressions."""
 
   parts: tuple["Expression", ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Repeat:
-  """The part, `least` to `most` times; most=None is without limit."""
+class Repeat(NamedTuple):
+  """An expression `least` to `most` times; most=None is without limit."""
 
   part: "Expression"
   least: int
@@ -62,22 +60,21 @@ class Repeat:
 Expression = Symbols | Sequence | Either | Repeat
 
 
-@dataclasses.dataclass(frozen=True)
-class Automaton:
+class Automaton(NamedTuple):
   """States 0..S-1, of which 0 is the start, and K classes of symbols.
 
   Attributes:
-    target: [S + 1, K + 1], the state after a symbol of a class, -1 if it is not
-      allowed. The last row and column are -1, so index -1 is no state or class.
+    target: the state after a symbol of a class, -1 if it is not allowed. The
+      last row and column are -1, so index -1 is no state or class.
     accepting: whether an answer may end here.
     rising: see Symbols.
-    bounds: [K + 1], class k holds the symbols in [bounds[k], bounds[k + 1]).
+    bounds: class k holds the symbols in [bounds[k], bounds[k + 1]).
   """
 
-  target: Int[np.ndarray, "states classes"]
+  target: Int[np.ndarray, "S+1 K+1"]
   accepting: Bool[np.ndarray, " S"]
   rising: Bool[np.ndarray, " S"]
-  bounds: Int[np.ndarray, " classes"]
+  bounds: Int[np.ndarray, " K+1"]
 
   def class_of(self, symbols: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Returns the class of each symbol; -1 or K for those that never occur."""
@@ -97,8 +94,7 @@ def tokens(ids: Iterable[int]) -> Expression:
 def characters(ranges: Iterable[tuple[int, int]]) -> Expression:
   """Returns the expression for the UTF-8 bytes of one character.
 
-  Args:
-    ranges: of code points, both ends included. Surrogates are left out.
+  Ranges of code points include both ends. Surrogates are left out.
   """
   parts = []
   for first, last in ranges:
@@ -113,26 +109,22 @@ def _same_length(low, high):
   """Splits code points into ranges whose bytes vary independently."""
   if low > high:
     return
-  for start in (0x80, 0x800, 0x10000):
-    if low < start <= high:
-      yield from _same_length(low, start - 1)
-      yield from _same_length(start, high)
-      return
+  # Where the encoding becomes longer.
+  splits = [start for start in (0x80, 0x800, 0x10000) if low < start <= high]
   # In a block of 64 ** n code points, only the last n bytes differ.
   for n in range(1, len(chr(low).encode())):
     block = 64**n
     if low // block == high // block:
       break
     if low % block:
-      middle = low - low % block + block
+      splits.append(low - low % block + block)
     elif (high + 1) % block:
-      middle = high - high % block
-    else:
-      continue
-    yield from _same_length(low, middle - 1)
-    yield from _same_length(middle, high)
-    return
-  yield low, high
+      splits.append(high - high % block)
+  if splits:
+    yield from _same_length(low, splits[0] - 1)
+    yield from _same_length(splits[0], high)
+  else:
+    yield low, high
 
 
 def automaton(expression: Expression) -> Automaton:
@@ -141,9 +133,9 @@ def automaton(expression: Expression) -> Automaton:
   Raises:
     ValueError: it would have more than MOST_STATES.
   """
-  nodes = _Nodes()
+  nodes = _Nodes([], [], set())
   start = nodes.add()
-  end = _build(nodes, expression, start)
+  end = nodes.build(expression, start)
   bounds = {
     bound
     for edges in nodes.edges
@@ -152,20 +144,20 @@ def automaton(expression: Expression) -> Automaton:
   }
   bounds = sorted(bounds or {0})
   rows, members = _subsets(nodes, start, bounds)
-  accepting = [end in subset for subset in members]
-  rising = [not nodes.rising.isdisjoint(subset) for subset in members]
-  block = _alike(rows, list(zip(accepting, rising, strict=True)))
-  number = max(block) + 1
+  kinds = [(end in m, not nodes.rising.isdisjoint(m)) for m in members]
+  merged = _merge(rows, kinds)
+  number = max(merged) + 1
   target = np.full((number + 1, len(bounds)), -1, np.int32)
   flags = np.zeros((2, number), bool)
-  for state, row in enumerate(rows):
-    flags[:, block[state]] = accepting[state], rising[state]
+  for state, row in zip(merged, rows, strict=True):
     for k, after in row.items():
-      target[block[state], k] = block[after]
+      target[state, k] = merged[after]
+  for state, kind in zip(merged, kinds, strict=True):
+    flags[:, state] = kind
   return Automaton(target, *flags, np.array(bounds, np.int64))
 
 
-class _Nodes:
+class _Nodes(NamedTuple):
   """A nondeterministic automaton under construction.
 
   Attributes:
@@ -174,8 +166,9 @@ class _Nodes:
     rising: nodes whose edges are of rising Symbols.
   """
 
-  def __init__(self):
-    self.edges, self.jumps, self.rising = [], [], set()
+  edges: list[list[tuple[int, int, int]]]
+  jumps: list[list[int]]
+  rising: set[int]
 
   def add(self) -> int:
     if len(self.edges) > 16 * MOST_STATES:
@@ -183,6 +176,36 @@ class _Nodes:
     self.edges.append([])
     self.jumps.append([])
     return len(self.edges) - 1
+
+  def build(self, expression: Expression, start: int) -> int:
+    """Adds an expression after a node; returns the node after it."""
+    match expression:
+      case Symbols(ranges, rising):
+        end = self.add()
+        self.edges[start] += [(*both, end) for both in ranges]
+        if rising:
+          self.rising.add(start)
+        return end
+      case Sequence(parts):
+        for part in parts:
+          start = self.build(part, start)
+        return start
+      case Either(parts):
+        end = self.add()
+        for part in parts:
+          self.jumps[self.build(part, start)].append(end)
+        return end
+      case Repeat(part, least, most):
+        for _ in range(least):
+          start = self.build(part, start)
+        end = self.add()
+        self.jumps[start].append(end)
+        if most is None:
+          self.jumps[self.build(part, end)].append(end)
+        for _ in range(0 if most is None else most - least):
+          start = self.build(part, start)
+          self.jumps[start].append(end)
+        return end
 
 
 def _too_large():
@@ -192,40 +215,10 @@ def _too_large():
   )
 
 
-def _build(nodes, expression, start) -> int:
-  """Adds an expression after a node; returns the node after it."""
-  match expression:
-    case Symbols(ranges, rising):
-      end = nodes.add()
-      nodes.edges[start] += [(*both, end) for both in ranges]
-      if rising:
-        nodes.rising.add(start)
-      return end
-    case Sequence(parts):
-      for part in parts:
-        start = _build(nodes, part, start)
-      return start
-    case Either(parts):
-      end = nodes.add()
-      for part in parts:
-        nodes.jumps[_build(nodes, part, start)].append(end)
-      return end
-    case Repeat(part, least, most):
-      for _ in range(least):
-        start = _build(nodes, part, start)
-      end = nodes.add()
-      nodes.jumps[start].append(end)
-      if most is None:
-        nodes.jumps[_build(nodes, part, end)].append(end)
-      for _ in range(0 if most is None else most - least):
-        start = _build(nodes, part, start)
-        nodes.jumps[start].append(end)
-      return end
-
-
 def _subsets(nodes, start, bounds):
   """Returns {class: next state} and the nodes of each reachable state."""
 
+  @functools.cache
   def closure(subset):
     found, left = set(subset), list(subset)
     while left:
@@ -235,22 +228,19 @@ def _subsets(nodes, start, bounds):
           left.append(node)
     return frozenset(found)
 
-  members = [closure([start])]
+  members = [closure(frozenset([start]))]
   states = {members[0]: 0}
-  rows, closures = [], {}
+  rows = []
   while len(rows) < len(members):
-    moves = {}
+    moves = defaultdict(set)
     for node in members[len(rows)]:
       for first, last, after in nodes.edges[node]:
         low = bisect.bisect_left(bounds, first)
         for k in range(low, bisect.bisect_left(bounds, last + 1)):
-          moves.setdefault(k, set()).add(after)
+          moves[k].add(after)
     row = {}
     for k, targets in moves.items():
-      key = frozenset(targets)
-      if key not in closures:
-        closures[key] = closure(key)
-      subset = closures[key]
+      subset = closure(frozenset(targets))
       if subset not in states:
         if len(members) == MOST_STATES:
           raise _too_large()
@@ -261,7 +251,7 @@ def _subsets(nodes, start, bounds):
   return rows, members
 
 
-def _alike(rows, kinds) -> list[int]:
+def _merge(rows, kinds) -> list[int]:
   """Numbers the states; equivalent ones get the same number."""
   numbers = _numbered(kinds)
   while True:

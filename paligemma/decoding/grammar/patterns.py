@@ -20,7 +20,8 @@ _SPACE = ((0x09, 0x0D), (0x20, 0x20))
 _CLASSES = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
 _ESCAPES = dict(zip("ntrfva0", "\n\t\r\f\v\a\0", strict=True))
 _HEX = {"x": 2, "u": 4, "U": 8}
-_COUNT = re.compile(r"\{(?:([0-9]+)(,([0-9]*))?|,([0-9]*))\}")
+_SIGNS = {"?": (0, 1), "*": (0, None), "+": (1, None)}
+_QUANTIFIER = re.compile(r"([?*+])|\{(?=[0-9,])([0-9]*)(,?)([0-9]*)\}")
 _GROUP = re.compile(r"\((?:\?:|\?P<\w+>|(?!\?))")
 
 
@@ -77,15 +78,13 @@ def _item(pattern, i):
   """Reads a character, a class or a group."""
   character = pattern[i]
   if character in "^$":
-    raise _wrong(
-      pattern, i, f'"{character}" is not needed, as the whole answer is matched'
-    )
+    problem = f'"{character}" is not needed, as the whole answer is matched'
+    raise _wrong(pattern, i, problem)
   if character == "(":
     start = _GROUP.match(pattern, i)
     if not start:
-      raise _wrong(
-        pattern, i, f'"{pattern[i : i + 3]}" is not supported, expected (...)'
-      )
+      problem = f'"{pattern[i : i + 3]}" is not supported, expected (...)'
+      raise _wrong(pattern, i, problem)
     group, stop = _alternatives(pattern, start.end())
     return group, stop + 1
   if character == "[":
@@ -99,18 +98,16 @@ def _item(pattern, i):
 
 def _quantified(pattern, i, part):
   """Reads the quantifier after a part, if there is one."""
-  least, most, stop = 1, 1, i
-  if i < len(pattern) and pattern[i] in "?*+":
-    least, most = {"?": (0, 1), "*": (0, None), "+": (1, None)}[pattern[i]]
-    stop = i + 1
-  elif count := _COUNT.match(pattern, i):
-    low, comma, high, high_alone = count.groups()
-    least = int(low or 0)
-    high = high_alone if low is None else high if comma else low
-    most = int(high) if high else None
-    stop = count.end()
-  if stop == i:
+  found = _QUANTIFIER.match(pattern, i)
+  if not found:
     return part, i
+  sign, low, comma, high = found.groups()
+  if sign:
+    least, most = _SIGNS[sign]
+  else:
+    high = high if comma else low
+    least, most = int(low or 0), int(high) if high else None
+  stop = found.end()
   if pattern[stop : stop + 1] in ("?", "+"):
     raise _wrong(
       pattern,
