@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 from etils import epath
 
-from paligemma import parameters, tree
+from paligemma import disk, messages, parameters, tree
 from paligemma.checkpoints import names, safetensors
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
@@ -29,30 +29,22 @@ from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
 
-# The vocabulary of a PaliGemma, image token included, is padded to a multiple.
-ROW_MULTIPLE = 64
-
 FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
 
-_SHOWN = 10  # differences in one message
-
 # Prefixes in a file -> those of huggingface/layout.py; the first that matches.
-_PALIGEMMA = (
-  (r"(language_model\.)?(?=lm_head\.)", "text."),
-  (r"(model\.)?language_model\.(model\.)?", "text."),
-  (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
-  (r"(model\.)?multi_modal_projector\.", "projector."),
-)
-_GEMMA = ((r"(model\.)?", "text."),)
-_SIGLIP = (
-  (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
-  (r"(vision_model\.)?", "vision."),
-)
 _PREFIXES = {
-  "paligemma": _PALIGEMMA,
-  "gemma": _GEMMA,
-  "gemma2": _GEMMA,
-  "siglip_vision_model": _SIGLIP,
+  "paligemma": (
+    (r"(language_model\.)?(?=lm_head\.)", "text."),
+    (r"(model\.)?language_model\.(model\.)?", "text."),
+    (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
+    (r"(model\.)?multi_modal_projector\.", "projector."),
+  ),
+  "gemma": ((r"(model\.)?", "text."),),
+  "gemma2": ((r"(model\.)?", "text."),),
+  "siglip_vision_model": (
+    (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
+    (r"(vision_model\.)?", "vision."),
+  ),
 }
 
 # No parameters of ours; the first two are buffers that old releases stored.
@@ -103,18 +95,23 @@ def open(path: epath.PathLike) -> Checkpoint:
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
-  entries = _entries(path, config, len(tensors))
+  img, llm = config.image_tower, config.decoder
+  depth = max(sizes["depth"] for sizes in (img, llm) if sizes)
+  if depth > len(tensors):
+    raise ValueError(
+      f"{path}: {len(tensors)} tensors are too few for the {depth} layers of "
+      "config.json"
+    )
+  entries = layout.entries(img, llm, img and img["num_positions"])
   wanted = {n: x for n, x in tensors.items() if n not in ignored}
   _check(path, entries, wanted, keys)
   if _LM_HEAD in tensors:
     _check_tied(path, tensors[layout.TABLE], tensors[_LM_HEAD])
   found = names.leaves(entries, wanted)
-  has_images = config.image_tower is not None
-  metadata = huggingface_metadata.read(path, has_images=has_images)
-  if config.image_token_id is not None:
-    rows, last = config.decoder["vocab_size"], config.image_token_id
+  metadata = huggingface_metadata.read(path, has_images=img is not None)
+  if (last := config.image_token_id) is not None:
     is_last = huggingface_metadata.last_token_id(path) <= last
-    if is_last and rows == padded_rows(last):
+    if is_last and llm["vocab_size"] == padded_rows(last):
       table = tensors[layout.TABLE]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
       found[parameters.EMBEDDING] = Leaf.of(cut)
@@ -131,38 +128,36 @@ def open(path: epath.PathLike) -> Checkpoint:
 
 
 def padded_rows(image_token_id: int) -> int:
-  """Rows of a table that ends with the image token and its padding."""
-  return math.ceil((image_token_id + 1) / ROW_MULTIPLE) * ROW_MULTIPLE
+  """Rows of a table that ends with the image token, a multiple of 64."""
+  return math.ceil((image_token_id + 1) / 64) * 64
 
 
 def _read_headers(path: pathlib.Path) -> dict[str, Mapped]:
   """Name in the file -> tensor, of all files."""
   files = sorted(file.name for file in path.glob("*.safetensors"))
-  has_index = (path / INDEX).exists()
-  if not files and not has_index:
-    pickled = sorted(path.glob("pytorch_model*.bin*"))
-    if pickled:
-      raise ValueError(
-        f"{pickled[0]}: pickled weights are refused, they can run code; where "
-        "you trust them, convert them with transformers' save_pretrained(..., "
-        "safe_serialization=True)"
-      )
-    raise ValueError(f"{path}: holds no weights, expected {FILE} or {INDEX}")
-  if has_index and FILE in files:
-    raise ValueError(f"{path}: holds {FILE} and {INDEX}, remove one of them")
-  if has_index:
+  if (path / INDEX).exists():
+    if FILE in files:
+      raise ValueError(f"{path}: holds {FILE} and {INDEX}, remove one of them")
     return _read_shards(path)
-  if files != [FILE]:
+  if files == [FILE]:
+    return safetensors.open(path / FILE)
+  if files:
     raise ValueError(
       f"{path}: holds {', '.join(files[:3])} without {INDEX}, expected {FILE} "
       "alone, or shards with their index"
     )
-  return safetensors.open(path / FILE)
+  if pickled := sorted(path.glob("pytorch_model*.bin*")):
+    raise ValueError(
+      f"{pickled[0]}: pickled weights are refused, they can run code; where "
+      "you trust them, convert them with transformers' save_pretrained(..., "
+      "safe_serialization=True)"
+    )
+  raise ValueError(f"{path}: holds no weights, expected {FILE} or {INDEX}")
 
 
 def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
   index = path / INDEX
-  weight_map = huggingface_config.read_json(index).get("weight_map")
+  weight_map = disk.read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f"{index}: no weight_map, expected tensor -> file")
   for key, file in weight_map.items():
@@ -224,20 +219,6 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
     )
 
 
-def _entries(
-  path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
-) -> list[names.Entry]:
-  """The tensors of a model with this config."""
-  img, llm = config.image_tower, config.decoder
-  for sizes in (llm, img):
-    if sizes is not None and sizes["depth"] > num_tensors:
-      raise ValueError(
-        f"{path}: {num_tensors} tensors are too few for the {sizes['depth']} "
-        "layers of config.json"
-      )
-  return layout.entries(img, llm, img and img["num_positions"])
-
-
 def _check(
   path: pathlib.Path,
   entries: Iterable[names.Entry],
@@ -255,9 +236,7 @@ def _check(
     if tensor.dtype not in FLOATS
   ]
   if differences:
-    more = len(differences) - _SHOWN
     raise ValueError(
       f"{path}: tensors are not those of config.json, {len(differences)} "
-      f"differ: {'; '.join(differences[:_SHOWN])}"
-      + (f"; and {more} more" if more > 0 else "")
+      f"differ: {messages.listed(differences)}"
     )

@@ -35,7 +35,6 @@ from etils import epath
 
 from paligemma import disk
 from paligemma.checkpoints import leaves, safetensors
-from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
@@ -150,7 +149,7 @@ def open(
       lacks an adapter that the config says it has.
   """
   path = pathlib.Path(path)
-  config = huggingface_config.read_json(path / CONFIG)
+  config = disk.read_json(path / CONFIG)
   _check_config(path / CONFIG, config)
   if not (path / FILE).exists() and (path / "adapter_model.bin").exists():
     raise ValueError(
