@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages, tree
-from paligemma.checkpoints import layouts, names, safetensors
+from paligemma.checkpoints import errors, layouts, names, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
@@ -70,25 +70,23 @@ def save(
   metadata = metadata or {}
   num_rows = llm["vocab_size"]
   image_token_id = num_positions = None
-  if img is not None:
-    num_positions = _num_positions(path, arrays)
-    image_token_id = metadata.get("image_token_id")
-    if image_token_id is None:
-      image_token_id = num_rows
-      num_rows = huggingface_read.padded_rows(num_rows)
-  entries = layout.entries(img, llm, num_positions)
-  _check(path, entries, arrays)
-  hub_key = layout.gemma_key if img is None else layout.hub_key
-  tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
-  for name, tensor in tensors.items():
-    if tensor.dtype not in huggingface_read.FLOATS:
-      raise ValueError(
-        f"{path}: {name}: dtype {tensor.dtype}, expected a float"
-      )
-  table = arrays[EMBEDDING]
-  table_dtype = np.dtype(dtype or table.dtype)
-  tensors[hub_key(layout.TABLE)] = _table(table, num_rows, table_dtype)
-  try:
+  with errors.named(path):
+    if img is not None:
+      num_positions = _num_positions(arrays)
+      image_token_id = metadata.get("image_token_id")
+      if image_token_id is None:
+        image_token_id = num_rows
+        num_rows = huggingface_read.padded_rows(num_rows)
+    entries = layout.entries(img, llm, num_positions)
+    _check(entries, arrays)
+    hub_key = layout.gemma_key if img is None else layout.hub_key
+    tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
+    for name, tensor in tensors.items():
+      if tensor.dtype not in huggingface_read.FLOATS:
+        raise ValueError(f"{name}: dtype {tensor.dtype}, expected a float")
+    table = arrays[EMBEDDING]
+    table_dtype = np.dtype(dtype or table.dtype)
+    tensors[hub_key(layout.TABLE)] = _table(table, num_rows, table_dtype)
     config = huggingface_config.make(
       img=img,
       llm=llm,
@@ -97,8 +95,6 @@ def save(
       image_token_id=image_token_id,
       dtype=str(table_dtype),
     )
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
   with disk.folder(path) as folder:
     huggingface_metadata.write_json(folder / "config.json", config)
     huggingface_metadata.write(
@@ -112,27 +108,24 @@ def save(
     _write_tensors(folder, tensors, max_shard_bytes)
 
 
-def _num_positions(path, arrays) -> int:
+def _num_positions(arrays) -> int:
   """Number of patches; raises unless the position embedding is learned."""
   if POSITIONS not in arrays:
     raise ValueError(
-      f"{path}: {POSITIONS} is missing, expected a learned position embedding"
+      f"{POSITIONS} is missing, expected a learned position embedding"
     )
   shape = tuple(arrays[POSITIONS].shape)
   if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
-    raise ValueError(f"{path}: {POSITIONS}: shape {shape}, expected (1, P, D)")
+    raise ValueError(f"{POSITIONS}: shape {shape}, expected (1, P, D)")
   return shape[1]
 
 
-def _check(path, entries, arrays) -> None:
+def _check(entries, arrays) -> None:
   found = {name: tuple(x.shape) for name, x in arrays.items()}
-  try:
-    found = layouts.stack(found, layouts.stack_shapes)
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
+  found = layouts.stack(found, layouts.stack_shapes)
   if lines := tree.compare(names.leaf_shapes(entries), found):
     raise ValueError(
-      f"{path}: arrays are not those of the model, {len(lines)} differ: "
+      f"arrays are not those of the model, {len(lines)} differ: "
       f"{messages.listed(lines)}"
     )
 
