@@ -85,7 +85,12 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
-  keys = normalize(path, raw, config.model_type)
+  keys = {}  # name in layout.py -> key in the files
+  for key in raw:
+    name = normalize(key, config.model_type)
+    if name in keys:
+      raise ValueError(f"{path}: {keys[name]} and {key} are one parameter")
+    keys[name] = key
   tensors = {name: raw[key] for name, key in keys.items()}
   ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
   if _LM_HEAD in tensors:
@@ -177,30 +182,17 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
   return found
 
 
-def normalize(
-  path: pathlib.Path, keys: Iterable[str], model_type: str
-) -> dict[str, str]:
-  """Name in huggingface/layout.py -> key in the file.
+def normalize(key: str, model_type: str) -> str:
+  """The name in huggingface/layout.py of a tensor or a module.
 
   Args:
-    path: What the message of an error begins with.
-    keys: Of tensors, in any of the spellings.
+    key: In any of the spellings; another one is returned as it is.
     model_type: Of config.json.
-
-  Raises:
-    ValueError: Two keys are of one parameter.
   """
-  names = {}
-  for key in keys:
-    name = key
-    for prefix, ours in _PREFIXES[model_type]:
-      if m := re.match(prefix, key):
-        name = ours + key[m.end() :]
-        break
-    if name in names:
-      raise ValueError(f"{path}: {names[name]} and {key} are one parameter")
-    names[name] = key
-  return names
+  for prefix, ours in _PREFIXES[model_type]:
+    if m := re.match(prefix, key):
+      return ours + key[m.end() :]
+  return key
 
 
 def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
