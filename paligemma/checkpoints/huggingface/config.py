@@ -14,7 +14,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma import disk, messages, registry, variants
+from paligemma import disk, registry, variants
+from paligemma.checkpoints.json_config import Section
 
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
@@ -35,8 +36,10 @@ _SOFT_CAPS = {
   "attn_logits_softcap": "attn_logit_softcapping",
   "final_logits_softcap": "final_logit_softcapping",
 }
-# What only Gemma 2 has. Here null is a value; elsewhere it is the default.
+# What only Gemma 2 has; null is none.
 _GEMMA2_FIELDS = {**_SOFT_CAPS, "sliding_window": "sliding_window"}
+
+_VISION = "siglip_vision_model"
 
 # What our models do and no config may change.
 _GELU = "gelu_pytorch_tanh"
@@ -114,13 +117,13 @@ def read(path: pathlib.Path) -> Description:
     ValueError: The file is missing or malformed, or describes what our models
       cannot do.
   """
-  config = _Section(str(path), disk.read_json(path))
+  config = Section(str(path), disk.read_json(path))
   readers = {
     "paligemma": _paligemma,
     "gemma": _gemma,
     "gemma2": _gemma,
     "siglip": _siglip,
-    "siglip_vision_model": _siglip,
+    _VISION: _siglip,
   }
   if "quantization_config" in config.values:
     raise ValueError(
@@ -130,72 +133,10 @@ def read(path: pathlib.Path) -> Description:
   return config.lookup("model_type", readers)(config)
 
 
-class _Section:
-  """An object in a config.json, with the defaults of its class."""
-
-  def __init__(self, where, values):
-    self.where = where
-    self.values = {
-      key: value
-      for key, value in values.items()
-      if value is not None or key in _GEMMA2_FIELDS.values()
-    }
-
-  def with_defaults(self, defaults):
-    return _Section(self.where, {**defaults, **self.values})
-
-  def section(self, key, model_type):
-    values = self.values.get(key)
-    if not isinstance(values, dict):
-      raise self.error(key, "an object")
-    found = _Section(f"{self.where}: {key}", values)
-    return found.with_defaults({"model_type": model_type})
-
-  def size(self, key):
-    value = self.values.get(key)
-    if type(value) is not int or not 0 < value < 2**31:
-      raise self.error(key, "a positive integer")
-    return value
-
-  def sizes(self, fields):
-    return {field: self.size(key) for field, key in fields.items()}
-
-  def side(self, key):
-    """A size that may be given as two equal ones."""
-    value = self.values.get(key)
-    if not isinstance(value, list):
-      return self.size(key)
-    if len(value) != 2 or value[0] != value[1]:
-      raise self.error(key, "a square")
-    return _Section(self.where, {key: value[0]}).size(key)
-
-  def number(self, key):
-    value = self.values.get(key)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-      raise self.error(key, "a positive number")
-    return value
-
-  def check(self, expected):
-    for key, value in expected.items():
-      if self.values[key] != value:
-        raise self.error(key, f"{value!r}, our models know no other")
-
-  def lookup(self, key, table):
-    value = self.values.get(key)
-    if not isinstance(value, str) or value not in table:
-      hint = registry.did_you_mean(str(value), table)
-      raise self.error(key, f"one of: {', '.join(sorted(table))}.{hint}")
-    return table[value]
-
-  def error(self, key, expected):
-    found = messages.shown(repr(self.values.get(key)))
-    return ValueError(f"{self.where}: {key} is {found}, expected {expected}")
-
-
 def _paligemma(config) -> Description:
   config = config.with_defaults(_PALIGEMMA_DEFAULTS)
-  text = _gemma(config.section("text_config", "gemma"))
-  vision = _siglip(config.section("vision_config", "siglip_vision_model"))
+  text = _gemma(config.section("text_config", model_type="gemma"))
+  vision = _siglip(config.section("vision_config", model_type=_VISION))
   # Both names are one field to transformers.
   names = ("image_token_index", "image_token_id")
   ids = {config.size(name) for name in names if name in config.values}
@@ -244,8 +185,8 @@ def _gemma(config) -> Description:
     names = [n for n, x in _query_scalars(sizes).items() if x == scalar]
     llm["query_scale"] = names[0] if names else scalar
     for field, key in _SOFT_CAPS.items():
-      if config.values[key] is not None:
-        llm[field] = float(config.number(key))
+      cap = config.optional(key, config.number)
+      llm[field] = cap and float(cap)
     llm["sliding_window"] = _sliding_window(config, sizes["depth"])
   return Description(
     model_type=config.values["model_type"],
@@ -264,9 +205,7 @@ def _query_scalars(sizes):
 
 
 def _sliding_window(config, depth):
-  window = config.values["sliding_window"]
-  if window is not None:
-    config.size("sliding_window")
+  window = config.optional("sliding_window", config.size)
   types = config.values.get("layer_types")
   # No more of them than a file may list.
   alternating = _layer_types(min(depth, 10_000), window)
@@ -290,8 +229,8 @@ def _layer_types(depth, window):
 def _siglip(config) -> Description:
   if config.values.get("model_type") == "siglip":
     config = config.with_defaults({"vision_config": {}})
-    config = config.section("vision_config", "siglip_vision_model")
-  config.lookup("model_type", {"siglip_vision_model": None})
+    config = config.section("vision_config", model_type=_VISION)
+  config.lookup("model_type", {_VISION: None})
   config = config.with_defaults(_SIGLIP_DEFAULTS)
   config.check(_SIGLIP)
   sizes = config.sizes(_IMG_SIZES)
@@ -299,11 +238,21 @@ def _siglip(config) -> Description:
     raise config.error(
       "num_attention_heads", f"a divisor of the width {sizes['width']}"
     )
-  patch_size = config.side("patch_size")
+  patch_size = _side(config, "patch_size")
   # Pixels that fill no patch are not looked at.
-  num_positions = (config.side("image_size") // patch_size) ** 2
+  num_positions = (_side(config, "image_size") // patch_size) ** 2
   tower = sizes | {"patch_size": patch_size, "num_positions": num_positions}
-  return Description(model_type="siglip_vision_model", image_tower=tower)
+  return Description(model_type=_VISION, image_tower=tower)
+
+
+def _side(config, key):
+  """A size that may be given as two equal ones."""
+  value = config.values[key]
+  if not isinstance(value, list):
+    return config.size(key)
+  if len(value) != 2 or value[0] != value[1]:
+    raise config.error(key, "a square")
+  return Section(config.where, {key: value[0]}).size(key)
 
 
 def make(
@@ -344,7 +293,7 @@ def make(
     "tie_word_embeddings": True,
     "torch_dtype": dtype,
     "vision_config": {
-      "model_type": "siglip_vision_model",
+      "model_type": _VISION,
       **{key: img[field] for field, key in _IMG_SIZES.items()},
       **_SIGLIP,
       "image_size": patch_size * math.isqrt(num_positions),
