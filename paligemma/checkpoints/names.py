@@ -78,20 +78,11 @@ def under(ours: str, theirs: str, table: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def letters(tower: str, fields: Mapping[str, Any]) -> dict[str, int]:
-  """Axis -> size.
-
-  Args:
-    tower: "img" or "llm".
-    fields: Of vit.Model or gemma.Model: the sizes.
-  """
+  """Axis -> size, of the fields of vit.Model ("img") or gemma.Model ("llm")."""
   sizes = {x: fields[field] for field, x in parameters.SIZES[tower].items()}
   if tower == "img":
-    sizes |= {
-      "H": sizes["D"] // sizes["N"],
-      "M": sizes["D"],
-      "w": sizes["h"],
-      "C": 3,
-    }
+    sizes |= {"H": sizes["D"] // sizes["N"], "M": sizes["D"]}
+    sizes |= {"w": sizes["h"], "C": 3}
   return sizes
 
 
@@ -101,7 +92,6 @@ def rows(
   """Yields the parameters that a table names, their axes and names there.
 
   Args:
-    table: Of rows.
     when: What the model is, see parameters.Parameter.when.
   """
   for module, axes, *names in table:
@@ -122,10 +112,8 @@ def entries(
   """Yields the tensors of a tower.
 
   Args:
-    table: Of one tower.
     sizes: Size of every axis, see `letters`.
     spell: (name in the table, layer or None, whether it is a bias) -> key.
-    post_norms: Whether the decoder has them.
     output_axis: Which of their axes a bias has: 0, or -1.
   """
   when = ["fused" if sizes["N"] == sizes.get("K") else "grouped"]
@@ -163,12 +151,7 @@ def leaf_shapes(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
 def leaves(
   entries: Iterable[Entry], tensors: Mapping[str, Tensor]
 ) -> dict[str, Leaf]:
-  """Puts leaves together of the tensors of another program.
-
-  Args:
-    entries: What there is.
-    tensors: Key -> tensor.
-  """
+  """Puts leaves together of the tensors of another program, by their key."""
   parts = {}
   for entry in entries:
     parts.setdefault(entry.leaf, []).append(entry)

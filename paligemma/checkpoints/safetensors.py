@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import disk
+from paligemma import disk, messages
 from paligemma.checkpoints.leaves import Mapped, Tensor
 
 DTYPES = {
@@ -47,9 +47,6 @@ _MAX_BYTES = 2**63 - 1
 def open(path: epath.PathLike) -> dict[str, Mapped]:
   """Reads the header of a local file.
 
-  Args:
-    path: The file.
-
   Returns:
     Name -> tensor, in the order of the header. The data is mapped to memory
     anew for each access.
@@ -68,9 +65,10 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
   tensors = {}
   for name, entry in header.items():
     if name == _METADATA:
-      _check_metadata(path, entry)
+      if not _are_strings(entry):
+        raise ValueError(f"{path}: {_METADATA} must map strings to strings")
     elif not name.isprintable():
-      raise ValueError(f"{path}: {_short(name)}: expected a name to print")
+      raise ValueError(f"{path}: {name!r:.80}: expected a name to print")
     else:
       tensors[name] = _tensor(f"{path}: {name}", path, entry, start)
   _check_coverage(path, tensors, start, size)
@@ -92,7 +90,6 @@ def save(
   """Writes tensors one at a time.
 
   Args:
-    path: File to write.
     tensors: Name -> anything with `shape` and `dtype` that `tensor[...]` turns
       into an array, which happens when its turn to be written comes.
     metadata: Strings to keep with them, such as {"format": "pt"}, which
@@ -125,9 +122,8 @@ def save(
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for name in order:
       array = np.ascontiguousarray(tensors[name][...])
-      assert array.nbytes == math.prod(tensors[name].shape) * (
-        tensors[name].dtype.itemsize
-      ), f"{name}: other than announced"
+      begin, end = header[name]["data_offsets"]
+      assert array.nbytes == end - begin, f"{name}: other than announced"
       file.write(array.reshape(-1).view(np.uint8))
 
 
@@ -162,38 +158,38 @@ def _without_duplicates(pairs):
   return found
 
 
-def _check_metadata(path, entry):
-  strings = isinstance(entry, dict) and all(
+def _are_strings(entry) -> bool:
+  return isinstance(entry, dict) and all(
     isinstance(value, str) for value in entry.values()
   )
-  if not strings:
-    raise ValueError(f"{path}: {_METADATA} must map strings to strings")
 
 
 def _tensor(where, path, entry, start) -> Mapped:
+  def wrong(key, expected):
+    found = messages.shown(repr(entry[key]))
+    return ValueError(f"{where}: {key} {found}, expected {expected}")
+
   keys = {"dtype", "shape", "data_offsets"}
   if not isinstance(entry, dict) or entry.keys() != keys:
-    raise ValueError(f"{where}: {_short(entry)} in the header, expected {keys}")
-  if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-    raise ValueError(
-      f"{where}: dtype {_short(entry['dtype'])}, expected one of: "
-      f"{', '.join(DTYPES)}"
-    )
-  dtype = DTYPES[entry["dtype"]]
-  shape, offsets = entry["shape"], entry["data_offsets"]
+    found = messages.shown(repr(entry))
+    raise ValueError(f"{where}: {found} in the header, expected {keys}")
+  name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+  if not isinstance(name, str) or name not in DTYPES:
+    raise wrong("dtype", f"one of: {', '.join(DTYPES)}")
   if not _are_sizes(shape):
-    raise ValueError(f"{where}: shape {_short(shape)}, expected sizes")
+    raise wrong("shape", "sizes")
   if not (_are_sizes(offsets) and len(offsets) == 2):
-    raise ValueError(f"{where}: data_offsets {_short(offsets)}, expected two")
+    raise wrong("data_offsets", "two")
+  dtype = DTYPES[name]
   # An empty tensor may not have sizes that NumPy cannot multiply either.
   if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
-    raise ValueError(f"{where}: shape {_short(shape)} is too big")
+    raise wrong("shape", "less, it is too big")
   nbytes = math.prod(shape) * dtype.itemsize
   begin, end = offsets
   if end - begin != nbytes:
     raise ValueError(
-      f"{where}: data_offsets {_short(offsets)} span {end - begin} bytes, "
-      f"{entry['dtype']}{shape} has {nbytes}"
+      f"{where}: data_offsets {offsets} span {end - begin} bytes, "
+      f"{name}{shape} has {nbytes}"
     )
   return Mapped(path, start + begin, tuple(shape), dtype)
 
@@ -205,11 +201,6 @@ def _are_sizes(value) -> bool:
     and len(value) <= 64
     and all(type(n) is int and 0 <= n <= _MAX_BYTES for n in value)
   )
-
-
-def _short(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _check_coverage(path, tensors, start, size):
