@@ -1,7 +1,7 @@
 """A model's config in JSON: every value is checked when it is asked for."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from paligemma import messages, registry
@@ -57,10 +57,13 @@ class Section:
       raise self.error(key, "true or false")
     return value
 
-  def optional(self, key: str, read: Callable[[str], Any]) -> Any:
-    """What a method reads; None where null is given in place of a default."""
-    value = self.given.get(key, self.values.get(key))
-    return None if value is None else read(key)
+  def is_null(self, key: str) -> bool:
+    """Whether null is given, also in place of a default."""
+    return self.given.get(key, self.values.get(key)) is None
+
+  def cap(self, key: str) -> float | None:
+    """A number, or None where null is given."""
+    return None if self.is_null(key) else float(self.number(key))
 
   def check(self, expected: Mapping[str, Any]) -> None:
     """Raises unless values are the only ones that our models can have."""

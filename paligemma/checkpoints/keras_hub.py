@@ -32,14 +32,13 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import disk, messages, tree
+from paligemma import disk, messages
 from paligemma.checkpoints import names
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.json_config import Section
@@ -54,9 +53,6 @@ _BACKBONES = {
   "GemmaBackbone": "gemma_decoder_block",
   "PaliGemmaBackbone": "pali_gemma_decoder_block",
 }
-_DTYPES = tuple(
-  map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
-)
 # In early presets of Gemma.
 _OPTIMIZER = "optimizer/"
 
@@ -190,7 +186,16 @@ def open(path: epath.PathLike) -> Checkpoint:
       "variables"
     )
   entries = _entries(sizes, block, llm["post_norms"])
-  _check(folder, {entry.key: entry.their_shape for entry in entries}, found)
+  lines = names.differences(entries, found)
+  if not lines and {"float16", "bfloat16"} <= {
+    x.dtype.name for x in found.values()
+  }:
+    lines = ["float16 and bfloat16 are mixed, expected one of them"]
+  if lines:
+    raise ValueError(
+      f"{folder}: the weights do not fit {CONFIG}, {len(lines)} variables "
+      f"differ: {messages.listed(lines)}"
+    )
   return Checkpoint(
     path=str(path),
     format=f"keras-hub {backbone}",
@@ -235,9 +240,6 @@ def _decoder_fields(config) -> dict[str, Any]:
       "use_post_ffw_norm", "that of use_post_attention_norm, true in Gemma 2"
     )
 
-  def cap(key):
-    return config.optional(key, lambda key: float(config.number(key)))
-
   window = None
   if config.flag("use_sliding_window_attention"):
     window = config.size("sliding_window_size")
@@ -246,8 +248,8 @@ def _decoder_fields(config) -> dict[str, Any]:
     "norm_eps": epsilon,
     "query_scale": "head_dim" if by_head_dim else "width_per_head",
     "post_norms": post_norms,
-    "attn_logits_softcap": cap("attention_logit_soft_cap"),
-    "final_logits_softcap": cap("final_logit_soft_cap"),
+    "attn_logits_softcap": config.cap("attention_logit_soft_cap"),
+    "final_logits_softcap": config.cap("final_logit_soft_cap"),
     "sliding_window": window,
   }
 
@@ -269,24 +271,6 @@ def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
     img |= {"E": llm["D"], "P": sizes["img"]["num_positions"]}
     found += names.entries(_IMAGE_TOWER, img, spell, output_axis=-1)
   return found
-
-
-def _check(folder, shapes, found: Mapping[str, Dataset]) -> None:
-  """Every variable once, of the shape that the config says, and a number."""
-  lines = tree.compare(shapes, found) or [
-    f"{key}: found dtype {x.dtype}, expected one of: "
-    + ", ".join(map(str, _DTYPES))
-    for key, x in found.items()
-    if x.dtype not in _DTYPES
-  ]
-  dtypes = {x.dtype for x in found.values()}
-  if not lines and {_DTYPES[1], _DTYPES[3]} <= dtypes:
-    lines = ["float16 and bfloat16 are mixed, expected one of them"]
-  if lines:
-    raise ValueError(
-      f"{folder}: the weights do not fit {CONFIG}, {len(lines)} variables "
-      f"differ: {messages.listed(lines)}"
-    )
 
 
 def _read_headers(folder) -> dict[str, Dataset]:

@@ -17,12 +17,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import einops
+import ml_dtypes
 import numpy as np
 
-from paligemma import parameters
+from paligemma import parameters, tree
 from paligemma.checkpoints.leaves import Leaf, Piece, Tensor
 
 Row = tuple[str, ...]
+FLOATS = tuple(
+  map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +150,18 @@ def leaf_shapes(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
   for entry in entries:  # the last place has the greatest indices
     shapes[entry.leaf] = (*(i + 1 for i in entry.at), *entry.our_shape)
   return shapes
+
+
+def differences(
+  entries: Iterable[Entry], tensors: Mapping[str, Tensor]
+) -> list[str]:
+  """Lists how tensors, by their key, differ from what there is to be."""
+  shapes = {entry.key: entry.their_shape for entry in entries}
+  return tree.compare(shapes, tensors) + [
+    f"{key}: dtype {tensor.dtype}, expected a float"
+    for key, tensor in tensors.items()
+    if tensor.dtype not in FLOATS
+  ]
 
 
 def leaves(

@@ -184,9 +184,7 @@ def _gemma(config) -> Description:
     scalar = config.number("query_pre_attn_scalar")
     names = [n for n, x in _query_scalars(sizes).items() if x == scalar]
     llm["query_scale"] = names[0] if names else scalar
-    for field, key in _SOFT_CAPS.items():
-      cap = config.optional(key, config.number)
-      llm[field] = cap and float(cap)
+    llm |= {field: config.cap(key) for field, key in _SOFT_CAPS.items()}
     llm["sliding_window"] = _sliding_window(config, sizes["depth"])
   return Description(
     model_type=config.values["model_type"],
@@ -205,7 +203,9 @@ def _query_scalars(sizes):
 
 
 def _sliding_window(config, depth):
-  window = config.optional("sliding_window", config.size)
+  window = None
+  if not config.is_null("sliding_window"):
+    window = config.size("sliding_window")
   types = config.values.get("layer_types")
   # No more of them than a file may list.
   alternating = _layer_types(min(depth, 10_000), window)

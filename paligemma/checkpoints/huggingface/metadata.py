@@ -110,10 +110,8 @@ def write(
   preprocessing = metadata.get("preprocessing", "reference")
   if preprocessing not in _FILTERS:
     logging.warning(
-      '%s: transformers has no "%s", pictures will be resized with its bicubic '
-      "filter",
-      folder,
-      preprocessing,
+      f'{folder}: transformers has no "{preprocessing}", pictures will be '
+      "resized with its bicubic filter"
     )
   processor = {
     "do_convert_rgb": True,
@@ -171,11 +169,8 @@ def _preprocessing(folder, processor):
   if differs:
     listed = ", ".join(f"{key}={processor[key]!r:.40}" for key in differs)
     logging.warning(
-      "%s: its image processor has %s, which is not done here; pictures are "
-      'prepared as "%s"',
-      folder,
-      listed,
-      name,
+      f"{folder}: its image processor has {listed}, which is not done here; "
+      f'pictures are prepared as "{name}"'
     )
   return name
 

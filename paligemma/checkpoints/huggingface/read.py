@@ -13,12 +13,11 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
 
-from paligemma import disk, messages, parameters, tree
+from paligemma import disk, messages, parameters
 from paligemma.checkpoints import names, safetensors
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
@@ -28,8 +27,6 @@ from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
-
-FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
 
 # Prefixes in a file -> those of huggingface/layout.py; the first that matches.
 _PREFIXES = {
@@ -47,14 +44,15 @@ _PREFIXES = {
   ),
 }
 
+_LM_HEAD = "text.lm_head.weight"
 # No parameters of ours; the first two are buffers that old releases stored.
-_IGNORED = (
+_UNUSED = (
   r"text\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
   r"vision\.embeddings\.position_ids",
   r"vision\.head\..*",  # pools the image into one vector
   r"other half of SigLIP: .*",
+  re.escape(_LM_HEAD),  # the table of embeddings again
 )
-_LM_HEAD = "text.lm_head.weight"
 
 
 def open(path: epath.PathLike) -> Checkpoint:
@@ -91,33 +89,41 @@ def open(path: epath.PathLike) -> Checkpoint:
     if name in keys:
       raise ValueError(f"{path}: {keys[name]} and {key} are one parameter")
     keys[name] = key
-  tensors = {name: raw[key] for name, key in keys.items()}
-  ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
-  if _LM_HEAD in tensors:
-    ignored.add(_LM_HEAD)
-  elif not config.tied:
+  if _LM_HEAD not in keys and not config.tied:
     raise ValueError(
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
   img, llm = config.image_tower, config.decoder
   depth = max(sizes["depth"] for sizes in (img, llm) if sizes)
-  if depth > len(tensors):
+  if depth > len(raw):
     raise ValueError(
-      f"{path}: {len(tensors)} tensors are too few for the {depth} layers of "
+      f"{path}: {len(raw)} tensors are too few for the {depth} layers of "
       "config.json"
     )
-  entries = layout.entries(img, llm, img and img["num_positions"])
-  wanted = {n: x for n, x in tensors.items() if n not in ignored}
-  _check(path, entries, wanted, keys)
-  if _LM_HEAD in tensors:
-    _check_tied(path, tensors[layout.TABLE], tensors[_LM_HEAD])
+  entries = [
+    dataclasses.replace(x, key=keys.get(x.key, layout.hub_key(x.key)))
+    for x in layout.entries(img, llm, img and img["num_positions"])
+  ]
+  ignored = {
+    key
+    for name, key in keys.items()
+    if any(re.fullmatch(regex, name) for regex in _UNUSED)
+  }
+  wanted = {key: x for key, x in raw.items() if key not in ignored}
+  if lines := names.differences(entries, wanted):
+    raise ValueError(
+      f"{path}: tensors are not those of config.json, {len(lines)} differ: "
+      f"{messages.listed(lines)}"
+    )
+  if _LM_HEAD in keys:
+    _check_tied(path, raw[keys[layout.TABLE]], raw[keys[_LM_HEAD]])
   found = names.leaves(entries, wanted)
   metadata = huggingface_metadata.read(path, has_images=img is not None)
   if (last := config.image_token_id) is not None:
     is_last = huggingface_metadata.last_token_id(path) <= last
     if is_last and llm["vocab_size"] == padded_rows(last):
-      table = tensors[layout.TABLE]
+      table = raw[keys[layout.TABLE]]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
       found[parameters.EMBEDDING] = Leaf.of(cut)
     else:
@@ -127,7 +133,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     format="Hugging Face",
     leaves=dict(sorted(found.items())),
     llm=config.llm,
-    ignored=tuple(sorted(keys[name] for name in ignored)),
+    ignored=tuple(sorted(ignored)),
     metadata=metadata,
   )
 
@@ -208,27 +214,4 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
     raise ValueError(
       f"{path}: lm_head.weight differs from embed_tokens.weight, expected one "
       "table for tokens in and logits out"
-    )
-
-
-def _check(
-  path: pathlib.Path,
-  entries: Iterable[names.Entry],
-  tensors: Mapping[str, Mapped],
-  keys: Mapping[str, str],
-) -> None:
-  """Raises unless the tensors are those of config.json, and floats."""
-  differences = tree.compare(
-    {keys.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
-    {keys[name]: tensor.shape for name, tensor in tensors.items()},
-  )
-  differences += [
-    f"{keys[name]}: dtype {tensor.dtype}, expected a float"
-    for name, tensor in tensors.items()
-    if tensor.dtype not in FLOATS
-  ]
-  if differences:
-    raise ValueError(
-      f"{path}: tensors are not those of config.json, {len(differences)} "
-      f"differ: {messages.listed(differences)}"
     )

@@ -82,7 +82,7 @@ def save(
     hub_key = layout.gemma_key if img is None else layout.hub_key
     tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
     for name, tensor in tensors.items():
-      if tensor.dtype not in huggingface_read.FLOATS:
+      if tensor.dtype not in names.FLOATS:
         raise ValueError(f"{name}: dtype {tensor.dtype}, expected a float")
     table = arrays[EMBEDDING]
     table_dtype = np.dtype(dtype or table.dtype)

@@ -130,33 +130,26 @@ def load_adapter(
     loaded = {n: leaves.place(either[n], jnp.float32, place) for n in shapes}
   flat = tree.flatten(params)
   _, weights = tree.partition(flat, lora.is_adapter(flat))
-  base = _kind(weights)
-  if found.base is not None and found.base != base:
+  base, full = _kind(weights), "full precision"
+  if found.base not in (None, base):
     logging.warning(
-      "%s: was trained beside matrices in %s and is used beside %s",
-      path,
-      found.base or "full precision",
-      base or "full precision",
+      f"{path}: was trained beside matrices in {found.base or full} and is used "
+      f"beside {base or full}"
     )
   if found.weights is not None:
     ours = samples.take(weights, place)
     if names := samples.differing(ours, found.weights):
       logging.warning(
-        "%s: was trained beside another base, %d of %d parameters differ, such "
-        "as %s; load the one that it was trained on",
-        path,
-        len(names),
-        len(found.weights.keys() & ours.keys()),
-        names[0],
+        f"{path}: was trained beside another base, {len(names)} of "
+        f"{len(found.weights.keys() & ours.keys())} parameters differ, such as "
+        f"{names[0]}; load the one that it was trained on"
       )
   if found.replaced:
     with errors.named(path):
       weights = _replaced(weights, model, found.replaced)
     logging.warning(
-      "%s: replaces %d tensors of the model itself, which are not written by "
-      "save_adapter, but by merge_lora and save",
-      path,
-      len(found.replaced),
+      f"{path}: replaces {len(found.replaced)} tensors of the model itself, "
+      "which are not written by save_adapter, but by merge_lora and save"
     )
   return model, tree.unflatten(tree.merge(weights, loaded))
 

@@ -33,12 +33,11 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages
-from paligemma.checkpoints import errors, leaves, safetensors
+from paligemma.checkpoints import errors, leaves, names, safetensors
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
-from paligemma.checkpoints.names import rows
 from paligemma.lora import config as lora_lib
 
 CONFIG = "adapter_config.json"
@@ -47,7 +46,7 @@ FILE = "adapter_model.safetensors"
 # Target -> its module in huggingface/layout.py, "*" for a layer.
 _MODULES = {
   target: module
-  for row, _, modules in rows(
+  for row, _, modules in names.rows(
     layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR, ["grouped"]
   )
   for target, module in zip(row.targets, modules, strict=False)
@@ -219,7 +218,7 @@ def _open_tensors(
     if target is None:
       unknown.append(key)
       continue
-    if tensor.dtype not in huggingface.FLOATS or len(tensor.shape) != 2:
+    if tensor.dtype not in names.FLOATS or len(tensor.shape) != 2:
       raise ValueError(
         f"{key}: {tensor.dtype}{list(tensor.shape)}, expected a matrix of "
         "floats"
