@@ -258,20 +258,20 @@ def _side(config, key):
 def make(
   *,
   img: Mapping[str, Any] | None,
-  llm: Mapping[str, Any],
   num_positions: int | None,
-  rows: int,
   image_token_id: int | None,
+  llm: Mapping[str, Any],
+  rows: int,
   dtype: str,
 ) -> dict[str, Any]:
   """Returns the config.json of a model, for transformers 4.41 and later.
 
   Args:
-    img: Fields of vit.Model; None: of a Gemma alone, without image tower.
+    img: Fields of vit.Model; None, as the next two, of a Gemma alone.
+    num_positions: Patches of an image.
+    image_token_id: The one that is replaced by an image.
     llm: Fields of gemma.Model.
-    num_positions: Patches of an image; None of a Gemma.
     rows: Of the table of embeddings.
-    image_token_id: The one that is replaced by an image; None of a Gemma.
     dtype: In which transformers holds the weights.
 
   Raises:

@@ -66,12 +66,10 @@ def open(path: epath.PathLike) -> Checkpoint:
       of a SigLIP (its image tower, "img/...", without the pooling head).
 
   Returns:
-    Checkpoint in scan layout. `llm` has the fields of gemma.Model that shapes
-    cannot tell. The vocabulary of a PaliGemma ends before its image token, if
-    nothing but padding to a multiple of 64 rows follows, and no token of the
-    tokenizer whose files lie there too; otherwise all rows are kept, and
-    `metadata` names it. `metadata` also holds what the other files of the
-    folder say, see metadata.py.
+    Checkpoint in scan layout. The vocabulary of a PaliGemma ends before its
+    image token, if nothing but padding to a multiple of 64 rows follows, and no
+    token of the tokenizer in the directory; otherwise all rows are kept, and
+    `metadata` names it.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,

@@ -38,22 +38,15 @@ def save(
 
   Args:
     path: Local directory to make, with its parents. It may not exist.
-    arrays: Name -> Leaf, NumPy or JAX array; "img/..." and "llm/..." in scan or
-      loop layout.
-    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size; None
-      for a Gemma alone, which has no image token.
-    llm: Fields of gemma.Model: width, depth, mlp_dim, num_heads, num_kv_heads,
-      head_dim, vocab_size, and norm_eps, query_scale, post_norms, soft caps and
-      sliding_window where they are not its defaults. Further fields of both are
-      not looked at.
+    arrays: Name -> Leaf, NumPy or JAX array, in scan or loop layout.
+    img: Fields of vit.Model; None for a Gemma alone, without image token.
+    llm: Fields of gemma.Model: the sizes, and those that are not its defaults.
     metadata: Checkpoint.metadata, for the files beside the weights. Row
       "image_token_id" of the table stands for an image. Default: the one after
       the last; rows are added up to the next multiple of 64, all of them the
       mean of the table, which gives them the mean of the logits: never the
       largest.
-    tokenizer: SentencePiece file of `vocab_size` pieces, or an object with
-      `save(path)` that writes one, such as data.tokenizer.Tokenizer. Default:
-      no tokenizer is written.
+    tokenizer: As in tokenizer.save. Default: no tokenizer is written.
     dtype: Of all tensors, default as they are. config.json names that of the
       table of embeddings, in which transformers then holds them all.
     max_shard_bytes: Most bytes in a file, unless one tensor alone has more.

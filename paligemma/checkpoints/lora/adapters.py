@@ -106,7 +106,7 @@ def load_adapter(
       peft do not tell.
 
   Returns:
-    Tuple of the Model and its parameters, adapters in float32 included.
+    The Model and its parameters, adapters in float32 included.
 
   Raises:
     ValueError: unreadable, or adapters of another model; one line that names
@@ -133,8 +133,8 @@ def load_adapter(
   base, full = _kind(weights), "full precision"
   if found.base not in (None, base):
     logging.warning(
-      f"{path}: was trained beside matrices in {found.base or full} and is used "
-      f"beside {base or full}"
+      f"{path}: was trained beside matrices in {found.base or full} and is "
+      f"used beside {base or full}"
     )
   if found.weights is not None:
     ours = samples.take(weights, place)

@@ -67,35 +67,16 @@ _LAYER = r"(?<=layers\.)\d+(?=\.)"
 # Fields of the config that are read, and those that change nothing once an
 # adapter is trained or that the tensors tell as well. All others must be off.
 _READ = {
-  "peft_type",
-  "r",
-  "lora_alpha",
-  "lora_dropout",
-  "use_rslora",
-  "init_lora_weights",
-  "alpha_pattern",
-  "bias",
-  "exclude_modules",
-  "layers_pattern",
-  "layers_to_transform",
-  "modules_to_save",
-  "rank_pattern",
-  "target_modules",
+  *("peft_type", "init_lora_weights", "bias", "modules_to_save"),
+  *("r", "lora_alpha", "use_rslora", "lora_dropout"),
+  *("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
+  *("layers_to_transform", "layers_pattern"),
 }
 _IGNORED = {
-  "auto_mapping",
-  "base_model_name_or_path",
-  "corda_config",
-  "eva_config",
-  "inference_mode",
-  "loftq_config",
-  "lora_ga_config",
-  "megatron_config",
-  "megatron_core",
-  "peft_version",
-  "qalora_group_size",
-  "revision",
-  "task_type",
+  *("base_model_name_or_path", "revision", "task_type", "auto_mapping"),
+  *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+  *("megatron_config", "megatron_core", "qalora_group_size"),
+  *("inference_mode", "peft_version"),
 }
 _OFF = (None, False, "none", {}, [])
 # The others change the matrices that the adapter is for.
@@ -123,13 +104,13 @@ def open(
   Args:
     path: Folder that peft's `save_pretrained` wrote, of an adapter of PaliGemma
       1 or 2, or of a Gemma alone.
-    depths: Layers of the model that it is for: {"llm": int}, and "img" unless
-      it has no image tower.
+    depths: Number of layers of the towers, "llm" and perhaps "img", of the
+      model that it is for.
 
   Returns:
-    Tuple of the Lora, whose targets are those that the tensors are of; name ->
-    leaf with stacked layers; and key of huggingface/layout.py -> tensor of the
-    model that is replaced.
+    The Lora, whose targets are those that the tensors are of; name -> leaf with
+    stacked layers; and key of huggingface/layout.py -> tensor of the model that
+    is replaced.
 
   Raises:
     ValueError: A file is missing or corrupt; the config asks for what is no
@@ -397,7 +378,6 @@ def save(
   Args:
     path: Local folder to make, with its parents. It may not exist.
     arrays: Name -> array, of the adapters with stacked layers.
-    lora: Of the adapters.
     has_img: Whether the model is a PaliGemma, or a Gemma alone.
 
   Raises:
