@@ -193,10 +193,10 @@ def get(name: str) -> Preset:
   return registry.lookup(PRESETS, ALIASES.get(name, name), "preset")
 
 
-def find(
-  name: str, directory: epath.PathLike | None = None, *, fetch: bool = True
-) -> str:
+def find(name: str, directory: epath.PathLike | None = None) -> str:
   """Returns the path of a checkpoint: from a directory, else from a hub.
+
+  The hubs are those whose client is installed: kagglehub or huggingface_hub.
 
   In the directory, and in every folder in it, this is looked for, where <name>
   is that of the preset or its name on a hub:
@@ -208,8 +208,6 @@ def find(
     name: As in `get`.
     directory: Where to look first. Default: what the environment variable
       PALIGEMMA_CHECKPOINTS names, if it is set.
-    fetch: Whether to ask the hubs whose client is installed: kagglehub or
-      huggingface_hub.
 
   Raises:
     ValueError: Unknown name, no such directory; or it is neither there nor to
@@ -226,28 +224,22 @@ def find(
     if found := _look(directory, stems):
       return str(found)
   reasons = []
-  if fetch:
-    for source in preset.sources:
-      try:
-        return _fetch(source, stems)
-      except _CannotFetchError as e:
-        reasons.append(f"{source.hub}, {source.handle}: {e}")
+  for source in preset.sources:
+    try:
+      return _fetch(source, stems)
+    except ValueError as e:
+      reasons.append(f"; {source.hub}, {source.handle}: {e}")
   where = f"{directory} and the folders in it"
   if not directory:
     where = f"no directory ({DIRECTORY_VARIABLE} is not set)"
   pages = " or ".join(dict.fromkeys(source.page for source in preset.sources))
   raise ValueError(
     f'preset "{name}": looked in {where} for {", ".join(stems)}, a folder or '
-    f"with one of the endings {' '.join(_ENDINGS)}"
-    + "".join(f"; {reason}" for reason in reasons)
-    + f". Get it at {pages}: sign in, accept the licence there, and put it "
-    f"into the directory as {ours}.npz or {ours}/; or install kagglehub or "
+    f"with one of the endings {' '.join(_ENDINGS)}{''.join(reasons)}. Get it "
+    f"at {pages}: sign in, accept the licence there, and put it into the "
+    f"directory as {ours}.npz or {ours}/; or install kagglehub or "
     "huggingface_hub and call kagglehub.login() or huggingface_hub.login()"
   )
-
-
-class _CannotFetchError(Exception):
-  """Why a source does not give what is wanted, in one line."""
 
 
 def _look(directory: pathlib.Path, stems) -> pathlib.Path | None:
@@ -284,7 +276,7 @@ def _fetch(source: Source, stems) -> str:
   try:
     client = importlib.import_module(module)
   except ImportError:
-    raise _CannotFetchError(f"{module} is not installed") from None
+    raise ValueError(f"{module} is not installed") from None
   try:
     if is_kaggle:
       return str(client.model_download(source.handle, *source.files))
@@ -292,9 +284,9 @@ def _fetch(source: Source, stems) -> str:
     found = client.snapshot_download(source.handle, allow_patterns=files)
   except Exception as e:  # offline, not signed in, no licence, no such file
     reason = " ".join(str(e).split()) or type(e).__name__
-    raise _CannotFetchError(reason[:200]) from None
+    raise ValueError(reason[:200]) from None
   folder = pathlib.Path(found)
   kinds = {path.suffix for path in folder.iterdir()}
   if not kinds & {".npz", ".safetensors"}:
-    raise _CannotFetchError(f"no weights in {folder}")
+    raise ValueError(f"no weights in {folder}")
   return str(_look_inside(folder, stems))

@@ -55,13 +55,7 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
     ValueError: No such file, or not a safetensors file, or corrupt or cut
       short: the header must describe every byte exactly once.
   """
-  try:
-    size = pathlib.Path(path).stat().st_size
-    with disk.path(path).open("rb") as file:
-      header, start = _read_header(path, file, size)
-  except OSError as e:
-    reason = e.strerror or e
-    raise ValueError(f"{path}: {reason}, expected a safetensors file") from None
+  header, start, size = _read_header(path)
   tensors = {}
   for name, entry in header.items():
     if name == _METADATA:
@@ -77,9 +71,7 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
 
 def read_metadata(path: epath.PathLike) -> dict[str, str]:
   """The strings beside the tensors of a local file that `open` found good."""
-  with pathlib.Path(path).open("rb") as file:
-    header, _ = _read_header(path, file, pathlib.Path(path).stat().st_size)
-  return header.get(_METADATA, {})
+  return _read_header(path)[0].get(_METADATA, {})
 
 
 def save(
@@ -127,18 +119,23 @@ def save(
       file.write(array.reshape(-1).view(np.uint8))
 
 
-def _read_header(path, file, size) -> tuple[dict[str, Any], int]:
-  """Returns the header, and where the data starts."""
-  length = int.from_bytes(file.read(8), "little")
-  if size < 8 or length > min(size - 8, _MAX_HEADER):
-    raise ValueError(
-      f"{path}: not a safetensors file, or cut short: {size} bytes with a "
-      f"header of {length}"
-    )
+def _read_header(path) -> tuple[dict[str, Any], int, int]:
+  """Returns the header, where the data starts, and the size of the file."""
   try:
-    header = json.loads(
-      file.read(length).decode(), object_pairs_hook=_without_duplicates
-    )
+    size = pathlib.Path(path).stat().st_size
+    with disk.path(path).open("rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise ValueError(
+          f"{path}: not a safetensors file, or cut short: {size} bytes with a "
+          f"header of {length}"
+        )
+      text = file.read(length)
+  except OSError as e:
+    reason = e.strerror or e
+    raise ValueError(f"{path}: {reason}, expected a safetensors file") from None
+  try:
+    header = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
   except (ValueError, RecursionError) as e:
     reason = str(e).splitlines()[0]
     raise ValueError(
@@ -146,7 +143,7 @@ def _read_header(path, file, size) -> tuple[dict[str, Any], int]:
     ) from None
   if not isinstance(header, dict):
     raise ValueError(f"{path}: the header is no JSON object")
-  return header, 8 + length
+  return header, 8 + length, size
 
 
 def _without_duplicates(pairs):

@@ -181,9 +181,7 @@ def _table(array, num_rows, dtype) -> _Tensor:
   return _Tensor((num_rows, width), dtype, make)
 
 
-def _write_tensors(
-  path: pathlib.Path, tensors: Mapping[str, _Tensor], max_shard_bytes: float
-) -> None:
+def _write_tensors(path, tensors, max_shard_bytes) -> None:
   """Fills one file after the other, in the order of names."""
   shards, room = [], 0
   for name, tensor in sorted(tensors.items()):

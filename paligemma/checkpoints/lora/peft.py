@@ -166,12 +166,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 @dataclasses.dataclass
 class _Module:
-  """An adapted linear map.
-
-  Attributes:
-    path: Its name in transformers: "model.language_model.layers.3.mlp.up_proj".
-    tensors: By "A" and "B".
-  """
+  """An adapted linear map: its name in transformers, and "A" and "B" of it."""
 
   path: str
   tensors: dict[str, Mapped] = dataclasses.field(default_factory=dict)
@@ -180,9 +175,7 @@ class _Module:
     return f"{_PREFIX}{self.path}.lora_{matrix}.weight"
 
 
-def _open_tensors(
-  file: pathlib.Path, depths: Mapping[str, int]
-) -> tuple[dict[tuple[str, int | None], _Module], dict[str, Mapped]]:
+def _open_tensors(file, depths):
   """(target, layer) -> module, and name -> tensor of the model itself."""
   modules, replaced, unknown = {}, {}, []
   for key, tensor in safetensors.open(file).items():
@@ -276,7 +269,7 @@ def _check_complete(config, modules, depths) -> None:
         )
 
 
-def _is_targeted(config: Mapping[str, Any], path: str) -> bool:
+def _is_targeted(config, path) -> bool:
   """Whether peft adapts a module, which is given by its name there."""
   saved = config.get("modules_to_save") or ()
   if _matches(config.get("exclude_modules"), path) or any(
@@ -298,16 +291,14 @@ def _is_targeted(config: Mapping[str, Any], path: str) -> bool:
   return layer in ([wanted] if isinstance(wanted, int) else wanted)
 
 
-def _matches(names: str | list[str] | None, path: str) -> bool:
+def _matches(names, path) -> bool:
   """Whether a regex matches a path, or a path ends in one of several names."""
   if isinstance(names, str):
     return re.fullmatch(names, path) is not None
   return any(path == x or path.endswith(f".{x}") for x in names or ())
 
 
-def _pattern(
-  patterns: Mapping[str, Any] | None, path: str, default: Any
-) -> Any:
+def _pattern(patterns, path, default):
   """The value of the first pattern that a module's name ends in."""
   for pattern, value in (patterns or {}).items():
     if re.match(rf"(.*\.)?({pattern})$", path):
