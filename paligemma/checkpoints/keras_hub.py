@@ -81,13 +81,10 @@ _DECODER = (
 _MHA = "MultiHeadDotProductAttention_0"
 _VIT = "layers/pali_gemma_vit/layers"
 _ENCODER = f"{_VIT}/pali_gemma_vit_encoder"
+_EMBEDDINGS = f"{_ENCODER}/vision_embeddings"
 _IMAGE_TOWER = (
-  ("img/embedding", "h w C D", f"{_ENCODER}/vision_embeddings/patch_embedding"),
-  (
-    "img/pos_embedding",
-    "P D",
-    f"{_ENCODER}/vision_embeddings/position_embedding",
-  ),
+  ("img/embedding", "h w C D", f"{_EMBEDDINGS}/patch_embedding"),
+  ("img/pos_embedding", "P D", f"{_EMBEDDINGS}/position_embedding"),
   ("img/Transformer/encoder_norm", "D", f"{_ENCODER}/encoder_layer_norm"),
   ("img/head", "M E", f"{_VIT}/dense"),
   *names.under(

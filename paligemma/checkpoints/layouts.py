@@ -93,7 +93,6 @@ def unstack(
   """Scan layout to loop layout, the inverse of `stack`.
 
   Args:
-    flat: Name -> leaf with a `shape`.
     pick: Makes the leaf of one layer from the stacked one and its index.
   """
   loop = {}

@@ -23,7 +23,7 @@ import numpy as np
 from paligemma import parameters, tree
 from paligemma.checkpoints.leaves import Leaf, Piece, Tensor
 
-Row = tuple[str, ...]
+Row = tuple[str, ...]  # module, axes, names
 FLOATS = tuple(
   map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
 )
@@ -168,15 +168,13 @@ def leaves(
   entries: Iterable[Entry], tensors: Mapping[str, Tensor]
 ) -> dict[str, Leaf]:
   """Puts leaves together of the tensors of another program, by their key."""
-  parts = {}
-  for entry in entries:
-    parts.setdefault(entry.leaf, []).append(entry)
+  pieces = {}
+  for x in entries:
+    arrange = None if x.theirs == x.ours else x.to_ours
+    piece = Piece(x.at, tensors[x.key], arrange)
+    pieces.setdefault(x.leaf, []).append(piece)
   found = {}
   for name, shape in leaf_shapes(entries).items():
-    pieces = tuple(
-      Piece(x.at, tensors[x.key], None if x.theirs == x.ours else x.to_ours)
-      for x in parts[name]
-    )
-    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces})
-    found[name] = Leaf(shape, dtype, pieces)
+    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces[name]})
+    found[name] = Leaf(shape, dtype, tuple(pieces[name]))
   return found

@@ -45,11 +45,7 @@ _MAX_BYTES = 2**63 - 1
 
 
 def open(path: epath.PathLike) -> dict[str, Mapped]:
-  """Reads the header of a local file.
-
-  Returns:
-    Name -> tensor, in the order of the header. The data is mapped to memory
-    anew for each access.
+  """Reads the header of a local file; data is mapped anew for each access.
 
   Raises:
     ValueError: No such file, or not a safetensors file, or corrupt or cut
@@ -82,10 +78,8 @@ def save(
   """Writes tensors one at a time.
 
   Args:
-    tensors: Name -> anything with `shape` and `dtype` that `tensor[...]` turns
-      into an array, which happens when its turn to be written comes.
-    metadata: Strings to keep with them, such as {"format": "pt"}, which
-      transformers looks for.
+    tensors: Name -> tensor, of which `tensor[...]` is read when its turn comes.
+    metadata: Strings beside them: {"format": "pt"} is what transformers wants.
 
   Raises:
     ValueError: A tensor has a dtype that the format cannot hold.

@@ -41,8 +41,8 @@ def enable_lora(
     Tuple of the Model and its parameters, adapters in float32 included.
 
   Raises:
-    ValueError: a value that Lora refuses, targets that this model does not
-      have, or the model has adapters.
+    ValueError: a value that Lora refuses, targets that this model lacks, or
+      the model has adapters.
   """
   if lora_of(model) is not None:
     raise ValueError(
@@ -51,9 +51,9 @@ def enable_lora(
     )
   lora = lora_lib.Lora(rank, alpha, rslora, dropout, targets)
   model = with_lora(model, lora)
-  place = sharding_of(params)
+  sharding = sharding_of(params)
   wanted = {
-    name: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place)
+    name: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding)
     for name, x in adapter_shapes(model).items()
   }
   drawn = init.random_params(model, None, wanted, seed=seed)

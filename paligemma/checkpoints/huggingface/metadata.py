@@ -46,9 +46,6 @@ _PREPARED = {
 def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
   """Reads the files beside config.json and the weights, if they are there.
 
-  Args:
-    has_images: Whether the model has an image tower.
-
   Returns:
     Checkpoint.metadata, without the image token.
 
@@ -69,10 +66,7 @@ def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
 
 
 def last_token_id(folder: pathlib.Path) -> int:
-  """The largest id that the tokenizer files of a folder give to a token.
-
-  Returns:
-    The id, -1 where none of the files lists tokens.
+  """The largest id of a token in the tokenizer files of a folder, else -1.
 
   Raises:
     ValueError: One of the files is no JSON.
@@ -97,8 +91,7 @@ def write(
 
   Args:
     metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
-    num_positions, patch_size: Patches of an image and their pixels; None of a
-      model without image tower.
+    num_positions, patch_size: None of a model without image tower.
   """
   generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
   write_json(folder / _GENERATION, generation)

@@ -203,12 +203,11 @@ def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
   """Raises unless the output matrix is the embedding table, bit for bit."""
   same = (table.shape, table.dtype) == (head.shape, head.dtype)
   count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
-  for start in range(0, table.shape[0], count):
-    rows = slice(start, start + count)
-    same = same and np.array_equal(
-      table[rows].view(np.uint8), head[rows].view(np.uint8)
-    )
-  if not same:
+  blocks = (slice(i, i + count) for i in range(0, table.shape[0], count))
+  if not same or any(
+    (table[rows].view(np.uint8) != head[rows].view(np.uint8)).any()
+    for rows in blocks
+  ):
     raise ValueError(
       f"{path}: lm_head.weight differs from embed_tokens.weight, expected one "
       "table for tokens in and logits out"

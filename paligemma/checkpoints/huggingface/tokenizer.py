@@ -148,16 +148,13 @@ def _parse(where, proto: bytes):
 def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
   """The tokens that are cut out of a text before it is segmented."""
   tokens = {
-    i: (piece.piece, piece.type != _Piece.USER_DEFINED)
+    i: _added(i, piece.piece, special=piece.type != _Piece.USER_DEFINED)
     for i, piece in enumerate(model.pieces)
     if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.USER_DEFINED)
   }
   if image_token_id is not None:
-    tokens[image_token_id] = (IMAGE, True)
-  return [
-    _added(i, content, special=special)
-    for i, (content, special) in sorted(tokens.items())
-  ]
+    tokens[image_token_id] = _added(image_token_id, IMAGE, special=True)
+  return [token for _, token in sorted(tokens.items())]
 
 
 def _added(i: int, content: str, *, special: bool) -> dict[str, Any]:

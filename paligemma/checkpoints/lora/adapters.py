@@ -76,8 +76,8 @@ def write(
     if format is None:
       raise ValueError(
         f"{path}: cannot tell the format from the name, expected format=one "
-        f"of: {', '.join(sorted(FORMATS))}, a name that ends in "
-        f"{lora_files.SUFFIX}, or a folder's without suffix"
+        f"of: {', '.join(FORMATS)}, a name that ends in {lora_files.SUFFIX}, "
+        "or a folder's without suffix"
       )
   registry.lookup(FORMATS, format, "format of adapters")
   arrays = {name: np.asarray(x) for name, x in arrays.items()}
@@ -116,7 +116,8 @@ def load_adapter(
   depths = {tower: x["depth"] for tower, x in sizes.items() if x}
   found = lora_files.open(path, depths=depths)
   with errors.named(path):
-    _check_sizes(found.sizes, sizes)
+    if found.sizes is not None:
+      _check_sizes(found.sizes, sizes)
     model = lora.with_lora(model, found.lora)
     shapes = {name: x.shape for name, x in lora.adapter_shapes(model).items()}
     stacked = layouts.stack(shapes, layouts.stack_shapes)
@@ -126,8 +127,10 @@ def load_adapter(
         f"{messages.listed(lines)}"
       )
     either = {**leaves.unstack_layers(found.leaves), **found.leaves}
-    place = lora.sharding_of(params)
-    loaded = {n: leaves.place(either[n], jnp.float32, place) for n in shapes}
+    sharding = lora.sharding_of(params)
+    loaded = {
+      name: leaves.place(either[name], jnp.float32, sharding) for name in shapes
+    }
   flat = tree.flatten(params)
   _, weights = tree.partition(flat, lora.is_adapter(flat))
   base, full = _kind(weights), "full precision"
@@ -137,7 +140,7 @@ def load_adapter(
       f"used beside {base or full}"
     )
   if found.weights is not None:
-    ours = samples.take(weights, place)
+    ours = samples.take(weights, sharding)
     if names := samples.differing(ours, found.weights):
       logging.warning(
         f"{path}: was trained beside another base, {len(names)} of "
@@ -165,9 +168,7 @@ def _sizes(model):
 
 
 def _check_sizes(found, expected):
-  """Whether adapters are for a model of these sizes, if their file tells."""
-  if found is None or found == expected:
-    return
+  """Raises if adapters are for a model of other sizes."""
   for tower, what in (("img", "image tower"), ("llm", "decoder")):
     theirs, ours = found.get(tower), expected[tower]
     if theirs != ours:

@@ -62,8 +62,7 @@ def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
     depths: As in peft.open.
 
   Raises:
-    ValueError: There is no such file; it is corrupt, or no adapter; or as
-      peft.open.
+    ValueError: As peft.open; or the file is missing, corrupt or no adapter.
   """
   with errors.named(path):
     if "://" in str(path):
@@ -113,9 +112,8 @@ def save(
   """Writes one file, which appears when it is complete.
 
   Args:
-    path: File to write, with its parents; replaced if it exists.
     arrays: Name -> array, with stacked layers.
-    lora, sizes, base, weights: Of Adapters. None is not written.
+    lora, sizes, base, weights: As in Adapters. None is not written.
   """
   metadata = {
     **_FORMAT,

@@ -7,16 +7,14 @@
       .lora_A.weight  float[R, I]
       .lora_B.weight  float[O, R]
 
-That is how peft 0.21 names them with transformers 5.23. Releases of
-transformers differ in "model." and "vision_model.": all spellings are read. In
-a decoder alone nothing stands for "language_model.".
+That is how peft 0.21 names them with transformers 5.23. All spellings of other
+releases are read. A Gemma alone has no "language_model.". Heads are one axis
+(N H) here and there, so that our matrices are these transposed.
 
-Heads are one axis (N H) here and there, so that a matrix is a transposed one.
-
-Layers without adapter, and ranks and alphas that differ between modules, are
-arithmetic: our adapters have every layer, one rank and one scale, so zeros are
-added to a matrix, and B is multiplied by its own scale over ours. Biases and
-whole modules that were trained beside the adapter replace those of the model.
+Our adapters have every layer, one rank and one scale. For layers without
+adapter, and for ranks and alphas that differ between modules, zeros are added
+to a matrix, and B is multiplied by its own scale over ours. Biases and whole
+modules that were trained beside the adapter replace those of the model.
 
 Source: peft 0.21, tuners/tuners_utils.py (which modules), tuners/lora/layer.py
 (scale), utils/save_and_load.py (keys).
