@@ -6,12 +6,14 @@ renamed. The next writer removes what a killed one left.
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -64,6 +66,24 @@ def file_in(given: epath.PathLike, names: Sequence[str]) -> epath.Path:
     if (found / name).exists():
       return found / name
   raise ValueError(f"{found}: holds neither {' nor '.join(names)}")
+
+
+def read_json(given: epath.PathLike) -> dict[str, Any]:
+  """Reads a JSON object.
+
+  Raises:
+    ValueError: There is no such file, or it holds no JSON object.
+  """
+  try:
+    values = json.loads(path(given).read_bytes())
+  except OSError as e:
+    raise ValueError(f"{given}: {e.strerror or e}") from None
+  except (ValueError, RecursionError) as e:
+    reason = str(e).splitlines()[0]
+    raise ValueError(f"{given}: is no JSON ({reason})") from None
+  if not isinstance(values, dict):
+    raise ValueError(f"{given}: is no JSON object")
+  return values
 
 
 @contextlib.contextmanager

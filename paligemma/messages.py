@@ -34,6 +34,12 @@ def shown(text: str) -> str:
   return _cut(_printable(" ".join(text.split())), LONGEST)
 
 
+def listed(lines: Sequence[str], most: int = 10) -> str:
+  """Returns "a; b; and 3 more": the first lines, and how many others."""
+  more = [f"and {len(lines) - most} more"] if len(lines) > most else []
+  return "; ".join([*lines[:most], *more])
+
+
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
   """Returns one line per row, columns aligned and two spaces apart."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from paligemma import io, quantization, tree
-from paligemma.checkpoints import npz
+from paligemma.checkpoints import npz, samples
 from paligemma.checkpoints.lora import adapters
 from paligemma.lora import apply as lora
 from paligemma.planning import flops
@@ -264,7 +264,7 @@ class Loop:
     if lora.lora_of(model) is not None:
       path = self.folder / "adapter.safetensors"
       weights, base = tree.partition(weights, lora.is_adapter(weights))
-      model = adapters.knowing_base(model, base)
+      found = samples.take(base, lora.sharding_of(base))
 
     def fetch():
       for name, array in sorted(weights.items()):
@@ -285,7 +285,7 @@ class Loop:
     else:
       held_in = self.plan.config.frozen_dtype
       base = held_in if held_in in quantization.KINDS else ""
-      adapters.write(path, model, dict(arrays), base=base)
+      adapters.write(path, model, dict(arrays), base=base, weights=found)
     self.report.say(f"wrote {path}")
 
   def close(self) -> None:

@@ -1,8 +1,7 @@
 """Tells the format of a checkpoint, and opens it."""
 
-import dataclasses
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -18,21 +17,6 @@ from paligemma.checkpoints.orbax import gemma as gemma_orbax
 from paligemma.checkpoints.training import runs
 
 
-@dataclasses.dataclass(frozen=True)
-class Format:
-  """A format that can be read.
-
-  Attributes:
-    recognise: Tells by the names of files whether a path may have this format.
-    open: Path -> Checkpoint.
-    looks_like: What is recognised, for people.
-  """
-
-  recognise: Callable[[epath.Path], bool]
-  open: Callable[[str], Checkpoint]
-  looks_like: str
-
-
 def _has(*patterns):
   return lambda path: any(next(iter(path.glob(p)), None) for p in patterns)
 
@@ -43,38 +27,38 @@ def _is_npz(path):
   return path.is_file() and zipfile.is_zipfile(path)
 
 
-# The first that recognises a path opens it: a keras-hub preset, for example,
-# has a config.json as well, a training run perhaps an adapter.safetensors.
+# Name -> whether a path has this format, by the names of its files; what opens
+# it; what it looks like. The first that recognises a path opens it: a keras-hub
+# preset, for example, has a config.json as well, a training run perhaps an
+# adapter.safetensors.
 FORMATS = {
-  "big_vision npz": Format(_is_npz, npz.open, "a .npz file"),
-  "keras-hub": Format(
+  "big_vision npz": (_is_npz, npz.open, "a .npz file"),
+  "keras-hub": (
     _has(keras_hub.WEIGHTS, keras_hub.SHARDS),
     keras_hub.open,
     f"a folder with {keras_hub.WEIGHTS}",
   ),
-  "training run": Format(
-    lambda path: runs.find(path) is not None,
+  "training run": (
+    runs.find,
     lambda path: runs.open(path, open),
     "the workdir of a training run",
   ),
-  "Hugging Face": Format(
+  "Hugging Face": (
     _has("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin"),
     huggingface.open,
     "a folder with config.json and *.safetensors",
   ),
-  "big_vision workdir": Format(
-    lambda path: big_vision.find(path) is not None,
+  "big_vision workdir": (
+    big_vision.find,
     big_vision.open,
     "a folder with checkpoint.bv-LAST",
   ),
-  "Gemma Orbax": Format(
-    gemma_orbax.holds, gemma_orbax.open, "Orbax with Gemma's names"
+  "Gemma Orbax": (
+    gemma_orbax.holds,
+    gemma_orbax.open,
+    "Orbax with Gemma's names",
   ),
-  "Orbax": Format(
-    lambda path: orbax.find(path) is not None,
-    orbax.open,
-    "a folder with _METADATA",
-  ),
+  "Orbax": (orbax.find, orbax.open, "a folder with _METADATA"),
 }
 
 
@@ -91,9 +75,6 @@ def open(
       and the decoder of another.
     directory: Where presets are looked for first, see presets.find.
 
-  Returns:
-    Checkpoint.
-
   Raises:
     ValueError: No such file, an unknown or damaged format.
   """
@@ -108,7 +89,8 @@ def open(
   if not _path(path).exists() and presets.is_name(path):
     path = presets.find(path, directory=directory)
   with errors.named(path):
-    return FORMATS[detect(path)].open(str(path))
+    _, open_format, _ = FORMATS[detect(path)]
+    return open_format(str(path))
 
 
 def _path(path):
@@ -130,19 +112,24 @@ def detect(path: epath.PathLike) -> str:
       f"{path}: is an adapter; load the model that it is for, then "
       "paligemma.load_adapter(path, model, params)"
     )
-  for name, format in FORMATS.items():
-    if format.recognise(path):
-      return name
-  known = "; ".join(format.looks_like for format in FORMATS.values())
+  if (name := _recognise(path)) is not None:
+    return name
   if not path.exists():
     raise ValueError(
       f"{path}: no such file or folder, nor the name of a preset."
       + registry.did_you_mean(str(path), presets.PRESETS)
     )
-  below = _checkpoints_in(path)
-  if below:
+  if below := _checkpoints_in(path):
     raise ValueError(f"{path}: no checkpoint, but {' and '.join(below)} in it")
+  known = "; ".join(looks_like for _, _, looks_like in FORMATS.values())
   raise ValueError(f"{path}: no checkpoint, expected one of: {known}")
+
+
+def _recognise(path):
+  for name, (recognises, _, _) in FORMATS.items():
+    if recognises(path):
+      return name
+  return None
 
 
 def _is_adapter(path):
@@ -154,13 +141,9 @@ def _is_adapter(path):
 
 def _checkpoints_in(path):
   """Names of folders one below that look like checkpoints or adapters."""
-  if not path.is_dir():
-    return []
+  children = sorted(path.iterdir())[:100] if path.is_dir() else []
   return [
     f'"{child.name}"'
-    for child in sorted(path.iterdir())[:100]
-    if child.is_dir()
-    and (
-      _is_adapter(child) or any(f.recognise(child) for f in FORMATS.values())
-    )
+    for child in children
+    if child.is_dir() and (_is_adapter(child) or _recognise(child))
   ][:10]

@@ -30,19 +30,18 @@ config says, or than we do, where
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import disk, registry, tree
+from paligemma import disk, messages
 from paligemma.checkpoints import names
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.json_config import Section
 from paligemma.parameters import LAYERS
 
 CONFIG = "config.json"
@@ -54,13 +53,8 @@ _BACKBONES = {
   "GemmaBackbone": "gemma_decoder_block",
   "PaliGemmaBackbone": "pali_gemma_decoder_block",
 }
-_DTYPES = tuple(
-  map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
-)
 # In early presets of Gemma.
 _OPTIMIZER = "optimizer/"
-_NORM_EPS = 1e-6
-_LISTED = 10
 
 _DECODER_LAYER = (
   ("attn/q_einsum", "N D H", "attention/query_dense"),
@@ -87,13 +81,10 @@ _DECODER = (
 _MHA = "MultiHeadDotProductAttention_0"
 _VIT = "layers/pali_gemma_vit/layers"
 _ENCODER = f"{_VIT}/pali_gemma_vit_encoder"
+_EMBEDDINGS = f"{_ENCODER}/vision_embeddings"
 _IMAGE_TOWER = (
-  ("img/embedding", "h w C D", f"{_ENCODER}/vision_embeddings/patch_embedding"),
-  (
-    "img/pos_embedding",
-    "P D",
-    f"{_ENCODER}/vision_embeddings/position_embedding",
-  ),
+  ("img/embedding", "h w C D", f"{_EMBEDDINGS}/patch_embedding"),
+  ("img/pos_embedding", "P D", f"{_EMBEDDINGS}/position_embedding"),
   ("img/Transformer/encoder_norm", "D", f"{_ENCODER}/encoder_layer_norm"),
   ("img/head", "M E", f"{_VIT}/dense"),
   *names.under(
@@ -130,6 +121,15 @@ _IMAGE_TOWER_FIELDS = {
   "depth": "vit_num_layers",
   "mlp_dim": "vit_intermediate_dim",
 }
+# Of what older presets left out.
+_DEFAULTS = {
+  "layer_norm_epsilon": 1e-6,
+  "query_head_dim_normalize": True,
+  "use_post_attention_norm": False,
+  "use_post_ffw_norm": False,
+  "use_sliding_window_attention": False,
+  "vit_intermediate_dim": 4304,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,20 +164,35 @@ def open(path: epath.PathLike) -> Checkpoint:
       shape than the config says.
   """
   folder = pathlib.Path(path)
-  where = folder / CONFIG
-  backbone, config = _read_config(where)
-  llm = _decoder_fields(where, config)
+  file = Section(str(folder / CONFIG), disk.read_json(folder / CONFIG))
+  block = file.lookup("class_name", _BACKBONES)
+  backbone = file.values["class_name"]
+  config = file.section("config").with_defaults(_DEFAULTS)
+  sizes = {"llm": _decoder_sizes(config)}
+  if backbone == "PaliGemmaBackbone":
+    sizes["img"] = _image_tower_sizes(config)
+  llm = _decoder_fields(config)
   found = _read_headers(folder)
   ignored = sorted(key for key in found if key.startswith(_OPTIMIZER))
   found = {key: x for key, x in found.items() if key not in ignored}
   # Before anything is counted up to it.
-  layers = max(config["num_layers"], config.get("vit_num_layers", 0))
-  if layers > len(found):
+  depth = max(tower["depth"] for tower in sizes.values())
+  if depth > len(found):
     raise ValueError(
-      f"{where}: {layers} layers, but the weights have {len(found)} variables"
+      f"{config.where}: {depth} layers, but the weights have {len(found)} "
+      "variables"
     )
-  entries = _entries(config, backbone, llm["post_norms"])
-  _check(folder, {entry.key: entry.their_shape for entry in entries}, found)
+  entries = _entries(sizes, block, llm["post_norms"])
+  lines = names.differences(entries, found)
+  if not lines and {"float16", "bfloat16"} <= {
+    x.dtype.name for x in found.values()
+  }:
+    lines = ["float16 and bfloat16 are mixed, expected one of them"]
+  if lines:
+    raise ValueError(
+      f"{folder}: the weights do not fit {CONFIG}, {len(lines)} variables "
+      f"differ: {messages.listed(lines)}"
+    )
   return Checkpoint(
     path=str(path),
     format=f"keras-hub {backbone}",
@@ -187,133 +202,72 @@ def open(path: epath.PathLike) -> Checkpoint:
   )
 
 
-def _read_config(path) -> tuple[str, dict[str, Any]]:
-  """Returns the class of the backbone and its fields, sizes checked."""
-  found = _read_json(path)
-  backbone, config = found.get("class_name"), found.get("config")
-  if not isinstance(backbone, str) or not isinstance(config, dict):
-    raise ValueError(
-      f'{path}: no "class_name" and "config", expected a preset of keras-hub'
+def _decoder_sizes(config) -> dict[str, int]:
+  sizes = config.sizes(_DECODER_FIELDS)
+  if sizes["mlp_dim"] % 2:
+    raise config.error(
+      "intermediate_dim",
+      "an even number: the hidden width of gate and linear part together",
     )
-  try:
-    registry.lookup(_BACKBONES, backbone, "backbone")
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
-  sizes = list(_DECODER_FIELDS.values())
-  if backbone == "PaliGemmaBackbone":
-    # Older presets left it out; keras-hub takes this for it.
-    config = {**config}
-    config["vit_intermediate_dim"] = config.get("vit_intermediate_dim") or 4304
-    sizes += ["image_size", *_IMAGE_TOWER_FIELDS.values()]
-    for field in ("vit_pooling", "vit_classifier_activation"):
-      if config.get(field) is not None:
-        raise ValueError(
-          f"{path}: {field} is {config[field]!r}, a PaliGemma has none"
-        )
-  if config.get("use_sliding_window_attention"):
-    sizes.append("sliding_window_size")
-  for field in sizes:
-    value = config.get(field)
-    if type(value) is not int or not 0 < value < 2**31:
-      raise ValueError(f"{path}: {field} is {value!r}, expected a size")
-  if config["intermediate_dim"] % 2:
-    raise ValueError(
-      f"{path}: intermediate_dim is {config['intermediate_dim']}, expected an "
-      "even number: the hidden width of gate and linear part together"
-    )
-  if config.get("vit_hidden_dim", 0) % config.get("vit_num_heads", 1):
-    raise ValueError(
-      f"{path}: vit_hidden_dim {config['vit_hidden_dim']} does not divide into "
-      f"{config['vit_num_heads']} heads"
-    )
-  return backbone, config
+  return sizes | {"mlp_dim": sizes["mlp_dim"] // 2}
 
 
-def _decoder_fields(where, config) -> dict[str, Any]:
+def _image_tower_sizes(config) -> dict[str, int]:
+  config.check({"vit_pooling": None, "vit_classifier_activation": None})
+  sizes = config.sizes(_IMAGE_TOWER_FIELDS)
+  if sizes["width"] % sizes["num_heads"]:
+    raise config.error("vit_num_heads", f"a divisor of {sizes['width']}")
+  side = config.size("image_size") // sizes["patch_size"]
+  return sizes | {"num_positions": side**2}
+
+
+def _decoder_fields(config) -> dict[str, Any]:
   """What array shapes do not tell about the decoder."""
-
-  def flag(field, default):
-    value = config.get(field, default)
-    if type(value) is not bool:
-      raise ValueError(f"{where}: {field} is {value!r}, expected true or false")
-    return value
-
-  def positive(field, default):
-    value = config.get(field, default)
-    if type(value) not in (int, float) or not 0 < value < math.inf:
-      raise ValueError(f"{where}: {field} is {value!r}, expected a number > 0")
-    return value
-
-  def cap(field):
-    return None if config.get(field) is None else float(positive(field, None))
-
+  epsilon = config.number("layer_norm_epsilon")
   # Its decoder blocks are made without it and take the default.
-  epsilon = positive("layer_norm_epsilon", _NORM_EPS)
-  if epsilon != _NORM_EPS:
-    raise ValueError(
-      f"{where}: layer_norm_epsilon is {epsilon}, which keras-hub gives to the "
-      f"last norm alone; expected {_NORM_EPS} for all"
+  if epsilon != _DEFAULTS["layer_norm_epsilon"]:
+    raise config.error(
+      "layer_norm_epsilon",
+      f"{_DEFAULTS['layer_norm_epsilon']}: keras-hub gives another one to the "
+      "last norm alone",
     )
-  post_norms = flag("use_post_attention_norm", False)
-  if flag("use_post_ffw_norm", False) != post_norms:
-    raise ValueError(
-      f"{where}: use_post_ffw_norm and use_post_attention_norm differ, "
-      "expected both (Gemma 2) or none"
+  post_norms = config.flag("use_post_attention_norm")
+  if config.flag("use_post_ffw_norm") != post_norms:
+    raise config.error(
+      "use_post_ffw_norm", "that of use_post_attention_norm, true in Gemma 2"
     )
-  by_head_dim = flag("query_head_dim_normalize", True)
-  has_window = flag("use_sliding_window_attention", False)
+
+  window = None
+  if config.flag("use_sliding_window_attention"):
+    window = config.size("sliding_window_size")
+  by_head_dim = config.flag("query_head_dim_normalize")
   return {
     "norm_eps": epsilon,
     "query_scale": "head_dim" if by_head_dim else "width_per_head",
     "post_norms": post_norms,
-    "attn_logits_softcap": cap("attention_logit_soft_cap"),
-    "final_logits_softcap": cap("final_logit_soft_cap"),
-    "sliding_window": config["sliding_window_size"] if has_window else None,
+    "attn_logits_softcap": config.cap("attention_logit_soft_cap"),
+    "final_logits_softcap": config.cap("final_logit_soft_cap"),
+    "sliding_window": window,
   }
 
 
-def _entries(config, backbone: str, post_norms: bool) -> list[names.Entry]:
+def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
   """The variables of a backbone."""
 
-  def sizes(tower, fields):
-    stated = {field: config[key] for field, key in fields.items()}
-    return names.letters(tower, stated)
-
   def spell(name, layer, is_bias):
-    number = "" if not layer else f"_{layer}"
+    number = f"_{layer}" if layer else ""
     return f"{name.replace('*', number)}/vars/{int(is_bias)}"
 
-  llm = sizes("llm", _DECODER_FIELDS)
-  llm["F"] //= 2
+  llm = names.letters("llm", sizes["llm"])
   table = names.under(
-    f"{LAYERS['llm'][0]}/", f"layers/{_BACKBONES[backbone]}*/", _DECODER_LAYER
+    f"{LAYERS['llm'][0]}/", f"layers/{block}*/", _DECODER_LAYER
   )
   found = [*names.entries(_DECODER + table, llm, spell, post_norms=post_norms)]
-  if backbone == "PaliGemmaBackbone":
-    img = sizes("img", _IMAGE_TOWER_FIELDS) | {"E": llm["D"]}
-    img["P"] = (config["image_size"] // img["h"]) ** 2
+  if "img" in sizes:
+    img = names.letters("img", sizes["img"])
+    img |= {"E": llm["D"], "P": sizes["img"]["num_positions"]}
     found += names.entries(_IMAGE_TOWER, img, spell, output_axis=-1)
   return found
-
-
-def _check(folder, shapes, found: Mapping[str, Dataset]) -> None:
-  """Every variable once, of the shape that the config says, and a number."""
-  lines = tree.compare(shapes, found) or [
-    f"{key}: found dtype {x.dtype}, expected one of: "
-    + ", ".join(map(str, _DTYPES))
-    for key, x in found.items()
-    if x.dtype not in _DTYPES
-  ]
-  dtypes = {x.dtype for x in found.values()}
-  if not lines and {_DTYPES[1], _DTYPES[3]} <= dtypes:
-    lines = ["float16 and bfloat16 are mixed, expected one of them"]
-  if lines:
-    listed = "; ".join(lines[:_LISTED])
-    more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-    raise ValueError(
-      f"{folder}: the weights do not fit {CONFIG}, {len(lines)} variables "
-      f"differ: {listed}{more}"
-    )
 
 
 def _read_headers(folder) -> dict[str, Dataset]:
@@ -335,7 +289,7 @@ def _read_headers(folder) -> dict[str, Dataset]:
 
 def _read_shards(path) -> dict[str, list[str]]:
   """Returns the group of a layer's variables -> the files that hold them."""
-  weight_map = _read_json(path).get("weight_map")
+  weight_map = disk.read_json(path).get("weight_map")
   if not isinstance(weight_map, dict):
     raise ValueError(f'{path}: no "weight_map", expected group -> file')
   files = {}
@@ -353,25 +307,23 @@ def _read_header(path) -> dict[str, Dataset]:
   with _opened(path) as file:
     # Links to other places and other files are not followed.
     file.visititems(objects.__setitem__)
-    datasets = {
-      _printable(key): (
-        x.shape,
-        x.dtype,
-        x.external or x.is_virtual,
-        _stored(x),
-      )
+    datasets = [
+      (key, x.shape, x.dtype, x.external or x.is_virtual, _stored_bytes(x))
       for key, x in objects.items()
       if hasattr(x, "is_virtual")
-    }
+    ]
   found = {}
-  for key, (shape, dtype, is_elsewhere, stored) in datasets.items():
+  for key, shape, dtype, is_elsewhere, stored in datasets:
+    # Names that keras has not written, h5py may give as bytes.
+    if not (isinstance(key, str) and key.isprintable()):
+      key = repr(key)
     where = f"{path}: {key}"
     if shape is None:
       raise ValueError(f"{where}: holds nothing, expected an array")
     if is_elsewhere:
       raise ValueError(f"{where}: lies in another file, expected it here")
     nbytes = math.prod(shape) * dtype.itemsize
-    if stored is not None and stored != nbytes:
+    if stored not in (None, nbytes):
       raise ValueError(f"{where}: holds {stored} bytes, expected {nbytes}")
     if dtype == np.dtype("V2"):
       dtype = np.dtype(ml_dtypes.bfloat16)
@@ -381,12 +333,7 @@ def _read_header(path) -> dict[str, Dataset]:
   return found
 
 
-def _printable(key: str | bytes) -> str:
-  """A name as it is, if keras may have written it; h5py gives others too."""
-  return key if isinstance(key, str) and key.isprintable() else repr(key)
-
-
-def _stored(dataset) -> int | None:
+def _stored_bytes(dataset) -> int | None:
   """Bytes in the file; None if they are compressed or in chunks."""
   return dataset.id.get_storage_size() if dataset.chunks is None else None
 
@@ -394,21 +341,6 @@ def _stored(dataset) -> int | None:
 def _current(key: str) -> str:
   """The name that keras 3 gives to what keras 2.13 wrote."""
   return key.replace("_layer_checkpoint_dependencies", "layers")
-
-
-def _read_json(path) -> dict[str, Any]:
-  try:
-    found = json.loads(disk.path(path).read_text("utf-8"))
-  except OSError as e:
-    raise ValueError(
-      f"{path}: {e.strerror or e}, expected a preset of keras-hub"
-    ) from None
-  except (ValueError, RecursionError) as e:
-    reason = str(e).splitlines()[0]
-    raise ValueError(f"{path}: not JSON, or cut short ({reason})") from None
-  if not isinstance(found, dict):
-    raise ValueError(f"{path}: no JSON object, expected a preset of keras-hub")
-  return found
 
 
 @contextlib.contextmanager

@@ -28,19 +28,13 @@ def split_layer(name: str) -> tuple[str, str, int, str] | None:
   return None
 
 
-def split_stacked(name: str) -> tuple[str, str, str] | None:
-  """'llm/layers/attn/w' -> ('llm/layers', '/', 'attn/w'), else None."""
+def layer_name(name: str, i: int) -> str | None:
+  """'llm/layers/attn/w', 3 -> 'llm/layers/3/attn/w'; None: not stacked."""
   for stem, joint in _STEMS:
     m = re.fullmatch(rf"((?:.*/)?{stem})/(.+)", name)
     if m and not split_layer(name):
-      return m[1], joint, m[2]
+      return f"{m[1]}{joint}{i}/{m[2]}"
   return None
-
-
-def layer_name(name: str, i: int) -> str:
-  """'llm/layers/attn/w', 3 -> 'llm/layers/3/attn/w'."""
-  prefix, joint, rest = split_stacked(name)
-  return f"{prefix}{joint}{i}/{rest}"
 
 
 def stack(
@@ -49,7 +43,6 @@ def stack(
   """Loop layout to scan layout; names that are no layer's pass through.
 
   Args:
-    flat: Name -> leaf.
     combine: Makes the leaf of a name from those of its layers, in order.
 
   Raises:
@@ -60,9 +53,9 @@ def stack(
   layers = {}  # prefix, joint -> rest -> index -> leaf
   for name, leaf in flat.items():
     if parts := split_layer(name):
-      prefix, joint, index, rest = parts
-      tower = layers.setdefault((prefix, joint), {})
-      tower.setdefault(rest, {})[index] = leaf
+      *tower, index, rest = parts
+      of_tower = layers.setdefault(tuple(tower), {})
+      of_tower.setdefault(rest, {})[index] = leaf
     else:
       stacked[name] = leaf
   for (prefix, joint), tower in layers.items():
@@ -100,12 +93,11 @@ def unstack(
   """Scan layout to loop layout, the inverse of `stack`.
 
   Args:
-    flat: Name -> leaf with a `shape`.
     pick: Makes the leaf of one layer from the stacked one and its index.
   """
   loop = {}
   for name, leaf in flat.items():
-    if split_stacked(name) is None:
+    if layer_name(name, 0) is None:
       loop[name] = leaf
       continue
     for i in range(leaf.shape[0]):

@@ -17,12 +17,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import einops
+import ml_dtypes
 import numpy as np
 
-from paligemma import parameters
+from paligemma import parameters, tree
 from paligemma.checkpoints.leaves import Leaf, Piece, Tensor
 
-Row = tuple[str, ...]
+Row = tuple[str, ...]  # module, axes, names
+FLOATS = tuple(
+  map(np.dtype, (np.float32, np.float16, np.float64, ml_dtypes.bfloat16))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +82,11 @@ def under(ours: str, theirs: str, table: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def letters(tower: str, fields: Mapping[str, Any]) -> dict[str, int]:
-  """Axis -> size.
-
-  Args:
-    tower: "img" or "llm".
-    fields: Of vit.Model or gemma.Model: the sizes.
-  """
+  """Axis -> size, of the fields of vit.Model ("img") or gemma.Model ("llm")."""
   sizes = {x: fields[field] for field, x in parameters.SIZES[tower].items()}
   if tower == "img":
-    sizes |= {
-      "H": sizes["D"] // sizes["N"],
-      "M": sizes["D"],
-      "w": sizes["h"],
-      "C": 3,
-    }
+    sizes |= {"H": sizes["D"] // sizes["N"], "M": sizes["D"]}
+    sizes |= {"w": sizes["h"], "C": 3}
   return sizes
 
 
@@ -101,7 +96,6 @@ def rows(
   """Yields the parameters that a table names, their axes and names there.
 
   Args:
-    table: Of rows.
     when: What the model is, see parameters.Parameter.when.
   """
   for module, axes, *names in table:
@@ -122,10 +116,8 @@ def entries(
   """Yields the tensors of a tower.
 
   Args:
-    table: Of one tower.
     sizes: Size of every axis, see `letters`.
     spell: (name in the table, layer or None, whether it is a bias) -> key.
-    post_norms: Whether the decoder has them.
     output_axis: Which of their axes a bias has: 0, or -1.
   """
   when = ["fused" if sizes["N"] == sizes.get("K") else "grouped"]
@@ -160,24 +152,29 @@ def leaf_shapes(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
   return shapes
 
 
+def differences(
+  entries: Iterable[Entry], tensors: Mapping[str, Tensor]
+) -> list[str]:
+  """Lists how tensors, by their key, differ from what there is to be."""
+  shapes = {entry.key: entry.their_shape for entry in entries}
+  return tree.compare(shapes, tensors) + [
+    f"{key}: dtype {tensor.dtype}, expected a float"
+    for key, tensor in tensors.items()
+    if tensor.dtype not in FLOATS
+  ]
+
+
 def leaves(
   entries: Iterable[Entry], tensors: Mapping[str, Tensor]
 ) -> dict[str, Leaf]:
-  """Puts leaves together of the tensors of another program.
-
-  Args:
-    entries: What there is.
-    tensors: Key -> tensor.
-  """
-  parts = {}
-  for entry in entries:
-    parts.setdefault(entry.leaf, []).append(entry)
+  """Puts leaves together of the tensors of another program, by their key."""
+  pieces = {}
+  for x in entries:
+    arrange = None if x.theirs == x.ours else x.to_ours
+    piece = Piece(x.at, tensors[x.key], arrange)
+    pieces.setdefault(x.leaf, []).append(piece)
   found = {}
   for name, shape in leaf_shapes(entries).items():
-    pieces = tuple(
-      Piece(x.at, tensors[x.key], None if x.theirs == x.ours else x.to_ours)
-      for x in parts[name]
-    )
-    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces})
-    found[name] = Leaf(shape, dtype, pieces)
+    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces[name]})
+    found[name] = Leaf(shape, dtype, tuple(pieces[name]))
   return found

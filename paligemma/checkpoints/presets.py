@@ -83,70 +83,31 @@ class Preset:
     return tuple(dict.fromkeys(names))
 
 
-def _paligemma(variant, name, res, keras, jax_on_hugging_face) -> Preset:
-  generation = "paligemma-2" if name.startswith("paligemma2") else "paligemma"
-  ending = ".b16.npz" if generation == "paligemma-2" else ".npz"
-  sources = [
-    Source("Kaggle", f"google/{generation}/jax/{name}/1", (f"{name}{ending}",)),
-    Source("Hugging Face", f"google/{name}-jax", ("*.npz",)),
-    _transformers(f"google/{name}"),
-    Source("Kaggle", keras),
-  ]
-  if not jax_on_hugging_face:
-    del sources[1]
-  return Preset(variant, res, variants.VOCAB_SIZE, tuple(sources))
-
-
-def _all_gemma() -> Iterator[tuple[str, Preset]]:
-  """Yields name, preset."""
-  for line in _GEMMA.strip().splitlines():
-    variant, model, name, version, *hugging_face = line.split()
-    sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
-    sources += [_transformers(f"google/{repo}") for repo in hugging_face]
-    yield name, Preset(variant, None, 256_000, tuple(sources))
-
-
-def _transformers(repo) -> Source:
-  return Source("Hugging Face", repo, ("*.json", "*.safetensors", "*.model"))
-
-
-def _all_paligemma() -> Iterator[tuple[str, Preset]]:
-  """Yields name, preset."""
-  one = "keras/paligemma/keras"
-  two = "keras/paligemma2/keras"
-  for kind, res, keras in (
-    ("pt", 224, f"{one}/pali_gemma_3b_224/4"),
-    ("pt", 448, f"{one}/pali_gemma_3b_448/4"),
-    ("pt", 896, f"{one}/pali_gemma_3b_896/4"),
-    ("mix", 224, f"{one}/pali_gemma_3b_mix_224/4"),
-    ("mix", 448, f"{one}/pali_gemma_3b_mix_448/4"),
-  ):
-    name = f"paligemma-3b-{kind}-{res}"
-    preset = _paligemma("paligemma_3b", name, res, keras, True)
-    yield name.replace("-", "_"), preset
-  for size, kind, res, keras in (
-    ("3b", "pt", 224, f"{two}/pali_gemma2_pt_3b_224/2"),
-    ("3b", "pt", 448, f"{two}/pali_gemma2_pt_3b_448/2"),
-    ("3b", "pt", 896, f"{two}/pali_gemma2_pt_3b_896/2"),
-    ("10b", "pt", 224, f"{two}/pali_gemma2_pt_10b_224/3"),
-    ("10b", "pt", 448, f"{two}/pali_gemma2_pt_10b_448/3"),
-    ("10b", "pt", 896, f"{two}/pali_gemma2_pt_10b_896/3"),
-    ("28b", "pt", 224, f"{two}/pali_gemma2_pt_28b_224/4"),
-    ("28b", "pt", 448, f"{two}/pali_gemma2_pt_28b_448/3"),
-    ("28b", "pt", 896, f"{two}/pali_gemma2_pt_28b_896/3"),
-    ("3b", "mix", 224, f"{two}/pali_gemma2_mix_3b_224/2"),
-    ("3b", "mix", 448, f"{two}/pali_gemma2_mix_3b_448/2"),
-    ("10b", "mix", 224, f"{two}/pali_gemma2_mix_10b_224/3"),
-    ("10b", "mix", 448, f"{two}/pali_gemma2_mix_10b_448/3"),
-    ("28b", "mix", 224, f"{two}/pali_gemma2_28b_mix_224/3"),
-    ("28b", "mix", 448, f"{two}/pali_gemma2_28b_mix_448/3"),
-    ("3b", "ft-docci", 448, f"{two}/pali_gemma_2_ft_docci_3b_448/2"),
-    ("10b", "ft-docci", 448, f"{two}/pali_gemma2_ft_docci_10b_448/3"),
-  ):
-    name = f"paligemma2-{size}-{kind}-{res}"
-    preset = _paligemma(f"paligemma2_{size}", name, res, keras, kind == "mix")
-    yield name.replace("-", "_"), preset
-
+# Name at google; name and version at keras on Kaggle.
+_PALIGEMMA = """
+paligemma-3b-pt-224          pali_gemma_3b_224 4
+paligemma-3b-pt-448          pali_gemma_3b_448 4
+paligemma-3b-pt-896          pali_gemma_3b_896 4
+paligemma-3b-mix-224         pali_gemma_3b_mix_224 4
+paligemma-3b-mix-448         pali_gemma_3b_mix_448 4
+paligemma2-3b-pt-224         pali_gemma2_pt_3b_224 2
+paligemma2-3b-pt-448         pali_gemma2_pt_3b_448 2
+paligemma2-3b-pt-896         pali_gemma2_pt_3b_896 2
+paligemma2-10b-pt-224        pali_gemma2_pt_10b_224 3
+paligemma2-10b-pt-448        pali_gemma2_pt_10b_448 3
+paligemma2-10b-pt-896        pali_gemma2_pt_10b_896 3
+paligemma2-28b-pt-224        pali_gemma2_pt_28b_224 4
+paligemma2-28b-pt-448        pali_gemma2_pt_28b_448 3
+paligemma2-28b-pt-896        pali_gemma2_pt_28b_896 3
+paligemma2-3b-mix-224        pali_gemma2_mix_3b_224 2
+paligemma2-3b-mix-448        pali_gemma2_mix_3b_448 2
+paligemma2-10b-mix-224       pali_gemma2_mix_10b_224 3
+paligemma2-10b-mix-448       pali_gemma2_mix_10b_448 3
+paligemma2-28b-mix-224       pali_gemma2_28b_mix_224 3
+paligemma2-28b-mix-448       pali_gemma2_28b_mix_448 3
+paligemma2-3b-ft-docci-448   pali_gemma_2_ft_docci_3b_448 2
+paligemma2-10b-ft-docci-448  pali_gemma2_ft_docci_10b_448 3
+"""
 
 # Variant; model, name and version on Kaggle; name at google on Hugging Face.
 _GEMMA = """
@@ -174,9 +135,37 @@ gemma2_2b  keras/cell2sentence c2s_scale_gemma_2_2b_en 1
 gemma2_27b keras/cell2sentence c2s_scale_gemma_2_27b_en 1
 """
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
-  {**dict(_all_paligemma()), **dict(_all_gemma())}
-)
+
+def _presets() -> Iterator[tuple[str, Preset]]:
+  """Yields name, preset."""
+  for line in _PALIGEMMA.strip().splitlines():
+    name, keras, version = line.split()
+    family, size, kind, *_, res = name.split("-")
+    is_second = family == "paligemma2"
+    model = "paligemma-2" if is_second else "paligemma"
+    file = f"{name}.b16.npz" if is_second else f"{name}.npz"
+    sources = [Source("Kaggle", f"google/{model}/jax/{name}/1", (file,))]
+    if kind == "mix" or not is_second:
+      sources.append(Source("Hugging Face", f"google/{name}-jax", ("*.npz",)))
+    sources.append(_transformers(name))
+    sources.append(Source("Kaggle", f"keras/{family}/keras/{keras}/{version}"))
+    yield (
+      name.replace("-", "_"),
+      Preset(f"{family}_{size}", int(res), variants.VOCAB_SIZE, tuple(sources)),
+    )
+  for line in _GEMMA.strip().splitlines():
+    variant, model, name, version, *hugging_face = line.split()
+    sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
+    sources += map(_transformers, hugging_face)
+    yield name, Preset(variant, None, 256_000, tuple(sources))
+
+
+def _transformers(name) -> Source:
+  files = ("*.json", "*.safetensors", "*.model")
+  return Source("Hugging Face", f"google/{name}", files)
+
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(dict(_presets()))
 
 # Name on a hub, or in keras-hub -> name here.
 ALIASES: Mapping[str, str] = MappingProxyType(
@@ -204,10 +193,10 @@ def get(name: str) -> Preset:
   return registry.lookup(PRESETS, ALIASES.get(name, name), "preset")
 
 
-def find(
-  name: str, directory: epath.PathLike | None = None, *, fetch: bool = True
-) -> str:
+def find(name: str, directory: epath.PathLike | None = None) -> str:
   """Returns the path of a checkpoint: from a directory, else from a hub.
+
+  The hubs are those whose client is installed: kagglehub or huggingface_hub.
 
   In the directory, and in every folder in it, this is looked for, where <name>
   is that of the preset or its name on a hub:
@@ -219,8 +208,6 @@ def find(
     name: As in `get`.
     directory: Where to look first. Default: what the environment variable
       PALIGEMMA_CHECKPOINTS names, if it is set.
-    fetch: Whether to ask the hubs whose client is installed: kagglehub or
-      huggingface_hub.
 
   Raises:
     ValueError: Unknown name, no such directory; or it is neither there nor to
@@ -237,38 +224,30 @@ def find(
     if found := _look(directory, stems):
       return str(found)
   reasons = []
-  if fetch:
-    for source in preset.sources:
-      try:
-        return _fetch(source, stems)
-      except _CannotFetchError as e:
-        reasons.append(f"{source.hub}, {source.handle}: {e}")
+  for source in preset.sources:
+    try:
+      return _fetch(source, stems)
+    except ValueError as e:
+      reasons.append(f"; {source.hub}, {source.handle}: {e}")
   where = f"{directory} and the folders in it"
   if not directory:
     where = f"no directory ({DIRECTORY_VARIABLE} is not set)"
   pages = " or ".join(dict.fromkeys(source.page for source in preset.sources))
   raise ValueError(
     f'preset "{name}": looked in {where} for {", ".join(stems)}, a folder or '
-    f"with one of the endings {' '.join(_ENDINGS)}"
-    + "".join(f"; {reason}" for reason in reasons)
-    + f". Get it at {pages}: sign in, accept the licence there, and put it "
-    f"into the directory as {ours}.npz or {ours}/; or install kagglehub or "
+    f"with one of the endings {' '.join(_ENDINGS)}{''.join(reasons)}. Get it "
+    f"at {pages}: sign in, accept the licence there, and put it into the "
+    f"directory as {ours}.npz or {ours}/; or install kagglehub or "
     "huggingface_hub and call kagglehub.login() or huggingface_hub.login()"
   )
-
-
-class _CannotFetchError(Exception):
-  """Why a source does not give what is wanted, in one line."""
 
 
 def _look(directory: pathlib.Path, stems) -> pathlib.Path | None:
   folders = sorted(path for path in directory.iterdir() if path.is_dir())
   for parent in (directory, *folders):
     for stem in stems:
-      for ending in _ENDINGS:
-        if (parent / f"{stem}{ending}").is_file():
-          return parent / f"{stem}{ending}"
-      if found := _look_inside(parent / stem, stems):
+      found = _npz(parent, [stem]) or _look_inside(parent / stem, stems)
+      if found:
         return found
   return None
 
@@ -277,10 +256,8 @@ def _look_inside(folder: pathlib.Path, stems) -> pathlib.Path | None:
   """The npz of a known name in a folder, or else the folder if it has files."""
   if not folder.is_dir():
     return None
-  for stem in stems:
-    for ending in _ENDINGS:
-      if (folder / f"{stem}{ending}").is_file():
-        return folder / f"{stem}{ending}"
+  if found := _npz(folder, stems):
+    return found
   files = [path for path in folder.iterdir() if not path.name.startswith(".")]
   archives = [path for path in files if path.suffix == ".npz"]
   if len(archives) == 1:
@@ -288,41 +265,28 @@ def _look_inside(folder: pathlib.Path, stems) -> pathlib.Path | None:
   return folder if files else None
 
 
+def _npz(folder: pathlib.Path, stems) -> pathlib.Path | None:
+  paths = (folder / f"{stem}{ending}" for stem in stems for ending in _ENDINGS)
+  return next((path for path in paths if path.is_file()), None)
+
+
 def _fetch(source: Source, stems) -> str:
-  fetch = {"Kaggle": _fetch_kaggle, "Hugging Face": _fetch_hugging_face}
-  return fetch[source.hub](source, stems)
-
-
-def _fetch_kaggle(source, stems):
-  client = _client("kagglehub")
-  return _ask(client.model_download, source.handle, *source.files)
-
-
-def _fetch_hugging_face(source, stems):
-  client = _client("huggingface_hub")
-  folder = pathlib.Path(
-    _ask(
-      client.snapshot_download,
-      source.handle,
-      allow_patterns=list(source.files),
-    )
-  )
-  kinds = {path.suffix for path in folder.iterdir()}
-  if not kinds & {".npz", ".safetensors"}:
-    raise _CannotFetchError(f"no weights in {folder}")
-  return str(_look_inside(folder, stems))
-
-
-def _client(module):
+  is_kaggle = source.hub == "Kaggle"
+  module = "kagglehub" if is_kaggle else "huggingface_hub"
   try:
-    return importlib.import_module(module)
+    client = importlib.import_module(module)
   except ImportError:
-    raise _CannotFetchError(f"{module} is not installed") from None
-
-
-def _ask(download, *args, **kwargs) -> str:
+    raise ValueError(f"{module} is not installed") from None
   try:
-    return str(download(*args, **kwargs))
+    if is_kaggle:
+      return str(client.model_download(source.handle, *source.files))
+    files = list(source.files)
+    found = client.snapshot_download(source.handle, allow_patterns=files)
   except Exception as e:  # offline, not signed in, no licence, no such file
     reason = " ".join(str(e).split()) or type(e).__name__
-    raise _CannotFetchError(reason[:200]) from None
+    raise ValueError(reason[:200]) from None
+  folder = pathlib.Path(found)
+  kinds = {path.suffix for path in folder.iterdir()}
+  if not kinds & {".npz", ".safetensors"}:
+    raise ValueError(f"no weights in {folder}")
+  return str(_look_inside(folder, stems))

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import disk
+from paligemma import disk, messages
 from paligemma.checkpoints.leaves import Mapped, Tensor
 
 DTYPES = {
@@ -45,32 +45,20 @@ _MAX_BYTES = 2**63 - 1
 
 
 def open(path: epath.PathLike) -> dict[str, Mapped]:
-  """Reads the header of a local file.
-
-  Args:
-    path: The file.
-
-  Returns:
-    Name -> tensor, in the order of the header. The data is mapped to memory
-    anew for each access.
+  """Reads the header of a local file; data is mapped anew for each access.
 
   Raises:
     ValueError: No such file, or not a safetensors file, or corrupt or cut
       short: the header must describe every byte exactly once.
   """
-  try:
-    size = pathlib.Path(path).stat().st_size
-    with disk.path(path).open("rb") as file:
-      header, start = _read_header(path, file, size)
-  except OSError as e:
-    reason = e.strerror or e
-    raise ValueError(f"{path}: {reason}, expected a safetensors file") from None
+  header, start, size = _read_header(path)
   tensors = {}
   for name, entry in header.items():
     if name == _METADATA:
-      _check_metadata(path, entry)
+      if not _are_strings(entry):
+        raise ValueError(f"{path}: {_METADATA} must map strings to strings")
     elif not name.isprintable():
-      raise ValueError(f"{path}: {_short(name)}: expected a name to print")
+      raise ValueError(f"{path}: {name!r:.80}: expected a name to print")
     else:
       tensors[name] = _tensor(f"{path}: {name}", path, entry, start)
   _check_coverage(path, tensors, start, size)
@@ -79,9 +67,7 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
 
 def read_metadata(path: epath.PathLike) -> dict[str, str]:
   """The strings beside the tensors of a local file that `open` found good."""
-  with pathlib.Path(path).open("rb") as file:
-    header, _ = _read_header(path, file, pathlib.Path(path).stat().st_size)
-  return header.get(_METADATA, {})
+  return _read_header(path)[0].get(_METADATA, {})
 
 
 def save(
@@ -92,11 +78,8 @@ def save(
   """Writes tensors one at a time.
 
   Args:
-    path: File to write.
-    tensors: Name -> anything with `shape` and `dtype` that `tensor[...]` turns
-      into an array, which happens when its turn to be written comes.
-    metadata: Strings to keep with them, such as {"format": "pt"}, which
-      transformers looks for.
+    tensors: Name -> tensor, of which `tensor[...]` is read when its turn comes.
+    metadata: Strings beside them: {"format": "pt"} is what transformers wants.
 
   Raises:
     ValueError: A tensor has a dtype that the format cannot hold.
@@ -125,24 +108,28 @@ def save(
     file.write(len(encoded).to_bytes(8, "little") + encoded)
     for name in order:
       array = np.ascontiguousarray(tensors[name][...])
-      assert array.nbytes == math.prod(tensors[name].shape) * (
-        tensors[name].dtype.itemsize
-      ), f"{name}: other than announced"
+      begin, end = header[name]["data_offsets"]
+      assert array.nbytes == end - begin, f"{name}: other than announced"
       file.write(array.reshape(-1).view(np.uint8))
 
 
-def _read_header(path, file, size) -> tuple[dict[str, Any], int]:
-  """Returns the header, and where the data starts."""
-  length = int.from_bytes(file.read(8), "little")
-  if size < 8 or length > min(size - 8, _MAX_HEADER):
-    raise ValueError(
-      f"{path}: not a safetensors file, or cut short: {size} bytes with a "
-      f"header of {length}"
-    )
+def _read_header(path) -> tuple[dict[str, Any], int, int]:
+  """Returns the header, where the data starts, and the size of the file."""
   try:
-    header = json.loads(
-      file.read(length).decode(), object_pairs_hook=_without_duplicates
-    )
+    size = pathlib.Path(path).stat().st_size
+    with disk.path(path).open("rb") as file:
+      length = int.from_bytes(file.read(8), "little")
+      if size < 8 or length > min(size - 8, _MAX_HEADER):
+        raise ValueError(
+          f"{path}: not a safetensors file, or cut short: {size} bytes with a "
+          f"header of {length}"
+        )
+      text = file.read(length)
+  except OSError as e:
+    reason = e.strerror or e
+    raise ValueError(f"{path}: {reason}, expected a safetensors file") from None
+  try:
+    header = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
   except (ValueError, RecursionError) as e:
     reason = str(e).splitlines()[0]
     raise ValueError(
@@ -150,7 +137,7 @@ def _read_header(path, file, size) -> tuple[dict[str, Any], int]:
     ) from None
   if not isinstance(header, dict):
     raise ValueError(f"{path}: the header is no JSON object")
-  return header, 8 + length
+  return header, 8 + length, size
 
 
 def _without_duplicates(pairs):
@@ -162,38 +149,38 @@ def _without_duplicates(pairs):
   return found
 
 
-def _check_metadata(path, entry):
-  strings = isinstance(entry, dict) and all(
+def _are_strings(entry) -> bool:
+  return isinstance(entry, dict) and all(
     isinstance(value, str) for value in entry.values()
   )
-  if not strings:
-    raise ValueError(f"{path}: {_METADATA} must map strings to strings")
 
 
 def _tensor(where, path, entry, start) -> Mapped:
+  def wrong(key, expected):
+    found = messages.shown(repr(entry[key]))
+    return ValueError(f"{where}: {key} {found}, expected {expected}")
+
   keys = {"dtype", "shape", "data_offsets"}
   if not isinstance(entry, dict) or entry.keys() != keys:
-    raise ValueError(f"{where}: {_short(entry)} in the header, expected {keys}")
-  if not isinstance(entry["dtype"], str) or entry["dtype"] not in DTYPES:
-    raise ValueError(
-      f"{where}: dtype {_short(entry['dtype'])}, expected one of: "
-      f"{', '.join(DTYPES)}"
-    )
-  dtype = DTYPES[entry["dtype"]]
-  shape, offsets = entry["shape"], entry["data_offsets"]
+    found = messages.shown(repr(entry))
+    raise ValueError(f"{where}: {found} in the header, expected {keys}")
+  name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+  if not isinstance(name, str) or name not in DTYPES:
+    raise wrong("dtype", f"one of: {', '.join(DTYPES)}")
   if not _are_sizes(shape):
-    raise ValueError(f"{where}: shape {_short(shape)}, expected sizes")
+    raise wrong("shape", "sizes")
   if not (_are_sizes(offsets) and len(offsets) == 2):
-    raise ValueError(f"{where}: data_offsets {_short(offsets)}, expected two")
+    raise wrong("data_offsets", "two")
+  dtype = DTYPES[name]
   # An empty tensor may not have sizes that NumPy cannot multiply either.
   if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
-    raise ValueError(f"{where}: shape {_short(shape)} is too big")
+    raise wrong("shape", "less, it is too big")
   nbytes = math.prod(shape) * dtype.itemsize
   begin, end = offsets
   if end - begin != nbytes:
     raise ValueError(
-      f"{where}: data_offsets {_short(offsets)} span {end - begin} bytes, "
-      f"{entry['dtype']}{shape} has {nbytes}"
+      f"{where}: data_offsets {offsets} span {end - begin} bytes, "
+      f"{name}{shape} has {nbytes}"
     )
   return Mapped(path, start + begin, tuple(shape), dtype)
 
@@ -205,11 +192,6 @@ def _are_sizes(value) -> bool:
     and len(value) <= 64
     and all(type(n) is int and 0 <= n <= _MAX_BYTES for n in value)
   )
-
-
-def _short(value) -> str:
-  text = repr(value)
-  return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _check_coverage(path, tensors, start, size):

@@ -49,9 +49,8 @@ def take(flat: Mapping[str, Any], place: jax.sharding.Sharding) -> Samples:
     for i in np.linspace(0, size - 1, min(_COUNT, size)).astype(np.int64):
       at, holder = np.unravel_index(i, shape), name
       if name not in flat:
-        prefix, joint, rest = layouts.split_stacked(name)
         layer, *at = at
-        holder = f"{prefix}{joint}{layer}/{rest}"
+        holder = layouts.layer_name(name, layer)
       where.append((name, holder, at))
   indices = {}
   for _, holder, at in where:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from paligemma import parameters, variants
+from paligemma import parameters
 from paligemma.checkpoints import infer, leaves, quantized_leaves
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.variants import VOCAB_SIZE
 
 # What SigLIP has beside its image tower, and PaliGemma does not: the pooling
 # head, the text tower, temperature and bias of the loss.
@@ -17,13 +18,7 @@ _OF_SIGLIP_ALONE = rf"{parameters.POOLING}|{parameters.HEAD}|txt/.*|t|b"
 _NEW_ROWS_STDDEV = 0.02  # big_vision's models/ppp/gemma.py
 
 
-def combine(
-  img: Checkpoint,
-  llm: Checkpoint,
-  *,
-  vocab_size: int = variants.VOCAB_SIZE,
-  seed: int = 0,
-) -> Checkpoint:
+def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
   """Takes the image tower of one checkpoint and the decoder of another.
 
   The head between them is that of `img` if it fits the decoder, else it is
@@ -34,8 +29,6 @@ def combine(
     img: PaliGemma, SigLIP ("img/...", its text tower and pooling head are left
       out) or a bare Vision Transformer.
     llm: PaliGemma or Gemma.
-    vocab_size: Rows of the embedding table; a longer table stays as it is.
-    seed: Of what is drawn.
 
   Returns:
     Checkpoint with `created` and `ignored` stating what was done.
@@ -59,19 +52,19 @@ def combine(
     ignored = [n for n in ignored if n not in of_head]
   else:
     features = infer.sizes(image)["img"]["width"]
-    created[parameters.HEAD_KERNEL] = leaves.Leaf.of(
-      Normal((features, width), features**-0.5, seed)
-    )
-    created[parameters.HEAD_BIAS] = leaves.Leaf.of(Normal((width,), 0.0, seed))
+    kernel = _Normal((features, width), features**-0.5)
+    bias = _Normal((width,), 0.0)
+    created[parameters.HEAD_KERNEL] = leaves.Leaf.of(kernel)
+    created[parameters.HEAD_BIAS] = leaves.Leaf.of(bias)
   table = parameters.EMBEDDING
   names = list(created)
-  if rows < vocab_size:
+  if rows < VOCAB_SIZE:
     if table not in decoder:
       raise ValueError(
         f"{llm.path}: {table} is quantized and has {rows} rows, expected "
-        f"{vocab_size} or full precision; combine the towers, then quantize"
+        f"{VOCAB_SIZE} or full precision; combine the towers, then quantize"
       )
-    created[table] = extend_vocabulary(decoder.pop(table), vocab_size, seed)
+    created[table] = leaves.Leaf.of(_LongerTable(decoder.pop(table)))
     names.append(f"{table}[{rows}:]")
   return Checkpoint(
     path=f"{img.path} and {llm.path}",
@@ -84,52 +77,47 @@ def combine(
   )
 
 
-def extend_vocabulary(leaf: leaves.Leaf, rows: int, seed: int) -> leaves.Leaf:
-  """An embedding table of more rows; the new ones are N(0, 0.02)."""
-  old, width = leaf.shape
-  new = Normal((rows - old, width), _NEW_ROWS_STDDEV, seed)
-  table = Stacked((leaf, leaves.Leaf.of(new)), (rows, width), leaf.dtype)
-  return leaves.Leaf.of(table)
-
-
 @dataclasses.dataclass(frozen=True)
-class Normal:
+class _Normal:
   """A tensor of random numbers: every reading gives the same ones."""
 
   shape: tuple[int, ...]
   stddev: float
-  seed: int
   dtype: np.dtype = dataclasses.field(default=np.dtype("float32"))
 
   def __getitem__(self, index: Any) -> np.ndarray:
-    rng = np.random.default_rng((self.seed, math.prod(self.shape)))
+    rng = np.random.default_rng((0, math.prod(self.shape)))
     drawn = rng.standard_normal(self.shape, np.float32)
     return (drawn * np.float32(self.stddev))[index]
 
 
 @dataclasses.dataclass(frozen=True)
-class Stacked:
-  """Leaves one below the other."""
+class _LongerTable:
+  """A table with rows for <loc> and <seg> too, which are N(0, 0.02)."""
 
-  parts: tuple[leaves.Leaf, ...]
-  shape: tuple[int, ...]
-  dtype: np.dtype
+  leaf: leaves.Leaf
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return VOCAB_SIZE, self.leaf.shape[1]
+
+  @property
+  def dtype(self) -> np.dtype:
+    return self.leaf.dtype
 
   def __getitem__(self, index: Any) -> np.ndarray:
     if not isinstance(index, slice):
       return self[:][index]
     start, stop, _ = index.indices(self.shape[0])
-    read, first = [], 0
-    for part in self.parts:
-      count = part.shape[0]
-      rows = slice(max(start - first, 0), max(min(stop - first, count), 0))
-      if rows.start < rows.stop:
-        rest = (slice(None),) * (len(self.shape) - 1)
-        read.append(part.read(self.dtype, (rows, *rest)))
-      first += count
-    if not read:
-      return np.empty((0, *self.shape[1:]), self.dtype)
-    return np.concatenate(read)
+    length = self.leaf.shape[0]
+    rows = slice(min(start, length), min(stop, length))
+    found = self.leaf.read(index=(rows, slice(None)))
+    if stop > length:
+      new_shape = self.shape[0] - length, self.shape[1]
+      new = _Normal(new_shape, _NEW_ROWS_STDDEV)
+      drawn = new[max(start - length, 0) : stop - length]
+      found = np.concatenate([found, drawn.astype(self.dtype)])
+    return found
 
 
 def _image_tower(checkpoint):

@@ -32,18 +32,17 @@ def enable_lora(
   """Puts adapters beside the matrices of a model, which answers as before.
 
   Args:
-    model: Model.
-    params: its parameters {"img": ..., "llm": ...}, quantized or not; they are
-      shared with the result. On several devices each gets all of the adapters.
+    params: {"img": ..., "llm": ...}, quantized or not; they are shared with
+      the result. On several devices each gets all of the adapters.
     rank, alpha, rslora, dropout, targets: see lora.config.Lora.
-    seed: int; A is drawn as peft draws it, B is zero.
+    seed: A is drawn as peft draws it, B is zero.
 
   Returns:
     Tuple of the Model and its parameters, adapters in float32 included.
 
   Raises:
-    ValueError: a value that Lora refuses, targets that this model does not
-      have, or the model has adapters.
+    ValueError: a value that Lora refuses, targets that this model lacks, or
+      the model has adapters.
   """
   if lora_of(model) is not None:
     raise ValueError(
@@ -52,9 +51,9 @@ def enable_lora(
     )
   lora = lora_lib.Lora(rank, alpha, rslora, dropout, targets)
   model = with_lora(model, lora)
-  place = sharding_of(params)
+  sharding = sharding_of(params)
   wanted = {
-    name: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=place)
+    name: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding)
     for name, x in adapter_shapes(model).items()
   }
   drawn = init.random_params(model, None, wanted, seed=seed)
@@ -65,9 +64,6 @@ def merge_lora(
   model: nn.Module, params: Mapping[str, Any]
 ) -> tuple[nn.Module, dict[str, Any]]:
   """Adds the product of every adapter to its matrix.
-
-  Args:
-    model, params: with adapters, as `enable_lora` returns them.
 
   Returns:
     Tuple of the Model without adapters and its parameters, in the dtype that
@@ -104,18 +100,13 @@ def lora_of(model: nn.Module) -> lora_lib.Lora | None:
 
 def with_lora(model: nn.Module, lora: lora_lib.Lora | None) -> nn.Module:
   """The model with other adapters, or None."""
-  img = model.img
-  return model.clone(
-    llm=model.llm.clone(lora=lora),
-    img=None if img is None else img.clone(lora=lora),
-  )
+  img = model.img and model.img.clone(lora=lora)
+  return model.clone(llm=model.llm.clone(lora=lora), img=img)
 
 
 def is_adapter(names: Iterable[str]) -> dict[str, bool]:
   """name -> whether the parameter belongs to an adapter."""
-  return {
-    name: re.fullmatch(parameters.ADAPTERS, name) is not None for name in names
-  }
+  return {x: re.fullmatch(parameters.ADAPTERS, x) is not None for x in names}
 
 
 def adapter_shapes(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
@@ -164,10 +155,10 @@ def _add(w, a, b, scale, *, part, order):
 
 def joined(flat: Mapping[str, Any]) -> dict[str, Any]:
   """Both arrays of a quantized matrix under its name."""
-  joined = {}
+  found = {}
   for name, leaf in flat.items():
     if part := quantization.split(name):
-      joined.setdefault(part[0], {})[part[1]] = leaf
+      found.setdefault(part[0], {})[part[1]] = leaf
     else:
-      joined[name] = leaf
-  return joined
+      found[name] = leaf
+  return found

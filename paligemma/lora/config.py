@@ -16,15 +16,28 @@ from paligemma import registry
 from paligemma.parameters import TARGETS
 
 
+def _is_number(value):
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+# Field -> what is valid, in code and in words.
+_VALID = {
+  "rank": (lambda x: type(x) is int and x > 0, "a positive int"),
+  "alpha": (lambda x: _is_number(x) and 0 < x < math.inf, "a positive number"),
+  "rslora": (lambda x: isinstance(x, bool), "a bool"),
+  "dropout": (lambda x: _is_number(x) and 0 <= x < 1, "a number in [0, 1)"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Lora:
-  """Size and places of the adapters of a model.
+  """Which matrices of a model have adapters, and of which size.
 
   Attributes:
-    rank: int, R. Default 8.
-    alpha: float, what `scale` is made of. Default 16.
-    rslora: bool, scale alpha / sqrt(rank) in place of alpha / rank.
-    dropout: float in [0, 1), rate on the input of A in training.
+    rank: R.
+    alpha: `scale` is alpha / rank.
+    rslora: `scale` is alpha / sqrt(rank) instead.
+    dropout: rate in [0, 1) on the input of A in training.
     targets: regexes, each of which matches the whole name of some of TARGETS.
       Default: all of the decoder.
 
@@ -39,19 +52,12 @@ class Lora:
   targets: tuple[str, ...] = ("llm/.*",)
 
   def __post_init__(self):
-    if not (type(self.rank) is int and self.rank > 0):
-      raise ValueError(f"LoRA rank is {self.rank!r}, expected a positive int")
-    if not (_is_number(self.alpha) and self.alpha > 0):
-      raise ValueError(
-        f"LoRA alpha is {self.alpha!r}, expected a positive number"
-      )
-    if not isinstance(self.rslora, bool):
-      raise ValueError(f"LoRA rslora is {self.rslora!r}, expected a bool")
-    if not (_is_number(self.dropout) and 0 <= self.dropout < 1):
-      raise ValueError(
-        f"LoRA dropout is {self.dropout!r}, expected a number in [0, 1)"
-      )
-    if not _is_list_of_str(self.targets):
+    for field, (is_valid, expected) in _VALID.items():
+      value = getattr(self, field)
+      if not is_valid(value):
+        raise ValueError(f"LoRA {field} is {value!r}, expected {expected}")
+    is_list = isinstance(self.targets, list | tuple) and len(self.targets) > 0
+    if not is_list or not all(isinstance(x, str) for x in self.targets):
       raise ValueError(
         f"LoRA targets are {self.targets!r}, expected a list of regexes over: "
         f"{', '.join(TARGETS)}"
@@ -80,13 +86,3 @@ def _matches(regex, target):
     return re.fullmatch(regex, target) is not None
   except re.error as e:
     raise ValueError(f'LoRA target "{regex}": malformed regex: {e}') from None
-
-
-def _is_number(value):
-  is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-  return is_real and math.isfinite(value)
-
-
-def _is_list_of_str(value):
-  is_list = isinstance(value, list | tuple) and len(value) > 0
-  return is_list and all(isinstance(item, str) for item in value)

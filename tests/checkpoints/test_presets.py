@@ -337,12 +337,11 @@ def test_neither_here_nor_there(tmp_path, kaggle):
   )
 
 
-def test_without_a_directory_and_without_fetching(kaggle):
-  kaggle(lambda *args: pytest.fail("asked Kaggle"))
+def test_without_a_directory_and_without_a_client():
   with pytest.raises(
     ValueError, match=r"no directory \(PALIGEMMA_CH.* for gem"
   ):
-    presets.find("gemma_2b_en", fetch=False)
+    presets.find("gemma_2b_en")
 
 
 def test_the_directory_may_come_from_the_environment(tmp_path, monkeypatch):

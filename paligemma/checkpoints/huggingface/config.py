@@ -9,93 +9,84 @@ models/{paligemma,gemma,gemma2,siglip}/configuration_*.py.
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from paligemma import disk, registry
+from paligemma import disk, registry, variants
+from paligemma.checkpoints.json_config import Section
 
 SPECIAL_IDS = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 
-# Sizes of both towers -> fields.
-_IMG_FIELDS = {
+# Sizes of both towers -> keys.
+_IMG_SIZES = {
   "width": "hidden_size",
   "depth": "num_hidden_layers",
   "mlp_dim": "intermediate_size",
   "num_heads": "num_attention_heads",
 }
-_LLM_FIELDS = {
-  **_IMG_FIELDS,
+_LLM_SIZES = {
+  **_IMG_SIZES,
   "num_kv_heads": "num_key_value_heads",
   "head_dim": "head_dim",
+  "vocab_size": "vocab_size",
 }
+_SOFT_CAPS = {
+  "attn_logits_softcap": "attn_logit_softcapping",
+  "final_logits_softcap": "final_logit_softcapping",
+}
+# What only Gemma 2 has; null is none.
+_GEMMA2_FIELDS = {**_SOFT_CAPS, "sliding_window": "sliding_window"}
+
+_VISION = "siglip_vision_model"
+
+# What our models do and no config may change.
+_GELU = "gelu_pytorch_tanh"
+_GEMMA = {"attention_bias": False, "rope_theta": 10_000.0}
+_SIGLIP = {"hidden_act": _GELU, "layer_norm_eps": 1e-6, "num_channels": 3}
 
 _MAX_POSITIONS = 8192  # of every Gemma 1 and 2
+
+
+def _by_key(variant, fields):
+  return {key: getattr(variant, field) for field, key in fields.items()}
+
+
+# The defaults of transformers' classes are published models, nearly.
 _GEMMA1_DEFAULTS = {
+  **_GEMMA,
+  **_by_key(variants.GEMMA["gemma_7b"], _LLM_SIZES),
   "vocab_size": 256_000,
-  "hidden_size": 3072,
-  "intermediate_size": 24_576,
-  "num_hidden_layers": 28,
-  "num_attention_heads": 16,
-  "num_key_value_heads": 16,
-  "head_dim": 256,
-  "hidden_act": "gelu_pytorch_tanh",
-  "hidden_activation": None,
+  "hidden_act": _GELU,
   "rms_norm_eps": 1e-6,
   "tie_word_embeddings": True,
-  "attention_bias": False,
-  "rope_theta": 10_000.0,
-  "rope_scaling": None,
-  "rope_parameters": None,
 }
 _GEMMA2_DEFAULTS = {
   **_GEMMA1_DEFAULTS,
-  "hidden_size": 2304,
-  "intermediate_size": 9216,
-  "num_hidden_layers": 26,
-  "num_attention_heads": 8,
-  "num_key_value_heads": 4,
-  "hidden_activation": "gelu_pytorch_tanh",
+  **_by_key(variants.GEMMA["gemma2_2b"], _LLM_SIZES | _GEMMA2_FIELDS),
+  "vocab_size": 256_000,
+  "hidden_activation": _GELU,
   "query_pre_attn_scalar": 256,
-  "sliding_window": 4096,
-  "layer_types": None,
-  "final_logit_softcapping": 30.0,
-  "attn_logit_softcapping": 50.0,
 }
 _SIGLIP_DEFAULTS = {
-  "hidden_size": 768,
-  "intermediate_size": 3072,
-  "num_hidden_layers": 12,
-  "num_attention_heads": 12,
-  "num_channels": 3,
+  **_SIGLIP,
+  **_by_key(variants.VIT["B"], _IMG_SIZES),
   "image_size": 224,
   "patch_size": 16,
-  "hidden_act": "gelu_pytorch_tanh",
-  "layer_norm_eps": 1e-6,
 }
-# What a PaliGemma has whose config names a tower not at all.
+# Of a PaliGemma whose config does not name a tower at all.
 _PALIGEMMA_DEFAULTS = {
-  "image_token_index": 256_000,
   "tie_word_embeddings": True,
-  "text_config": {
-    "hidden_size": 2048,
-    "num_hidden_layers": 18,
-    "intermediate_size": 16_384,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 1,
-    "vocab_size": 257_152,
-  },
+  "text_config": _by_key(variants.GEMMA["gemma_2b"], _LLM_SIZES),
   "vision_config": {
+    **_by_key(variants.VIT["So400m"], _IMG_SIZES),
     "intermediate_size": 4096,
-    "hidden_size": 1152,
-    "patch_size": 14,
     "image_size": 224,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
+    "patch_size": 14,
   },
 }
+_IMAGE_TOKEN_ID = 256_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +94,12 @@ class Description:
   """A model as config.json has it.
 
   Attributes:
-    model_type: "paligemma", "gemma", "gemma2", "siglip", ...
+    model_type: "paligemma", "gemma", "gemma2", "siglip_vision_model".
     decoder: `llm` of layout.entries, None if there is none.
     image_tower: `img` and num_positions of it, None if there is none.
-    llm: Fields of gemma.Model.
-    image_token_id: int, None in a model for text alone.
-    tied: bool, False if logits come from a table of their own.
+    llm: Fields of gemma.Model that shapes cannot tell.
+    image_token_id: None in a model for text alone.
+    tied: False if logits come from a table of their own.
   """
 
   model_type: str
@@ -126,260 +117,161 @@ def read(path: pathlib.Path) -> Description:
     ValueError: The file is missing or malformed, or describes what our models
       cannot do.
   """
-  config = _Section(str(path), read_json(path), {})
+  config = Section(str(path), disk.read_json(path))
   readers = {
     "paligemma": _paligemma,
     "gemma": _gemma,
     "gemma2": _gemma,
     "siglip": _siglip,
-    "siglip_vision_model": _siglip,
+    _VISION: _siglip,
   }
-  if config.values.get("quantization_config") is not None:
+  if "quantization_config" in config.values:
     raise ValueError(
       f"{path}: quantization_config says that weights are quantized, expected "
       "float32, float16 or bfloat16"
     )
-  return config.lookup(readers, "model_type")(config)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON object.
-
-  Raises:
-    ValueError: There is no such file, or it holds no JSON object.
-  """
-  try:
-    values = json.loads(disk.path(path).read_bytes())
-  except OSError as e:
-    raise ValueError(f"{path}: {e.strerror or e}") from None
-  except (ValueError, RecursionError) as e:
-    reason = str(e).splitlines()[0]
-    raise ValueError(f"{path}: is no JSON ({reason})") from None
-  if not isinstance(values, dict):
-    raise ValueError(f"{path}: is no JSON object")
-  return values
-
-
-class _Section:
-  """A part of a config.json, with the defaults of its class."""
-
-  def __init__(self, where, values, defaults):
-    self.where = where
-    self.values = values
-    self.defaults = defaults
-
-  def get(self, key):
-    """The value or the default; None if the file says so."""
-    return self.values.get(key, self.defaults.get(key))
-
-  def filled(self, key):
-    """The value, or the default if it is absent or None."""
-    value = self.values.get(key)
-    return self.defaults.get(key) if value is None else value
-
-  def section(self, key, model_type):
-    values = self.filled(key)
-    if not isinstance(values, dict):
-      raise self.error(key, values, "an object")
-    values = {"model_type": model_type, **values}
-    return _Section(f"{self.where}: {key}", values, {})
-
-  def with_defaults(self, defaults):
-    return _Section(self.where, self.values, defaults)
-
-  def size(self, key):
-    value = self.filled(key)
-    if type(value) is not int or not 0 < value < 2**31:
-      raise self.error(key, value, "a positive integer")
-    return value
-
-  def sizes(self, fields):
-    return {field: self.size(key) for field, key in fields.items()}
-
-  def side(self, key):
-    """A size that may be given as two equal ones."""
-    value = self.filled(key)
-    if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
-      return _Section(self.where, {key: value[0]}, {}).size(key)
-    if isinstance(value, list):
-      raise self.error(key, value, "a square")
-    return self.size(key)
-
-  def number(self, key):
-    value = self.filled(key)
-    if type(value) not in (int, float) or not 0 < value < float("inf"):
-      raise self.error(key, value, "a positive number")
-    return value
-
-  def number_or_none(self, key):
-    return None if self.get(key) is None else float(self.number(key))
-
-  def must_be(self, key, expected):
-    if (value := self.filled(key)) != expected:
-      raise self.error(key, value, f"{expected!r}, our models know no other")
-
-  def lookup(self, table, key):
-    value = self.filled(key)
-    if not isinstance(value, str) or value not in table:
-      hint = registry.did_you_mean(str(value), table)
-      options = ", ".join(sorted(table))
-      raise self.error(key, value, f"one of: {options}.{hint}")
-    return table[value]
-
-  def error(self, key, value, expected):
-    found = repr(value)
-    if len(found) > 80:
-      found = f"{found[:80]}..."
-    return ValueError(f"{self.where}: {key} is {found}, expected {expected}")
+  return config.lookup("model_type", readers)(config)
 
 
 def _paligemma(config) -> Description:
   config = config.with_defaults(_PALIGEMMA_DEFAULTS)
-  text = _gemma(config.section("text_config", "gemma"))
-  vision = config.section("vision_config", "siglip_vision_model")
+  text = _gemma(config.section("text_config", model_type="gemma"))
+  vision = _siglip(config.section("vision_config", model_type=_VISION))
+  # Both names are one field to transformers.
+  names = ("image_token_index", "image_token_id")
+  ids = {config.size(name) for name in names if name in config.values}
+  if len(ids) > 1:
+    raise config.error("image_token_id", "that of image_token_index")
   return dataclasses.replace(
     text,
     model_type="paligemma",
-    image_tower=_siglip(vision).image_tower,
-    image_token_id=_image_token_id(config),
-    tied=text.tied and config.filled("tie_word_embeddings") is True,
+    image_tower=vision.image_tower,
+    image_token_id=ids.pop() if ids else _IMAGE_TOKEN_ID,
+    tied=text.tied and config.values["tie_word_embeddings"] is True,
   )
-
-
-def _image_token_id(config):
-  # Both names are one field to transformers.
-  keys = ("image_token_index", "image_token_id")
-  found = {config.size(k) for k in keys if config.values.get(k) is not None}
-  if len(found) > 1:
-    values = config.values["image_token_id"]
-    raise config.error("image_token_id", values, "that of image_token_index")
-  return found.pop() if found else config.size("image_token_index")
 
 
 def _gemma(config) -> Description:
   generations = {"gemma": _GEMMA1_DEFAULTS, "gemma2": _GEMMA2_DEFAULTS}
-  config = config.with_defaults(config.lookup(generations, "model_type"))
+  config = config.with_defaults(config.lookup("model_type", generations))
   post_norms = config.values["model_type"] == "gemma2"
-  _check_gemma(config, post_norms)
-  sizes = config.sizes(_LLM_FIELDS) | {
-    "vocab_size": config.size("vocab_size"),
-    "post_norms": post_norms,
-  }
+  if "hidden_activation" in config.values:
+    config.check({"hidden_activation": _GELU})
+  # Gemma 1 was published with "gelu" and meant the approximation by tanh.
+  elif config.values["hidden_act"] != "gelu":
+    config.check({"hidden_act": _GELU})
+  config.check(_GEMMA)
+  # A release names RoPE in the first way or in the second.
+  for key in ("rope_scaling", "rope_parameters"):
+    rope = config.values.get(key) or {}
+    plain = {"rope_theta": 10_000.0, "rope_type": "default", "type": "default"}
+    if not (isinstance(rope, dict) and rope.items() <= plain.items()):
+      raise config.error(
+        key, "RoPE as it is, of theta 10000, our models know no other"
+      )
+  sizes = config.sizes(_LLM_SIZES)
   if sizes["num_heads"] % sizes["num_kv_heads"]:
     raise config.error(
-      "num_key_value_heads",
-      sizes["num_kv_heads"],
-      f"a divisor of {sizes['num_heads']} heads",
+      "num_key_value_heads", f"a divisor of {sizes['num_heads']} heads"
     )
-  absent = ("attn_logits_softcap", "final_logits_softcap", "sliding_window")
   llm = {
     "norm_eps": config.number("rms_norm_eps"),
     "query_scale": "head_dim",
     "post_norms": post_norms,
-    **dict.fromkeys(absent),
+    **dict.fromkeys(_GEMMA2_FIELDS),
   }
   if post_norms:
-    llm.update(
-      query_scale=_query_scale(config, sizes),
-      attn_logits_softcap=config.number_or_none("attn_logit_softcapping"),
-      final_logits_softcap=config.number_or_none("final_logit_softcapping"),
-      sliding_window=_sliding_window(config, sizes["depth"]),
-    )
+    scalar = config.number("query_pre_attn_scalar")
+    names = [n for n, x in _query_scalars(sizes).items() if x == scalar]
+    llm["query_scale"] = names[0] if names else scalar
+    llm |= {field: config.cap(key) for field, key in _SOFT_CAPS.items()}
+    llm["sliding_window"] = _sliding_window(config, sizes["depth"])
   return Description(
     model_type=config.values["model_type"],
-    decoder=sizes,
+    decoder=sizes | {"post_norms": post_norms},
     llm=llm,
-    tied=config.filled("tie_word_embeddings") is True,
+    tied=config.values["tie_word_embeddings"] is True,
   )
 
 
-def _check_gemma(config, post_norms):
-  # Gemma 1 was published with "gelu" and meant the approximation by tanh.
-  legacy = not post_norms and config.get("hidden_activation") is None
-  key = "hidden_act" if legacy else "hidden_activation"
-  if not (legacy and config.get("hidden_act") == "gelu"):
-    config.must_be(key, "gelu_pytorch_tanh")
-  config.must_be("attention_bias", False)
-  config.must_be("rope_theta", 10_000.0)
-  # A release names RoPE in the first way or in the second.
-  for key in ("rope_scaling", "rope_parameters"):
-    rope = config.filled(key) or {}
-    plain = {"rope_theta": 10_000.0, "rope_type": "default", "type": "default"}
-    if not (isinstance(rope, dict) and rope.items() <= plain.items()):
-      raise config.error(
-        key, rope, "RoPE as it is, of theta 10000, our models know no other"
-      )
-
-
-def _query_scale(config, sizes):
-  scalar = config.number("query_pre_attn_scalar")
-  if scalar == sizes["head_dim"]:
-    return "head_dim"
-  if scalar * sizes["num_heads"] == sizes["width"]:
-    return "width_per_head"
-  return scalar
+def _query_scalars(sizes):
+  """The names of gemma.Model's query_scale -> what they stand for."""
+  return {
+    "head_dim": sizes["head_dim"],
+    "width_per_head": sizes["width"] / sizes["num_heads"],
+  }
 
 
 def _sliding_window(config, depth):
   window = None
-  if config.get("sliding_window") is not None:
+  if not config.is_null("sliding_window"):
     window = config.size("sliding_window")
-  types = config.get("layer_types")
-  full, sliding = "full_attention", "sliding_attention"
-  alternating = [full if i % 2 else sliding for i in range(min(depth, 10_000))]
-  if types is None or (types == alternating and window is not None):
+  types = config.values.get("layer_types")
+  # No more of them than a file may list.
+  alternating = _layer_types(min(depth, 10_000), window)
+  if types in (None, alternating):
     return window
-  if types == len(alternating) * [full]:
+  if types == _layer_types(len(alternating), None):
     return None
   raise config.error(
     "layer_types",
-    types,
-    f"{full} in all {depth} layers, or {sliding} (of sliding_window {window}) "
-    f"in layers 0, 2, ... and {full} in layers 1, 3, ...",
+    f"full_attention in all {depth} layers, or sliding_attention (of "
+    f"sliding_window {window}) in layers 0, 2, ... and full_attention in "
+    "layers 1, 3, ...",
   )
 
 
+def _layer_types(depth, window):
+  full, sliding = "full_attention", "sliding_attention"
+  return [full if window is None or i % 2 else sliding for i in range(depth)]
+
+
 def _siglip(config) -> Description:
-  if config.filled("model_type") == "siglip":
+  if config.values.get("model_type") == "siglip":
     config = config.with_defaults({"vision_config": {}})
-    config = config.section("vision_config", "siglip_vision_model")
-  config.lookup({"siglip_vision_model": None}, "model_type")
+    config = config.section("vision_config", model_type=_VISION)
+  config.lookup("model_type", {_VISION: None})
   config = config.with_defaults(_SIGLIP_DEFAULTS)
-  config.must_be("hidden_act", "gelu_pytorch_tanh")
-  config.must_be("layer_norm_eps", 1e-6)
-  config.must_be("num_channels", 3)
-  sizes = config.sizes(_IMG_FIELDS)
-  width, heads = sizes["width"], sizes["num_heads"]
-  if width % heads:
+  config.check(_SIGLIP)
+  sizes = config.sizes(_IMG_SIZES)
+  if sizes["width"] % sizes["num_heads"]:
     raise config.error(
-      "num_attention_heads", heads, f"a divisor of the width {width}"
+      "num_attention_heads", f"a divisor of the width {sizes['width']}"
     )
-  patch_size = config.side("patch_size")
-  tower = sizes | {
-    "patch_size": patch_size,
-    # Pixels that fill no patch are not looked at.
-    "num_positions": (config.side("image_size") // patch_size) ** 2,
-  }
-  return Description(model_type="siglip_vision_model", image_tower=tower)
+  patch_size = _side(config, "patch_size")
+  # Pixels that fill no patch are not looked at.
+  num_positions = (_side(config, "image_size") // patch_size) ** 2
+  tower = sizes | {"patch_size": patch_size, "num_positions": num_positions}
+  return Description(model_type=_VISION, image_tower=tower)
+
+
+def _side(config, key):
+  """A size that may be given as two equal ones."""
+  value = config.values[key]
+  if not isinstance(value, list):
+    return config.size(key)
+  if len(value) != 2 or value[0] != value[1]:
+    raise config.error(key, "a square")
+  return Section(config.where, {key: value[0]}).size(key)
 
 
 def make(
   *,
   img: Mapping[str, Any] | None,
-  llm: Mapping[str, Any],
   num_positions: int | None,
-  rows: int,
   image_token_id: int | None,
+  llm: Mapping[str, Any],
+  rows: int,
   dtype: str,
 ) -> dict[str, Any]:
   """Returns the config.json of a model, for transformers 4.41 and later.
 
   Args:
-    img: Fields of vit.Model; None: of a Gemma alone, without image tower.
+    img: Fields of vit.Model; None, as the next two, of a Gemma alone.
+    num_positions: Patches of an image.
+    image_token_id: The one that is replaced by an image.
     llm: Fields of gemma.Model.
-    num_positions: Patches of an image; None of a Gemma.
     rows: Of the table of embeddings.
-    image_token_id: The one that is replaced by an image; None of a Gemma.
     dtype: In which transformers holds the weights.
 
   Raises:
@@ -401,12 +293,10 @@ def make(
     "tie_word_embeddings": True,
     "torch_dtype": dtype,
     "vision_config": {
-      "model_type": "siglip_vision_model",
-      **{key: img[field] for field, key in _IMG_FIELDS.items()},
-      "hidden_act": "gelu_pytorch_tanh",
+      "model_type": _VISION,
+      **{key: img[field] for field, key in _IMG_SIZES.items()},
+      **_SIGLIP,
       "image_size": patch_size * math.isqrt(num_positions),
-      "layer_norm_eps": 1e-6,
-      "num_channels": 3,
       "num_image_tokens": num_positions,
       "patch_size": patch_size,
       "projection_dim": llm["width"],
@@ -421,36 +311,28 @@ def _make_gemma(llm):
   config = {
     "model_type": "gemma",
     **SPECIAL_IDS,
-    **{key: llm[field] for field, key in _LLM_FIELDS.items()},
-    "attention_bias": False,
-    "hidden_act": "gelu_pytorch_tanh",
-    "hidden_activation": "gelu_pytorch_tanh",
+    **{key: llm[field] for field, key in _LLM_SIZES.items()},
+    **_GEMMA,
+    "hidden_act": _GELU,
+    "hidden_activation": _GELU,
     "max_position_embeddings": _MAX_POSITIONS,
     "rms_norm_eps": llm.get("norm_eps", 1e-6),
-    "rope_theta": 10_000.0,
     "tie_word_embeddings": True,
   }
   scalar = llm.get("query_scale", "head_dim")
   if isinstance(scalar, str):
-    divisors = {
-      "head_dim": llm["head_dim"],
-      "width_per_head": llm["width"] / llm["num_heads"],
-    }
-    scalar = registry.lookup(divisors, scalar, "query_scale")
-  gemma2_fields = {
+    scalar = registry.lookup(_query_scalars(llm), scalar, "query_scale")
+  gemma2 = {
     "query_pre_attn_scalar": scalar,
-    "attn_logit_softcapping": llm.get("attn_logits_softcap"),
-    "final_logit_softcapping": llm.get("final_logits_softcap"),
-    "sliding_window": llm.get("sliding_window"),
+    **{key: llm.get(field) for field, key in _GEMMA2_FIELDS.items()},
   }
   if not llm.get("post_norms", False):
-    plain = dict.fromkeys(gemma2_fields, None)
-    plain["query_pre_attn_scalar"] = llm["head_dim"]
-    for name, value in gemma2_fields.items():
-      if value != plain[name]:
+    plain = {**dict.fromkeys(gemma2), "query_pre_attn_scalar": llm["head_dim"]}
+    for key, value in gemma2.items():
+      if value != plain[key]:
         raise ValueError(
-          f"{name} is {value}, expected {plain[name]} in a decoder without "
-          "post norms: transformers' Gemma 1 has no other"
+          f"{key} is {value}, expected {plain[key]} in a decoder without post "
+          "norms: transformers' Gemma 1 has no other"
         )
     return config
   if scalar != int(scalar):
@@ -463,16 +345,13 @@ def _make_gemma(llm):
       f"width {llm['width']} is not divisible by {llm['num_heads']} heads, "
       "which transformers expects of a Gemma 2"
     )
-  window = gemma2_fields["sliding_window"]
-  full, sliding = "full_attention", "sliding_attention"
+  window = gemma2["sliding_window"]
   return {
     **config,
-    **gemma2_fields,
+    **gemma2,
     "model_type": "gemma2",
     "query_pre_attn_scalar": int(scalar),
-    "layer_types": [
-      full if window is None or i % 2 else sliding for i in range(llm["depth"])
-    ],
+    "layer_types": _layer_types(llm["depth"], window),
     # transformers 5 wants a number also where no layer has a window, and
     # releases before 4.53 apply it without a look at layer_types: this one
     # reaches over all positions there are.

@@ -15,20 +15,29 @@ from paligemma.checkpoints import names
 from paligemma.checkpoints.names import Entry
 from paligemma.parameters import LAYERS
 
-_DECODER_LAYER = (
-  ("attn/q_einsum", "(N H) D", "self_attn.q_proj"),
-  ("attn/kv_einsum", "(K H) D", "self_attn.k_proj", "self_attn.v_proj"),
-  (
-    "attn/qkv_einsum",
-    "(N H) D",
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
+_LAYERS = f"{LAYERS['llm'][0]}/", "text.layers.*."
+_MHA = "MultiHeadDotProductAttention_0"
+DECODER = (
+  ("llm/embedder/input_embedding", "V D", "text.embed_tokens"),
+  ("llm/final_norm", "D", "text.norm"),
+  *names.under(
+    *_LAYERS,
+    (
+      ("attn/q_einsum", "(N H) D", "self_attn.q_proj"),
+      ("attn/kv_einsum", "(K H) D", "self_attn.k_proj", "self_attn.v_proj"),
+      (
+        "attn/qkv_einsum",
+        "(N H) D",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+      ),
+      ("attn/attn_vec_einsum", "D (N H)", "self_attn.o_proj"),
+      ("mlp/gating_einsum", "F D", "mlp.gate_proj", "mlp.up_proj"),
+      ("mlp/linear", "D F", "mlp.down_proj"),
+      ("pre_attention_norm", "D", "input_layernorm"),
+    ),
   ),
-  ("attn/attn_vec_einsum", "D (N H)", "self_attn.o_proj"),
-  ("mlp/gating_einsum", "F D", "mlp.gate_proj", "mlp.up_proj"),
-  ("mlp/linear", "D F", "mlp.down_proj"),
-  ("pre_attention_norm", "D", "input_layernorm"),
 )
 # The same name is another norm in Gemma 1 and 2.
 _NORMS_GEMMA1 = (("pre_ffw_norm", "D", "post_attention_layernorm"),)
@@ -37,35 +46,23 @@ _NORMS_GEMMA2 = (
   ("post_attention_norm", "D", "post_attention_layernorm"),
   ("post_ffw_norm", "D", "post_feedforward_layernorm"),
 )
-_DECODER = (
-  ("embedder/input_embedding", "V D", "embed_tokens"),
-  ("final_norm", "D", "norm"),
-)
-_MHA = "MultiHeadDotProductAttention_0"
-_VISION_LAYER = (
-  ("LayerNorm_0", "D", "layer_norm1"),
-  ("LayerNorm_1", "D", "layer_norm2"),
-  (f"{_MHA}/query", "(N H) D", "self_attn.q_proj"),
-  (f"{_MHA}/key", "(N H) D", "self_attn.k_proj"),
-  (f"{_MHA}/value", "(N H) D", "self_attn.v_proj"),
-  (f"{_MHA}/out", "D (N H)", "self_attn.out_proj"),
-  ("MlpBlock_0/Dense_0", "F D", "mlp.fc1"),
-  ("MlpBlock_0/Dense_1", "D F", "mlp.fc2"),
-)
-_VISION = (
-  ("embedding", "D C h w", "embeddings.patch_embedding"),
-  ("pos_embedding", "P D", "embeddings.position_embedding"),
-  ("Transformer/encoder_norm", "D", "post_layernorm"),
-)
-_LAYERS = f"{LAYERS['llm'][0]}/", "text.layers.*."
-DECODER = (
-  *names.under("llm/", "text.", _DECODER),
-  *names.under(*_LAYERS, _DECODER_LAYER),
-)
 IMAGE_TOWER = (
-  *names.under("img/", "vision.", _VISION),
+  ("img/embedding", "D C h w", "vision.embeddings.patch_embedding"),
+  ("img/pos_embedding", "P D", "vision.embeddings.position_embedding"),
+  ("img/Transformer/encoder_norm", "D", "vision.post_layernorm"),
   *names.under(
-    f"{LAYERS['img'][0]}/", "vision.encoder.layers.*.", _VISION_LAYER
+    f"{LAYERS['img'][0]}/",
+    "vision.encoder.layers.*.",
+    (
+      ("LayerNorm_0", "D", "layer_norm1"),
+      ("LayerNorm_1", "D", "layer_norm2"),
+      (f"{_MHA}/query", "(N H) D", "self_attn.q_proj"),
+      (f"{_MHA}/key", "(N H) D", "self_attn.k_proj"),
+      (f"{_MHA}/value", "(N H) D", "self_attn.v_proj"),
+      (f"{_MHA}/out", "D (N H)", "self_attn.out_proj"),
+      ("MlpBlock_0/Dense_0", "F D", "mlp.fc1"),
+      ("MlpBlock_0/Dense_1", "D F", "mlp.fc2"),
+    ),
   ),
 )
 PROJECTOR = (("img/head", "E M", "projector.linear"),)
@@ -89,22 +86,18 @@ def entries(
   """The tensors of a PaliGemma, of a Gemma alone, or of SigLIP's image tower.
 
   Args:
-    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size.
-      None: no image tower.
-    llm: Fields of gemma.Model: the sizes, and post_norms where it is True.
-      None: no decoder, nor what is between the towers.
+    img: Fields of vit.Model, the sizes; None: no image tower.
+    llm: Fields of gemma.Model, the sizes, and post_norms where it is True;
+      None: no decoder, nor a projector.
     num_positions: Patches of an image.
   """
   found = []
   if llm is not None:
     post_norms = llm.get("post_norms", False)
     norms = _NORMS_GEMMA2 if post_norms else _NORMS_GEMMA1
-    found += names.entries(
-      DECODER + names.under(*_LAYERS, norms),
-      names.letters("llm", llm),
-      _spell,
-      post_norms=post_norms,
-    )
+    table = DECODER + names.under(*_LAYERS, norms)
+    sizes = names.letters("llm", llm)
+    found += names.entries(table, sizes, _spell, post_norms=post_norms)
   if img is not None:
     sizes = names.letters("img", img) | {"P": num_positions}
     found += names.entries(IMAGE_TOWER, sizes, _spell)

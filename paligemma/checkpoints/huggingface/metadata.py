@@ -18,7 +18,8 @@ from typing import Any
 
 from absl import logging
 
-from paligemma.checkpoints.huggingface.config import SPECIAL_IDS, read_json
+from paligemma import disk
+from paligemma.checkpoints.huggingface.config import SPECIAL_IDS
 
 _GENERATION = "generation_config.json"
 _PREPROCESSOR = "preprocessor_config.json"
@@ -45,10 +46,6 @@ _PREPARED = {
 def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
   """Reads the files beside config.json and the weights, if they are there.
 
-  Args:
-    folder: Of Hugging Face.
-    has_images: Whether the model has an image tower.
-
   Returns:
     Checkpoint.metadata, without the image token.
 
@@ -56,8 +53,8 @@ def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
     ValueError: One of the files is no JSON, or holds other values than it may.
   """
   found = {}
-  if (folder / _GENERATION).exists():
-    found["generation"] = read_json(folder / _GENERATION)
+  if generation := _read_json(folder / _GENERATION):
+    found["generation"] = generation
   if (template := _read_template(folder)) is not None:
     found["chat_template"] = template
   if has_images:
@@ -69,22 +66,16 @@ def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
 
 
 def last_token_id(folder: pathlib.Path) -> int:
-  """The largest id that the tokenizer files of a folder give to a token.
-
-  Returns:
-    int, -1 where none of the files lists tokens.
+  """The largest id of a token in the tokenizer files of a folder, else -1.
 
   Raises:
     ValueError: One of the files is no JSON.
   """
-  ids = []
-  if (folder / _ADDED).exists():
-    ids += read_json(folder / _ADDED).values()
-  if (folder / _TOKENIZER).exists():
-    listed = read_json(folder / _TOKENIZER).get("added_tokens_decoder")
-    ids += [int(i) for i in listed or {} if i.isdecimal()]
-  if not ids and (folder / _FAST).exists():
-    listed = read_json(folder / _FAST).get("added_tokens")
+  ids = [*_read_json(folder / _ADDED).values()]
+  listed = _read_json(folder / _TOKENIZER).get("added_tokens_decoder")
+  ids += [int(i) for i in listed or {} if i.isdecimal()]
+  if not ids:
+    listed = _read_json(folder / _FAST).get("added_tokens")
     ids += [x.get("id") for x in listed or [] if isinstance(x, dict)]
   return max((i for i in ids if type(i) is int), default=-1)
 
@@ -99,10 +90,8 @@ def write(
   """Writes the same files into a folder.
 
   Args:
-    folder: To write to.
     metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
-    num_positions, patch_size: Patches of an image and their pixels; None of a
-      model without image tower.
+    num_positions, patch_size: None of a model without image tower.
   """
   generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
   write_json(folder / _GENERATION, generation)
@@ -114,10 +103,8 @@ def write(
   preprocessing = metadata.get("preprocessing", "reference")
   if preprocessing not in _FILTERS:
     logging.warning(
-      '%s: transformers has no "%s", pictures will be resized with its bicubic '
-      "filter",
-      folder,
-      preprocessing,
+      f'{folder}: transformers has no "{preprocessing}", pictures will be '
+      "resized with its bicubic filter"
     )
   processor = {
     "do_convert_rgb": True,
@@ -132,6 +119,10 @@ def write(
   write_json(folder / _PREPROCESSOR, processor)
 
 
+def _read_json(path):
+  return disk.read_json(path) if path.exists() else {}
+
+
 def _read_template(folder):
   if (folder / _TEMPLATE).exists():
     try:
@@ -139,33 +130,30 @@ def _read_template(folder):
     except (OSError, UnicodeDecodeError) as e:
       raise ValueError(f"{folder / _TEMPLATE}: cannot be read: {e}") from None
   for name in _TEMPLATES_IN_JSON:
-    if (folder / name).exists():
-      template = read_json(folder / name).get("chat_template")
-      if isinstance(template, str):
-        return template
+    template = _read_json(folder / name).get("chat_template")
+    if isinstance(template, str):
+      return template
   return None
 
 
 def _read_processor(folder):
   if (folder / _PREPROCESSOR).exists():
-    return read_json(folder / _PREPROCESSOR)
-  if (folder / _PROCESSOR).exists():
-    processor = read_json(folder / _PROCESSOR).get("image_processor", {})
-    if not isinstance(processor, dict):
-      raise ValueError(
-        f"{folder / _PROCESSOR}: image_processor is no JSON object"
-      )
-    return processor
-  return {}
+    return disk.read_json(folder / _PREPROCESSOR)
+  processor = _read_json(folder / _PROCESSOR).get("image_processor", {})
+  if not isinstance(processor, dict):
+    raise ValueError(
+      f"{folder / _PROCESSOR}: image_processor is no JSON object"
+    )
+  return processor
 
 
 def _preprocessing(folder, processor):
   """The key of image.PREPROCESSING; warns of what else the processor does."""
   names = {number: name for name, number in reversed(_FILTERS.items())}
+  names[None] = "hf"  # the default of transformers' processor of SigLIP
   resample = processor.get("resample")
-  # No number: the default of transformers' processor of SigLIP.
-  known = resample is None or (type(resample) is int and resample in names)
-  name = names[resample] if known and resample is not None else "hf"
+  known = isinstance(resample, int | None) and resample in names
+  name = names[resample] if known else "hf"
   differs = [] if known else ["resample"]
   for key, ours in _PREPARED.items():
     value = processor.get(key)
@@ -174,11 +162,8 @@ def _preprocessing(folder, processor):
   if differs:
     listed = ", ".join(f"{key}={processor[key]!r:.40}" for key in differs)
     logging.warning(
-      "%s: its image processor has %s, which is not done here; pictures are "
-      'prepared as "%s"',
-      folder,
-      listed,
-      name,
+      f"{folder}: its image processor has {listed}, which is not done here; "
+      f'pictures are prepared as "{name}"'
     )
   return name
 

@@ -13,12 +13,11 @@ import dataclasses
 import math
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
 
 import numpy as np
 from etils import epath
 
-from paligemma import parameters, tree
+from paligemma import disk, messages, parameters
 from paligemma.checkpoints import names, safetensors
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
@@ -29,40 +28,31 @@ from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
 
-# The vocabulary of a PaliGemma, image token included, is padded to a multiple.
-ROW_MULTIPLE = 64
-
-FLOATS = [safetensors.DTYPES[x] for x in ("F64", "F32", "F16", "BF16")]
-
-_SHOWN = 10  # differences in one message
-
 # Prefixes in a file -> those of huggingface/layout.py; the first that matches.
-_PALIGEMMA = (
-  (r"(language_model\.)?(?=lm_head\.)", "text."),
-  (r"(model\.)?language_model\.(model\.)?", "text."),
-  (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
-  (r"(model\.)?multi_modal_projector\.", "projector."),
-)
-_GEMMA = ((r"(model\.)?", "text."),)
-_SIGLIP = (
-  (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
-  (r"(vision_model\.)?", "vision."),
-)
 _PREFIXES = {
-  "paligemma": _PALIGEMMA,
-  "gemma": _GEMMA,
-  "gemma2": _GEMMA,
-  "siglip_vision_model": _SIGLIP,
+  "paligemma": (
+    (r"(language_model\.)?(?=lm_head\.)", "text."),
+    (r"(model\.)?language_model\.(model\.)?", "text."),
+    (r"(model\.)?vision_tower\.(vision_model\.)?", "vision."),
+    (r"(model\.)?multi_modal_projector\.", "projector."),
+  ),
+  "gemma": ((r"(model\.)?", "text."),),
+  "gemma2": ((r"(model\.)?", "text."),),
+  "siglip_vision_model": (
+    (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
+    (r"(vision_model\.)?", "vision."),
+  ),
 }
 
+_LM_HEAD = "text.lm_head.weight"
 # No parameters of ours; the first two are buffers that old releases stored.
-_IGNORED = (
+_UNUSED = (
   r"text\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
   r"vision\.embeddings\.position_ids",
   r"vision\.head\..*",  # pools the image into one vector
   r"other half of SigLIP: .*",
+  re.escape(_LM_HEAD),  # the table of embeddings again
 )
-_LM_HEAD = "text.lm_head.weight"
 
 
 def open(path: epath.PathLike) -> Checkpoint:
@@ -76,12 +66,10 @@ def open(path: epath.PathLike) -> Checkpoint:
       of a SigLIP (its image tower, "img/...", without the pooling head).
 
   Returns:
-    Checkpoint in scan layout. `llm` has the fields of gemma.Model that shapes
-    cannot tell. The vocabulary of a PaliGemma ends before its image token, if
-    nothing but padding to a multiple of 64 rows follows, and no token of the
-    tokenizer whose files lie there too; otherwise all rows are kept, and
-    `metadata` names it. `metadata` also holds what the other files of the
-    folder say, see metadata.py.
+    Checkpoint in scan layout. The vocabulary of a PaliGemma ends before its
+    image token, if nothing but padding to a multiple of 64 rows follows, and no
+    token of the tokenizer in the directory; otherwise all rows are kept, and
+    `metadata` names it.
 
   Raises:
     ValueError: There is no such directory; weights are pickled, quantized,
@@ -93,29 +81,47 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
-  keys = normalize(path, raw, config.model_type)
-  tensors = {name: raw[key] for name, key in keys.items()}
-  ignored = {n for n in tensors if any(re.fullmatch(r, n) for r in _IGNORED)}
-  if _LM_HEAD in tensors:
-    ignored.add(_LM_HEAD)
-  elif not config.tied:
+  keys = {}  # name in layout.py -> key in the files
+  for key in raw:
+    name = normalize(key, config.model_type)
+    if name in keys:
+      raise ValueError(f"{path}: {keys[name]} and {key} are one parameter")
+    keys[name] = key
+  if _LM_HEAD not in keys and not config.tied:
     raise ValueError(
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
-  entries = _entries(path, config, len(tensors))
-  wanted = {n: x for n, x in tensors.items() if n not in ignored}
-  _check(path, entries, wanted, keys)
-  if _LM_HEAD in tensors:
-    _check_tied(path, tensors[layout.TABLE], tensors[_LM_HEAD])
+  img, llm = config.image_tower, config.decoder
+  depth = max(sizes["depth"] for sizes in (img, llm) if sizes)
+  if depth > len(raw):
+    raise ValueError(
+      f"{path}: {len(raw)} tensors are too few for the {depth} layers of "
+      "config.json"
+    )
+  entries = [
+    dataclasses.replace(x, key=keys.get(x.key, layout.hub_key(x.key)))
+    for x in layout.entries(img, llm, img and img["num_positions"])
+  ]
+  ignored = {
+    key
+    for name, key in keys.items()
+    if any(re.fullmatch(regex, name) for regex in _UNUSED)
+  }
+  wanted = {key: x for key, x in raw.items() if key not in ignored}
+  if lines := names.differences(entries, wanted):
+    raise ValueError(
+      f"{path}: tensors are not those of config.json, {len(lines)} differ: "
+      f"{messages.listed(lines)}"
+    )
+  if _LM_HEAD in keys:
+    _check_tied(path, raw[keys[layout.TABLE]], raw[keys[_LM_HEAD]])
   found = names.leaves(entries, wanted)
-  has_images = config.image_tower is not None
-  metadata = huggingface_metadata.read(path, has_images=has_images)
-  if config.image_token_id is not None:
-    rows, last = config.decoder["vocab_size"], config.image_token_id
+  metadata = huggingface_metadata.read(path, has_images=img is not None)
+  if (last := config.image_token_id) is not None:
     is_last = huggingface_metadata.last_token_id(path) <= last
-    if is_last and rows == padded_rows(last):
-      table = tensors[layout.TABLE]
+    if is_last and llm["vocab_size"] == padded_rows(last):
+      table = raw[keys[layout.TABLE]]
       cut = dataclasses.replace(table, shape=(last, *table.shape[1:]))
       found[parameters.EMBEDDING] = Leaf.of(cut)
     else:
@@ -125,44 +131,42 @@ def open(path: epath.PathLike) -> Checkpoint:
     format="Hugging Face",
     leaves=dict(sorted(found.items())),
     llm=config.llm,
-    ignored=tuple(sorted(keys[name] for name in ignored)),
+    ignored=tuple(sorted(ignored)),
     metadata=metadata,
   )
 
 
 def padded_rows(image_token_id: int) -> int:
-  """Rows of a table that ends with the image token and its padding."""
-  return math.ceil((image_token_id + 1) / ROW_MULTIPLE) * ROW_MULTIPLE
+  """Rows of a table that ends with the image token, a multiple of 64."""
+  return math.ceil((image_token_id + 1) / 64) * 64
 
 
 def _read_headers(path: pathlib.Path) -> dict[str, Mapped]:
   """Name in the file -> tensor, of all files."""
   files = sorted(file.name for file in path.glob("*.safetensors"))
-  has_index = (path / INDEX).exists()
-  if not files and not has_index:
-    pickled = sorted(path.glob("pytorch_model*.bin*"))
-    if pickled:
-      raise ValueError(
-        f"{pickled[0]}: pickled weights are refused, they can run code; where "
-        "you trust them, convert them with transformers' save_pretrained(..., "
-        "safe_serialization=True)"
-      )
-    raise ValueError(f"{path}: holds no weights, expected {FILE} or {INDEX}")
-  if has_index and FILE in files:
-    raise ValueError(f"{path}: holds {FILE} and {INDEX}, remove one of them")
-  if has_index:
+  if (path / INDEX).exists():
+    if FILE in files:
+      raise ValueError(f"{path}: holds {FILE} and {INDEX}, remove one of them")
     return _read_shards(path)
-  if files != [FILE]:
+  if files == [FILE]:
+    return safetensors.open(path / FILE)
+  if files:
     raise ValueError(
       f"{path}: holds {', '.join(files[:3])} without {INDEX}, expected {FILE} "
       "alone, or shards with their index"
     )
-  return safetensors.open(path / FILE)
+  if pickled := sorted(path.glob("pytorch_model*.bin*")):
+    raise ValueError(
+      f"{pickled[0]}: pickled weights are refused, they can run code; where "
+      "you trust them, convert them with transformers' save_pretrained(..., "
+      "safe_serialization=True)"
+    )
+  raise ValueError(f"{path}: holds no weights, expected {FILE} or {INDEX}")
 
 
 def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
   index = path / INDEX
-  weight_map = huggingface_config.read_json(index).get("weight_map")
+  weight_map = disk.read_json(index).get("weight_map")
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f"{index}: no weight_map, expected tensor -> file")
   for key, file in weight_map.items():
@@ -182,82 +186,29 @@ def _read_shards(path: pathlib.Path) -> dict[str, Mapped]:
   return found
 
 
-def normalize(
-  path: pathlib.Path, keys: Iterable[str], model_type: str
-) -> dict[str, str]:
-  """Name in huggingface/layout.py -> key in the file.
+def normalize(key: str, model_type: str) -> str:
+  """The name in huggingface/layout.py of a tensor or a module.
 
   Args:
-    path: What the message of an error begins with.
-    keys: Of tensors, in any of the spellings.
+    key: In any of the spellings; another one is returned as it is.
     model_type: Of config.json.
-
-  Raises:
-    ValueError: Two keys are of one parameter.
   """
-  names = {}
-  for key in keys:
-    name = key
-    for prefix, ours in _PREFIXES[model_type]:
-      if m := re.match(prefix, key):
-        name = ours + key[m.end() :]
-        break
-    if name in names:
-      raise ValueError(f"{path}: {names[name]} and {key} are one parameter")
-    names[name] = key
-  return names
+  for prefix, ours in _PREFIXES[model_type]:
+    if m := re.match(prefix, key):
+      return ours + key[m.end() :]
+  return key
 
 
 def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
   """Raises unless the output matrix is the embedding table, bit for bit."""
   same = (table.shape, table.dtype) == (head.shape, head.dtype)
   count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
-  for start in range(0, table.shape[0], count):
-    rows = slice(start, start + count)
-    same = same and np.array_equal(
-      table[rows].view(np.uint8), head[rows].view(np.uint8)
-    )
-  if not same:
+  blocks = (slice(i, i + count) for i in range(0, table.shape[0], count))
+  if not same or any(
+    (table[rows].view(np.uint8) != head[rows].view(np.uint8)).any()
+    for rows in blocks
+  ):
     raise ValueError(
       f"{path}: lm_head.weight differs from embed_tokens.weight, expected one "
       "table for tokens in and logits out"
-    )
-
-
-def _entries(
-  path: pathlib.Path, config: huggingface_config.Description, num_tensors: int
-) -> list[names.Entry]:
-  """The tensors of a model with this config."""
-  img, llm = config.image_tower, config.decoder
-  for sizes in (llm, img):
-    if sizes is not None and sizes["depth"] > num_tensors:
-      raise ValueError(
-        f"{path}: {num_tensors} tensors are too few for the {sizes['depth']} "
-        "layers of config.json"
-      )
-  return layout.entries(img, llm, img and img["num_positions"])
-
-
-def _check(
-  path: pathlib.Path,
-  entries: Iterable[names.Entry],
-  tensors: Mapping[str, Mapped],
-  keys: Mapping[str, str],
-) -> None:
-  """Raises unless the tensors are those of config.json, and floats."""
-  differences = tree.compare(
-    {keys.get(x.key, layout.hub_key(x.key)): x.their_shape for x in entries},
-    {keys[name]: tensor.shape for name, tensor in tensors.items()},
-  )
-  differences += [
-    f"{keys[name]}: dtype {tensor.dtype}, expected a float"
-    for name, tensor in tensors.items()
-    if tensor.dtype not in FLOATS
-  ]
-  if differences:
-    more = len(differences) - _SHOWN
-    raise ValueError(
-      f"{path}: tensors are not those of config.json, {len(differences)} "
-      f"differ: {'; '.join(differences[:_SHOWN])}"
-      + (f"; and {more} more" if more > 0 else "")
     )

@@ -25,7 +25,6 @@ def save(
   """Writes tokenizer.model, tokenizer.json and two more into a directory.
 
   Args:
-    path: The directory.
     tokenizer: SentencePiece file, tokenizer.json, or a folder with one of them;
       or an object with `save(path)` that writes one. Of a tokenizer.json no
       tokenizer.model is made.
@@ -55,15 +54,14 @@ def save(
     where = "tokenizer"
     tokenizer.save(model_file)
   data = model_file.read_bytes()
-  is_fast = data.startswith(b"{")
-  if is_fast:
+  if data.startswith(b"{"):
     model_file.unlink()
-    fast = _parse_fast(where, data, image_token_id)
-    pieces, added = _pieces_of_fast(where, fast), fast["added_tokens"]
+    fast, pieces = _parse_fast(where, data, image_token_id)
+    added = fast["added_tokens"]
   else:
     model = _parse(where, data)
     pieces = [piece.piece for piece in model.pieces]
-    added = _added_tokens(model, image_token_id)
+    fast, added = None, _added_tokens(model, image_token_id)
   is_image = slice(image_token_id, (image_token_id or 0) + 1)
   if image_token_id is not None and [*pieces, IMAGE][is_image] != [IMAGE]:
     raise ValueError(
@@ -73,7 +71,7 @@ def save(
   special = {name: pieces[i] for name, i in _SPECIAL.items()}
   images = [] if image_token_id is None else [IMAGE]
   files = {
-    _FAST: fast if is_fast else _fast(model, added, special),
+    _FAST: fast or _fast(model, added, special),
     "tokenizer_config.json": {
       **special,
       "add_bos_token": True,
@@ -100,28 +98,25 @@ def save(
     (path / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _parse_fast(where, data: bytes, image_token_id) -> dict[str, Any]:
-  """A tokenizer.json, with the image token if it lacks it."""
+def _parse_fast(where, data, image_token_id) -> tuple[dict[str, Any], list]:
+  """A tokenizer.json, with the image token if it lacks it, and its pieces."""
   try:
     fast = json.loads(data)
     added = fast["added_tokens"]
     known = {token["content"]: token["id"] for token in added}
-    count = 1 + max([*fast["model"]["vocab"].values(), *known.values()])
+    ids = fast["model"]["vocab"] | known
+    count = 1 + max(ids.values())
+    if image_token_id == count and IMAGE not in known:
+      added.append(_added(image_token_id, IMAGE, special=True))
+      ids[IMAGE] = image_token_id
+    by_id = {i: piece for piece, i in ids.items()}
+    pieces = [by_id.get(i, "") for i in range(1 + max(by_id))]
   except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
     message = f"{where}: not a tokenizer.json ({len(data)} bytes)"
     raise ValueError(message) from None
-  if image_token_id == count and IMAGE not in known:
-    added.append(_added(image_token_id, IMAGE, special=True))
-  return fast
-
-
-def _pieces_of_fast(where, fast) -> list[str]:
-  added = {token["content"]: token["id"] for token in fast["added_tokens"]}
-  ids = fast["model"]["vocab"] | added
-  pieces = {i: piece for piece, i in ids.items()}
-  if any(i not in pieces for i in _SPECIAL.values()):
+  if any(i not in by_id for i in _SPECIAL.values()):
     raise ValueError(f"{where}: has no pieces of ids 0, 1, 2 and 3")
-  return [pieces.get(i, "") for i in range(1 + max(pieces))]
+  return fast, pieces
 
 
 def _parse(where, proto: bytes):
@@ -153,16 +148,13 @@ def _parse(where, proto: bytes):
 def _added_tokens(model, image_token_id) -> list[dict[str, Any]]:
   """The tokens that are cut out of a text before it is segmented."""
   tokens = {
-    i: (piece.piece, piece.type != _Piece.USER_DEFINED)
+    i: _added(i, piece.piece, special=piece.type != _Piece.USER_DEFINED)
     for i, piece in enumerate(model.pieces)
     if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.USER_DEFINED)
   }
   if image_token_id is not None:
-    tokens[image_token_id] = (IMAGE, True)
-  return [
-    _added(i, content, special=special)
-    for i, (content, special) in sorted(tokens.items())
-  ]
+    tokens[image_token_id] = _added(image_token_id, IMAGE, special=True)
+  return [token for _, token in sorted(tokens.items())]
 
 
 def _added(i: int, content: str, *, special: bool) -> dict[str, Any]:
@@ -180,34 +172,31 @@ def _added(i: int, content: str, *, special: bool) -> dict[str, Any]:
 
 def _fast(model, added, special) -> dict[str, Any]:
   """The contents of tokenizer.json."""
+  space = {"String": " "}
   bos = special["bos_token"]
-  sequence = {"Sequence": {"id": "A", "type_id": 0}}
-  pair = {"Sequence": {"id": "B", "type_id": 1}}
+  first, second = (
+    [
+      {"SpecialToken": {"id": bos, "type_id": i}},
+      {"Sequence": {"id": name, "type_id": i}},
+    ]
+    for i, name in enumerate("AB")
+  )
   return {
     "version": "1.0",
     "truncation": None,
     "padding": None,
     "added_tokens": added,
-    "normalizer": {
-      "type": "Replace",
-      "pattern": {"String": " "},
-      "content": _SPACE,
-    },
+    "normalizer": {"type": "Replace", "pattern": space, "content": _SPACE},
     "pre_tokenizer": {
       "type": "Split",
-      "pattern": {"String": " "},
+      "pattern": space,
       "behavior": "MergedWithPrevious",
       "invert": False,
     },
     "post_processor": {
       "type": "TemplateProcessing",
-      "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, sequence],
-      "pair": [
-        {"SpecialToken": {"id": bos, "type_id": 0}},
-        sequence,
-        {"SpecialToken": {"id": bos, "type_id": 1}},
-        pair,
-      ],
+      "single": first,
+      "pair": first + second,
       "special_tokens": {
         bos: {"id": bos, "ids": [_SPECIAL["bos_token"]], "tokens": [bos]}
       },

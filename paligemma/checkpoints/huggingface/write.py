@@ -3,26 +3,21 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from paligemma import disk, tree
-from paligemma.checkpoints import layouts, names, safetensors
+from paligemma import disk, messages, tree
+from paligemma.checkpoints import errors, layouts, names, safetensors
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
+from paligemma.checkpoints.huggingface import read as huggingface_read
 from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
-from paligemma.checkpoints.huggingface.read import (
-  FILE,
-  FLOATS,
-  INDEX,
-  padded_rows,
-)
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
-from paligemma.parameters import POSITIONS
+from paligemma.parameters import EMBEDDING, POSITIONS
 
 
 def save(
@@ -43,22 +38,15 @@ def save(
 
   Args:
     path: Local directory to make, with its parents. It may not exist.
-    arrays: Name -> Leaf, NumPy or JAX array; "img/..." and "llm/..." in scan or
-      loop layout.
-    img: Fields of vit.Model: width, depth, mlp_dim, num_heads, patch_size; None
-      for a Gemma alone, which has no image token.
-    llm: Fields of gemma.Model: width, depth, mlp_dim, num_heads, num_kv_heads,
-      head_dim, vocab_size, and norm_eps, query_scale, post_norms, soft caps and
-      sliding_window where they are not its defaults. Further fields of both are
-      not looked at.
+    arrays: Name -> Leaf, NumPy or JAX array, in scan or loop layout.
+    img: Fields of vit.Model; None for a Gemma alone, without image token.
+    llm: Fields of gemma.Model: the sizes, and those that are not its defaults.
     metadata: Checkpoint.metadata, for the files beside the weights. Row
       "image_token_id" of the table stands for an image. Default: the one after
       the last; rows are added up to the next multiple of 64, all of them the
       mean of the table, which gives them the mean of the logits: never the
       largest.
-    tokenizer: SentencePiece file of `vocab_size` pieces, or an object with
-      `save(path)` that writes one, such as data.tokenizer.Tokenizer. Default:
-      no tokenizer is written.
+    tokenizer: As in tokenizer.save. Default: no tokenizer is written.
     dtype: Of all tensors, default as they are. config.json names that of the
       table of embeddings, in which transformers then holds them all.
     max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
@@ -75,33 +63,31 @@ def save(
   metadata = metadata or {}
   num_rows = llm["vocab_size"]
   image_token_id = num_positions = None
-  if img is not None:
-    num_positions = _num_positions(path, arrays)
-    image_token_id = metadata.get("image_token_id")
-    if image_token_id is None:
-      image_token_id, num_rows = num_rows, padded_rows(num_rows)
-  entries = layout.entries(img, llm, num_positions)
-  _check(path, entries, arrays)
-  hub_key = layout.gemma_key if img is None else layout.hub_key
-  tensors = {hub_key(x.key): _Part(arrays, x, dtype) for x in entries}
-  table = hub_key(layout.TABLE)
-  tensors[table] = _Table(tensors[table], num_rows)
-  for name, tensor in tensors.items():
-    if tensor.dtype not in FLOATS:
-      raise ValueError(
-        f"{path}: {name}: dtype {tensor.dtype}, expected a float"
-      )
-  try:
+  with errors.named(path):
+    if img is not None:
+      num_positions = _num_positions(arrays)
+      image_token_id = metadata.get("image_token_id")
+      if image_token_id is None:
+        image_token_id = num_rows
+        num_rows = huggingface_read.padded_rows(num_rows)
+    entries = layout.entries(img, llm, num_positions)
+    _check(entries, arrays)
+    hub_key = layout.gemma_key if img is None else layout.hub_key
+    tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
+    for name, tensor in tensors.items():
+      if tensor.dtype not in names.FLOATS:
+        raise ValueError(f"{name}: dtype {tensor.dtype}, expected a float")
+    table = arrays[EMBEDDING]
+    table_dtype = np.dtype(dtype or table.dtype)
+    tensors[hub_key(layout.TABLE)] = _table(table, num_rows, table_dtype)
     config = huggingface_config.make(
       img=img,
       llm=llm,
       num_positions=num_positions,
       rows=num_rows,
       image_token_id=image_token_id,
-      dtype=str(tensors[table].dtype),
+      dtype=str(table_dtype),
     )
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
   with disk.folder(path) as folder:
     huggingface_metadata.write_json(folder / "config.json", config)
     huggingface_metadata.write(
@@ -115,128 +101,105 @@ def save(
     _write_tensors(folder, tensors, max_shard_bytes)
 
 
-def _num_positions(path, arrays) -> int:
+def _num_positions(arrays) -> int:
   """Number of patches; raises unless the position embedding is learned."""
   if POSITIONS not in arrays:
     raise ValueError(
-      f"{path}: {POSITIONS} is missing, expected a learned position embedding"
+      f"{POSITIONS} is missing, expected a learned position embedding"
     )
   shape = tuple(arrays[POSITIONS].shape)
   if len(shape) != 3 or math.isqrt(shape[1]) ** 2 != shape[1]:
-    raise ValueError(f"{path}: {POSITIONS}: shape {shape}, expected (1, P, D)")
+    raise ValueError(f"{POSITIONS}: shape {shape}, expected (1, P, D)")
   return shape[1]
 
 
-def _check(path, entries, arrays) -> None:
+def _check(entries, arrays) -> None:
   found = {name: tuple(x.shape) for name, x in arrays.items()}
-  try:
-    found = layouts.stack(found, layouts.stack_shapes)
-  except ValueError as e:
-    raise ValueError(f"{path}: {e}") from None
+  found = layouts.stack(found, layouts.stack_shapes)
   if lines := tree.compare(names.leaf_shapes(entries), found):
     raise ValueError(
-      f"{path}: arrays are not those of the model, {len(lines)} differ: "
-      f"{'; '.join(lines[:10])}"
+      f"arrays are not those of the model, {len(lines)} differ: "
+      f"{messages.listed(lines)}"
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-  """A tensor of transformers, cut out of our arrays when it is read."""
+class _Tensor:
+  """A tensor of transformers, made of our arrays when it is written."""
 
-  arrays: Mapping[str, Any]
-  entry: names.Entry
-  cast: Any
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.entry.their_shape
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  make: Callable[[], np.ndarray]
 
   @property
-  def dtype(self) -> np.dtype:
-    return np.dtype(self.cast or self.source[0].dtype)
-
-  @property
-  def source(self) -> tuple[Any, tuple[int, ...]]:
-    """The array that holds it, in scan or loop layout, and where."""
-    if self.entry.leaf in self.arrays:
-      return self.arrays[self.entry.leaf], self.entry.at
-    layer, *at = self.entry.at
-    name = layouts.layer_name(self.entry.leaf, layer)
-    return self.arrays[name], tuple(at)
+  def nbytes(self) -> int:
+    return math.prod(self.shape) * self.dtype.itemsize
 
   def __getitem__(self, _: Any) -> np.ndarray:
-    array, at = self.source
+    return self.make()
+
+
+def _tensor(arrays, entry, dtype) -> _Tensor:
+  """A part of one of the arrays, which are in scan or loop layout."""
+  name, at = entry.leaf, entry.at
+  if name not in arrays:
+    name, at = layouts.layer_name(name, at[0]), at[1:]
+  array = arrays[name]
+  dtype = np.dtype(dtype or array.dtype)
+
+  def make():
     if isinstance(array, Leaf):
       index = [slice(i, i + 1) for i in at]
-      index += [slice(size) for size in self.entry.our_shape]
-      part = array.read(self.dtype, tuple(index))
+      index += [slice(size) for size in entry.our_shape]
+      part = array.read(dtype, tuple(index))
     else:
-      part = np.asarray(array[at]).astype(self.dtype, copy=False)
-    return self.entry.to_theirs(part.reshape(self.entry.our_shape))
+      part = np.asarray(array[at]).astype(dtype, copy=False)
+    return entry.to_theirs(part.reshape(entry.our_shape))
+
+  return _Tensor(entry.their_shape, dtype, make)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Table:
+def _table(array, num_rows, dtype) -> _Tensor:
   """The table of embeddings, padded with the mean of its rows."""
+  length, width = array.shape
 
-  part: _Part
-  num_rows: int
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.num_rows, self.part.shape[1]
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.part.dtype
-
-  def __getitem__(self, _: Any) -> np.ndarray:
-    table = np.empty(self.shape, self.dtype)
-    length = self.part.shape[0]
-    total = np.zeros(self.shape[1], np.float64)
+  def make():
+    table = np.empty((num_rows, width), dtype)
+    total = np.zeros(width, np.float64)
     count = max(BLOCK_BYTES // table[0].nbytes, 1)
     for start in range(0, length, count):
-      stop = min(start + count, length)
-      table[start:stop] = self._read_rows(slice(start, stop))
+      rows = slice(start, min(start + count, length))
+      if isinstance(array, Leaf):
+        table[rows] = array.read(dtype, (rows, slice(None)))
+      else:
+        table[rows] = np.asarray(array[rows])
       # Of the rows as they are written: a file read back gives the same again.
-      block = table[start:stop].astype(np.float32)
-      total += block.sum(axis=0, dtype=np.float64)
+      total += table[rows].astype(np.float32).sum(axis=0, dtype=np.float64)
     table[length:] = (total / length).astype(np.float32)
     return table
 
-  def _read_rows(self, rows: slice) -> np.ndarray:
-    array, _ = self.part.source
-    if isinstance(array, Leaf):
-      return array.read(self.dtype, (rows, slice(None)))
-    return np.asarray(array[rows])
+  return _Tensor((num_rows, width), dtype, make)
 
 
-def _write_tensors(
-  path: pathlib.Path, tensors: Mapping[str, Any], max_shard_bytes: float
-) -> None:
+def _write_tensors(path, tensors, max_shard_bytes) -> None:
   """Fills one file after the other, in the order of names."""
   shards, room = [], 0
-  for name in sorted(tensors):
-    nbytes = _nbytes(tensors[name])
-    if not shards or nbytes > room:
+  for name, tensor in sorted(tensors.items()):
+    if not shards or tensor.nbytes > room:
       shards.append({})
       room = max_shard_bytes
-    shards[-1][name] = tensors[name]
-    room -= nbytes
-  metadata = {"format": "pt"}  # transformers wants to be told
+    shards[-1][name] = tensor
+    room -= tensor.nbytes
+  metadata = {"format": "pt"}  # without it transformers refuses the file
+  file = huggingface_read.FILE
   if len(shards) == 1:
-    safetensors.save(path / FILE, tensors, metadata)
+    safetensors.save(path / file, tensors, metadata)
     return
   weight_map = {}
   for i, shard in enumerate(shards, 1):
-    name = FILE.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
+    name = file.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
     safetensors.save(path / name, shard, metadata)
     weight_map |= dict.fromkeys(shard, name)
-  total_size = sum(map(_nbytes, tensors.values()))
+  total_size = sum(tensor.nbytes for tensor in tensors.values())
   index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
-  huggingface_metadata.write_json(path / INDEX, index)
-
-
-def _nbytes(tensor: Any) -> int:
-  return math.prod(tensor.shape) * tensor.dtype.itemsize
+  huggingface_metadata.write_json(path / huggingface_read.INDEX, index)

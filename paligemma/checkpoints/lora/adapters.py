@@ -9,14 +9,15 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from paligemma import parameters, quantization, registry, tree
+from paligemma import messages, parameters, quantization, registry, tree
 from paligemma.checkpoints import errors, layouts, leaves, samples
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.lora import files as lora_files
 from paligemma.checkpoints.lora import peft
 from paligemma.lora import apply as lora
 
-_BASE = "base"  # in Model.metadata
+# Format -> suffix of the name that it has by default.
+FORMATS = {"paligemma": lora_files.SUFFIX, "peft": ""}
 
 
 def save_adapter(
@@ -31,7 +32,7 @@ def save_adapter(
   Args:
     path: file or local folder to write; it appears when it is complete.
     model, params: with adapters, as `enable_lora` returns them.
-    format: key of WRITERS: "paligemma", one file of ours, or "peft", a folder
+    format: key of FORMATS: "paligemma", one file of ours, or "peft", a folder
       that peft loads on the model that `save` writes for Hugging Face.
       Default: "paligemma" for *.safetensors, "peft" for a name without suffix.
 
@@ -46,8 +47,9 @@ def save_adapter(
     )
   flat = tree.flatten(params)
   arrays, weights = tree.partition(flat, lora.is_adapter(flat))
-  model = knowing_base(model, weights)
-  write(path, model, arrays, base=_kind(weights), format=format)
+  found = samples.take(weights, lora.sharding_of(weights))
+  base = _kind(weights)
+  write(path, model, arrays, base=base, weights=found, format=format)
 
 
 def write(
@@ -56,42 +58,35 @@ def write(
   arrays: Mapping[str, Any],
   *,
   base: str,
+  weights: samples.Samples | None = None,
   format: str | None = None,
 ) -> None:
   """Does what `save_adapter` does, with the adapters alone.
 
   Args:
-    path, model, format: as in `save_adapter`; what `knowing_base` returned, if
-      the file is to tell the base.
+    path, model, format: as in `save_adapter`.
     arrays: name -> array of every adapter.
     base: one of quantization.KINDS in which they see the matrices of the model,
       "" for full precision.
+    weights: samples.take of the model without adapters. Default: not written.
   """
   if format is None:
-    formats = {lora_files.SUFFIX: "paligemma", "": "peft"}
-    format = formats.get(epath.Path(path).suffix)
+    by_suffix = {suffix: name for name, suffix in FORMATS.items()}
+    format = by_suffix.get(epath.Path(path).suffix)
     if format is None:
       raise ValueError(
         f"{path}: cannot tell the format from the name, expected format=one "
-        f"of: {', '.join(sorted(WRITERS))}, a name that ends in "
-        f"{lora_files.SUFFIX}, or a folder's without suffix"
+        f"of: {', '.join(FORMATS)}, a name that ends in {lora_files.SUFFIX}, "
+        "or a folder's without suffix"
       )
-  writer = registry.lookup(WRITERS, format, "format of adapters")
+  registry.lookup(FORMATS, format, "format of adapters")
   arrays = {name: np.asarray(x) for name, x in arrays.items()}
   arrays = layouts.stack(arrays, lambda _, x: np.stack(x))
-  writer(path, arrays, model, base)
-
-
-def knowing_base(model: nn.Module, weights: Mapping[str, Any]) -> nn.Module:
-  """The model with numbers in its metadata by which `write` names its base.
-
-  Args:
-    model: Model.
-    weights: name -> array of its parameters, adapters aside. All processes must
-      call it.
-  """
-  found = samples.take(weights, lora.sharding_of(weights))
-  return model.clone(metadata={**model.metadata, _BASE: found})
+  adapters = lora.lora_of(model)
+  if format == "peft":
+    peft.save(path, arrays, adapters, has_img=model.img is not None)
+  else:
+    lora_files.save(path, arrays, adapters, _sizes(model), base, weights)
 
 
 def load_adapter(
@@ -111,79 +106,69 @@ def load_adapter(
       peft do not tell.
 
   Returns:
-    Tuple of the Model and its parameters, adapters in float32 included.
+    The Model and its parameters, adapters in float32 included.
 
   Raises:
     ValueError: unreadable, or adapters of another model; one line that names
       the file and what differs.
   """
-  depths = {tower: x["depth"] for tower, x in _sizes(model).items() if x}
+  sizes = _sizes(model)
+  depths = {tower: x["depth"] for tower, x in sizes.items() if x}
   found = lora_files.open(path, depths=depths)
   with errors.named(path):
-    _check_sizes(found.sizes, _sizes(model))
+    if found.sizes is not None:
+      _check_sizes(found.sizes, sizes)
     model = lora.with_lora(model, found.lora)
     shapes = {name: x.shape for name, x in lora.adapter_shapes(model).items()}
     stacked = layouts.stack(shapes, layouts.stack_shapes)
     if lines := tree.compare(stacked, found.leaves):
       raise ValueError(
         f"adapters of another model, {len(lines)} arrays differ: "
-        f"{'; '.join(lines[:10])}"
+        f"{messages.listed(lines)}"
       )
     either = {**leaves.unstack_layers(found.leaves), **found.leaves}
-    place = lora.sharding_of(params)
+    sharding = lora.sharding_of(params)
     loaded = {
-      name: leaves.place(either[name], jnp.float32, place) for name in shapes
+      name: leaves.place(either[name], jnp.float32, sharding) for name in shapes
     }
   flat = tree.flatten(params)
   _, weights = tree.partition(flat, lora.is_adapter(flat))
-  base = _kind(weights)
-  if found.base is not None and found.base != base:
+  base, full = _kind(weights), "full precision"
+  if found.base not in (None, base):
     logging.warning(
-      "%s: was trained beside matrices in %s and is used beside %s",
-      path,
-      found.base or "full precision",
-      base or "full precision",
+      f"{path}: was trained beside matrices in {found.base or full} and is "
+      f"used beside {base or full}"
     )
   if found.weights is not None:
-    ours = samples.take(weights, place)
+    ours = samples.take(weights, sharding)
     if names := samples.differing(ours, found.weights):
       logging.warning(
-        "%s: was trained beside another base, %d of %d parameters differ, such "
-        "as %s; load the one that it was trained on",
-        path,
-        len(names),
-        len(found.weights.keys() & ours.keys()),
-        names[0],
+        f"{path}: was trained beside another base, {len(names)} of "
+        f"{len(found.weights.keys() & ours.keys())} parameters differ, such as "
+        f"{names[0]}; load the one that it was trained on"
       )
   if found.replaced:
     with errors.named(path):
       weights = _replaced(weights, model, found.replaced)
     logging.warning(
-      "%s: replaces %d tensors of the model itself, which are not written by "
-      "save_adapter, but by merge_lora and save",
-      path,
-      len(found.replaced),
+      f"{path}: replaces {len(found.replaced)} tensors of the model itself, "
+      "which are not written by save_adapter, but by merge_lora and save"
     )
   return model, tree.unflatten(tree.merge(weights, loaded))
 
 
 def _sizes(model):
   """What the shapes of adapters depend on, {"img": ... or None, "llm": ...}."""
-  return {
-    tower: of
-    and {
-      field: getattr(of, field)
-      for field in parameters.SIZES[tower]
-      if field not in ("patch_size", "vocab_size")
-    }
-    for tower, of in (("img", model.img), ("llm", model.llm))
-  }
+  found = {}
+  for tower, fields in parameters.SIZES.items():
+    module = getattr(model, tower)
+    fields = [x for x in fields if x not in ("patch_size", "vocab_size")]
+    found[tower] = module and {x: getattr(module, x) for x in fields}
+  return found
 
 
 def _check_sizes(found, expected):
-  """Whether adapters are for a model of these sizes, if their file tells."""
-  if found is None or found == expected:
-    return
+  """Raises if adapters are for a model of other sizes."""
   for tower, what in (("img", "image tower"), ("llm", "decoder")):
     theirs, ours = found.get(tower), expected[tower]
     if theirs != ours:
@@ -221,7 +206,7 @@ def _replaced(weights, model, tensors):
       positions,
     )
   }
-  by_leaf = {}
+  weights = dict(weights)
   for key, tensor in tensors.items():
     entry = entries.get(key)
     if entry is None:
@@ -232,36 +217,13 @@ def _replaced(weights, model, tensors):
     if (rows, *tensor.shape[1:]) != shape:
       raise ValueError(f"{key}: {list(tensor.shape)}, expected {list(shape)}")
     part = entry.to_ours(np.asarray(tensor[:rows]))
-    by_leaf.setdefault(entry.leaf, []).append((entry.at, part))
-  weights = dict(weights)
-  for name, parts in by_leaf.items():
-    _replace(weights, name, parts, llm.dtype)
-  return weights
-
-
-def _replace(weights, name, parts, dtype):
-  """Writes parts of a leaf of stacked layers to it, or to those apart."""
-  for at, part in parts:
-    joined, place, index = lora.joined(weights), name, at
+    name, at, joined = entry.leaf, entry.at, lora.joined(weights)
     if name not in joined:
-      place, index = layouts.layer_name(name, at[0]), at[1:]
-    old = joined[place]
+      name, at = layouts.layer_name(name, at[0]), at[1:]
+    old = joined[name]
     if quantization.is_quantized(old):
       for kind in old:
-        del weights[f"{place}/{kind}"]
-      old = quantization.dequantize(old, dtype)
-    weights[place] = jnp.asarray(old).at[index].set(part.astype(old.dtype))
-
-
-def _write_paligemma(path, arrays, model, base):
-  weights = model.metadata.get(_BASE)
-  adapted = lora.lora_of(model)
-  lora_files.save(path, arrays, adapted, _sizes(model), base, weights)
-
-
-def _write_peft(path, arrays, model, base):
-  peft.save(path, arrays, lora.lora_of(model), has_img=model.img is not None)
-
-
-# format -> function that writes it.
-WRITERS = {"paligemma": _write_paligemma, "peft": _write_peft}
+        del weights[f"{name}/{kind}"]
+      old = quantization.dequantize(old, llm.dtype)
+    weights[name] = jnp.asarray(old).at[at].set(part.astype(old.dtype))
+  return weights

@@ -32,18 +32,17 @@ _FORMAT = {"format": "paligemma adapter", "version": "1"}
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-  """Adapters that were opened but not read.
+  """Adapters that were opened but not read; None: the files do not tell.
 
   Attributes:
     lora: What they are.
     leaves: Name -> leaf, with stacked layers.
-    sizes: Of the model, as `save` was given them. None: the files do not tell.
+    sizes: Of the model, as `save` was given them.
     replaced: Key of huggingface/layout.py -> tensor of the model itself that
       was trained beside the adapters.
     base: One of quantization.KINDS in which the adapters saw the matrices of
-      the model, "" for full precision. None: the file does not tell.
-    weights: samples.take of the model beside which they were trained. None: the
-      files do not tell.
+      the model, "" for full precision.
+    weights: samples.take of the model beside which they were trained.
   """
 
   lora: lora_lib.Lora
@@ -63,8 +62,7 @@ def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
     depths: As in peft.open.
 
   Raises:
-    ValueError: There is no such file; it is corrupt, or no adapter; or as
-      peft.open.
+    ValueError: As peft.open; or the file is missing, corrupt or no adapter.
   """
   with errors.named(path):
     if "://" in str(path):
@@ -80,23 +78,26 @@ def open(path: epath.PathLike, *, depths: Mapping[str, int]) -> Adapters:
         "is no adapter of paligemma; expected a file of save_adapter, or a "
         f"folder of peft with {peft.CONFIG}"
       )
-    if metadata.get("version") != _FORMAT["version"]:
+    version = metadata.get("version")
+    if version != _FORMAT["version"]:
       raise ValueError(
-        f"version {metadata.get('version')!r} of adapter files, expected "
-        f"{_FORMAT['version']!r}"
+        f"version {version!r} of adapter files, expected {_FORMAT['version']!r}"
       )
     lora = _read_object(metadata, "lora")
-    fields = [field.name for field in dataclasses.fields(lora_lib.Lora)]
-    if sorted(lora) != sorted(fields):
-      raise ValueError(
-        f"lora has the fields {sorted(lora)}, expected {sorted(fields)}"
-      )
+    fields = sorted(lora_lib.Lora.__dataclass_fields__)
+    if sorted(lora) != fields:
+      raise ValueError(f"lora has the fields {sorted(lora)}, expected {fields}")
+    weights = None
+    if "weights" in metadata:
+      weights = _read_object(metadata, "weights")
+      if not samples.are(weights):
+        raise ValueError("weights in the metadata are no samples of parameters")
     return Adapters(
       lora_lib.Lora(**lora),
       {name: Leaf.of(tensor) for name, tensor in tensors.items()},
       _read_object(metadata, "model"),
       base=metadata.get("base"),
-      weights=_weights(metadata),
+      weights=weights,
     )
 
 
@@ -111,12 +112,8 @@ def save(
   """Writes one file, which appears when it is complete.
 
   Args:
-    path: File to write, with its parents; replaced if it exists.
     arrays: Name -> array, with stacked layers.
-    lora: What they are.
-    sizes: Of the model that they are for, as JSON can hold them.
-    base: One of quantization.KINDS, of the matrices beside them, "" for none.
-    weights: samples.take of the model beside them. Default: not known.
+    lora, sizes, base, weights: As in Adapters. None is not written.
   """
   metadata = {
     **_FORMAT,
@@ -144,14 +141,6 @@ def _find(path: pathlib.Path) -> pathlib.Path:
       f"{path}: holds {len(found)} adapters, name one of its folders: {names}"
     )
   return found[0] if found else path
-
-
-def _weights(metadata):
-  if "weights" not in metadata:
-    return None
-  if not samples.are(found := _read_object(metadata, "weights")):
-    raise ValueError("weights in the metadata are no samples of parameters")
-  return found
 
 
 def _read_object(metadata, name) -> dict[str, Any]:

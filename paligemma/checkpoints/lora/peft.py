@@ -7,16 +7,14 @@
       .lora_A.weight  float[R, I]
       .lora_B.weight  float[O, R]
 
-That is how peft 0.21 names them with transformers 5.23. Releases of
-transformers differ in "model." and "vision_model.": all spellings are read. In
-a decoder alone nothing stands for "language_model.".
+That is how peft 0.21 names them with transformers 5.23. All spellings of other
+releases are read. A Gemma alone has no "language_model.". Heads are one axis
+(N H) here and there, so that our matrices are these transposed.
 
-Heads are one axis (N H) here and there, so that a matrix is a transposed one.
-
-Layers without adapter, and ranks and alphas that differ between modules, are
-arithmetic: our adapters have every layer, one rank and one scale, so zeros are
-added to a matrix, and B is multiplied by its own scale over ours. Biases and
-whole modules that were trained beside the adapter replace those of the model.
+Our adapters have every layer, one rank and one scale. For layers without
+adapter, and for ranks and alphas that differ between modules, zeros are added
+to a matrix, and B is multiplied by its own scale over ours. Biases and whole
+modules that were trained beside the adapter replace those of the model.
 
 Source: peft 0.21, tuners/tuners_utils.py (which modules), tuners/lora/layer.py
 (scale), utils/save_and_load.py (keys).
@@ -24,91 +22,59 @@ Source: peft 0.21, tuners/tuners_utils.py (which modules), tuners/lora/layer.py
 
 import dataclasses
 import functools
-import json
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from paligemma import disk
-from paligemma.checkpoints import leaves, safetensors
-from paligemma.checkpoints.huggingface import config as huggingface_config
+from paligemma import disk, messages
+from paligemma.checkpoints import errors, leaves, names, safetensors
 from paligemma.checkpoints.huggingface import layout
+from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
 from paligemma.checkpoints.huggingface import read as huggingface
 from paligemma.checkpoints.leaves import Leaf, Mapped, Piece
-from paligemma.checkpoints.names import rows
 from paligemma.lora import config as lora_lib
 
 CONFIG = "adapter_config.json"
 FILE = "adapter_model.safetensors"
 
+# Target -> its module in huggingface/layout.py, "*" for a layer.
+_MODULES = {
+  target: module
+  for row, _, modules in names.rows(
+    layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR, ["grouped"]
+  )
+  for target, module in zip(row.targets, modules, strict=False)
+}
+_TARGETS = {module: target for target, module in _MODULES.items()}
 _TOWERS = {
   "text": "language_model",
   "vision": "vision_tower",
   "projector": "multi_modal_projector",
 }
-
-
-def _modules() -> Iterator[tuple[str, str]]:
-  table = layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR
-  for row, _, modules in rows(table, ["grouped"]):
-    if row.targets:
-      for target, module in zip(row.targets, modules, strict=True):
-        tower, _, rest = module.partition(".")
-        yield target, f"{_TOWERS[tower]}.{rest}"
-
-
-# Target -> its module in transformers, "*" for a layer.
-_MODULES = dict(_modules())
-_TARGETS = {module: target for target, module in _MODULES.items()}
-_PREFIX = "base_model.model.model."
-_KEY = (
-  r"base_model\.model\.(?P<head>(model\.)?"
-  r"((?P<tower>language_model|vision_tower|multi_modal_projector)\."
-  r"(model\.|vision_model\.)?|(?=layers\.)))"
-  r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight"
-)
-_LAYER = r"(?<=layers\.)\d+(?=\.)"
+_PREFIX = "base_model.model."
+_ADAPTER = r"base_model\.model\.(.+)\.lora_([AB])\.weight"
 # A tensor of the model itself: the bias of an adapted module, or one saved.
-_WHOLE = r"base_model\.model\.(?!.*lora_)(?P<name>.+\.(weight|bias))"
-_WHOLE_TOWERS = ("text.", "vision.", "projector.")
+_WHOLE = r"base_model\.model\.(?!.*lora_)(.+\.(?:weight|bias))"
 _WRAPPERS = r"\.(base_layer|modules_to_save(\.default)?)(?=\.)"
+_LAYER = r"(?<=layers\.)\d+(?=\.)"
 
-# Fields of the config that change nothing once an adapter is trained, or that
-# the tensors tell as well. Of those left over each must be off.
+# Fields of the config that are read, and those that change nothing once an
+# adapter is trained or that the tensors tell as well. All others must be off.
 _READ = {
-  "peft_type",
-  "r",
-  "lora_alpha",
-  "lora_dropout",
-  "use_rslora",
-  "init_lora_weights",
-  "alpha_pattern",
-  "bias",
-  "exclude_modules",
-  "layers_pattern",
-  "layers_to_transform",
-  "modules_to_save",
-  "rank_pattern",
-  "target_modules",
+  *("peft_type", "init_lora_weights", "bias", "modules_to_save"),
+  *("r", "lora_alpha", "use_rslora", "lora_dropout"),
+  *("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"),
+  *("layers_to_transform", "layers_pattern"),
 }
 _IGNORED = {
-  "auto_mapping",
-  "base_model_name_or_path",
-  "corda_config",
-  "eva_config",
-  "inference_mode",
-  "loftq_config",
-  "lora_ga_config",
-  "megatron_config",
-  "megatron_core",
-  "peft_version",
-  "qalora_group_size",
-  "revision",
-  "task_type",
+  *("base_model_name_or_path", "revision", "task_type", "auto_mapping"),
+  *("corda_config", "eva_config", "loftq_config", "lora_ga_config"),
+  *("megatron_config", "megatron_core", "qalora_group_size"),
+  *("inference_mode", "peft_version"),
 }
 _OFF = (None, False, "none", {}, [])
 # The others change the matrices that the adapter is for.
@@ -136,13 +102,13 @@ def open(
   Args:
     path: Folder that peft's `save_pretrained` wrote, of an adapter of PaliGemma
       1 or 2, or of a Gemma alone.
-    depths: Layers of the model that it is for: {"llm": int}, and "img" unless
-      it has no image tower.
+    depths: Number of layers of the towers, "llm" and perhaps "img", of the
+      model that it is for.
 
   Returns:
-    Tuple of the Lora, whose targets are those that the tensors are of; name ->
-    leaf with stacked layers; and key of huggingface/layout.py -> tensor of the
-    model that is replaced.
+    The Lora, whose targets are those that the tensors are of; name -> leaf with
+    stacked layers; and key of huggingface/layout.py -> tensor of the model that
+    is replaced.
 
   Raises:
     ValueError: A file is missing or corrupt; the config asks for what is no
@@ -150,150 +116,121 @@ def open(
       lacks an adapter that the config says it has.
   """
   path = pathlib.Path(path)
-  config = huggingface_config.read_json(path / CONFIG)
-  _check_config(path / CONFIG, config)
+  config = disk.read_json(path / CONFIG)
+  with errors.named(path / CONFIG):
+    _check_config(config)
   if not (path / FILE).exists() and (path / "adapter_model.bin").exists():
     raise ValueError(
       f"{path / 'adapter_model.bin'}: pickled weights are refused, they can "
       "run code; where you trust them, save the adapter again with peft"
     )
-  modules, replaced = _open_tensors(path / FILE, depths)
+  with errors.named(path / FILE):
+    modules, replaced = _open_tensors(path / FILE, depths)
   try:
-    lora = _lora(config, modules)
-    _check_complete(path / FILE, config, modules, depths)
-    found = _leaves(path / FILE, config, modules, lora, depths)
+    with errors.named(path / CONFIG):
+      lora = _lora(config, modules)
+    with errors.named(path / FILE):
+      _check_complete(config, modules, depths)
+      found = _leaves(config, modules, lora, depths)
   except (TypeError, re.error) as e:  # a pattern that is none
     raise ValueError(f"{path / CONFIG}: malformed: {e}") from None
-  except ValueError as e:
-    where = path / CONFIG
-    raise ValueError(f"{where}: {e}" if FILE not in str(e) else e) from None
   return lora, found, replaced
 
 
-def _check_config(file: pathlib.Path, config: Mapping[str, Any]) -> None:
+def _check_config(config: Mapping[str, Any]) -> None:
+  def shown(field):
+    return f"{field} is {messages.shown(repr(config.get(field)))}"
+
   kind = config.get("peft_type")
   if kind != "LORA":
     way = _MERGE
     if kind is None or kind in _NOT_MERGED:
       way = "its tokens or layers are none of the model; train LoRA"
+    raise ValueError(f'{shown("peft_type")}, expected "LORA"; {way}')
+  if config.get("init_lora_weights", True) not in _INITS:
     raise ValueError(
-      f'{file}: peft_type is {_shown(kind)}, expected "LORA"; {way}'
-    )
-  init = config.get("init_lora_weights", True)
-  if init not in _INITS:
-    raise ValueError(
-      f"{file}: init_lora_weights is {_shown(init)}, which changes the "
-      "matrices beside the adapter; convert it with peft's "
+      f"{shown('init_lora_weights')}, which changes the matrices beside the "
+      "adapter; convert it with peft's "
       "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )
   if config.get("bias", "none") not in ("none", "all", "lora_only"):
-    raise ValueError(
-      f"{file}: bias is {_shown(config['bias'])}, expected none, all or "
-      "lora_only"
-    )
+    raise ValueError(f"{shown('bias')}, expected none, all or lora_only")
   for field in sorted(config.keys() - _READ - _IGNORED):
     if config[field] not in _OFF:
       raise ValueError(
-        f"{file}: {field} is {_shown(config[field])}, which an adapter here "
-        f"cannot do; {_MERGE}"
+        f"{shown(field)}, which an adapter here cannot do; {_MERGE}"
       )
-
-
-def _shown(value: Any) -> str:
-  found = repr(value)
-  return found if len(found) <= 80 else f"{found[:80]}..."
 
 
 @dataclasses.dataclass
 class _Module:
-  """An adapted linear map.
+  """An adapted linear map: its name in transformers, and "A" and "B" of it."""
 
-  Attributes:
-    target: Key of parameters.TARGETS.
-    layer: int, None of the projector.
-    head: What stands in front of its name in transformers: "model.language_".
-    name: The rest of its name: "layers.3.self_attn.q_proj".
-    keys, tensors: By "A" and "B".
-  """
-
-  target: str
-  layer: int | None
-  head: str
-  name: str
-  keys: dict[str, str] = dataclasses.field(default_factory=dict)
+  path: str
   tensors: dict[str, Mapped] = dataclasses.field(default_factory=dict)
 
-  @property
-  def path(self) -> str:
-    return f"{self.head}{self.name}"
-
-  @property
-  def rank(self) -> int:
-    return self.tensors["A"].shape[0]
+  def key(self, matrix: str) -> str:
+    return f"{_PREFIX}{self.path}.lora_{matrix}.weight"
 
 
-def _open_tensors(
-  file: pathlib.Path, depths: Mapping[str, int]
-) -> tuple[dict[tuple[str, int | None], _Module], dict[str, Mapped]]:
-  """(target, layer) -> module, and key -> tensor of the model itself."""
-  modules, whole, unknown = {}, {}, []
+def _open_tensors(file, depths):
+  """(target, layer) -> module, and name -> tensor of the model itself."""
+  modules, replaced, unknown = {}, {}, []
   for key, tensor in safetensors.open(file).items():
-    m = re.fullmatch(_KEY, key)
-    module = m and f"{m['tower'] or 'language_model'}.{m['module']}"
-    target = m and _TARGETS.get(re.sub(_LAYER, "*", module))
-    if target is None:
-      if w := re.fullmatch(_WHOLE, key):
-        whole[re.sub(_WRAPPERS, "", w["name"])] = (key, tensor)
-      else:
-        unknown.append(key)
+    m = re.fullmatch(_WHOLE, key)
+    name = m and _name(re.sub(_WRAPPERS, "", m[1]))
+    if m and name.partition(".")[0] in _TOWERS:
+      if name in replaced:
+        raise ValueError(f"{key}: stands there in another spelling as well")
+      replaced[name] = tensor
       continue
-    if tensor.dtype not in huggingface.FLOATS or len(tensor.shape) != 2:
+    m = re.fullmatch(_ADAPTER, key)
+    name = m and _name(m[1])
+    target = m and _TARGETS.get(re.sub(_LAYER, "*", name))
+    if target is None:
+      unknown.append(key)
+      continue
+    if tensor.dtype not in names.FLOATS or len(tensor.shape) != 2:
       raise ValueError(
-        f"{file}: {key}: {tensor.dtype}{list(tensor.shape)}, expected a matrix "
-        "of floats"
+        f"{key}: {tensor.dtype}{list(tensor.shape)}, expected a matrix of "
+        "floats"
       )
-    layer = re.search(_LAYER, module)
+    tower = target.partition("/")[0]
+    layer = re.search(_LAYER, name)
     layer = layer and int(layer[0])
-    _check_layer(file, key, target, layer, depths)
-    made = _Module(target, layer, m["head"], m["module"])
-    found = modules.setdefault((target, layer), made)
-    if m["matrix"] in found.keys:
+    if tower not in depths:
+      raise ValueError(f"{key}: the model has no image tower")
+    if layer is not None and layer >= depths[tower]:
       raise ValueError(
-        f"{file}: {found.keys[m['matrix']]} and {key} are one matrix"
+        f"{key}: the model has {depths[tower]} layers there, adapters of "
+        "another model"
       )
-    found.keys[m["matrix"]] = key
-    found.tensors[m["matrix"]] = tensor
-  kind = "paligemma" if "img" in depths else "gemma"
-  names = huggingface.normalize(file, whole, kind)
-  foreign = [n for n in names if not n.startswith(_WHOLE_TOWERS)]
-  unknown += [whole[names.pop(name)][0] for name in foreign]
+    module = modules.setdefault((target, layer), _Module(m[1]))
+    if m[2] in module.tensors:
+      raise ValueError(f"{module.key(m[2])} and {key} are one matrix")
+    module.tensors[m[2]] = tensor
   if unknown:
     raise ValueError(
-      f"{file}: {len(unknown)} tensors are left over, of no module that can be "
-      f"adapted here: {', '.join(unknown[:5])}; {_MERGE}"
+      f"{len(unknown)} tensors are left over, of no module that can be adapted "
+      f"here: {', '.join(unknown[:5])}; {_MERGE}"
     )
   if not modules:
-    raise ValueError(f"{file}: holds no tensors, expected an adapter")
-  return modules, {name: whole[key][1] for name, key in names.items()}
+    raise ValueError("holds no tensors, expected an adapter")
+  for module in modules.values():
+    for one, other in ("AB", "BA"):
+      if one not in module.tensors:
+        raise ValueError(f"{module.key(other)} has no lora_{one}")
+  return modules, replaced
 
 
-def _check_layer(file, key, target, layer, depths):
-  tower = target.partition("/")[0]
-  if tower not in depths:
-    raise ValueError(f"{file}: {key}: the model has no image tower")
-  if layer is not None and layer >= depths[tower]:
-    raise ValueError(
-      f"{file}: {key}: the model has {depths[tower]} layers there, adapters of "
-      "another model"
-    )
+def _name(path: str) -> str:
+  """The name in huggingface/layout.py of what transformers names by a path."""
+  is_gemma = re.match(r"(model\.)?(layers|norm|embed_tokens)\.", path)
+  return huggingface.normalize(path, "gemma" if is_gemma else "paligemma")
 
 
 def _lora(config, modules) -> lora_lib.Lora:
   """One Lora for all of them: of the largest rank, with the config's alpha."""
-  for module in modules.values():
-    for one, other in ("AB", "BA"):
-      if one not in module.tensors:
-        raise ValueError(f"{FILE}: {module.keys[other]} has no lora_{one}")
   targets = {target for target, _ in modules}
   lora = lora_lib.Lora(
     rank=config.get("r"),
@@ -302,57 +239,48 @@ def _lora(config, modules) -> lora_lib.Lora:
     dropout=config.get("lora_dropout", 0.0),
     targets=[target for target in lora_lib.TARGETS if target in targets],
   )
-  rank = max(module.rank for module in modules.values())
+  rank = max(module.tensors["A"].shape[0] for module in modules.values())
   return dataclasses.replace(lora, rank=rank)
 
 
-def _check_complete(file, config, modules, depths) -> None:
+def _check_complete(config, modules, depths) -> None:
   """That nothing was dropped: what is targeted beside what is there, is there.
 
   A tower of which there is nothing tells no names of its modules.
   """
-  heads = {}
-  for (target, _), module in modules.items():
-    tower = _MODULES[target].partition(".")[0]
-    heads[tower] = module.head
-  for target, name in _MODULES.items():
-    tower, _, rest = name.partition(".")
-    if tower not in heads:
+  prefixes = {}  # tower -> what precedes its modules in transformers
+  for (target, layer), module in modules.items():
+    tower, _, name = _MODULES[target].partition(".")
+    name = name.replace("*", str(layer))
+    prefixes[tower] = module.path.removesuffix(name)
+  for target, module in _MODULES.items():
+    tower, _, name = module.partition(".")
+    if tower not in prefixes:
       continue
-    layers = range(depths[target.partition("/")[0]]) if "*" in rest else [None]
+    layers = range(depths[target.partition("/")[0]]) if "*" in name else [None]
     for layer in layers:
-      path = heads[tower] + rest.replace("*", str(layer))
+      path = prefixes[tower] + name.replace("*", str(layer))
       if (target, layer) not in modules and _is_targeted(config, path):
         raise ValueError(
-          f"{file}: {path} has no adapter, though target_modules asks for one: "
+          f"{path} has no adapter, though target_modules asks for one: "
           "tensors are missing, or it is of another model"
         )
 
 
-def _is_targeted(config: Mapping[str, Any], path: str) -> bool:
+def _is_targeted(config, path) -> bool:
   """Whether peft adapts a module, which is given by its name there."""
-  excluded = config.get("exclude_modules") or ()
-  if isinstance(excluded, str):
-    if re.fullmatch(excluded, path):
-      return False
-  elif any(_ends_in(path, name) for name in excluded):
+  saved = config.get("modules_to_save") or ()
+  if _matches(config.get("exclude_modules"), path) or any(
+    re.match(rf"(^|.*\.){name}($|\..*)", path) for name in saved
+  ):
     return False
-  for name in config.get("modules_to_save") or ():
-    if re.match(rf"(^|.*\.){name}($|\..*)", path):
-      return False
   targets = config.get("target_modules")
-  if targets is None:
-    return False
-  if isinstance(targets, str):
-    if targets == "all-linear":
-      return True
-    return re.fullmatch(targets, path) is not None
-  if path in targets:
+  if targets == "all-linear":
     return True
-  if not any(_ends_in(path, name) for name in targets):
+  if not _matches(targets, path):
     return False
   wanted = config.get("layers_to_transform")
-  if wanted is None or wanted == []:
+  if isinstance(targets, str) or path in targets or wanted in (None, []):
     return True
   patterns = config.get("layers_pattern") or [r"[^.]*"]
   patterns = [patterns] if isinstance(patterns, str) else patterns
@@ -361,13 +289,14 @@ def _is_targeted(config: Mapping[str, Any], path: str) -> bool:
   return layer in ([wanted] if isinstance(wanted, int) else wanted)
 
 
-def _ends_in(path, name):
-  return path == name or path.endswith(f".{name}")
+def _matches(names, path) -> bool:
+  """Whether a regex matches a path, or a path ends in one of several names."""
+  if isinstance(names, str):
+    return re.fullmatch(names, path) is not None
+  return any(path == x or path.endswith(f".{x}") for x in names or ())
 
 
-def _pattern(
-  patterns: Mapping[str, Any] | None, path: str, default: Any
-) -> Any:
+def _pattern(patterns, path, default):
   """The value of the first pattern that a module's name ends in."""
   for pattern, value in (patterns or {}).items():
     if re.match(rf"(.*\.)?({pattern})$", path):
@@ -375,62 +304,55 @@ def _pattern(
   return default
 
 
-def _leaves(file, config, modules, lora, depths) -> dict[str, Leaf]:
+def _leaves(config, modules, lora, depths) -> dict[str, Leaf]:
   """Name -> leaf with stacked layers, zeros where there is no adapter."""
-  parts = {}
+  found = {}
   for (target, layer), module in modules.items():
-    for matrix in "AB":
-      name = f"{lora_lib.TARGETS[target]}/{matrix.lower()}"
-      leaf = _leaf(file, config, module, matrix, lora)
-      parts.setdefault(name, {})[layer] = leaf
-  return {
-    name: by_layer[None]
-    if None in by_layer
-    else _stacked(name, by_layer, depths[name.partition("/")[0]])
-    for name, by_layer in sorted(parts.items())
-  }
+    for matrix, leaf in _pair(config, module, lora):
+      name = f"{lora_lib.TARGETS[target]}/{matrix}"
+      found.setdefault(name, {})[layer] = leaf
+  for name, by_layer in found.items():
+    leaf = next(iter(by_layer.values()))
+    if None not in by_layer:
+      zeros = Leaf.of(np.zeros(leaf.shape, leaf.dtype))
+      layers = range(depths[name.partition("/")[0]])
+      leaf = leaves.stack(name, [by_layer.get(i, zeros) for i in layers])
+    found[name] = leaf
+  return dict(sorted(found.items()))
 
 
-def _stacked(name, by_layer, depth) -> Leaf:
-  like = next(iter(by_layer.values()))
-  zeros = Leaf.of(np.zeros(like.shape, like.dtype))
-  return leaves.stack(name, [by_layer.get(i, zeros) for i in range(depth)])
-
-
-def _leaf(file, config, module, matrix, lora) -> Leaf:
-  expected = _pattern(config.get("rank_pattern"), module.path, config["r"])
-  a, b = (module.tensors[x] for x in "AB")
-  for key, rank in (
-    (module.keys["A"], a.shape[0]),
-    (module.keys["B"], b.shape[1]),
-  ):
-    if rank != expected:
-      raise ValueError(
-        f"{file}: {key}: rank {rank}, expected {expected} as in {CONFIG}"
-      )
+def _pair(config, module, lora):
+  """Yields ("a", leaf) and ("b", leaf), both of the rank of `lora`."""
+  rank = _pattern(config.get("rank_pattern"), module.path, config["r"])
   alpha = _pattern(config.get("alpha_pattern"), module.path, lora.alpha)
-  own = dataclasses.replace(lora, rank=expected, alpha=alpha)
-  tensor = module.tensors[matrix]
-  arrange = functools.partial(
-    _arranged,
-    rank_axis="BA".index(matrix),
-    rank=lora.rank,
-    factor=own.scale / lora.scale if matrix == "B" else 1.0,
-  )
-  shape = list(tensor.shape[::-1])
-  shape["BA".index(matrix)] = lora.rank
-  return Leaf(tuple(shape), tensor.dtype, (Piece((), tensor, arrange),))
+  own = dataclasses.replace(lora, rank=rank, alpha=alpha)
+  # Here the rank is the last axis of A and the first of B, there the other.
+  for matrix, axis, factor in (("A", 1, 1.0), ("B", 0, own.scale / lora.scale)):
+    tensor = module.tensors[matrix]
+    if tensor.shape[1 - axis] != rank:
+      raise ValueError(
+        f"{module.key(matrix)}: rank {tensor.shape[1 - axis]}, expected {rank} "
+        f"as in {CONFIG}"
+      )
+    shape = list(tensor.shape[::-1])
+    shape[axis] = lora.rank
+    arrange = functools.partial(
+      _arranged, shape=tuple(shape), factor=np.float32(factor)
+    )
+    leaf = Leaf(tuple(shape), tensor.dtype, (Piece((), tensor, arrange),))
+    yield matrix.lower(), leaf
 
 
-def _arranged(tensor, *, rank_axis, rank, factor):
-  """The transposed matrix with zeros up to `rank`, times a factor."""
+def _arranged(tensor, *, shape, factor):
+  """The transposed matrix times a factor, with zeros up to a shape."""
   ours = np.transpose(tensor)
   if factor != 1:
-    ours = ours.astype(np.float32) * np.float32(factor)
-  if missing := rank - ours.shape[rank_axis]:
-    room = [(0, missing if axis == rank_axis else 0) for axis in range(2)]
-    ours = np.pad(ours, room)
-  return ours
+    ours = ours.astype(np.float32) * factor
+  if ours.shape == shape:
+    return ours
+  return np.pad(
+    ours, [(0, n - m) for n, m in zip(shape, ours.shape, strict=True)]
+  )
 
 
 def save(
@@ -445,7 +367,6 @@ def save(
   Args:
     path: Local folder to make, with its parents. It may not exist.
     arrays: Name -> array, of the adapters with stacked layers.
-    lora: Of the adapters.
     has_img: Whether the model is a PaliGemma, or a Gemma alone.
 
   Raises:
@@ -456,21 +377,19 @@ def save(
   path = pathlib.Path(path)
   if path.exists():
     raise ValueError(f"{path}: exists, expected a new folder to write to")
-  tensors, targets = {}, []
+  tensors, targeted = {}, {}
   for target, module in _MODULES.items():
     name = lora_lib.TARGETS[target]
     if f"{name}/a" not in arrays:
       continue
-    targets.append(target)
-    if not has_img:
-      module = module.removeprefix("language_model.")
+    tower, _, module = module.partition(".")
+    within = rf".*{_TOWERS[tower]}\..*" if has_img else r".*\."
+    targeted.setdefault(within, []).append(module.rpartition(".")[2])
+    module = f"{_TOWERS[tower]}.{module}" if has_img else module
     for matrix in "ab":
       array = np.asarray(arrays[f"{name}/{matrix}"])
-      key = f"{_PREFIX}{module}.lora_{matrix.upper()}.weight"
-      if "*" not in key:
-        tensors[key] = array.T
-        continue
-      for i, layer in enumerate(array):
+      key = f"{_PREFIX}model.{module}.lora_{matrix.upper()}.weight"
+      for i, layer in enumerate(array if "*" in key else [array]):
         tensors[key.replace("*", str(i))] = layer.T
   config = {
     "peft_type": "LORA",
@@ -482,26 +401,15 @@ def save(
     "lora_dropout": lora.dropout,
     "use_rslora": lora.rslora,
     "use_dora": False,
-    "target_modules": _target_modules(targets, has_img),
+    # A regex: a list of names could not tell the towers apart.
+    "target_modules": "|".join(
+      f"{within}({'|'.join(names)})" for within, names in targeted.items()
+    ),
     "modules_to_save": None,
     "bias": "none",
     "fan_in_fan_out": False,
     "init_lora_weights": True,
   }
   with disk.folder(path) as folder:
-    text = json.dumps(config, indent=2, sort_keys=True)
-    (folder / CONFIG).write_text(text + "\n")
+    huggingface_metadata.write_json(folder / CONFIG, config)
     safetensors.save(folder / FILE, tensors, {"format": "pt"})
-
-
-def _target_modules(targets, has_img) -> str:
-  """A regex: a list of names could not tell the towers apart."""
-  names = {}
-  for target in targets:
-    module = _MODULES[target]
-    tower, last = module.split(".")[0], module.rpartition(".")[2]
-    names.setdefault(tower, []).append(last)
-  return "|".join(
-    (rf".*{tower}\..*" if has_img else r".*\.") + f"({'|'.join(lasts)})"
-    for tower, lasts in names.items()
-  )
