@@ -175,25 +175,23 @@ class Attention(nn.Module):
     return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
 
   def _project(self, x, train):
-    q, k, v = self._multiply(x)
-    q += self._adapt("q", x, q.shape[2:], train)
-    k += self._adapt("k", x, k.shape[2:], train)
-    v += self._adapt("v", x, v.shape[2:], train)
-    return [y.astype(self.config.dtype) for y in (q, k, v)]
-
-  def _multiply(self, x):
+    """Returns queries, keys and values."""
     width, head_dim = x.shape[-1], self.config.head_dim
     num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
     fan_in = _fan_in((2,), (0, 1, 3))
     if num_kv_heads == num_heads:
       shape = 3, num_heads, width, head_dim
-      return self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
-    shape = num_heads, width, head_dim
-    q = self._einsum("q_einsum", shape, _fan_in((1,), (0, 2)))
-    q = q("BTD,NDH->BTNH", x)
-    shape = 2, num_kv_heads, width, head_dim
-    k, v = self._einsum("kv_einsum", shape, fan_in)("BTD,2KDH->2BTKH", x)
-    return q, k, v
+      qkv = self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
+    else:
+      shape = num_heads, width, head_dim
+      q = self._einsum("q_einsum", shape, _fan_in((1,), (0, 2)))
+      shape = 2, num_kv_heads, width, head_dim
+      kv = self._einsum("kv_einsum", shape, fan_in)
+      qkv = q("BTD,NDH->BTNH", x), *kv("BTD,2KDH->2BTKH", x)
+    return [
+      (y + self._adapt(target, x, y.shape[2:], train)).astype(self.config.dtype)
+      for target, y in zip("qkv", qkv, strict=True)
+    ]
 
   def _append(self, name, new, cache_index):
     cached = self.get_variable("cache", name)
@@ -283,18 +281,16 @@ class Model(nn.Module):
   """A decoder of embedded tokens.
 
   Attributes:
-    width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
-    norm_eps, query_scale, post_norms, attn_logits_softcap,
-    final_logits_softcap, sliding_window: See variants.Gemma. How window and
-    prefix combine: masks.Mask.
+    width, ..., sliding_window: See variants.Gemma, and masks.Mask on how window
+      and prefix combine.
     dropout: Rate on the output of each attention and MLP.
     scan: Whether layers are stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
     remat_policy: See stack.Stack.
     dtype: Compute dtype of matrix products and cache: "float32", "bfloat16" or
       "float16". Norms, RoPE, softmax, logits and residual sums are float32.
-    attention: "auto" or the name of an implementation, see reference.attend.
-    lora: The adapters beside the matrices, or None.
+    attention: An implementation, see attention.reference.attend.
+    lora: The adapters beside the matrices.
   """
 
   width: int
@@ -373,16 +369,12 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
 
-    Args:
-      x: Embeddings.
-      input_mask: True at a token, False at padding.
-      mask_ar: See masks.make_mask.
-      train: Whether dropout is on.
+    `input_mask` and `mask_ar` are those of masks.make_mask; with `train`,
+    dropout is on.
 
     Returns:
       Normed features for `compute_logits`, and a dict: "attn_mask" bool[B, T,
-      T], "encoded" float32[B, T, D] before the final norm, "pre_logits" after
-      it.
+      T], "encoded" [B, T, D] before the final norm, "pre_logits" after it.
     """
     mode = "train" if train else "eval"
     return self._run_prompt(x, input_mask, mask_ar, mode)
@@ -403,7 +395,7 @@ class Model(nn.Module):
     ragged batch equals its examples one by one.
 
     Args:
-      x, input_mask, mask_ar: As in __call__.
+      x, input_mask, mask_ar: As for __call__.
       cache_size: T plus the number of tokens to come.
 
     Returns:

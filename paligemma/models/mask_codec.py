@@ -143,10 +143,8 @@ def encode(params: Params, masks: Masks) -> Int[Array, "B 16"]:
   A code is the index of the codebook entry nearest to the encoded mask, of
   equally near ones the first.
 
-  Args:
-    params: From `from_arrays`.
-    masks: 1 is inside, 0 outside, and values in between are smooth edges
-      (data/masks.crop makes them).
+  `masks` are 1 inside, 0 outside, and in between at smooth edges, as data/masks
+  crops them.
 
   Raises:
     ValueError: masks of another shape or dtype.
@@ -176,10 +174,6 @@ def decode(
 
   Values may exceed that range; data/masks.paste takes them, mapped to [0, 1].
   A mask with a code out of range is NaN.
-
-  Args:
-    params: From `from_arrays`.
-    codes: Indices of codebook entries.
 
   Raises:
     ValueError: codes of another shape or dtype.

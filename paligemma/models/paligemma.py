@@ -24,10 +24,7 @@ from paligemma.models import gemma, vit
 
 @dataclasses.dataclass(frozen=True)
 class OutputLayer:
-  """A function from its parameters and features to logits.
-
-  A dataclass, so that it is equal for equal models.
-  """
+  """Computes logits; a dataclass, so that it is equal for equal models."""
 
   llm: nn.Module
 
@@ -61,15 +58,12 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Turns images into decoder inputs.
 
-    Only text is multiplied by sqrt(D), inside the embedding table, not images.
-
-    Args:
-      image: In [-1, 1]. The tokens of frames are concatenated in order.
-      train: Whether dropout is on.
+    Unlike text, they are not multiplied by sqrt(D).
+    Pixels are in [-1, 1]. The tokens of frames are concatenated in order.
 
     Returns:
-      Tokens in float32 and a dict of intermediates named "img/...", "img/zimg"
-      being the tokens.
+      Tokens, and a dict of intermediates named "img/...", the tokens being
+      "img/zimg".
     """
     batch = image.shape[0]
     is_video = image.ndim == 5
@@ -109,13 +103,11 @@ class Model(nn.Module):
       input_mask: False at padding. Default: no padding.
       mask_ar: 0 in the prefix, which attends in both directions together with
         the image, 1 where text is causal. Default: all 1.
-      frame_mask: False at a frame that is only padding. Default: all frames
-        count. Only with frames.
+      frame_mask: False at a frame that is only padding. Default: no padding.
       train: Whether dropout is on.
 
     Returns:
-      Tuple of (embeddings, input_mask, mask_ar) of the sequence, and a dict of
-      intermediates.
+      (embeddings, input_mask, mask_ar) of the sequence, and intermediates.
 
     Raises:
       ValueError: `frame_mask` does not fit the frames.
@@ -148,26 +140,23 @@ class Model(nn.Module):
     text: Int[Array, "B T"],
     mask_ar: Int[Array, "B T"],
     train: bool = False,
-    *,
-    input_mask: Bool[Array, "B T"] | None = None,
-    frame_mask: Bool[Array, "B F"] | None = None,
+    **masks: Bool[Array, "B _"] | None,
   ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
-    Arguments as of `embed_image_and_text`.
+    Args:
+      image, text, mask_ar, train: As for `embed_image_and_text`.
+      **masks: Its `input_mask` and `frame_mask`.
 
     Returns:
-      Logits in float32, those at t predicting token t + 1, and a dict of
-      intermediates, named as in big_vision: "img/..." of the image tower,
-      "llm/..." of the decoder ("llm/pre_logits" [B, S, D] and "llm/logits" [B,
-      S, V] among them), "attn_mask" [B, S, S], which is "llm/attn_mask" too,
-      "text_logits" and "text_tokens" [B, T], their largest. Those that a
-      compiled program does not use cost it nothing. Flax's
-      `capture_intermediates=True` adds the output of every submodule.
+      Logits, those at t predicting token t + 1, and a dict of intermediates,
+      named as in big_vision: "img/..." of the image tower, "llm/..." of the
+      decoder ("llm/pre_logits" [B, S, D] and "llm/logits" [B, S, V] among
+      them), "attn_mask" [B, S, S], "text_logits" and "text_tokens" [B, T],
+      their largest. Those that a compiled program does not use cost it nothing.
+      Flax's `capture_intermediates=True` adds the output of every submodule.
     """
-    features, out = self.compute_features(
-      image, text, mask_ar, train, input_mask=input_mask, frame_mask=frame_mask
-    )
+    features, out = self.compute_features(image, text, mask_ar, train, **masks)
     logits = self.compute_logits(features)
     out["llm/logits"] = self.compute_logits(out["llm/pre_logits"])
     out["attn_mask"] = out["llm/attn_mask"]
@@ -181,21 +170,14 @@ class Model(nn.Module):
     text: Int[Array, "B T"],
     mask_ar: Int[Array, "B T"],
     train: bool = False,
-    *,
-    input_mask: Bool[Array, "B T"] | None = None,
-    frame_mask: Bool[Array, "B F"] | None = None,
+    **masks: Bool[Array, "B _"] | None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Returns features for `compute_logits`, and intermediates.
 
     These are all steps of __call__ but the last, with the same arguments.
     """
     (x, input_mask, mask_ar), out = self.embed_image_and_text(
-      image,
-      text,
-      input_mask=input_mask,
-      mask_ar=mask_ar,
-      frame_mask=frame_mask,
-      train=train,
+      image, text, mask_ar=mask_ar, train=train, **masks
     )
     pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
@@ -211,14 +193,10 @@ class Model(nn.Module):
   def output_layer(
     self, params: Mapping[str, Any]
   ) -> tuple[OutputLayer, dict[str, Any]]:
-    """The last step of __call__ by itself, for losses.mean_next_token.
+    """Returns the last step of __call__, for losses.mean_next_token.
 
-    Args:
-      params: Parameters of the model, {"img": ..., "llm": ...}.
-
-    Returns:
-      A function (head, features) -> logits, and those of the parameters that
-      are its `head`.
+    It is a function (head, features) -> logits, and those of the parameters
+    that are its `head`.
     """
     return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
 
@@ -232,12 +210,9 @@ class Model(nn.Module):
   ) -> Float[Array, "B 1 V"]:
     """Reads a prompt into the "cache" collection, which must be mutable.
 
-    Args:
-      x, input_mask, mask_ar: As `embed_image_and_text` returns them.
-      cache_size: S plus the number of tokens that will be appended.
-
-    Returns:
-      Logits after the last valid token of each example.
+    x, input_mask and mask_ar are those of `embed_image_and_text`; cache_size is
+    S plus the number of tokens that will be appended. Returns the logits after
+    the last valid token of each example.
     """
     return self.llm.prefill_cache(x, input_mask, mask_ar, cache_size=cache_size)
 
@@ -328,9 +303,7 @@ def from_sizes(
 def resolution(model: Model, params: Mapping[str, Any]) -> int:
   """Returns the side in pixels of the images that the positions are for.
 
-  Args:
-    model: With an image tower.
-    params: Its parameters, or leaves with a `shape`, flat or nested.
+  `params` may be leaves with a `shape`, flat or nested.
   """
   positions = tree.flatten(params)[parameters.POSITIONS].shape[1]
   return math.isqrt(positions) * model.img.patch_size

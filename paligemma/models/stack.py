@@ -89,11 +89,8 @@ class Stack:
   ) -> tuple[Float[Array, "B T D"], list[dict[str, Array]]]:
     """Runs all layers, and draws their parameters first if there are none.
 
-    Args:
-      owner: Module whose parameters, cache, random numbers and intermediates
-        the layers use.
-      x: The input of the first layer.
-      call: The arguments of the blocks.
+    The layers use parameters, cache, random numbers and intermediates of module
+    `owner`.
 
     Returns:
       The output of the last layer, and the named intermediates of every layer.
@@ -295,14 +292,15 @@ def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
 
 
 def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
-  is_trained = jax.tree.map(lambda p: () if p.perturbed else None, params)
+  trained = jax.tree.map(lambda p: p.value if p.perturbed else None, params)
+  frozen = jax.tree.map(lambda p: None if p.perturbed else p.value, params)
   params, x, layers, shared = jax.tree.map(
     lambda p: p.value, (params, x, layers, shared)
   )
   y, (kept, out) = _forward(
     block, dtype, num_microbatches, params, x, layers, shared
   )
-  return (y, out), (params, is_trained, kept, layers, shared)
+  return (y, out), (trained, frozen, kept, layers, shared)
 
 
 def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
@@ -314,10 +312,10 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
       "the named outputs of blocks have no gradient, as blocks are computed "
       'again in the backward pass; set remat_policy to "none"'
     )
-  params, is_trained, kept, layers, shared = residuals
-  leaves, treedef = jax.tree.flatten(params)
-  trains = [x is not None for x in treedef.flatten_up_to(is_trained)]
-  trained = [p for p, t in zip(leaves, trains, strict=True) if t]
+  trained, frozen, kept, layers, shared = residuals
+  sums = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape[1:], jnp.float32), trained
+  )
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
 
@@ -325,44 +323,39 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
     index, kept, layer = layer
 
     def on_device(of_layer, arrays):
-      leaves, index, layer = of_layer
+      params, index, layer = of_layer
 
       def one_microbatch(total, arrays):
         number, kept, dy, shared = arrays
-        here = _take(leaves, index, number)
+        trained, frozen = _take(params, index, number)
 
         def run(trained, x):
-          trained = iter(trained)
-          params = [
-            next(trained) if t else p for p, t in zip(here, trains, strict=True)
-          ]
-          return block(treedef.unflatten(params), x, layer, shared, number)[0]
+          merged = jax.tree.map(
+            lambda t, f: f if t is None else t,
+            trained,
+            frozen,
+            is_leaf=lambda p: p is None,
+          )
+          return block(merged, x, layer, shared, number)[0]
 
-        trained = [p for p, t in zip(here, trains, strict=True) if t]
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
         grads, dx = pull_back(dy)
-        add = zip(total, grads, strict=True)
-        return [t + g.astype(t.dtype) for t, g in add], dx
+        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+        return total, dx
 
-      zeros = [jnp.zeros(like.shape, like.dtype) for like in sums]
+      zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), sums)
       return microbatch.scan_microbatches(
         one_microbatch, zeros, arrays, num_microbatches
       )
 
-    sums = [jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for p in trained]
+    of_layer = (*_to_share((trained, frozen), index, len(dy)), layer)
     grads, dx = microbatch.on_each_device(
-      on_device,
-      (*_to_share(leaves, index, len(dy)), layer),
-      (kept, dy, shared),
-      sums,
+      on_device, of_layer, (kept, dy, shared), sums
     )
-    return dx, [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
+    return dx, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
 
-  dx, grads = jax.lax.scan(
-    step, dy, (_indices(params), kept, layers), reverse=True
-  )
-  grads = iter(grads)
-  grads = treedef.unflatten([next(grads) if t else None for t in trains])
+  indices = _indices((trained, frozen))
+  dx, grads = jax.lax.scan(step, dy, (indices, kept, layers), reverse=True)
   return grads, dx, None, None
 
 
@@ -374,8 +367,7 @@ def _indices(params):
 
 
 def _to_share(params, index, batch):
-  """Returns the stack and the layer's index in it, or if it is to be gathered
-  that layer alone."""
+  """Returns all layers and an index, only one layer if devices gather it."""
   if microbatch.local_batch(batch) == batch:
     return params, index
   take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)

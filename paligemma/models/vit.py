@@ -34,11 +34,8 @@ def sincos2d(
 ) -> Float[Array, "1 L D"]:
   """Returns sines and cosines of the coordinates of height x width patches.
 
-  Args:
-    height: Number of rows of patches.
-    width: Number of columns.
-    features: A multiple of 4: sin x, cos x, sin y, cos y in that order.
-    max_wavelength: The slowest wave, in patches per radian.
+  Features, whose number is a multiple of 4, are sin x, cos x, sin y, cos y in
+  that order; `max_wavelength` is the slowest wave, in patches per radian.
   """
   if features % 4:
     raise ValueError(f"sincos2d needs a width divisible by 4, got {features}")
@@ -233,8 +230,8 @@ class Model(nn.Module):
     dtype: Compute dtype of the matrix products. Patch and position embedding,
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
-    attention: "auto" or the name of an implementation, see reference.attend.
-    lora: The adapters beside the matrices, or None.
+    attention: An implementation, see attention.reference.attend.
+    lora: The adapters beside the matrices.
   """
 
   patch_size: int
@@ -260,19 +257,17 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
-    Args:
-      image: In [-1, 1]; H and W are multiples of the patch size, and with
-        posemb "learn" give as many patches as at init.
-      train: Whether dropout is on.
+    Pixels are in [-1, 1]. H and W are multiples of the patch size, and with
+    posemb "learn" give as many patches as at init.
 
     Returns:
-      [B, L, C] (or [B, C] with a pooling) in float32, C being num_classes or
-      the width, and a dict of intermediates, named as in big_vision. With h
-      rows and w columns of patches: "stem" [B, h, w, D], "with_posemb" [B, h *
-      w, D], "encoder" (see Encoder; in training without its blocks), "encoded"
-      [B, L, D] with the class token, "head_input", "pre_logits" and, with a
-      head, "logits", without and with "_2d": the same of every patch, [B, h, w,
-      ...]. Those that a compiled program does not use cost it nothing.
+      [B, L, C] (or [B, C] with a pooling), C being num_classes or the width,
+      and a dict of intermediates, named as in big_vision. With h rows and w
+      columns of patches: "stem" [B, h, w, D], "with_posemb" [B, h * w, D],
+      "encoder" (see Encoder; in training without its blocks), "encoded" [B, L,
+      D] with the class token, "head_input", "pre_logits" and, with a head,
+      "logits", without and with "_2d": the same of every patch, [B, h, w, ...].
+      Those that a compiled program does not use cost it nothing.
     """
     out = {}
     _, height, width, _ = image.shape
@@ -364,12 +359,9 @@ class Model(nn.Module):
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
-  """Returns an image tower of a name such as "So400m/14".
+  """Returns an image tower of variants.VIT, with some fields overridden.
 
-  Args:
-    variant: A key of variants.VIT, a slash, the patch size in pixels.
-    dtype: Compute dtype.
-    **overrides: Fields of Model that differ.
+  The name ends with the patch size in pixels: "So400m/14".
 
   Raises:
     ValueError: Unknown size or field, or no patch size behind a slash.

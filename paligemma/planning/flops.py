@@ -52,15 +52,12 @@ def train_step(
     model: Of models/paligemma.py.
     shapes: Name -> leaf with a shape, of all parameters.
     trainable: The names that are trained.
-    batch_size: Number of examples over all devices.
-    res: Pixels.
-    text_len: Number of text tokens.
-    frames: Images of an example; 0 is one.
+    batch_size: Number of examples over all devices, as the result.
+    res: Side of an image in pixels.
+    text_len: Number of text tokens of an example.
+    frames: Number of images of an example; 0 is one.
     supervised: Number of supervised tokens in the batch, default all of the
       text.
-
-  Returns:
-    Operations per step over all devices.
   """
   image_tokens = (res // model.img.patch_size) ** 2
   frames = frames or 1

@@ -21,7 +21,6 @@ USABLE_GIB = {
   "H100": 78.6,
   "H200": 139.3,
 }
-GPUS = ("T4", "A100", "A100-80GB", "H100", "H200")
 
 
 class Memory(NamedTuple):

@@ -55,8 +55,7 @@ def next_token(
 
   Source: big_vision/trainers/proj/paligemma/train.py, the same definition.
   """
-  _check_smoothing(label_smoothing)
-  _check_shapes(logits, targets, mask_loss)
+  _check(logits, targets, mask_loss, label_smoothing)
   mask = mask_loss.astype(jnp.float32)
   losses = _token_losses(logits, targets, label_smoothing)
   return (losses * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
@@ -89,8 +88,7 @@ def mean_next_token(
   Raises:
     ValueError: As `next_token`.
   """
-  _check_smoothing(label_smoothing)
-  _check_shapes(features, targets, mask_loss)
+  _check(features, targets, mask_loss, label_smoothing)
   mask = mask_loss.astype(jnp.float32)
   weights = weights / jnp.maximum(mask.sum(axis=1), 1)
   weights = mask * weights[:, None]
@@ -111,7 +109,7 @@ def supervised_sums(
   Both are sums per example, in nats; summed over examples too, exp(sum / count)
   is the perplexity per token. Arguments as of `mean_next_token`.
   """
-  _check_shapes(features, targets, mask_loss)
+  _check(features, targets, mask_loss, 0.0)
   mask = mask_loss.astype(jnp.float32)
 
   def add(total, features, targets, mask):
@@ -260,14 +258,11 @@ def _token_losses_and_grads(logits, targets, weights, label_smoothing):
   return losses, grads.astype(logits.dtype)
 
 
-def _check_smoothing(label_smoothing):
+def _check(logits, targets, mask_loss, label_smoothing):
   if not 0 <= label_smoothing < 1:
     raise ValueError(
       f"label_smoothing is {label_smoothing}, expected a value in [0, 1)"
     )
-
-
-def _check_shapes(logits, targets, mask_loss):
   if mask_loss is None:
     raise ValueError(
       "missing mask: mask_loss is None, expected [B, T] with 1 on the "

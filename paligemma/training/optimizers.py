@@ -33,6 +33,7 @@ from paligemma import parameters, registry, tree
 # that is also the output layer. Not scale, bias, pos_embedding, probe and cls.
 MATRICES = ((parameters.DECAYED, 1.0),)
 
+
 COSINE = ((".*", {"decay": "cosine"}),)
 
 
@@ -104,11 +105,8 @@ def make_schedule(
   above 0. Beyond n the value stays that of n.
 
   Args:
-    total_steps: n, number of steps of the whole training.
+    total_steps: Of the whole training.
     decay: A name in DECAYS.
-    warmup_steps: w.
-    cooldown_steps: c.
-    mult: p.
     **options: Of the decay: end (default 0) and power (default 1) of linear and
       polynomial; timescale in steps (default 10,000) and shift in steps
       (default 0) of rsqrt; steps, ascending, and as many mults of stair.
@@ -266,16 +264,10 @@ OPTIMIZERS = {
 
 
 class State(NamedTuple):
-  """State of the optimizer made by `make`.
+  """State of the optimizer made by `make`."""
 
-  Attributes:
-    count: Number of updates done.
-    direction: State of the optax transforms, in float32 unless momentum_dtype
-      is another.
-  """
-
-  count: jax.Array
-  direction: Any
+  count: jax.Array  # number of updates done
+  direction: Any  # of the optax transforms; in float32, or momentum_dtype
 
 
 def make(
@@ -301,10 +293,10 @@ def make(
 
   Args:
     names: Of the trainable leaves.
-    total_steps: Number of steps of the whole training.
+    total_steps: Of the whole training.
     optimizer: A name in OPTIMIZERS.
-    optimizer_args: Arguments of that function, such as dict(momentum=0.9).
-    learning_rate: Peak learning rate.
+    optimizer_args: Of that function, such as dict(momentum=0.9).
+    learning_rate: At the peak of the schedule.
     learning_rate_mults: (regex, factor) pairs on top of learning_rate, but not
       of weight_decay; the first match counts, 1 without a match.
     schedule: (regex, arguments of `make_schedule`) pairs; the first regex that
@@ -312,9 +304,8 @@ def make(
       the arguments leaves the parameters alone: no update, no state, no share
       in the clipped norm.
     weight_decay: Decay per step at s_t = 1, not multiplied by learning_rate.
-    weight_decay_mults: (regex, factor) pairs on top of weight_decay; the first
-      match counts, 0 without a match; default: 1 for every matrix. Not read
-      when weight_decay is 0.
+    weight_decay_mults: (regex, factor) pairs on top of weight_decay, not read
+      if that is 0; the first match counts, 0 without a match.
     clip_norm: Largest global norm of the gradients; None for no clipping.
 
   Returns:
@@ -333,11 +324,13 @@ def make(
   direction = make_direction(**arguments)
   if clip_norm is not None:
     direction = optax.chain(optax.clip_by_global_norm(clip_norm), direction)
-  scales = {
-    regex: _schedule(regex, total_steps, arguments)
-    for regex, arguments in schedule
-    if arguments is not None
-  }
+  scales = {}
+  for regex, arguments in schedule:
+    if arguments is not None:
+      try:
+        scales[regex] = make_schedule(total_steps, **arguments)
+      except ValueError as error:
+        raise ValueError(f'schedule of "{regex}": {error}') from None
   rule_of = tree.match_first([(regex, regex) for regex, _ in schedule], names)
   moving = [name for name in names if rule_of[name] in scales]
   for regex, factor in learning_rate_mults:
@@ -397,13 +390,6 @@ def ema(params: Any, average: Any, decay: float) -> Any:
   return jax.tree.map(
     lambda p, a: a + (1 - decay) * (p.astype(jnp.float32) - a), params, average
   )
-
-
-def _schedule(regex, total_steps, arguments):
-  try:
-    return make_schedule(total_steps, **arguments)
-  except ValueError as error:
-    raise ValueError(f'schedule of "{regex}": {error}') from None
 
 
 def _check_names(arguments, known, what):

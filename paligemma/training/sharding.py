@@ -130,9 +130,8 @@ def infer_state(
   Args:
     state: Tree of leaves with a `shape`, such as jax.eval_shape(tx.init,
       params), with flat dicts of leaves by parameter name somewhere inside.
-    shapes: Name -> anything with a `shape`, of the parameters.
-    shardings: Of the parameters, from `infer`.
-    mesh: Of `make_mesh`.
+    shapes, shardings: Of the parameters, given to and by `infer`.
+    mesh: Of both.
   """
 
   def choose(path, leaf):

@@ -95,18 +95,18 @@ def _attend(settings, q, k, v, tokens):
 
 def _attend_fwd(settings, q, k, v, tokens):
   batch, heads, queries, head_dim = q.shape
-  rows, columns = settings.rows, settings.columns
+  rows = settings.rows
   out, total = _over_tiles(
     _mix_tile,
     _mix_end,
     settings,
     tokens,
-    [("q", q), ("k", k), ("k", v)],
-    [("q", q.shape, v.dtype), ("row", (batch, heads, 1, queries), jnp.float32)],
+    inputs=[("q", q), ("k", k), ("k", v)],
+    outputs=[
+      ("q", q.shape, v.dtype),
+      ("row", (batch, heads, 1, queries), jnp.float32),
+    ],
     scratch=[((rows, 1), _LOWEST), ((rows, 1), 0.0), ((rows, head_dim), 0.0)],
-    grid=(batch, heads, queries // rows, k.shape[2] // columns),
-    place=lambda b, n, i, j: (b, n, i, j),
-    in_turn=1,
   )
   return out, (q, k, v, tokens, out, total)
 
@@ -141,10 +141,6 @@ def _mix_end(outputs, scratch):
 
 def _attend_bwd(settings, residuals, d_out):
   q, k, v, tokens, out, total = residuals
-  batch, heads, queries, head_dim = q.shape
-  kv_heads, keys = k.shape[1:3]
-  group = heads // kv_heads
-  rows, columns = settings.rows, settings.columns
   # The gradients of all weights of a query have this in common.
   mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
   inputs = [("q", q), ("k", k), ("k", v), ("q", d_out)]
@@ -156,11 +152,8 @@ def _attend_bwd(settings, residuals, d_out):
     settings,
     tokens,
     inputs,
-    [("q", q.shape, q.dtype)],
-    scratch=[((rows, head_dim), 0.0)],
-    grid=(batch, heads, queries // rows, keys // columns),
-    place=lambda b, n, i, j: (b, n, i, j),
-    in_turn=1,
+    outputs=[("q", q.shape, q.dtype)],
+    scratch=[((settings.rows, q.shape[3]), 0.0)],
   )
   dk, dv = _over_tiles(
     _keys_tile,
@@ -168,11 +161,9 @@ def _attend_bwd(settings, residuals, d_out):
     settings,
     tokens,
     inputs,
-    [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
-    scratch=[((columns, head_dim), 0.0)] * 2,
-    grid=(batch, kv_heads, keys // columns, group, queries // rows),
-    place=lambda b, h, j, g, i: (b, h * group + g, i, j),
-    in_turn=2,
+    outputs=[("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
+    scratch=[((settings.columns, k.shape[3]), 0.0)] * 2,
+    by_keys=True,
   )
   return dq, dk, dv, None
 
@@ -241,27 +232,41 @@ def _dot(x, y, x_axis, y_axis):
 
 
 def _over_tiles(
-  step, end, settings, tokens, inputs, outputs, *, scratch, grid, place, in_turn
+  step, end, settings, tokens, inputs, outputs, scratch, by_keys=False
 ):
   """Runs a kernel over all tiles of logits.
 
   Args:
     step: Function of (settings, seen bool[R, C], inputs, scratch), called for
       every tile in which some query attends to some key.
-    end: Function of (outputs, scratch), called when the last `in_turn` axes of
-      the grid have been traversed, over which scratch accumulates.
+    end: Function of (outputs, scratch), called when scratch is complete.
     settings: _Settings.
     tokens: See `attend`.
     inputs: List of (kind, array); the kind says which block a tile needs.
     outputs: List of (kind, shape, dtype).
     scratch: List of (shape, initial value), float32.
-    grid: Its sizes.
-    place: Maps grid indices to (example, head, tile of queries, tile of keys).
-    in_turn: Number of axes.
+    by_keys: Whether to traverse all tiles of a key, of all heads in its group,
+      rather than all tiles of a query.
   """
   rows, columns = settings.rows, settings.columns
   (_, q), (_, k), *_ = inputs
-  head_dim, group = q.shape[3], q.shape[1] // k.shape[1]
+  batch, heads, queries, head_dim = q.shape
+  kv_heads, keys = k.shape[1:3]
+  group = heads // kv_heads
+  if by_keys:
+    grid = batch, kv_heads, keys // columns, group, queries // rows
+    in_turn = 2  # number of last axes over which scratch accumulates
+  else:
+    grid = batch, heads, queries // rows, keys // columns
+    in_turn = 1
+
+  def place(b, n, *others):
+    """Returns example, head, tile of queries and tile of keys."""
+    if by_keys:
+      j, g, i = others
+      return b, n * group + g, i, j
+    return b, n, *others
+
   blocks = {
     "q": ((None, None, rows, head_dim), lambda b, n, i, j: (b, n, i, 0)),
     "k": (

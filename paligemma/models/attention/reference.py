@@ -47,12 +47,8 @@ def apply_rope(
   The head dim, which is even, is split into two halves, and element i of the
   first rotates with element i of the second (GPT-NeoX layout, as in Gemma), not
   with its neighbour. Angles and rotation are float32: bfloat16 cannot even
-  represent the integer positions above 256.
-
-  Args:
-    x: Queries or keys, in whose dtype the result is.
-    positions: Index of each token in its sequence.
-    max_wavelength: The slowest rotation, in tokens per radian.
+  represent the integer positions above 256. The result has the dtype of `x`;
+  `max_wavelength` is the slowest rotation, in tokens per radian.
   """
   half = x.shape[-1] // 2
   exponent = jnp.arange(half, dtype=jnp.float32) / half
@@ -110,18 +106,14 @@ def attend(
   single query, as in decoding, takes the reference whatever is asked for.
 
   Args:
-    q: Queries, not yet scaled.
-    k, v: Keys and values; K divides N.
+    q, k, v: Queries, not yet scaled, keys and values; K divides N.
     mask: None: every query attends to every key.
     scale: What the queries are multiplied by.
     logits_softcap: Bound on the logits before the mask.
     window: See Mask.dense.
     implementation: "auto" or a name above.
-    num_chunks: Of "chunked"; default as many as keep the logits of a device
+    num_chunks: Of "chunked"; default as few as keep the logits of a device
       below 2**25, on CPUs below 2**21.
-
-  Returns:
-    Weighted values in the dtype of `v`.
 
   Raises:
     ValueError: An unknown implementation, or one that cannot do this here.
