@@ -38,17 +38,11 @@ _LLM = (
   ("embedder/input_embedding", "V D", TABLE, "D"),
   ("final_norm/scale", "D", SCALE),
 )
+_QKV = "attn/q attn/k attn/v"
 _LLM_LAYER = (
   ("attn/q_einsum/w", "N D H", MATRIX, "D", "attn/q", "grouped"),
   ("attn/kv_einsum/w", "2 K D H", MATRIX, "D", "attn/k attn/v", "grouped"),
-  (
-    "attn/qkv_einsum/w",
-    "3 N D H",
-    MATRIX,
-    "D",
-    "attn/q attn/k attn/v",
-    "fused",
-  ),
+  ("attn/qkv_einsum/w", "3 N D H", MATRIX, "D", _QKV, "fused"),
   ("attn/attn_vec_einsum/w", "N H D", MATRIX, "N H", "attn/out"),
   ("mlp/gating_einsum", "2 D F", MATRIX, "D", "mlp/gate mlp/up"),
   ("mlp/linear", "F D", MATRIX, "F", "mlp/down"),

@@ -68,7 +68,7 @@ def fast_math_jit(function: Callable, **options: Any) -> Callable:
 def is_matvec_faster(
   x: Float[Array, "X D"], table: Num[Array, "V D"] | None
 ) -> bool:
-  """Whether `matvec` beats a product: for few rows in `fast_math_jit`."""
+  """Returns whether `matvec` is faster: for few rows in `fast_math_jit`."""
   if table is None or not _is_fast_math.get():
     return False
   return 2 <= len(x) <= _MOST_ROWS.get(table.dtype.name, 0)

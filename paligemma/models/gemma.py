@@ -206,9 +206,8 @@ class FeedForward(nn.Module):
   """Gated MLP with tanh-approximated GELU, with a float32 result.
 
   The hidden values of released Gemma checkpoints exceed the largest float16,
-  65504. In that dtype they are held divided by 64 (exact, but for values below
-  0.004, which move by at most 2e-6) and the output is multiplied back in
-  float32.
+  65504. In that dtype they are divided by 64 (exact, but for values below
+  0.004, which move by at most 2e-6) and the output is multiplied by it.
   """
 
   config: BlockConfig
@@ -376,8 +375,11 @@ class Model(nn.Module):
       Normed features for `compute_logits`, and a dict: "attn_mask" bool[B, T,
       T], "encoded" [B, T, D] before the final norm, "pre_logits" after it.
     """
-    mode = "train" if train else "eval"
-    return self._run_prompt(x, input_mask, mask_ar, mode)
+    mask = masks.make_mask(input_mask, mask_ar)
+    encoded = self._run_layers(x, Call("train" if train else "eval", mask))
+    pre_logits = self.final_norm(encoded)
+    out = {"attn_mask": mask.dense(), "encoded": encoded}
+    return pre_logits, out | {"pre_logits": pre_logits}
 
   def prefill_cache(
     self,
@@ -409,16 +411,15 @@ class Model(nn.Module):
       raise ValueError(
         f"cache_size {cache_size} is below the prompt length {length}"
       )
-    pre_logits, _ = self._run_prompt(
-      x, input_mask, mask_ar, "prefill", cache_size
-    )
+    mask = masks.make_mask(input_mask, mask_ar)
+    x = self._run_layers(x, Call("prefill", mask, cache_size=cache_size))
     room = [(0, 0), (0, cache_size - length)]
-    positions = masks.make_mask(input_mask, mask_ar).query_position
     self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
-    self.put_variable("cache", "positions", jnp.pad(positions, room))
+    self.put_variable("cache", "positions", jnp.pad(mask.query_position, room))
     self.put_variable("cache", "next_index", jnp.int32(length))
 
     last = length - 1 - jnp.argmax(input_mask[:, ::-1], axis=1)
+    pre_logits = self.final_norm(x)
     last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
     return self.compute_logits(last)
 
@@ -442,17 +443,6 @@ class Model(nn.Module):
     mask = masks.make_next_mask(input_mask, key_positions, positions)
     x = self._run_layers(x, Call("extend", mask, cache_index=index))
     return self.compute_logits(self.final_norm(x))
-
-  def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size=None):
-    mask = masks.make_mask(input_mask, mask_ar)
-    encoded = self._run_layers(x, Call(mode, mask, cache_size=cache_size))
-    pre_logits = self.final_norm(encoded)
-    out = {
-      "attn_mask": mask.dense(),
-      "encoded": encoded,
-      "pre_logits": pre_logits,
-    }
-    return pre_logits, out
 
   def _run_layers(self, x, call):
     if self.sliding_window is not None:

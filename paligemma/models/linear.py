@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -108,15 +109,11 @@ def product(equation: str, x: Array, weight: Matrix) -> Array:
 
 def _as_output(equation, scale):
   """Transposes and reshapes the scales of a weight to fit its product."""
-  inputs, result = equation.split("->")
-  axes = inputs.split(",")[1]
-  kept = [axis for axis in result if axis in axes]
-  summed = [i for i, axis in enumerate(axes) if axis not in result]
-  scale = jnp.squeeze(scale, summed)
-  left = [axis for axis in axes if axis in result]
-  scale = scale.transpose([left.index(axis) for axis in kept])
-  sizes = iter(scale.shape)
-  return scale.reshape([next(sizes) if a in axes else 1 for a in result])
+  factors, result = equation.split("->")
+  weight = factors.split(",")[1]
+  left = [f"x{axis}" if axis in result else "1" for axis in weight]
+  right = [f"x{axis}" if axis in weight else "1" for axis in result]
+  return einops.rearrange(scale, f"{' '.join(left)} -> {' '.join(right)}")
 
 
 class Adapter(nn.Module):

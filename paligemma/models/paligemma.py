@@ -58,12 +58,11 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Turns images into decoder inputs.
 
-    Unlike text, they are not multiplied by sqrt(D).
     Pixels are in [-1, 1]. The tokens of frames are concatenated in order.
+    Unlike text, they are not multiplied by sqrt(D).
 
     Returns:
-      Tokens, and a dict of intermediates named "img/...", the tokens being
-      "img/zimg".
+      Tokens, and intermediates: "img/zimg", the tokens, and others.
     """
     batch = image.shape[0]
     is_video = image.ndim == 5

@@ -226,12 +226,10 @@ class Model(nn.Module):
     dropout: Rate in the blocks and after the position embedding.
     scan: One stacked block ("encoderblock" with a leading layer axis) or
       separate ones ("encoderblock_0", ...).
-    remat_policy: See stack.Stack.
     dtype: Compute dtype of the matrix products. Patch and position embedding,
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
-    attention: An implementation, see attention.reference.attend.
-    lora: The adapters beside the matrices.
+    remat_policy, attention, lora: As of gemma.Model.
   """
 
   patch_size: int
@@ -328,34 +326,25 @@ class Model(nn.Module):
     return x.astype(jnp.float32), out
 
   def _position_embedding(self, rows, columns):
+    known = dict.fromkeys(("learn", "sincos2d"))
+    registry.lookup(known, self.posemb, "posemb")
     if self.posemb == "sincos2d":
       return sincos2d(rows, columns, self.width)
-    if self.posemb == "learn":
-      return self.param(
-        "pos_embedding",
-        nn.initializers.normal(self.width**-0.5),
-        (1, rows * columns, self.width),
-        jnp.float32,
-      ).astype(jnp.float32)
-    raise ValueError(
-      f'unknown posemb "{self.posemb}", expected "learn" or "sincos2d"'
-    )
+    return self.param(
+      "pos_embedding",
+      nn.initializers.normal(self.width**-0.5),
+      (1, rows * columns, self.width),
+      jnp.float32,
+    ).astype(jnp.float32)
 
   def _pool(self, x):
-    match self.pool_type:
-      case "none":
-        return x
-      case "gap":
-        return x.mean(axis=1)
-      case "map":
-        sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
-        return MAPHead(sizes, name="MAPHead_0")(x)
-      case "tok" | "0":
-        return x[:, 0]
-    raise ValueError(
-      f'unknown pool_type "{self.pool_type}", expected one of '
-      f"{', '.join(POOLINGS)}"
-    )
+    registry.lookup(dict.fromkeys(POOLINGS), self.pool_type, "pool_type")
+    if self.pool_type == "gap":
+      return x.mean(axis=1)
+    if self.pool_type == "map":
+      sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
+      return MAPHead(sizes, name="MAPHead_0")(x)
+    return x if self.pool_type == "none" else x[:, 0]
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:

@@ -82,8 +82,7 @@ def _cheaper_training(plan):
 
 
 def _more_devices(plan, memory, usable):
-  data, model = plan.mesh.shape["data"], plan.mesh.shape["model"]
-  devices = data * model
+  devices = plan.mesh.size
   if memory.temporaries < usable:
     least = memory.arguments * devices / (usable - memory.temporaries)
     count = devices

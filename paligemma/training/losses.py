@@ -91,10 +91,8 @@ def mean_next_token(
   _check(features, targets, mask_loss, label_smoothing)
   mask = mask_loss.astype(jnp.float32)
   weights = weights / jnp.maximum(mask.sum(axis=1), 1)
-  weights = mask * weights[:, None]
-  return _weighted_loss(
-    compute_logits, label_smoothing, head, features, targets, weights
-  )
+  tokens = features, targets, mask * weights[:, None]
+  return _weighted_loss(compute_logits, label_smoothing, head, tokens)
 
 
 def supervised_sums(
@@ -116,30 +114,24 @@ def supervised_sums(
     losses = _token_losses(compute_logits(head, features), targets, 0.0)
     return total + (losses * mask).sum(axis=1), None
 
-  zero = jnp.zeros(mask.shape[0])
-  total, _ = _each_few(compute_logits, head, features, targets, mask, add, zero)
+  tokens, zeros = (features, targets, mask), jnp.zeros(mask.shape[0])
+  total, _ = _each_few(compute_logits, head, tokens, add, zeros)
   return total, mask.sum(axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted_loss(compute_logits, smoothing, head, features, targets, weights):
+def _weighted_loss(compute_logits, smoothing, head, tokens):
   def add(total, features, targets, weights):
     losses = _token_losses(compute_logits(head, features), targets, smoothing)
     return total + (losses * weights).sum(), None
 
-  total, _ = _each_few(
-    compute_logits, head, features, targets, weights, add, jnp.zeros(())
-  )
+  total, _ = _each_few(compute_logits, head, tokens, add, jnp.zeros(()))
   return total
 
 
-def _weighted_loss_fwd(
-  compute_logits, smoothing, head, features, targets, weights
-):
+def _weighted_loss_fwd(compute_logits, smoothing, head, tokens):
   head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
-  head, features, targets, weights = jax.tree.map(
-    lambda x: x.value, (head, features, targets, weights)
-  )
+  head, tokens = jax.tree.map(lambda x: x.value, (head, tokens))
 
   def add(carry, features, targets, weights):
     total, by_head = carry
@@ -156,9 +148,8 @@ def _weighted_loss_fwd(
     return (total + (losses * weights).sum(), by_head), by_features
 
   by_head = jax.tree.map(jnp.zeros_like, head) if head_trains else None
-  zeros = jnp.zeros(()), by_head
   (total, by_head), by_features = _each_few(
-    compute_logits, head, features, targets, weights, add, zeros
+    compute_logits, head, tokens, add, (jnp.zeros(()), by_head)
   )
   return total, (by_head, by_features)
 
@@ -170,7 +161,7 @@ def _weighted_loss_bwd(compute_logits, smoothing, grads, by_total):
   by_head, by_features = jax.tree.map(
     lambda g: (g * by_total).astype(g.dtype), grads
   )
-  return by_head, by_features, None, None
+  return by_head, (by_features, None, None)
 
 
 _weighted_loss.defvjp(
@@ -178,20 +169,22 @@ _weighted_loss.defvjp(
 )
 
 
-def _each_few(compute_logits, head, features, targets, weights, add, carry):
+def _each_few(compute_logits, head, tokens, add, carry):
   """Scans `add` over the tokens with a weight, a few of each example at a time.
 
   They are sorted to the front of every example, so the example with the most
   of them determines the number of rounds.
 
   Args:
-    add: Function of (carry, features, targets, weights) of C tokens of every
-      example that returns a new carry and float[B, C, D] or None.
+    tokens: (features, targets, weights).
+    add: Function of a carry and (features, targets, weights) of C tokens of
+      every example that returns a new carry and float[B, C, D] or None.
 
   Returns:
     The last carry, and what `add` returned for each of the T tokens (0 for
     tokens without weight), or None.
   """
+  features, targets, weights = tokens
   batch, length = targets.shape
   one = jax.ShapeDtypeStruct((batch, 1, features.shape[-1]), features.dtype)
   vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
@@ -205,7 +198,7 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
     x = jnp.take_along_axis(x, order[:, :, None] if x.ndim == 3 else order, 1)
     return jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
 
-  tokens = [sort(x) for x in (features, targets, weights)]
+  tokens = [sort(x) for x in tokens]
 
   def few(i):
     take = jax.lax.dynamic_slice_in_dim

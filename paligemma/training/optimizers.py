@@ -11,10 +11,9 @@ is optax.adamw(1e-5, weight_decay=0.1).
 
 Everything works on flat dicts of trainable leaves, "llm/final_norm/scale" -> x.
 Gradients are accumulated in the train step, by optax.microbatching: clipping
-and schedules then see whole steps, and unlike with optax.MultiSteps the state
-and its checkpoints hold no accumulator. `make` is no optax.chain or
-optax.partition, whose states are nested tuples: checkpoints of runs hold State,
-by name.
+and schedules then see whole steps, and unlike with optax.MultiSteps no
+accumulator is in a checkpoint. Checkpoints hold State by name, which the nested
+tuples of optax.chain or optax.partition would not allow.
 """
 
 import inspect
@@ -100,9 +99,9 @@ def make_schedule(
       rsqrt       d_t = p / sqrt(1 + (max(t - w, 0) + shift) / timescale)
       stair       d_t = p * mults[i] from t = steps[i] on, before the first p
 
-  So s_0 is 0 if there is a warm-up, and s_n is 0 for cosine, for linear to the
-  end 0 and with a cool-down; the last step taken is t = n - 1, which is still
-  above 0. Beyond n the value stays that of n.
+  So s_0 is 0 with a warm-up, and s_n is 0 for cosine, for linear to the end 0
+  and with a cool-down; the last step, t = n - 1, is above 0. Beyond n the value
+  stays that of n.
 
   Args:
     total_steps: Of the whole training.
@@ -221,9 +220,9 @@ def adafactor(
     beta2_cap: ... but at most this.
     decay_offset: Number of steps that t lags behind.
     min_dim_size_to_factor: Leaves are factored over their two largest axes if
-      both are at least so long. 64 is between the most layers of a scan (46),
-      over which nothing should be averaged, and the smallest head dimension (72
-      in So400m). big_vision's 32 averages over layers of the larger models.
+      both are at least so long. 64 is between the most layers (46), which
+      should not be averaged, and the smallest head dimension (72 in So400m).
+      big_vision's 32 averages over layers of the larger models.
     clipping_threshold: Largest root mean square of a leaf's direction, which is
       scaled down to it; None for no limit.
     momentum_dtype: Of the stored running mean, "bfloat16" in big_vision.

@@ -2,10 +2,9 @@
 
 One tile of logits at a time is in the memory of a core, forward and backward
 (FlashAttention, arXiv:2205.14135, with the loops of arXiv:2307.08691). The mask
-of a tile is computed there from two numbers per token, so that ragged prefixes,
-padding anywhere and a window need no array of T x S either. The kernels that
-come with JAX and with tokamax 0.0.12 need that array, or one mask for all
-examples.
+of a tile is computed from two numbers per token, so that ragged prefixes,
+padding anywhere and a window need no array of T x S, unlike in the kernels of
+JAX and of tokamax 0.0.12.
 
 It has not run on a TPU yet. It was compiled for v4, v5e, v5p and v6e (libtpu
 0.0.51), and interpreted on CPUs it equals the reference, forward and backward,

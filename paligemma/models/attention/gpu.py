@@ -1,14 +1,13 @@
-"""Attention by kernels of tokamax and cuDNN, for NVIDIA GPUs.
+"""Attention by tokamax's kernel, for NVIDIA GPUs.
 
-Both were lowered for CUDA, forward and backward, on a machine without a GPU:
-they accept these arguments and make no array of T x S. They have not been run
-on a GPU, which is why "auto" never chooses them.
+It was lowered for CUDA, forward and backward, on a machine without a GPU: it
+accepts these arguments and makes no array of T x S. It has not been run on a
+GPU, which is why "auto" never chooses it.
 
 Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, H head dim.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -40,7 +39,8 @@ def tokamax(
     mask: Of masks.make_mask, and so T = S; or None.
 
   Raises:
-    ValueError: tokamax is not installed, or cannot do this.
+    ValueError: tokamax is not installed.
+    NotImplementedError: It cannot do this.
   """
   try:
     import tokamax as library
@@ -59,42 +59,12 @@ def tokamax(
       pad_axis(index - start, 1, _TILE)[:, None],
       pad_axis(end - 1 - index, 1, _TILE)[:, None],
     )
-  try:
-    out = library.dot_product_attention(
-      *(pad_axis(x, 1, _TILE) for x in (q, k, v)),
-      mask=pad_axis(valid, 1, _TILE)[:, None, None, :],
-      scale=scale,
-      logits_soft_cap=logits_softcap or None,
-      implementation="mosaic",
-      **limits,
-    )
-    return out[:, : q.shape[1]]
-  except NotImplementedError as error:
-    raise ValueError(
-      f'attention "tokamax" cannot do this: {error}; use "auto"'
-    ) from None
-
-
-def cudnn(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
-  *,
-  scale: float,
-) -> Float[Array, "B T N H"]:
-  """Attends as reference.attend, in bfloat16 or float16 and without a mask.
-
-  cuDNN takes a length for each example, or a bias of T x S, neither of which is
-  the mask of a prefix; and no soft cap.
-
-  Raises:
-    ValueError: cuDNN is missing, or cannot do this.
-  """
-  try:
-    return jax.nn.dot_product_attention(
-      q, k, v, scale=scale, implementation="cudnn"
-    )
-  except (NotImplementedError, RuntimeError) as error:
-    raise ValueError(
-      f'attention "cudnn" cannot do this: {error}; use "auto"'
-    ) from None
+  out = library.dot_product_attention(
+    *(pad_axis(x, 1, _TILE) for x in (q, k, v)),
+    mask=pad_axis(valid, 1, _TILE)[:, None, None, :],
+    scale=scale,
+    logits_soft_cap=logits_softcap or None,
+    implementation="mosaic",
+    **limits,
+  )
+  return out[:, : q.shape[1]]

@@ -28,13 +28,11 @@ class Mask:
       . . x x .    the suffix to the last positions of prefix and suffix alike
       . . . x x
 
-  transformers (5.23) does the same: it joins a sliding, causal mask ("or") with
-  one of blocks. Its cache of a local layer keeps the last window - 1 keys,
-  which are those that the next token attends to by this rule. It counts array
-  positions, we tokens: they agree unless there is padding between tokens.
-  google-deepmind/gemma, whose Gemma 2 is causal throughout, bounds the distance
-  in both directions (|distance| < window): the same for causal text, but it
-  would cut the prefix. big_vision has no window.
+  transformers (5.23) does the same, with a sliding, causal mask "or" one of
+  blocks, but counts array positions where we count tokens: they agree unless
+  there is padding between tokens. google-deepmind/gemma, whose Gemma 2 is
+  causal throughout, bounds the distance in both directions (|distance| <
+  window), which would cut the prefix. big_vision has no window.
 
   Attributes:
     query_block: -1 at padding, which attends to nothing.

@@ -96,7 +96,8 @@ def attend(
       chunked    a chunk of the queries at a time, on any device
       flash      tile by tile within the cores of a TPU
       tokamax    likewise on Hopper and Blackwell GPUs
-      cudnn      likewise on GPUs, without a mask: the image tower
+      cudnn      likewise on GPUs, without a mask: the image tower. cuDNN takes
+                 lengths, or a bias of T x S, but no prefix, and no soft cap
 
   "auto" is the reference while the logits of a device are at most 2**25, on
   CPUs 2**21. Beyond, it is flash on a TPU for float32 and bfloat16, unless
@@ -142,9 +143,16 @@ def attend(
         query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
         mask = Mask(query, key, query, key)
       return flash.attend(q, k, v, mask, window, **settings)
-    if implementation == "tokamax":
-      return gpu_attention.tokamax(q, k, v, mask, window, **settings)
-    return gpu_attention.cudnn(q, k, v, scale=scale)
+    try:
+      if implementation == "tokamax":
+        return gpu_attention.tokamax(q, k, v, mask, window, **settings)
+      return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, implementation="cudnn"
+      )
+    except (NotImplementedError, RuntimeError) as error:
+      raise ValueError(
+        f'attention "{implementation}" cannot do this: {error}; use "auto"'
+      ) from None
 
   return _on_each_device(on_device, (q, k, v, mask), window)
 
