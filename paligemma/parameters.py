@@ -6,7 +6,7 @@ each layer has a parameter of its own, the number of the layer is in the name
 
 Axes: L layers, D width, F hidden units of the MLP, N heads, K key/value heads,
 H head dim, V vocabulary, P positions, C colours, h and w pixels of a patch, M
-features that the head of the image tower reads, E features that it gives; I
+features that the head of the image tower reads, E features that it returns; I
 inputs, O outputs and R rank of an adapter. A number is an axis of so many
 parts: keys and values, gate and up.
 
@@ -32,23 +32,17 @@ POSITION = "position embedding"
 TOKEN = "learned token"
 
 # Both tables, "img/..." and "llm/...": name, axes, kind, axes that its product
-# sums over, adapters beside it (one for each part), which models have it. In
-# the tables of layers, "L" stands in front of the axes.
+# sums over, adapters beside it (one for each part), which models have it. The
+# first axis of layers, "L", is omitted.
 _LLM = (
   ("embedder/input_embedding", "V D", TABLE, "D"),
   ("final_norm/scale", "D", SCALE),
 )
+_QKV = "attn/q attn/k attn/v"
 _LLM_LAYER = (
   ("attn/q_einsum/w", "N D H", MATRIX, "D", "attn/q", "grouped"),
   ("attn/kv_einsum/w", "2 K D H", MATRIX, "D", "attn/k attn/v", "grouped"),
-  (
-    "attn/qkv_einsum/w",
-    "3 N D H",
-    MATRIX,
-    "D",
-    "attn/q attn/k attn/v",
-    "fused",
-  ),
+  ("attn/qkv_einsum/w", "3 N D H", MATRIX, "D", _QKV, "fused"),
   ("attn/attn_vec_einsum/w", "N H D", MATRIX, "N H", "attn/out"),
   ("mlp/gating_einsum", "2 D F", MATRIX, "D", "mlp/gate mlp/up"),
   ("mlp/linear", "F D", MATRIX, "F", "mlp/down"),
@@ -90,30 +84,17 @@ _IMG_LAYER = (
   ("MlpBlock_0/Dense_1/bias", "D", BIAS),
 )
 
-# Where the layers of a tower stand, and what joins a layer's number to that.
+# Prefix of the layers of a tower, and what joins the number of a layer to it.
 LAYERS = {
   "llm": ("llm/layers", "/"),
   "img": ("img/Transformer/encoderblock", "_"),
 }
 
-# Size of a tower -> its letter. All else that a tower is, shapes cannot tell.
+# Size of a tower -> its letter. Shapes show no other field of a tower.
+_SIZES = {"width": "D", "depth": "L", "mlp_dim": "F", "num_heads": "N"}
 SIZES = {
-  "img": {
-    "width": "D",
-    "depth": "L",
-    "mlp_dim": "F",
-    "num_heads": "N",
-    "patch_size": "h",
-  },
-  "llm": {
-    "width": "D",
-    "depth": "L",
-    "mlp_dim": "F",
-    "num_heads": "N",
-    "num_kv_heads": "K",
-    "head_dim": "H",
-    "vocab_size": "V",
-  },
+  "img": _SIZES | {"patch_size": "h"},
+  "llm": _SIZES | {"num_kv_heads": "K", "head_dim": "H", "vocab_size": "V"},
 }
 
 EMBEDDING = "llm/embedder/input_embedding"
@@ -126,13 +107,13 @@ HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
 HEAD = r"img/head/.*"
 POOLING = r"img/MAPHead_0/.*"
 ATTENTION = r"llm/layers/(\d+/)?attn/.*"
-LORA = "lora_"  # what the last but one part of an adapter's name begins with
+LORA = "lora_"  # prefix of the second to last part of an adapter's name
 ADAPTERS = rf"(.*/)?{LORA}\w+/[ab]"
 
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-  """A parameter, or with layers one a layer.
+  """A parameter, or one of every layer.
 
   Attributes:
     name: "llm/layers/attn/kv_einsum/w".
@@ -141,8 +122,8 @@ class Parameter:
     summed: The axes over which its product sums, ("D",); none: it is added.
     targets: The adapters beside it, one of each part: ("llm/attn/k",
       "llm/attn/v").
-    when: Which models have it. "": all with its tower. "grouped", "fused": as
-      there are fewer key/value heads than heads, or as many. "post_norms":
+    when: Which models have it. "": all with its tower. "grouped", "fused":
+      those with fewer key/value heads than heads, or as many. "post_norms":
       Gemma 2. "lora": with adapters. "map", "tok", "rep_size": image towers
       with such a pooling or head.
   """
@@ -165,23 +146,23 @@ class Parameter:
 
   @property
   def order(self) -> tuple[int, ...]:
-    """Where in `part_axes` the inputs stand, and then the outputs."""
+    """The indices in `part_axes` of the inputs, then of the outputs."""
     outputs = [x for x in self.part_axes if x not in self.summed]
     return tuple(map(self.part_axes.index, (*self.summed, *outputs)))
 
   @property
   def num_parts(self) -> int | None:
-    """How many parts lie along its first axis behind L; None: it is one."""
+    """The size of its axis of parts, the first behind L; None without one."""
     number = self.axes[self.axes[0] == "L"]
     return int(number) if number.isdigit() else None
 
   @property
   def summed_axes(self) -> tuple[int, ...]:
-    """`summed` as numbers, from the last axis: of both layouts."""
+    """`summed` as indices from the last axis, so for both layouts."""
     return tuple(map(self.axis, self.summed))
 
   def axis(self, letter: str) -> int:
-    """The number of an axis, from the last: of both layouts."""
+    """Returns the index of an axis from the last, so for both layouts."""
     return self.axes.index(letter) - len(self.axes)
 
 
@@ -206,13 +187,12 @@ def _rows() -> Iterator[Parameter]:
   # A block with one norm and without adapters.
   for name, axes, kind, *rest in _IMG_LAYER:
     if not name.startswith("LayerNorm_1"):
-      yield _row(
-        "img", f"img/MAPHead_0/{name}", axes, kind, *rest[:1], when="map"
-      )
+      name = f"img/MAPHead_0/{name}"
+      yield _row("img", name, axes, kind, *rest[:1], when="map")
 
 
 def adapter(name: str, target: str) -> str:
-  """Path of the adapter beside a matrix: in its module, in front of /a, /b."""
+  """Returns the path of the adapter beside a matrix, without /a or /b."""
   module = re.sub(r"(/\w+_einsum)?/\w+$", "", name)
   return f"{module}/{LORA}{target.rpartition('/')[2]}"
 
@@ -237,30 +217,30 @@ ROWS |= {row.name: row for row in _adapter_rows()}
 
 
 def _last(*kinds: str) -> dict[str, None]:
-  """The last names of parameters of some kinds."""
+  """Returns the last names of parameters of some kinds, in order."""
   rows = (row for row in ROWS.values() if row.kind in kinds)
   return dict.fromkeys(row.name.rpartition("/")[2] for row in rows)
 
 
-# Last names of what is added or scaled by, and of nothing else.
+# Last names of biases and scales, and of nothing else.
 VECTORS = frozenset(_last(BIAS, SCALE))
-# Matches the names of what decays: factors of products but adapters.
+# Matches the names of parameters with weight decay: matrices but adapters.
 DECAYED = rf".*/({'|'.join(_last(MATRIX, TABLE, PATCHES, DENSE))})"
 
 
 @functools.lru_cache(maxsize=2**14)
 def find(name: str) -> Parameter | None:
-  """The row of a parameter, in either layout; None: there is no such one."""
+  """Returns the row of a parameter, in either layout; None for other names."""
   for stem, joint in LAYERS.values():
     name = re.sub(rf"^{stem}{joint}\d+/", f"{stem}/", name)
   return ROWS.get(name)
 
 
 def stays_float32(name: str) -> bool:
-  """Whether a parameter is in float32 where matrices are in half precision.
+  """Returns whether a parameter stays float32 among half-precision matrices.
 
   In bfloat16 the patch and position embeddings alone shift image tokens by up
-  to 0.4; norms, biases and adapters are too small for it to save anything.
+  to 0.4; norms, biases and adapters are too small to save memory.
   """
   row = find(name)
   if row is None:  # of a module alone, or the scale of a quantized matrix
@@ -269,11 +249,9 @@ def stays_float32(name: str) -> bool:
 
 
 def has(tower: str, *, when: Iterable[str] = ()) -> dict[str, Parameter]:
-  """Name -> row of what a tower has.
+  """Returns the parameters of tower "img" or "llm", by name.
 
-  Args:
-    tower: "img" or "llm".
-    when: Of Parameter.when, what it is.
+  `when` has the values of Parameter.when that apply.
   """
   return {
     row.name: row
@@ -282,7 +260,7 @@ def has(tower: str, *, when: Iterable[str] = ()) -> dict[str, Parameter]:
   }
 
 
-# What a decoder is that array shapes cannot tell.
+# Fields of a decoder that array shapes do not show.
 STATED = tuple(
   field
   for field in variants.Gemma.__dataclass_fields__

@@ -33,9 +33,9 @@ class Gemma:
   Queries are divided by the square root of `query_scale`: "head_dim",
   "width_per_head" (width / num_heads), or a number (transformers'
   query_pre_attn_scalar). A soft cap c maps logits z to c * tanh(z / c); None is
-  no cap. `sliding_window` is the number of positions, its own included, that a
-  position attends back to in even layers (0, 2, ...); None is no limit. A
-  prefix attends to all of itself whatever the window.
+  no cap. In even layers (0, 2, ...) a position attends to the last
+  `sliding_window` positions, its own included; None is no limit. A prefix
+  attends to all of itself whatever the window.
   """
 
   width: int
@@ -104,15 +104,13 @@ GEMMA = {
 
 
 def nearest(sizes: Mapping[str, Any]) -> str:
-  """Key in GEMMA of the decoder of some sizes, whatever its vocabulary.
+  """Returns the key in GEMMA of some fields of Gemma, whatever its vocabulary.
 
-  Args:
-    sizes: Fields of Gemma, post_norms among them. With a decoder of unknown
-      sizes that counts: Gemma 2 has post norms.
+  A decoder of unknown sizes counts as Gemma 2 if it has post norms.
   """
-  tells = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
+  names = ("width", "depth", "mlp_dim", "num_heads", "num_kv_heads", "head_dim")
   for name, variant in GEMMA.items():
-    if all(getattr(variant, x) == sizes[x] for x in (*tells, "post_norms")):
+    if all(getattr(variant, x) == sizes[x] for x in (*names, "post_norms")):
       return name
   return "gemma2_2b" if sizes["post_norms"] else "gemma_2b"
 

@@ -2,7 +2,8 @@
 
 Gains are those of an answer of nine tokens by a decoder of 157 million
 parameters in bfloat16 with PaliGemma's vocabulary, on two cores with AVX-512.
-`tests/models/test_cpu.py` fails when XLA needs one of them no longer.
+They were measured while other programs ran on the machine, so they are rough.
+`tests/models/test_cpu.py` fails when XLA no longer needs one of them.
 """
 
 import contextvars
@@ -18,8 +19,7 @@ from jaxtyping import Array, Float, Int, Num
 # Up to so many rows, `matvec` is faster than a product.
 _MOST_ROWS = {"bfloat16": 4, "int8": 16}
 
-# Sums in any order, and nothing else: no assumption on nan and inf, exact
-# division.
+# Sums in any order, but nan and inf are respected, and divisions exact.
 _FAST_MATH = {
   "xla_cpu_enable_fast_math": True,
   "xla_cpu_fast_math_honor_nans": True,
@@ -34,14 +34,10 @@ _is_fast_math = contextvars.ContextVar("is_fast_math", default=False)
 def fast_math_jit(function: Callable, **options: Any) -> Callable:
   """jax.jit, whose program for CPUs may take sums in another order.
 
-  LLVM adds a row of numbers one by one unless it may reorder them; then it adds
-  16 at a time. `matvec` alone needs that (gain: 3.07 times for two rows), as
-  XLA's own products and sums are fast either way. Within another jax.jit, which
-  says itself how it is compiled, it is jax.jit and no more.
-
-  Args:
-    function: what to compile.
-    **options: of jax.jit.
+  LLVM adds numbers one by one unless it may reorder them; then it adds 16 at a
+  time. Only `matvec` needs that (gain: 3.07 times for two rows), as XLA's own
+  products and sums are fast either way. Within another jax.jit, whose options
+  count, it is jax.jit.
 
   Returns:
     The compiled function; its `num_compiled()` says how often it was compiled.
@@ -72,7 +68,7 @@ def fast_math_jit(function: Callable, **options: Any) -> Callable:
 def is_matvec_faster(
   x: Float[Array, "X D"], table: Num[Array, "V D"] | None
 ) -> bool:
-  """Whether `matvec` beats a product: for few rows in `fast_math_jit`."""
+  """Returns whether `matvec` is faster: for few rows in `fast_math_jit`."""
   if table is None or not _is_fast_math.get():
     return False
   return 2 <= len(x) <= _MOST_ROWS.get(table.dtype.name, 0)
@@ -81,20 +77,14 @@ def is_matvec_faster(
 def matvec(
   x: Float[Array, "X D"], table: Num[Array, "V D"]
 ) -> Float[Array, "X V"]:
-  """x times the transpose of a table, which is read once and not converted.
+  """Returns x times the transpose of a bfloat16 or int8 table, in float32.
 
-  XLA's own product packs a bfloat16 table anew every time, and converts one in
-  int8: 4 rows and 257152 x 512 numbers take 21 and 107 ms, here 15 and 25, and
-  120 ms where sums may not be reordered. Gain: 1.28 times for two rows.
-
-  Args:
-    x: a few rows.
-    table: bfloat16 or int8.
-
-  Returns:
-    float32 array.
+  The table is read once. XLA's own product packs a bfloat16 table anew every
+  time, and converts one in int8: 4 rows and 257152 x 512 numbers take 21 and
+  107 ms, here 15 and 25, and 120 ms where sums may not be reordered. Gain: 1.28
+  times for two rows.
   """
-  # Without a barrier, a loop over tokens would keep the table in float32.
+  # Without a barrier, a loop over tokens would store the table in float32.
   x, table = jax.lax.optimization_barrier((x, table))
   x, table = x.astype(jnp.float32), _as_float32(table)
   sums = jax.lax.reduce(
@@ -107,7 +97,7 @@ def matvec(
 
 
 def _as_float32(table):
-  """Converts by bits what XLA would hand to a library, and convert apart."""
+  """Converts bits, as XLA would call a library for bfloat16."""
   if table.dtype != jnp.bfloat16:
     return table.astype(jnp.float32)
   bits = jax.lax.bitcast_convert_type(table, jnp.uint16).astype(jnp.uint32)
@@ -122,18 +112,17 @@ def product_of_one_row(
   axis: int,
   axis_of_product: int,
 ) -> Array:
-  """A product of x, which has one row, and y: of the row taken twice.
+  """Returns a product of x and y in bfloat16, on CPUs with x taken twice.
 
-  XLA converts all of y to float32 for one row, or keeps a copy of it so in
-  front of a loop over tokens. Gain: 2.36 times. On other platforms it is the
-  product.
+  For one row XLA converts all of y to float32, or stores a float32 copy of it
+  before a loop over tokens. Gain: 2.36 times.
 
   Args:
-    product: of x and y.
-    x: bfloat16, of size 1 on `axis`.
-    y: bfloat16, a matrix of weights.
-    axis: of x.
-    axis_of_product: the same axis in the product.
+    product: Of x and y.
+    x: Of size 1 on `axis`.
+    y: A weight matrix.
+    axis: Of x.
+    axis_of_product: The same axis in the product.
   """
 
   def twice(x, y):
@@ -149,15 +138,7 @@ def psum_scatter(x: Array, axis_name: str, axis: int) -> Array:
   The reduce-scatter of Gloo overwrites what it is still sending
   (github.com/jax-ml/jax/issues/40830): the end of a gradient was wrong on
   process 0 in 33 of 120 steps of the tiny model. There is no gain in speed, and
-  no test can wait for it to be mended, as the fault is a race.
-
-  Args:
-    x: of each device, within jax.shard_map.
-    axis_name: of the mesh, over which to sum.
-    axis: of x, which the devices share afterwards; divisible by their number.
-
-  Returns:
-    The sum, of which each device has its part of the axis.
+  no test can tell when it is fixed, as it is a race.
   """
   if jax.default_backend() != "cpu" or jax.process_count() == 1:
     return jax.lax.psum_scatter(
@@ -174,19 +155,12 @@ def psum_scatter(x: Array, axis_name: str, axis: int) -> Array:
 def gather(
   array: Float[Array, "N ..."], index: Int[Array, "..."]
 ) -> Float[Array, "..."]:
-  """jnp.take(array, index, axis=0), on the bits of its elements.
+  """Returns jnp.take(array, index, axis=0), on the bits of its elements.
 
   XLA has no bfloat16 gather or slice: it converts the whole array to float32
-  first, and in front of a loop over tokens at that. Gain: 1.79 times.
-
-  Args:
-    array: of any float dtype.
-    index: in [0, N).
-
-  Returns:
-    float[*index.shape, ...], rows of the array in its dtype.
+  first, if in a loop over tokens then before it. Gain: 1.79 times.
   """
-  # Without it, a loop over tokens would keep a copy of the bits before itself.
+  # Without a barrier, a loop over tokens would store a copy of the bits.
   array, index = jax.lax.optimization_barrier((array, index))
   bits = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
   array, dtype = jax.lax.bitcast_convert_type(array, bits), array.dtype

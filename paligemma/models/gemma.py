@@ -26,7 +26,7 @@ from paligemma.models.attention import reference as attention
 from paligemma.models.linear import adapt, matrix, product
 from paligemma.models.stack import Call, Stack
 
-# Hidden values of the MLP that one device holds at once, 128 MiB in bfloat16.
+# Hidden values of the MLP that one device holds at once: 128 MiB in bfloat16.
 _HIDDEN_AT_ONCE = 2**26
 
 _EVERYWHERE = np.iinfo(np.int32).max
@@ -39,16 +39,15 @@ def _fan_in(in_axis, out_axis):
 
 
 class Einsum(nn.Module):
-  """A weight "w" and the einsum that applies it: a float32 result."""
+  """A weight "w" and the einsum that applies it, with a float32 result."""
 
   shape: tuple[int, ...]
-  init: nn.initializers.Initializer
-  dtype: str = "float32"
+  kernel_init: nn.initializers.Initializer
+  dtype: str
 
   @nn.compact
   def __call__(self, equation: str, x: Float[Array, "..."]) -> Array:
-    """Returns the product of x and the weight."""
-    w = matrix(self, "w", self.init, self.shape, self.dtype)
+    w = matrix(self, "w", self.kernel_init, self.shape, self.dtype)
     return product(equation, x.astype(self.dtype), w)
 
 
@@ -63,7 +62,6 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    """Returns x with a root mean square of one, times the gain."""
     scale = self.param(
       "scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
     )
@@ -78,22 +76,17 @@ class Embedder(nn.Module):
 
   vocab_size: int
   width: int
-  dtype: str = "float32"
+  dtype: str
 
   def setup(self) -> None:
     init = nn.initializers.variance_scaling(
       1.0, "fan_in", "normal", in_axis=1, out_axis=0
     )
     shape = self.vocab_size, self.width
-    if self.has_variable("params", "input_embedding"):
-      self.input_embedding = self.get_variable("params", "input_embedding")
-    else:
-      self.input_embedding = self.param(
-        "input_embedding", init, shape, jnp.float32
-      )
+    self.input_embedding = matrix(self, "input_embedding", init, shape)
 
   def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """int[B, T] -> float32[B, T, D], scaled by the square root of D.
+    """Returns the embeddings of tokens, times the square root of D.
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
@@ -103,12 +96,12 @@ class Embedder(nn.Module):
     return rows.astype(jnp.float32) * np.float32(np.sqrt(self.width))
 
   def decode(self, x: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
-    """Returns the product with every row of the table, in float32."""
+    """Returns the product with every embedding of the table, in float32."""
     batch, length, width = x.shape
     table = self.input_embedding
     is_quantized = quantization.is_quantized(table)
     table = table if is_quantized else table.astype(self.dtype)
-    # Of two axes: with three, XLA on CPUs transposes the table in every step.
+    # With three axes, XLA on CPUs transposes the table in every step.
     x = x.reshape(batch * length, width).astype(self.dtype)
     values = table.get("int8") if is_quantized else table
     if cpu.is_matvec_faster(x, values):
@@ -122,17 +115,13 @@ class Embedder(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """What a block is built of: see Model, whose fields these are.
-
-  Attributes:
-    query_scale: what the queries are multiplied by.
-  """
+  """The fields of Model that its blocks need."""
 
   num_heads: int
   num_kv_heads: int
   head_dim: int
   mlp_dim: int
-  query_scale: float
+  query_scale: float  # what the queries are multiplied by
   norm_eps: float
   post_norms: bool
   attn_logits_softcap: float | None
@@ -151,7 +140,6 @@ class Attention(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], call: Call
   ) -> Float[Array, "B T D"]:
-    """Mixes the positions of x as `call` says, in the compute dtype."""
     config, width = self.config, x.shape[-1]
     q, k, v = self._project(x, call.train)
     q = attention.apply_rope(q, call.mask.query_position)
@@ -173,11 +161,9 @@ class Attention(nn.Module):
       window=call.window,
       implementation=config.attention,
     )
-    out = self._einsum(
-      "attn_vec_einsum",
-      (config.num_heads, config.head_dim, width),
-      _fan_in((0, 1), (2,)),
-    )("BTNH,NHD->BTD", mixed)
+    shape = config.num_heads, config.head_dim, width
+    einsum = self._einsum("attn_vec_einsum", shape, _fan_in((0, 1), (2,)))
+    out = einsum("BTNH,NHD->BTD", mixed)
     out += self._adapt("out", mixed, (width,), call.train)
     return out.astype(config.dtype)
 
@@ -189,25 +175,23 @@ class Attention(nn.Module):
     return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
 
   def _project(self, x, train):
-    q, k, v = self._multiply(x)
-    q += self._adapt("q", x, q.shape[2:], train)
-    k += self._adapt("k", x, k.shape[2:], train)
-    v += self._adapt("v", x, v.shape[2:], train)
-    return [y.astype(self.config.dtype) for y in (q, k, v)]
-
-  def _multiply(self, x):
+    """Returns queries, keys and values."""
     width, head_dim = x.shape[-1], self.config.head_dim
     num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
     fan_in = _fan_in((2,), (0, 1, 3))
     if num_kv_heads == num_heads:
       shape = 3, num_heads, width, head_dim
-      return self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
-    q = self._einsum(
-      "q_einsum", (num_heads, width, head_dim), _fan_in((1,), (0, 2))
-    )("BTD,NDH->BTNH", x)
-    shape = 2, num_kv_heads, width, head_dim
-    k, v = self._einsum("kv_einsum", shape, fan_in)("BTD,2KDH->2BTKH", x)
-    return q, k, v
+      qkv = self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
+    else:
+      shape = num_heads, width, head_dim
+      q = self._einsum("q_einsum", shape, _fan_in((1,), (0, 2)))
+      shape = 2, num_kv_heads, width, head_dim
+      kv = self._einsum("kv_einsum", shape, fan_in)
+      qkv = q("BTD,NDH->BTNH", x), *kv("BTD,2KDH->2BTKH", x)
+    return [
+      (y + self._adapt(target, x, y.shape[2:], train)).astype(self.config.dtype)
+      for target, y in zip("qkv", qkv, strict=True)
+    ]
 
   def _append(self, name, new, cache_index):
     cached = self.get_variable("cache", name)
@@ -219,12 +203,11 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-  """Gated MLP with tanh-approximated GELU: float[B, T, D] -> float32[B, T, D].
+  """Gated MLP with tanh-approximated GELU, with a float32 result.
 
-  The hidden values of released Gemma checkpoints pass the largest float16,
-  65504. In that dtype they are held divided by 64 (exact, but for values below
-  0.004, which move by at most 2e-6) and the output is multiplied back in
-  float32.
+  The hidden values of released Gemma checkpoints exceed the largest float16,
+  65504. In that dtype they are divided by 64 (exact, but for values below
+  0.004, which move by at most 2e-6) and the output is multiplied by it.
   """
 
   config: BlockConfig
@@ -233,16 +216,14 @@ class FeedForward(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], train: bool
   ) -> Float[Array, "B T D"]:
-    """Returns the sum over F in float32."""
     width, mlp_dim, dtype = x.shape[-1], self.config.mlp_dim, self.config.dtype
     gating = matrix(
       self, "gating_einsum", _fan_in((1,), (0, 2)), (2, width, mlp_dim), dtype
     )
-    linear = matrix(
-      self, "linear", _fan_in((0,), (1,)), (mlp_dim, width), dtype
-    )
+    shape = mlp_dim, width
+    linear = matrix(self, "linear", _fan_in((0,), (1,)), shape, dtype)
     x = x.astype(dtype)
-    # In float16 they would overflow; bfloat16 takes half the memory.
+    # float16 would overflow; bfloat16 takes half the memory of float32.
     kept = "float32" if dtype == "float16" else dtype
 
     def project(i, target):
@@ -256,7 +237,7 @@ class FeedForward(nn.Module):
       gate, up = gate.astype(jnp.float32), up.astype(jnp.float32)
       return (nn.gelu(gate) * (up / headroom)).astype(dtype)
 
-    # The backward pass keeps gate and up, not the steps between.
+    # The backward pass stores gate and up, and recomputes the rest.
     hidden = jax.checkpoint(combine, prevent_cse=False)(gate, up)
     out = product("BTF,FD->BTD", hidden, linear)
     return (out + self._adapt("down", hidden, (width,), train)) * headroom
@@ -269,8 +250,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
   """One decoder layer; the residual stream stays float32.
 
-  As in big_vision, dropout comes behind the post norm of the attention, and in
-  front of that of the MLP.
+  As in big_vision, dropout follows the post norm of the attention, but precedes
+  that of the MLP.
   """
 
   config: BlockConfig
@@ -279,7 +260,6 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], call: Call
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-    """Returns the new residual stream, and no intermediates."""
     config = self.config
     drop = nn.Dropout(config.dropout, deterministic=not call.train)
 
@@ -300,18 +280,16 @@ class Model(nn.Module):
   """A decoder of embedded tokens.
 
   Attributes:
-    width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
-    norm_eps, query_scale, post_norms, attn_logits_softcap,
-    final_logits_softcap, sliding_window: see variants.Gemma. How window and
-    prefix meet: masks.Mask.
-    dropout: float, rate on the output of each attention and MLP.
-    scan: bool, layers stacked on a leading axis ("layers/...") and run by
+    width, ..., sliding_window: See variants.Gemma, and masks.Mask on how window
+      and prefix combine.
+    dropout: Rate on the output of each attention and MLP.
+    scan: Whether layers are stacked on a leading axis ("layers/...") and run by
       lax.scan, or separate ("layers/0/...").
-    remat_policy: see stack.Stack.
-    dtype: compute dtype of matrix products and cache: "float32", "bfloat16" or
+    remat_policy: See stack.Stack.
+    dtype: Compute dtype of matrix products and cache: "float32", "bfloat16" or
       "float16". Norms, RoPE, softmax, logits and residual sums are float32.
-    attention: how, see attention.attend; "auto" or the name of one.
-    lora: Lora, the adapters beside the matrices, or None.
+    attention: An implementation, see attention.reference.attend.
+    lora: The adapters beside the matrices.
   """
 
   width: int
@@ -337,10 +315,8 @@ class Model(nn.Module):
   def setup(self) -> None:
     self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
     self.final_norm = RMSNorm(self.norm_eps)
-    fields = {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(BlockConfig)
-    }
+    names = [field.name for field in dataclasses.fields(BlockConfig)]
+    fields = {name: getattr(self, name) for name in names}
     config = BlockConfig(**fields | {"query_scale": self._find_query_scale()})
     self.layers = Stack(
       Block(config, parent=None),
@@ -354,7 +330,6 @@ class Model(nn.Module):
     )
 
   def _find_query_scale(self):
-    """What the queries are multiplied by."""
     divisors = {
       "head_dim": self.head_dim,
       "width_per_head": self.width / self.num_heads,
@@ -370,16 +345,16 @@ class Model(nn.Module):
     return divisor**-0.5
 
   def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-    """Token ids int[B, T] -> embeddings float32[B, T, D], times sqrt(D)."""
+    """Returns the embeddings of tokens, times sqrt(D)."""
     return self.embedder.encode(tokens)
 
   def compute_logits(
     self, pre_logits: Float[Array, "B T D"]
   ) -> Float[Array, "B T V"]:
-    """float[B, T, D] -> logits float32[B, T, V], soft-capped.
+    """Returns soft-capped logits in float32.
 
-    Every path comes through here, so that training, prefill and extension
-    agree (big_vision caps in extension only).
+    All of training, prefill and extension use this (big_vision caps in
+    extension only).
     """
     logits = self.embedder.decode(pre_logits)
     return attention.soft_cap(logits, self.final_logits_softcap)
@@ -393,19 +368,18 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
 
-    Args:
-      x: float[B, T, D] embeddings.
-      input_mask: bool[B, T], True at a token, False at padding.
-      mask_ar: int[B, T], see masks.make_mask.
-      train: bool, whether dropout is on.
+    `input_mask` and `mask_ar` are those of masks.make_mask; with `train`,
+    dropout is on.
 
     Returns:
-      Tuple of normed features float32[B, T, D] for `compute_logits`, and a
-      dict: "attn_mask" bool[B, T, T], "encoded" float32[B, T, D] before the
-      final norm, "pre_logits" after it.
+      Normed features for `compute_logits`, and a dict: "attn_mask" bool[B, T,
+      T], "encoded" [B, T, D] before the final norm, "pre_logits" after it.
     """
-    mode = "train" if train else "eval"
-    return self._run_prompt(x, input_mask, mask_ar, mode)
+    mask = masks.make_mask(input_mask, mask_ar)
+    encoded = self._run_layers(x, Call("train" if train else "eval", mask))
+    pre_logits = self.final_norm(encoded)
+    out = {"attn_mask": mask.dense(), "encoded": encoded}
+    return pre_logits, out | {"pre_logits": pre_logits}
 
   def prefill_cache(
     self,
@@ -417,44 +391,43 @@ class Model(nn.Module):
   ) -> Float[Array, "B 1 V"]:
     """Runs a prompt and keeps its keys and values in the "cache" collection.
 
-    The prompt stays where it is, padding in the middle or at the end
-    included: new tokens are appended behind position T for all rows alike,
-    and the mask kept beside the cache hides the gaps. RoPE counts tokens, not
-    cache positions, so a ragged batch equals its rows one by one.
+    The prompt keeps its padding, in the middle or at the end: new tokens are
+    appended behind position T for all examples alike, and the mask stored with
+    the cache hides the gaps. RoPE counts tokens, not cache positions, so a
+    ragged batch equals its examples one by one.
 
     Args:
-      x, input_mask, mask_ar: as in __call__.
-      cache_size: int, T plus the number of tokens to come.
+      x, input_mask, mask_ar: As for __call__.
+      cache_size: T plus the number of tokens to come.
 
     Returns:
-      float32[B, 1, V] logits after the last valid token of each row.
+      Logits after the last valid token of each example.
 
     Raises:
-      ValueError: the prompt does not fit.
+      ValueError: The prompt does not fit.
     """
     length = x.shape[1]
     if cache_size < length:
       raise ValueError(
         f"cache_size {cache_size} is below the prompt length {length}"
       )
-    pre_logits, _ = self._run_prompt(
-      x, input_mask, mask_ar, "prefill", cache_size
-    )
+    mask = masks.make_mask(input_mask, mask_ar)
+    x = self._run_layers(x, Call("prefill", mask, cache_size=cache_size))
     room = [(0, 0), (0, cache_size - length)]
-    positions = masks.make_mask(input_mask, mask_ar).query_position
     self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
-    self.put_variable("cache", "positions", jnp.pad(positions, room))
+    self.put_variable("cache", "positions", jnp.pad(mask.query_position, room))
     self.put_variable("cache", "next_index", jnp.int32(length))
 
     last = length - 1 - jnp.argmax(input_mask[:, ::-1], axis=1)
+    pre_logits = self.final_norm(x)
     last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
     return self.compute_logits(last)
 
   def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
-    """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
+    """Appends one embedded token per example, and returns the logits after it.
 
-    The new token sees every valid token before it and itself. The caller stops
-    at `cache_size`: a token too many would overwrite the last one.
+    The new token attends to every valid token before it and itself. The caller
+    stops at `cache_size`: a token too many would overwrite the last one.
     """
     index = self.get_variable("cache", "next_index")
     input_mask = self.get_variable("cache", "input_mask")
@@ -471,17 +444,6 @@ class Model(nn.Module):
     x = self._run_layers(x, Call("extend", mask, cache_index=index))
     return self.compute_logits(self.final_norm(x))
 
-  def _run_prompt(self, x, input_mask, mask_ar, mode, cache_size=None):
-    mask = masks.make_mask(input_mask, mask_ar)
-    encoded = self._run_layers(x, Call(mode, mask, cache_size=cache_size))
-    pre_logits = self.final_norm(encoded)
-    out = {
-      "attn_mask": mask.dense(),
-      "encoded": encoded,
-      "pre_logits": pre_logits,
-    }
-    return pre_logits, out
-
   def _run_layers(self, x, call):
     if self.sliding_window is not None:
       is_local = jnp.arange(self.depth) % 2 == 0
@@ -492,10 +454,10 @@ class Model(nn.Module):
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
-  """A decoder from a name in variants.GEMMA, fields overridden by keyword.
+  """Returns a decoder of variants.GEMMA, with some fields overridden.
 
   Raises:
-    ValueError: unknown variant or field, with the nearest name.
+    ValueError: Unknown variant or field, with the nearest name.
   """
   sizes = registry.lookup(variants.GEMMA, variant, "decoder")
   for field in overrides:

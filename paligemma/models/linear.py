@@ -1,4 +1,4 @@
-"""Matrices of weights and their products, in full or few bits, with adapters.
+"""Weight matrices and their products: in full or few bits, with adapters.
 
 Products accumulate in float32, forward and backward.
 
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,28 +20,23 @@ from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
 
-# A matrix of weights, or one that is quantized: see quantization.py.
+# A weight matrix, or a quantized one: see quantization.py.
 Matrix = Array | Mapping[str, Array]
 
 
 def einsum_float32(equation: str, x: Array, y: Array) -> Array:
-  """jnp.einsum of two arrays in float32, whatever their dtype.
+  """jnp.einsum of two arrays of one dtype, with a float32 result.
 
   In the backward pass of bfloat16 the gradient of the result is rounded to it
   first, so that all three products are those of bfloat16: JAX itself would
-  convert the other factor, a matrix of weights, to float32. The small
-  gradients of float16 (5.96e-8 is its smallest number) stay float32.
+  convert the other factor, a weight matrix, to float32. The small gradients of
+  float16 (5.96e-8 is its smallest number) stay float32.
 
   On CPUs, too, a bfloat16 product is twice as fast if its output is float32
   (jax 0.10.2, AVX-512): ask for it and round.
 
   Args:
-    equation: str, of two factors; a letter that stands in one alone also
-      stands in the result.
-    x, y: float arrays of one dtype.
-
-  Returns:
-    float32 array.
+    equation: Of two factors; an axis of only one of them is in the result, too.
   """
   if x.dtype == jnp.bfloat16:
     return _einsum_bfloat16(equation, x, y)
@@ -83,41 +79,25 @@ def matrix(
   name: str,
   init: nn.initializers.Initializer,
   shape: tuple[int, ...],
-  dtype: str,
+  dtype: str | None = None,
 ) -> Matrix:
-  """A parameter of a module in its compute dtype, or quantized.
+  """Returns a parameter of a module in its compute dtype, or quantized.
 
-  Args:
-    module: the module that owns it.
-    name: of the parameter.
-    init: initializer.
-    shape: tuple of int.
-    dtype: compute dtype.
-
-  Returns:
-    float[shape] in `dtype`, or as it is, see quantization.py.
+  Without a dtype it is returned as it is stored.
   """
-  if module.has_variable("params", name):
-    found = module.get_variable("params", name)
-    if quantization.is_quantized(found):
-      return found
-  return module.param(name, init, shape, jnp.float32).astype(dtype)
+  found = module.get_variable("params", name)
+  if quantization.is_quantized(found):
+    return found
+  found = module.param(name, init, shape, jnp.float32)
+  return found if dtype is None else found.astype(dtype)
 
 
 def product(equation: str, x: Array, weight: Matrix) -> Array:
-  """einsum_float32 of float x and a weight that may be quantized.
+  """einsum_float32 of x in the compute dtype and what `matrix` returns.
 
   With a scale per output the product is that of the integers, scaled after it,
-  so that a backend may read them as they lie in memory. 4 bits have scales
-  within a sum and become floats first.
-
-  Args:
-    equation: str of two factors, the weight second.
-    x: float array in the compute dtype.
-    weight: what `matrix` returns.
-
-  Returns:
-    float32 array.
+  so that a backend may read them as they are stored. 4 bits have scales within
+  a sum and become floats first.
   """
   if not quantization.is_quantized(weight):
     return einsum_float32(equation, x, weight)
@@ -128,20 +108,16 @@ def product(equation: str, x: Array, weight: Matrix) -> Array:
 
 
 def _as_output(equation, scale):
-  """Lays the scales of a weight along the axes of what it gives."""
-  inputs, result = equation.split("->")
-  axes = inputs.split(",")[1]
-  kept = [axis for axis in result if axis in axes]
-  summed = [i for i, axis in enumerate(axes) if axis not in result]
-  scale = jnp.squeeze(scale, summed)
-  left = [axis for axis in axes if axis in result]
-  scale = scale.transpose([left.index(axis) for axis in kept])
-  sizes = iter(scale.shape)
-  return scale.reshape([next(sizes) if a in axes else 1 for a in result])
+  """Transposes and reshapes the scales of a weight to fit its product."""
+  factors, result = equation.split("->")
+  weight = factors.split(",")[1]
+  left = [f"x{axis}" if axis in result else "1" for axis in weight]
+  right = [f"x{axis}" if axis in weight else "1" for axis in result]
+  return einops.rearrange(scale, f"{' '.join(left)} -> {' '.join(right)}")
 
 
 class Adapter(nn.Module):
-  """scale * (x A) B: float[B, T, I] -> float32[B, T, O]; 0 at the start."""
+  """scale * (x A) B, in float32; 0 at the start of the training."""
 
   lora: lora_lib.Lora
   outputs: int
@@ -151,7 +127,6 @@ class Adapter(nn.Module):
   def __call__(
     self, x: Float[Array, "B T I"], train: bool
   ) -> Float[Array, "B T O"]:
-    """Returns what the adapter adds, in float32."""
     rank, dtype = self.lora.rank, self.dtype
     a = self.param("a", _like_peft, (x.shape[-1], rank), jnp.float32)
     b = self.param("b", nn.initializers.zeros, (rank, self.outputs))
@@ -174,18 +149,17 @@ def adapt(
   dtype: str,
   train: bool,
 ) -> Float[Array, "B T ..."] | float:
-  """What the adapter of a target adds; called within a compact module.
+  """Returns what the adapter of a target adds to a product, in float32.
+
+  Called within a compact module. 0.0 if there is no such adapter.
 
   Args:
-    lora: Lora, or None.
-    target: one of parameters.TARGETS.
-    x: float[B, T, ...], whose axes behind T are summed over.
-    shape: of the output behind B and T.
-    dtype: compute dtype.
-    train: bool, whether dropout is on.
-
-  Returns:
-    float32[B, T, *shape], or 0.0 without an adapter.
+    lora: None for no adapters.
+    target: One of parameters.TARGETS.
+    x: Summed over all its axes behind T.
+    shape: Of the output behind B and T.
+    dtype: Compute dtype.
+    train: Whether dropout is on.
   """
   if lora is None or not lora.adapts(target):
     return 0.0
@@ -199,11 +173,11 @@ class Linear(nn.Module):
   """x W + b over the last axes, with the names and values of Flax's Dense.
 
   Attributes:
-    shape: tuple of int, the axes of the output.
-    dtype: compute dtype, also of the output.
-    kernel_init, bias_init: initializers of W as a matrix, and of b.
-    axes: int, how many of the last axes of x are summed over.
-    lora, target: adapters of the tower, and which of them this has.
+    shape: The axes of the output.
+    dtype: Compute dtype, also of the output.
+    kernel_init, bias_init: Of W as a matrix, and of b.
+    axes: How many of the last axes of x are summed over.
+    lora, target: Adapters of the tower, and which of them this has.
   """
 
   shape: tuple[int, ...]
@@ -218,7 +192,7 @@ class Linear(nn.Module):
   def __call__(
     self, x: Float[Array, "..."], train: bool = False
   ) -> Float[Array, "..."]:
-    """float[B, T, *I] -> [B, T, *O]; without T as well."""
+    """Maps [B, T, *I] to [B, T, *O], or [B, *I] to [B, *O]."""
     inputs = x.shape[-self.axes :]
     x = x.astype(self.dtype)
 

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import registry, tree
 
@@ -29,40 +30,43 @@ SIDE = 64  # pixels of a mask
 GRID = 4  # codes along a side of it
 
 Params = dict[str, jax.Array]
+Masks = Bool[Array, "B 64 64"] | Float[Array, "B 64 64"]
 
 CODEBOOK = "_vq_vae._embedding"
-# Moving averages of the codebook, from which its training would go on.
+# Moving averages of the codebook, needed only to continue its training.
 _IGNORED = ("_vq_vae._ema_cluster_size", "_vq_vae._ema_w")
 
 _DOWN = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
 _UP = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
-_BLOCK = {".net.0": 3, ".net.2": 3, ".net.4": 1}
-# Layer -> side of its kernel, in the order in which the data passes.
-_ENCODER = {
+
+
+def _block_layers(block):
+  return {f"{block}.net.0": 3, f"{block}.net.2": 3, f"{block}.net.4": 1}
+
+
+# Layer -> side of its kernel, in the order of the computation.
+_LAYERS = {
   **dict.fromkeys(_DOWN, 4),
-  **{f"encoder.8{layer}": side for layer, side in _BLOCK.items()},
-  **{f"encoder.9{layer}": side for layer, side in _BLOCK.items()},
+  **_block_layers("encoder.8"),
+  **_block_layers("encoder.9"),
   "encoder.10": 1,
-}
-_DECODER = {
   "decoder.0": 1,
-  **{f"decoder.2{layer}": side for layer, side in _BLOCK.items()},
-  **{f"decoder.3{layer}": side for layer, side in _BLOCK.items()},
+  **_block_layers("decoder.2"),
+  **_block_layers("decoder.3"),
   **dict.fromkeys(_UP, 4),
   "decoder.12": 1,
 }
-_LAYERS = _ENCODER | _DECODER
 
 
 def from_arrays(
   flat: Mapping[str, np.ndarray], where: str = "mask codec"
 ) -> Params:
-  """Makes parameters of the arrays of vae-oid.npz, all of which must be there.
+  """Returns parameters of the arrays of vae-oid.npz, all of which are needed.
 
   Args:
     flat: Name -> array of any float dtype in the layout of PyTorch, as
-      checkpoints.npz.load reads them. The widths are those of the arrays; in
-      the published file 16 to 128 channels, and 128 codes of 512.
+      checkpoints.npz.load reads them. Widths may differ from the published
+      file, which has 16 to 128 channels and 128 codes of 512.
     where: What the message of an error begins with, such as the path.
 
   Returns:
@@ -97,8 +101,8 @@ def to_arrays(params: Params) -> dict[str, np.ndarray]:
 
 def _problems(flat):
   """Lists what is wrong: with the names, else with shapes and dtypes."""
-  expected = {CODEBOOK, *(f"{layer}.weight" for layer in _LAYERS)}
-  expected |= {f"{layer}.bias" for layer in _LAYERS}
+  of_layers = (f"{layer}.{x}" for layer in _LAYERS for x in ("weight", "bias"))
+  expected = {CODEBOOK, *of_layers}
   missing = sorted(expected - flat.keys())
   unexpected = sorted(flat.keys() - expected)
   if missing or unexpected:
@@ -114,12 +118,12 @@ def _problems(flat):
 
 
 def _shapes(flat):
-  """Shapes that fit each other, when layers are as wide as their biases."""
+  """Returns consistent shapes, each layer being as wide as its bias."""
   shapes = {}
   width = 1
   for layer, side in _LAYERS.items():
     new_width = max(flat[f"{layer}.bias"].size, 1)
-    if ".net." in layer:  # a sum follows
+    if ".net." in layer:  # its output is added to its input
       new_width = width
     if layer == "decoder.12":
       new_width = 1
@@ -133,17 +137,14 @@ def _shapes(flat):
 
 
 @jax.jit
-def encode(params: Params, masks: jax.Array) -> jax.Array:
-  """Turns masks into codes.
+def encode(params: Params, masks: Masks) -> Int[Array, "B 16"]:
+  """Returns the codes of masks, in row-major order.
 
-  Args:
-    params: From `from_arrays`.
-    masks: bool or float[B, 64, 64]; 1 is inside, 0 outside, and what lies
-      between is smooth edges (data/masks.crop makes them).
+  A code is the index of the codebook entry nearest to the encoded mask, of
+  equally near ones the first.
 
-  Returns:
-    int32[B, 16] in [0, C): entries of the codebook nearest to the encoded mask,
-    row by row; the first of equally near ones.
+  `masks` are 1 inside, 0 outside, and in between at smooth edges, as data/masks
+  crops them.
 
   Raises:
     ValueError: masks of another shape or dtype.
@@ -166,17 +167,13 @@ def encode(params: Params, masks: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def decode(params: Params, codes: jax.Array) -> jax.Array:
-  """Turns codes into masks.
+def decode(
+  params: Params, codes: Int[Array, "B 16"]
+) -> Float[Array, "B 64 64"]:
+  """Returns masks: about 1 inside, -1 outside, and 0 at the edge.
 
-  Args:
-    params: From `from_arrays`.
-    codes: int[B, 16] in [0, C).
-
-  Returns:
-    float32[B, 64, 64], about 1 inside and -1 outside, and more or less than
-    that at places; 0 is the edge (data/masks.paste puts them into an image,
-    as values in [0, 1]). A mask with a code out of range is NaN.
+  Values may exceed that range; data/masks.paste takes them, mapped to [0, 1].
+  A mask with a code out of range is NaN.
 
   Raises:
     ValueError: codes of another shape or dtype.
@@ -197,8 +194,8 @@ def decode(params: Params, codes: jax.Array) -> jax.Array:
   return from_latents(params, x.reshape(len(codes), GRID, GRID, -1))
 
 
-def to_latents(params: Params, masks: jax.Array) -> jax.Array:
-  """The encoder alone: bool or float[B, 64, 64] -> float32[B, 4, 4, D]."""
+def to_latents(params: Params, masks: Masks) -> Float[Array, "B 4 4 D"]:
+  """The encoder alone."""
   x = 2 * masks[..., None].astype("float32") - 1
   for layer in _DOWN:
     x = jax.nn.relu(_conv(params, layer, x, stride=2))
@@ -207,8 +204,10 @@ def to_latents(params: Params, masks: jax.Array) -> jax.Array:
   return _conv(params, "encoder.10", x)
 
 
-def from_latents(params: Params, latents: jax.Array) -> jax.Array:
-  """The decoder alone: float32[B, 4, 4, D] -> float32[B, 64, 64]."""
+def from_latents(
+  params: Params, latents: Float[Array, "B 4 4 D"]
+) -> Float[Array, "B 64 64"]:
+  """The decoder alone."""
   x = jax.nn.relu(_conv(params, "decoder.0", latents))
   x = _block(params, "decoder.2", x)
   x = _block(params, "decoder.3", x)
@@ -218,7 +217,7 @@ def from_latents(params: Params, latents: jax.Array) -> jax.Array:
 
 
 def _block(params, name, x):
-  """A residual block: float32[B, H, W, D] -> the same shape."""
+  """A residual block."""
   y = jax.nn.relu(_conv(params, f"{name}.net.0", x))
   y = jax.nn.relu(_conv(params, f"{name}.net.2", y))
   return x + _conv(params, f"{name}.net.4", y)

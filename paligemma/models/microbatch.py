@@ -15,7 +15,7 @@ from paligemma.models import cpu
 
 
 def local_batch(batch: int) -> int:
-  """How many of `batch` examples one device has, by the mesh of jax.set_mesh.
+  """Returns how many of `batch` examples a device has, by jax.set_mesh.
 
   All of them, if the devices cannot share them equally.
   """
@@ -31,16 +31,15 @@ def on_each_device(
 ) -> tuple[PyTree[Array], PyTree[Array]]:
   """Applies a function on each device to the examples there.
 
-  So parameters that are split over the same devices (FSDP) are gathered where
-  they are handed over, and the sums of their gradients come back split. Left to
-  itself XLA may as well split the features of what is computed, with far more
-  traffic.
+  So parameters that are split over the same devices (FSDP) are gathered before
+  it, and the sums of their gradients are split again. Otherwise XLA may as well
+  split the features of intermediates, with far more traffic.
 
   Args:
-    function: of (shared, arrays), returns (sums, arrays).
-    shared: what every device gets whole.
-    arrays: what is split over the devices, [B, ...].
-    sums: what the function sums over its examples.
+    function: Of (shared, arrays), returns (sums, arrays).
+    shared: Replicated on every device.
+    arrays: Split over the devices, [B, ...].
+    sums: What the function sums over its examples.
 
   Returns:
     What the function returns: the sums over all examples, and the arrays.
@@ -79,14 +78,10 @@ def on_each_device(
 
 
 def find_number(batch: int, at_once: int) -> int:
-  """The smallest number of microbatches of at most `at_once` examples a device.
+  """Returns into how many microbatches each device splits its examples.
 
-  Args:
-    batch: examples of all devices.
-    at_once: at least one example is taken.
-
-  Returns:
-    A divisor of the examples of a device.
+  It is the smallest divisor such that a microbatch has at most `at_once`
+  examples, or one. `batch` counts the examples of all devices.
   """
   local = local_batch(batch)
   return next(
@@ -96,40 +91,20 @@ def find_number(batch: int, at_once: int) -> int:
   )
 
 
-def map_microbatches(
-  function: Callable[[Any], Any],
-  arrays: tuple[PyTree[Array], ...],
-  num_microbatches: int,
-) -> PyTree[Array]:
-  """Applies `function` to a batch, microbatch by microbatch.
-
-  Args:
-    function: of (number of the microbatch, *arrays), returns arrays [b, ...].
-    arrays: of the batch, [B, ...].
-    num_microbatches: divides B.
-
-  Returns:
-    What the function returns, of the whole batch.
-  """
-  _, out = scan_microbatches(
-    lambda _, some: (None, function(some)), None, arrays, num_microbatches
-  )
-  return out
-
-
 def scan_microbatches(
   function: Callable[[Any, Any], tuple[Any, Any]],
   carry: PyTree[Array],
   arrays: tuple[PyTree[Array], ...],
   num_microbatches: int,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
-  """Like `map_microbatches`, with a value that goes from one to the next.
+  """Applies `function` to a batch, one microbatch after the other.
 
   Args:
-    function: of (carry, (number of the microbatch, *arrays)), returns the new
+    function: Of (carry, (index of the microbatch, *arrays)), returns the new
       carry and arrays [b, ...].
-    carry: the first value.
-    arrays, num_microbatches: as in `map_microbatches`.
+    carry: The first value.
+    arrays: [B, ...].
+    num_microbatches: Divides B.
 
   Returns:
     The last carry, and the arrays of the whole batch.
@@ -140,9 +115,11 @@ def scan_microbatches(
   if num_microbatches == 1:
     return function(carry, (first, *arrays))
   numbers = first + jnp.arange(num_microbatches, dtype=jnp.int32)
-  arrays = jax.tree.map(lambda x: _split(x, num_microbatches), arrays)
+  arrays = jax.tree.map(
+    lambda x: x.reshape(num_microbatches, -1, *x.shape[1:]), arrays
+  )
   carry, out = jax.lax.scan(function, carry, (numbers, *arrays))
-  return carry, jax.tree.map(_join, out)
+  return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
 def _is_on_each_device():
@@ -153,11 +130,3 @@ def _shards():
   if _is_on_each_device():
     return 1
   return jax.sharding.get_abstract_mesh().shape.get("data", 1)
-
-
-def _split(x, num_microbatches):
-  return x.reshape(num_microbatches, -1, *x.shape[1:])
-
-
-def _join(x):
-  return x.reshape(-1, *x.shape[2:])

@@ -14,7 +14,6 @@ from typing import Any
 
 import einops
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -25,29 +24,26 @@ from paligemma.models import gemma, vit
 
 @dataclasses.dataclass(frozen=True)
 class OutputLayer:
-  """Logits from features and the parameters that this takes."""
+  """Computes logits; a dataclass, so that it is equal for equal models."""
 
   llm: nn.Module
 
   def __call__(
     self, head: PyTree[Array], features: Float[Array, "B T D"]
   ) -> Float[Array, "B T V"]:
-    """Returns the logits of some features."""
-    variables = {"params": head}
-    return self.llm.apply(variables, features, method="compute_logits")
+    return self.llm.apply({"params": head}, features, method="compute_logits")
 
 
 class Model(nn.Module):
   """Two towers in one sequence: image tokens, then text.
 
   Attributes:
-    img: module called with (image, train) that returns float[B, L, D] tokens
-      and a dict of intermediates, e.g. vit.Model with num_classes D; None for
-      a decoder alone, whose images are None as well.
-    llm: module with `embed_tokens`, `compute_logits` and __call__ as
-      gemma.Model has them; `prefill_cache` and `extend_cache` are optional.
-    metadata: what the checkpoint said beside the towers, such as the
-      preprocessing of pictures (see checkpoints/stated_fields.py). No product
+    img: Called with (image, train), returns tokens [B, L, D] and a dict of
+      intermediates, e.g. vit.Model with num_classes D; None for a decoder
+      alone, whose images are None as well.
+    llm: With the methods of gemma.Model.
+    metadata: What the checkpoint said beside the towers, such as the
+      preprocessing of images (see checkpoints/stated_fields.py). No computation
       depends on it, and models that differ in it alone are equal.
   """
 
@@ -62,17 +58,11 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Turns images into decoder inputs.
 
-    The tokens are not multiplied by sqrt(D): only text is, inside the
-    embedding table.
-
-    Args:
-      image: float[B, H, W, 3] in [-1, 1], or frames float[B, F, H, W, 3],
-        whose tokens are concatenated in order.
-      train: bool, whether dropout is on.
+    Pixels are in [-1, 1]. The tokens of frames are concatenated in order.
+    Unlike text, they are not multiplied by sqrt(D).
 
     Returns:
-      Tuple of float32[B, L, D] (frames: [B, F * L, D]) and a dict of
-      intermediates named "img/...", "img/zimg" being the tokens.
+      Tokens, and intermediates: "img/zimg", the tokens, and others.
     """
     batch = image.shape[0]
     is_video = image.ndim == 5
@@ -87,7 +77,7 @@ class Model(nn.Module):
   def embed_text(
     self, tokens: Int[Array, "B T"]
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-    """Looks tokens up: int[B, T] -> float32[B, T, D], and {"llm/ztxt": ...}."""
+    """Returns the embeddings of tokens, and {"llm/ztxt": embeddings}."""
     ztxt = self.llm.embed_tokens(tokens)
     return ztxt, {"llm/ztxt": ztxt}
 
@@ -104,22 +94,19 @@ class Model(nn.Module):
     tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]],
     dict[str, Any],
   ]:
-    """Lays images and text out as one sequence of embeddings.
+    """Makes images and text one sequence of embeddings.
 
     Args:
-      image: float[B, H, W, 3] or float[B, F, H, W, 3], see `embed_image`; None
-        for text alone.
-      text: int[B, T] token ids.
-      input_mask: bool[B, T], False at padding. Default: no padding.
-      mask_ar: int[B, T], 0 in the prefix, which is read in both directions
-        together with the image, 1 where text is causal. Default: all 1.
-      frame_mask: bool[B, F], False at a frame that is only padding. Default:
-        all frames count. Only with frames.
-      train: bool, whether dropout is on.
+      image: In [-1, 1]; None for text alone.
+      text: Token ids.
+      input_mask: False at padding. Default: no padding.
+      mask_ar: 0 in the prefix, which attends in both directions together with
+        the image, 1 where text is causal. Default: all 1.
+      frame_mask: False at a frame that is only padding. Default: no padding.
+      train: Whether dropout is on.
 
     Returns:
-      Tuple of (x float32[B, S, D], input_mask bool[B, S], mask_ar int[B, S])
-      and a dict of intermediates.
+      (embeddings, input_mask, mask_ar) of the sequence, and intermediates.
 
     Raises:
       ValueError: `frame_mask` does not fit the frames.
@@ -152,28 +139,23 @@ class Model(nn.Module):
     text: Int[Array, "B T"],
     mask_ar: Int[Array, "B T"],
     train: bool = False,
-    *,
-    input_mask: Bool[Array, "B T"] | None = None,
-    frame_mask: Bool[Array, "B F"] | None = None,
+    **masks: Bool[Array, "B _"] | None,
   ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
     Args:
-      image, text, mask_ar, input_mask, frame_mask, train: see
-        `embed_image_and_text`.
+      image, text, mask_ar, train: As for `embed_image_and_text`.
+      **masks: Its `input_mask` and `frame_mask`.
 
     Returns:
-      Tuple of logits float32[B, T, V], those at t predicting token t + 1, and
-      a dict of intermediates, named as in big_vision: "img/..." of the image
-      tower, "llm/..." of the decoder ("llm/pre_logits" float32[B, S, D] and
-      "llm/logits" float32[B, S, V] among them), "attn_mask" bool[B, S, S],
-      which is "llm/attn_mask" too, "text_logits" and "text_tokens" int[B, T],
+      Logits, those at t predicting token t + 1, and a dict of intermediates,
+      named as in big_vision: "img/..." of the image tower, "llm/..." of the
+      decoder ("llm/pre_logits" [B, S, D] and "llm/logits" [B, S, V] among
+      them), "attn_mask" [B, S, S], "text_logits" and "text_tokens" [B, T],
       their largest. Those that a compiled program does not use cost it nothing.
       Flax's `capture_intermediates=True` adds the output of every submodule.
     """
-    features, out = self.compute_features(
-      image, text, mask_ar, train, input_mask=input_mask, frame_mask=frame_mask
-    )
+    features, out = self.compute_features(image, text, mask_ar, train, **masks)
     logits = self.compute_logits(features)
     out["llm/logits"] = self.compute_logits(out["llm/pre_logits"])
     out["attn_mask"] = out["llm/attn_mask"]
@@ -187,22 +169,14 @@ class Model(nn.Module):
     text: Int[Array, "B T"],
     mask_ar: Int[Array, "B T"],
     train: bool = False,
-    *,
-    input_mask: Bool[Array, "B T"] | None = None,
-    frame_mask: Bool[Array, "B F"] | None = None,
+    **masks: Bool[Array, "B _"] | None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
-    """All but the last step of __call__, with the same arguments.
+    """Returns features for `compute_logits`, and intermediates.
 
-    Returns:
-      Tuple of float32[B, T, D] for `compute_logits`, and intermediates.
+    These are all steps of __call__ but the last, with the same arguments.
     """
     (x, input_mask, mask_ar), out = self.embed_image_and_text(
-      image,
-      text,
-      input_mask=input_mask,
-      mask_ar=mask_ar,
-      frame_mask=frame_mask,
-      train=train,
+      image, text, mask_ar=mask_ar, train=train, **masks
     )
     pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
@@ -211,21 +185,17 @@ class Model(nn.Module):
   def compute_logits(
     self, features: Float[Array, "B T D"]
   ) -> Float[Array, "B T V"]:
-    """float[B, T, D] -> logits float32[B, T, V], soft-capped."""
+    """Returns soft-capped logits in float32."""
     return self.llm.compute_logits(features)
 
   @nn.nowrap
   def output_layer(
     self, params: Mapping[str, Any]
   ) -> tuple[OutputLayer, dict[str, Any]]:
-    """The last step of __call__ by itself, for losses.mean_next_token.
+    """Returns the last step of __call__, for losses.mean_next_token.
 
-    Args:
-      params: parameters of the model, {"img": ..., "llm": ...}.
-
-    Returns:
-      Tuple of a function (head, float[B, T, D]) -> float32[B, T, V], equal for
-      equal models, and the part of the parameters that is its `head`.
+    It is a function (head, features) -> logits, and those of the parameters
+    that are its `head`.
     """
     return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
 
@@ -239,54 +209,18 @@ class Model(nn.Module):
   ) -> Float[Array, "B 1 V"]:
     """Reads a prompt into the "cache" collection, which must be mutable.
 
-    Args:
-      x, input_mask, mask_ar: as `embed_image_and_text` returns them.
-      cache_size: int, S plus the number of tokens that will be appended.
-
-    Returns:
-      float32[B, 1, V] logits after the last valid token of each row.
+    x, input_mask and mask_ar are those of `embed_image_and_text`; cache_size is
+    S plus the number of tokens that will be appended. Returns the logits after
+    the last valid token of each example.
     """
-    if hasattr(self.llm, "prefill_cache"):
-      return self.llm.prefill_cache(
-        x, input_mask, mask_ar, cache_size=cache_size
-      )
-    room = [(0, 0), (0, cache_size - x.shape[1])]
-    self.put_variable("cache", "x", jnp.pad(x, [*room, (0, 0)]))
-    self.put_variable("cache", "input_mask", jnp.pad(input_mask, room))
-    self.put_variable("cache", "mask_ar", jnp.pad(mask_ar, room))
-    self.put_variable("cache", "next_index", jnp.int32(x.shape[1]))
-    return self._last_logits_without_cache()
+    return self.llm.prefill_cache(x, input_mask, mask_ar, cache_size=cache_size)
 
   def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
-    """Appends one embedded token per row: float[B, 1, D] -> float32[B, 1, V].
+    """Appends one embedded token per example, and returns the logits after it.
 
     The new token attends to every valid token before it.
     """
-    if hasattr(self.llm, "extend_cache"):
-      return self.llm.extend_cache(x)
-    index = self.get_variable("cache", "next_index")
-    new = {
-      "x": x,
-      "input_mask": jnp.ones(x.shape[:2], bool),
-      "mask_ar": jnp.ones(x.shape[:2], jnp.int32),
-    }
-    for name, value in new.items():
-      old = self.get_variable("cache", name)
-      value = jax.lax.dynamic_update_slice_in_dim(
-        old, value.astype(old.dtype), index, axis=1
-      )
-      self.put_variable("cache", name, value)
-    self.put_variable("cache", "next_index", index + 1)
-    return self._last_logits_without_cache()
-
-  def _last_logits_without_cache(self):
-    """Runs the decoder on all tokens so far: slow, but any decoder can."""
-    names = ("x", "input_mask", "mask_ar")
-    x, input_mask, mask_ar = (self.get_variable("cache", n) for n in names)
-    pre_logits, _ = self.llm(x, input_mask, mask_ar)
-    last = input_mask.shape[1] - 1 - jnp.argmax(input_mask[:, ::-1], axis=1)
-    last = jnp.take_along_axis(pre_logits, last[:, None, None], axis=1)
-    return self.llm.compute_logits(last)
+    return self.llm.extend_cache(x)
 
 
 def make(
@@ -298,24 +232,23 @@ def make(
   llm: Mapping[str, Any] | None = None,
   lora: Mapping[str, Any] | None = None,
 ) -> Model:
-  """A model by name.
+  """Returns a model by name.
+
+  The resolution is not part of it: the position embedding takes the number of
+  patches of the image that initialises or of the checkpoint.
 
   Args:
-    variant: str, a key of variants.PALIGEMMA.
-    vocab_size: int, rows of the embedding table. Default: the variant's.
-    dtype: compute dtype of both towers: "float32", "bfloat16" or "float16".
-    img: dict of fields of vit.Model that differ; "variant" (e.g. "B/16")
-      exchanges the whole tower.
-    llm: dict of fields of gemma.Model that differ; likewise "variant".
-    lora: dict of fields of lora.config.Lora that differ, {} for its defaults;
-      None for no adapters.
-
-  Returns:
-    Model. The resolution is not part of it: the position embedding takes the
-    number of patches of the image that initialises or the checkpoint.
+    variant: A key of variants.PALIGEMMA.
+    vocab_size: Size of the embedding table. Default: the variant's.
+    dtype: Compute dtype of both towers: "float32", "bfloat16" or "float16".
+    img: Fields of vit.Model that differ; "variant" (e.g. "B/16") exchanges the
+      whole tower.
+    llm: Fields of gemma.Model that differ; likewise "variant".
+    lora: Fields of lora.config.Lora that differ, {} for its defaults; None for
+      no adapters.
 
   Raises:
-    ValueError: unknown variant or field, with the nearest name.
+    ValueError: Unknown variant or field, with the nearest name.
   """
   sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
   llm = {"variant": sizes.llm, **sizes.llm_overrides, **(llm or {})}
@@ -337,25 +270,22 @@ def from_sizes(
   *,
   dtype: str = "float32",
 ) -> Model:
-  """A model of the sizes that a checkpoint has.
+  """Returns a model of the sizes that a checkpoint has.
 
-  What array shapes cannot tell (soft caps, window, query scale) comes from the
-  variant of those sizes, unless `llm` says it. A decoder of unknown sizes
-  counts as Gemma 2 if it has post norms, else as Gemma 1. With an image tower
-  Gemma 2 runs without window and final soft cap, as PaliGemma 2 was trained.
+  Fields that array shapes do not show (soft caps, window, query scale) come
+  from the variant of those sizes, unless `llm` has them. A decoder of unknown
+  sizes counts as Gemma 2 if it has post norms, else as Gemma 1. With an image
+  tower Gemma 2 runs without window and final soft cap, as PaliGemma 2 was
+  trained.
 
   Args:
-    img: dict of width, depth, mlp_dim, num_heads, patch_size and scan; further
-      fields of vit.Model are taken as they are. None: a decoder alone.
-    llm: dict of width, depth, mlp_dim, num_heads, num_kv_heads, head_dim,
-      vocab_size, post_norms and scan; further fields of gemma.Model likewise.
-    dtype: compute dtype of both towers.
-
-  Returns:
-    Model.
+    img: Sizes (see parameters.SIZES), `scan` and other fields of vit.Model.
+      None: a decoder alone.
+    llm: Sizes, `post_norms`, `scan` and other fields of gemma.Model.
+    dtype: Compute dtype of both towers.
 
   Raises:
-    ValueError: unknown field, with the nearest name.
+    ValueError: Unknown field, with the nearest name.
   """
   overrides = {}
   if img is not None and llm["post_norms"]:
@@ -370,11 +300,9 @@ def from_sizes(
 
 
 def resolution(model: Model, params: Mapping[str, Any]) -> int:
-  """Side in pixels of the images that an image tower's positions are for.
+  """Returns the side in pixels of the images that the positions are for.
 
-  Args:
-    model: with an image tower.
-    params: its parameters, or leaves with a `shape`, flat or nested.
+  `params` may be leaves with a `shape`, flat or nested.
   """
   positions = tree.flatten(params)[parameters.POSITIONS].shape[1]
   return math.isqrt(positions) * model.img.patch_size

@@ -5,6 +5,7 @@ Axes: L layer, B batch, T token, D width.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,17 +25,17 @@ REMAT_POLICIES = ("none", "block_inputs")
 
 @flax.struct.dataclass
 class Call:
-  """What every block of a stack is told beside its input.
+  """The arguments that all blocks of a stack share.
 
   Attributes:
     mode: "train" (dropout is on), "eval", "prefill" (keys and values are also
       written to the front of a new cache) or "extend" (they are appended to the
       cache, all of which is attended to).
-    mask: which keys a query sees. Default: all.
-    window: how far back a query sees: a stack is given int32[L], a block the
-      number of its layer. Default: no bound.
-    cache_size: positions of the cache that "prefill" makes.
-    cache_index: position of the cache that "extend" writes to.
+    mask: Which keys a query attends to. Default: all.
+    window: See Mask.dense; one number per layer for a stack, that of its layer
+      for a block. Default: no bound.
+    cache_size: Number of positions of the cache that "prefill" makes.
+    cache_index: Position of the cache that "extend" writes to.
   """
 
   mode: str = flax.struct.field(pytree_node=False, default="eval")
@@ -45,7 +46,6 @@ class Call:
 
   @property
   def train(self) -> bool:
-    """Whether dropout is on."""
     return self.mode == "train"
 
 
@@ -54,20 +54,20 @@ class Stack:
   """Blocks of one kind, each applied to the output of the one before.
 
   Attributes:
-    block: module without a parent, called with (x float32[B, T, D], Call); it
-      returns x and a dict of named arrays [B, ...].
-    depth: number of layers.
-    name: of the parameters of all layers, stacked on a leading axis.
-    name_apart: of those of layer {}, where every layer has its own.
-    scan: whether the layers are stacked, as they are trained, or apart, as
+    block: Module without a parent, called with (x, Call); it returns x and a
+      dict of named intermediates [B, ...].
+    depth: Number of layers.
+    name: Of the parameters of all layers, stacked on a leading axis.
+    name_apart: Of those of layer {}, where every layer has its own.
+    scan: Whether the layers are stacked, as they are trained, or separate, as
       some checkpoints store them.
-    remat_policy: what the backward pass keeps of a layer: "none" all that it
+    remat_policy: What the backward pass stores of a layer: "none" all that it
       needs, "block_inputs" only the input of the layer, from which it computes
       the layer again. Of stacked layers that is the input in the compute dtype,
       and parameters that are split over devices are gathered once per layer and
       pass, see `scan_layers`.
-    dtype: compute dtype.
-    tokens_at_once: how many tokens a device takes through a layer at once in
+    dtype: Compute dtype.
+    tokens_at_once: How many tokens of a device go through a layer at once in
       `scan_layers`, at most (but at least one example).
   """
 
@@ -81,7 +81,6 @@ class Stack:
   tokens_at_once: int
 
   def __post_init__(self) -> None:
-    """Raises ValueError for an unknown policy."""
     policies = dict.fromkeys(REMAT_POLICIES)
     registry.lookup(policies, self.remat_policy, "remat_policy")
 
@@ -90,16 +89,14 @@ class Stack:
   ) -> tuple[Float[Array, "B T D"], list[dict[str, Array]]]:
     """Runs all layers, and draws their parameters first if there are none.
 
-    Args:
-      owner: module under whose names the layers find their parameters, cache,
-        random numbers and intermediates.
-      x: the input of the first layer.
-      call: what the blocks are told.
+    The layers use parameters, cache, random numbers and intermediates of module
+    `owner`.
 
     Returns:
-      Tuple of the output of the last layer, and what every layer named.
+      The output of the last layer, and the named intermediates of every layer.
     """
-    if owner.is_initializing() and not self._has_params(owner):
+    first, *_ = self._names()[0]
+    if owner.is_initializing() and not owner.has_variable("params", first):
       self._write(owner, "params", self._draw(owner, x, call))
     layers = {"window": call.window}
     if call.train and owner.has_rng("dropout"):
@@ -129,9 +126,7 @@ class Stack:
       variables["cache"] = self._read(owner, "cache")
     if self.scan and self.remat_policy == "block_inputs" and not written:
       batch, length, _ = x.shape
-      num_microbatches = microbatch.find_number(
-        batch, self.tokens_at_once // length
-      )
+      number = microbatch.find_number(batch, self.tokens_at_once // length)
       x, (named, _) = scan_layers(
         run,
         variables,
@@ -139,7 +134,7 @@ class Stack:
         layers,
         call.mask,
         dtype=self.dtype,
-        num_microbatches=num_microbatches,
+        num_microbatches=number,
       )
     else:
       x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
@@ -150,7 +145,7 @@ class Stack:
     return x, named
 
   def _run_plainly(self, run, variables, x, layers, mask):
-    """Keeps what autodiff keeps, or with "block_inputs" the float32 inputs."""
+    """Stores what autodiff does, or with "block_inputs" the float32 inputs."""
 
     def step(x, layer):
       variables, layer = layer
@@ -188,22 +183,17 @@ class Stack:
     return drawn[0] if self.scan else drawn
 
   def _names(self):
-    """Where the variables of the stack stand, or those of every layer."""
+    """The path of the variables of the stack, or of those of every layer."""
     if self.scan:
       return [(self.name,)]
     return [self.name_apart.format(i).split("/") for i in range(self.depth)]
 
-  def _has_params(self, owner):
-    return owner.has_variable("params", self._names()[0][0])
-
   def _read(self, owner, collection):
-    """The variables of the stack, or a list of those of every layer."""
+    """Returns the variables of the stack, or a list of those of every layer."""
     found = []
     for first, *rest in self._names():
       value = owner.get_variable(collection, first)
-      for name in rest:
-        value = value[name]
-      found.append(value)
+      found.append(functools.reduce(operator.getitem, rest, value))
     return found[0] if self.scan else found
 
   def _write(self, owner, collection, values):
@@ -231,34 +221,33 @@ def scan_layers(
 ) -> tuple[Float[Array, "B T D"], PyTree[Array]]:
   """Applies `block` once per layer to the output of the layer before.
 
-  The backward pass keeps nothing but the input of every layer, rounded to
-  `dtype`, and computes each layer again from it, so the value is exact and the
-  gradient that of inputs off by one rounding. With float32 it is the gradient,
+  The backward pass stores nothing but the input of every layer, rounded to
+  `dtype`, and computes each layer again from it: the value is exact, and the
+  gradient is that at the rounded inputs. In float32 it is the exact gradient,
   as of jax.checkpoint around each layer. Only parameters that are
   differentiated get a gradient. Matrices are converted to `dtype` before the
   layers run, while they are still split over devices, and so are their
   gradients after it.
 
   Args:
-    block: function (params, x, layer, shared, number) -> (x, out), where
-      `params` and `layer` are those of one layer, `number` is the int32[] index
-      of the microbatch, for its random numbers, and `out` is a tree of arrays
-      [B, ...] to look at, which cannot be differentiated. Microbatches are
-      numbered through over devices, so what is drawn depends on how many there
-      are.
-    params: float[L, ...].
-    x: the input of the first layer.
-    layers: arrays [L, ...] that are not differentiated.
-    shared: arrays [B, ...] that all layers get, not differentiated.
-    dtype: compute dtype.
-    num_microbatches: how many microbatches go through a layer one by one, which
-      bounds what stands in memory within it; divides the examples of a device.
+    block: Function of (params, x, layer, shared, number) that returns (x, out).
+      `params` and `layer` are those of one layer, and `number` is the index of
+      the microbatch, for its random numbers: they are numbered through over
+      devices, so what is drawn depends on how many there are. `out` is a tree
+      of intermediates [B, ...], which cannot be differentiated.
+    params: [L, ...].
+    x: The input of the first layer.
+    layers: [L, ...], not differentiated.
+    shared: [B, ...], the same for all layers, not differentiated.
+    dtype: Compute dtype.
+    num_microbatches: How many microbatches go through a layer one by one, which
+      bounds its memory; divides the examples of a device.
 
   Returns:
-    Tuple of float[B, T, D] and what the blocks gave out, arrays [L, B, ...].
+    The output of the last layer, and `out` of all layers, [L, B, ...].
 
   Raises:
-    ValueError: a gradient is asked for through what the blocks gave out.
+    ValueError: A gradient is asked for through `out`.
   """
 
   def convert(path, p):
@@ -286,12 +275,13 @@ def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
     def on_device(of_layer, arrays):
       params, index, layer = of_layer
 
-      def one_microbatch(arrays):
+      def one_microbatch(_, arrays):
         number, x, shared = arrays
-        return block(_take(params, index, number), x, layer, shared, number)
+        taken = _take(params, index, number)
+        return (), block(taken, x, layer, shared, number)
 
-      return (), microbatch.map_microbatches(
-        one_microbatch, arrays, num_microbatches
+      return microbatch.scan_microbatches(
+        one_microbatch, (), arrays, num_microbatches
       )
 
     of_layer = (*_to_share(params, index, len(x)), layer)
@@ -302,14 +292,15 @@ def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
 
 
 def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
-  is_trained = jax.tree.map(lambda p: () if p.perturbed else None, params)
+  trained = jax.tree.map(lambda p: p.value if p.perturbed else None, params)
+  frozen = jax.tree.map(lambda p: None if p.perturbed else p.value, params)
   params, x, layers, shared = jax.tree.map(
     lambda p: p.value, (params, x, layers, shared)
   )
   y, (kept, out) = _forward(
     block, dtype, num_microbatches, params, x, layers, shared
   )
-  return (y, out), (params, is_trained, kept, layers, shared)
+  return (y, out), (trained, frozen, kept, layers, shared)
 
 
 def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
@@ -321,10 +312,10 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
       "the named outputs of blocks have no gradient, as blocks are computed "
       'again in the backward pass; set remat_policy to "none"'
     )
-  params, is_trained, kept, layers, shared = residuals
-  leaves, treedef = jax.tree.flatten(params)
-  trains = [x is not None for x in treedef.flatten_up_to(is_trained)]
-  trained = [p for p, t in zip(leaves, trains, strict=True) if t]
+  trained, frozen, kept, layers, shared = residuals
+  sums = jax.tree.map(
+    lambda p: jax.ShapeDtypeStruct(p.shape[1:], jnp.float32), trained
+  )
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
 
@@ -332,44 +323,39 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
     index, kept, layer = layer
 
     def on_device(of_layer, arrays):
-      leaves, index, layer = of_layer
+      params, index, layer = of_layer
 
       def one_microbatch(total, arrays):
         number, kept, dy, shared = arrays
-        here = _take(leaves, index, number)
+        trained, frozen = _take(params, index, number)
 
         def run(trained, x):
-          trained = iter(trained)
-          params = [
-            next(trained) if t else p for p, t in zip(here, trains, strict=True)
-          ]
-          return block(treedef.unflatten(params), x, layer, shared, number)[0]
+          merged = jax.tree.map(
+            lambda t, f: f if t is None else t,
+            trained,
+            frozen,
+            is_leaf=lambda p: p is None,
+          )
+          return block(merged, x, layer, shared, number)[0]
 
-        trained = [p for p, t in zip(here, trains, strict=True) if t]
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
         grads, dx = pull_back(dy)
-        add = zip(total, grads, strict=True)
-        return [t + g.astype(t.dtype) for t, g in add], dx
+        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
+        return total, dx
 
-      zeros = [jnp.zeros(like.shape, like.dtype) for like in sums]
+      zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), sums)
       return microbatch.scan_microbatches(
         one_microbatch, zeros, arrays, num_microbatches
       )
 
-    sums = [jax.ShapeDtypeStruct(p.shape[1:], jnp.float32) for p in trained]
+    of_layer = (*_to_share((trained, frozen), index, len(dy)), layer)
     grads, dx = microbatch.on_each_device(
-      on_device,
-      (*_to_share(leaves, index, len(dy)), layer),
-      (kept, dy, shared),
-      sums,
+      on_device, of_layer, (kept, dy, shared), sums
     )
-    return dx, [g.astype(p.dtype) for g, p in zip(grads, trained, strict=True)]
+    return dx, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
 
-  dx, grads = jax.lax.scan(
-    step, dy, (_indices(params), kept, layers), reverse=True
-  )
-  grads = iter(grads)
-  grads = treedef.unflatten([next(grads) if t else None for t in trains])
+  indices = _indices((trained, frozen))
+  dx, grads = jax.lax.scan(step, dy, (indices, kept, layers), reverse=True)
   return grads, dx, None, None
 
 
@@ -381,7 +367,7 @@ def _indices(params):
 
 
 def _to_share(params, index, batch):
-  """The stack and the layer's index in it, or if gathered that layer alone."""
+  """Returns all layers and an index, only one layer if devices gather it."""
   if microbatch.local_batch(batch) == batch:
     return params, index
   take = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=1)
@@ -389,10 +375,10 @@ def _to_share(params, index, batch):
 
 
 def _take(params, index, number):
-  """The parameters of a layer, read where they are used.
+  """Returns the parameters of a layer.
 
-  `number` >> 31 is 0. XLA does not know that, and so does not copy them in
-  front of the loop over microbatches.
+  `number` >> 31 is 0. XLA does not know that, and so does not copy them before
+  the loop over microbatches.
   """
   index = index + (number >> 31)
   take = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False)

@@ -1,7 +1,7 @@
 """The image tower: a Vision Transformer as SigLIP trains it.
 
 Names and shapes of the parameters are those of big_vision's models/vit.py, so
-its checkpoints load as they are. Sources: arXiv:2010.11929 (ViT),
+its checkpoints load unchanged. Sources: arXiv:2010.11929 (ViT),
 arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
 (SigLIP).
 
@@ -32,16 +32,10 @@ POOLINGS = ("none", "gap", "map", "tok", "0")
 def sincos2d(
   height: int, width: int, features: int, *, max_wavelength: float = 10_000
 ) -> Float[Array, "1 L D"]:
-  """Fixed position embedding from the sines and cosines of both coordinates.
+  """Returns sines and cosines of the coordinates of height x width patches.
 
-  Args:
-    height: int, patches per column.
-    width: int, patches per row.
-    features: int, a multiple of 4: sin x, cos x, sin y, cos y in that order.
-    max_wavelength: the slowest wave, in patches per radian.
-
-  Returns:
-    float32[1, height * width, features].
+  Features, whose number is a multiple of 4, are sin x, cos x, sin y, cos y in
+  that order; `max_wavelength` is the slowest wave, in patches per radian.
   """
   if features % 4:
     raise ValueError(f"sincos2d needs a width divisible by 4, got {features}")
@@ -56,7 +50,7 @@ def sincos2d(
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """What a block is built of: see Model, whose fields these are."""
+  """The fields of Model that its blocks need."""
 
   mlp_dim: int
   num_heads: int
@@ -67,7 +61,7 @@ class BlockConfig:
 
 
 class MlpBlock(nn.Module):
-  """Two dense layers with tanh GELU between: float[B, T, D] -> [B, T, D]."""
+  """Two dense layers with tanh GELU between, in the compute dtype."""
 
   config: BlockConfig
 
@@ -75,7 +69,6 @@ class MlpBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], train: bool = False
   ) -> Float[Array, "B T D"]:
-    """Returns the output of the second layer, in the compute dtype."""
     config = self.config
 
     def dense(i, size, target, x):
@@ -95,7 +88,7 @@ class MlpBlock(nn.Module):
 
 
 class MultiHeadDotProductAttention(nn.Module):
-  """Attention of float[B, T, D] queries over float[B, S, D]: [B, T, D]."""
+  """Attention of queries over keys, which are the values too."""
 
   config: BlockConfig
 
@@ -106,7 +99,7 @@ class MultiHeadDotProductAttention(nn.Module):
     keys: Float[Array, "B S D"],
     train: bool = False,
   ) -> Float[Array, "B T D"]:
-    """Returns what the queries gather, in the compute dtype."""
+    """Returns the attended values, in the compute dtype."""
     config, width = self.config, queries.shape[-1]
     head_dim, rest = divmod(width, config.num_heads)
     if rest:
@@ -145,10 +138,10 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], call: Call
   ) -> tuple[Float[Array, "B L D"], dict[str, Array]]:
-    """Returns the new residual stream and, but in training, what it adds up.
+    """Returns the new residual stream and, except in training, a dict.
 
-    These are "sa", the output of the attention, "+sa", what comes of adding it,
-    "mlp" and "+mlp".
+    It holds "sa", the output of the attention, "+sa", the residual stream after
+    it, "mlp" and "+mlp".
     """
     config, train, out = self.config, call.train, {}
     y = nn.LayerNorm(dtype=jnp.float32)(x)
@@ -174,11 +167,10 @@ class Encoder(nn.Module):
   def __call__(
     self, x: Float[Array, "B L D"], train: bool = False
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
-    """Runs the blocks.
+    """Returns the output in float32, and intermediates.
 
-    Returns:
-      Tuple of float32[B, L, D] and a dict: "block00", "block01", ... what the
-      blocks give out, and "pre_ln", the input of the norm.
+    These are "block00", "block01", ..., as Block names them, and "pre_ln", the
+    input of the norm.
     """
     blocks = Stack(
       Block(self.config, parent=None),
@@ -197,13 +189,12 @@ class Encoder(nn.Module):
 
 
 class MAPHead(nn.Module):
-  """Multihead attention pooling: a learned probe reads float32[B, L, D]."""
+  """Multihead attention pooling: a learned probe attends to all tokens."""
 
   config: BlockConfig
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
-    """Returns what the probe gathers, in float32."""
     batch, _, width = x.shape
     probe = self.param(
       "probe", nn.initializers.xavier_uniform(), (1, 1, width), jnp.float32
@@ -220,27 +211,25 @@ class Model(nn.Module):
   """Images to tokens, or to one vector with a pooling.
 
   Attributes:
-    patch_size: int, side of a square patch in pixels.
-    width, depth, mlp_dim, num_heads: sizes, see variants.VIT.
-    num_classes: int, features of the linear head; None leaves it out. In
-      PaliGemma this is the width of the decoder.
+    patch_size: Side of a square patch in pixels.
+    width, depth, mlp_dim, num_heads: See variants.VIT.
+    num_classes: Features of the linear head; None leaves it out. In PaliGemma
+      this is the width of the decoder.
     posemb: "learn" (one vector per patch of the trained resolution) or
       "sincos2d".
     pool_type: "none" keeps [B, L, D]; "gap" averages; "map" lets a learned
-      probe attend; "tok" appends a class token in front and reads it; "0"
-      reads the first patch.
-    rep_size: int, width of a tanh layer before the head, True for that of the
-      tower, None or False for none.
-    head_zeroinit: bool, starts the head at zero.
-    dropout: float, rate in the blocks and after the position embedding.
-    scan: bool, one stacked block ("encoderblock" with a leading layer axis)
-      or separate ones ("encoderblock_0", ...).
-    remat_policy: see stack.Stack.
-    dtype: compute dtype of the matrix products. Patch and position embedding,
+      probe attend; "tok" prepends a class token and reads it; "0" reads the
+      first patch.
+    rep_size: Width of a tanh layer before the head, True for that of the tower,
+      None or False for none.
+    head_zeroinit: Starts the head at zero.
+    dropout: Rate in the blocks and after the position embedding.
+    scan: One stacked block ("encoderblock" with a leading layer axis) or
+      separate ones ("encoderblock_0", ...).
+    dtype: Compute dtype of the matrix products. Patch and position embedding,
       norms, softmax and residual sums stay float32: in bfloat16 the embeddings
       alone shift image tokens by up to 0.4.
-    attention: how, see attention.attend; "auto" or the name of one.
-    lora: Lora, the adapters beside the matrices, or None.
+    remat_policy, attention, lora: As of gemma.Model.
   """
 
   patch_size: int
@@ -266,20 +255,17 @@ class Model(nn.Module):
   ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
-    Args:
-      image: float[B, H, W, 3] in [-1, 1]; H and W are multiples of the patch
-        size, and with posemb "learn" give as many patches as at init.
-      train: bool, whether dropout is on.
+    Pixels are in [-1, 1]. H and W are multiples of the patch size, and with
+    posemb "learn" give as many patches as at init.
 
     Returns:
-      Tuple of float32[B, L, C] (or [B, C] with a pooling), C being
-      num_classes or the width, and a dict of intermediates, named as in
-      big_vision. With h rows and w columns of patches: "stem" [B, h, w, D],
-      "with_posemb" [B, h * w, D], "encoder" (see Encoder; in training without
-      what the blocks give out), "encoded" [B, L, D] with the class token,
-      "head_input", "pre_logits" and, with a head, "logits", without and with
-      "_2d": the same of every patch, [B, h, w, ...]. Those that a compiled
-      program does not use cost it nothing.
+      [B, L, C] (or [B, C] with a pooling), C being num_classes or the width,
+      and a dict of intermediates, named as in big_vision. With h rows and w
+      columns of patches: "stem" [B, h, w, D], "with_posemb" [B, h * w, D],
+      "encoder" (see Encoder; in training without its blocks), "encoded" [B, L,
+      D] with the class token, "head_input", "pre_logits" and, with a head,
+      "logits", without and with "_2d": the same of every patch, [B, h, w, ...].
+      Those that a compiled program does not use cost it nothing.
     """
     out = {}
     _, height, width, _ = image.shape
@@ -288,13 +274,9 @@ class Model(nn.Module):
         f"image of {height}x{width} pixels does not divide into patches of "
         f"{self.patch_size}x{self.patch_size}"
       )
+    patch = self.patch_size, self.patch_size
     x = nn.Conv(
-      self.width,
-      (self.patch_size, self.patch_size),
-      strides=(self.patch_size, self.patch_size),
-      padding="VALID",
-      dtype=jnp.float32,
-      name="embedding",
+      self.width, patch, patch, "VALID", dtype=jnp.float32, name="embedding"
     )(image)
     out["stem"] = x
     batch, rows, columns, _ = x.shape
@@ -308,8 +290,8 @@ class Model(nn.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
-    fields = dataclasses.fields(BlockConfig)
-    config = BlockConfig(**{f.name: getattr(self, f.name) for f in fields})
+    names = [field.name for field in dataclasses.fields(BlockConfig)]
+    config = BlockConfig(**{name: getattr(self, name) for name in names})
     x, out["encoder"] = Encoder(
       self.depth,
       config,
@@ -330,15 +312,11 @@ class Model(nn.Module):
       x, patches = jnp.tanh(dense(x)), jnp.tanh(dense(patches))
     out["pre_logits"], out["pre_logits_2d"] = x, in_2d(patches)
     if self.num_classes is not None:
-      kernel_init = (
-        nn.initializers.zeros_init()
-        if self.head_zeroinit
-        else nn.initializers.lecun_normal()
-      )
+      zeros, lecun = nn.initializers.zeros, nn.initializers.lecun_normal()
       head = Linear(
         (self.num_classes,),
         self.dtype,
-        kernel_init=kernel_init,
+        kernel_init=zeros if self.head_zeroinit else lecun,
         lora=self.lora,
         target="img/head",
         name="head",
@@ -348,49 +326,34 @@ class Model(nn.Module):
     return x.astype(jnp.float32), out
 
   def _position_embedding(self, rows, columns):
+    known = dict.fromkeys(("learn", "sincos2d"))
+    registry.lookup(known, self.posemb, "posemb")
     if self.posemb == "sincos2d":
       return sincos2d(rows, columns, self.width)
-    if self.posemb == "learn":
-      return self.param(
-        "pos_embedding",
-        nn.initializers.normal(self.width**-0.5),
-        (1, rows * columns, self.width),
-        jnp.float32,
-      ).astype(jnp.float32)
-    raise ValueError(
-      f'unknown posemb "{self.posemb}", expected "learn" or "sincos2d"'
-    )
+    return self.param(
+      "pos_embedding",
+      nn.initializers.normal(self.width**-0.5),
+      (1, rows * columns, self.width),
+      jnp.float32,
+    ).astype(jnp.float32)
 
   def _pool(self, x):
-    match self.pool_type:
-      case "none":
-        return x
-      case "gap":
-        return x.mean(axis=1)
-      case "map":
-        sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
-        return MAPHead(sizes, name="MAPHead_0")(x)
-      case "tok" | "0":
-        return x[:, 0]
-    raise ValueError(
-      f'unknown pool_type "{self.pool_type}", expected one of '
-      f"{', '.join(POOLINGS)}"
-    )
+    registry.lookup(dict.fromkeys(POOLINGS), self.pool_type, "pool_type")
+    if self.pool_type == "gap":
+      return x.mean(axis=1)
+    if self.pool_type == "map":
+      sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
+      return MAPHead(sizes, name="MAPHead_0")(x)
+    return x if self.pool_type == "none" else x[:, 0]
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:
-  """An image tower from a name such as "So400m/14".
+  """Returns an image tower of variants.VIT, with some fields overridden.
 
-  Args:
-    variant: str, a key of variants.VIT, a slash, the patch size in pixels.
-    dtype: compute dtype.
-    **overrides: fields of Model that differ.
-
-  Returns:
-    Model.
+  The name ends with the patch size in pixels: "So400m/14".
 
   Raises:
-    ValueError: unknown size or field, or no patch size behind a slash.
+    ValueError: Unknown size or field, or no patch size behind a slash.
   """
   name, _, patch = variant.partition("/")
   sizes = registry.lookup(variants.VIT, name, "image tower")

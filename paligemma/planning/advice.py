@@ -10,10 +10,6 @@ from paligemma import parameters
 from paligemma.planning import memory as memory_lib
 from paligemma.planning.memory import GIB
 
-# Of the policies of models/stack.py: what keeps all, and what is tried then.
-KEEPS_ALL = "none"
-TRIED = "block_inputs"
-
 
 def advise(
   plan: Any,
@@ -25,19 +21,18 @@ def advise(
 ) -> list[str]:
   """Says what would save how much memory, the larger part of it first.
 
-  Estimates: temporaries are taken to be proportional to the batch, and to
-  shrink with it as arguments do with the number of devices. What another
-  remat_policy keeps depends on too much to be told from sizes: "block_inputs"
-  also holds all matrices in the compute dtype. So it is compiled, and advised
-  if its peak is lower.
+  Estimates: temporaries are taken to be proportional to the batch, and
+  arguments to shrink with the number of devices. What another remat_policy
+  saves does not follow from sizes: "block_inputs" also holds all matrices in
+  the compute dtype. So it is compiled, and advised if its peak is lower.
 
   Args:
     plan: trainers.plan.Plan.
-    memory: of its step or decoding.
-    usable: bytes of the device.
+    memory: Of its step or decoding.
+    usable: Bytes of the device.
     what: "train" or "decode".
-    peak_with: function of {tower: remat_policy} that gives the bytes which the
-      same step needs with them. Default: no advice on policies.
+    peak_with: Function of {tower: remat_policy} that returns the peak in bytes
+      of the same step with them. Default: no advice on policies.
 
   Returns:
     Lines for people; none if it fits.
@@ -60,7 +55,7 @@ def advise(
 
 
 def _cheaper_training(plan):
-  """How the arguments of a train step could take less memory."""
+  """Lists how the arguments of a train step could take less memory."""
   config, lines = plan.config, []
   beyond = {
     name: leaf
@@ -87,8 +82,7 @@ def _cheaper_training(plan):
 
 
 def _more_devices(plan, memory, usable):
-  data, model = plan.mesh.shape["data"], plan.mesh.shape["model"]
-  devices = data * model
+  devices = plan.mesh.size
   if memory.temporaries < usable:
     least = memory.arguments * devices / (usable - memory.temporaries)
     count = devices
@@ -102,17 +96,17 @@ def _more_devices(plan, memory, usable):
 
 
 def _keeping_less(plan, memory, peak_with):
-  """A line on another remat_policy, if a step compiled with it needs less."""
-  towers = ("img", "llm")
-  policies = {x: getattr(plan.model, x).remat_policy for x in towers}
-  changed = {x: TRIED for x in towers if policies[x] == KEEPS_ALL}
-  if not changed:
-    return []
-  less = memory.peak - peak_with(changed)
+  """Advises another remat_policy, if a step compiled with it needs less."""
+  changed = {
+    tower: "block_inputs"
+    for tower in ("img", "llm")
+    if getattr(plan.model, tower).remat_policy == "none"
+  }
+  less = memory.peak - peak_with(changed) if changed else 0
   if less <= 0:
     return []
   where = " and ".join(f"model.{tower}" for tower in changed)
-  return [f"remat_policy={TRIED} in {where}: {less / GIB:.2f} GiB less"]
+  return [f"remat_policy=block_inputs in {where}: {less / GIB:.2f} GiB less"]
 
 
 def _smaller_batch(plan, memory, usable, what):

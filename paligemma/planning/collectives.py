@@ -21,11 +21,11 @@ class Collective(NamedTuple):
   """One collective operation of a program.
 
   Attributes:
-    kind: one of KINDS.
-    sizes: numbers of elements of the arrays it works on, before a
+    kind: One of KINDS.
+    sizes: Numbers of elements of the arrays it works on, before a
       reduce-scatter and after an all-gather: the larger side.
-    num_bytes: their bytes on one device, together.
-    times: how often the loops around it run it.
+    num_bytes: The bytes of all of these on one device.
+    times: How often the loops around it run it.
   """
 
   kind: str
@@ -35,7 +35,6 @@ class Collective(NamedTuple):
 
 
 class _Instruction(NamedTuple):
-  name: str
   is_root: bool
   shape: str
   opcode: str
@@ -44,36 +43,30 @@ class _Instruction(NamedTuple):
 
 
 def find(hlo: str) -> list[Collective]:
-  """Finds the collectives of an optimized program.
+  """Finds the collectives of an optimized program, `compiled.as_text()`.
 
   A loop counts with its length: the one that XLA has noted, or else that of a
   counter which the condition compares with a constant. A loop that may end
   earlier (decoding) counts with that bound, and one without bound once; of a
   conditional, all branches count. The two halves of an asynchronous operation
-  are one, and so are the copies of it that the TPU compiler puts into the
+  count once, and so do the copies of it that the TPU compiler puts into the
   fusions it overlaps with.
-
-  Args:
-    hlo: `compiled.as_text()`.
-
-  Returns:
-    List of Collective.
   """
   computations, entry = _parse(hlo)
   found, seen = [], set()
 
   def visit(name, times):
-    shapes = {i.name: i.shape for i in computations[name]}
-    for instruction in computations[name]:
+    computation = computations[name]
+    for instruction in computation.values():
       kind = instruction.opcode.removesuffix("-start")
       if kind in KINDS:
-        part = _part_of_chain(instruction)
-        if part is None or part not in seen:
-          seen.add(part)
-          found.append(_collective(instruction, kind, name, shapes, times))
+        chain = _chain(instruction)
+        if chain is None or chain not in seen:
+          seen.add(chain)
+          found.append(_collective(instruction, kind, name, computation, times))
       inside = times
       if instruction.opcode == "while":
-        inside *= _trip_count(instruction, shapes, computations, name)
+        inside *= _trip_count(instruction, computation, computations)
       for called in _called(instruction, computations):
         visit(called, inside)
 
@@ -82,7 +75,7 @@ def find(hlo: str) -> list[Collective]:
 
 
 def bytes_by_kind(found: Iterable[Collective]) -> dict[str, int]:
-  """Bytes on one device per step, of every kind in KINDS."""
+  """Returns the bytes on one device per step, of every kind in KINDS."""
   total = dict.fromkeys(KINDS, 0)
   for collective in found:
     total[collective.kind] += collective.num_bytes * collective.times
@@ -92,16 +85,11 @@ def bytes_by_kind(found: Iterable[Collective]) -> dict[str, int]:
 def parameter_bytes(
   found: Iterable[Collective], params: Mapping[str, jax.ShapeDtypeStruct]
 ) -> int:
-  """Bytes of the all-gathers that put parameters together, as FSDP does.
+  """Returns the bytes on one device per step that gather parameters (FSDP).
 
-  Args:
-    found: of `find`.
-    params: name -> leaf with a sharding, of all parameters. An all-gather of as
-      many elements as one, or one layer of one, has on mesh axis "model" is
-      taken to be of it.
-
-  Returns:
-    int, bytes on one device per step.
+  An all-gather is taken to be of a parameter, or of one layer of it, if it has
+  as many elements as that has on mesh axis "model". `params` are the names and
+  leaves, with shardings, of all parameters.
   """
   sizes = set()
   for leaf in params.values():
@@ -117,90 +105,82 @@ def parameter_bytes(
   )
 
 
-def _collective(instruction, kind, computation, shapes, times):
+def _collective(instruction, kind, name, computation, times):
   arrays = _arrays(instruction.shape)
   operands = [
     array
-    for name in re.findall(r"%([\w.-]+)", instruction.operands)
-    for array in _arrays(shapes[name])
+    for operand in _names(instruction.operands)
+    for array in _arrays(computation[operand].shape)
   ]
-  if kind == "all-gather":
-    # The start of an asynchronous one returns its operands too, in front.
-    is_start = instruction.opcode.endswith("-start")
-    whole = arrays[len(operands) :] if is_start else arrays
-  else:
-    whole = operands
-  if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+  if kind != "all-gather":
+    arrays = operands
+  elif instruction.opcode.endswith("-start"):
+    arrays = arrays[len(operands) :]  # its operands are in front of its results
+  if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"  # how the TPU compiler writes it
-  return Collective(
-    kind,
-    tuple(elements for elements, _ in whole),
-    sum(elements * bits // 8 for elements, bits in whole),
-    times,
-  )
+  num_bytes = sum(size * bits // 8 for size, bits in arrays)
+  return Collective(kind, tuple(size for size, _ in arrays), num_bytes, times)
 
 
-def _part_of_chain(instruction):
-  """Names the asynchronous operation it is a part of, if it is one."""
+def _chain(instruction):
+  """Returns an id of the asynchronous operation it belongs to, if any."""
   chain = re.search(r'chain_id="?(\d+)', instruction.attributes)
   channel = re.search(r"channel_id=(\d+)", instruction.attributes)
   return (chain[1], channel and channel[1]) if chain else None
 
 
+def _names(text):
+  return re.findall(r"%([\w.-]+)", text)
+
+
 def _arrays(shape):
-  """(elements, bits of each) of all arrays in a shape, which may be a tuple."""
+  """Returns (elements, bits of each) of all arrays in a shape or tuple."""
   return [
-    (math.prod(map(int, filter(None, sizes.split(",")))), _bits(dtype))
+    (
+      math.prod(map(int, filter(None, sizes.split(",")))),
+      8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]),
+    )
     for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape)
     if dtype not in ("token", "opaque")
   ]
 
 
-def _bits(dtype):
-  return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-
-
-def _trip_count(loop, shapes, computations, computation):
+def _trip_count(loop, computation, computations):
   noted = re.search(r'known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
   if noted:
     return int(noted[1])
   condition = computations[_attribute(loop, "condition")]
-  body = {i.name: i for i in computations[_attribute(loop, "body")]}
-  conditions = {i.name: i for i in condition}
-  for compare in condition:
+  body = computations[_attribute(loop, "body")]
+  for compare in condition.values():
     if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
       continue
-    counter, bound = (
-      conditions[name] for name in re.findall(r"%([\w.-]+)", compare.operands)
-    )
+    counter, bound = (condition[name] for name in _names(compare.operands))
     if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
       index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-      start = _start(loop, index, computations[computation])
-      step = _step(body, index)
-      return max(-((start - int(bound.operands)) // step), 0)
+      start = _start(loop, index, computation)
+      return max(-((start - int(bound.operands)) // _step(body, index)), 0)
   return 1
 
 
-def _start(loop, index, instructions):
-  """What the counter of a loop starts with: 0 unless it is seen to differ."""
-  known = {i.name: i for i in instructions}
-  initial = known[re.search(r"%([\w.-]+)", loop.operands)[1]]
+def _start(loop, index, computation):
+  """Returns the first value of a loop's counter, 0 if that is not constant."""
+  initial = computation[_names(loop.operands)[0]]
   if initial.opcode == "tuple":
-    value = known[re.findall(r"%([\w.-]+)", initial.operands)[index]]
+    value = computation[_names(initial.operands)[index]]
     while value.opcode in ("copy", "bitcast"):
-      value = known[re.search(r"%([\w.-]+)", value.operands)[1]]
+      value = computation[_names(value.operands)[0]]
     if value.opcode == "constant":
       return int(value.operands)
   return 0
 
 
 def _step(body, index):
-  """What the body of a loop adds to its counter: 1 unless seen to differ."""
+  """Returns what a loop adds to its counter, 1 if that is not constant."""
   (root,) = (i for i in body.values() if i.is_root)
   if root.opcode == "tuple":
-    value = body[re.findall(r"%([\w.-]+)", root.operands)[index]]
+    value = body[_names(root.operands)[index]]
     if value.opcode == "add":
-      for name in re.findall(r"%([\w.-]+)", value.operands):
+      for name in _names(value.operands):
         if body[name].opcode == "constant":
           return int(body[name].operands)
   return 1
@@ -211,27 +191,23 @@ def _attribute(instruction, key):
 
 
 def _called(instruction, computations):
-  """The computations an instruction runs; reductions have no collectives."""
+  """Returns the computations an instruction runs, except reductions."""
   if instruction.opcode == "while":
     return [_attribute(instruction, key) for key in ("condition", "body")]
   if instruction.opcode in ("async-update", "async-done"):
     return []  # their async-start calls it
   attributes = instruction.attributes.partition("metadata=")[0]
-  return [
-    name
-    for name in re.findall(r"%([\w.-]+)", attributes)
-    if name in computations
-  ]
+  return [name for name in _names(attributes) if name in computations]
 
 
 def _parse(hlo):
-  """Name -> list of instructions of every computation, and the entry's name."""
+  """Returns computation -> name -> instruction, and the entry's name."""
   computations, entry = {}, None
   for line in hlo.splitlines():
     line = re.sub(r"/\*.*?\*/", "", line)
     header = re.match(r"(ENTRY )?%([\w.-]+) .*\{$", line)
     if header:
-      computations[header[2]] = instructions = []
+      computations[header[2]] = instructions = {}
       entry = header[2] if header[1] else entry
       continue
     match = re.match(r"\s+(ROOT )?%([\w.-]+) = ", line)
@@ -241,21 +217,18 @@ def _parse(hlo):
     cut = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     opens = rest.index("(", cut)
     closes = _closing(rest, opens)
-    instructions.append(
-      _Instruction(
-        name=match[2],
-        is_root=bool(match[1]),
-        shape=rest[:cut],
-        opcode=rest[cut:opens].strip(),
-        operands=rest[opens + 1 : closes - 1],
-        attributes=rest[closes:],
-      )
+    instructions[match[2]] = _Instruction(
+      is_root=bool(match[1]),
+      shape=rest[:cut],
+      opcode=rest[cut:opens].strip(),
+      operands=rest[opens + 1 : closes - 1],
+      attributes=rest[closes:],
     )
   return computations, entry
 
 
 def _closing(text, start):
-  """Index behind the parenthesis that closes the one at `start`."""
+  """Returns the index behind the parenthesis that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == "(") - (text[i] == ")")

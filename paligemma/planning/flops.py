@@ -1,4 +1,4 @@
-"""Floating-point operations of a train step or decoding, from the shapes.
+"""Floating-point operations of a train step and of decoding, from shapes.
 
 XLA's own cost analysis counts the body of a scan once, whatever its length.
 """
@@ -43,22 +43,21 @@ def train_step(
   """Counts the multiplications and additions that the step needs.
 
   A matrix with n entries costs 2n per token forward, 2n more where a gradient
-  flows through to something trainable, and 2n more where it trains itself. The
-  output layer sees the supervised tokens alone.
-  Recomputation (remat) does not count, as usual for model FLOP utilisation
-  (PaLM, arXiv:2204.02311, appendix B).
+  flows through to a trainable parameter, and 2n more if it is trained itself.
+  The output layer only counts supervised tokens. Recomputation (remat) does not
+  count, as usual for model FLOP utilisation (PaLM, arXiv:2204.02311, appendix
+  B).
 
   Args:
-    model: paligemma Model.
-    shapes: name -> leaf with a shape, of all parameters.
-    trainable: the names that train.
-    batch_size, res, text_len: int, global examples, pixels, text tokens.
-    frames: int, images of an example; 0 is one.
-    supervised: number of supervised tokens in the batch, default all of the
+    model: Of models/paligemma.py.
+    shapes: Name -> leaf with a shape, of all parameters.
+    trainable: The names that are trained.
+    batch_size: Number of examples over all devices, as the result.
+    res: Side of an image in pixels.
+    text_len: Number of text tokens of an example.
+    frames: Number of images of an example; 0 is one.
+    supervised: Number of supervised tokens in the batch, default all of the
       text.
-
-  Returns:
-    int, operations per step over all devices.
   """
   image_tokens = (res // model.img.patch_size) ** 2
   frames = frames or 1
@@ -85,11 +84,11 @@ def train_step(
     (model.llm, model.llm.num_heads * model.llm.head_dim, length, 1, True),
     (model.img, model.img.width, image_tokens, frames, tower_trains),
   )
-  attention = 0
   for tower, width, tokens, times, flows in towers:
     # Queries times keys, and weights times values.
-    attention += 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
-  return total + attention * batch_size
+    attention = 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
+    total += attention * batch_size
+  return total
 
 
 def decode(
@@ -103,17 +102,9 @@ def decode(
 ) -> int:
   """Counts the multiplications and additions of decoding to the full length.
 
-  Counted as in `train_step`. The first token comes from the prompt's logits at
-  its end, and each later one attends to all tokens before it and itself.
-
-  Args:
-    model: paligemma Model.
-    shapes: name -> leaf with a shape, of all parameters.
-    batch_size, res, text_len: int, global rows, pixels, tokens of a prompt.
-    max_decode_len: int, tokens that every row decodes.
-
-  Returns:
-    int, operations over all devices.
+  Arguments as of `train_step`. The first token comes from the prompt's logits
+  at its end, and each later one attends to all tokens before it and itself.
+  Every example decodes `max_decode_len` tokens.
   """
   image_tokens = (res // model.img.patch_size) ** 2
   length = image_tokens + text_len
@@ -134,7 +125,7 @@ def decode(
 
 
 def _matrices(shapes):
-  """The parameters of matrix products; others act once per token."""
+  """Returns the parameters of matrix products; others act once per token."""
   return [
     (name, leaf)
     for name, leaf in shapes.items()
@@ -143,6 +134,6 @@ def _matrices(shapes):
 
 
 def peak_per_second() -> float | None:
-  """Peak of all devices together, or None for an unknown kind (a CPU)."""
+  """Returns the FLOP/s of all devices, None for an unknown kind (a CPU)."""
   peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
   return peak and peak * jax.device_count()

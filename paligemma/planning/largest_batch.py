@@ -6,20 +6,17 @@ from collections.abc import Callable
 def search(
   peak: Callable[[int], float], limit: float, *, multiple: int, start: int
 ) -> int:
-  """Finds the largest multiple whose peak does not exceed a limit.
+  """Returns the largest multiple whose peak does not exceed a limit, or 0.
 
-  Peaks are nearly a straight line in the batch, so the next batch to try is
-  where the line through the two peaks next to the limit meets it; after some
-  tries without an end, the middle of what is left.
+  Peaks are nearly linear in the batch, so the next batch to try is where the
+  line through the two peaks nearest to the limit meets it; after some tries
+  without an end, the middle of the range that is left.
 
   Args:
-    peak: function from a batch size to bytes, rising.
-    limit: bytes.
-    multiple: what the batch size must be a multiple of.
-    start: the batch size to try first, or a number near it.
-
-  Returns:
-    int, 0 if not even `multiple` fits.
+    peak: Rising function from a batch size to bytes.
+    limit: Bytes.
+    multiple: Divides the batch size.
+    start: The batch size to try first, or a number near it.
   """
   known = {}  # batch size / multiple -> bytes
   low, high = 0, None  # fits, does not fit
@@ -41,12 +38,12 @@ def search(
 
 
 def _meeting(known, limit):
-  """Where the line through the two nearest peaks meets the limit."""
+  """Returns where the line through the two nearest peaks meets the limit."""
   if len(known) == 1:
     ((guess, found),) = known.items()
     return 2 * guess if found <= limit else guess // 2
   second, *others = sorted(known, key=lambda guess: abs(known[guess] - limit))
-  # Near the limit a compiler makes room, and peaks may fall: then look farther.
+  # Near the limit a compiler saves memory, so peaks may fall: then try others.
   for first in others:
     slope = (known[second] - known[first]) / (second - first)
     if slope > 0:

@@ -8,9 +8,8 @@ GIB = 2**30
 
 # GiB that a program may take on one device. TPUs: the limit that their compiler
 # names when a program exceeds it (libtpu 0.0.51); v4 counts per core. GPUs:
-# what is left of the memory that CUDA reports (14.7, 39.4, 79.1, 79.1 and 139.8
-# GiB) for a process that holds nothing else, taken to be 0.5 GiB less; T4: its
-# 16 GB with the error correction taken off.
+# 0.5 GiB less than CUDA reports (14.7, 39.4, 79.1, 79.1 and 139.8 GiB); of a
+# T4's 16 GB, error correction takes some.
 USABLE_GIB = {
   "v4": 15.25,
   "v5e": 15.75,
@@ -22,18 +21,17 @@ USABLE_GIB = {
   "H100": 78.6,
   "H200": 139.3,
 }
-GPUS = ("T4", "A100", "A100-80GB", "H100", "H200")
 
 
 class Memory(NamedTuple):
   """Bytes on one device while a program runs.
 
   Attributes:
-    arguments: what it is given: parameters, optimizer state, batch.
-    temporaries: what it allocates until its end: activations, gradients.
-    outputs: results that do not take the place of an argument.
-    program: its instructions, which `peak` does not count; the compiler's own
-      limit does not either.
+    arguments: Parameters, optimizer state, batch.
+    temporaries: Activations, gradients.
+    outputs: Results that are not written over an argument.
+    program: Its instructions, which neither `peak` nor the compiler's own limit
+      counts.
   """
 
   arguments: int
@@ -43,7 +41,7 @@ class Memory(NamedTuple):
 
   @property
   def peak(self) -> int:
-    """The three together, as the temporaries are allocated in one block.
+    """All three, as the temporaries are allocated in one block.
 
     The compiler's `peak_memory_in_bytes` is not used: for TPUs it counts memory
     that is not HBM (54 MB for a program that needs 12), for large programs it
@@ -53,13 +51,13 @@ class Memory(NamedTuple):
 
 
 def bytes_per_device(leaf: Any) -> int:
-  """Bytes of a leaf with shape, dtype and sharding on one device."""
+  """Returns the bytes on one device of a leaf with dtype and sharding."""
   shape = leaf.sharding.shard_shape(leaf.shape)
   return math.prod(shape) * leaf.dtype.itemsize
 
 
 def of(compiled: Any) -> Memory:
-  """The memory of a compiled function, as its compiler states it."""
+  """Returns the memory of a compiled function, as its compiler states it."""
   found = compiled.memory_analysis()
   return Memory(
     arguments=found.argument_size_in_bytes,
@@ -70,13 +68,9 @@ def of(compiled: Any) -> Memory:
 
 
 def wanted(error: Exception) -> float | None:
-  """Bytes that a program needs which the compiler refused as too large.
+  """Returns the bytes that a program needs which the compiler refused.
 
-  Args:
-    error: what compiling raised.
-
-  Returns:
-    Bytes, arguments included; None if the error is another one.
+  Arguments included; None if the error has another reason.
   """
   message = str(error)
   if "RESOURCE_EXHAUSTED" not in message:
@@ -91,5 +85,5 @@ def wanted(error: Exception) -> float | None:
 
 
 def fits(peak: float) -> dict[str, bool]:
-  """Device of USABLE_GIB -> whether a program of so many bytes fits."""
+  """Returns for each device of USABLE_GIB whether so many bytes fit."""
   return {name: peak <= usable * GIB for name, usable in USABLE_GIB.items()}

@@ -1,4 +1,4 @@
-"""The devices of a TPU slice that need not be there, to compile for."""
+"""The devices of a TPU slice that is not there, to compile for."""
 
 import re
 
@@ -7,25 +7,22 @@ from jax.experimental import topologies
 
 from paligemma.planning import memory
 
-CHIPS = tuple(n for n in memory.USABLE_GIB if n not in memory.GPUS)
+CHIPS = tuple(name for name in memory.USABLE_GIB if name.startswith("v"))
 
 
 def devices(name: str) -> list[jax.Device]:
   """Describes a slice through libtpu, the compiler of TPUs.
 
-  Programs can be lowered and compiled for a mesh of these devices; nothing can
-  be placed on them. Away from a TPU, libtpu waits for a metadata server unless
-  the environment has TPU_SKIP_MDS_QUERY=1, TPU_WORKER_HOSTNAMES=localhost and
-  some TPU_ACCELERATOR_TYPE.
+  Programs can be compiled for a mesh of these devices, but not run. Away from a
+  TPU, libtpu waits for a metadata server unless the environment has
+  TPU_SKIP_MDS_QUERY=1, TPU_WORKER_HOSTNAMES=localhost and some
+  TPU_ACCELERATOR_TYPE.
 
   Args:
-    name: a chip of CHIPS and the sides of the slice: "v5e:4x4", "v5p:4x4x4".
-
-  Returns:
-    The devices, in the order of the slice.
+    name: A chip of CHIPS and the sides of the slice: "v5e:4x4", "v5p:4x4x4".
 
   Raises:
-    ValueError: no such slice, or libtpu is not installed.
+    ValueError: No such slice, or libtpu is not installed.
   """
   if not re.fullmatch(rf"({'|'.join(CHIPS)}):\d+x\d+(x\d+)?", name):
     raise ValueError(

@@ -1,15 +1,15 @@
 """The next-token loss of the supervised tokens, always computed in float32.
 
-`next_token` and `token_sums` are the definitions. `mean_next_token` and
-`supervised_sums` compute the same from the logits of a few supervised tokens at
-a time; those of 8 examples of 128 tokens would take 1 GiB.
+`next_token` is the definition. `mean_next_token` and `supervised_sums` hold the
+logits of a few supervised tokens at a time; those of 8 examples of 128 tokens
+would take 1 GiB.
 
 Axes: B batch, T token, D width, V vocabulary, C tokens at a time.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,35 +45,20 @@ def next_token(
     mask_loss: 1 where the token is supervised.
     label_smoothing: The probability e that is moved from the target and spread
       evenly over the V-1 other tokens: the target has 1-e, each other one
-      e/(V-1). In [0, 1), default 0. (optax.smooth_labels spreads over all V.)
+      e/(V-1). In [0, 1). (optax.smooth_labels spreads over all V.)
 
   Returns:
-    float32, in nats; 0 for an example without any supervised token.
+    Losses in nats; 0 for an example without any supervised token.
 
   Raises:
     ValueError: mask_loss is None, or a shape or label_smoothing does not fit.
 
   Source: big_vision/trainers/proj/paligemma/train.py, the same definition.
   """
-  _check_smoothing(label_smoothing)
-  total, count = _masked_sums(logits, targets, mask_loss, label_smoothing)
-  return total / jnp.maximum(count, 1)
-
-
-def token_sums(
-  logits: Float[Array, "B T V"],
-  targets: Int[Array, "B T"],
-  mask_loss: Mask,
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-  """Returns the negative log-likelihood and number of supervised tokens.
-
-  Summed over examples, exp(sum / count) is the perplexity per token. Arguments
-  and errors as of `next_token`.
-
-  Returns:
-    Per example, the sum over its supervised tokens in nats, and their number.
-  """
-  return _masked_sums(logits, targets, mask_loss, label_smoothing=0.0)
+  _check(logits, targets, mask_loss, label_smoothing)
+  mask = mask_loss.astype(jnp.float32)
+  losses = _token_losses(logits, targets, label_smoothing)
+  return (losses * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
 
 
 def mean_next_token(
@@ -86,7 +71,7 @@ def mean_next_token(
   *,
   label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
-  """Returns the weighted sum of `next_token` without storing all logits.
+  """Returns sum_b weights[b] * next_token(...)[b] without storing all logits.
 
   The gradient is computed along with the value, as in the Liger kernels
   (arXiv:2410.10989): logits are computed once, for a few supervised tokens at a
@@ -95,31 +80,19 @@ def mean_next_token(
   Args:
     compute_logits: (head, features) -> logits, with the soft cap. It compiles
       once if it compares equal from call to call.
-    head: Parameters of the output layer; they get a gradient if they are
-      differentiated.
+    head: Parameters of the output layer.
     features: What the logits are computed from.
-    targets, mask_loss: As for `next_token`.
+    targets, mask_loss, label_smoothing: As for `next_token`.
     weights: Of the examples, e.g. 0 for padding of the batch.
-    label_smoothing: As for `next_token`.
-
-  Returns:
-    sum_b weights[b] * next_token(logits, ...)[b], float32.
 
   Raises:
-    ValueError: as `next_token`.
+    ValueError: As `next_token`.
   """
-  _check_smoothing(label_smoothing)
-  _check_shapes(features, targets, mask_loss)
+  _check(features, targets, mask_loss, label_smoothing)
   mask = mask_loss.astype(jnp.float32)
   weights = weights / jnp.maximum(mask.sum(axis=1), 1)
-  return _weighted_loss(
-    compute_logits,
-    label_smoothing,
-    head,
-    features,
-    targets,
-    mask * weights[:, None],
-  )
+  tokens = features, targets, mask * weights[:, None]
+  return _weighted_loss(compute_logits, label_smoothing, head, tokens)
 
 
 def supervised_sums(
@@ -129,63 +102,54 @@ def supervised_sums(
   targets: Int[Array, "B T"],
   mask_loss: Mask,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-  """`token_sums` without storing all logits; see `mean_next_token`."""
-  _check_shapes(features, targets, mask_loss)
+  """Returns the negative log-likelihood and number of supervised tokens.
+
+  Both are sums per example, in nats; summed over examples too, exp(sum / count)
+  is the perplexity per token. Arguments as of `mean_next_token`.
+  """
+  _check(features, targets, mask_loss, 0.0)
   mask = mask_loss.astype(jnp.float32)
 
-  def add(total, tokens):
-    logits = compute_logits(head, tokens.features)
-    losses = _token_losses(logits, tokens.targets, 0.0)
-    return total + (losses * tokens.weights).sum(axis=1), None
+  def add(total, features, targets, mask):
+    losses = _token_losses(compute_logits(head, features), targets, 0.0)
+    return total + (losses * mask).sum(axis=1), None
 
-  zero = jnp.zeros(mask.shape[0])
-  total, _ = _each_few(compute_logits, head, features, targets, mask, add, zero)
+  tokens, zeros = (features, targets, mask), jnp.zeros(mask.shape[0])
+  total, _ = _each_few(compute_logits, head, tokens, add, zeros)
   return total, mask.sum(axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weighted_loss(compute_logits, smoothing, head, features, targets, weights):
-  def add(total, tokens):
-    logits = compute_logits(head, tokens.features)
-    losses = _token_losses(logits, tokens.targets, smoothing)
-    return total + (losses * tokens.weights).sum(), None
+def _weighted_loss(compute_logits, smoothing, head, tokens):
+  def add(total, features, targets, weights):
+    losses = _token_losses(compute_logits(head, features), targets, smoothing)
+    return total + (losses * weights).sum(), None
 
-  total, _ = _each_few(
-    compute_logits, head, features, targets, weights, add, jnp.zeros(())
-  )
+  total, _ = _each_few(compute_logits, head, tokens, add, jnp.zeros(()))
   return total
 
 
-def _weighted_loss_fwd(
-  compute_logits, smoothing, head, features, targets, weights
-):
+def _weighted_loss_fwd(compute_logits, smoothing, head, tokens):
   head_trains = any(leaf.perturbed for leaf in jax.tree.leaves(head))
-  head, features, targets, weights = jax.tree.map(
-    lambda x: x.value, (head, features, targets, weights)
-  )
+  head, tokens = jax.tree.map(lambda x: x.value, (head, tokens))
 
-  def add(carry, tokens):
+  def add(carry, features, targets, weights):
     total, by_head = carry
-
-    def of(head, features):
-      return compute_logits(head, features)
-
     if head_trains:
-      logits, pull_back = jax.vjp(of, head, tokens.features)
+      logits, pull_back = jax.vjp(compute_logits, head, features)
     else:
-      logits, pull_back = jax.vjp(lambda f: of(head, f), tokens.features)
+      logits, pull_back = jax.vjp(lambda x: compute_logits(head, x), features)
     losses, by_logits = _token_losses_and_grads(
-      logits, tokens.targets, tokens.weights, smoothing
+      logits, targets, weights, smoothing
     )
-    *new_by_head, by_tokens = pull_back(by_logits)
+    *new_by_head, by_features = pull_back(by_logits)
     if head_trains:
       by_head = jax.tree.map(jnp.add, by_head, new_by_head[0])
-    return (total + (losses * tokens.weights).sum(), by_head), by_tokens
+    return (total + (losses * weights).sum(), by_head), by_features
 
   by_head = jax.tree.map(jnp.zeros_like, head) if head_trains else None
-  zeros = jnp.zeros(()), by_head
   (total, by_head), by_features = _each_few(
-    compute_logits, head, features, targets, weights, add, zeros
+    compute_logits, head, tokens, add, (jnp.zeros(()), by_head)
   )
   return total, (by_head, by_features)
 
@@ -197,7 +161,7 @@ def _weighted_loss_bwd(compute_logits, smoothing, grads, by_total):
   by_head, by_features = jax.tree.map(
     lambda g: (g * by_total).astype(g.dtype), grads
   )
-  return by_head, by_features, None, None
+  return by_head, (by_features, None, None)
 
 
 _weighted_loss.defvjp(
@@ -205,27 +169,22 @@ _weighted_loss.defvjp(
 )
 
 
-class _Tokens(NamedTuple):
-  """C tokens of every example; padding has weight 0."""
-
-  features: Float[Array, "B C D"]
-  targets: Int[Array, "B C"]
-  weights: Float[Array, "B C"]
-
-
-def _each_few(compute_logits, head, features, targets, weights, add, carry):
+def _each_few(compute_logits, head, tokens, add, carry):
   """Scans `add` over the tokens with a weight, a few of each example at a time.
 
-  They are sorted to the front of every example, so that the number of rounds
-  follows from the example with the most of them.
+  They are sorted to the front of every example, so the example with the most
+  of them determines the number of rounds.
 
   Args:
-    add: function (carry, _Tokens) -> (carry, float[B, C, D] or None).
+    tokens: (features, targets, weights).
+    add: Function of a carry and (features, targets, weights) of C tokens of
+      every example that returns a new carry and float[B, C, D] or None.
 
   Returns:
-    The last carry; and float[B, T, D], what `add` returned for each token, 0
-    for tokens without weight, or None.
+    The last carry, and what `add` returned for each of the T tokens (0 for
+    tokens without weight), or None.
   """
+  features, targets, weights = tokens
   batch, length = targets.shape
   one = jax.ShapeDtypeStruct((batch, 1, features.shape[-1]), features.dtype)
   vocab_size = jax.eval_shape(compute_logits, head, one).shape[-1]
@@ -234,43 +193,31 @@ def _each_few(compute_logits, head, features, targets, weights, add, carry):
   counts = weights != 0
   rounds = -(-counts.sum(axis=1).max() // size)
   order = jnp.argsort(~counts, axis=1, stable=True)
-  tokens = _Tokens(
-    jnp.take_along_axis(features, order[:, :, None], axis=1),
-    jnp.take_along_axis(targets, order, axis=1),
-    jnp.take_along_axis(weights, order, axis=1),
-  )
-  tokens = jax.tree.map(
-    lambda x: jnp.pad(
-      x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2)
-    ),
-    tokens,
-  )
+
+  def sort(x):
+    x = jnp.take_along_axis(x, order[:, :, None] if x.ndim == 3 else order, 1)
+    return jnp.pad(x, [(0, 0), (0, -length % size)] + [(0, 0)] * (x.ndim - 2))
+
+  tokens = [sort(x) for x in tokens]
+
+  def few(i):
+    take = jax.lax.dynamic_slice_in_dim
+    return [take(x, i * size, size, axis=1) for x in tokens]
 
   def one_round(i, state):
     carry, out = state
-    few = jax.tree.map(
-      lambda x: jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=1), tokens
-    )
-    carry, new = add(carry, few)
+    carry, new = add(carry, *few(i))
     if new is not None:
       out = jax.lax.dynamic_update_slice_in_dim(out, new, i * size, axis=1)
     return carry, out
 
-  few = jax.tree.map(lambda x: x[:, :size], tokens)
-  gives = jax.eval_shape(add, carry, few)[1] is not None
-  out = jnp.zeros_like(tokens.features) if gives else None
+  _, new = jax.eval_shape(lambda: add(carry, *few(0)))
+  out = None if new is None else jnp.zeros_like(tokens[0])
   carry, out = jax.lax.fori_loop(0, rounds, one_round, (carry, out))
-  if gives:
+  if new is not None:
     inverse = jnp.argsort(order, axis=1)
     out = jnp.take_along_axis(out, inverse[:, :, None], axis=1)
   return carry, out
-
-
-def _masked_sums(logits, targets, mask_loss, label_smoothing):
-  _check_shapes(logits, targets, mask_loss)
-  mask = mask_loss.astype(jnp.float32)
-  losses = _token_losses(logits, targets, label_smoothing)
-  return (losses * mask).sum(axis=1), mask.sum(axis=1)
 
 
 def _token_losses(logits, targets, label_smoothing):
@@ -304,14 +251,11 @@ def _token_losses_and_grads(logits, targets, weights, label_smoothing):
   return losses, grads.astype(logits.dtype)
 
 
-def _check_smoothing(label_smoothing):
+def _check(logits, targets, mask_loss, label_smoothing):
   if not 0 <= label_smoothing < 1:
     raise ValueError(
       f"label_smoothing is {label_smoothing}, expected a value in [0, 1)"
     )
-
-
-def _check_shapes(logits, targets, mask_loss):
   if mask_loss is None:
     raise ValueError(
       "missing mask: mask_loss is None, expected [B, T] with 1 on the "

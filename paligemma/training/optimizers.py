@@ -4,17 +4,16 @@ One update, in float32 whatever the parameters are stored in, for step t:
 
     p -= s_t * (learning_rate * mult * direction(g) + weight_decay * p)
 
-with s_t the schedule of the parameter, and mult, 1 unless said otherwise, its
-factor. The decay is decoupled and follows the schedule but not the learning
-rate, as in big_vision/optax.py, where the published values come from: its
-lr=1e-5, wd=1e-6 is optax.adamw(1e-5, weight_decay=0.1).
+where s_t is the schedule and mult the learning-rate factor of the parameter.
+The decay is decoupled and follows the schedule but not the learning rate, as in
+big_vision/optax.py, where the published values come from: its lr=1e-5, wd=1e-6
+is optax.adamw(1e-5, weight_decay=0.1).
 
 Everything works on flat dicts of trainable leaves, "llm/final_norm/scale" -> x.
-Gradient accumulation is not here but in the train step, by optax.microbatching:
-clipping and schedules then see whole steps, and no accumulator lives in the
-optimizer's state or its checkpoints, as that of optax.MultiSteps would. `make`
-is no optax.chain or optax.partition, whose state is a tuple of as many states:
-checkpoints of runs hold State, by name.
+Gradients are accumulated in the train step, by optax.microbatching: clipping
+and schedules then see whole steps, and unlike with optax.MultiSteps no
+accumulator is in a checkpoint. Checkpoints hold State by name, which the nested
+tuples of optax.chain or optax.partition would not allow.
 """
 
 import inspect
@@ -33,24 +32,15 @@ from paligemma import parameters, registry, tree
 # that is also the output layer. Not scale, bias, pos_embedding, probe and cls.
 MATRICES = ((parameters.DECAYED, 1.0),)
 
+
 COSINE = ((".*", {"decay": "cosine"}),)
 
 
-class _Place(NamedTuple):
-  """Where a step stands in a training.
-
-  Attributes:
-    step: float32[].
-    after: float32[], steps since the end of the warm-up, 0 before it.
-    left: float32[], share of the steps behind the warm-up that is still to
-      come, from 1 to exactly 0.
-    peak: float, the factor at the end of the warm-up.
-  """
-
+class _Progress(NamedTuple):
   step: jax.Array
-  after: jax.Array
-  left: jax.Array
-  peak: float
+  after: jax.Array  # steps since the end of the warm-up, 0 before it
+  left: jax.Array  # share of the steps after the warm-up still to come: 1 to 0
+  peak: float  # the factor at the end of the warm-up
 
 
 def _constant(at):
@@ -75,7 +65,6 @@ def _stair(at, *, steps=(), mults=()):
   return at.peak * factors[i]
 
 
-# name -> function of a _Place and of what the config may set of it.
 DECAYS = {
   "constant": _constant,
   "cosine": _cosine,
@@ -110,51 +99,42 @@ def make_schedule(
       rsqrt       d_t = p / sqrt(1 + (max(t - w, 0) + shift) / timescale)
       stair       d_t = p * mults[i] from t = steps[i] on, before the first p
 
-  So s_0 is 0 if there is a warm-up, and s_n is 0 for cosine, for linear to the
-  end 0 and with a cool-down; the last step taken is t = n - 1, which is still
-  above 0. Beyond n the value stays that of n.
+  So s_0 is 0 with a warm-up, and s_n is 0 for cosine, for linear to the end 0
+  and with a cool-down; the last step, t = n - 1, is above 0. Beyond n the value
+  stays that of n.
 
   Args:
-    total_steps: n, number of steps of the whole training.
-    decay: A name in DECAYS, default "cosine".
-    warmup_steps: w, default 0: none.
-    cooldown_steps: c, default 0: none.
-    mult: p, default 1.
+    total_steps: Of the whole training.
+    decay: A name in DECAYS.
     **options: Of the decay: end (default 0) and power (default 1) of linear and
       polynomial; timescale in steps (default 10,000) and shift in steps
       (default 0) of rsqrt; steps, ascending, and as many mults of stair.
 
   Returns:
-    A function from a step, int[], to s_t, float32[].
+    A function from a step to s_t in float32.
 
   Raises:
-    ValueError: An unknown decay or option, a warm-up that is not shorter than
-      the training (except for one of 0 or 1 steps, which only debugs), a number
-      that is none or below 0, a cool-down longer than the training, or a
+    ValueError: An unknown decay or option, a value that is no number or
+      negative, a warm-up that is not shorter than the training (unless that has
+      at most 1 step, to debug), a cool-down longer than the training, or a
       stair whose steps and mults do not fit.
 
   Source: create_learning_rate_schedule() in big_vision/utils.py, where decay is
-  decay_type, and what lies beyond n is not defined.
+  decay_type, and the value beyond n is not defined.
   """
   decay_fn = registry.lookup(DECAYS, decay, "decay")
+  common = "decay", "warmup_steps", "cooldown_steps", "mult"
   of_decay = list(inspect.signature(decay_fn).parameters)[1:]
-  for name in options:
-    if name not in of_decay:
-      known = "decay", "warmup_steps", "cooldown_steps", "mult", *of_decay
-      raise ValueError(
-        f'decay "{decay}" has no argument "{name}", expected some of: '
-        f"{', '.join(known)}." + registry.did_you_mean(name, known)
-      )
-  numbers = {
-    "warmup_steps": warmup_steps,
-    "cooldown_steps": cooldown_steps,
-    "mult": mult,
-    **{name: x for name, x in options.items() if decay != "stair"},
-  }
-  for name, value in numbers.items():
-    _check_number(name, value, above_zero=name in ("power", "timescale"))
+  _check_names(options, (*common, *of_decay), f'decay "{decay}"')
+  numbers = dict(
+    warmup_steps=warmup_steps, cooldown_steps=cooldown_steps, mult=mult
+  )
   if decay == "stair":
     _check_stair(**options)
+  else:
+    numbers |= options
+  for name, value in numbers.items():
+    _check_number(name, value, above_zero=name in ("power", "timescale"))
   if cooldown_steps > total_steps > 1:
     raise ValueError(
       f"cooldown_steps is {cooldown_steps}, expected no more than the "
@@ -171,7 +151,7 @@ def make_schedule(
     step = jnp.minimum(jnp.asarray(step, jnp.float32), total_steps)
     after = jnp.clip(step - warmup_steps, 0, decay_steps)
     left = (decay_steps - after) / decay_steps
-    factor = decay_fn(_Place(step, after, left, mult), **options)
+    factor = decay_fn(_Progress(step, after, left, mult), **options)
     if warmup_steps:
       factor *= jnp.minimum(step / warmup_steps, 1)
     if cooldown_steps:
@@ -206,10 +186,10 @@ def sgd(
   """Returns the gradient itself, or its momentum; no state without momentum.
 
   Args:
-    momentum: The trace is gradient + momentum * trace; default 0, none.
+    momentum: The trace is gradient + momentum * trace.
     nesterov: Whether to look one step ahead along the trace.
-    momentum_dtype: Of the trace that is kept, "float32" (default) or
-      "bfloat16", in which big_vision's momentum_hp keeps it.
+    momentum_dtype: Of the stored trace; big_vision's momentum_hp stores it in
+      "bfloat16".
 
   Raises:
     ValueError: nesterov without momentum.
@@ -238,17 +218,15 @@ def adafactor(
     momentum: Decay of the running mean of the directions; None for no mean.
     decay_rate: beta2 of step t, from 1, is 1 - t ** -decay_rate, ...
     beta2_cap: ... but at most this.
-    decay_offset: Steps that t starts behind. Default 0.
+    decay_offset: Number of steps that t lags behind.
     min_dim_size_to_factor: Leaves are factored over their two largest axes if
-      both are at least so long. Default 64: between the most layers of a scan
-      (46), over which nothing should be averaged, and the smallest head
-      dimension (72 in So400m). 32 in big_vision, which averages over layers of
-      the larger models.
+      both are at least so long. 64 is between the most layers (46), which
+      should not be averaged, and the smallest head dimension (72 in So400m).
+      big_vision's 32 averages over layers of the larger models.
     clipping_threshold: Largest root mean square of a leaf's direction, which is
-      scaled down to it. Default None: no limit.
-    momentum_dtype: Of the running mean that is kept, "float32" (default) or
-      "bfloat16", as in big_vision.
-    eps: Added to the square of a gradient. Default 1e-30.
+      scaled down to it; None for no limit.
+    momentum_dtype: Of the stored running mean, "bfloat16" in big_vision.
+    eps: Added to the square of a gradient.
 
   Source: Shazeer & Stern 2018 (arXiv:1804.04235) as changed in Zhai et al. 2021
   (arXiv:2106.04560), section 3.4: no scaling by the parameter, no clipping, a
@@ -259,7 +237,7 @@ def adafactor(
     t = jnp.asarray(step, jnp.float32) + 1
     return jnp.minimum(beta2_cap, 1 - t**-exponent)
 
-  parts = [
+  transforms = [
     optax.scale_by_factored_rms(
       decay_rate=decay_rate,
       step_offset=decay_offset,
@@ -269,10 +247,10 @@ def adafactor(
     )
   ]
   if clipping_threshold:
-    parts.append(optax.clip_by_block_rms(clipping_threshold))
+    transforms.append(optax.clip_by_block_rms(clipping_threshold))
   if momentum:
-    parts.append(optax.ema(momentum, False, momentum_dtype))
-  return optax.chain(*parts)
+    transforms.append(optax.ema(momentum, False, momentum_dtype))
+  return optax.chain(*transforms)
 
 
 OPTIMIZERS = {
@@ -285,16 +263,10 @@ OPTIMIZERS = {
 
 
 class State(NamedTuple):
-  """State of the optimizer made by `make`.
+  """State of the optimizer made by `make`."""
 
-  Attributes:
-    count: int32[], number of updates done.
-    direction: State of the optax transforms, in float32 but for a momentum
-      that is to be kept in another dtype.
-  """
-
-  count: jax.Array
-  direction: Any
+  count: jax.Array  # number of updates done
+  direction: Any  # of the optax transforms; in float32, or momentum_dtype
 
 
 def make(
@@ -319,44 +291,45 @@ def make(
   decay, schedule (see the formula at the top of this file).
 
   Args:
-    names: Names of the trainable leaves.
-    total_steps: Number of steps of the whole training.
-    optimizer: A name in OPTIMIZERS, default "sgd".
-    optimizer_args: Arguments of that function, such as dict(momentum=0.9).
-    learning_rate: Peak learning rate, default 0.03.
+    names: Of the trainable leaves.
+    total_steps: Of the whole training.
+    optimizer: A name in OPTIMIZERS.
+    optimizer_args: Of that function, such as dict(momentum=0.9).
+    learning_rate: At the peak of the schedule.
     learning_rate_mults: (regex, factor) pairs on top of learning_rate, but not
-      of weight_decay, the first match counts, 1 without a match; default none.
+      of weight_decay; the first match counts, 1 without a match.
     schedule: (regex, arguments of `make_schedule`) pairs; the first regex that
       matches a whole name counts, and every name needs one. None in place of
       the arguments leaves the parameters alone: no update, no state, no share
       in the clipped norm.
     weight_decay: Decay per step at s_t = 1, not multiplied by learning_rate.
-    weight_decay_mults: (regex, factor) pairs on top of weight_decay, the first
-      match counts, 0 without a match; default: 1 for every matrix. Not read
-      when weight_decay is 0.
-    clip_norm: Largest global norm of the gradients, default None: no clipping.
+    weight_decay_mults: (regex, factor) pairs on top of weight_decay, not read
+      if that is 0; the first match counts, 0 without a match.
+    clip_norm: Largest global norm of the gradients; None for no clipping.
 
   Returns:
     The transformation, whose `update` needs the parameters, and whose updates
     are float32 (optax.apply_updates rounds to the dtype of the parameters); and
-    by regex the function from step, int[], to learning_rate * s_t, float32[].
+    by regex the function from a step to learning_rate * s_t in float32.
 
   Raises:
     ValueError: An unknown optimizer, decay or argument; a regex without any
       match (a decay that reaches nothing included), or a name without a regex.
   """
-  direction = _call(
-    registry.lookup(OPTIMIZERS, optimizer, "optimizer"),
-    optimizer_args or {},
-    f'optimizer "{optimizer}"',
-  )
+  make_direction = registry.lookup(OPTIMIZERS, optimizer, "optimizer")
+  arguments = optimizer_args or {}
+  known = inspect.signature(make_direction).parameters
+  _check_names(arguments, known, f'optimizer "{optimizer}"')
+  direction = make_direction(**arguments)
   if clip_norm is not None:
     direction = optax.chain(optax.clip_by_global_norm(clip_norm), direction)
-  scales = {
-    regex: _schedule(regex, total_steps, arguments)
-    for regex, arguments in schedule
-    if arguments is not None
-  }
+  scales = {}
+  for regex, arguments in schedule:
+    if arguments is not None:
+      try:
+        scales[regex] = make_schedule(total_steps, **arguments)
+      except ValueError as error:
+        raise ValueError(f'schedule of "{regex}": {error}') from None
   rule_of = tree.match_first([(regex, regex) for regex, _ in schedule], names)
   moving = [name for name in names if rule_of[name] in scales]
   for regex, factor in learning_rate_mults:
@@ -375,10 +348,7 @@ def make(
     return {name: flat[name].astype(jnp.float32) for name in moving}
 
   def init(params):
-    return State(
-      count=jnp.zeros([], jnp.int32),
-      direction=direction.init(in_float32(params)),
-    )
+    return State(jnp.zeros([], jnp.int32), direction.init(in_float32(params)))
 
   def update(grads, state, params):
     assert grads.keys() == rule_of.keys(), sorted(grads.keys() ^ rule_of.keys())
@@ -409,33 +379,22 @@ def ema(params: Any, average: Any, decay: float) -> Any:
   """Returns the moving average of parameters, average + (1 - decay) * change.
 
   Args:
-    params: Tree of float leaves, after the step.
-    average: Tree of float32 leaves; starts as the parameters in float32.
-    decay: What is kept of the average each step: 0.999 averages over about the
-      last 1000 steps. 0 gives the parameters.
-
-  Returns:
-    Tree of float32 leaves. In bfloat16 (8 bits) a change below 1/256 of the
-    value, every change for decay 0.999, would be rounded away.
+    params: Parameters after the step.
+    average: In float32, as is the result, and at first the parameters. In
+      bfloat16 (8 bits) a change below 1/256 of the value, every change for
+      decay 0.999, would be rounded away.
+    decay: Share of the average that is kept each step: 0.999 averages over
+      about the last 1000 steps. 0 gives the parameters.
   """
   return jax.tree.map(
     lambda p, a: a + (1 - decay) * (p.astype(jnp.float32) - a), params, average
   )
 
 
-def _schedule(regex, total_steps, arguments):
-  try:
-    return make_schedule(total_steps, **arguments)
-  except ValueError as error:
-    raise ValueError(f'schedule of "{regex}": {error}') from None
-
-
-def _call(function, arguments, what):
-  known = inspect.signature(function).parameters
+def _check_names(arguments, known, what):
   for name in arguments:
     if name not in known:
       raise ValueError(
         f'{what} has no argument "{name}", expected some of: '
         f"{', '.join(known)}." + registry.did_you_mean(name, known)
       )
-  return function(**arguments)

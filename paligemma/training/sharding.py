@@ -1,7 +1,7 @@
-"""Where arrays live: a (data, model) mesh, one rule per leaf, batches in, out.
+"""Shardings of parameters, optimizer state and batches over a mesh.
 
 Mesh axis "data" splits the batch, and under FSDP the parameters too: a device
-keeps a part and gathers the rest of a layer when it runs. Mesh axis "model"
+stores a part and gathers the rest of a layer when it runs. Mesh axis "model"
 splits heads, hidden units and the vocabulary: tensor parallelism.
 """
 
@@ -16,12 +16,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from paligemma import parameters, quantization, registry, tree
 
-# The axis that tensor parallelism splits, the first of these that there is: N
-# heads, K kv heads, F hidden units, V vocabulary. See parameters.py.
+# Tensor parallelism splits the first of these axes that a parameter has (N
+# heads, K kv heads, F hidden units, V vocabulary), see parameters.py.
 TENSOR_PARALLEL = ("N", "K", "F", "V")
 
-# Leaves of fewer elements (64 KiB in float32) are not split over "data": to
-# gather them would cost more time than the memory is worth.
+# Leaves of fewer elements (64 KiB in float32) are not split over "data": the
+# memory is not worth the time to gather them.
 MIN_FSDP_SIZE = 2**14
 
 
@@ -33,9 +33,9 @@ def make_mesh(
   """Arranges devices in a mesh with the axes "data" and "model".
 
   Args:
-    data: Number of parts of the batch; -1, the default: all devices / model.
-    model: Number of parts of each layer, default 1: no tensor parallelism.
-    devices: The devices to use, default all devices of all processes.
+    data: Number of parts of the batch; -1: all devices / model.
+    model: Number of parts of each layer; 1: no tensor parallelism.
+    devices: Default: all devices of all processes.
 
   Returns:
     A mesh whose shardings XLA propagates (AxisType.Auto).
@@ -94,15 +94,12 @@ def infer(
       img/head/bias                 (2048,)              replicated
 
   Args:
-    shapes: Name -> anything with a `shape`: arrays or jax.ShapeDtypeStruct.
-    mesh: A mesh of `make_mesh`.
+    shapes: Name -> anything with a `shape`.
+    mesh: Of `make_mesh`.
     rules: (regex, strategy) pairs, the first that matches a whole name counts.
-      "replicate": every device has all of it. "fsdp", the default: the axis of
+      "replicate": every device has all of it. "fsdp": the axis of
       TENSOR_PARALLEL over "model" where it divides, then the largest remaining
       axis that divides over "data", unless the leaf is below MIN_FSDP_SIZE.
-
-  Returns:
-    Name -> sharding.
 
   Raises:
     ValueError: An unknown strategy, a regex without any match, or a name
@@ -111,16 +108,12 @@ def infer(
   Source: the FSDP rule is that of big_vision/sharding.py, which does not split
   below 4 MiB, and has no table for tensor parallelism.
   """
-  strategies = tree.match_first(rules, shapes)
-  return {
-    name: NamedSharding(
-      mesh,
-      registry.lookup(STRATEGIES, strategy, "sharding strategy")(
-        name, tuple(shapes[name].shape), mesh
-      ),
-    )
-    for name, strategy in strategies.items()
-  }
+  shardings = {}
+  for name, strategy in tree.match_first(rules, shapes).items():
+    choose = registry.lookup(STRATEGIES, strategy, "sharding strategy")
+    spec = choose(name, tuple(shapes[name].shape), mesh)
+    shardings[name] = NamedSharding(mesh, spec)
+  return shardings
 
 
 def infer_state(
@@ -131,16 +124,14 @@ def infer_state(
 ) -> Any:
   """Shards the state of an optimizer like the parameters it belongs to.
 
-  Args:
-    state: Tree whose leaves have a `shape`, such as jax.eval_shape(tx.init,
-      params), with flat dicts of leaves by parameter name somewhere inside.
-    shapes: Name -> anything with a `shape`, of the parameters.
-    shardings: Name -> sharding of the parameters, from `infer`.
-    mesh: A mesh of `make_mesh`.
+  A leaf with the name and the shape of a parameter (a moment) has its sharding,
+  any other (counts, factored moments) is replicated.
 
-  Returns:
-    Tree of shardings: that of the parameter for a leaf with its name and its
-    shape (moments), replicated for any other (counts, factored moments).
+  Args:
+    state: Tree of leaves with a `shape`, such as jax.eval_shape(tx.init,
+      params), with flat dicts of leaves by parameter name somewhere inside.
+    shapes, shardings: Of the parameters, given to and by `infer`.
+    mesh: Of both.
   """
 
   def choose(path, leaf):
@@ -150,11 +141,6 @@ def infer_state(
     return replicated(mesh)
 
   return jax.tree_util.tree_map_with_path(choose, state)
-
-
-def _replicate(name, shape, mesh):
-  del name, shape, mesh
-  return PartitionSpec()
 
 
 def _fsdp(name, shape, mesh):
@@ -176,27 +162,29 @@ def _tensor_parallel_axis(name, shape, model):
   row = parameters.find(matrix)
   if model == 1 or row is None:
     return None
-  axes = (row.axis(letter) for letter in TENSOR_PARALLEL if letter in row.axes)
-  axis = next(axes, None)
-  return axis if axis is not None and shape[axis] % model == 0 else None
+  for letter in TENSOR_PARALLEL:
+    if letter in row.axes:
+      axis = row.axis(letter)
+      return axis if shape[axis] % model == 0 else None
+  return None
 
 
-STRATEGIES = {"fsdp": _fsdp, "replicate": _replicate}
+STRATEGIES = {
+  "fsdp": _fsdp,
+  "replicate": lambda name, shape, mesh: PartitionSpec(),
+}
 
 
 def describe(sharding: NamedSharding) -> str:
   """Returns which array axis each mesh axis splits: "data:1 model:0".
 
-  "replicated" if there is none. For people: the table printed at the start.
+  "replicated" if there is none.
   """
-  axis_of = {}
+  splits = []
   for i, names in enumerate(sharding.spec):
     for name in (names,) if isinstance(names, str) else names or ():
-      axis_of[name] = i
-  return (
-    " ".join(f"{name}:{axis_of[name]}" for name in sorted(axis_of))
-    or "replicated"
-  )
+      splits.append(f"{name}:{i}")
+  return " ".join(sorted(splits)) or "replicated"
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -220,38 +208,27 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """Makes global arrays of the rows that each process has loaded.
+  """Makes global arrays of the examples that each process has loaded.
 
-  Args:
-    batch: Name -> array [rows, ...]; all processes have as many rows.
-    mesh: A mesh of `make_mesh`.
-
-  Returns:
-    Name -> jax.Array [rows * processes, ...], split over mesh axis "data".
+  All processes have as many. The arrays are split over mesh axis "data".
 
   Raises:
     ValueError: The global batch is not divisible by the size of that axis.
   """
   sharding = batch_sharding(mesh)
 
-  def put(rows):
-    shape = (len(rows) * _process_count(mesh), *rows.shape[1:])
+  def put(local):
+    shape = (len(local) * _process_count(mesh), *local.shape[1:])
     check_batch_size(shape[0], mesh)
-    return jax.make_array_from_process_local_data(sharding, rows, shape)
+    return jax.make_array_from_process_local_data(sharding, local, shape)
 
-  return {name: put(rows) for name, rows in batch.items()}
+  return {name: put(local) for name, local in batch.items()}
 
 
 def fetch(arrays: Any) -> Any:
-  """Copies whole arrays to every host, also those split over processes.
+  """Copies global arrays to every host as np.ndarray.
 
   All processes must call it, with the same tree.
-
-  Args:
-    arrays: Tree of jax.Array.
-
-  Returns:
-    Tree of np.ndarray with the same shapes.
   """
 
   def get(array):

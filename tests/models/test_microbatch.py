@@ -27,17 +27,17 @@ def test_rows_of_one_device():
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2, 3])
-def test_map(num_microbatches):
+def test_microbatches_make_a_batch(num_microbatches):
   x = np.arange(24.0).reshape(12, 2)
   numbers = []
 
-  def double(part):
-    number, x, rows = part
+  def double(_, arrays):
+    number, x, others = arrays
     numbers.append(number)
-    return 2 * x + rows["a"][:, None] + number * 0
+    return (), 2 * x + others["a"][:, None] + number * 0
 
-  out = microbatch.map_microbatches(
-    double, (x, {"a": np.arange(12.0)}), num_microbatches
+  _, out = microbatch.scan_microbatches(
+    double, (), (x, {"a": np.arange(12.0)}), num_microbatches
   )
   np.testing.assert_array_equal(out, 2 * x + np.arange(12.0)[:, None])
   assert len(numbers) == 1

@@ -2,7 +2,6 @@
 
 import functools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -265,30 +264,6 @@ def test_frame_mask_must_fit(frames, mask_shape):
       **inputs,
       frame_mask=np.ones(mask_shape, bool),
     )
-
-
-class PlainDecoder(nn.Module):
-  """A decoder that knows nothing of caches: it hides one that does."""
-
-  inner: nn.Module
-
-  def embed_tokens(self, tokens):
-    return self.inner.embed_tokens(tokens)
-
-  def compute_logits(self, pre_logits):
-    return self.inner.compute_logits(pre_logits)
-
-  def __call__(self, x, input_mask, mask_ar, train=False):
-    return self.inner(x, input_mask, mask_ar, train=train)
-
-
-def test_decoder_without_a_cache_decodes_the_same(case):
-  plain = paligemma.Model(img=case.model.img, llm=PlainDecoder(case.model.llm))
-  params = case.params | {"llm": {"inner": case.params["llm"]}}
-  slow = jax.jit(functools.partial(decode, plain, params))
-  np.testing.assert_allclose(
-    slow(**case.inputs), case.decode(**case.inputs), **SAME
-  )
 
 
 def test_intermediates_name_their_tower():

@@ -400,11 +400,11 @@ def test_image_must_divide_into_patches():
   [
     (
       {"pool_type": "avg"},
-      'unknown pool_type "avg", expected one of none, gap, map, tok, 0',
+      'unknown pool_type "avg", expected one of: 0, gap, map, none, tok.',
     ),
     (
       {"posemb": "rope"},
-      'unknown posemb "rope", expected "learn" or "sincos2d"',
+      'unknown posemb "rope", expected one of: learn, sincos2d.',
     ),
     (
       {"remat_policy": "all"},

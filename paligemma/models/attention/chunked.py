@@ -1,11 +1,11 @@
-"""Attention for a part of the queries at a time, on any device.
+"""Attention for a chunk of the queries at a time, on any device.
 
-The logits of a part stand in memory once forward and once backward. In between
-remain the result and, per query, the logarithm of the sum of the exponentials,
-from which the backward pass has the weights back without a softmax
-(FlashAttention, arXiv:2205.14135, without its tiles).
+The logits of a chunk are in memory once forward and once backward. Kept between
+the two are the result and, per query, the logarithm of the sum of the
+exponentials, from which the backward pass recovers the weights without a
+softmax (FlashAttention, arXiv:2205.14135, without its tiles).
 
-Axes: B batch, P part, T query of a part, S key position, N query heads, K
+Axes: B batch, P chunk, T query of a chunk, S key position, N query heads, K
 key/value heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from paligemma.models.attention.masks import Mask
+from paligemma.models.attention.masks import Mask, pad_axis
 from paligemma.models.linear import einsum_float32
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -28,45 +28,28 @@ def attend(
   v: Float[Array, "B S K H"],
   mask: Mask | None,
   window: int | Int[Array, ""] | None,
-  parts: int,
+  num_chunks: int,
   *,
   scale: float,
   logits_softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Scaled dot-product attention with grouped queries.
+  """Attends as reference.attend, with at most so many chunks of the queries.
 
-  Logits and softmax are float32; the weights are rounded to the dtype of `v`
-  before they are summed and meet it.
-
-  Args:
-    q: float[B, P * T, N, H] queries, not yet scaled; the last part may be
-      shorter.
-    k, v: float[B, S, K, H] keys and values; K divides N.
-    mask: attention.Mask, or None: everything is seen.
-    window: int, int32[] or None, see attention.Mask.dense.
-    parts: int, at most so many.
-    scale: float, what the queries are multiplied by.
-    logits_softcap: float or None, bound on the logits before the mask.
-
-  Returns:
-    float[B, P * T, N, H] in the dtype of `v`; for a query without any key some
-    finite number.
+  The weights are rounded to the dtype of `v` before their sum is taken, too.
   """
   length = q.shape[1]
-  size = -(-length // parts)
-  parts = -(-length // size)
+  size = -(-length // num_chunks)
 
-  def split(x, filling=0):
-    room = [(0, 0), (0, parts * size - length)] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, room, constant_values=filling)
-    return einops.rearrange(x, "B (P T) ... -> P B T ...", P=parts)
+  def split(x, value=0):
+    x = pad_axis(x, 1, size, value)
+    return einops.rearrange(x, "B (P T) ... -> P B T ...", T=size)
 
   blocks = positions = None
   if mask is not None:
     blocks, positions = split(mask.query_block, -1), split(mask.query_position)
-  # Scaled here, the logits need no pass for it.
+  # Scaling the queries rather than the logits saves a pass over the latter.
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
-  # In this order a product takes its factors as they lie.
+  # In this order the products need no transposition.
   heads = "P B T (K G) H -> P B K G T H"
   q = einops.rearrange(split(q), heads, K=k.shape[2])
   k, v = (einops.rearrange(x, "B S K H -> B K S H") for x in (k, v))
@@ -84,7 +67,7 @@ def _attend(q, k, v, masks, window, cap):
 def _forward(q, k, v, masks, window, cap):
   mask, *of_queries = masks
 
-  def one_part(queries):
+  def one_chunk(queries):
     q, *of_queries = queries
     logits, _ = _logits("BKGTH,BKSH->BKGTS", q, k, cap)
     seen = _seen(mask, *of_queries, window)
@@ -96,7 +79,7 @@ def _forward(q, k, v, masks, window, cap):
     mixed = einsum_float32("BKGTS,BKSH->BKGTH", weights, v) / total
     return mixed.astype(v.dtype), largest + jnp.log(total)
 
-  mixed, log_sum = jax.lax.map(one_part, (q, *of_queries))
+  mixed, log_sum = jax.lax.map(one_chunk, (q, *of_queries))
   return mixed, (q, k, v, masks, window, mixed, log_sum)
 
 
@@ -105,20 +88,22 @@ def _backward(cap, kept, gradient):
   products = gradient.astype(jnp.float32) * mixed.astype(jnp.float32)
   products = products.sum(axis=-1, keepdims=True)
 
-  def one_part(sums, queries):
-    # Keys before queries, "BKSGT": none of the five products has to turn one of
-    # the arrays of logits around.
+  def queries_last(x):
+    return einops.rearrange(x, "B K G T 1 -> B K 1 G T")
+
+  def one_chunk(sums, queries):
+    # Keys before queries, "BKSGT": none of the five products has to transpose
+    # one of the arrays of logits.
     k_gradient, v_gradient = sums
     q, gradient, products, log_sum, *of_queries = queries
     logits, slope = _logits("BKSH,BKGTH->BKSGT", k, q, cap)
-    weights = jnp.exp(logits - _last(log_sum))
+    weights = jnp.exp(logits - queries_last(log_sum))
     seen = _seen(mask, *of_queries, window)
     if seen is not None:
-      weights = jnp.where(
-        einops.rearrange(seen, "B T S -> B 1 S 1 T"), weights, 0
-      )
+      seen = einops.rearrange(seen, "B T S -> B 1 S 1 T")
+      weights = jnp.where(seen, weights, 0)
     by_weights = einsum_float32("BKSH,BKGTH->BKSGT", v, gradient)
-    by_logits = weights * (by_weights - _last(products))
+    by_logits = weights * (by_weights - queries_last(products))
     if slope is not None:
       by_logits *= slope
     if q.dtype == jnp.bfloat16:  # as in the backward pass of einsum_float32
@@ -131,25 +116,21 @@ def _backward(cap, kept, gradient):
     q_gradient = einops.rearrange(q_gradient, "B K H G T -> B K G T H")
     return (k_gradient, v_gradient), q_gradient.astype(q.dtype)
 
+  zeros = [jnp.zeros(x.shape, jnp.float32) for x in (k, v)]
   (k_gradient, v_gradient), q_gradient = jax.lax.scan(
-    one_part,
-    (jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)),
+    one_chunk,
+    tuple(zeros),
     (q, gradient, products, log_sum, *of_queries),
   )
-  return (
-    q_gradient,
-    k_gradient.astype(k.dtype),
-    v_gradient.astype(v.dtype),
-    None,
-    None,
-  )
+  gradients = q_gradient, k_gradient.astype(k.dtype), v_gradient.astype(v.dtype)
+  return *gradients, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _logits(equation, x, y, cap):
-  """Capped logits float32 of queries and keys, the slope of the cap or None."""
+  """Returns capped logits in float32, and the slope of the cap or None."""
   logits = einsum_float32(equation, x, y)
   if not cap:
     return logits, None
@@ -157,14 +138,9 @@ def _logits(equation, x, y, cap):
   return cap * squashed, 1 - jnp.square(squashed)
 
 
-def _last(of_queries):
-  """[B, K, G, T, 1] -> [B, K, 1, G, T]"""
-  return einops.rearrange(of_queries, "B K G T 1 -> B K 1 G T")
-
-
 def _seen(mask, blocks, positions, window):
-  """Which keys the queries of a part see: bool[B, T, S], or None."""
+  """Returns which keys the queries of a chunk attend to, None for all."""
   if mask is None:
     return None
-  part = mask.replace(query_block=blocks, query_position=positions)
-  return part.dense(window)
+  chunk = mask.replace(query_block=blocks, query_position=positions)
+  return chunk.dense(window)

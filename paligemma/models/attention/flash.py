@@ -1,20 +1,18 @@
 """Attention that never holds its logits: a Pallas kernel for TPUs.
 
-One tile of logits at a time stands in the memory of a core, forward and
-backward (FlashAttention, arXiv:2205.14135, with the loops of arXiv:2307.08691).
-The mask of a tile is computed there from two numbers per token, so ragged
-prefixes, padding anywhere and a window cost no array of T x S either. The
-kernels that come with JAX and with tokamax 0.0.12 need that array, or one mask
-for all rows.
+One tile of logits at a time is in the memory of a core, forward and backward
+(FlashAttention, arXiv:2205.14135, with the loops of arXiv:2307.08691). The mask
+of a tile is computed from two numbers per token, so that ragged prefixes,
+padding anywhere and a window need no array of T x S, unlike in the kernels of
+JAX and of tokamax 0.0.12.
 
 It has not run on a TPU yet. It was compiled for v4, v5e, v5p and v6e (libtpu
 0.0.51), and interpreted on CPUs it equals the reference, forward and backward,
 also with the memories of a TPU simulated.
 
 Axes: B batch, T query position, S key position, N query heads, K key/value
-heads, G query heads per key/value head (N = K * G), H head dim, R query in a
-tile, C key in a tile. In a grid: b row, n head, h key/value head, g head of its
-group, i tile of queries, j tile of keys.
+heads, H head dim, R query in a tile, C key in a tile. In a grid: b example, n
+head, h key/value head, g head of its group, i tile of queries, j tile of keys.
 """
 
 import functools
@@ -26,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from paligemma.models.attention.masks import UNSEEN, Mask
+from paligemma.models.attention.masks import UNSEEN, Mask, pad_axis
 
 # Sides of a tile, multiples of the lanes; 512 x 512 logits take 1 MiB.
 _LANES = 128
@@ -53,34 +51,23 @@ def attend(
   scale: float,
   logits_softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Scaled dot-product attention with grouped queries.
+  """Attends as reference.attend, in float32 or bfloat16.
 
-  Logits and softmax are float32; the weights return to the dtype of `v` before
-  they meet it. Products of float32 are exact to float32, which those of XLA
-  are not on a TPU.
-
-  Args:
-    q: float[B, T, N, H] queries, not yet scaled; float32 or bfloat16.
-    k, v: float[B, S, K, H] keys and values in the dtype of `q`; K divides N.
-    mask: attention.Mask.
-    window: int, int32[] or None, see attention.Mask.dense.
-    scale: float, what the queries are multiplied by.
-    logits_softcap: float or None, bound on the logits before the mask.
-
-  Returns:
-    float[B, T, N, H] in the dtype of `v`; zeros for a query without any key.
+  Products of float32 are exact to float32, which those of XLA are not on a TPU.
+  The result for a query without any key is 0.
   """
   batch, length = q.shape[:2]
   rows, columns = _tile(length), _tile(k.shape[1])
   settings = _Settings(
     scale, logits_softcap or None, window is not None, rows, columns
   )
-  query_block = _pad(mask.query_block, 1, rows, -1)
-  query_position = _pad(mask.query_position, 1, rows)
-  key_block = _pad(mask.key_block, 1, columns, UNSEEN)
-  key_position = _pad(mask.key_position, 1, columns)
+  query_block = pad_axis(mask.query_block, 1, rows, -1)
+  query_position = pad_axis(mask.query_position, 1, rows)
+  key_block = pad_axis(mask.key_block, 1, columns, UNSEEN)
+  key_position = pad_axis(mask.key_position, 1, columns)
   tokens = (
-    # A tile of which no query sees any key is passed over: later text, padding.
+    # A tile none of whose queries attends to any key is skipped: later text,
+    # padding.
     query_block.reshape(batch, -1, rows).max(axis=2),
     key_block.reshape(batch, -1, columns).min(axis=2),
     jnp.asarray([0 if window is None else window], jnp.int32),
@@ -88,26 +75,16 @@ def attend(
     jnp.stack([key_block, key_position], axis=1),
   )
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-  out = _attend(
-    settings,
-    _pad(q, 2, rows),
-    _pad(k, 2, columns),
-    _pad(v, 2, columns),
-    tokens,
-  )
+  q = pad_axis(q, 2, rows)
+  k, v = (pad_axis(x, 2, columns) for x in (k, v))
+  out = _attend(settings, q, k, v, tokens)
   return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
 def _tile(length):
-  """The side of the tiles: the largest of those that leave least padding."""
+  """Returns the side of the tiles: the largest that needs least padding."""
   sides = range(_LARGEST, min(_LARGEST, _SMALLEST) - 1, -_LANES)
   return min(sides, key=lambda side: length + -length % side)
-
-
-def _pad(x, axis, tile, filling=0):
-  room = [(0, 0)] * x.ndim
-  room[axis] = (0, -x.shape[axis] % tile)
-  return jnp.pad(x, room, constant_values=filling)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -117,27 +94,27 @@ def _attend(settings, q, k, v, tokens):
 
 def _attend_fwd(settings, q, k, v, tokens):
   batch, heads, queries, head_dim = q.shape
-  rows, columns = settings.rows, settings.columns
+  rows = settings.rows
   out, total = _over_tiles(
     _mix_tile,
     _mix_end,
     settings,
     tokens,
-    [("q", q), ("k", k), ("k", v)],
-    [("q", q.shape, v.dtype), ("row", (batch, heads, 1, queries), jnp.float32)],
+    inputs=[("q", q), ("k", k), ("k", v)],
+    outputs=[
+      ("q", q.shape, v.dtype),
+      ("row", (batch, heads, 1, queries), jnp.float32),
+    ],
     scratch=[((rows, 1), _LOWEST), ((rows, 1), 0.0), ((rows, head_dim), 0.0)],
-    grid=(batch, heads, queries // rows, k.shape[2] // columns),
-    place=lambda b, n, i, j: (b, n, i, j),
-    in_turn=1,
   )
   return out, (q, k, v, tokens, out, total)
 
 
 def _mix_tile(settings, seen, inputs, scratch):
-  """Adds the values of a tile of keys, weighted, to those of earlier tiles.
+  """Adds the weighted values of a tile of keys to those of earlier tiles.
 
   Scratch: the largest logit so far and the sum of the weights relative to it,
-  both float32[R, 1], and the values mixed by these weights, float32[R, H].
+  both [R, 1], and the sum of the values times these weights, [R, H].
   """
   q, k, v = inputs
   top, weight, mixed = scratch
@@ -145,7 +122,7 @@ def _mix_tile(settings, seen, inputs, scratch):
   logits = jnp.where(seen, logits, _LOWEST)
   new_top = jnp.maximum(top[...], logits.max(axis=1, keepdims=True))
   fade = jnp.exp(top[...] - new_top)
-  # Of a query that has seen nothing yet, top and logits are equally low.
+  # While a query has no key yet, logits - new_top is 0: mask the weights too.
   weights = jnp.where(seen, jnp.exp(logits - new_top), 0.0)
   top[...] = new_top
   weight[...] = weight[...] * fade + weights.sum(axis=1, keepdims=True)
@@ -163,11 +140,7 @@ def _mix_end(outputs, scratch):
 
 def _attend_bwd(settings, residuals, d_out):
   q, k, v, tokens, out, total = residuals
-  batch, heads, queries, head_dim = q.shape
-  kv_heads, keys = k.shape[1:3]
-  group = heads // kv_heads
-  rows, columns = settings.rows, settings.columns
-  # What the gradients of all weights of a query have in common.
+  # The gradients of all weights of a query have this in common.
   mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
   inputs = [("q", q), ("k", k), ("k", v), ("q", d_out)]
   inputs += [("row", total), ("row", mean[:, :, None, :])]
@@ -178,11 +151,8 @@ def _attend_bwd(settings, residuals, d_out):
     settings,
     tokens,
     inputs,
-    [("q", q.shape, q.dtype)],
-    scratch=[((rows, head_dim), 0.0)],
-    grid=(batch, heads, queries // rows, keys // columns),
-    place=lambda b, n, i, j: (b, n, i, j),
-    in_turn=1,
+    outputs=[("q", q.shape, q.dtype)],
+    scratch=[((settings.rows, q.shape[3]), 0.0)],
   )
   dk, dv = _over_tiles(
     _keys_tile,
@@ -190,11 +160,9 @@ def _attend_bwd(settings, residuals, d_out):
     settings,
     tokens,
     inputs,
-    [("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
-    scratch=[((columns, head_dim), 0.0)] * 2,
-    grid=(batch, kv_heads, keys // columns, group, queries // rows),
-    place=lambda b, h, j, g, i: (b, h * group + g, i, j),
-    in_turn=2,
+    outputs=[("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
+    scratch=[((settings.columns, k.shape[3]), 0.0)] * 2,
+    by_keys=True,
   )
   return dq, dk, dv, None
 
@@ -223,7 +191,7 @@ def _gradients_end(outputs, scratch):
 
 
 def _gradients(settings, seen, q, k, v, d_out, total, mean):
-  """The weights of a tile and the gradient of its scaled products."""
+  """Returns the weights of a tile and the gradient of its scaled products."""
   logits, slope = _logits(settings, q, k)
   weights = jnp.exp(logits - _to_column(total[...]))
   weights = jnp.where(seen, weights, 0.0)
@@ -233,7 +201,7 @@ def _gradients(settings, seen, q, k, v, d_out, total, mean):
 
 
 def _logits(settings, q, k):
-  """Logits float32[R, C] and their derivative by what the soft cap is given."""
+  """Returns logits in float32, and their derivative by the uncapped ones."""
   logits = _dot(q[...], k[...], 1, 1) * settings.scale
   if settings.cap is None:
     return logits, 1.0
@@ -263,41 +231,41 @@ def _dot(x, y, x_axis, y_axis):
 
 
 def _over_tiles(
-  step,
-  end,
-  settings,
-  tokens,
-  inputs,
-  outputs,
-  *,
-  scratch,
-  grid,
-  place,
-  in_turn,
+  step, end, settings, tokens, inputs, outputs, scratch, by_keys=False
 ):
   """Runs a kernel over all tiles of logits.
 
   Args:
-    step: function (settings, seen bool[R, C], inputs, scratch) of a tile of
-      which something is seen.
-    end: function (outputs, scratch) when the last `in_turn` axes of the grid
-      have been gone through.
+    step: Function of (settings, seen bool[R, C], inputs, scratch), called for
+      every tile in which some query attends to some key.
+    end: Function of (outputs, scratch), called when scratch is complete.
     settings: _Settings.
-    tokens: see `attend`.
-    inputs: list of (kind, array), where the kind says which block a tile needs.
-    outputs: list of (kind, shape, dtype).
-    scratch: list of (shape, initial value), float32.
-    grid: tuple of int.
-    place: function of the indices in the grid to those of batch, head, tile of
-      queries, tile of keys.
-    in_turn: int, number of last axes over which scratch gathers.
+    tokens: See `attend`.
+    inputs: List of (kind, array); the kind says which block a tile needs.
+    outputs: List of (kind, shape, dtype).
+    scratch: List of (shape, initial value), float32.
+    by_keys: Whether to traverse all tiles of a key, of all heads in its group,
+      rather than all tiles of a query.
   """
-  rows, columns, head_dim = (
-    settings.rows,
-    settings.columns,
-    inputs[0][1].shape[3],
-  )
-  group = inputs[0][1].shape[1] // inputs[1][1].shape[1]
+  rows, columns = settings.rows, settings.columns
+  (_, q), (_, k), *_ = inputs
+  batch, heads, queries, head_dim = q.shape
+  kv_heads, keys = k.shape[1:3]
+  group = heads // kv_heads
+  if by_keys:
+    grid = batch, kv_heads, keys // columns, group, queries // rows
+    in_turn = 2  # number of last axes over which scratch accumulates
+  else:
+    grid = batch, heads, queries // rows, keys // columns
+    in_turn = 1
+
+  def place(b, n, *others):
+    """Returns example, head, tile of queries and tile of keys."""
+    if by_keys:
+      j, g, i = others
+      return b, n * group + g, i, j
+    return b, n, *others
+
   blocks = {
     "q": ((None, None, rows, head_dim), lambda b, n, i, j: (b, n, i, 0)),
     "k": (
@@ -316,37 +284,37 @@ def _over_tiles(
     )
 
   def kernel(highest, lowest, window, query, key, *refs):
-    ends = [len(inputs), len(inputs) + len(outputs)]
-    given, made, held = (
-      refs[: ends[0]],
-      refs[ends[0] : ends[1]],
-      refs[ends[1] :],
-    )
+    of_inputs = refs[: len(inputs)]
+    of_outputs = refs[len(inputs) : -len(scratch)]
+    of_scratch = refs[-len(scratch) :]
     where = [pl.program_id(axis) for axis in range(len(grid))]
     turn = list(zip(where, grid, strict=True))[-in_turn:]
     b, _, i, j = place(*where)
 
     @pl.when(functools.reduce(jnp.logical_and, [at == 0 for at, _ in turn]))
     def _():
-      for ref, (_, value) in zip(held, scratch, strict=True):
+      for ref, (_, value) in zip(of_scratch, scratch, strict=True):
         ref[...] = jnp.full_like(ref, value)
 
     @pl.when(lowest[b, j] <= highest[b, i])
     def _():
       seen = _seen(settings, query, key, window[0])
-      step(settings, seen, given, held)
+      step(settings, seen, of_inputs, of_scratch)
 
     @pl.when(functools.reduce(jnp.logical_and, [at == n - 1 for at, n in turn]))
     def _():
-      end(made, held)
+      end(of_outputs, of_scratch)
 
   return pl.pallas_call(
     kernel,
     grid_spec=pltpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=3,
       grid=grid,
-      in_specs=[spec(kind) for kind in ("query", "key")]
-      + [spec(kind) for kind, _ in inputs],
+      in_specs=[
+        spec("query"),
+        spec("key"),
+        *(spec(kind) for kind, _ in inputs),
+      ],
       out_specs=[spec(kind) for kind, _, _ in outputs],
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape, _ in scratch],
     ),
@@ -360,7 +328,7 @@ def _over_tiles(
 
 
 def _seen(settings, query, key, window):
-  """Mask.dense of a tile: bool[R, C]."""
+  """Returns Mask.dense of a tile: bool[R, C]."""
   query_block, key_block = query[:, :1], key[:1, :]
   seen = key_block <= query_block
   if not settings.windowed:

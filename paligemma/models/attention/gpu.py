@@ -1,20 +1,19 @@
-"""Attention by kernels of others, for NVIDIA GPUs.
+"""Attention by tokamax's kernel, for NVIDIA GPUs.
 
-Both were lowered for CUDA, forward and backward, on a machine without a GPU:
-they take what they are given here, and no array of T x S arises. They have not
-been run on a GPU, which is why nothing chooses them by itself.
+It was lowered for CUDA, forward and backward, on a machine without a GPU: it
+accepts these arguments and makes no array of T x S. It has not been run on a
+GPU, which is why "auto" never chooses it.
 
 Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, H head dim.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from paligemma.models.attention.masks import Mask
+from paligemma.models.attention.masks import Mask, pad_axis
 
-_TILE = 128
+_TILE = 128  # of tokamax's kernel, which does not pad by itself
 
 
 def tokamax(
@@ -27,26 +26,21 @@ def tokamax(
   scale: float,
   logits_softcap: float | None = None,
 ) -> Float[Array, "B T N H"]:
-  """Attention by tokamax's kernel for Hopper and Blackwell GPUs.
+  """Attends as reference.attend, on Hopper and Blackwell GPUs.
 
-  It takes a range of keys for each query. Its Triton kernel, for older GPUs,
-  would write the mask out in the backward pass and knows no soft cap there; its
-  kernel for TPUs knows no ranges (all of 0.0.12). It reads absl's flags, from
-  sys.argv if the program has not parsed them: absl.flags.FLAGS([""]) does.
+  The kernel takes a range of keys for each query. tokamax's Triton kernel, for
+  older GPUs, would make an array of T x S in the backward pass and has no soft
+  cap there; its kernel for TPUs takes no ranges (all of 0.0.12). It reads
+  absl's flags, from sys.argv if the program has not parsed them:
+  absl.flags.FLAGS([""]) does.
 
   Args:
-    q: float[B, T, N, H] queries, not yet scaled; bfloat16 or float16.
-    k, v: float[B, S, K, H] keys and values; K divides N.
-    mask: Mask of attention.make_mask, and so T = S; or None.
-    window: see attention.Mask.dense.
-    scale: float, what the queries are multiplied by.
-    logits_softcap: float or None.
-
-  Returns:
-    float[B, T, N, H] in the dtype of `v`.
+    q, k, v: bfloat16 or float16.
+    mask: Of masks.make_mask, and so T = S; or None.
 
   Raises:
-    ValueError: tokamax is not installed, or not for this GPU or these arrays.
+    ValueError: tokamax is not installed.
+    NotImplementedError: It cannot do this.
   """
   try:
     import tokamax as library
@@ -58,63 +52,19 @@ def tokamax(
   valid = jnp.ones(k.shape[:2], bool)
   if mask is not None:
     start, end, valid = mask.ranges(window)
-    place = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-    # How far to the left and right of its place a query sees: tokamax adds and
-    # subtracts, so that an array [B, 1, T] does as well as an int.
+    index = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+    # How far to the left and right a query attends: tokamax only adds and
+    # subtracts them, so an array [B, 1, T] will do in place of an int.
     limits["local_window_size"] = (
-      _pad(place - start)[:, None],
-      _pad(end - 1 - place)[:, None],
+      pad_axis(index - start, 1, _TILE)[:, None],
+      pad_axis(end - 1 - index, 1, _TILE)[:, None],
     )
-  try:
-    out = library.dot_product_attention(
-      *map(_pad, (q, k, v)),
-      mask=_pad(valid)[:, None, None, :],
-      scale=scale,
-      logits_soft_cap=logits_softcap or None,
-      implementation="mosaic",
-      **limits,
-    )
-    return out[:, : q.shape[1]]
-  except NotImplementedError as error:
-    raise ValueError(
-      f'attention "tokamax" cannot do this: {error}; use "auto"'
-    ) from None
-
-
-def _pad(x):
-  """Fills the tiles of tokamax's kernel, which does not."""
-  room = [(0, 0), (0, -x.shape[1] % _TILE)] + [(0, 0)] * (x.ndim - 2)
-  return jnp.pad(x, room)
-
-
-def cudnn(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
-  *,
-  scale: float,
-) -> Float[Array, "B T N H"]:
-  """Attention by cuDNN, through JAX, for what sees everything.
-
-  cuDNN takes a length for each row, or a bias of T x S, neither of which is the
-  mask of a prefix; and no soft cap.
-
-  Args:
-    q: float[B, T, N, H] queries, not yet scaled; bfloat16 or float16.
-    k, v: float[B, S, K, H] keys and values; K divides N.
-    scale: float, what the queries are multiplied by.
-
-  Returns:
-    float[B, T, N, H] in the dtype of `v`.
-
-  Raises:
-    ValueError: cuDNN is missing, or not for these arrays.
-  """
-  try:
-    return jax.nn.dot_product_attention(
-      q, k, v, scale=scale, implementation="cudnn"
-    )
-  except (NotImplementedError, RuntimeError) as error:
-    raise ValueError(
-      f'attention "cudnn" cannot do this: {error}; use "auto"'
-    ) from None
+  out = library.dot_product_attention(
+    *(pad_axis(x, 1, _TILE) for x in (q, k, v)),
+    mask=pad_axis(valid, 1, _TILE)[:, None, None, :],
+    scale=scale,
+    logits_soft_cap=logits_softcap or None,
+    implementation="mosaic",
+    **limits,
+  )
+  return out[:, : q.shape[1]]

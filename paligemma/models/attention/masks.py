@@ -8,39 +8,36 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, Num
 
-# The block of a key that no query sees.
+# The block of a key that no query may attend to.
 UNSEEN = jnp.iinfo(jnp.int32).max
 
 
 @flax.struct.dataclass
 class Mask:
-  """Says which keys every query may attend to, from a few numbers per token.
+  """Says which keys every query may attend to, in a few numbers per token.
 
-  A query sees the keys whose block is at most its own. With a window, those of
-  earlier blocks must also stand less than `window` positions before it, which
-  with a window of 2 and a prefix of 3 tokens gives
+  A query attends to the keys whose block is at most its own. With a window,
+  those of earlier blocks must also be less than `window` positions before it,
+  which with a window of 2 and a prefix of 3 tokens gives
 
-      x x x . .    the prefix sees all of itself, however long,
+      x x x . .    the prefix attends to all of itself, however long,
       x x x . .
       x x x . .
-      . . x x .    the suffix looks back on prefix and suffix alike
+      . . x x .    the suffix to the last positions of prefix and suffix alike
       . . . x x
 
-  So do transformers' masks (5.23): its sliding, causal mask is joined ("or")
-  with one of blocks. Its cache of a local layer keeps the last window - 1 keys,
-  which are those that the next token sees by this rule. It counts places, we
-  tokens: they agree unless padding stands inside. google-deepmind/gemma, whose
-  Gemma 2 is causal throughout, bounds the distance in both directions
-  (|distance| < window): the same for causal text, and it would cut the prefix.
-  big_vision has no window.
+  transformers (5.23) does the same, with a sliding, causal mask "or" one of
+  blocks, but counts array positions where we count tokens: they agree unless
+  there is padding between tokens. google-deepmind/gemma, whose Gemma 2 is
+  causal throughout, bounds the distance in both directions (|distance| <
+  window), which would cut the prefix. big_vision has no window.
 
   Attributes:
-    query_block: int32[B, T]; -1 at padding, which sees nothing.
-    key_block: int32[B, S]; the largest int32 at padding, which nothing sees.
-    query_position: int32[B, T], index of each query in its own sequence.
-    key_position: int32[B, S], likewise for the keys.
+    query_block: -1 at padding, which attends to nothing.
+    key_block: UNSEEN at padding, which nothing attends to.
+    query_position, key_position: index of each token in its own sequence.
   """
 
   query_block: Int[Array, "B T"]
@@ -51,11 +48,11 @@ class Mask:
   def dense(
     self, window: int | Int[Array, ""] | None = None
   ) -> Bool[Array, "B T S"]:
-    """Writes the mask out: bool[B, T, S] (query, key).
+    """Returns the mask as one boolean per query and key.
 
     Args:
-      window: int or int32[], the number of positions; 1 leaves only the token
-        itself (and its block). Default: no bound.
+      window: Number of positions; 1 leaves only the token itself (and its
+        block). Default: no bound.
     """
     query, key = self.query_block[:, :, None], self.key_block[:, None, :]
     seen = key <= query
@@ -67,21 +64,21 @@ class Mask:
   def ranges(
     self, window: int | Int[Array, ""] | None = None
   ) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B S"]]:
-    """The mask as one range of keys for each query.
+    """Returns the mask as one range of keys for each query.
 
-    For a mask of `make_mask`, where blocks and positions rise along the row: a
-    query sees the valid keys from the first of its block, or with a window the
-    first one within it, to the last of its block; without one all up to there.
+    Only for a mask of `make_mask`, where blocks and positions never fall: a
+    query attends to the valid keys up to the last of its block, with a window
+    from the first of its block or the first one within the window.
 
     Args:
-      window: as for `dense`.
+      window: As for `dense`.
 
     Returns:
-      Tuple of the first place int32[B, T], the place behind the last one
-      int32[B, T], and which keys are valid, bool[B, S].
+      The index of the first key, the index behind the last one, and which keys
+      are valid.
     """
     valid = self.key_block != UNSEEN
-    # Padding joins the block behind it, and at the end stays out of all.
+    # Padding joins the block that follows; at the end it stays out of all.
     block = jax.lax.cummin(self.key_block, axis=1, reverse=True)
 
     def find(rising, wanted, side):
@@ -92,35 +89,29 @@ class Mask:
     if window is None:
       return jnp.zeros_like(end), end, valid
     nearest = find(self.key_position, self.query_position - window, "right")
-    return (
-      jnp.minimum(find(block, self.query_block, "left"), nearest),
-      end,
-      valid,
-    )
+    first = find(block, self.query_block, "left")
+    return jnp.minimum(first, nearest), end, valid
 
 
 def make_mask(
   input_mask: Bool[Array, "B T"], mask_ar: Int[Array, "B T"]
 ) -> Mask:
-  """The mask of a sequence that attends to itself.
+  """Returns the mask of a sequence that attends to itself.
 
-  A query sees the valid keys whose running sum of `mask_ar` is at most its
-  own. So a 1 in `mask_ar` opens a new block that earlier tokens cannot see,
-  and a 0 joins the block of the token before:
+  A query attends to the valid keys whose running sum of `mask_ar` is at most
+  its own. So a 1 in `mask_ar` opens a new block that earlier tokens cannot
+  attend to, and a 0 joins the block of the token before:
 
       mask_ar    1 1 1 1 1 1   causal
-      mask_ar    0 0 0 1 1 1   prefix-LM: 3 tokens see each other, then causal
-      mask_ar    1 0 1 0 0 1   causal between blocks, full inside each
+      mask_ar    0 0 0 1 1 1   prefix-LM: full within 3 tokens, then causal
+      mask_ar    1 0 1 0 0 1   causal between blocks, full within each
 
   Source: big_vision, models/proj/paligemma/paligemma.py.
 
   Args:
-    input_mask: bool[B, T], True at a token, False at padding.
-    mask_ar: int[B, T], 1 where earlier tokens must not look, else 0.
-
-  Returns:
-    Mask of T queries and T keys. Padding neither attends nor is attended to.
-    The position of a token is its index among the valid ones of its row.
+    input_mask: True at a token, False at padding, which neither attends nor is
+      attended to. Positions count the tokens of an example.
+    mask_ar: 1 where earlier tokens must not attend to a token, else 0.
   """
   block = jnp.cumsum(mask_ar, axis=1, dtype=jnp.int32)
   count = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
@@ -138,15 +129,9 @@ def make_next_mask(
   key_position: Int[Array, "B S"],
   position: Int[Array, "B 1"],
 ) -> Mask:
-  """The mask of one new token per row, a block of its own.
+  """Returns the mask of one new token per example, a block of its own.
 
-  Args:
-    key_mask: bool[B, S], True at the tokens before it and at itself.
-    key_position: int32[B, S].
-    position: int32[B, 1], that of the new token.
-
-  Returns:
-    Mask of 1 query and S keys.
+  `key_mask` is True at the tokens before it and at itself.
   """
   return Mask(
     query_block=jnp.ones_like(position),
@@ -154,3 +139,12 @@ def make_next_mask(
     query_position=position,
     key_position=key_position,
   )
+
+
+def pad_axis(
+  x: Num[Array, "..."], axis: int, multiple: int, value: int = 0
+) -> Num[Array, "..."]:
+  """Pads the end of an axis so that its size is a multiple."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, -x.shape[axis] % multiple)
+  return jnp.pad(x, widths, constant_values=value)

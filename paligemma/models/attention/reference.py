@@ -17,29 +17,21 @@ from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import einsum_float32
 from paligemma.models.microbatch import local_batch
 
-IMPLEMENTATIONS = (
-  "auto",
-  "reference",
-  "chunked",
-  "flash",
-  "tokamax",
-  "cudnn",
-)
-
 # Kernel -> the platform it runs on, and the dtypes it takes.
 _KERNELS = {
   "flash": ("tpu", ("float32", "bfloat16")),
   "tokamax": ("gpu", ("bfloat16", "float16")),
   "cudnn": ("gpu", ("bfloat16", "float16")),
 }
+IMPLEMENTATIONS = ("auto", "reference", "chunked", *_KERNELS)
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
 # any key (padding) yields a plain average instead of NaN.
 MASKED_LOGIT = -2.3819763e38
 
-# Logits of one device that are held at once, 128 MiB in float32; on CPUs those
-# that stay in the cache, 8 MiB. There, forward and backward pass of 4160 tokens
-# and 8 heads take 0.7 s so, 1.3 s in parts of 2**25.
+# Logits that one device holds at once, 128 MiB in float32; on CPUs as many as
+# stay in the cache, 8 MiB: forward and backward pass of 4160 tokens and 8 heads
+# then take 0.7 s, and 1.3 s in chunks of 2**25.
 _LOGITS_AT_ONCE = 2**25
 _LOGITS_IN_CACHE = 2**21
 
@@ -52,18 +44,11 @@ def apply_rope(
 ) -> Float[Array, "B T N H"]:
   """Rotates each head by its position (RoPE, arXiv:2104.09864).
 
-  The head dim is split into two halves, and element i of the first turns with
-  element i of the second (GPT-NeoX layout, as in Gemma), not with its
-  neighbour. Angles and rotation are float32: bfloat16 cannot even represent
-  the integer positions above 256.
-
-  Args:
-    x: float[B, T, N, H] queries or keys; H is even.
-    positions: int[B, T].
-    max_wavelength: int, the slowest rotation in tokens per radian.
-
-  Returns:
-    float[B, T, N, H] in the dtype of `x`.
+  The head dim, which is even, is split into two halves, and element i of the
+  first rotates with element i of the second (GPT-NeoX layout, as in Gemma), not
+  with its neighbour. Angles and rotation are float32: bfloat16 cannot even
+  represent the integer positions above 256. The result has the dtype of `x`;
+  `max_wavelength` is the slowest rotation, in tokens per radian.
   """
   half = x.shape[-1] // 2
   exponent = jnp.arange(half, dtype=jnp.float32) / half
@@ -98,45 +83,41 @@ def attend(
   logits_softcap: float | None = None,
   window: int | Int[Array, ""] | None = None,
   implementation: str = "auto",
-  parts: int | None = None,
+  num_chunks: int | None = None,
 ) -> Float[Array, "B T N H"]:
   """Scaled dot-product attention with grouped queries.
 
   Logits and softmax are float32 whatever the inputs are; the weights return
-  to the dtype of `v` before they meet it. All implementations agree, but for
-  queries without any key, whose result is some finite number:
+  to the dtype of `v` before they are multiplied with it. All implementations
+  agree, except that the result for a query without any key is some finite
+  number:
 
       reference  plain, for short sequences: its logits are B x N x T x S
-      chunked    a part of the queries at a time, on any device:
-                 chunked.py
-      flash      tile by tile within the cores of a TPU: flash.py
-      tokamax    likewise on Hopper and Blackwell GPUs: gpu.py
-      cudnn      likewise on GPUs, for what sees everything, the image tower
+      chunked    a chunk of the queries at a time, on any device
+      flash      tile by tile within the cores of a TPU
+      tokamax    likewise on Hopper and Blackwell GPUs
+      cudnn      likewise on GPUs, without a mask: the image tower. cuDNN takes
+                 lengths, or a bias of T x S, but no prefix, and no soft cap
 
-  "auto" takes the reference while the logits of a device are at most 2**25, on
-  CPUs 2**21. Beyond, it takes flash on a TPU for float32 and bfloat16, unless
+  "auto" is the reference while the logits of a device are at most 2**25, on
+  CPUs 2**21. Beyond, it is flash on a TPU for float32 and bfloat16, unless
   there are fewer than 128 queries, heads are split over the mesh axis "model",
   or there are several devices and no mesh of jax.set_mesh says what they hold;
-  else chunked. It takes no kernel for GPUs: none has been run on one. A single
-  query, as in decoding, takes the reference whatever is asked for.
+  else chunked. It is never a kernel for GPUs: none has been run on one. A
+  single query, as in decoding, takes the reference whatever is asked for.
 
   Args:
-    q: float[B, T, N, H] queries, not yet scaled.
-    k: float[B, S, K, H] keys; K divides N.
-    v: float[B, S, K, H] values.
-    mask: Mask, or None: everything is seen.
-    scale: float, what the queries are multiplied by.
-    logits_softcap: float or None, bound on the logits before the mask.
-    window: see Mask.dense.
-    implementation: str, "auto" or a name above.
-    parts: int, of the chunked path; default as many as keep the logits of a
-      device below 2**25, on CPUs below 2**21.
-
-  Returns:
-    float[B, T, N, H] in the dtype of `v`.
+    q, k, v: Queries, not yet scaled, keys and values; K divides N.
+    mask: None: every query attends to every key.
+    scale: What the queries are multiplied by.
+    logits_softcap: Bound on the logits before the mask.
+    window: See Mask.dense.
+    implementation: "auto" or a name above.
+    num_chunks: Of "chunked"; default as few as keep the logits of a device
+      below 2**25, on CPUs below 2**21.
 
   Raises:
-    ValueError: an unknown implementation, or one that cannot do this here.
+    ValueError: An unknown implementation, or one that cannot do this here.
   """
   registry.lookup(dict.fromkeys(IMPLEMENTATIONS), implementation, "attention")
   if q.shape[1] == 1:
@@ -152,24 +133,33 @@ def attend(
     seen = None if mask is None else mask.dense(window)
     return _attend(q, k, v, seen, **settings)
   if implementation == "chunked":
-    parts = parts or _count_parts(q, k)
-    return chunked.attend(q, k, v, mask, window, parts, **settings)
+    num_chunks = num_chunks or _count_chunks(q, k)
+    return chunked.attend(q, k, v, mask, window, num_chunks, **settings)
 
   def on_device(arrays, window):
     q, k, v, mask = arrays
     if implementation == "flash":
-      mask = _see_all(q, k) if mask is None else mask
+      if mask is None:  # every query attends to every key
+        query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+        mask = Mask(query, key, query, key)
       return flash.attend(q, k, v, mask, window, **settings)
-    if implementation == "tokamax":
-      return gpu_attention.tokamax(q, k, v, mask, window, **settings)
-    return gpu_attention.cudnn(q, k, v, scale=scale)
+    try:
+      if implementation == "tokamax":
+        return gpu_attention.tokamax(q, k, v, mask, window, **settings)
+      return jax.nn.dot_product_attention(
+        q, k, v, scale=scale, implementation="cudnn"
+      )
+    except (NotImplementedError, RuntimeError) as error:
+      raise ValueError(
+        f'attention "{implementation}" cannot do this: {error}; use "auto"'
+      ) from None
 
   return _on_each_device(on_device, (q, k, v, mask), window)
 
 
 def _choose(q, k, mask, cap):
-  """The implementation that "auto" stands for."""
-  if _count_parts(q, k) == 1:
+  """Returns the implementation that "auto" stands for."""
+  if _count_chunks(q, k) == 1:
     return "reference"
   mesh = jax.sharding.get_abstract_mesh()
   split_is_known = jax.device_count() == 1 or not mesh.empty
@@ -179,8 +169,8 @@ def _choose(q, k, mask, cap):
   return "chunked"
 
 
-def _count_parts(q, k):
-  """How many parts of the queries keep the logits of a device small."""
+def _count_chunks(q, k):
+  """Returns how many chunks of queries keep the logits of a device small."""
   batch, length, heads, _ = q.shape
   logits = local_batch(batch) * heads * length * k.shape[1]
   at_once = _LOGITS_IN_CACHE if _platform() == "cpu" else _LOGITS_AT_ONCE
@@ -188,7 +178,7 @@ def _count_parts(q, k):
 
 
 def _refuse(implementation, q, k, mask, cap):
-  """What an implementation cannot do of what is asked, or None."""
+  """Returns why an implementation cannot do what is asked, or None."""
   if implementation in ("reference", "chunked"):
     return None
   platform = _platform()
@@ -216,18 +206,18 @@ def _refuse(implementation, q, k, mask, cap):
 
 
 def _platform():
-  """What is compiled for: the mesh's devices, which need not be here."""
+  """Returns what is compiled for: the devices of the mesh need not be here."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   return jax.default_backend() if device is None else device.platform
 
 
-def _on_each_device(function, rows, shared):
-  """Applies a function to the rows of each device: kernels do not split."""
+def _on_each_device(function, arrays, window):
+  """Applies a function to each device's examples: XLA cannot split kernels."""
   mesh = jax.sharding.get_abstract_mesh()
   axes = set(mesh.axis_names) - set(mesh.manual_axes)
   if not axes:
-    return function(rows, shared)
-  batch = rows[0].shape[0]
+    return function(arrays, window)
+  batch = arrays[0].shape[0]
   split = PartitionSpec("data" if local_batch(batch) < batch else None)
   return jax.shard_map(
     function,
@@ -235,17 +225,11 @@ def _on_each_device(function, rows, shared):
     out_specs=split,
     axis_names=axes,
     check_vma=False,
-  )(rows, shared)
-
-
-def _see_all(q, k):
-  """The mask of queries that see all keys."""
-  query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
-  return Mask(query, key, query, key)
+  )(arrays, window)
 
 
 def _attend(q, k, v, seen, *, scale, logits_softcap):
-  # In this order a product takes its factors as they lie.
+  # In this order the products need no transposition.
   q = einops.rearrange(q, "B T (K G) H -> B K G T H", K=k.shape[2])
   k, v = (einops.rearrange(x, "B S K H -> B K S H") for x in (k, v))
   logits = einsum_float32("BKGTH,BKSH->BKGTS", q, k)

@@ -208,7 +208,7 @@ def test_attend_equals_loop(heads, kv_heads, cap, masked, how):
     scale=0.7,
     logits_softcap=cap,
     implementation=how,
-    parts=2,
+    num_chunks=2,
   )
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
@@ -237,7 +237,7 @@ def test_attend_in_half_precision_is_near_float32(dtype, how):
   def value_and_gradients(how, arrays, pushed):
     def attend(q, k, v):
       return attention.attend(
-        q, k, v, mask, scale=0.3, implementation=how, parts=2
+        q, k, v, mask, scale=0.3, implementation=how, num_chunks=2
       )
 
     out, pull = jax.vjp(attend, *arrays)
@@ -296,13 +296,13 @@ def test_masked_logit_vanishes_and_keeps_gradients_finite(how):
   assert all(jnp.isfinite(g).all() for g in grads)
 
 
-@pytest.mark.parametrize("parts", [2, 3, 5, 7])
-def test_parts_change_neither_value_nor_gradient(parts):
+@pytest.mark.parametrize("num_chunks", [2, 3, 5, 7])
+def test_chunks_change_neither_value_nor_gradient(num_chunks):
   q, k, v, mask = random_qkv(queries=5, keys=7)
   weights = jnp.asarray(random_qkv(seed=3)[0], jnp.float32)
 
   @functools.partial(jax.jit, static_argnums=3)
-  def value_and_grad(q, k, v, parts):
+  def value_and_grad(q, k, v, num_chunks):
     def total(q, k, v):
       out = attention.attend(
         q,
@@ -312,8 +312,8 @@ def test_parts_change_neither_value_nor_gradient(parts):
         scale=0.7,
         logits_softcap=2.0,
         window=3,
-        implementation="chunked" if parts else "reference",
-        parts=parts,
+        implementation="chunked" if num_chunks else "reference",
+        num_chunks=num_chunks,
       )
       return jnp.sum(out * weights)
 
@@ -321,7 +321,7 @@ def test_parts_change_neither_value_nor_gradient(parts):
 
   arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
   expected = value_and_grad(*arrays, None)
-  found = value_and_grad(*arrays, parts)
+  found = value_and_grad(*arrays, num_chunks)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
     found,
