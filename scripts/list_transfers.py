@@ -10,7 +10,6 @@ import importlib
 import inspect
 import json
 import pathlib
-import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -59,7 +58,7 @@ def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
   """(name, module, config) of every published transfer, and detection."""
   found = []
   for path in sorted(FOLDER.glob("*.py")):
-    if re.search(r"published\.(make|of_video)\(", path.read_text()):
+    if "configs.transfers.published import" in path.read_text():
       module = importlib.import_module(f"configs.transfers.{path.stem}")
       found.append((path.stem, module, module.get_config()))
   return found

@@ -12,8 +12,7 @@ label, which there is a token of its own.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import object_ops, text_ops
 
 # Labels by their number in TFDS.
@@ -34,10 +33,10 @@ COCO = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and things in an answer."""
-  arg = published.parse(argument, res=448, things=64)
+  arg = parse(argument, res=448, things=64)
   of_tfds = object_ops.FromTfds(names=COCO)
   with_crowds = object_ops.FromTfds(names=COCO, crowds=True)
-  config = published.make(
+  config = make(
     arg,
     train=tfds("coco/2017", "train", ops=(of_tfds,)),
     evals={"val": tfds("coco/2017", "validation", ops=(with_crowds,))},

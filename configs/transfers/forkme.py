@@ -51,17 +51,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.optimizer = method.optimizer
   config.learning_rate = method.learning_rate
   config.clip_norm = method.clip_norm
-  warmup = method.warmup
-  config.schedule = ((".*", dict(decay="cosine", warmup_percent=warmup)),)
+  decay = dict(decay="cosine", warmup_percent=method.warmup)
+  config.schedule = ((".*", decay),)
 
-  config.evals.pplx = dict(
-    kind="perplexity",
-    source=dict(kind="jsonl", path=arg.val),
-    every_percent=0.25,
-  )
-  config.evals.val = dict(
-    kind="generate",
-    source=dict(kind="jsonl", path=arg.val),
-    every_percent=0.25,
-  )
+  val = dict(source=dict(kind="jsonl", path=arg.val), every_percent=0.25)
+  config.evals.pplx = dict(val, kind="perplexity")
+  config.evals.val = dict(val, kind="generate")
   return common.complete(config)

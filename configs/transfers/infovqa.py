@@ -10,17 +10,15 @@ that of this metric: metric="anls" gives both.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import at, make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument, res=896)
-  return published.make(
+  arg = parse(argument, res=896)
+  return make(
     arg,
-    train=tfds("infovqa", "train+val" if arg.final_split else "train"),
+    train=tfds("infovqa", "train", final="train+val"),
     evals={
       "val": tfds("infovqa", "val"),
       "test": tfds("infovqa", "test", last=True, hidden=True),
@@ -31,12 +29,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
       text_ops.Choice("answers", "suffix", replace=False),
       text_ops.Lower("suffix"),
     ),
-    answer_key="answers",
     metric="vqa(lower=True)",
-    batch_size=published.at(arg.res, {224: 256, 448: 128, 896: 32}),
+    batch_size=at(arg.res, {224: 256, 448: 128, 896: 32}),
     eval_batch_size=256,
     total_epochs=3.0,
-    learning_rate=published.at(arg.res, {224: 1e-5, 896: 3e-6}),
-    weight_decay=published.at(arg.res, {224: 1e-6, 896: 3e-7}),
+    learning_rate=at(arg.res, {224: 1e-5, 896: 3e-6}),
+    weight_decay=at(arg.res, {224: 1e-6, 896: 3e-7}),
     label_smoothing=0.4,
   )

@@ -5,18 +5,15 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  train = "train" if arg.final_split else "train[:-10%]"
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("okvqa", train),
+    train=tfds("okvqa", "train[:-10%]", final="train"),
     evals={
       "minival": tfds("okvqa", "train[-10%:]"),
       "val": tfds("okvqa", "val"),
@@ -24,7 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=32,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
-    answer_key="answers",
     metric="vqa",
     batch_size=128,
     total_epochs=10.0,

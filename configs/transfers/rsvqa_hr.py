@@ -6,18 +6,16 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
+  arg = parse(argument)
   name = "rsvqa_hr/nonum"
-  return published.make(
+  return make(
     arg,
-    train=tfds(name, "train+val" if arg.final_split else "train"),
+    train=tfds(name, "train", final="train+val"),
     evals={
       "val": tfds(name, "val", last=True),
       "test": tfds(name, "test", last=True),
@@ -29,7 +27,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       text_ops.Choice("answers", "suffix", replace=False),
       text_ops.Lower("suffix"),
     ),
-    answer_key="answers",
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=1.0,

@@ -6,29 +6,23 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
+  arg = parse(argument)
   name = "rsvqa_lr/nonum"
-  return published.make(
+  return make(
     arg,
-    train=tfds(name, "train+val" if arg.final_split else "train"),
-    evals={
-      "val": tfds(name, "val"),
-      "test": tfds(name, "test"),
-    },
+    train=tfds(name, "train", final="train+val"),
+    evals={x: tfds(name, x) for x in ("val", "test")},
     text_len=32,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(
       text_ops.Choice("answers", "suffix", replace=False),
       text_ops.Lower("suffix"),
     ),
-    answer_key="answers",
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=3.0,

@@ -5,17 +5,15 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("vizwizvqa", "train+val" if arg.final_split else "train"),
+    train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
       "val": tfds("vizwizvqa", "val"),
       "test": tfds("vizwizvqa", "test", last=True, hidden=True),
@@ -23,7 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=48,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
-    answer_key="answers",
     metric="vqa",
     eval_antialias=False,
     total_epochs=10.0,

@@ -5,23 +5,17 @@ Fields: image, captions, bbox (ymin, xmin, ymax, xmax in [0, 1]).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import image_ops, text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  fields = (("texts", "captions"),)
-  train = "train+dev" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument)
+  fields = {"texts": "captions"}
+  return make(
     arg,
-    train=tfds("widgetcap", train, fields=fields),
-    evals={
-      "dev": tfds("widgetcap", "dev", fields=fields),
-      "test": tfds("widgetcap", "test", fields=fields),
-    },
+    train=tfds("widgetcap", "train", final="train+dev", fields=fields),
+    evals={x: tfds("widgetcap", x, fields=fields) for x in ("dev", "test")},
     text_len=32,
     ops=(
       image_ops.Resize((arg.res, arg.res)),  # for a line of one pixel
@@ -29,7 +23,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       text_ops.Format("caption en"),
     ),
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
-    answer_key="captions",
     metric="captions",
     batch_size=64,
     total_epochs=4.0,

@@ -39,7 +39,7 @@ def test_all_published_transfers_are_here():
   found = {
     path.stem
     for path in (ROOT / "configs/transfers").glob("*.py")
-    if re.search(r"published\.(make|of_video)\(", path.read_text())
+    if "configs.transfers.published import" in path.read_text()
   }
   assert found == FACTS.keys()
   # With forkme and vertexai_l4 and without ours, there are 34.
