@@ -91,7 +91,7 @@ class Loop:
       step, before = step + 1, measured
       self.lock.check()
       if step < total:
-        self.feed.start_next()
+        self.feed.prefetch()
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
       leaving = self.notice.requested(step)
