@@ -117,7 +117,7 @@ def test_new_state_takes_over_the_parameters(mesh):
   adam = make_optimizer(trainable, "adam")
   shapes = state.abstract_state(adam, trainable, mesh=mesh, ema=True)
   given = {
-    name: state.place(np.ones(leaf.shape), leaf)
+    name: jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding)
     for name, leaf in trainable.items()
   }
   found = state.create_state(adam, given, shapes)
