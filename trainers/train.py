@@ -38,7 +38,7 @@ def train(
   """Runs or resumes the training that a config describes, to its end.
 
   Args:
-    config: its keys are those of configs/common.py; what it lacks is added.
+    config: keys of configs/common.py; what it lacks is added.
     folder: of the run.
     override: whether a run of another config is resumed with this one.
   """
@@ -73,7 +73,7 @@ def train(
 
 
 def dry_run(config: ConfigDict) -> None:
-  """Prints what stands at the start of a training, and stops before it."""
+  """Prints the tables that a training begins with, and allocates nothing."""
   plan = Plan(config)
   print(plan.describe(plan.compile_step()))
   tok = inputs.make_tokenizer(config, plan.model)
