@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
+from configs.transfers.published import CAPTIONS, make, parse, tfds
 from paligemma import registry
-from paligemma.data import image_ops, text_ops
+from paligemma.data import image_ops
 from paligemma.data.preprocess import Op
 
 
@@ -45,8 +45,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "nocaps": tfds("nocaps", "val", fields={"texts": "captions"}),
     },
     text_len=32,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+    **CAPTIONS,
     metric="captions",
     sampler="beam(beam_size=2)",
     augment=crop(arg),

@@ -6,8 +6,7 @@ the answers in English; those of more tokens than text_len are cut.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import at, make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, at, make, parse, tfds
 
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 
@@ -23,8 +22,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    **ANSWER,
     metric="vqa",
     tune=at(arg.res, {224: "full", 448: "decoder"}),
     antialias=False,

@@ -10,30 +10,9 @@ that of this metric: metric="anls" gives both.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import at, make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers import stvqa
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument, res=896)
-  return make(
-    arg,
-    train=tfds("infovqa", "train", final="train+val"),
-    evals={
-      "val": tfds("infovqa", "val"),
-      "test": tfds("infovqa", "test", last=True, hidden=True),
-    },
-    text_len=48,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(
-      text_ops.Choice("answers", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
-    metric="vqa(lower=True)",
-    batch_size=at(arg.res, {224: 256, 448: 128, 896: 32}),
-    eval_batch_size=256,
-    total_epochs=3.0,
-    learning_rate=at(arg.res, {224: 1e-5, 896: 3e-6}),
-    weight_decay=at(arg.res, {224: 1e-6, 896: 3e-7}),
-    label_smoothing=0.4,
-  )
+  """That of ST-VQA with more label smoothing."""
+  return stvqa.get_config(argument, name="infovqa", label_smoothing=0.4)

@@ -5,8 +5,7 @@ Fields: video, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import of_video
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, of_video
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -15,8 +14,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data="data/msvd_qa",
     num_frames=8,
     stride=26,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    **ANSWER,
     metric="vqa",
     total_epochs=1.0,
     learning_rate=3e-6,

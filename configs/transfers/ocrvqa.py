@@ -5,8 +5,7 @@ Fields: image, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import at, make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -19,8 +18,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "test": tfds("ocrvqa_id", "test", last=True),
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
+    **ANSWER,
     metric="vqa(lower=True)",
     batch_size=128,
     eval_batch_size=256,

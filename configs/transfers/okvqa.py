@@ -5,8 +5,7 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -19,8 +18,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("okvqa", "val"),
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    **ANSWERS,
     metric="vqa",
     batch_size=128,
     total_epochs=10.0,

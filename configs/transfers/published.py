@@ -46,6 +46,18 @@ from paligemma import registry
 from paligemma.data import text_ops, video
 from paligemma.data.preprocess import Op
 
+# Prompt and answer of the usual fields: arguments of `make`.
+_QUESTION = text_ops.Format("answer en {question}")
+ANSWER = dict(ops=(_QUESTION,), answer_ops=(text_ops.Copy("answer", "suffix"),))
+ANSWERS = dict(
+  ops=(_QUESTION,),
+  answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+)
+CAPTIONS = dict(
+  ops=(text_ops.Format("caption en"),),
+  answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
@@ -126,6 +138,7 @@ def make(
   answer_ops: tuple[Op, ...],
   metric: str,
   answer_key: str | None = None,
+  lower: bool = False,
   score_ops: tuple[Op, ...] = (),
   train: Split | dict[str, Split] | None = None,
   evals: dict[str, Split] | None = None,
@@ -148,6 +161,7 @@ def make(
     answer_ops: in training and for the perplexity; they write the answer.
     metric: see metrics.make.
     answer_key: field that the metric reads; None: that of the first answer op.
+    lower: whether answers to train on are written in lower case.
     score_ops: wherever there are answers, before answer_ops; they write what
       the metric reads, if the examples do not hold it.
     train: to train on, several are mixed; None without a TFDS builder.
@@ -200,6 +214,8 @@ def make(
       config.train.sources[name].split = split.final
   config.train.augment = augment
   config.train.ops = (*ops, *score_ops, *answer_ops)
+  if lower:
+    config.train.ops += (text_ops.Lower("suffix"),)
   config.train.too_long = "truncate"
 
   own = {}  # where an evaluator says nothing, it does as the training

@@ -6,8 +6,7 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -22,11 +21,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "test2": tfds(name, "test_2", last=True),
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(
-      text_ops.Choice("answers", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
+    **ANSWERS,
+    lower=True,
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=1.0,

@@ -5,8 +5,7 @@ Fields: image, captions (five).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import CAPTIONS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -17,8 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train=tfds("screen2_words", "train", final="train+dev", fields=fields),
     evals={x: tfds("screen2_words", x, fields=fields) for x in ("dev", "test")},
     text_len=24,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+    **CAPTIONS,
     metric="captions",
     antialias=False,
     total_epochs=10.0,

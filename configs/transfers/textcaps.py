@@ -6,8 +6,7 @@ Fields: image, captions (five).
 from ml_collections import ConfigDict
 
 from configs.transfers.cococap import crop
-from configs.transfers.published import make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import CAPTIONS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -22,11 +21,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("text_caps", "val", fields=fields),
     },
     text_len=32,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(
-      text_ops.Choice("captions", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
+    **CAPTIONS,
+    lower=True,
     metric="captions",
     sampler="beam(beam_size=3)",
     augment=crop(arg),

@@ -6,8 +6,7 @@ question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import at, make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -20,8 +19,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "test": tfds("textvqa", "test", last=True, hidden=True),
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    **ANSWERS,
     metric="textvqa",
     eval_batch_size=256,
     total_epochs=at(arg.res, {224: 5.0, 448: 10.0}),

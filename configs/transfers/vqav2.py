@@ -9,8 +9,7 @@ The published score is that of the test server, test-std, for predictions of
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import at, make, parse, tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -28,8 +27,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
       ),
     },
     text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+    **ANSWERS,
     metric="vqav2",
     total_epochs=10.0,
     learning_rate=1e-5,
