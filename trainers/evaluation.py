@@ -96,14 +96,7 @@ def load(
   common.complete(config)
   mesh = sharding.make_mesh(**config.mesh)
   model = paligemma_model.make(**config.model.to_dict())
-  trainable, frozen = state.abstract_params(
-    model,
-    res=config.res,
-    trainable=config.trainable,
-    frozen_dtype=config.frozen_dtype,
-    mesh=mesh,
-    sharding_rules=config.sharding,
-  )
+  trainable, frozen = state.abstract_params(model, config, mesh)
   leaves = {**trainable, **frozen}
   params = state.load_params(path, leaves, leaves)
   for note in start.preprocessing_notes(config, formats.open(path)):

@@ -23,8 +23,6 @@ Weighted = tuple[sources.Source, float]
 Evaluator = evals.Generate | evals.Perplexity
 # An evaluator and the steps between two runs, None for the first and last.
 Scheduled = tuple[Evaluator, int | None]
-# Shapes and shardings of arrays, by name.
-Abstract = dict[str, jax.ShapeDtypeStruct]
 
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
@@ -167,15 +165,29 @@ class Feed(grain.DatasetIterator):
     return sharding.put_batch(local, self._mesh), counts
 
 
-def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
-  """Shapes and shardings of what the train step reads, see step.py."""
-  return _abstract(config, mesh, STEP_KEYS, config.text_len + 1)
-
-
-def abstract_prompts(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
-  """Shapes and shardings of what decode.generate reads."""
-  keys = [key for key in STEP_KEYS if key != "mask_loss"]
-  return _abstract(config, mesh, keys, config.text_len)
+def abstract_batch(
+  config: ConfigDict, mesh: jax.sharding.Mesh, *, decodes: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of what the train step reads, or decode.generate."""
+  size, res = config.batch_size, config.res
+  sharding.check_batch_size(size, mesh)
+  frames = (config.frames,) if config.frames else ()
+  length = config.text_len if decodes else config.text_len + 1
+  shapes = {
+    "image": ((size, *frames, res, res, 3), jnp.float32),
+    "text": ((size, length), jnp.int32),
+    "mask_ar": ((size, length), jnp.int32),
+    "mask_input": ((size, length), jnp.bool_),
+    "mask_loss": ((size, length), jnp.int32),
+    "_mask": ((size,), jnp.bool_),
+  }
+  if decodes:
+    del shapes["mask_loss"]
+  split = sharding.batch_sharding(mesh)
+  return {
+    key: jax.ShapeDtypeStruct(*shape, sharding=split)
+    for key, shape in shapes.items()
+  }
 
 
 def make_evaluators(
@@ -230,24 +242,6 @@ def make_evaluators(
     except TypeError as error:
       raise ValueError(f"evals.{name}: {error}") from None
   return made
-
-
-def _abstract(config, mesh, keys, length):
-  size, res = config.batch_size, config.res
-  sharding.check_batch_size(size, mesh)
-  frames = (config.frames,) if config.frames else ()
-  shapes = {
-    "image": ((size, *frames, res, res, 3), jnp.float32),
-    "text": ((size, length), jnp.int32),
-    "mask_ar": ((size, length), jnp.int32),
-    "mask_input": ((size, length), jnp.bool_),
-    "mask_loss": ((size, length), jnp.int32),
-    "_mask": ((size,), jnp.bool_),
-  }
-  split = sharding.batch_sharding(mesh)
-  return {
-    key: jax.ShapeDtypeStruct(*shapes[key], sharding=split) for key in keys
-  }
 
 
 def _source(spec):

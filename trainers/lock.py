@@ -30,8 +30,8 @@ _NAME = "trainer.lock"
 
 
 @contextlib.contextmanager
-def held(folder: epath.Path) -> Iterator[Lock | _NoLock]:
-  """Holds the folder of a run, made if absent; all its processes call it.
+def held(folder: epath.Path) -> Iterator[Lock | None]:
+  """Holds the folder of a run, made if absent; process 0 gets the Lock.
 
   Raises:
     ValueError: another trainer that is alive holds it.
@@ -46,7 +46,7 @@ def held(folder: epath.Path) -> Iterator[Lock | _NoLock]:
   if error := gather.gather(error)[0]:
     raise error
   try:
-    yield lock or _NoLock()
+    yield lock
   finally:
     if lock is not None:
       lock.release()
@@ -150,13 +150,6 @@ class Lock:
     except (RecursionError, ValueError):
       return {}
     return found if isinstance(found, dict) else {}
-
-
-class _NoLock:
-  """What the processes but the first hold."""
-
-  def check(self):
-    pass
 
 
 def _is_dead(who):

@@ -33,7 +33,7 @@ class Loop:
     batches: of this process, resumable.
     evaluators: (evaluator, steps between two runs or None) pairs.
     notice: Preemption.
-    lock: of the folder.
+    lock: of the folder, in process 0.
   """
 
   def __init__(
@@ -89,7 +89,8 @@ class Loop:
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
-      self.lock.check()
+      if self.lock is not None:
+        self.lock.check()
       if step < total:
         self.feed.prefetch()
       if _due(step, self.log_every, total):

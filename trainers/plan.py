@@ -13,9 +13,8 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.planning import flops
 from paligemma.training import optimizers, sharding
 from trainers import inputs, report, schedule, state
+from trainers.state import Shapes
 from trainers.step import make_step
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class Plan:
@@ -65,12 +64,7 @@ class Plan:
     self.total_steps = schedule.steps(config, "total", **self.sizes)
     self.sizes["total_steps"] = self.total_steps
     self.trainable, self.frozen = state.abstract_params(
-      self.model,
-      res=config.res,
-      trainable=config.trainable,
-      frozen_dtype=config.frozen_dtype,
-      mesh=self.mesh,
-      sharding_rules=config.sharding,
+      self.model, config, self.mesh
     )
     mults = config.weight_decay_mults
     self.optimizer, self.learning_rates = optimizers.make(
@@ -110,7 +104,9 @@ class Plan:
       supervised=supervised,
     )
 
-  def step_arguments(self) -> tuple[state.TrainState, Shapes, Shapes]:
+  def step_arguments(
+    self,
+  ) -> tuple[state.TrainState, state.Shapes, state.Shapes]:
     """Shapes and shardings of the arguments of the step."""
     batch = inputs.abstract_batch(self.config, self.mesh)
     return self.state, self.frozen, batch
@@ -137,14 +133,9 @@ class Plan:
   def decode_arguments(self) -> tuple[Shapes, Shapes]:
     """Shapes and shardings of the parameters, all frozen, and of prompts."""
     _, params = state.abstract_params(
-      self.model,
-      res=self.config.res,
-      trainable=(),
-      frozen_dtype=self.config.frozen_dtype,
-      mesh=self.mesh,
-      sharding_rules=self.config.sharding,
+      self.model, self.config, self.mesh, trainable=()
     )
-    return params, inputs.abstract_prompts(self.config, self.mesh)
+    return params, inputs.abstract_batch(self.config, self.mesh, decodes=True)
 
   def compile_decode(
     self, max_decode_len: int, **options: Any

@@ -11,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from paligemma import init, quantization, registry, tree
 from paligemma.checkpoints import fit, formats, precision, quantized_leaves
@@ -37,36 +38,35 @@ class TrainState:
 
 def abstract_params(
   model: Model,
-  *,
-  res: int,
-  trainable: Sequence[str],
-  frozen_dtype: str,
+  config: ConfigDict,
   mesh: jax.sharding.Mesh,
-  sharding_rules: Sequence[tuple[str, str]],
+  *,
+  trainable: Sequence[str] | None = None,
 ) -> tuple[Shapes, Shapes]:
   """Shapes, dtypes and shardings of what trains and of what is frozen.
 
+  A frozen_dtype of quantization.KINDS leaves in float32 what is not quantized.
+
   Args:
     model: whose parameters they are.
-    res: side of the images in pixels.
-    trainable: regexes of the names that train.
-    frozen_dtype: see precision.storage_dtypes, or one of quantization.KINDS,
-      which leaves in float32 what is not quantized.
+    config: of the run: its res, frozen_dtype, sharding and trainable.
     mesh: the devices.
-    sharding_rules: see sharding.infer.
+    trainable: instead of the config's.
 
   Raises:
     ValueError: a regex matches no parameter, or an unknown frozen_dtype.
   """
+  frozen_dtype = config.frozen_dtype
+  trainable = config.trainable if trainable is None else trainable
   registry.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
-  shapes = init.shapes(model, res)
+  shapes = init.shapes(model, config.res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
   kind = frozen_dtype if frozen_dtype in quantization.KINDS else None
   dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
   stored = quantized_leaves.storage(frozen, dtypes, kind)
   in_float32 = dict.fromkeys(trained, jnp.float32)
   stored |= quantized_leaves.storage(trained, in_float32, None)
-  shardings = sharding.infer(stored, mesh, sharding_rules)
+  shardings = sharding.infer(stored, mesh, config.sharding)
   sharded = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
     for name, leaf in sorted(stored.items())

@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.res = arg.res
   config.text_len = arg.text_len
 
-  config.trainable = tuning.trainable(arg.tune)
+  config.trainable = method.trainable
   config.frozen_dtype = method.quantize or arg.dtype
   if method.lora:  # tune=lora and tune=qlora_... add adapters
     config.model.lora = {}

@@ -25,7 +25,7 @@ Where the examples come from:
     final_split=true   train on the validation data too, as the models of the
                        published scores were; every example is as likely
     init=pt            the preset of variant and res, the default
-    tune=full          what trains, see tuning.TRAINABLE; default: what was
+    tune=full          what trains, see tuning.METHODS; default: what was
                        published
 
 Images are resized as there, for many transfers without antialiasing. Texts are
@@ -169,7 +169,7 @@ def make(
     batch_size: of the training and the perplexity.
     eval_batch_size: of the generated answers.
     sampler: see samplers.make.
-    tune: what was trained, see tuning.TRAINABLE: "decoder" where big_vision has
+    tune: what was trained, see tuning.METHODS: "decoder" where big_vision has
       freeze_vit. arg.tune overrules it.
     augment: ops in training alone, before the others.
     antialias: whether a shrinking image was smoothed, in training. Frames of

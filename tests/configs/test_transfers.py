@@ -89,7 +89,7 @@ def test_values(task, variant):
       assert config.trainable == ()
       continue
     tune = facts.at(res, "tune")
-    assert config.trainable == tuning.TRAINABLE[tune], res
+    assert config.trainable == tuning.METHODS[tune].trainable, res
     assert config.weight_decay_mults == (KERNELS if tune == "full" else ())
   # The final soft cap of Gemma 2 is off, as published.
   overrides = variants.PALIGEMMA[variant].llm_overrides
@@ -117,7 +117,7 @@ def test_vertexai_l4():
   config = config_of("vertexai_l4")
   assert (config.optimizer, config.optimizer_args.to_dict()) == ("sgd", {})
   assert (config.learning_rate, config.weight_decay) == (0.1, 0.0)
-  assert config.trainable == tuning.TRAINABLE["full"]
+  assert config.trainable == tuning.METHODS["full"].trainable
   assert config.schedule == (
     (".*", {"decay": "cosine", "warmup_percent": 0.05}),
   )
@@ -246,7 +246,7 @@ def test_arguments():
     init="a.npz",
     tokenizer="b.model",
   )
-  assert config.trainable == tuning.TRAINABLE["attention"]
+  assert config.trainable == tuning.METHODS["attention"].trainable
   assert config.weight_decay_mults == ()
   assert (config.init, config.tokenizer) == ("a.npz", "b.model")
   assert [(s.path, s.weight) for s in config.train.sources.values()] == [

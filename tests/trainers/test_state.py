@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from paligemma import init, tree
 from paligemma.checkpoints import npz
@@ -38,14 +39,10 @@ def mesh():
 
 
 def abstract(mesh, trainable=("llm/.*",), frozen_dtype="bfloat16"):
-  return state.abstract_params(
-    Small(),
-    res=28,
-    trainable=trainable,
-    frozen_dtype=frozen_dtype,
-    mesh=mesh,
-    sharding_rules=RULES,
+  config = ConfigDict(
+    dict(res=28, trainable=trainable, frozen_dtype=frozen_dtype, sharding=RULES)
   )
+  return state.abstract_params(Small(), config, mesh)
 
 
 def make_optimizer(names, name="sgd", **arguments):
