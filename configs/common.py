@@ -360,7 +360,7 @@ _INSTEAD = {key.name.rpartition(".")[2]: key.instead for key in KEYS}
 def defaults() -> ConfigDict:
   """Returns a config of the defaults, without its durations.
 
-  Those are added by `complete`, unless a config sets them in another unit.
+  `complete` adds those, unless a config sets them in another unit.
   """
   config = complete(ConfigDict())
   for key in KEYS:
@@ -370,13 +370,7 @@ def defaults() -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """Adds the keys that a config does not set, with their defaults, in place.
-
-  Args:
-    config: what a get_config returned.
-
-  Returns:
-    The same config.
+  """Adds the keys that a config lacks, in place, and returns the same config.
 
   Raises:
     ValueError: keys that are unknown or missing, values that are not of their
@@ -400,9 +394,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 def unset_others(config: ConfigDict, given: Sequence[str]) -> None:
   """Sets to None what other units say of the durations that are given.
 
-  Args:
-    config: a complete one, changed in place.
-    given: names with dots, such as "total_steps" or "evals.val.every_steps".
+  Names have dots, such as "total_steps" or "evals.val.every_steps".
   """
   for name in given:
     *groups, last = name.split(".")
@@ -475,12 +467,7 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
 
 
 def fill(node: ConfigDict, schema: dict[str, Any] = _TREE) -> None:
-  """Adds what a config, or a group of it, lacks; checks nothing.
-
-  Args:
-    node: changed in place.
-    schema: of the group, as in the tree of KEYS.
-  """
+  """Adds what a config, or a group of it, lacks in place; checks nothing."""
   known, _ = _known(schema, node.get("kind"))
   for key, inner in known.items():
     if isinstance(inner, dict):

@@ -64,11 +64,7 @@ def check(
 
 
 def notes(checked: Sequence[Dataset], tok: Tokenizer) -> list[str]:
-  """Checks what evaluation or prediction reads: lines on what is odd.
-
-  Raises:
-    ValueError: as `check`.
-  """
+  """Lines on what is odd in what evaluation reads; raises as `check`."""
   return [
     f"note: {dataset.name}: {note}"
     for dataset in checked
@@ -98,16 +94,10 @@ def look(
   num: int = NUM_EXAMPLES,
   seconds: float = math.inf,
 ) -> Findings:
-  """Checks a sample of a dataset, always the same one.
+  """Checks a sample of a dataset, always the same one; raises as `check`.
 
-  Args:
-    dataset: to draw from.
-    tok: the tokenizer.
-    num: most examples to check; at least NUM_WITH_IMAGE are.
-    seconds: what those beyond NUM_WITH_IMAGE may take.
-
-  Raises:
-    ValueError: as `check`.
+  It has at most `num` examples, and at least NUM_WITH_IMAGE; those beyond may
+  take so many seconds.
   """
   found = _sample(dataset, tok, num=num, seconds=seconds)
   _conclude(dataset, found)

@@ -31,15 +31,12 @@ def parse(
   *,
   required: bool = True,
 ) -> tuple[argparse.Namespace, ConfigDict | None]:
-  """Reads a command line with a config.
+  """Reads a command line: what the parser finds, and the complete config.
 
   Args:
     parser: of all but --config and --config.name=value.
     argv: default sys.argv[1:].
-    required: whether there has to be a --config.
-
-  Returns:
-    What the parser found, without --config; and the config, if any.
+    required: whether there has to be a --config; if not, it may be None.
 
   Raises:
     ValueError: an unknown flag, a config that cannot be read, or a value on top
@@ -125,14 +122,8 @@ def load_config(text: str) -> ConfigDict:
 def set_values(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
   """Sets the values that a command line gives on top of a config.
 
-  A duration replaces the same one in another unit.
-
-  Args:
-    config: a complete one, changed in place.
-    arguments: --config.name=value among others.
-
-  Returns:
-    The others.
+  A duration replaces the same one in another unit. Returns the arguments that
+  are not of the form --config.name=value.
 
   Raises:
     ValueError: names that are not in the config, all of them with the nearest

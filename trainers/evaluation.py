@@ -86,9 +86,7 @@ def load(
 ) -> tuple[jax.sharding.Mesh, paligemma_model.Model, dict[str, Any]]:
   """Mesh, model and the parameters of a checkpoint, as a run holds them.
 
-  Args:
-    config: of the run.
-    path: its workdir, or what else formats.open takes.
+  The path is the workdir of a run, or what else formats.open takes.
 
   Raises:
     ValueError: the checkpoint is unreadable or does not fit the model.
@@ -118,12 +116,7 @@ def settings(
 ) -> dict[str, Any]:
   """All that the predictions of an evaluator depend on, as JSON values.
 
-  Args:
-    evaluator: that makes them.
-    checkpoint: see formats.open.
-    tokenizer: path of its file.
-    source: what the evaluator's source was made of.
-    **more: what else they depend on.
+  `source` is what the evaluator's source was made of, `more` all other values.
   """
   made = {
     "checkpoint": fingerprint.of(formats.open(checkpoint).path),

@@ -196,9 +196,9 @@ def make_evaluators(
   """Evaluators of the config with their intervals.
 
   Args:
-    config: to read.
+    config: `evals` is read, and `train` for what an evaluator lacks.
     tok: None for evaluators that only score.
-    **sizes: batch_size, examples_per_epoch and total_steps, for durations.
+    **sizes: for durations, see schedule.steps.
 
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import io, quantization, tree
 from paligemma.checkpoints import npz
 from paligemma.checkpoints.lora import adapters
+from paligemma.checkpoints.training.steps import StepCheckpoints
+from paligemma.data.batches import TrainBatches
 from paligemma.lora import apply as lora
 from paligemma.planning import flops
 from paligemma.training import sharding
 from paligemma.tree import Flat
 from trainers import inputs, preemption, processes, report, schedule, workdir
+from trainers.lock import Lock
+from trainers.plan import Plan
 from trainers.start import checkpoint_metadata, frozen_source
 from trainers.state import TrainState
 
 
 class Loop:
-  """One run of the loop; `run` goes from the state given to the last step.
-
-  Args:
-    plan: Plan of the run.
-    folder: of the run.
-    checkpoints: StepCheckpoints.
-    batches: of this process, resumable.
-    evaluators: (evaluator, steps between two runs or None) pairs.
-    notice: Preemption.
-    lock: of the folder, in process 0.
-  """
+  """One run of the loop; `run` goes from the state given to the last step."""
 
   def __init__(
-    self, plan, folder, checkpoints, batches, evaluators, *, notice, lock
+    self,
+    plan: Plan,
+    folder: epath.Path,
+    checkpoints: StepCheckpoints,
+    batches: TrainBatches,
+    evaluators: Sequence[inputs.Scheduled],
+    *,
+    notice: preemption.Preemption,
+    lock: Lock | None,
   ):
     self.plan = plan
     self.folder = folder

@@ -165,13 +165,8 @@ def read(
 def drop(path: epath.Path, first_step: int, repeated: tuple[str, ...]) -> str:
   """Removes from a metrics.jsonl what will be written again, and the damaged.
 
-  Args:
-    path: of the file, which need not exist.
-    first_step: the step that a run resumes.
-    repeated: prefixes of the names of what is written of that step again.
-
-  Returns:
-    A line on the damaged lines, as `read`.
+  The run resumes at `first_step`, and of that step writes again what has a name
+  with one of the prefixes `repeated`. Returns a line on the damaged, as `read`.
   """
   if not path.exists():
     return ""

@@ -32,12 +32,12 @@ def steps(
 
   Args:
     config: holds the duration, among other keys.
-    prefix: name of the duration: "total", "warmup", "log", "save".
-    batch_size: global number of examples per step.
-    examples_per_epoch: in the training data.
+    prefix: name of the duration: "total", "warmup", "log", "checkpoint".
+    batch_size: of all devices, in examples.
+    examples_per_epoch: of all sources.
     total_steps: of the whole training.
-    default: returned if the config does not set the duration; an error by
-      default.
+    default: returned if the config does not set the duration; without it, that
+      is an error.
 
   Raises:
     ValueError: the duration is missing, set twice, negative, a percent above 1,

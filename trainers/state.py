@@ -46,12 +46,7 @@ def abstract_params(
   """Shapes, dtypes and shardings of what trains and of what is frozen.
 
   A frozen_dtype of quantization.KINDS leaves in float32 what is not quantized.
-
-  Args:
-    model: whose parameters they are.
-    config: of the run: its res, frozen_dtype, sharding and trainable.
-    mesh: the devices.
-    trainable: instead of the config's.
+  `trainable` overrides the config's.
 
   Raises:
     ValueError: a regex matches no parameter, or an unknown frozen_dtype.

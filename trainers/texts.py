@@ -24,9 +24,8 @@ _EMPTY = "empty answers"
 def read(dataset: Dataset, tok: Tokenizer) -> Findings:
   """Reads all examples of a dataset, without their images.
 
-  Returns:
-    Findings, complete unless the source cannot give its texts alone (then
-    empty), or ops need the image (then only the lines that cannot be read).
+  They are complete unless the source cannot give its texts alone (then empty),
+  or ops need the image (then only the lines that cannot be read).
 
   Raises:
     ValueError: all answers of the training data are empty, or the metric of an

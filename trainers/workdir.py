@@ -52,12 +52,9 @@ def check(
   """Checks that a folder is free, or was claimed with the same config.
 
   Args:
-    path: folder of the run.
+    path: folder of the run, which is returned.
     config: of the run.
     override: whether values that change the training may be others.
-
-  Returns:
-    The folder.
 
   Raises:
     ValueError: the folder belongs to another config; names what differs. Or its
@@ -91,18 +88,10 @@ def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
 
 
 def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
-  """Writes the config into a folder that `check` returned, and what changed.
+  """Writes the config, and what changed since the previous start.
 
-  Called when the run is about to step, so that after an error before that the
-  same folder can be used.
-
-  Args:
-    folder: of the run.
-    config: of the run.
-    step: at which it starts.
-
-  Returns:
-    What differs from the previous start, in process 0.
+  Called when the run is about to take its first step, so that after an error
+  before that the same folder can be used. Returns the changes, in process 0.
   """
   if jax.process_index() != 0:
     return {}

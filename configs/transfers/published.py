@@ -92,11 +92,11 @@ def tfds(
 
   Args:
     name: of the builder.
-    split: of TFDS.
+    split: to read.
     fields: their name -> ours, of fields that have another name there.
-    ops: after these.
+    ops: run once the fields have our names.
     final, last, hidden: see Split.
-    **source: further keys, image_key and weight.
+    **source: image_key and weight.
   """
   copies = (text_ops.Copy(*names) for names in (fields or {}).items())
   source |= dict(kind="tfds", name=name, split=split, ops=(*copies, *ops))
@@ -106,10 +106,7 @@ def tfds(
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
   """Reads the argument of a config: those of every transfer, and its own.
 
-  Args:
-    argument: see arguments.parse.
-    **defaults: of this transfer, where they are others, and of the arguments
-      that only this one takes.
+  `defaults` are those that differ, and those of its own arguments.
   """
   shared = dict(
     variant="paligemma_3b",
@@ -159,7 +156,6 @@ def make(
     text_len: of prompt and answer, in tokens.
     ops: in training and evaluation; they write the prompt.
     answer_ops: in training and for the perplexity; they write the answer.
-    metric: see metrics.make.
     answer_key: field that the metric reads; None: that of the first answer op.
     lower: whether answers to train on are written in lower case.
     score_ops: wherever there are answers, before answer_ops; they write what
@@ -168,7 +164,6 @@ def make(
     evals: to evaluate on, by name; the perplexity is that of the first.
     batch_size: of the training and the perplexity.
     eval_batch_size: of the generated answers.
-    sampler: see samplers.make.
     tune: what was trained, see tuning.METHODS: "decoder" where big_vision has
       freeze_vit. arg.tune overrules it.
     augment: ops in training alone, before the others.
@@ -257,12 +252,7 @@ def of_video(
 ) -> ConfigDict:
   """`make` of a transfer of videos, from a folder.
 
-  Args:
-    argument: as of `parse`; also num_frames and stride.
-    data: the folder.
-    num_frames, stride: of a video, see video.Frames.
-    text_len: as of `make`.
-    **recipe: further arguments of `make`.
+  num_frames and stride are defaults of its own arguments, see video.Frames.
   """
   return make(
     parse(argument, data=data, num_frames=num_frames, stride=stride),
