@@ -18,7 +18,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("aokvqa", "val"),
       "test": tfds("aokvqa", "test", last=True, hidden=True),
     },
-    text_len=32,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),
     metric="vqa",

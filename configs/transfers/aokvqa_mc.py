@@ -1,6 +1,6 @@
 """A-OKVQA, multiple choice: the model writes out one of the answers.
 
-Fields: image, question, choices (four), correct (the place of the right one,
+Fields: image, question, choices (four), correct (the index of the right one,
 from 0).
 """
 

@@ -38,7 +38,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     arg,
     train={code: tfds("coco35l", f"train_{code}") for code in LANGUAGES},
     evals=evals,
-    text_len=32,
     ops=(text_ops.Format("caption {language}"),),
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
     metric="captions",

@@ -44,7 +44,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("coco_captions", "val", **coco),
       "nocaps": tfds("nocaps", "val", fields={"texts": "captions"}),
     },
-    text_len=32,
     **CAPTIONS,
     metric="captions",
     sampler="beam(beam_size=2)",

@@ -22,7 +22,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("docvqa", "val"),
       "test": tfds("docvqa", "test", last=True, hidden=True),
     },
-    text_len=32,
     ops=(text_ops.Copy("question", "prefix"),),
     answer_ops=(text_ops.Choice("answers", "suffix"),),
     metric="vqa(lower=True)",

@@ -21,7 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "testdev": tfds("gqa", "testdev_balanced", last=True),
       **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
     },
-    text_len=32,
     **ANSWER,
     metric="vqa",
     tune=at(arg.res, {224: "full", 448: "decoder"}),

@@ -17,7 +17,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "minival": tfds("ocrvqa_id", "val[:20000]"),
       "test": tfds("ocrvqa_id", "test", last=True),
     },
-    text_len=32,
     **ANSWER,
     metric="vqa(lower=True)",
     batch_size=128,

@@ -17,7 +17,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "minival": tfds("okvqa", "train[-10%:]"),
       "val": tfds("okvqa", "val"),
     },
-    text_len=32,
     **ANSWERS,
     metric="vqa",
     batch_size=128,

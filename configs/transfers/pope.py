@@ -1,4 +1,4 @@
-"""POPE: does a model see things that are not there? It trains nothing.
+"""POPE: does a model see objects that are not there? It trains nothing.
 
     python -m scripts.evaluate --config configs/transfers/pope.py --ckpt DIR
 

@@ -130,7 +130,7 @@ def at(res: int, values: dict[int, Any]) -> Any:
 def make(
   arg: SimpleNamespace,
   *,
-  text_len: int,
+  text_len: int = 32,
   ops: tuple[Op, ...],
   answer_ops: tuple[Op, ...],
   metric: str,

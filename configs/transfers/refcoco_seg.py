@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: the mask of the thing that a sentence means.
+"""RefCOCO, RefCOCO+ and RefCOCOg: the mask of the object that a sentence means.
 
 Fields: image, objects, a list of {"box": (y0, x0, y1, x1) in pixels, "label":
 text, "mask": run lengths of COCO, "sentences": list}; one object, with one

@@ -20,7 +20,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "test": tfds(name, "test", last=True),
       "test2": tfds(name, "test_2", last=True),
     },
-    text_len=32,
     **ANSWERS,
     lower=True,
     metric="rsvqa",

@@ -16,7 +16,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     arg,
     train=tfds(name, "train", final="train+val"),
     evals={x: tfds(name, x) for x in ("val", "test")},
-    text_len=32,
     **ANSWERS,
     lower=True,
     metric="rsvqa",

@@ -1,6 +1,6 @@
 """ScienceQA: multiple-choice questions of school, those with a picture.
 
-Fields: image, question, choices, answer (the place of the right one, from 0),
+Fields: image, question, choices, answer (the index of the right one, from 0),
 hint; lecture and solution where afmt asks for them.
 """
 

@@ -1,4 +1,4 @@
-"""TallyQA: how many things of a kind? And CountBenchQA without training on it.
+"""TallyQA: how many objects of a kind? And CountBenchQA without training on it.
 
 Fields: image, question, answer (a number), issimple (1, 0, or -1 for unknown;
 may be missing).
@@ -21,7 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "countbenchqa", "huggingface", fields={"number": "answer"}
       ),
     },
-    text_len=32,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Text("answer", "suffix"),),
     metric="tallyqa",

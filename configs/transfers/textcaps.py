@@ -20,7 +20,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "minival": tfds("text_caps", "train[-2%:]", fields=fields),
       "val": tfds("text_caps", "val", fields=fields),
     },
-    text_len=32,
     **CAPTIONS,
     lower=True,
     metric="captions",

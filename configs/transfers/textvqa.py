@@ -18,7 +18,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "val": tfds("textvqa", "val"),
       "test": tfds("textvqa", "test", last=True, hidden=True),
     },
-    text_len=32,
     **ANSWERS,
     metric="textvqa",
     eval_batch_size=256,

@@ -26,7 +26,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "vqa", "test+test-dev", fields=fields, last=True, hidden=True
       ),
     },
-    text_len=32,
     **ANSWERS,
     metric="vqav2",
     total_epochs=10.0,

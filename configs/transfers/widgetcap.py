@@ -16,7 +16,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     arg,
     train=tfds("widgetcap", "train", final="train+dev", fields=fields),
     evals={x: tfds("widgetcap", x, fields=fields) for x in ("dev", "test")},
-    text_len=32,
     ops=(
       image_ops.Resize((arg.res, arg.res)),  # for a line of one pixel
       image_ops.DrawBox("bbox"),
