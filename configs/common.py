@@ -335,7 +335,7 @@ KEYS = (
   ),
 )
 
-_GROUP = "."  # what a group says of itself
+_GROUP = "."  # the Key of a group itself, as model.lora
 
 
 def _tree() -> dict[str, Any]:
@@ -415,7 +415,7 @@ def names(config: Mapping[str, Any] | ConfigDict) -> list[str]:
 
 
 def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
-  """What may stand in a group of that kind, and whether other names may too."""
+  """The keys of a group of that kind, and whether other names may be in it."""
   keys = [inner for inner in schema.values() if isinstance(inner, Key)]
   kinds = {kind for key in keys for kind in key.kinds}
   known = {
@@ -424,7 +424,7 @@ def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
     if name not in ("*", _GROUP)
     and not (isinstance(inner, Key) and inner.kinds and kind not in inner.kinds)
   }
-  # The table says nothing of a kind that somebody has added.
+  # The table has no keys of a kind that a user has added.
   is_foreign = bool(kinds) and kind not in kinds
   return known, is_foreign or isinstance(schema.get("*"), Key)
 

@@ -196,7 +196,7 @@ def _shapes(row):
 
 
 def _copied_answer(dataset, example, index):
-  """Notes on a field that becomes the answer and stands in the prompt too.
+  """Notes on a field that becomes the answer and is in the prompt too.
 
   A marker stands for its text: is it the whole answer, and in the prompt too?
   Where other texts of the field are in the prompt, they are choices.

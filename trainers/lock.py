@@ -142,7 +142,7 @@ class Lock:
     return json.dumps({**self._who, "beat": self._beats})
 
   def _read(self):
-    """What stands there: {} if that cannot be read, None if nothing does."""
+    """The content of the file: {} if damaged, None if there is no file."""
     try:
       found = json.loads(self._path.read_bytes())
     except FileNotFoundError:

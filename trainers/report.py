@@ -97,14 +97,14 @@ class Report:
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
-    self._bar = None
-    if sys.stderr.isatty():
-      self._bar = tqdm(total=total_steps, initial=first_step, unit="step")
+    self._bar = tqdm(  # None: only on a terminal
+      total=total_steps, initial=first_step, unit="step", disable=None
+    )
     if damaged:
       self.say(damaged)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Keeps named numbers of a step and shows them."""
+    """Logs named numbers of a step."""
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
@@ -116,8 +116,8 @@ class Report:
     self.say(f"step {step}  {shown}")
 
   def step(self, step: int) -> None:
-    """Moves the bar."""
-    if self._writes and self._bar is not None:
+    """Moves the progress bar."""
+    if self._writes:
       self._bar.update(step - self._bar.n)
 
   def say(self, text: str) -> None:
@@ -130,8 +130,7 @@ class Report:
     if self._writes:
       with disk.named(self._path.with_name("tensorboard")):
         self._board.close()
-      if self._bar is not None:
-        self._bar.close()
+      self._bar.close()
 
 
 def read(

@@ -3,8 +3,8 @@
     python -m trainers.train --config configs/transfers/forkme.py:res=224 \
       --workdir runs/mine
 
-Started again on the same workdir, it resumes where the last checkpoint ended,
-bit for bit; with other values of the config that change the training only by
+Started again on the same workdir, it resumes from the last checkpoint, bit for
+bit; with other values of the config that change the training only by
 --override_config. --dry_run prints the tables of parameters, memory, steps and
 data, and allocates nothing.
 """
@@ -82,7 +82,7 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def main() -> None:
-  """Runs what the command line says."""
+  """Runs the command line."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
