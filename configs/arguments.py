@@ -12,12 +12,7 @@ def parse(
 ) -> SimpleNamespace:
   """Reads an argument such as "variant=x,res=448".
 
-  Args:
-    argument: comma-separated name=value pairs, or None.
-    **defaults: every name with its default, whose type the value takes.
-
-  Returns:
-    A namespace with one attribute per default.
+  `defaults` has every name with its default, whose type the value takes.
 
   Raises:
     ValueError: a name that is not among the defaults, with the nearest one, or

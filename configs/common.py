@@ -27,16 +27,17 @@ from paligemma.lora.config import Lora
 REQUIRED = object()
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Key:
   """One key of a config.
 
   Attributes:
     name: with dots; * stands for a name that the user gives, at the end for
       whatever else what reads the group takes.
-    type: of the value; float takes an int, tuple a list, object anything.
     default: REQUIRED where there is none, None for what the meaning says.
     meaning: what it does.
+    type: of the value, as of the default; float takes an int, tuple a list,
+      object anything.
     unit: of a number.
     optional: whether None may stand for the value; it may where it is the
       default.
@@ -46,13 +47,16 @@ class Key:
   """
 
   name: str
-  type: type
   default: Any
   meaning: str
+  type: Any = None
   unit: str = ""
   optional: bool = False
   kinds: tuple[str, ...] = ()
   instead: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    self.type = self.type or type(self.default)
 
   def accepts(self, value: Any) -> bool:
     """Whether a value is of the type of this key."""
@@ -70,6 +74,13 @@ _ACCEPTED = {
   tuple: tuple | list,
   dict: Mapping | ConfigDict,
 }
+# Units of a duration: type of the number, and what it counts.
+_UNITS = {
+  "steps": (int, "steps"),
+  "examples": (int, "examples"),
+  "epochs": (float, "epochs"),
+  "percent": (float, "fraction of the training, in [0, 1]"),
+}
 
 
 def _duration(
@@ -77,188 +88,134 @@ def _duration(
 ) -> list[Key]:
   """The keys of a duration, of which a config sets one."""
   last = prefix.rpartition(".")[2]
-  units = {
-    "steps": (int, "steps"),
-    "examples": (int, "examples"),
-    "epochs": (float, "epochs"),
-    "percent": (float, "fraction of the training, in [0, 1]"),
-  }
-  if prefix == "total":
-    del units["percent"]
-  all_names = [f"{last}_{unit}" for unit in units]
+  units = [x for x in _UNITS if (prefix, x) != ("total", "percent")]
   return [
     Key(
       f"{prefix}_{unit}",
-      kind,
       value if unit == default else None,
       meaning if unit == (default or "steps") else "the same, in another unit",
-      text,
-      instead=tuple(x for x in all_names if x != f"{last}_{unit}"),
+      *_UNITS[unit],
+      instead=tuple(f"{last}_{x}" for x in units if x != unit),
     )
-    for unit, (kind, text) in units.items()
+    for unit in units
   ]
 
 
 def _source(prefix: str) -> list[Key]:
   """The keys of a source of examples, see paligemma/data/sources.py."""
+  kinds = ", ".join(sources.SOURCES)
   lines, videos, tfds = ("jsonl",), ("video_jsonl",), ("tfds",)
 
-  def key(name, kind, meaning, kinds=(), unit=""):
+  def key(name, type, meaning, kinds=(), unit=""):
     reader = sources.SOURCES[kinds[0]] if kinds else sources.make
     default = inspect.signature(reader).parameters[name].default
     if default is inspect.Parameter.empty:
       default = REQUIRED
     optional = name == "num_frames"
-    full = f"{prefix}.{name}"
-    return Key(full, kind, default, meaning, unit, optional, kinds)
+    return Key(
+      f"{prefix}.{name}", default, meaning, type, unit, optional, kinds
+    )
 
   return [
-    Key(
-      f"{prefix}.kind", str, REQUIRED, f"one of {', '.join(sources.SOURCES)}"
-    ),
+    Key(f"{prefix}.kind", REQUIRED, f"one of {kinds}", str),
     Key(
       f"{prefix}.ops",
-      tuple,
       (),
-      "functions of an example and an rng, run on the examples of this source "
-      "before all others",
+      "functions of an example and an rng, before all others",
     ),
     key("slice", str, 'part of the examples, such as "[:90%]"; None: all'),
     key("cache", bool, "keep the encoded examples in memory"),
     key("path", str, "path of the file", lines + videos),
-    key(
-      "image_root",
-      str,
-      "folder of the images; None: that of the file",
-      lines,
-    ),
-    key(
-      "video_root",
-      str,
-      "folder of the videos; None: that of the file",
-      videos,
-    ),
+    key("image_root", str, "folder of the images; None: that of path", lines),
+    key("video_root", str, "folder of the videos; None: that of path", videos),
     key(
       "num_frames",
       int,
-      "frames of each video; None: an op video.Frames takes them",
+      "of each video; None: an op video.Frames takes them",
       videos,
     ),
     key("stride", int, "from one frame to the next", videos, "frames"),
-    key(
-      "short", str, "what becomes of a short video: see video.Frames", videos
-    ),
+    key("short", str, "how a short video is filled, see video.Frames", videos),
     key("name", str, "name of the TFDS builder", tfds),
     key("split", str, 'split of the data set, such as "train[:90%]"', tfds),
-    key(
-      "data_dir",
-      str,
-      "folder of the prepared data sets; None: that of TFDS",
-      tfds,
-    ),
+    key("data_dir", str, "folder of data sets; None: that of TFDS", tfds),
     key("image_key", str, "field that holds the image", tfds),
   ]
 
 
-_PERPLEXITY, _GENERATE = ("perplexity",), ("generate",)
+_KINDS = ("perplexity", "generate")
 
 
-def _evaluator(name: str, *rest: Any, **more: Any) -> Key:
-  more = {"kinds": _PERPLEXITY + _GENERATE, **more}
-  return Key(f"evals.*.{name}", *rest, **more)
+def _evaluator(
+  name: str, *rest: Any, kinds: tuple[str, ...] = _KINDS, **more: Any
+) -> Key:
+  return Key(f"evals.*.{name}", *rest, kinds=kinds, **more)
 
+
+_generate = functools.partial(_evaluator, kinds=("generate",))
 
 KEYS = (
-  Key(
-    "seed",
-    int,
-    0,
-    "of all that is random: order of the data, ops, dropout, new weights",
-  ),
+  Key("seed", 0, "of all that is random: order, ops, dropout, new weights"),
   # Model
-  Key("model.variant", str, "paligemma_3b", "name in paligemma/variants.py"),
-  Key("model.vocab_size", int, None, "None: that of the variant", "tokens"),
+  Key("model.variant", "paligemma_3b", "name in paligemma/variants.py"),
+  Key("model.vocab_size", None, "None: that of the variant", int, "tokens"),
   Key(
     "model.dtype",
-    str,
     "bfloat16",
-    "dtype of products and activations: float32, bfloat16, or float16 on a T4 "
-    "and older GPUs",
+    "of products and activations: float32, bfloat16, or float16 on a T4 and "
+    "older GPUs",
   ),
   *(
-    key
+    Key(f"model.{tower}.{name}", default, meaning.format(what), type)
     for tower, what in (("img", "image tower"), ("llm", "decoder"))
-    for key in (
-      Key(
-        f"model.{tower}.dropout", float, 0.0, f"rate of dropout in the {what}"
-      ),
-      Key(
-        f"model.{tower}.remat_policy",
-        str,
+    for name, default, meaning, type in (
+      ("dropout", 0.0, "rate of dropout in the {}", float),
+      (
+        "remat_policy",
         "block_inputs",
-        f"what of the {what} is kept for the backward pass, see "
+        "what of the {} is kept for the backward pass, see "
         "paligemma/models/stack.py",
+        str,
       ),
-      Key(
-        f"model.{tower}.*",
-        object,
-        None,
-        f"any other field of the {what}; default: as in the variant",
-      ),
+      ("*", None, "any other field of the {}; default: the variant's", object),
     )
   ),
   Key(
     "model.lora",
-    dict,
     None,
     "low-rank adapters beside frozen matrices, {} for the defaults below; "
     "None: no adapters",
+    dict,
   ),
-  *(
-    Key(f"model.lora.{field.name}", kind, field.default, meaning)
-    for field, kind, meaning in zip(
-      dataclasses.fields(Lora),
-      (int, float, bool, float, tuple),
-      (
-        "inner dimension of the two matrices",
-        "what their product is scaled by: alpha / rank",
-        "scale by alpha / sqrt(rank) instead",
-        "rate of dropout on their input",
-        "regexes of what has adapters, see lora.config.TARGETS",
-      ),
-      strict=True,
-    )
-  ),
+  Key("model.lora.rank", Lora.rank, "inner dimension of the two matrices"),
+  Key("model.lora.alpha", Lora.alpha, "scales their product by alpha / rank"),
+  Key("model.lora.rslora", Lora.rslora, "scale by alpha / sqrt(rank) instead"),
+  Key("model.lora.dropout", Lora.dropout, "rate of dropout on their input"),
   Key(
-    "init",
-    str,
-    "",
-    "initial weights: a checkpoint of any format or the name of a preset; "
-    "empty: random",
+    "model.lora.targets",
+    Lora.targets,
+    "regexes of what has adapters, see lora.config.TARGETS",
   ),
-  Key("tokenizer", str, "paligemma_tokenizer.model", "SentencePiece file"),
-  Key("res", int, 224, "height and width of the images", "pixels"),
-  Key("frames", int, 0, "images of an example, as of a video; 0: one image"),
-  Key("text_len", int, 128, "length of prompt and answer together", "tokens"),
+  Key("init", "", "checkpoint of any format or preset; empty: random weights"),
+  Key("tokenizer", "paligemma_tokenizer.model", "SentencePiece file"),
+  Key("res", 224, "height and width of the images", unit="pixels"),
+  Key("frames", 0, "images of an example, as of a video; 0: one image"),
+  Key("text_len", 128, "length of prompt and answer together", unit="tokens"),
   # What trains
   Key(
     "trainable",
-    tuple,
     (parameters.ATTENTION,),
     "regexes over the whole name of a parameter: what trains, in float32; see "
     "configs/tuning.py",
   ),
   Key(
     "frozen_dtype",
-    str,
     "bfloat16",
-    "how what does not train is held: float32, bfloat16, float16, int8, int4 "
-    "or nf4",
+    "of what does not train: float32, bfloat16, float16, int8, int4 or nf4",
   ),
   # Data
   Key(
     "train.sources.*.weight",
-    float,
     1.0,
     "share of this source in a mixture; None: its number of examples",
     optional=True,
@@ -266,110 +223,69 @@ KEYS = (
   *_source("train.sources.*"),
   Key(
     "train.ops",
-    tuple,
     (),
     "functions of an example and an rng, in training and evaluation, such as "
     'text_ops.Format("answer en {question}")',
   ),
+  Key("train.augment", (), "likewise, in training alone, before train.ops"),
+  Key("train.resize", "bilinear", "resizing of images: image.PREPROCESSING"),
   Key(
-    "train.augment",
-    tuple,
-    (),
-    "likewise, in training alone: after the ops of the source and before "
-    "train.ops",
-  ),
-  Key(
-    "train.resize",
-    str,
-    "bilinear",
-    "how images get their size, see image.PREPROCESSING",
-  ),
-  Key(
-    "train.too_long",
-    str,
-    "error",
-    'what becomes of a text beyond text_len: "error" or "truncate"',
+    "train.too_long", "error", 'a text beyond text_len: "error" or "truncate"'
   ),
   Key(
     "train.texts",
-    str,
     "checked",
     '"checked", or "plain": control tokens in a text are letters',
   ),
-  Key(
-    "train.on_bad",
-    str,
-    "stop",
-    'what becomes of a bad example: "stop", or "skip" and count it',
-  ),
-  Key("train.num_workers", int, 0, "processes that read data; 0: threads"),
-  Key("batch_size", int, 32, "in a step, on all devices", "examples"),
+  Key("train.on_bad", "stop", 'bad examples: "stop", or "skip" and count them'),
+  Key("train.num_workers", 0, "processes that read data; 0: threads"),
+  Key("batch_size", 32, "in a step, on all devices", unit="examples"),
   *_duration("total", "epochs", 15.0, "length of the training"),
   # Optimizer, see paligemma/training/optimizers.py
-  Key("optimizer", str, "sgd", "one of adafactor, adam, adamw, lion, sgd"),
-  Key("optimizer_args.*", object, None, "its arguments, such as momentum=0.9"),
-  Key("learning_rate", float, 0.03, "at the peak of its schedule"),
+  Key("optimizer", "sgd", "one of adafactor, adam, adamw, lion, sgd"),
+  Key("optimizer_args.*", None, "its arguments, such as momentum=0.9", object),
+  Key("learning_rate", 0.03, "at the peak of its schedule"),
   Key(
-    "learning_rate_mults",
-    tuple,
-    (),
-    '(regex, factor) pairs on top, such as ("img/.*", 0.1)',
+    "learning_rate_mults", (), '(regex, factor) pairs, such as ("img/.*", 0.1)'
   ),
   Key(
     "schedule",
-    tuple,
     ((".*", dict(decay="cosine", warmup_percent=0.1)),),
     "(regex, arguments of make_schedule) pairs; durations as here",
   ),
   Key(
     "weight_decay",
-    float,
     0.0,
     "per step; it follows the schedule, but not the learning rate",
   ),
   Key(
     "weight_decay_mults",
-    tuple,
     None,
     "(regex, factor) pairs: what decays; None: every matrix",
+    tuple,
   ),
-  Key("clip_norm", float, None, "largest norm of the gradient; None: any"),
-  Key(
-    "label_smoothing",
-    float,
-    0.0,
-    "probability that is spread over all other tokens, in [0, 1)",
-  ),
-  Key("accumulate_steps", int, 1, "microbatches that a batch is split into"),
+  Key("clip_norm", None, "largest norm of the gradient; None: any", float),
+  Key("label_smoothing", 0.0, "probability of the other tokens, in [0, 1)"),
+  Key("accumulate_steps", 1, "microbatches that a batch is split into"),
   Key(
     "ema_decay",
-    float,
     None,
-    "decay of the moving average of what trains, such as 0.999; None: none is "
-    "kept",
+    "of the moving average of what trains, such as 0.999; None: none is kept",
+    float,
   ),
   # Devices
-  Key(
-    "mesh.data", int, -1, "parts of a batch; -1: all that are left", "devices"
-  ),
-  Key("mesh.model", int, 1, "parts of a layer", "devices"),
+  Key("mesh.data", -1, "parts of a batch; -1: all others", unit="devices"),
+  Key("mesh.model", 1, "parts of a layer", unit="devices"),
   Key(
     "sharding",
-    tuple,
     ((".*", "fsdp"),),
-    '(regex, "fsdp" or "replicate") pairs: how parameters lie on the devices',
+    '(regex, "fsdp" or "replicate") pairs: how parameters are sharded',
   ),
   # Log, checkpoints, evaluation
   *_duration("log", "steps", 10, "between two lines of the log"),
   *_duration("checkpoint", "percent", 0.25, "between two checkpoints"),
-  Key(
-    "keep_checkpoints",
-    int,
-    1,
-    "how many of the last ones stay; None: all",
-    optional=True,
-  ),
-  Key("evals.*.kind", str, REQUIRED, "perplexity or generate"),
+  Key("keep_checkpoints", 1, "last ones kept; None: all", optional=True),
+  Key("evals.*.kind", REQUIRED, "perplexity or generate", str),
   *_duration(
     "evals.*.every",
     None,
@@ -378,70 +294,48 @@ KEYS = (
     "anyway, with 0 after the last alone",
   ),
   *_source("evals.*.source"),
-  _evaluator("batch_size", int, None, "None: that of the training", "examples"),
-  _evaluator("limit", int, None, "the first ones alone; None: all", "examples"),
-  _evaluator("num_workers", int, 0, "as of train"),
-  *(
-    _evaluator(name, kind, None, f"None: {of}.{name}")
-    for name, kind, of in (
-      ("ops", tuple, "train"),
-      ("resize", str, "train"),
-      ("too_long", str, "train"),
-      ("texts", str, "train"),
-      ("on_bad", str, "train"),
-      ("text_len", int, "config"),
-      ("frames", int, "config"),
-    )
-  ),
-  _evaluator(
+  _evaluator("batch_size", None, "None: that of the training", int, "examples"),
+  _evaluator("limit", None, "the first ones alone; None: all", int, "examples"),
+  _evaluator("num_workers", 0, "as of train"),
+  _evaluator("ops", None, "None: train.ops", tuple),
+  _evaluator("resize", None, "None: train.resize", str),
+  _evaluator("too_long", None, "None: train.too_long", str),
+  _evaluator("texts", None, "None: train.texts", str),
+  _evaluator("on_bad", None, "None: train.on_bad", str),
+  _evaluator("text_len", None, "None: config.text_len", int),
+  _evaluator("frames", None, "None: config.frames", int),
+  _generate(
     "max_decode_len",
-    int,
     None,
     "longest answer; None: config.text_len",
+    int,
     "tokens",
-    kinds=_GENERATE,
   ),
-  _evaluator(
+  _generate(
     "sampler",
-    object,
     "greedy",
     "see samplers.make; or a function of logits f32[B, V] and an rng that "
     "gives the next tokens i32[B]",
-    kinds=_GENERATE,
-  ),
-  _evaluator(
-    "metric",
     object,
+  ),
+  _generate(
+    "metric",
     "exact_match",
     "see metrics.METRICS; or a function of a prediction and its example that "
     "gives {name: value}; None: predictions are only written",
-    optional=True,
-    kinds=_GENERATE,
-  ),
-  _evaluator(
-    "answer_key",
-    str,
-    "suffix",
-    "field with the answer or answers, after the ops",
-    kinds=_GENERATE,
-  ),
-  _evaluator(
-    "grammar",
     object,
-    None,
-    "the answers that are allowed, see grammar.make; None: all",
-    kinds=_GENERATE,
+    optional=True,
   ),
-  _evaluator(
-    "mask_codec",
-    str,
-    None,
-    "vae-oid.npz, with which the metric segmentation reads masks",
-    kinds=_GENERATE,
+  _generate("answer_key", "suffix", "field with the answers, after the ops"),
+  _generate(
+    "grammar", None, "answers allowed, see grammar.make; None: all", object
+  ),
+  _generate(
+    "mask_codec", None, "vae-oid.npz, for the metric segmentation", str
   ),
 )
 
-_GROUP = "."  # what a group says of itself
+_GROUP = "."  # the Key of a group itself, as model.lora
 
 
 def _tree() -> dict[str, Any]:
@@ -466,7 +360,7 @@ _INSTEAD = {key.name.rpartition(".")[2]: key.instead for key in KEYS}
 def defaults() -> ConfigDict:
   """Returns a config of the defaults, without its durations.
 
-  Those are added by `complete`, unless a config sets them in another unit.
+  `complete` adds those, unless a config sets them in another unit.
   """
   config = complete(ConfigDict())
   for key in KEYS:
@@ -476,13 +370,7 @@ def defaults() -> ConfigDict:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-  """Adds the keys that a config does not set, with their defaults, in place.
-
-  Args:
-    config: what a get_config returned.
-
-  Returns:
-    The same config.
+  """Adds the keys that a config lacks, in place, and returns the same config.
 
   Raises:
     ValueError: keys that are unknown or missing, values that are not of their
@@ -498,45 +386,36 @@ def complete(config: ConfigDict) -> ConfigDict:
       f"config.train.ops: {names} would change what is evaluated too; move it "
       "to config.train.augment"
     )
-  locked = config.is_locked
-  config.unlock()
-  fill(config)
-  if locked:
-    config.lock()
+  with config.unlocked():
+    fill(config)
   return config
 
 
 def unset_others(config: ConfigDict, given: Sequence[str]) -> None:
   """Sets to None what other units say of the durations that are given.
 
-  Args:
-    config: a complete one, changed in place.
-    given: names with dots, such as "total_steps" or "evals.val.every_steps".
+  Names have dots, such as "total_steps" or "evals.val.every_steps".
   """
   for name in given:
-    group, dot, last = name.rpartition(".")
-    holder = (
-      functools.reduce(operator.getitem, group.split("."), config)
-      if dot
-      else config
-    )
+    *groups, last = name.split(".")
+    group = functools.reduce(operator.getitem, groups, config)
     for other in _INSTEAD.get(last, ()):
-      if f"{group}{dot}{other}" not in given:
-        holder[other] = None
+      if ".".join([*groups, other]) not in given:
+        group[other] = None
 
 
 def names(config: Mapping[str, Any] | ConfigDict) -> list[str]:
   """Returns the names of all values of a config, with dots."""
   found = []
   for name, value in config.items():
-    is_group = isinstance(value, Mapping | ConfigDict)
-    inner = names(value) if is_group else []
-    found += [name, *(f"{name}.{x}" for x in inner)]
+    found.append(name)
+    if isinstance(value, Mapping | ConfigDict):
+      found += [f"{name}.{x}" for x in names(value)]
   return found
 
 
 def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
-  """What may stand in a group of that kind, and whether other names may too."""
+  """The keys of a group of that kind, and whether other names may be in it."""
   keys = [inner for inner in schema.values() if isinstance(inner, Key)]
   kinds = {kind for key in keys for kind in key.kinds}
   known = {
@@ -545,7 +424,7 @@ def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
     if name not in ("*", _GROUP)
     and not (isinstance(inner, Key) and inner.kinds and kind not in inner.kinds)
   }
-  # The table says nothing of a kind that somebody has added.
+  # The table has no keys of a kind that a user has added.
   is_foreign = bool(kinds) and kind not in kinds
   return known, is_foreign or isinstance(schema.get("*"), Key)
 
@@ -588,12 +467,7 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
 
 
 def fill(node: ConfigDict, schema: dict[str, Any] = _TREE) -> None:
-  """Adds what a config, or a group of it, lacks; checks nothing.
-
-  Args:
-    node: changed in place.
-    schema: of the group, as in the tree of KEYS.
-  """
+  """Adds what a config, or a group of it, lacks in place; checks nothing."""
   known, _ = _known(schema, node.get("kind"))
   for key, inner in known.items():
     if isinstance(inner, dict):

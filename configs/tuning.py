@@ -4,27 +4,13 @@ import dataclasses
 
 from paligemma import parameters, registry
 
-# What trains, as regexes over the whole name of a parameter. `tune` in the
-# argument of a transfer config picks one; --config.trainable takes any other.
-_ADAPTERS = (parameters.ADAPTERS,)
-TRAINABLE = {
-  "attention": (parameters.ATTENTION,),
-  "full": (r".*",),
-  "decoder": (r"llm/.*",),
-  "image": (r"img/.*",),
-  "head": (parameters.HEAD,),
-  "lora": _ADAPTERS,
-  "qlora_int8": _ADAPTERS,
-  "qlora_int4": _ADAPTERS,
-  "qlora_nf4": _ADAPTERS,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """How to train what trains.
+  """What trains and how; by default plain SGD, as in big_vision's notebook.
 
   Attributes:
+    trainable: regexes over the whole name of a parameter.
     optimizer, learning_rate, clip_norm: see
       paligemma/training/optimizers.py. The rates are for the published sizes;
       a tiny model takes larger steps.
@@ -33,6 +19,7 @@ class Method:
     lora: whether the model has adapters, those of lora.config.Lora.
   """
 
+  trainable: tuple[str, ...]
   optimizer: str = "sgd"
   learning_rate: float = 0.03
   clip_norm: float | None = None
@@ -41,29 +28,22 @@ class Method:
   lora: bool = False
 
 
-# By `tune`; those that are not here are plain SGD, as in the fine-tuning
-# notebook of big_vision. For all weights, Adam is that of its forkme and of the
-# published transfers; for adapters, its rate is that of QLoRA
-# (arXiv:2305.14314, table 9).
+# For all weights, Adam is that of big_vision's forkme and of the published
+# transfers; the rate of adapters is that of QLoRA (arXiv:2305.14314, table 9).
+_LORA = Method((parameters.ADAPTERS,), "adam", 2e-4, lora=True)
 METHODS = {
-  "full": Method("adam", 1e-5, clip_norm=1.0, warmup=0.05),
-  "lora": Method("adam", 2e-4, lora=True),
-  "qlora_int8": Method("adam", 2e-4, quantize="int8", lora=True),
-  "qlora_int4": Method("adam", 2e-4, quantize="int4", lora=True),
-  "qlora_nf4": Method("adam", 2e-4, quantize="nf4", lora=True),
+  "attention": Method((parameters.ATTENTION,)),
+  "full": Method((r".*",), "adam", 1e-5, clip_norm=1.0, warmup=0.05),
+  "decoder": Method((r"llm/.*",)),
+  "image": Method((r"img/.*",)),
+  "head": Method((parameters.HEAD,)),
+  "lora": _LORA,
+  "qlora_int8": dataclasses.replace(_LORA, quantize="int8"),
+  "qlora_int4": dataclasses.replace(_LORA, quantize="int4"),
+  "qlora_nf4": dataclasses.replace(_LORA, quantize="nf4"),
 }
 
 
-def trainable(tune: str) -> tuple[str, ...]:
-  """Returns the regexes of TRAINABLE by name.
-
-  Raises:
-    ValueError: unknown name, with the nearest one.
-  """
-  return registry.lookup(TRAINABLE, tune, "tune")
-
-
 def method(tune: str) -> Method:
-  """Returns the Method of a `tune`; errors as of `trainable`."""
-  trainable(tune)
-  return METHODS.get(tune, Method())
+  """Returns a Method by name; an unknown one raises, with the nearest."""
+  return registry.lookup(METHODS, tune, "tune")

@@ -26,10 +26,10 @@ from scripts import score as scores_lib
 from trainers import (
   checks,
   command_line,
+  datasets,
   evaluation,
   gpu_memory,
   inputs,
-  places,
   processes,
 )
 
@@ -62,7 +62,9 @@ def evaluate(
   )
   if out is not None:
     evaluation.one_that_generates(chosen)
-  reads = places.evaluation_places([(evaluator, None) for evaluator in chosen])
+  reads = datasets.evaluation_datasets(
+    [(evaluator, None) for evaluator in chosen]
+  )
   progress.say(checks.notes(reads, tok))
   options = {"samples": resamples, "progress": progress.resampling}
   for evaluator in chosen:

@@ -24,13 +24,12 @@ import paligemma
 from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from scripts.inspection import page, samples
-from trainers import command_line, evaluation, inputs
-from trainers import places as places_lib
+from trainers import command_line, datasets, evaluation, inputs
 
 
 def places(
   config: ConfigDict,
-) -> tuple[paligemma.Tokenizer, list[places_lib.Place]]:
+) -> tuple[paligemma.Tokenizer, list[datasets.Dataset]]:
   """The tokenizer, and all that is read: training data, then evaluators.
 
   Raises:
@@ -42,10 +41,10 @@ def places(
   opened = types.SimpleNamespace(
     config=config, sources=inputs.make_sources(config)
   )
-  found = places_lib.train_places(opened, tok)
+  found = datasets.train_datasets(opened, tok)
   if config.evals:
     evaluators = evaluation.make_evaluators(config, tok)
-    found += places_lib.evaluation_places([(e, None) for e in evaluators])
+    found += datasets.evaluation_datasets([(e, None) for e in evaluators])
   return tok, found
 
 
@@ -123,7 +122,7 @@ def _facts(place, shown, lengths):
   return rows
 
 
-def too_long(place: places_lib.Place, lengths: samples.Lengths) -> int:
+def too_long(place: datasets.Dataset, lengths: samples.Lengths) -> int:
   """How many of the measured examples do not fit."""
   if place.decodes:
     over = lengths.prompts > place.preprocess.text_len

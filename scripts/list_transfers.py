@@ -10,7 +10,6 @@ import importlib
 import inspect
 import json
 import pathlib
-import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,12 +55,12 @@ written here can be submitted there. Sources: {sources}.
 
 
 def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
-  """(name, module, config) of every published transfer, and detection."""
+  """(name, module, config) of every transfer with scores."""
+  scores = json.loads((FOLDER / "scores.json").read_text())["scores"]
   found = []
-  for path in sorted(FOLDER.glob("*.py")):
-    if re.search(r"published\.(make|of_video)\(", path.read_text()):
-      module = importlib.import_module(f"configs.transfers.{path.stem}")
-      found.append((path.stem, module, module.get_config()))
+  for name in sorted({score["task"] for score in scores}):
+    module = importlib.import_module(f"configs.transfers.{name}")
+    found.append((name, module, module.get_config()))
   return found
 
 

@@ -28,9 +28,9 @@ from scripts import progress
 from trainers import (
   checks,
   command_line,
+  datasets,
   evaluation,
   gpu_memory,
-  places,
   processes,
 )
 
@@ -103,7 +103,7 @@ def predict(
     grammar=grammar,
     on_bad=on_bad,
   )
-  reads = places.Place(
+  reads = datasets.Dataset(
     "predict",
     source,
     evaluator.preprocess,

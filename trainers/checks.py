@@ -1,13 +1,11 @@
-"""What the data tells before the first step: mistakes, notes, a table.
+"""Checks of the data before the first step: errors, notes and a table.
 
-All texts are read where they can be read alone (texts.py). Beside that, rows
-drawn from every source go through the preprocess that training and evaluation
-use, a few with their image, the others over a picture of one pixel. Every
-process looks at the same rows in the same order, and so stops at the same
-mistake.
+All texts are read where a source can give them alone (texts.py). Besides, a
+sample of every source goes through the preprocess that training and evaluation
+use, a few examples with their image, the others with one of a single pixel.
+Every process draws the same sample, and so stops at the same error.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -18,17 +16,17 @@ from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import example_fields, tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import inputs, places, texts
-from trainers.places import Found, Place
+from trainers import datasets, inputs, texts
+from trainers.datasets import Dataset, Findings
 from trainers.plan import Plan
 
-ROWS = 256  # looked at, of all sources together
-WHOLE = 2  # of each source, looked at with their image, however slow that is
+NUM_EXAMPLES = 256  # in the samples of all sources together
+NUM_WITH_IMAGE = 2  # of each source, however slow that is
 SECONDS = 2.0  # for the others of all sources
 
 _FIRST_LOC = 256_000  # <loc0000> in the vocabulary of published checkpoints
 _LOW_SHARE = 0.01
-_MARK = "qzxjv"  # no word of any data
+_MARKER = "qzxjv"  # no word of any data
 _HEAD = (
   "data",
   "examples",
@@ -44,129 +42,104 @@ _HEAD = (
 def check(
   plan: Plan, tok: Tokenizer, evaluators: Sequence[inputs.Scheduled]
 ) -> str:
-  """Looks at rows of all sources, and at the shapes of the initial weights.
-
-  Args:
-    plan: trainers.plan.Plan, with its sources.
-    tok: the tokenizer.
-    evaluators: list of (evaluator, steps between two runs or None).
+  """Checks all sources of a run, and the shapes of its initial weights.
 
   Returns:
-    str of several lines: a table with a line per source, then notes.
+    A table with a line per source, then notes.
 
   Raises:
-    ValueError: an example cannot be used, what is to predict an answer can see
-      it, or nothing is supervised; names the place and the example.
+    ValueError: an example cannot be used, a position can attend to the answer
+      that it must predict, or nothing is supervised; names the source and the
+      example.
   """
-  found_places = places.train_places(plan, tok)
-  found_places += places.evaluation_places(evaluators)
+  all_of_run = datasets.train_datasets(plan, tok)
+  all_of_run += datasets.evaluation_datasets(evaluators)
   table, notes = [_HEAD], weight_notes(plan, tok)
-  for place in found_places:
-    found = _examine(place, tok, 1 / len(found_places))
-    table.append(_line(place, found))
-    notes += [f"{place.name}: {note}" for note in found.notes]
+  for dataset in all_of_run:
+    found = _examine(dataset, tok, 1 / len(all_of_run))
+    table.append(_line(dataset, found))
+    notes += [f"{dataset.name}: {note}" for note in found.notes]
   lines = messages.aligned(table) + [f"note: {note}" for note in notes]
   return "\n".join(lines)
 
 
-def notes(found_places: Sequence[Place], tok: Tokenizer) -> list[str]:
-  """Looks at all that evaluation or prediction reads; see `check`.
-
-  Args:
-    found_places: list of places.Place.
-    tok: the tokenizer.
-
-  Returns:
-    List of lines: what is odd.
-
-  Raises:
-    ValueError: as `check`.
-  """
+def notes(checked: Sequence[Dataset], tok: Tokenizer) -> list[str]:
+  """Lines on what is odd in what evaluation reads; raises as `check`."""
   return [
-    f"note: {place.name}: {note}"
-    for place in found_places
-    for note in _examine(place, tok, 1 / len(found_places)).notes
+    f"note: {dataset.name}: {note}"
+    for dataset in checked
+    for note in _examine(dataset, tok, 1 / len(checked)).notes
   ]
 
 
-def _examine(place, tok, share):
-  """Found of all texts, and of a share of the rows looked at with pictures."""
-  found = _combined(
-    texts.read(place, tok),
-    _sample(place, tok, rows=int(ROWS * share), seconds=SECONDS * share),
-  )
-  _conclude(place, found)
+def _examine(dataset, tok, share):
+  """Findings in all texts, and in a share of the sample."""
+  found = texts.read(dataset, tok)
+  num, seconds = int(NUM_EXAMPLES * share), SECONDS * share
+  sample = _sample(dataset, tok, num=num, seconds=seconds)
+  errors = {**found.errors, **sample.errors}
+  if found.is_complete:
+    counts = {i: x for i, x in found.counts.items() if i not in errors}
+    found = Findings(counts, errors, found.notes + sample.notes)
+  else:
+    found = Findings(sample.counts, errors, sample.notes)
+  _conclude(dataset, found)
   return found
 
 
 def look(
-  place: Place, tok: Tokenizer, *, rows: int = ROWS, seconds: float = math.inf
-) -> Found:
-  """Looks at examples of one place, drawn at random, always the same ones.
+  dataset: Dataset,
+  tok: Tokenizer,
+  *,
+  num: int = NUM_EXAMPLES,
+  seconds: float = math.inf,
+) -> Findings:
+  """Checks a sample of a dataset, always the same one; raises as `check`.
 
-  Args:
-    place: a Place.
-    tok: the tokenizer.
-    rows: int, most examples to look at; at least WHOLE are.
-    seconds: float, what those beyond WHOLE may take.
-
-  Returns:
-    Found.
-
-  Raises:
-    ValueError: as `check`.
+  It has at most `num` examples, and at least NUM_WITH_IMAGE; those beyond may
+  take so many seconds.
   """
-  found = _sample(place, tok, rows=rows, seconds=seconds)
-  _conclude(place, found)
+  found = _sample(dataset, tok, num=num, seconds=seconds)
+  _conclude(dataset, found)
   return found
 
 
-def _sample(place, tok, *, rows, seconds):
-  """What `look` sees; examples whose locations an op may leave come first."""
-  size = min(len(place.source), place.limit or len(place.source))
-  count = min(max(rows, WHOLE), size)
-  drawn = np.random.default_rng(0).choice(size, count, replace=False).tolist()
-  first = texts.located(place)
+def _sample(dataset, tok, *, num, seconds):
+  """What `look` finds; examples whose locations an op may leave come first."""
+  size = min(len(dataset.source), dataset.limit or len(dataset.source))
+  num = min(max(num, NUM_WITH_IMAGE), size)
+  drawn = np.random.default_rng(0).choice(size, num, replace=False).tolist()
+  first = texts.located(dataset)
   drawn = first + [index for index in drawn if index not in first]
-  whole_ones = len(first) + WHOLE
-  found, end = Found(), time.perf_counter() + seconds
+  num_with_image = len(first) + NUM_WITH_IMAGE
+  found, end = Findings(), time.perf_counter() + seconds
   for number, index in enumerate(drawn):
-    if number >= whole_ones and time.perf_counter() > end:
+    with_image = number < num_with_image
+    if not with_image and time.perf_counter() > end:
       break
     try:
-      example = place.example(index)
-      prepared = place.prepare(example, index)
-      row = places.tokens(place, prepared)
-      whole = number < whole_ones and place.preprocess(
-        example, np.random.default_rng(index)
-      )
+      example = dataset.example(index)
+      prepared = dataset.prepare(example, index)
+      row = dataset.tokenize(prepared)
+      if with_image:
+        full_row = dataset.preprocess(example, np.random.default_rng(index))
     except ValueError as error:
-      found.bad[index] = str(error)
+      found.errors[index] = str(error)
       continue
-    where = f"{place.name}: {example_fields.where(example)}"
-    _check_answer_is_unseen(place, where, prepared, row, tok.pad_id)
-    if place.metric and place.metric.group_key is None:
+    where = f"{dataset.name}: {example_fields.where(example)}"
+    _check_answer_is_unseen(dataset, where, prepared, row, tok.pad_id)
+    if dataset.metric and dataset.metric.group_key is None:
       without = {k: v for k, v in prepared.items() if k != "image"}
-      texts.check_metric(place, [without])
-    if whole:
-      _check_whole(place, where, whole)
-      found.notes = found.notes or _copied_answer(place, example, index)
-    found.rows[index] = places.count(place, tok, prepared, row)
+      texts.check_metric(dataset, [without])
+    if with_image:
+      _check_arrays(dataset, where, full_row)
+      found.notes = found.notes or _copied_answer(dataset, example, index)
+    found.counts[index] = dataset.count(tok, prepared, row)
   return found
 
 
-def _combined(read, sample):
-  """What all texts and a sample of examples with pictures tell together."""
-  bad = {**read.bad, **sample.bad}
-  if not read.is_complete:
-    return dataclasses.replace(sample, bad=bad)
-  rows = {i: row for i, row in read.rows.items() if i not in bad}
-  notes = [*read.notes, *sample.notes]
-  return Found(rows, bad, notes, is_complete=True)
-
-
-def _check_answer_is_unseen(place, where, prepared, row, pad_id):
-  """Neither prompt nor masks show an answer to what is to predict it."""
+def _check_answer_is_unseen(dataset, where, prepared, row, pad_id):
+  """Raises if a position can attend to the token that it must predict."""
   supervised = row.get("mask_loss", np.zeros_like(row["text"])).astype(bool)
   padding = ~row["mask_input"].astype(bool) | (row["text"] == pad_id)
   if (at := np.flatnonzero(supervised & padding)).size:
@@ -183,11 +156,12 @@ def _check_answer_is_unseen(place, where, prepared, row, pad_id):
     )
   if prepared.get("unsupervised"):  # the answer may begin with such a part
     prepared = {**prepared, "unsupervised": ()}
-    row = places.tokens(place, prepared)
+    row = dataset.tokenize(prepared)
     supervised = row.get("mask_loss", supervised).astype(bool)
-  no_answer = dict.fromkeys({"suffix", place.answer_key} & prepared.keys(), "")
-  other = places.tokens(place, {**prepared, **no_answer})
-  trains = "mask_loss" in row and not place.decodes
+  answer_keys = {"suffix", dataset.answer_key} & prepared.keys()
+  no_answer = dict.fromkeys(answer_keys, "")
+  other = dataset.tokenize({**prepared, **no_answer})
+  trains = "mask_loss" in row and not dataset.decodes
   prompt = int(supervised.argmax()) if trains else len(supervised)
   for key in ("text", "mask_ar", "mask_input"):
     if not np.array_equal(row[key][:prompt], other[key][:prompt]):
@@ -195,15 +169,15 @@ def _check_answer_is_unseen(place, where, prepared, row, pad_id):
       raise ValueError(
         f"{where}: the answer leaks into the prompt: without it, {key} of the "
         "prompt is another"
-        + (hint if place.decodes and "mask_loss" in row else "")
+        + (hint if dataset.decodes and "mask_loss" in row else "")
       )
 
 
-def _check_whole(place, where, row):
-  """The image is one, and padding can be stacked upon the row."""
+def _check_arrays(dataset, where, row):
+  """Raises if the image is not finite, or padding cannot be stacked on it."""
   if not np.isfinite(row["image"]).all():
     raise ValueError(f"{where}: the preprocessed image is not finite")
-  padding = place.preprocess.padding()
+  padding = dataset.preprocess.padding()
   if _shapes(row) != _shapes(padding):
     raise ValueError(
       f"{where}: the row has {_shapes(row)}, a row of padding "
@@ -211,7 +185,9 @@ def _check_whole(place, where, row):
     )
   for key in ("mask_input", "mask_loss"):
     if key in padding and padding[key].any():
-      raise ValueError(f"{place.name}: {key} of a row of padding is not all 0")
+      raise ValueError(
+        f"{dataset.name}: {key} of a row of padding is not all 0"
+      )
 
 
 def _shapes(row):
@@ -219,25 +195,25 @@ def _shapes(row):
   return ", ".join(shown)
 
 
-def _copied_answer(place, example, index):
-  """Notes on a field that becomes the answer and stands in the prompt too.
+def _copied_answer(dataset, example, index):
+  """Notes on a field that becomes the answer and is in the prompt too.
 
-  Told by a mark in its place: it is then all of the answer, and in the prompt.
-  Where other texts of the field stand in the prompt too, they are choices.
+  A marker stands for its text: is it the whole answer, and in the prompt too?
+  Where other texts of the field are in the prompt, they are choices.
   """
   for key, value in example.items():
     texts = [value] if isinstance(value, str) else value
     if key.startswith("_") or not isinstance(texts, list):
       continue
-    marks = [f"{_MARK}{i}x" for i in range(len(texts))]
-    marked = marks[0] if isinstance(value, str) else marks
+    markers = [f"{_MARKER}{i}x" for i in range(len(texts))]
+    marked = markers[0] if isinstance(value, str) else markers
     try:
-      prepared = place.prepare({**example, key: marked}, index)
+      prepared = dataset.prepare({**example, key: marked}, index)
     except Exception:  # an op that looks for something in the field
       continue
     prompt = str(prepared.get("prefix")).lower()
-    in_prompt = [mark for mark in marks if mark in prompt]
-    answer = prepared.get(place.answer_key)
+    in_prompt = [marker for marker in markers if marker in prompt]
+    answer = prepared.get(dataset.answer_key)
     answers = answer if isinstance(answer, list) else [answer]
     answers = [str(answer).lower() for answer in answers]
     if len(in_prompt) == 1 and in_prompt[0] in answers:
@@ -249,29 +225,30 @@ def _copied_answer(place, example, index):
   return []
 
 
-def _conclude(place, found):
-  """What only all rows of a place together tell."""
-  if found.bad:
-    count = f"{len(found.bad)} of {len(found.bad) + len(found.rows)} examples"
-    first = found.bad[min(found.bad)]
-    if not place.skips:
+def _conclude(dataset, found):
+  """Adds what only all examples together show; raises if it is an error."""
+  if found.errors:
+    bad = len(found.errors)
+    count = f"{bad} of {bad + len(found.counts)} examples"
+    first = found.errors[min(found.errors)]
+    if not dataset.skips:
       raise ValueError(
-        f"{place.name}: {count} looked at cannot be used, the first: {first}"
+        f"{dataset.name}: {count} looked at cannot be used, the first: {first}"
       )
     found.notes.append(f"{count} looked at will be skipped, such as {first}")
-  supervised = [row.supervised for row in found.rows.values()]
+  supervised = [row.supervised for row in found.counts.values()]
   if None in supervised or not supervised:
     return
   if not any(supervised):
     raise ValueError(
-      f"{place.name}: none of {len(supervised)} examples looked at has a "
+      f"{dataset.name}: none of {len(supervised)} examples looked at has a "
       "supervised token; mask_loss is 0 throughout"
     )
   if empty := supervised.count(0):
     found.notes.append(
       f"{empty} of {len(supervised)} examples have no supervised token"
     )
-  if (share := _share(place, found)) < _LOW_SHARE:
+  if (share := _share(dataset, found)) < _LOW_SHARE:
     found.notes.append(
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"
@@ -279,15 +256,7 @@ def _conclude(place, found):
 
 
 def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
-  """What in the initial weights does not go with resolution or tokenizer.
-
-  Args:
-    plan: trainers.plan.Plan.
-    tok: the tokenizer.
-
-  Returns:
-    List of lines.
-  """
+  """What in the initial weights does not go with resolution or tokenizer."""
   config = plan.config
   leaves = formats.open(config.init).leaves if config.init else {}
   notes = []
@@ -314,31 +283,31 @@ def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
   return notes
 
 
-def _line(place, found):
-  """The line of a place in the table."""
-  rows = found.rows.values()
+def _line(dataset, found):
+  """The line of a dataset in the table."""
+  rows = found.counts.values()
   answers = [row.answer for row in rows if row.answer is not None]
   supervises = any(row.supervised is not None for row in rows)
   return (
-    place.name,
-    f"{len(place.source):,}",
-    str(len(found.rows) + len(found.bad)),
+    dataset.name,
+    f"{len(dataset.source):,}",
+    str(len(found.counts) + len(found.errors)),
     _spread([row.prompt for row in rows]),
     _spread(answers),
-    str(place.preprocess.text_len),
+    str(dataset.preprocess.text_len),
     str(sum(row.cut for row in rows)),
-    f"{_share(place, found):.1%}" if supervises else "-",
+    f"{_share(dataset, found):.1%}" if supervises else "-",
   )
 
 
 def _spread(numbers):
   if not numbers:
     return "-"
-  marks = np.percentile(numbers, (50, 99, 100), method="higher")
-  return "/".join(map(str, marks))
+  spread = np.percentile(numbers, (50, 99, 100), method="higher")
+  return "/".join(map(str, spread))
 
 
-def _share(place, found):
+def _share(dataset, found):
   """Supervised tokens per input position."""
-  supervised = [row.supervised for row in found.rows.values()]
-  return sum(supervised) / (len(supervised) * place.preprocess.text_len)
+  supervised = [row.supervised for row in found.counts.values()]
+  return sum(supervised) / (len(supervised) * dataset.preprocess.text_len)

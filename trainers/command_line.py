@@ -20,7 +20,7 @@ from paligemma import messages, registry
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Calls main(); what a user did wrong is one line on stderr, and exit 1."""
+  """Calls main(); a user's error is one line on stderr, and exit 1."""
   with mistakes_in_one_line():
     main()
 
@@ -31,16 +31,12 @@ def parse(
   *,
   required: bool = True,
 ) -> tuple[argparse.Namespace, ConfigDict | None]:
-  """Reads a command line with a config.
+  """Reads a command line: what the parser finds, and the complete config.
 
   Args:
     parser: of all but --config and --config.name=value.
     argv: default sys.argv[1:].
-    required: whether there has to be a --config.
-
-  Returns:
-    What the parser found, but for --config; and the config, None if it need
-    not be there.
+    required: whether there has to be a --config; if not, it may be None.
 
   Raises:
     ValueError: an unknown flag, a config that cannot be read, or a value on top
@@ -54,7 +50,7 @@ def parse(
   )
   args, rest = parser.parse_known_args(argv)
   logging.use_absl_handler()
-  logging.set_verbosity(logging.WARNING)  # Orbax tells every file at INFO
+  logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
   config = None if args.config is None else load_config(args.config)
   if config is not None:
     rest = set_values(config, rest)
@@ -126,14 +122,8 @@ def load_config(text: str) -> ConfigDict:
 def set_values(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
   """Sets the values that a command line gives on top of a config.
 
-  A duration takes the place of the same one in another unit.
-
-  Args:
-    config: a complete one, changed in place.
-    arguments: --config.name=value among others.
-
-  Returns:
-    The others.
+  A duration replaces the same one in another unit. Returns the arguments that
+  are not of the form --config.name=value.
 
   Raises:
     ValueError: names that are not in the config, all of them with the nearest
@@ -177,41 +167,37 @@ def _is_in(config, name):
 
 @contextlib.contextmanager
 def mistakes_in_one_line() -> Iterator[None]:
-  """Ends the program with one line on what a user or a disk did wrong."""
-  background = _Background()
+  """Ends the program with one line on an error of a user or a disk."""
   try:
-    with background:
+    with _quiet_threads():
       yield
   except (OSError, ValueError) as error:
     logging.vlog(1, "where it happened", exc_info=True)
     # What threads have to add later is no news.
     python_logging.getLogger("asyncio").disabled = True
-    raise SystemExit(ending(error)) from None
+    raise SystemExit(f"error: {messages.one_line(error)}") from None
   except KeyboardInterrupt:
     print("interrupted", file=sys.stderr)
     raise SystemExit(128 + signal.SIGINT) from None
 
 
-class _Background:
-  """Tracebacks of threads of Orbax, whose error the main thread raises too."""
+@contextlib.contextmanager
+def _quiet_threads():
+  """Drops tracebacks of Orbax's threads; the main thread raises their error."""
+  hook, logger = sys.unraisablehook, logging.get_absl_logger()
 
-  def __enter__(self):
-    self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
-    logging.get_absl_logger().addFilter(self._filter)
-
-  def __exit__(self, *_):
-    sys.unraisablehook = self._hook
-    logging.get_absl_logger().removeFilter(self._filter)
-
-  def _unraisable(self, what):
+  def unraisable(what):
     # What tensorstore says when Orbax no longer waits for it.
     if str(what.exc_value) != "Event loop is closed":
-      self._hook(what)
+      hook(what)
 
-  def _filter(self, record):
+  def is_logged(record):
     return not (record.exc_info and "/orbax/" in record.pathname)
 
-
-def ending(error: Exception) -> str:
-  """What SystemExit prints about a mistake."""
-  return f"error: {messages.one_line(error)}"
+  sys.unraisablehook = unraisable
+  logger.addFilter(is_logged)
+  try:
+    yield
+  finally:
+    sys.unraisablehook = hook
+    logger.removeFilter(is_logged)

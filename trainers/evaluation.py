@@ -1,4 +1,4 @@
-"""Evaluation without training: evaluators of a config, and weights for them."""
+"""Evaluation without training: evaluators of a config, and a checkpoint."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,18 +17,9 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import inputs, start, state, workdir
 
-# Of an evaluator: what changes no prediction, or is described by itself.
-_FREE = (
-  "name",
-  "source",
-  "preprocess",
-  "tokenizer",
-  "metric",
-  "num_workers",
-  "on_bad",
-)
-# Of a config: what else changes them.
-_OF_THE_MODEL = ("trainable", "frozen_dtype", "seed")
+# Fields of an evaluator that change no prediction, or are described apart.
+_FREE = {"name", "source", "preprocess", "tokenizer"}
+_FREE |= {"metric", "num_workers", "on_bad"}
 
 
 def make_evaluators(
@@ -39,16 +30,13 @@ def make_evaluators(
   limit: int | None = None,
   batch_size: int | None = None,
 ) -> list[inputs.Evaluator]:
-  """The evaluators of a config; the training data is not opened.
+  """The evaluators of a config, at least one, without its training data.
 
   Args:
-    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
-    tok: the tokenizer; None for evaluators that only score.
-    split: the one of this name alone.
-    limit, batch_size: in the place of the config's.
-
-  Returns:
-    list of evaluators, one at least.
+    config: of a run.
+    tok: None for evaluators that only score.
+    split: name of the only one to make.
+    limit, batch_size: instead of the config's.
 
   Raises:
     ValueError: no evaluator, or none of that name; as inputs.make_evaluators.
@@ -57,8 +45,9 @@ def make_evaluators(
   if split is not None:
     registry.lookup(config.evals, split, "split")
   config = config.copy_and_resolve_references()
+  no_sizes = dict(every_epochs=None, every_percent=None, every_examples=None)
   chosen = {
-    name: dict(spec, every_epochs=None, every_percent=None, every_examples=None)
+    name: spec | no_sizes
     for name, spec in config.evals.to_dict().items()
     if split in (None, name)
   }
@@ -95,14 +84,9 @@ def one_that_generates(
 def load(
   config: ConfigDict, path: str
 ) -> tuple[jax.sharding.Mesh, paligemma_model.Model, dict[str, Any]]:
-  """Mesh, model and parameters, as a run of the config holds them.
+  """Mesh, model and the parameters of a checkpoint, as a run holds them.
 
-  Args:
-    config: the config.
-    path: the workdir of a run, or what else formats.open takes.
-
-  Returns:
-    Tuple of mesh, Model and parameters {"img": ..., "llm": ...}.
+  The path is the workdir of a run, or what else formats.open takes.
 
   Raises:
     ValueError: the checkpoint is unreadable or does not fit the model.
@@ -110,14 +94,7 @@ def load(
   common.complete(config)
   mesh = sharding.make_mesh(**config.mesh)
   model = paligemma_model.make(**config.model.to_dict())
-  trainable, frozen = state.abstract_params(
-    model,
-    res=config.res,
-    trainable=config.trainable,
-    frozen_dtype=config.frozen_dtype,
-    mesh=mesh,
-    sharding_rules=config.sharding,
-  )
+  trainable, frozen = state.abstract_params(model, config, mesh)
   leaves = {**trainable, **frozen}
   params = state.load_params(path, leaves, leaves)
   for note in start.preprocessing_notes(config, formats.open(path)):
@@ -139,19 +116,14 @@ def settings(
 ) -> dict[str, Any]:
   """All that the predictions of an evaluator depend on, as JSON values.
 
-  Args:
-    evaluator: evals.Generate.
-    checkpoint: path of the weights, see formats.open.
-    tokenizer: path of the tokenizer.
-    source: dict of what the evaluator's source was made of.
-    **more: what else they depend on.
+  `source` is what the evaluator's source was made of, `more` all other values.
   """
   made = {
     "checkpoint": fingerprint.of(formats.open(checkpoint).path),
     "tokenizer": fingerprint.of(tokenizer),
     "data": {**source, "examples": len(evaluator.source)},
-    "evaluator": _fields(evaluator, _FREE),
-    "preprocess": _fields(evaluator.preprocess, ("tokenizer",)),
+    "evaluator": _fields(evaluator),
+    "preprocess": _fields(evaluator.preprocess),
     **more,
   }
   if "path" in source:
@@ -171,14 +143,13 @@ def config_settings(
     checkpoint,
     config.tokenizer,
     {key: value for key, value in source.items() if value not in (None, False)},
-    **{name: config[name] for name in _OF_THE_MODEL},
+    trainable=config.trainable,
+    frozen_dtype=config.frozen_dtype,
+    seed=config.seed,
     model=model,
   )
 
 
-def _fields(value, without):
-  return {
-    field.name: getattr(value, field.name)
-    for field in dataclasses.fields(value)
-    if field.name not in without
-  }
+def _fields(value):
+  names = {field.name for field in dataclasses.fields(value)} - _FREE
+  return {name: getattr(value, name) for name in sorted(names)}

@@ -1,12 +1,9 @@
-"""The memory of a GPU: what JAX has to be told before it first looks for one.
+"""The share of a GPU's memory that JAX preallocates, set before it starts.
 
-XLA_PYTHON_CLIENT_MEM_FRACTION is the share that it takes at its start, and
-within which it works. Its default, 0.75, leaves 3.7 of the 14.7 GiB of a T4
-unused; FRACTION leaves 0.4 for CUDA itself.
-
-Nothing else is set. Memory is taken at once (XLA_PYTHON_CLIENT_PREALLOCATE), as
-pieces that come and go leave gaps which a large one may not fit. Two programs
-on one GPU have to share it: give each a fraction of its own.
+The default of XLA_PYTHON_CLIENT_MEM_FRACTION, 0.75, leaves 3.7 of the 14.7 GiB
+of a T4 unused; FRACTION leaves 0.4 for CUDA itself. Preallocation stays on
+(XLA_PYTHON_CLIENT_PREALLOCATE), as it avoids fragmentation. Two programs on one
+GPU need a fraction each.
 """
 
 import os

@@ -23,12 +23,10 @@ Weighted = tuple[sources.Source, float]
 Evaluator = evals.Generate | evals.Perplexity
 # An evaluator and the steps between two runs, None for the first and last.
 Scheduled = tuple[Evaluator, int | None]
-# Shapes and places of arrays, by name.
-Abstract = dict[str, jax.ShapeDtypeStruct]
 
 # What the train step reads of a batch.
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
-# What an evaluator may have of its own; else it is that of the training data.
+# Preprocessing of an evaluator; what it lacks is as in training.
 _OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
 
 
@@ -48,13 +46,10 @@ def make_tokenizer(config: ConfigDict, model: Model) -> tokenizer.Tokenizer:
 
 
 def make_sources(config: ConfigDict) -> list[Weighted]:
-  """Opens the training data.
+  """Opens the training data: (source, weight) pairs.
 
-  A source of weight None weighs as many as it has examples, so that those of
-  all such sources are as likely as in one file.
-
-  Returns:
-    (source, weight) pairs.
+  The weight of None is the number of examples, so that those of all such
+  sources are as likely as in one file.
 
   Raises:
     ValueError: there is no source, or one cannot be read.
@@ -73,12 +68,10 @@ def make_sources(config: ConfigDict) -> list[Weighted]:
 
 
 def examples_per_epoch(train_sources: list[Weighted]) -> int:
-  """Number of examples of all sources together.
+  """Number of examples of all sources, as in big_vision/input_pipeline.py.
 
-  Where weights are other than sizes, an epoch of a mixture so holds some
-  examples more than once and others not at all.
-
-  Source: `training` of big_vision/input_pipeline.py, which sums them likewise.
+  Unless the weights are the sizes, an epoch of a mixture holds some examples
+  more than once and others not at all.
   """
   return sum(len(source) for source, _ in train_sources)
 
@@ -86,7 +79,7 @@ def examples_per_epoch(train_sources: list[Weighted]) -> int:
 def train_preprocesses(
   config: ConfigDict, tok: tokenizer.Tokenizer
 ) -> list[preprocess.Preprocess]:
-  """What makes rows of the examples of each source of the training data."""
+  """The preprocessing of each source of the training data."""
   data = common.complete(config).train
   return [
     _preprocess(
@@ -99,7 +92,7 @@ def train_preprocesses(
 def train_batches(
   config: ConfigDict, train_sources: list[Weighted], tok: tokenizer.Tokenizer
 ) -> batches.TrainBatches:
-  """The endless iterator over this process's part of the training batches."""
+  """The endless iterator over this process's share of the training batches."""
   return batches.train(
     train_sources,
     train_preprocesses(config, tok),
@@ -113,50 +106,46 @@ def train_batches(
 
 
 class Feed(grain.DatasetIterator):
-  """Training batches on the devices, the next one on its way during a step.
+  """Training batches on the devices, the next one prefetched during a step.
 
-  Its state is that of the batches it has given out: one that is only on its
-  way is read again after a restart, and an error in it waits for its turn.
-
-  Args:
-    batches: resumable iterator over this process's part of the batches.
-    mesh: the devices.
+  Its state is that of the batches it has returned: a prefetched one is read
+  again after a restart, and an error in it is raised when it is asked for.
 
   Attributes:
-    seconds_waited: float, spent so far on waiting for batches to be read. While
-      a step runs it costs nothing, until it is longer than the step.
+    seconds_waited: spent so far on waiting for batches to be read. While a step
+      runs it costs nothing, until it is longer than the step.
   """
 
   def __init__(self, batches: Iterator[Any], mesh: jax.sharding.Mesh):
     super().__init__()
     self._batches = batches
     self._mesh = mesh
-    self._ahead = None  # of a batch on its way: (state before it, it, error)
+    self._next = None  # (state before the prefetched batch, it, its error)
     self.seconds_waited = 0.0
 
   def __next__(self) -> tuple[dict[str, jax.Array], dict[str, int]]:
-    """The next batch on the devices, and {what: number} of its examples."""
-    self.start_next()
-    (_, batch, error), self._ahead = self._ahead, None
+    """The next batch on the devices; how many examples it skips and cuts."""
+    self.prefetch()
+    (_, batch, error), self._next = self._next, None
     if error is not None:
       raise error
     return batch
 
-  def start_next(self) -> None:
+  def prefetch(self) -> None:
     """Reads the next batch and begins to copy it, unless that is done."""
-    if self._ahead is not None:
+    if self._next is not None:
       return
     state = self._batches.get_state()
     try:
-      self._ahead = state, self._read(), None
+      self._next = state, self._read(), None
     except Exception as error:
-      self._ahead = state, None, error
+      self._next = state, None, error
 
   def get_state(self) -> dict[str, Any]:
-    return self._ahead[0] if self._ahead else self._batches.get_state()
+    return self._next[0] if self._next else self._batches.get_state()
 
   def set_state(self, state: dict[str, Any]) -> None:
-    self._ahead = None
+    self._next = None
     self._batches.set_state(state)
 
   def close(self) -> None:
@@ -176,15 +165,29 @@ class Feed(grain.DatasetIterator):
     return sharding.put_batch(local, self._mesh), counts
 
 
-def abstract_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
-  """Shapes and places of what the train step reads; see trainers/step.py."""
-  return _abstract(config, mesh, STEP_KEYS, config.text_len + 1)
-
-
-def abstract_prompts(config: ConfigDict, mesh: jax.sharding.Mesh) -> Abstract:
-  """Shapes and places of what decode.generate reads."""
-  keys = [key for key in STEP_KEYS if key != "mask_loss"]
-  return _abstract(config, mesh, keys, config.text_len)
+def abstract_batch(
+  config: ConfigDict, mesh: jax.sharding.Mesh, *, decodes: bool = False
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of what the train step reads, or decode.generate."""
+  size, res = config.batch_size, config.res
+  sharding.check_batch_size(size, mesh)
+  frames = (config.frames,) if config.frames else ()
+  length = config.text_len if decodes else config.text_len + 1
+  shapes = {
+    "image": ((size, *frames, res, res, 3), jnp.float32),
+    "text": ((size, length), jnp.int32),
+    "mask_ar": ((size, length), jnp.int32),
+    "mask_input": ((size, length), jnp.bool_),
+    "mask_loss": ((size, length), jnp.int32),
+    "_mask": ((size,), jnp.bool_),
+  }
+  if decodes:
+    del shapes["mask_loss"]
+  split = sharding.batch_sharding(mesh)
+  return {
+    key: jax.ShapeDtypeStruct(*shape, sharding=split)
+    for key, shape in shapes.items()
+  }
 
 
 def make_evaluators(
@@ -193,12 +196,9 @@ def make_evaluators(
   """Evaluators of the config with their intervals.
 
   Args:
-    config: the config; `evals` holds by name the keys of configs/common.py.
-    tok: the tokenizer.
-    **sizes: batch_size, examples_per_epoch and total_steps, for durations.
-
-  Returns:
-    List of (evaluator, steps between two runs, or None).
+    config: `evals` is read, and `train` for what an evaluator lacks.
+    tok: None for evaluators that only score.
+    **sizes: for durations, see schedule.steps.
 
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.
@@ -212,19 +212,23 @@ def make_evaluators(
     values = {"on_bad": None} | {
       key: value
       for key, value in spec.items()
-      if key not in ("kind", "source") and not key.startswith("every_")
+      if key not in ("kind", "source", "mask_codec", *_OWN)
+      and not key.startswith("every_")
     }
-    own = {key: values.pop(key, None) for key in _OWN}
-    own = {key: value for key, value in own.items() if value is not None}
-    for key, of_training in (
-      ("on_bad", config.train.on_bad),
-      ("batch_size", config.batch_size),
-      ("max_decode_len", config.text_len),
-    ):
-      if key in values and values[key] is None:
-        values[key] = of_training
-    if codec := values.pop("mask_codec", None):
-      values["metric"] = _segmentation(codec)
+    of_training = {
+      "on_bad": config.train.on_bad,
+      "batch_size": config.batch_size,
+      "max_decode_len": config.text_len,
+    }
+    values |= {
+      key: value
+      for key, value in of_training.items()
+      if values.get(key, value) is None
+    }
+    if codec := spec.get("mask_codec"):
+      decode = functools.partial(mask_codec.decode, io.load_mask_codec(codec))
+      values["metric"] = segmentation.Segmentation(decode)
+    own = {key: spec[key] for key in _OWN if spec.get(key) is not None}
     if kind == "generate":
       values["tokenizer"] = tok
     own["ops"] = (*spec.source.ops, *own.get("ops", config.train.ops))
@@ -238,24 +242,6 @@ def make_evaluators(
     except TypeError as error:
       raise ValueError(f"evals.{name}: {error}") from None
   return made
-
-
-def _abstract(config, mesh, keys, length):
-  rows, res = config.batch_size, config.res
-  sharding.check_batch_size(rows, mesh)
-  frames = (config.frames,) if config.frames else ()
-  shapes = {
-    "image": ((rows, *frames, res, res, 3), jnp.float32),
-    "text": ((rows, length), jnp.int32),
-    "mask_ar": ((rows, length), jnp.int32),
-    "mask_input": ((rows, length), jnp.bool_),
-    "mask_loss": ((rows, length), jnp.int32),
-    "_mask": ((rows,), jnp.bool_),
-  }
-  place = sharding.batch_sharding(mesh)
-  return {
-    key: jax.ShapeDtypeStruct(*shapes[key], sharding=place) for key in keys
-  }
 
 
 def _source(spec):
@@ -274,10 +260,3 @@ def _preprocess(config, tok, **own):
     "texts": data.texts,
   }
   return preprocess.Preprocess(tok, **shared | own)
-
-
-def _segmentation(path):
-  """The metric, which decodes masks with the codec of a file."""
-  codec = io.load_mask_codec(path)
-  decode = functools.partial(mask_codec.decode, codec)
-  return segmentation.Segmentation(decode)

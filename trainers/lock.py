@@ -1,7 +1,7 @@
-"""One trainer a folder: a file there says who trains, and beats like a heart.
+"""One trainer a folder: the trainer rewrites a file there every few seconds.
 
-It needs nothing of the file system but reading and writing, as locks of network
-file systems come and go.
+It needs nothing of the file system but reading and writing, as not every
+network file system has locks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from etils import epath
 from paligemma import disk
 from paligemma.evals import gather
 
-BEAT = 4.0  # seconds between two beats
+BEAT = 4.0  # seconds between two heartbeats
 # Seconds without one after which the trainer is taken for dead; less than the
 # 30 that processes wait for each other.
 STILL = 20.0
@@ -30,17 +30,11 @@ _NAME = "trainer.lock"
 
 
 @contextlib.contextmanager
-def held(folder: epath.Path) -> Iterator[Lock | _Free]:
-  """Holds the folder of a run; all processes of the run call it.
-
-  Args:
-    folder: epath.Path, made if absent.
-
-  Yields:
-    Lock.
+def held(folder: epath.Path) -> Iterator[Lock | None]:
+  """Holds the folder of a run, made if absent; process 0 gets the Lock.
 
   Raises:
-    ValueError: another trainer that lives holds it.
+    ValueError: another trainer that is alive holds it.
     OSError: the folder cannot be written.
   """
   lock, error = None, None
@@ -52,7 +46,7 @@ def held(folder: epath.Path) -> Iterator[Lock | _Free]:
   if error := gather.gather(error)[0]:
     raise error
   try:
-    yield lock or _Free()
+    yield lock
   finally:
     if lock is not None:
       lock.release()
@@ -94,30 +88,26 @@ class Lock:
 
   def _take(self):
     if self._create():
-      return None
+      return
     found = self._read()
-    if found is None:  # it ended in this moment
-      return self._take()
-    if _is_dead(found):
-      why = "is gone"
-    else:
+    why = "is gone"
+    if found is not None and not _is_dead(found):
       _say(f"{self._path}: waits for a sign of life of {_named(found)}")
       end = time.monotonic() + STILL
-      while (now := self._read()) == found:
-        if time.monotonic() > end:
-          break
+      while (now := self._read()) == found and time.monotonic() <= end:
         time.sleep(BEAT / 10)
-      else:
-        if now is None:
-          return self._take()
+      if now is not None and now != found:
         raise ValueError(
           f"{self._path.parent}: {_named(now)} trains here; wait for its end, "
           "stop it, or use another --workdir"
         )
+      found = now
       why = f"gave no sign of life for {STILL:.0f} s"
+    if found is None:  # it has ended meanwhile
+      self._take()
+      return
     _say(f"{self._path}: taken over from {_named(found)}, which {why}")
     disk.write(self._path, self._text())
-    return None
 
   def _create(self):
     """Writes the file unless there is one; whether it did."""
@@ -141,10 +131,8 @@ class Lock:
       # What the file system does not let us do now, it may the next time.
       with contextlib.suppress(OSError):
         found = self._read()
-        if (
-          found is not None
-          and found.get("id", self._who["id"]) != (self._who["id"])
-        ):
+        own = self._who["id"]
+        if found is not None and found.get("id", own) != own:
           self._lost = found
           return
         disk.write(self._path, self._text())
@@ -154,7 +142,7 @@ class Lock:
     return json.dumps({**self._who, "beat": self._beats})
 
   def _read(self):
-    """What stands there: {} if that cannot be read, None if nothing does."""
+    """The content of the file: {} if damaged, None if there is no file."""
     try:
       found = json.loads(self._path.read_bytes())
     except FileNotFoundError:
@@ -164,20 +152,13 @@ class Lock:
     return found if isinstance(found, dict) else {}
 
 
-class _Free:
-  """What the other processes of a run hold."""
-
-  def check(self):
-    pass
-
-
 def _is_dead(who):
   """Whether it was a process of this machine that is no more."""
-  if who.get("host") != socket.gethostname() or type(who.get("pid")) is not int:
+  host, pid = who.get("host"), who.get("pid")
+  if host != socket.gethostname() or type(pid) is not int:
     return False
-  if who["pid"] == os.getpid():  # of an earlier life, in a container
-    return True
-  return not disk.lives(who["pid"])
+  # The same number: of a container that was started again.
+  return pid == os.getpid() or not disk.lives(pid)
 
 
 def _say(text):

@@ -1,43 +1,46 @@
-"""The loop over steps: log, save, evaluate, and leave in good order."""
+"""The loop over steps: log, save, evaluate, and stop when asked to."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import io, quantization, tree
 from paligemma.checkpoints import npz, samples
 from paligemma.checkpoints.lora import adapters
+from paligemma.checkpoints.training.steps import StepCheckpoints
+from paligemma.data.batches import TrainBatches
 from paligemma.lora import apply as lora
 from paligemma.planning import flops
 from paligemma.training import sharding
 from paligemma.tree import Flat
 from trainers import inputs, preemption, processes, report, schedule, workdir
+from trainers.lock import Lock
+from trainers.plan import Plan
 from trainers.start import checkpoint_metadata, frozen_source
 from trainers.state import TrainState
 
 
 class Loop:
-  """One run of the loop; `run` goes from the state given to the last step.
-
-  Args:
-    plan: trainers.plan.Plan.
-    folder: epath.Path of the run.
-    checkpoints: StepCheckpoints.
-    batches: resumable iterator over local batches.
-    evaluators: list of (evaluator, steps between two runs or None).
-    notice: Preemption.
-    lock: lock of the folder.
-  """
+  """One run of the loop; `run` goes from the state given to the last step."""
 
   def __init__(
-    self, plan, folder, checkpoints, batches, evaluators, *, notice, lock
+    self,
+    plan: Plan,
+    folder: epath.Path,
+    checkpoints: StepCheckpoints,
+    batches: TrainBatches,
+    evaluators: Sequence[inputs.Scheduled],
+    *,
+    notice: preemption.Preemption,
+    lock: Lock | None,
   ):
     self.plan = plan
     self.folder = folder
@@ -56,9 +59,6 @@ class Loop:
     if latest is not None:
       self.counts_before |= checkpoints.metadata(latest)["counts"]
     self.empty = set()  # steps since this start whose batch had no example
-    epoch = sizes["examples_per_epoch"] / sizes["batch_size"]
-    self.batches_per_epoch = math.ceil(epoch)
-    self.in_turn = processes.devices_wait_for_each_other()
     self.notice = notice
     self.lock = lock
     self.report = report.Report(
@@ -83,21 +83,25 @@ class Loop:
       return
     clock, before = _Clock(step, self.feed), None
     while step < total:
-      train_state, measured = compiled(train_state, frozen, self.next_batch())
-      if self.in_turn:
+      batch, counts = next(self.feed)
+      for name, count in counts.items():
+        self.counts[name] += count
+      train_state, measured = compiled(train_state, frozen, batch)
+      if processes.devices_wait_for_each_other():
         jax.block_until_ready(train_state)
       if before is not None:
         self.check(step, before)  # while the next step is running
       step, before = step + 1, measured
-      self.lock.check()
+      if self.lock is not None:
+        self.lock.check()
       if step < total:
-        self.feed.start_next()
+        self.feed.prefetch()
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
-      leaving = self.notice.requested(step)
-      if leaving or _due(step, self.save_every, total):
+      stopping = self.notice.requested(step)
+      if stopping or _due(step, self.save_every, total):
         self.save(step, train_state, measured)
-      if leaving:
+      if stopping:
         self.leave(step)
         return
       if self.due(step):
@@ -114,16 +118,9 @@ class Loop:
       self.leave(step)
 
   def leave(self, step: int) -> None:
-    """Says what a run that was asked to stop leaves behind."""
+    """Reports that the run stops because it was asked to."""
     saved = "saved, " if step else ""
     self.report.say(f"stopped at step {step}: {saved}start again to resume")
-
-  def next_batch(self) -> dict[str, jax.Array]:
-    """The next batch, on the devices."""
-    batch, counts = next(self.feed)
-    for name, count in counts.items():
-      self.counts[name] += count
-    return batch
 
   def log(self, step: int, measured: Mapping[str, Any], clock: _Clock) -> None:
     """Writes the measurements of a step and the speed since the last log."""
@@ -169,7 +166,7 @@ class Loop:
     }
 
   def check(self, step: int, measured: Mapping[str, Any]) -> dict[str, float]:
-    """Fetches the measurements of a step; stops the run if it went wrong."""
+    """Fetches the measurements of a step; raises if it went wrong."""
     measured = {name: float(value) for name, value in measured.items()}
     if not measured["num_examples"]:
       self.count_empty(step)
@@ -191,12 +188,13 @@ class Loop:
     return measured
 
   def count_empty(self, step: int) -> None:
-    """Tells of a batch whose every example was skipped; an epoch of them ends
-    the run."""
+    """Reports a batch that is all skipped; raises after an epoch of these."""
     if step in self.empty:
       return
     self.empty.add(step)
-    latest = range(step - self.batches_per_epoch + 1, step + 1)
+    sizes = self.plan.sizes
+    epoch = math.ceil(sizes["examples_per_epoch"] / sizes["batch_size"])
+    latest = range(step - epoch + 1, step + 1)
     if self.empty.issuperset(latest):
       raise ValueError(
         f"step {step}: every example of the last {len(latest)} batches, a "
@@ -234,7 +232,7 @@ class Loop:
     ]
 
   def evaluate(self, step: int, train_state: TrainState, frozen: Flat) -> bool:
-    """Runs the evaluators that are due; whether they came to their end."""
+    """Runs the evaluators that are due; False if the run was to stop."""
     for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
       try:
@@ -258,7 +256,7 @@ class Loop:
       raise preemption.Stopped
 
   def write_final(self, train_state: TrainState, frozen: Flat) -> None:
-    """Writes all parameters, one at a time; of adapters these alone."""
+    """Writes all parameters, one at a time, or the adapters alone."""
     weights = {**frozen, **(train_state.ema or train_state.trainable)}
     model, path = self.plan.model, self.folder / "final.npz"
     if lora.lora_of(model) is not None:
@@ -299,14 +297,12 @@ class _Clock:
 
   def __init__(self, step, feed):
     self.feed = feed
-    self.restart_at = self.now(step)
+    self.started = step, time.perf_counter(), feed.seconds_waited
 
   def restart(self, step):
-    before, self.restart_at = self.restart_at, self.now(step)
-    return [b - a for a, b in zip(before, self.restart_at, strict=True)]
-
-  def now(self, step):
-    return step, time.perf_counter(), self.feed.seconds_waited
+    now = step, time.perf_counter(), self.feed.seconds_waited
+    before, self.started = self.started, now
+    return [b - a for a, b in zip(before, now, strict=True)]
 
 
 def _due(step, every, total):

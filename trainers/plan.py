@@ -1,4 +1,4 @@
-"""All that follows from a config before anything is allocated."""
+"""What follows from a config before anything is allocated."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,29 +13,24 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.planning import flops
 from paligemma.training import optimizers, sharding
 from trainers import inputs, report, schedule, state
+from trainers.state import Shapes
 from trainers.step import make_step
-
-Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class Plan:
-  """Mesh, model, data sizes, shapes and places, optimizer and step of a run.
+  """Mesh, model, sizes of the data, arrays, optimizer and step of a run.
 
   Attributes:
-    config: ml_collections.ConfigDict, as configs/transfers/forkme.py makes it.
-    mesh: mesh of the devices, those of all processes.
-    model: paligemma Model.
-    sources: list of (source, weight), the training data; None if not opened.
-    sizes: dict of batch_size, examples_per_epoch and total_steps.
-    trainable, frozen: name -> jax.ShapeDtypeStruct with sharding.
+    config: complete.
+    mesh: of the devices of all processes.
+    model: Model of the config.
+    sources: (source, weight) pairs to train on; None if not opened.
+    sizes: batch_size, examples_per_epoch and total_steps.
+    trainable, frozen: shapes and shardings by name.
     optimizer: optax transformation.
     learning_rates: regex -> function from a step to the learning rate.
-    state: TrainState of jax.ShapeDtypeStruct.
-    flops_per_step: int, see paligemma/planning/flops.py, if all the
-      text is supervised.
-
-  Raises:
-    ValueError: a value of the config does not fit the rest.
+    state: TrainState of shapes and shardings.
+    flops_per_step: see paligemma/planning/flops.py, if all text is supervised.
   """
 
   def __init__(
@@ -45,12 +40,15 @@ class Plan:
     devices: Sequence[jax.Device] | None = None,
     examples_per_epoch: int | None = None,
   ):
-    """Draws conclusions from a config.
+    """Plans a run.
 
     Args:
-      config: see above.
-      devices: those to run on, default all; of a topology, to compile alone.
-      examples_per_epoch: int, stands in for the data, which is then not opened.
+      config: of the run.
+      devices: default all; those of a topology can only be compiled for.
+      examples_per_epoch: instead of the data, which is then not opened.
+
+    Raises:
+      ValueError: a value of the config does not fit the rest.
     """
     self.config = common.complete(config)
     self.mesh = sharding.make_mesh(**config.mesh, devices=devices)
@@ -66,12 +64,7 @@ class Plan:
     self.total_steps = schedule.steps(config, "total", **self.sizes)
     self.sizes["total_steps"] = self.total_steps
     self.trainable, self.frozen = state.abstract_params(
-      self.model,
-      res=config.res,
-      trainable=config.trainable,
-      frozen_dtype=config.frozen_dtype,
-      mesh=self.mesh,
-      sharding_rules=config.sharding,
+      self.model, config, self.mesh
     )
     mults = config.weight_decay_mults
     self.optimizer, self.learning_rates = optimizers.make(
@@ -81,7 +74,10 @@ class Plan:
       optimizer_args=config.optimizer_args,
       learning_rate=config.learning_rate,
       learning_rate_mults=config.learning_rate_mults,
-      schedule=self._schedule(),
+      schedule=[
+        (regex, arguments and schedule.in_steps(arguments, **self.sizes))
+        for regex, arguments in config.schedule
+      ],
       weight_decay=config.weight_decay,
       weight_decay_mults=optimizers.MATRICES if mults is None else mults,
       clip_norm=config.clip_norm,
@@ -96,7 +92,7 @@ class Plan:
     self.flops_per_step = self.count_flops()
 
   def count_flops(self, supervised: float | None = None) -> int:
-    """Operations of a step with so many supervised tokens, see flops.py."""
+    """FLOPs of a step with so many supervised tokens, see flops.py."""
     return flops.train_step(
       self.model,
       self._shapes,
@@ -108,24 +104,15 @@ class Plan:
       supervised=supervised,
     )
 
-  def _schedule(self):
-    """The schedules of the config with their durations in steps."""
-    return [
-      (regex, arguments and schedule.in_steps(arguments, **self.sizes))
-      for regex, arguments in self.config.schedule
-    ]
-
-  def step_arguments(self) -> tuple[state.TrainState, Shapes, Shapes]:
-    """Shapes and places of what the step takes: state, frozen and batch."""
+  def step_arguments(
+    self,
+  ) -> tuple[state.TrainState, state.Shapes, state.Shapes]:
+    """Shapes and shardings of the arguments of the step."""
     batch = inputs.abstract_batch(self.config, self.mesh)
     return self.state, self.frozen, batch
 
   def compile_step(self, **options: Any) -> jax.stages.Compiled:
-    """The step compiled for this mesh; its first argument is reused.
-
-    Args:
-      **options: of XLA, see jax.stages.Lowered.compile.
-    """
+    """The step compiled with options of XLA; its first argument is donated."""
     step = make_step(
       self.model,
       self.optimizer,
@@ -134,29 +121,26 @@ class Plan:
       accumulate_steps=self.config.accumulate_steps,
       ema_decay=self.config.ema_decay,
     )
-    places = jax.tree.map(lambda leaf: leaf.sharding, self.state)
-    everywhere = sharding.replicated(self.mesh)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(places, everywhere))
+    shardings = (
+      jax.tree.map(lambda leaf: leaf.sharding, self.state),
+      sharding.replicated(self.mesh),
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     with jax.set_mesh(self.mesh):
       lowered = jitted.lower(*self.step_arguments())
     return lowered.compile(compiler_options=options)
 
   def decode_arguments(self) -> tuple[Shapes, Shapes]:
-    """Shapes and places of what decoding takes: params, all frozen; prompts."""
+    """Shapes and shardings of the parameters, all frozen, and of prompts."""
     _, params = state.abstract_params(
-      self.model,
-      res=self.config.res,
-      trainable=(),
-      frozen_dtype=self.config.frozen_dtype,
-      mesh=self.mesh,
-      sharding_rules=self.config.sharding,
+      self.model, self.config, self.mesh, trainable=()
     )
-    return params, inputs.abstract_prompts(self.config, self.mesh)
+    return params, inputs.abstract_batch(self.config, self.mesh, decodes=True)
 
   def compile_decode(
     self, max_decode_len: int, **options: Any
   ) -> jax.stages.Compiled:
-    """Greedy decoding of prompts of text_len tokens, compiled alike."""
+    """Greedy decoding of prompts of text_len tokens, compiled likewise."""
 
     def generate(params, batch):
       return decode.generate(
@@ -172,19 +156,17 @@ class Plan:
     return lowered.compile(compiler_options=options)
 
   def describe(self, compiled: jax.stages.Compiled) -> str:
-    """The table that stands at the start of a run."""
-    return "\n".join(
-      [
-        report.parameter_table(
-          self.trainable,
-          self.frozen,
-          self.state.opt_state,
-          rules=self.config.trainable,
-        ),
-        f"mesh: {dict(self.mesh.shape)}, batch {self.config.batch_size}, "
-        f"{self.sizes['examples_per_epoch']} examples per epoch, "
-        f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step "
-        "at most",
-        report.memory_line(compiled),
-      ]
+    """The tables that a run begins with."""
+    table = report.parameter_table(
+      self.trainable,
+      self.frozen,
+      self.state.opt_state,
+      rules=self.config.trainable,
     )
+    sizes = (
+      f"mesh: {dict(self.mesh.shape)}, batch {self.config.batch_size}, "
+      f"{self.sizes['examples_per_epoch']} examples per epoch, "
+      f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step "
+      "at most"
+    )
+    return "\n".join([table, sizes, report.memory_line(compiled)])

@@ -1,4 +1,4 @@
-"""Notices that a run is to stop (SIGTERM, SIGINT), on every process."""
+"""Requests to stop a run (SIGTERM, SIGINT), on every process."""
 
 import os
 import signal
@@ -10,26 +10,26 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-  """A run was asked to stop: unwinds what is underway, an evaluation."""
+  """Raised out of an evaluation when the run was asked to stop."""
 
 
 class Preemption:
-  """Says, at the same place on all processes, that it is time to save and go.
+  """Tells all processes at the same step to save and stop.
 
-  Until `hold`, there is nothing to save, and the first signal ends the process;
-  from then on the second one does. Both at once, whatever the main thread is
-  doing (compiling, for minutes).
+  Until `hold` there is nothing to save, and the first signal ends the process;
+  from then on the second one does. Both do so at once, whatever the main thread
+  is doing (compiling, for minutes).
   """
 
   def __init__(self):
     self._asked = False
     self._held = False
     # With several processes jax.distributed has its own handler of SIGTERM, and
-    # agrees with the others on a place that none of them has passed.
+    # agrees with the others on a step that none of them has passed.
     self._signals = [signal.SIGINT]
     if jax.process_count() == 1:
       self._signals.append(signal.SIGTERM)
-    self._questions = 0
+    self._num_requests = 0
     # Python runs a handler between two of its own operations in the main
     # thread; the number of a signal can be read at once.
     reader, self._writer = os.pipe()
@@ -44,19 +44,19 @@ class Preemption:
     self._thread.start()
 
   def hold(self) -> None:
-    """There is something to save from now on: signals wait for `requested`."""
+    """From now on there is something to save: signals wait for `requested`."""
     self._held = True
 
   def requested(self, step: int) -> bool:
     """Whether to stop after `step` steps; all processes ask alike."""
     del step
-    self._questions += 1
+    self._num_requests += 1
     if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(self._questions)
+      return multihost_utils.reached_preemption_sync_point(self._num_requests)
     return self._asked
 
   def close(self) -> None:
-    """Gives the signals back."""
+    """Restores the former handlers."""
     for number, before in zip(self._signals, self._before, strict=True):
       signal.signal(number, before)
     signal.set_wakeup_fd(self._fd_before)

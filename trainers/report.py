@@ -1,4 +1,4 @@
-"""What a run tells: the table at its start, a line or bar, metrics on disk."""
+"""What a run prints and logs: tables, lines or a bar, metrics on disk."""
 
 import json
 import math
@@ -24,47 +24,34 @@ def parameter_table(
   *,
   rules: Sequence[str],
 ) -> str:
-  """Says of every parameter its size, fate and place, and the sums.
+  """Size and sharding of every parameter, what trains, and the sums.
 
   Args:
-    trainable, frozen: name -> leaf with shape, dtype and sharding.
+    trainable, frozen: leaves with shape, dtype and sharding.
     opt_state: tree of the same.
     rules: the regexes that chose what trains.
-
-  Returns:
-    str of several lines.
   """
   trained_by = tree.match_first([(rule, rule) for rule in rules], trainable)
-  rows = [("parameter", "shape", "dtype", "sharding", "trained by")] + [
-    (
-      name,
-      "x".join(map(str, leaf.shape)),
-      str(leaf.dtype),
-      sharding.describe(leaf.sharding),
-      trained_by.get(name, ""),
-    )
-    for name, leaf in sorted({**trainable, **frozen}.items())
-  ]
+  rows = [("parameter", "shape", "dtype", "sharding", "trained by")]
+  for name, leaf in sorted({**trainable, **frozen}.items()):
+    shape = "x".join(map(str, leaf.shape))
+    where = sharding.describe(leaf.sharding)
+    rows.append((name, shape, str(leaf.dtype), where, trained_by.get(name, "")))
   lines = messages.aligned(rows)
-  groups = (
-    ("trainable", trainable),
-    ("frozen", frozen),
-    ("optimizer", opt_state),
-  )
-  for name, group in groups:
+  groups = dict(trainable=trainable, frozen=frozen, optimizer=opt_state)
+  for name, group in groups.items():
     leaves = jax.tree.leaves(group)
     here = sum(map(memory.bytes_per_device, leaves))
     everywhere = sum(math.prod(x.shape) * x.dtype.itemsize for x in leaves)
     lines.append(
       f"{name:<10}{sum(math.prod(x.shape) for x in leaves):>16,} numbers  "
-      f"{everywhere / GIB:9.3f} GiB  "
-      f"{here / GIB:9.3f} GiB per device"
+      f"{everywhere / GIB:9.3f} GiB  {here / GIB:9.3f} GiB per device"
     )
   return "\n".join(lines)
 
 
 def memory_line(compiled: jax.stages.Compiled) -> str:
-  """Memory of a compiled step per device, as the compiler reckons it."""
+  """Memory of a compiled step per device, as the compiler expects it."""
   found = memory.of(compiled)
   return (
     f"expected memory per device: {found.peak / GIB:.3f} GiB "
@@ -96,9 +83,9 @@ class Report:
 
     Args:
       workdir: folder of the run.
-      first_step: int, the step of the checkpoint it resumes; a run that was
-        killed may have written beyond it.
-      total_steps: int, for the bar.
+      first_step: of the checkpoint it resumes; a run that was killed may have
+        written beyond it.
+      total_steps: for the bar.
       repeated: names of the evaluators that will run at `first_step`.
     """
     self._writes = jax.process_index() == 0
@@ -110,14 +97,14 @@ class Report:
     self._board = tensorboardX.SummaryWriter(
       str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
     )
-    self._bar = None
-    if sys.stderr.isatty():
-      self._bar = tqdm(total=total_steps, initial=first_step, unit="step")
+    self._bar = tqdm(  # None: only on a terminal
+      total=total_steps, initial=first_step, unit="step", disable=None
+    )
     if damaged:
       self.say(damaged)
 
   def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Keeps named numbers of a step and shows them."""
+    """Logs named numbers of a step."""
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
@@ -129,8 +116,8 @@ class Report:
     self.say(f"step {step}  {shown}")
 
   def step(self, step: int) -> None:
-    """Moves the bar."""
-    if self._writes and self._bar is not None:
+    """Moves the progress bar."""
+    if self._writes:
       self._bar.update(step - self._bar.n)
 
   def say(self, text: str) -> None:
@@ -143,64 +130,50 @@ class Report:
     if self._writes:
       with disk.named(self._path.with_name("tensorboard")):
         self._board.close()
-      if self._bar is not None:
-        self._bar.close()
+      self._bar.close()
 
 
 def read(
   path: epath.PathLike,
 ) -> tuple[list[tuple[bytes, dict[str, Any]]], str]:
-  """Reads a metrics.jsonl; a damaged line does not stop it, and is reported.
-
-  Args:
-    path: epath.Path of the file.
+  """Reads a metrics.jsonl, and leaves damaged lines out.
 
   Returns:
-    Tuple of a list of (line in bytes, its values), and what to say of damaged
-    lines: one line, "" without any.
+    (line, its values) pairs, and a line on the damaged ones, "" without any.
 
   Raises:
     ValueError, OSError: it cannot be read at all.
   """
-  whole, damaged = [], []
+  intact, damaged = [], []
   lines = disk.path(path).read_bytes().split(b"\n")
   for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
     try:
       values = json.loads(line)
-      is_whole = math.isfinite(values["step"])
+      if not math.isfinite(values["step"]):
+        raise ValueError
+      intact.append((line, values))
     except (KeyError, OverflowError, RecursionError, TypeError, ValueError):
-      is_whole = False  # as when the machine went down
-    if is_whole:
-      whole.append((line, values))
-    else:
-      damaged.append(number)
+      damaged.append(number)  # as when the machine went down
   more = f", as are {len(damaged) - 1} more lines" if damaged[1:] else ""
-  remark = damaged and f"{path}:{damaged[0]}: damaged, left out{more}"
-  return whole, remark or ""
+  remark = f"{path}:{damaged[0]}: damaged, left out{more}" if damaged else ""
+  return intact, remark
 
 
 def drop(path: epath.Path, first_step: int, repeated: tuple[str, ...]) -> str:
-  """Takes out of a metrics.jsonl what will be written again, and the damaged.
+  """Removes from a metrics.jsonl what will be written again, and the damaged.
 
-  Args:
-    path: epath.Path of the file, which need not exist.
-    first_step: int, the step that a run resumes.
-    repeated: starts of the names of what is written of that step again.
-
-  Returns:
-    What to say of damaged lines, as `read`.
+  The run resumes at `first_step`, and of that step writes again what has a name
+  with one of the prefixes `repeated`. Returns a line on the damaged, as `read`.
   """
-
-  def keep(values):
-    again = any(name.startswith(repeated) for name in values)
-    last_kept = first_step - 1 if again else first_step
-    return values["step"] <= last_kept
-
   if not path.exists():
     return ""
-  whole, remark = read(path)
-  kept = (line for line, values in whole if keep(values))
-  disk.write(path, b"".join(line + b"\n" for line in kept))
+  intact, remark = read(path)
+  kept = b""
+  for line, values in intact:
+    again = any(name.startswith(repeated) for name in values)
+    if values["step"] <= first_step - again:
+      kept += line + b"\n"
+  disk.write(path, kept)
   return remark

@@ -31,19 +31,16 @@ def steps(
   positive duration. A duration of 0 is 0 steps.
 
   Args:
-    config: Holds the duration, among other keys.
-    prefix: Name of the duration: "total", "warmup", "log", "save".
-    batch_size: Global number of examples per step.
-    examples_per_epoch: Number of examples in the training data.
-    total_steps: Length of the whole training.
-    default: Returned as it is when the config does not set the duration; an
-      error by default.
-
-  Returns:
-    The number of steps, an int >= 0, or default.
+    config: holds the duration, among other keys.
+    prefix: name of the duration: "total", "warmup", "log", "checkpoint".
+    batch_size: of all devices, in examples.
+    examples_per_epoch: of all sources.
+    total_steps: of the whole training.
+    default: returned if the config does not set the duration; without it, that
+      is an error.
 
   Raises:
-    ValueError: The duration is missing, set twice, negative, a percent above 1,
+    ValueError: the duration is missing, set twice, negative, a percent above 1,
       a fraction of a step, or needs a size that was not given.
 
   Source: steps() in big_vision/utils.py. There a missing size falls back to the
@@ -88,19 +85,16 @@ def steps(
 def in_steps(
   arguments: Mapping[str, Any], **sizes: int | None
 ) -> dict[str, Any]:
-  """Converts the durations among the arguments of optim.make_schedule.
+  """Converts the durations among the arguments of optimizers.make_schedule.
 
   Args:
-    arguments: warmup_ and cooldown_, each in one of UNITS or not there, become
+    arguments: warmup_ and cooldown_, each in one of UNITS or absent, become
       warmup_steps and cooldown_steps; timescale_examples and timescale_epochs
       become timescale, which need not be whole; the rest stays.
-    **sizes: batch_size, examples_per_epoch and total_steps, see `steps`.
-
-  Returns:
-    The arguments of optim.make_schedule.
+    **sizes: see `steps`.
 
   Raises:
-    ValueError: As `steps`; two of timescale, timescale_examples and
+    ValueError: as `steps`; two of timescale, timescale_examples and
       timescale_epochs.
   """
   prefixes = ("warmup", "cooldown")
@@ -109,10 +103,10 @@ def in_steps(
     f"{prefix}_steps": steps(arguments, prefix, default=0, **sizes)
     for prefix in prefixes
   }
-  examples = {"examples": 1, "epochs": sizes["examples_per_epoch"]}
+  batch_size, epoch = sizes["batch_size"], sizes["examples_per_epoch"]
   timescales = {
-    f"timescale_{unit}": number / sizes["batch_size"]
-    for unit, number in examples.items()
+    "timescale_examples": 1 / batch_size,
+    "timescale_epochs": epoch / batch_size,
   }
   given = [name for name in ("timescale", *timescales) if name in arguments]
   if len(given) > 1:

@@ -1,8 +1,10 @@
-"""Where a run starts: initial weights, and over them its last checkpoint."""
+"""The start of a run: its initial weights, or its last checkpoint."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from paligemma import init
@@ -20,11 +22,11 @@ from trainers.plan import Plan
 def start_or_resume(
   plan: Plan, checkpoints: StepCheckpoints, batches: Iterator[Any]
 ) -> tuple[state.TrainState, Flat]:
-  """Loads the initial weights, and over them the last checkpoint if any.
+  """The state and the frozen parameters, of the last checkpoint if any.
 
   Raises:
-    ValueError: the frozen weights are not those of the checkpoint, or it stands
-      beyond the end of the training.
+    ValueError: the checkpoint has other frozen weights, or is of a later step
+      than the end of the training.
   """
   latest = checkpoints.latest_step()
   if latest is None:
@@ -52,13 +54,14 @@ def start_or_resume(
       f"the checkpoint is that of step {latest}, but the training now ends at "
       f"step {plan.total_steps}; give more total_epochs or total_steps"
     )
-  step = state.place(latest, plan.state.step)
-  restored = state.TrainState(step, trainable, opt_state, ema)
-  return restored, frozen
+  step = jax.make_array_from_callback(
+    (), plan.state.step.sharding, lambda _: np.int32(latest)
+  )
+  return state.TrainState(step, trainable, opt_state, ema), frozen
 
 
 def _initial_params(plan, names):
-  """The parameters of these names as they are before the first step."""
+  """The parameters of these names before the first step."""
   config = plan.config
   everything = {**plan.trainable, **plan.frozen}
   params = {}
@@ -72,7 +75,7 @@ def _initial_params(plan, names):
 
 
 def frozen_source(config: ConfigDict) -> dict[str, str]:
-  """Names the weights a run started from: where they lie, and their hash."""
+  """Path and hash of the weights a run started from."""
   if not config.init:
     return {"path": "random", "fingerprint": f"seed:{config.seed}"}
   path = formats.open(config.init).path
@@ -80,13 +83,13 @@ def frozen_source(config: ConfigDict) -> dict[str, str]:
 
 
 def checkpoint_metadata(config: ConfigDict) -> dict[str, Any]:
-  """What the last checkpoint of a run says beside the towers."""
+  """The metadata of the last checkpoint of a run."""
   source = formats.open(config.init).metadata if config.init else {}
   return {**source, "preprocessing": config.train.resize}
 
 
 def describe_source(config: ConfigDict, model: Model) -> str:
-  """Where the initial weights come from, and what the config overrules."""
+  """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
   checkpoint = formats.open(config.init)
@@ -103,7 +106,7 @@ def describe_source(config: ConfigDict, model: Model) -> str:
 def preprocessing_notes(
   config: ConfigDict, checkpoint: Checkpoint
 ) -> list[str]:
-  """A line if the files want pictures prepared in another way than config."""
+  """A line if the files were made with another resize than the config's."""
   theirs = checkpoint.metadata.get("preprocessing")
   known = image.PREPROCESSING
   if theirs is None or known.get(theirs) is known.get(config.train.resize):

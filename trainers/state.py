@@ -1,7 +1,7 @@
-"""What a training run holds: trainable, frozen and optimizer state, in place.
+"""The arrays of a run: trainable and frozen parameters, optimizer state.
 
 Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
-trains is simply another dict than what is frozen.
+trains and what is frozen are two dicts.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,8 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from paligemma import init, quantization, registry, tree
 from paligemma.checkpoints import fit, formats, precision, quantized_leaves
@@ -28,61 +28,45 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 @flax.struct.dataclass
 class TrainState:
-  """What a step changes.
+  """What a step changes."""
 
-  Attributes:
-    step: int32[], batches done.
-    trainable: name -> float32 parameter.
-    opt_state: state of the optimizer.
-    ema: name -> float32 moving average of the parameter, or None.
-  """
-
-  step: jax.Array
-  trainable: dict[str, jax.Array]
+  step: jax.Array  # int32[], batches done
+  trainable: dict[str, jax.Array]  # in float32
   opt_state: Any
-  ema: dict[str, jax.Array] | None
+  ema: dict[str, jax.Array] | None  # moving averages of `trainable`
 
 
 def abstract_params(
   model: Model,
-  *,
-  res: int,
-  trainable: Sequence[str],
-  frozen_dtype: str,
+  config: ConfigDict,
   mesh: jax.sharding.Mesh,
-  sharding_rules: Sequence[tuple[str, str]],
+  *,
+  trainable: Sequence[str] | None = None,
 ) -> tuple[Shapes, Shapes]:
-  """Shapes, storage dtypes and places of all parameters; allocates nothing.
+  """Shapes, dtypes and shardings of what trains and of what is frozen.
 
-  Args:
-    model: paligemma Model.
-    res: int, side of the images in pixels.
-    trainable: regexes of the names that train.
-    frozen_dtype: dtype of what is frozen, see precision.storage_dtypes, or one
-      of quantization.KINDS, which leaves in float32 what is not quantized.
-    mesh: mesh of sharding.make_mesh.
-    sharding_rules: see sharding.infer.
-
-  Returns:
-    Two flat dicts of jax.ShapeDtypeStruct with shardings: trainable, frozen.
+  A frozen_dtype of quantization.KINDS leaves in float32 what is not quantized.
+  `trainable` overrides the config's.
 
   Raises:
     ValueError: a regex matches no parameter, or an unknown frozen_dtype.
   """
+  frozen_dtype = config.frozen_dtype
+  trainable = config.trainable if trainable is None else trainable
   registry.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
-  shapes = init.shapes(model, res)
+  shapes = init.shapes(model, config.res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
   kind = frozen_dtype if frozen_dtype in quantization.KINDS else None
   dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
   stored = quantized_leaves.storage(frozen, dtypes, kind)
   in_float32 = dict.fromkeys(trained, jnp.float32)
   stored |= quantized_leaves.storage(trained, in_float32, None)
-  places = sharding.infer(stored, mesh, sharding_rules)
-  placed = {
-    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[name])
+  shardings = sharding.infer(stored, mesh, config.sharding)
+  sharded = {
+    name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
     for name, leaf in sorted(stored.items())
   }
-  return tree.partition(placed, {name: name in trained for name in placed})
+  return tree.partition(sharded, {name: name in trained for name in sharded})
 
 
 def abstract_state(
@@ -92,32 +76,17 @@ def abstract_state(
   mesh: jax.sharding.Mesh,
   ema: bool,
 ) -> TrainState:
-  """Shapes and places of the whole TrainState; allocates nothing.
+  """A TrainState of shapes, dtypes and shardings.
 
-  What the optimizer keeps per parameter lies where the parameter lies.
-
-  Args:
-    optimizer: optax transformation.
-    trainable: name -> jax.ShapeDtypeStruct with sharding.
-    mesh: the mesh.
-    ema: bool, whether a moving average is kept.
-
-  Returns:
-    TrainState of jax.ShapeDtypeStruct.
+  What the optimizer keeps per parameter is sharded like the parameter. With
+  `ema`, a moving average of what trains is kept.
   """
   state = jax.eval_shape(lambda t: _new_state(optimizer, t, ema), trainable)
-  places = sharding.infer_state(
-    state,
-    trainable,
-    {name: leaf.sharding for name, leaf in trainable.items()},
-    mesh,
-  )
+  shardings = {name: leaf.sharding for name, leaf in trainable.items()}
   return jax.tree.map(
-    lambda leaf, where: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=where
-    ),
+    lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
     state,
-    places,
+    sharding.infer_state(state, trainable, shardings, mesh),
   )
 
 
@@ -126,22 +95,11 @@ def create_state(
   trainable: dict[str, jax.Array],
   abstract: TrainState,
 ) -> TrainState:
-  """Starts a TrainState at step 0 from loaded parameters.
-
-  Args:
-    optimizer: optax transformation.
-    trainable: name -> float32 array; their buffers are reused.
-    abstract: what `abstract_state` returned.
-
-  Returns:
-    TrainState of arrays, placed as in `abstract`.
-  """
-  ema = abstract.ema is not None
-  places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  """A TrainState at step 0, sharded as in `abstract`; donates `trainable`."""
   create = jax.jit(
-    lambda t: _new_state(optimizer, t, ema),
+    lambda t: _new_state(optimizer, t, abstract.ema is not None),
     donate_argnums=0,
-    out_shardings=places,
+    out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
   )
   return create(trainable)
 
@@ -149,17 +107,16 @@ def create_state(
 def load_params(
   path: str, abstract: Shapes, names: Iterable[str]
 ) -> dict[str, jax.Array]:
-  """Reads parameters from a checkpoint, one at a time, cast and placed.
+  """Reads parameters from a checkpoint, one at a time, cast and sharded.
 
   Args:
     path: see formats.open.
-    abstract: name -> jax.ShapeDtypeStruct with sharding, of all parameters. A
-      position embedding of another resolution is resampled; a matrix that is to
-      be quantized is, while it is read.
-    names: those to place; a resumed run has the others in its checkpoint.
+    abstract: all parameters, with shardings. A position embedding of another
+      resolution is resampled, and a matrix is quantized while it is read.
+    names: those to read; a resumed run has the others in its checkpoint.
 
   Returns:
-    name -> array. Adapters are missing if the checkpoint has none at all.
+    Arrays by name, without adapters if the checkpoint has none.
 
   Raises:
     ValueError: the file is unreadable, or holds other names or shapes than the
@@ -176,14 +133,6 @@ def load_params(
   return quantized_leaves.place_all(
     {name: leaf for name, leaf in found.items() if name in wanted},
     {name: abstract[name] for name in names},
-  )
-
-
-def place(array: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
-  """Casts a host array and gives every device its part of it."""
-  array = np.asarray(array).astype(like.dtype, copy=False)
-  return jax.make_array_from_callback(
-    like.shape, like.sharding, lambda index: array[index]
   )
 
 

@@ -1,4 +1,4 @@
-"""One training step as a value: a pure function of state, weights and batch."""
+"""The training step: a pure function of state, frozen weights and batch."""
 
 from collections.abc import Callable, Mapping
 
@@ -35,24 +35,23 @@ def make_step(
   average stay as they are, and `step` alone advances, which counts batches.
 
   Args:
-    model: paligemma Model.
-    optimizer: optax transformation over flat dicts.
+    model: to train.
+    optimizer: over flat dicts.
     seed: dropout depends on it and on the number of the step.
     label_smoothing: see losses.next_token.
     accumulate_steps: microbatches the batch is split into; the gradient is that
       of the whole batch, the activations are those of one of them.
-    ema_decay: decay of the moving average of the parameters, None for none.
+    ema_decay: of the moving average of the parameters, None for none.
 
   Returns:
-    Function (TrainState, frozen, batch) -> (TrainState, measurements).
-    `frozen` is name -> array; `batch` holds image float32[B, H, W, 3], text
-    int32[B, L+1], mask_ar int32[B, L+1], mask_input bool[B, L+1], mask_loss
-    int32[B, L+1] and _mask bool[B]. Measurements are float32[]: loss,
-    grad_norm, update_norm, param_norm, num_tokens (supervised), num_examples;
-    without an example the first three are 0.
+    Function of TrainState, frozen parameters and a batch (image float32[B, H,
+    W, 3]; text, mask_ar, mask_input and mask_loss [B, L+1]; _mask bool[B]) that
+    returns the new TrainState and measurements, float32[]: loss, grad_norm,
+    update_norm, param_norm, num_tokens (supervised), num_examples; without an
+    example the first three are 0.
 
   Raises:
-    ValueError: on tracing, if the batch does not divide into the micro batches.
+    ValueError: on tracing, if the batch does not divide into the microbatches.
   """
 
   def summed_loss(trainable, frozen, batch, rng):

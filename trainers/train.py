@@ -3,8 +3,8 @@
     python -m trainers.train --config configs/transfers/forkme.py:res=224 \
       --workdir runs/mine
 
-Started again on the same workdir, it resumes where the last checkpoint ended,
-bit for bit; with other values of the config that change the training only by
+Started again on the same workdir, it resumes from the last checkpoint, bit for
+bit; with other values of the config that change the training only by
 --override_config. --dry_run prints the tables of parameters, memory, steps and
 data, and allocates nothing.
 """
@@ -38,7 +38,7 @@ def train(
   """Runs or resumes the training that a config describes, to its end.
 
   Args:
-    config: its keys are those of configs/common.py; what it lacks is added.
+    config: keys of configs/common.py; what it lacks is added.
     folder: of the run.
     override: whether a run of another config is resumed with this one.
   """
@@ -73,7 +73,7 @@ def train(
 
 
 def dry_run(config: ConfigDict) -> None:
-  """Prints what stands at the start of a training, and stops before it."""
+  """Prints the tables that a training begins with, and allocates nothing."""
   plan = Plan(config)
   print(plan.describe(plan.compile_step()))
   tok = inputs.make_tokenizer(config, plan.model)
@@ -82,7 +82,7 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def main() -> None:
-  """Runs what the command line says."""
+  """Runs the command line."""
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,4 +1,4 @@
-"""The folder of one run: it belongs to one config, and to no other.
+"""The folder of a run, which belongs to one config.
 
 config.json        the config of the last start
 fingerprints.json  what its files held
@@ -18,10 +18,9 @@ from paligemma import disk, messages, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.training import fingerprint
 
-# May change between two starts of a run, as it changes no step: what is shown,
-# kept and evaluated, how the work is spread, and where files lie that are not
-# compared; and what becomes of a bad example, at which the run may have
-# stopped.
+# May change between two starts of a run, as it changes no step: what is logged,
+# kept and evaluated, sharding, paths of files that are not compared; and what
+# happens at a bad example, at which the run may have stopped.
 FREE = re.compile(
   r"(log_|checkpoint_|evals(/|$)).*"
   r"|keep_checkpoints"
@@ -30,8 +29,8 @@ FREE = re.compile(
   r"|train/(num_workers|on_bad|too_long)"
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
-# Paths of files, which may lie elsewhere if they hold the same.
 _OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
+# Paths of files, which may be others if the files hold the same.
 FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
 
 # name -> [value before, value now]
@@ -53,12 +52,9 @@ def check(
   """Checks that a folder is free, or was claimed with the same config.
 
   Args:
-    path: folder of the run.
-    config: its ConfigDict.
-    override: bool, whether values that change the training may be others.
-
-  Returns:
-    epath.Path of the folder.
+    path: folder of the run, which is returned.
+    config: of the run.
+    override: whether values that change the training may be others.
 
   Raises:
     ValueError: the folder belongs to another config; names what differs. Or its
@@ -92,19 +88,10 @@ def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
 
 
 def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
-  """Writes the config into a folder that `check` returned, and what changed.
+  """Writes the config, and what changed since the previous start.
 
-  Not before the run is about to step, so that a mistake found on the way there
-  can be mended without another folder.
-
-  Args:
-    folder: epath.Path of the run.
-    config: its ConfigDict.
-    step: int, from which it goes on.
-
-  Returns:
-    {name: [value before, value now]} of what is not as at the start before, in
-    process 0.
+  Called when the run is about to take its first step, so that after an error
+  before that the same folder can be used. Returns the changes, in process 0.
   """
   if jax.process_index() != 0:
     return {}
@@ -126,7 +113,7 @@ def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
 
 
 def describe(changes: Changes) -> str:
-  """A line on changes that `claim` returned."""
+  """A line on what `claim` returned."""
   shown = (
     f"{name}: {_shown(before)} -> {_shown(now)}"
     for name, (before, now) in changes.items()
@@ -167,10 +154,10 @@ def _changes(old, new):
 
 
 def _values(config):
-  """What counts of a config as JSON values, by name.
+  """The values of a config by name, as JSON.
 
-  A key that it does not have, as that of a run of before, has its default, and
-  all ops that run on the examples of a source are one list.
+  A key that the config of an older run lacks has its default. All ops of a
+  source are one list.
   """
   try:
     filled = ConfigDict(config)

@@ -16,13 +16,9 @@ from configs.transfers import scenes
 def get_config(argument: str | None = None) -> ConfigDict:
   """As for scanned digits, from the weights that read one digit at a time."""
   config = scenes.get_config(
-    ",".join(
-      [
-        "init=paligemma/assets/tiny.npz,batch_size=32",
-        "train=data/printed/train.jsonl,val=data/printed/test_detect.jsonl",
-        argument or "",
-      ]
-    )
+    "init=paligemma/assets/tiny.npz,batch_size=32,"
+    "train=data/printed/train.jsonl,val=data/printed/test_detect.jsonl,"
+    + (argument or "")
   )
   config.learning_rate = 1e-3
   config.checkpoint_percent = 0.1

@@ -15,14 +15,10 @@ from configs.transfers import forkme
 def get_config(argument: str | None = None) -> ConfigDict:
   """Adam on all parameters, in float32 as the model is small."""
   config = forkme.get_config(
-    ",".join(
-      [
-        "variant=paligemma_tiny,res=56,text_len=32,batch_size=64,epochs=2",
-        "tune=full,tokenizer=paligemma/assets/tiny_tokenizer.model",
-        "train=data/pictures/train.jsonl,val=data/pictures/val.jsonl",
-        argument or "",
-      ]
-    )
+    "variant=paligemma_tiny,res=56,text_len=32,batch_size=64,epochs=2,"
+    "tune=full,tokenizer=paligemma/assets/tiny_tokenizer.model,"
+    "train=data/pictures/train.jsonl,val=data/pictures/val.jsonl,"
+    + (argument or "")
   )
   config.model.dtype = "float32"
   config.model.img.remat_policy = "none"

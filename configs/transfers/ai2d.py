@@ -6,19 +6,16 @@ is about parts with letters, these are drawn on the image in the data set.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  fields = (("possible_answers", "choices"),)
-  train = "train" if arg.final_split else "train[:-1024]"
-  return published.make(
+  arg = parse(argument)
+  fields = {"possible_answers": "choices"}
+  return make(
     arg,
-    train=tfds("ai2d", train, fields=fields),
+    train=tfds("ai2d", "train[:-1024]", final="train", fields=fields),
     evals={
       "minival": tfds("ai2d", "train[-1024:]", fields=fields),
       "test": tfds("ai2d", "test", fields=fields),
@@ -26,7 +23,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=128,
     ops=(text_ops.MultipleChoice("choices"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
     metric="vqa",
     eval_antialias=False,
     total_epochs=10.0,

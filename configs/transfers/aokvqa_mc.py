@@ -1,35 +1,30 @@
 """A-OKVQA, multiple choice: the model writes out one of the answers.
 
-Fields: image, question, choices (four), correct (the place of the right one,
+Fields: image, question, choices (four), correct (the index of the right one,
 from 0).
 """
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  choices = ("multiple_choice_possible_answers", "choices")
-  fields = (choices, ("multiple_choice_correct_idx", "correct"))
-  answer = (text_ops.Pick("choices", "correct", "answer"),)
-  train = "train+val" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument)
+  choices = {"multiple_choice_possible_answers": "choices"}
+  fields = choices | {"multiple_choice_correct_idx": "correct"}
+  return make(
     arg,
-    train=tfds("aokvqa", train, fields=fields),
+    train=tfds("aokvqa", "train", final="train+val", fields=fields),
     evals={
       "val": tfds("aokvqa", "val", fields=fields),
-      "test": tfds("aokvqa", "test", fields=(choices,), last=True, hidden=True),
+      "test": tfds("aokvqa", "test", fields=choices, last=True, hidden=True),
     },
     text_len=128,
     ops=(text_ops.MultipleChoice("choices"),),
-    score_ops=answer,
+    score_ops=(text_ops.Pick("choices", "correct", "answer"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
     metric="vqa",
     batch_size=128,
     eval_batch_size=256,

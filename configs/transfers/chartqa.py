@@ -6,8 +6,7 @@ over the two kinds of questions.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 # Examples in the paper (arXiv:2203.10244), by which the kinds are mixed.
@@ -15,13 +14,13 @@ SIZES = {"human": 7_398, "augmented": 20_901}
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument, res=896)
-  train = "train+val" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument, res=896)
+  return make(
     arg,
     train={
-      kind: tfds(f"chartqa/{kind}", train, weight=float(size))
+      kind: tfds(
+        f"chartqa/{kind}", "train", final="train+val", weight=float(size)
+      )
       for kind, size in SIZES.items()
     },
     evals={
@@ -32,7 +31,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=48,
     ops=(text_ops.Copy("question", "prefix"),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
     metric="chartqa",
     total_epochs=30.0,
     learning_rate=1e-5,

@@ -9,8 +9,8 @@ default are not; they are compared here in the form that is.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import cococap, published
-from configs.transfers.published import tfds
+from configs.transfers.cococap import crop
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 LANGUAGES = (
@@ -22,30 +22,26 @@ LANGUAGES_XM3600 = sorted((*LANGUAGES, "quz"))
 # Evaluated while it trains; the others at the end alone.
 OFTEN = ("ar", "bn", "en", "id", "sw", "tr", "zh")
 
-_WORDS = (("captions/tokenized", "captions"),)
-
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop as in cococap."""
-  arg = published.parse(argument, crop="rs")
+  arg = parse(argument, crop="rs")
+  words = {"captions/tokenized": "captions"}
   evals = {}
-  for language in LANGUAGES:
-    last = language not in OFTEN
-    evals[f"dev_{language}"] = tfds("coco35l", f"dev_{language}", last=last)
-  for language in LANGUAGES_XM3600:
-    evals[f"xm3600_{language}"] = tfds(
-      "xm3600", language, fields=_WORDS, last=language not in OFTEN
-    )
-  return published.make(
+  for code in LANGUAGES:
+    last = code not in OFTEN
+    evals[f"dev_{code}"] = tfds("coco35l", f"dev_{code}", last=last)
+  for code in LANGUAGES_XM3600:
+    last = code not in OFTEN
+    evals[f"xm3600_{code}"] = tfds("xm3600", code, fields=words, last=last)
+  return make(
     arg,
     train={code: tfds("coco35l", f"train_{code}") for code in LANGUAGES},
     evals=evals,
-    text_len=32,
     ops=(text_ops.Format("caption {language}"),),
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
-    answer_key="captions",
     metric="captions",
-    augment=cococap.crop(arg),
+    augment=crop(arg),
     antialias=False,
     total_examples=5 * 566_435,
     learning_rate=1e-5,

@@ -7,10 +7,9 @@ from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import CAPTIONS, make, parse, tfds
 from paligemma import registry
-from paligemma.data import image_ops, text_ops
+from paligemma.data import image_ops
 from paligemma.data.preprocess import Op
 
 
@@ -33,21 +32,19 @@ def crop(arg: SimpleNamespace) -> tuple[Op, ...]:
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop: see above."""
-  arg = published.parse(argument, crop="rs")
-  train = "train+restval" if arg.final_split else "train[:98%]+restval"
-  coco = dict(fields=(("captions/text", "captions"),))
-  return published.make(
+  arg = parse(argument, crop="rs")
+  coco = dict(fields={"captions/text": "captions"})
+  return make(
     arg,
-    train=tfds("coco_captions", train, **coco),
+    train=tfds(
+      "coco_captions", "train[:98%]+restval", final="train+restval", **coco
+    ),
     evals={
       "minival": tfds("coco_captions", "train[-2%:]", **coco),
       "val": tfds("coco_captions", "val", **coco),
-      "nocaps": tfds("nocaps", "val", fields=(("texts", "captions"),)),
+      "nocaps": tfds("nocaps", "val", fields={"texts": "captions"}),
     },
-    text_len=32,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
-    answer_key="captions",
+    **CAPTIONS,
     metric="captions",
     sampler="beam(beam_size=2)",
     augment=crop(arg),

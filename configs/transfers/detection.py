@@ -1,19 +1,18 @@
-"""COCO detection: boxes and names of all things, with noise behind them.
+"""COCO detection: boxes and names of all objects, with noise behind them.
 
 Fields: image, height and width in pixels, objects, a list of {"box": (y0, x0,
 y1, x1) in pixels, "label": text}, with area and iscrowd where there are any.
 
 As PaliGemma 2 was transferred (arXiv:2412.03555, appendix C): the prompt names
-no class, the order of the things is random, noise fills the answer up, and 50
+no class, the order of the objects is random, noise fills the answer up, and 50
 epochs. What the paper does not say is ours: Adam with 1e-5, batches of 256, a
-text of 512 tokens and 64 things in all, the kinds of noise (Pix2seq) and its
+text of 512 tokens and 64 objects in all, the kinds of noise (Pix2seq) and its
 label, which there is a token of its own.
 """
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import object_ops, text_ops
 
 # Labels by their number in TFDS.
@@ -33,11 +32,11 @@ COCO = tuple(" ".join(name.split()) for name in _NAMES.split(","))
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse, and things in an answer."""
-  arg = published.parse(argument, res=448, things=64)
+  """Arguments: those of published.parse, and things: objects in an answer."""
+  arg = parse(argument, res=448, things=64)
   of_tfds = object_ops.FromTfds(names=COCO)
   with_crowds = object_ops.FromTfds(names=COCO, crowds=True)
-  config = published.make(
+  config = make(
     arg,
     train=tfds("coco/2017", "train", ops=(of_tfds,)),
     evals={"val": tfds("coco/2017", "validation", ops=(with_crowds,))},

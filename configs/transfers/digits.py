@@ -13,15 +13,11 @@ from configs.transfers import forkme
 def get_config(argument: str | None = None) -> ConfigDict:
   """Attention weights of the tiny model, by plain SGD, or another `tune`."""
   config = forkme.get_config(
-    ",".join(
-      [
-        "variant=paligemma_tiny,res=56,text_len=16,batch_size=32,epochs=10",
-        "init=paligemma/assets/tiny.npz",
-        "tokenizer=paligemma/assets/tiny_tokenizer.model",
-        "train=data/digits/train.jsonl,val=data/digits/test.jsonl",
-        argument or "",
-      ]
-    )
+    "variant=paligemma_tiny,res=56,text_len=16,batch_size=32,epochs=10,"
+    "init=paligemma/assets/tiny.npz,"
+    "tokenizer=paligemma/assets/tiny_tokenizer.model,"
+    "train=data/digits/train.jsonl,val=data/digits/test.jsonl,"
+    + (argument or "")
   )
   config.model.dtype = "float32"  # faster than bfloat16 on a CPU of this size
   # So narrow a model takes larger steps than the published ones.

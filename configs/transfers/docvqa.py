@@ -8,26 +8,22 @@ that of this metric: metric="anls" gives both.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument, res=896)
-  return published.make(
+  arg = parse(argument, res=896)
+  return make(
     arg,
-    train=tfds("docvqa", "train+val" if arg.final_split else "train[:-5%]"),
+    train=tfds("docvqa", "train[:-5%]", final="train+val"),
     evals={
       "minival": tfds("docvqa", "train[-5%:]"),
       "val": tfds("docvqa", "val"),
       "test": tfds("docvqa", "test", last=True, hidden=True),
     },
-    text_len=32,
     ops=(text_ops.Copy("question", "prefix"),),
     answer_ops=(text_ops.Choice("answers", "suffix"),),
-    answer_key="answers",
     metric="vqa(lower=True)",
     eval_batch_size=256,
     total_epochs=10.0,

@@ -39,7 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.res = arg.res
   config.text_len = arg.text_len
 
-  config.trainable = tuning.trainable(arg.tune)
+  config.trainable = method.trainable
   config.frozen_dtype = method.quantize or arg.dtype
   if method.lora:  # tune=lora and tune=qlora_... add adapters
     config.model.lora = {}
@@ -51,17 +51,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.optimizer = method.optimizer
   config.learning_rate = method.learning_rate
   config.clip_norm = method.clip_norm
-  warmup = method.warmup
-  config.schedule = ((".*", dict(decay="cosine", warmup_percent=warmup)),)
+  decay = dict(decay="cosine", warmup_percent=method.warmup)
+  config.schedule = ((".*", decay),)
 
-  config.evals.pplx = dict(
-    kind="perplexity",
-    source=dict(kind="jsonl", path=arg.val),
-    every_percent=0.25,
-  )
-  config.evals.val = dict(
-    kind="generate",
-    source=dict(kind="jsonl", path=arg.val),
-    every_percent=0.25,
-  )
+  val = dict(source=dict(kind="jsonl", path=arg.val), every_percent=0.25)
+  config.evals.pplx = dict(val, kind="perplexity")
+  config.evals.val = dict(val, kind="generate")
   return common.complete(config)

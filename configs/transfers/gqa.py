@@ -6,31 +6,24 @@ the answers in English; those of more tokens than text_len are cut.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, at, make, parse, tfds
 
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  both = "train_balanced+val_balanced"
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("gqa", both if arg.final_split else "train_balanced"),
+    train=tfds("gqa", "train_balanced", final="train_balanced+val_balanced"),
     evals={
       "val": tfds("gqa", "val_balanced"),
       "testdev": tfds("gqa", "testdev_balanced", last=True),
       **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
     },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
+    **ANSWER,
     metric="vqa",
-    tune=published.at(arg.res, {224: "full", 448: "decoder"}),
+    tune=at(arg.res, {224: "full", 448: "decoder"}),
     antialias=False,
     total_epochs=1.0,
     learning_rate=1e-5,

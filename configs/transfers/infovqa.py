@@ -10,33 +10,9 @@ that of this metric: metric="anls" gives both.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers import stvqa
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument, res=896)
-  return published.make(
-    arg,
-    train=tfds("infovqa", "train+val" if arg.final_split else "train"),
-    evals={
-      "val": tfds("infovqa", "val"),
-      "test": tfds("infovqa", "test", last=True, hidden=True),
-    },
-    text_len=48,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(
-      text_ops.Choice("answers", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
-    answer_key="answers",
-    metric="vqa(lower=True)",
-    batch_size=published.at(arg.res, {224: 256, 448: 128, 896: 32}),
-    eval_batch_size=256,
-    total_epochs=3.0,
-    learning_rate=published.at(arg.res, {224: 1e-5, 896: 3e-6}),
-    weight_decay=published.at(arg.res, {224: 1e-6, 896: 3e-7}),
-    label_smoothing=0.4,
-  )
+  """That of ST-VQA with more label smoothing."""
+  return stvqa.get_config(argument, name="infovqa", label_smoothing=0.4)

@@ -5,13 +5,12 @@ Fields: video, captions (a list).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
+from configs.transfers.published import of_video
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse, num_frames and stride."""
-  return published.of_video(
+  return of_video(
     argument,
     data="data/msrvtt_cap",
     num_frames=16,
@@ -19,7 +18,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=32,
     ops=(text_ops.Format("caption en"),),
     answer_ops=(text_ops.Choice("captions", "suffix"),),
-    answer_key="captions",
     metric="captions",
     tune="decoder",
     total_epochs=20.0,

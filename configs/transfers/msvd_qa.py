@@ -5,20 +5,16 @@ Fields: video, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, of_video
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse, num_frames and stride."""
-  return published.of_video(
+  return of_video(
     argument,
     data="data/msvd_qa",
     num_frames=8,
     stride=26,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
+    **ANSWER,
     metric="vqa",
     total_epochs=1.0,
     learning_rate=3e-6,

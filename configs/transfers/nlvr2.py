@@ -5,23 +5,21 @@ Fields: image (a list of two), sentence, label ("True" or "False").
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import at, make, parse, tfds
 from paligemma.data import image_ops, text_ops
 
 LANGUAGES = ("id", "sw", "ta", "tr", "zh")
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
+  arg = parse(argument)
   # The left one is "image" already.
   two = dict(
     image_key="image_left", ops=(image_ops.Stack(("image", "image_right")),)
   )
-  return published.make(
+  return make(
     arg,
-    train=tfds("nlvr2", "train+dev" if arg.final_split else "train", **two),
+    train=tfds("nlvr2", "train", final="train+dev", **two),
     evals={
       "dev": tfds("nlvr2", "dev", **two),
       "test": tfds("nlvr2", "test", **two),
@@ -30,11 +28,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=64,
     ops=(text_ops.Format("answer en {sentence}"),),
     answer_ops=(text_ops.Copy("label", "suffix"),),
-    answer_key="label",
     metric="vqa",
     antialias=False,
     frames=2,
-    total_epochs=published.at(arg.res, {224: 3.0, 448: 10.0}),
-    learning_rate=published.at(arg.res, {224: 1e-5, 448: 3e-6}),
-    weight_decay=published.at(arg.res, {224: 1e-6, 448: 3e-7}),
+    total_epochs=at(arg.res, {224: 3.0, 448: 10.0}),
+    learning_rate=at(arg.res, {224: 1e-5, 448: 3e-6}),
+    weight_decay=at(arg.res, {224: 1e-6, 448: 3e-7}),
   )

@@ -5,29 +5,22 @@ Fields: image, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWER, at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  held_out = "" if arg.final_split else "[20000:]"
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("ocrvqa_id", f"train+val{held_out}"),
+    train=tfds("ocrvqa_id", "train+val[20000:]", final="train+val"),
     evals={
       "minival": tfds("ocrvqa_id", "val[:20000]"),
       "test": tfds("ocrvqa_id", "test", last=True),
     },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
+    **ANSWER,
     metric="vqa(lower=True)",
     batch_size=128,
     eval_batch_size=256,
     total_epochs=3.0,
-    learning_rate=published.at(arg.res, {224: 3e-6, 896: 1e-5}),
+    learning_rate=at(arg.res, {224: 3e-6, 896: 1e-5}),
   )

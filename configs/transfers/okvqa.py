@@ -5,26 +5,19 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  train = "train" if arg.final_split else "train[:-10%]"
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("okvqa", train),
+    train=tfds("okvqa", "train[:-10%]", final="train"),
     evals={
       "minival": tfds("okvqa", "train[-10%:]"),
       "val": tfds("okvqa", "val"),
     },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
-    answer_key="answers",
+    **ANSWERS,
     metric="vqa",
     batch_size=128,
     total_epochs=10.0,

@@ -1,4 +1,4 @@
-"""POPE: does a model see things that are not there? It trains nothing.
+"""POPE: does a model see objects that are not there? It trains nothing.
 
     python -m scripts.evaluate --config configs/transfers/pope.py --ckpt DIR
 
@@ -8,26 +8,24 @@ with a DIR of vqav2 gives the published scores. Fields: image, question, answer
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and prefix, the prompt."""
-  arg = published.parse(argument, prefix="{question}")
+  arg = parse(argument, prefix="{question}")
   sets = {
     kind: tfds(f"pope_{kind}", "test")
     for kind in ("random", "popular", "adversarial")
   }
-  config = published.make(
+  config = make(
     arg,
     train=sets,
     evals=sets,
     text_len=48,
     ops=(text_ops.Format(arg.prefix),),
     answer_ops=(text_ops.Copy("answer", "suffix"),),
-    answer_key="answer",
     metric="pope",
     eval_batch_size=256,
     antialias=False,

@@ -24,6 +24,9 @@ Where the examples come from:
                        Default: all that were published, or val of a folder
     final_split=true   train on the validation data too, as the models of the
                        published scores were; every example is as likely
+    init=pt            the preset of variant and res, the default
+    tune=full          what trains, see tuning.METHODS; default: what was
+                       published
 
 Images are resized as there, for many transfers without antialiasing. Texts are
 cut at text_len, as there.
@@ -43,19 +46,33 @@ from paligemma import registry
 from paligemma.data import text_ops, video
 from paligemma.data.preprocess import Op
 
+# Prompt and answer of the usual fields: arguments of `make`.
+_QUESTION = text_ops.Format("answer en {question}")
+ANSWER = dict(ops=(_QUESTION,), answer_ops=(text_ops.Copy("answer", "suffix"),))
+ANSWERS = dict(
+  ops=(_QUESTION,),
+  answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+)
+CAPTIONS = dict(
+  ops=(text_ops.Format("caption en"),),
+  answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Examples of one kind, to train or to evaluate on.
+  """Examples to train or to evaluate on.
 
   Attributes:
-    source: Its keys in a config, see configs/common.py; its ops bring the
+    source: its keys in a config, see configs/common.py; its ops bring the
       examples into the form that the transfer describes.
-    last: Evaluate at the end of a training alone.
-    hidden: The answers are not public: predictions are only written.
+    final: with final_split=true, the TFDS split instead; None: the same one.
+    last: evaluate at the end of a training alone.
+    hidden: the answers are not public: predictions are only written.
   """
 
   source: dict[str, Any]
+  final: str | None = None
   last: bool = False
   hidden: bool = False
 
@@ -64,77 +81,48 @@ def tfds(
   name: str,
   split: str,
   *,
-  fields: tuple[tuple[str, str], ...] = (),
+  final: str | None = None,
+  fields: dict[str, str] | None = None,
   ops: tuple[Op, ...] = (),
-  image_key: str = "image",
-  weight: float = 1.0,
   last: bool = False,
   hidden: bool = False,
+  **source: Any,
 ) -> Split:
   """A Split of a TFDS data set.
 
   Args:
     name: of the builder.
-    split: of TFDS.
-    fields: (theirs, ours) pairs of fields that have another name there.
-    ops: after these.
-    image_key: field of the image.
-    weight: in a mixture to train on.
-    last, hidden: see Split.
+    split: to read.
+    fields: their name -> ours, of fields that have another name there.
+    ops: run once the fields have our names.
+    final, last, hidden: see Split.
+    **source: image_key and weight.
   """
-  source = dict(
-    kind="tfds", name=name, split=split, image_key=image_key, weight=weight
-  )
-  copies = (text_ops.Copy(theirs, ours) for theirs, ours in fields)
-  source["ops"] = (*copies, *ops)
-  return Split(source, last, hidden)
+  copies = (text_ops.Copy(*names) for names in (fields or {}).items())
+  source |= dict(kind="tfds", name=name, split=split, ops=(*copies, *ops))
+  return Split(source, final, last, hidden)
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-  """Frames of a video, with `tile` for a short one: see video.Frames."""
-
-  num_frames: int
-  stride: int
-
-
-def parse(
-  argument: str | None, *, res: int = 224, data: str = "tfds", **extra: Any
-) -> SimpleNamespace:
+def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
   """Reads the argument of a config: those of every transfer, and its own.
 
-  Args:
-    argument: see arguments.parse.
-    res: default resolution of this transfer.
-    data: default of `data`.
-    **extra: further arguments with their defaults.
-
-  Returns:
-    SimpleNamespace of variant, res, init ("pt" is the preset of variant and
-    res), tokenizer, tune (see tuning.TRAINABLE; empty is what was published),
-    data, splits and final_split (see above), and the extra ones.
+  `defaults` are those that differ, and those of its own arguments.
   """
-  return arguments.parse(
-    argument,
+  shared = dict(
     variant="paligemma_3b",
-    res=res,
+    res=224,
     init="pt",
     tokenizer="paligemma_tokenizer.model",
     tune="",
-    data=data,
+    data="tfds",
     splits="",
     final_split=False,
-    **extra,
   )
+  return arguments.parse(argument, **shared | defaults)
 
 
 def at(res: int, values: dict[int, Any]) -> Any:
-  """The value for a resolution: its own, else the next lower, else the lowest.
-
-  Args:
-    res: of the images.
-    values: by resolution.
-  """
+  """The value of a resolution, else of the next lower, else of the lowest."""
   lower = [known for known in values if known <= res]
   return values[max(lower, default=min(values))]
 
@@ -142,11 +130,12 @@ def at(res: int, values: dict[int, Any]) -> Any:
 def make(
   arg: SimpleNamespace,
   *,
-  text_len: int,
+  text_len: int = 32,
   ops: tuple[Op, ...],
   answer_ops: tuple[Op, ...],
   metric: str,
-  answer_key: str,
+  answer_key: str | None = None,
+  lower: bool = False,
   score_ops: tuple[Op, ...] = (),
   train: Split | dict[str, Split] | None = None,
   evals: dict[str, Split] | None = None,
@@ -154,7 +143,6 @@ def make(
   eval_batch_size: int = 1024,
   sampler: str = "greedy",
   tune: str = "full",
-  clip: Clip | None = None,
   augment: tuple[Op, ...] = (),
   antialias: bool = True,
   eval_antialias: bool | None = None,
@@ -164,58 +152,73 @@ def make(
   """Makes the config of a transfer.
 
   Args:
-    arg: what `parse` returned.
+    arg: what `parse` returned; one with num_frames and stride is of videos.
     text_len: of prompt and answer, in tokens.
     ops: in training and evaluation; they write the prompt.
     answer_ops: in training and for the perplexity; they write the answer.
-    metric: see metrics.make.
-    answer_key: field that the metric reads.
+    answer_key: field that the metric reads; None: that of the first answer op.
+    lower: whether answers to train on are written in lower case.
     score_ops: wherever there are answers, before answer_ops; they write what
       the metric reads, if the examples do not hold it.
-    train: Split to train on, or a dict of those that are mixed; with data=tfds.
-    evals: Splits to evaluate on by name, likewise; the first is also that of
-      the perplexity.
+    train: to train on, several are mixed; None without a TFDS builder.
+    evals: to evaluate on, by name; the perplexity is that of the first.
     batch_size: of the training and the perplexity.
     eval_batch_size: of the generated answers.
-    sampler: see samplers.make.
-    tune: what was trained, see tuning.TRAINABLE: "decoder" where big_vision has
+    tune: what was trained, see tuning.METHODS: "decoder" where big_vision has
       freeze_vit. arg.tune overrules it.
-    clip: of videos, default None.
     augment: ops in training alone, before the others.
     antialias: whether a shrinking image was smoothed, in training. Frames of
       videos never were.
     eval_antialias: likewise, in evaluation. Default as in training.
     dropout: in the decoder.
     **values: of the config, such as total_epochs and learning_rate.
-
-  Returns:
-    Config of all keys.
   """
-  config = _base(arg, text_len, batch_size, arg.tune or tune)
+  tune = arg.tune or tune
+  init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
+  config = forkme.get_config(
+    f"variant={arg.variant},res={arg.res},init={init},tune={tune},"
+    f"tokenizer={arg.tokenizer},text_len={text_len},batch_size={batch_size}"
+  )
+  config.model.llm.dropout = dropout
+  config.optimizer = "adam"
+  config.optimizer_args = dict(b2=0.999)
+  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
+  # Nothing of the decoder: see above.
+  decays = tune in ("full", "image", "head")
+  config.weight_decay_mults = ((".*/kernel", 1.0),) if decays else ()
+  config.clip_norm = 1.0
+  config.log_steps = 50
+
+  is_video = hasattr(arg, "num_frames")
   if arg.data != "tfds":
-    train, evals = _folder(arg, clip)
+    train, evals = _folder(arg, is_video)
   elif train is None:
     raise ValueError(
       "config argument data=tfds: there is no TFDS builder for this transfer, "
       "expected a folder of train.jsonl and val.jsonl"
     )
-  if clip is not None:
-    config.frames = clip.num_frames
-    begin = video.Frames(clip.num_frames, clip.stride, "tile", "random")
+  if is_video:
+    config.frames = arg.num_frames
+    begin = video.Frames(arg.num_frames, arg.stride, "tile", "random")
     augment = (begin, *augment)
-  config.model.llm.dropout = dropout
-  config.train.resize = _resize(antialias, clip)
-  own = {}  # where an evaluator says nothing, it does as the training
-  if eval_antialias is not None:
-    own["resize"] = _resize(eval_antialias, clip)
+  config.train.resize = _resize(antialias, is_video)
   mixture = train if isinstance(train, dict) else {"main": train}
   config.train.sources = {name: s.source for name, s in mixture.items()}
+  for name, split in mixture.items():
+    if arg.final_split and split.final:
+      config.train.sources[name].split = split.final
   config.train.augment = augment
   config.train.ops = (*ops, *score_ops, *answer_ops)
+  if lower:
+    config.train.ops += (text_ops.Lower("suffix"),)
   config.train.too_long = "truncate"
 
+  own = {}  # where an evaluator says nothing, it does as the training
+  if eval_antialias is not None:
+    own["resize"] = _resize(eval_antialias, is_video)
   config.evals = ConfigDict()
-  for name, split in _chosen(arg.splits, evals).items():
+  for name in _names(arg.splits) or evals:
+    split = registry.lookup(evals, name, "split")
     shared = dict(
       source={k: v for k, v in split.source.items() if k != "weight"},
       **(dict(every_steps=0) if split.last else dict(every_percent=0.25)),
@@ -230,7 +233,7 @@ def make(
       batch_size=eval_batch_size,
       sampler=sampler,
       metric=None if split.hidden else metric,
-      answer_key=answer_key,
+      answer_key=answer_key or answer_ops[0].key,
     )
   del config.total_epochs
   for name, value in values.items():
@@ -249,17 +252,10 @@ def of_video(
 ) -> ConfigDict:
   """`make` of a transfer of videos, from a folder.
 
-  Args:
-    argument: as of `parse`; also num_frames and stride.
-    data: the folder.
-    num_frames, stride: see Clip.
-    text_len: as of `make`.
-    **recipe: arguments of `make`.
+  num_frames and stride are defaults of its own arguments, see video.Frames.
   """
-  arg = parse(argument, data=data, num_frames=num_frames, stride=stride)
   return make(
-    arg,
-    clip=Clip(arg.num_frames, arg.stride),
+    parse(argument, data=data, num_frames=num_frames, stride=stride),
     text_len=text_len,
     batch_size=128,
     eval_batch_size=128,
@@ -267,59 +263,32 @@ def of_video(
   )
 
 
-def _base(arg, text_len, batch_size, tune):
-  """forkme with what all transfers have in common."""
-  init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
-  config = forkme.get_config(
-    f"variant={arg.variant},res={arg.res},init={init},tune={tune},"
-    f"tokenizer={arg.tokenizer},text_len={text_len},batch_size={batch_size}"
-  )
-  config.optimizer = "adam"
-  config.optimizer_args = dict(b2=0.999)
-  config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
-  # Nothing of the decoder: see above.
-  kernels = ((".*/kernel", 1.0),)
-  config.weight_decay_mults = (
-    kernels if tune in ("full", "image", "head") else ()
-  )
-  config.clip_norm = 1.0
-  config.log_steps = 50
-  return config
-
-
-def _resize(antialias, clip):
+def _resize(antialias, is_video):
   """A key of image.PREPROCESSING: as there, where frames are not truncated."""
-  if clip is not None:
+  if is_video:
     return "aliased"
   return "reference_uint8" if antialias else "aliased_uint8"
 
 
-def _folder(arg, clip):
+def _folder(arg, is_video):
   """The Splits of a folder of JSONL files: to train on, and to evaluate on."""
-
-  def jsonl(name, **frames):
-    path = f"{arg.data}/{name}.jsonl"
-    if clip is None:
-      return Split(dict(kind="jsonl", path=path))
-    return Split(dict(kind="video_jsonl", path=path, **frames))
-
-  frames = dict(short="tile")
-  if clip is not None:
-    frames |= dict(num_frames=clip.num_frames, stride=clip.stride)
-  names = ("train", "val") if arg.final_split else ("train",)
+  kind = "video_jsonl" if is_video else "jsonl"
   # Videos to train on are cut into frames by an op, which begins anywhere.
-  train = {name: jsonl(name, num_frames=None) for name in names}
-  for split in train.values():
-    split.source["weight"] = None  # its size: as if both were one file
-  splits = _names(arg.splits) or ["val"]
-  return train, {name: jsonl(name, **frames) for name in splits}
+  any_frames = dict(num_frames=None) if is_video else {}
+  frames = {}
+  if is_video:
+    frames = dict(short="tile", num_frames=arg.num_frames, stride=arg.stride)
+
+  def jsonl(name, **keys):
+    return Split(dict(kind=kind, path=f"{arg.data}/{name}.jsonl", **keys))
+
+  # A weight of None is the size: as if both were one file.
+  train = ("train", "val") if arg.final_split else ("train",)
+  return (
+    {name: jsonl(name, weight=None, **any_frames) for name in train},
+    {name: jsonl(name, **frames) for name in _names(arg.splits) or ["val"]},
+  )
 
 
 def _names(splits):
   return [name for name in splits.split("+") if name]
-
-
-def _chosen(splits, evals):
-  """{name: Split} of those that the argument asks for."""
-  names = _names(splits) or evals
-  return {name: registry.lookup(evals, name, "split") for name in names}

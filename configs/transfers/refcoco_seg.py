@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: the mask of the thing that a sentence means.
+"""RefCOCO, RefCOCO+ and RefCOCOg: the mask of the object that a sentence means.
 
 Fields: image, objects, a list of {"box": (y0, x0, y1, x1) in pixels, "label":
 text, "mask": run lengths of COCO, "sentences": list}; one object, with one
@@ -7,8 +7,7 @@ sentence, where it is evaluated. The mask codec is vae-oid.npz.
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import at, make, parse, tfds
 from paligemma.data import mask_codes, object_ops, text_ops
 
 SPLITS = {
@@ -24,7 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   The values are those of the published checkpoints, 100 epochs. big_vision also
   has short ones, total_epochs 5 at batch_size 64, that come within a point.
   """
-  arg = published.parse(argument, res=448, mask_codec="vae-oid.npz")
+  arg = parse(argument, res=448, mask_codec="vae-oid.npz")
 
   def split(name, of, **when):
     columns = object_ops.FromTfds(crowds=True)
@@ -39,7 +38,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     for short, (name, splits) in SPLITS.items()
     for of in splits
   }
-  config = published.make(
+  config = make(
     arg,
     train=split("refcocox_combined", "train"),
     evals=evals,
@@ -54,13 +53,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     answer_ops=(),
     answer_key="suffix",
     metric="segmentation",
-    batch_size=published.at(arg.res, {224: 256, 896: 64}),
+    batch_size=at(arg.res, {224: 256, 896: 64}),
     eval_batch_size=256,
     antialias=False,
     total_epochs=100.0,
-    learning_rate=published.at(arg.res, {224: 3e-5, 448: 1e-5}),
+    learning_rate=at(arg.res, {224: 3e-5, 448: 1e-5}),
     label_smoothing=0.3,
-    dropout=published.at(arg.res, {224: 0.1, 448: 0.0}),
+    dropout=at(arg.res, {224: 0.1, 448: 0.0}),
   )
   for spec in config.evals.values():
     if spec.kind == "generate":

@@ -6,30 +6,22 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
+  arg = parse(argument)
   name = "rsvqa_hr/nonum"
-  return published.make(
+  return make(
     arg,
-    train=tfds(name, "train+val" if arg.final_split else "train"),
+    train=tfds(name, "train", final="train+val"),
     evals={
       "val": tfds(name, "val", last=True),
       "test": tfds(name, "test", last=True),
       "test2": tfds(name, "test_2", last=True),
     },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(
-      text_ops.Choice("answers", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
-    answer_key="answers",
+    **ANSWERS,
+    lower=True,
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=1.0,

@@ -6,29 +6,18 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
+  arg = parse(argument)
   name = "rsvqa_lr/nonum"
-  return published.make(
+  return make(
     arg,
-    train=tfds(name, "train+val" if arg.final_split else "train"),
-    evals={
-      "val": tfds(name, "val"),
-      "test": tfds(name, "test"),
-    },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(
-      text_ops.Choice("answers", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
-    answer_key="answers",
+    train=tfds(name, "train", final="train+val"),
+    evals={x: tfds(name, x) for x in ("val", "test")},
+    **ANSWERS,
+    lower=True,
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=3.0,

@@ -16,15 +16,11 @@ CODEC = "paligemma/assets/tiny_mask_codec.npz"
 def get_config(argument: str | None = None) -> ConfigDict:
   """All weights of a tiny model that knows scenes of printed digits."""
   config = forkme.get_config(
-    ",".join(
-      [
-        "variant=paligemma_tiny,res=112,text_len=36,batch_size=16,epochs=1",
-        "tune=full,init=paligemma/assets/tiny_scenes.npz",
-        "tokenizer=paligemma/assets/tiny_tokenizer.model",
-        "train=data/scenes/train.jsonl,val=data/scenes/test_detect.jsonl",
-        argument or "",
-      ]
-    )
+    "variant=paligemma_tiny,res=112,text_len=36,batch_size=16,epochs=1,"
+    "tune=full,init=paligemma/assets/tiny_scenes.npz,"
+    "tokenizer=paligemma/assets/tiny_tokenizer.model,"
+    "train=data/scenes/train.jsonl,val=data/scenes/test_detect.jsonl,"
+    + (argument or "")
   )
   config.model.dtype = "float32"  # faster than bfloat16 on a CPU of this size
   config.model.img.remat_policy = "none"

@@ -5,29 +5,22 @@ Fields: image, caption (lower case, in words, without "figure 3:").
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
-
-_CAPTION = "caption/lowercase_and_token_and_remove_figure_index"
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  name, fields = "scicap/first_sentence_subfig_no", ((_CAPTION, "caption"),)
-  train = "train+val" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument)
+  name = "scicap/first_sentence_subfig_no"
+  theirs = "caption/lowercase_and_token_and_remove_figure_index"
+  fields = {theirs: "caption"}
+  return make(
     arg,
-    train=tfds(name, train, fields=fields),
-    evals={
-      "val": tfds(name, "val", fields=fields),
-      "test": tfds(name, "test", fields=fields),
-    },
+    train=tfds(name, "train", final="train+val", fields=fields),
+    evals={x: tfds(name, x, fields=fields) for x in ("val", "test")},
     text_len=96,
     ops=(text_ops.Format("caption en"),),
     answer_ops=(text_ops.Copy("caption", "suffix"),),
-    answer_key="caption",
     metric="captions",
     antialias=False,
     total_epochs=80.0,

@@ -1,27 +1,22 @@
 """ScienceQA: multiple-choice questions of school, those with a picture.
 
-Fields: image, question, choices, answer (the place of the right one, from 0),
+Fields: image, question, choices, answer (the index of the right one, from 0),
 hint; lecture and solution where afmt asks for them.
 """
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and qfmt and afmt of ScienceQA."""
-  arg = published.parse(argument, res=448, qfmt="QCM", afmt="A")
-  train = "train+val" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument, res=448, qfmt="QCM", afmt="A")
+  return make(
     arg,
-    train=tfds("science_qa", train),
-    evals={
-      "val": tfds("science_qa", "val"),
-      "test": tfds("science_qa", "test"),
-    },
+    train=tfds("science_qa", "train", final="train+val"),
+    evals={x: tfds("science_qa", x) for x in ("val", "test")},
     text_len=512,
     ops=(text_ops.ScienceQA(arg.qfmt, arg.afmt),),
     # Over what the op above has written.

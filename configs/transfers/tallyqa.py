@@ -1,4 +1,4 @@
-"""TallyQA: how many things of a kind? And CountBenchQA without training on it.
+"""TallyQA: how many objects of a kind? And CountBenchQA without training on it.
 
 Fields: image, question, answer (a number), issimple (1, 0, or -1 for unknown;
 may be missing).
@@ -6,30 +6,26 @@ may be missing).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import at, make, parse, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
     train=tfds("tallyqa", "train"),
     evals={
       "test": tfds("tallyqa", "test"),
       "countbenchqa": tfds(
-        "countbenchqa", "huggingface", fields=(("number", "answer"),)
+        "countbenchqa", "huggingface", fields={"number": "answer"}
       ),
     },
-    text_len=32,
     ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Text("answer", "suffix"),),
-    answer_key="answer",
     metric="tallyqa",
     eval_batch_size=256,
     total_epochs=2.0,
-    learning_rate=published.at(arg.res, {224: 1e-5, 896: 7e-6}),
-    weight_decay=published.at(arg.res, {224: 0.0, 448: 1e-6, 896: 7e-7}),
+    learning_rate=at(arg.res, {224: 1e-5, 896: 7e-6}),
+    weight_decay=at(arg.res, {224: 0.0, 448: 1e-6, 896: 7e-7}),
   )

@@ -5,33 +5,26 @@ Fields: image, captions (five).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import cococap, published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.cococap import crop
+from configs.transfers.published import CAPTIONS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and crop as in cococap."""
-  arg = published.parse(argument, crop="rs")
-  fields = (("texts", "captions"),)
-  train = "train" if arg.final_split else "train[:98%]"
-  return published.make(
+  arg = parse(argument, crop="rs")
+  fields = {"texts": "captions"}
+  return make(
     arg,
-    train=tfds("text_caps", train, fields=fields),
+    train=tfds("text_caps", "train[:98%]", final="train", fields=fields),
     evals={
       "minival": tfds("text_caps", "train[-2%:]", fields=fields),
       "val": tfds("text_caps", "val", fields=fields),
     },
-    text_len=32,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(
-      text_ops.Choice("captions", "suffix", replace=False),
-      text_ops.Lower("suffix"),
-    ),
-    answer_key="captions",
+    **CAPTIONS,
+    lower=True,
     metric="captions",
     sampler="beam(beam_size=3)",
-    augment=cococap.crop(arg),
+    augment=crop(arg),
     antialias=False,
     total_epochs=5.0,
     learning_rate=1e-5,

@@ -5,20 +5,18 @@ Fields: video, captions (a list).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
+from configs.transfers.published import of_video
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse, num_frames and stride."""
-  return published.of_video(
+  return of_video(
     argument,
     data="data/vatex_cap",
     num_frames=16,
     stride=7,
     ops=(text_ops.Format("caption en"),),
     answer_ops=(text_ops.Choice("captions", "suffix"),),
-    answer_key="captions",
     metric="captions",
     total_epochs=10.0,
     learning_rate=3e-6,

@@ -12,14 +12,9 @@ from paligemma.data import text_ops
 def get_config(argument: str | None = None) -> ConfigDict:
   """forkme with the values of big_vision's vertexai_l4; no evaluation."""
   config = forkme.get_config(
-    ",".join(
-      [
-        "batch_size=4,epochs=1,tune=full,init=paligemma_3b_pt_224",
-        "train=gs://longcap100/data_train90.jsonl",
-        "val=gs://longcap100/data_val10.jsonl",
-        argument or "",
-      ]
-    )
+    "batch_size=4,epochs=1,tune=full,init=paligemma_3b_pt_224,"
+    "train=gs://longcap100/data_train90.jsonl,"
+    "val=gs://longcap100/data_val10.jsonl," + (argument or "")
   )
   config.train.sources.main.cache = True
   config.train.ops = (text_ops.Format("caption en"),)

@@ -5,25 +5,20 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  return published.make(
+  arg = parse(argument)
+  return make(
     arg,
-    train=tfds("vizwizvqa", "train+val" if arg.final_split else "train"),
+    train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
       "val": tfds("vizwizvqa", "val"),
       "test": tfds("vizwizvqa", "test", last=True, hidden=True),
     },
     text_len=48,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
-    answer_key="answers",
+    **ANSWERS,
     metric="vqa",
     eval_antialias=False,
     total_epochs=10.0,

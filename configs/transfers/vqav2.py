@@ -9,17 +9,14 @@ The published score is that of the test server, test-std, for predictions of
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
-from paligemma.data import text_ops
+from configs.transfers.published import ANSWERS, at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  fields = (("question_text", "question"),)
+  arg = parse(argument)
+  fields = {"question_text": "question"}
   held_out = "" if arg.final_split else "[:-10240]"
-  return published.make(
+  return make(
     arg,
     train=tfds("vqa", f"train+validation{held_out}", fields=fields),
     evals={
@@ -29,12 +26,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "vqa", "test+test-dev", fields=fields, last=True, hidden=True
       ),
     },
-    text_len=32,
-    ops=(text_ops.Format("answer en {question}"),),
-    answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
-    answer_key="answers",
+    **ANSWERS,
     metric="vqav2",
     total_epochs=10.0,
     learning_rate=1e-5,
-    weight_decay=published.at(arg.res, {224: 1e-6, 448: 0.0}),
+    weight_decay=at(arg.res, {224: 1e-6, 448: 0.0}),
   )

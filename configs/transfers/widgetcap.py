@@ -5,31 +5,23 @@ Fields: image, captions, bbox (ymin, xmin, ymax, xmax in [0, 1]).
 
 from ml_collections import ConfigDict
 
-from configs.transfers import published
-from configs.transfers.published import tfds
+from configs.transfers.published import make, parse, tfds
 from paligemma.data import image_ops, text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of published.parse."""
-  arg = published.parse(argument)
-  fields = (("texts", "captions"),)
-  train = "train+dev" if arg.final_split else "train"
-  return published.make(
+  arg = parse(argument)
+  fields = {"texts": "captions"}
+  return make(
     arg,
-    train=tfds("widgetcap", train, fields=fields),
-    evals={
-      "dev": tfds("widgetcap", "dev", fields=fields),
-      "test": tfds("widgetcap", "test", fields=fields),
-    },
-    text_len=32,
+    train=tfds("widgetcap", "train", final="train+dev", fields=fields),
+    evals={x: tfds("widgetcap", x, fields=fields) for x in ("dev", "test")},
     ops=(
       image_ops.Resize((arg.res, arg.res)),  # for a line of one pixel
       image_ops.DrawBox("bbox"),
       text_ops.Format("caption en"),
     ),
     answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
-    answer_key="captions",
     metric="captions",
     batch_size=64,
     total_epochs=4.0,

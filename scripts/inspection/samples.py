@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from paligemma.data import example_fields, location, sequence, tokenizer
-from trainers.places import Place
+from trainers.datasets import Dataset
 
 MEASURED = 1000  # examples of a place whose texts are measured, at most
 SECONDS = 20.0  # that it may take, as where ops decode videos
@@ -49,14 +49,14 @@ class Lengths:
   bad: int  # number of further examples, which could not be read
 
 
-def draw(place: Place, count: int) -> list[int]:
+def draw(place: Dataset, count: int) -> list[int]:
   """Indices of at most so many random examples, always the same."""
   size = min(len(place.source), place.limit or len(place.source))
   rng = np.random.default_rng(0)
   return rng.choice(size, min(count, size), replace=False).tolist()
 
 
-def look(place: Place, tok: tokenizer.Tokenizer, index: int) -> Sample:
+def look(place: Dataset, tok: tokenizer.Tokenizer, index: int) -> Sample:
   """One example, prepared by the ops and preprocessing of a run."""
   where = f"{place.name} [{index}]"
   try:
@@ -82,7 +82,7 @@ def look(place: Place, tok: tokenizer.Tokenizer, index: int) -> Sample:
 
 
 def measure(
-  place: Place, tok: tokenizer.Tokenizer, count: int = MEASURED
+  place: Dataset, tok: tokenizer.Tokenizer, count: int = MEASURED
 ) -> Lengths:
   """Lengths of texts of so many examples at most, whether they fit or not.
 

@@ -16,7 +16,7 @@ from paligemma.checkpoints import formats, npz
 from paligemma.data import preprocess, text_ops
 from paligemma.models import paligemma as paligemma_model
 from paligemma.models.attention import masks
-from trainers import checks, inputs, loop, places, train
+from trainers import checks, datasets, inputs, loop, train
 from trainers.plan import Plan
 
 
@@ -71,23 +71,23 @@ def image(tiny):
 
 @pytest.fixture
 def make(tokenizer, image):
-  """A Place of the examples above."""
+  """A Dataset of the examples above."""
 
-  def place(changes=None, *, size=13, fault=None, place=None, **options):
+  def dataset(changes=None, *, size=13, fault=None, dataset=None, **options):
     options = {"res": 28, "text_len": 41, "train": True, **options}
     if fault is None:
       through = preprocess.Preprocess(tokenizer, **options)
     else:
       through = Faulty(tokenizer, fault=fault, **options)
     source = Source(image, changes or {}, size)
-    return places.Place("train.main", source, through, **(place or {}))
+    return datasets.Dataset("train.main", source, through, **(dataset or {}))
 
-  return place
+  return dataset
 
 
 @pytest.fixture
 def look(tokenizer):
-  return lambda place, **options: checks.look(place, tokenizer, **options)
+  return lambda dataset, **options: checks.look(dataset, tokenizer, **options)
 
 
 def ids(tokenizer, text):
@@ -95,17 +95,17 @@ def ids(tokenizer, text):
 
 
 def test_all_rows_of_a_small_source_are_counted(make, look, tokenizer):
-  place = make()
-  found = look(place)
-  examples = [place.source[i] for i in range(13)]
+  dataset = make()
+  found = look(dataset)
+  examples = [dataset.source[i] for i in range(13)]
   expected = []
   for example in examples:
     answer = ids(tokenizer, example["suffix"]) + 1  # eos
     prompt = 1 + ids(tokenizer, example["prefix"]) + 1  # bos, newline
     expected.append((prompt, answer, answer, False))
-  assert sorted(found.rows.values()) == sorted(expected)
-  assert len({row.prompt for row in found.rows.values()}) > 5
-  assert (found.bad, found.notes) == ({}, [])
+  assert sorted(found.counts.values()) == sorted(expected)
+  assert len({row.prompt for row in found.counts.values()}) > 5
+  assert (found.errors, found.notes) == ({}, [])
 
 
 def test_a_prompt_alone_is_counted_with_the_answer_it_should_get(
@@ -119,8 +119,8 @@ def test_a_prompt_alone_is_counted_with_the_answer_it_should_get(
     3: {"answers": [3, 4]},
     4: {"answers": 5},
   }
-  found = look(make(changes, train=False, place=options, size=6))
-  rows = sorted(found.rows.values())
+  found = look(make(changes, train=False, dataset=options, size=6))
+  rows = sorted(found.counts.values())
   one, three, four = (ids(tokenizer, "1" * n) + 1 for n in (1, 3, 4))
   assert len({one, three, four}) == 3
   assert [row.answer for row in rows] == [one, three, four, None, None, None]
@@ -132,31 +132,31 @@ def test_a_prompt_alone_is_counted_with_the_answer_it_should_get(
 
 
 def test_as_many_rows_as_asked_for_always_the_same(make, look, monkeypatch):
-  place = make(size=1009, text_len=2000)
+  dataset = make(size=1009, text_len=2000)
   asked = []
   read = Source.__getitem__
   monkeypatch.setattr(
     Source, "__getitem__", lambda self, i: asked.append(i) or read(self, i % 7)
   )
-  assert len(look(place, rows=17).rows) == 17
+  assert len(look(dataset, num=17).counts) == 17
   first = asked.copy()
   assert len(set(first)) == 17
   assert max(first) > 500
   # As any other process.
   monkeypatch.setattr(jax, "process_index", lambda: 1)
   asked.clear()
-  look(place, rows=17)
+  look(dataset, num=17)
   assert asked == first
-  limited = dataclasses.replace(place, limit=11)
+  limited = dataclasses.replace(dataset, limit=11)
   asked.clear()
   look(limited)
   assert sorted(asked) == list(range(11))
 
 
 def test_when_the_time_is_over_two_have_been_looked_at(make, look):
-  assert len(look(make(), seconds=-1.0).rows) == checks.WHOLE == 2
-  assert len(look(make(), rows=0).rows) == 2
-  assert len(look(make(size=1), seconds=-1.0).rows) == 1
+  assert len(look(make(), seconds=-1.0).counts) == checks.NUM_WITH_IMAGE == 2
+  assert len(look(make(), num=0).counts) == 2
+  assert len(look(make(size=1), seconds=-1.0).counts) == 1
 
 
 def test_ops_see_what_they_see_in_training(make, look):
@@ -165,15 +165,15 @@ def test_ops_see_what_they_see_in_training(make, look):
     assert example["_where"] == f"{example['_index']}.json"
     return {**example, "prefix": f"{rng.integers(1000)}"}
 
-  place = make(ops=(op,), place={"trains": True})
+  dataset = make(ops=(op,), dataset={"trains": True})
   expected = {
-    len(place.preprocess.tokenizer.encode(str(rng.integers(1000)))) + 2
+    len(dataset.preprocess.tokenizer.encode(str(rng.integers(1000)))) + 2
     for rng in map(np.random.default_rng, range(13))
   }
-  assert {row.prompt for row in look(place).rows.values()} == expected
+  assert {row.prompt for row in look(dataset).counts.values()} == expected
   # Nor does evaluation give it.
   with pytest.raises(ValueError, match=r"op .*: KeyError: '_epoch'"):
-    look(dataclasses.replace(place, trains=False))
+    look(dataclasses.replace(dataset, trains=False))
 
 
 def shift(row, example):
@@ -218,14 +218,14 @@ def shorten(row, example):
 
 FAULTS = {
   "the forkme evaluation": (
-    {"place": {"decodes": True}},
+    {"dataset": {"decodes": True}},
     r"^train.main: \d+.json: the answer leaks into the prompt: without it, text"
     r" of the prompt is another; .*evaluation layout \(train=False\)$",
   ),
   "the same, by another key": (
     {
       "changes": {i: {"a": "1"} for i in range(13)},
-      "place": {"decodes": True, "answer_key": "a"},
+      "dataset": {"decodes": True, "answer_key": "a"},
     },
     "the answer leaks into the prompt",
   ),
@@ -235,7 +235,7 @@ FAULTS = {
     r" of the prompt is another$",
   ),
   "an answer in an evaluation": (
-    {"fault": tell, "train": False, "place": {"decodes": True}},
+    {"fault": tell, "train": False, "dataset": {"decodes": True}},
     r"json: the answer leaks .* another$",
   ),
   "an answer under another key": (
@@ -243,7 +243,7 @@ FAULTS = {
       "fault": lambda row, example: tell(row, {"suffix": example["a"]}),
       "changes": {i: {"a": "1"} for i in range(13)},
       "train": False,
-      "place": {"answer_key": "a"},
+      "dataset": {"answer_key": "a"},
     },
     "the answer leaks into the prompt",
   ),
@@ -289,9 +289,9 @@ FAULTS = {
 def test_a_fault_of_the_preprocess(make, look, case, skips):
   """No row of it is worth anything: it is not skipped either."""
   options, message = FAULTS[case]
-  place = {"skips": skips, **options.get("place", {})}
+  dataset = {"skips": skips, **options.get("dataset", {})}
   with pytest.raises(ValueError, match=message) as caught:
-    look(make(**{**options, "place": place}))
+    look(make(**{**options, "dataset": dataset}))
   assert "\n" not in str(caught.value)
 
 
@@ -306,13 +306,13 @@ class OnesForPadding(preprocess.Preprocess):
 
 @pytest.mark.parametrize("key", ["mask_loss", "mask_input"])
 def test_a_row_of_padding_counts_for_nothing(make, look, tokenizer, key):
-  place = make()
+  dataset = make()
   faulty = OnesForPadding(tokenizer, res=28, text_len=41, train=True, key=key)
-  place = dataclasses.replace(place, preprocess=faulty)
+  dataset = dataclasses.replace(dataset, preprocess=faulty)
   with pytest.raises(
     ValueError, match=f"^train.main: {key} of a row of padding is not all 0"
   ):
-    look(place)
+    look(dataset)
 
 
 BAD = {
@@ -333,22 +333,22 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_example_ends_the_run_or_is_skipped(make, look, case):
   fields, message = BAD[case]
-  place = make({4: fields, 9: fields})
+  dataset = make({4: fields, 9: fields})
   start = "2 of 13 examples looked at"
   with pytest.raises(
     ValueError,
     match=f"^train.main: {start} cannot be used, the first: 4.json: {message}",
   ):
-    look(place)
-  found = look(dataclasses.replace(place, skips=True))
-  assert (len(found.rows), set(found.bad)) == (11, {4, 9})
+    look(dataset)
+  found = look(dataclasses.replace(dataset, skips=True))
+  assert (len(found.counts), set(found.errors)) == (11, {4, 9})
   (note,) = found.notes
   assert re.match(f"{start} will be skipped, such as 4.json: {message}", note)
 
 
 def test_where_all_is_bad_the_run_itself_tells(make, look):
-  place = make({i: {"suffix": 7} for i in range(13)}, place={"skips": True})
-  (note,) = look(place).notes
+  dataset = make({i: {"suffix": 7} for i in range(13)}, dataset={"skips": True})
+  (note,) = look(dataset).notes
   assert note.startswith("13 of 13 examples looked at will be skipped, such as")
 
 
@@ -356,7 +356,7 @@ def test_images_are_read_of_the_first_few_alone(make, look, image):
   drawn = np.random.default_rng(0).choice(13, 13, replace=False).tolist()
   seen, unseen = drawn[:2], drawn[2:]
   cut = {"image": image[:-99]}
-  assert look(make(dict.fromkeys(unseen, cut))).bad == {}
+  assert look(make(dict.fromkeys(unseen, cut))).errors == {}
   for index in seen:
     with pytest.raises(
       ValueError, match=f"1 of 13 .* the first: {index}.json: truncated or dam"
@@ -372,19 +372,19 @@ def test_frames_are_looked_at(make, look, image, kind):
   elif kind is tuple:
     frames = tuple(frames)
   found = look(make({i: {"image": frames} for i in range(13)}, frames=3))
-  assert sorted(found.rows.values()) == sorted(look(make()).rows.values())
+  assert sorted(found.counts.values()) == sorted(look(make()).counts.values())
   one_more = make({5: {"image": [image] * 4}}, frames=3)
   with pytest.raises(ValueError, match=r"13 of 13 .* expected 3 frames under"):
     look(one_more)
 
 
 def test_what_is_cut_is_counted(make, look):
-  rows = look(make(size=7)).rows.values()
+  rows = look(make(size=7)).counts.values()
   room = max(row.prompt for row in rows) + 1  # for one token of the answer
   beyond = sum(row.prompt + row.answer > room for row in rows)
   assert 1 < beyond < 7
-  place = make(size=7, too_long="truncate", text_len=room - 1)
-  assert sum(row.cut for row in look(place).rows.values()) == beyond
+  dataset = make(size=7, too_long="truncate", text_len=room - 1)
+  assert sum(row.cut for row in look(dataset).counts.values()) == beyond
 
 
 def test_answers_without_a_token_are_noted(make, look):
@@ -398,7 +398,7 @@ def test_answers_without_a_token_are_noted(make, look):
 
 
 def test_few_supervised_tokens_are_noted(make, look):
-  mean = np.mean([row.supervised for row in look(make()).rows.values()])
+  mean = np.mean([row.supervised for row in look(make()).counts.values()])
   assert look(make(text_len=int(99 * mean))).notes == []
   (note,) = look(make(text_len=int(101 * mean) + 1)).notes
   assert note.startswith("only 0.99% of text_len is supervised; if the rest")
@@ -452,9 +452,11 @@ LEAKS = {
 def test_an_op_that_copies_the_answer_is_noted(make, look, case, decodes):
   op, field = LEAKS[case]
   changes = {i: {"b": "one", "d": ["two", "one"]} for i in range(13)}
-  place = {"decodes": decodes}
-  place = make(changes, ops=(op,), train=not decodes, place=place, text_len=99)
-  notes = look(place).notes
+  dataset = {"decodes": decodes}
+  dataset = make(
+    changes, ops=(op,), train=not decodes, dataset=dataset, text_len=99
+  )
+  notes = look(dataset).notes
   assert len(notes) == (field is not None)
   for note in notes:
     assert re.match(
@@ -476,8 +478,8 @@ def test_an_evaluator_is_looked_at_as_it_works(make, tokenizer, image):
     answer_key="a",
     limit=7,
   )
-  (place,) = places.evaluation_places([(evaluator, 3)])
-  rows = checks.look(place, tokenizer).rows.values()
+  (dataset,) = datasets.evaluation_datasets([(evaluator, 3)])
+  rows = checks.look(dataset, tokenizer).counts.values()
   assert len(rows) == 7
   assert {row.answer for row in rows} == {ids(tokenizer, "1 1") + 1}
 
@@ -512,12 +514,12 @@ def test_a_metric_must_find_what_it_reads(
     max_decode_len=9,
     metric=metric,
   )
-  (place,) = places.evaluation_places([(evaluator, None)])
+  (dataset,) = datasets.evaluation_datasets([(evaluator, None)])
   if message is None:
-    assert len(checks.look(place, tokenizer).rows) == 13
+    assert len(checks.look(dataset, tokenizer).counts) == 13
   else:
     with pytest.raises(ValueError, match=message) as caught:
-      checks.look(place, tokenizer)
+      checks.look(dataset, tokenizer)
     assert "\n" not in str(caught.value)
 
 
@@ -546,10 +548,10 @@ def test_what_the_check_of_masks_promises(tiny, make, look):
   config = tiny.config()
   model = paligemma_model.make(**config.model.to_dict())
   params = tree.unflatten(npz.load(config.init))
-  place = make(size=1)
-  example = {**place.source[0], "suffix": "1357"}
-  row = place.preprocess(example, np.random.default_rng(0))
-  look(place)
+  dataset = make(size=1)
+  example = {**dataset.source[0], "suffix": "1357"}
+  row = dataset.preprocess(example, np.random.default_rng(0))
+  look(dataset)
   first = int(row["mask_loss"].argmax())
   changed = first + 2  # "5" becomes "7"
   other = {**row, "text": row["text"].copy()}
@@ -736,4 +738,4 @@ def test_a_run_and_a_dry_run_say_the_same(
 def test_an_answer_may_begin_with_what_is_no_target(make, look):
   fields = {"suffix": "dot 1", "unsupervised": ((0, 3),)}
   found = look(make(dict.fromkeys(range(13), fields)))
-  assert len(found.rows) == 13
+  assert len(found.counts) == 13

@@ -265,8 +265,8 @@ def test_the_feed_gives_every_batch_in_turn_with_its_counts(mesh):
   feed = inputs.Feed(Numbered(), mesh)
   for i in range(1, 8):
     if i % 3:
-      feed.start_next()
-      feed.start_next()  # once is enough
+      feed.prefetch()
+      feed.prefetch()  # once is enough
     batch, counts = next(feed)
     assert batch["text"].sharding == sharding.batch_sharding(mesh)
     np.testing.assert_array_equal(batch["text"], [i] * 3)
@@ -278,7 +278,7 @@ def test_a_batch_on_its_way_has_not_been_read(mesh):
   batches = Numbered()
   feed = inputs.Feed(batches, mesh)
   assert number(next(feed)) == 1
-  feed.start_next()
+  feed.prefetch()
   assert batches.number == 2
   state = json.loads(json.dumps(feed.get_state()))
   assert state == {"number": 1}
@@ -286,7 +286,7 @@ def test_a_batch_on_its_way_has_not_been_read(mesh):
   assert feed.get_state() == {"number": 2}
 
   fresh = inputs.Feed(Numbered(), mesh)
-  fresh.start_next()
+  fresh.prefetch()
   fresh.set_state(state)
   assert fresh.get_state() == state
   assert number(next(fresh)) == 2
@@ -298,7 +298,7 @@ def test_the_state_in_a_checkpoint_is_that_of_the_batch_that_trains(
   feed = inputs.Feed(Numbered(), mesh)
   for _ in range(4):
     next(feed)
-  feed.start_next()
+  feed.prefetch()
   with steps.StepCheckpoints(tmp_path) as checkpoints:
     checkpoints.save(4, {"w": jnp.zeros(2)}, (), data_iterator=feed)
     resumed = inputs.Feed(Numbered(), mesh)
@@ -308,9 +308,9 @@ def test_the_state_in_a_checkpoint_is_that_of_the_batch_that_trains(
 
 def test_an_error_in_a_batch_waits_for_its_turn(mesh):
   feed = inputs.Feed(Numbered(bad=[2]), mesh)
-  feed.start_next()
+  feed.prefetch()
   assert number(next(feed)) == 1
-  feed.start_next()
+  feed.prefetch()
   assert feed.get_state() == {"number": 1}
   with pytest.raises(ValueError, match=r"^a\.jsonl:2: bad$"):
     next(feed)
@@ -321,7 +321,7 @@ def test_the_wait_is_that_for_reading(mesh, monkeypatch):
   monkeypatch.setattr(inputs.time, "perf_counter", lambda: next(clock))
   feed = inputs.Feed(Numbered(), mesh)
   assert feed.seconds_waited == 0
-  feed.start_next()
+  feed.prefetch()
   assert feed.seconds_waited == 5
   next(feed)
   next(feed)

@@ -23,7 +23,7 @@ HALF = {"frozen_dtype": "bfloat16", "model.dtype": "bfloat16"}
 # Name -> tune and values of the config. The last trains matrices beside others
 # that are in few bits.
 RUNS = {
-  **{tune: (tune, {}) for tune in tuning.TRAINABLE},
+  **{tune: (tune, {}) for tune in tuning.METHODS},
   "attention in bfloat16": ("attention", HALF),
   "lora in bfloat16": ("lora", HALF),
   "attention beside int8": ("attention", {"frozen_dtype": "int8"}),
@@ -59,14 +59,7 @@ def run_of(tiny, tmp_path_factory):
 def trained(config):
   """What a run of the config may have made of what it trains."""
   model = paligemma_model.make(**config.model.to_dict())
-  abstract, _ = state.abstract_params(
-    model,
-    res=config.res,
-    trainable=config.trainable,
-    frozen_dtype=config.frozen_dtype,
-    mesh=sharding.make_mesh(),
-    sharding_rules=config.sharding,
-  )
+  abstract, _ = state.abstract_params(model, config, sharding.make_mesh())
   rng = np.random.default_rng(0)
   return {
     name: jnp.asarray(rng.normal(0, 0.2, x.shape), jnp.float32)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
 
 from paligemma import init, tree
 from paligemma.checkpoints import npz
@@ -38,14 +39,10 @@ def mesh():
 
 
 def abstract(mesh, trainable=("llm/.*",), frozen_dtype="bfloat16"):
-  return state.abstract_params(
-    Small(),
-    res=28,
-    trainable=trainable,
-    frozen_dtype=frozen_dtype,
-    mesh=mesh,
-    sharding_rules=RULES,
+  config = ConfigDict(
+    dict(res=28, trainable=trainable, frozen_dtype=frozen_dtype, sharding=RULES)
   )
+  return state.abstract_params(Small(), config, mesh)
 
 
 def make_optimizer(names, name="sgd", **arguments):
@@ -117,7 +114,7 @@ def test_new_state_takes_over_the_parameters(mesh):
   adam = make_optimizer(trainable, "adam")
   shapes = state.abstract_state(adam, trainable, mesh=mesh, ema=True)
   given = {
-    name: state.place(np.ones(leaf.shape), leaf)
+    name: jax.device_put(np.ones(leaf.shape, leaf.dtype), leaf.sharding)
     for name, leaf in trainable.items()
   }
   found = state.create_state(adam, given, shapes)

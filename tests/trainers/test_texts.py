@@ -10,7 +10,7 @@ from PIL import Image
 
 from paligemma import metrics
 from paligemma.data import image_ops, object_ops, preprocess, sources, text_ops
-from trainers import checks, inputs, places, texts
+from trainers import checks, datasets, inputs, texts
 from trainers.plan import Plan
 
 BOX = "<loc0001><loc0022><loc0333><loc1023>"
@@ -19,10 +19,10 @@ FLAT = "<loc0333><loc0022><loc0001><loc1023>"
 
 @pytest.fixture
 def make(tokenizer, tmp_path):
-  """A Place of a JSONL file of seven lines, some of them changed."""
+  """A Dataset of a JSONL file of seven lines, some of them changed."""
   Image.new("RGB", (13, 11)).save(tmp_path / "a.png")
 
-  def make(changes=None, *, size=7, place=None, **options):
+  def make(changes=None, *, size=7, dataset=None, **options):
     lines = []
     for i in range(size):
       line = {
@@ -39,7 +39,7 @@ def make(tokenizer, tmp_path):
     options = {"res": 28, "text_len": 41, "train": True, **options}
     through = preprocess.Preprocess(tokenizer, **options)
     source = sources.Jsonl(path)
-    return places.Place("train.main", source, through, **(place or {}))
+    return datasets.Dataset("train.main", source, through, **(dataset or {}))
 
   return make
 
@@ -51,19 +51,19 @@ def test_rows_are_those_of_the_preprocess(
   make, tokenizer, train, text_len, answers
 ):
   """The fast way gives what looking at every example gives."""
-  place = {"decodes": not train, "max_answer": None if train else 3}
+  dataset = {"decodes": not train, "max_answer": None if train else 3}
   options = {"train": train, "text_len": text_len, "too_long": "truncate"}
-  place = make({} if train else answers, place=place, **options)
-  read = texts.read(place, tokenizer)
+  dataset = make({} if train else answers, dataset=dataset, **options)
+  read = texts.read(dataset, tokenizer)
   assert read.is_complete
-  assert read.rows == checks.look(place, tokenizer).rows
-  assert (read.bad, read.notes) == ({}, [])
+  assert read.counts == checks.look(dataset, tokenizer).counts
+  assert (read.errors, read.notes) == ({}, [])
 
 
 def test_no_picture_is_opened(make, tokenizer, tmp_path):
-  place = make()
+  dataset = make()
   (tmp_path / "a.png").unlink()
-  assert len(texts.read(place, tokenizer).rows) == 7
+  assert len(texts.read(dataset, tokenizer).counts) == 7
 
 
 def test_every_line_is_read(make, tokenizer):
@@ -75,7 +75,7 @@ def test_every_line_is_read(make, tokenizer):
     5: {"suffix": "1" * 99},
     6: {"suffix": "<loc100> dot"},
   }
-  bad = texts.read(make(changes), tokenizer).bad
+  bad = texts.read(make(changes), tokenizer).errors
   messages = {
     1: r"data.jsonl:2: malformed JSON",
     2: 'data.jsonl:3: expected a path under the key "image", found None',
@@ -99,7 +99,7 @@ def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
     6: {"suffix": FLAT},
   }
   found = texts.read(make(changes, text_len=99), tokenizer)
-  assert not found.bad
+  assert not found.errors
   notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
   assert notes == [
     "<image> taken off: 2, the first at data.jsonl:2",
@@ -131,47 +131,47 @@ def test_control_tokens_of_other_models_are_counted(make, tokenizer):
 @pytest.mark.parametrize("train", [True, False])
 def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
   changes = {i: {"prefix": "dot" * 50} for i in (2, 5)}
-  options = {"train": train, "place": {"decodes": not train}}
+  options = {"train": train, "dataset": {"decodes": not train}}
   found = texts.read(make(changes, too_long="truncate", **options), tokenizer)
   (note,) = found.notes
   assert re.match(
     r"prompts cut to text_len: 2, the first at \S*data.jsonl:3$", note
   )
-  assert found.rows[2].prompt == 42 - (not train)
+  assert found.counts[2].prompt == 42 - (not train)
   assert (
-    found.rows
+    found.counts
     == checks.look(
       make(changes, too_long="truncate", **options), tokenizer
-    ).rows
+    ).counts
   )
   found = texts.read(make(changes, **options), tokenizer)
-  assert found.bad.keys() == {2, 5}
-  assert "raise text_len or shorten" in found.bad[2]
+  assert found.errors.keys() == {2, 5}
+  assert "raise text_len or shorten" in found.errors[2]
 
 
 def test_plain_texts_are_taken_as_they_are(make, tokenizer):
   changes = {1: {"prefix": "see <image>"}, 2: {"suffix": "<loc100> 1<eos>"}}
   found = texts.read(make(changes, texts="plain"), tokenizer)
-  assert (len(found.rows), found.bad, found.notes) == (7, {}, [])
+  assert (len(found.counts), found.errors, found.notes) == (7, {}, [])
 
 
 def test_answers_that_are_all_empty_stop_the_run(make, tokenizer):
-  place = make({i: {"suffix": " " * i} for i in range(7)})
+  dataset = make({i: {"suffix": " " * i} for i in range(7)})
   with pytest.raises(
     ValueError,
     match=r"^train.main: the answers of all 7 examples are empty, the first: "
     r"\S*data.jsonl:1; were their labels found\?$",
   ):
-    texts.read(place, tokenizer)
+    texts.read(dataset, tokenizer)
 
 
 def test_a_slice_and_a_limit_are_read_alone(make, tokenizer):
-  place = make({i: {"suffix": 7} for i in (0, 1, 5, 6)})
-  part = sources.Cached(sources.Slice(place.source, "[2:5]"))
-  found = texts.read(dataclasses.replace(place, source=part), tokenizer)
-  assert (found.rows.keys(), found.bad) == ({0, 1, 2}, {})
-  found = texts.read(dataclasses.replace(place, limit=2), tokenizer)
-  assert (found.rows, found.bad.keys()) == ({}, {0, 1})
+  dataset = make({i: {"suffix": 7} for i in (0, 1, 5, 6)})
+  part = sources.Cached(sources.Slice(dataset.source, "[2:5]"))
+  found = texts.read(dataclasses.replace(dataset, source=part), tokenizer)
+  assert (found.counts.keys(), found.errors) == ({0, 1, 2}, {})
+  found = texts.read(dataclasses.replace(dataset, limit=2), tokenizer)
+  assert (found.counts, found.errors.keys()) == ({}, {0, 1})
 
 
 def test_ops_write_the_texts_that_are_read(make, tokenizer):
@@ -179,8 +179,8 @@ def test_ops_write_the_texts_that_are_read(make, tokenizer):
   changes = {i: {"what": "dots", "answer": "one"} for i in range(7)}
   changes[3] = {"what": "dots"}
   found = texts.read(make(changes, ops=ops), tokenizer)
-  assert found.bad.keys() == {3}
-  assert 'missing key "answer"' in found.bad[3]
+  assert found.errors.keys() == {3}
+  assert 'missing key "answer"' in found.errors[3]
 
 
 def test_ops_that_need_the_picture_leave_the_lines(make, tokenizer):
@@ -189,21 +189,21 @@ def test_ops_that_need_the_picture_leave_the_lines(make, tokenizer):
   objects = [{"box": (1, 2, 5, 7), "label": "dot"}]
   changes = {i: {"objects": objects} for i in range(7)}
   changes[4] = "{"
-  place = make(changes, ops=ops)
-  found = texts.read(place, tokenizer)
+  dataset = make(changes, ops=ops)
+  found = texts.read(dataset, tokenizer)
   assert not found.is_complete
-  assert (found.rows, found.bad.keys()) == ({}, {4})
+  assert (found.counts, found.errors.keys()) == ({}, {4})
   with pytest.raises(ValueError, match=r"1 of 7 .*data.jsonl:5: malformed"):
-    checks.look(place, tokenizer)
+    checks.look(dataset, tokenizer)
 
 
 def test_a_metric_reads_all_examples(make, tokenizer):
   metric = metrics.make("mmvp")
-  place = {"decodes": True, "metric": metric, "max_answer": 5}
+  dataset = {"decodes": True, "metric": metric, "max_answer": 5}
   pairs = {i: {"pair": i // 2} for i in range(6)}
-  place = make(pairs, size=6, train=False, place=place)
-  assert len(texts.read(place, tokenizer).rows) == 6
-  odd = dataclasses.replace(place, limit=5)
+  dataset = make(pairs, size=6, train=False, dataset=dataset)
+  assert len(texts.read(dataset, tokenizer).counts) == 6
+  odd = dataclasses.replace(dataset, limit=5)
   with pytest.raises(ValueError, match=r"^train.main: .*two examples of each"):
     texts.read(odd, tokenizer)
 
@@ -212,9 +212,11 @@ def test_the_size_that_a_metric_reads_may_be_missing(make, tokenizer):
   detection = {"decodes": True, "metric": metrics.make("detection")}
   changes = {i: {"suffix": f"{BOX} dot"} for i in range(7)}
   changes[2] |= {"height": None, "width": 13}
-  place = make(changes, train=False, place=detection)
-  assert len(texts.read(place, tokenizer).rows) == 7
-  wrong = make({**changes, 3: {"suffix": "dot"}}, train=False, place=detection)
+  dataset = make(changes, train=False, dataset=detection)
+  assert len(texts.read(dataset, tokenizer).counts) == 7
+  wrong = make(
+    {**changes, 3: {"suffix": "dot"}}, train=False, dataset=detection
+  )
   with pytest.raises(ValueError, match=r"data.jsonl:4: .*label without box"):
     texts.read(wrong, tokenizer)
 
@@ -232,14 +234,14 @@ MOVING = {
 def test_pixels_do_not_move_under_locations(make, tokenizer, name):
   """One answer of many holds a box: it is found, whatever is sampled."""
   changes = {299: {"suffix": f"{BOX} dot"}}
-  place = make(changes, size=300, ops=(MOVING[name],))
-  assert texts.located(place) == [299]
+  dataset = make(changes, size=300, ops=(MOVING[name],))
+  assert texts.located(dataset) == [299]
   with pytest.raises(
     ValueError,
     match=rf"data.jsonl:300: {name} moves the pixels, but not the locations in "
     '"suffix", which was written before; leave',
   ):
-    checks.look(place, tokenizer, rows=3)
+    checks.look(dataset, tokenizer, num=3)
   # The text is written anew, from the objects that moved.
   objects = [{"box": (1, 2, 5, 7), "label": "dot"}]
   changes = {i: {"objects": objects, "suffix": BOX} for i in range(7)}
@@ -260,10 +262,10 @@ def test_locations_of_other_fields_do_not_enter_behind(
   fields = {"x": f"{BOX} dot", "xs": [f"a ; {BOX} dot"]}
   ops = (MOVING[name], op)
   changes = {i: {"x": "1", "xs": ["1"]} for i in range(299)} | {299: fields}
-  place = make(changes, size=300, ops=ops)
+  dataset = make(changes, size=300, ops=ops)
   with pytest.raises(ValueError, match=rf"data.jsonl:300: {name} moves the pi"):
-    checks.look(place, tokenizer, rows=3)
-  checks.look(make(changes, size=300, ops=(op,)), tokenizer, rows=3)
+    checks.look(dataset, tokenizer, num=3)
+  checks.look(make(changes, size=300, ops=(op,)), tokenizer, num=3)
 
 
 def test_the_table_counts_all(tiny, tmp_path):
@@ -284,4 +286,4 @@ def test_lengths_of_a_large_file_fit_in_chunks(make, tokenizer, monkeypatch):
   read = texts.read(make(), tokenizer)
   monkeypatch.setattr(texts, "_CHUNK", 1000)
   assert read == texts.read(make(), tokenizer)
-  assert np.all([row.prompt > 2 for row in read.rows.values()])
+  assert np.all([row.prompt > 2 for row in read.counts.values()])

@@ -196,7 +196,7 @@ def test_every_choice_of_what_trains_and_how(
   after = trained(config, tmp_path)
   before = npz.load(config.init)
   changed = {name for name in after if (after[name] != before[name]).any()}
-  trains = tree.match_any(tuning.TRAINABLE[tune], after)
+  trains = tree.match_any(tuning.METHODS[tune].trainable, after)
   moves = {name for name, yes in trains.items() if yes}
   assert changed == {n for n in moves if tune != "attention" or "kv_" not in n}
   assert all(np.isfinite(array).all() for array in after.values())
