@@ -1,6 +1,7 @@
 """Strict numerics for every test: 8 CPU devices, no silent rank promotion."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Nearly all the time of the suite is compilation of functions that run once:
@@ -15,7 +16,13 @@ os.environ["XLA_FLAGS"] = " ".join(
   ]
 )
 
-import jax
+# Workers and the processes that tests start share what one of them compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _compiled = tempfile.TemporaryDirectory()
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)

@@ -32,6 +32,10 @@ _LAST = len(tokenizer.LOC) - 1
 _NUMBERS = {piece: int(piece[4:-1]) for piece in tokenizer.LOC + tokenizer.SEG}
 
 _PIECE = re.compile(r"<(loc|seg)[0-9]+>")
+_NUMBER = re.compile(r"<loc([0-9]{4})>")
+_WELL_FORMED = re.compile(
+  r"(?:(?:<loc[0-9]{4}>\s*){4})+(?:(?:<seg[0-9]{3}>\s*){16})?"
+)
 # A location or code, possibly misspelled.
 _MEANT = re.compile(r"<\s*(?:loc|seg)[\s_:-]*\d*\s*>|<(?:loc|seg)\d+", re.I)
 # A run of locations and then codes, any number of both.
@@ -164,13 +168,18 @@ def malformed(text: str) -> str:
 
   Objects without locations and boxes without area are not malformed.
   """
+  rest = _WELL_FORMED.sub("", text)
+  if "<loc" not in rest and "<seg" not in rest:
+    return ""
   found = (x.problem for x in parse(text, (1, 1)) if x.box is None)
   return next(filter(None, found), "")
 
 
 def has_flat_box(text: str) -> bool:
-  """Returns whether a text has a box without area."""
-  return any(x.box and x.problem for x in parse(text, (1, 1)))
+  """Returns whether a text that is not `malformed` has a box without area."""
+  bins = iter(_NUMBER.findall(text))  # four digits: they sort as texts
+  boxes = zip(bins, bins, bins, bins, strict=False)
+  return any(y0 >= y1 or x0 >= x1 for y0, x0, y1, x1 in boxes)
 
 
 def to_pixels(box: Sequence[float], size: Size) -> tuple[int, ...]:
