@@ -18,7 +18,6 @@ from paligemma.checkpoints import (
   infer,
   leaves,
   npz,
-  precision,
   presets,
   quantized_leaves,
 )
@@ -62,7 +61,7 @@ def load(
       preset such as "paligemma2_3b_pt_224"; or {"img": path, "llm": path} for
       two towers that have not met.
     dtype: "float32", "bfloat16" or "float16", for storage (see
-      checkpoints/precision.py) and for computing. Default: stored as in the
+      parameters.stays_float32) and for computing. Default: stored as in the
       file, computed in what the file says, else in the dtype of its embedding
       table, or of the norm before it where the table is quantized.
     quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
@@ -98,7 +97,10 @@ def load(
     preset = presets.get(path)
     model = preset_model(preset, img=img, llm=llm)
     found = init.shapes(model, res := res or preset.res)
-    stored, stated = precision.storage_dtypes(found, dtype or "float32"), None
+    stored, stated = (
+      quantized_leaves.storage_dtypes(found, dtype or "float32"),
+      None,
+    )
     arrays = quantized_leaves.storage(found, stored, quantize)
   else:
     checkpoint = formats.open(path, directory=directory)
@@ -110,7 +112,7 @@ def load(
     if isinstance(found[EMBEDDING], quantized_leaves.Pair):
       stored[EMBEDDING] = stored[FINAL_NORM]
     if dtype is not None:
-      stored = precision.storage_dtypes(found, dtype)
+      stored = quantized_leaves.storage_dtypes(found, dtype)
     with errors.named(checkpoint.path):
       arrays = quantized_leaves.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from paligemma import init, quantization, registry, tree
-from paligemma.checkpoints import fit, formats, precision, quantized_leaves
+from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.lora import apply as lora
 from paligemma.models.paligemma import Model
 from paligemma.training import sharding
@@ -58,7 +58,7 @@ def abstract_params(
     model: paligemma Model.
     res: int, side of the images in pixels.
     trainable: regexes of the names that train.
-    frozen_dtype: dtype of what is frozen, see precision.storage_dtypes, or one
+    frozen_dtype: dtype of what is frozen, see parameters.stays_float32, or one
       of quantization.KINDS, which leaves in float32 what is not quantized.
     mesh: mesh of sharding.make_mesh.
     sharding_rules: see sharding.infer.
@@ -73,7 +73,9 @@ def abstract_params(
   shapes = init.shapes(model, res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
   kind = frozen_dtype if frozen_dtype in quantization.KINDS else None
-  dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
+  dtypes = quantized_leaves.storage_dtypes(
+    frozen, "float32" if kind else frozen_dtype
+  )
   stored = quantized_leaves.storage(frozen, dtypes, kind)
   in_float32 = dict.fromkeys(trained, jnp.float32)
   stored |= quantized_leaves.storage(trained, in_float32, None)

@@ -16,7 +16,6 @@ from etils import epath
 from paligemma import disk, parameters, quantization, registry, variants
 from paligemma.checkpoints import (
   errors,
-  precision,
   quantized_leaves,
   resample,
   settings,
@@ -145,7 +144,7 @@ def _held(frozen, dtype):
   """Frozen leaves in the dtype or quantization that the run held them in."""
   if dtype in quantization.KINDS:
     return quantized_leaves.rounded(frozen, dtype)
-  dtypes = precision.storage_dtypes(frozen, dtype)
+  dtypes = quantized_leaves.storage_dtypes(frozen, dtype)
   return {
     name: leaf
     if dtypes[name] in (leaf.dtype, np.float32) or quantization.split(name)
