@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
+import ml_dtypes
 import numpy as np
 from etils import epath
 
@@ -162,6 +163,14 @@ class Leaf:
         target = tuple(i - part.start for i, part in leading)
         piece.copy(out[(*target, ...)], index[depth:])
     return out
+
+
+def check_dtype(where: str, dtype: np.dtype) -> None:
+  """Raises a ValueError for what no format can hold, such as objects."""
+  if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
+    raise ValueError(
+      f"{where}: dtype {dtype}, expected bfloat16 or a number of NumPy"
+    )
 
 
 def cast(leaf: Leaf, dtype: np.dtype) -> Leaf:

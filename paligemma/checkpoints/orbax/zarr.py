@@ -13,12 +13,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, check_dtype
 
 # What tensorstore and NumPy raise on bad files, and Python on JSON that holds
 # other types than it should.
@@ -164,10 +163,7 @@ def write(folder: epath.PathLike, name: str, array: Any, dtype: Any) -> None:
   """
   parts, part_shape = _parts(array)
   dtype = np.dtype(dtype or array.dtype)
-  if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
-    raise ValueError(
-      f"{name}: dtype {dtype}, expected bfloat16 or a number of NumPy"
-    )
+  check_dtype(name, dtype)
   chunk = _chunk_shape(array.shape, part_shape, dtype.itemsize)
   grid = {"chunk_shape": chunk}
   store = ts.open(
