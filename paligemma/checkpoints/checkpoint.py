@@ -44,8 +44,7 @@ class Checkpoint:
   compute_dtype: str | None = None
 
   def __post_init__(self):
-    stated_fields.check(self.path, self.img, self.llm)
-    stated_fields.check_metadata(self.path, self.metadata)
+    stated_fields.check(self.path, self.img, self.llm, self.metadata)
 
   def describe(self) -> str:
     """One line: what the checkpoint is, and what was decided about it."""

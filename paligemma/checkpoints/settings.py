@@ -8,7 +8,6 @@ It stands in "model/metadata" of an Orbax folder and in the comment of an npz.
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from paligemma.checkpoints import stated_fields
@@ -17,22 +16,16 @@ DTYPES = ("float32", "bfloat16", "float16")
 _OBJECTS = ("img", "llm", "metadata")
 
 
-def dump(
-  *,
-  img: Mapping[str, Any] | None = None,
-  llm: Mapping[str, Any] | None = None,
-  metadata: Mapping[str, Any] | None = None,
-  compute_dtype: str | None = None,
-) -> str:
+def dump(*, compute_dtype: str | None = None, **objects: Any) -> str:
   """One line of JSON; the arguments are those of Checkpoint."""
-  stated = {"img": img or {}, "llm": llm or {}, "metadata": metadata or {}}
+  stated = {name: objects.get(name) or {} for name in _OBJECTS}
   if compute_dtype is not None:
     stated["dtype"] = compute_dtype
   return json.dumps(stated)
 
 
 def parse(text: str) -> dict[str, Any]:
-  """Arguments for Checkpoint of what `dump` wrote; sizes are left to shapes.
+  """Arguments for Checkpoint from what `dump` wrote, without sizes of towers.
 
   Raises:
     ValueError: No JSON, or not the values of `dump`.
@@ -44,11 +37,8 @@ def parse(text: str) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError("expected a JSON object")
   # Before version 0.3 the metadata were called "export".
-  settings = {
-    "img": found.pop("img", None),
-    "llm": found.pop("llm", None),
-    "metadata": found.pop("metadata", found.pop("export", None)),
-  }
+  found.setdefault("metadata", found.pop("export", None))
+  settings = {name: found.pop(name, None) for name in _OBJECTS}
   dtype = found.pop("dtype", None)
   if found or not all(isinstance(x, dict) for x in settings.values()):
     raise ValueError(f"expected three objects: {', '.join(_OBJECTS)}")

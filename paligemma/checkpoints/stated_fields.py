@@ -1,7 +1,7 @@
 """What files may state of a model beside its arrays.
 
-Numbers that a damaged or made-up file states end up in the model: what it
-cannot run with is refused where the file is opened.
+A damaged or made-up file may state any number, which would end up in the model:
+values with which no model runs are refused when the file is opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -78,37 +78,30 @@ SIZES = frozenset(
 )
 
 
-def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:
-  """Checks Checkpoint.metadata.
-
-  Raises:
-    ValueError: An unknown key, or a value that it cannot have.
-  """
-  _check_all(where, METADATA, metadata, "metadata")
-
-
 def check(
-  where: epath.PathLike, img: Mapping[str, Any], llm: Mapping[str, Any]
+  where: epath.PathLike,
+  img: Mapping[str, Any],
+  llm: Mapping[str, Any],
+  metadata: Mapping[str, Any],
 ) -> None:
-  """Checks fields of vit.Model and gemma.Model.
+  """Checks fields of vit.Model and gemma.Model, and metadata.
 
   Args:
     where: The file or folder that states them.
-    img, llm: As in Checkpoint.
+    img, llm, metadata: As in Checkpoint.
 
   Raises:
     ValueError: An unknown field, or a value that no model has.
   """
-  for known, stated in ((IMG, img), (LLM, llm)):
-    tower = "image tower" if known is IMG else "decoder"
-    _check_all(where, known, stated, f"{tower} field")
-
-
-def _check_all(where, known, stated, what):
-  for field, value in stated.items():
-    try:
-      is_valid, expected = registry.lookup(known, field, what)
-    except ValueError as e:
-      raise ValueError(f"{where}: {e}") from None
-    if not is_valid(value):
-      raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")
+  for known, stated, what in (
+    (IMG, img, "image tower field"),
+    (LLM, llm, "decoder field"),
+    (METADATA, metadata, "metadata"),
+  ):
+    for field, value in stated.items():
+      try:
+        is_valid, expected = registry.lookup(known, field, what)
+      except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+      if not is_valid(value):
+        raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")
