@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from paligemma import disk, quantization, registry
+from paligemma import disk, quantization, registry, tree
 from paligemma.checkpoints import settings
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import (
@@ -66,11 +66,11 @@ def open(path: epath.PathLike) -> Checkpoint:
       are read (its training checkpoints also hold "opt/...").
 
   Returns:
-    Checkpoint of the names as they are, without "params/". bfloat16, which
-    NumPy stores as void of two bytes, comes back as ml_dtypes.bfloat16. What
-    numpy.savez wrote to a local file is mapped to memory when it is read; what
-    savez_compressed wrote, or what lies elsewhere, is read as a stream. Either
-    is checked against its CRC-32 and ends in a ValueError if damaged.
+    Checkpoint of the names without "params/". Void of two bytes, as which NumPy
+    stores bfloat16, becomes ml_dtypes.bfloat16. Arrays of numpy.savez in a
+    local file are mapped to memory when they are read; those of
+    savez_compressed or of remote files are read as a stream. Both are checked
+    against their CRC-32; reading a damaged one is a ValueError.
 
   Raises:
     ValueError: No such file, not an npz, corrupt, cut short, pickled (never
@@ -116,9 +116,8 @@ def save(
 ) -> None:
   """Writes arrays under big_vision's names, "params/" in front.
 
-  Arrays are fetched, cast and written one at a time. The file appears under its
-  name only when it is complete; an earlier one is replaced at that moment. With
-  several processes let one of them write.
+  Arrays are fetched, cast and written one at a time, and the file is created or
+  replaced when it is complete. With several processes let one of them write.
 
   Args:
     path: File to write; its folder is made.
@@ -173,9 +172,16 @@ def _open(path):
     if foreign := [name for name in members if not name.endswith(".npy")]:
       raise ValueError(f'{path}: "{foreign[0]}" in it is no .npy array')
     members = {n.removesuffix(".npy"): m for n, m in members.items()}
-    members = _under("params/", members) or members
+    members = tree.under("params/", members) or members
     if subtree:
-      members = _wanted(path, subtree.rstrip("/"), members)
+      subtree = subtree.rstrip("/")
+      tops = sorted({name.partition("/")[0] for name in members})
+      members = tree.under(f"{subtree}/", members)
+      if not members:
+        raise ValueError(
+          f'{path}: nothing under "{subtree}/", expected one of: '
+          f"{', '.join(tops)}." + registry.did_you_mean(subtree, tops)
+        )
     if not members:
       raise ValueError(f"{path}: holds no array")
     yield archive, members
@@ -183,24 +189,6 @@ def _open(path):
 
 def _file(path) -> epath.Path:
   return epath.Path(_PATH.fullmatch(str(path))["file"])
-
-
-def _under(prefix, members):
-  return {
-    name.removeprefix(prefix): member
-    for name, member in members.items()
-    if name.startswith(prefix)
-  }
-
-
-def _wanted(path, subtree, members):
-  if wanted := _under(f"{subtree}/", members):
-    return wanted
-  tops = sorted({name.partition("/")[0] for name in members})
-  raise ValueError(
-    f'{path}: nothing under "{subtree}/", expected one of: {", ".join(tops)}.'
-    + registry.did_you_mean(subtree, tops)
-  )
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import parameters, variants
+from paligemma import parameters, tree, variants
 from paligemma.checkpoints import infer
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import (
@@ -103,8 +103,7 @@ def open(path: epath.PathLike) -> Checkpoint:
 
 def _stripped(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """The parameters, without the keys that all their names have in front."""
-  if inside := [name for name in arrays if name.startswith("params/")]:
-    arrays = {name.removeprefix("params/"): arrays[name] for name in inside}
+  arrays = tree.under("params/", arrays) or arrays
   short = {n.removeprefix("transformer/"): x for n, x in arrays.items()}
   return short if len(short) == len(arrays) else dict(arrays)
 
