@@ -13,7 +13,7 @@ from paligemma import registry
 
 Flat = dict[str, Any]
 
-_REQUIRED = object()  # no default
+REQUIRED = object()  # match_first: some rule must match every name
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:
@@ -56,7 +56,7 @@ def match_first(
   rules: Sequence[tuple[str, Any]],
   names: Iterable[str],
   *,
-  default: Any = _REQUIRED,
+  default: Any = REQUIRED,
 ) -> dict[str, Any]:
   """Maps every name to the value of the first rule that matches it.
 
@@ -88,7 +88,7 @@ def match_first(
   for name in names:
     values = (value for regex, value in compiled if regex.fullmatch(name))
     matched[name] = next(values, default)
-    if matched[name] is _REQUIRED:
+    if matched[name] is REQUIRED:
       raise ValueError(
         f'no rule matches "{name}"; add one, or end the rules with ".*"'
       )

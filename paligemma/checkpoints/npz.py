@@ -3,8 +3,8 @@
 A path may end in the sub-tree that is wanted: "siglip.npz:img" gives what lies
 under "img/", without that prefix.
 
-What arrays cannot tell, see settings.py, is the comment of the zip file, which
-NumPy and big_vision do not look at.
+What arrays cannot tell, see stated_fields.py, is in the comment of the zip
+file, which NumPy and big_vision ignore.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, quantization, registry, tree
-from paligemma.checkpoints import settings
+from paligemma.checkpoints import errors, stated_fields
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import (
   BLOCK_BYTES,
@@ -41,18 +41,14 @@ from paligemma.checkpoints.leaves import (
 _COMMENT = b"paligemma "
 
 _PATH = re.compile(r"(?P<file>.*?)(:(?P<subtree>\w[\w/]*))?")
+# What zipfile, zlib and NumPy raise on bad files, beside ValueErrors.
 _CORRUPT = (
+  *errors.BAD_FILE,
   EOFError,
-  MemoryError,  # a corrupt header may ask for any number of bytes
-  NotImplementedError,  # zipfile: a later version of the format
-  OverflowError,
-  RuntimeError,  # zipfile: flags or a compression that it does not know
-  SyntaxError,  # NumPy: a header that is no Python literal
-  TypeError,
-  ValueError,
+  SyntaxError,
   struct.error,
   zipfile.BadZipFile,
-  tokenize.TokenError,  # NumPy: a header without its brace
+  tokenize.TokenError,
   zlib.error,
 )
 
@@ -85,7 +81,7 @@ def open(path: epath.PathLike) -> Checkpoint:
     stated = {}
     if archive.comment.startswith(_COMMENT):
       with _one_line(path, "comment"):
-        stated = settings.parse(archive.comment[len(_COMMENT) :].decode())
+        stated = stated_fields.parse(archive.comment[len(_COMMENT) :].decode())
   return Checkpoint(
     path=str(path), format="big_vision npz", leaves=found, **stated
   )
@@ -132,7 +128,7 @@ def save(
     ValueError: An array has a dtype, or `stated` a length, that the format
       cannot hold.
   """
-  comment = _COMMENT + settings.dump(**stated).encode() if stated else b""
+  comment = _COMMENT + stated_fields.dump(**stated).encode() if stated else b""
   if len(comment) > zipfile.ZIP_MAX_COMMENT:
     raise ValueError(
       f"{path}: the chat template and settings of the model take {len(comment)}"
@@ -163,12 +159,11 @@ def save(
 def _open(path):
   """Yields the open archive and name -> ZipInfo of the wanted sub-tree."""
   subtree = _PATH.fullmatch(str(path))["subtree"]
-  with _one_line(path), contextlib.ExitStack() as stack:
-    file = stack.enter_context(disk.path(_file(path)).open("rb"))
-    archive = stack.enter_context(zipfile.ZipFile(file))
-    members = {m.filename: m for m in archive.infolist()}
-    stack = stack.pop_all()
-  with stack:
+  with contextlib.ExitStack() as stack:
+    with _one_line(path):
+      file = stack.enter_context(disk.path(_file(path)).open("rb"))
+      archive = stack.enter_context(zipfile.ZipFile(file))
+      members = {m.filename: m for m in archive.infolist()}
     if foreign := [name for name in members if not name.endswith(".npy")]:
       raise ValueError(f'{path}: "{foreign[0]}" in it is no .npy array')
     members = {n.removesuffix(".npy"): m for n, m in members.items()}

@@ -125,15 +125,7 @@ def paired(found: Mapping[str, leaves.Leaf]) -> dict[str, leaves.Leaf | Pair]:
 
 
 def storage_dtypes(names: Iterable[str], dtype: Any) -> dict[str, np.dtype]:
-  """In which dtype each parameter is kept when the matrices are in `dtype`.
-
-  Args:
-    names: Of parameters.
-    dtype: "float32", "bfloat16" or "float16".
-
-  Returns:
-    Name -> float32 for what parameters.stays_float32 names, else `dtype`.
-  """
+  """Name -> dtype: float32 where parameters.stays_float32, else `dtype`."""
   return {
     name: jnp.dtype("float32" if parameters.stays_float32(name) else dtype)
     for name in names
@@ -168,14 +160,11 @@ def storage(
 def each_array(
   found: Mapping[str, Any], kind: str | None
 ) -> Iterator[tuple[str, Any]]:
-  """Yields the arrays that parameters are kept in, quantized one by one.
+  """Yields the arrays of `storage`, quantized one by one.
 
   Args:
-    found: Name -> Leaf, Pair or array.
-    kind: As in `storage`; then all but the Pairs are leaves.
-
-  Raises:
-    ValueError: As `storage`.
+    found: Name -> Leaf or Pair; without `kind` also arrays.
+    kind: As in `storage`, with its errors.
   """
   for name, leaf in found.items():
     stored = _stored_kind(name, leaf, kind)
@@ -189,7 +178,7 @@ def each_array(
 
 
 def _stored_kind(name, leaf, kind):
-  """The kind that a parameter gets in a model of a kind; None: it has none."""
+  """The kind in which a parameter is stored, None for full precision."""
   wanted = quantization.kind_for(name, kind) if kind else None
   if not isinstance(leaf, Pair):
     return wanted
@@ -205,17 +194,11 @@ def _stored_kind(name, leaf, kind):
 def rounded(
   found: Mapping[str, leaves.Leaf], kind: str
 ) -> dict[str, leaves.Leaf]:
-  """The leaves of a checkpoint, quantized when they are read.
+  """Leaves of the arrays of `storage`, quantized when they are read.
 
   Args:
     found: Name -> leaf of every array; quantized ones stay.
-    kind: One of quantization.KINDS, of the model, see quantization.kind_for.
-
-  Returns:
-    Name -> leaf, two for every matrix.
-
-  Raises:
-    ValueError: As quantization.shapes.
+    kind: As in `storage`, with the errors of quantization.shapes.
   """
   last_read = {}  # name -> both arrays, of one matrix
 
@@ -245,9 +228,6 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     arrays: Name -> Leaf, Pair or array; the two arrays of a matrix, or a Pair.
-
-  Returns:
-    Name -> Leaf or array, of float32 where it is quantized.
   """
   joined = paired(
     {
@@ -286,10 +266,7 @@ def place_all(
 
   Args:
     found: Name -> leaf.
-    arrays: Name -> what to make, with its sharding, see `storage`.
-
-  Returns:
-    Name -> array, of the names of `arrays`.
+    arrays: What `storage` returned, with shardings.
 
   Raises:
     ValueError: As `storage`.
@@ -329,9 +306,8 @@ def read(name: str, leaf: leaves.Leaf, kind: str) -> dict[str, np.ndarray]:
 
 
 def blocks(name: str, leaf: leaves.Leaf) -> Iterator[slice]:
-  """Rows of a matrix that share no scale with others, few at a time."""
-  rows = leaf.shape[0]
-  count = rows  # of those that share scales: all
+  """Slices of rows that share no scale with other rows, one block each."""
+  rows = count = leaf.shape[0]
   if _shares_no_scale(name, leaf):
     row_bytes = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
     count = max(leaves.BLOCK_BYTES // row_bytes, 1)
@@ -340,5 +316,5 @@ def blocks(name: str, leaf: leaves.Leaf) -> Iterator[slice]:
 
 
 def _shares_no_scale(name, leaf):
-  """Whether the first axis is of layers or of the vocabulary."""
+  """Whether no two rows share a scale: they are layers or tokens."""
   return -len(leaf.shape) not in quantization.summed_axes(name)

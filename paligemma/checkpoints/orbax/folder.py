@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import disk, quantization, tree
-from paligemma.checkpoints import settings
+from paligemma.checkpoints import stated_fields
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.checkpoints.orbax import zarr
@@ -125,7 +125,7 @@ def open(path: epath.PathLike) -> Checkpoint:
   file, stated = folder.parent / "model" / "metadata", {}
   if file.exists():
     with zarr.one_line(str(file)):
-      stated = settings.parse(disk.path(file).read_text())
+      stated = stated_fields.parse(disk.path(file).read_text())
   return Checkpoint(
     path=str(path),
     format="Orbax",
@@ -185,7 +185,7 @@ def save(
       that zarr cannot hold.
   """
   path = epath.Path(path)
-  stated = settings.dump(**stated)
+  stated = stated_fields.dump(**stated)
   if path.exists():
     raise ValueError(f"{path}: exists; remove it, or give another path")
   process = multihost_utils.broadcast_one_to_all(np.int32(os.getpid()))

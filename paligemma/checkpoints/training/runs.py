@@ -26,7 +26,7 @@ from paligemma.checkpoints import (
   errors,
   quantized_leaves,
   resample,
-  settings,
+  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
@@ -37,7 +37,7 @@ from paligemma.lora.config import Lora
 
 # Fields of the image tower that array shapes cannot tell.
 _IMG_FIELDS = ("posemb", "pool_type")
-_HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
+_HELD_IN = dict.fromkeys((*stated_fields.DTYPES, *quantization.KINDS))
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
