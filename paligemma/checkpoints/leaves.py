@@ -223,7 +223,7 @@ def layered_like(
   return found
 
 
-def row(tensor: Tensor, i: int) -> Computed:
+def row_of(tensor: Tensor, i: int) -> Computed:
   """tensor[i]."""
   return Computed(
     tuple(tensor.shape[1:]),
@@ -252,7 +252,7 @@ def _layer(leaf: Leaf, i: int) -> Leaf:
         pieces.append(dataclasses.replace(piece, at=piece.at[1:]))
     else:
       assert piece.arrange is None, "arranged pieces lie within a layer"
-      pieces.append(Piece((), row(piece.tensor, i)))
+      pieces.append(Piece((), row_of(piece.tensor, i)))
   return Leaf(leaf.shape[1:], leaf.dtype, tuple(pieces))
 
 

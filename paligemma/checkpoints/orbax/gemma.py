@@ -31,7 +31,7 @@ from paligemma.checkpoints.leaves import (
   Leaf,
   Piece,
   Tensor,
-  row,
+  row_of,
   stack_layers,
 )
 from paligemma.checkpoints.orbax import folder as orbax
@@ -152,7 +152,7 @@ def _layers(arrays, matches) -> dict[int, dict[str, Tensor]]:
       if not tensor.shape:
         raise ValueError(f"{match[0]}: shape (), expected layers stacked")
       parts = {
-        int(match["type"]) + i * types: row(tensor, i)
+        int(match["type"]) + i * types: row_of(tensor, i)
         for i in range(tensor.shape[0])
       }
     for index, part in parts.items():
@@ -173,7 +173,7 @@ def _layer(
     leaves[_GATING] = _gating(index, gating, width)
   if q is not None and kv is not None and kv.shape == (2, *q.shape):
     del leaves[_Q], leaves[_KV]
-    parts = (q, row(kv, 0), row(kv, 1))
+    parts = (q, row_of(kv, 0), row_of(kv, 1))
     pieces = tuple(Piece((i,), part) for i, part in enumerate(parts))
     dtype = np.result_type(q.dtype, kv.dtype)
     leaves[_QKV] = Leaf((3, *q.shape), dtype, pieces)
@@ -194,7 +194,7 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
     )
   if shape[1] == width:
     return Leaf.of(tensor)
-  pieces = tuple(Piece((i,), row(tensor, i), np.transpose) for i in (0, 1))
+  pieces = tuple(Piece((i,), row_of(tensor, i), np.transpose) for i in (0, 1))
   return Leaf((2, width, shape[1]), np.dtype(tensor.dtype), pieces)
 
 
