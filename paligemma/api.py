@@ -41,39 +41,43 @@ def generate(
   paligemma.data.pictures. One path is one picture.
 
   Args:
-    model, params: as `load` returns them.
+    model, params: From `load`.
     tok: Tokenizer of the checkpoint.
-    images: list of pictures, or one picture alone; uint8[N, H, W, 3] is N of
-      them. In place of a picture a list of several, which are asked about
-      together: [["before.png", "after.png"]] for one prompt. How many may
-      differ from prompt to prompt. None for a decoder alone.
-    prompts: list of as many str, e.g. "caption en"; or one str for all. Leading
-      "<image>" and "<bos>" and a trailing line break, which the layout has
-      anyway, are taken off, with a warning in the log.
-    preprocessing: key of image.PREPROCESSING. Default: what the checkpoint says
+    images: Pictures, or one alone; uint8[N, H, W, 3] is N of them. In place of
+      a picture a list of several, which one prompt is about:
+      [["before.png", "after.png"]]. How many may differ from prompt to prompt.
+      None for a decoder alone.
+    prompts: As many, e.g. "caption en"; or one for all. Leading "<image>" and
+      "<bos>" and a trailing line break, which the layout has anyway, are
+      removed, with a warning in the log.
+    preprocessing: Key of image.PREPROCESSING. Default: what the checkpoint says
       (Model.metadata): of most Hugging Face folders "hf", which is what
       transformers' processor does; of a run what it was trained with; else
       "reference".
-    max_decode_len: most tokens of an answer.
-    sampler: a sampler of paligemma.samplers, or a string for samplers.make:
+    max_decode_len: Most tokens of an answer.
+    sampler: A sampler of paligemma.samplers, or a string for samplers.make:
       "greedy", "nucleus(p=0.9)", "beam(beam_size=4)", "best_of(n=8)".
     rng: JAX key, or the seed of one, for samplers that draw.
-    batch_size: prompts decoded at a time.
+    batch_size: Prompts decoded at a time.
 
   Returns:
-    list of str, in the order of the prompts.
+    The answers, in the order of the prompts.
 
   Raises:
-    ValueError: a picture cannot be read, the numbers of pictures and prompts
+    ValueError: A picture cannot be read, the numbers of pictures and prompts
       differ, or a prompt spells out a control token elsewhere or a malformed
       location, see paligemma.data.spelling, or holds half a surrogate pair.
   """
-  if model.img is None:
-    images = _no_images(images, prompts)
+  if model.img is not None:
+    images, layout = _list(images), sequence.prompt
+  elif images is None:
+    images = [[]] * (1 if isinstance(prompts, str) else len(prompts))
     layout = sequence.text_prompt
   else:
-    images = _list(images)
-    layout = sequence.prompt
+    raise ValueError(
+      f"{len(_list(images))} images for a decoder without image tower, "
+      "expected None"
+    )
   if isinstance(prompts, str):
     prompts = [prompts] * len(images)
   if len(images) != len(prompts):
@@ -139,15 +143,6 @@ def _read_prompts(tok, prompts, images):
   return read, text_len
 
 
-def _no_images(images, prompts):
-  if images is not None:
-    raise ValueError(
-      f"{len(_list(images))} images for a decoder without image tower, "
-      "expected None"
-    )
-  return [[]] * (1 if isinstance(prompts, str) else len(prompts))
-
-
 def _list(images):
   """The pictures of each prompt, a list of lists."""
   if images is None:
@@ -195,17 +190,10 @@ def _image(model, params, images, where, preprocessing):
   to_model = registry.lookup(
     image_lib.PREPROCESSING, preprocessing, "preprocessing"
   )
-  if len(images) == 1:
-    return {"image": to_model(_pixels(images[0], where), (res, res))}
-  frames = [
-    to_model(_pixels(image, f"{where}[{k}]"), (res, res))
-    for k, image in enumerate(images)
-  ]
-  return {"image": np.stack(frames)}
-
-
-def _pixels(picture, where):
-  if isinstance(picture, str | os.PathLike):
-    data = pictures.read(picture)
-    return pictures.pixels(data, where=os.fspath(picture))
-  return pictures.pixels(picture, where=where)
+  frames = []
+  for k, picture in enumerate(images):
+    name = where if len(images) == 1 else f"{where}[{k}]"
+    if isinstance(picture, str | os.PathLike):
+      picture, name = pictures.read(picture), os.fspath(picture)
+    frames.append(to_model(pictures.pixels(picture, where=name), (res, res)))
+  return {"image": frames[0] if len(frames) == 1 else np.stack(frames)}

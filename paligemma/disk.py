@@ -17,17 +17,12 @@ from typing import Any
 
 from etils import epath
 
-# A writer on another host counts as dead once its file is unchanged for so
-# long.
+# A writer on another host counts as dead once its file is unchanged so long.
 DEAD_AFTER_SECONDS = 3600.0
 
 
 def path(given: epath.PathLike) -> epath.Path:
-  """Returns a path that is safe to open.
-
-  Args:
-    given: Path of a file, on any file system that etils.epath opens. It need
-      not exist.
+  """Returns a path that is safe to open; nothing need be there.
 
   Raises:
     OSError: A web address, or neither a file nor a folder, but a device, pipe
@@ -49,11 +44,11 @@ def path(given: epath.PathLike) -> epath.Path:
 
 
 def file_in(given: epath.PathLike, names: Sequence[str]) -> epath.Path:
-  """Returns the path of a file, which may be given by its folder.
+  """Returns the path of a file that is given, or is in the folder given.
 
   Args:
-    given: Path of the file, or of a folder with one.
-    names: Of the file in a folder; the first that is there counts.
+    given: Path of the file or folder.
+    names: Of the file in a folder; the first that exists is taken.
 
   Raises:
     OSError: As `path`.
@@ -121,8 +116,7 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
     path: Folder to create, with its parents. If it exists, it must be empty.
 
   Yields:
-    A temporary folder to write to, which is renamed at the end, or removed
-    after an error.
+    A temporary folder, renamed or removed as in `file`.
 
   Raises:
     OSError: It cannot be written; names the path.
@@ -140,12 +134,7 @@ def write(path: epath.PathLike, content: str | bytes) -> None:
 
 
 def beside(path: epath.PathLike, writer: str | None = None) -> epath.Path:
-  """Returns the temporary path of a writer of `path`.
-
-  Args:
-    path: The final path.
-    writer: "HOST.PID". Default: this process.
-  """
+  """Returns the temporary path of a writer "HOST.PID", default this process."""
   path = epath.Path(path)
   writer = writer or f"{socket.gethostname()}.{os.getpid()}"
   return path.parent / f".{path.name}.{writer}.tmp"

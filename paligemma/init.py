@@ -15,8 +15,8 @@ def shapes(
   """Returns the shape of every parameter by name, without allocating any.
 
   Args:
-    model: paligemma Model.
-    res: side of the images in pixels, from which the number of position
+    model: A paligemma Model.
+    res: Side of the images in pixels, from which the number of position
       embeddings follows. Default: one patch.
   """
   return jax.eval_shape(_init(model, res), jax.random.key(0))
@@ -32,14 +32,10 @@ def random_params(
   """Draws parameters; each device draws only its own shards.
 
   Args:
-    model: paligemma Model.
-    res: side of the images in pixels.
-    abstract: by name, shape, dtype and sharding of the wanted parameters;
+    model, res: As in `shapes`.
+    abstract: By name, shape, dtype and sharding of the wanted parameters;
       quantized ones under the names of their arrays.
-    seed: of the draws.
-
-  Returns:
-    The arrays by name.
+    seed: Of the draws.
   """
   init = _init(model, res)
 

@@ -6,7 +6,6 @@ from typing import Any
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import logging
 from etils import epath
 
@@ -16,9 +15,7 @@ from paligemma.checkpoints import (
   fit,
   formats,
   infer,
-  leaves,
   npz,
-  precision,
   presets,
   quantized_leaves,
 )
@@ -57,38 +54,38 @@ def load(
   one of them in host memory, and of a file that can be mapped only a block.
 
   Args:
-    path: what formats.open takes: an .npz with big_vision's names, a folder of
+    path: What formats.open takes: an .npz with big_vision's names, a folder of
       Hugging Face, Orbax, a training run, Gemma or keras-hub; the name of a
       preset such as "paligemma2_3b_pt_224"; or {"img": path, "llm": path} for
-      two towers that have not met.
+      two towers that were never trained together.
     dtype: "float32", "bfloat16" or "float16", for storage (see
-      checkpoints/precision.py) and for computing. Default: stored as in the
+      parameters.stays_float32) and for computing. Default: stored as in the
       file, computed in what the file says, else in the dtype of its embedding
       table, or of the norm before it where the table is quantized.
-    quantize: "int8", "int4" or "nf4" keeps the matrices in so few bits, rounded
-      while they are read, see quantization.py; `dtype` is then that of all the
-      rest, and of computing. Default: as in the file, which may be quantized.
-    res: int, side of the images in pixels; the position embedding is resampled
-      to it. Default: that of the checkpoint.
-    img: dict of fields of vit.Model to override.
-    llm: dict of fields of gemma.Model to override. What shapes cannot tell
-      comes from here, else from the files (the config of a Hugging Face folder
-      gives PaliGemma 2 a sliding window of 4096), else from the variant of
-      those sizes (the reference trained PaliGemma 2 without window). What was
-      chosen is logged at INFO and stands in the model that is returned.
-    mesh: mesh of sharding.make_mesh to split the parameters over (FSDP).
+    quantize: "int8", "int4" or "nf4" rounds the matrices to so few bits while
+      they are read, see quantization.py; `dtype` is then that of all the rest,
+      and of computing. Default: as in the file, which may be quantized.
+    res: Side of the images in pixels; the position embedding is resampled to
+      it. Default: that of the checkpoint.
+    img: Fields of vit.Model to override.
+    llm: Fields of gemma.Model to override. What shapes cannot tell comes from
+      here, else from the files (the config of a Hugging Face folder gives
+      PaliGemma 2 a sliding window of 4096), else from the variant of those
+      sizes (the reference trained PaliGemma 2 without window). What was chosen
+      is logged at INFO and is in the model that is returned.
+    mesh: From sharding.make_mesh, to split the parameters over (FSDP).
       Default: all on the default device.
-    load_weights: False draws random weights; of a preset no file is needed.
-    seed: int, of what is drawn.
-    directory: where presets are looked for, see presets.find.
+    load_weights: False draws random weights; a preset then needs no file.
+    seed: Of what is drawn.
+    directory: Where presets are looked for, see presets.find.
 
   Returns:
-    Tuple of the Model and its parameters {"img": ..., "llm": ...}; a decoder
-    alone has `img` None and no "img". Model.metadata keeps what the files say
-    beside the towers, such as how pictures are prepared.
+    The Model and its parameters {"img": ..., "llm": ...}; a decoder alone has
+    `img` None and no "img". Model.metadata keeps what the files say beside the
+    towers, such as how images are prepared.
 
   Raises:
-    ValueError: the checkpoint is unreadable, of an unknown format, holds other
+    ValueError: The checkpoint is unreadable, of an unknown format, holds other
       leaves than the model, or is quantized in another way than asked for; one
       line that names file and leaves.
   """
@@ -96,9 +93,14 @@ def load(
     quantization.check_kind(quantize)
   if not load_weights and presets.is_name(path):
     preset = presets.get(path)
-    model = preset_model(preset, img=img, llm=llm)
+    if preset.res is None:
+      decoder = gemma.make(preset.variant, **(llm or {}))
+      model = paligemma_model.Model(img=None, llm=decoder)
+    else:
+      model = paligemma_model.make(preset.variant, img=img, llm=llm)
     found = init.shapes(model, res := res or preset.res)
-    stored, stated = precision.storage_dtypes(found, dtype or "float32"), None
+    stored = quantized_leaves.storage_dtypes(found, dtype or "float32")
+    stated = None
     arrays = quantized_leaves.storage(found, stored, quantize)
   else:
     checkpoint = formats.open(path, directory=directory)
@@ -110,7 +112,7 @@ def load(
     if isinstance(found[EMBEDDING], quantized_leaves.Pair):
       stored[EMBEDDING] = stored[FINAL_NORM]
     if dtype is not None:
-      stored = precision.storage_dtypes(found, dtype)
+      stored = quantized_leaves.storage_dtypes(found, dtype)
     with errors.named(checkpoint.path):
       arrays = quantized_leaves.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())
@@ -137,21 +139,21 @@ def save(
   """Writes a model for other programs, or for `load`.
 
   Args:
-    path: file or folder to write; it appears when it is complete.
-    model: Model, without adapters: see merge_lora and save_adapter.
-    params: its parameters {"img": ..., "llm": ...}, sharded in any way; over
+    path: File or folder to write; it appears when it is complete.
+    model: Without adapters: see merge_lora and save_adapter.
+    params: Its parameters {"img": ..., "llm": ...}, sharded in any way; over
       several processes for "orbax" alone.
-    format: key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
+    format: Key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
       vLLM; of a decoder alone also llama.cpp) or "orbax". Default: npz where
       the path ends in .npz. A Hugging Face folder holds the values of matrices
       that are quantized in full precision: the same answers, more bytes.
-    dtype: every parameter is cast to it but those that are quantized. Default:
+    dtype: Every parameter is cast to it but those that are quantized. Default:
       as they are.
     tokenizer: Tokenizer or path of a SentencePiece file, for the tokenizer
       files of a Hugging Face folder. Default: none are written.
 
   Raises:
-    ValueError: unknown format, or one that cannot hold this model, such as one
+    ValueError: Unknown format, or one that cannot hold this model, such as one
       with adapters.
   """
   write(
@@ -166,17 +168,13 @@ def save(
 
 
 def load_mask_codec(path: epath.PathLike) -> mask_codec.Params:
-  """Reads the codec of segmentation masks.
+  """Reads the codec of segmentation masks, for models/mask_codec.py.
 
   Args:
-    path: the published "vae-oid.npz", or one with its names; see
-      models/mask_codec.py.
-
-  Returns:
-    Parameters for mask_codec.encode and mask_codec.decode.
+    path: The published "vae-oid.npz", or one with its names.
 
   Raises:
-    ValueError: unreadable, or other names or shapes in it.
+    ValueError: Unreadable, or other names or shapes in it.
   """
   return mask_codec.from_arrays(npz.load(path), path)
 
@@ -191,14 +189,14 @@ def model_of(
   """The model of a checkpoint that was opened.
 
   Args:
-    checkpoint: As formats.open returns it.
-    res, img, llm: as in `load`.
+    checkpoint: From formats.open.
+    res, img, llm: As in `load`.
 
   Returns:
-    Tuple of the Model, in float32, and the side of its images in pixels.
+    The Model, in float32, and the side of its images in pixels.
 
   Raises:
-    ValueError: the sizes cannot be read off the leaves, or a field is unknown.
+    ValueError: The leaves do not tell the sizes, or a field is unknown.
   """
   with errors.named(checkpoint.path):
     sizes = infer.sizes(checkpoint.leaves)
@@ -214,33 +212,17 @@ def model_of(
     elif img:
       raise ValueError(f"has no image tower to give {sorted(img)}")
     model = paligemma_model.from_sizes(img or None, llm)
-    _check_heads(model.llm)
+    llm = model.llm
+    if llm.num_heads % llm.num_kv_heads:
+      raise ValueError(
+        f"{llm.num_heads} heads share {llm.num_kv_heads} key/value heads, "
+        "expected a divisor"
+      )
+    if llm.head_dim % 2:
+      raise ValueError(
+        f"head dim {llm.head_dim}, expected an even one for RoPE"
+      )
   return model.clone(metadata=checkpoint.metadata), res
-
-
-def _check_heads(llm):
-  """What would fail when the model runs, and say less."""
-  if llm.num_heads % llm.num_kv_heads:
-    raise ValueError(
-      f"{llm.num_heads} heads share {llm.num_kv_heads} key/value heads, "
-      "expected a divisor"
-    )
-  if llm.head_dim % 2:
-    raise ValueError(f"head dim {llm.head_dim}, expected an even one for RoPE")
-
-
-def preset_model(
-  preset: presets.Preset,
-  *,
-  img: Mapping[str, Any] | None = None,
-  llm: Mapping[str, Any] | None = None,
-) -> paligemma_model.Model:
-  """The model of a preset, without any file; `img` and `llm` as in `load`."""
-  if preset.res is None:
-    return paligemma_model.Model(
-      img=None, llm=gemma.make(preset.variant, **(llm or {}))
-    )
-  return paligemma_model.make(preset.variant, img=img, llm=llm)
 
 
 def model_fields(model: paligemma_model.Model) -> dict[str, Any]:
@@ -271,15 +253,15 @@ def write(
   """Writes arrays or leaves, one at a time.
 
   Args:
-    path, format, dtype, tokenizer: as in `save`.
-    arrays: name -> array, Leaf or Pair.
-    fields: what `model_fields` returns.
-    quantize: as in `load`, of leaves.
-    compute_dtype: what the model computes in, where the format can say it.
-      Default: what `load` makes of the arrays.
+    path, format, dtype, tokenizer: As in `save`.
+    arrays: Name -> array, Leaf or Pair.
+    fields: From `model_fields`.
+    quantize: As in `load`, of leaves.
+    compute_dtype: What the model computes in, where the format can say it.
+      Default: what `load` infers from the arrays.
 
   Raises:
-    ValueError: see `save`.
+    ValueError: See `save`.
   """
   if format is None:
     if epath.Path(path).suffix != ".npz":
@@ -294,49 +276,31 @@ def write(
       f"{path}: the model has adapters; merge_lora makes them part of its "
       "matrices, then save it, or save_adapter writes them alone"
     )
-  if tokenizer is not None and writer is not _write_huggingface:
+  if tokenizer is not None and format != "huggingface":
     raise ValueError(
       f"{path}: a tokenizer is written beside a Hugging Face folder alone, not "
       f'beside "{format}"; copy its file, or leave tokenizer out'
     )
-  stated = {**fields, "compute_dtype": compute_dtype}
-  writer(path, arrays, stated, dtype, quantize, tokenizer)
-
-
-def _write_npz(path, arrays, stated, dtype, quantize, tokenizer):
-  _check_addressable(path, arrays)
-  arrays = _fetch_each(quantized_leaves.each_array(arrays, quantize))
-  npz.save(path, arrays, dtype, **stated)
-
-
-def _write_orbax(path, arrays, stated, dtype, quantize, tokenizer):
-  arrays = quantized_leaves.each_array(arrays, quantize)
-  orbax.save(path, arrays, dtype=dtype, **stated)
-
-
-def _write_huggingface(path, arrays, stated, dtype, quantize, tokenizer):
-  if quantize:
+  if quantize and format == "huggingface":
     raise ValueError(
       f"{path}: a Hugging Face folder has no form for {quantize}; write an npz "
       "or Orbax, or leave quantize out"
     )
-  _check_addressable(path, arrays)
-  huggingface_write.save(
-    path,
-    quantized_leaves.restored(arrays),
-    img=stated["img"],
-    llm=stated["llm"],
-    metadata=stated["metadata"],
-    dtype=dtype,
-    tokenizer=tokenizer,
-  )
+  if format != "orbax":
+    _check_addressable(path, arrays)
+  if format == "huggingface":
+    arrays = quantized_leaves.restored(arrays)
+    writer(path, arrays, **fields, dtype=dtype, tokenizer=tokenizer)
+  else:
+    arrays = quantized_leaves.each_array(arrays, quantize)
+    writer(path, arrays, **fields, dtype=dtype, compute_dtype=compute_dtype)
 
 
 # format -> function that writes it.
 WRITERS = {
-  "npz": _write_npz,
-  "huggingface": _write_huggingface,
-  "orbax": _write_orbax,
+  "npz": npz.save,
+  "huggingface": huggingface_write.save,
+  "orbax": orbax.save,
 }
 
 
@@ -347,13 +311,6 @@ def _check_addressable(path, arrays):
         f"{path}: {name} is spread over several processes; save it with "
         'format="orbax", which all of them write, and convert that'
       )
-
-
-def _fetch_each(arrays):
-  for name, array in arrays:
-    if isinstance(array, leaves.Leaf):
-      array = array.read()
-    yield name, np.asarray(array)
 
 
 def _compute_in(model, dtype):

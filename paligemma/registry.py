@@ -12,10 +12,9 @@ from paligemma import messages
 def did_you_mean(name: str, options: Iterable[str]) -> str:
   """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
   by_lower = {option.lower(): option for option in options}
-  close = difflib.get_close_matches(name.lower(), by_lower, n=1)
-  return (
-    f' Did you mean "{messages.shown(by_lower[close[0]])}"?' if close else ""
-  )
+  for near in difflib.get_close_matches(name.lower(), by_lower, n=1):
+    return f' Did you mean "{messages.shown(by_lower[near])}"?'
+  return ""
 
 
 def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
@@ -23,8 +22,8 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
 
   Args:
     table: The known names.
-    name: The name a user gave.
-    what: What the table holds, for the message: "variant", "sampler".
+    name: What a user gave.
+    what: A name of this table is a ..., for the message: "variant", "sampler".
 
   Raises:
     ValueError: The name is unknown; lists the known ones and the nearest.
@@ -44,7 +43,7 @@ def make(
   *given: Any,
   nested: bool = False,
 ) -> Any:
-  """Calls a function of a table, as a text says, and returns its result.
+  """Calls a function of a table as a text says; returns its result.
 
   A name alone is a call without arguments. Arguments are Python literals:
 
@@ -55,10 +54,10 @@ def make(
   Args:
     text: The name or the call.
     table: Name -> function.
-    what: What the table holds, for messages: "sampler".
+    what: As in `lookup`.
     *given: Arguments before those in the text, such as a tokenizer.
-    nested: Whether an argument may be a name or a call of this table itself:
-      best_of(n=16, sampler=top_k(k=40)). Default False.
+    nested: Whether an argument may itself be a call of this table:
+      best_of(n=16, sampler=top_k(k=40)).
 
   Raises:
     ValueError: The text is not of this form, a name is unknown, arguments are

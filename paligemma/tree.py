@@ -13,14 +13,13 @@ from paligemma import registry
 
 Flat = dict[str, Any]
 
-REQUIRED = object()  # match_first: every name must be matched by some rule
+REQUIRED = object()  # match_first: some rule must match every name
 
 
 def flatten(tree: Mapping[str, Any]) -> Flat:
   """Returns the leaves of nested dicts by "/"-joined name, sorted by name.
 
-  A leaf is any value that is not a mapping. Empty mappings are dropped. A flat
-  tree is returned sorted.
+  A leaf is any value that is not a mapping. Empty mappings are dropped.
   """
   return dict(sorted(_leaves(tree, "")))
 
@@ -67,15 +66,17 @@ def match_first(
     default: Value of the names that no rule matches. Without it, such a name
       is an error.
 
-  Returns:
-    name -> value, in the order of names.
-
   Raises:
     ValueError: A regex is malformed or matches no name (except ".*"), or a name
       is matched by no rule.
   """
   names = list(names)
-  compiled = [(_compile(regex), value) for regex, value in rules]
+  compiled = []
+  for pattern, value in rules:
+    try:
+      compiled.append((re.compile(pattern), value))
+    except re.error as e:
+      raise ValueError(f'malformed regex "{pattern}": {e}') from None
   for regex, _ in compiled:
     if regex.pattern != ".*" and not any(map(regex.fullmatch, names)):
       raise ValueError(
@@ -98,17 +99,10 @@ def match_any(patterns: Sequence[str], names: Iterable[str]) -> dict[str, bool]:
   """Returns for every name whether some regex matches the whole of it.
 
   Raises:
-    ValueError: As `match_first`. A regex that matches no name is an error, so a
-      misspelled one cannot silently freeze parameters that it should train.
+    ValueError: As `match_first`: a misspelled regex cannot silently freeze
+      parameters that it should train.
   """
   return match_first([(p, True) for p in patterns], names, default=False)
-
-
-def _compile(regex: str) -> re.Pattern:
-  try:
-    return re.compile(regex)
-  except re.error as e:
-    raise ValueError(f'malformed regex "{regex}": {e}') from None
 
 
 def partition(
@@ -120,6 +114,15 @@ def partition(
     {name: leaf for name, leaf in flat.items() if mask[name]},
     {name: leaf for name, leaf in flat.items() if not mask[name]},
   )
+
+
+def under(prefix: str, flat: Mapping[str, Any]) -> Flat:
+  """The leaves whose names begin with a prefix, without it."""
+  return {
+    name.removeprefix(prefix): leaf
+    for name, leaf in flat.items()
+    if name.startswith(prefix)
+  }
 
 
 def merge(*flats: Mapping[str, Any]) -> Flat:
@@ -140,29 +143,26 @@ def compare(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
   """Lists how the names and shapes of a flat tree differ from the expected.
 
   Args:
-    expected: Name -> shape, or name -> object with a `shape`.
-    found: Likewise.
+    expected, found: Name -> shape, or name -> object with a `shape`.
 
   Returns:
-    One line per differing leaf, sorted by name; empty if there is none.
+    One line per differing leaf, sorted by name.
   """
+  expected, found = (
+    {name: tuple(getattr(leaf, "shape", leaf)) for name, leaf in flat.items()}
+    for flat in (expected, found)
+  )
   missing = expected.keys() - found.keys()
-  unexpected = found.keys() - expected.keys()
   lines = []
   for name in sorted(expected.keys() | found.keys()):
     if name in missing:
-      lines.append(f"{name}: missing, expected {_shape(expected[name])}")
-    elif name in unexpected:
+      lines.append(f"{name}: missing, expected {expected[name]}")
+    elif name not in expected:
       # With many missing names a search is slow, and no single one misspelled.
       hint = registry.did_you_mean(name, missing) if len(missing) <= 50 else ""
-      lines.append(f"{name}: unexpected, found {_shape(found[name])}.{hint}")
-    elif _shape(expected[name]) != _shape(found[name]):
+      lines.append(f"{name}: unexpected, found {found[name]}.{hint}")
+    elif expected[name] != found[name]:
       lines.append(
-        f"{name}: found shape {_shape(found[name])}, "
-        f"expected {_shape(expected[name])}"
+        f"{name}: found shape {found[name]}, expected {expected[name]}"
       )
   return lines
-
-
-def _shape(leaf) -> tuple[int, ...]:
-  return tuple(getattr(leaf, "shape", leaf))

@@ -166,8 +166,7 @@ def _compare_pair(before, after):
   digest = hashlib.sha256(new[kind].tobytes() + scale.tobytes()).hexdigest()
   difference = 0.0
   for rows in () if is_pair else quantized_leaves.blocks(name, before):
-    every = (slice(None),) * (len(before.shape) - 1)
-    block = before.read(np.float32, (rows, *every))
+    block = before.read(np.float32, (rows,))
     own = scale[rows] if len(scale) == before.shape[0] else scale
     pair = {kind: new[kind][rows], quantization.SCALE: own}
     back = np.asarray(quantization.dequantize(pair, np.float32))
@@ -176,7 +175,7 @@ def _compare_pair(before, after):
 
 
 def _arrays(pair):
-  return {pair.kind: pair.values.read(), quantization.SCALE: pair.scale.read()}
+  return {part: leaf.read() for part, leaf in pair.arrays.items()}
 
 
 def _stored(leaf):

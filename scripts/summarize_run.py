@@ -30,12 +30,12 @@ def changed_leaves(
   Raises:
     ValueError: the files hold other names or shapes.
   """
-  old = npz.load(before)
+  old, new = npz.load(before), npz.open(after).leaves
   changed = []
-  if differences := tree.compare(npz.shapes(before), npz.shapes(after)):
+  if differences := tree.compare(old, new):
     raise ValueError(f"{after}: differs from {before}: {differences[0]}")
-  for name, array in npz.iterate(after):
-    if not np.array_equal(old[name].astype(array.dtype), array):
+  for name, leaf in new.items():
+    if not np.array_equal(old[name].astype(leaf.dtype), leaf.read()):
       changed.append(name)
   return sorted(changed), len(old)
 
@@ -87,7 +87,7 @@ def main() -> None:
     raise ValueError(f"{run}: has no config.json of a run with init, trainable")
   final = run / "final.npz"
   changed, total = changed_leaves(config["init"], final)
-  check_changed(changed, npz.shapes(final), config["trainable"])
+  check_changed(changed, npz.open(final).leaves, config["trainable"])
   print(f"changed {len(changed)} of {total} parameters: {', '.join(changed)}")
   for name in options.scores:
     before, after, count = scores(run / "metrics.jsonl", name)

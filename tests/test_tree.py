@@ -113,6 +113,12 @@ def test_match_any():
     tree.match_any(["llm/layer/attn/.*"], FLAT)
 
 
+def test_under_a_prefix():
+  flat = {"params/a/b": 1, "params/c": 2, "opt/params/c": 3}
+  assert tree.under("params/", flat) == {"a/b": 1, "c": 2}
+  assert tree.under("ema/", flat) == {}
+
+
 def test_partition_then_merge_is_identity():
   mask = tree.match_any(["llm/.*"], FLAT)
   llm, rest = tree.partition(FLAT, mask)

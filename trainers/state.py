@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from paligemma import init, quantization, registry, tree
-from paligemma.checkpoints import fit, formats, precision, quantized_leaves
+from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.lora import apply as lora
 from paligemma.models.paligemma import Model
 from paligemma.training import sharding
@@ -57,7 +57,9 @@ def abstract_params(
   shapes = init.shapes(model, config.res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
   kind = frozen_dtype if frozen_dtype in quantization.KINDS else None
-  dtypes = precision.storage_dtypes(frozen, "float32" if kind else frozen_dtype)
+  dtypes = quantized_leaves.storage_dtypes(
+    frozen, "float32" if kind else frozen_dtype
+  )
   stored = quantized_leaves.storage(frozen, dtypes, kind)
   in_float32 = dict.fromkeys(trained, jnp.float32)
   stored |= quantized_leaves.storage(trained, in_float32, None)

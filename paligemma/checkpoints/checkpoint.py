@@ -13,21 +13,20 @@ class Checkpoint:
   """A checkpoint that was opened but not read.
 
   Attributes:
-    path: Where it lies.
-    format: Its name for people: "big_vision npz", "Hugging Face", ...
-    leaves: Name -> leaf, under big_vision's names: "img/..." and "llm/...", in
-      scan or loop layout. Every tensor of the files is used exactly once, but
-      for `ignored`.
+    path: Of the file or folder.
+    format: A name for messages: "big_vision npz", "Hugging Face", ...
+    leaves: By big_vision's names, "img/..." and "llm/...", in scan or loop
+      layout. Every tensor of the files is used exactly once, but for `ignored`.
     img: Fields of vit.Model that the files state and shapes cannot tell.
     llm: The same of gemma.Model: soft caps, window, query scale, epsilon.
       Fields that are absent are taken from the variant of the same sizes.
-    ignored: Names in the files of what is no parameter of a PaliGemma, such as
+    ignored: Names of tensors that are no parameters of a PaliGemma, such as
       buffers, or the pooling head of SigLIP.
     created: Names of leaves that are in no file and drawn at random, such as
-      the head between two towers that have not met before.
+      the head between two towers that were never trained together.
     metadata: What the files say beside the towers, as JSON holds it, see
       stated_fields.METADATA. Model.metadata keeps it, `save` writes it again.
-    compute_dtype: What the model computes in. Default: the files do not say.
+    compute_dtype: What the model computes in; None: the files do not say.
 
   Raises:
     ValueError: `img`, `llm` or `metadata` state what no model can have.
@@ -44,8 +43,7 @@ class Checkpoint:
   compute_dtype: str | None = None
 
   def __post_init__(self):
-    stated_fields.check(self.path, self.img, self.llm)
-    stated_fields.check_metadata(self.path, self.metadata)
+    stated_fields.check(self.path, self.img, self.llm, self.metadata)
 
   def describe(self) -> str:
     """One line: what the checkpoint is, and what was decided about it."""

@@ -7,14 +7,23 @@ from etils import epath
 
 from paligemma import messages
 
+# What tensorstore and NumPy raise on bad files, and Python on JSON that holds
+# other types than it should. A corrupt header may ask for any memory.
+BAD_FILE = (
+  ArithmeticError,
+  AttributeError,
+  LookupError,
+  MemoryError,
+  OSError,
+  RuntimeError,
+  TypeError,
+  ValueError,
+)
+
 
 @contextlib.contextmanager
 def named(path: epath.PathLike) -> Iterator[None]:
-  """Puts a ValueError on one line that names `path`, see messages.one_line.
-
-  Args:
-    path: Of the checkpoint that is being opened or read.
-  """
+  """Puts a ValueError on one line that names `path`, see messages.one_line."""
   try:
     yield
   except ValueError as e:

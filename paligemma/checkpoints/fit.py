@@ -1,4 +1,4 @@
-"""From the leaves of a checkpoint to those that a model expects."""
+"""Gives the leaves of a checkpoint the layout and resolution of a model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,22 +16,19 @@ _LISTED = 20
 def fit(
   checkpoint: Checkpoint, expected: Mapping[str, Any]
 ) -> dict[str, leaves.Leaf | quantized_leaves.Pair]:
-  """Gives a checkpoint the layout and the resolution of a model.
-
-  Layers are stacked or taken apart as the model has them, and the position
-  embedding is resampled to its number of patches.
+  """Stacks layers or takes them apart, and resamples the position embedding.
 
   Args:
-    checkpoint: What was opened.
-    expected: Name -> shape, or anything with a `shape`, of every parameter.
+    checkpoint: From formats.open.
+    expected: Name -> shape, or object with a `shape`, of every parameter.
 
   Returns:
-    Name -> leaf, of exactly the names and shapes of `expected`; a Pair where
-    the checkpoint is quantized.
+    Leaves of exactly the names and shapes of `expected`; Pairs where the
+    checkpoint is quantized.
 
   Raises:
     ValueError: Leaves are missing, left over, of another shape, or no floating
-      point numbers; all that differ are listed.
+      point numbers; lists those that differ.
   """
   fitted = leaves.layered_like(checkpoint.leaves, expected)
   fitted = quantized_leaves.paired(fitted)

@@ -1,4 +1,4 @@
-"""Sizes and layout of both towers, read off the shapes of their arrays."""
+"""Sizes and layout of both towers, from the shapes of their arrays."""
 
 import math
 from collections.abc import Mapping
@@ -9,23 +9,22 @@ from paligemma.checkpoints import layouts, quantized_leaves
 
 
 def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-  """Reads the sizes of a PaliGemma off its arrays.
+  """Infers the sizes of a PaliGemma from the shapes of its arrays.
 
   Args:
-    flat: Name -> shape, or name -> anything with a `shape`; layers stacked or
-      apart, attention as `q_einsum` and `kv_einsum` or as one `qkv_einsum`.
+    flat: Name -> shape, or object with a `shape`; layers stacked or apart,
+      attention as `q_einsum` and `kv_einsum` or as one `qkv_einsum`.
 
   Returns:
     {"img": width, depth, mlp_dim, num_heads, patch_size, res (pixels; None
     without a learned position embedding), scan (True: layers are stacked),
     "llm": width, depth, mlp_dim, num_heads, num_kv_heads, head_dim, vocab_size,
-    post_norms (True in Gemma 2), scan}. A tower of which there is nothing is
-    left out.
+    post_norms (True in Gemma 2), scan}, without a tower that has no arrays.
 
   Raises:
     ValueError: There is no tower, or arrays that tell its sizes are missing
-      (all are listed) or of another rank or empty, or disagree; a patch or the
-      grid of positions is not square, or layers differ in their arrays.
+      (lists them), of another rank, empty or contradictory; a patch or the grid
+      of positions is not square, or layers differ in their arrays.
   """
   shapes = {name: tuple(getattr(x, "shape", x)) for name, x in flat.items()}
   towers = {name.partition("/")[0] for name in shapes}
@@ -51,24 +50,26 @@ def _tower(shapes, tower):
     for name, row in parameters.ROWS.items()
     if row.tower == tower and name in shapes and row.kind != parameters.ADAPTER
   ]
-  told = _letters(shapes, rows)
+  sizes = _axis_sizes(shapes, rows)
   models = {row.when for row in rows}
   if "fused" in models:
-    told["K"] = told["N"]
-  wanted = parameters.SIZES[tower]
-  _check_told(shapes, tower, told, wanted.values())
-  found = {field: told[letter] for field, letter in wanted.items()}
+    sizes["K"] = sizes["N"]
+  fields = parameters.SIZES[tower]
+  unknown = [axis for axis in fields.values() if axis not in sizes]
+  if unknown:
+    _raise_missing(shapes, tower, unknown)
+  found = {field: sizes[axis] for field, axis in fields.items()}
   if tower == "llm":
     return {**found, "post_norms": "post_norms" in models}
-  if told["h"] != told["w"]:
+  if sizes["h"] != sizes["w"]:
     name = parameters.PATCH_KERNEL
     raise ValueError(f"{name}: shape {shapes[name]}, expected a square patch")
-  return {**found, "res": _resolution(told.get("P"), told["h"])}
+  return {**found, "res": _resolution(sizes.get("P"), sizes["h"])}
 
 
-def _letters(shapes, rows) -> dict[str, int]:
+def _axis_sizes(shapes, rows) -> dict[str, int]:
   """Size of each axis, on which all arrays must agree."""
-  told = {}
+  found = {}
   for row in rows:
     shape = shapes[row.name]
     if len(shape) != len(row.axes):
@@ -79,33 +80,31 @@ def _letters(shapes, rows) -> dict[str, int]:
       raise ValueError(
         f"{row.name}: shape {shape}, expected sizes from 1 to 2**31 - 1"
       )
-    for letter, size in zip(row.axes, shape, strict=True):
-      known, where = told.setdefault(letter, (size, row.name))
-      if size != known and not letter.isdigit():
+    for axis, size in zip(row.axes, shape, strict=True):
+      known, where = found.setdefault(axis, (size, row.name))
+      if size != known and not axis.isdigit():
         raise ValueError(
-          f"{row.name}: shape {shape}, expected {letter} = {known} in "
+          f"{row.name}: shape {shape}, expected {axis} = {known} in "
           f"({', '.join(row.axes)}) as of {where}"
         )
-  return {letter: size for letter, (size, _) in told.items()}
+  return {axis: size for axis, (size, _) in found.items()}
 
 
-def _check_told(shapes, tower, told, wanted):
-  """One error that lists what would tell all the sizes that are not told."""
+def _raise_missing(shapes, tower, axes):
+  """Lists the smallest arrays that would tell the sizes of all these axes."""
   rows = [
     row
     for row in parameters.has(tower, when=["grouped"]).values()
     if row.summed and row.name not in shapes
   ]
   missing = dict.fromkeys(
-    min((r for r in rows if letter in r.axes), key=lambda r: len(r.axes)).name
-    for letter in wanted
-    if letter not in told
+    min((r for r in rows if axis in r.axes), key=lambda r: len(r.axes)).name
+    for axis in axes
   )
-  if missing:
-    raise ValueError(
-      f"cannot tell the sizes of the model, missing: {', '.join(missing)}."
-      + registry.did_you_mean(next(iter(missing)), shapes)
-    )
+  raise ValueError(
+    f"cannot tell the sizes of the model, missing: {', '.join(missing)}."
+    + registry.did_you_mean(next(iter(missing)), shapes)
+  )
 
 
 def _resolution(positions, patch_size):

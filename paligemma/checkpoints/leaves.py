@@ -6,32 +6,35 @@ put together from 2 L tensors of Hugging Face, each of them float[F, D]:
 
     Piece(at=(3, 1), tensor=<model.layers.3.mlp.up_proj.weight>, arrange=.T)
 
-says what lies at leaf[3, 1]. Nothing is read before `Leaf.read` or `place`, and
+says what leaf[3, 1] is. Nothing is read before `Leaf.read` or `place`, and
 then only what is wanted of it, block by block, cast on the way: beside the
 result there is never more than one block or one tensor of the file in memory.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import jax
+import ml_dtypes
 import numpy as np
 from etils import epath
 
 from paligemma.checkpoints import layouts
 
-# What is read and cast at a time, where a file can be read in part.
+# How much is read and cast at a time, where a file can be read in part.
 BLOCK_BYTES = 2**25
 _STRIP = 32
+_ALIGNMENT = 64  # bytes; JAX on a CPU copies arrays that are aligned to less
 
 
 class Tensor(Protocol):
   """What a file format gives: h5py, tensorstore and NumPy arrays fit as well.
 
-  Slicing along the first axis, `tensor[start:stop]`, and `tensor[...]` return
-  something that NumPy takes for an array.
+  `tensor[start:stop]` and `tensor[...]` return something that NumPy takes for
+  an array.
   """
 
   shape: tuple[int, ...]
@@ -41,11 +44,23 @@ class Tensor(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Mapped:
-  """A tensor that lies uncompressed in a local file.
+class Computed:
+  """A tensor that a function of the index computes whenever it is read."""
 
-  It is mapped anew for each access and let go after it: pages that were read
-  once would else count as memory of the process until the end.
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  compute: Callable[[Any], np.ndarray]
+
+  def __getitem__(self, index: Any) -> np.ndarray:
+    return self.compute(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+  """A tensor that is stored uncompressed in a local file.
+
+  It is mapped for each access and unmapped after it: else pages that were read
+  once count as memory of the process until its end.
   """
 
   path: epath.PathLike
@@ -67,11 +82,11 @@ class Mapped:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """One tensor at its place in a leaf.
+  """A leaf, or what it is at some leading indices, as one tensor of a file.
 
   Attributes:
-    at: Leading indices in the leaf; () is all of it.
-    tensor: What lies there.
+    at: The leading indices; () is all of the leaf.
+    tensor: The tensor of the file.
     arrange: Turns the axes of the tensor to those of the leaf by transposing,
       splitting or slicing (views, so that a part of it reads only a part of the
       file). Default: they agree.
@@ -106,8 +121,7 @@ class Leaf:
   """A parameter that has not been read yet.
 
   Attributes:
-    shape: tuple of int.
-    dtype: np.dtype of the file.
+    dtype: That of the file.
     pieces: What covers it, without gap or overlap.
   """
 
@@ -129,57 +143,49 @@ class Leaf:
 
     Args:
       dtype: Of the result, default that of the file.
-      index: One slice per axis, with step 1. Default all.
+      index: A slice with step 1 for each leading axis. Default: all.
 
     Returns:
-      A new array, so aligned that JAX on a CPU takes it over without a copy.
+      A new array, which JAX on a CPU takes over without a copy.
     """
     index = tuple(
       slice(*part.indices(size)[:2])
-      for part, size in zip(
-        index or len(self.shape) * (slice(None),), self.shape, strict=True
+      for part, size in itertools.zip_longest(
+        index or (), self.shape, fillvalue=slice(None)
       )
     )
     shape = tuple(part.stop - part.start for part in index)
     out = aligned_empty(shape, np.dtype(dtype or self.dtype))
     for piece in self.pieces:
       depth = len(piece.at)
-      places = list(zip(piece.at, index[:depth], strict=True))
-      if all(part.start <= i < part.stop for i, part in places):
-        target = tuple(i - part.start for i, part in places)
+      leading = list(zip(piece.at, index[:depth], strict=True))
+      if all(part.start <= i < part.stop for i, part in leading):
+        target = tuple(i - part.start for i, part in leading)
         piece.copy(out[(*target, ...)], index[depth:])
     return out
 
 
-def cast(leaf: Leaf, dtype: Any) -> Leaf:
+def check_dtype(where: str, dtype: np.dtype) -> None:
+  """Raises a ValueError for what no format can hold, such as objects."""
+  if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
+    raise ValueError(
+      f"{where}: dtype {dtype}, expected bfloat16 or a number of NumPy"
+    )
+
+
+def cast(leaf: Leaf, dtype: np.dtype) -> Leaf:
   """The leaf in another dtype, which it is rounded to when it is read."""
-  return Leaf.of(_Cast(leaf, np.dtype(dtype)))
 
+  def read(index):
+    if isinstance(index, slice):
+      return leaf.read(dtype, (index,))
+    return leaf.read(dtype)[index]
 
-@dataclasses.dataclass(frozen=True)
-class _Cast:
-  leaf: Leaf
-  dtype: np.dtype
-
-  @property
-  def shape(self):
-    return self.leaf.shape
-
-  def __getitem__(self, index):
-    if not isinstance(index, slice):
-      return self.leaf.read(self.dtype)[index]
-    every = (slice(None),) * (len(self.shape) - 1)
-    return self.leaf.read(self.dtype, (index, *every))
+  return Leaf.of(Computed(leaf.shape, dtype, read))
 
 
 def place(leaf: Leaf, dtype: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-  """Reads a leaf onto devices; each process reads only the parts of its own.
-
-  Args:
-    leaf: What to read.
-    dtype: dtype of the result.
-    sharding: Which part goes to which device.
-  """
+  """Reads a leaf onto devices; each process reads only what its own hold."""
   parts = {}  # devices that hold the same part share one read
 
   def read(index):
@@ -208,7 +214,7 @@ def unstack_layers(leaves: Mapping[str, Leaf]) -> dict[str, Leaf]:
 def layered_like(
   leaves: Mapping[str, Leaf], names: Iterable[str]
 ) -> dict[str, Leaf]:
-  """Each tower in the layout that names have; stacked where they tell none."""
+  """Each tower in the layout of its names; stacked if none is a layer's."""
   found = stack_layers(leaves)
   for tower in ("img/", "llm/"):
     if any(n.startswith(tower) and layouts.split_layer(n) for n in names):
@@ -217,23 +223,13 @@ def layered_like(
   return found
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-  """tensor[i] of a tensor that holds all layers."""
-
-  tensor: Tensor
-  i: int
-
-  @property
-  def shape(self):
-    return tuple(self.tensor.shape[1:])
-
-  @property
-  def dtype(self):
-    return self.tensor.dtype
-
-  def __getitem__(self, index):
-    return np.asarray(self.tensor[self.i : self.i + 1])[0][index]
+def row_of(tensor: Tensor, i: int) -> Computed:
+  """tensor[i]."""
+  return Computed(
+    tuple(tensor.shape[1:]),
+    tensor.dtype,
+    lambda index: np.asarray(tensor[i : i + 1])[0][index],
+  )
 
 
 def stack(name: str, layers: list[Leaf]) -> Leaf:
@@ -256,15 +252,13 @@ def _layer(leaf: Leaf, i: int) -> Leaf:
         pieces.append(dataclasses.replace(piece, at=piece.at[1:]))
     else:
       assert piece.arrange is None, "arranged pieces lie within a layer"
-      pieces.append(Piece((), _Row(piece.tensor, i)))
+      pieces.append(Piece((), row_of(piece.tensor, i)))
   return Leaf(leaf.shape[1:], leaf.dtype, tuple(pieces))
 
 
-def aligned_empty(
-  shape: tuple[int, ...], dtype: np.dtype, alignment: int = 64
-) -> np.ndarray:
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """An array that JAX on a CPU takes over without a copy."""
   size = math.prod(shape) * dtype.itemsize
-  buffer = np.empty(size + alignment, np.uint8)
-  start = -buffer.ctypes.data % alignment
+  buffer = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -buffer.ctypes.data % _ALIGNMENT
   return buffer[start : start + size].view(dtype).reshape(shape)

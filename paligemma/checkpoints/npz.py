@@ -3,8 +3,8 @@
 A path may end in the sub-tree that is wanted: "siglip.npz:img" gives what lies
 under "img/", without that prefix.
 
-What arrays cannot tell, see settings.py, is the comment of the zip file, which
-NumPy and big_vision do not look at.
+What arrays cannot tell, see stated_fields.py, is in the comment of the zip
+file, which NumPy and big_vision ignore.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -26,26 +26,29 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, quantization, registry, tree
-from paligemma.checkpoints import settings
+from paligemma.checkpoints import errors, stated_fields
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
+from paligemma.checkpoints.leaves import (
+  BLOCK_BYTES,
+  Computed,
+  Leaf,
+  Mapped,
+  Tensor,
+  check_dtype,
+)
 
 # In front of the settings in the comment, which others may use as they like.
 _COMMENT = b"paligemma "
 
 _PATH = re.compile(r"(?P<file>.*?)(:(?P<subtree>\w[\w/]*))?")
+# What zipfile, zlib and NumPy raise on bad files, beside ValueErrors.
 _CORRUPT = (
+  *errors.BAD_FILE,
   EOFError,
-  MemoryError,  # a corrupt header may ask for any number of bytes
-  NotImplementedError,  # zipfile: a later version of the format
-  OverflowError,
-  RuntimeError,  # zipfile: flags or a compression that it does not know
-  SyntaxError,  # NumPy: a header that is no Python literal
-  TypeError,
-  ValueError,
+  SyntaxError,
   struct.error,
   zipfile.BadZipFile,
-  tokenize.TokenError,  # NumPy: a header without its brace
+  tokenize.TokenError,
   zlib.error,
 )
 
@@ -59,11 +62,11 @@ def open(path: epath.PathLike) -> Checkpoint:
       are read (its training checkpoints also hold "opt/...").
 
   Returns:
-    Checkpoint of the names as they are, without "params/". bfloat16, which
-    NumPy stores as void of two bytes, comes back as ml_dtypes.bfloat16. What
-    numpy.savez wrote to a local file is mapped to memory when it is read; what
-    savez_compressed wrote, or what lies elsewhere, is read as a stream. Either
-    is checked against its CRC-32 and ends in a ValueError if damaged.
+    Checkpoint of the names without "params/". Void of two bytes, as which NumPy
+    stores bfloat16, becomes ml_dtypes.bfloat16. Arrays of numpy.savez in a
+    local file are mapped to memory when they are read; those of
+    savez_compressed or of remote files are read as a stream. Both are checked
+    against their CRC-32; reading a damaged one is a ValueError.
 
   Raises:
     ValueError: No such file, not an npz, corrupt, cut short, pickled (never
@@ -78,33 +81,19 @@ def open(path: epath.PathLike) -> Checkpoint:
     stated = {}
     if archive.comment.startswith(_COMMENT):
       with _one_line(path, "comment"):
-        stated = settings.parse(archive.comment[len(_COMMENT) :].decode())
+        stated = stated_fields.parse(archive.comment[len(_COMMENT) :].decode())
   return Checkpoint(
     path=str(path), format="big_vision npz", leaves=found, **stated
   )
 
 
-def load(path: epath.PathLike) -> tree.Flat:
-  """Reads all arrays: name -> np.ndarray; path and errors as in `open`."""
-  return dict(iterate(path))
-
-
-def iterate(path: epath.PathLike) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields what `load` returns as (name, array), in the order of the file."""
-  for name, leaf in open(path).leaves.items():
-    yield name, leaf.read()
-
-
-def shapes(path: epath.PathLike) -> dict[str, tuple[int, ...]]:
-  """Returns name -> shape of what `load` returns, reading only the headers."""
-  return {name: leaf.shape for name, leaf in open(path).leaves.items()}
+def load(path: epath.PathLike) -> dict[str, np.ndarray]:
+  """Reads all arrays: name -> array; path and errors as in `open`."""
+  return {name: leaf.read() for name, leaf in open(path).leaves.items()}
 
 
 def fingerprint(path: epath.PathLike) -> str:
   """Names the contents of what `load` returns, without reading the data.
-
-  Args:
-    path: As in `load`.
 
   Returns:
     "sha256:..." over the sorted (name, CRC-32, size) of the zip directory. It
@@ -123,13 +112,12 @@ def save(
 ) -> None:
   """Writes arrays under big_vision's names, "params/" in front.
 
-  Arrays are fetched, cast and written one at a time. The file appears under its
-  name only when it is complete; an earlier one is replaced at that moment. With
-  several processes let one of them write.
+  Arrays are fetched, cast and written one at a time, and the file is created or
+  replaced when it is complete. With several processes let one of them write.
 
   Args:
     path: File to write; its folder is made.
-    flat: Name -> array, or pairs of them from a generator. NumPy or JAX arrays.
+    flat: Name -> Leaf, jax.Array or np.ndarray, or pairs of them.
     dtype: Cast every array to it but those of quantized matrices, default as
       they are. bfloat16 is stored as void of two bytes, as big_vision does and
       reads.
@@ -140,7 +128,7 @@ def save(
     ValueError: An array has a dtype, or `stated` a length, that the format
       cannot hold.
   """
-  comment = _COMMENT + settings.dump(**stated).encode() if stated else b""
+  comment = _COMMENT + stated_fields.dump(**stated).encode() if stated else b""
   if len(comment) > zipfile.ZIP_MAX_COMMENT:
     raise ValueError(
       f"{path}: the chat template and settings of the model take {len(comment)}"
@@ -156,7 +144,12 @@ def save(
       # ZipInfo without a date: equal arrays give equal files.
       member = zipfile.ZipInfo(f"params/{name}.npy")
       cast_to = None if quantization.split(name) else dtype
-      array = _to_void(name, np.asarray(array, dtype=cast_to))
+      if isinstance(array, Leaf):
+        array = array.read(cast_to)
+      array = np.asarray(array, dtype=cast_to)
+      check_dtype(name, array.dtype)
+      if array.dtype == ml_dtypes.bfloat16:
+        array = array.view("V2")
       # Over 4 GiB: the gating_einsum of the 3B is 4.8 GB in float32.
       with archive.open(member, "w", force_zip64=True) as entry:
         np.lib.format.write_array(entry, array, allow_pickle=False)
@@ -166,18 +159,24 @@ def save(
 def _open(path):
   """Yields the open archive and name -> ZipInfo of the wanted sub-tree."""
   subtree = _PATH.fullmatch(str(path))["subtree"]
-  with _one_line(path), contextlib.ExitStack() as stack:
-    file = stack.enter_context(disk.path(_file(path)).open("rb"))
-    archive = stack.enter_context(zipfile.ZipFile(file))
-    members = {m.filename: m for m in archive.infolist()}
-    stack = stack.pop_all()
-  with stack:
+  with contextlib.ExitStack() as stack:
+    with _one_line(path):
+      file = stack.enter_context(disk.path(_file(path)).open("rb"))
+      archive = stack.enter_context(zipfile.ZipFile(file))
+      members = {m.filename: m for m in archive.infolist()}
     if foreign := [name for name in members if not name.endswith(".npy")]:
       raise ValueError(f'{path}: "{foreign[0]}" in it is no .npy array')
     members = {n.removesuffix(".npy"): m for n, m in members.items()}
-    members = _under("params/", members) or members
+    members = tree.under("params/", members) or members
     if subtree:
-      members = _wanted(path, subtree.rstrip("/"), members)
+      subtree = subtree.rstrip("/")
+      tops = sorted({name.partition("/")[0] for name in members})
+      members = tree.under(f"{subtree}/", members)
+      if not members:
+        raise ValueError(
+          f'{path}: nothing under "{subtree}/", expected one of: '
+          f"{', '.join(tops)}." + registry.did_you_mean(subtree, tops)
+        )
     if not members:
       raise ValueError(f"{path}: holds no array")
     yield archive, members
@@ -185,24 +184,6 @@ def _open(path):
 
 def _file(path) -> epath.Path:
   return epath.Path(_PATH.fullmatch(str(path))["file"])
-
-
-def _under(prefix, members):
-  return {
-    name.removeprefix(prefix): member
-    for name, member in members.items()
-    if name.startswith(prefix)
-  }
-
-
-def _wanted(path, subtree, members):
-  if wanted := _under(f"{subtree}/", members):
-    return wanted
-  tops = sorted({name.partition("/")[0] for name in members})
-  raise ValueError(
-    f'{path}: nothing under "{subtree}/", expected one of: {", ".join(tops)}.'
-    + registry.did_you_mean(subtree, tops)
-  )
 
 
 @contextlib.contextmanager
@@ -222,108 +203,59 @@ def _one_line(path, name=None):
     raise ValueError(f"{where}: {reason}") from None
 
 
-@dataclasses.dataclass(frozen=True)
-class _StoredMember:
-  """An uncompressed array of a local file."""
-
-  where: tuple[str, str]
-  mapped: Mapped
-  member: Mapped  # the same with the header before it: what the CRC is of
-  crc: int
-
-  @property
-  def shape(self):
-    return self.mapped.shape
-
-  @property
-  def dtype(self):
-    return self.mapped.dtype
-
-  def __getitem__(self, index):
-    with _one_line(*self.where):
-      if not self._is_whole:
-        raise zipfile.BadZipFile("bad CRC-32")
-      return self.mapped[index]
-
-  @functools.cached_property
-  def _is_whole(self):
-    crc = 0
-    for start in range(0, self.member.shape[0], BLOCK_BYTES):
-      crc = zlib.crc32(self.member[start : start + BLOCK_BYTES], crc)
-    return crc == self.crc
-
-
 @dataclasses.dataclass
-class _StreamedMember:
+class _Stream:
   """An array that can only be read from its beginning on.
 
   Slices that follow one another are read in one pass.
   """
 
-  where: tuple[str, str]
+  path: epath.PathLike
+  name: str
   member: str
   shape: tuple[int, ...]
   dtype: np.dtype
-  fortran: bool
-  file: Any = None
   row: int = 0
-  open_files: contextlib.ExitStack | None = None
+  rows: Generator[np.ndarray, int] | None = None  # from `row` on
 
   def __getitem__(self, index):
-    with _one_line(*self.where):
-      if isinstance(index, slice) and not self.fortran and self.shape:
-        start, stop, _ = index.indices(self.shape[0])
-        return self._rows(start, stop)
-      self._restart()
-      array = np.lib.format.read_array(self.file, allow_pickle=False)
-      self._finish()
-      return array.view(self.dtype)[index]
+    index = slice(None) if index is ... else index
+    start, stop, _ = index.indices(self.shape[0])
+    rows, self.rows = self.rows, None
+    with _one_line(self.path, self.name):
+      if rows is None or start < self.row:
+        rows, self.row = self._read(), 0
+        next(rows)
+      rows.send(start - self.row)
+      block = rows.send(stop - start)
+    if stop < self.shape[0]:
+      self.rows, self.row = rows, stop
+    return block
 
-  def _rows(self, start, stop):
-    if self.file is None or start < self.row:
-      self._restart()
-      _read_header(self.file)
-      self.row = 0
-    self._read(start - self.row)
-    rows = self._read(stop - start)
-    self.row = stop
-    if stop == self.shape[0]:
-      self._finish()
-    return rows
-
-  def _read(self, count):
-    rows = np.empty((count, *self.shape[1:]), self.dtype)
-    flat = rows.reshape(-1).view(np.uint8)
-    done = 0
-    while done < flat.size:
-      read = self.file.readinto(flat[done:])
-      if not read:
-        raise EOFError("data is missing")
-      done += read
-    return rows
-
-  def _restart(self):
-    self.close()
-    with contextlib.ExitStack() as stack:
-      file = stack.enter_context(_file(self.where[0]).open("rb"))
-      archive = stack.enter_context(zipfile.ZipFile(file))
-      self.file = stack.enter_context(archive.open(self.member))
-      self.open_files = stack.pop_all()
-
-  def _finish(self):
-    if self.file.read(1):  # at the end zipfile compares the CRC
-      raise ValueError("more data than its shape says")
-    self.close()
-
-  def close(self):
-    if self.open_files is not None:
-      self.open_files.close()
-    self.file = self.open_files = None
-
-  __del__ = close
+  def _read(self):
+    """Yields as many of the next rows as it is sent; holds the file open."""
+    with (
+      _file(self.path).open("rb") as file,
+      zipfile.ZipFile(file) as archive,
+      archive.open(self.member) as member,
+    ):
+      _read_header(member)
+      block, stop = None, 0
+      while True:
+        count = yield block
+        block = np.empty((count, *self.shape[1:]), self.dtype)
+        left = block.reshape(-1).view(np.uint8)
+        while left.size:
+          if not (read := member.readinto(left)):
+            raise EOFError("data is missing")
+          left = left[read:]
+        stop += count
+        # At the end zipfile compares the CRC.
+        if stop == self.shape[0] and member.read(1):
+          raise ValueError("more data than its shape says")
 
 
-def _tensor(path, name, archive, member):
+def _tensor(path, name, archive, member) -> Tensor:
   with archive.open(member) as file:
     shape, fortran, dtype = _read_header(file)
     header_bytes = file.tell()
@@ -335,15 +267,38 @@ def _tensor(path, name, archive, member):
       f"shape {shape} of {dtype} takes {data_bytes} bytes, found "
       f"{member.file_size - header_bytes}"
     )
-  where = (str(path), name)
-  dtype = _dtype(f"{path}: {name}", dtype)
-  stored = member.compress_type == zipfile.ZIP_STORED
-  if stored and not fortran and os.path.isfile(_file(path)):
-    offset = _data_offset(archive, member)
-    crc_of = Mapped(_file(path), offset, (member.file_size,), np.dtype("u1"))
-    data = Mapped(_file(path), offset + header_bytes, shape, dtype)
-    return _StoredMember(where, data, crc_of, member.CRC)
-  return _StreamedMember(where, member.filename, shape, dtype, fortran)
+  if dtype == np.dtype("V2"):
+    dtype = np.dtype(ml_dtypes.bfloat16)
+  check_dtype(f"{path}: {name}", dtype)
+  file = member.filename
+  if fortran or not shape:
+    flat = _Stream(path, name, file, (math.prod(shape),), dtype)
+    order = "F" if fortran else "C"
+    return Computed(
+      shape, dtype, lambda index: flat[...].reshape(shape, order=order)[index]
+    )
+  if member.compress_type != zipfile.ZIP_STORED or not os.path.isfile(
+    _file(path)
+  ):
+    return _Stream(path, name, file, shape, dtype)
+  offset = _data_offset(archive, member)
+  data = Mapped(_file(path), offset + header_bytes, shape, dtype)
+  whole = Mapped(_file(path), offset, (member.file_size,), np.dtype("u1"))
+
+  @functools.cache
+  def is_intact():
+    crc = 0
+    for start in range(0, member.file_size, BLOCK_BYTES):
+      crc = zlib.crc32(whole[start : start + BLOCK_BYTES], crc)
+    return crc == member.CRC
+
+  def compute(index):
+    with _one_line(path, name):
+      if not is_intact():
+        raise zipfile.BadZipFile("bad CRC-32")
+      return data[index]
+
+  return Computed(shape, dtype, compute)
 
 
 def _read_header(file) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -362,24 +317,3 @@ def _data_offset(archive, member) -> int:
   if offset + member.file_size > end:
     raise EOFError(f"{offset + member.file_size - end} bytes are missing")
   return offset
-
-
-def _dtype(where: str, dtype: np.dtype) -> np.dtype:
-  if dtype == np.dtype("V2"):
-    return np.dtype(ml_dtypes.bfloat16)
-  _check_dtype(where, dtype)
-  return dtype
-
-
-def _to_void(where: str, array: np.ndarray) -> np.ndarray:
-  if array.dtype == ml_dtypes.bfloat16:
-    return array.view("V2")
-  _check_dtype(where, array.dtype)
-  return array
-
-
-def _check_dtype(where: str, dtype: np.dtype) -> None:
-  if dtype.kind not in "fiub":
-    raise ValueError(
-      f"{where}: dtype {dtype}, expected bfloat16 or a number of NumPy"
-    )

@@ -1,19 +1,20 @@
-"""Matrices of a checkpoint that are quantized in its files, or when read.
+"""How parameters are stored: their dtypes, and which matrices are quantized.
 
-They are quantized block by block along the first axis, the layers of a stack or
-the rows of the vocabulary. No scale belongs to two of them, so the blocks give
-what the whole would, and no more than one stands in memory in full precision.
+Matrices are quantized block by block along the first axis, the layers of a
+stack or the rows of the vocabulary. No scale belongs to two of them, so blocks
+give the same as the whole, and only one is in memory in full precision.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from paligemma import quantization
+from paligemma import parameters, quantization
 from paligemma.checkpoints import leaves
 
 
@@ -24,29 +25,24 @@ class Pair:
   Attributes:
     name: Of the matrix.
     kind: One of quantization.KINDS.
-    values, scale: Leaves of its two arrays.
+    arrays: {kind: values, "scale": scale}.
   """
 
   name: str
   kind: str
-  values: leaves.Leaf
-  scale: leaves.Leaf
+  arrays: Mapping[str, leaves.Leaf]
 
   @property
   def shape(self) -> tuple[int, ...]:
     """Shape of the matrix in full precision."""
-    return quantization.full_shape(self.kind, self.values)
+    return quantization.full_shape(self.kind, self.arrays[self.kind])
 
   @property
   def dtype(self) -> np.dtype:
-    return self.scale.dtype
+    return self.arrays[quantization.SCALE].dtype
 
   def read(self, dtype: Any = None, index: Any = None) -> np.ndarray:
-    """Raises: full precision cannot be read from so few bits.
-
-    Raises:
-      ValueError: Always.
-    """
+    """Raises a ValueError: full precision cannot be read from so few bits."""
     raise ValueError(
       f"{self.name}: is {self.kind} in the files, expected full precision; "
       f'keep it as it is with "{self.kind}", or read the checkpoint that it '
@@ -56,9 +52,6 @@ class Pair:
 
 def kinds(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
   """Which matrices are quantized: name -> kind.
-
-  Args:
-    shapes: Name -> shape of every array.
 
   Raises:
     ValueError: One of the two arrays of a matrix is missing or of another
@@ -103,11 +96,7 @@ def _kind(matrix, found, shapes):
 
 
 def full_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-  """Name -> shape of every parameter as it was before any was quantized.
-
-  Args:
-    shapes: As in `kinds`, which raises what is wrong with them.
-  """
+  """Name -> shape of every parameter in full precision; errors as `kinds`."""
   full = {n: shape for n, shape in shapes.items() if not quantization.split(n)}
   return full | {
     matrix: quantization.full_shape(kind, shapes[f"{matrix}/{kind}"])
@@ -118,53 +107,52 @@ def full_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 def paired(found: Mapping[str, leaves.Leaf]) -> dict[str, leaves.Leaf | Pair]:
   """One leaf per parameter: a Pair where it is quantized.
 
-  Args:
-    found: Name -> leaf of every array.
-
   Raises:
     ValueError: As `kinds`, and for arrays of another dtype.
   """
   joined = {n: leaf for n, leaf in found.items() if not quantization.split(n)}
   for name, kind in kinds({n: x.shape for n, x in found.items()}).items():
-    pair = Pair(
-      name, kind, found[f"{name}/{kind}"], found[f"{name}/{quantization.SCALE}"]
-    )
+    names = {part: f"{name}/{part}" for part in (kind, quantization.SCALE)}
+    pair = Pair(name, kind, {part: found[n] for part, n in names.items()})
     for part, like in quantization.shapes(name, pair.shape, kind).items():
-      if found[f"{name}/{part}"].dtype != like.dtype:
+      if pair.arrays[part].dtype != like.dtype:
         raise ValueError(
-          f"{name}/{part}: dtype {found[f'{name}/{part}'].dtype}, expected "
+          f"{names[part]}: dtype {pair.arrays[part].dtype}, expected "
           f"{like.dtype}"
         )
     joined[name] = pair
   return joined
 
 
+def storage_dtypes(names: Iterable[str], dtype: Any) -> dict[str, np.dtype]:
+  """Name -> dtype: float32 where parameters.stays_float32, else `dtype`."""
+  return {
+    name: jnp.dtype("float32" if parameters.stays_float32(name) else dtype)
+    for name in names
+  }
+
+
 def storage(
-  parameters: Mapping[str, Any],
-  dtypes: Mapping[str, Any],
-  kind: str | None,
+  found: Mapping[str, Any], dtypes: Mapping[str, Any], kind: str | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Names, shapes and dtypes of the arrays that parameters are kept in.
 
   Args:
-    parameters: Name -> Leaf, Pair or anything with a `shape`.
+    found: Name -> Leaf, Pair or anything with a `shape`.
     dtypes: Name -> dtype of what is not quantized.
     kind: One of quantization.KINDS, of the model, see quantization.kind_for;
       None: those that are a Pair stay one.
 
   Raises:
-    ValueError: `kind` is not what a Pair is, or as quantization.shapes.
+    ValueError: A Pair is of another kind, or as quantization.shapes.
   """
   arrays = {}
-  for name, leaf in parameters.items():
-    of_this = kind and quantization.kind_for(name, kind)
-    if isinstance(leaf, Pair):
-      _check_kind(leaf, kind)
-      of_this = leaf.kind
-    if of_this is None:
+  for name, leaf in found.items():
+    stored = _stored_kind(name, leaf, kind)
+    if stored is None:
       arrays[name] = jax.ShapeDtypeStruct(leaf.shape, dtypes[name])
       continue
-    for part, array in quantization.shapes(name, leaf.shape, of_this).items():
+    for part, array in quantization.shapes(name, leaf.shape, stored).items():
       arrays[f"{name}/{part}"] = array
   return arrays
 
@@ -172,78 +160,67 @@ def storage(
 def each_array(
   found: Mapping[str, Any], kind: str | None
 ) -> Iterator[tuple[str, Any]]:
-  """Yields the arrays that parameters are written as, quantized one by one.
+  """Yields the arrays of `storage`, quantized one by one.
 
   Args:
-    found: Name -> Leaf, Pair or array.
-    kind: As in `storage`; then all but the Pairs are leaves.
-
-  Raises:
-    ValueError: As `storage`.
+    found: Name -> Leaf or Pair; without `kind` also arrays.
+    kind: As in `storage`, with its errors.
   """
   for name, leaf in found.items():
-    if isinstance(leaf, Pair):
-      _check_kind(leaf, kind)
-      yield f"{name}/{leaf.kind}", leaf.values
-      yield f"{name}/{quantization.SCALE}", leaf.scale
-    elif kind and (of_this := quantization.kind_for(name, kind)):
-      for part, array in read(name, leaf, of_this).items():
-        yield f"{name}/{part}", array
-    else:
+    stored = _stored_kind(name, leaf, kind)
+    if stored is None:
       yield name, leaf
+      continue
+    is_pair = isinstance(leaf, Pair)
+    both = leaf.arrays if is_pair else read(name, leaf, stored)
+    for part, array in both.items():
+      yield f"{name}/{part}", array
 
 
-def rounded(found: Mapping[str, Any], kind: str) -> dict[str, Any]:
-  """The leaves of a checkpoint, quantized when they are read.
+def _stored_kind(name, leaf, kind):
+  """The kind in which a parameter is stored, None for full precision."""
+  wanted = quantization.kind_for(name, kind) if kind else None
+  if not isinstance(leaf, Pair):
+    return wanted
+  if kind and leaf.kind not in (kind, wanted):
+    raise ValueError(
+      f"{name}: is {leaf.kind} in the files, expected {wanted} or full "
+      f'precision; to round it once more would lose twice, give "{leaf.kind}"'
+      " or read the checkpoint that it was made from"
+    )
+  return leaf.kind
+
+
+def rounded(
+  found: Mapping[str, leaves.Leaf], kind: str
+) -> dict[str, leaves.Leaf]:
+  """Leaves of the arrays of `storage`, quantized when they are read.
 
   Args:
-    found: Name -> leaf of every array.
-    kind: One of quantization.KINDS, of the model, see quantization.kind_for.
-
-  Returns:
-    Name -> leaf, two for every matrix; those that are there already stay.
-
-  Raises:
-    ValueError: As quantization.shapes.
+    found: Name -> leaf of every array; quantized ones stay.
+    kind: As in `storage`, with the errors of quantization.shapes.
   """
-  read_last = {}
-  leaves_of = {}
+  last_read = {}  # name -> both arrays, of one matrix
+
+  def array_of(name, part, like, stored):
+    def compute(index):
+      if name not in last_read:
+        last_read.clear()
+        last_read[name] = read(name, found[name], stored)
+      return last_read[name][part][index]
+
+    tensor = leaves.Computed(like.shape, np.dtype(like.dtype), compute)
+    return leaves.Leaf.of(tensor)
+
+  arrays = {}
   for name, leaf in found.items():
-    of_this = quantization.kind_for(name, kind)
-    if of_this is None:
-      leaves_of[name] = leaf
+    stored = quantization.kind_for(name, kind)
+    if stored is None:
+      arrays[name] = leaf
       continue
-    for part, like in quantization.shapes(name, leaf.shape, of_this).items():
-      dtype = np.dtype(like.dtype)
-      tensor = _Rounded(name, leaf, of_this, part, like.shape, dtype, read_last)
-      leaves_of[f"{name}/{part}"] = leaves.Leaf.of(tensor)
-  return leaves_of
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rounded:
-  """Values or scale of a matrix, which is quantized when either is read.
-
-  Attributes:
-    name, leaf, kind: As in `read`.
-    part: Name of the array.
-    shape, dtype: Of the array.
-    read_last: Name -> both arrays, of the matrix that was read last.
-  """
-
-  name: str
-  leaf: leaves.Leaf
-  kind: str
-  part: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  read_last: dict[str, Mapping[str, np.ndarray]]
-
-  def __getitem__(self, index: Any) -> np.ndarray:
-    if self.name not in self.read_last:
-      self.read_last.clear()
-      self.read_last[self.name] = read(self.name, self.leaf, self.kind)
-    return self.read_last[self.name][self.part][index]
+    for part, like in quantization.shapes(name, leaf.shape, stored).items():
+      arrays[f"{name}/{part}"] = array_of(name, part, like, stored)
+  return arrays
 
 
 def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,46 +228,32 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
   Args:
     arrays: Name -> Leaf, Pair or array; the two arrays of a matrix, or a Pair.
-
-  Returns:
-    Name -> Leaf or array, of float32 where it is quantized.
   """
-  whole, pairs, parts = {}, {}, {}
-  for name, array in arrays.items():
-    if isinstance(array, Pair):
-      pairs[name] = array
-    elif quantization.split(name):
-      parts[name] = leaves.Leaf.of(array)
-    else:
-      whole[name] = array
-  pairs |= paired(parts)
-  return whole | {n: leaves.Leaf.of(_Restored(x)) for n, x in pairs.items()}
+  joined = paired(
+    {
+      name: leaves.Leaf.of(x) if quantization.split(name) else x
+      for name, x in arrays.items()
+    }
+  )
+  return {
+    name: _dequantized(x) if isinstance(x, Pair) else x
+    for name, x in joined.items()
+  }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Restored:
-  """A matrix that is dequantized when it is read."""
-
-  pair: Pair
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return self.pair.shape
-
-  @property
-  def dtype(self) -> np.dtype:
-    return np.dtype(np.float32)
-
-  def __getitem__(self, index: Any) -> np.ndarray:
+def _dequantized(pair):
+  def compute(index):
     rows = slice(None)
-    if isinstance(index, slice) and _shares_no_scale(self.pair.name, self.pair):
+    if isinstance(index, slice) and _shares_no_scale(pair.name, pair):
       rows, index = index, slice(None)
-    every = (slice(None),) * (len(self.shape) - 1)
     both = {
-      self.pair.kind: self.pair.values.read(index=(rows, *every)),
-      quantization.SCALE: self.pair.scale.read(index=(rows, *every)),
+      part: leaf.read(index=(rows,)) for part, leaf in pair.arrays.items()
     }
     return np.asarray(quantization.dequantize(both, np.float32))[index]
+
+  return leaves.Leaf.of(
+    leaves.Computed(pair.shape, np.dtype(np.float32), compute)
+  )
 
 
 def place_all(
@@ -299,12 +262,14 @@ def place_all(
 ) -> dict[str, jax.Array]:
   """Reads parameters onto devices, one at a time.
 
+  Of a matrix that is quantized here, each process reads all.
+
   Args:
     found: Name -> leaf.
-    arrays: Name -> what to make, with its sharding, see `storage`.
+    arrays: What `storage` returned, with shardings.
 
-  Returns:
-    Name -> array, of the names of `arrays`.
+  Raises:
+    ValueError: As `storage`.
   """
   placed = {}
   for name, leaf in found.items():
@@ -312,75 +277,37 @@ def place_all(
       placed[name] = leaves.place(leaf, like.dtype, like.sharding)
       continue
     (kind,) = (k for k in quantization.KINDS if f"{name}/{k}" in arrays)
-    values, scale = (arrays[f"{name}/{part}"] for part in (kind, "scale"))
-    both = place(name, leaf, kind, values, scale)
-    placed |= {f"{name}/{part}": array for part, array in both.items()}
+    for array_name, array in each_array({name: leaf}, kind):
+      like = arrays[array_name]
+      if isinstance(array, leaves.Leaf):
+        placed[array_name] = leaves.place(array, like.dtype, like.sharding)
+      else:
+        placed[array_name] = jax.make_array_from_callback(
+          like.shape, like.sharding, array.__getitem__
+        )
   return placed
-
-
-def place(
-  name: str,
-  leaf: leaves.Leaf | Pair,
-  kind: str,
-  values: jax.ShapeDtypeStruct,
-  scale: jax.ShapeDtypeStruct,
-) -> dict[str, jax.Array]:
-  """Quantizes a matrix onto devices; each process reads all of it.
-
-  Args:
-    name: Of the parameter.
-    leaf: What to read. A Pair is placed as it is.
-    kind: One of quantization.KINDS.
-    values, scale: Shape, dtype and sharding of the two arrays.
-
-  Returns:
-    {kind: values, "scale": scale}.
-
-  Raises:
-    ValueError: A Pair of another kind, or as quantization.shapes.
-  """
-  like = {kind: values, quantization.SCALE: scale}
-  if isinstance(leaf, Pair):
-    _check_kind(leaf, kind)
-    both = {kind: leaf.values, quantization.SCALE: leaf.scale}
-    return {
-      part: leaves.place(both[part], x.dtype, x.sharding)
-      for part, x in like.items()
-    }
-  both = read(name, leaf, kind)
-  return {
-    part: jax.make_array_from_callback(
-      x.shape, x.sharding, both[part].__getitem__
-    )
-    for part, x in like.items()
-  }
 
 
 def read(name: str, leaf: leaves.Leaf, kind: str) -> dict[str, np.ndarray]:
   """Reads and quantizes a matrix: {kind: values, "scale": float32}.
 
-  Args:
-    name, leaf, kind: As in `place`.
-
   Returns:
-    New arrays, so aligned that JAX on a CPU takes them over without a copy.
+    New arrays, which JAX on a CPU takes over without a copy.
   """
   both = {
     part: leaves.aligned_empty(x.shape, np.dtype(x.dtype))
     for part, x in quantization.shapes(name, leaf.shape, kind).items()
   }
   for rows in blocks(name, leaf):
-    every = (slice(None),) * (len(leaf.shape) - 1)
-    block = leaf.read(index=(rows, *every))
+    block = leaf.read(index=(rows,))
     for part, array in quantization.quantize(name, block, kind).items():
       both[part][rows] = array
   return both
 
 
 def blocks(name: str, leaf: leaves.Leaf) -> Iterator[slice]:
-  """Rows of a matrix that share no scale with others, few at a time."""
-  rows = leaf.shape[0]
-  count = rows  # of those that share scales: all
+  """Slices of rows that share no scale with other rows, one block each."""
+  rows = count = leaf.shape[0]
   if _shares_no_scale(name, leaf):
     row_bytes = math.prod(leaf.shape[1:]) * leaf.dtype.itemsize
     count = max(leaves.BLOCK_BYTES // row_bytes, 1)
@@ -389,16 +316,5 @@ def blocks(name: str, leaf: leaves.Leaf) -> Iterator[slice]:
 
 
 def _shares_no_scale(name, leaf):
-  """Whether the first axis is of layers or of the vocabulary."""
+  """Whether no two rows share a scale: they are layers or tokens."""
   return -len(leaf.shape) not in quantization.summed_axes(name)
-
-
-def _check_kind(pair, kind):
-  if kind not in (None, pair.kind):
-    of_this = quantization.kind_for(pair.name, kind)
-    if pair.kind != of_this:
-      raise ValueError(
-        f"{pair.name}: is {pair.kind} in the files, expected {of_this} or full "
-        f'precision; to round it once more would lose twice, give "{pair.kind}"'
-        " or read the checkpoint that it was made from"
-      )

@@ -1,12 +1,10 @@
 """The position embedding of another resolution, smaller or larger."""
 
-import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 
-from paligemma.checkpoints.leaves import Leaf
+from paligemma.checkpoints.leaves import Computed, Leaf
 from paligemma.parameters import POSITIONS
 
 
@@ -50,34 +48,19 @@ def resample(leaf: Leaf, positions: int) -> Leaf:
       f"{positions}: both must be squares; load at the resolution of the file, "
       "or at one that gives as many patches in height as in width"
     )
-  return Leaf.of(_Resampled(leaf, old, new))
+  weights = _weights(old, new)
+  shape = (1, positions, leaf.shape[2])
 
+  def compute(index):
+    grid = leaf.read(np.float32).reshape(old, -1)
+    rows = (weights @ grid).reshape(new, old, -1)
+    return (weights @ rows).reshape(shape).astype(leaf.dtype)[index]
 
-@dataclasses.dataclass(frozen=True)
-class _Resampled:
-  """A tensor that is computed from the leaf each time it is read."""
-
-  leaf: Leaf
-  old: int  # side of the grid of `leaf`
-  new: int  # and of this one
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return (1, self.new * self.new, self.leaf.shape[2])
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.leaf.dtype
-
-  def __getitem__(self, index: Any) -> np.ndarray:
-    weights = _weights(self.old, self.new)
-    grid = self.leaf.read(np.float32).reshape(self.old, -1)
-    rows = (weights @ grid).reshape(self.new, self.old, -1)
-    return (weights @ rows).reshape(self.shape).astype(self.dtype)[index]
+  return Leaf.of(Computed(shape, leaf.dtype, compute))
 
 
 def _weights(old: int, new: int) -> np.ndarray:
-  """float32[new, old]: what each new position takes of the old ones."""
+  """float32[new, old]: the weight of each old position in each new one."""
   position = np.linspace(0, old - 1, new)[:, None]
   distance = np.abs(position - np.arange(old))
   return np.maximum(0, 1 - distance).astype(np.float32)

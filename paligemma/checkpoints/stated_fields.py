@@ -1,9 +1,17 @@
 """What files may state of a model beside its arrays.
 
-Numbers that a damaged or made-up file states end up in the model: what it
-cannot run with is refused where the file is opened.
+A damaged or made-up file may state any number, which would end up in the model:
+values with which no model runs are refused when the file is opened.
+
+Our own files hold one JSON object, in "model/metadata" of an Orbax folder and
+in the comment of an npz:
+
+    {"img": ..., "llm": ...}  fields of both towers that shapes cannot tell
+    "metadata"                what is of no tower, see Checkpoint.metadata
+    "dtype"                   what the model computes in
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -77,38 +85,68 @@ SIZES = frozenset(
   {"num_classes", "scan", *parameters.SIZES["img"], *parameters.SIZES["llm"]}
 )
 
-
-def check_metadata(where: epath.PathLike, metadata: Mapping[str, Any]) -> None:
-  """Checks Checkpoint.metadata.
-
-  Raises:
-    ValueError: An unknown key, or a value that it cannot have.
-  """
-  _check_all(where, METADATA, metadata, "metadata")
+DTYPES = ("float32", "bfloat16", "float16")
+_OBJECTS = ("img", "llm", "metadata")
 
 
 def check(
-  where: epath.PathLike, img: Mapping[str, Any], llm: Mapping[str, Any]
+  where: epath.PathLike,
+  img: Mapping[str, Any],
+  llm: Mapping[str, Any],
+  metadata: Mapping[str, Any],
 ) -> None:
-  """Checks fields of vit.Model and gemma.Model.
+  """Checks fields of vit.Model and gemma.Model, and metadata.
 
   Args:
     where: The file or folder that states them.
-    img, llm: As in Checkpoint.
+    img, llm, metadata: As in Checkpoint.
 
   Raises:
     ValueError: An unknown field, or a value that no model has.
   """
-  for known, stated in ((IMG, img), (LLM, llm)):
-    tower = "image tower" if known is IMG else "decoder"
-    _check_all(where, known, stated, f"{tower} field")
+  for known, stated, what in (
+    (IMG, img, "image tower field"),
+    (LLM, llm, "decoder field"),
+    (METADATA, metadata, "metadata"),
+  ):
+    for field, value in stated.items():
+      try:
+        is_valid, expected = registry.lookup(known, field, what)
+      except ValueError as e:
+        raise ValueError(f"{where}: {e}") from None
+      if not is_valid(value):
+        raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")
 
 
-def _check_all(where, known, stated, what):
-  for field, value in stated.items():
-    try:
-      is_valid, expected = registry.lookup(known, field, what)
-    except ValueError as e:
-      raise ValueError(f"{where}: {e}") from None
-    if not is_valid(value):
-      raise ValueError(f"{where}: {field} is {value!r}, expected {expected}")
+def dump(*, compute_dtype: str | None = None, **objects: Any) -> str:
+  """One line of JSON; the arguments are those of Checkpoint."""
+  stated = {name: objects.get(name) or {} for name in _OBJECTS}
+  if compute_dtype is not None:
+    stated["dtype"] = compute_dtype
+  return json.dumps(stated)
+
+
+def parse(text: str) -> dict[str, Any]:
+  """Arguments for Checkpoint from what `dump` wrote, without sizes of towers.
+
+  Raises:
+    ValueError: No JSON, or not the values of `dump`.
+  """
+  try:
+    found = json.loads(text)
+  except RecursionError:
+    raise ValueError("nested too deeply") from None
+  if not isinstance(found, dict):
+    raise ValueError("expected a JSON object")
+  # Before version 0.3 the metadata were called "export".
+  found.setdefault("metadata", found.pop("export", None))
+  settings = {name: found.pop(name, None) for name in _OBJECTS}
+  dtype = found.pop("dtype", None)
+  if found or not all(isinstance(x, dict) for x in settings.values()):
+    raise ValueError(f"expected three objects: {', '.join(_OBJECTS)}")
+  if dtype is not None and dtype not in DTYPES:
+    raise ValueError(f"dtype is {dtype!r}, expected one of: {DTYPES}")
+  for tower in ("img", "llm"):
+    stated = settings[tower].items()
+    settings[tower] = {k: v for k, v in stated if k not in SIZES}
+  return {**settings, "compute_dtype": dtype}

@@ -28,10 +28,17 @@ def structs(name, shape, kind, mesh=None):
     places = dict.fromkeys(arrays, jnp.zeros(()).sharding)
   else:
     places = sharding.infer(arrays, mesh)
-  return [
-    jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[part])
+  return {
+    f"{name}/{part}": jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=places[part]
+    )
     for part, x in arrays.items()
-  ]
+  }
+
+
+def place(leaf, arrays):
+  placed = quantized_leaves.place_all({LINEAR: leaf}, arrays)
+  return {n.removeprefix(f"{LINEAR}/"): x for n, x in placed.items()}
 
 
 def assert_same(found, expected):
@@ -71,11 +78,10 @@ def test_blocks_give_what_the_whole_gives(
 def test_is_placed_over_a_mesh(kind):
   x = random(6, 64, 128)
   mesh = sharding.make_mesh(data=4, model=2)
-  values, scale = structs(LINEAR, x.shape, kind, mesh)
-  leaf = leaves.Leaf.of(x)
-  found = quantized_leaves.place(LINEAR, leaf, kind, values, scale)
+  arrays = structs(LINEAR, x.shape, kind, mesh)
+  found = place(leaves.Leaf.of(x), arrays)
   assert_same(found, quantization.quantize(LINEAR, x, kind))
-  assert found[kind].sharding == values.sharding
+  assert found[kind].sharding == arrays[f"{LINEAR}/{kind}"].sharding
   assert found[kind].addressable_shards[0].data.size <= found[kind].size // 4
 
 
@@ -89,10 +95,7 @@ def test_is_taken_over_without_a_copy(monkeypatch):
 
   monkeypatch.setattr(quantized_leaves, "read", remembered)
   x = random(3, 128, 64)
-  leaf = leaves.Leaf.of(x)
-  found = quantized_leaves.place(
-    LINEAR, leaf, "int8", *structs(LINEAR, x.shape, "int8")
-  )
+  found = place(leaves.Leaf.of(x), structs(LINEAR, x.shape, "int8"))
   for part, array in made.items():
     assert found[part].unsafe_buffer_pointer() == array.ctypes.data, part
 
@@ -165,9 +168,7 @@ def test_a_pair_of_the_files_is_placed_as_it_is(kind):
   assert joined.keys() == {LINEAR, "llm/final_norm/scale"}
   pair = joined[LINEAR]
   assert pair.shape == x.shape
-  placed = quantized_leaves.place(
-    LINEAR, pair, kind, *structs(LINEAR, x.shape, kind)
-  )
+  placed = place(pair, structs(LINEAR, x.shape, kind))
   assert_same(placed, quantization.quantize(LINEAR, x, kind))
 
 
@@ -176,9 +177,7 @@ def test_what_was_rounded_is_not_rounded_again():
   pair = quantized_leaves.paired(pair_of(LINEAR, "int8", x))[LINEAR]
   message = f"{LINEAR}: is int8 in the files, expected nf4 or full precision"
   with pytest.raises(ValueError, match=message):
-    quantized_leaves.place(
-      LINEAR, pair, "nf4", *structs(LINEAR, x.shape, "nf4")
-    )
+    place(pair, structs(LINEAR, x.shape, "nf4"))
   with pytest.raises(ValueError, match=message):
     quantized_leaves.storage({LINEAR: pair}, {}, "nf4")
   message = f"{LINEAR}: is int8 in the files, expected full precision; keep it"

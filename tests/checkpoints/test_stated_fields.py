@@ -18,7 +18,7 @@ GOOD = {
 
 
 def test_what_models_have_passes():
-  stated_fields.check("x", {"num_classes": 7, "pool_type": "none"}, GOOD)
+  stated_fields.check("x", {"num_classes": 7, "pool_type": "none"}, GOOD, {})
   for tower, table in (("img", variants.VIT), ("llm", variants.GEMMA)):
     for variant in table.values():
       stated = {
@@ -26,7 +26,9 @@ def test_what_models_have_passes():
         for k, v in dataclasses.asdict(variant).items()
         if k not in stated_fields.SIZES
       }
-      stated_fields.check("x", **{"img": {}, "llm": {}, tower: stated})
+      stated_fields.check(
+        "x", **{"img": {}, "llm": {}, "metadata": {}, tower: stated}
+      )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,7 @@ def test_what_models_have_passes():
 )
 def test_what_no_model_has_is_named(field, value, expected):
   with pytest.raises(ValueError) as error:
-    stated_fields.check("a/b", {}, GOOD | {field: value})
+    stated_fields.check("a/b", {}, GOOD | {field: value}, {})
   assert str(error.value).startswith(f"a/b: {field} is {value!r}, expected ")
   assert str(error.value).endswith(expected)
 
@@ -52,4 +54,4 @@ def test_what_no_model_has_is_named(field, value, expected):
 def test_a_misspelt_field():
   message = r'a/b: unknown decoder field "norm_epz".*Did you mean "norm_eps"'
   with pytest.raises(ValueError, match=message):
-    stated_fields.check("a/b", {}, {"norm_epz": 1e-6})
+    stated_fields.check("a/b", {}, {"norm_epz": 1e-6}, {})

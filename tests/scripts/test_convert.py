@@ -42,9 +42,9 @@ def test_check_reports_every_tensor(tmp_path, monkeypatch, capsys):
   arguments = [SOURCE, tmp_path / "half.npz", "--dtype", "bfloat16", "--check"]
   run(monkeypatch, *arguments)
   out = capsys.readouterr().out
-  for name, shape in npz.shapes(SOURCE).items():
+  for name, leaf in npz.open(SOURCE).leaves.items():
     (line,) = (x for x in out.splitlines() if x.startswith(f"{name} "))
-    assert "x".join(map(str, shape)) in line
+    assert "x".join(map(str, leaf.shape)) in line
     assert "float16 -> bfloat16" in line
   assert "logits of one fixed input: max |logit| 32." in out
   assert out.endswith("32 tensors: DST is SRC in its dtypes, bit for bit\n")
@@ -74,7 +74,7 @@ def test_what_a_file_does_not_say_is_noted(tmp_path):
 
 def test_another_resolution(tmp_path, monkeypatch, capsys):
   run(monkeypatch, SOURCE, tmp_path / "a.npz", "--res", 112, "--check")
-  assert npz.shapes(tmp_path / "a.npz")["img/pos_embedding"] == (1, 64, 128)
+  assert npz.load(tmp_path / "a.npz")["img/pos_embedding"].shape == (1, 64, 128)
   assert "bit for bit" in capsys.readouterr().out
 
 

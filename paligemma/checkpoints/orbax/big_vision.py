@@ -11,6 +11,7 @@ import re
 
 from etils import epath
 
+from paligemma import tree
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.checkpoints.orbax import folder as orbax
@@ -21,7 +22,7 @@ _STEP = re.compile(r"checkpoint\.bv-\d+(-tmp)?")
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
-  """The folder of a checkpoint, or None if there is none.
+  """The folder of a checkpoint, None if there is none.
 
   Args:
     path: That folder, or the workdir, where checkpoint.bv-LAST names it.
@@ -51,21 +52,20 @@ def open(path: epath.PathLike) -> Checkpoint:
       f"{path}: holds no big_vision checkpoint, expected a workdir with "
       f"{_STEM}LAST, which names a folder in it, or such a folder"
     )
-  names = {child.name: child for child in folder.iterdir() if child.is_dir()}
-  params = {
-    name.removeprefix("params~").replace("~", "/"): {
+  found = {x.name: x for x in sorted(folder.iterdir()) if x.is_dir()}
+  specs = {
+    name.replace("~", "/"): {
       "driver": "zarr",
       "kvstore": zarr.kvstore(child),
       "fill_missing_data_reads": False,
     }
-    for name, child in sorted(names.items())
-    if name.startswith("params~")
+    for name, child in tree.under("params~", found).items()
   }
-  arrays = zarr.open_all(str(folder), params)
+  arrays = zarr.open_all(str(folder), specs)
   orbax.check_names(folder, arrays)
   return Checkpoint(
     path=str(folder),
     format="big_vision workdir",
     leaves={name: Leaf.of(array) for name, array in arrays.items()},
-    ignored=tuple(n for n in sorted(names) if not n.startswith("params~")),
+    ignored=tuple(n for n in found if not n.startswith("params~")),
   )

@@ -22,36 +22,31 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from paligemma import disk, quantization, tree
-from paligemma.checkpoints import settings
+from paligemma.checkpoints import stated_fields
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
 from paligemma.checkpoints.orbax import zarr
 
-# Below a folder: where Orbax's checkpointers and managers put the only item.
+# Names that Orbax's checkpointers and managers give to a single item.
 _ITEMS = ("params", "default", "pytree", "state")
 
-# Of a list of names in an error.
-_SHOWN = 10
-
-# How Orbax writes that a key is one of a dict.
-_DICT = 2
+_SHOWN = 10  # names in an error
+_DICT = 2  # Orbax's number for a key of a dict
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
-  """The folder at or below `path` that holds the arrays; None: there is none.
+  """The folder that holds the arrays, None if there is none.
 
   Args:
     path: That folder; a checkpoint with it as "params", "default", "pytree" or
-      "state"; or a CheckpointManager's folder, of which the last step counts.
+      "state"; or a CheckpointManager's folder, whose last step is taken.
   """
   path = epath.Path(path)
   if not path.is_dir():
     return None
-  if _is_item(path):
-    return path
-  for name in _ITEMS:
-    if _is_item(path / name):
-      return path / name
+  for folder in (path, *(path / name for name in _ITEMS)):
+    if _is_item(folder):
+      return folder
   step = last_step(path)
   return None if step is None else find(path / str(step))
 
@@ -69,13 +64,12 @@ def tensors(folder: epath.PathLike) -> dict[str, zarr.Array]:
   """Opens all arrays of an Orbax PyTree or Standard checkpoint.
 
   Args:
-    folder: The one with _METADATA. Arrays in a database (OCDBT) or in a folder
-      each, zarr 2 or 3. Without _METADATA, as in old checkpoints, the arrays
-      that are found.
+    folder: From `find`: arrays in a database (OCDBT) or in a folder each, zarr
+      2 or 3. Without _METADATA, as in old checkpoints, all that are found.
 
   Returns:
-    Name -> what reads the array when it is indexed. The keys that lead to an
-    array are joined by "/". None, empty containers and strings are left out.
+    Name -> array. A name is the keys that lead to the array, joined by "/".
+    None, empty containers and strings are left out.
 
   Raises:
     ValueError: Missing, corrupt or cut short.
@@ -109,8 +103,8 @@ def open(path: epath.PathLike) -> Checkpoint:
   """Opens what `save` wrote, or parameters that a user saved with Orbax.
 
   Args:
-    path: See `find`. The tree is {"img": ..., "llm": ...}, or lies under
-      "params" beside other parts of a training state, which are ignored.
+    path: See `find`. The tree is {"img": ..., "llm": ...}, or that is "params"
+      in a training state, the rest of which is ignored.
 
   Raises:
     ValueError: No checkpoint, unreadable, or other names in it.
@@ -124,30 +118,27 @@ def open(path: epath.PathLike) -> Checkpoint:
     )
   arrays = tensors(folder)
   ignored = ()
-  while any(name.startswith("params/") for name in arrays):
+  while params := tree.under("params/", arrays):
     ignored += tuple(n for n in arrays if not n.startswith("params/"))
-    arrays = {
-      name.removeprefix("params/"): array
-      for name, array in arrays.items()
-      if name.startswith("params/")
-    }
+    arrays = params
   check_names(folder, arrays)
+  file, stated = folder.parent / "model" / "metadata", {}
+  if file.exists():
+    with zarr.one_line(str(file)):
+      stated = stated_fields.parse(disk.path(file).read_text())
   return Checkpoint(
     path=str(path),
     format="Orbax",
     leaves={name: Leaf.of(array) for name, array in sorted(arrays.items())},
     ignored=ignored,
-    **_settings(folder.parent / "model" / "metadata"),
+    **stated,
   )
 
 
 def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
-  """Checks that there are parameters, all of a PaliGemma and of real numbers.
+  """Raises a ValueError unless all are parameters of floating point numbers.
 
-  Those of quantized matrices are checked where they meet, in quantized_leaves.
-
-  Raises:
-    ValueError: Lists the first that are not.
+  Quantized matrices are checked in quantized_leaves.
   """
   foreign = [n for n in arrays if not n.startswith(("img/", "llm/"))]
   if foreign or not arrays:
@@ -187,18 +178,14 @@ def save(
 
   Args:
     path: Folder to make.
-    arrays: Name -> Leaf, jax.Array or np.ndarray, or pairs of them.
-    dtype: Cast every array to it but those of quantized matrices, default as
-      they are.
-    **stated: img, llm, metadata and compute_dtype of the Checkpoint, as far as
-      JSON holds it; default none.
+    arrays, dtype, **stated: As in npz.save.
 
   Raises:
-    ValueError: `path` exists, a name stands there twice, or an array has a
-      dtype that zarr cannot hold.
+    ValueError: `path` exists, a name is given twice, or an array has a dtype
+      that zarr cannot hold.
   """
   path = epath.Path(path)
-  stated = settings.dump(**stated)
+  stated = stated_fields.dump(**stated)
   if path.exists():
     raise ValueError(f"{path}: exists; remove it, or give another path")
   process = multihost_utils.broadcast_one_to_all(np.int32(os.getpid()))
@@ -235,7 +222,7 @@ def save(
 def _metadata(names):
   """The _METADATA of arrays that Orbax restores as NumPy arrays.
 
-  It would bring back a jax.Array only with the devices it was on.
+  It would restore a jax.Array only on the devices where it was saved.
   """
   tree_metadata = {}
   for name in names:
@@ -251,14 +238,6 @@ def _metadata(names):
     "store_array_data_equal_to_fill_value": True,
     "custom_metadata": None,
   }
-
-
-def _settings(file):
-  """What `save` wrote and arrays do not tell, {} if there is no such file."""
-  if not file.exists():
-    return {}
-  with zarr.one_line(str(file)):
-    return settings.parse(disk.path(file).read_text())
 
 
 def _is_item(folder):

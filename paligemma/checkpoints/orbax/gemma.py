@@ -16,7 +16,6 @@ stand in "params"; the "w" of the mlp may lack. In the stacked variant
 (google-deepmind/gemma: gemma/gm/ckpts).
 """
 
-import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,10 +23,17 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import parameters, variants
+from paligemma import parameters, tree, variants
 from paligemma.checkpoints import infer
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.leaves import Leaf, Piece, Tensor, stack_layers
+from paligemma.checkpoints.leaves import (
+  Computed,
+  Leaf,
+  Piece,
+  Tensor,
+  row_of,
+  stack_layers,
+)
 from paligemma.checkpoints.orbax import folder as orbax
 
 # Rows of the vocabulary, and with those that only pad it to a multiple of 256.
@@ -95,35 +101,9 @@ def open(path: epath.PathLike) -> Checkpoint:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Rows:
-  """tensor[start:stop], or tensor[start] if there is no stop."""
-
-  tensor: Tensor
-  start: int
-  stop: int | None = None
-
-  @property
-  def shape(self):
-    rest = tuple(self.tensor.shape[1:])
-    return rest if self.stop is None else (self.stop - self.start, *rest)
-
-  @property
-  def dtype(self):
-    return self.tensor.dtype
-
-  def __getitem__(self, index):
-    if self.stop is None:
-      return np.asarray(self.tensor[self.start : self.start + 1])[0][index]
-    rows = slice(None) if index is ... else index
-    start, stop, _ = rows.indices(self.shape[0])
-    return self.tensor[self.start + start : self.start + stop]
-
-
 def _stripped(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """The parameters, without the keys that all their names have in front."""
-  if inside := [name for name in arrays if name.startswith("params/")]:
-    arrays = {name.removeprefix("params/"): arrays[name] for name in inside}
+  arrays = tree.under("params/", arrays) or arrays
   short = {n.removeprefix("transformer/"): x for n, x in arrays.items()}
   return short if len(short) == len(arrays) else dict(arrays)
 
@@ -140,7 +120,7 @@ def _leaves(arrays: Mapping[str, Tensor]) -> dict[str, Leaf]:
   if len(table.shape) != 2:
     raise ValueError(f"{_TABLE}: shape {tuple(table.shape)}, expected (V, D)")
   if table.shape[0] == _PADDED_ROWS:
-    top[_TABLE] = _Rows(table, 0, _ROWS_KEPT)
+    top[_TABLE] = _first_rows(table, _ROWS_KEPT)
   leaves = {f"llm/{name}": Leaf.of(tensor) for name, tensor in top.items()}
   layers = _layers(arrays, matches)
   if not layers:
@@ -151,8 +131,16 @@ def _leaves(arrays: Mapping[str, Tensor]) -> dict[str, Leaf]:
   return stack_layers(leaves)
 
 
+def _first_rows(tensor: Tensor, count: int) -> Tensor:
+  def read(index):
+    rows = slice(None) if index is ... else index
+    return tensor[slice(*rows.indices(count))]
+
+  return Computed((count, *tensor.shape[1:]), tensor.dtype, read)
+
+
 def _layers(arrays, matches) -> dict[int, dict[str, Tensor]]:
-  """Layer -> what stands behind its name -> tensor."""
+  """Layer -> name of a tensor in it -> tensor."""
   found = [(m, arrays[name]) for name, m in matches.items() if m["rest"]]
   types = 1 + max((int(m["type"]) for m, _ in found if m["type"]), default=0)
   layers = {}
@@ -164,7 +152,7 @@ def _layers(arrays, matches) -> dict[int, dict[str, Tensor]]:
       if not tensor.shape:
         raise ValueError(f"{match[0]}: shape (), expected layers stacked")
       parts = {
-        int(match["type"]) + i * types: _Rows(tensor, i)
+        int(match["type"]) + i * types: row_of(tensor, i)
         for i in range(tensor.shape[0])
       }
     for index, part in parts.items():
@@ -185,7 +173,7 @@ def _layer(
     leaves[_GATING] = _gating(index, gating, width)
   if q is not None and kv is not None and kv.shape == (2, *q.shape):
     del leaves[_Q], leaves[_KV]
-    parts = (q, _Rows(kv, 0), _Rows(kv, 1))
+    parts = (q, row_of(kv, 0), row_of(kv, 1))
     pieces = tuple(Piece((i,), part) for i, part in enumerate(parts))
     dtype = np.result_type(q.dtype, kv.dtype)
     leaves[_QKV] = Leaf((3, *q.shape), dtype, pieces)
@@ -206,7 +194,7 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
     )
   if shape[1] == width:
     return Leaf.of(tensor)
-  pieces = tuple(Piece((i,), _Rows(tensor, i), np.transpose) for i in (0, 1))
+  pieces = tuple(Piece((i,), row_of(tensor, i), np.transpose) for i in (0, 1))
   return Leaf((2, width, shape[1]), np.dtype(tensor.dtype), pieces)
 
 

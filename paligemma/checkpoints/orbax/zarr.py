@@ -13,28 +13,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import tensorstore as ts
 from etils import epath
 
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+from paligemma.checkpoints import errors
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, check_dtype
 
-# What tensorstore and NumPy raise on bad files, and Python on JSON that holds
-# other types than it should.
-_BAD_FILE = (
-  ArithmeticError,
-  AttributeError,
-  LookupError,
-  MemoryError,
-  OSError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-)
-
-# Elements of a chunk, as a multiple of those of its array, whose last chunk may
-# be cut; and so many are never too many.
+# The largest chunk that is read, in elements: this multiple of its array (the
+# last chunk may be cut), or this number.
 _LARGEST_CHUNK = 16
 _SMALL = 2**20
 
@@ -43,16 +30,15 @@ _SMALL = 2**20
 class Array:
   """An array in a file; a leaves.Tensor.
 
-  Chunks may hold far more rows than are asked for (Orbax by default writes one
-  chunk per array or shard), and to decode one again and again for each few of
-  them would take hours. The rows of the chunk that is being read are kept until
-  its last one or other rows are asked for; the arrays of a checkpoint share
-  `recent`, so that only one of them keeps any.
+  Orbax by default writes one chunk per array or shard. Decoding it anew for
+  every few rows would take hours, so a decoded chunk is kept until its last
+  row, or a row of another chunk of the checkpoint, is read.
 
   Attributes:
     where: File and name, for errors.
     store: Open TensorStore.
-    recent: What was decoded last: (array, first row) -> rows; at most one.
+    recent: (array, first row) -> decoded rows, at most one; shared by the
+      arrays of a checkpoint.
   """
 
   where: str
@@ -95,7 +81,7 @@ def open_all(where: str, specs: Mapping[str, Mapping]) -> dict[str, Array]:
 
   Args:
     where: The checkpoint, for errors.
-    specs: Name -> tensorstore spec: driver and kvstore.
+    specs: By name, what tensorstore opens.
 
   Raises:
     ValueError: An array is missing or its metadata unreadable; names the first.
@@ -139,7 +125,7 @@ def one_line(where: str) -> Iterator[None]:
   """Turns what is raised on a bad file into one ValueError of one line."""
   try:
     yield
-  except _BAD_FILE as e:
+  except errors.BAD_FILE as e:
     # tensorstore appends the whole spec: "NOT_FOUND: ... [tensorstore_spec=".
     reason = " ".join(str(e).partition(" [")[0].split()) or type(e).__name__
     raise ValueError(
@@ -150,24 +136,21 @@ def one_line(where: str) -> Iterator[None]:
 def write(folder: epath.PathLike, name: str, array: Any, dtype: Any) -> None:
   """Writes an array as zarr 3 with checksums, at most a block at a time.
 
-  All processes call it. What lies on devices is fetched shard by shard, and
-  each process writes its own; other arrays are written by the first process.
+  All processes call it. Each fetches and writes its shards of a jax.Array, one
+  by one; other arrays are written by the first process.
 
   Args:
     folder: Made for this array.
     name: For errors.
     array: Leaf, jax.Array or np.ndarray.
-    dtype: Cast to it, default None: as it is.
+    dtype: Cast to it; None: as it is.
 
   Raises:
-    ValueError: The dtype is none that zarr holds.
+    ValueError: A dtype that zarr cannot hold.
   """
   parts, part_shape = _parts(array)
   dtype = np.dtype(dtype or array.dtype)
-  if dtype.kind not in "fiub" and dtype != ml_dtypes.bfloat16:
-    raise ValueError(
-      f"{name}: dtype {dtype}, expected bfloat16 or a number of NumPy"
-    )
+  check_dtype(name, dtype)
   chunk = _chunk_shape(array.shape, part_shape, dtype.itemsize)
   grid = {"chunk_shape": chunk}
   store = ts.open(
@@ -199,7 +182,7 @@ def write(folder: epath.PathLike, name: str, array: Any, dtype: Any) -> None:
 
 
 def _parts(array):
-  """(Offset, Leaf) of what this process writes, and the shape of a part."""
+  """(Offset, Leaf) of what this process writes, and the shape of a shard."""
   if not isinstance(array, jax.Array):
     leaf = array if isinstance(array, Leaf) else Leaf.of(np.asarray(array))
     parts = [((0,) * len(leaf.shape), leaf)]
@@ -213,7 +196,7 @@ def _parts(array):
 
 
 def _fetch(data):
-  # JAX keeps the copy on the host with the array; it goes with this wrapper.
+  # JAX caches the copy on the host in the array: here, in a temporary one.
   wrapper = jax.make_array_from_single_device_arrays(
     data.shape, data.sharding, [data]
   )

@@ -1,9 +1,9 @@
-"""A name for the weights of a checkpoint, found without reading all of them.
+"""A fingerprint of the weights of a checkpoint, without reading all of them.
 
-Two files of one name are one base to train on. Settings that change answers,
-such as soft caps or how pictures are resized, are compared by themselves, where
-it matters (evals, trainers/workdir.py); the comment of an npz, which holds
-them, does not count. In folders the files of settings count, as all others.
+Two files with one fingerprint are the same base to train on. Settings that
+change answers, such as soft caps, are compared where it matters (evals,
+trainers/workdir.py): the comment of an npz, which holds them, does not count.
+In folders the files of settings count, as all others.
 """
 
 import hashlib
@@ -14,23 +14,22 @@ from etils import epath
 from paligemma import disk
 from paligemma.checkpoints import npz
 
-# Of a larger file this many blocks of this size are read, evenly spread.
+# Of a larger file so many blocks of so many bytes are read.
 _BLOCKS = 256
 _BLOCK_BYTES = 4096
 
 
 def of(path: epath.PathLike) -> str:
-  """Names the contents of a checkpoint in any format.
+  """The fingerprint of a checkpoint in any format.
 
   Args:
-    path: File or folder, as Checkpoint.path says; of an npz with or without
-      ":sub/tree".
+    path: File or folder, as in Checkpoint.path.
 
   Returns:
     "sha256:...". Of an npz: npz.fingerprint. Else over size, contents and path
     in the folder of each file, hidden ones aside (downloaders keep dates
     there). Of a file above 1 MiB that much is read, spread evenly: two models
-    that differ in a few numbers alone may go by one name, two trainings do not.
+    that differ in a few numbers may have one fingerprint, two trainings do not.
 
   Raises:
     ValueError: No such file or folder.

@@ -1,9 +1,10 @@
 """Parameters of one of our training runs, of its last step or another.
 
-What trained lies in the step's checkpoint (see steps.py). What was frozen was
-never written: it lies where the run started from, as the checkpoint says.
+Trained parameters are in the step's checkpoint (see steps.py). Frozen ones are
+written nowhere: they are read from the checkpoint that the run started from.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -13,13 +14,19 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import disk, parameters, quantization, registry, variants
+from paligemma import (
+  disk,
+  parameters,
+  quantization,
+  registry,
+  tree,
+  variants,
+)
 from paligemma.checkpoints import (
   errors,
-  precision,
   quantized_leaves,
   resample,
-  settings,
+  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
@@ -30,7 +37,7 @@ from paligemma.lora.config import Lora
 
 # Fields of the image tower that array shapes cannot tell.
 _IMG_FIELDS = ("posemb", "pool_type")
-_HELD_IN = dict.fromkeys((*settings.DTYPES, *quantization.KINDS))
+_HELD_IN = dict.fromkeys((*stated_fields.DTYPES, *quantization.KINDS))
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -59,19 +66,18 @@ def open(
 
   Args:
     path: See `find`.
-    open_source: Opens what the run started from, in whatever format it is. A
-      relative path is looked for in the current folder, then in that of the
-      step and upwards; else it is given to `open_source` as it is, which may
-      know it as a name.
+    open_source: Opens what the run started from, in any format. A relative path
+      is looked for in the current folder, then in that of the step and upwards;
+      if it is nowhere, it may be a name that `open_source` knows.
     above: Steps that started from this one, the nearest last.
 
   Returns:
-    Checkpoint of the step, with the settings of the run's config. What was
-    frozen is rounded as the run held it: to few bits in a QLoRA run.
+    Checkpoint of the step, with the settings of the run's config. Frozen
+    weights are rounded as in the run: to few bits in a QLoRA run.
 
   Raises:
-    ValueError: No step, unreadable, frozen weights that were random and are
-      gone, that are not those the run started from, or are the run's own.
+    ValueError: No step, unreadable, or the frozen weights were random, are not
+      those that the run started from, or are the run's own.
   """
   step = find(path)
   if step is None:
@@ -113,8 +119,10 @@ def open(
       f"are stored nowhere; {way_out}"
     )
   if trains_all:
-    metadata = _metadata_of(source, step, open_source) | preprocessing
-    return dataclasses.replace(found, metadata=metadata)
+    metadata = {}
+    with contextlib.suppress(ValueError):  # the source may be gone
+      metadata = open_source(_locate(source, step)).metadata
+    return dataclasses.replace(found, metadata=metadata | preprocessing)
   with errors.named(step):
     source = _locate(source, step)
     if find(source) is None:
@@ -127,7 +135,11 @@ def open(
       f"{step}: was trained on top of {source} with {expected}, but "
       f"{frozen.path} has {given}; put the former weights there"
     )
-  leaves = _resampled(_laid_over(frozen, trained, step), res)
+  leaves = _laid_over(frozen, trained, step)
+  positions, kernel = parameters.POSITIONS, parameters.PATCH_KERNEL
+  if positions in leaves and kernel in leaves:
+    count = (res // leaves[kernel].shape[0]) ** 2
+    leaves[positions] = resample.resample(leaves[positions], count)
   below = {name: leaf for name, leaf in leaves.items() if name not in trained}
   with errors.named(step):
     held = _held(below, held_in)
@@ -142,24 +154,16 @@ def open(
 
 
 def _held(frozen, dtype):
-  """Frozen leaves in the dtype or quantization that the run held them in."""
+  """Frozen leaves in the dtype or quantization of the run."""
   if dtype in quantization.KINDS:
     return quantized_leaves.rounded(frozen, dtype)
-  dtypes = precision.storage_dtypes(frozen, dtype)
+  dtypes = quantized_leaves.storage_dtypes(frozen, dtype)
   return {
     name: leaf
     if dtypes[name] in (leaf.dtype, np.float32) or quantization.split(name)
     else cast(leaf, dtypes[name])
     for name, leaf in frozen.items()
   }
-
-
-def _metadata_of(source, step, open_source):
-  """What the source says of a run that trained all of it, if it is there."""
-  try:
-    return open_source(_locate(source, step)).metadata
-  except ValueError:
-    return {}
 
 
 def _settings(file, config):
@@ -187,14 +191,11 @@ def _settings(file, config):
 
 
 def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
-  """The trained leaves, of the EMA if there is one, and all other names."""
+  """The trained leaves, from the EMA if there is one, and all other names."""
   arrays = orbax.tensors(state)
   kind = "ema/" if any(n.startswith("ema/") for n in arrays) else "trainable/"
-  leaves = {
-    name.removeprefix(kind): Leaf.of(array)
-    for name, array in sorted(arrays.items())
-    if name.startswith(kind)
-  }
+  found = sorted(tree.under(kind, arrays).items())
+  leaves = {name: Leaf.of(array) for name, array in found}
   orbax.check_names(state, leaves)
   return leaves, tuple(n for n in arrays if not n.startswith(kind))
 
@@ -213,7 +214,7 @@ def _locate(source: str, step: epath.Path) -> str:
 def _laid_over(
   frozen: Checkpoint, trained: Mapping[str, Leaf], step: epath.Path
 ) -> dict[str, Any]:
-  """Frozen leaves in the layout of the run, with the trained ones in place."""
+  """Frozen leaves in the layout of the run, and the trained ones."""
   leaves = layered_like(frozen.leaves, trained)
   foreign = {n for n in trained if not re.fullmatch(parameters.ADAPTERS, n)}
   if foreign := foreign - leaves.keys():
@@ -221,12 +222,3 @@ def _laid_over(
       f"{step}: trained {orbax.listed(foreign)}, which {frozen.path} lacks"
     )
   return dict(sorted({**leaves, **trained}.items()))
-
-
-def _resampled(leaves, res):
-  """The position embedding as the run saw it, in pixels of its config."""
-  name, kernel = parameters.POSITIONS, parameters.PATCH_KERNEL
-  if name in leaves and kernel in leaves:
-    positions = (res // leaves[kernel].shape[0]) ** 2
-    leaves[name] = resample.resample(leaves[name], positions)
-  return leaves

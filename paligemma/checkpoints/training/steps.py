@@ -3,8 +3,8 @@
 directory/
   300/                          appears whole, or not at all
     state/                      trainable, opt_state and ema, by name
-    data/process_0-of-2.json    where each process stands in its data
-    info/                       what the trainer wants to find again
+    data/process_0-of-2.json    state of each process's data iterator
+    info/                       metadata, and how many processes there were
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from paligemma import disk, tree
 _OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 
 
-class StepCheckpoints:
+class StepCheckpoints(contextlib.AbstractContextManager):
   """The checkpoints of one training run, by step.
 
   Frozen weights are not written: `metadata` names their source. All processes
@@ -44,8 +44,8 @@ class StepCheckpoints:
 
     Args:
       directory: Holds nothing but checkpoints; made if absent.
-      max_to_keep: How many of the last ones stay, default all.
-      keep_period: Steps divisible by it stay beyond max_to_keep.
+      max_to_keep: How many of the last ones are kept, default all.
+      keep_period: Steps divisible by it are kept as well.
       asynchronous: Write in the background. `save` then returns once the
         arrays are copied to the host, and their buffers may be donated.
     """
@@ -79,11 +79,9 @@ class StepCheckpoints:
 
     Args:
       step: How many steps are done.
-      trainable: Name -> array, sharded in any way.
-      opt_state: Pytree of arrays.
-      ema: Name -> array, default none.
-      data_iterator: Iterator of grain, saved as it stands: what it has yielded
-        is not yielded again.
+      trainable, opt_state, ema: Arrays, sharded in any way; `ema` is optional.
+      data_iterator: Iterator of grain, whose state is saved: what it has
+        yielded is not yielded again.
       metadata: What JSON holds: the config, source and fingerprint of the
         frozen weights.
 
@@ -117,12 +115,10 @@ class StepCheckpoints:
 
     Args:
       step: One of the saved steps.
-      trainable: Name -> jax.ShapeDtypeStruct with the sharding the array is to
-        have (another one than it was saved with, if wanted), or an array.
-      opt_state: Pytree of the same.
-      ema: Name -> the same, default none.
-      data_iterator: Set to where it stood. Where it stood at the same place in
-        all processes, another number of them may go on from there.
+      trainable, opt_state, ema: jax.ShapeDtypeStruct with the sharding that
+        each array is to have, which may differ from the saved one, or arrays.
+      data_iterator: Continues where the saved one stopped. Where all processes
+        stopped at the same point, another number of them may continue.
 
     Returns:
       (trainable, opt_state, ema).
@@ -130,10 +126,13 @@ class StepCheckpoints:
     Raises:
       ValueError: No such step; names, shapes or dtypes differ from those that
         were saved (lists them); another number of processes read the data, and
-        stood at different places in it.
+        stopped at different points in it.
     """
     abstract = (trainable, opt_state, ema)
-    wanted = {n: _abstract(x) for n, x in _by_name(*abstract).items()}
+    wanted = {
+      name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+      for name, x in _by_name(*abstract).items()
+    }
     self._check_state(step, wanted)
     items = {"state": ocp.args.StandardRestore(wanted)}
     if data_iterator is not None:
@@ -143,33 +142,23 @@ class StepCheckpoints:
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
   def metadata(self, step: int) -> dict[str, Any]:
-    """Returns the metadata that was saved with a step.
-
-    Raises:
-      ValueError: No such step.
-    """
+    """Returns the metadata saved with a step; a ValueError if there is none."""
     return self._info(step)["metadata"]
 
   def latest_step(self) -> int | None:
-    """Returns the last step that is wholly written, None if there is none.
-
-    Waits for a step that is being written.
-    """
+    """Returns the last step, once it is written; None if there is none."""
     self.wait()
     return self._manager.latest_step()
 
   def wait(self) -> None:
-    """Waits until all is written; raises what went wrong meanwhile."""
+    """Waits until all is written; raises what failed in the background."""
     with self._disk():
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, and ends the threads in the background."""
+    """Waits, and ends the background threads."""
     with self._disk():
       self._manager.close()
-
-  def __enter__(self) -> "StepCheckpoints":
-    return self
 
   def __exit__(self, *_) -> None:
     self.close()
@@ -181,11 +170,10 @@ class StepCheckpoints:
       with disk.named(self._directory):
         yield
     except ValueError as e:
-      if found := _OS_ERROR.search(str(e)):
-        number = int(found[1])
-        directory = str(self._directory)
-        raise OSError(number, os.strerror(number), directory) from None
-      raise
+      if not (found := _OS_ERROR.search(str(e))):
+        raise
+      number = int(found[1])
+      raise OSError(number, os.strerror(number), str(self._directory)) from None
 
   def _info(self, step: int) -> dict[str, Any]:
     self._check_step(step)
@@ -233,8 +221,7 @@ class StepCheckpoints:
 def _state(file: epath.Path) -> Any:
   """The state of one process's data iterator."""
   try:
-    text = file.read_text()
-    return json.loads(text)
+    return json.loads(file.read_text())
   except (OSError, RecursionError, ValueError) as e:
     reason = str(e) or type(e).__name__
     raise ValueError(f"{file}: missing or damaged ({reason})") from None
@@ -250,7 +237,3 @@ def _by_name(trainable: Any, opt_state: Any, ema: Any) -> tree.Flat:
       name = jax.tree_util.keystr(path, simple=True, separator="/")
       named[f"{what}/{name}"] = leaf
   return named
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paligemma import tree
-from paligemma.checkpoints import precision
+from paligemma.checkpoints import quantized_leaves
 from paligemma.models import paligemma as paligemma_model
 
 IN_FLOAT32 = {
@@ -42,7 +42,7 @@ def shapes():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", jnp.bfloat16])
 def test_matrices_alone_are_stored_in_half_precision(shapes, dtype):
-  found = precision.storage_dtypes(shapes, dtype)
+  found = quantized_leaves.storage_dtypes(shapes, dtype)
   assert list(found) == list(shapes)
   assert {n for n, d in found.items() if d == jnp.float32} == IN_FLOAT32
   assert {d for n, d in found.items() if n not in IN_FLOAT32} == {
@@ -51,7 +51,7 @@ def test_matrices_alone_are_stored_in_half_precision(shapes, dtype):
 
 
 def test_what_stays_in_float32_is_small(shapes):
-  found = precision.storage_dtypes(shapes, "bfloat16")
+  found = quantized_leaves.storage_dtypes(shapes, "bfloat16")
   sizes = {name: leaf.size for name, leaf in shapes.items()}
   kept = sum(sizes[name] for name in IN_FLOAT32)
   assert kept < 1e-3 * sum(sizes.values())
@@ -59,7 +59,7 @@ def test_what_stays_in_float32_is_small(shapes):
 
 
 def test_float32_is_float32_throughout(shapes):
-  assert set(precision.storage_dtypes(shapes, "float32").values()) == {
+  assert set(quantized_leaves.storage_dtypes(shapes, "float32").values()) == {
     jnp.dtype("float32")
   }
 
@@ -70,10 +70,12 @@ def test_one_tower_alone_and_layers_apart():
     "llm/layers/11/pre_ffw_norm/scale",
     "scale",
   ]
-  found = precision.storage_dtypes(names, "bfloat16")
+  found = quantized_leaves.storage_dtypes(names, "bfloat16")
   assert list(found.values()) == [jnp.bfloat16, jnp.float32, jnp.float32]
 
 
 def test_adapters_stay_in_float32():
   name = "llm/layers/attn/lora_q/a"
-  assert precision.storage_dtypes([name], "float16") == {name: jnp.float32}
+  assert quantized_leaves.storage_dtypes([name], "float16") == {
+    name: jnp.float32
+  }
