@@ -12,6 +12,7 @@ write other prompts. At the end stands what was found: read it before you train.
 
 import argparse
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -128,11 +129,12 @@ def import_data(
     boxes,
   )
   found = FORMATS[kind].read(request)
+  first = list(itertools.islice(found, 1))  # raises what the format refuses
   encode = _encoder(task, codec)
   with output.Output(out) as written:
-    placed = [written.place(entry) for entry in found.entries]
+    placed = [written.place(entry) for entry in (*first, *found)]
     used = (obj.label for entry in placed for obj in entry.objects or ())
-    asked = prompts.asked(found.labels, used, problems, str(src))
+    asked = prompts.asked(request.labels, used, problems, str(src))
     records, annotated = {}, {}
     for entry in placed:
       with problems:

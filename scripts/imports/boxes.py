@@ -96,18 +96,6 @@ def decide(
   return Reading(name, shares)
 
 
-def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
-  """The four numbers of a box, given as numbers, as texts or as one text."""
-  values = value
-  if isinstance(value, str):
-    values = value.strip().strip("[]()").replace(",", " ").split()
-  if not isinstance(values, list | tuple) or any(
-    isinstance(x, bool) or not isinstance(x, int | float | str) for x in values
-  ):
-    raise ValueError(f"{where}: expected 4 numbers {what}, found {value!r:.80}")
-  return files.numbers(values, 4, what, where)
-
-
 def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
   """What COCO says beside the box of an object: "crowd", "area" if given."""
   crowd, area = fields.get("iscrowd"), fields.get("area")
