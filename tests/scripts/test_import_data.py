@@ -927,7 +927,7 @@ def test_labels_of_a_data_set(tmp_path):
     "detect Zebra ; cat ; red dog"
   }
   assert records["train"][0]["objects"][0]["label"] == "cat"
-  assert about.unused == ["Zebra"]
+  assert "labels without an object (1): Zebra\n" in str(about)
   assert [count for count, _ in about.notes.values()] == [1, 4]
 
 
