@@ -46,7 +46,7 @@ class Output:
     finally:
       shutil.rmtree(self._staged, ignore_errors=True)
 
-  def place(self, entry: entries.Entry) -> entries.Entry:
+  def store(self, entry: entries.Entry) -> entries.Entry:
     """Writes image contents to files; returns the entry with their paths."""
     if entry.data is None:
       return entry
