@@ -1,6 +1,7 @@
 """How the four numbers of boxes are read, decided once for a data set."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -128,21 +129,17 @@ class Sizes:
   def __init__(self):
     self._known = {}
 
-  def __call__(
-    self, image: pathlib.Path | bytes, key: Any
-  ) -> tuple[int, int] | None:
-    if key not in self._known and len(self._known) < SAMPLE:
-      try:
-        self._known[key] = image_files.size(image, where="")
-      except ValueError:  # said where the picture is read
-        self._known[key] = None
-    return self._known.get(key)
+  def __call__(self, image: pathlib.Path) -> tuple[int, int] | None:
+    if image not in self._known and len(self._known) < SAMPLE:
+      self._known[image] = None
+      with contextlib.suppress(ValueError):  # raised where the image is read
+        self._known[image] = image_files.size(image)
+    return self._known.get(image)
 
   def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
     """The size of the image that folders.find finds by its name."""
-    with entries.Problems(skip=True) as quiet:  # said where it is read
-      image = folders.find(name, [folder], "", quiet)
-      return self(image, image)
+    with entries.Problems(skip=True) as quiet:
+      return self(folders.find(name, [folder], "", quiet))
     return None
 
 

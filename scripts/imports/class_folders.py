@@ -4,15 +4,13 @@ The layout of torchvision's ImageFolder, and of imagefolder in the library
 datasets; cat/1.jpg is one as well.
 """
 
-from collections.abc import Iterator
-
 from paligemma.data import image_files
 from scripts.imports import entries, folders
 
 QUESTION = "what is in the picture?"
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads images; the folder of each is its class.
 
   Folders above that of the class tell the splits. The class is the answer to

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from paligemma import messages, registry
@@ -36,7 +35,7 @@ class _File:
   captions: bool
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads instances or captions files of COCO.
 
   In a folder these are _annotations.coco.json of its folders, as Roboflow

@@ -17,7 +17,6 @@ and Hugging Face's chat templates:
 """
 
 import re
-from collections.abc import Iterator
 
 from scripts.imports import entries, files, folders
 
@@ -42,7 +41,7 @@ _NOTATION = re.compile(
 )
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads questions and answers out of conversations.
 
   Each answer is an example of its own, with the question before it and without

@@ -6,8 +6,6 @@ data source", and Roboflow's export: {"image": "a.jpg", "annotations":
 10}}]}; older files say "imagefilename" and "annotation".
 """
 
-from collections.abc import Iterator
-
 from scripts.imports import entries, files, folders
 
 _IMAGE = ("image", "imagefilename")
@@ -15,7 +13,7 @@ _ANNOTATIONS = ("annotations", "annotation")
 _COORDINATES = ("x", "y", "width", "height")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the JSON files in a folder and below, or one.
 
   Folders tell the splits: train/_annotations.createml.json. Image names are

@@ -5,7 +5,6 @@ describes them under "XML annotation format".
 """
 
 import pathlib
-from collections.abc import Iterator
 
 from paligemma import messages
 from paligemma.data import masks
@@ -15,7 +14,7 @@ from scripts.imports import entries, files, folders, shapes
 _NO_BOX = ("cuboid", "points", "polyline", "skeleton", "tag")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads annotations.xml, or a folder with it.
 
   Boxes have no mask; polygons, ellipses and masks have one. What is turned has

@@ -6,7 +6,6 @@ folders train, valid and test hold _darknet.labels in the place of obj.names.
 """
 
 import pathlib
-from collections.abc import Iterator
 
 from paligemma.data import image_files
 from scripts.imports import entries, files, folders, yolo_labels
@@ -14,7 +13,7 @@ from scripts.imports import entries, files, folders, yolo_labels
 _LABELS = "_darknet.labels"  # of Roboflow
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the pictures of the lists that obj.data names.
 
   Paths in it start where darknet was run: they are looked for beside obj.data,

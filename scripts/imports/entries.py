@@ -3,25 +3,19 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from paligemma import messages
 
-# name of a split elsewhere -> ours, as the library datasets of Hugging Face
-# reads them off file names
-SPLITS = {
-  "train": "train",
-  "training": "train",
-  "val": "val",
-  "valid": "val",
-  "validation": "val",
-  "dev": "val",
-  "test": "test",
-  "testing": "test",
-  "eval": "test",
-  "evaluation": "test",
+# split -> its names elsewhere, as the library datasets of Hugging Face reads
+# them off file names
+_NAMES = {
+  "train": ("train", "training"),
+  "val": ("val", "valid", "validation", "dev"),
+  "test": ("test", "testing", "eval", "evaluation"),
 }
+SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 # what the four numbers of a box are -> (y0, x0, y1, x1) of them
 BOXES = {
   "xywh": lambda x, y, w, h: (y, x, y + h, x + w),
@@ -70,12 +64,15 @@ class Entry:
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+Entries = Iterator[Entry]  # what a format's `read` yields, in order
+
+
 @dataclasses.dataclass
 class Request:
   """The data set that a format's `read` gets.
 
-  `read` yields its entries, in order. It raises ValueError where a file is
-  malformed, or whatever `problems` does not skip.
+  `read` raises ValueError where a file is malformed, or whatever `problems`
+  does not skip.
   """
 
   src: pathlib.Path  # a file or a folder

@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from collections.abc import Iterator
 
 from paligemma import messages
 from paligemma.data import image_files
@@ -18,7 +17,7 @@ TABLES = (".parquet", ".arrow")
 _BATCH = 32  # rows of a table in memory
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
@@ -124,7 +123,7 @@ def _metadata_boxes(request, folder, metadata):
   for row, chosen, image, _, _, where in rows:
     image = image[0] if isinstance(image, tuple) else image
     for values in _values(row[chosen["objects"]], where):
-      yield values, sizes(image, image), where
+      yield values, sizes(image), where
 
 
 def _table_entries(request, folder, tables):
@@ -161,7 +160,6 @@ def _table_entries(request, folder, tables):
 def _table_boxes(request, folder, tables):
   """Yields boxes, sizes and places; images of the first rows are looked at."""
   request = _quiet(request)
-  sizes = boxes_lib.Sizes()
   left = boxes_lib.SAMPLE
   for path in tables:
     first = next(_rows(path, limit=1), None)
@@ -177,7 +175,7 @@ def _table_boxes(request, folder, tables):
         cell = cell[0] if isinstance(cell, list) and cell else cell
         with request.problems:
           image = _image(cell, path, folder, request.problems, where)
-          size = sizes(image, where)
+          size = image_files.size(image, where=where)
       for values in _values(row[chosen["objects"]], where):
         yield values, size, where
 

@@ -8,7 +8,6 @@ of HumanSignal/label-studio-sdk unpacks.
 import pathlib
 import re
 import urllib.parse
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from paligemma.data import image_files
 from scripts.imports import columns, entries, files, folders, shapes
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads an export of tasks.
 
   One annotation of each task counts: the ground truth, or else the first that

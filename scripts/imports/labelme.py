@@ -8,7 +8,6 @@ import base64
 import itertools
 import math
 import pathlib
-from collections.abc import Iterator
 
 from paligemma.data import image_files
 from scripts.imports import entries, files, folders, shapes
@@ -18,7 +17,7 @@ _BOXES = ("rectangle", "oriented_rectangle", "rotation")
 _SIDES = ("imageHeight", "imageWidth")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the JSON files in a folder and below, or one.
 
   Folders tell the splits: train/a.json. Rectangles are boxes without a mask;

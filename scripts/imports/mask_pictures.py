@@ -6,7 +6,6 @@ and of Kaggle's Data Science Bowl 2018 (a folder of masks for each picture).
 """
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -21,7 +20,7 @@ _BACKGROUND = ("background", "_background_", "__ignore__", "void", "ignore")
 _VOID = 255  # of VOC, the border of objects
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads masks and the classes of their values.
 
   The mask of a.jpg is a.png or a_anything.png; each of its values is one

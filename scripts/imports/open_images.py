@@ -8,7 +8,6 @@ labels/detections.csv and metadata/classes.csv.
 
 import csv
 import itertools
-from collections.abc import Iterator
 
 from paligemma.data import image_files
 from scripts.imports import boxes, entries, files, folders
@@ -16,7 +15,7 @@ from scripts.imports import boxes, entries, files, folders
 _EDGES = ("YMin", "XMin", "YMax", "XMax")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the boxes of the pictures that are there.
 
   Rows of a picture stand together, as in the official files, of which no more

@@ -57,7 +57,6 @@ class Output:
     for name, contents in zip(names, data, strict=True):
       images.append(self._staged / self._free(name, entry.split))
       with self._writing():
-        images[-1].parent.mkdir(parents=True, exist_ok=True)
         images[-1].write_bytes(contents)
     image = tuple(images) if several else images[0]
     return dataclasses.replace(entry, image=image, data=None)
@@ -85,21 +84,21 @@ class Output:
   def _copy(self, image, split):
     if (split, image) not in self._copied:
       place = self._free(image, split)
-      path = self._staged / place
       with self._writing():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image, path)
+        shutil.copyfile(image, self._staged / place)
       self._copied[split, image] = self._keep(place)
     return self._copied[split, image]
 
   def _free(self, image, split):
-    """A path in images/SPLIT that no other image has."""
+    """A path in images/SPLIT that no other image has; makes its folder."""
     folder = pathlib.PurePath("images", split)
     place, number = folder / image.name, 1
     while str(place).lower() in self._taken:
       number += 1
       place = folder / f"{image.stem}-{number}{image.suffix}"
     self._taken.add(str(place).lower())
+    with self._writing():
+      (self._staged / folder).mkdir(parents=True, exist_ok=True)
     return place
 
   def _keep(self, place):

@@ -1,7 +1,5 @@
 """CSV or TSV: a file with a row for each caption, question or box."""
 
-from collections.abc import Iterator
-
 from paligemma import messages
 from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders
@@ -13,7 +11,7 @@ NEEDED = {
 }
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads a table with a header.
 
   Rows of one image are its captions or its boxes; a row without a box, with
@@ -88,18 +86,16 @@ def _check_header(header, src):
 
 def _split(members):
   """The split in the column "split"; the rows of an image must agree."""
-  place, row = members[0]
-  column = columns.find(("split",), list(row), place)
-  first, *others = (
-    entries.SPLITS.get(str(row.get(column)).strip().lower(), "train")
-    for _, row in members
-  )
-  for other, (where, _) in zip(others, members[1:], strict=True):
-    if other != first:
-      raise ValueError(
-        f"{where}: {other} is the split, but {first} at {place} of the same "
-        "image"
-      )
+  found = {}
+  for where, row in members:
+    column = columns.find(("split",), list(row), where)
+    name = str(row.get(column)).strip().lower()
+    found.setdefault(entries.SPLITS.get(name, "train"), where)
+  (first, place), *others = found.items()
+  for other, where in others:
+    raise ValueError(
+      f"{where}: {other} is the split, but {first} at {place} of the same image"
+    )
   return first
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Iterator
 
 from paligemma import messages
 from paligemma.data import image_files
@@ -14,7 +13,7 @@ _IMAGES = ("jpegimages", "images")  # of images
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the XML files of a folder, of its folder Annotations, or of others.
 
   A folder of folders, as one for each split or VOCdevkit, gives all of theirs.

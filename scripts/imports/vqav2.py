@@ -5,14 +5,12 @@ v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations
 .json, and pictures train2014/COCO_train2014_000000000009.jpg.
 """
 
-from collections.abc import Iterator
-
 from scripts.imports import entries, files, folders
 
 _KEPT = ("question_type", "answer_type", "multiple_choice_answer")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads questions with the answers that ten people gave to each.
 
   A file of questions without one of answers, as that of the test split, is left

@@ -1,7 +1,5 @@
 """YOLO: data.yaml, or its folder, with a text file for each image."""
 
-from collections.abc import Iterator
-
 from paligemma import messages
 from paligemma.data import image_files
 from scripts.imports import entries, files, folders, yolo_labels
@@ -11,7 +9,7 @@ _ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
 _OTHERS = ("classes.txt", "notes.txt", "readme")
 
 
-def read(request: entries.Request) -> Iterator[entries.Entry]:
+def read(request: entries.Request) -> entries.Entries:
   """Reads a data set in the layout of Ultralytics.
 
   An image's labels lie at its own path, with the last folder "images" replaced
