@@ -42,7 +42,7 @@ class Reading:
 
 
 def decide(
-  found: Iterable[tuple[Sequence[float], tuple[int, int] | None, str]],
+  found: Iterable[tuple[Any, tuple[int, int] | None, str]],
   src: Any,
   problems: entries.Problems,
   *,
@@ -59,11 +59,11 @@ def decide(
   that must be stated.
 
   Args:
-    found: four numbers, (height, width) of the picture if known, and place.
-    src: the data set.
-    problems: notes that boxes are shares.
-    stated, default: keys of entries.BOXES, of the user and of the format.
-    among: those that the format can have.
+    found: Boxes as they are written, bad ones among them, with (height, width)
+      of their image if known, and where they are.
+    src: The data set.
+    stated, default: Keys of entries.BOXES, of the user and of the format.
+    among: Those that the format can have.
   """
   name = stated or default
   if name not in among:
@@ -73,7 +73,11 @@ def decide(
     )
   within, others = collections.Counter(), collections.Counter()
   first = None
-  for values, size, where in found:
+  for box, size, where in found:
+    try:
+      values = files.numbers(box, 4, "of a box", where)
+    except ValueError:  # raised where the object is read
+      continue
     first = first or where
     counts = within if _are_shares(values) else others
     counts["boxes"] += 1

@@ -188,19 +188,15 @@ def _images(path, listed, problems):
 
 
 def _numbers(found):
-  """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
+  """Yields boxes, sizes and places, for boxes.decide."""
   sizes = boxes_lib.Sizes()
   for file in found:
     for image in () if file.captions else file.images:
       for where, annotation in image.annotations:
-        try:
-          values = files.numbers(annotation.get("bbox"), 4, "", where)
-        except ValueError:
-          continue
         size, name = _size(image.fields), image.fields.get("file_name")
         if size is None and isinstance(name, str):
           size = sizes.named(name, file.folder)
-        yield values, size, where
+        yield annotation.get("bbox"), size, where
 
 
 def _captions(image):

@@ -1,5 +1,6 @@
 """Columns of tables: which of them is the caption, and what its cells hold."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -175,13 +176,12 @@ def to_objects(
   return tuple(found)
 
 
-def box(fields: Any, where: str) -> list[float] | None:
-  """The four numbers of an object, None if it is bad."""
-  try:
-    box = fields[files.key_of(fields, _BOX)]
-    return files.numbers(box, 4, "of a box", where)
-  except (ValueError, KeyError, TypeError):
-    return None
+def boxes_of(cell: Any, where: str) -> list[Any]:
+  """The boxes of the objects of a cell as they are written, for boxes.decide."""
+  with contextlib.suppress(ValueError):  # raised where the objects are read
+    objects = [x for x in each(cell, where) if isinstance(x, Mapping)]
+    return [fields.get(files.key_of(fields, _BOX)) for fields in objects]
+  return []
 
 
 def each(objects: Any, where: str) -> list[Any]:

@@ -122,8 +122,8 @@ def _metadata_boxes(request, folder, metadata):
   rows = _metadata_entries(_quiet(request), folder, metadata)
   for row, chosen, image, _, _, where in rows:
     image = image[0] if isinstance(image, tuple) else image
-    for values in _values(row[chosen["objects"]], where):
-      yield values, sizes(image), where
+    for box in columns.boxes_of(row[chosen["objects"]], where):
+      yield box, sizes(image), where
 
 
 def _table_entries(request, folder, tables):
@@ -176,8 +176,8 @@ def _table_boxes(request, folder, tables):
         with request.problems:
           image = _image(cell, path, folder, request.problems, where)
           size = image_files.size(image, where=where)
-      for values in _values(row[chosen["objects"]], where):
-        yield values, size, where
+      for box in columns.boxes_of(row[chosen["objects"]], where):
+        yield box, size, where
 
 
 def _image(cell, path, folder, problems, where):
@@ -193,14 +193,6 @@ def _image(cell, path, folder, problems, where):
     f"{where}: expected the contents or the path of an image, found "
     f"{cell!r:.60}"
   )
-
-
-def _values(objects, where):
-  """The numbers of the boxes in a cell, but for bad ones."""
-  found = []
-  with contextlib.suppress(ValueError):  # raised where it is read
-    found = columns.each(objects, where)
-  return filter(None, (columns.box(fields, where) for fields in found))
 
 
 def _rows(path, only=None, limit=None):

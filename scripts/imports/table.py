@@ -92,7 +92,8 @@ def _split(members):
     name = str(row.get(column)).strip().lower()
     found.setdefault(entries.SPLITS.get(name, "train"), where)
   (first, place), *others = found.items()
-  for other, where in others:
+  if others:
+    other, where = others[0]
     raise ValueError(
       f"{where}: {other} is the split, but {first} at {place} of the same image"
     )
@@ -158,16 +159,12 @@ def _groups(rows, chosen, task, problems):
 
 
 def _numbers(groups, chosen, edges, sides, folder):
-  """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
+  """Yields boxes, sizes and places, for boxes.decide."""
   sizes = boxes_lib.Sizes()
   for (name, _), members in groups.items():
     for where, row in members:
-      try:
-        values = files.numbers(_cells(row, chosen, edges), 4, "", where)
-      except ValueError:
-        continue
       size = _size(members[0][1], sides) or sizes.named(name, folder)
-      yield values, size, where
+      yield _cells(row, chosen, edges), size, where
 
 
 def _size(row, sides):
