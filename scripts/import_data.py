@@ -99,16 +99,16 @@ def import_data(
   """Reads a data set and writes a JSONL file for each of its splits.
 
   Arguments are the options of the command line; `--help` explains them. No
-  JSONL file may lie in `out`. With labels "all" every prompt asks for the same,
+  JSONL file may be in `out`. With labels "all" every prompt asks for the same,
   in alphabetical order; with "present" for those in its image, as where there
-  are too many to list, and images with none are left out. With `val` the same
-  image is always on the same side as long as the data set stays the same.
+  are too many to list, and images with none are left out. With `val` an image
+  is always on the same side as long as the data set stays the same.
 
   Returns:
     {split: objects of its lines}, and a summary.
 
   Raises:
-    ValueError: whatever is wrong, in one line with its place.
+    ValueError: Anything wrong with the data set, in one line with its place.
   """
   out = pathlib.Path(out)
   if found := sorted(out.glob("*.jsonl")):
@@ -172,10 +172,9 @@ def import_data(
 def _is_repeated(entry, annotated, problems):
   """Whether the image was read before, with the same objects.
 
-  Captions and questions may be several. Of objects, those of one annotation
-  would be missing from the other: a model would learn both that they are there
-  and that they are not. So others, or those in another split, are an error.
-  Adds the first entry of an image to `annotated`.
+  Captions and questions may be several. Other objects, or another split, are an
+  error: a model would learn that they are there and that they are not. Adds the
+  first entry of an image to `annotated`.
   """
   if entry.objects is None or isinstance(entry.image, tuple):
     return False

@@ -40,18 +40,16 @@ def read(request: entries.Request) -> entries.Entries:
 
   In a folder these are _annotations.coco.json of its folders, as Roboflow
   writes them; else instances_*.json (captions_*.json for captions) in it or in
-  a folder of it; else all its JSON files. There is one for each split, which
-  its path names.
+  a folder of it; else all its JSON files, one for each split that a path names.
 
-  The pictures of a file lie in a folder named as the file ("train2017" of
+  The images of a file lie in a folder named as the file ("train2017" of
   instances_train2017.json) or as the split, in "images" or "data", or beside
-  the file, or one folder above these: the first that holds one of its pictures.
+  the file, or one folder above these: the first that holds one of them.
 
   A category that is never annotated and is the supercategory of another is left
-  out. An image whose size is not stated, or is no number, has that of its
-  picture. An object without "bbox" has the box around its polygons or its
-  run-length mask; others are "xywh". A crowd is kept as such. A bad annotation
-  makes its image bad.
+  out. A size that is not stated is read from the image. An object without
+  "bbox" has the box around its polygons or its run-length mask; others are
+  "xywh". A crowd is kept as such. A bad annotation makes its image bad.
   """
   problems = request.problems
   found = [
@@ -82,7 +80,6 @@ def read(request: entries.Request) -> entries.Entries:
 
 
 def _files(src, task):
-  """(path, split) of every annotation file."""
   if not src.is_dir():
     return [(src, entries.split_of(src.name))]
   found = sorted(
@@ -271,7 +268,6 @@ def _labels(found, problems):
 
 
 def _folder(path, split, images, given):
-  """The folder that a file's images are relative to."""
   bases = [path.parent, path.parent.parent] if given is None else [given]
   own = [path.stem.partition("_")[2]]
   own += [name for name, same in entries.SPLITS.items() if same == split]

@@ -177,7 +177,7 @@ def to_objects(
 
 
 def boxes_of(cell: Any, where: str) -> list[Any]:
-  """The boxes of the objects of a cell as they are written, for boxes.decide."""
+  """The boxes of a cell's objects as they are written, for boxes.decide."""
   with contextlib.suppress(ValueError):  # raised where the objects are read
     objects = [x for x in each(cell, where) if isinstance(x, Mapping)]
     return [fields.get(files.key_of(fields, _BOX)) for fields in objects]

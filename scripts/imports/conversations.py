@@ -1,9 +1,8 @@
 """Conversations: JSON or JSONL of LLaVA, ShareGPT or Qwen-VL, or a folder.
 
-Questions and answers about pictures, as chat models are trained on: those of
-LLaVA (docs/Finetune_Custom_Data.md), ShareGPT as LLaMA-Factory reads it
-(data/README.md, mllm_demo.json), Qwen-VL's fine-tuning (README.md, finetune)
-and Hugging Face's chat templates:
+The formats of LLaVA (docs/Finetune_Custom_Data.md), ShareGPT as LLaMA-Factory
+reads it (data/README.md, mllm_demo.json), Qwen-VL's fine-tuning (README.md,
+finetune) and Hugging Face's chat templates:
 
     {"image": "a.jpg", "conversations": [
       {"from": "human", "value": "<image>\\nWhat is it?"},
@@ -44,11 +43,10 @@ _NOTATION = re.compile(
 def read(request: entries.Request) -> entries.Entries:
   """Reads questions and answers out of conversations.
 
-  Each answer is an example of its own, with the question before it and without
-  what was said earlier; it is about the pictures that were shown until then.
-  For captions the first answer counts, whatever was asked. Messages of the
-  system are left out, and <image> where a picture stands, as pictures come
-  first. Boxes in another notation stay text.
+  Each answer is an example, with the question before it, the images shown until
+  then and nothing that was said earlier. For captions the first answer counts,
+  whatever was asked. Messages of the system are left out, and <image>, as
+  images come first. Boxes in another notation stay text.
 
   The name of a file tells its split. Without `images`, images are relative to
   the folder of their file. The task is "vqa" or "caption".
@@ -170,7 +168,7 @@ def _turns(fields, where, problems):
 
 
 def _content(message, key, where):
-  """A text with placeholders, and the pictures that it names itself."""
+  """A text with placeholders, and the images that it names itself."""
   content = files.get(message, key, (str, list), where)
   if isinstance(content, str):
     return _TAGGED.sub("", content), _TAGGED.findall(content)

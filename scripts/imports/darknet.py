@@ -17,8 +17,7 @@ def read(request: entries.Request) -> entries.Entries:
   """Reads the pictures of the lists that obj.data names.
 
   Paths in it start where darknet was run: they are looked for beside obj.data,
-  above it, and without their first folder. Labels are those of YOLO, where they
-  lie and what they say (yolo_labels.read).
+  above it, and without their first folder. Labels are read by yolo_labels.read.
 
   The data set is obj.data, the folder with one *.data, or that with the folders
   of Roboflow. With `images`, paths in the lists are relative to it alone.

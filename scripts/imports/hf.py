@@ -21,11 +21,10 @@ def read(request: entries.Request) -> entries.Entries:
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
-  it. Classes given by number have the names that the schema of a table,
-  dataset_info.json or README.md gives them. Which split a file belongs to is
-  read off its name or its folders, such as validation/metadata.jsonl or
-  data/train-00000-of-00001.parquet. Boxes are "xywh", as in the library's
-  guide, unless others are given.
+  it. The names of classes given by number are in the schema of a table,
+  dataset_info.json or README.md. The name of a file or its folders tell the
+  split: validation/metadata.jsonl, data/train-00000-of-00001.parquet. Boxes are
+  "xywh", as in the library's guide, unless others are given.
   """
   src, task, names = request.src, request.task, request.names
   if task not in NEEDED:
@@ -117,7 +116,6 @@ def _metadata_entries(request, folder, metadata):
 
 
 def _metadata_boxes(request, folder, metadata):
-  """Yields boxes, sizes and places, for boxes.decide."""
   sizes = boxes_lib.Sizes()
   rows = _metadata_entries(_quiet(request), folder, metadata)
   for row, chosen, image, _, _, where in rows:
@@ -240,10 +238,7 @@ def _described(folder):
 
 
 def _of_card(path):
-  """The features in the YAML that a README.md begins with.
-
-  Several configurations count where they have the same ones.
-  """
+  """The features in the YAML of a README.md, if all configurations agree."""
   lines = files.read_lines(path)
   if lines[0].strip() != "---" or "---" not in lines[1:]:
     return {}

@@ -24,18 +24,18 @@ def read(request: entries.Request) -> entries.Entries:
   """Reads masks and the classes of their values.
 
   The mask of a.jpg is a.png or a_anything.png; each of its values is one
-  object, however many parts it has, but for 0 and what the classes call
-  background, void or ignore; 255 is void unless a class, or the white of the
-  only one. A picture in SegmentationObject parts a class into objects.
-  Several masks, a_1.png or a/1.png, are an object each: of the only class, or
-  of that in its name, a/cat_1.png. Pictures without a mask are left out.
+  object, except for 0 and what the classes call background, void or ignore; 255
+  is void unless it is a class, or the white of the only one. An image in
+  SegmentationObject divides a class into objects. Several masks, a_1.png or
+  a/1.png, are an object each: of the only class, or of that in its name,
+  a/cat_1.png. Images without a mask are left out.
 
   The data set is a folder, in or below which SegmentationClass lies beside
   JPEGImages, or masks beside images; with `images`, which is then laid out
   alike, the folder of masks itself. Folders tell the splits, or
-  ImageSets/Segmentation. Classes stand in it or the one above: in classes.txt
-  as "1 cat", a value and a name a line, or a name a line from 0 on, which is
-  the background; or in labelmap.txt as "cat:128,0,0::", by colour.
+  ImageSets/Segmentation. Its classes are in it or the folder above: in
+  classes.txt, a line "1 cat" for each value or a name a line, the background
+  first; or in labelmap.txt, "cat:128,0,0::" for each colour.
   """
   src, problems = request.src, request.problems
   pairs = [(src, request.images)] if request.images else _pairs(src)
@@ -60,7 +60,7 @@ def read(request: entries.Request) -> entries.Entries:
 
 
 def _pairs(src):
-  """Folders of masks, and of their pictures."""
+  """Folders of masks, each with that of its images."""
   found = [
     (path, path.parent / images)
     for masks, images in _LAYOUTS.items()

@@ -18,14 +18,14 @@ _EDGES = ("YMin", "XMin", "YMax", "XMax")
 def read(request: entries.Request) -> entries.Entries:
   """Reads the boxes of the pictures that are there.
 
-  Rows of a picture stand together, as in the official files, of which no more
-  than those of one picture are held. Boxes of groups are crowds. A row of
-  Confidence 0, by which people said that the label is absent, is no box.
-  Pictures without a box are left out, as nobody said that nothing is in them.
+  Rows of an image must be consecutive, as in the official files, so that only
+  those of one image are held. Boxes of groups are crowds. Rows of Confidence 0,
+  by which people said that the label is absent, are no boxes. Images without a
+  box are left out, as nobody said that nothing is in them.
 
   The data set is a file of boxes beside that of names, or a folder with those
   of several splits; the names of files tell the splits, or their folders. The
-  pictures lie in `images` or below it; without it in the folder of the boxes.
+  images lie in `images` or below it; without it in the folder of the boxes.
   """
   problems = request.problems
   folder, tables = folders.root_and_files(

@@ -25,7 +25,7 @@ class Output:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self.images = {}  # name in the JSONL -> where it can be read in the context
-    self._places = []  # of what is to appear, relative to the folder
+    self._places = {}  # of what is to appear, relative to the folder
     self._taken = set()  # the same in lower case, as some systems compare them
     self._copied = {}  # (split, image) -> its place
 
@@ -102,16 +102,15 @@ class Output:
     return place
 
   def _keep(self, place):
-    self._places.append(place)
+    self._places[place] = None
     return place
 
   def _move(self):
-    places = dict.fromkeys(self._places)
-    for place in places:
+    for place in self._places:
       old, new = self.folder / place, self._staged / place
       if old.exists() and not filecmp.cmp(old, new, shallow=False):
         raise ValueError(f"{old}: exists; remove it or name another folder")
-    for place in places:  # JSONL files are last: what they name is there
+    for place in self._places:  # JSONL files are last: what they name is there
       (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
       (self._staged / place).replace(self.folder / place)
 

@@ -25,11 +25,11 @@ def record(
 ) -> dict[str, Any] | None:
   """The fields of a line, prompt and answer among them, but for "image".
 
-  Boxes and polygons come out in pixels, whatever they were given in, rounded
-  to a hundredth: so shares of six decimals, as YOLO writes them, give the same
-  line as the pixels they were made of, in images of up to 6,000 pixels. A box
-  that reaches over the edge is cut to the image. One thinner than a location
-  is written as wide as one (location.encode_box), which is noted.
+  Boxes and polygons are in pixels, rounded to a hundredth, so that shares of
+  six decimals, as YOLO writes them, give the same line as the pixels they were
+  made of, in images of up to 6,000 pixels. A box that reaches over the edge is
+  cut to the image. One thinner than a location is written as wide as one
+  (location.encode_box). Both are noted.
 
   Args:
     entry: Its image is a file, whose head is read.
@@ -40,11 +40,10 @@ def record(
   Returns:
     "prefix", "suffix", entry.fields as far as JSON can hold them, and the raw
     annotations: "captions"; "question" and "answers"; or "height", "width" and
-    "objects", a list of {"box": (y0, x0, y1, x1), "label": ...} with "area",
-    where it is not that of the box, and "iscrowd" where there is one. With
-    "segment" also "annotations", the objects as COCO has them, with their
-    masks, for object_ops.FromCoco(masks=True). None if labels is None and
-    nothing is there.
+    "objects", [{"box": (y0, x0, y1, x1), "label": ...}, ...], with "area" if it
+    is not that of the box, and "iscrowd" for a crowd. With "segment" also
+    "annotations", the objects and masks as COCO has them, for
+    object_ops.FromCoco(masks=True). None if labels is None and there are none.
 
   Raises:
     ValueError: The image is missing or of another size than is stated, it has

@@ -12,18 +12,12 @@ _OTHERS = ("classes.txt", "notes.txt", "readme")
 def read(request: entries.Request) -> entries.Entries:
   """Reads a data set in the layout of Ultralytics.
 
-  An image's labels lie at its own path, with the last folder "images" replaced
-  by "labels", or beside it; none means that nothing is in it, but one image of
-  a split must have them. Their lines are those of yolo_labels.read; with
-  "kpt_shape" key points follow the box and are left out.
-
-  A folder or list that is not there is looked for under its end (folders.find).
-
   The data set is the YAML; or a folder with data.yaml, or with one YAML, or
   with classes.txt (a name a line) and images of splits in images/train,
   train/images or train, or of no split in images or the folder itself. Paths in
   the YAML are relative to `images`; without it to its "path", and that to its
-  own folder.
+  own folder. Labels are read by yolo_labels.read; with "kpt_shape" key points
+  follow the box and are left out.
   """
   src, problems = request.src, request.problems
   path = _main_file(src) if src.is_dir() else src
@@ -133,7 +127,7 @@ def _root(content, src, problems):
 
 
 def _images(root, place, where, problems):
-  """The images of a folder, or those that a text file lists."""
+  """The images in a folder, or those that a text file lists."""
   path = folders.find(place, [root], where, problems)
   if path.is_dir():
     found = [

@@ -12,7 +12,7 @@ _PROOF = 10  # lines of one length, which outlines are not by chance
 
 
 def path_of(image: pathlib.Path) -> pathlib.Path:
-  """Where the labels of an image lie, if not beside it."""
+  """The path of an image's labels: a/images/b/c.jpg -> a/labels/b/c.txt."""
   parts = list(image.with_suffix(".txt").parts)
   for i in reversed(range(len(parts) - 1)):
     if parts[i] == "images":
@@ -34,8 +34,9 @@ def read(
   """Yields the entries of a split's images, with what their label files say.
 
   A line is "class x y width height", of the box's centre, or "class x0 y0 x1 y1
-  ..." of a polygon, all as shares of the image's sides. An image without a file
-  is one of nothing, and noted, but one image of the split must have one.
+  ..." of a polygon, all as shares of the image's sides. The file is at path_of
+  an image or beside it. An image without one is one of nothing, and noted, but
+  one image of the split must have one.
 
   Args:
     root: Folder of the data set, for the error.
