@@ -195,34 +195,21 @@ def _image(cell, path, folder, problems, where):
 
 def _rows(path, only=None, limit=None):
   """The first rows of a table, or some columns of them."""
-  with _pyarrow(path) as (arrow, parquet):
-    if path.suffix == ".parquet":
-      with parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(_BATCH, columns=only)
-        yield from itertools.islice(_each(batches), limit)
-    else:
-      with arrow.memory_map(str(path)) as file:
-        batches = arrow.ipc.open_stream(file)
-        if only:
-          batches = (batch.select(only) for batch in batches)
-        yield from itertools.islice(_each(batches), limit)
-
-
-def _each(batches):
-  for batch in batches:
-    for start in range(0, len(batch), _BATCH):
-      yield from batch.slice(start, _BATCH).to_pylist()
+  with _opened(path) as (_, read):
+    rows = (
+      row
+      for batch in read(only)
+      for start in range(0, len(batch), _BATCH)
+      for row in batch.slice(start, _BATCH).to_pylist()
+    )
+    yield from itertools.islice(rows, limit)
 
 
 def _features(path):
   """What the schema of a table keeps beside the columns."""
-  with _pyarrow(path) as (arrow, parquet):
-    if path.suffix == ".parquet":
-      schema = parquet.read_schema(path)
-    else:
-      with arrow.memory_map(str(path)) as file:
-        schema = arrow.ipc.open_stream(file).schema
-  content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+  with _opened(path) as (schema, _):
+    kept = schema.metadata or {}
+  content = json.loads(kept.get(b"huggingface", b"{}"))
   return content.get("info", {}).get("features") or {}
 
 
@@ -327,8 +314,8 @@ def _names(feature):
 
 
 @contextlib.contextmanager
-def _pyarrow(path):
-  """The library and its part for Parquet, whose errors are one line."""
+def _opened(path):
+  """The schema of a table, and a function from columns to its batches."""
   try:
     import pyarrow
     import pyarrow.ipc
@@ -338,7 +325,21 @@ def _pyarrow(path):
       "Parquet is read by pyarrow, which is missing: pip install pyarrow"
     ) from None
   try:
-    yield pyarrow, parquet
+    if path.suffix == ".parquet":
+      with parquet.ParquetFile(path) as file:
+
+        def read(only):
+          return file.iter_batches(_BATCH, columns=only)
+
+        yield file.schema_arrow, read
+    else:
+      with pyarrow.memory_map(str(path)) as file:
+        stream = pyarrow.ipc.open_stream(file)
+
+        def read(only):
+          return (batch.select(only) if only else batch for batch in stream)
+
+        yield stream.schema, read
   except (pyarrow.ArrowException, OSError) as error:
     reason = str(error).splitlines()[0]
     raise ValueError(f"{path}: cannot read it: {reason}") from None

@@ -80,12 +80,9 @@ def _results(fields, in_boxes, where, problems):
     ]
   data = files.get(fields, "data", dict, where)
   key = "annotations" if "annotations" in fields else "completions"
-  made = fields.get(key) or []
-  done = [
-    annotation
-    for annotation in files.get({key: made}, key, list, where)
-    if isinstance(annotation, dict) and not annotation.get("was_cancelled")
-  ]
+  made = files.get({key: fields.get(key) or []}, key, list, where)
+  made = [annotation for annotation in made if isinstance(annotation, dict)]
+  done = [x for x in made if not x.get("was_cancelled")]
   if not done:
     return data, None
   if len(done) > 1:
@@ -145,17 +142,19 @@ def _object(region, where):
   if "rle" in region:
     return shapes.masked(label, _brush(region, height, width, where), where)
 
-  def pixels(keys):
-    percent = files.get_numbers(region, keys, where)
-    return np.multiply(percent, [width / 100, height / 100] * 2).tolist()
+  def pixels(percents):
+    scale = np.resize([width / 100, height / 100], len(percents))
+    return (percents * scale).tolist()
 
   rotation = [region.get("rotation") or 0]
   (degrees,) = files.numbers(rotation, 1, "rotation", where)
   if "radiusX" in region:
-    numbers = pixels(("x", "y", "radiusX", "radiusY"))
+    keys = ("x", "y", "radiusX", "radiusY")
+    numbers = pixels(files.get_numbers(region, keys, where))
     outline = shapes.ellipse(*numbers, degrees)
   elif "height" in region:
-    x, y, w, h = pixels(("x", "y", "width", "height"))
+    keys = ("x", "y", "width", "height")
+    x, y, w, h = pixels(files.get_numbers(region, keys, where))
     box = y, x, y + h, x + w
     if degrees:
       corners = shapes.rectangle(x, y, x + w, y + h)
@@ -163,9 +162,7 @@ def _object(region, where):
     return entries.Object(label, box, where)
   elif "points" in region:
     points = [
-      np.multiply(
-        files.numbers(point, 2, "x, y", where), (width / 100, height / 100)
-      )
+      pixels(files.numbers(point, 2, "x, y", where))
       for point in files.get(region, "points", list, where)
     ]
     outline = shapes.polygon(points, where)
