@@ -7,11 +7,13 @@ Writes OUT/train.jsonl, and a file for every other split that the data set has
 or that --val cuts off. Images stay where they are, named relative to OUT; those
 that are no files, as in Parquet, go to OUT/images. Every line keeps its raw
 fields (captions, question, objects in pixels), so that the ops of a config can
-write other prompts. At the end stands what was found: read it before you train.
+write other prompts. A summary ends the import: read it before you train.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import sys
@@ -97,16 +99,16 @@ def import_data(
   """Reads a data set and writes a JSONL file for each of its splits.
 
   Arguments are the options of the command line; `--help` explains them. No
-  JSONL file may lie in `out`. With labels "all" every prompt asks for the same,
+  JSONL file may be in `out`. With labels "all" every prompt asks for the same,
   in alphabetical order; with "present" for those in its image, as where there
-  are too many to list, and images with none are left out. With `val` the same
-  image is always on the same side as long as the data set stays the same.
+  are too many to list, and images with none are left out. With `val` an image
+  is always on the same side as long as the data set stays the same.
 
   Returns:
     {split: objects of its lines}, and a summary.
 
   Raises:
-    ValueError: whatever is wrong, in one line with its place.
+    ValueError: Anything wrong with the data set, in one line with its place.
   """
   out = pathlib.Path(out)
   if found := sorted(out.glob("*.jsonl")):
@@ -119,22 +121,19 @@ def import_data(
     raise ValueError(f"--boxes: {kind} says itself what its boxes are")
   tok = tokenizer and paligemma.Tokenizer(tokenizer)
   problems = entries.Problems(skip_bad)
+  images = pathlib.Path(images) if images is not None else None
   request = entries.Request(
-    pathlib.Path(src),
-    problems,
-    pathlib.Path(images) if images is not None else None,
-    task,
-    names or {},
-    boxes,
+    pathlib.Path(src), problems, images, task, names or {}, boxes
   )
-  found = FORMATS[kind].read(request)
+  read = FORMATS[kind].read(request)
+  first = list(itertools.islice(read, 1))  # raises what the format refuses
   encode = _encoder(task, codec)
   with output.Output(out) as written:
-    placed = [written.place(entry) for entry in found.entries]
-    used = (obj.label for entry in placed for obj in entry.objects or ())
-    asked = prompts.asked(found.labels, used, problems, str(src))
+    found = [written.store(entry) for entry in (*first, *read)]
+    used = (obj.label for entry in found for obj in entry.objects or ())
+    asked = prompts.asked(request.labels, used, problems, str(src))
     records, annotated = {}, {}
-    for entry in placed:
+    for entry in found:
       with problems:
         if _is_repeated(entry, annotated, problems):
           continue
@@ -149,15 +148,19 @@ def import_data(
           what = "images without an object, left out by --labels present"
           problems.note(what, entry.where)
           continue
-        image = _named(entry, written, copy)
-        line = {"image": image} | fields | {"image": image}
-        records.setdefault(entry.split, []).append(line)
-    _check(records, len(placed), src, problems)
+        several = isinstance(entry.image, tuple)
+        named = [
+          written.name(image, entry.split, copy=copy)
+          for image in (entry.image if several else [entry.image])
+        ]
+        image = {"image": named if several else named[0]}
+        records.setdefault(entry.split, []).append(image | fields | image)
+    _check(records, len(found), src, problems)
     if val is not None or len(records) > 1:
       source = splits.sources(records, written.images)
-      for first, second, *_ in splits.shared(records, source):
+      for copies in splits.shared(records, source):
         what = "images have copies in another split, which is then easier"
-        problems.note(what, f"{first}, {second}")
+        problems.note(what, ", ".join(copies[:2]))
       if val is not None:
         records = splits.cut_off(records, val, source)
     for split, lines in records.items():
@@ -169,25 +172,19 @@ def import_data(
 def _is_repeated(entry, annotated, problems):
   """Whether the image was read before, with the same objects.
 
-  Captions and questions may be several. Of objects, those of one annotation
-  would be missing from the other: a model would learn both that they are there
-  and that they are not. So others, or those in another split, are an error.
-  Adds the first entry of an image to `annotated`.
+  Captions and questions may be several. Other objects, or another split, are an
+  error: a model would learn that they are there and that they are not. Adds the
+  first entry of an image to `annotated`.
   """
   if entry.objects is None or isinstance(entry.image, tuple):
     return False
-  try:
+  file = entry.image
+  with contextlib.suppress(OSError, ValueError):  # raised where it is read
     file = entry.image.resolve()
-  except (OSError, ValueError):  # said where it is read
-    file = entry.image
   if file not in annotated:
     annotated[file] = entry
     return False
   first = annotated[file]
-  same = _without_where(first) == _without_where(entry)
-  if same and first.split == entry.split:
-    problems.note("images listed twice, read as one", entry.where)
-    return True
   image = messages.shown(str(entry.image))
   if first.split != entry.split:
     raise ValueError(
@@ -195,41 +192,37 @@ def _is_repeated(entry, annotated, problems):
       f"{first.split} as well ({first.where}); take it out of one of them "
       "(--val cuts a part off train)"
     )
-  raise ValueError(
-    f"{entry.where}: its image {image} has other objects in {first.where}; "
-    "keep one of the two, with all objects of the image"
+  one, other = (
+    [dataclasses.replace(obj, where="") for obj in x.objects]
+    for x in (first, entry)
   )
-
-
-def _without_where(entry):
-  """The objects of an entry without their `where`, to be compared."""
-  return [dataclasses.replace(obj, where="") for obj in entry.objects]
-
-
-def _named(entry, written, copy):
-  """The "image" of a line: a path, or a list of several."""
-  if isinstance(entry.image, tuple):
-    return [written.name(x, entry.split, copy=copy) for x in entry.image]
-  return written.name(entry.image, entry.split, copy=copy)
+  if one != other:
+    raise ValueError(
+      f"{entry.where}: its image {image} has other objects in {first.where}; "
+      "keep one of the two, with all objects of the image"
+    )
+  problems.note("images listed twice, read as one", entry.where)
+  return True
 
 
 def _check(records, images, src, problems):
   """Raises if there is nothing to learn, or boxes are not what was read."""
   lines = [line for lines in records.values() for line in lines]
-  hints = [f"; the first: {message}" for message in problems.messages[:1]]
-  hints += [
-    f"; {count} {what}, the first: {first}"
-    for what, (count, first) in problems.notes.items()
-  ]
   if not lines and problems.messages:
     raise ValueError(
       f"{src}: nothing to write, {len(problems.messages)} images or "
-      f"annotations are bad{''.join(hints[:1])}"
+      f"annotations are bad; the first: {problems.messages[0]}"
     )
   if not any(line["suffix"] for line in lines):
+    hints = [f"the first: {message}" for message in problems.messages]
+    hints += [
+      f"{count} {what}, the first: {first}"
+      for what, (count, first) in problems.notes.items()
+    ]
     raise ValueError(
       f"{src}: none of {images} images has an object, all answers would be "
-      f"empty; are the labels where the format has them?{''.join(hints[:1])}"
+      "empty; are the labels where the format has them?"
+      + "".join(f"; {hint}" for hint in hints[:1])
     )
   count, first = problems.notes.get(pixels.MOSTLY_OUTSIDE, (0, ""))
   boxes = sum(len(line.get("objects", ())) for line in lines)

@@ -1,6 +1,6 @@
 """Data sets of other formats, each in a module with `read(entries.Request)`.
 
-Everywhere here `where` is the place that a message begins with, "a.csv:12", and
-what is wrong is a ValueError of one line that begins so. `problems` is an
-entries.Problems, which counts what is put right.
+Everywhere here `where` is a place in the data set, "a.csv:12", with which the
+one line of a ValueError begins. `problems` is an entries.Problems, which counts
+what is corrected.
 """

@@ -1,6 +1,7 @@
 """How the four numbers of boxes are read, decided once for a data set."""
 
 import collections
+import contextlib
 import dataclasses
 import math
 import pathlib
@@ -41,7 +42,7 @@ class Reading:
 
 
 def decide(
-  found: Iterable[tuple[Sequence[float], tuple[int, int] | None, str]],
+  found: Iterable[tuple[Any, tuple[int, int] | None, str]],
   src: Any,
   problems: entries.Problems,
   *,
@@ -58,11 +59,11 @@ def decide(
   that must be stated.
 
   Args:
-    found: four numbers, (height, width) of the picture if known, and place.
-    src: the data set.
-    problems: notes that boxes are shares.
-    stated, default: keys of entries.BOXES, of the user and of the format.
-    among: those that the format can have.
+    found: Boxes as they are written, bad ones among them, with (height, width)
+      of their image if known, and where they are.
+    src: The data set.
+    stated, default: Keys of entries.BOXES, of the user and of the format.
+    among: Those that the format can have.
   """
   name = stated or default
   if name not in among:
@@ -72,7 +73,11 @@ def decide(
     )
   within, others = collections.Counter(), collections.Counter()
   first = None
-  for values, size, where in found:
+  for box, size, where in found:
+    try:
+      values = files.numbers(box, 4, "of a box", where)
+    except ValueError:  # raised where the object is read
+      continue
     first = first or where
     counts = within if _are_shares(values) else others
     counts["boxes"] += 1
@@ -94,18 +99,6 @@ def decide(
   if shares:
     problems.note("data sets with boxes from 0 to 1, read as shares", first)
   return Reading(name, shares)
-
-
-def numbers(value: Any, where: str, what: str = "of a box") -> list[float]:
-  """The four numbers of a box, given as numbers, as texts or as one text."""
-  values = value
-  if isinstance(value, str):
-    values = value.strip().strip("[]()").replace(",", " ").split()
-  if not isinstance(values, list | tuple) or any(
-    isinstance(x, bool) or not isinstance(x, int | float | str) for x in values
-  ):
-    raise ValueError(f"{where}: expected 4 numbers {what}, found {value!r:.80}")
-  return files.numbers(values, 4, what, where)
 
 
 def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -140,21 +133,17 @@ class Sizes:
   def __init__(self):
     self._known = {}
 
-  def __call__(
-    self, image: pathlib.Path | bytes, key: Any
-  ) -> tuple[int, int] | None:
-    if key not in self._known and len(self._known) < SAMPLE:
-      try:
-        self._known[key] = image_files.size(image, where="")
-      except ValueError:  # said where the picture is read
-        self._known[key] = None
-    return self._known.get(key)
+  def __call__(self, image: pathlib.Path) -> tuple[int, int] | None:
+    if image not in self._known and len(self._known) < SAMPLE:
+      self._known[image] = None
+      with contextlib.suppress(ValueError):  # raised where the image is read
+        self._known[image] = image_files.size(image)
+    return self._known.get(image)
 
   def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
     """The size of the image that folders.find finds by its name."""
-    with entries.Problems(skip=True) as quiet:  # said where it is read
-      image = folders.find(name, [folder], "", quiet)
-      return self(image, image)
+    with entries.Problems(skip=True) as quiet:
+      return self(folders.find(name, [folder], "", quiet))
     return None
 
 

@@ -10,7 +10,7 @@ from scripts.imports import entries, folders
 QUESTION = "what is in the picture?"
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads images; the folder of each is its class.
 
   Folders above that of the class tell the splits. The class is the answer to
@@ -31,39 +31,26 @@ def read(request: entries.Request) -> entries.Annotations:
       f"{src}: {stray} lies in no folder of a class; expected train/cat/1.jpg "
       "or cat/1.jpg"
     )
-  return entries.Annotations(_entries(request, found))
+  for path in found:
+    label = path.parent.name
+    annotated = {"captions": (label,)}
+    if request.task == "vqa":
+      annotated = {"question": QUESTION, "answers": (label,)}
+    split = entries.split_of(path.relative_to(src).parent.parent)
+    fields = {"label": label}
+    yield entries.Entry(path, str(path), split, fields=fields, **annotated)
 
 
 def _stray(found):
-  """The first image that is in no folder of a class.
+  """The first image in no folder of a class; None if there is none.
 
-  A folder such as train beside boat is that of a class.
+  A folder such as train is a class where other folders beside it are.
   """
   names = {path.parts[0].lower() for path in found}
   deep = any(len(path.parts) > 2 for path in found)
-  splits = (
-    entries.SPLITS.keys() if deep or names <= entries.SPLITS.keys() else ()
-  )
+  splits = entries.SPLITS if deep or names <= entries.SPLITS.keys() else ()
   for path in found:
-    if len(path.parts) == 1:
-      return path
-    if len(path.parts) == 2 and path.parts[0].lower() in splits:
+    top, *below = path.parts
+    if not below or (len(below) == 1 and top.lower() in splits):
       return path
   return None
-
-
-def _entries(request, found):
-  for path in found:
-    with request.problems:
-      label = path.parent.name
-      annotated = {"captions": (label,)}
-      if request.task == "vqa":
-        annotated = {"question": QUESTION, "answers": (label,)}
-      yield entries.Entry(
-        path,
-        str(path),
-        entries.split_of(path.relative_to(request.src).parent.parent)
-        or "train",
-        fields={"label": label},
-        **annotated,
-      )

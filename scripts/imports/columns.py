@@ -1,5 +1,6 @@
 """Columns of tables: which of them is the caption, and what its cells hold."""
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -50,11 +51,9 @@ def choose(
   given: Mapping[str, str],
   where: str,
 ) -> dict[str, str]:
-  """The columns that a task needs.
+  """{key of NAMES: column} for the keys that a task needs.
 
-  A name is found as it is, or else in other case, spaces and signs: "X Min" is
-  "xmin". Needed are keys of NAMES, `given` are columns by such keys, and so is
-  what is returned.
+  `given` are columns by such keys, named by the user.
   """
   for name, column in given.items():
     registry.lookup(NAMES, name, "name in --columns")
@@ -83,12 +82,20 @@ def choose(
 def find(
   options: Sequence[str], present: Sequence[str], where: str
 ) -> str | None:
-  """The column that has the first of some names, None if there is none."""
+  """The column that has the first of some names, None if there is none.
+
+  Where none is written just so, case, spaces and signs are ignored: "X Min" is
+  "xmin".
+  """
+
+  def plain(name):
+    return re.sub(r"[\W_]+", "", name).lower()
+
   for option in options:
     if option in present:
       return option
   for option in options:
-    found = [x for x in present if _plain(x) == _plain(option)]
+    found = [x for x in present if plain(x) == plain(option)]
     if len(found) > 1:
       both = messages.shown(f'both "{found[0]}" and "{found[1]}"')
       raise ValueError(f"{where}: {both} could be the column {option}")
@@ -148,38 +155,33 @@ def to_objects(
 ) -> tuple[entries.Object, ...]:
   """The objects of a cell, in the form of Hugging Face data sets.
 
-  Args:
-    cell: {"bbox": [[x, y, width, height], ...], "category": [...]}, or a
-      list of {"bbox": ..., "category": ...}; also with "area" and "iscrowd",
-      further keys are left out.
-    reading: of the boxes.
+  Such as {"bbox": [[x, y, width, height], ...], "category": [...]} or [{"bbox":
+  ..., "category": ...}, ...], also with "area" and "iscrowd".
   """
   found = []
   for i, fields in enumerate(each(cell, where)):
     place = f"{where}: object {i}"
-    box = files.get(
-      fields, files.key_of(fields, _BOX), (list, tuple, str), place
-    )
-    category = files.get(
-      fields, files.key_of(fields, _CATEGORY), (str, int), place
-    )
+    key = files.key_of(fields, _BOX)
+    box = files.get(fields, key, (list, tuple, str), place)
+    key = files.key_of(fields, _CATEGORY)
+    category = files.get(fields, key, (str, int), place)
     if isinstance(category, int):
       raise ValueError(
         f"{place}: category {category} is a number for which the data set has "
         "no name; expected a text"
       )
-    values = boxes.numbers(box, place)
+    values = files.numbers(box, 4, "of a box", place)
     more = boxes.details(fields, place)
     found.append(reading.to_object(category, values, place, **more))
   return tuple(found)
 
 
-def box(fields: Any, where: str) -> list[float] | None:
-  """The four numbers of an object, None if it is bad."""
-  try:
-    return boxes.numbers(fields[files.key_of(fields, _BOX)], where)
-  except (ValueError, KeyError, TypeError):
-    return None
+def boxes_of(cell: Any, where: str) -> list[Any]:
+  """The boxes of a cell's objects as they are written, for boxes.decide."""
+  with contextlib.suppress(ValueError):  # raised where the objects are read
+    objects = [x for x in each(cell, where) if isinstance(x, Mapping)]
+    return [fields.get(files.key_of(fields, _BOX)) for fields in objects]
+  return []
 
 
 def each(objects: Any, where: str) -> list[Any]:
@@ -195,8 +197,3 @@ def each(objects: Any, where: str) -> list[Any]:
   if not isinstance(objects, list):
     raise ValueError(f"{where}: expected objects, found {objects!r:.60}")
   return objects
-
-
-def _plain(name):
-  """A name without case, spaces and signs."""
-  return re.sub(r"[\W_]+", "", name).lower()

@@ -1,9 +1,8 @@
 """Conversations: JSON or JSONL of LLaVA, ShareGPT or Qwen-VL, or a folder.
 
-Questions and answers about pictures, as chat models are trained on: those of
-LLaVA (docs/Finetune_Custom_Data.md), ShareGPT as LLaMA-Factory reads it
-(data/README.md, mllm_demo.json), Qwen-VL's fine-tuning (README.md, finetune)
-and Hugging Face's chat templates:
+The formats of LLaVA (docs/Finetune_Custom_Data.md), ShareGPT as LLaMA-Factory
+reads it (data/README.md, mllm_demo.json), Qwen-VL's fine-tuning (README.md,
+finetune) and Hugging Face's chat templates:
 
     {"image": "a.jpg", "conversations": [
       {"from": "human", "value": "<image>\\nWhat is it?"},
@@ -41,35 +40,34 @@ _NOTATION = re.compile(
 )
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads questions and answers out of conversations.
 
-  Each answer is an example of its own, with the question before it and without
-  what was said earlier; it is about the pictures that were shown until then.
-  For captions the first answer counts, whatever was asked. Messages of the
-  system are left out, and <image> where a picture stands, as pictures come
-  first. Boxes in another notation stay text.
+  Each answer is an example, with the question before it, the images shown until
+  then and nothing that was said earlier. For captions the first answer counts,
+  whatever was asked. Messages of the system are left out, and <image>, as
+  images come first. Boxes in another notation stay text.
 
   The name of a file tells its split. Without `images`, images are relative to
   the folder of their file. The task is "vqa" or "caption".
   """
-  if request.task not in ("vqa", "caption"):
+  task, problems = request.task, request.problems
+  if task not in ("vqa", "caption"):
     raise ValueError(
       f"{request.src}: conversations have no boxes; expected --task vqa or "
       "caption"
     )
   root, found = folders.root_and_files(request.src, ".json", ".jsonl")
-  return entries.Annotations(_entries(request, root, found))
-
-
-def _entries(request, root, found):
-  task = request.task
   for path in found:
-    split = entries.split_of(path.relative_to(root)) or "train"
+    split = entries.split_of(path.relative_to(root))
     folder = request.images or path.parent
-    for where, fields in _rows(path):
-      with request.problems:
-        examples = list(_examples(fields, folder, where, request.problems))
+    if path.suffix == ".jsonl":
+      conversations = files.read_json_lines(path)
+    else:
+      conversations = files.read_list(path, "conversation")
+    for where, fields in conversations:
+      with problems:
+        examples = list(_examples(fields, folder, where, problems))
         if task == "caption":
           examples = examples[:1]
         for question, answer, shown in examples:
@@ -83,19 +81,6 @@ def _entries(request, root, found):
             fields={"id": fields["id"]} if "id" in fields else {},
             **annotated,
           )
-
-
-def _rows(path):
-  if path.suffix == ".jsonl":
-    yield from files.read_json_lines(path)
-    return
-  content = files.read_json(path)
-  if not isinstance(content, list):
-    raise ValueError(
-      f"{path}: expected a list of conversations, found {content!r:.60}"
-    )
-  for i, fields in enumerate(content):
-    yield f"{path}: conversation number {i}", fields
 
 
 def _examples(fields, folder, where, problems):
@@ -137,11 +122,8 @@ def _examples(fields, folder, where, problems):
       problems.note("answers that lose what was said before them", place)
     if _NOTATION.search(text):
       problems.note("boxes of another notation in answers stay text", place)
-    yield (
-      question,
-      text,
-      tuple(_file(name, folder, place, problems) for name in shown),
-    )
+    images = tuple(_file(name, folder, place, problems) for name in shown)
+    yield question, text, images
     question = None
   if question is not None or not turns:
     raise ValueError(f"{where}: the last message is no answer")
@@ -186,7 +168,7 @@ def _turns(fields, where, problems):
 
 
 def _content(message, key, where):
-  """A text with placeholders, and the pictures that it names itself."""
+  """A text with placeholders, and the images that it names itself."""
   content = files.get(message, key, (str, list), where)
   if isinstance(content, str):
     return _TAGGED.sub("", content), _TAGGED.findall(content)

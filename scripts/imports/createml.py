@@ -13,47 +13,30 @@ _ANNOTATIONS = ("annotations", "annotation")
 _COORDINATES = ("x", "y", "width", "height")
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the JSON files in a folder and below, or one.
 
-  Folders tell the splits: train/_annotations.createml.json. Names of pictures
-  are relative to `images`, or to the folder of the JSON.
+  Folders tell the splits: train/_annotations.createml.json. Image names are
+  relative to `images`, or to the folder of the JSON.
   """
   root, found = folders.root_and_files(request.src, ".json")
-  return entries.Annotations(_entries(request, root, found))
-
-
-def _entries(request, root, found):
   for path in found:
-    content = files.read_json(path)
-    if not isinstance(content, list):
-      raise ValueError(
-        f"{path}: expected a list of pictures, found {content!r:.60}"
-      )
-    split = entries.split_of(path.relative_to(root).parent) or "train"
+    split = entries.split_of(path.relative_to(root).parent)
     places = [request.images or path.parent]
-    for i, fields in enumerate(content):
+    for where, fields in files.read_list(path, "picture"):
       with request.problems:
-        where = f"{path}: picture number {i}"
-        yield _entry(fields, split, places, where, request.problems)
-
-
-def _entry(fields, split, places, where, problems):
-  name = files.get(fields, files.key_of(fields, _IMAGE), str, where)
-  annotations = files.get(
-    fields, files.key_of(fields, _ANNOTATIONS), list, where
-  )
-  objects = tuple(
-    _object(annotation, f"{where}: annotation {i}")
-    for i, annotation in enumerate(annotations)
-  )
-  image = folders.find(name, places, where, problems)
-  return entries.Entry(image, where, split, objects=objects)
+        name = files.get(fields, files.key_of(fields, _IMAGE), str, where)
+        key = files.key_of(fields, _ANNOTATIONS)
+        objects = tuple(
+          _object(annotation, f"{where}: annotation {i}")
+          for i, annotation in enumerate(files.get(fields, key, list, where))
+        )
+        image = folders.find(name, places, where, request.problems)
+        yield entries.Entry(image, where, split, objects=objects)
 
 
 def _object(annotation, where):
   label = files.get(annotation, "label", str, where)
   centre = files.get(annotation, "coordinates", dict, where)
-  found = [centre.get(key) for key in _COORDINATES]
-  numbers = files.numbers(found, 4, ", ".join(_COORDINATES), where)
+  numbers = files.get_numbers(centre, _COORDINATES, where)
   return entries.Object(label, entries.BOXES["cxcywh"](*numbers), where)

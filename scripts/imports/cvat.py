@@ -8,13 +8,13 @@ import pathlib
 
 from paligemma import messages
 from paligemma.data import masks
-from scripts.imports import bitmaps, entries, files, folders, shapes
+from scripts.imports import entries, files, folders, shapes
 
-# Labels of these are asked for in vain.
+# Types of labels that no box can have, so that asking for them is in vain.
 _NO_BOX = ("cuboid", "points", "polyline", "skeleton", "tag")
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads annotations.xml, or a folder with it.
 
   Boxes have no mask; polygons, ellipses and masks have one. What is turned has
@@ -33,24 +33,15 @@ def read(request: entries.Request) -> entries.Annotations:
     )
   if root.find("image") is None:
     raise ValueError(f"{src}: no <image>, expected the XML of CVAT for images")
-  return entries.Annotations(_entries(request, root, src), _labels(root))
-
-
-def _labels(root):
-  """The labels that the file declares, None without any."""
-  found = [
+  request.labels = [
     label.findtext("name", "").strip()
     for label in root.findall("meta/*/labels/label")
     if label.findtext("type", "any") not in _NO_BOX
     and label.find("parent") is None
-  ]
-  return tuple(found) or None
-
-
-def _entries(request, root, src):
+  ] or None
   for i, image in enumerate(root.iter("image")):
-    where = f"{src}: image {image.get('id', i)}"
     with request.problems:
+      where = f"{src}: image {image.get('id', i)}"
       yield _entry(request, image, src.parent, where)
 
 
@@ -59,20 +50,20 @@ def _entry(request, image, folder, where):
   subset = image.get("subset", "")
   places = [folder, folder / "images", folder / "images" / subset]
   places = [request.images] if request.images else places
-  size = tuple(int(x) for x in _numbers(image, ("height", "width"), where))
+  height, width = _numbers(image, ("height", "width"), where)
+  size = int(height), int(width)
   objects = []
   for i, shape in enumerate(image):
     if shape.tag == "tag":
       request.problems.note("tags of whole pictures left out", where)
     else:
       objects.append(_object(shape, size, f"{where}: {shape.tag} {i}"))
+  split = entries.split_of(pathlib.PurePosixPath(name).parent)
   if subset and subset.lower() != "default":
     plain = pathlib.PurePath(messages.one_line(subset)).name
     if plain != subset or plain.startswith("."):
       raise ValueError(f"{where}: subset {subset!r:.60} can name no file")
-    split = entries.split_name(subset)
-  else:
-    split = entries.split_of(pathlib.PurePosixPath(name).parent) or "train"
+    split = entries.SPLITS.get(subset.lower(), subset)
   image = folders.find(name, places, where, request.problems)
   return entries.Entry(image, where, split, size=size, objects=tuple(objects))
 
@@ -80,51 +71,44 @@ def _entry(request, image, folder, where):
 def _object(shape, size, where):
   label = _attribute(shape, "label", where)
   if shape.tag == "mask":
-    return bitmaps.to_object(label, _mask(shape, size, where), where)
+    return shapes.masked(label, _mask(shape, size, where), where)
   (degrees,) = files.numbers([shape.get("rotation", 0)], 1, "rotation", where)
-  outlined = True
   if shape.tag == "box":
     x0, y0, x1, y1 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
-    if not degrees:
-      return entries.Object(label, (y0, x0, y1, x1), where)
-    centre = (x0 + x1) / 2, (y0 + y1) / 2
-    outline = shapes.turned(shapes.rectangle(x0, y0, x1, y1), centre, degrees)
-    outlined = False
-  elif shape.tag == "ellipse":
-    x, y, rx, ry = _numbers(shape, ("cx", "cy", "rx", "ry"), where)
-    outline = shapes.ellipse(x, y, rx, ry, degrees)
+    box = y0, x0, y1, x1
+    if degrees:
+      centre = (x0 + x1) / 2, (y0 + y1) / 2
+      corners = shapes.rectangle(x0, y0, x1, y1)
+      box = shapes.box([shapes.turned(corners, centre, degrees)])
+    return entries.Object(label, box, where)
+  if shape.tag == "ellipse":
+    numbers = _numbers(shape, ("cx", "cy", "rx", "ry"), where)
+    outline = shapes.ellipse(*numbers, degrees)
   elif shape.tag == "polygon":
-    points = [
-      files.numbers(point.split(","), 2, "x, y", where)
-      for point in _attribute(shape, "points", where).split(";")
-    ]
+    points = _attribute(shape, "points", where).split(";")
+    points = [files.numbers(x.split(","), 2, "x, y", where) for x in points]
     outline = shapes.polygon(points, where)
   else:
     raise ValueError(
       f"{where}: is no box; expected box, polygon, ellipse or mask"
     )
-  return entries.Object(
-    label, shapes.box([outline]), where, [outline] if outlined else None
-  )
+  return shapes.outlined(label, [outline], where)
 
 
 def _mask(shape, size, where):
   """A run-length mask whose runs go row by row, within a rectangle."""
   rectangle = _numbers(shape, ("left", "top", "width", "height"), where)
-  left, top, width, height = (int(x) for x in rectangle)
+  left, top, width, height = map(int, rectangle)
   words = _attribute(shape, "rle", where).split(",")
-  try:
-    counts = [int(word) for word in words]
-    runs = {"size": [width, height], "counts": counts}
-    bitmap = masks.from_rle(runs, width, height).T
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
-  return bitmaps.paste(bitmap, top, left, size)
+  with files.at(where):
+    runs = {"size": [width, height], "counts": [int(word) for word in words]}
+    mask = masks.from_rle(runs, width, height).T
+  return shapes.paste(mask, top, left, size)
 
 
 def _numbers(element, names, where):
-  found = [_attribute(element, name, where) for name in names]
-  return files.numbers(found, len(names), ", ".join(names), where)
+  found = {name: _attribute(element, name, where) for name in names}
+  return files.get_numbers(found, names, where)
 
 
 def _attribute(element, name, where):

@@ -10,36 +10,37 @@ import pathlib
 from paligemma.data import image_files
 from scripts.imports import entries, files, folders, yolo_labels
 
-_LISTS = ("train", "valid", "test")
-_LABELS = "_darknet.labels"
+_LABELS = "_darknet.labels"  # of Roboflow
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the pictures of the lists that obj.data names.
 
   Paths in it start where darknet was run: they are looked for beside obj.data,
-  above it, and without their first folder. Labels are those of YOLO, where they
-  lie and what they say (yolo_labels.read).
+  above it, and without their first folder. Labels are read by yolo_labels.read.
 
   The data set is obj.data, the folder with one *.data, or that with the folders
   of Roboflow. With `images`, paths in the lists are relative to it alone.
   """
-  src = request.src
+  src, problems = request.src, request.problems
   if src.is_dir() and (named := folders.matching(src, f"**/{_LABELS}")):
-    names = files.read_lines(named[0])
+    names = files.read_words(named[0])
     splits = [
       (
-        entries.split_of(path.relative_to(src).parent) or "train",
+        entries.split_of(path.relative_to(src).parent),
         folders.ending(path.parent, *image_files.SUFFIXES),
       )
       for path in named
     ]
   else:
     names, splits = _described(request)
-  labels = dict(enumerate(name.strip() for name in names if name.strip()))
-  return entries.Annotations(
-    _entries(request, splits, labels), tuple(labels.values())
-  )
+  request.labels = names
+  labels = dict(enumerate(names))
+  for split, images in splits:
+    with problems:
+      yield from yolo_labels.read(
+        images, src.parent, split, labels, f"{src}: {split}", problems
+      )
 
 
 def _described(request):
@@ -50,30 +51,27 @@ def _described(request):
     if len(found) > 1:
       raise ValueError(f"{src}: several files *.data, name one of them")
     (src,) = found
-  content = {}
-  for line in files.read_lines(src):
-    key, _, value = line.partition("=")
-    content[key.strip()] = value.strip()
+  lines = [line.partition("=") for line in files.read_lines(src)]
+  content = {key.strip(): value.strip() for key, _, value in lines}
   where = str(src)
   names = files.get(content, "names", str, where)
-  names = files.read_lines(_at(src, names, where, problems))
-  count = sum(1 for name in names if name.strip())
-  if content.get("classes", str(count)) != str(count):
+  names = files.read_words(_at(src, names, where, problems))
+  if content.get("classes", str(len(names))) != str(len(names)):
     raise ValueError(
-      f"{src}: classes = {content['classes']:.20}, but {count} names"
+      f"{src}: classes = {content['classes']:.20}, but {len(names)} names"
     )
   splits = []
-  for key in _LISTS:
+  for key in ("train", "valid", "test"):
     if not content.get(key):
       continue
     path = _at(src, content[key], where, problems)
-    listed = [line.strip() for line in files.read_lines(path) if line.strip()]
+    listed = files.read_words(path)
     if request.images is None:
       listed = [_at(src, x, str(path), problems) for x in listed]
     else:
       places = [request.images]
       listed = [folders.find(x, places, str(path), problems) for x in listed]
-    splits.append((entries.split_name(key), listed))
+    splits.append((entries.SPLITS[key], listed))
   if not splits:
     raise ValueError(f"{src}: names no list, expected train = train.txt")
   return names, splits
@@ -89,13 +87,3 @@ def _at(src, name, where, problems):
     for option in (path, short)
   ]
   return next((path for path in found if path.is_file()), found[0])
-
-
-def _entries(request, splits, labels):
-  src, problems = request.src, request.problems
-  for split, images in splits:
-    with problems:
-      where = f"{src}: {split}"
-      yield from yolo_labels.read(
-        images, src.parent, split, labels, where, problems
-      )

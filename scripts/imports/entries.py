@@ -1,4 +1,4 @@
-"""Annotated images, which every format is read as, and their problems."""
+"""What every format is read into: images with their annotations."""
 
 import dataclasses
 import pathlib
@@ -8,20 +8,14 @@ from typing import Any
 
 from paligemma import messages
 
-# name of a split elsewhere -> ours, as the library datasets of Hugging Face
-# reads them off file names
-SPLITS = {
-  "train": "train",
-  "training": "train",
-  "val": "val",
-  "valid": "val",
-  "validation": "val",
-  "dev": "val",
-  "test": "test",
-  "testing": "test",
-  "eval": "test",
-  "evaluation": "test",
+# split -> its names elsewhere, as the library datasets of Hugging Face reads
+# them off file names
+_NAMES = {
+  "train": ("train", "training"),
+  "val": ("val", "valid", "validation", "dev"),
+  "test": ("test", "testing", "eval", "evaluation"),
 }
+SPLITS = {name: split for split, names in _NAMES.items() for name in names}
 # what the four numbers of a box are -> (y0, x0, y1, x1) of them
 BOXES = {
   "xywh": lambda x, y, w, h: (y, x, y + h, x + w),
@@ -35,10 +29,10 @@ BOXES = {
 class Object:
   """An annotated object of an image."""
 
-  label: str  # what it is
+  label: str
   # (y0, x0, y1, x1) in pixels, or as shares
   box: tuple[float, float, float, float]
-  where: str  # the place to name in an error, "instances.json: annotation 17"
+  where: str  # begins its errors: "instances.json: annotation 17"
   # None, or polygons or a run-length mask of COCO
   mask: Sequence[Sequence[float]] | dict[str, Any] | None = None
   # whether it stands for many, which are neither asked for nor wrong to name
@@ -56,7 +50,7 @@ class Entry:
   # path of the file; without one, a name for `data`. Several paths where one
   # prompt is about several pictures.
   image: pathlib.Path | tuple[pathlib.Path, ...]
-  where: str  # the place to name in an error, "captions.csv:12"
+  where: str  # begins its errors: "captions.csv:12"
   split: str = "train"  # "train", "val", "test" or another name
   # contents of an image that is no file; of several, a tuple of them
   data: bytes | tuple[bytes, ...] | None = None
@@ -70,12 +64,18 @@ class Entry:
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """What a format's `read` is asked for."""
+Entries = Iterator[Entry]  # what a format's `read` yields, in order
 
-  src: pathlib.Path  # the data set, a file or a folder
-  # counts what is put right; may skip an image with something bad
+
+@dataclasses.dataclass
+class Request:
+  """The data set that a format's `read` gets.
+
+  `read` raises ValueError where a file is malformed, or whatever `problems`
+  does not skip.
+  """
+
+  src: pathlib.Path  # a file or a folder
   problems: "Problems"
   # folder that image paths are relative to; None as the format has it
   images: pathlib.Path | None = None
@@ -84,31 +84,19 @@ class Request:
   names: dict[str, str] = dataclasses.field(default_factory=dict)
   # key of BOXES that the user gives; None as the format has it
   boxes: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Annotations:
-  """What a format's `read` returns.
-
-  Both `read` and going through the entries raise ValueError where a file is
-  malformed, or whatever `problems` does not skip.
-  """
-
-  entries: Iterator[Entry]  # the images in order, read when asked for
-  # all that objects can have, where the format says it
-  labels: tuple[str, ...] | None = None
+  # all labels that objects can have; set by `read` where the format says it
+  labels: Sequence[str] | None = None
 
 
 class Problems:
-  """A context that lets a ValueError pass, or counts it and goes on.
+  """A context that passes a ValueError on, or with `skip` only collects it.
 
-  It stands around a whole picture: one object that is bad takes its picture
-  out, as a model would learn to miss what a picture shows without annotation.
+  It is entered once per image: one bad object leaves out its image, as a model
+  would learn to miss what an image shows without annotation.
 
   Attributes:
-    skip: Whether errors are only counted.
     messages: Of what was skipped.
-    notes: Of what was put right, {what: (count, place of the first)}.
+    notes: Of what was corrected, {what: (count, where it was first)}.
   """
 
   def __init__(self, skip: bool = False):
@@ -126,24 +114,21 @@ class Problems:
     return True
 
   def note(self, what: str, where: str) -> None:
-    """Counts what was put right, such as "boxes cut to their picture"."""
+    """Counts what was corrected, such as "boxes cut to their picture"."""
     count, first = self.notes.get(what, (0, messages.one_line(where)))
     self.notes[what] = count + 1, first
 
 
-def split_name(name: str) -> str:
-  """The split's name in our spelling: "validation" is "val"."""
-  return SPLITS.get(name.lower(), name)
-
-
-def split_of(path: pathlib.PurePath) -> str | None:
-  """The split that a path relative to the data set names, None without one.
+def split_of(
+  path: pathlib.PurePath | str, default: str | None = "train"
+) -> str | None:
+  """The split that a path relative to the data set names.
 
   The name of the file goes before its folder, and that before the ones above;
   words end at anything but letters: "vqa-dev/train_0.parquet" is "train".
   """
-  for name in reversed(path.parts):
+  for name in reversed(pathlib.PurePath(path).parts):
     for word in re.split(r"[\W\d_]+", name.lower()):
       if word in SPLITS:
         return SPLITS[word]
-  return None
+  return default

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import json
+import math
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,6 @@ import yaml
 
 from paligemma import messages, registry
 
-_DELIMITERS = {".csv": ",;\t|", ".tsv": "\t,;|"}
 # Numbers that json.loads refuses or should: of words, and of 1,000 digits.
 _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
@@ -29,22 +29,15 @@ def read_text(path: pathlib.Path) -> str:
   if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
     raise ValueError(f"{path}: is in UTF-16 or UTF-32; save it as UTF-8")
   try:
-    text = data.decode("utf-8-sig")
+    text, bad, problem = data.decode("utf-8-sig"), data.find(0), ""
   except UnicodeDecodeError as error:
-    raise ValueError(
-      f"{path}:{_line(data, error.start)}: not UTF-8, but byte "
-      f"0x{data[error.start]:02x}; save it as UTF-8"
-    ) from None
-  if "\0" in text:
-    raise ValueError(
-      f"{path}:{_line(data, data.index(0))}: a NUL byte; this is no text, or "
-      "one in UTF-16"
-    )
-  return text
-
-
-def _line(data, position):
-  return data.count(b"\n", 0, position) + 1
+    bad = error.start
+    problem = f"not UTF-8, but byte 0x{data[bad]:02x}; save it as UTF-8"
+  if bad < 0:
+    return text
+  problem = problem or "a NUL byte; this is no text, or one in UTF-16"
+  line = data.count(b"\n", 0, bad) + 1
+  raise ValueError(f"{path}:{line}: {problem}")
 
 
 def read_lines(path: pathlib.Path) -> list[str]:
@@ -55,13 +48,36 @@ def read_lines(path: pathlib.Path) -> list[str]:
   return [line.removesuffix("\r") for line in read_text(path).split("\n")]
 
 
+def lines_and_places(path: pathlib.Path) -> Iterator[tuple[str, str]]:
+  """Yields ("a.txt:12", line) for each line that is not blank."""
+  for number, line in enumerate(read_lines(path), start=1):
+    if line.strip():
+      yield f"{path}:{number}", line
+
+
+def read_words(path: pathlib.Path) -> list[str]:
+  """The lines that are not blank, without spaces around them."""
+  return [line.strip() for _, line in lines_and_places(path)]
+
+
 def read_json(path: pathlib.Path) -> Any:
-  """The value in a JSON file."""
-  return parse_json(read_text(path), str(path))
+  return _parse_json(read_text(path), str(path))
 
 
-def parse_json(text: str, where: str) -> Any:
-  """The value of a JSON text."""
+def read_list(
+  path: pathlib.Path, item: str, hint: str = ""
+) -> Iterator[tuple[str, Any]]:
+  """Yields ("a.json: task number 12", value) for each item of a JSON list."""
+  content = read_json(path)
+  if not isinstance(content, list):
+    raise ValueError(
+      f"{path}: expected a list of {item}s, found {content!r:.60}{hint}"
+    )
+  for i, value in enumerate(content):
+    yield f"{path}: {item} number {i}", value
+
+
+def _parse_json(text, where):
   try:
     return json.loads(text, parse_constant=_no_constant)
   except json.JSONDecodeError as error:
@@ -102,13 +118,8 @@ def read_xml(path: pathlib.Path) -> ElementTree.Element:
     ) from None
 
 
-def read_yaml(path: pathlib.Path) -> Any:
-  """The value in a YAML file."""
-  return parse_yaml(read_text(path), path)
-
-
 def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
-  """The value of YAML that begins at line `first` of a file.
+  """Parses YAML that begins at line `first` of a file.
 
   Scalars stay text, as [no, yes] is no [0, 1].
   """
@@ -124,17 +135,17 @@ def parse_yaml(text: str, path: pathlib.Path, first: int = 1) -> Any:
 def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """The rows of a CSV, TSV or JSONL file with their places, "a.csv:12".
 
-  A CSV file has a header. What parts it into most columns, of comma, semicolon,
-  tabulator and "|", parts the other lines too. Columns in front that pandas has
-  written of its index are left out.
+  A CSV file has a header. Its delimiter is the one of comma, semicolon, tab and
+  "|" that separates the header into most columns. Index columns that pandas
+  wrote in front are left out.
   """
   read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
-  empty = True
-  for row in read(path):
-    empty = False
-    yield row
-  if empty:
+  rows = read(path)
+  first = next(rows, None)
+  if first is None:
     raise ValueError(f"{path}: holds no row, expected at least one")
+  yield first
+  yield from rows
 
 
 def get(
@@ -167,11 +178,22 @@ def key_of(fields: Any, options: Sequence[str]) -> str:
   return next((key for key in options if key in present), options[0])
 
 
+def get_numbers(
+  fields: Mapping[str, Any], keys: Sequence[str], where: str
+) -> list[float]:
+  """Finite numbers under some keys of a mapping."""
+  found = [fields.get(key) for key in keys]
+  return numbers(found, len(keys), ", ".join(keys), where)
+
+
 def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
-  """So many finite numbers, given as numbers or as text."""
+  """Finite numbers, given as numbers, as texts or in one text."""
+  items = values
+  if isinstance(values, str):
+    items = values.strip().strip("[]()").replace(",", " ").split()
   try:
-    found = [] if isinstance(values, str) else [float(x) for x in values]
-    if len(found) == count and all(abs(x) < float("inf") for x in found):
+    found = [float(x) for x in items if not isinstance(x, bool)]
+    if len(items) == count == len(found) and all(map(math.isfinite, found)):
       return found
   except (TypeError, ValueError, OverflowError):
     pass
@@ -181,11 +203,9 @@ def numbers(values: Any, count: int, what: str, where: str) -> list[float]:
 
 
 def read_json_lines(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """The values of a JSONL file with their places; blank lines are none."""
-  for number, line in enumerate(read_lines(path), start=1):
-    if line.strip():
-      where = f"{path}:{number}"
-      yield where, parse_json(line, where)
+  """Yields ("a.jsonl:12", value) for each line that is not blank."""
+  for where, line in lines_and_places(path):
+    yield where, _parse_json(line, where)
 
 
 def _json_rows(path):
@@ -223,16 +243,14 @@ def _csv_rows(path):
 
 
 def _delimiter(path, line):
-  """The delimiter that cuts a header into most cells."""
-
-  def cells(delimiter):
+  def count(delimiter):
     try:
       return len(next(csv.reader([line], delimiter=delimiter, strict=True), []))
     except csv.Error:
       return 0
 
-  usual = _DELIMITERS.get(path.suffix.lower(), _DELIMITERS[".csv"])
-  return max(usual, key=cells)
+  usual = "\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|"
+  return max(usual, key=count)
 
 
 def _header(cells, where):
@@ -248,6 +266,15 @@ def _header(cells, where):
       f"{messages.shown(', '.join(cells))!r}"
     )
   return header, first
+
+
+@contextlib.contextmanager
+def at(where: str) -> Iterator[None]:
+  """Begins the message of a ValueError with `where`."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{where}: {error}") from None
 
 
 @contextlib.contextmanager

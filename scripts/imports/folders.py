@@ -1,26 +1,28 @@
-"""Files in folders, and those that an annotation names."""
+"""Files in folders, and files that an annotation names."""
 
 import errno
 import pathlib
 import re
 from collections.abc import Sequence
 
-from scripts.imports import entries
-
-
-def is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
-  """Whether a path in a folder is hidden, or in a hidden folder.
-
-  It begins with "." or is __MACOSX, in which archives of a Mac keep "._a.jpg".
-  """
-  parts = path.relative_to(folder).parts
-  return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+from scripts.imports import entries, files
 
 
 def matching(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
-  """The paths in a folder that match a glob and are not hidden, in order."""
-  found = folder.glob(pattern)
-  return sorted(path for path in found if not is_hidden(path, folder))
+  """The paths in a folder that match a glob and are not hidden, in order.
+
+  Hidden are names that begin with "." and all in __MACOSX, in which archives of
+  a Mac keep "._a.jpg".
+  """
+
+  def is_hidden(name):
+    return name.startswith(".") or name == "__MACOSX"
+
+  return sorted(
+    path
+    for path in folder.glob(pattern)
+    if not any(map(is_hidden, path.relative_to(folder).parts))
+  )
 
 
 def ending(folder: pathlib.Path, *suffixes: str) -> list[pathlib.Path]:
@@ -50,13 +52,13 @@ def find(
   where: str,
   problems: entries.Problems,
 ) -> pathlib.Path:
-  r"""The file or folder of that name, in the first place that has it.
+  r"""The file or folder of that name, in the first folder that has it.
 
-  Where there is none, an absolute path or one that begins with ".." is taken as
-  one of another machine: the longest end of it that is in the folder is found,
-  as long as it names the same split, and noted. A "\" separates as "/" does.
+  If none has it, an absolute path or one that begins with ".." is taken as one
+  of another machine: the longest end of it that is in a folder and names the
+  same split is returned, and noted. A "\" separates as "/" does.
 
-  If none has it, that is the path it would have in the first.
+  What is not found is returned as a path in the first folder.
   """
   plain = name.strip().replace("\\", "/")
   try:
@@ -86,12 +88,25 @@ def _exists(path):
 
 
 def _ends(name):
-  """Yields the ends of a path of another machine, the longest first."""
+  """Yields the ends of a path of another machine, longest first."""
   path = pathlib.PurePosixPath(name)
   if not path.parts or not re.fullmatch(r"/+|\.\.|[a-zA-Z]:", path.parts[0]):
     return
   for i in range(1, len(path.parts)):
     end = pathlib.PurePosixPath(*path.parts[i:])
-    same = entries.split_of(end) == entries.split_of(path)
+    same = entries.split_of(end, None) == entries.split_of(path, None)
     if same and end.parts[0] != "..":
       yield end
+
+
+def image_sets(folder: pathlib.Path, kind: str) -> list[tuple[str, list[str]]]:
+  """(split, its lines) of each ImageSets/KIND/train.txt, as VOC has them."""
+  paths = {
+    folder / "ImageSets" / kind / f"{name}.txt": split
+    for name, split in entries.SPLITS.items()
+  }
+  return [
+    (split, files.read_words(path))
+    for path, split in paths.items()
+    if path.is_file()
+  ]

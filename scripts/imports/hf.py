@@ -5,7 +5,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Any
 
 from paligemma import messages
 from paligemma.data import image_files
@@ -18,35 +17,14 @@ TABLES = (".parquet", ".arrow")
 _BATCH = 32  # rows of a table in memory
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-  """How the rows of a data set are read as entries."""
-
-  folder: pathlib.Path  # the data set
-  task: str  # "caption", "vqa" or "detect"
-  # key of columns.NAMES -> column, where it has another name
-  names: dict[str, str]
-  # column -> what a dataset_info.json or the schema says of it
-  features: dict[str, Any]
-  problems: entries.Problems
-
-  def choose(self, row, where):
-    return columns.choose(NEEDED[self.task], list(row), self.names, where)
-
-  def split(self, path):
-    """The split that a path names, as it is relative to the data set."""
-    return entries.split_of(pathlib.PurePath(path)) or "train"
-
-
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads metadata.jsonl or metadata.csv files beside images, or tables.
 
   Tables are Parquet, or Arrow as save_to_disk of the library datasets writes
-  it. Classes given by number have the names that the schema of a table,
-  dataset_info.json or README.md gives them. Which split a file belongs to is
-  read off its name or its folders, such as validation/metadata.jsonl or
-  data/train-00000-of-00001.parquet. Boxes are "xywh", as in the library's
-  guide, unless others are given.
+  it. The names of classes given by number are in the schema of a table,
+  dataset_info.json or README.md. The name of a file or its folders tell the
+  split: validation/metadata.jsonl, data/train-00000-of-00001.parquet. Boxes are
+  "xywh", as in the library's guide, unless others are given.
   """
   src, task, names = request.src, request.task, request.names
   if task not in NEEDED:
@@ -55,29 +33,55 @@ def read(request: entries.Request) -> entries.Annotations:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
   metadata = folders.matching(src, "**/metadata.*")
-  if metadata := [path for path in metadata if path.name in METADATA]:
+  if found := [path for path in metadata if path.name in METADATA]:
     features = _described(folder)
-    found, sampled = metadata, _metadata_boxes
-    entry_of = _folder_entries
+    sampled, entries_of = _metadata_boxes, _metadata_entries
   elif found := [src] if src.is_file() else _tables(src):
     features = _features(found[0]) or _described(folder)
-    sampled, entry_of = _table_boxes, _table_entries
+    sampled, entries_of = _table_boxes, _table_entries
   else:
     raise ValueError(
       f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
     )
-  source = _Source(folder, task, names, features, request.problems)
   reading = None
   if task == "detect":
     reading = boxes_lib.decide(
-      sampled(source, found), src, request.problems, stated=request.boxes
+      sampled(request, folder, found),
+      src,
+      request.problems,
+      stated=request.boxes,
     )
-  options = [names["objects"]] if "objects" in names else ["objects"]
-  column = columns.find(options, list(features), str(src))
-  classes = [*_classes(features.get(column))] if task == "detect" else []
-  return entries.Annotations(
-    entry_of(source, found, reading), classes[0] if len(classes) == 1 else None
-  )
+    options = [names.get("objects", "objects")]
+    column = columns.find(options, list(features), str(src))
+    classes = list(_classes(features.get(column)))
+    request.labels = classes[0] if len(classes) == 1 else None
+  for row, chosen, image, data, split, where in entries_of(
+    request, folder, found
+  ):
+    with request.problems:
+      row = {
+        column: _decoded(value, features.get(column), where)
+        for column, value in row.items()
+        if column != chosen["image"]
+      }
+      annotated = columns.annotations(row, chosen, where)
+      if task == "detect":
+        cell = row[chosen["objects"]]
+        annotated["objects"] = columns.to_objects(cell, reading, where)
+      fields = columns.rest(row, chosen)
+      yield entries.Entry(
+        image, where, split, data=data, fields=fields, **annotated
+      )
+
+
+def _choose(request, row, where):
+  needed = NEEDED[request.task]
+  return columns.choose(needed, list(row), request.names, where)
+
+
+def _quiet(request):
+  """The request with problems of its own: they are raised at the entry."""
+  return dataclasses.replace(request, problems=entries.Problems(skip=True))
 
 
 def _tables(folder):
@@ -89,106 +93,92 @@ def _tables(folder):
   ]
 
 
-def _folder_rows(source, metadata):
-  """Yields (columns, image or images, split, place, row)."""
+def _metadata_entries(request, folder, metadata):
+  """Yields (row, columns, image or images, None, split, place)."""
   for path in metadata:
     chosen = None
-    below = path.relative_to(source.folder).parent
+    below = path.relative_to(folder).parent
     for where, row in files.read_rows(path):
-      with source.problems:
+      with request.problems:
         if chosen is None or not set(chosen.values()) <= row.keys():
-          chosen = source.choose(row, where)
+          chosen = _choose(request, row, where)
         named = columns.texts(row[chosen["image"]], where, "image")
-        found = [
-          folders.find(name, [path.parent], where, source.problems)
+        found = tuple(
+          folders.find(name, [path.parent], where, request.problems)
           for name in named
-        ]
-        at = pathlib.PurePath(named[0].replace("\\", "/")).parent
-        split = source.split(below if at.is_absolute() else below / at)
-        yield chosen, found, split, where, row
+        )
+        parent = pathlib.PurePath(named[0].replace("\\", "/")).parent
+        split = entries.split_of(
+          parent if parent.is_absolute() else below / parent
+        )
+        image = found[0] if len(found) == 1 else found
+        yield row, chosen, image, None, split, where
 
 
-def _folder_entries(source, metadata, reading):
-  for chosen, found, split, where, row in _folder_rows(source, metadata):
-    with source.problems:
-      image = found[0] if len(found) == 1 else tuple(found)
-      yield _entry(source, row, chosen, reading, image, split, where)
-
-
-def _metadata_boxes(source, metadata):
+def _metadata_boxes(request, folder, metadata):
   sizes = boxes_lib.Sizes()
-  quiet = dataclasses.replace(source, problems=entries.Problems(skip=True))
-  for chosen, found, _, where, row in _folder_rows(quiet, metadata):
-    for values in _values(row[chosen["objects"]], where):
-      yield values, sizes(found[0], found[0]), where
+  rows = _metadata_entries(_quiet(request), folder, metadata)
+  for row, chosen, image, _, _, where in rows:
+    image = image[0] if isinstance(image, tuple) else image
+    for box in columns.boxes_of(row[chosen["objects"]], where):
+      yield box, sizes(image), where
 
 
-def _table_entries(source, tables, reading):
+def _table_entries(request, folder, tables):
+  """Yields (row, columns, image or images, contents, split, place)."""
   for path in tables:
-    split, chosen = source.split(path.relative_to(source.folder)), None
+    split, chosen = entries.split_of(path.relative_to(folder)), None
     for i, row in enumerate(_rows(path)):
       where = f"{path}: row {i}"
-      chosen = chosen or source.choose(row, str(path))
-      with source.problems:
+      chosen = chosen or _choose(request, row, str(path))
+      with request.problems:
         cell = row[chosen["image"]]
         found = [
-          _image(x, path, source, where)
+          _image(x, path, folder, request.problems, where)
           for x in (cell if isinstance(cell, list) else [cell])
         ]
         if not found:
           raise ValueError(f"{where}: holds no image")
-        kinds = {isinstance(x, bytes) for x in found}
-        if len(kinds) > 1:
+        stored = [isinstance(x, bytes) for x in found]
+        if any(stored) and not all(stored):
           raise ValueError(
             f"{where}: holds contents of some images and paths of others"
           )
-        data = None
-        if kinds == {True}:
-          data = tuple(found)
-          found = [
-            path.with_name(
-              f"{path.stem}-{i:06d}{f'-{j}' if j else ''}"
-              f"{image_files.suffix(x, where=where)}"
-            )
-            for j, x in enumerate(data)
-          ]
+        data = tuple(found) if all(stored) else None
+        for j, contents in enumerate(data or ()):
+          number = f"{i:06d}-{j}" if j else f"{i:06d}"
+          suffix = image_files.suffix(contents, where=where)
+          found[j] = path.with_name(f"{path.stem}-{number}{suffix}")
         image = tuple(found)
         if len(image) == 1:
           image, data = image[0], data and data[0]
-        entry = _entry(source, row, chosen, reading, image, split, where)
-        yield dataclasses.replace(entry, data=data)
+        yield row, chosen, image, data, split, where
 
 
-def _table_boxes(source, tables):
+def _table_boxes(request, folder, tables):
   """Yields boxes, sizes and places; images of the first rows are looked at."""
-  sizes = boxes_lib.Sizes()
+  request = _quiet(request)
   left = boxes_lib.SAMPLE
   for path in tables:
     first = next(_rows(path, limit=1), None)
     if first is None:
       continue
-    chosen = source.choose(first, str(path))
-    looked = _rows(path, limit=left)
+    chosen = _choose(request, first, str(path))
+    sampled = _rows(path, limit=left)
     for i, row in enumerate(_rows(path, [chosen["objects"]])):
       where, size = f"{path}: row {i}", None
-      values = list(_values(row[chosen["objects"]], where))
-      if full := next(looked, None):
+      if full := next(sampled, None):
         left -= 1
-        size = _looked_at(full[chosen["image"]], path, source, where, sizes)
-      yield from ((value, size, where) for value in values)
+        cell = full[chosen["image"]]
+        cell = cell[0] if isinstance(cell, list) and cell else cell
+        with request.problems:
+          image = _image(cell, path, folder, request.problems, where)
+          size = image_files.size(image, where=where)
+      for box in columns.boxes_of(row[chosen["objects"]], where):
+        yield box, size, where
 
 
-def _looked_at(cell, path, source, where, sizes):
-  """The size of the image in a cell, None if it is none."""
-  quiet = dataclasses.replace(source, problems=entries.Problems(skip=True))
-  with quiet.problems:
-    cell = cell[0] if isinstance(cell, list) and cell else cell
-    image = _image(cell, path, quiet, where)
-    return sizes(image, where)
-  return None
-
-
-def _image(cell, path, source, where):
+def _image(cell, path, folder, problems, where):
   """The contents or the path of an image."""
   found = cell
   if isinstance(cell, dict):
@@ -196,68 +186,30 @@ def _image(cell, path, source, where):
   if isinstance(found, bytes):
     return found
   if isinstance(found, str) and found.strip():
-    places = [path.parent, source.folder]
-    return folders.find(found, places, where, source.problems)
+    return folders.find(found, [path.parent, folder], where, problems)
   raise ValueError(
     f"{where}: expected the contents or the path of an image, found "
     f"{cell!r:.60}"
   )
 
 
-def _values(objects, where):
-  """The numbers of the boxes in a cell, but for bad ones."""
-  try:
-    found = columns.each(objects, where)
-  except ValueError:  # said where it is read
-    found = []
-  return filter(None, (columns.box(fields, where) for fields in found))
-
-
-def _entry(source, row, chosen, reading, image, split, where):
-  row = {
-    column: _decoded(value, source.features.get(column), where)
-    for column, value in row.items()
-    if column != chosen["image"]
-  }
-  found = columns.annotations(row, chosen, where)
-  if "objects" in chosen:
-    found["objects"] = columns.to_objects(
-      row[chosen["objects"]], reading, where
-    )
-  fields = columns.rest(row, chosen)
-  return entries.Entry(image, where, split, fields=fields, **found)
-
-
 def _rows(path, only=None, limit=None):
   """The first rows of a table, or some columns of them."""
-  with _pyarrow(path) as (arrow, parquet):
-    if path.suffix == ".parquet":
-      with parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(_BATCH, columns=only)
-        yield from itertools.islice(_each(batches), limit)
-    else:
-      with arrow.memory_map(str(path)) as file:
-        batches = arrow.ipc.open_stream(file)
-        if only:
-          batches = (batch.select(only) for batch in batches)
-        yield from itertools.islice(_each(batches), limit)
-
-
-def _each(batches):
-  for batch in batches:
-    for start in range(0, len(batch), _BATCH):
-      yield from batch.slice(start, _BATCH).to_pylist()
+  with _opened(path) as (_, read):
+    rows = (
+      row
+      for batch in read(only)
+      for start in range(0, len(batch), _BATCH)
+      for row in batch.slice(start, _BATCH).to_pylist()
+    )
+    yield from itertools.islice(rows, limit)
 
 
 def _features(path):
   """What the schema of a table keeps beside the columns."""
-  with _pyarrow(path) as (arrow, parquet):
-    if path.suffix == ".parquet":
-      schema = parquet.read_schema(path)
-    else:
-      with arrow.memory_map(str(path)) as file:
-        schema = arrow.ipc.open_stream(file).schema
-  content = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+  with _opened(path) as (schema, _):
+    kept = schema.metadata or {}
+  content = json.loads(kept.get(b"huggingface", b"{}"))
   return content.get("info", {}).get("features") or {}
 
 
@@ -273,10 +225,7 @@ def _described(folder):
 
 
 def _of_card(path):
-  """The features in the YAML that a README.md begins with.
-
-  Several configurations count where they have the same ones.
-  """
+  """The features in the YAML of a README.md, if all configurations agree."""
   lines = files.read_lines(path)
   if lines[0].strip() != "---" or "---" not in lines[1:]:
     return {}
@@ -321,15 +270,12 @@ def _feature(described, path):
 
 def _inner(feature):
   """The feature of the innermost items of lists and sequences."""
-  while True:
-    if isinstance(feature, list) and feature:
-      (feature, *_) = feature
-    elif isinstance(feature, dict) and isinstance(
-      feature.get("feature"), dict | list
-    ):
-      feature = feature["feature"]
-    else:
-      return feature if isinstance(feature, dict) else {}
+  if isinstance(feature, list) and feature:
+    return _inner(feature[0])
+  if not isinstance(feature, dict):
+    return {}
+  inner = feature.get("feature")
+  return _inner(inner) if isinstance(inner, dict | list) else feature
 
 
 def _decoded(value, feature, where):
@@ -364,12 +310,12 @@ def _names(feature):
   """The class names of a feature, None if it is no class label."""
   names = feature.get("names")
   is_class = isinstance(names, list) and all(isinstance(x, str) for x in names)
-  return tuple(names) if is_class else None
+  return names if is_class else None
 
 
 @contextlib.contextmanager
-def _pyarrow(path):
-  """The library and its part for Parquet, whose errors are one line."""
+def _opened(path):
+  """The schema of a table, and a function from columns to its batches."""
   try:
     import pyarrow
     import pyarrow.ipc
@@ -379,7 +325,21 @@ def _pyarrow(path):
       "Parquet is read by pyarrow, which is missing: pip install pyarrow"
     ) from None
   try:
-    yield pyarrow, parquet
+    if path.suffix == ".parquet":
+      with parquet.ParquetFile(path) as file:
+
+        def read(only):
+          return file.iter_batches(_BATCH, columns=only)
+
+        yield file.schema_arrow, read
+    else:
+      with pyarrow.memory_map(str(path)) as file:
+        stream = pyarrow.ipc.open_stream(file)
+
+        def read(only):
+          return (batch.select(only) if only else batch for batch in stream)
+
+        yield stream.schema, read
   except (pyarrow.ArrowException, OSError) as error:
     reason = str(error).splitlines()[0]
     raise ValueError(f"{path}: cannot read it: {reason}") from None

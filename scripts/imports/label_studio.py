@@ -12,10 +12,10 @@ import urllib.parse
 import numpy as np
 
 from paligemma.data import image_files
-from scripts.imports import bitmaps, columns, entries, files, folders, shapes
+from scripts.imports import columns, entries, files, folders, shapes
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads an export of tasks.
 
   One annotation of each task counts: the ground truth, or else the first that
@@ -29,78 +29,66 @@ def read(request: entries.Request) -> entries.Annotations:
   "/data/upload/1/1a2b3c4d-a.jpg" is found as 1a2b3c4d-a.jpg or a.jpg, and
   "/data/local-files/?d=x/a.jpg" as x/a.jpg or a.jpg.
   """
+  task, names, problems = request.task, request.names, request.problems
+  in_boxes = task in ("detect", "segment")
   src = request.src
   if src.is_dir():
     src, *others = folders.ending(src, ".json")
     if others:
       raise ValueError(f"{src.parent}: several JSON files, name one of them")
-  content = files.read_json(src)
-  if not isinstance(content, list):
-    raise ValueError(
-      f"{src}: expected a list of tasks, found {content!r:.60}; export as JSON"
-    )
   places = [src.parent, src.parent / "images"]
   if request.images is not None:
     places = [request.images]
-  return entries.Annotations(_entries(request, src, content, places))
-
-
-def _entries(request, src, content, places):
-  task, names, problems = request.task, request.names, request.problems
-  for i, fields in enumerate(content):
-    where = f"{src}: task number {i}"
+  for where, fields in files.read_list(src, "task", "; export as JSON"):
     with problems:
-      data, results = _results(fields, task, where, problems)
+      data, results = _results(fields, in_boxes, where, problems)
       if results is None:
         problems.note("tasks without an annotation left out", where)
         continue
       regions, said = _sorted(results, where)
-      if said and task in ("detect", "segment"):
+      if said and in_boxes:
         problems.note("what is said of whole pictures left out", where)
+      sizes = {_size(region, place) for place, region in regions}
+      if len(sizes) > 1:
+        raise ValueError(
+          f"{where}: regions of pictures of several sizes, expected one picture"
+        )
       yield entries.Entry(
-        _find(_picture_name(data, names, where), places, where, problems),
+        _find(_image_name(data, names, where), places, where, problems),
         where,
-        size=_size(regions, where),
+        size=sizes.pop() if sizes else None,
         **_annotated(data, regions, said, task, names, where),
       )
 
 
-def _results(fields, task, where, problems):
+def _results(fields, in_boxes, where, problems):
   """A task's data, and the results that count, None without any."""
   if not isinstance(fields, dict):
     raise ValueError(f"{where}: expected a task, found {fields!r:.60}")
   if "data" not in fields:
-    if task not in ("detect", "segment"):
+    if not in_boxes:
       raise ValueError(
         f"{where}: JSON-MIN does not tell data and answers apart; export as "
         "JSON"
       )
-    return fields, _flat(fields)
+    return fields, [
+      {**region, "value": region}
+      for regions in fields.values()
+      if isinstance(regions, list)
+      for region in regions
+      if isinstance(region, dict) and "original_width" in region
+    ]
   data = files.get(fields, "data", dict, where)
   key = "annotations" if "annotations" in fields else "completions"
-  made = fields.get(key) or []
-  done = [
-    annotation
-    for annotation in files.get({key: made}, key, list, where)
-    if isinstance(annotation, dict) and not annotation.get("was_cancelled")
-  ]
+  made = files.get({key: fields.get(key) or []}, key, list, where)
+  made = [annotation for annotation in made if isinstance(annotation, dict)]
+  done = [x for x in made if not x.get("was_cancelled")]
   if not done:
     return data, None
   if len(done) > 1:
     problems.note("further annotations of a task left out", where)
   done.sort(key=lambda annotation: not annotation.get("ground_truth"))
   return data, files.get(done[0], "result", list, where)
-
-
-def _flat(fields):
-  """The results of a task in JSON-MIN: lists of regions under any key."""
-  return [
-    {**region, "value": region}
-    for regions in fields.values()
-    if isinstance(regions, list)
-    for region in regions
-    if isinstance(region, dict) and "original_width" in region
-  ]
 
 
 def _sorted(results, where):
@@ -133,11 +121,9 @@ def _texts(said):
 
 
 def _annotated(data, regions, said, task, names, where):
-  texts = tuple(_texts(said)) or None
   if task in ("detect", "segment"):
-    return {
-      "objects": tuple(_object(region, place) for place, region in regions)
-    }
+    return {"objects": tuple(_object(x, place) for place, x in regions)}
+  texts = tuple(_texts(said)) or None
   if task == "caption":
     return {"captions": texts}
   chosen = columns.choose(("question",), list(data), names, where)
@@ -147,39 +133,44 @@ def _annotated(data, regions, said, task, names, where):
 
 def _object(region, where):
   label = _label(region, where)
-  height, width = _sides(region, where)
+  height, width = _size(region, where)
   if region.get("image_rotation"):
     raise ValueError(
       f"{where}: its picture was turned to be annotated, image_rotation is "
       f"{region['image_rotation']!r:.20}, expected 0"
     )
   if "rle" in region:
-    return bitmaps.to_object(label, _brush(region, height, width, where), where)
-  scale = width / 100, height / 100
-  (degrees,) = files.numbers(
-    [region.get("rotation") or 0], 1, "rotation", where
-  )
+    return shapes.masked(label, _brush(region, height, width, where), where)
+
+  def pixels(percents):
+    scale = np.resize([width / 100, height / 100], len(percents))
+    return (percents * scale).tolist()
+
+  rotation = [region.get("rotation") or 0]
+  (degrees,) = files.numbers(rotation, 1, "rotation", where)
   if "radiusX" in region:
-    numbers = _numbers(region, ("x", "y", "radiusX", "radiusY"), scale, where)
-    outline = [shapes.ellipse(*numbers, degrees)]
+    keys = ("x", "y", "radiusX", "radiusY")
+    numbers = pixels(files.get_numbers(region, keys, where))
+    outline = shapes.ellipse(*numbers, degrees)
   elif "height" in region:
-    x, y, w, h = _numbers(region, ("x", "y", "width", "height"), scale, where)
-    if not degrees:
-      return entries.Object(label, (y, x, y + h, x + w), where)
-    corners = shapes.rectangle(x, y, x + w, y + h)
-    corners = shapes.turned(corners, (x, y), degrees)
-    return entries.Object(label, shapes.box([corners]), where)
+    keys = ("x", "y", "width", "height")
+    x, y, w, h = pixels(files.get_numbers(region, keys, where))
+    box = y, x, y + h, x + w
+    if degrees:
+      corners = shapes.rectangle(x, y, x + w, y + h)
+      box = shapes.box([shapes.turned(corners, (x, y), degrees)])
+    return entries.Object(label, box, where)
   elif "points" in region:
     points = [
-      np.multiply(files.numbers(point, 2, "x, y", where), scale).tolist()
+      pixels(files.numbers(point, 2, "x, y", where))
       for point in files.get(region, "points", list, where)
     ]
-    outline = [shapes.polygon(points, where)]
+    outline = shapes.polygon(points, where)
   else:
     raise ValueError(
       f"{where}: is no box; expected rectangle, polygon, ellipse or brush"
     )
-  return entries.Object(label, shapes.box(outline), where, outline)
+  return shapes.outlined(label, [outline], where)
 
 
 def _label(region, where):
@@ -194,27 +185,10 @@ def _label(region, where):
   return found[0]
 
 
-def _numbers(region, keys, scale, where):
-  found = [region.get(key) for key in keys]
-  numbers = files.numbers(found, len(keys), ", ".join(keys), where)
-  return np.multiply(numbers, scale * 2).tolist()
-
-
-def _sides(region, where):
+def _size(region, where):
   keys = ("original_height", "original_width")
-  found = [region.get(key) for key in keys]
-  height, width = files.numbers(found, 2, " and ".join(keys), where)
+  height, width = files.get_numbers(region, keys, where)
   return int(height), int(width)
-
-
-def _size(regions, where):
-  """The size that the regions are annotated for, None without any."""
-  sizes = {_sides(region, place) for place, region in regions}
-  if len(sizes) > 1:
-    raise ValueError(
-      f"{where}: regions of pictures of several sizes, expected one picture"
-    )
-  return sizes.pop() if sizes else None
 
 
 def _brush(region, height, width, where):
@@ -252,23 +226,20 @@ def _brush(region, height, width, where):
   return found.reshape(height, width, 4)[:, :, 3] > 0
 
 
-def _picture_name(data, names, where):
+def _image_name(data, names, where):
   """The path or address of the image of a task."""
   options = [names["image"]] if "image" in names else columns.NAMES["image"]
-  key = next((key for key in options if key in data), None)
-  if key is None:
-    paths = [
-      key
-      for key, value in data.items()
-      if isinstance(value, str) and value.lower().endswith(image_files.SUFFIXES)
-    ]
-    if len(paths) != 1:
-      raise ValueError(
-        f"{where}: which of {', '.join(map(str, data))} is the picture? Name "
-        "it with --columns image=KEY"
-      )
-    key = paths[0]
-  return files.get(data, key, str, where)
+  found = [key for key in options if key in data][:1] or [
+    key
+    for key, value in data.items()
+    if isinstance(value, str) and value.lower().endswith(image_files.SUFFIXES)
+  ]
+  if len(found) != 1:
+    raise ValueError(
+      f"{where}: which of {', '.join(map(str, data))} is the picture? Name "
+      "it with --columns image=KEY"
+    )
+  return files.get(data, found[0], str, where)
 
 
 def _find(name, places, where, problems):

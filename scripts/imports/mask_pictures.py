@@ -10,46 +10,60 @@ import re
 import numpy as np
 
 from paligemma.data import image_files
-from scripts.imports import bitmaps, entries, files, folders
+from scripts.imports import entries, files, folders, shapes
 
-_MASKS = ("SegmentationClass", "masks")
-_IMAGES = ("JPEGImages", "images")
-_CLASSES = ("labelmap.txt", "classes.txt", "class_names.txt")
+# folder of masks -> that of their images, beside it
+_LAYOUTS = {"SegmentationClass": "JPEGImages", "masks": "images"}
+_BY_COLOUR = "labelmap.txt"
+_CLASSES = (_BY_COLOUR, "classes.txt", "class_names.txt")
 _BACKGROUND = ("background", "_background_", "__ignore__", "void", "ignore")
 _VOID = 255  # of VOC, the border of objects
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads masks and the classes of their values.
 
   The mask of a.jpg is a.png or a_anything.png; each of its values is one
-  object, however many parts it has, but for 0 and what the classes call
-  background, void or ignore; 255 is void unless a class, or the white of the
-  only one. A picture in SegmentationObject parts a class into objects.
-  Several masks, a_1.png or a/1.png, are an object each: of the only class, or
-  of that in its name, a/cat_1.png. Pictures without a mask are left out.
+  object, except for 0 and what the classes call background, void or ignore; 255
+  is void unless it is a class, or the white of the only one. An image in
+  SegmentationObject divides a class into objects. Several masks, a_1.png or
+  a/1.png, are an object each: of the only class, or of that in its name,
+  a/cat_1.png. Images without a mask are left out.
 
   The data set is a folder, in or below which SegmentationClass lies beside
   JPEGImages, or masks beside images; with `images`, which is then laid out
   alike, the folder of masks itself. Folders tell the splits, or
-  ImageSets/Segmentation. Classes stand in it or the one above: in classes.txt
-  as "1 cat", a value and a name a line, or a name a line from 0 on, which is
-  the background; or in labelmap.txt as "cat:128,0,0::", by colour.
+  ImageSets/Segmentation. Its classes are in it or the folder above: in
+  classes.txt, a line "1 cat" for each value or a name a line, the background
+  first; or in labelmap.txt, "cat:128,0,0::" for each colour.
   """
-  src, images, problems = request.src, request.images, request.problems
-  pairs = [(src, images)] if images else _pairs(src)
-  classes, by_colour = _classes(src)
-  labels = dict.fromkeys(label for label in classes.values() if label)
-  return entries.Annotations(
-    _entries(src, pairs, classes, by_colour, problems), tuple(labels)
-  )
+  src, problems = request.src, request.problems
+  pairs = [(src, request.images)] if request.images else _pairs(src)
+  path, classes = _classes(src)
+  request.labels = list(dict.fromkeys(filter(None, classes.values())))
+  for masks, images in pairs:
+    splits = {
+      line: split
+      for split, lines in folders.image_sets(masks.parent, "Segmentation")
+      for line in lines
+    }
+    root = src if images.is_relative_to(src) else images
+    for image, members in _masks_of(masks, images, problems).items():
+      if not members:
+        problems.note("pictures without a mask left out", str(image))
+        continue
+      split = entries.split_of(image.relative_to(root).parent)
+      split = splits.get(image.stem, split)
+      by_colour = path.name == _BY_COLOUR
+      with problems:
+        yield _entry(image, members, classes, by_colour, split, problems)
 
 
 def _pairs(src):
-  """Folders of masks, and of their pictures."""
+  """Folders of masks, each with that of its images."""
   found = [
     (path, path.parent / images)
-    for masks, images in zip(_MASKS, _IMAGES, strict=True)
+    for masks, images in _LAYOUTS.items()
     for path in (src, *folders.matching(src, f"**/{masks}"))
     if path.name == masks and (path.parent / images).is_dir()
   ]
@@ -62,29 +76,25 @@ def _pairs(src):
 
 
 def _classes(src):
-  """The class of each value, None for background; whether they are colours."""
+  """The file of the classes, and {value: class, or None for background}."""
   options = [folder / name for folder in (src, src.parent) for name in _CLASSES]
   path = next((path for path in options if path.is_file()), None)
   if path is None:
     raise ValueError(
       f"{src}: no classes.txt, which names the values of masks: 1 cat"
     )
-  lines = [line.strip() for line in files.read_lines(path) if line.strip()]
-  by_colour = path.name == _CLASSES[0]
-  if by_colour:
-    pattern = r"([^:]+):(\d+),(\d+),(\d+)(?::.*)?"
-    lines = [line for line in lines if not line.startswith("#")]
-  else:
-    pattern = r"(\d+)[\s:,]+(.+)"
-  found = [re.fullmatch(pattern, line) for line in lines]
-  if by_colour and not all(found):
-    line = lines[found.index(None)]
-    raise ValueError(f"{path}: expected cat:128,0,0::, found {line!r:.60}")
-  if by_colour:
-    named = {
-      _packed(*map(int, match.groups()[1:])): match[1] for match in found
-    }
-  elif all(found):
+  lines = files.read_words(path)
+  if path.name == _BY_COLOUR:
+    named = {}
+    for line in lines:
+      if line.startswith("#"):
+        continue
+      found = re.fullmatch(r"([^:]+):(\d+),(\d+),(\d+)(?::.*)?", line)
+      if not found:
+        raise ValueError(f"{path}: expected cat:128,0,0::, found {line!r:.60}")
+      red, green, blue = map(int, found.groups()[1:])
+      named[65536 * red + 256 * green + blue] = found[1]
+  elif all(found := [re.fullmatch(r"(\d+)[\s:,]+(.+)", x) for x in lines]):
     named = {int(match[1]): match[2] for match in found}
   else:
     named = dict(enumerate(x for x in lines if x != "__ignore__"))
@@ -99,36 +109,18 @@ def _classes(src):
   }
   if not any(classes.values()):
     raise ValueError(f"{path}: names no class but background")
-  return classes, by_colour
+  return path, classes
 
 
-def _packed(red, green, blue):
-  return 65536 * red + 256 * green + blue
-
-
-def _entries(src, pairs, classes, by_colour, problems):
-  for masks, images in pairs:
-    splits = _image_sets(masks.parent)
-    there = folders.ending(images, *image_files.SUFFIXES)
-    owned = {path: [] for path in there}
-    stems = {_stem(path, images): path for path in there}
-    for mask in folders.ending(masks, *bitmaps.SUFFIXES):
-      with problems:
-        stem, rest = _owner(_stem(mask, masks), stems, str(mask))
-        owned[stems[stem]].append((mask, rest))
-    for image, members in owned.items():
-      if not members:
-        problems.note("pictures without a mask left out", str(image))
-        continue
-      with problems:
-        yield _entry(
-          image,
-          members,
-          classes,
-          by_colour,
-          splits.get(image.stem) or _split(image, src, images),
-          problems,
-        )
+def _masks_of(masks, images, problems):
+  """Image -> its masks, each with the rest of its name."""
+  found = {path: [] for path in folders.ending(images, *image_files.SUFFIXES)}
+  stems = {_stem(path, images): path for path in found}
+  for mask in folders.ending(masks, *shapes.SUFFIXES):
+    with problems:
+      stem, rest = _owner(_stem(mask, masks), stems, str(mask))
+      found[stems[stem]].append((mask, rest))
+  return found
 
 
 def _stem(path, folder):
@@ -147,36 +139,24 @@ def _owner(name, stems, where):
   raise ValueError(f"{where}: no picture has this mask")
 
 
-def _image_sets(folder):
-  """The split of each stem, as VOC lists them."""
-  return {
-    line.strip(): entries.split_name(split)
-    for split in entries.SPLITS
-    if (
-      path := folder / "ImageSets" / "Segmentation" / f"{split}.txt"
-    ).is_file()
-    for line in files.read_lines(path)
-  }
-
-
-def _split(image, src, images):
-  root = src if image.is_relative_to(src) else images
-  return entries.split_of(image.relative_to(root).parent) or "train"
-
-
 def _entry(image, members, classes, by_colour, split, problems):
   objects, sizes = [], set()
   for mask, rest in members:
     where = str(mask)
-    values = bitmaps.values(mask, where, by_colour)
+    values = shapes.read_mask(mask, where, by_colour)
     sizes.add(values.shape)
     if len(sizes) > 1:
       raise ValueError(f"{where}: of another size than others of its picture")
     label = _named(rest, classes, len(members), where)
-    if label is not None:
-      objects.append(bitmaps.to_object(label, _binary(values, where), where))
+    if label is None:
+      objects += _objects(values, mask, classes, where, problems)
       continue
-    objects += _objects(values, _instances(mask), classes, where, problems)
+    found = np.unique(values)
+    if len(found) > 2:
+      raise ValueError(
+        f"{where}: {len(found)} values in the mask of one object, expected 2"
+      )
+    objects.append(shapes.masked(label, values > 0, where))
   return entries.Entry(
     image, where, split, size=sizes.pop(), objects=tuple(objects)
   )
@@ -198,29 +178,14 @@ def _named(rest, classes, count, where):
   )
 
 
-def _binary(values, where):
-  found = np.unique(values)
-  if len(found) > 2:
-    raise ValueError(
-      f"{where}: {len(found)} values in the mask of one object, expected 2"
-    )
-  return values > 0
-
-
-def _instances(mask):
-  """The instance ids in SegmentationObject, None if there are none."""
-  folder, name = mask.parent, mask.name
-  if folder.name != _MASKS[0]:
-    return None
-  path = folder.with_name("SegmentationObject") / name
-  return bitmaps.values(path, str(path)) if path.is_file() else None
-
-
-def _objects(values, instances, classes, where, problems):
-  if instances is None:
-    instances = values
-  elif instances.shape != values.shape:
-    raise ValueError(f"{where}: of another size than in SegmentationObject")
+def _objects(values, mask, classes, where, problems):
+  """Yields an object for each instance in SegmentationObject, or each class."""
+  instances = values
+  path = mask.parent.with_name("SegmentationObject") / mask.name
+  if mask.parent.name == "SegmentationClass" and path.is_file():
+    instances = shapes.read_mask(path, str(path))
+    if instances.shape != values.shape:
+      raise ValueError(f"{where}: of another size than in SegmentationObject")
   for number in np.unique(instances):
     inside = instances == number
     found, counts = np.unique(values[inside], return_counts=True)
@@ -232,7 +197,7 @@ def _objects(values, instances, classes, where, problems):
       continue
     label = _label(found[counts.argmax()], values, classes, where, problems)
     if label is not None:
-      yield bitmaps.to_object(label, inside, where)
+      yield shapes.masked(label, inside, where)
 
 
 def _label(value, values, classes, where, problems):

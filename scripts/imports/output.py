@@ -25,7 +25,7 @@ class Output:
   def __init__(self, folder: pathlib.Path):
     self.folder = folder
     self.images = {}  # name in the JSONL -> where it can be read in the context
-    self._places = []  # of what is to appear, relative to the folder
+    self._places = {}  # of what is to appear, relative to the folder
     self._taken = set()  # the same in lower case, as some systems compare them
     self._copied = {}  # (split, image) -> its place
 
@@ -46,7 +46,7 @@ class Output:
     finally:
       shutil.rmtree(self._staged, ignore_errors=True)
 
-  def place(self, entry: entries.Entry) -> entries.Entry:
+  def store(self, entry: entries.Entry) -> entries.Entry:
     """Writes image contents to files; returns the entry with their paths."""
     if entry.data is None:
       return entry
@@ -57,7 +57,6 @@ class Output:
     for name, contents in zip(names, data, strict=True):
       images.append(self._staged / self._free(name, entry.split))
       with self._writing():
-        images[-1].parent.mkdir(parents=True, exist_ok=True)
         images[-1].write_bytes(contents)
     image = tuple(images) if several else images[0]
     return dataclasses.replace(entry, image=image, data=None)
@@ -85,34 +84,33 @@ class Output:
   def _copy(self, image, split):
     if (split, image) not in self._copied:
       place = self._free(image, split)
-      path = self._staged / place
       with self._writing():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(image, path)
+        shutil.copyfile(image, self._staged / place)
       self._copied[split, image] = self._keep(place)
     return self._copied[split, image]
 
   def _free(self, image, split):
-    """A path in images/SPLIT that no other image has."""
+    """A path in images/SPLIT that no other image has; makes its folder."""
     folder = pathlib.PurePath("images", split)
     place, number = folder / image.name, 1
     while str(place).lower() in self._taken:
       number += 1
       place = folder / f"{image.stem}-{number}{image.suffix}"
     self._taken.add(str(place).lower())
+    with self._writing():
+      (self._staged / folder).mkdir(parents=True, exist_ok=True)
     return place
 
   def _keep(self, place):
-    self._places.append(place)
+    self._places[place] = None
     return place
 
   def _move(self):
-    places = dict.fromkeys(self._places)
-    for place in places:
+    for place in self._places:
       old, new = self.folder / place, self._staged / place
       if old.exists() and not filecmp.cmp(old, new, shallow=False):
         raise ValueError(f"{old}: exists; remove it or name another folder")
-    for place in places:  # JSONL files are last: what they name is there
+    for place in self._places:  # JSONL files are last: what they name is there
       (self.folder / place).parent.mkdir(parents=True, exist_ok=True)
       (self._staged / place).replace(self.folder / place)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from paligemma.data import location
 from paligemma.data import masks as masks_lib
-from scripts.imports import entries
+from scripts.imports import entries, files
 
 CUT = "boxes cut to their picture"
 MOSTLY_OUTSIDE = f"{CUT}, more than half of which lay outside"
@@ -74,7 +74,7 @@ def mask(
   obj: entries.Object, size: tuple[int, int]
 ) -> tuple[list[list[float]] | dict, np.ndarray]:
   """The mask of an object: as it is written, in pixels, and as bool[H, W]."""
-  try:
+  with files.at(obj.where):
     if obj.mask is None:
       raise ValueError("no mask, expected polygons or a run-length mask")
     if isinstance(obj.mask, dict):
@@ -86,8 +86,6 @@ def mask(
     unit = size[::-1] if obj.shares else (1, 1)
     polygons = [_polygon(points, unit) for points in obj.mask]
     return polygons, masks_lib.from_polygons(polygons, *size)
-  except ValueError as error:
-    raise ValueError(f"{obj.where}: {error}") from None
 
 
 def _polygon(points, unit):
@@ -100,10 +98,8 @@ def _polygon(points, unit):
 
 def crop(mask: np.ndarray, box: location.Box, where: str) -> np.ndarray:
   """Crops a mask to a box, as the codec takes it: float[64, 64]."""
-  try:
+  with files.at(where):
     cropped = masks_lib.crop(mask, box)
-  except ValueError as error:
-    raise ValueError(f"{where}: {error}") from None
-  if not cropped.any():
-    raise ValueError(f"{where}: nothing of the mask lies in its box {box}")
+    if not cropped.any():
+      raise ValueError(f"nothing of the mask lies in its box {box}")
   return cropped

@@ -1,6 +1,7 @@
 """Turns an annotated image into a line of PaliGemma JSONL."""
 
 import collections
+import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -24,29 +25,28 @@ def record(
 ) -> dict[str, Any] | None:
   """The fields of a line, prompt and answer among them, but for "image".
 
-  Boxes and polygons come out in pixels, whatever they were given in, rounded
-  to a hundredth: so shares of six decimals, as YOLO writes them, give the same
-  line as the pixels they were made of, in images of up to 6,000 pixels. A box
-  that reaches over the edge is cut to the image. One thinner than a location
-  is written as wide as one (location.encode_box), which is noted.
+  Boxes and polygons are in pixels, rounded to a hundredth, so that shares of
+  six decimals, as YOLO writes them, give the same line as the pixels they were
+  made of, in images of up to 6,000 pixels. A box that reaches over the edge is
+  cut to the image. One thinner than a location is written as wide as one
+  (location.encode_box). Both are noted.
 
   Args:
-    entry: its image is a file, whose head is read.
-    task: one of TASKS.
-    labels: what to ask for, "detect a ; b"; None for what is there.
+    entry: Its image is a file, whose head is read.
+    task: One of TASKS.
+    labels: What to ask for, "detect a ; b"; None for what is there.
     encode: float[N, 64, 64] masks -> int[N, 16] codes, for "segment".
 
   Returns:
     "prefix", "suffix", entry.fields as far as JSON can hold them, and the raw
     annotations: "captions"; "question" and "answers"; or "height", "width" and
-    "objects", a list of {"box": (y0, x0, y1, x1), "label": ...} with "area",
-    where it is not that of the box, and "iscrowd" where there is one. With
-    "segment" also "annotations", the objects as COCO has them, with their
-    masks, for object_ops.FromCoco(masks=True). None if labels is None and
-    nothing is there.
+    "objects", [{"box": (y0, x0, y1, x1), "label": ...}, ...], with "area" if it
+    is not that of the box, and "iscrowd" for a crowd. With "segment" also
+    "annotations", the objects and masks as COCO has them, for
+    object_ops.FromCoco(masks=True). None if labels is None and there are none.
 
   Raises:
-    ValueError: the image is missing or of another size than is stated, it has
+    ValueError: The image is missing or of another size than is stated, it has
       no annotation for the task, or one of its objects is bad.
   """
   fields = {
@@ -56,19 +56,31 @@ def record(
   }
   images = entry.image if isinstance(entry.image, tuple) else (entry.image,)
   sizes = [_size(image, entry) for image in images]
+
+  def annotated(name, what):
+    value = getattr(entry, name)
+    if value is None:
+      raise ValueError(f"{entry.where}: the image has no {what}")
+    return value
+
+  def read(text, reader):
+    return _read(text, reader, entry.where, problems)
+
   if task == "caption":
-    captions = _annotated(entry, "captions", "caption")
-    captions = [_answer(text, entry.where, problems) for text in captions]
+    texts = annotated("captions", "caption")
+    captions = [read(text, spelling.read_answer) for text in texts]
     return fields | {
       "prefix": "caption en",
       "suffix": captions[0],
       "captions": captions,
     }
   if task == "vqa":
-    question = _annotated(entry, "question", "question")
-    question = _question(question, len(images), entry.where, problems)
-    answers = _annotated(entry, "answers", "answer")
-    answers = [_answer(text, entry.where, problems) for text in answers]
+    question = read(
+      annotated("question", "question"),
+      functools.partial(spelling.read_prompt, num_images=len(images)),
+    )
+    texts = annotated("answers", "answer")
+    answers = [read(text, spelling.read_answer) for text in texts]
     ((most_common, _),) = collections.Counter(answers).most_common(1)
     return fields | {
       "prefix": f"answer en {question}",
@@ -82,8 +94,8 @@ def record(
       f"{task} takes one image an example"
     )
   (size,) = sizes
-  annotated = _annotated(entry, "objects", "objects")
-  written = _objects(annotated, size, task, problems, labels, encode)
+  objects = annotated("objects", "objects")
+  written = _objects(objects, size, task, problems, labels, encode)
   if written is None:
     return None
   return fields | written | {"height": size[0], "width": size[1]}
@@ -98,13 +110,12 @@ def asked(
   """The labels that every prompt asks for: each once, in alphabetical order.
 
   The order is none of the format's, so that every format gives the same prompt.
+  What no answer can hold, and no object has, is left out and noted.
 
   Args:
-    declared: labels that the data set says it has; None if it does not.
-    used: labels of all its objects.
-    problems: is told of those of one name, and of those that are left out: what
-      no answer can hold, if no object has it.
-    where: the data set.
+    declared: Labels that the data set says it has; None if it does not.
+    used: Labels of all its objects.
+    where: The data set.
   """
   used = dict.fromkeys(used)
   annotated = {label_name(label) for label in used}
@@ -146,8 +157,7 @@ def label_problem(name: str) -> str:
 
 def _is_json(key, value, where, problems):
   try:
-    text = json.dumps({key: value}, allow_nan=False, ensure_ascii=False)
-    text.encode()
+    json.dumps({key: value}, allow_nan=False, ensure_ascii=False).encode()
   except (TypeError, ValueError, RecursionError):
     what = "further fields left out, which JSON in UTF-8 cannot hold"
     problems.note(what, f'{where}: "{key!s:.60}"')
@@ -183,28 +193,15 @@ def _size(image, entry):
   )
 
 
-def _question(text, num_images, where, problems):
-  """A question as training reads it, see spelling."""
-
-  def read(text):
-    return spelling.read_prompt(text, num_images)
-
-  return _read(text, read, where, problems)
-
-
-def _answer(text, where, problems):
-  """A caption or an answer as training reads it, see spelling."""
-  return _read(text, spelling.read_answer, where, problems)
-
-
-def _read(text, read, where, problems):
+def _read(text, reader, where, problems):
+  """A text as training reads it with a function of `spelling`."""
   if not _is_utf8(text):
     raise ValueError(
       f"{where}: the text {text!r:.60} holds half of a surrogate pair, which "
       "UTF-8 cannot hold"
     )
   try:
-    found, removed = read(text)
+    found, removed = reader(text)
   except ValueError as error:  # it may be meant so
     problems.note("texts that training refuses", f"{where}: {error}")
     return text
@@ -213,13 +210,6 @@ def _read(text, read, where, problems):
   if not found.strip():
     raise ValueError(f"{where}: nothing is left of the text {text!r:.60}")
   return found
-
-
-def _annotated(entry, name, what):
-  value = getattr(entry, name)
-  if value is None:
-    raise ValueError(f"{entry.where}: the image has no {what}")
-  return value
 
 
 def _objects(annotated, size, task, problems, labels, encode):
@@ -239,7 +229,15 @@ def _objects(annotated, size, task, problems, labels, encode):
     if task == "segment":
       shape, mask = pixels.mask(obj, size)
       masks.append(pixels.crop(mask, box, obj.where))
-      annotations.append(_annotation(box, label, shape))
+      y0, x0, y1, x1 = box
+      corner_and_sides = x0, y0, x1 - x0, y1 - y0
+      annotations.append(
+        {
+          "bbox": [pixels.rounded(c) for c in corner_and_sides],
+          "category_id": label,
+          "segmentation": shape,
+        }
+      )
     raw.append(fields)
     if location.widen(box, size) != box:
       what = "boxes thinner than a location, written as wide as one"
@@ -259,13 +257,6 @@ def _objects(annotated, size, task, problems, labels, encode):
     "suffix": location.encode(objects, size),
     "objects": raw,
   }
-  return written | ({"annotations": annotations} if task == "segment" else {})
-
-
-def _annotation(box, label, shape):
-  y0, x0, y1, x1 = box
-  return {
-    "bbox": [pixels.rounded(c) for c in (x0, y0, x1 - x0, y1 - y0)],
-    "category_id": label,
-    "segmentation": shape,
-  }
+  if task == "segment":
+    written["annotations"] = annotations
+  return written

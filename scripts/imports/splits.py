@@ -25,11 +25,10 @@ def images(line: Mapping[str, Any]) -> list[str]:
 def sources(
   records: Records, files: Mapping[str, pathlib.Path]
 ) -> dict[str, str]:
-  """Groups images that must be on one side of a split.
+  """{name of an image: the first that must be on the same side of a split}.
 
-  Those are augmented copies of one image, as their names tell; files of the
-  same contents; and all images of one line. Of a name -> file mapping it makes
-  {name of an image: that of the first of those it belongs with}.
+  Those are augmented copies of one image, by their names; files of the same
+  contents; and all images of one line. `files` are {name: file}.
   """
   found = {name: name for name in files}
 
@@ -110,8 +109,7 @@ def _shuffled(image):
 def _of_equal_contents(files: Mapping[str, pathlib.Path]) -> Iterable[list]:
   """Groups of two or more images whose files have equal contents.
 
-  Few have the size of another one, and few of those the same end, so that
-  hardly a file is read that has no copy.
+  Files of one size are compared by their end before they are read whole.
   """
   groups = [list(files)]
   for key in (_size, _end, _contents):

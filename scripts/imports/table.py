@@ -11,7 +11,7 @@ NEEDED = {
 }
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads a table with a header.
 
   Rows of one image are its captions or its boxes; a row without a box, with
@@ -23,19 +23,53 @@ def read(request: entries.Request) -> entries.Annotations:
   "xyxy", the default, reads xmin, ymin, xmax and ymax, "xywh" x, y, w and h,
   "cxcywh" cx, cy, w and h.
   """
-  src, task = request.src, request.task
+  src, problems = request.src, request.problems
+  task, names = request.task, request.names
   if task not in NEEDED:
     raise ValueError(f"{src}: a table has nothing for --task {task}")
   folder = request.images or src.parent
   rows = list(files.read_rows(src))
-  present = list(rows[0][1])
+  present, where, edges = list(rows[0][1]), str(src), ()
   _check_header(present, src)
   if task == "detect":
-    return _detect(request, rows, folder)
-  chosen = columns.choose(NEEDED[task], present, request.names, str(src))
-  return entries.Annotations(
-    _texts(rows, chosen, folder, task, request.problems)
-  )
+    edges = _edges(request.boxes, present, names, where)
+    # The columns of corners can hold something else, which --boxes says.
+    given = dict(zip(edges, columns.EDGES["xyxy"], strict=True))
+    given = {new: names[old] for new, old in given.items() if old in names}
+    names = {**given, **names}
+  chosen = columns.choose((*NEEDED[task], *edges), present, names, where)
+  if len({chosen[name] for name in edges}) < len(edges):
+    raise ValueError(
+      f"{where}: no four columns {', '.join(edges)}, found "
+      f"{messages.shown(', '.join(present))}"
+    )
+  groups = _groups(rows, chosen, task, problems)
+  sides, reading = {}, None
+  if task == "detect":
+    sides = _sides(rows, chosen, edges, where)
+    reading = boxes_lib.decide(
+      _numbers(groups, chosen, edges, sides, folder),
+      where,
+      problems,
+      stated=request.boxes,
+      default="xyxy",
+      among=tuple(columns.EDGES),
+    )
+  for (name, _), members in groups.items():
+    with problems:
+      where, first = members[0]
+      found = columns.annotations(first, chosen, where)
+      if task == "detect":
+        objects = (_object(x, chosen, edges, reading, at) for at, x in members)
+        found["objects"] = tuple(filter(None, objects))
+        found["size"] = _size(first, sides)
+      if task == "caption":
+        texts = (columns.annotations(x, chosen, at) for at, x in members)
+        found["captions"] = tuple(x for some in texts for x in some["captions"])
+      if len(members) == 1:
+        found["fields"] = columns.rest(first, {**chosen, **sides})
+      image = folders.find(name, [folder], where, problems)
+      yield entries.Entry(image, where, _split(members), **found)
 
 
 def _check_header(header, src):
@@ -50,87 +84,19 @@ def _check_header(header, src):
     )
 
 
-def _texts(rows, chosen, folder, task, problems):
-  for (name, _), members in _groups(rows, chosen, task, problems).items():
-    with problems:
-      where, first = members[0]
-      found = columns.annotations(first, chosen, where)
-      if task == "caption":
-        captions = [
-          columns.annotations(row, chosen, place)["captions"]
-          for place, row in members
-        ]
-        found = {"captions": tuple(x for some in captions for x in some)}
-      yield entries.Entry(
-        folders.find(name, [folder], where, problems),
-        where,
-        _split(members),
-        fields=_fields(members, chosen),
-        **found,
-      )
-
-
-def _detect(request, rows, folder):
-  names, boxes, problems = request.names, request.boxes, request.problems
-  present, where = list(rows[0][1]), str(request.src)
-  edges = _edges(boxes, present, names, where)
-  # The columns of corners can hold something else, which --boxes says.
-  given = dict(zip(edges, columns.EDGES["xyxy"], strict=True))
-  given = {new: names[old] for new, old in given.items() if old in names}
-  chosen = columns.choose(
-    (*NEEDED["detect"], *edges), present, {**given, **names}, where
-  )
-  if len({chosen[name] for name in edges}) < len(edges):
-    raise ValueError(
-      f"{where}: no four columns {', '.join(edges)}, found "
-      f"{messages.shown(', '.join(present))}"
-    )
-  sides = _sides(rows, chosen, edges, where)
-  groups = _groups(rows, chosen, "detect", problems)
-  reading = boxes_lib.decide(
-    _numbers(groups, chosen, edges, sides, folder),
-    where,
-    problems,
-    stated=boxes,
-    default="xyxy",
-    among=tuple(columns.EDGES),
-  )
-
-  def found():
-    for (name, _), members in groups.items():
-      with problems:
-        where, _ = members[0]
-        objects = [
-          obj
-          for place, row in members
-          for obj in _objects(row, chosen, edges, reading, place)
-        ]
-        yield entries.Entry(
-          folders.find(name, [folder], where, problems),
-          where,
-          _split(members),
-          size=_size(members, sides),
-          fields=_fields(members, {**chosen, **sides}),
-          objects=tuple(objects),
-        )
-
-  return entries.Annotations(found())
-
-
 def _split(members):
   """The split in the column "split"; the rows of an image must agree."""
-  place, row = members[0]
-  column = columns.find(("split",), list(row), place)
-  first, *others = (
-    entries.SPLITS.get(str(row.get(column)).strip().lower(), "train")
-    for _, row in members
-  )
-  for other, (where, _) in zip(others, members[1:], strict=True):
-    if other != first:
-      raise ValueError(
-        f"{where}: {other} is the split, but {first} at {place} of the same "
-        "image"
-      )
+  found = {}
+  for where, row in members:
+    column = columns.find(("split",), list(row), where)
+    name = str(row.get(column)).strip().lower()
+    found.setdefault(entries.SPLITS.get(name, "train"), where)
+  (first, place), *others = found.items()
+  if others:
+    other, where = others[0]
+    raise ValueError(
+      f"{where}: {other} is the split, but {first} at {place} of the same image"
+    )
   return first
 
 
@@ -143,24 +109,23 @@ def _edges(boxes, present, names, where):
         f"{', '.join(columns.EDGES)}"
       )
     return columns.EDGES[boxes]
-  there = {
-    reading: len(
-      {_column(name, present, names, where) for name in edges} - {None}
-    )
-    == len(edges)
-    for reading, edges in columns.EDGES.items()
-  }
-  if not there.pop("xyxy") and any(there.values()):
+
+  def are_there(edges):
+    found = {
+      names.get(name) or columns.find(columns.NAMES[name], present, where)
+      for name in edges
+    }
+    return None not in found and len(found) == len(edges)
+
+  if not are_there(columns.EDGES["xyxy"]) and any(
+    map(are_there, columns.EDGES.values())
+  ):
     raise ValueError(
       f"{where}: found columns {messages.shown(', '.join(present))}; say what "
       "they are with --boxes xywh (x and y of the upper left corner) or "
       "--boxes cxcywh (of the centre)"
     )
   return columns.EDGES["xyxy"]
-
-
-def _column(name, present, names, where):
-  return names.get(name) or columns.find(columns.NAMES[name], present, where)
 
 
 def _sides(rows, chosen, edges, where):
@@ -194,37 +159,29 @@ def _groups(rows, chosen, task, problems):
 
 
 def _numbers(groups, chosen, edges, sides, folder):
-  """Yields boxes, sizes and places, for boxes.decide; bad ones are left out."""
+  """Yields boxes, sizes and places, for boxes.decide."""
   sizes = boxes_lib.Sizes()
   for (name, _), members in groups.items():
     for where, row in members:
-      try:
-        values = boxes_lib.numbers(_cells(row, chosen, edges), where)
-      except ValueError:
-        continue
-      yield values, _size(members, sides) or sizes.named(name, folder), where
+      size = _size(members[0][1], sides) or sizes.named(name, folder)
+      yield _cells(row, chosen, edges), size, where
 
 
-def _size(members, sides):
+def _size(row, sides):
   """The (height, width) that the first row of an image states, or None."""
-  _, row = members[0]
   return boxes_lib.size(*(row.get(sides.get(x)) for x in ("height", "width")))
-
-
-def _fields(members, chosen):
-  """The other columns, of an image that has only one row."""
-  return columns.rest(members[0][1], chosen) if len(members) == 1 else {}
 
 
 def _cells(row, chosen, edges):
   return [row[chosen[name]].strip() for name in edges]
 
 
-def _objects(row, chosen, edges, reading, where):
+def _object(row, chosen, edges, reading, where):
+  """The object of a row, None of a row without one."""
   cells, label = _cells(row, chosen, edges), row[chosen["label"]].strip()
   if not any(cells) and not label:
-    return []
+    return None
   if not label:
     raise ValueError(f"{where}: box without a label")
-  values = boxes_lib.numbers(cells, where, ", ".join(edges))
-  return [reading.to_object(label, values, where)]
+  values = files.numbers(cells, 4, ", ".join(edges), where)
+  return reading.to_object(label, values, where)

@@ -13,7 +13,7 @@ _IMAGES = ("jpegimages", "images")  # of images
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads the XML files of a folder, of its folder Annotations, or of others.
 
   A folder of folders, as one for each split or VOCdevkit, gives all of theirs.
@@ -33,63 +33,19 @@ def read(request: entries.Request) -> entries.Annotations:
   found = _files(src, "train", problems)
   if not found:
     for folder in filter(pathlib.Path.is_dir, folders.matching(src, "*")):
-      split = entries.split_of(pathlib.PurePath(folder.name)) or "train"
-      found += _files(folder, split, problems)
+      found += _files(folder, entries.split_of(folder.name), problems)
   if not found:
     raise ValueError(f"{src}: no annotations of VOC, expected XML files")
-  return entries.Annotations(_entries(request, found))
-
-
-def _files(src, split, problems):
-  """(split, XML file, its folder of images) of a data set in a folder."""
-  folder = _folder(src, _XML) or src
-  images = _folder(src, _IMAGES) or folder
-  present = [
-    path
-    for path in folders.matching(folder, "*")
-    if path.suffix.lower() == ".xml"
-  ]
-  sets = {
-    entries.split_name(name): path
-    for name in entries.SPLITS
-    if (path := src / "ImageSets" / "Main" / f"{name}.txt").is_file()
-  }
-  if not sets:
-    return [(split, path, images) for path in present]
-  # A line can go on with whether a class is in the image.
-  listed = [
-    (split, folder / f"{line.split()[0]}.xml", images)
-    for split, path in sets.items()
-    for line in files.read_lines(path)
-    if line.strip()
-  ]
-  for path in sorted(set(present) - {path for _, path, _ in listed}):
-    what = "XML files that no list of ImageSets/Main names, left out"
-    problems.note(what, str(path))
-  return listed
-
-
-def _folder(src, names):
-  """The folder of one of these names, in any case."""
-  found = {path.name.lower(): path for path in src.iterdir() if path.is_dir()}
-  return next((found[name] for name in names if name in found), None)
-
-
-def _entries(request, found):
-  src, problems = request.src, request.problems
-  parsed, index = [], {}
-  for split, path, folder in dict.fromkeys(found):
+  index, parsed = {}, []
+  for split, path, images in dict.fromkeys(found):
     with problems:
-      images = request.images or folder
-      parsed.append(_entry(path, split, images, index, problems))
-  found = [
-    (obj.box, entry.size, obj.where)
-    for entry in parsed
-    for obj in entry.objects
-  ]
-  reading = boxes.decide(found, src, problems, default="yxyx", among=["yxyx"])
+      parsed.append(
+        _entry(path, split, request.images or images, index, problems)
+      )
+  edges = [(obj.box, x.size, obj.where) for x in parsed for obj in x.objects]
+  reading = boxes.decide(edges, src, problems, default="yxyx", among=["yxyx"])
   shift = 0 if reading.shares else 1
-  for (y0, x0, _, _), _, where in () if reading.shares else found:
+  for (y0, x0, _, _), _, where in edges if shift else ():
     if 0 <= min(y0, x0) < 1:
       problems.note("boxes at pixel 0: the data set counts from 0", where)
       shift = 0
@@ -103,6 +59,33 @@ def _entries(request, found):
       yield dataclasses.replace(entry, objects=tuple(objects))
 
 
+def _files(src, split, problems):
+  """(split, XML file, its folder of images) of a data set in a folder."""
+  folder = _folder(src, _XML) or src
+  images = _folder(src, _IMAGES) or folder
+  present = folders.matching(folder, "*")
+  present = [path for path in present if path.suffix.lower() == ".xml"]
+  sets = folders.image_sets(src, "Main")
+  if not sets:
+    return [(split, path, images) for path in present]
+  # A line can go on with whether a class is in the image.
+  listed = [
+    (split, folder / f"{line.split()[0]}.xml", images)
+    for split, lines in sets
+    for line in lines
+  ]
+  for path in sorted(set(present) - {path for _, path, _ in listed}):
+    what = "XML files that no list of ImageSets/Main names, left out"
+    problems.note(what, str(path))
+  return listed
+
+
+def _folder(src, names):
+  """The folder of one of these names, in any case."""
+  found = {path.name.lower(): path for path in src.iterdir() if path.is_dir()}
+  return next((found[name] for name in names if name in found), None)
+
+
 def _entry(path, split, images, index, problems):
   """The entry of an XML file, with box edges as they are written."""
   root = files.read_xml(path)
@@ -114,27 +97,31 @@ def _entry(path, split, images, index, problems):
     )
   image = _image(images, path, root.findtext("filename"), index, problems)
   sides = [root.findtext(f"size/{side}") for side in ("height", "width")]
-  objects = [
+  objects = tuple(
     _object(obj, f"{path}: object {i}")
     for i, obj in enumerate(root.iter("object"), start=1)
-  ]
-  return entries.Entry(
-    image, str(path), split, size=boxes.size(*sides), objects=tuple(objects)
   )
+  size = boxes.size(*sides)
+  return entries.Entry(image, str(path), split, size=size, objects=objects)
 
 
 def _image(images, path, name, index, problems):
-  """The image that an XML file names, or else one of the XML's name."""
+  """The image that an XML file names, or else one of the XML's name.
+
+  Images of a folder are kept in `index`, {folder: {lower-case stem: images}}.
+  """
   # Some programs write the whole path it had on another machine.
   name = pathlib.PurePath((name or "").strip().replace("\\", "/")).name
   if name and (images / name).is_file():
     return images / name
   if images not in index:
-    index[images] = _by_stem(images)
+    index[images] = {}
+    for file in folders.matching(images, "*"):
+      if file.suffix.lower() in image_files.SUFFIXES:
+        index[images].setdefault(file.stem.lower(), []).append(file)
   stems = [name, re.sub(r"\.[^.]*[a-zA-Z][^.]*$", "", name), path.stem]
-  found = []
-  for stem in stems:
-    found = found or index[images].get(stem.lower(), [])
+  options = [index[images].get(stem.lower()) for stem in stems]
+  found = next(filter(None, options), None)
   if not found:
     wanted = messages.shown(f"{name} or {path.stem}" if name else path.stem)
     raise ValueError(
@@ -147,15 +134,6 @@ def _image(images, path, name, index, problems):
     what = "images of another name or suffix than their XML says"
     problems.note(what, str(path))
   return found[0]
-
-
-def _by_stem(folder):
-  """Name without suffix, in small letters -> the images of that name."""
-  found = {}
-  for path in folders.matching(folder, "*"):
-    if path.suffix.lower() in image_files.SUFFIXES:
-      found.setdefault(path.stem.lower(), []).append(path)
-  return found
 
 
 def _object(obj, where):

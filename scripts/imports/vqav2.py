@@ -5,14 +5,12 @@ v2_OpenEnded_mscoco_train2014_questions.json, v2_mscoco_train2014_annotations
 .json, and pictures train2014/COCO_train2014_000000000009.jpg.
 """
 
-import pathlib
-
 from scripts.imports import entries, files, folders
 
 _KEPT = ("question_type", "answer_type", "multiple_choice_answer")
 
 
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads questions with the answers that ten people gave to each.
 
   A file of questions without one of answers, as that of the test split, is left
@@ -20,14 +18,13 @@ def read(request: entries.Request) -> entries.Annotations:
   image_id, question_type, answer_type and multiple_choice_answer. Pictures, or
   their folders such as train2014, lie in `images`, or beside the questions.
   """
+  problems = request.problems
   root, found = folders.root_and_files(request.src, "questions.json")
   pairs = []
   for path in found:
     answers = next(root.rglob(_answers_name(path)), None)
     if answers is None:
-      request.problems.note(
-        "files of questions without answers left out", str(path)
-      )
+      problems.note("files of questions without answers left out", str(path))
     else:
       pairs.append((path, answers))
   if not pairs:
@@ -35,24 +32,9 @@ def read(request: entries.Request) -> entries.Annotations:
       f"{found[0]}: questions without answers, expected "
       f"{_answers_name(found[0])} in {root}"
     )
-  folder = request.images or root
-  return entries.Annotations(_entries(pairs, folder, request.problems))
-
-
-def _answers_name(path):
-  """ "v2_OpenEnded_x_questions.json" has its answers in "v2_x_annotations"."""
-  name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "")
-  return name.replace("questions", "annotations")
-
-
-def _entries(pairs, folder, problems):
   for path, answers_path in pairs:
     content = files.read_json(path)
     questions = files.get(content, "questions", list, str(path))
-    kind = str(content.get("data_type", "mscoco"))
-    kind = "COCO" if kind == "mscoco" else kind
-    subset = str(content.get("data_subtype", ""))
-    split = entries.split_of(pathlib.PurePath(path.name)) or "train"
     answers = _by_question(answers_path)
     for i, question in enumerate(questions):
       where = f"{path}: question number {i}"
@@ -63,30 +45,31 @@ def _entries(pairs, folder, problems):
             f"{where}: its question_id {key!r:.40} has no answer in "
             f"{answers_path}"
           )
-        image = files.get(question, "image_id", int, where)
+        number = files.get(question, "image_id", int, where)
+        kept = {k: answers[key][k] for k in _KEPT if k in answers[key]}
         yield entries.Entry(
-          _picture(folder, kind, subset, image),
+          _image(request.images or root, content, number),
           where,
-          split,
+          entries.split_of(path.name),
           question=files.get(question, "question", str, where).strip(),
           answers=_answers(answers[key], where, problems),
-          fields={
-            "question_id": key,
-            "image_id": image,
-            **{k: answers[key][k] for k in _KEPT if k in answers[key]},
-          },
+          fields={"question_id": key, "image_id": number, **kept},
         )
+
+
+def _answers_name(path):
+  """ "v2_OpenEnded_x_questions.json" has its answers in "v2_x_annotations"."""
+  name = path.name.replace("OpenEnded_", "").replace("MultipleChoice_", "")
+  return name.replace("questions", "annotations")
 
 
 def _by_question(path):
   content = files.read_json(path)
-  found = {}
-  for i, fields in enumerate(
-    files.get(content, "annotations", list, str(path))
-  ):
-    where = f"{path}: annotation number {i}"
-    found[files.get(fields, "question_id", (int, str), where)] = fields
-  return found
+  annotations = files.get(content, "annotations", list, str(path))
+  return {
+    files.get(x, "question_id", (int, str), f"{path}: annotation number {i}"): x
+    for i, x in enumerate(annotations)
+  }
 
 
 def _answers(fields, where, problems):
@@ -96,13 +79,16 @@ def _answers(fields, where, problems):
   ]
   if not all(found):
     problems.note("empty answers left out", where)
-  return tuple(answer for answer in found if answer) or None
+  return tuple(filter(None, found)) or None
 
 
-def _picture(folder, kind, subset, key):
+def _image(folder, content, number):
   """Names of 2014 have a prefix, those of 2017 are the number alone."""
-  names = [f"{kind}_{subset}_{key:012d}.jpg", f"{key:012d}.jpg"]
-  names.append(f"{kind}_{subset}_{key:012d}.png")  # of abstract scenes
+  kind = str(content.get("data_type", "mscoco"))
+  kind = "COCO" if kind == "mscoco" else kind
+  subset = str(content.get("data_subtype", ""))
+  names = [f"{kind}_{subset}_{number:012d}.jpg", f"{number:012d}.jpg"]
+  names.append(f"{kind}_{subset}_{number:012d}.png")  # of abstract scenes
   names += [f"{subset}/{name}" for name in names]
   options = [folder / name for name in names]
   return next((path for path in options if path.is_file()), options[0])

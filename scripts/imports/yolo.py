@@ -1,8 +1,5 @@
 """YOLO: data.yaml, or its folder, with a text file for each image."""
 
-import dataclasses
-import pathlib
-
 from paligemma import messages
 from paligemma.data import image_files
 from scripts.imports import entries, files, folders, yolo_labels
@@ -12,43 +9,42 @@ _ABSENT = (None, "", "null", "~")  # of YAML, whose scalars stay text
 _OTHERS = ("classes.txt", "notes.txt", "readme")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Dataset:
-  """What a data.yaml says."""
-
-  where: str  # the place to name in an error
-  root: pathlib.Path  # folder that its paths are relative to
-  # name of ours -> (name there, folders or lists of images)
-  splits: dict[str, tuple[str, list[str]]]
-  labels: dict[int, str]  # number of a class -> label
-  # whether they follow the box; None if the YAML does not say it
-  key_points: bool | None
-
-
-def read(request: entries.Request) -> entries.Annotations:
+def read(request: entries.Request) -> entries.Entries:
   """Reads a data set in the layout of Ultralytics.
-
-  An image's labels lie at its own path, with the last folder "images" replaced
-  by "labels", or beside it; none means that nothing is in it, but one image of
-  a split must have them. Their lines are those of yolo_labels.read; with
-  "kpt_shape" key points follow the box and are left out.
-
-  A folder or list that is not there is looked for under its end (folders.find).
 
   The data set is the YAML; or a folder with data.yaml, or with one YAML, or
   with classes.txt (a name a line) and images of splits in images/train,
   train/images or train, or of no split in images or the folder itself. Paths in
   the YAML are relative to `images`; without it to its "path", and that to its
-  own folder.
+  own folder. Labels are read by yolo_labels.read; with "kpt_shape" key points
+  follow the box and are left out.
   """
-  src = request.src
+  src, problems = request.src, request.problems
   path = _main_file(src) if src.is_dir() else src
   if path.suffix == ".txt":
-    data = _without_yaml(path, request.images or src)
+    root, key_points = request.images or src, None
+    names = [line for _, line in files.lines_and_places(path)]
+    labels, splits = dict(enumerate(names)), _splits_of_folders(root)
   else:
-    data = _with_yaml(path, request.images, request.problems)
-  found = tuple(data.labels.values())
-  return entries.Annotations(_entries(data, request.problems), found)
+    content = files.parse_yaml(files.read_text(path), path)
+    if not isinstance(content, dict):
+      raise ValueError(
+        f"{path}: expected names and folders, found {content!r:.60}"
+      )
+    labels, splits = _labels(content, path), _splits(content, path)
+    root = request.images or _root(content, path, problems)
+    key_points = _key_points(content, path)
+  request.labels = list(labels.values())
+  for split, (key, places) in splits.items():
+    where = f'{path}: "{key}"'
+    images = []
+    for place in places:
+      with problems:
+        images += _images(root, place, where, problems)
+    with problems:
+      yield from yolo_labels.read(
+        images, root, split, labels, where, problems, key_points=key_points
+      )
 
 
 def _main_file(folder):
@@ -65,84 +61,73 @@ def _main_file(folder):
   return found[0]
 
 
-def _with_yaml(src, images, problems):
-  content = _description(src)
+def _labels(content, src):
+  """{number of a class: label}."""
   names = files.get(content, "names", (list, dict), str(src))
   given = names if isinstance(names, dict) else dict(enumerate(names))
   # "0" of a file is 0, "a" stays what it is, to be shown.
-  named = {_whole(key): name for key, name in given.items()}
-  for key, name in named.items():
+  labels = {_whole(key): name for key, name in given.items()}
+  for key, name in labels.items():
     if not isinstance(name, str):
       raise ValueError(
         f"{src}: expected a text as name of class {key}, found {name!r:.60}"
       )
-  count = _whole(content.get("nc", len(named)))
-  found = messages.shown(", ".join(map(str, named)))
-  if set(named) != set(range(len(named))) or count != len(named):
+  count = _whole(content.get("nc", len(labels)))
+  if set(labels) != set(range(len(labels))) or count != len(labels):
+    found = messages.shown(", ".join(map(str, labels)))
     raise ValueError(
       f"{src}: expected a name for each of {messages.shown(str(count))} "
       f"classes from 0, found names of {found or 'none'}"
     )
+  return labels
+
+
+def _whole(text):
+  return int(text) if str(text).strip().isdecimal() else text
+
+
+def _splits(content, src):
+  """{split: (its name in the YAML, folders or lists of images)}."""
   splits = {}
   for key, split in entries.SPLITS.items():
     places = content.get(key)
     places = places if isinstance(places, list) else [places]
-    places = [place for place in places if place not in _ABSENT]
-    if not places:
-      continue
-    if split in splits:
+    places = [str(place) for place in places if place not in _ABSENT]
+    if places and split in splits:
       raise ValueError(f'{src}: "{key}" and "{splits[split][0]}" are one split')
-    splits[split] = key, [str(place) for place in places]
+    if places:
+      splits[split] = key, places
   if not splits:
     raise ValueError(f'{src}: has none of "train", "val" and "test"')
-  root = src.parent
-  if images is not None:
-    root = images
-  elif content.get("path") not in _ABSENT:
-    named_root = str(content["path"])
-    root = folders.find(named_root, [root], f'{src}: "path"', problems)
-    if not root.is_dir():
-      what = '"path" that is not there, taken as the folder of the YAML'
-      problems.note(what, f"{src}: {root}")
-      root = src.parent
-  return _Dataset(str(src), root, splits, named, _key_points(content, src))
+  return splits
 
 
-def _without_yaml(path, root):
-  names = [line for line in files.read_lines(path) if line.strip()]
-  named = dict(enumerate(names))
+def _splits_of_folders(root):
+  """As _splits, of a data set without a YAML."""
   splits = {}
   for name, split in entries.SPLITS.items():
     for place in (f"images/{name}", f"{name}/images", name):
-      if (root / place).is_dir() and split not in splits:
-        splits[split] = name, [place]
-  if not splits:
-    place = "images" if (root / "images").is_dir() else "."
-    splits["train"] = "train", [place]
-  return _Dataset(str(path), root, splits, named, None)
+      if (root / place).is_dir():
+        splits.setdefault(split, (name, [place]))
+  place = "images" if (root / "images").is_dir() else "."
+  return splits or {"train": ("train", [place])}
 
 
-def _entries(data, problems):
-  for split, (key, places) in data.splits.items():
-    where = f'{data.where}: "{key}"'
-    images = []
-    for place in places:
-      with problems:
-        images += _images(data.root, place, where, problems)
-    with problems:
-      yield from yolo_labels.read(
-        images,
-        data.root,
-        split,
-        data.labels,
-        where,
-        problems,
-        key_points=data.key_points,
-      )
+def _root(content, src, problems):
+  """The folder that paths in the YAML are relative to."""
+  path = content.get("path")
+  if path in _ABSENT:
+    return src.parent
+  root = folders.find(str(path), [src.parent], f'{src}: "path"', problems)
+  if root.is_dir():
+    return root
+  what = '"path" that is not there, taken as the folder of the YAML'
+  problems.note(what, f"{src}: {root}")
+  return src.parent
 
 
 def _images(root, place, where, problems):
-  """The images of a folder, or those that a text file lists."""
+  """The images in a folder, or those that a text file lists."""
   path = folders.find(place, [root], where, problems)
   if path.is_dir():
     found = [
@@ -160,10 +145,10 @@ def _images(root, place, where, problems):
         if not other and file not in known:
           raise ValueError(f"{file}: missing image of these labels in {path}")
   elif path.is_file():
-    found = []
-    for number, line in enumerate(files.read_lines(path), start=1):
-      if line.strip():
-        found.append(_listed(line, path, number, root, problems))
+    found = [
+      _listed(line, path, root, line_at, problems)
+      for line_at, line in files.lines_and_places(path)
+    ]
   else:
     raise ValueError(
       f"{where}: no such folder or list of images: "
@@ -174,20 +159,11 @@ def _images(root, place, where, problems):
   return found
 
 
-def _listed(line, path, number, root, problems):
+def _listed(line, path, root, where, problems):
   """An image of a list, relative to the root or to the list."""
   beside = path.parent / line.strip().replace("\\", "/")
-  found = folders.find(line, [root], f"{path}:{number}", problems)
+  found = folders.find(line, [root], where, problems)
   return beside if beside.exists() and not found.exists() else found
-
-
-def _description(path):
-  content = files.read_yaml(path)
-  if not isinstance(content, dict):
-    raise ValueError(
-      f"{path}: expected names and folders, found {content!r:.60}"
-    )
-  return content
 
 
 def _key_points(content, src):
@@ -202,7 +178,3 @@ def _key_points(content, src):
       f'{src}: expected [points, 2 or 3] under "kpt_shape", found {shape!r:.60}'
     )
   return True
-
-
-def _whole(text):
-  return int(text) if str(text).strip().isdecimal() else text

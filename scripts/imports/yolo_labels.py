@@ -1,5 +1,6 @@
-"""The text file of boxes that YOLO and Darknet have for each picture."""
+"""The text file of boxes that YOLO and Darknet have for each image."""
 
+import contextlib
 import itertools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ _PROOF = 10  # lines of one length, which outlines are not by chance
 
 
 def path_of(image: pathlib.Path) -> pathlib.Path:
-  """Where the labels of an image lie, if not beside it."""
+  """The path of an image's labels: a/images/b/c.jpg -> a/labels/b/c.txt."""
   parts = list(image.with_suffix(".txt").parts)
   for i in reversed(range(len(parts) - 1)):
     if parts[i] == "images":
@@ -20,15 +21,28 @@ def path_of(image: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(*parts)
 
 
-def find(
+def read(
   images: Sequence[pathlib.Path],
   root: pathlib.Path,
+  split: str,
+  labels: Mapping[int, str],
   where: str,
   problems: entries.Problems,
-) -> dict[pathlib.Path, pathlib.Path]:
-  """The label files of the images that have one; the others are noted.
+  *,
+  key_points: bool | None = False,
+) -> Iterator[entries.Entry]:
+  """Yields the entries of a split's images, with what their label files say.
 
-  One image of a split must have one.
+  A line is "class x y width height", of the box's centre, or "class x0 y0 x1 y1
+  ..." of a polygon, all as shares of the image's sides. The file is at path_of
+  an image or beside it. An image without one is one of nothing, and noted, but
+  one image of the split must have one.
+
+  Args:
+    root: Folder of the data set, for the error.
+    labels: Number of a class -> label.
+    key_points: Whether key points follow the box, which are left out; None if
+      nobody says it: then lines must not fit boxes with key points.
   """
   found = {}
   for image in images:
@@ -48,51 +62,16 @@ def find(
     if image not in found:
       what = "images without a label file, taken as images of nothing"
       problems.note(what, str(image))
-  return found
-
-
-def read(
-  images: Sequence[pathlib.Path],
-  root: pathlib.Path,
-  split: str,
-  labels: Mapping[int, str],
-  where: str,
-  problems: entries.Problems,
-  *,
-  key_points: bool | None = False,
-) -> Iterator[entries.Entry]:
-  """Yields the entries of a split's images, with what their label files say.
-
-  A line is "class x y width height", of the box's centre, or "class x0 y0 x1 y1
-  ..." of a polygon, all as shares of the image's sides.
-
-  Args:
-    images: paths.
-    root: folder of the data set.
-    split: of the entries.
-    labels: number of a class -> label.
-    where, problems: as everywhere.
-    key_points: whether key points follow the box, which are left out; None if
-      nobody says it: then lines must not fit boxes with key points.
-  """
-  found = find(images, root, where, problems)
   if key_points is None:
     _refuse_key_points(found.values())
   for image in images:
     with problems:
       path = found.get(image)
       objects = tuple(
-        _object(words, labels, key_points, place, problems)
-        for place, words in (_lines(path) if path else ())
+        _object(line.split(), labels, key_points, place, problems)
+        for place, line in (files.lines_and_places(path) if path else ())
       )
       yield entries.Entry(image, str(path or image), split, objects=objects)
-
-
-def _lines(path):
-  """Yields (where, words) of each line that is not blank."""
-  for number, line in enumerate(files.read_lines(path), start=1):
-    if words := line.split():
-      yield f"{path}:{number}", words
 
 
 def _refuse_key_points(paths):
@@ -104,7 +83,7 @@ def _refuse_key_points(paths):
   lines = list(itertools.islice(_readable(paths), boxes.SAMPLE))
   if len(lines) < _PROOF:
     return
-  fitting = set.intersection(*(_shapes(words) for _, words in lines))
+  fitting = set.intersection(*(_shapes(line.split()) for _, line in lines))
   if fitting:
     (where, _), shape = lines[0], list(max(fitting))
     raise ValueError(
@@ -116,10 +95,8 @@ def _refuse_key_points(paths):
 
 def _readable(paths):
   for path in paths:
-    try:
-      yield from _lines(path)
-    except ValueError:  # said where it is read
-      continue
+    with contextlib.suppress(ValueError):  # raised where it is read
+      yield from files.lines_and_places(path)
 
 
 def _shapes(words):
@@ -171,12 +148,11 @@ def _object(words, labels, key_points, where, problems):
       f"{len(labels) - 1}"
     )
   label = labels[number]
-  for share in shares:
-    if not -_EDGE <= share <= 1 + _EDGE:
-      raise ValueError(
-        f"{where}: expected shares of the image's sides, from 0 to 1, found "
-        f"{share:g}"
-      )
+  if outside := [x for x in shares if not -_EDGE <= x <= 1 + _EDGE]:
+    raise ValueError(
+      f"{where}: expected shares of the image's sides, from 0 to 1, found "
+      f"{outside[0]:g}"
+    )
   if not polygon:
     return boxes.Reading("cxcywh", shares=True).to_object(label, shares, where)
   if len(shares) == 8:

@@ -14,8 +14,8 @@ def read(function, src, images=None, *, skip=False, **options):
   problems = entries.Problems(skip)
   images = images and pathlib.Path(images)
   request = entries.Request(pathlib.Path(src), problems, images, **options)
-  found = function(request)
-  return list(found.entries), found.labels, problems
+  found = list(function(request))
+  return found, request.labels and tuple(request.labels), problems
 
 
 def picture(path, size=(20, 30), **arguments):

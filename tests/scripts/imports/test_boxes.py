@@ -93,5 +93,5 @@ def test_sizes_of_the_first_images_are_read(tmp_path, monkeypatch):
   for name in "abc":
     Image.new("RGB", SIZE[::-1]).save(tmp_path / f"{name}.png")
   sizes = boxes.Sizes()
-  found = [sizes(tmp_path / f"{x}.png", x) for x in ("a", "missing", "b", "a")]
+  found = [sizes(tmp_path / f"{x}.png") for x in ("a", "missing", "b", "a")]
   assert found == [SIZE, None, None, SIZE]

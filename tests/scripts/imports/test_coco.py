@@ -270,7 +270,7 @@ def test_bad_run_length_masks_without_a_box(src, mask, message):
   [
     ({"bbox": [7, 11, True, 29]}, "expected 4 numbers of a box, found"),
     ({"bbox": [7, 11, "nan", 29]}, "expected 4 numbers of a box, found"),
-    ({"bbox": "1234"}, "expected 4 numbers of a box, found \\['1234'"),
+    ({"bbox": "1234"}, "expected 4 numbers of a box, found '1234'"),
     ({"bbox": None}, 'expected list or str under "bbox", found None'),
     ({"iscrowd": 2}, 'expected 0 or 1 as "iscrowd", found 2'),
     ({"category_id": 4}, "unknown category_id 4"),

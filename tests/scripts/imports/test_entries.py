@@ -32,7 +32,8 @@ def test_numbers_of_a_box(kind):
   ],
 )
 def test_splits_of_paths(path, split):
-  assert entries.split_of(pathlib.PurePath(path)) == split
+  assert entries.split_of(pathlib.PurePath(path), None) == split
+  assert entries.split_of(path) == (split or "train")
 
 
 def test_problems_pass_other_errors_on():

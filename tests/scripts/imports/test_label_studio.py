@@ -230,7 +230,7 @@ def test_pictures_under_other_names(tmp_path):
     ({"from_name": "x"}, 'result 0: missing key "value", found from_name'),
     (
       {k: v for k, v in box().items() if k != "original_width"},
-      "expected 2 numbers original_height and original_width",
+      "expected 2 numbers original_height, original_width",
     ),
   ],
 )

@@ -30,7 +30,7 @@ def test_images_of_one_name_get_different_places(tmp_path):
   second = image(tmp_path, "y/A.png", b"2")
   stored = pathlib.Path("a.png")
   with output.Output(out) as written:
-    placed = written.place(entries.Entry(stored, "row 0", data=b"3"))
+    placed = written.store(entries.Entry(stored, "row 0", data=b"3"))
     names = [
       written.name(first, "train", copy=True),
       written.name(second, "train", copy=True),
@@ -65,7 +65,7 @@ def test_several_images_that_are_no_files(tmp_path):
   names = (pathlib.Path("a.png"), pathlib.Path("a.png"))
   entry = entries.Entry(names, "row 0", "val", data=(b"1", b"2"))
   with output.Output(tmp_path / "out") as written:
-    placed = written.place(entry)
+    placed = written.store(entry)
     for path in placed.image:
       written.name(path, "val", copy=False)
   assert everything(tmp_path / "out") == {
@@ -77,7 +77,7 @@ def test_several_images_that_are_no_files(tmp_path):
 def test_what_no_line_names_does_not_appear(tmp_path):
   with output.Output(tmp_path / "out") as written:
     for name in ("a.png", "b.png"):
-      placed = written.place(
+      placed = written.store(
         entries.Entry(pathlib.Path(name), "row", data=name.encode())
       )
     written.name(placed.image, "train", copy=False)
