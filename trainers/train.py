@@ -9,7 +9,6 @@ bit for bit; with other values of the config that change the training only by
 data, and allocates nothing.
 """
 
-import argparse
 import contextlib
 import os
 
@@ -83,11 +82,7 @@ def dry_run(config: ConfigDict) -> None:
 
 def main() -> None:
   """Runs what the command line says."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--workdir", help="folder of the run")
   command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
   command_line.add_switch(
