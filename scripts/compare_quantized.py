@@ -17,7 +17,6 @@ exact match: answers that are the "suffix".
 The model stands in memory in full precision and in one other kind at a time.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -259,9 +258,7 @@ def _position_errors(model, params, less, batch):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("ckpt", metavar="CKPT")
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
   parser.add_argument("--data", required=True, metavar="X.jsonl")

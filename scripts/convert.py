@@ -10,7 +10,6 @@ whole, and they are merged. --check reads both again and prints a line per
 tensor and the logits of one fixed input before and after.
 """
 
-import argparse
 import hashlib
 import math
 from collections.abc import Mapping
@@ -207,9 +206,7 @@ def _forward(model, params, image, text):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("src", metavar="SRC")
   parser.add_argument("dst", metavar="DST")
   parser.add_argument(

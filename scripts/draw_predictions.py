@@ -7,7 +7,6 @@ Boxes are drawn into the pictures, and with --codec the masks: those predicted
 in green or red, the right boxes in white.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -241,7 +240,7 @@ def draw_predictions(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("path", metavar="predictions", help="a JSONL file")
   parser.add_argument("out", help="the PNG file to write")
   parser.add_argument("--image_root", required=True, help="of image paths")

@@ -10,7 +10,6 @@ bootstrap over examples. With --json the last line is one object. On several
 processes (--distributed) process 0 writes and prints.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 
@@ -99,11 +98,7 @@ def _generate(evaluator, loaded, *, options, **arguments):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--split", help="name of an evaluator, default all")
   parser.add_argument("--limit", type=int, help="the first examples only")

@@ -11,7 +11,6 @@ shown with its error. The page needs no other file. With --mask_codec it also
 shows masks.
 """
 
-import argparse
 import functools
 import pathlib
 import types
@@ -156,7 +155,7 @@ def _decoder(path):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("--num", type=int, default=50, help="of each source")
   parser.add_argument("--out", default="inspect.html", help="file to write")
   parser.add_argument("--mask_codec", help="vae-oid.npz, to draw masks with")

@@ -5,7 +5,6 @@
 It reads the configs, and the published scores in configs/transfers/scores.json.
 """
 
-import argparse
 import importlib
 import inspect
 import json
@@ -163,7 +162,7 @@ def _document():
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("--out", default=FOLDER / "README.md", type=pathlib.Path)
   args = parser.parse_args()
   args.out.write_text(_document(), encoding="utf-8")

@@ -332,11 +332,7 @@ def _positive(text):
 
 def main() -> None:
   """Runs what the command line says."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     "--topology", help="TPU slice, such as v5e:4x4; default: the local devices"
   )

@@ -11,8 +11,6 @@ checkpoint of any other format. Predictions are appended as they are made;
 whoever is stopped goes on there when started again.
 """
 
-import argparse
-
 import jax
 from etils import epath
 
@@ -128,9 +126,7 @@ def predict(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
   parser.add_argument("--data", required=True, metavar="X.jsonl")

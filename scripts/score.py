@@ -11,7 +11,6 @@ and of a mean the p-value of the paired sign-flip test. With --json the last
 line is one object.
 """
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -107,11 +106,7 @@ def _interval(found):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
   parser.add_argument("--metric", help='such as "vqa(lower=True)"')

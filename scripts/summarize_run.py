@@ -5,7 +5,6 @@
 The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -77,7 +76,7 @@ def scores(metrics: pathlib.Path, name: str) -> tuple[float, float, int]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("run", type=pathlib.Path, help="folder of the run")
   parser.add_argument("scores", nargs="+", help="such as val/exact_match")
   options = parser.parse_args()
