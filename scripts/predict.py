@@ -11,6 +11,8 @@ checkpoint of any other format. Predictions are appended as they are made;
 whoever is stopped goes on there when started again.
 """
 
+import dataclasses
+
 import jax
 from etils import epath
 
@@ -58,9 +60,6 @@ def predict(
 
   Returns:
     The numbers of predictions and of bad examples in the file.
-
-  Raises:
-    ValueError: a mistake in the data, the checkpoint, or the file.
   """
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
@@ -101,14 +100,8 @@ def predict(
     grammar=grammar,
     on_bad=on_bad,
   )
-  reads = places.Place(
-    "predict",
-    source,
-    evaluator.preprocess,
-    skips=on_bad == "skip",
-    decodes=True,
-    max_answer=max_decode_len,
-  )
+  (reads,) = places.evaluation_places([(evaluator, None)])
+  reads = dataclasses.replace(reads, name="predict")
   progress.say(checks.notes([reads], tok))
   records, _ = evaluator.predict(
     model,

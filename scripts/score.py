@@ -45,9 +45,6 @@ def score(
     Tuple of the number of examples that are scored, {name: bootstrap.Estimate},
     or with `against` {name: bootstrap.Comparison}, and the number of examples
     that are not, as a file says that they cannot be used.
-
-  Raises:
-    ValueError: a mistake in the config or the data, or in a line of a file.
   """
   evaluator = evaluation.one_that_generates(
     evaluation.make_evaluators(config, None, split=split, limit=limit)
@@ -63,7 +60,6 @@ def score(
   for path, lines in zip(files, records, strict=True):
     predictions_lib.check_examples(path, lines, examples)
   function = scoring.estimate if against is None else scoring.compare
-  count = len(scoring.good(examples, *records)[0])
   scores = function(
     made,
     *records,
@@ -72,6 +68,7 @@ def score(
     samples=resamples,
     progress=progress.resampling,
   )
+  count = len(scoring.good(examples, *records)[0])
   return count, scores, len(examples) - count
 
 
@@ -83,8 +80,8 @@ def table(scores: Mapping[str, Any]) -> str:
       numbers = map(_number, (found.a, found.b, found.difference))
       wins, p = found.a_is_larger, found.p_value
       share = "" if wins is None else f"{wins:.1%}"
-      end = share, "" if p is None else f"{p:.4f}"
-      rows.append((name, *numbers, _interval(found), *end))
+      p_value = "" if p is None else f"{p:.4f}"
+      rows.append((name, *numbers, _interval(found), share, p_value))
   else:
     rows = [("metric", "value", "95% interval")]
     for name, found in scores.items():

@@ -19,23 +19,20 @@ from trainers import command_line, report, workdir
 def changed_leaves(
   before: str | pathlib.Path, after: str | pathlib.Path
 ) -> tuple[list[str], int]:
-  """Names of the parameters that differ between two npz files.
-
-  A weight that was only stored in a smaller dtype counts as unchanged.
-
-  Returns:
-    Tuple of the sorted list of names and the number of all parameters.
+  """Names of the parameters that differ between two npz files, and how many
+  there are; one that is only stored in a smaller dtype does not differ.
 
   Raises:
     ValueError: the files hold other names or shapes.
   """
-  old = npz.load(before)
-  changed = []
   if differences := tree.compare(npz.shapes(before), npz.shapes(after)):
     raise ValueError(f"{after}: differs from {before}: {differences[0]}")
-  for name, array in npz.iterate(after):
-    if not np.array_equal(old[name].astype(array.dtype), array):
-      changed.append(name)
+  old = npz.load(before)
+  changed = [
+    name
+    for name, array in npz.iterate(after)
+    if not np.array_equal(old[name].astype(array.dtype), array)
+  ]
   return sorted(changed), len(old)
 
 
