@@ -40,7 +40,6 @@ glibc.malloc.hugetlb=1, as scripts/demo.sh does, for both sides: without it a
 step takes up to twice as long. data runs with one thread.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -78,9 +77,7 @@ def main() -> None:
 
 
 def _parser():
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   commands = parser.add_subparsers(dest="what", required=True)
   one = commands.add_parser(load.ONE_LOAD)
   one.add_argument("path")

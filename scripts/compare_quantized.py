@@ -17,11 +17,10 @@ exact match: answers that are the "suffix".
 The model stands in memory in full precision and in one other kind at a time.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,41 +29,20 @@ import numpy as np
 from etils import epath
 
 from paligemma import evals, io, messages, quantization, tree
-from paligemma.data import batches, preprocess, sources
+from paligemma.data import preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import command_line
 
-FULL = "full"
-
-
-@dataclasses.dataclass(frozen=True)
-class Questions:
-  """What models are asked: `scored` with the answer, `asked` without it."""
-
-  tokenizer: tokenizer_lib.Tokenizer
-  source: sources.Source
-  scored: preprocess.Preprocess
-  asked: preprocess.Preprocess
-  batch_size: int
-  limit: int | None
-
-  def batches(self, layout: preprocess.Preprocess) -> Iterator[dict]:
-    """Batches; `_mask` is False for the examples that fill up the last one."""
-    found = batches.evaluation(
-      self.source,
-      layout,
-      batch_size=self.batch_size,
-      process_index=0,
-      process_count=1,
-      num_workers=0,
-      limit=self.limit,
-    )
-    for batch in found:
-      del batch["_error"]
-      yield batch
+# Column -> format. What full precision lacks is that of a model that is equal.
+_COLUMNS = {
+  "bytes": "{:,}",
+  **dict.fromkeys(("max_error", "mean_error", "perplexity"), "{:.4f}"),
+  **dict.fromkeys(("same_tokens", "same_answers", "exact_match"), "{:.2%}"),
+}
+_EQUAL = {"max_error": 0, "mean_error": 0, "same_tokens": 1, "same_answers": 1}
 
 
 def compare(
@@ -96,40 +74,25 @@ def compare(
     raise ValueError(f"{ckpt}: is quantized, expected full precision")
   if model.img is None:
     raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
-  tok = tokenizer_lib.Tokenizer(tokenizer)
   layout = preprocess.Preprocess(
-    tok,
+    tokenizer_lib.Tokenizer(tokenizer),
     res=paligemma_model.resolution(model, params),
     text_len=text_len,
     train=True,
   )
-  questions = Questions(
-    tokenizer=tok,
-    source=sources.Jsonl(data),
-    scored=layout,
-    asked=dataclasses.replace(layout, train=False),
-    batch_size=batch_size,
-    limit=limit,
+  evaluator = evals.Perplexity(
+    "answers", sources.Jsonl(data), layout, batch_size=batch_size, limit=limit
   )
-  truth = _answers(questions)
-  expected = _decode(questions, model, params, max_decode_len)
-  found = {
-    FULL: {
-      "bytes": _bytes(params),
-      "perplexity": _perplexity(questions, model, params),
-      "exact_match": _exact(questions, expected, truth),
-    }
-  }
+  expected = _decode(evaluator, model, params, max_decode_len)
+  found = {"full": _measure(evaluator, model, params, expected)}
   for kind in kinds:
     # The computation is that of the full model, whatever the norms are in.
     _, less = io.load(ckpt, dtype, quantize=kind)
-    decoded = _decode(questions, model, less, max_decode_len)
+    decoded = _decode(evaluator, model, less, max_decode_len)
     found[kind] = {
-      "bytes": _bytes(less),
-      **_logit_errors(questions, model, params, less),
-      "perplexity": _perplexity(questions, model, less),
+      **_measure(evaluator, model, less, decoded),
+      **_logit_errors(evaluator, model, params, less),
       **agreement(expected, decoded),
-      "exact_match": _exact(questions, decoded, truth),
     }
   return found
 
@@ -143,86 +106,69 @@ def agreement(
     {"same_tokens": share of equal ids, up to the end of the longer answer,
     "same_answers": share of equal answers}.
   """
-  same = places = answers = 0
+  same = total = answers = 0
   for one, other in zip(expected, found, strict=True):
     same += sum(a == b for a, b in zip(one, other, strict=False))
-    places += max(len(one), len(other))
+    total += max(len(one), len(other))
     answers += one == other
-  return {"same_tokens": same / places, "same_answers": answers / len(expected)}
+  return {"same_tokens": same / total, "same_answers": answers / len(expected)}
 
 
 def describe(found: Mapping[str, Mapping[str, Any]]) -> str:
   """The table of what `compare` returned."""
   rows = [("kind", *(name.replace("_", " ") for name in _COLUMNS))]
   for kind, values in found.items():
-    values = _SAME | values
+    values = _EQUAL | values
     cells = (form.format(values[name]) for name, form in _COLUMNS.items())
     rows.append((kind, *cells))
   return "\n".join(messages.aligned(rows))
 
 
-_COLUMNS = {
-  "bytes": "{:,}",
-  **dict.fromkeys(("max_error", "mean_error", "perplexity"), "{:.4f}"),
-  **dict.fromkeys(("same_tokens", "same_answers", "exact_match"), "{:.2%}"),
-}
-# Of full precision, compared with itself.
-_SAME = {"max_error": 0, "mean_error": 0, "same_tokens": 1, "same_answers": 1}
-
-
-def _bytes(params):
-  return sum(array.nbytes for array in jax.tree.leaves(params))
-
-
-def _answers(questions):
-  count = min(len(questions.source), questions.limit or len(questions.source))
-  return [questions.source[i]["suffix"] for i in range(count)]
-
-
-def _exact(questions, decoded, truth):
-  ends = {questions.tokenizer.eos_id}
-  texts = (
-    questions.tokenizer.decode([i for i in ids if i not in ends])
-    for ids in decoded
-  )
-  pairs = zip(texts, truth, strict=True)
-  return float(np.mean([text == answer for text, answer in pairs]))
-
-
-def _perplexity(questions, model, params):
-  evaluator = evals.Perplexity(
-    name="answers",
-    source=questions.source,
-    preprocess=questions.scored,
-    batch_size=questions.batch_size,
-    limit=questions.limit,
-  )
+def _measure(evaluator, model, params, decoded):
+  """What is measured of one model; `decoded` are its answers as ids."""
+  tok = evaluator.preprocess.tokenizer
+  texts = (tok.decode([i for i in ids if i != tok.eos_id]) for ids in decoded)
+  right = [
+    text == evaluator.source[i]["suffix"] for i, text in enumerate(texts)
+  ]
   mesh = sharding.make_mesh(data=1, devices=jax.devices()[:1])
-  return evaluator.run(model, params, mesh)["perplexity"]
+  return {
+    "bytes": sum(array.nbytes for array in jax.tree.leaves(params)),
+    "perplexity": evaluator.run(model, params, mesh)["perplexity"],
+    "exact_match": float(np.mean(right)),
+  }
 
 
-def _decode(questions, model, params, max_decode_len):
+def _batches(evaluator, *, train):
+  layout = dataclasses.replace(evaluator.preprocess, train=train)
+  for batch in evaluator.batches(layout):
+    del batch["_error"]
+    yield batch
+
+
+def _decode(evaluator, model, params, max_decode_len):
   """The ids of every greedy answer."""
+  tok = evaluator.preprocess.tokenizer
   answers = []
-  for batch in questions.batches(questions.asked):
+  for batch in _batches(evaluator, train=False):
     decoded = decode.generate(
       model,
       params,
       batch,
       max_decode_len=max_decode_len,
-      eos_id=questions.tokenizer.eos_id,
-      pad_id=questions.tokenizer.pad_id,
+      eos_id=tok.eos_id,
+      pad_id=tok.pad_id,
       prompt_buckets=(),
     )
     tokens, lengths = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
-    rows = zip(tokens, lengths, strict=True)
-    answers += [ids[:n].tolist() for ids, n in rows if n]
+    examples = zip(tokens, lengths, strict=True)
+    answers += [ids[:n].tolist() for ids, n in examples if n]
   return answers
 
 
-def _logit_errors(questions, model, params, less):
+def _logit_errors(evaluator, model, params, less):
   largest, total, count = 0.0, 0.0, 0
-  for batch in questions.batches(questions.scored):
+  for batch in _batches(evaluator, train=True):
     mask = batch["mask_loss"][:, 1:].astype(bool) & batch["_mask"][:, None]
     most, mean = jax.device_get(_position_errors(model, params, less, batch))
     largest = max(largest, float(np.where(mask, most, 0).max()))
@@ -251,17 +197,15 @@ def _position_errors(model, params, less, batch):
     head, weights = model.output_layer(params)
     return head(weights, x[None])[0]
 
-  def row(both):  # one at a time: [T, V] is large enough
+  def errors(both):  # one at a time: [T, V] is large enough
     error = jnp.abs(logits(params, both[0]) - logits(less, both[1]))
     return error.max(-1), error.mean(-1)
 
-  return jax.lax.map(row, (features(params), features(less)))
+  return jax.lax.map(errors, (features(params), features(less)))
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("ckpt", metavar="CKPT")
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
   parser.add_argument("--data", required=True, metavar="X.jsonl")

@@ -10,7 +10,6 @@ whole, and they are merged. --check reads both again and prints a line per
 tensor and the logits of one fixed input before and after.
 """
 
-import argparse
 import hashlib
 import math
 from collections.abc import Mapping
@@ -79,14 +78,16 @@ def check(
   """
   _, model, before, res = _open(src, res)
   _, model_after, after, _ = _open(dst, None)
-  lines = [_row("tensor", "shape", "dtype", "max diff", "sha256")]
+  row = "{:<70} {:<18} {:<20} {:>9} {:>12}".format
+  lines = [row("tensor", "shape", "dtype", "max diff", "sha256")]
   exact = True
   for name, leaf in before.items():
     equal, difference, digest = _compare(leaf, after[name])
     exact &= equal
-    dtype = " -> ".join(dict.fromkeys(map(_stored, (leaf, after[name]))))
+    stored = [str(getattr(x, "kind", x.dtype)) for x in (leaf, after[name])]
+    dtype = " -> ".join(dict.fromkeys(stored))
     shape = "x".join(map(str, leaf.shape))
-    lines.append(_row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
+    lines.append(row(name, shape, dtype, f"{difference:.1e}", digest[:12]))
   lines += _other_fields(model, model_after)
   first = _logits(model, before, res)
   second = _logits(model_after, after, res)
@@ -105,10 +106,8 @@ def _logits(model, found, res, tokens=7):
   if model.img is not None:
     res -= res % model.img.patch_size
     ramp = np.linspace(-1, 1, res, dtype=np.float32)
-    image = np.stack(
-      np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[:, None] * ramp),
-      axis=-1,
-    )[None]
+    y, x = np.meshgrid(ramp, ramp, indexing="ij")
+    image = np.stack([y, x, y * x], axis=-1)[None]
   vocab_size = model.llm.vocab_size
   text = np.arange(2, 2 + tokens, dtype=np.int32)[None] * 9973 % vocab_size
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -118,8 +117,13 @@ def _logits(model, found, res, tokens=7):
     for name, x in quantized_leaves.storage(found, dtypes, None).items()
   }
   params = quantized_leaves.place_all(found, arrays)
-  out = jax.jit(_forward, static_argnums=0)(model, params, image, text)
-  return np.asarray(out[0])
+
+  @jax.jit
+  def forward(params, image, text):
+    variables = {"params": tree.unflatten(params)}
+    return model.apply(variables, image, text, jax.numpy.zeros_like(text))[0]
+
+  return np.asarray(forward(params, image, text)[0])
 
 
 def _open(path, res):
@@ -159,9 +163,10 @@ def _compare_pair(before, after):
   new = _arrays(after)
   is_pair = isinstance(before, quantized_leaves.Pair)
   name, kind, scale = after.name, after.kind, new[quantization.SCALE]
-  old = (
-    _arrays(before) if is_pair else quantized_leaves.read(name, before, kind)
-  )
+  if is_pair:
+    old = _arrays(before)
+  else:
+    old = quantized_leaves.read(name, before, kind)
   equal = all(np.array_equal(old[part], new[part]) for part in new)
   digest = hashlib.sha256(new[kind].tobytes() + scale.tobytes()).hexdigest()
   difference = 0.0
@@ -178,16 +183,6 @@ def _arrays(pair):
   return {part: leaf.read() for part, leaf in pair.arrays.items()}
 
 
-def _stored(leaf):
-  return (
-    leaf.kind if isinstance(leaf, quantized_leaves.Pair) else str(leaf.dtype)
-  )
-
-
-def _row(name, shape, dtype, difference, digest):
-  return f"{name:<70} {shape:<18} {dtype:<20} {difference:>9} {digest:>12}"
-
-
 def _other_fields(before, after):
   """Notes on fields that DST cannot store, so that a loader must set them."""
   old, new = (io.model_fields(m)["llm"] for m in (before, after))
@@ -199,16 +194,8 @@ def _other_fields(before, after):
   ]
 
 
-def _forward(model, params, image, text):
-  variables = {"params": tree.unflatten(params)}
-  mask_ar = jax.numpy.zeros_like(text)
-  return model.apply(variables, image, text, mask_ar)[0]
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("src", metavar="SRC")
   parser.add_argument("dst", metavar="DST")
   parser.add_argument(

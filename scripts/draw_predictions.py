@@ -7,7 +7,6 @@ Boxes are drawn into the pictures, and with --codec the masks: those predicted
 in green or red, the right boxes in white.
 """
 
-import argparse
 import functools
 import json
 import os
@@ -25,7 +24,7 @@ from paligemma.metrics import boxes as boxes_lib
 from paligemma.models import mask_codec
 from trainers import command_line
 
-Decode = Callable[[np.ndarray], np.ndarray]
+Decode = Callable[[np.ndarray], np.ndarray]  # [B, 16] codes -> [B, 64, 64]
 
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
 COLUMNS = 8
@@ -45,6 +44,13 @@ TINT = 0.5  # of the colour of a mask over the picture
 OVERLAP = 0.5
 
 
+def codec_decoder(path: str | os.PathLike | None) -> Decode | None:
+  """The decoder of the mask codec in a file; None without a file."""
+  if path is None:
+    return None
+  return functools.partial(mask_codec.decode, paligemma.load_mask_codec(path))
+
+
 def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
   """Reads the first `num` predictions of a JSONL file, which have KEYS.
 
@@ -54,21 +60,20 @@ def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
   predictions = []
   with pathlib.Path(path).open() as lines:
     for number, line in enumerate(lines, start=1):
-      if len(predictions) == num:
-        break
       try:
         prediction = json.loads(line)
       except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{number}: not JSON: {error}") from None
       if predictions_lib.is_bad(prediction):
         continue
-      missing = [key for key in KEYS if key not in prediction]
-      if missing:
+      if missing := [key for key in KEYS if key not in prediction]:
         raise ValueError(
           f"{path}:{number}: has no {', '.join(missing)}, expected a line of"
           " a predictions file."
         )
       predictions.append(prediction)
+      if len(predictions) == num:
+        break
   if not predictions:
     raise ValueError(f"{path}: holds no prediction, expected at least one.")
   return predictions
@@ -113,18 +118,17 @@ def is_right(prediction: dict) -> bool:
   if not any(obj.box for obj in truths):
     return bool(prediction["correct"])
   for truth in truths:
-    hits = [obj for obj in found if _overlap(obj, truth) >= OVERLAP]
-    if not hits:
+    hit = next((obj for obj in found if _overlap(obj, truth) >= OVERLAP), None)
+    if hit is None:
       return False
-    found.remove(hits[0])
+    found.remove(hit)
   return not found
 
 
 def shorten(text: str) -> str:
   """The labels alone of an answer of boxes; any other text as it is."""
   objects = location.parse(text, (1, 1))
-  boxed = any(obj.box for obj in objects)
-  if not boxed or any(obj.problem for obj in objects):
+  if any(o.problem for o in objects) or not any(o.box for o in objects):
     return text
   return location.SEPARATOR.join(obj.label for obj in objects)
 
@@ -180,16 +184,15 @@ def draw_cell(
   return cell
 
 
-def _overlap(obj: location.Object, other: location.Object) -> float:
+def _overlap(obj, other):
   """IoU of the boxes of two objects with the same label, else 0."""
-  usable = all(t.box and not t.problem for t in (obj, other))
+  usable = all(x.box and not x.problem for x in (obj, other))
   if not usable or obj.label != other.label:
     return 0.0
   return float(boxes_lib.iou(np.array(obj.box), np.array([other.box]))[0])
 
 
 def _sheet(cells):
-  """Arranges cells of one size in rows of COLUMNS."""
   width, height = (edge + MARGIN for edge in cells[0].size)
   columns = min(COLUMNS, len(cells))
   rows = -(-len(cells) // columns)
@@ -213,21 +216,15 @@ def draw_predictions(
 
   Arguments are the options of the command line; `--help` explains them.
 
-  Returns:
-    how many were drawn, and how many of these are right.
-
-  Raises:
-    ValueError: a bad line, or a picture that is not there or is damaged.
+  Returns how many were drawn, and how many of these are right.
   """
   predictions = read_predictions(path, num)
-  decode = None
-  if codec is not None:
-    params = paligemma.load_mask_codec(codec)
-    decode = functools.partial(mask_codec.decode, params)
+  decode = codec_decoder(codec)
   cells = []
   for number, prediction in enumerate(predictions, start=1):
-    names = prediction["image"]  # boxes belong to the first of several
-    name = names[0] if isinstance(names, list) else names
+    name = prediction["image"]
+    if isinstance(name, list):  # boxes belong to the first
+      name = name[0]
     image = pathlib.Path(image_root, name)
     if not image.is_file():
       raise ValueError(
@@ -241,7 +238,7 @@ def draw_predictions(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("path", metavar="predictions", help="a JSONL file")
   parser.add_argument("out", help="the PNG file to write")
   parser.add_argument("--image_root", required=True, help="of image paths")

@@ -10,7 +10,6 @@ bootstrap over examples. With --json the last line is one object. On several
 processes (--distributed) process 0 writes and prints.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 
@@ -51,9 +50,6 @@ def evaluate(
   Yields:
     (name of the evaluator, number of examples, {name: bootstrap.Estimate}).
     Where bad examples are skipped, "num_bad" is their number.
-
-  Raises:
-    ValueError: a mistake in the config, the data, the checkpoint or the file.
   """
   mesh, model, params = evaluation.load(config, ckpt)
   tok = inputs.make_tokenizer(config, model)
@@ -68,44 +64,34 @@ def evaluate(
   progress.say(checks.notes(reads, tok))
   options = {"samples": resamples, "progress": progress.resampling}
   for evaluator in chosen:
-    shown = {"progress": progress.bar(evaluator.name)}
+    scores, bar = {}, progress.bar(evaluator.name)
     if isinstance(evaluator, evals.Perplexity):
-      rows = evaluator.rows(model, params, mesh, **shown)
-      scores = bootstrap.estimate(evaluator, rows, **options)
+      rows = evaluator.rows(model, params, mesh, progress=bar)
       bad = len(evaluator) - len(rows)
+      scores = bootstrap.estimate(evaluator, rows, **options)
     else:
-      scores, bad = _generate(
-        evaluator,
-        (model, params, mesh),
+      records, examples = evaluator.predict(
+        model,
+        params,
+        mesh,
         rng=jax.random.key(config.seed),
         path=out,
         settings=out and evaluation.config_settings(evaluator, ckpt, config),
-        options=options,
-        **shown,
+        progress=bar,
       )
+      bad = sum(map(predictions.is_bad, records))
+      if evaluator.metric:
+        metric, key = metrics.make(evaluator.metric), evaluator.answer_key
+        scores = scoring.estimate(
+          metric, records, examples, answer_key=key, **options
+        )
     if evaluator.on_bad == "skip":
       scores["num_bad"] = bootstrap.Estimate(float(bad))
     yield evaluator.name, len(evaluator), scores
 
 
-def _generate(evaluator, loaded, *, options, **arguments):
-  metric = evaluator.metric and metrics.make(evaluator.metric)
-  records, examples = evaluator.predict(*loaded, **arguments)
-  bad = sum(map(predictions.is_bad, records))
-  if metric is None:
-    return {}, bad
-  scores = scoring.estimate(
-    metric, records, examples, answer_key=evaluator.answer_key, **options
-  )
-  return scores, bad
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--split", help="name of an evaluator, default all")
   parser.add_argument("--limit", type=int, help="the first examples only")
@@ -126,8 +112,7 @@ def main() -> None:
   found = {}
   for name, count, scores in evaluate(config, **options):
     if jax.process_index() == 0:
-      print(f"{name}: {count} examples")
-      print(scores_lib.table(scores), flush=True)
+      print(f"{name}: {count} examples\n{scores_lib.table(scores)}", flush=True)
     found[name] = {"examples": count, "scores": scores_lib.as_json(scores)}
   if as_json and jax.process_index() == 0:
     print(json.dumps(found))

@@ -11,18 +11,14 @@ shown with its error. The page needs no other file. With --mask_codec it also
 shows masks.
 """
 
-import argparse
-import functools
 import pathlib
 import types
-from collections.abc import Callable
 
-import numpy as np
 from ml_collections import ConfigDict
 
 import paligemma
-from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
+from scripts import draw_predictions
 from scripts.inspection import page, samples
 from trainers import command_line, datasets, evaluation, inputs
 
@@ -53,11 +49,11 @@ def inspect(
   *,
   num: int = 50,
   title: str = "data",
-  decode: Callable[[np.ndarray], np.ndarray] | None = None,
+  decode: draw_predictions.Decode | None = None,
 ) -> tuple[str, list[str]]:
   """The HTML, with `num` examples of each place, and a line about each.
 
-  Masks are drawn with `decode`: int[B, 16] codes -> float[B, 64, 64].
+  Masks are drawn with `decode`.
 
   Raises:
     ValueError: as `places`.
@@ -88,7 +84,6 @@ def _room(place):
 
 
 def _charts(place, lengths):
-  """Histograms of lengths against their limits."""
   prompts, both = lengths.prompts, lengths.prompts + lengths.answers
   second = ("tokens of prompt and answer", both, _room(place))
   if place.decodes:
@@ -98,21 +93,21 @@ def _charts(place, lengths):
 
 
 def _facts(place, shown, lengths):
-  """What the table at the head of a section says."""
-  through = place.preprocess
+  """The table at the head of a section."""
+  through, total = place.preprocess, len(lengths.prompts)
   frames = f"{through.frames} frames of " if through.frames else ""
   rows = [
     ("source", f"{place.source}, {len(place.source):,} examples"),
     ("ops", ", ".join(map(str, through.ops)) or "none"),
     ("image", f"{frames}{through.res}x{through.res}, resize {through.resize}"),
     ("text_len", f"{through.text_len}, too_long {through.too_long}"),
-    ("measured", f"{len(lengths.prompts):,} examples"),
+    ("measured", f"{total:,} examples"),
     ("cannot be used", _of(sum(bool(s.problem) for s in shown), len(shown))),
+    ("cannot be measured", str(lengths.bad)),
+    ("too long", _of(too_long(place, lengths), total)),
   ]
-  if lengths.bad:
-    rows.append(("cannot be measured", str(lengths.bad)))
-  total = len(lengths.prompts)
-  rows.append(("too long", _of(too_long(place, lengths), total)))
+  if not lengths.bad:
+    del rows[-2]
   if through.train and (tokens := [t for s in shown for t in s.tokens]):
     supervised = sum(t.kind == "supervised" for t in tokens)
     positions = len(tokens) + sum(s.padding for s in shown)
@@ -146,16 +141,8 @@ def _of(count, total):
   return f"{count} of {total} ({count / max(total, 1):.1%})"
 
 
-def _decoder(path):
-  """Turns codes into masks, with the codec of a file."""
-  if path is None:
-    return None
-  decode = functools.partial(mask_codec.decode, paligemma.load_mask_codec(path))
-  return lambda codes: np.asarray(decode(codes))
-
-
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("--num", type=int, default=50, help="of each source")
   parser.add_argument("--out", default="inspect.html", help="file to write")
   parser.add_argument("--mask_codec", help="vae-oid.npz, to draw masks with")
@@ -164,7 +151,7 @@ def main() -> None:
     config,
     num=options.num,
     title=f"Data of {config.model.variant}",
-    decode=_decoder(options.mask_codec),
+    decode=draw_predictions.codec_decoder(options.mask_codec),
   )
   pathlib.Path(options.out).write_text(text, encoding="utf-8")
   print("\n".join([*lines, f"written to {options.out}"]))

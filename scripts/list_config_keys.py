@@ -3,7 +3,6 @@
 python -m scripts.list_config_keys
 """
 
-import argparse
 import pathlib
 
 from configs import common
@@ -44,7 +43,7 @@ def table() -> str:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("--out", default=OUT, type=pathlib.Path)
   args = parser.parse_args()
   args.out.write_text(HEAD + table(), encoding="utf-8")

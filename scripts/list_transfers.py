@@ -5,9 +5,9 @@
 It reads the configs, and the published scores in configs/transfers/scores.json.
 """
 
-import argparse
 import importlib
 import inspect
+import itertools
 import json
 import pathlib
 import types
@@ -82,9 +82,9 @@ def prompt(config: ConfigDict) -> str:
 
 
 def _metric(config):
-  """The metric of the evaluators that have one."""
-  specs = (spec for spec in config.evals.values() if spec.get("metric"))
-  return next(specs).metric
+  return next(
+    filter(None, (spec.get("metric") for spec in config.evals.values()))
+  )
 
 
 def duration(config: ConfigDict) -> str:
@@ -97,30 +97,23 @@ def duration(config: ConfigDict) -> str:
 
 def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
   """Rows of what was measured, columns of variants and resolutions."""
+  found = {
+    tuple(s[key] for key in ("split", "metric", "variant", "res")): s["score"]
+    for s in scores
+  }
+  measured = {key[2:] for key in found}
   columns = [
-    (variant, res)
-    for variant in VARIANTS
-    for res in RESOLUTIONS
-    if any((s["variant"], s["res"]) == (variant, res) for s in scores)
+    c for c in itertools.product(VARIANTS, RESOLUTIONS) if c in measured
   ]
   names = [f"{VARIANTS[variant]}, {res}" for variant, res in columns]
-  lines = [
-    f"| split | metric | {' | '.join(names)} |",
-    "| --- " * (2 + len(columns)) + "|",
-  ]
-  for split, name in dict.fromkeys((s["split"], s["metric"]) for s in scores):
-    here = {
-      (s["variant"], s["res"]): s["score"]
-      for s in scores
-      if (s["split"], s["metric"]) == (split, name)
-    }
-    cells = [f"{here[c]:g}" if c in here else "" for c in columns]
-    lines.append(f"| {split} | {name} | {' | '.join(cells)} |")
-  return "\n".join(lines)
+  rows = [("split", "metric", *names), ("---",) * (2 + len(names))]
+  for row in dict.fromkeys(key[:2] for key in found):
+    values = (found.get((*row, *column)) for column in columns)
+    rows.append((*row, *("" if x is None else f"{x:g}" for x in values)))
+  return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _section(name, module, config, scores):
-  """What there is to know of one transfer, and its commands."""
   path = f"configs/transfers/{name}.py"
   trains = config.get("total_steps") != 0
   ckpt = f"runs/{name}" if trains else "runs/vqav2"
@@ -162,7 +155,7 @@ def _document():
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("--out", default=FOLDER / "README.md", type=pathlib.Path)
   args = parser.parse_args()
   args.out.write_text(_document(), encoding="utf-8")

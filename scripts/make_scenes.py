@@ -7,7 +7,6 @@ Writes OUT/train.jsonl and OUT/test_{detect,answer,segment}.jsonl, and
 the pictures that they name. Scans of test pictures are in no train picture.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -39,9 +38,6 @@ PRINTED = 20_000  # digits of each split
 SPLITS = ("train", "test")
 ENCODED = 256  # masks at a time
 
-Box = tuple[int, int, int, int]
-Size = tuple[int, int]
-
 SMOOTH = Image.Resampling.BICUBIC
 # The edge of a digit is found in its scan with PAD pixels of paper at each
 # side, enlarged FINE times.
@@ -55,7 +51,7 @@ class Object:
   label: str  # "0" to "9"
   # (y0, x0, y1, x1) in pixels, multiples of STEP; the smallest around what is
   # inside, within a pixel
-  box: Box
+  box: tuple[int, int, int, int]
   ink: np.ndarray  # uint8[SIDE, SIDE] from 0 (paper) to 255 (ink)
 
   @property
@@ -65,7 +61,7 @@ class Object:
 
 
 def is_inside(ink: np.ndarray) -> np.ndarray:
-  """Whether each pixel of uint8[...] has more ink than paper."""
+  """Whether each pixel has more ink than paper."""
   return ink >= 128
 
 
@@ -82,7 +78,7 @@ def print_scans(
 
 
 def _print_scan(digit, rng):
-  """One printed digit, uint8[8, 8]; drawn again if its strokes would fade."""
+  """uint8[8, 8], drawn again if its strokes would fade."""
   while True:
     glyph = draw_pictures.print_glyph(digit, rng)
     width = round(32 * glyph.width / glyph.height * rng.uniform(0.6, 1.1))
@@ -97,27 +93,30 @@ def _print_scan(digit, rng):
 
 
 def _scanned(seed):
-  """Returns the scans of make_digits.py and their labels, by split."""
   del seed  # nothing is drawn
-  parts = [
-    np.split(x, [-make_digits.NUM_TEST]) for x in make_digits.load_scans()
-  ]
-  return dict(zip(SPLITS, zip(*parts, strict=True), strict=True))
+  scans, labels = make_digits.load_scans()
+  train, test = np.split(np.arange(len(scans)), [-make_digits.NUM_TEST])
+  return {
+    "train": (scans[train], labels[train]),
+    "test": (scans[test], labels[test]),
+  }
 
 
 def _printed(seed):
-  """Returns printed digits and their labels, by split."""
   rng = np.random.default_rng(seed)
   return {split: print_scans(PRINTED, rng) for split in SPLITS}
 
 
+# Function of a seed -> {split: (scans, labels)}.
 SOURCES = {"scanned": _scanned, "printed": _printed}
 
 
 # --- Pictures ---------------------------------------------------------------
 
 
-def enlarge(scan: np.ndarray, height: int) -> tuple[Image.Image, Size]:
+def enlarge(
+  scan: np.ndarray, height: int
+) -> tuple[Image.Image, tuple[int, int]]:
   """Makes a digit `height` steps high, and a whole number of steps wide.
 
   Returns a gray picture, with STEP pixels of paper at each side, and the height
@@ -161,9 +160,12 @@ def place(
 def draw_objects(
   scans: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> list[Object]:
-  """Draws 1 to 3 of uint8[N, 8, 8] digits, from top to bottom.
+  """Draws 1 to 3 digits, sorted from top to bottom, one label at least single.
 
-  One label at least is single.
+  Args:
+    scans: uint8[N, 8, 8] to choose from.
+    labels: of the scans.
+    rng: draws all that varies.
   """
   number = int(rng.integers(1, len(HEIGHTS) + 1))
   while True:
@@ -180,7 +182,7 @@ def draw_objects(
 
 
 def _paint(objects, rng):
-  """Paints bright ink on dark paper, with some noise: a gray picture."""
+  """A gray picture of bright ink on dark paper, with some noise."""
   paper, bright = rng.integers(*PAPER), rng.integers(*INK)
   ink = np.maximum.reduce([obj.ink for obj in objects])
   pixels = paper + ink * ((bright - paper) / 255)
@@ -205,11 +207,6 @@ def _single(objects):
 # --- Questions --------------------------------------------------------------
 
 
-def _ask_all(objects):
-  """Asks "detect digits": all boxes with their label, from top to bottom."""
-  return _detect(["digits"], objects)
-
-
 def ask_some(objects: Sequence[Object], rng: np.random.Generator) -> dict:
   """Asks "detect 3 ; 7": the boxes of one or two labels, in this order.
 
@@ -220,28 +217,8 @@ def ask_some(objects: Sequence[Object], rng: np.random.Generator) -> dict:
   if rng.random() < ABSENT:
     absent = [str(i) for i in range(10) if str(i) not in present]
     names = rng.permutation([*names[:1], rng.choice(absent)]).tolist()
-  return _detect(
-    names, [t for name in names for t in objects if t.label == name]
-  )
-
-
-def _ask_names(objects):
-  """Asks which digits there are: all labels, from top to bottom."""
-  return {
-    "prefix": "answer en read the digits",
-    "suffix": " ".join(obj.label for obj in objects),
-  }
-
-
-def _ask_mask(name, obj, codes):
-  """Asks "segment digit": its box, the codes of its mask, its label."""
-  found = location.Object(obj.box, obj.label, codes)
-  return {
-    "prefix": f"segment {name}",
-    "suffix": location.encode([found], (SIDE, SIDE)),
-    "box": obj.box,
-    "mask": masks_lib.to_rle(obj.mask),
-  }
+  found = [obj for name in names for obj in objects if obj.label == name]
+  return _detect(names, found)
 
 
 def plainly(
@@ -254,18 +231,22 @@ def plainly(
   """
   del rng  # nothing is drawn
   alone = [("digit", objects[0])] if len(objects) == 1 else []
-  return [_ask_all(objects)], alone
+  return [_detect(["digits"], objects)], alone
 
 
 def _by_name(objects, rng):
-  """Asks for all digits, for some by their label, and for one mask; as above.
+  """Asks for all digits, for some by their label, and for one mask.
 
   To find what has a given label takes a model of this size far longer than to
   read what it has found.
   """
   single = _single(objects)
   obj = single[rng.integers(len(single))]
-  plain = [_ask_all(objects), ask_some(objects, rng), _ask_names(objects)]
+  read = {
+    "prefix": "answer en read the digits",
+    "suffix": " ".join(obj.label for obj in objects),
+  }
+  plain = [_detect(["digits"], objects), ask_some(objects, rng), read]
   return plain, [(obj.label, obj)]
 
 
@@ -277,7 +258,17 @@ def _detect(names, objects):
   return {
     "prefix": f"detect {location.SEPARATOR.join(names)}",
     "suffix": location.encode(located, (SIDE, SIDE)),
-    "objects": [{"box": t.box, "label": t.label} for t in objects],
+    "objects": [{"box": obj.box, "label": obj.label} for obj in objects],
+  }
+
+
+def _segment(name, obj, codes):
+  located = location.Object(obj.box, obj.label, codes)
+  return {
+    "prefix": f"segment {name}",
+    "suffix": location.encode([located], (SIDE, SIDE)),
+    "box": obj.box,
+    "mask": masks_lib.to_rle(obj.mask),
   }
 
 
@@ -285,10 +276,7 @@ def _detect(names, objects):
 
 
 def _write_split(folder, split, number, scans, labels, encoder, ask, seed):
-  """Writes folder/split/*.png and yields the questions about each.
-
-  These are "detect", "answer" or "segment" with an example of PaliGemma JSONL.
-  """
+  """Writes folder/split/*.png and yields the examples about each."""
   (folder / split).mkdir()
   for start in range(0, number, ENCODED):
     scenes, cut = [], []
@@ -303,9 +291,9 @@ def _write_split(folder, split, number, scans, labels, encoder, ask, seed):
     codes = iter(encoder.codes(np.stack(cut)) if cut else ())
     for name, plain, masked in scenes:
       picture = {"image": name, "height": SIDE, "width": SIDE}
-      plain += [_ask_mask(what, obj, next(codes)) for what, obj in masked]
+      plain += [_segment(what, obj, next(codes)) for what, obj in masked]
       for question in plain:
-        yield question["prefix"].split()[0], picture | question
+        yield picture | question
 
 
 def make_scenes(
@@ -336,17 +324,18 @@ def make_scenes(
     sources = SOURCES[digits](seed)
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
-      for kind, example in _write_split(
+      for example in _write_split(
         partial, split, number, *sources[split], encoder, ask, seed
       ):
+        kind, *_ = example["prefix"].split()
         name = "train" if split == "train" else f"test_{kind}"
         lines.setdefault(name, []).append(json.dumps(example) + "\n")
-      for name, rows in lines.items():
-        (partial / f"{name}.jsonl").write_text("".join(rows))
+      for name, examples in lines.items():
+        (partial / f"{name}.jsonl").write_text("".join(examples))
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the folder to make")
   parser.add_argument("--codec", required=True, help="npz of the mask codec")
   parser.add_argument("--digits", choices=list(SOURCES), default="scanned")

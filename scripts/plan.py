@@ -55,6 +55,12 @@ WITHOUT_A_TPU = {
 }
 # The schedule does not change what a step needs, so any size of data will do.
 _EXAMPLES = 1_000_000
+_SUMMARY = """\
+{what}, batch {batch_size}, on {topology} ({mesh}), {verb} in {seconds:.0f} s
+memory of each device: {peak_gib_per_device:.3f} GiB \
+(arguments {argument_gib:.3f}, temporaries {temp_gib:.3f}, \
+new outputs {output_gib:.3f}; program {program_gib:.3f} more)
+FLOPs: {flops_per_step:.4g} on all devices"""
 # Variant -> batch size of the table of what fits a free T4.
 T4_BATCH_SIZES = {"paligemma_3b": 8, "paligemma2_3b": 8, "paligemma2_10b": 1}
 T4_METHODS = ("attention", "lora", "qlora_int8", "qlora_int4")
@@ -106,8 +112,7 @@ def measure(
       (text,) = pathlib.Path(folder).glob("*.jit_*after_optimizations.txt")
       needed, hlo = memory.of(compiled), text.read_text()
   except jax.errors.JaxRuntimeError as error:
-    wanted = memory.wanted(error)
-    if wanted is None:
+    if (wanted := memory.wanted(error)) is None:
       raise
     given = sum(map(memory.bytes_per_device, jax.tree.leaves(arguments)))
     needed = memory.Memory(given, max(int(wanted) - given, 0))
@@ -176,19 +181,10 @@ def measure_largest(
 
 def describe(figures: Mapping[str, Any]) -> str:
   """The figures as lines."""
-  gib = {key.removesuffix("_gib"): value for key, value in figures.items()}
-  device = figures["device"]
   mesh = " x ".join(f"{size} {axis}" for axis, size in figures["mesh"].items())
-  end = f"in {figures['seconds']:.0f} s"
-  how = f"compiled {end}" if figures["compiled"] else f"refused {end}"
-  lines = [
-    f"{figures['what']}, batch {figures['batch_size']}, on "
-    f"{figures['topology']} ({mesh}), {how}",
-    f"memory of each device: {figures['peak_gib_per_device']:.3f} GiB "
-    f"(arguments {gib['argument']:.3f}, temporaries {gib['temp']:.3f}, new "
-    f"outputs {gib['output']:.3f}; program {gib['program']:.3f} more)",
-    f"FLOPs: {figures['flops_per_step']:.4g} on all devices",
-  ]
+  verb = "compiled" if figures["compiled"] else "refused"
+  summary = _SUMMARY.format(**figures | {"mesh": mesh, "verb": verb})
+  lines = summary.splitlines()
   if figures["compiled"]:
     sent = [
       f"{kind} {count / GIB:.3f} GiB"
@@ -196,9 +192,9 @@ def describe(figures: Mapping[str, Any]) -> str:
       if count
     ]
     lines.append(f"collectives of each device: {', '.join(sent) or 'none'}")
-    if gathered := figures["parameter_gather_bytes"]:
-      gathered = f"{gathered / GIB:.3f} GiB"
-      lines.append(f"  of which all-gather of parameters: {gathered}")
+  if gathered := figures["parameter_gather_bytes"]:
+    gathered = f"{gathered / GIB:.3f} GiB"
+    lines.append(f"  of which all-gather of parameters: {gathered}")
   for fits, verdict in ((True, "fits"), (False, "too much for")):
     names = [
       f"{name} ({memory.USABLE_GIB[name]} GiB)"
@@ -206,6 +202,7 @@ def describe(figures: Mapping[str, Any]) -> str:
       if found == fits
     ]
     lines += [f"{verdict} {', '.join(names)}"] * bool(names)
+  device = figures["device"]
   lines.append(f"  compiled for {device}; for other devices an estimate")
   lines += [f"to change: {line}" for line in figures["advice"]]
   if "largest_batch" in figures:
@@ -226,11 +223,9 @@ def plan_command(
   config = with_batch_size(config, batch_size or config.batch_size)
   if topology_name is None:
     devices, device = None, jax.devices()[0].device_kind
-    stats = jax.devices()[0].memory_stats() or {}
-    usable = stats.get("bytes_limit")
+    usable = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
   else:
-    devices = devices_of(topology_name)
-    device = topology_name.partition(":")[0]
+    devices, device = devices_of(topology_name), topology_name.split(":")[0]
     usable = memory.USABLE_GIB[device] * GIB
   how["devices"] = devices
   if not find_largest:
@@ -251,19 +246,11 @@ def plan_command(
       changed.model[tower].remat_policy = policy
     return measure(changed, **how)[1].peak
 
-  lines = advice.advise(
-    plan,
-    needed,
-    usable,
-    what=figures["what"],
-    peak_with=peak_with if figures["what"] == "train" else None,
-  )
-  return {
-    "topology": topology_name or "local",
-    "device": device,
-    **figures,
-    "advice": lines,
-  }
+  what = figures["what"]
+  search = peak_with if what == "train" else None
+  lines = advice.advise(plan, needed, usable, what=what, peak_with=search)
+  topology = {"topology": topology_name or "local", "device": device}
+  return {**topology, **figures, "advice": lines}
 
 
 def devices_of(topology_name: str) -> Sequence[Any]:
@@ -290,17 +277,14 @@ def t4_table(
   for variant, res, tune in itertools.product(
     batch_sizes, resolutions, T4_METHODS
   ):
-    batch_size = batch_sizes[variant]
-    config = get_config(
-      f"variant={variant},res={res},tune={tune},dtype=float16,"
-      f"batch_size={batch_size}"
+    run = dict(
+      variant=variant, res=res, tune=tune, batch_size=batch_sizes[variant]
     )
+    arguments = [f"{name}={value}" for name, value in run.items()]
+    config = get_config(",".join([*arguments, "dtype=float16"]))
     _, needed, _ = measure(config, devices=devices)
     row = {
-      "variant": variant,
-      "res": res,
-      "tune": tune,
-      "batch_size": batch_size,
+      **run,
       "argument_gib": needed.arguments / GIB,
       "temp_gib": needed.temporaries / GIB,
       "peak_gib": needed.peak / GIB,
@@ -317,9 +301,9 @@ def describe_t4(found: Sequence[Mapping[str, Any]]) -> str:
     ("model", "res", "tune", "batch", "weights and state", "peak", "fits")
   ]
   for row in found:
-    cells = [row[key] for key in ("variant", "res", "tune", "batch_size")]
-    cells += [f"{row[f'{key}_gib']:.2f} GiB" for key in ("argument", "peak")]
-    rows.append((*map(str, cells), "yes" if row["fits"] else "no"))
+    run = (str(row[key]) for key in ("variant", "res", "tune", "batch_size"))
+    sizes = (f"{row[key]:.2f} GiB" for key in ("argument_gib", "peak_gib"))
+    rows.append((*run, *sizes, "yes" if row["fits"] else "no"))
   usable = memory.USABLE_GIB["T4"]
   return "\n".join([*messages.aligned(rows), f"T4: {usable} GiB usable"])
 
@@ -331,12 +315,7 @@ def _positive(text):
 
 
 def main() -> None:
-  """Runs what the command line says."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument(
     "--topology", help="TPU slice, such as v5e:4x4; default: the local devices"
   )

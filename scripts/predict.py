@@ -11,7 +11,7 @@ checkpoint of any other format. Predictions are appended as they are made;
 whoever is stopped goes on there when started again.
 """
 
-import argparse
+import dataclasses
 
 import jax
 from etils import epath
@@ -60,9 +60,6 @@ def predict(
 
   Returns:
     The numbers of predictions and of bad examples in the file.
-
-  Raises:
-    ValueError: a mistake in the data, the checkpoint, or the file.
   """
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
@@ -103,14 +100,8 @@ def predict(
     grammar=grammar,
     on_bad=on_bad,
   )
-  reads = datasets.Dataset(
-    "predict",
-    source,
-    evaluator.preprocess,
-    skips=on_bad == "skip",
-    decodes=True,
-    max_answer=max_decode_len,
-  )
+  (reads,) = datasets.evaluation_datasets([(evaluator, None)])
+  reads = dataclasses.replace(reads, name="predict")
   progress.say(checks.notes([reads], tok))
   records, _ = evaluator.predict(
     model,
@@ -128,9 +119,7 @@ def predict(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
   parser.add_argument("--data", required=True, metavar="X.jsonl")

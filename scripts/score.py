@@ -11,7 +11,6 @@ and of a mean the p-value of the paired sign-flip test. With --json the last
 line is one object.
 """
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -46,9 +45,6 @@ def score(
     Tuple of the number of examples that are scored, {name: bootstrap.Estimate},
     or with `against` {name: bootstrap.Comparison}, and the number of examples
     that are not, as a file says that they cannot be used.
-
-  Raises:
-    ValueError: a mistake in the config or the data, or in a line of a file.
   """
   evaluator = evaluation.one_that_generates(
     evaluation.make_evaluators(config, None, split=split, limit=limit)
@@ -64,7 +60,6 @@ def score(
   for path, lines in zip(files, records, strict=True):
     predictions_lib.check_examples(path, lines, examples)
   function = scoring.estimate if against is None else scoring.compare
-  count = len(scoring.good(examples, *records)[0])
   scores = function(
     made,
     *records,
@@ -73,6 +68,7 @@ def score(
     samples=resamples,
     progress=progress.resampling,
   )
+  count = len(scoring.good(examples, *records)[0])
   return count, scores, len(examples) - count
 
 
@@ -84,8 +80,8 @@ def table(scores: Mapping[str, Any]) -> str:
       numbers = map(_number, (found.a, found.b, found.difference))
       wins, p = found.a_is_larger, found.p_value
       share = "" if wins is None else f"{wins:.1%}"
-      end = share, "" if p is None else f"{p:.4f}"
-      rows.append((name, *numbers, _interval(found), *end))
+      p_value = "" if p is None else f"{p:.4f}"
+      rows.append((name, *numbers, _interval(found), share, p_value))
   else:
     rows = [("metric", "value", "95% interval")]
     for name, found in scores.items():
@@ -107,11 +103,7 @@ def _interval(found):
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  parser = command_line.parser(__doc__)
   parser.add_argument("--predictions", required=True, metavar="A.jsonl")
   parser.add_argument("--against", metavar="B.jsonl")
   parser.add_argument("--metric", help='such as "vqa(lower=True)"')

@@ -5,7 +5,6 @@
 The last line reads "demo: exact_match before=0.41 after=0.95 n=500".
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Iterable, Sequence
@@ -20,12 +19,8 @@ from trainers import command_line, report, workdir
 def changed_leaves(
   before: str | pathlib.Path, after: str | pathlib.Path
 ) -> tuple[list[str], int]:
-  """Names of the parameters that differ between two npz files.
-
-  A weight that was only stored in a smaller dtype counts as unchanged.
-
-  Returns:
-    Tuple of the sorted list of names and the number of all parameters.
+  """Names of the parameters that differ between two npz files, and how many
+  there are; one that is only stored in a smaller dtype does not differ.
 
   Raises:
     ValueError: the files hold other names or shapes.
@@ -77,7 +72,7 @@ def scores(metrics: pathlib.Path, name: str) -> tuple[float, float, int]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("run", type=pathlib.Path, help="folder of the run")
   parser.add_argument("scores", nargs="+", help="such as val/exact_match")
   options = parser.parse_args()

@@ -25,6 +25,15 @@ def run(main: Callable[[], Any]) -> None:
     main()
 
 
+def parser(text: str) -> argparse.ArgumentParser:
+  """A parser whose --help shows `text` as it is; flags cannot be shortened."""
+  return argparse.ArgumentParser(
+    description=text,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+
 def parse(
   parser: argparse.ArgumentParser,
   argv: Sequence[str] | None = None,

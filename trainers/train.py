@@ -9,7 +9,6 @@ bit; with other values of the config that change the training only by
 data, and allocates nothing.
 """
 
-import argparse
 import contextlib
 import os
 
@@ -82,12 +81,8 @@ def dry_run(config: ConfigDict) -> None:
 
 
 def main() -> None:
-  """Runs the command line."""
-  parser = argparse.ArgumentParser(
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
-  )
+  """Runs what the command line says."""
+  parser = command_line.parser(__doc__)
   parser.add_argument("--workdir", help="folder of the run")
   command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
   command_line.add_switch(

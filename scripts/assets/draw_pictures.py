@@ -7,7 +7,6 @@ They pre-train the tiny model. Nothing here reads a scan of handwriting: digits
 come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.
 """
 
-import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
@@ -17,7 +16,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -72,7 +71,7 @@ READ = ("what digit is this?", "which digit do you see?", "read the digit")
 
 
 def _regular(corners: int) -> np.ndarray:
-  """Returns the corners (x, y) of a polygon in the unit circle, one on top."""
+  """The corners (x, y) of a polygon in the unit circle, one on top."""
   turn = 2 * np.pi * np.arange(corners) / corners
   return np.stack([np.sin(turn), -np.cos(turn)], axis=-1)
 
@@ -105,8 +104,7 @@ class Object:
   name: str  # "circle", ..., or "0" to "9"
   colour: str  # a key of COLOURS
   size: str  # a key of SIZES ("" for digits)
-  # its coverage, of OVERSAMPLING times the size of the picture
-  mask: Image.Image
+  mask: Image.Image  # its coverage, OVERSAMPLING times as large as the picture
 
   @property
   def box(self) -> tuple[float, float, float, float]:
@@ -124,10 +122,6 @@ def reading_order(objects: Sequence[Object]) -> list[Object]:
 # --- Masks ------------------------------------------------------------------
 
 
-def _empty(size: int) -> Image.Image:
-  return Image.new("L", (size, size))
-
-
 def shape_mask(
   name: str, size: int, centre: np.ndarray, radius: float, degrees: float
 ) -> Image.Image:
@@ -137,7 +131,7 @@ def shape_mask(
   fractions of the picture.
   """
   outline = OUTLINES[name] @ _rotation(np.radians(degrees)) * radius
-  mask = _empty(size)
+  mask = Image.new("L", (size, size))
   draw = ImageDraw.Draw(mask)
   draw.polygon(((outline + centre) * size).ravel().tolist(), fill=255)
   if name == "ring":
@@ -146,12 +140,12 @@ def shape_mask(
   return mask
 
 
-def _rotation(turn: float) -> np.ndarray:
+def _rotation(turn):
   return np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
 
 
 @functools.cache
-def _font(name: str) -> ImageFont.FreeTypeFont:
+def _font(name):
   if name == PILLOW_FONT:
     return ImageFont.load_default(FONT_SIZE)
   folder = pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf")
@@ -160,19 +154,17 @@ def _font(name: str) -> ImageFont.FreeTypeFont:
 
 def print_digit(digit: str, font: str, stroke: int) -> Image.Image:
   """Prints a digit in the middle of a square, thickened by `stroke` pixels."""
-  mask = _empty(GLYPH_SIZE)
-  middle = (GLYPH_SIZE / 2, GLYPH_SIZE / 2)
-  ImageDraw.Draw(mask).text(
-    middle, digit, 255, _font(font), anchor="mm", stroke_width=stroke
-  )
+  mask = Image.new("L", (GLYPH_SIZE, GLYPH_SIZE))
+  draw, middle = ImageDraw.Draw(mask), (GLYPH_SIZE / 2, GLYPH_SIZE / 2)
+  draw.text(middle, digit, 255, _font(font), anchor="mm", stroke_width=stroke)
   return mask
 
 
 def _bend(mask, rng):
   """Rotates by up to 15 degrees, shears, and shakes the strokes.
 
-  The mask is cut into 4x4 cells whose corners move independently, which makes
-  straight and even strokes a little like those of a hand.
+  The corners of 4x4 cells move independently, which makes straight and even
+  strokes a little like those of a hand.
   """
   cells, size = 4, mask.width
   turn, shear = np.radians(rng.uniform(-15, 15)), rng.uniform(-0.3, 0.3)
@@ -205,17 +197,14 @@ def print_glyph(digit: str, rng: np.random.Generator) -> Image.Image:
 
 
 def _digit_mask(digit, size, height, left, right, rng):
-  """Prints and bends a digit, and puts it between left and right.
-
-  These and its height are in fractions of the picture.
-  """
+  """Prints a digit between left and right; fractions of the picture."""
   glyph = print_glyph(digit, rng)
   tall = round(height * size)
   wide = round(tall * glyph.width / glyph.height * rng.uniform(0.7, 1.15))
   wide = min(wide, int((right - left) * size))
   x = rng.uniform(left * size, right * size - wide)
   y = rng.uniform(0, size - tall)
-  mask = _empty(size)
+  mask = Image.new("L", (size, size))
   glyph = glyph.resize((wide, tall), Image.Resampling.BILINEAR)
   mask.paste(glyph, (int(x), int(y)))
   return mask
@@ -227,18 +216,16 @@ def _digit_mask(digit, size, height, left, right, rng):
 @functools.cache
 def contrasting(ground: str) -> list[str]:
   """Returns the colours that can be told from the background."""
-  distance = {
-    name: np.linalg.norm(np.subtract(rgb, GROUNDS[ground]))
-    for name, rgb in COLOURS.items()
-  }
-  return [name for name in COLOURS if distance[name] >= MIN_CONTRAST]
+  rgb = np.array(list(COLOURS.values()))
+  distances = np.linalg.norm(rgb - GROUNDS[ground], axis=1)
+  return np.array(list(COLOURS))[distances >= MIN_CONTRAST].tolist()
 
 
-def _sometimes(value: float, rng: np.random.Generator) -> float:
+def _sometimes(value, rng):
   return value if rng.random() < 0.5 else 0.0
 
 
-def _choice(options: Sequence[str], rng: np.random.Generator) -> str:
+def _choice(options, rng):
   return options[rng.integers(len(options))]
 
 
@@ -277,10 +264,9 @@ def _draw_small_digit(size, rng):
 def draw_digits(
   size: int, number: int, heights: tuple[float, float], rng: np.random.Generator
 ) -> tuple[str, list[Object]]:
-  """One digit anywhere, or two side by side in the same colour.
+  """The colour of a background, and one digit, or two alike side by side.
 
-  Their smallest and largest height is in fractions of the picture. Returns the
-  colour of the background too.
+  Their smallest and largest height is in fractions of the picture.
   """
   # White on black and black on white, the commonest in print, half the time.
   ground = _choice(["black", "white", *GROUNDS], rng)
@@ -298,7 +284,7 @@ def draw_digits(
   return ground, objects
 
 
-def _rgb(name: str, rng: np.random.Generator) -> np.ndarray:
+def _rgb(name, rng):
   most = _sometimes(COLOUR_JITTER, rng)
   jitter = rng.uniform(-most, most, size=3)
   return np.clip(np.add(GROUNDS[name], jitter), 0, 255).astype(np.float32)
@@ -338,7 +324,7 @@ def listing(parts: Sequence[str]) -> str:
 
 
 def describe(shape: Object) -> str:
-  """Returns, say, "an orange star" or "a small red circle"."""
+  """Such as "an orange star" or "a small red circle"."""
   phrase = " ".join(filter(None, (shape.size, shape.colour, shape.name)))
   return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
@@ -355,7 +341,7 @@ def detect(name: str, objects: Sequence[Object]) -> tuple[str, str]:
   return f"detect {name}", boxes
 
 
-def _kind(weights: dict[str, float], rng: np.random.Generator) -> str:
+def _kind(weights, rng):
   p = np.array(list(weights.values()))
   return list(weights)[rng.choice(len(p), p=p / p.sum())]
 
@@ -366,14 +352,8 @@ def ask_shapes(
   """A question about 1 to 4 shapes in reading order, and its answer."""
   names = [obj.name for obj in objects]
   single = [obj for obj in objects if names.count(obj.name) == 1]
-  weights = {
-    "caption": 2.0,
-    "count": 2.0,
-    "exists": 2.0,
-    "detect": 2.5,
-    "colour": 2.0 if single else 0.0,
-    "count_one": 1.0,
-  }
+  weights = dict(caption=2.0, count=2.0, exists=2.0, detect=2.5)
+  weights |= dict(colour=2.0 if single else 0.0, count_one=1.0)
   kind = _kind(weights, rng)
   present = _choice(names, rng)
   absent = _choice([name for name in OUTLINES if name not in names], rng)
@@ -398,16 +378,8 @@ def ask_digit(
   ground: str, obj: Object, rng: np.random.Generator
 ) -> tuple[str, str]:
   """A question about a digit on a background, and its answer."""
-  weights = {
-    "read": 60.0,
-    "caption": 10.0,
-    "spell": 8.0,
-    "compare": 6.0,
-    "even": 4.0,
-    "detect": 5.0,
-    "colour": 4.0,
-    "count": 3.0,
-  }
+  weights = dict(read=60, caption=10, spell=8, compare=6)
+  weights |= dict(even=4, detect=5, colour=4, count=3)
   kind = _kind(weights, rng)
   value = int(obj.name)
   if kind == "read":
@@ -453,14 +425,13 @@ def ask_digits(
 
 
 def _make_shapes(res, rng):
-  """Makes a picture of shapes with a question: picture, prefix, suffix."""
   ground, objects = draw_shapes(OVERSAMPLING * res, rng)
   noise = _sometimes(rng.uniform(2, 14), rng)
   return compose(ground, objects, res, noise, rng), *ask_shapes(objects, rng)
 
 
 def _make_digits(res, rng):
-  """Makes a picture of one or two digits: picture, prefix, suffix.
+  """A picture of one or two digits with a question, as make_example.
 
   Most are one white digit that fills 8x8 to 10x10 pixels of black: a model of
   this size learns to read digits at all from these, and only then the others
@@ -536,8 +507,9 @@ def _write_split(folder, split, number, *, seed, res, workers):
       lines.writelines(pool.map(write, chunks))
 
 
-@contextlib.contextmanager
-def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
+def new_folder(
+  out: str | os.PathLike,
+) -> contextlib.AbstractContextManager[pathlib.Path]:
   """As disk.folder, for a folder that may not exist yet.
 
   Raises:
@@ -548,8 +520,7 @@ def new_folder(out: str | os.PathLike) -> Iterator[pathlib.Path]:
       f"{out}: exists already, expected a new folder: remove it or name"
       " another."
     )
-  with disk.folder(out) as partial:
-    yield partial
+  return disk.folder(out)
 
 
 def draw_pictures(
@@ -563,9 +534,8 @@ def draw_pictures(
 ) -> None:
   """Writes train.jsonl, val.jsonl and their pictures.
 
-  The folder appears at once or not at all: it is written beside `out` and then
-  renamed. The same seed and resolution give the same pictures, with any number
-  of workers. Held-out examples are drawn from another stream.
+  The folder appears at once or not at all. The same seed and resolution give
+  the same pictures, with any number of workers.
 
   Raises:
     ValueError: `out` exists already.
@@ -576,7 +546,7 @@ def draw_pictures(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the folder to make")
   parser.add_argument("--num", type=int, default=60000)
   parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,6 @@ It has the layers of the published one, which is not ours to ship, but is
 narrower, and knows nothing but digits: 64x64 mask <-> 16 codes of 128.
 """
 
-import argparse
 import functools
 import os
 
@@ -166,7 +165,7 @@ def train_mask_codec(
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the npz file to write")
   parser.add_argument("--steps", type=int, default=3000)
   parser.add_argument("--seed", type=int, default=0)

@@ -7,7 +7,6 @@ Its pieces are laid out as in PaliGemma's own file, in small: pad, eos, bos,
 unk, "\\n", the 256 bytes, text, then the 1024 locations, last the 128 segments.
 """
 
-import argparse
 import io
 import re
 
@@ -120,7 +119,7 @@ def make_tokenizer() -> bytes:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the .model file to write")
   out = parser.parse_args().out
   content = make_tokenizer()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from paligemma.data import preprocess, tokenizer
-from scripts.benchmarks import machine, turns
+from scripts.benchmarks import contest
 
 _SIZE = (640, 480)
 _JPEG = "quality 85, 4:2:0"
@@ -38,11 +38,11 @@ def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
       np.asarray(Image.open(io.BytesIO(data)))
 
   contestants = {"ours": ours, "floor": jpeg_alone}
-  rate = turns.rates(contestants, _IMAGES, runs, clock=time.process_time)
+  rate = contest.rates(contestants, _IMAGES, runs, clock=time.process_time)
   figure = {"dtype": "float32", "floor": rate["floor"]["median"]}
   return {
     "what": "data",
-    "hardware": machine.hardware(),
+    "hardware": contest.hardware(),
     "images_per_s": rate["ours"] | figure,
     "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {_JPEG}, {len(pictures[0])} bytes",
     "res": config.res,

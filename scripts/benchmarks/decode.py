@@ -13,7 +13,7 @@ from paligemma import tree
 from paligemma.decoding import decode
 from paligemma.models.paligemma import Model
 from paligemma.planning import flops
-from scripts.benchmarks import machine, subject, turns
+from scripts.benchmarks import contest, subject
 
 NEW_TOKENS = 32
 _GROWTH = (16, 32, 64, 128, 256, 512)
@@ -30,38 +30,28 @@ def measure(
   plan = subject.make_plan(config)
   model, flat = plan.model, subject.served_parameters(plan)
   params = tree.unflatten(flat)
-  dtype, batch_size = config.model.dtype, config.batch_size
   prompts = subject.prompts(subject.batch(config, model.llm.vocab_size))
   ours = functools.partial(_generate, model, params, prompts)
   contestants = {"ours": functools.partial(ours, NEW_TOKENS)}
+  peers = {}
   if peer is not None:
     peers = peer.decoders(model, flat, prompts, NEW_TOKENS)
     contestants |= {name: each.generate for name, each in peers.items()}
-  tokens = batch_size * NEW_TOKENS
-  rate = turns.rates(contestants, tokens, runs)
-
-  phases = work(model, flat, config)
-  rates = machine.rates(dtype)
-  floor = tokens / machine.floor(phases, rates)
-  tokens_per_s = rate.pop("ours") | {"dtype": dtype, "floor": floor}
-  result = {
-    "what": "decode",
-    "hardware": machine.hardware(),
-    "tokens_per_s": tokens_per_s,
-    "flops": sum(phase[0] for phase in phases),
-    "bytes": sum(phase[1] for phase in phases),
-    **rates,
-  }
-  if peer is not None:
+  result = contest.compete(
+    "decode",
+    "tokens_per_s",
+    contestants,
+    runs=runs,
+    amount=config.batch_size * NEW_TOKENS,
+    phases=work(model, flat, config),
+    dtype=config.model.dtype,
+    version=peer and peer.VERSION,
+  )
+  if peers:
     text = np.asarray(ours(NEW_TOKENS).tokens)
-    result["peer"] = {
-      "version": peer.VERSION,
-      "tokens_per_s": rate,
-      **turns.against(tokens_per_s, rate),
-      "equal_tokens": {
-        name: float((text == each.generate()).mean())
-        for name, each in peers.items()
-      },
+    result["peer"]["equal_tokens"] = {
+      name: float((text == each.generate()).mean())
+      for name, each in peers.items()
     }
   if growth:
     result["growth"] = {"new_tokens": _growth(ours)}
@@ -100,7 +90,7 @@ def _generate(model, params, prompts, new_tokens):
 def _growth(generate):
   """Seconds per token after the first, by the number of tokens."""
   contestants = {n: functools.partial(generate, n) for n in (1, *_GROWTH)}
-  taken = turns.seconds(contestants, 3)
+  taken = contest.seconds(contestants, 3)
   first = min(taken.pop(1))
   return [
     {"new_tokens": n, "seconds_per_token": (min(each) - first) / (n - 1)}

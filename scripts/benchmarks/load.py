@@ -1,6 +1,7 @@
 """Loading a checkpoint of full size, each time in a process of its own."""
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from etils import epath
 from paligemma import init, io
 from paligemma.checkpoints import leaves
 from paligemma.models import paligemma as paligemma_model
-from scripts.benchmarks import machine, turns
+from scripts.benchmarks import contest
 
 ONE_LOAD = "one-load"
 
@@ -26,8 +27,8 @@ class Tiled:
 
   def __init__(self, shape, dtype):
     self.shape, self.dtype = shape, jnp.dtype(dtype)
-    width = int(np.prod(shape[1:]))
-    self._row = np.resize(_random_block(), width).astype(self.dtype)
+    block = np.random.default_rng(0).standard_normal(2**20, np.float32) / 64
+    self._row = np.resize(block, math.prod(shape[1:])).astype(self.dtype)
 
   def __getitem__(self, index):
     start, stop, _ = index.indices(self.shape[0])
@@ -42,8 +43,7 @@ def _write_random(path, format, *, variant, res, dtype):
     name: leaves.Leaf.of(Tiled(leaf.shape, dtype))
     for name, leaf in init.shapes(model, res).items()
   }
-  fields = io.model_fields(model)
-  io.write(path, arrays, fields, format=format)
+  io.write(path, arrays, io.model_fields(model), format=format)
 
 
 def one_load(
@@ -98,7 +98,7 @@ def measure(
   }
   summary = {
     key: {
-      **turns.spread([r[key] for r in results[1:]]),
+      **contest.spread([r[key] for r in results[1:]]),
       "dtype": quantize or load_dtype or dtype,
       "floor": floor,
     }
@@ -111,7 +111,7 @@ def measure(
     "dtype": dtype,
     "load_dtype": quantize or load_dtype or dtype,
     "file_bytes": _bytes_below(path),
-    "hardware": machine.hardware(),
+    "hardware": contest.hardware(),
     **summary,
   }
 
@@ -123,13 +123,8 @@ def describe(result: Mapping[str, Any]) -> str:
   return (
     f"{result['variant']} {result['format']} {result['dtype']} -> "
     f"{result['load_dtype']}: {_line(medians)}; floor "
-    f"{result['seconds']['floor']:.2f} s; seconds from "
-    f"{result['seconds']['min']:.2f} to {result['seconds']['max']:.2f}"
-  )
-
-
-def _random_block():
-  return np.random.default_rng(0).standard_normal(2**20, np.float32) / 64
+    "{floor:.2f} s; seconds from {min:.2f} to {max:.2f}"
+  ).format(**result["seconds"])
 
 
 def _memory():
@@ -150,7 +145,7 @@ def _copy_seconds(count):
 
 def _bytes_below(path):
   path = pathlib.Path(path)
-  files = [path] if path.is_file() else path.rglob("*")
+  files = (path, *path.rglob("*"))
   return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -54,14 +54,14 @@ class Trainer:
 
   def steps(self, count: int) -> list[float]:
     """Takes steps; returns the loss of each."""
-    return [self._step() for _ in range(count)]
-
-  def _step(self):
-    loss = self._model(**self._inputs).loss
-    loss.backward()
-    self._optimizer.step()
-    self._optimizer.zero_grad(set_to_none=True)
-    return loss.item()
+    losses = []
+    for _ in range(count):
+      loss = self._model(**self._inputs).loss
+      loss.backward()
+      self._optimizer.step()
+      self._optimizer.zero_grad(set_to_none=True)
+      losses.append(loss.item())
+    return losses
 
 
 class Decoder:
@@ -70,17 +70,18 @@ class Decoder:
   def __init__(self, model, prompts, *, new_tokens):
     self._model = model.eval()
     self._inputs = _inputs(model, **prompts)
-    self._arguments = {
-      "max_new_tokens": new_tokens,
-      "min_new_tokens": new_tokens,
-      "do_sample": False,
-      "use_cache": True,
-    }
+    self._length = new_tokens
 
   @torch.inference_mode()
   def generate(self) -> np.ndarray:
     """Returns the decoded ids, int[B, new_tokens]."""
-    ids = self._model.generate(**self._inputs, **self._arguments)
+    ids = self._model.generate(
+      **self._inputs,
+      max_new_tokens=self._length,
+      min_new_tokens=self._length,
+      do_sample=False,
+      use_cache=True,
+    )
     return ids[:, self._inputs["input_ids"].shape[1] :].numpy()
 
 

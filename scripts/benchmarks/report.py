@@ -37,7 +37,9 @@ def describe(result: Mapping[str, Any]) -> str:
         lines.append(f"  {about} {name}: {value:.2g}")
   for what, rows in result.get("growth", {}).items():
     lines.append(f"growth with {what}, the first row being 1:")
-    lines += [_growth_row(row, rows[0]) for row in rows]
+    for row in rows:
+      cells = (f"{k} {v:.4g} ({v / rows[0][k]:.2f} x)" for k, v in row.items())
+      lines.append(f"  {', '.join(cells)}")
   return "\n".join(lines)
 
 
@@ -46,8 +48,3 @@ def _row(who, dtype, unit, spread):
     f"  {who:<8} {dtype:<12}{spread['median']:10.2f} {unit} "
     f"({spread['min']:.2f} to {spread['max']:.2f})"
   )
-
-
-def _growth_row(row, first):
-  cells = (f"{k} {v:.4g} ({v / first[k]:.2f} x)" for k, v in row.items())
-  return "  " + ", ".join(cells)

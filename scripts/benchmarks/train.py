@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from paligemma import parameters, tree
 from paligemma.planning import flops as flops_lib
 from paligemma.training import losses, sharding
-from scripts.benchmarks import machine, subject, turns
+from scripts.benchmarks import contest, subject
 from trainers import state
 from trainers.plan import Plan
 
@@ -106,45 +106,38 @@ def measure(
 ) -> dict[str, Any]:
   """What `scripts.benchmark train` prints; `peer` is a module or None."""
   plan = subject.make_plan(config)
-  model, dtype, batch_size = plan.model, config.model.dtype, config.batch_size
+  model, batch_size = plan.model, config.batch_size
   batch = subject.batch(config, model.llm.vocab_size)
   trainable, frozen = subject.trained_parameters(plan)
-  run = Run(plan, trainable, frozen, batch)
-  ours = run.steps(_LOSSES)
-  plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
-  contestants = {"ours": functools.partial(run.steps, steps)}
+  contestants = {"ours": Run(plan, trainable, frozen, batch)}
   if peer is not None:
-    peers = peer.trainers(config, model, {**trainable, **frozen}, batch)
-    theirs = {name: each.steps(_LOSSES) for name, each in peers.items()}
-    contestants |= {
-      name: functools.partial(each.steps, steps) for name, each in peers.items()
-    }
-  rate = turns.rates(contestants, batch_size * steps, runs)
-
-  flops, size = work(plan)
-  rates = machine.rates(dtype)
-  floor = batch_size / machine.floor([(flops, size)], rates)
-  examples_per_s = rate.pop("ours") | {"dtype": dtype, "floor": floor}
-  peak = flops_lib.peak_per_second()
-  result = {
-    "what": "train",
-    "hardware": machine.hardware(),
-    "examples_per_s": examples_per_s,
-    "flops": flops,
-    "bytes": size,
-    **rates,
-    "mfu": peak and flops * examples_per_s["median"] / batch_size / peak,
+    weights = {**trainable, **frozen}
+    contestants |= peer.trainers(config, model, weights, batch)
+  first = {name: each.steps(_LOSSES) for name, each in contestants.items()}
+  plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
+  result = contest.compete(
+    "train",
+    "examples_per_s",
+    {
+      n: functools.partial(each.steps, steps) for n, each in contestants.items()
+    },
+    runs=runs,
+    amount=batch_size,
+    phases=[work(plan)],
+    dtype=config.model.dtype,
+    repeats=steps,
+    version=peer and peer.VERSION,
+  )
+  ours, peak = first.pop("ours"), flops_lib.peak_per_second()
+  median = result["examples_per_s"]["median"]
+  result |= {
+    "mfu": peak and result["flops"] * median / batch_size / peak,
     "losses": ours,
     "loss_difference": _largest_difference(ours, plain),
   }
   if peer is not None:
-    result["peer"] = {
-      "version": peer.VERSION,
-      "examples_per_s": rate,
-      **turns.against(examples_per_s, rate),
-      "loss_difference": {
-        name: _largest_difference(ours, each) for name, each in theirs.items()
-      },
+    result["peer"]["loss_difference"] = {
+      name: _largest_difference(ours, each) for name, each in first.items()
     }
   if growth:
     result["growth"] = {
@@ -165,12 +158,11 @@ def _memory(config, batch_size):
 
 
 def _time(config, res):
-  values = {"res": res, "batch_size": jax.device_count()}
-  config = subject.changed(config, **values)
+  config = subject.changed(config, res=res, batch_size=jax.device_count())
   plan = subject.make_plan(config)
   batch = subject.batch(config, plan.model.llm.vocab_size)
   run = Run(plan, *subject.trained_parameters(plan), batch)
-  taken = turns.seconds({"ours": lambda: run.steps(1)}, 3)["ours"]
+  taken = contest.seconds({"ours": lambda: run.steps(1)}, 3)["ours"]
   return {"res": res, "flops": plan.flops_per_step, "seconds": min(taken)}
 
 

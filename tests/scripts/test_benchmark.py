@@ -10,7 +10,7 @@ import pytest
 
 import paligemma
 from scripts import benchmark
-from scripts.benchmarks import decode, load, machine, subject, train, turns
+from scripts.benchmarks import contest, decode, load, subject, train
 
 SIZES = ["--variant", "paligemma_tiny", "--res", "28"]
 CONFIG = (
@@ -22,8 +22,8 @@ CONFIG = (
 @pytest.fixture
 def run(monkeypatch, capsys):
   """Runs a command line; returns the object of its last line."""
-  monkeypatch.setattr(machine, "_SIDE", 64)
-  monkeypatch.setattr(machine, "_ARRAY_BYTES", 2**12)
+  monkeypatch.setattr(contest, "_SIDE", 64)
+  monkeypatch.setattr(contest, "_ARRAY_BYTES", 2**12)
   monkeypatch.setattr(train, "_GROWTH", (2,))
   monkeypatch.setattr(decode, "_GROWTH", (5,))
   monkeypatch.setattr(decode, "NEW_TOKENS", 5)
@@ -181,20 +181,20 @@ def test_decoding_reads_the_decoder_once_a_token():
 
 def test_the_floor_is_what_each_phase_waits_for():
   rates = {"flops_per_s": 10.0, "bytes_per_s": 5.0}
-  assert machine.floor([(30, 10), (10, 35)], rates) == 3 + 7
+  assert contest.floor([(30, 10), (10, 35)], rates) == 3 + 7
 
 
 def test_contestants_run_in_turns():
   log = []
   clock = iter(range(100)).__next__
-  taken = turns.seconds(
+  taken = contest.seconds(
     {"a": lambda: log.append("a"), "b": lambda: log.append("b")}, 3, clock=clock
   )
   assert log == list("abababab")
   assert taken == {"a": [1, 1, 1], "b": [1, 1, 1]}
-  rate = {"x": turns.spread([2.0, 9.0, 4.0]), "y": turns.spread([3.0])}
+  rate = {"x": contest.spread([2.0, 9.0, 4.0]), "y": contest.spread([3.0])}
   assert rate["x"] == {"median": 4.0, "min": 2.0, "max": 9.0}
-  best = turns.against({"median": 10.0, "floor": 20.0}, rate)
+  best = contest.against({"median": 10.0, "floor": 20.0}, rate)
   assert best == {"ratio_to_best": 2.5, "floor_to_best": 5.0}
 
 

@@ -1,7 +1,7 @@
 """Feeds damaged files to every reader for so many seconds, and counts.
 
-    python -m scripts.fuzz 1200 1
-    python -m scripts.fuzz --replay npz:4711 1200 1
+    python -m tests.stress.fuzz 1200 1
+    python -m tests.stress.fuzz --replay npz:4711 1200 1
 
 A case of a kind and a number makes a file, damages it and reads it. It is good
 if it is read, or ends in one line (ValueError, OSError); bad if anything else
@@ -9,13 +9,12 @@ is raised, the line is several or too long, it takes more than 10 s or 2 GiB, or
 ends the process. Prints each bad case and a table; ends with 1 if there is one.
 """
 
-import argparse
 import collections
 import contextlib
 import copy
+import functools
 import json
 import multiprocessing
-import multiprocessing.connection
 import pathlib
 import random
 import resource
@@ -25,7 +24,6 @@ import tempfile
 import time
 import traceback
 import zipfile
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,42 +39,38 @@ from paligemma.evals import predictions, scoring
 from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
 from scripts import import_data
+from tests.trainers import tiny_config
 from trainers import command_line, report, workdir
 
 SECONDS = 10.0  # of a case
-PATIENCE = 60.0  # without a word of the worker, on a machine that is busy
+PATIENCE = 60.0  # between two messages of the worker, on a busy machine
 MEMORY = 2**31  # bytes more than before the first case
 LONGEST = 3000  # characters of a message
-TOKENIZER = "paligemma/assets/tiny_tokenizer.model"
+TOKENIZER = pathlib.Path("paligemma/assets/tiny_tokenizer.model")
 
 # Values that a file may hold in the place of what is expected.
 WEIRD = (
-  *(
-    None,
-    True,
-    0,
-    -1,
-    1,
-    2,
-    0.5,
-    1e308,
-    -1e308,
-    2**31,
-    2**63,
-    -(2**63),
-    10**30,
-  ),
-  *(float("nan"), float("inf"), float("-inf"), "nan", "1e400", "\u0660"),
+  *(None, True, 0, -1, 1, 2, 0.5, 1e308, -1e308, 2**31, 2**63, -(2**63)),
+  *(10**30, float("nan"), float("inf"), float("-inf"), "nan", "1e400"),
   *("", " ", "x", "..", "../x", "/etc/passwd", "/dev/zero", "x" * 10_000),
-  *("\x00", "\ud800", "\n", "\u202e", "<loc0000>", "<loc9999>", "https://x/y"),
-  *([], {}, [[]], [None], [1, 2], [1, 2, 3, 4], ["a"], {"a": 1}, [0] * 1000),
+  *("\x00", "\ud800", "\n", "\u202e", "\u0660", "<loc0000>", "<loc9999>"),
+  *("https://x/y", [], {}, [[]], [None], [1, 2], [1, 2, 3, 4], ["a"]),
+  *({"a": 1}, [0] * 1000),
 )
 # Texts that no value of JSON gives.
 TEXTS = ("[" * 100_000, '{"a":' * 50_000, "\x00", "\ufeff{}", "NaN", "{'a': 1}")
+CALLS = (
+  (samplers.make, "nucleus(p=0.9)"),
+  (samplers.make, "best_of(n=8, sampler=top_k(k=4))"),
+  (metrics.make, "vqa(lower=True)"),
+  (grammar_lib.make, 'boxes(["cat", "dog"], at_most=3)'),
+  (grammar_lib.make, 'regex("(yes|no)( maybe){0,2}")'),
+  (grammar_lib.make, 'choices("yes", "no")'),
+)
 
 
-def damage_bytes(rng: random.Random, data: bytes) -> bytes:
-  """Bytes with some of them changed, added, repeated, cut out or cut off."""
+def damage_bytes(rng, data):
+  """Changes, adds, repeats, cuts out or cuts off some of the bytes."""
   data = bytearray(data)
   for _ in range(rng.choice((1, 1, 2, 8))):
     at, size = rng.randrange(len(data) + 1), rng.choice((1, 2, 8, 100, 5000))
@@ -100,13 +94,13 @@ def damage_bytes(rng: random.Random, data: bytes) -> bytes:
   return bytes(data)
 
 
-def damage_json(rng: random.Random, value: Any) -> Any:
-  """A JSON text as bytes in which one or two values are others."""
+def damage_json(rng, value):
+  """The JSON text of a value of which one or two places are changed."""
   if rng.random() < 0.03:
     return rng.choice(TEXTS).encode(errors="surrogatepass")
   holder = {"": json.loads(json.dumps(value))}
   for _ in range(rng.choice((1, 1, 2))):
-    parent, key = rng.choice(list(_places(holder)))
+    parent, key = rng.choice(list(_entries(holder)))
     match rng.randrange(5):
       case 0:
         parent[key] = copy.deepcopy(rng.choice(WEIRD))
@@ -118,24 +112,22 @@ def damage_json(rng: random.Random, value: Any) -> Any:
         parent[key] += rng.choice(("x", "\x00", "\ud800", "\n"))
       case _:
         parent[key] = rng.choice(([parent[key]], {"a": parent[key]}))
-    if "" not in holder:
-      holder[""] = None
   text = json.dumps(holder[""], ensure_ascii=rng.random() < 0.5)
   data = text.encode(errors="surrogatepass")
   return damage_bytes(rng, data) if rng.random() < 0.1 else data
 
 
-def _places(holder):
+def _entries(holder):
   """Every (dict or list, key) below a value."""
   keys = holder if isinstance(holder, dict) else range(len(holder))
   for key in list(keys):
     yield holder, key
     if isinstance(holder[key], dict | list):
-      yield from _places(holder[key])
+      yield from _entries(holder[key])
 
 
-def damage_file(rng: random.Random, path: pathlib.Path) -> None:
-  """Damages a file as what it is, or takes it away."""
+def damage_file(rng, path):
+  """Damages the bytes or the JSON values of a file, or takes it away."""
   if rng.random() < 0.05:
     path.unlink()
     match rng.randrange(3):
@@ -154,46 +146,49 @@ def damage_file(rng: random.Random, path: pathlib.Path) -> None:
 
 
 class Fuzz:
-  """Files that are right, and one way to damage and read them a kind."""
+  """Files that are right, and for each kind one way to damage and read them.
+
+  Attributes:
+    kinds: name -> function of (rng, an empty folder) that runs a case.
+  """
 
   def __init__(self, work):
     self.work, self.right = work, work / "right"
     self.tokenizer = tokenizer.Tokenizer(TOKENIZER)
-    self.model = paligemma_model.make(
-      variant="paligemma_tiny",
-      vocab_size=67,
-      img=dict(width=12, depth=2, mlp_dim=20, num_heads=2),
-      llm=dict(
-        width=16,
-        depth=2,
-        mlp_dim=22,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=10,
-      ),
-    )
+    fields = tiny_config.get_config().model.to_dict()
+    self.model = paligemma_model.make(**fields | {"vocab_size": 67})
+    self.shapes = init.shapes(self.model, 28)
     rng = np.random.default_rng(0)
-    shapes = init.shapes(self.model, 28)
     self.params = tree.unflatten(
-      {n: rng.normal(0, 1, x.shape).astype("f4") for n, x in shapes.items()}
+      {
+        name: rng.normal(0, 1, x.shape).astype("f4")
+        for name, x in self.shapes.items()
+      }
     )
     if not self.right.exists():
       self._write(rng)
     self.kinds = {
-      name.removeprefix("kind_"): getattr(self, name)
-      for name in sorted(dir(self))
-      if name.startswith("kind_")
+      "adapter": self.adapter,
+      "array": self.array_header,
+      "call": self.call,
+      "huggingface": functools.partial(self.checkpoint, "hf"),
+      "image": self.image,
+      "import": self.import_coco,
+      "jsonl": self.jsonl,
+      "npz": functools.partial(self.checkpoint, "m.npz"),
+      "orbax": functools.partial(self.checkpoint, "o"),
+      "predictions": self.predictions,
+      "run": self.run,
+      "safetensors": self.safetensors_header,
+      "tokenizer": self.tokenizer_file,
     }
 
   def _write(self, rng):
     folder = self.work / "making"
     folder.mkdir()
-    for name, format in (
-      ("m.npz", None),
-      ("hf", "huggingface"),
-      ("o", "orbax"),
-    ):
-      io.save(folder / name, self.model, self.params, format=format)
+    io.save(folder / "m.npz", self.model, self.params)
+    io.save(folder / "hf", self.model, self.params, format="huggingface")
+    io.save(folder / "o", self.model, self.params, format="orbax")
     model, adapted = lora.enable_lora(self.model, self.params, rank=2)
     adapters.save_adapter(folder / "a.safetensors", model, adapted)
     picture = Image.fromarray(rng.integers(0, 255, (23, 31, 3), np.uint8))
@@ -206,28 +201,21 @@ class Fuzz:
   def _copy(self, name, folder):
     source = self.right / name
     copy = shutil.copytree if source.is_dir() else shutil.copy
-    copy(source, folder / name)
-    return folder / name
+    return copy(source, folder / name)
 
   def _open(self, path):
-    checkpoint = formats.open(path)
-    shapes = init.shapes(self.model, 28)
-    for leaf in fit.fit(
-      checkpoint, {n: x.shape for n, x in shapes.items()}
-    ).values():
+    shapes = {name: x.shape for name, x in self.shapes.items()}
+    for leaf in fit.fit(formats.open(path), shapes).values():
       leaf.read()
 
-  def _checkpoint(self, rng, folder, name):
+  def checkpoint(self, name, rng, folder):
     path = self._copy(name, folder)
     files = [path] if path.is_file() else list(path.rglob("*"))
     damage_file(rng, rng.choice(sorted(f for f in files if f.is_file())))
     self._open(path)
 
-  def kind_npz(self, rng: random.Random, folder: pathlib.Path) -> None:
-    self._checkpoint(rng, folder, "m.npz")
-
-  def kind_array(self, rng: random.Random, folder: pathlib.Path) -> None:
-    """The header of an array in an npz, which is whole as a zip."""
+  def array_header(self, rng, folder):
+    """Damages the header of an array in an npz, not the zip around it."""
     path = folder / "m.npz"
     with zipfile.ZipFile(self.right / "m.npz") as right:
       files = {name: right.read(name) for name in right.namelist()}
@@ -240,14 +228,7 @@ class Fuzz:
         archive.writestr(member, data)
     self._open(path)
 
-  def kind_huggingface(self, rng: random.Random, folder: pathlib.Path) -> None:
-    self._checkpoint(rng, folder, "hf")
-
-  def kind_orbax(self, rng: random.Random, folder: pathlib.Path) -> None:
-    self._checkpoint(rng, folder, "o")
-
-  def kind_safetensors(self, rng: random.Random, folder: pathlib.Path) -> None:
-    """The header of the file, which says where what is."""
+  def safetensors_header(self, rng, folder):
     path = self._copy("hf", folder)
     file = path / "model.safetensors"
     data = file.read_bytes()
@@ -257,51 +238,48 @@ class Fuzz:
     file.write_bytes(length.to_bytes(8, "little") + header + data[8 + size :])
     self._open(path)
 
-  def kind_adapter(self, rng: random.Random, folder: pathlib.Path) -> None:
+  def adapter(self, rng, folder):
     path = self._copy("a.safetensors", folder)
     damage_file(rng, path)
     adapters.load_adapter(path, self.model, self.params)
 
-  def kind_tokenizer(self, rng: random.Random, folder: pathlib.Path) -> None:
+  def tokenizer_file(self, rng, folder):
     path = folder / "t.model"
-    data = pathlib.Path(TOKENIZER).read_bytes()
-    path.write_bytes(damage_bytes(rng, data))
+    path.write_bytes(damage_bytes(rng, TOKENIZER.read_bytes()))
     tok = tokenizer.Tokenizer(path)
     tok.decode(tok.encode("answer en <loc0003> x\n", bos=True, eos=True))
 
-  def kind_image(self, rng: random.Random, folder: pathlib.Path) -> None:
+  def image(self, rng, folder):
     del folder
-    pictures = sorted(
-      p for p in self.right.iterdir() if p.name[1:] in _PICTURES
-    )
-    data = damage_bytes(rng, rng.choice(pictures).read_bytes())
-    pixels = image_files.decode(data, where="x.jsonl:1")
-    image_lib.PREPROCESSING[rng.choice(list(image_lib.PREPROCESSING))](
-      pixels, (28, 28)
-    )
+    pictures = ("a.jpg", "a.png", "a.webp", "cmyk.jpg", "p.png")
+    data = (self.right / rng.choice(pictures)).read_bytes()
+    pixels = image_files.decode(damage_bytes(rng, data), where="x.jsonl:1")
+    resize = rng.choice(list(image_lib.PREPROCESSING.values()))
+    resize(pixels, (28, 28))
 
-  def kind_jsonl(self, rng: random.Random, folder: pathlib.Path) -> None:
+  def jsonl(self, rng, folder):
     self._copy("a.png", folder)
     line = {"image": "a.png", "prefix": "answer en what?", "suffix": "a cat"}
     good = json.dumps(line).encode()
     path = folder / "x.jsonl"
     path.write_bytes(good + b"\n" + damage_json(rng, line) + b"\n" + good)
     source = sources.Jsonl(path)
-    make_row = preprocess.Preprocess(
+    make_example = preprocess.Preprocess(
       self.tokenizer, res=28, text_len=16, train=rng.random() < 0.5
     )
     for index in range(len(source)):
-      make_row(source[index], np.random.default_rng(0))
+      make_example(source[index], np.random.default_rng(0))
 
-  def kind_predictions(self, rng: random.Random, folder: pathlib.Path) -> None:
+  def predictions(self, rng, folder):
     path = folder / "y.jsonl"
+    box = "<loc0001><loc0002><loc0300><loc0400> a"
     lines = [
       {
         "where": f"x.jsonl:{i + 1}",
         "prefix": "detect a",
-        "suffix": "<loc0001><loc0002><loc0300><loc0400> a",
+        "suffix": box,
         "index": i,
-        "prediction": "<loc0001><loc0002><loc0300><loc0400> a",
+        "prediction": box,
         "score": -0.5,
         "confidences": [0.5],
       }
@@ -320,76 +298,49 @@ class Fuzz:
     name = rng.choice(sorted(set(metrics.METRICS) - {"segmentation"}))
     scoring.apply(metrics.make(name), found, lines, answer_key="suffix")
 
-  def kind_run(self, rng: random.Random, folder: pathlib.Path) -> None:
-    """What a trainer finds of an earlier start."""
+  def run(self, rng, folder):
+    """Damages what a trainer finds when a run is resumed."""
     config = {"seed": 0, "train": {"ops": ["a"]}, "init": "m.npz"}
     steps = [{"step": i, "loss": 0.5, "val/exact_match": 1.0} for i in range(3)]
-    name = rng.choice(("config.json", "fingerprints.json", "metrics.jsonl"))
-    for file, value in (
-      ("config.json", config),
-      ("fingerprints.json", {"init": "sha256:1"}),
-    ):
-      (folder / file).write_text(json.dumps(value))
-    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, steps)))
-    damage_file(rng, folder / name)
+    files = {
+      "config.json": json.dumps(config),
+      "fingerprints.json": json.dumps({"init": "sha256:1"}),
+      "metrics.jsonl": "\n".join(map(json.dumps, steps)),
+    }
+    for name, text in files.items():
+      (folder / name).write_text(text)
+    damage_file(rng, folder / rng.choice(list(files)))
     workdir.check_values(folder, config)
     report.drop(folder / "metrics.jsonl", 2, ("val/",))
 
-  def kind_import(self, rng: random.Random, folder: pathlib.Path) -> None:
-    box = {
-      "image_id": 1,
-      "category_id": 1,
-      "bbox": [1, 2, 10, 12],
-      "iscrowd": 0,
-    }
+  def import_coco(self, rng, folder):
     image = {"id": 1, "file_name": "a.png", "width": 31, "height": 23}
-    categories = [{"id": 1, "name": "cat"}]
+    box = {"bbox": [1, 2, 10, 12], "area": 120, "iscrowd": 0}
+    ids = {"id": 1, "image_id": 1, "category_id": 1}
     value = {
       "images": [image],
-      "categories": categories,
-      "annotations": [{"id": 1, "area": 120, **box, "caption": "a cat"}],
+      "categories": [{"id": 1, "name": "cat"}],
+      "annotations": [{**ids, **box, "caption": "a cat"}],
     }
     path = folder / "i.json"
     path.write_bytes(damage_json(rng, value))
-    import_data.import_data(
-      "coco",
-      path,
-      folder / "out",
-      task=rng.choice(("detect", "caption")),
-      images=self.right,
-    )
+    task, out = rng.choice(("detect", "caption")), folder / "out"
+    import_data.import_data("coco", path, out, task=task, images=self.right)
 
-  def kind_call(self, rng: random.Random, folder: pathlib.Path) -> None:
-    """A sampler, a metric or a grammar as text."""
+  def call(self, rng, folder):
+    """Damages the text of a sampler, a metric or a grammar."""
     del folder
-    make, text = rng.choice(_CALLS)
+    make, text = rng.choice(CALLS)
     text = damage_bytes(rng, text.encode()).decode("latin-1")
-    if make is grammar_lib.make:
-      make(text, self.tokenizer)
-    else:
-      make(text)
+    make(text, *([self.tokenizer] if make is grammar_lib.make else []))
 
 
-_PICTURES = (".png", ".jpg", ".webp", "myk.jpg")
-_CALLS = (
-  (samplers.make, "nucleus(p=0.9)"),
-  (samplers.make, "best_of(n=8, sampler=top_k(k=4))"),
-  (metrics.make, "vqa(lower=True)"),
-  (grammar_lib.make, 'boxes(["cat", "dog"], at_most=3)'),
-  (grammar_lib.make, 'regex("(yes|no)( maybe){0,2}")'),
-  (grammar_lib.make, 'choices("yes", "no")'),
-)
-
-
-def run_case(
-  fuzz: Fuzz, seed: int, kind: str, number: int
-) -> tuple[str | None, str]:
-  """One case; what is bad about it, None if nothing is, and how it ended."""
+def run_case(fuzz, seed, kind, number):
+  """Runs a case; returns its fault (None if it is good) and how it ended."""
   folder = pathlib.Path(tempfile.mkdtemp(dir=fuzz.work))
   rng = random.Random(f"{seed} {kind} {number}")
   start = time.process_time()
-  ended = "read"
-  problem = None
+  ended, problem = "read", None
   try:
     fuzz.kinds[kind](rng, folder)
   except (OSError, ValueError) as error:
@@ -397,29 +348,22 @@ def run_case(
     if "\n" in text or len(text) > LONGEST:
       problem = f"{type(error).__name__} of {len(text)} characters: {text:.300}"
   except BaseException:
-    problem = traceback.format_exc().strip()
+    problem = traceback.format_exc().strip()[-2000:]
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-  seconds = time.process_time() - start
-  if seconds > SECONDS:
+  if (seconds := time.process_time() - start) > SECONDS:
     problem = problem or f"took {seconds:.1f} s"
-  return problem and problem[-2000:], ended
+  return problem, ended
 
 
-def work_off(
-  connection: multiprocessing.connection.Connection,
-  work: pathlib.Path,
-  seed: int,
-  first: int,
-) -> None:
-  """Runs cases from a number on, all kinds in turn, and says how they ended."""
+def work_off(connection, work, seed, number):
+  """Runs cases from a number on, all kinds in turn, and sends how they end."""
   with contextlib.redirect_stderr(None), contextlib.redirect_stdout(None):
     fuzz = Fuzz(work)
     kinds = list(fuzz.kinds)
     used = int(pathlib.Path("/proc/self/statm").read_text().split()[5])
     limit = used * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    number = first
     while True:
       kind = kinds[number % len(kinds)]
       connection.send((kind, number, None, "begun"))
@@ -427,49 +371,44 @@ def work_off(
       number += 1
 
 
-def fuzz(
-  seconds: float, seed: int, work: pathlib.Path
-) -> dict[str, collections.Counter]:
-  """Runs cases for so long; {kind: Counter of how they ended}."""
+def fuzz(seconds, seed, work):
+  """Runs cases for so long; returns {kind: Counter of how they ended}."""
   counts = collections.defaultdict(collections.Counter)
   context = multiprocessing.get_context("spawn")
   number, end = 0, time.monotonic() + seconds
-  while time.monotonic() < end:
+
+  def count(kind, number, problem, ended):
+    counts[kind]["bad" if problem else ended] += 1
+    if problem:
+      print(f"{kind}:{number}: {problem}", flush=True)
+
+  while time.monotonic() < end:  # with another worker where one has died
     ours, theirs = context.Pipe()
     worker = context.Process(
       target=work_off, args=(theirs, work, seed, number), daemon=True
     )
     worker.start()
     theirs.close()
-    kind, problem = None, None
+    kind, ended = None, "begun"
     try:
-      # The first word comes when all is imported.
-      while ours.poll(PATIENCE if kind else 10 * PATIENCE):
+      while ended == "begun" or time.monotonic() < end:
+        # The first message comes when all is imported.
+        if not ours.poll(PATIENCE if kind else 10 * PATIENCE):
+          count(kind, number, f"no end after {PATIENCE:.0f} s", None)
+          break
         kind, number, problem, ended = ours.recv()
         if ended != "begun":
-          counts[kind]["bad" if problem else ended] += 1
-          if problem:
-            print(f"{kind}:{number}: {problem}", flush=True)
-          number += 1
-          if time.monotonic() > end:
-            break
-      else:
-        counts[kind]["bad"] += 1
-        print(f"{kind}:{number}: no end after {PATIENCE:.0f} s", flush=True)
-        number += 1
+          count(kind, number, problem, ended)
     except EOFError:
-      counts[kind]["bad"] += 1
-      print(f"{kind}:{number}: ended the process", flush=True)
-      number += 1
+      count(kind, number, "ended the process", None)
+    number += 1
     worker.kill()
     worker.join()
   return counts
 
 
-def main() -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+def main():
+  parser = command_line.parser(__doc__)
   parser.add_argument("seconds", type=float)
   parser.add_argument("seed", type=int)
   parser.add_argument("--replay", metavar="KIND:NUMBER", help="this case alone")
@@ -482,19 +421,16 @@ def main() -> None:
       print(problem or ended)
       return
     counts = fuzz(args.seconds, args.seed, work)
-  rows = [("kind", "cases", "read", "one line", "bad")]
-  total = collections.Counter()
-  for kind, count in sorted(counts.items()):
-    total += count
-    rows.append(_row(kind, count))
-  print("\n".join(messages.aligned([*rows, _row("all", total)])))
-  if total["bad"]:
+  counts = dict(sorted(counts.items()))
+  counts["all"] = sum(counts.values(), collections.Counter())
+  columns = ("read", "one line", "bad")
+  rows = [("kind", "cases", *columns)]
+  for kind, count in counts.items():
+    numbers = (count.total(), *(count[column] for column in columns))
+    rows.append((str(kind), *map(str, numbers)))
+  print("\n".join(messages.aligned(rows)))
+  if counts["all"]["bad"]:
     sys.exit(1)
-
-
-def _row(kind, count):
-  each = (count.total(), count["read"], count["one line"], count["bad"])
-  return (str(kind), *map(str, each))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paligemma.checkpoints import npz
-from scripts import soak
+from tests.stress import soak
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def test_rounding_is_no_difference_between_devices(runs):
 
 
 def test_the_table_counts_signals():
-  rows = [
-    soak.Row("plain", ["SIGKILL at final", "SIGKILL at any time"], 0.0, []),
-    soak.Row("plain", ["SIGTERM at evaluation"], 1.26, ["final.npz differs"]),
+  runs = [
+    soak.Run("plain", ["SIGKILL at final", "SIGKILL at any time"], 0.0, []),
+    soak.Run("plain", ["SIGTERM at evaluation"], 1.26, ["final.npz differs"]),
   ]
-  assert soak.table(rows)[1:] == [
+  assert soak.table(runs)[1:] == [
     ("plain", "2", "2", "1", "1.3 s", "1"),
     ("all", "2", "2", "1", "1.3 s", "1"),
   ]

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from scripts import fuzz
+from tests.stress import fuzz
 
 
 @pytest.fixture(scope="module")
