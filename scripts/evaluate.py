@@ -20,16 +20,17 @@ from ml_collections import ConfigDict
 from paligemma import evals, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
-from scripts import progress
 from scripts import score as scores_lib
 from trainers import (
   checks,
   command_line,
+  compilation_cache,
   datasets,
   evaluation,
   gpu_memory,
   inputs,
   processes,
+  progress,
 )
 
 
@@ -101,6 +102,7 @@ def main() -> None:
     "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
   )
   parser.add_argument("--json", action="store_true")
+  compilation_cache.add_argument(parser)
   command_line.add_switch(
     parser, "distributed", processes.expected(), "several processes"
   )
@@ -108,6 +110,7 @@ def main() -> None:
   options = vars(args)
   as_json, distributed = options.pop("json"), options.pop("distributed")
   gpu_memory.configure()
+  compilation_cache.configure(options.pop("compilation_cache"))
   processes.start(distributed)
   found = {}
   for name, count, scores in evaluate(config, **options):

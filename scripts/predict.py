@@ -24,14 +24,15 @@ from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.evals import predictions
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from scripts import progress
 from trainers import (
   checks,
   command_line,
+  compilation_cache,
   datasets,
   evaluation,
   gpu_memory,
   processes,
+  progress,
 )
 
 
@@ -149,11 +150,13 @@ def main() -> None:
     help="an image that cannot be read ends the run, or has no prediction",
   )
   parser.add_argument("--seed", type=int, default=0)
+  compilation_cache.add_argument(parser)
   command_line.add_switch(
     parser, "distributed", processes.expected(), "several processes"
   )
   args = vars(parser.parse_args())
   gpu_memory.configure()
+  compilation_cache.configure(args.pop("compilation_cache"))
   processes.start(args.pop("distributed"))
   count, bad = predict(**args)
   if jax.process_index() == 0:

@@ -23,8 +23,7 @@ from paligemma import messages, metrics
 from paligemma.evals import predictions as predictions_lib
 from paligemma.evals import scoring
 from paligemma.metrics import bootstrap
-from scripts import progress
-from trainers import command_line, evaluation
+from trainers import command_line, evaluation, progress
 
 
 def score(

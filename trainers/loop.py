@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from paligemma import io, quantization, tree
 from paligemma.checkpoints import npz, samples
@@ -21,7 +22,15 @@ from paligemma.lora import apply as lora
 from paligemma.planning import flops
 from paligemma.training import sharding
 from paligemma.tree import Flat
-from trainers import inputs, preemption, processes, report, schedule, workdir
+from trainers import (
+  inputs,
+  preemption,
+  processes,
+  progress,
+  report,
+  schedule,
+  workdir,
+)
 from trainers.lock import Lock
 from trainers.plan import Plan
 from trainers.start import checkpoint_metadata, frozen_source
@@ -41,6 +50,7 @@ class Loop:
     *,
     notice: preemption.Preemption,
     lock: Lock | None,
+    verbose: bool = False,
   ):
     self.plan = plan
     self.folder = folder
@@ -61,6 +71,7 @@ class Loop:
     self.empty = set()  # steps since this start whose batch had no example
     self.notice = notice
     self.lock = lock
+    self.verbose = verbose
     self.report = report.Report(
       folder,
       first_step=latest or 0,
@@ -133,18 +144,49 @@ class Loop:
     peak = flops.peak_per_second()
     if peak:
       speed = self.plan.count_flops(measured["num_tokens"]) * done / seconds
+    counts, rates = self.total_counts(), self.learning_rates(step)
+    line = ""
+    if not self.verbose:
+      left = (self.plan.total_steps - step) * seconds / done
+      line = self.summary(
+        step, measured.get("loss"), rates, counts, examples, left
+      )
     self.report.write(
       step,
       {
         **measured,
-        **self.total_counts(),
-        **self.learning_rates(step),
+        **counts,
+        **rates,
         "examples_per_second": examples,
         "tokens_per_second": measured["num_tokens"] * done / seconds,
         "waited_for_data": waited / seconds,
         "mfu": peak and speed / peak,
         "peak_memory_gib": report.peak_memory_gib(),
       },
+      line,
+    )
+
+  def summary(
+    self,
+    step: int,
+    loss: float | None,
+    rates: Mapping[str, jax.Array],
+    counts: Mapping[str, int],
+    examples_per_second: float,
+    seconds_left: float,
+  ) -> str:
+    """What is printed of a step; metrics.jsonl has all."""
+    total, sizes = self.plan.total_steps, self.plan.sizes
+    epoch = step * sizes["batch_size"] / sizes["examples_per_epoch"]
+    return "  ".join(
+      [
+        f"step {step} of {total}  {step / total:.0%}  epoch {epoch:.2f}",
+        f"{tqdm.format_interval(seconds_left)} left",
+        "no loss" if loss is None else f"loss {loss:.4g}",
+        *(f"{name} {float(rate):.3g}" for name, rate in rates.items()),
+        f"{examples_per_second:.3g} examples/s",
+        *(f"{name} {count}" for name, count in counts.items() if count),
+      ]
     )
 
   def learning_rates(self, step: int) -> dict[str, jax.Array]:
@@ -235,6 +277,12 @@ class Loop:
     """Runs the evaluators that are due; False if the run was to stop."""
     for evaluator in self.due(step):
       weights = train_state.ema or train_state.trainable
+      show = progress.bar(evaluator.name)
+
+      def go_on(done, total, show=show):
+        show(done, total)
+        self.go_on(step)
+
       try:
         scores = evaluator.run(
           self.plan.model,
@@ -242,7 +290,7 @@ class Loop:
           self.plan.mesh,
           output_dir=self.folder,
           rng=jax.random.key(self.plan.config.seed),
-          progress=lambda done, total: self.go_on(step),
+          progress=go_on,
         )
       except preemption.Stopped:
         return False

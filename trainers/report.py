@@ -103,8 +103,8 @@ class Report:
     if damaged:
       self.say(damaged)
 
-  def write(self, step: int, values: Mapping[str, Any]) -> None:
-    """Logs named numbers of a step."""
+  def write(self, step: int, values: Mapping[str, Any], line: str = "") -> None:
+    """Logs named numbers of a step; prints them, or a line in their place."""
     if not self._writes:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
@@ -113,7 +113,7 @@ class Report:
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
     shown = "  ".join(f"{name}={value:.5g}" for name, value in values.items())
-    self.say(f"step {step}  {shown}")
+    self.say(line or f"step {step}  {shown}")
 
   def step(self, step: int) -> None:
     """Moves the progress bar."""

@@ -4,6 +4,7 @@ Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
 trains and what is frozen are two dicts.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.lora import apply as lora
 from paligemma.models.paligemma import Model
 from paligemma.training import sharding
+from trainers import progress
 
 _FROZEN_DTYPES = dict.fromkeys(
   ("float32", "bfloat16", "float16", *quantization.KINDS)
@@ -132,10 +134,16 @@ def load_params(
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
   found = fit.fit(checkpoint, expected)
   wanted = {(quantization.split(name) or (name,))[0] for name in names}
-  return quantized_leaves.place_all(
-    {name: leaf for name, leaf in found.items() if name in wanted},
-    {name: abstract[name] for name in names},
-  )
+  arrays = {name: abstract[name] for name in names}
+  placed = {}
+  total = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays.values())
+  with progress.byte_bar("weights", total) as bar:
+    for name, leaf in found.items():
+      if name in wanted:
+        read = quantized_leaves.place_all({name: leaf}, arrays)
+        bar.update(sum(x.nbytes for x in read.values()))
+        placed |= read
+  return placed
 
 
 def _new_state(optimizer, trainable, ema):

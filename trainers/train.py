@@ -11,19 +11,27 @@ data, and allocates nothing.
 
 import contextlib
 import os
+import sys
 
+if __name__ == "__main__":  # the imports take seconds on a busy machine
+  print("starting: importing JAX", file=sys.stderr, flush=True)
+
+import jax
 from ml_collections import ConfigDict
 
 from configs import common
 from paligemma.checkpoints.training import steps
+from paligemma.planning.memory import GIB
 from trainers import (
   checks,
   command_line,
+  compilation_cache,
   gpu_memory,
   inputs,
   lock,
   preemption,
   processes,
+  progress,
   start,
   workdir,
 )
@@ -32,7 +40,11 @@ from trainers.plan import Plan
 
 
 def train(
-  config: ConfigDict, folder: str | os.PathLike, *, override: bool = False
+  config: ConfigDict,
+  folder: str | os.PathLike,
+  *,
+  override: bool = False,
+  verbose: bool = False,
 ) -> None:
   """Runs or resumes the training that a config describes, to its end.
 
@@ -40,6 +52,7 @@ def train(
     config: keys of configs/common.py; what it lacks is added.
     folder: of the run.
     override: whether a run of another config is resumed with this one.
+    verbose: whether all that is measured is printed, too.
   """
   common.complete(config)
   with contextlib.ExitStack() as stack:
@@ -49,18 +62,29 @@ def train(
     evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
     batches = inputs.train_batches(config, plan.sources, tok)
     folder = workdir.check(folder, config, override=override)
-    data = checks.check(plan, tok, evaluators)
+    with progress.stage("checking the data"):
+      data = checks.check(plan, tok, evaluators)
     held = stack.enter_context(lock.held(folder))
-    compiled = plan.compile_step()
+    compiled = compile_step(plan)
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
         folder / "checkpoints", max_to_keep=config.keep_checkpoints
       )
     )
-    state, frozen = start.start_or_resume(plan, checkpoints, batches)
+    with progress.stage("weights") as details:
+      state, frozen = start.start_or_resume(plan, checkpoints, batches)
+      stored = sum(x.nbytes for x in jax.tree.leaves((state, frozen)))
+      details.append(f"{stored / GIB:.3g} GiB with the optimizer's state")
     changes = workdir.claim(folder, config, step=int(state.step))
     loop = Loop(
-      plan, folder, checkpoints, batches, evaluators, notice=notice, lock=held
+      plan,
+      folder,
+      checkpoints,
+      batches,
+      evaluators,
+      notice=notice,
+      lock=held,
+      verbose=verbose,
     )
     stack.callback(loop.close)
     loop.report.say(plan.describe(compiled))
@@ -71,10 +95,19 @@ def train(
     loop.run(compiled, state, frozen)
 
 
+def compile_step(plan: Plan) -> jax.stages.Compiled:
+  """Compiles the step, and prints how long it took."""
+  with (
+    progress.stage("compiling the step") as details,
+    compilation_cache.noting(details),
+  ):
+    return plan.compile_step()
+
+
 def dry_run(config: ConfigDict) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
   plan = Plan(config)
-  print(plan.describe(plan.compile_step()))
+  print(plan.describe(compile_step(plan)))
   tok = inputs.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   print(checks.check(plan, tok, evaluators))
@@ -85,6 +118,10 @@ def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("--workdir", help="folder of the run")
   command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
+  command_line.add_switch(
+    parser, "verbose", False, "print all that is measured, not the loss alone"
+  )
+  compilation_cache.add_argument(parser)
   command_line.add_switch(
     parser,
     "override_config",
@@ -101,6 +138,7 @@ def main() -> None:
   )
   args, config = command_line.parse(parser)
   gpu_memory.configure()
+  compilation_cache.configure(args.compilation_cache)
   processes.start(args.distributed)
   with processes.lost_process_in_one_line():
     if args.dry_run:
@@ -108,7 +146,12 @@ def main() -> None:
     elif not args.workdir:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:
-      train(config, args.workdir, override=args.override_config)
+      train(
+        config,
+        args.workdir,
+        override=args.override_config,
+        verbose=args.verbose,
+      )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ def test_values_are_lines_of_json(tmp_path, capsys):
     '{"step": 3, "val/exact_match": 1.0}',
   ]
   assert "step 3  loss=0.5  skipped=2\n" in capsys.readouterr().err
+  made = make_report(tmp_path, first_step=3)
+  made.write(4, {"loss": 0.25}, "step 4 of 9")
+  made.close()
+  assert capsys.readouterr().err == "step 4 of 9\n"
+  assert steps(tmp_path) == [3, 3, 4]
   assert list((tmp_path / "tensorboard").iterdir())
 
 
