@@ -133,7 +133,7 @@ class Soak:
         "scripts.predict",
         "--ckpt=paligemma/assets/tiny.npz",
         "--tokenizer=paligemma/assets/tiny_tokenizer.model",
-        f"--data={self.data}/test.jsonl",
+        f"--image={self.data}/test.jsonl",
         f"--out={folder}/predictions.jsonl",
         "--batch_size=2",
         "--max_decode_len=8",
