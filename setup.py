@@ -43,6 +43,7 @@ setup(
     "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
     "heic": ["pillow-heif>=1.8"],  # photographs of iPhones
+    "supervision": ["supervision>=0.26"],  # its Detections, from answers
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": [
       "matplotlib",  # the fonts of printed digits
@@ -68,6 +69,7 @@ setup(
       "safetensors",
       "scikit-learn",
       "scipy",
+      "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",
     ],

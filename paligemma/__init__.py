@@ -1,6 +1,6 @@
 """PaliGemma 1 and 2 in JAX: load, ask, fine-tune, evaluate, save."""
 
-from paligemma.api import generate
+from paligemma.api import draw, generate, parse
 from paligemma.checkpoints.lora.adapters import load_adapter, save_adapter
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.io import load, load_mask_codec, save
@@ -8,12 +8,14 @@ from paligemma.lora.apply import enable_lora, merge_lora
 
 __all__ = [
   "Tokenizer",
+  "draw",
   "enable_lora",
   "generate",
   "load",
   "load_adapter",
   "load_mask_codec",
   "merge_lora",
+  "parse",
   "save",
   "save_adapter",
 ]

@@ -1,5 +1,6 @@
-"""Ask a model about images, or a decoder alone about text."""
+"""Ask a model about images, or a decoder alone about text; show its answers."""
 
+import functools
 import logging
 import numbers
 import os
@@ -8,11 +9,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from paligemma import registry
+from paligemma.data import (
+  drawing,
+  objects,
+  pictures,
+  sequence,
+  spelling,
+  tokenizer,
+)
 from paligemma.data import image as image_lib
-from paligemma.data import pictures, sequence, spelling, tokenizer
 from paligemma.decoding import decode, samplers
+from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 
 _log = logging.getLogger(__name__)
@@ -120,6 +130,71 @@ def generate(
   return answers
 
 
+def parse(
+  answer: str,
+  size: image_lib.Size,
+  *,
+  codec: mask_codec.Params | None = None,
+  scores: Sequence[float] | None = None,
+) -> list[objects.Object]:
+  """Reads the objects in an answer to "detect cat ; dog" or "segment cat".
+
+      [{"box": (y0, x0, y1, x1), "label": "cat", "mask": bool[H, W]}, ...]
+
+  Text without boxes, and malformed boxes, are left out.
+
+  Args:
+    answer: As `generate` returns it.
+    size: (height, width) of the image in pixels, in which boxes are returned.
+    codec: As `load_mask_codec` returns it. Default: objects have no "mask".
+    scores: One per box, as "confidences" in a file of predictions. Default:
+      objects have no "score".
+
+  Raises:
+    ValueError: The numbers of boxes and scores differ, or the size is not above
+      0.
+  """
+  return objects.parse(answer, size, decode=_decoder(codec), scores=scores)
+
+
+def draw(
+  image: Picture,
+  answer: str | Sequence[objects.Object],
+  *,
+  codec: mask_codec.Params | None = None,
+  scores: Sequence[float] | None = None,
+) -> Image.Image:
+  """Draws the boxes, masks and labels of an answer into a picture.
+
+  An answer without boxes is written below the picture. A picture whose longer
+  side has less than 480 pixels is enlarged by a whole number.
+
+  Args:
+    image: A picture as of `generate`.
+    answer: As `generate` returns it; or objects of `parse`.
+    codec, scores: As of `parse`, for an answer that is a text.
+
+  Returns:
+    A picture of PIL, RGB; `.save("out.png")` writes it.
+
+  Raises:
+    ValueError: The picture cannot be read; or as `parse`.
+  """
+  pixels = _pixels(image, "image")
+  text = ""
+  if isinstance(answer, str):
+    size = pixels.shape[:2]
+    found = parse(answer, size, codec=codec, scores=scores)
+    text = "" if found else answer
+  else:
+    found = answer
+  return drawing.draw(Image.fromarray(pixels), found, text)
+
+
+def _decoder(codec):
+  return None if codec is None else functools.partial(mask_codec.decode, codec)
+
+
 def _read_prompts(tok, prompts, images):
   """The prompts as the layout takes them, see spelling, and its length."""
   read, first, text_len = [], {}, 1
@@ -193,7 +268,11 @@ def _image(model, params, images, where, preprocessing):
   frames = []
   for k, picture in enumerate(images):
     name = where if len(images) == 1 else f"{where}[{k}]"
-    if isinstance(picture, str | os.PathLike):
-      picture, name = pictures.read(picture), os.fspath(picture)
-    frames.append(to_model(pictures.pixels(picture, where=name), (res, res)))
+    frames.append(to_model(_pixels(picture, name), (res, res)))
   return {"image": frames[0] if len(frames) == 1 else np.stack(frames)}
+
+
+def _pixels(picture, where):
+  if isinstance(picture, str | os.PathLike):
+    picture, where = pictures.read(picture), os.fspath(picture)
+  return pictures.pixels(picture, where=where)

@@ -1,30 +1,28 @@
-"""Draws one sheet of pictures with question, prediction and right answer.
+"""Draws one sheet of predictions, errors first: picture, question, answers.
 
     python -m scripts.draw_predictions PREDICTIONS.jsonl OUT.png \
       --image_root DIR
 
-Boxes are drawn into the pictures, and with --codec the masks: those predicted
-in green or red, the right boxes in white.
+Boxes, and with --codec masks, are drawn twice, side by side: on the left those
+predicted, green if they are right and red if not, on the right the true ones,
+white if they are found and red if not.
 """
 
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import paligemma
-from paligemma.data import image_files, location
-from paligemma.data import masks as masks_lib
+from paligemma.data import drawing, image_files, location, objects
 from paligemma.evals import predictions as predictions_lib
 from paligemma.metrics import boxes as boxes_lib
 from paligemma.models import mask_codec
 from trainers import command_line
-
-Decode = Callable[[np.ndarray], np.ndarray]  # [B, 16] codes -> [B, 64, 64]
 
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
 COLUMNS = 8
@@ -34,30 +32,30 @@ MARGIN = 8
 FONT_SIZE = 12
 LINE_HEIGHT = 15
 MAX_LINES = 6
-PAPER, INK = (255, 255, 255), (30, 30, 30)
 GREEN, RED = (0, 120, 40), (190, 20, 20)
 # The same on pictures, which may be dark.
 BRIGHT = {GREEN: (60, 230, 90), RED: (255, 80, 70)}
 TRUTH = (255, 255, 255)
-TINT = 0.5  # of the colour of a mask over the picture
-# IoU from which on a box counts as right.
+# IoU with a true box of the same label from which on a box is right.
 OVERLAP = 0.5
 
 
-def codec_decoder(path: str | os.PathLike | None) -> Decode | None:
+def codec_decoder(
+  path: str | os.PathLike | None,
+) -> objects.DecodeMasks | None:
   """The decoder of the mask codec in a file; None without a file."""
   if path is None:
     return None
   return functools.partial(mask_codec.decode, paligemma.load_mask_codec(path))
 
 
-def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
-  """Reads the first `num` predictions of a JSONL file, which have KEYS.
+def read_predictions(path: str | os.PathLike) -> dict[str, dict]:
+  """Reads the predictions of a JSONL file, which have KEYS, by path:line.
 
   Raises:
     ValueError: a line is malformed or lacks a key, or there is none.
   """
-  predictions = []
+  predictions = {}
   with pathlib.Path(path).open() as lines:
     for number, line in enumerate(lines, start=1):
       try:
@@ -71,58 +69,77 @@ def read_predictions(path: str | os.PathLike, num: int) -> list[dict]:
           f"{path}:{number}: has no {', '.join(missing)}, expected a line of"
           " a predictions file."
         )
-      predictions.append(prediction)
-      if len(predictions) == num:
-        break
+      predictions[f"{path}:{number}"] = prediction
   if not predictions:
     raise ValueError(f"{path}: holds no prediction, expected at least one.")
   return predictions
 
 
-def wrap(
-  text: str, font: ImageFont.FreeTypeFont, width: int, max_lines: int
-) -> Iterator[str]:
-  """Yields lines no wider than `width` pixels, broken between characters
-  where a word is too long; the last one ends in "…" where text is left."""
-  for i in range(max_lines):
-    end = len(text)
-    while font.getlength(text[:end]) > width:
-      end -= 1
-    if end < len(text):
-      if i == max_lines - 1:
-        yield text[: end - 1] + "…"
-        return
-      end = text.rfind(" ", 0, end + 1) + 1 or end
-    yield text[:end].rstrip()
-    text = text[end:]
-    if not text:
-      return
+def judge(
+  found: Sequence[objects.Object], truths: Sequence[objects.Object]
+) -> tuple[list[bool], list[bool]]:
+  """Returns which predicted boxes are right, and which true ones are found.
 
-
-def enlarge(picture: Image.Image, size: int) -> Image.Image:
-  """Fits a picture into a square; small ones keep their pixels visible."""
-  scale = size / max(picture.size)
-  shape = [max(1, round(edge * scale)) for edge in picture.size]
-  smooth, sharp = Image.Resampling.BOX, Image.Resampling.NEAREST
-  return picture.convert("RGB").resize(shape, smooth if scale < 1 else sharp)
-
-
-def is_right(prediction: dict) -> bool:
-  """Whether all true boxes are found and no other; without boxes, "correct".
-
-  A box is found if one with the same label overlaps with it by OVERLAP.
+  A box is right if it overlaps with a true one of the same label by OVERLAP,
+  whatever the order. Each true box makes one box right, the one with the
+  largest IoU.
   """
-  truths, found = (
-    location.parse(prediction[key], (1, 1)) for key in ("suffix", "prediction")
+  pairs = [
+    (
+      float(boxes_lib.iou(*map(np.array, (item["box"], [truth["box"]])))[0]),
+      i,
+      k,
+    )
+    for i, item in enumerate(found)
+    for k, truth in enumerate(truths)
+    if item["label"] == truth["label"]
+  ]
+  right, is_found = [False] * len(found), [False] * len(truths)
+  for overlap, i, k in sorted(pairs, key=lambda pair: -pair[0]):
+    if overlap >= OVERLAP and not right[i] and not is_found[k]:
+      right[i] = is_found[k] = True
+  return right, is_found
+
+
+def read_objects(
+  prediction: dict,
+  size: location.Size,
+  *,
+  decode: objects.DecodeMasks | None = None,
+  min_score: float = 0.0,
+) -> tuple[list[objects.Object], list[objects.Object]]:
+  """Returns the objects of prediction and truth in pixels of a size.
+
+  Args:
+    decode: decodes masks. Default: objects have none.
+    min_score: predicted objects with a lower score are left out.
+
+  Raises:
+    ValueError: there is a min_score, but the line has no "confidences".
+  """
+  scores = prediction.get("confidences")
+  found = objects.parse(
+    prediction["prediction"], size, decode=decode, scores=scores
   )
-  if not any(obj.box for obj in truths):
+  if min_score and found and scores is None:
+    raise ValueError('has no "confidences", which --min_score needs')
+  found = [item for item in found if item.get("score", 1) >= min_score]
+  return found, objects.parse(prediction["suffix"], size, decode=decode)
+
+
+def is_right(prediction: dict, min_score: float = 0.0) -> bool:
+  """Whether all boxes are right and all true ones are found, see `judge`.
+
+  An answer with malformed boxes is wrong. Without true boxes, "correct" counts.
+  """
+  found, truths = read_objects(prediction, (1, 1), min_score=min_score)
+  if not truths:
     return bool(prediction["correct"])
-  for truth in truths:
-    hit = next((obj for obj in found if _overlap(obj, truth) >= OVERLAP), None)
-    if hit is None:
-      return False
-    found.remove(hit)
-  return not found
+  read = location.parse(prediction["prediction"], (1, 1))
+  if any(obj.problem or obj.box is None for obj in read):
+    return False
+  right, is_found = judge(found, truths)
+  return all(right) and all(is_found)
 
 
 def shorten(text: str) -> str:
@@ -133,71 +150,71 @@ def shorten(text: str) -> str:
   return location.SEPARATOR.join(obj.label for obj in objects)
 
 
-def draw_objects(
+def draw_found(
   picture: Image.Image,
-  text: str,
-  colour: tuple[int, int, int],
-  decode: Decode | None = None,
+  found: Sequence[objects.Object],
+  truths: Sequence[objects.Object],
 ) -> None:
-  """Draws the boxes of a text into an RGB picture, and masks with `decode`."""
-  size = picture.height, picture.width
-  for obj in location.parse(text, size):
-    if obj.box is None or obj.problem:
-      continue
-    if obj.codes is not None and decode is not None:
-      (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
-      alpha = TINT * masks_lib.paste(decoded, obj.box, size)
-      mask = Image.fromarray(np.round(255 * alpha).astype(np.uint8))
-      picture.paste(colour, mask=mask)
-    y0, x0, y1, x1 = location.to_pixels(obj.box, size)
-    edges = (x0, y0, max(x1 - 1, x0), max(y1 - 1, y0))
-    ImageDraw.Draw(picture).rectangle(edges, outline=colour)
+  """Draws predicted objects into an RGB picture, green if right, else red."""
+  right, _ = judge(found, truths)
+  colours = [BRIGHT[GREEN] if x else BRIGHT[RED] for x in right]
+  drawing.draw_objects(picture, found, colours)
 
 
 def draw_cell(
-  picture: Image.Image, prediction: dict, decode: Decode | None = None
+  picture: Image.Image,
+  prediction: dict,
+  *,
+  beside: bool = False,
+  decode: objects.DecodeMasks | None = None,
+  min_score: float = 0.0,
 ) -> Image.Image:
-  """A picture, with boxes and masks, above its texts.
+  """A picture above question, prediction (green or red) and right answer.
 
-  These are the question, the prediction (green when right, red when not) and
-  the right answer.
+  Args:
+    beside: whether to draw predicted objects, and the true ones beside them.
+    decode, min_score: as of `read_objects`.
   """
   font = ImageFont.load_default(FONT_SIZE)
-  height = PICTURE + MAX_LINES * LINE_HEIGHT
-  colour = GREEN if is_right(prediction) else RED
-  picture = enlarge(picture, PICTURE)
-  draw_objects(picture, prediction["suffix"], TRUTH)
-  draw_objects(picture, prediction["prediction"], BRIGHT[colour], decode)
-  cell = Image.new("RGB", (PICTURE, height), PAPER)
+  colour = GREEN if is_right(prediction, min_score) else RED
+  picture = drawing.enlarge(picture, PICTURE)
+  width = 2 * PICTURE + MARGIN // 2 if beside else PICTURE
+  cell = Image.new(
+    "RGB", (width, PICTURE + MAX_LINES * LINE_HEIGHT), drawing.PAPER
+  )
+  if beside:
+    size = picture.height, picture.width
+    found, truths = read_objects(
+      prediction, size, decode=decode, min_score=min_score
+    )
+    true_picture = picture.copy()
+    _, is_found = judge(found, truths)
+    colours = [TRUTH if x else BRIGHT[RED] for x in is_found]
+    drawing.draw_objects(true_picture, truths, colours)
+    cell.paste(true_picture, (PICTURE + MARGIN // 2, 0))
+    draw_found(picture, found, truths)
   cell.paste(picture, (0, 0))
   draw = ImageDraw.Draw(cell)
   y = PICTURE + 2
   texts = (
-    (prediction["prefix"], INK),
+    (prediction["prefix"], drawing.INK),
     (shorten(prediction["prediction"]), colour),
-    (f"truth: {shorten(prediction['suffix'])}", INK),
+    (f"truth: {shorten(prediction['suffix'])}", drawing.INK),
   )
   for text, colour in texts:
-    for line in wrap(text, font, PICTURE, MAX_LINES // len(texts)):
+    for line in drawing.wrap(text, font, width, MAX_LINES // len(texts)):
       draw.text((0, y), line, colour, font)
       y += LINE_HEIGHT
   return cell
 
 
-def _overlap(obj, other):
-  """IoU of the boxes of two objects with the same label, else 0."""
-  usable = all(x.box and not x.problem for x in (obj, other))
-  if not usable or obj.label != other.label:
-    return 0.0
-  return float(boxes_lib.iou(np.array(obj.box), np.array([other.box]))[0])
-
-
 def _sheet(cells):
+  """Arranges cells of one size in rows."""
   width, height = (edge + MARGIN for edge in cells[0].size)
-  columns = min(COLUMNS, len(cells))
+  columns = min(COLUMNS * PICTURE // cells[0].width, len(cells))
   rows = -(-len(cells) // columns)
   size = (columns * width + MARGIN, rows * height + MARGIN)
-  sheet = Image.new("RGB", size, PAPER)
+  sheet = Image.new("RGB", size, drawing.PAPER)
   for i, cell in enumerate(cells):
     row, column = divmod(i, columns)
     sheet.paste(cell, (MARGIN + column * width, MARGIN + row * height))
@@ -211,30 +228,51 @@ def draw_predictions(
   image_root: str | os.PathLike,
   num: int,
   codec: str | os.PathLike | None = None,
-) -> tuple[int, int]:
-  """Draws the first predictions of a file on one PNG sheet.
+  min_score: float = 0.0,
+) -> tuple[int, int, int]:
+  """Draws predictions of a file on one PNG sheet, errors first.
 
   Arguments are the options of the command line; `--help` explains them.
 
-  Returns how many were drawn, and how many of these are right.
+  Returns:
+    how many are drawn, how many there are, and how many of these are right.
+
+  Raises:
+    ValueError: a bad line, or a picture that is not there or is damaged.
   """
-  predictions = read_predictions(path, num)
+  predictions = read_predictions(path)
   decode = codec_decoder(codec)
+  right, beside = {}, False
+  for where, prediction in predictions.items():
+    try:
+      right[where] = is_right(prediction, min_score)
+    except ValueError as error:
+      raise ValueError(f"{where}: {error}") from None
+    beside = beside or any(
+      objects.parse(prediction[key], (1, 1)) for key in ("suffix", "prediction")
+    )
   cells = []
-  for number, prediction in enumerate(predictions, start=1):
-    name = prediction["image"]
-    if isinstance(name, list):  # boxes belong to the first
-      name = name[0]
+  for where in sorted(right, key=right.get)[:num]:
+    names = predictions[where]["image"]  # boxes are in the first of several
+    name = names[0] if isinstance(names, list) else names
     image = pathlib.Path(image_root, name)
     if not image.is_file():
       raise ValueError(
-        f"{path}:{number}: image {image} is missing: pass the folder that"
-        " holds it as --image_root."
+        f"{where}: image {image} is missing: pass the folder that holds it as"
+        " --image_root."
       )
-    pixels = image_files.decode(image, where=f"{path}:{number}")
-    cells.append(draw_cell(Image.fromarray(pixels), prediction, decode))
+    picture = Image.fromarray(image_files.decode(image, where=where))
+    cells.append(
+      draw_cell(
+        picture,
+        predictions[where],
+        beside=beside,
+        decode=decode,
+        min_score=min_score,
+      )
+    )
   _sheet(cells).save(out, format="PNG")
-  return len(cells), sum(map(is_right, predictions))
+  return len(cells), len(right), sum(right.values())
 
 
 def main() -> None:
@@ -244,9 +282,18 @@ def main() -> None:
   parser.add_argument("--image_root", required=True, help="of image paths")
   parser.add_argument("--num", type=int, default=40, help="how many at most")
   parser.add_argument("--codec", help="npz of the mask codec, to draw masks")
+  parser.add_argument(
+    "--min_score",
+    type=float,
+    default=0.0,
+    help="boxes below it, in [0, 1], are left out; default 0",
+  )
   options = parser.parse_args()
-  drawn, correct = draw_predictions(**vars(options))
-  print(f"sheet: {options.out} written, {correct} of {drawn} correct")
+  drawn, count, right = draw_predictions(**vars(options))
+  print(
+    f"sheet: {options.out} written, {right} of {count} correct, {drawn} drawn,"
+    " errors first"
+  )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import types
 from ml_collections import ConfigDict
 
 import paligemma
+from paligemma.data import objects
 from paligemma.models import paligemma as paligemma_model
 from scripts import draw_predictions
 from scripts.inspection import page, samples
@@ -49,7 +50,7 @@ def inspect(
   *,
   num: int = 50,
   title: str = "data",
-  decode: draw_predictions.Decode | None = None,
+  decode: objects.DecodeMasks | None = None,
 ) -> tuple[str, list[str]]:
   """The HTML, with `num` examples of each place, and a line about each.
 

@@ -1,27 +1,45 @@
-"""Answers a prompt about every image of a JSONL file; needs no config.
+"""Answers a prompt about photos, and draws the boxes of the answers.
 
     python -m scripts.predict --ckpt runs/mine --tokenizer tokenizer.model \
-      --data images.jsonl --prompt "caption en" --out captions.jsonl
+      --image photos --prompt "detect cat ; dog" --out found.jsonl --draw found
 
-Each line of --data names an "image", relative to the file, or a list of them,
-as long in every line, which are asked about together. The prompt is its
-"prefix", unless --prompt gives one for all, in which {name} stands for a field
-of the line: "answer en {question}". --ckpt is the workdir of a run, or a
-checkpoint of any other format. Predictions are appended as they are made;
-whoever is stopped goes on there when started again.
+--image names photos, folders of them (and all folders in these), patterns such
+as "photos/*.jpg", or one JSONL file. Each line of that names an "image",
+relative to the file, or a list of them, as long in every line, which are asked
+about together; the prompt is its "prefix", unless --prompt gives one for all,
+in which {name} stands for a field of the line: "answer en {question}". --ckpt
+is the workdir of a run, or a checkpoint of any other format; no config is
+needed. Predictions are appended as they are made; what was stopped goes on
+there when started again.
 """
 
 import dataclasses
+import functools
+import os
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 
-from paligemma import evals, io, quantization
+from paligemma import evals, io, messages, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
-from paligemma.data import batches, image, preprocess, sources, text_ops
+from paligemma.data import (
+  batches,
+  photos,
+  preprocess,
+  sources,
+  text_ops,
+)
+from paligemma.data import image as image_lib
 from paligemma.data import tokenizer as tokenizer_lib
-from paligemma.evals import predictions
+from paligemma.evals import (
+  annotated,
+  answer_objects,
+  object_formats,
+  predictions,
+)
+from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import (
@@ -39,7 +57,7 @@ from trainers import (
 def predict(
   ckpt: epath.PathLike,
   tokenizer: epath.PathLike,
-  data: epath.PathLike,
+  image: epath.PathLike | Sequence[epath.PathLike],
   out: epath.PathLike,
   *,
   prompt: str | None = None,
@@ -54,17 +72,31 @@ def predict(
   grammar: str | None = None,
   on_bad: str = "stop",
   seed: int = 0,
-) -> tuple[int, int]:
+  codec: epath.PathLike | None = None,
+  draw: epath.PathLike | None = None,
+  format: str | None = None,
+  min_score: float = 0.0,
+) -> list[str]:
   """Writes a file of predictions, see paligemma/evals/predictions.py.
 
   Arguments are the options of the command line; `--help` explains them.
 
   Returns:
-    The numbers of predictions and of bad examples in the file.
+    Lines on what was written.
+
+  Raises:
+    ValueError: a mistake in the data, the checkpoint, or the file.
   """
+  write_format = format and object_formats.make(format)
+  source, described = _open(image, prompt)
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  source = sources.Jsonl(data)
+  add_objects = answer_objects.AddObjects()
+  if codec is not None:
+    codec_params = io.load_mask_codec(codec)
+    add_objects = answer_objects.AddObjects(
+      fingerprint.of(codec), functools.partial(mask_codec.decode, codec_params)
+    )
   model, params = io.load(ckpt, dtype, quantize=quantize, mesh=mesh)
   weights = {"dtype": dtype, "quantize": quantize}
   if adapter is not None:
@@ -99,6 +131,7 @@ def predict(
     sampler=sampler,
     metric=None,
     grammar=grammar,
+    finish=add_objects,
     on_bad=on_bad,
   )
   (reads,) = datasets.evaluation_datasets([(evaluator, None)])
@@ -111,19 +144,69 @@ def predict(
     rng=jax.random.key(seed),
     path=out,
     settings=evaluation.settings(
-      evaluator, ckpt, tokenizer, {"path": data}, seed=seed, **weights
+      evaluator, ckpt, tokenizer, described, seed=seed, **weights
     ),
     progress=progress.bar(str(out)),
   )
-  bad = sum(map(predictions.is_bad, records))
-  return len(records) - bad, bad
+  lines = _summary(records)
+  if jax.process_index() != 0:
+    return lines
+  answers = answer_objects.by_image(records, min_score)
+  if write_format:
+    lines.append(write_format(answers, os.path.splitext(out)[0]))
+  if draw is not None:
+    annotated.write(answers, source, draw, progress=progress.bar(str(draw)))
+    lines.append(f"{draw}: {len(answers)} pictures")
+  return lines
+
+
+def _open(image, prompt):
+  """Returns the source of what --image names, and what it was made of."""
+  names = [image] if isinstance(image, str | os.PathLike) else list(image)
+  are_texts = [os.fspath(name).endswith(".jsonl") for name in names]
+  if len(names) == 1 and are_texts[0]:
+    return sources.Jsonl(names[0]), {"path": names[0]}
+  if any(are_texts):
+    jsonl = names[are_texts.index(True)]
+    raise ValueError(
+      f"--image names {jsonl} and {len(names) - 1} more, expected one JSONL"
+      " file alone, or photos, folders and patterns"
+    )
+  source = photos.Photos(names)
+  if prompt is None:
+    raise ValueError(
+      f"{source}: photos have no prompt; give one to all: --prompt 'caption en'"
+    )
+  return source, {"photos": source.fingerprint()}
+
+
+def _summary(records):
+  """Lines on how many predictions there are, and which examples are bad."""
+  bad = [line for line in records if predictions.is_bad(line)]
+  found = sum(len(line.get("objects", ())) for line in records)
+  malformed = sum("malformed" in line for line in records)
+  said = f"{len(records) - len(bad)} predictions, {found} boxes"
+  if malformed:
+    said += f", {malformed} with malformed boxes, which stay text"
+  if bad:
+    said += f", {len(bad)} bad examples: "
+    said += messages.listed([line["error"] for line in bad], most=3)
+  return [said]
 
 
 def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--tokenizer", required=True, help="SentencePiece file")
-  parser.add_argument("--data", required=True, metavar="X.jsonl")
+  parser.add_argument(
+    "--image",
+    "--data",
+    required=True,
+    nargs="+",
+    action="extend",
+    metavar="PHOTO|FOLDER|PATTERN|X.jsonl",
+    help="several, or given several times",
+  )
   parser.add_argument("--out", required=True, metavar="Y.jsonl")
   parser.add_argument("--prompt", help='such as "answer en {question}"')
   parser.add_argument(
@@ -137,7 +220,7 @@ def main() -> None:
   parser.add_argument(
     "--resize",
     help="default: as the checkpoint says, else reference",
-    choices=image.PREPROCESSING,
+    choices=image_lib.PREPROCESSING,
   )
   parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
   parser.add_argument("--quantize", choices=quantization.KINDS)
@@ -151,6 +234,21 @@ def main() -> None:
   )
   parser.add_argument("--seed", type=int, default=0)
   compilation_cache.add_argument(parser)
+  parser.add_argument("--codec", help="npz of the mask codec, for masks")
+  parser.add_argument(
+    "--draw", metavar="FOLDER", help="of pictures with boxes, masks and labels"
+  )
+  parser.add_argument(
+    "--format",
+    help="also coco, coco(instances='val.json'), yolo, or "
+    "yolo(classes='classes.txt')",
+  )
+  parser.add_argument(
+    "--min_score",
+    type=float,
+    default=0.0,
+    help="in [0, 1], of the boxes in pictures and in --format; default 0",
+  )
   command_line.add_switch(
     parser, "distributed", processes.expected(), "several processes"
   )
@@ -158,9 +256,9 @@ def main() -> None:
   gpu_memory.configure()
   compilation_cache.configure(args.pop("compilation_cache"))
   processes.start(args.pop("distributed"))
-  count, bad = predict(**args)
+  lines = predict(**args)
   if jax.process_index() == 0:
-    print(f"{count} predictions" + f", {bad} bad examples" * bool(bad))
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -464,3 +464,28 @@ def test_a_file_with_more_than_a_paligemma(gemma1, tmp_path):
   npz.save(path, {**gemma1[2], "img/cls": np.zeros((1, 1, 12), np.float32)})
   with pytest.raises(ValueError, match="img/cls: unexpected, found"):
     paligemma.load(path)
+
+
+BOX = "<loc0000><loc0512><loc0512><loc1023>"
+
+
+def test_answers_are_parsed():
+  found = paligemma.parse(f"{BOX} cat", (1023, 2046), scores=[0.5])
+  assert found == [{"box": (0, 1024, 512, 2046), "label": "cat", "score": 0.5}]
+
+
+def test_answers_are_drawn(tmp_path):
+  """As text or as objects, with masks if there is a codec for them."""
+  path = tmp_path / "a.png"
+  Image.new("RGB", (640, 480), "blue").save(path)
+  codec = f"{paligemma.__path__[0]}/assets/tiny_mask_codec.npz"
+  codec = paligemma.load_mask_codec(codec)
+  answer = BOX + "<seg001>" * 16 + " cat"
+  drawn = paligemma.draw(path, answer, codec=codec, scores=[0.5])
+  found = paligemma.parse(answer, (480, 640), codec=codec, scores=[0.5])
+  assert found[0]["mask"].shape == (480, 640)
+  again = paligemma.draw(np.asarray(Image.open(path)), found)
+  np.testing.assert_array_equal(drawn, again)
+  assert (np.asarray(paligemma.draw(path, answer)) != np.asarray(drawn)).any()
+  assert paligemma.draw(path, "a barn").height > 480
+  assert paligemma.draw(path, []).size == (640, 480)

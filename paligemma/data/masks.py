@@ -110,13 +110,7 @@ def from_polygons(
     _checked_polygon(i, polygon, height, width)
     for i, polygon in enumerate(polygons)
   ]
-  try:
-    from pycocotools import mask as coco
-  except ImportError:
-    raise ValueError(
-      "polygons are filled by pycocotools, which is missing: "
-      'pip install "paligemma[coco]"'
-    ) from None
+  coco = _import_coco("polygons are filled")
   runs = coco.merge(coco.frPyObjects(checked, height, width))
   return from_rle(runs, height, width)
 
@@ -168,6 +162,29 @@ def to_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, list[int]]:
   edges = np.flatnonzero(columns[1:] != columns[:-1])
   counts = np.diff([0, *edges, mask.size]).tolist()
   return {"size": [height, width], "counts": counts}
+
+
+def to_compressed_rle(
+  mask: Bool[np.ndarray, "height width"],
+) -> dict[str, Any]:
+  """As `to_rle`, with "counts" as the text of pycocotools, which is short.
+
+  Raises:
+    ValueError: pycocotools is missing.
+  """
+  coco = _import_coco("masks are compressed")
+  rle = coco.encode(np.asfortranarray(mask, np.uint8))
+  return {"size": list(mask.shape), "counts": rle["counts"].decode()}
+
+
+def _import_coco(what):
+  try:
+    from pycocotools import mask as coco
+  except ImportError:
+    raise ValueError(
+      f'{what} by pycocotools, which is missing: pip install "paligemma[coco]"'
+    ) from None
+  return coco
 
 
 def _decompress(text):

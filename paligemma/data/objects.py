@@ -8,13 +8,81 @@ Boxes are those of data/location.py. A mask may be missing. Other fields of an
 object are kept, except its "area" when that changes.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from paligemma.data import example_fields, location, masks
 
 Object = dict[str, Any]
+# Such as functools.partial(mask_codec.decode, params).
+DecodeMasks = Callable[[Int[np.ndarray, "B 16"]], Float[np.ndarray, "B 64 64"]]
+
+
+def parse(
+  answer: str,
+  size: location.Size,
+  *,
+  decode: DecodeMasks | None = None,
+  scores: Sequence[float] | None = None,
+) -> list[Object]:
+  """Returns the objects with a box in an answer, in its order.
+
+  Objects without box or with a malformed one are left out; location.parse
+  returns these, too, and their problems.
+
+  Args:
+    size: (height, width) of the image.
+    decode: Decodes the codes of masks. Default: objects have no masks.
+    scores: One for each box of location.parse, as "confidences" in a file of
+      predictions. Default: objects have no scores.
+
+  Raises:
+    ValueError: The numbers of boxes and scores differ.
+  """
+  boxes = [item for item in location.parse(answer, size) if item.box]
+  if scores is not None and len(scores) != len(boxes):
+    raise ValueError(
+      f"{len(scores)} scores for {len(boxes)} boxes, expected one for each"
+    )
+  found = []
+  for i, item in enumerate(boxes):
+    if item.problem:
+      continue
+    result = {"box": item.box, "label": item.label}
+    if scores is not None:
+      result["score"] = float(scores[i])
+    if item.codes is not None and decode is not None:
+      # One at a time: a single shape is compiled.
+      (mask,) = np.asarray(decode(np.array([item.codes], np.int32)))
+      result["mask"] = masks.paste(mask, item.box, size) > 0.5
+    found.append(result)
+  return found
+
+
+def to_json(item: Object) -> Object:
+  """Returns an object that JSON can hold.
+
+  Its box is rounded to hundredths of a pixel; its mask becomes run lengths of
+  COCO, compressed.
+
+  Raises:
+    ValueError: There is a mask, and pycocotools is missing.
+  """
+  written = {**item, "box": [round(float(x), 2) for x in item["box"]]}
+  if "mask" in item:
+    written["mask"] = masks.to_compressed_rle(item["mask"])
+  return written
+
+
+def from_json(item: Mapping[str, Any]) -> Object:
+  """The inverse of `to_json`, except for rounding."""
+  read = {**item, "box": tuple(item["box"])}
+  if isinstance(item.get("mask"), Mapping):
+    read["mask"] = masks.from_rle(item["mask"], *item["mask"]["size"])
+  return read
 
 
 def read(example: example_fields.Example) -> list[Object]:

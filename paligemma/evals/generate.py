@@ -38,6 +38,9 @@ class Generate(Evaluator):
     answer_key: field with the answer or answers, after the preprocess's ops.
     grammar: the answers that are allowed, see grammar.make:
       'boxes(["cat", "dog"])', 'choices("yes", "no")'. Default: all.
+    finish: called with each record, which then also has the "height" and
+      "width" of its image (the first of several); returns the record to keep,
+      see answer_objects.AddObjects.
     on_bad: as of Evaluator; with "skip", the line of an unusable example holds
       an error instead of a prediction.
     Others: as of Evaluator.
@@ -50,6 +53,7 @@ class Generate(Evaluator):
   metric: str | Callable | None = "exact_match"
   answer_key: str = "suffix"
   grammar: str | grammar_lib.Grammar | None = None
+  finish: Callable[[Record], Record] | None = None
 
   def run(
     self,
@@ -191,7 +195,7 @@ class Generate(Evaluator):
   @property
   def _reads_size(self) -> bool:
     metric = self.metric and metrics.make(self.metric)
-    return getattr(metric, "reads_size", False)
+    return self.finish is not None or getattr(metric, "reads_size", False)
 
   def _resume(self, path, settings) -> list[Record]:
     """Returns the records that a file already has, in every process."""
@@ -239,16 +243,15 @@ class Generate(Evaluator):
       ids = decoded.tokens[row, :length].tolist()
       log_probs = decoded.log_probs[row, :length].astype(np.float64)
       pieces = self.tokenizer.pieces(ids)
-      records.append(
-        predictions.record(
-          start + row,
-          example,
-          self.answer_key,
-          prediction=self.tokenizer.decode(ids),
-          score=float(log_probs.sum()),
-          confidences=confidence.of_boxes(pieces, log_probs),
-        )
+      record = predictions.record(
+        start + row,
+        example,
+        self.answer_key,
+        prediction=self.tokenizer.decode(ids),
+        score=float(log_probs.sum()),
+        confidences=confidence.of_boxes(pieces, log_probs),
       )
+      records.append(self.finish(record) if self.finish else record)
     return records
 
 
@@ -282,7 +285,9 @@ def _without_image(example, reads_size):
     if key != "image" and not isinstance(value, bytes)
   }
   if reads_size and None in (kept.get("height"), kept.get("width")):
+    image = example["image"]
     kept["height"], kept["width"] = image_ops.size(
-      example["image"], where=example_fields.where(example)
+      image[0] if isinstance(image, list) else image,
+      where=example_fields.where(example),
     )
   return kept

@@ -1,5 +1,7 @@
 """Objects stay where they belong when their image is cut, padded or turned."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -172,3 +174,43 @@ def test_read():
   assert objects.read({"objects": things}) == things
   with pytest.raises(ValueError, match='missing key "objects", found image'):
     objects.read({"image": b""})
+
+
+CAT = "<loc0000><loc0512><loc0512><loc1023>" + "<seg001>" * 16 + " cat"
+FLAT = "<loc0512><loc0512><loc0512><loc0512> flat"
+
+
+def test_an_answer_is_parsed():
+  answer = f"{FLAT} ; {CAT} ; <loc0001> bad ; sky"
+  (found,) = objects.parse(answer, (1023, 2046), scores=[0.5, 0.9])
+  assert found == {"box": (0, 1024, 512, 2046), "label": "cat", "score": 0.9}
+  assert objects.parse("a barn", (7, 7)) == []
+  (found,) = objects.parse(CAT, (1023, 1023))
+  assert found.keys() == {"box", "label"}
+  with pytest.raises(ValueError, match="1 scores for 2 boxes, expected one f"):
+    objects.parse(answer, (7, 7), scores=[0.5])
+
+
+def test_masks_of_an_answer_are_decoded():
+  def decode(codes):
+    assert codes.tolist() == [[1] * 16]
+    upper = np.ones((1, 64, 64), np.float32)
+    upper[:, 32:] = -1
+    return upper
+
+  (found,) = objects.parse(CAT, (1023, 1023), decode=decode)
+  expected = np.zeros((1023, 1023), bool)
+  expected[:256, 512:] = True
+  np.testing.assert_array_equal(found["mask"], expected)
+
+
+def test_objects_go_through_json():
+  item = with_mask((2, 3, 7, 14), score=0.25)
+  written = json.loads(json.dumps(objects.to_json(item)))
+  assert written["mask"]["size"] == [HEIGHT, WIDTH]
+  assert isinstance(written["mask"]["counts"], str)
+  for either in (written, item):  # what is no JSON stays
+    read = objects.from_json(either)
+    np.testing.assert_array_equal(read.pop("mask"), item["mask"])
+    assert read == {k: v for k, v in item.items() if k != "mask"}
+  assert objects.to_json(thing((0, 1 / 3, 2, 3)))["box"] == [0, 0.33, 2, 3]

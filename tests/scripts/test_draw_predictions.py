@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image, ImageColor
 
-from paligemma.data import location
+from paligemma.data import location, objects
 from scripts import draw_predictions
 
 CODEC = pathlib.Path(__file__).parents[1] / "goldens/mask_codec/mask_codec.npz"
@@ -39,7 +39,7 @@ def _has_tint(image, channel):
 def test_an_example_without_a_prediction_has_no_picture(tmp_path):
   bad = {"index": 0, "error": "val.jsonl:1: no image"}
   path = _write(tmp_path, [bad, _prediction()])
-  assert draw_predictions.read_predictions(path, 5) == [_prediction()]
+  assert draw_predictions.read_predictions(path) == {f"{path}:2": _prediction()}
 
 
 @pytest.mark.parametrize("correct", [True, False])
@@ -81,42 +81,91 @@ def test_boxes_are_right_if_each_is_found_once(found, right):
   assert draw_predictions.is_right(prediction) == right
 
 
-def test_boxes_are_drawn_where_they_are():
-  picture = Image.new("RGB", (200, 100))  # twice as wide
-  draw_predictions.draw_objects(picture, _boxes(ONE, TWO), (0, 0, 255))
-  pixels = np.asarray(picture)[..., 2] == 255
-  expected = np.zeros((100, 200), bool)
-  for y0, x0, y1, x1 in ((10, 40, 60, 100), (70, 120, 95, 180)):
-    expected[y0:y1, x0:x1] = True
-    expected[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] = False
-  np.testing.assert_array_equal(pixels, expected)
-
-
-def test_masks_tint_the_picture():
-  def decode(codes):
-    assert codes.shape == (1, 16) and codes[0, 1] == 5
-    half = np.ones((1, 64, 64), np.float32)
-    half[:, :32] = -1
-    return half
-
-  thing = location.Object((0, 0, 80, 40), "3", (3, 5) * 8)
-  text = location.encode([thing], (100, 100))
-  picture = Image.new("RGB", (100, 100), (100, 100, 100))
-  draw_predictions.draw_objects(picture, text, (0, 0, 200), decode)
-  pixels = np.asarray(picture)
-  assert (pixels[5:30, 5:30] == (100, 100, 100)).all()
-  assert (
-    np.abs(np.subtract(pixels[50:70, 5:30], (50, 50, 150), dtype=int)).max()
-    <= 1
+@pytest.mark.parametrize(
+  ("found", "right", "is_found"),
+  [
+    ([TWO, NEAR_ONE], [1, 1], [1, 1]),
+    ([ONE, NEAR_ONE], [1, 0], [1, 0]),
+    ([NEAR_ONE, ONE], [0, 1], [1, 0]),  # the nearest, not the first
+    ([(ONE[0], "7"), TWO, ONE], [0, 1, 1], [1, 1]),
+    ([((70, 60, 80, 90), "7"), ONE], [0, 1], [1, 0]),
+    ([], [], [0, 0]),
+  ],
+)
+def test_each_box_is_judged_by_itself(found, right, is_found):
+  found, truths = (
+    objects.parse(_boxes(*items), (100, 100)) for items in (found, [ONE, TWO])
   )
-  assert (pixels[82:, 42:] == 100).all()
+  assert draw_predictions.judge(found, truths) == (right, is_found)
+
+
+def test_boxes_below_a_score_are_left_out():
+  prediction = _prediction(
+    suffix=_boxes(ONE), prediction=_boxes(TWO, ONE), confidences=[0.4, 0.6]
+  )
+  rights = [draw_predictions.is_right(prediction, s) for s in (0, 0.5, 0.7)]
+  assert rights == [False, True, False]
+
+
+def test_a_min_score_needs_scores(tmp_path):
+  path = _write(tmp_path, [_prediction(prediction=_boxes(ONE))])
+  with pytest.raises(
+    ValueError, match='jsonl:1: has no "confidences", which --min_score needs'
+  ):
+    draw_predictions.draw_predictions(
+      path, tmp_path / "out.png", image_root=tmp_path, num=1, min_score=0.5
+    )
+
+
+def test_truth_is_beside_the_prediction():
+  """Green and red on the left; on the right white, and red what is missing."""
+  other = ((30, 60, 50, 95), "7")
+  prediction = _prediction(
+    suffix=_boxes(ONE, TWO), prediction=_boxes(other, ONE)
+  )
+  picture = Image.new("RGB", (100, 100))
+  cell = draw_predictions.draw_cell(picture, prediction, beside=True)
+  cell = np.asarray(cell)[: draw_predictions.PICTURE]
+
+  def colours(half, box):
+    """Of the lower edge, which no label covers."""
+    _, x0, y1, x1 = (round(edge * 1.68) for edge in box)
+    return {tuple(pixel) for pixel in half[y1 - 1, x0 + 3 : x1 - 3].tolist()}
+
+  left, right = cell[:, :168], cell[:, -168:]
+  green = draw_predictions.BRIGHT[draw_predictions.GREEN]
+  red = draw_predictions.BRIGHT[draw_predictions.RED]
+  assert colours(left, ONE[0]) == {green} and colours(left, other[0]) == {red}
+  assert colours(right, ONE[0]) == {(255, 255, 255)}
+  assert colours(right, TWO[0]) == {red}
+  assert colours(left, TWO[0]) == {(0, 0, 0)}
 
 
 def test_bad_boxes_are_not_drawn():
-  picture = Image.new("RGB", (100, 100))
   text = "<loc0100> 3 ; <loc0900><loc0900><loc0100><loc0100> 7 ; 5"
-  draw_predictions.draw_objects(picture, text, (0, 0, 255))
-  assert not np.asarray(picture).any()
+  prediction = _prediction(suffix=text, prediction=text)
+  picture = Image.new("RGB", (100, 100))
+  cell = draw_predictions.draw_cell(picture, prediction, beside=True)
+  assert not np.asarray(cell)[:168, :168].any()
+
+
+def test_errors_come_first(tmp_path):
+  for name, colour in (("a.png", "blue"), ("b.png", "lime")):
+    Image.new("RGB", (8, 8), colour).save(tmp_path / name)
+  predictions = [
+    _prediction(image="b.png" if i in (2, 4) else "a.png", correct=i != 4)
+    for i in range(5)
+  ]
+  path, out = _write(tmp_path, predictions), tmp_path / "out.png"
+  for num, expected in ((1, "lime"), (5, "lime")):
+    drawn = draw_predictions.draw_predictions(
+      path, out, image_root=tmp_path, num=num
+    )
+    assert drawn == (num, 5, 4)
+    with Image.open(out) as sheet:
+      assert sheet.getpixel((20, 20)) == ImageColor.getrgb(expected)
+      if num == 5:
+        assert sheet.getpixel((20 + 3 * 176, 20)) == (0, 255, 0)
 
 
 def test_text_of_boxes_is_shortened_to_labels():
@@ -135,42 +184,17 @@ def test_sheet_of_masks_needs_their_codec(tmp_path):
     drawn = draw_predictions.draw_predictions(
       path, tmp_path / "out.png", image_root=tmp_path, num=3, codec=codec
     )
-    assert drawn == (2, 2)
+    assert drawn == (2, 2, 2)
     with Image.open(tmp_path / "out.png") as sheet:
       sheets.append(np.asarray(sheet))
   assert (sheets[0] != sheets[1]).any()
-
-
-def test_small_pictures_keep_their_pixels():
-  pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
-  large = draw_predictions.enlarge(Image.fromarray(pixels), 128)
-  np.testing.assert_array_equal(
-    np.asarray(large)[..., 0], pixels.repeat(16, 0).repeat(16, 1)
-  )
-
-
-def test_large_pictures_keep_their_shape():
-  assert draw_predictions.enlarge(Image.new("RGB", (640, 320)), 128).size == (
-    128,
-    64,
-  )
-
-
-def test_text_is_broken_and_cut_to_fit():
-  font = ImageFont.load_default(12)
-  lines = list(draw_predictions.wrap("one two three four", font, 60, 3))
-  assert lines == ["one two", "three four"]
-  cut = list(draw_predictions.wrap("<loc0123>" * 9, font, 60, 2))
-  assert len(cut) == 2 and cut[1].endswith("…")
-  assert all(font.getlength(line) <= 66 for line in lines + cut)
-  assert list(draw_predictions.wrap("", font, 60, 2)) == [""]
 
 
 def test_sheet_holds_at_most_num_cells(tmp_path):
   Image.new("L", (8, 8), 99).save(tmp_path / "a.png")
   path = _write(tmp_path, [_prediction(correct=i < 3) for i in range(23)])
   sizes = []
-  for num, expected in ((5, (5, 3)), (11, (11, 3)), (97, (23, 3))):
+  for num, expected in ((5, (5, 23, 3)), (11, (11, 23, 3)), (97, (23, 23, 3))):
     out = tmp_path / f"{num}.png"
     drawn = draw_predictions.draw_predictions(
       path, out, image_root=tmp_path, num=num
@@ -198,7 +222,7 @@ def test_bad_files_are_named(tmp_path, text, message):
   path = tmp_path / "predictions.jsonl"
   path.write_text(text)
   with pytest.raises(ValueError, match=message):
-    draw_predictions.read_predictions(path, 5)
+    draw_predictions.read_predictions(path)
 
 
 def test_missing_picture_is_named(tmp_path):

@@ -53,6 +53,10 @@ print(end(start(resumed)), size())
 """
 
 
+# Of 3 tokens there are no boxes, but beginnings.
+WHOLE = ["23 predictions, 0 boxes, 23 with malformed boxes, which stay text"]
+
+
 def run(tiny, out, *, data=None, **options):
   return command.predict(
     tiny.weights, tiny.tokenizer, data or tiny.data, out, **OPTIONS | options
@@ -62,7 +66,7 @@ def run(tiny, out, *, data=None, **options):
 @pytest.fixture(scope="module")
 def lines(tiny, tmp_path_factory):
   path = tmp_path_factory.mktemp("whole") / "y.jsonl"
-  assert run(tiny, path) == (23, 0)
+  assert run(tiny, path) == WHOLE
   return predictions.read(path, 23)
 
 
@@ -117,7 +121,8 @@ def test_several_pictures_a_line(tiny, tmp_path):
   pairs = [["1.png", "2.png"], ["2.png", "1.png"], ["3.png", "3.png"]]
   rows = [{"image": pair, "prefix": "what digit"} for pair in pairs]
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-  assert run(tiny, tmp_path / "y.jsonl", data=data) == (3, 0)
+  (said,) = run(tiny, tmp_path / "y.jsonl", data=data)
+  assert said.startswith("3 predictions, 0 boxes")
   found = predictions.read(tmp_path / "y.jsonl", 3)
   assert [line["image"] for line in found] == pairs
   asked = [[tiny.folder / name for name in pair] for pair in pairs]
@@ -139,6 +144,42 @@ def test_a_grammar(tiny, tmp_path):
   run(tiny, tmp_path / "y.jsonl", grammar="choices('4', '2')")
   found = predictions.read(tmp_path / "y.jsonl", 23)
   assert set(texts(found)) <= {"2", "4"}
+
+
+def test_photos_are_drawn(tiny, tmp_path):
+  """Through the command line: a folder, boxes, pictures, another format."""
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  for i in range(3):
+    (photos / f"{i}.png").write_bytes((tiny.folder / f"{i}.png").read_bytes())
+  (photos / "1.jpg").write_bytes(b"no image")
+  arguments = (
+    *("--ckpt", tiny.weights, "--tokenizer", tiny.tokenizer),
+    *("--image", photos, "--out", tmp_path / "y.jsonl"),
+    *("--max_decode_len", "12", "--draw", tmp_path / "drawn"),
+    *("--grammar", 'boxes(["3"])', "--format", "yolo", "--batch_size", "4"),
+  )
+  said = tiny.run("scripts.predict", *arguments, fails=True)
+  assert "give one to all: --prompt 'caption en'" in said
+  arguments = (*arguments, "--prompt", "detect 3", "--on_bad", "skip")
+  said = tiny.run("scripts.predict", *arguments).splitlines()
+  assert said[0].startswith("3 predictions, ") and "1.jpg: not a " in said[0]
+  found = predictions.read(tmp_path / "y.jsonl", 4)
+  boxes = [item for line in found for item in line.get("objects", ())]
+  assert boxes and {item["label"] for item in boxes} == {"3"}
+  assert said[1:] == [
+    f"{tmp_path}/y.yolo: {len(boxes)} boxes of 3 images",
+    f"{tmp_path}/drawn: 3 pictures",
+  ]
+  drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
+  assert drawn == {"0.png", "1.png", "2.png"}
+
+
+def test_photos_and_jsonl_are_not_mixed(tiny, tmp_path):
+  with pytest.raises(
+    ValueError, match=r"val.jsonl and 1 more, expected one JS"
+  ):
+    run(tiny, tmp_path / "y", data=[tiny.data, tiny.folder / "0.png"])
 
 
 def test_a_seed_decides_what_is_drawn(tiny, tmp_path):
@@ -191,7 +232,9 @@ def test_an_image_that_cannot_be_read_has_no_prediction(tiny, lines, tmp_path):
     run(tiny, tmp_path / "y.jsonl", data=data)
   # What stopped at it goes on past it.
   out = tmp_path / "y.jsonl"
-  assert run(tiny, out, data=data, on_bad="skip") == (22, 1)
+  (said,) = run(tiny, out, data=data, on_bad="skip")
+  assert "which stay text, 1 bad examples: /" in said
+  assert "x.jsonl:6: cannot read image" in said
   found = predictions.read(out, 23)
   assert "x.jsonl:6: cannot read image" in found[5]["error"]
   del found[5]
@@ -202,7 +245,7 @@ def test_what_is_complete_is_not_made_again(tiny, tmp_path, monkeypatch):
   run(tiny, tmp_path / "y.jsonl")
   before = (tmp_path / "y.jsonl").read_bytes()
   monkeypatch.setattr(decode, "generate", None)
-  assert run(tiny, tmp_path / "y.jsonl") == (23, 0)
+  assert run(tiny, tmp_path / "y.jsonl") == WHOLE
   assert (tmp_path / "y.jsonl").read_bytes() == before
 
 

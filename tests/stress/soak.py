@@ -130,7 +130,7 @@ class Soak:
         *("-m", "scripts.predict", "--batch_size=2", "--max_decode_len=8"),
         "--ckpt=paligemma/assets/tiny.npz",
         "--tokenizer=paligemma/assets/tiny_tokenizer.model",
-        f"--data={self.data}/test.jsonl",
+        f"--image={self.data}/test.jsonl",
         f"--out={folder}/predictions.jsonl",
       ]
     argument = (
