@@ -114,12 +114,14 @@ def test_pictures_are_prepared_as_the_checkpoint_says(
 def test_public_names():
   assert paligemma.__all__ == [
     "Tokenizer",
+    "draw",
     "enable_lora",
     "generate",
     "load",
     "load_adapter",
     "load_mask_codec",
     "merge_lora",
+    "parse",
     "save",
     "save_adapter",
   ]

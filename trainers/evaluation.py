@@ -152,4 +152,7 @@ def config_settings(
 
 def _fields(value):
   names = {field.name for field in dataclasses.fields(value)} - _FREE
-  return {name: getattr(value, name) for name in sorted(names)}
+  found = {name: getattr(value, name) for name in sorted(names)}
+  if found.get("finish", True) is None:  # as files say that know no such field
+    del found["finish"]
+  return found
