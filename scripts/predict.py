@@ -87,8 +87,13 @@ def predict(
   Raises:
     ValueError: a mistake in the data, the checkpoint, or the file.
   """
+  if not 0 <= min_score <= 1:
+    raise ValueError(f"--min_score {min_score}: expected a number in [0, 1]")
   write_format = format and object_formats.make(format)
-  source, described = _open(image, prompt)
+  names = [image] if isinstance(image, str | os.PathLike) else list(image)
+  source, described = _open(names, prompt)
+  if draw is not None:
+    annotated.check_folder(draw, names)
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
   add_objects = answer_objects.AddObjects()
@@ -160,9 +165,8 @@ def predict(
   return lines
 
 
-def _open(image, prompt):
+def _open(names, prompt):
   """Returns the source of what --image names, and what it was made of."""
-  names = [image] if isinstance(image, str | os.PathLike) else list(image)
   are_texts = [os.fspath(name).endswith(".jsonl") for name in names]
   if len(names) == 1 and are_texts[0]:
     return sources.Jsonl(names[0]), {"path": names[0]}

@@ -12,6 +12,7 @@ import jax.monitoring
 
 FOLDER = "~/.cache/paligemma/compiled"
 
+_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -31,7 +32,7 @@ def configure(folder: str) -> None:
 
   A folder that cannot be written to is a warning: the program runs without it.
   """
-  if os.environ.get("JAX_COMPILATION_CACHE_DIR") or not folder:
+  if "JAX_COMPILATION_CACHE_DIR" in os.environ or not folder:
     return
   folder = os.path.expanduser(folder)
   try:
@@ -50,17 +51,17 @@ def configure(folder: str) -> None:
 
 @contextlib.contextmanager
 def noting(details: list[str]) -> Iterator[None]:
-  """Notes "from the cache" if a program that is compiled inside was there."""
-  hits = []
+  """Notes "from the cache" if the last program compiled inside was there."""
+  events = []
 
   def listen(event: str, **_: Any) -> None:
-    if event == _HIT:
-      hits.append(event)
+    if event in (_REQUEST, _HIT):
+      events.append(event)
 
   jax.monitoring.register_event_listener(listen)
   try:
     yield
   finally:
     jax.monitoring.unregister_event_listener(listen)
-  if hits:
+  if events and events[-1] == _HIT:
     details.append("from the cache")

@@ -63,9 +63,11 @@ def train(
     batches = inputs.train_batches(config, plan.sources, tok)
     folder = workdir.check(folder, config, override=override)
     with progress.stage("checking the data"):
-      data = checks.check(plan, tok, evaluators)
+      table = checks.check(plan, tok, evaluators)
+    progress.say([table])
     held = stack.enter_context(lock.held(folder))
     compiled = compile_step(plan)
+    progress.say([plan.describe(compiled)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
         folder / "checkpoints", max_to_keep=config.keep_checkpoints
@@ -87,9 +89,7 @@ def train(
       verbose=verbose,
     )
     stack.callback(loop.close)
-    loop.report.say(plan.describe(compiled))
     loop.report.say(start.describe_source(config, plan.model))
-    loop.report.say(data)
     if changes:
       loop.report.say(workdir.describe(changes))
     loop.run(compiled, state, frozen)

@@ -7,14 +7,43 @@ from collections.abc import Sequence
 from concurrent import futures
 
 from etils import epath
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from paligemma import disk
 from paligemma.data import drawing, objects, pictures, sources
 from paligemma.evals.answer_objects import Answers
 from paligemma.evals.evaluator import Progress
 
+# Begins the description in a drawn picture; a hash of what is drawn follows.
+_MARK = "drawn by paligemma "
 _JPEG = {".jpg", ".jpeg", ".jfif", ".heic", ".heif", ".hif", ".avif", ".webp"}
+
+
+def check_folder(
+  folder: epath.PathLike, images: Sequence[epath.PathLike]
+) -> None:
+  """Raises if drawn pictures would replace others, or be taken for photos.
+
+  Args:
+    images: paths of files and folders whose images are asked about.
+
+  Raises:
+    ValueError: the folder holds a picture that `write` has not drawn, or lies
+      in one of the folders of images.
+  """
+  folder = disk.path(folder)
+  above = [folder.absolute(), *folder.absolute().parents]
+  for image in images:
+    if disk.path(image).is_dir() and disk.path(image).absolute() in above:
+      raise ValueError(
+        f"{folder}: lies in {image}, so its pictures would be asked about next "
+        "time; name a folder outside"
+      )
+  if not folder.is_dir():
+    return
+  for path in folder.iterdir():
+    if path.suffix in (".jpg", ".png") and not _description(path):
+      raise _not_drawn(path)
 
 
 def write(
@@ -33,6 +62,9 @@ def write(
   Args:
     source: of the images.
     progress: called with the numbers of files done and of all.
+
+  Raises:
+    ValueError: a file of that name is there which was not drawn here.
   """
   folder = disk.path(folder)
   progress = progress or (lambda done, total: None)
@@ -48,26 +80,37 @@ def _write(answers, *, source, folder):
   is_jpeg = suffix in _JPEG
   path = folder / f"{answers.name}{'.jpg' if is_jpeg else '.png'}"
   drawn = json.dumps([answers.image, answers.texts, answers.objects])
-  name = hashlib.sha256(drawn.encode()).hexdigest()
-  if _name_of(path) == name:
-    return
+  description = _MARK + hashlib.sha256(drawn.encode()).hexdigest()
+  if path.exists():
+    before = _description(path)
+    if not before:
+      raise _not_drawn(path)
+    if before == description:
+      return
   image = source[answers.index]["image"]
   image = image[0] if isinstance(image, list) else image
   picture = Image.fromarray(pictures.pixels(image, where=answers.image))
   found = [objects.from_json(item) for item in answers.objects]
   text = "" if found else "; ".join(answers.texts)
   exif = Image.Exif()
-  exif[ExifTags.Base.ImageDescription] = name
+  exif[ExifTags.Base.ImageDescription] = description
   with disk.file(path) as temporary, temporary.open("wb") as file:
     drawing.draw(picture, found, text).save(
       file, "JPEG" if is_jpeg else "PNG", quality=92, exif=exif
     )
 
 
-def _name_of(path):
-  """Returns the hash in a file, None if there is none."""
+def _not_drawn(path):
+  return ValueError(
+    f"{path}: is there, and was not drawn by this program; name another folder"
+  )
+
+
+def _description(path):
+  """Returns the description in a drawn picture, "" of any other file."""
   try:
     with path.open("rb") as file, Image.open(file) as picture:
-      return picture.getexif().get(ExifTags.Base.ImageDescription)
-  except (OSError, UnidentifiedImageError):
-    return None
+      found = picture.getexif().get(ExifTags.Base.ImageDescription, "")
+  except (OSError, ValueError, Image.DecompressionBombError):
+    return ""
+  return found if str(found).startswith(_MARK) else ""

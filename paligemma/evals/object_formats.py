@@ -7,6 +7,7 @@ supervision.Detections   in Python
 
 import collections
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,12 @@ def coco(instances: str | None = None) -> Write:
       ) from None
 
   def write(answers: Sequence[Answers], path: epath.PathLike) -> str:
+    results_path = f"{path}.coco.json"
+    if os.path.realpath(results_path) == os.path.realpath(instances or ""):
+      raise ValueError(
+        f"{instances}: holds the annotations, but would be replaced by the "
+        "results; name another --out"
+      )
     if instances is None:
       image_ids = {x.image: i for i, x in enumerate(answers, start=1)}
       labels = enumerate(_labels(answers), start=1)
@@ -78,8 +85,8 @@ def coco(instances: str | None = None) -> Write:
         if "mask" in item:
           result["segmentation"] = item["mask"]
         results.append(result)
-    disk.write(f"{path}.coco.json", json.dumps(results))
-    said = f"{path}.coco.json: {len(results)} boxes"
+    disk.write(results_path, json.dumps(results))
+    said = f"{results_path}: {len(results)} boxes"
     if instances is not None:
       return said + _missing(left_out, instances)
     ids = {
@@ -109,8 +116,11 @@ def yolo(classes: str | None = None) -> Write:
   """
   stated = None
   if classes is not None:
-    with files.open_binary(classes, what="classes") as file:
-      stated = [line.strip() for line in file.read().decode().splitlines()]
+    try:
+      text = files.read(classes, what="classes").decode()
+    except UnicodeDecodeError as error:
+      raise ValueError(f"{classes}: not UTF-8: {error.reason}") from None
+    stated = [line.strip() for line in text.splitlines()]
 
   def write(answers: Sequence[Answers], path: epath.PathLike) -> str:
     labels = _labels(answers) if stated is None else stated

@@ -175,6 +175,20 @@ def test_photos_are_drawn(tiny, tmp_path):
   assert drawn == {"0.png", "1.png", "2.png"}
 
 
+def test_photos_are_neither_replaced_nor_asked_about_twice(tiny, tmp_path):
+  photos = tmp_path / "photos"
+  photos.mkdir()
+  original = (tiny.folder / "0.png").read_bytes()
+  (photos / "0.png").write_bytes(original)
+  out = tmp_path / "y"
+  with pytest.raises(ValueError, match=r"drawn: lies in .*photos, so its"):
+    run(tiny, out, data=photos, prompt="detect 3", draw=photos / "drawn")
+  with pytest.raises(ValueError, match=r"0\.png: is there, and was not drawn"):
+    run(tiny, out, data=f"{photos}/*.png", prompt="detect 3", draw=photos)
+  assert not out.exists()
+  assert (photos / "0.png").read_bytes() == original
+
+
 def test_photos_and_jsonl_are_not_mixed(tiny, tmp_path):
   with pytest.raises(
     ValueError, match=r"val.jsonl and 1 more, expected one JS"

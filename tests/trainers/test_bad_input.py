@@ -657,4 +657,6 @@ def test_bad_command(processes, config, folder, message):
   arguments = filter(None, [f"--config={config}", folder])
   status, output = processes.finish(processes.start(*arguments))
   assert status == 1
-  assert_one_line(output.strip(), message)
+  first, line = output.splitlines()
+  assert first == "starting: importing JAX"
+  assert_one_line(line, message)

@@ -3,6 +3,7 @@ import logging
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache as cache
 
 from trainers import compilation_cache
 
@@ -48,13 +49,31 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
   assert said in caplog.text
 
 
-def test_what_comes_from_the_cache_is_noted():
-  details = []
-  with compilation_cache.noting(details):
-    jax.jit(lambda x: x + 1)(jnp.zeros(7))
-    jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
-  assert details == ["from the cache"]
-  with compilation_cache.noting(other := []):
-    pass
-  jax.monitoring.record_event("/jax/compilation_cache/cache_hits")
-  assert not other
+def test_the_last_program_is_noted_if_it_comes_from_the_cache(tmp_path):
+  def compiled(*functions):
+    with compilation_cache.noting(details := []):
+      for function in functions:
+        jax.jit(function).lower(jnp.zeros(7)).compile()
+    return details
+
+  def increment(x):
+    return x + 1
+
+  def double(x):
+    return x * 2
+
+  at_least = "jax_persistent_cache_min_compile_time_secs"
+  before = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update(at_least, 0)
+  cache.reset_cache()  # or it stays where it was first used
+  jax.config.update(FOLDER, str(tmp_path))
+  try:
+    assert compiled(increment) == []
+    jax.clear_caches()
+    assert compiled(increment) == ["from the cache"]
+    jax.clear_caches()
+    assert compiled(increment, double) == []
+    assert compiled() == []
+  finally:
+    jax.config.update(at_least, before)
+    cache.reset_cache()
