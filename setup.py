@@ -54,6 +54,7 @@ setup(
     "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
     "test": [
       "av>=18",
+      "beartype",
       "h5py",
       "hypothesis",
       "importlib_resources",

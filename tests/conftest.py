@@ -29,8 +29,17 @@ jax.config.update("jax_threefry_partitionable", True)
 
 import io  # noqa: E402
 
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 import sentencepiece  # noqa: E402
+
+from tests import typecheck  # noqa: E402
+
+# Types and shapes of what computes on arrays are checked at every call.
+jaxtyping.install_import_hook(
+  ["paligemma.decoding", "paligemma.models", "paligemma.training"],
+  f"{typecheck.__name__}.check",
+)
 
 from paligemma.data import tokenizer as tokenizer_lib  # noqa: E402
 

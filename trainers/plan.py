@@ -71,7 +71,7 @@ class Plan:
       list(self.trainable),
       total_steps=self.total_steps,
       optimizer=config.optimizer,
-      optimizer_args=config.optimizer_args,
+      optimizer_args=config.optimizer_args.to_dict(),
       learning_rate=config.learning_rate,
       learning_rate_mults=config.learning_rate_mults,
       schedule=[

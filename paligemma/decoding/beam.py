@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from paligemma.decoding import samplers
@@ -42,8 +43,8 @@ def search(
   grammar: automaton.Grammar | None,
   keep: int,
   max_len: int,
-  eos_id: int,
-  pad_id: int,
+  eos_id: Int[ArrayLike, ""],
+  pad_id: Int[ArrayLike, ""],
 ) -> Decoded:
   """Searches for the answers of highest samplers.score to every prompt.
 

@@ -1,14 +1,15 @@
 """From images and prompts to tokens: one prefill, then a token at a time."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma.decoding import beam, samplers
 from paligemma.decoding.decoded import Decoded
@@ -27,12 +28,12 @@ def generate(
   batch: Mapping[str, Any],
   *,
   max_decode_len: int,
-  sampler: str | samplers.AnySampler = "greedy",
+  sampler: str | Callable | samplers.AnySampler = "greedy",
   num_answers: int | None = None,
   rng: jax.Array | None = None,
   grammar: automaton.Grammar | None = None,
-  eos_id: int = 1,
-  pad_id: int = 0,
+  eos_id: Int[ArrayLike, ""] = 1,
+  pad_id: Int[ArrayLike, ""] = 0,
   prompt_buckets: Sequence[int] = PROMPT_BUCKETS,
 ) -> Decoded:
   """Answers every prompt of a batch, up to eos or the length limit.
@@ -111,7 +112,7 @@ def generate(
 def embed_images(
   model: nn.Module,
   params: Mapping[str, Any],
-  image: Float[Array, "M *F H W 3"],
+  image: Float[ArrayLike, "M *F H W 3"],
 ) -> Float[Array, "M N D"]:
   """Runs the image tower alone, for images that are asked about repeatedly.
 
@@ -205,13 +206,13 @@ def _pad_prompts(text, buckets):
 def program(
   model: nn.Module,
   params: Mapping[str, Any],
-  images: Mapping[str, Array],
-  text: Mapping[str, Array],
-  is_real: Bool[Array, " B"],
+  images: Mapping[str, ArrayLike],
+  text: Mapping[str, ArrayLike],
+  is_real: Bool[ArrayLike, " B"],
   rng: jax.Array | None,
   grammar: automaton.Grammar | None,
-  eos_id: int,
-  pad_id: int,
+  eos_id: Int[ArrayLike, ""],
+  pad_id: Int[ArrayLike, ""],
   *,
   max_decode_len: int,
   sampler: samplers.AnySampler,

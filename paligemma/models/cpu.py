@@ -153,8 +153,8 @@ def psum_scatter(x: Array, axis_name: str, axis: int) -> Array:
 
 @jax.custom_jvp
 def gather(
-  array: Float[Array, "N ..."], index: Int[Array, "..."]
-) -> Float[Array, "..."]:
+  array: Num[Array, "N ..."], index: Int[Array, "..."]
+) -> Num[Array, "..."]:
   """Returns jnp.take(array, index, axis=0), on the bits of its elements.
 
   XLA has no bfloat16 gather or slice: it converts the whole array to float32

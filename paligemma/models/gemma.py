@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import quantization, registry, variants
@@ -61,7 +62,7 @@ class RMSNorm(nn.Module):
   epsilon: float
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+  def __call__(self, x: Float[ArrayLike, "B T D"]) -> Float[Array, "B T D"]:
     scale = self.param(
       "scale", nn.initializers.zeros_init(), (x.shape[-1],), jnp.float32
     )
@@ -85,11 +86,12 @@ class Embedder(nn.Module):
     shape = self.vocab_size, self.width
     self.input_embedding = matrix(self, "input_embedding", init, shape)
 
-  def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  def encode(self, tokens: Int[ArrayLike, "B T"]) -> Float[Array, "B T D"]:
     """Returns the embeddings of tokens, times the square root of D.
 
     Gemma rounds that factor to the dtype of the table; here it is float32.
     """
+    tokens = jnp.asarray(tokens)
     rows = jax.tree.map(lambda x: cpu.gather(x, tokens), self.input_embedding)
     if quantization.is_quantized(rows):
       rows = quantization.dequantize(rows, jnp.float32)
@@ -344,7 +346,9 @@ class Model(nn.Module):
       )
     return divisor**-0.5
 
-  def embed_tokens(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+  def embed_tokens(
+    self, tokens: Int[ArrayLike, "B T"]
+  ) -> Float[Array, "B T D"]:
     """Returns the embeddings of tokens, times sqrt(D)."""
     return self.embedder.encode(tokens)
 
@@ -361,9 +365,9 @@ class Model(nn.Module):
 
   def __call__(
     self,
-    x: Float[Array, "B T D"],
-    input_mask: Bool[Array, "B T"],
-    mask_ar: Int[Array, "B T"],
+    x: Float[ArrayLike, "B T D"],
+    input_mask: Bool[ArrayLike, "B T"],
+    mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
@@ -383,9 +387,9 @@ class Model(nn.Module):
 
   def prefill_cache(
     self,
-    x: Float[Array, "B T D"],
-    input_mask: Bool[Array, "B T"],
-    mask_ar: Int[Array, "B T"],
+    x: Float[ArrayLike, "B T D"],
+    input_mask: Bool[ArrayLike, "B T"],
+    mask_ar: Int[ArrayLike, "B T"],
     *,
     cache_size: int,
   ) -> Float[Array, "B 1 V"]:
@@ -449,7 +453,7 @@ class Model(nn.Module):
       is_local = jnp.arange(self.depth) % 2 == 0
       window = jnp.where(is_local, self.sliding_window, _EVERYWHERE)
       call = call.replace(window=window)
-    x, _ = self.layers(self, x.astype(jnp.float32), call)
+    x, _ = self.layers(self, jnp.asarray(x, jnp.float32), call)
     return x
 
 

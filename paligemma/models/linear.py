@@ -87,9 +87,8 @@ def matrix(
   """
   found = module.get_variable("params", name)
   if quantization.is_quantized(found):
-    return found
-  found = module.param(name, init, shape, jnp.float32)
-  return found if dtype is None else found.astype(dtype)
+    return jax.tree.map(jnp.asarray, found)
+  return jnp.asarray(module.param(name, init, shape, jnp.float32), dtype)
 
 
 def product(equation: str, x: Array, weight: Matrix) -> Array:
@@ -130,9 +129,10 @@ class Adapter(nn.Module):
     rank, dtype = self.lora.rank, self.dtype
     a = self.param("a", _like_peft, (x.shape[-1], rank), jnp.float32)
     b = self.param("b", nn.initializers.zeros, (rank, self.outputs))
+    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
     x = nn.Dropout(self.lora.dropout)(x.astype(dtype), deterministic=not train)
-    low = einsum_float32("BTI,IR->BTR", x, a.astype(dtype)).astype(dtype)
-    return einsum_float32("BTR,RO->BTO", low, b.astype(dtype)) * self.lora.scale
+    low = einsum_float32("BTI,IR->BTR", x, a).astype(dtype)
+    return einsum_float32("BTR,RO->BTO", low, b) * self.lora.scale
 
 
 def _like_peft(key, shape, dtype):

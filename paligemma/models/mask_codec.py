@@ -17,11 +17,13 @@ Axes: B batch, H and W rows and columns, T codes of a mask (16, the 4x4 grid row
 by row), D width of the codebook, C its number of codes.
 """
 
+import os
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import registry, tree
@@ -30,7 +32,7 @@ SIDE = 64  # pixels of a mask
 GRID = 4  # codes along a side of it
 
 Params = dict[str, jax.Array]
-Masks = Bool[Array, "B 64 64"] | Float[Array, "B 64 64"]
+Masks = Bool[ArrayLike, "B 64 64"] | Float[ArrayLike, "B 64 64"]
 
 CODEBOOK = "_vq_vae._embedding"
 # Moving averages of the codebook, needed only to continue its training.
@@ -59,7 +61,7 @@ _LAYERS = {
 
 
 def from_arrays(
-  flat: Mapping[str, np.ndarray], where: str = "mask codec"
+  flat: Mapping[str, np.ndarray], where: str | os.PathLike = "mask codec"
 ) -> Params:
   """Returns parameters of the arrays of vae-oid.npz, all of which are needed.
 
@@ -168,7 +170,7 @@ def encode(params: Params, masks: Masks) -> Int[Array, "B 16"]:
 
 @jax.jit
 def decode(
-  params: Params, codes: Int[Array, "B 16"]
+  params: Params, codes: Int[ArrayLike, "B 16"]
 ) -> Float[Array, "B 64 64"]:
   """Returns masks: about 1 inside, -1 outside, and 0 at the edge.
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
 from paligemma.models import cpu
@@ -25,8 +26,8 @@ def local_batch(batch: int) -> int:
 
 def on_each_device(
   function: Callable[[Any, Any], tuple[Any, Any]],
-  shared: PyTree[Array],
-  arrays: PyTree[Array],
+  shared: PyTree[ArrayLike],
+  arrays: PyTree[ArrayLike],
   sums: PyTree[jax.ShapeDtypeStruct] = (),
 ) -> tuple[PyTree[Array], PyTree[Array]]:
   """Applies a function on each device to the examples there.
@@ -93,8 +94,8 @@ def find_number(batch: int, at_once: int) -> int:
 
 def scan_microbatches(
   function: Callable[[Any, Any], tuple[Any, Any]],
-  carry: PyTree[Array],
-  arrays: tuple[PyTree[Array], ...],
+  carry: PyTree[ArrayLike],
+  arrays: tuple[PyTree[ArrayLike], ...],
   num_microbatches: int,
 ) -> tuple[PyTree[Array], PyTree[Array]]:
   """Applies `function` to a batch, one microbatch after the other.

@@ -15,11 +15,15 @@ from typing import Any
 import einops
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paligemma import parameters, registry, tree, variants
 from paligemma.lora.config import Lora
 from paligemma.models import gemma, vit
+
+# Pixels; or their embeddings, for a tower that returns them (decode.generate).
+Images = Float[ArrayLike, "B *F H W 3"] | Float[ArrayLike, "B L D"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Model(nn.Module):
   )
 
   def embed_image(
-    self, image: Float[Array, "B *F H W 3"], train: bool = False
+    self, image: Images, train: bool = False
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Turns images into decoder inputs.
 
@@ -75,7 +79,7 @@ class Model(nn.Module):
     return zimg, {**out, "img/zimg": zimg}
 
   def embed_text(
-    self, tokens: Int[Array, "B T"]
+    self, tokens: Int[ArrayLike, "B T"]
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Returns the embeddings of tokens, and {"llm/ztxt": embeddings}."""
     ztxt = self.llm.embed_tokens(tokens)
@@ -83,12 +87,12 @@ class Model(nn.Module):
 
   def embed_image_and_text(
     self,
-    image: Float[Array, "B *F H W 3"] | None,
-    text: Int[Array, "B T"],
+    image: Images | None,
+    text: Int[ArrayLike, "B T"],
     *,
-    input_mask: Bool[Array, "B T"] | None = None,
-    mask_ar: Int[Array, "B T"] | None = None,
-    frame_mask: Bool[Array, "B F"] | None = None,
+    input_mask: Bool[ArrayLike, "B T"] | None = None,
+    mask_ar: Int[ArrayLike, "B T"] | None = None,
+    frame_mask: Bool[ArrayLike, "B F"] | None = None,
     train: bool = False,
   ) -> tuple[
     tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]],
@@ -117,7 +121,8 @@ class Model(nn.Module):
     if mask_ar is None:
       mask_ar = jnp.ones(text.shape, jnp.int32)
     if image is None:
-      return (ztxt, input_mask.astype(bool), mask_ar), out_txt
+      input_mask, mask_ar = jnp.asarray(input_mask, bool), jnp.asarray(mask_ar)
+      return (ztxt, input_mask, mask_ar), out_txt
     zimg, out_img = self.embed_image(image, train=train)
     image_mask = jnp.ones(zimg.shape[:2], bool)
     if frame_mask is not None:
@@ -135,11 +140,11 @@ class Model(nn.Module):
 
   def __call__(
     self,
-    image: Float[Array, "B *F H W 3"] | None,
-    text: Int[Array, "B T"],
-    mask_ar: Int[Array, "B T"],
+    image: Images | None,
+    text: Int[ArrayLike, "B T"],
+    mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
-    **masks: Bool[Array, "B _"] | None,
+    **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
@@ -165,11 +170,11 @@ class Model(nn.Module):
 
   def compute_features(
     self,
-    image: Float[Array, "B *F H W 3"] | None,
-    text: Int[Array, "B T"],
-    mask_ar: Int[Array, "B T"],
+    image: Images | None,
+    text: Int[ArrayLike, "B T"],
+    mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
-    **masks: Bool[Array, "B _"] | None,
+    **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Returns features for `compute_logits`, and intermediates.
 
@@ -201,9 +206,9 @@ class Model(nn.Module):
 
   def prefill_cache(
     self,
-    x: Float[Array, "B S D"],
-    input_mask: Bool[Array, "B S"],
-    mask_ar: Int[Array, "B S"],
+    x: Float[ArrayLike, "B S D"],
+    input_mask: Bool[ArrayLike, "B S"],
+    mask_ar: Int[ArrayLike, "B S"],
     *,
     cache_size: int,
   ) -> Float[Array, "B 1 V"]:

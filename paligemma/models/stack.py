@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from flax.core.scope import LazyRng
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PyTree
 
 from paligemma import parameters, registry
@@ -211,10 +212,10 @@ def _layer(tree, i):
 
 def scan_layers(
   block: Callable[..., tuple[Array, Any]],
-  params: PyTree[Array],
-  x: Float[Array, "B T D"],
-  layers: PyTree[Array],
-  shared: PyTree[Array],
+  params: PyTree[ArrayLike],
+  x: Float[ArrayLike, "B T D"],
+  layers: PyTree[ArrayLike],
+  shared: PyTree[ArrayLike],
   *,
   dtype: str,
   num_microbatches: int,

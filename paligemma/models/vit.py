@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from paligemma import registry, variants
@@ -251,7 +252,7 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: Float[Array, "B H W 3"], train: bool = False
+    self, image: Float[ArrayLike, "B H W 3"], train: bool = False
   ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 

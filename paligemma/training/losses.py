@@ -13,19 +13,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from paligemma.models import microbatch
 
 LOGITS_AT_ONCE = 2**25  # per device: 128 MiB in float32
 
-Mask = Bool[Array, "B T"] | Num[Array, "B T"]
+Mask = Bool[ArrayLike, "B T"] | Num[ArrayLike, "B T"]
 ComputeLogits = Callable[[Any, Float[Array, "B C D"]], Float[Array, "B C V"]]
 
 
 def next_token(
-  logits: Float[Array, "B T V"],
-  targets: Int[Array, "B T"],
+  logits: Float[ArrayLike, "B T V"],
+  targets: Int[ArrayLike, "B T"],
   mask_loss: Mask,
   *,
   label_smoothing: float = 0.0,
@@ -64,10 +65,10 @@ def next_token(
 def mean_next_token(
   compute_logits: ComputeLogits,
   head: Any,
-  features: Float[Array, "B T D"],
-  targets: Int[Array, "B T"],
+  features: Float[ArrayLike, "B T D"],
+  targets: Int[ArrayLike, "B T"],
   mask_loss: Mask,
-  weights: Float[Array, " B"],
+  weights: Float[ArrayLike, " B"],
   *,
   label_smoothing: float = 0.0,
 ) -> Float[Array, ""]:
@@ -98,8 +99,8 @@ def mean_next_token(
 def supervised_sums(
   compute_logits: ComputeLogits,
   head: Any,
-  features: Float[Array, "B T D"],
-  targets: Int[Array, "B T"],
+  features: Float[ArrayLike, "B T D"],
+  targets: Int[ArrayLike, "B T"],
   mask_loss: Mask,
 ) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
   """Returns the negative log-likelihood and number of supervised tokens.

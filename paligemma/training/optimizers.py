@@ -19,7 +19,7 @@ tuples of optax.chain or optax.partition would not allow.
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -270,7 +270,7 @@ class State(NamedTuple):
 
 
 def make(
-  names: Sequence[str],
+  names: Collection[str],
   *,
   total_steps: int,
   optimizer: str = "sgd",

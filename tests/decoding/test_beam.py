@@ -1,6 +1,6 @@
-import dataclasses
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +16,7 @@ PROMPTS = [[4, 2, 8], [6, 0, 0], [3, 7, 0], [9, 5, 2]]  # 0 is padding
 CALLS = []  # the number of rows, at each call of the model
 
 
-@dataclasses.dataclass(frozen=True)
-class Chaotic:
+class Chaotic(nn.Module):
   """A model whose next token depends on all tokens before it, in their order.
 
   Prompt and answer make a number, which picks the logits from a random table,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from paligemma.decoding import samplers
+from tests import typecheck
 
 RNG = jax.random.key(0)
 # Probabilities .5 .25 .15 .07 .03 in scrambled order: ids 3, 0, 4, 1, 2.
@@ -144,8 +145,8 @@ def test_make(text, sampler):
 
 def test_score_is_worked_out_by_hand():
   # (5 + 7) / 6 = 2 and (5 + 1) / 6 = 1.
-  log_prob = np.array([-3.0, -3.0, -np.inf], np.float32)
-  num_tokens = np.array([7, 1, 0])
+  log_prob = jnp.array([-3.0, -3.0, -np.inf])
+  num_tokens = jnp.array([7, 1, 0])
   for alpha, expected in (
     (0.0, [-3, -3]),
     (1.0, [-1.5, -3]),
@@ -158,6 +159,7 @@ def test_score_is_worked_out_by_hand():
 @pytest.mark.parametrize(
   ("build", "message"),
   [
+    (lambda: samplers.make(3), "sampler is 3, expected a name or a function"),
     (lambda: samplers.make("gredy"), 'Did you mean "greedy"'),
     (lambda: samplers.make("top_k(temprature=2)"), 'mean "temperature"'),
     (lambda: samplers.make("best_of(2, nuclus)"), 'Did you mean "nucleus"'),
@@ -188,6 +190,7 @@ def test_score_is_worked_out_by_hand():
     (lambda: samplers.Nucleus(0.5, 0.0), "Nucleus: temperature=0.0"),
   ],
 )
+@typecheck.off()
 def test_errors(build, message):
   with pytest.raises(ValueError, match=message):
     build()
@@ -202,5 +205,3 @@ def test_a_function_samples():
   logits = jnp.array([[0.0, 3.0, 2.0], [5.0, 1.0, 4.0]])
   np.testing.assert_array_equal(sampler(logits, jax.random.key(0)), [2, 2])
   assert samplers.make(sampler) is sampler
-  with pytest.raises(ValueError, match="sampler is 3, expected a name or a fu"):
-    samplers.make(3)

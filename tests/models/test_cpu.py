@@ -14,7 +14,7 @@ SHAPE = 701, 67
 TABLE = jax.random.normal(jax.random.key(0), SHAPE)
 INT8 = quantization.quantize("llm/embedder/input_embedding", TABLE, "int8")
 TABLES = {"bfloat16": TABLE.astype(jnp.bfloat16), "int8": INT8["int8"]}
-INDEX = np.array([[4, 0, 4], [2, 6, 1]])
+INDEX = jnp.array([[4, 0, 4], [2, 6, 1]])
 
 
 def compiled(function, *args):

@@ -99,7 +99,7 @@ def test_prefill_and_extend_equal_transformers(case):
   is_prefix = arrays["input_mask"] & (arrays["mask_ar"] == 0)
   prompt_len = is_prefix.sum(axis=1)
   padded_len = prompt_len.max()  # the suffix follows behind the longest prompt
-  steps = (arrays["input_mask"] & ~is_prefix).sum(axis=1).min()
+  steps = int((arrays["input_mask"] & ~is_prefix).sum(axis=1).min())
   rows = np.arange(len(prompt_len))[:, None]
   suffix = prompt_len[:, None] + np.arange(steps)
 

@@ -194,7 +194,7 @@ def init_adapted(lora, x, **kwargs):
   return module, params
 
 
-X = np.random.default_rng(0).standard_normal((2, 5, 4, 11)).astype(np.float32)
+X = jax.random.normal(jax.random.key(0), (2, 5, 4, 11))
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -252,7 +252,7 @@ def test_dropout_keeps_the_mean():
   lora = lora_lib.Lora(rank=1, alpha=1, dropout=0.5)
   module = Adapted(lora)
   ones = {"lora_q": {"a": np.ones((1000, 1)), "b": np.ones((1, 21))}}
-  x = np.ones((1, 1, 1000), np.float32)
+  x = jnp.ones((1, 1, 1000))
   rngs = {"dropout": jax.random.key(0)}
   found = module.apply({"params": ones}, x, True, rngs=rngs)
   np.testing.assert_allclose(found, 1000, rtol=0.1)

@@ -81,6 +81,7 @@ def test_every_device_has_its_rows(mesh, monkeypatch, processes):
 
   def run(x):
     like = {"split": jnp.zeros(8), "not": jnp.zeros(3)}
+    like = jax.eval_shape(lambda: like)
     return microbatch.on_each_device(shift_and_sum, jnp.float32(5), x, like)
 
   compiled = jax.jit(run).lower(x).compile()

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from paligemma.training import optimizers
+from tests import typecheck
 
 SHAPES = {
   "img/embedding/kernel": (3, 3, 3, 7),
@@ -600,6 +601,7 @@ def test_messages(arguments, message):
     (dict(decay="stair", steps=[1], mults=[-1]), "one of mults is -1, expec"),
   ],
 )
+@typecheck.off()
 def test_numbers_of_a_schedule_are_checked(options, message):
   with pytest.raises(ValueError, match=f"^{message}"):
     optimizers.make_schedule(7, **options)

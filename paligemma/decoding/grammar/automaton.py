@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma.decoding.grammar import language
@@ -106,7 +107,9 @@ def anything(vocab_size: int, eos_id: int) -> Grammar:
   return _pad(class_of_token, target, np.zeros(2), np.zeros(2), eos_id)
 
 
-def check(grammar: Grammar, max_decode_len: int, eos_id: int) -> None:
+def check(
+  grammar: Grammar, max_decode_len: int, eos_id: Int[ArrayLike, ""]
+) -> None:
   """Checks that decoding can produce an answer; traced arrays are not checked.
 
   Raises:
@@ -144,7 +147,7 @@ def restrict(
   grammar: Grammar | None,
   state: State | None,
   logits: Float[Array, "... V"],
-  left: Int[Array, ""] | int,
+  left: Int[ArrayLike, ""],
 ) -> Float[Array, "... V"]:
   """Returns logits with -inf where a token is not allowed.
 

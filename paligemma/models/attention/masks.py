@@ -8,6 +8,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Num
 
 # The block of a key that no query may attend to.
@@ -94,7 +95,7 @@ class Mask:
 
 
 def make_mask(
-  input_mask: Bool[Array, "B T"], mask_ar: Int[Array, "B T"]
+  input_mask: Bool[ArrayLike, "B T"], mask_ar: Int[ArrayLike, "B T"]
 ) -> Mask:
   """Returns the mask of a sequence that attends to itself.
 

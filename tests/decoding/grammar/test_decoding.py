@@ -1,9 +1,9 @@
 """Grammars in the decode loop, over models whose logits are random."""
 
-import dataclasses
 import functools
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +29,7 @@ SAMPLERS = [
 ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Chaotic:
+class Chaotic(nn.Module):
   """A model whose logits are a row of a random table, by all tokens so far."""
 
   img: None = None

@@ -34,7 +34,7 @@ def prefix_mask(length):
   input_mask[0, length // 3 : length // 3 + 19] = False
   mask_ar = place >= np.array(prefix)[:, None]
   mask_ar[1, 17:] = place[17:] % 13 == 0  # blocks that see all of themselves
-  return masks.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
+  return masks.make_mask(input_mask, mask_ar.astype(np.int32))
 
 
 def any_mask(queries, keys):

@@ -43,7 +43,7 @@ def prefix_mask():
   input_mask[0, 3:8] = False
   mask_ar = place >= np.array([11, 5, 2])[:, None]
   mask_ar[2] = place % 5 == 0
-  return masks.make_mask(jnp.asarray(input_mask), jnp.asarray(mask_ar))
+  return masks.make_mask(input_mask, mask_ar.astype(np.int32))
 
 
 def mix_and_gradients(attend, q, k, v, weights, mask):
