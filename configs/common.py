@@ -285,6 +285,27 @@ KEYS = (
   *_duration("log", "steps", 10, "between two lines of the log"),
   *_duration("checkpoint", "percent", 0.25, "between two checkpoints"),
   Key("keep_checkpoints", 1, "last ones kept; None: all", optional=True),
+  Key(
+    "keep_every",
+    None,
+    "beside the last ones, every n-th is kept; None: no other",
+    int,
+    "checkpoints",
+  ),
+  Key(
+    "keep_best",
+    None,
+    'score of an evaluator, such as "val/AP50": the weights with the best one '
+    "are kept as best.npz, or best.safetensors of adapters; None: they are not",
+    str,
+  ),
+  Key(
+    "early_stop",
+    None,
+    "after so many without a better keep_best the run stops; None: it does not",
+    int,
+    "evaluations",
+  ),
   Key("evals.*.kind", REQUIRED, "perplexity or generate", str),
   *_duration(
     "evals.*.every",

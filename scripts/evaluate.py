@@ -6,18 +6,21 @@
 --ckpt is the workdir of a run, or a checkpoint of any other format. With --out
 the predictions are appended as they are made, and whoever is stopped goes on
 there when started again. The table has a 95% interval of every score, of the
-bootstrap over examples. With --json the last line is one object. On several
-processes (--distributed) process 0 writes and prints.
+bootstrap over examples. With --all_checkpoints --ckpt is a workdir, and the
+table has a line for each checkpoint in it, and for best.npz, without intervals.
+With --json the last line is one object. On several processes (--distributed)
+process 0 writes and prints.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from paligemma import evals, metrics
+from paligemma import evals, messages, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
 from scripts import score as scores_lib
@@ -91,6 +94,39 @@ def evaluate(
     yield evaluator.name, len(evaluator), scores
 
 
+def evaluate_all(
+  config: ConfigDict, ckpt: epath.PathLike, **options: Any
+) -> dict[str, dict[str, float]]:
+  """Evaluates every checkpoint of a run.
+
+  Args:
+    config, options: as of `evaluate`.
+    ckpt: workdir of the run.
+
+  Returns:
+    {name of the checkpoint: {"val/AP50": value}}.
+  """
+  found = {}
+  for name, path in evaluation.kept(ckpt).items():
+    progress.say([f"checkpoint {name}"])
+    found[name] = {
+      f"{evaluator}/{score}": estimate.value
+      for evaluator, _, scores in evaluate(config, path, **options)
+      for score, estimate in scores.items()
+    }
+  return found
+
+
+def table_of_checkpoints(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+  """Lines of what `evaluate_all` returns: a column for each score."""
+  names = list(dict.fromkeys(name for x in found.values() for name in x))
+  rows = [("checkpoint", *names)]
+  for checkpoint, scores in found.items():
+    shown = (f"{scores[n]:.5g}" if n in scores else "" for n in names)
+    rows.append((checkpoint, *shown))
+  return messages.aligned(rows)
+
+
 def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("--ckpt", required=True)
@@ -106,12 +142,29 @@ def main() -> None:
   command_line.add_switch(
     parser, "distributed", processes.expected(), "several processes"
   )
+  command_line.add_switch(
+    parser,
+    "all_checkpoints",
+    False,
+    "a line for each checkpoint in the workdir that --ckpt names",
+  )
   args, config = command_line.parse(parser)
   options = vars(args)
   as_json, distributed = options.pop("json"), options.pop("distributed")
   gpu_memory.configure()
   compilation_cache.configure(options.pop("compilation_cache"))
   processes.start(distributed)
+  if options.pop("all_checkpoints"):
+    if options.pop("out") is not None:
+      raise ValueError(
+        "--out is of one checkpoint; leave out --all_checkpoints, or --out"
+      )
+    found = evaluate_all(config, **options | {"resamples": 0})
+    if jax.process_index() == 0:
+      print("\n".join(table_of_checkpoints(found)))
+      if as_json:
+        print(json.dumps(found))
+    return
   found = {}
   for name, count, scores in evaluate(config, **options):
     if jax.process_index() == 0:

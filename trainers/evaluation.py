@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import evals, registry, tree
 from paligemma.checkpoints import formats
+from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data.tokenizer import Tokenizer
 from paligemma.models import paligemma as paligemma_model
@@ -105,6 +107,25 @@ def load(
       "has some; leave tune=lora or tune=qlora_... out"
     )
   return mesh, model, tree.unflatten(params)
+
+
+def kept(workdir: str) -> dict[str, epath.Path]:
+  """The checkpoints of a run by step, and its best weights if it kept any.
+
+  Raises:
+    ValueError: there are none.
+  """
+  run = epath.Path(workdir)
+  folder, best = run / "checkpoints", run / "best.npz"
+  steps = orbax.steps(folder) if folder.is_dir() else []
+  found = {str(step): folder / str(step) for step in steps}
+  if best.exists():
+    found[best.name] = best
+  if not found:
+    raise ValueError(
+      f"{run}: holds no checkpoint, expected the workdir of a run"
+    )
+  return found
 
 
 def settings(

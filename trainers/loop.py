@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +33,7 @@ from trainers import (
   schedule,
   workdir,
 )
+from trainers.best import EMA, Best
 from trainers.lock import Lock
 from trainers.plan import Plan
 from trainers.start import checkpoint_metadata, frozen_source
@@ -48,6 +51,7 @@ class Loop:
     batches: TrainBatches,
     evaluators: Sequence[inputs.Scheduled],
     *,
+    best: Best,
     notice: preemption.Preemption,
     lock: Lock | None,
     verbose: bool = False,
@@ -59,7 +63,6 @@ class Loop:
     self.evaluators = evaluators
     sizes = plan.sizes
     self.log_every = schedule.steps(plan.config, "log", **sizes)
-    self.save_every = schedule.steps(plan.config, "checkpoint", **sizes)
     self.init = frozen_source(plan.config)
     self.metadata = checkpoint_metadata(plan.config)
     latest = checkpoints.latest_step()
@@ -69,14 +72,20 @@ class Loop:
     if latest is not None:
       self.counts_before |= checkpoints.metadata(latest)["counts"]
     self.empty = set()  # steps since this start whose batch had no example
+    self.best = best
+    if latest is not None:
+      best.restore(checkpoints.metadata(latest).get("best", {}))
     self.notice = notice
     self.lock = lock
     self.verbose = verbose
+    repeated = self.due(latest or 0)
+    if plan.config.early_stop is not None:  # it may be the last step
+      repeated = [evaluator for evaluator, _ in evaluators]
     self.report = report.Report(
       folder,
       first_step=latest or 0,
       total_steps=plan.total_steps,
-      repeated=[evaluator.name for evaluator in self.due(latest or 0)],
+      repeated=[evaluator.name for evaluator in repeated],
     )
 
   def run(
@@ -85,15 +94,18 @@ class Loop:
     train_state: TrainState,
     frozen: Flat,
   ) -> None:
-    """Trains from the step of the state to the last, and writes final.npz."""
+    """Trains from the step of the state to the last, and writes final.npz.
+
+    The last step is that of the plan, or the one at which the run stops early.
+    """
     step, total = int(train_state.step), self.plan.total_steps
     self.notice.hold()
     # Also where it resumes: it may have been stopped before it evaluated.
-    if not self.evaluate(step, train_state, frozen):
+    if not self.evaluate(step, train_state, frozen, self.due(step)):
       self.leave(step)
       return
     clock, before = _Clock(step, self.feed), None
-    while step < total:
+    while step < total and not self.best.has_stopped_improving:
       batch, counts = next(self.feed)
       for name, count in counts.items():
         self.counts[name] += count
@@ -110,23 +122,40 @@ class Loop:
       if _due(step, self.log_every, total):
         self.log(step, measured, clock)
       stopping = self.notice.requested(step)
-      if stopping or _due(step, self.save_every, total):
+      if stopping or _due(step, self.plan.save_every, total):
         self.save(step, train_state, measured)
       if stopping:
         self.leave(step)
         return
       if self.due(step):
         self.check(step, measured)
-        if not self.evaluate(step, train_state, frozen):
+        finished = self.evaluate(step, train_state, frozen, self.due(step))
+        if not finished or self.best.has_stopped_improving:
           self.save(step, train_state, measured)
+        if not finished:
           self.leave(step)
           return
         clock.restart(step)
       self.report.step(step)
+    if step < total:
+      self.report.say(
+        f"step {step}: the run ends early, as the last "
+        f"{self.plan.config.early_stop} evaluations gave no better "
+        f"{self.best.name}"
+      )
+      ran = {evaluator.name for evaluator in self.due(step)}
+      others = [e for e, _ in self.evaluators if e.name not in ran]
+      if not self.evaluate(step, train_state, frozen, others):
+        self.leave(step)
+        return
     try:
-      self.write_final(train_state, frozen)
+      trained = train_state.ema or train_state.trainable
+      self.write("final", step, {**frozen, **trained})
     except preemption.Stopped:
       self.leave(step)
+      return
+    if self.best.name is not None:
+      self.report.say(self.best.describe())
 
   def leave(self, step: int) -> None:
     """Reports that the run stops because it was asked to."""
@@ -262,6 +291,7 @@ class Loop:
         "config": workdir.as_json(self.plan.config),
         "init": self.init,
         "counts": self.total_counts(),
+        "best": self.best.state(),
       },
     )
 
@@ -273,48 +303,85 @@ class Loop:
       if (step == 0 and every != 0) or _due(step, every, self.plan.total_steps)
     ]
 
-  def evaluate(self, step: int, train_state: TrainState, frozen: Flat) -> bool:
-    """Runs the evaluators that are due; False if the run was to stop."""
-    for evaluator in self.due(step):
-      weights = train_state.ema or train_state.trainable
-      show = progress.bar(evaluator.name)
+  def evaluate(
+    self,
+    step: int,
+    train_state: TrainState,
+    frozen: Flat,
+    evaluators: Sequence[inputs.Evaluator],
+  ) -> bool:
+    """Runs evaluators, and keeps the weights if they are the best so far.
 
-      def go_on(done, total, show=show):
-        show(done, total)
-        self.go_on(step)
+    Moving averages, if there are any, are evaluated after the weights
+    themselves. Returns False if the run was to stop meanwhile.
+    """
+    versions = {"": train_state.trainable}
+    if train_state.ema is not None:
+      versions[EMA] = train_state.ema
+    try:
+      for evaluator, version in itertools.product(evaluators, versions):
+        name = f"{evaluator.name}{version}"
+        weights = {**frozen, **versions[version]}
+        show = progress.bar(name)
 
-      try:
-        scores = evaluator.run(
+        def go_on(done, total, show=show):
+          show(done, total)
+          self.go_on(step)
+
+        scores = dataclasses.replace(evaluator, name=name).run(
           self.plan.model,
-          tree.unflatten({**frozen, **weights}),
+          tree.unflatten(weights),
           self.plan.mesh,
           output_dir=self.folder,
           rng=jax.random.key(self.plan.config.seed),
           progress=go_on,
         )
-      except preemption.Stopped:
-        return False
-      named = {f"{evaluator.name}/{k}": v for k, v in scores.items()}
-      self.report.write(step, named)
+        scores = {f"{name}/{k}": v for k, v in scores.items()}
+        self.report.write(step, scores)
+        self.keep_best(step, name, scores, weights)
+    except preemption.Stopped:
+      return False
     return True
+
+  def keep_best(
+    self, step: int, evaluator: str, scores: Mapping[str, float], weights: Flat
+  ) -> None:
+    """Writes the weights, if an evaluator has given them the best score yet."""
+    score = self.best.find(evaluator, scores)
+    if score is None:
+      return
+    if self.best.is_improved_by(step, score):
+      self.write("best", step, weights)
+      if jax.process_index() == 0:
+        self.best.write(self.folder, step, score)
+    self.best.add(step, score)
 
   def go_on(self, step: int) -> None:
     """Raises preemption.Stopped if the run was asked to stop."""
     if self.notice.requested(step):
       raise preemption.Stopped
 
-  def write_final(self, train_state: TrainState, frozen: Flat) -> None:
-    """Writes all parameters, one at a time, or the adapters alone."""
-    weights = {**frozen, **(train_state.ema or train_state.trainable)}
-    model, path = self.plan.model, self.folder / "final.npz"
+  def write(self, stem: str, step: int, weights: Flat) -> None:
+    """Writes all parameters, one at a time, or the adapters alone.
+
+    Args:
+      stem: "final" or "best", of the name of the file.
+      step: of the weights.
+      weights: all, those that are frozen too.
+
+    Raises:
+      preemption.Stopped: the run was asked to stop; there is no new file.
+    """
+    model, path = self.plan.model, self.folder / f"{stem}.npz"
     if lora.lora_of(model) is not None:
-      path = self.folder / "adapter.safetensors"
+      stem = "adapter" if stem == "final" else stem
+      path = self.folder / f"{stem}.safetensors"
       weights, base = tree.partition(weights, lora.is_adapter(weights))
       found = samples.take(base, lora.sharding_of(base))
 
     def fetch():
       for name, array in sorted(weights.items()):
-        self.go_on(self.plan.total_steps)
+        self.go_on(step)
         yield name, sharding.fetch(array)
 
     arrays = fetch()

@@ -26,6 +26,8 @@ class Plan:
     model: Model of the config.
     sources: (source, weight) pairs to train on; None if not opened.
     sizes: batch_size, examples_per_epoch and total_steps.
+    save_every: steps between two checkpoints.
+    keep_period: checkpoints of its multiples are never removed; None: of none.
     trainable, frozen: shapes and shardings by name.
     optimizer: optax transformation.
     learning_rates: regex -> function from a step to the learning rate.
@@ -63,6 +65,13 @@ class Plan:
     }
     self.total_steps = schedule.steps(config, "total", **self.sizes)
     self.sizes["total_steps"] = self.total_steps
+    self.save_every = schedule.steps(config, "checkpoint", **self.sizes)
+    self.keep_period = config.keep_every and config.keep_every * self.save_every
+    if config.keep_every is not None and not self.keep_period > 0:
+      raise ValueError(
+        f"config.keep_every is {config.keep_every} with a checkpoint every "
+        f"{self.save_every} steps, expected both above 0"
+      )
     self.trainable, self.frozen = state.abstract_params(
       self.model, config, self.mesh
     )

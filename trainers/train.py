@@ -35,6 +35,7 @@ from trainers import (
   start,
   workdir,
 )
+from trainers.best import Best
 from trainers.loop import Loop
 from trainers.plan import Plan
 
@@ -60,6 +61,7 @@ def train(
     plan = Plan(config)
     tok = inputs.make_tokenizer(config, plan.model)
     evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+    best = Best(config, evaluators)
     batches = inputs.train_batches(config, plan.sources, tok)
     folder = workdir.check(folder, config, override=override)
     with progress.stage("checking the data"):
@@ -70,7 +72,9 @@ def train(
     progress.say([plan.describe(compiled)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
-        folder / "checkpoints", max_to_keep=config.keep_checkpoints
+        folder / "checkpoints",
+        max_to_keep=config.keep_checkpoints,
+        keep_period=plan.keep_period,
       )
     )
     with progress.stage("weights") as details:
@@ -84,12 +88,15 @@ def train(
       checkpoints,
       batches,
       evaluators,
+      best=best,
       notice=notice,
       lock=held,
       verbose=verbose,
     )
     stack.callback(loop.close)
     loop.report.say(start.describe_source(config, plan.model))
+    if best.name is not None:
+      loop.report.say(best.describe_rule())
     if changes:
       loop.report.say(workdir.describe(changes))
     loop.run(compiled, state, frozen)
@@ -110,7 +117,10 @@ def dry_run(config: ConfigDict) -> None:
   print(plan.describe(compile_step(plan)))
   tok = inputs.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
+  best = Best(config, evaluators)
   print(checks.check(plan, tok, evaluators))
+  if best.name is not None:
+    print(best.describe_rule())
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from paligemma.checkpoints.training import fingerprint
 # happens at a bad example, at which the run may have stopped.
 FREE = re.compile(
   r"(log_|checkpoint_|evals(/|$)).*"
-  r"|keep_checkpoints"
+  r"|keep_(checkpoints|every|best)|early_stop"
   r"|(mesh|sharding)(/.*)?"
   r"|model/(img|llm)/remat_policy"
   r"|train/(num_workers|on_bad|too_long)"

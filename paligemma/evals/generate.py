@@ -55,6 +55,12 @@ class Generate(Evaluator):
   grammar: str | grammar_lib.Grammar | None = None
   finish: Callable[[Record], Record] | None = None
 
+  @property
+  def higher_is_better(self) -> Mapping[str, bool]:
+    """As of its metric; {} of a function, and without a metric."""
+    metric = self.metric and metrics.make(self.metric)
+    return getattr(metric, "higher_is_better", {})
+
   def run(
     self,
     model: nn.Module,

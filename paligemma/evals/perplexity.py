@@ -30,6 +30,10 @@ class Perplexity(Evaluator):
     Others: as of Evaluator.
   """
 
+  higher_is_better = dict.fromkeys(
+    ("perplexity", "nll_per_token", "nll_per_example"), False
+  )
+
   def run(
     self,
     model: nn.Module,
@@ -124,7 +128,7 @@ class Perplexity(Evaluator):
     count = np.array([row["tokens"] for row in rows], np.float64)
     per_token = nll.sum() / max(count.sum(), 1)
     return {
-      "perplexity": math.exp(per_token),
+      "perplexity": math.exp(per_token) if per_token < 709 else math.inf,
       "nll_per_token": float(per_token),
       "nll_per_example": float(np.mean(nll / np.maximum(count, 1))),
       "num_tokens": float(count.sum()),

@@ -78,6 +78,8 @@ class ANLS(Metric):
     num: number of examples.
   """
 
+  higher_is_better = dict.fromkeys(("anls", "anls_official"), True)
+
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.accepted(example, answer_key, "answer")
     lowered = [answer.lower() for answer in answers]

@@ -66,6 +66,11 @@ class Captions(Metric):
     num: number of captions.
   """
 
+  higher_is_better = dict.fromkeys(
+    ("cider", "cider_unclipped", *(f"bleu-{n}" for n in range(1, 5)), "rouge"),
+    True,
+  )
+
   def score(self, prediction: str, example: Example, answer_key: str) -> Record:
     answers = answer_fields.accepted(example, answer_key, "caption")
     words = ptb_tokenizer.tokenize(prediction)

@@ -40,6 +40,7 @@ class ChartQA(Metric):
   """
 
   lower: bool = True
+  higher_is_better = dict.fromkeys(("acc", "relaxed_acc"), True)
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = answer_fields.text(example, answer_key, "answer")

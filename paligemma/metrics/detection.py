@@ -71,6 +71,9 @@ class Detection(Metric):
   """
 
   reads_size: ClassVar[bool] = True
+  higher_is_better = dict.fromkeys(
+    (*_IOUS, *(f"AP{suffix}" for suffix in _AREAS)), True
+  ) | {"invalid": False}
 
   def __init__(self, nms: float | None = 0.5):
     if nms is not None and not 0 <= nms <= 1:

@@ -46,6 +46,7 @@ class ExactMatch(Metric):
   lower: bool = False
   strip: bool = True
   is_mean = True
+  higher_is_better = dict.fromkeys(("exact_match",), True)
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")

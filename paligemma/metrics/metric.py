@@ -23,10 +23,14 @@ class Metric:
       its own group.
     reads_size: whether it reads "height" and "width" of the image; evaluators
       add them to examples that lack them.
+    higher_is_better: of each score by which weights can be compared, whether a
+      higher one is better; counts and shares are not among them. Default: not
+      known.
   """
 
   group_key: ClassVar[str | None] = None
   reads_size: ClassVar[bool] = False
+  higher_is_better: ClassVar[Mapping[str, bool]] = {}
 
   @property
   def is_mean(self) -> bool:

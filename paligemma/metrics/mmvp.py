@@ -26,6 +26,7 @@ class MMVP(Metric):
   """
 
   group_key = "pair"
+  higher_is_better = dict.fromkeys(("acc", "acc_question"), True)
 
   def score_all(
     self, named: Sequence[tuple[str, Example]], answer_key: str

@@ -31,6 +31,10 @@ class POPE(Metric):
   "not" for a yes; if all predictions are valid, the numbers are the same.
   """
 
+  higher_is_better = dict.fromkeys(
+    ("acc", "valid_percent", "precision", "recall", "f1"), True
+  )
+
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = answer_fields.choice(example, answer_key, "answer", ANSWERS)
     said = prediction.lower()

@@ -31,6 +31,13 @@ class RSVQA(Metric):
   """
 
   lower: bool = True
+  higher_is_better = dict.fromkeys(
+    (
+      *("acc", "acc_any", "anls", "acc_avg", "acc_avg_nonum"),
+      *(f"acc_{kind}" for kind in QUESTION_TYPES),
+    ),
+    True,
+  )
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")

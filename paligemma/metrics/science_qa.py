@@ -30,6 +30,8 @@ class ScienceQA(Metric):
   is an error.
   """
 
+  higher_is_better = dict.fromkeys(("acc",), True) | {"parsefail": False}
+
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = letter(answer_fields.text(example, answer_key, "answer"))
     if answer is None:

@@ -49,6 +49,10 @@ class Segmentation(Metric):
   is resized to the box rounded down; data/masks.paste rounds to nearest.
   """
 
+  higher_is_better = dict.fromkeys(
+    ("miou", *(f"boxacc/{t}" for t in THRESHOLDS)), True
+  ) | {"invalid": False}
+
   def __init__(self, decode: Callable[[np.ndarray], np.ndarray]):
     self._decode = decode
 

@@ -28,6 +28,14 @@ class TallyQA(Metric):
   count above 15; here it counts for acc alone.
   """
 
+  higher_is_better = dict.fromkeys(
+    (
+      *("acc", "acc/simple", "acc/complex"),
+      *(f"acc/count_{n}" for n in range(LARGEST_COUNT + 1)),
+    ),
+    True,
+  )
+
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answer = _count(example, answer_key)
     acc = float(numeral(prediction) == answer)

@@ -53,6 +53,7 @@ class VQA(Metric):
   """
 
   lower: bool = False
+  higher_is_better = dict.fromkeys(("acc", "acc_any", "anls"), True)
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.text_or_texts(example, answer_key, "answer")

@@ -129,6 +129,9 @@ class VQAv2(Metric):
   """
 
   by_type: bool = True
+  higher_is_better = dict.fromkeys(
+    ("acc", *(f"acc/{kind.replace('/', '')}" for kind in ANSWER_TYPES)), True
+  )
 
   def score(self, prediction: str, example: Example, answer_key: str) -> Row:
     answers = answer_fields.texts(example, answer_key, "list of answers")

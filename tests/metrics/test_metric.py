@@ -172,6 +172,15 @@ def test_no_metric_without_a_test():
     assert pathlib.Path(__file__).with_name(name).exists(), name
 
 
+@pytest.mark.parametrize("name", COMPLETE)
+def test_which_is_better_is_known_of_all_scores_but_counts(name):
+  metric, (example, prediction) = metrics.make(name), COMPLETE[name]
+  found = metric([prediction] * 2, [example] * 2)
+  scores = {x for x in found if not x.startswith("num")} - {"yes_rate"}
+  assert scores
+  assert scores <= metric.higher_is_better.keys()
+
+
 def test_make():
   assert metrics.make("vqa") == vqa.VQA()
   assert metrics.make(" vqa (lower = True) ") == vqa.VQA(lower=True)

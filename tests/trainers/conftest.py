@@ -35,9 +35,13 @@ FAST_COMPILE = {
 # What may differ between configs that share a compiled step.
 NOT_IN_THE_STEP = (
   "checkpoint_percent",
+  "checkpoint_steps",
+  "early_stop",
   "evals",
   "init",
+  "keep_best",
   "keep_checkpoints",
+  "keep_every",
   "log_steps",
   "tokenizer",
   "train",
@@ -227,6 +231,7 @@ def uninterrupted(tiny, processes, tmp_path_factory):
     "--config.ema_decay=0.9",
     "--config.checkpoint_percent=0.0834",  # every 5 steps
     "--config.keep_checkpoints=2",
+    "--config.keep_best=pplx/ema/perplexity",
   )
   folder = tmp_path_factory.mktemp("uninterrupted")
   processes.run(*command, f"--workdir={folder}")

@@ -1,5 +1,6 @@
 """Runs that train adapters alone, beside weights in full or few bits."""
 
+import json
 import shutil
 
 import numpy as np
@@ -71,6 +72,25 @@ def test_a_run_of_adapters_is_its_source_and_a_small_file(
   trained = [x for n, x in tree.flatten(params).items() if n.endswith("/b")]
   assert trained
   assert all(np.asarray(x).any() for x in trained)
+
+
+def test_the_best_adapters_are_kept(tiny, tmp_path):
+  config = config_of(tiny, "lora", keep_best="pplx/perplexity", total_steps=3)
+  config.keep_checkpoints, config.checkpoint_percent = None, None
+  config.checkpoint_steps = 1
+  config.evals = tiny.config(tune="lora").evals
+  del config.evals.val
+  config.evals.pplx.update(every_percent=None, every_steps=1)
+  train.train(config, tmp_path)
+  step = json.loads((tmp_path / "best.json").read_text())["step"]
+  assert step > 0
+  assert not (tmp_path / "best.npz").exists()
+  base = paligemma.load(tiny.folder / "paligemma_tiny.npz")
+  found = paligemma.load_adapter(tmp_path / "best.safetensors", *base)
+  same(found[1], paligemma.load(tmp_path / f"checkpoints/{step}")[1])
+  # Of the folder, the adapter is still the last one.
+  found = paligemma.load_adapter(tmp_path, *base)
+  same(found[1], paligemma.load(tmp_path)[1])
 
 
 @pytest.mark.parametrize("tune", METHODS)

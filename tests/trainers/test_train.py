@@ -1,5 +1,6 @@
 """Whole runs: stopped and resumed, on any mesh, with any choice."""
 
+import json
 import os
 import signal
 
@@ -32,9 +33,10 @@ def saved_steps(folder):
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def assert_same_weights(folder, uninterrupted):
-  final = uninterrupted.folder / "final.npz"
-  assert (folder / "final.npz").read_bytes() == final.read_bytes()
+def assert_same_files(folder, uninterrupted, names=("final.npz",)):
+  for name in names:
+    expected = uninterrupted.folder / name
+    assert (folder / name).read_bytes() == expected.read_bytes(), name
 
 
 def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
@@ -42,20 +44,29 @@ def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
   lines = read_metrics(folder)
   trained = [line for line in lines if "loss" in line]
   assert [line["step"] for line in trained] == list(range(1, TOTAL + 1))
-  for name in ("pplx/perplexity", "val/exact_match"):
+  for name in ("pplx/perplexity", "pplx/ema/perplexity", "val/exact_match"):
     at = [line["step"] for line in lines if name in line]
     assert at == [0, 15, 30, 45, 60]
   assert trained[-1]["loss"] < trained[0]["loss"]
   assert {line["num_examples"] for line in trained} == {8}
   assert saved_steps(folder) == [55, 60]
 
-  predictions = (folder / "val/predictions.jsonl").read_text().splitlines()
-  assert len(predictions) == 5
+  for name in ("val", "val/ema"):
+    predictions = (folder / name / "predictions.jsonl").read_text()
+    assert len(predictions.splitlines()) == 5
   before = npz.load(tiny.folder / "paligemma_tiny.npz")
   after = npz.load(folder / "final.npz")
   assert not tree.compare(before, after)
   changed = {name for name in after if (before[name] != after[name]).any()}
   assert changed == {name for name in after if name.startswith("llm/")}
+  # The last are the averages' best too, and these are what is written.
+  found = json.loads((folder / "best.json").read_text())
+  score = "pplx/ema/perplexity"
+  last = next(x for x in lines if x["step"] == TOTAL and score in x)
+  assert found == {"score": score, "value": last[score], "step": TOTAL}
+  assert (folder / "best.npz").read_bytes() == (
+    folder / "final.npz"
+  ).read_bytes()
 
 
 def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
@@ -69,7 +80,8 @@ def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   assert saved_steps(tmp_path)[-1] < TOTAL
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
-  assert_same_weights(tmp_path, uninterrupted)
+  names = ("final.npz", "best.npz", "best.json")
+  assert_same_files(tmp_path, uninterrupted, names)
   found = without_speed(read_metrics(tmp_path))
   assert found == without_speed(read_metrics(uninterrupted.folder))
 
@@ -81,6 +93,7 @@ def test_terminated_and_resumed(
   # Evaluations are no part of the training, nor are data workers, who get a
   # Ctrl-C too.
   command = (*uninterrupted.command, "--config.evals={}")
+  command = (*command, "--config.keep_best=")
   command = (*command, f"--workdir={tmp_path}", "--config.train.num_workers=1")
   process = processes.start(*command)
   log = tmp_path / "metrics.jsonl"
@@ -96,7 +109,7 @@ def test_terminated_and_resumed(
   assert stopped == read_metrics(tmp_path)[-1]["step"] < TOTAL
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
-  assert_same_weights(tmp_path, uninterrupted)
+  assert_same_files(tmp_path, uninterrupted)
   found = without_speed(read_metrics(tmp_path))
   expected = without_speed(read_metrics(uninterrupted.folder))
   assert found == [line for line in expected if "loss" in line]

@@ -62,7 +62,8 @@ def interrupt(uninterrupted, start_both, processes, tmp_path):
 
   def interrupt(index, number):
     command = (*uninterrupted.command, f"--workdir={tmp_path}")
-    both = start_both((*command, "--config.evals={}"))
+    command = (*command, "--config.evals={}", "--config.keep_best=")
+    both = start_both(command)
     log = tmp_path / "metrics.jsonl"
     reached = f'"step": {STOP_AFTER}'
     processes.wait_until(
@@ -136,9 +137,8 @@ def test_one_is_killed_and_both_are_started_again(
 
 
 def _check_same(folder, whole, read_metrics):
-  assert (folder / "final.npz").read_bytes() == (
-    whole / "final.npz"
-  ).read_bytes()
+  for name in ("final.npz", "best.npz", "best.json"):
+    assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
   assert _predictions(folder) == _predictions(whole)
   losses = [
     [(line["step"], line["loss"]) for line in read_metrics(f) if "loss" in line]

@@ -56,8 +56,13 @@ def last_step(path: epath.PathLike) -> int | None:
 
   A step that Orbax is still writing, or was stopped at, has another name.
   """
+  return max(steps(path), default=None)
+
+
+def steps(path: epath.PathLike) -> list[int]:
+  """All steps in a folder of steps, in order, likewise."""
   names = (child.name for child in epath.Path(path).iterdir())
-  return max((int(n) for n in names if n.isdecimal()), default=None)
+  return sorted(int(name) for name in names if name.isdecimal())
 
 
 def tensors(folder: epath.PathLike) -> dict[str, zarr.Array]:
