@@ -25,6 +25,7 @@ setup(
     "orbax-checkpoint>=0.12.8",
     "Pillow",
     "protobuf",  # sentencepiece reads its model files with it
+    "pycocotools",  # average precision of boxes; masks given as polygons
     "qwix>=0.1.8",
     "sentencepiece>=0.2.3",
     "tensorboardX",
@@ -40,14 +41,12 @@ setup(
     "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
     "tokenizers": ["tokenizers>=0.22"],  # tokenizer.json of transformers
     "keras": ["h5py"],  # checkpoints of keras-hub
-    "coco": ["pycocotools"],  # masks given as polygons; average precision
     "video": ["av>=18"],  # videos
     "heic": ["pillow-heif>=1.8"],  # photographs of iPhones
     "supervision": ["supervision>=0.26"],  # its Detections, from answers
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": [
       "matplotlib",  # the fonts of printed digits
-      "pycocotools",  # average precision
       "scikit-learn",  # the scans of handwritten digits
     ],
     # Other implementations to compare with; never used at run time.
@@ -63,7 +62,6 @@ setup(
       "nbclient",
       "nbformat",
       "pillow-heif>=1.8",
-      "pycocotools",
       "pytest",
       "pytest-xdist",
       "ruff",

@@ -127,6 +127,15 @@ def _source(prefix: str) -> list[Key]:
     key("cache", bool, "keep the encoded examples in memory"),
     key("path", str, "path of the file", lines + videos),
     key("image_root", str, "folder of the images; None: that of path", lines),
+    key(
+      "val_share",
+      float,
+      'share of the images, copies together, that make up part "val" of the '
+      "file; None: it is not split",
+      lines,
+    ),
+    key("part", str, '"train" or "val" of a file that is split', lines),
+    key("seed", int, "of the split", lines),
     key("video_root", str, "folder of the videos; None: that of path", videos),
     key(
       "num_frames",
@@ -341,9 +350,10 @@ KEYS = (
   ),
   _generate(
     "metric",
-    "exact_match",
+    "auto",
     "see metrics.METRICS; or a function of a prediction and its example that "
-    "gives {name: value}; None: predictions are only written",
+    "gives {name: value}; auto: detection or segmentation where the answers "
+    "hold boxes or masks, else exact_match; None: predictions are only written",
     object,
     optional=True,
   ),

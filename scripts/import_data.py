@@ -157,12 +157,12 @@ def import_data(
         records.setdefault(entry.split, []).append(image | fields | image)
     _check(records, len(found), src, problems)
     if val is not None or len(records) > 1:
-      source = splits.sources(records, written.images)
-      for copies in splits.shared(records, source):
+      picture = splits.pictures(records, written.images)
+      for copies in splits.shared(records, picture):
         what = "images have copies in another split, which is then easier"
         problems.note(what, ", ".join(copies[:2]))
       if val is not None:
-        records = splits.cut_off(records, val, source)
+        records = splits.cut_off(records, val, picture)
     for split, lines in records.items():
       written.write(f"{split}.jsonl", lines)
     about = summary.make(records, asked, tok, problems.notes, problems.messages)

@@ -84,6 +84,8 @@ def _examine(dataset, tok, share):
   else:
     found = Findings(sample.counts, errors, sample.notes)
   _conclude(dataset, found)
+  if dataset.note:
+    found.notes.insert(0, dataset.note)
   return found
 
 
@@ -129,8 +131,7 @@ def _sample(dataset, tok, *, num, seconds):
     where = f"{dataset.name}: {example_fields.where(example)}"
     _check_answer_is_unseen(dataset, where, prepared, row, tok.pad_id)
     if dataset.metric and dataset.metric.group_key is None:
-      without = {k: v for k, v in prepared.items() if k != "image"}
-      texts.check_metric(dataset, [without])
+      texts.check_metric(dataset, [prepared])
     if with_image:
       _check_arrays(dataset, where, full_row)
       found.notes = found.notes or _copied_answer(dataset, example, index)

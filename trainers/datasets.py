@@ -27,6 +27,7 @@ class Dataset:
     answer_key: field with the answer or answers, after the ops.
     max_answer: most tokens that are decoded; None if none are.
     metric: reads the examples once all are decoded; None for none.
+    note: on what was chosen for it, "" for nothing.
   """
 
   name: str
@@ -39,6 +40,7 @@ class Dataset:
   answer_key: str = "suffix"
   max_answer: int | None = None
   metric: metrics.Metric | None = None
+  note: str = ""
 
   def example(self, index: int) -> Example:
     """The raw example of that index, as the ops see it."""
@@ -125,11 +127,28 @@ def train_datasets(plan: Plan, tok: Tokenizer) -> list[Dataset]:
   made = inputs.train_preprocesses(plan.config, tok)
   skips = data.on_bad == "skip"
   return [
-    Dataset(f"train.{name}", source, prepare, trains=True, skips=skips)
-    for name, (source, _), prepare in zip(
-      data.sources, plan.sources, made, strict=True
+    Dataset(
+      f"train.{name}",
+      source,
+      prepare,
+      trains=True,
+      skips=skips,
+      note=_on_split(spec, len(source)),
+    )
+    for (name, spec), (source, _), prepare in zip(
+      data.sources.items(), plan.sources, made, strict=True
     )
   ]
+
+
+def _on_split(spec, count):
+  """A note on a source of which a share is for evaluation."""
+  if not (share := spec.get("val_share")):
+    return ""
+  return (
+    f"{share:g} of the images of {spec.path} are held out as val (seed "
+    f"{spec.seed}), copies of one picture together; {count:,} examples train"
+  )
 
 
 def evaluation_datasets(
@@ -150,6 +169,7 @@ def evaluation_datasets(
         answer_key=evaluator.answer_key,
         max_answer=evaluator.max_decode_len,
         metric=metric if isinstance(metric, metrics.Metric) else None,
+        note=evaluator.metric_note,
       )
     datasets.append(
       Dataset(

@@ -21,7 +21,7 @@ from trainers import inputs, start, state, workdir
 
 # Fields of an evaluator that change no prediction, or are described apart.
 _FREE = {"name", "source", "preprocess", "tokenizer"}
-_FREE |= {"metric", "num_workers", "on_bad"}
+_FREE |= {"metric", "metric_note", "num_workers", "on_bad"}
 
 
 def make_evaluators(

@@ -1,6 +1,9 @@
 """From the values of a config to tokenizer, batches and evaluators."""
 
+import contextlib
+import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -8,12 +11,13 @@ from typing import Any
 import grain
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import evals, io, registry
 from paligemma.data import batches, preprocess, sources, tokenizer
-from paligemma.metrics import segmentation
+from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
 from paligemma.models.paligemma import Model
 from paligemma.training import sharding
@@ -28,6 +32,8 @@ Scheduled = tuple[Evaluator, int | None]
 STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 # Preprocessing of an evaluator; what it lacks is as in training.
 _OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
+# Examples that a metric is chosen by, of a source that must read their images.
+_SAMPLE = 64
 
 
 def make_tokenizer(config: ConfigDict, model: Model) -> tokenizer.Tokenizer:
@@ -225,9 +231,6 @@ def make_evaluators(
       for key, value in of_training.items()
       if values.get(key, value) is None
     }
-    if codec := spec.get("mask_codec"):
-      decode = functools.partial(mask_codec.decode, io.load_mask_codec(codec))
-      values["metric"] = segmentation.Segmentation(decode)
     own = {key: spec[key] for key in _OWN if spec.get(key) is not None}
     if kind == "generate":
       values["tokenizer"] = tok
@@ -238,10 +241,52 @@ def make_evaluators(
       "preprocess": _preprocess(config, tok, train=kind == "perplexity", **own),
     }
     try:
-      made.append((evaluator(**values), every))
+      made.append((_with_metric(evaluator(**values), spec), every))
     except TypeError as error:
       raise ValueError(f"evals.{name}: {error}") from None
   return made
+
+
+def _with_metric(evaluator, spec):
+  """The evaluator with the metric that fits its answers, and that of masks."""
+  name, note = getattr(evaluator, "metric", None), ""
+  if name == "auto":
+    name, note = choice.choose(
+      _prepared(evaluator),
+      evaluator.answer_key,
+      has_codec=bool(spec.mask_codec),
+    )
+    evaluator = dataclasses.replace(evaluator, metric=name, metric_note=note)
+  if name != "segmentation":
+    return evaluator
+  if not (codec := spec.get("mask_codec")):
+    raise ValueError(
+      f"evals.{evaluator.name}: the metric segmentation reads masks with "
+      "mask_codec, such as vae-oid.npz; give its path, or another metric, such "
+      "as detection for the boxes alone"
+    )
+  decode = functools.partial(mask_codec.decode, io.load_mask_codec(codec))
+  return dataclasses.replace(
+    evaluator, metric=segmentation.Segmentation(decode)
+  )
+
+
+def _prepared(evaluator):
+  """The examples after the ops, but for unusable ones, which checks report.
+
+  All of them, or a sample where ops or the source may need the images.
+  """
+  source, through = evaluator.source, evaluator.preprocess
+  texts = None if through.ops else sources.without_images(source)
+  if texts is not None:
+    texts = itertools.islice(texts, len(evaluator))
+    yield from (text for text in texts if isinstance(text, dict))
+    return
+  count = min(len(evaluator), _SAMPLE)
+  for index in np.linspace(0, len(evaluator) - 1, count).astype(int).tolist():
+    with contextlib.suppress(ValueError):
+      rng = np.random.default_rng(index)
+      yield through.prepare(source[index], rng, evaluator.answer_key)
 
 
 def _source(spec):

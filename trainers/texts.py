@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paligemma.data import example_fields, location, sources, spelling
+from paligemma.data import (
+  example_fields,
+  image_ops,
+  location,
+  sources,
+  spelling,
+)
 from paligemma.data.tokenizer import Tokenizer
 from trainers.datasets import Dataset, Findings, TokenCounts
 
@@ -175,15 +181,29 @@ def check_metric(
   dataset: Dataset, examples: list[example_fields.Example]
 ) -> None:
   """Raises if the metric of an evaluator does not find what it reads."""
-  if dataset.metric.reads_size:  # which the evaluator takes from the image
-    size = {"height": 1, "width": 1}
-    examples = [
-      {**example, **{k: v for k, v in size.items() if example.get(k) is None}}
-      for example in examples
-    ]
   try:
+    if dataset.metric.reads_size:
+      examples = [_sized(example) for example in examples]
     dataset.metric.rows(
       [""] * len(examples), examples, answer_key=dataset.answer_key
     )
   except ValueError as error:
     raise ValueError(f"{dataset.name}: {error}") from None
+
+
+def _sized(example):
+  """An example with the size that an evaluator takes from its image.
+
+  If the image was not read, it is any size.
+  """
+  if None not in (example.get("height"), example.get("width")):
+    return example
+  height, width = 1, 1
+  if example.get("image") is not None:
+    try:
+      height, width = image_ops.image_size(example)
+    except ValueError as error:
+      raise ValueError(
+        f'{error}; or write "height" and "width" in pixels into the line'
+      ) from None
+  return {**example, "height": height, "width": width}

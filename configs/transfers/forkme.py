@@ -7,7 +7,11 @@
 Every value of configs/common.py, where each is explained, can be set here or on
 top: --config.learning_rate=0.01.
 A line of the JSONL: {"image": "0001.jpg", "prefix": "caption en", "suffix":
-"a red barn"}, image paths relative to the file.
+"a red barn"}, image paths relative to the file. With val=0.1 a tenth of the
+images of train is held out and evaluated, copies of one picture together.
+Answers with boxes are scored by average precision; those with mask codes by the
+IoU with the "mask" of their line, which needs mask_codec=vae-oid.npz; others by
+exact match. --config.evals.val.metric=... names another metric.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +34,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     tokenizer="paligemma_tokenizer.model",
     train="data/train.jsonl",
     val="data/val.jsonl",
+    mask_codec="",
   )
   method = tuning.method(arg.tune)
   config = common.defaults()
@@ -44,7 +49,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
   if method.lora:  # tune=lora and tune=qlora_... add adapters
     config.model.lora = {}
 
-  config.train.sources.main = dict(kind="jsonl", path=arg.train)
+  train, val = (dict(kind="jsonl", path=path) for path in (arg.train, arg.val))
+  if (share := _share(arg.val)) is not None:
+    train |= dict(val_share=share, seed=config.get_ref("seed"))
+    val = train | dict(part="val")
+  config.train.sources.main = train
   config.batch_size = arg.batch_size
   config.total_epochs = arg.epochs
 
@@ -54,7 +63,17 @@ def get_config(argument: str | None = None) -> ConfigDict:
   decay = dict(decay="cosine", warmup_percent=method.warmup)
   config.schedule = ((".*", decay),)
 
-  val = dict(source=dict(kind="jsonl", path=arg.val), every_percent=0.25)
-  config.evals.pplx = dict(val, kind="perplexity")
-  config.evals.val = dict(val, kind="generate")
+  every = dict(source=val, every_percent=0.25)
+  config.evals.pplx = dict(every, kind="perplexity")
+  config.evals.val = dict(
+    every, kind="generate", mask_codec=arg.mask_codec or None
+  )
   return common.complete(config)
+
+
+def _share(val):
+  """The number that `val` is, None for a path."""
+  try:
+    return float(val)
+  except ValueError:
+    return None

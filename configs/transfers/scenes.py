@@ -38,7 +38,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     batch_size=50, max_decode_len=24
   )
   del detection["every_percent"]
-  config.evals.detection = detection | dict(metric="detection")
+  config.evals.detection = detection
   config.evals.segmentation = detection | dict(
     source=dict(kind="jsonl", path=segment), mask_codec=CODEC
   )

@@ -182,7 +182,7 @@ def _import_coco(what):
     from pycocotools import mask as coco
   except ImportError:
     raise ValueError(
-      f'{what} by pycocotools, which is missing: pip install "paligemma[coco]"'
+      f"{what} by pycocotools, which is missing: pip install pycocotools"
     ) from None
   return coco
 

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages, registry
-from paligemma.data import files, pictures
+from paligemma.data import copies, files, pictures
 from paligemma.data import video as video_lib
 
 
@@ -55,7 +55,10 @@ class _Lines:
 
   def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
     """Yields the example of each line with "image" None, or its error."""
+    numbers = set(self._positions[:, 0].tolist())
     for number, _, line in _lines(self._path):
+      if number not in numbers:
+        continue
       try:
         yield self._read(line, number)
       except ValueError as error:
@@ -93,18 +96,35 @@ class Jsonl(_Lines):
   Args:
     path: The file, on any file system that etils.epath opens.
     image_root: Of relative image paths. Default: the file's folder.
+    val_share: In (0, 1): the share of the images that make up part "val"; all
+      others are part "train". Copies of one picture are in one part, see
+      copies.pictures. Default: the file is not split.
+    part: "train" or "val". Without val_share, "train" is the whole file.
+    seed: Of the split, which depends besides on the names of the images alone.
 
   Raises:
-    ValueError: The file is missing or has no line. On access, a malformed line,
-      a missing key or image; names path:line.
+    ValueError: The file is missing or has no line, or cannot be split. On
+      access, a malformed line, a missing key or image; names path:line.
   """
 
   _key = "image"
 
   def __init__(
-    self, path: epath.PathLike, image_root: epath.PathLike | None = None
+    self,
+    path: epath.PathLike,
+    image_root: epath.PathLike | None = None,
+    val_share: float | None = None,
+    part: str = "train",
+    seed: int = 0,
   ):
     super().__init__(path, image_root)
+    registry.lookup(dict.fromkeys(("train", "val")), part, "part")
+    if val_share is None:
+      if part == "val":
+        raise ValueError(f'{path}: part "val" needs val_share, such as 0.1')
+      return
+    is_val = self._is_val(val_share, seed)
+    self._positions = self._positions[is_val == (part == "val")]
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
@@ -119,6 +139,29 @@ class Jsonl(_Lines):
     """Returns Preprocess.frames of the first line: its images, 0 for a path."""
     value = self._without_image(0)["_image_path"]
     return len(value) if isinstance(value, list) else 0
+
+  def _is_val(self, share, seed):
+    """Whether each line is of part "val"; one that cannot be read is not."""
+    if not 0 < share < 1:
+      raise ValueError(
+        f"{self}: val_share is {share}, expected a share between 0 and 1"
+      )
+    lines = []  # the images of each
+    for example in self.without_images():
+      value = () if isinstance(example, ValueError) else example["_image_path"]
+      lines.append([value] if isinstance(value, str) else value)
+    named = [names for names in lines if names]
+    files_of = {
+      name: files.resolve(name, self._root) for names in named for name in names
+    }
+    picture = copies.pictures(files_of, named)
+    try:
+      chosen = copies.share(picture, share, seed=str(seed))
+    except ValueError as error:
+      raise ValueError(f"{self}: val_share {error}") from None
+    return np.array(
+      [bool(names) and picture[names[0]] in chosen for names in lines]
+    )
 
 
 class VideoJsonl(_Lines):

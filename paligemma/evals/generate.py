@@ -35,6 +35,7 @@ class Generate(Evaluator):
     metric: see metrics.make: "vqa(lower=True)"; None only predicts. A metric
       with an argument `confidences`, as detection, gets those of the boxes in
       each prediction.
+    metric_note: why this metric, for a report.
     answer_key: field with the answer or answers, after the preprocess's ops.
     grammar: the answers that are allowed, see grammar.make:
       'boxes(["cat", "dog"])', 'choices("yes", "no")'. Default: all.
@@ -51,6 +52,7 @@ class Generate(Evaluator):
   max_decode_len: int
   sampler: str | samplers.AnySampler = "greedy"
   metric: str | Callable | None = "exact_match"
+  metric_note: str = ""
   answer_key: str = "suffix"
   grammar: str | grammar_lib.Grammar | None = None
   finish: Callable[[Record], Record] | None = None

@@ -68,6 +68,9 @@ class Detection(Metric):
 
   Source: Lin et al. 2014, "Microsoft COCO", and pycocotools/cocoeval.py, which
   computes these numbers. Labels must match letter for letter.
+
+  Raises:
+    ValueError: pycocotools is missing, or nms is no IoU.
   """
 
   reads_size: ClassVar[bool] = True
@@ -79,6 +82,7 @@ class Detection(Metric):
     if nms is not None and not 0 <= nms <= 1:
       raise ValueError(f"nms is {nms}, expected an IoU in [0, 1] or None.")
     self._nms = math.inf if nms is None else nms
+    _pycocotools()  # raises before anything is predicted
 
   def rows(
     self,
@@ -155,14 +159,7 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
   Raises:
     ValueError: pycocotools is missing.
   """
-  try:
-    from pycocotools import coco as coco_lib
-    from pycocotools import cocoeval
-  except ImportError:
-    raise ValueError(
-      "average precision is computed by pycocotools, which is missing: "
-      'pip install "paligemma[coco]".'
-    ) from None
+  coco_lib, cocoeval = _pycocotools()
   labels = sorted({box["label"] for r in records for box in r.truth})
   if not labels:
     return {}
@@ -202,6 +199,18 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
       if (name == "AP" or not suffix) and (values >= 0).any():
         scores[name + suffix] = float(values[values >= 0].mean())
   return scores
+
+
+def _pycocotools():
+  """Its modules coco and cocoeval, whose import takes a moment."""
+  try:
+    from pycocotools import coco, cocoeval
+  except ImportError:
+    raise ValueError(
+      "average precision is computed by pycocotools, which is missing: "
+      "pip install pycocotools"
+    ) from None
+  return coco, cocoeval
 
 
 def _size(example) -> Size:

@@ -1,20 +1,17 @@
-"""Which images are copies of one source, and how a part of them is cut off.
+"""Splits of a data set: images in several of them, and a val cut off train.
 
-Records are {split: objects of its lines}; a source is what `sources` gives.
+Records are {split: objects of its lines}; `picture` is what copies.pictures
+gives.
 """
 
-import hashlib
 import pathlib
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-Records = dict[str, list[dict[str, Any]]]  # split -> objects of its lines
+from paligemma.data import copies
 
-# Roboflow writes as many augmented copies of x.jpg: "x_jpg.rf.5d41402a.jpg".
-_COPY = re.compile(r"(.+)\.rf\.\w+\.\w+")
-_END = 4096  # bytes of a file that are compared first
+Records = dict[str, list[dict[str, Any]]]  # split -> objects of its lines
 
 
 def images(line: Mapping[str, Any]) -> list[str]:
@@ -22,116 +19,45 @@ def images(line: Mapping[str, Any]) -> list[str]:
   return line["image"] if isinstance(line["image"], list) else [line["image"]]
 
 
-def sources(
+def pictures(
   records: Records, files: Mapping[str, pathlib.Path]
 ) -> dict[str, str]:
-  """{name of an image: the first that must be on the same side of a split}.
-
-  Those are augmented copies of one image, by their names; files of the same
-  contents; and all images of one line. `files` are {name: file}.
-  """
-  found = {name: name for name in files}
-
-  def first(name):
-    while found[name] != name:
-      found[name] = found[found[name]]
-      name = found[name]
-    return name
-
-  def join(names):
-    one, *others = names
-    for other in others:
-      found[first(other)] = first(one)
-
-  copies = defaultdict(list)
-  for name, file in files.items():
-    if match := _COPY.fullmatch(file.name):
-      copies[match[1]].append(name)
-  for names in (*copies.values(), *_of_equal_contents(files)):
-    join(names)
-  for lines in records.values():
-    for line in lines:
-      join(images(line))
-  return {name: first(name) for name in files}
+  """The picture of each image; those of one line count as one."""
+  lines = (line for lines in records.values() for line in lines)
+  return copies.pictures(files, map(images, lines))
 
 
-def shared(records: Records, source: Mapping[str, str]) -> list[list[str]]:
-  """Images of one source in several splits: [["train: a", "test: b"], ...]."""
+def shared(records: Records, picture: Mapping[str, str]) -> list[list[str]]:
+  """Images of one picture in several splits: [["train: a", "test: b"], ...]."""
   found = defaultdict(dict)
   for split, lines in records.items():
     for line in lines:
       for image in images(line):
-        found[source[image]].setdefault(split, f"{split}: {image}")
+        found[picture[image]].setdefault(split, f"{split}: {image}")
   return [list(x.values()) for x in found.values() if len(x) > 1]
 
 
 def cut_off(
-  records: Records, share: float, source: Mapping[str, str]
+  records: Records, share: float, picture: Mapping[str, str]
 ) -> Records:
   """Moves a share of the images of "train" to "val", which neither may lack.
 
-  Images of one source stay together. Which ones go depends on file names alone:
-  the same are taken again as long as the data set stays the same.
+  Images of one picture stay together, see copies.share.
   """
   if "val" in records or "train" not in records:
     raise ValueError(
       f"--val: the data set has the splits {', '.join(records)} of its own, "
       'expected "train" without "val"'
     )
-  groups = defaultdict(set)
-  for line in records["train"]:
-    for image in images(line):
-      groups[source[image]].add(image)
-  total = sum(map(len, groups.values()))
-  count = round(share * total)
-  chosen, taken = set(), 0
-  for group in sorted(groups, key=_shuffled):
-    if len(groups[group]) < 2 * (count - taken):  # it comes nearer to the count
-      chosen.add(group)
-      taken += len(groups[group])
-  if not 0 < taken < total:
-    raise ValueError(
-      f"--val {share:g} of {total} images of {len(groups)} sources is {taken}, "
-      "which leaves a split without any"
-    )
+  names = {image for line in records["train"] for image in images(line)}
+  # In the order of the lines.
+  of_train = {name: first for name, first in picture.items() if name in names}
+  try:
+    chosen = copies.share(of_train, share)
+  except ValueError as error:
+    raise ValueError(f"--val: {error}") from None
   parts = {"train": [], "val": []}
   for line in records["train"]:
-    part = "val" if source[images(line)[0]] in chosen else "train"
+    part = "val" if picture[images(line)[0]] in chosen else "train"
     parts[part].append(line)
   return {**parts, **{k: v for k, v in records.items() if k != "train"}}
-
-
-def _shuffled(image):
-  name = pathlib.PurePath(image).name
-  return hashlib.sha256(name.encode()).digest()
-
-
-def _of_equal_contents(files: Mapping[str, pathlib.Path]) -> Iterable[list]:
-  """Groups of two or more images whose files have equal contents.
-
-  Files of one size are compared by their end before they are read whole.
-  """
-  groups = [list(files)]
-  for key in (_size, _end, _contents):
-    finer = []
-    for group in groups:
-      by_key = defaultdict(list)
-      for name in group:
-        by_key[key(files[name])].append(name)
-      finer += [names for names in by_key.values() if len(names) > 1]
-    groups = finer
-  return groups
-
-
-def _size(file):
-  return file.stat().st_size
-
-
-def _end(file):
-  with file.open("rb") as opened:
-    opened.seek(max(0, _size(file) - _END))
-    return opened.read()
-
-
-def _contents(file):
-  return hashlib.sha256(file.read_bytes()).digest()

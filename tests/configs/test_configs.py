@@ -102,6 +102,21 @@ def test_the_default_is_what_the_paper_notebook_does():
   assert config.clip_norm is None
 
 
+def test_a_share_of_train_is_val():
+  config = forkme.get_config("train=a.jsonl,val=0.1")
+  config.seed = 7  # as by --config.seed=7
+  for spec, part in (
+    (config.train.sources.main, "train"),
+    (config.evals.pplx.source, "val"),
+    (config.evals.val.source, "val"),
+  ):
+    assert (spec.path, spec.part, spec.seed) == ("a.jsonl", part, 7)
+    assert spec.val_share == 0.1
+  config = forkme.get_config("train=a.jsonl,val=b.jsonl")
+  assert config.evals.val.source.path == "b.jsonl"
+  assert config.train.sources.main.val_share is None
+
+
 def test_reading_a_config_starts_no_device():
   script = """
     import importlib, sys

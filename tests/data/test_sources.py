@@ -48,6 +48,70 @@ def ids(source):
   return [source[i]["id"] for i in range(len(source))]
 
 
+@pytest.mark.parametrize("seed", range(7))
+def test_a_share_of_the_pictures_is_val(write, tmp_path, seed):
+  """Copies stay together, as do lines of one image; no line is lost."""
+  for name in ("5_jpg.rf.a1.png", "5_jpg.rf.b2.png"):
+    (tmp_path / name).write_bytes(png(7))
+  (tmp_path / "copy.png").write_bytes(png(0))
+  names = [f"{i}.png" for i in range(5)]
+  names += ["5_jpg.rf.a1.png", "3.png", "copy.png", "5_jpg.rf.b2.png"]
+  lines = [{"image": name, "id": i} for i, name in enumerate(names)]
+  path = write(*lines[:3], "{", *lines[3:], {"image": ["9.png", "1.png"]})
+
+  def part(name):
+    return sources.Jsonl(path, val_share=0.4, part=name, seed=seed)
+
+  train, val = part("train"), part("val")
+  texts = {
+    name: [e for e in source.without_images() if isinstance(e, dict)]
+    for name, source in (("train", train), ("val", val))
+  }
+  found = {
+    name: {str(e["_image_path"]) for e in examples}
+    for name, examples in texts.items()
+  }
+  assert not found["train"] & found["val"]
+  for name in found:
+    both = {"5_jpg.rf.a1.png", "5_jpg.rf.b2.png"}
+    assert both <= found[name] or not both & found[name]
+    assert ("0.png" in found[name]) == ("copy.png" in found[name])
+    assert ("1.png" in found[name]) == ("['9.png', '1.png']" in found[name])
+  assert len(train) + len(val) == 11
+  assert [e["id"] for e in texts["val"] if "id" in e] == [
+    i for i, name in enumerate(names) if name in found["val"]
+  ]
+  assert not [e for e in val.without_images() if isinstance(e, ValueError)]
+  again = pickle.loads(pickle.dumps(val))
+  assert [e["_where"] for e in again.without_images()] == [
+    e["_where"] for e in texts["val"]
+  ]
+
+
+def test_other_seeds_make_other_splits(write):
+  path = write(*examples())
+  drawn = {
+    tuple(ids(sources.Jsonl(path, val_share=0.4, part="val", seed=seed)))
+    for seed in range(9)
+  }
+  assert len(drawn) > 3
+  assert {len(x) for x in drawn} == {2}
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ({"val_share": 5.0}, "val_share is 5.0, expected a share between 0 and 1$"),
+    ({"val_share": 0.01}, "val_share 0.01 of 5 images .* is 0, which leaves"),
+    ({"part": "val"}, 'part "val" needs val_share, such as 0.1$'),
+    ({"part": "vall", "val_share": 0.2}, 'unknown part "vall".*"val"'),
+  ],
+)
+def test_a_split_that_cannot_be(write, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    sources.Jsonl(write(*examples()), **arguments)
+
+
 def test_jsonl(write):
   path = write(*examples(3))
   source = sources.Jsonl(path)

@@ -232,8 +232,8 @@ def test_bad_confidences_are_named(bad):
 
 def test_without_pycocotools(monkeypatch):
   monkeypatch.setitem(sys.modules, "pycocotools", None)
-  with pytest.raises(ValueError, match=r'pip install "paligemma\[coco\]"'):
-    precision("", f"{A} cat")
+  with pytest.raises(ValueError, match=r"missing: pip install pycocotools$"):
+    detection.Detection()
 
 
 def directly(predictions, examples, confidences, nms):

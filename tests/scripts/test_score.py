@@ -119,7 +119,6 @@ def test_confidences_of_a_file_reach_the_metric(tiny, write):
 
 def test_average_precision_of_a_file(tiny, tmp_path):
   """Of two boxes in each picture, one is wrong: the sure or the unsure one."""
-  pytest.importorskip("pycocotools")
   right = "<loc0000><loc0000><loc0511><loc0511> cat"
   wrong = "<loc0600><loc0600><loc1023><loc1023> cat"
   rows = [json.loads(line) for line in tiny.data.read_text().splitlines()]

@@ -524,6 +524,30 @@ def test_a_metric_must_find_what_it_reads(
     assert "\n" not in str(caught.value)
 
 
+SIZE = r"^evals.val: \d+.json: found a list of 2, .* \"height\" and \"width\""
+
+
+def test_detection_must_know_how_large_an_image_is(make, tokenizer, image):
+  evaluator = evals.Generate(
+    "val",
+    Source(image, {i: {"suffix": ""} for i in range(13)}),
+    make(train=False).preprocess,
+    tokenizer,
+    batch_size=8,
+    max_decode_len=9,
+    metric="detection",
+  )
+  (dataset,) = datasets.evaluation_datasets([(evaluator, None)])
+  assert len(checks.look(dataset, tokenizer).counts) == 13
+  two = {"image": [image, image]}
+  source = Source(image, {i: two | {"suffix": ""} for i in range(13)})
+  through = dataclasses.replace(dataset.preprocess, frames=2)
+  dataset = dataclasses.replace(dataset, source=source, preprocess=through)
+  with pytest.raises(ValueError, match=SIZE) as caught:
+    checks.look(dataset, tokenizer)
+  assert "\n" not in str(caught.value)
+
+
 def test_the_rule_of_masks_is_that_of_attention(make, look):
   """All rows of five tokens, against the mask that the model attends with."""
   length = 5

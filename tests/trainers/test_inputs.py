@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import pytest
 from paligemma import evals
 from paligemma.checkpoints.training import steps
 from paligemma.data import text_ops
+from paligemma.metrics import segmentation
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import inputs
 
+ROOT = pathlib.Path(__file__).parents[2]
 SIZES = {"batch_size": 8, "examples_per_epoch": 13, "total_steps": 10}
 
 
@@ -112,6 +115,69 @@ def test_evaluators_and_when_they_run(tiny, tokenizer):
   assert not val.preprocess.train
   assert val.preprocess.ops == config.train.ops
   assert (val.preprocess.res, val.preprocess.text_len) == (28, 19)
+
+
+BOX = "<loc0001><loc0002><loc0300><loc0400>"
+MASKED = f"{BOX}{'<seg001>' * 16} 1"
+MASK = {"size": [3, 5], "counts": [0, 15]}
+CODEC = ROOT / "paligemma/assets/tiny_mask_codec.npz"
+
+
+@pytest.fixture
+def evaluator_of(tiny, tokenizer, tmp_path):
+  """Makes the evaluator of fields of lines, and of values of the config."""
+
+  def make(fields, **values):
+    image = str(tiny.folder / "val0.png")
+    lines = [{"image": image, "prefix": "detect 1", **x} for x in fields]
+    path = tmp_path / "val.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    config = tiny.config(val=path)
+    config.evals.val.update(values)
+    _, (evaluator, _) = inputs.make_evaluators(config, tokenizer, **SIZES)
+    return evaluator
+
+  return make
+
+
+def swap(example, rng):
+  return {**example, "suffix": example["text"]}
+
+
+@pytest.mark.parametrize(
+  ("fields", "values", "expected"),
+  [
+    ([{"suffix": "1"}], {}, "exact_match"),
+    ([{"suffix": ""}, {"suffix": f"{BOX} 1"}], {}, "detection"),
+    ([{"suffix": f"{BOX} 1"}, {"suffix": "1"}], {"limit": 1}, "detection"),
+    ([{"suffix": f"{BOX} 1"}], {"metric": "anls"}, "anls"),
+    ([{"suffix": f"{BOX} 1"}], {"metric": None}, None),
+    ([{"suffix": MASKED}], {"mask_codec": CODEC}, "detection"),
+    (
+      [{"suffix": MASKED, "mask": MASK}],
+      {"mask_codec": CODEC, "metric": "detection"},
+      "detection",
+    ),
+    ([{"text": f"{BOX} 1"}], {"ops": (swap,)}, "detection"),
+    ([{"text": "1"}, {"image": "gone.png"}], {"ops": (swap,)}, "exact_match"),
+  ],
+)
+def test_the_metric_that_fits_the_answers(
+  evaluator_of, fields, values, expected
+):
+  evaluator = evaluator_of(fields, **values)
+  assert evaluator.metric == expected
+  is_chosen = expected == "detection" and "metric" not in values
+  assert bool(evaluator.metric_note) == is_chosen
+
+
+def test_masks_are_scored_where_there_are_any(evaluator_of):
+  lines = [{"suffix": MASKED, "mask": MASK}]
+  evaluator = evaluator_of(lines, mask_codec=CODEC)
+  assert isinstance(evaluator.metric, segmentation.Segmentation)
+  for values in ({}, {"metric": "segmentation"}):
+    with pytest.raises(ValueError, match=r"^evals.val: .* with mask_codec"):
+      evaluator_of(lines, **values)
 
 
 def test_what_augments_and_what_belongs_to_a_source_runs_there_alone(
