@@ -1,15 +1,41 @@
-"""Installs the library `paligemma`; everything else runs from the checkout."""
+"""Installs the library `paligemma` and its command.
+
+configs, trainers and scripts become paligemma/programs/..., so that no package
+of so general a name lands in site-packages; see paligemma/__main__.py.
+"""
+
+import pathlib
+import re
 
 from setuptools import find_packages, setup
 
+ROOT = pathlib.Path(__file__).parent
+LIBRARY = find_packages(include=["paligemma", "paligemma.*"])
+PROGRAMS = {
+  f"paligemma.programs.{name}": name.replace(".", "/")
+  for top in ("configs", "trainers", "scripts")
+  for name in find_packages(include=[top, f"{top}.*"])
+}
+
 setup(
   name="paligemma",
-  version="0.2.0",
+  version=re.search(
+    r'^__version__ = "(.+)"$',
+    (ROOT / "paligemma/__init__.py").read_text(),
+    re.MULTILINE,
+  )[1],
   description="Fine-tune, evaluate and ship PaliGemma 1 and 2 in JAX.",
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["paligemma", "paligemma.*"]),
-  package_data={"paligemma": ["assets/*", "py.typed"]},
+  packages=[*LIBRARY, *PROGRAMS],
+  package_dir=PROGRAMS,
+  package_data={
+    "paligemma": ["assets/*", "py.typed"],
+    "paligemma.programs.configs.transfers": ["scores.json"],
+  },
+  entry_points={"console_scripts": ["paligemma = paligemma.__main__:main"]},
   install_requires=[
     "absl-py",
     "einops",
@@ -34,6 +60,8 @@ setup(
   ],
   extras_require={
     "cuda": ["jax[cuda13]"],
+    "cuda12": ["jax[cuda12]"],  # for drivers older than 580
+    "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
     "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
@@ -68,6 +96,7 @@ setup(
       "safetensors",
       "scikit-learn",
       "scipy",
+      "setuptools",
       "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",

@@ -24,6 +24,8 @@ DEAD_AFTER_SECONDS = 3600.0
 def path(given: epath.PathLike) -> epath.Path:
   """Returns a path that is safe to open; nothing need be there.
 
+  A file in paligemma/assets that is not here is that of the installed package.
+
   Raises:
     OSError: A web address, or neither a file nor a folder, but a device, pipe
       or socket, which might never end.
@@ -33,6 +35,12 @@ def path(given: epath.PathLike) -> epath.Path:
   except KeyError:  # of a scheme that etils.epath does not open
     reason = "an address, expected a path; download it first"
     raise OSError(errno.EINVAL, reason, str(given)) from None
+  if (
+    str(given).startswith("paligemma/assets/")
+    and not os.path.exists(given)
+    and (shipped := pathlib.Path(__file__).parents[1] / given).exists()
+  ):
+    return epath.Path(shipped)
   try:
     mode = os.stat(given).st_mode
   except (OSError, ValueError):  # missing, not local, or with a NUL in it

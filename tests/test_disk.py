@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import time
 
 import pytest
 
+import paligemma
 from paligemma import disk
 
 WAYS = ("file", "folder")
@@ -26,6 +28,21 @@ def write(way, path, text):
 
 def read(way, path):
   return (path / "x" if way == "folder" else path).read_text()
+
+
+def test_assets_are_those_of_the_package_unless_they_are_here(
+  tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  package = pathlib.Path(paligemma.__file__).parent
+  name = "paligemma/assets/tiny.npz"
+  assert disk.path(name) == package / "assets/tiny.npz"
+  for other in ("paligemma/assets/no.npz", "paligemma/disk.py", "tiny.npz"):
+    assert str(disk.path(other)) == other
+  here = tmp_path / name
+  here.parent.mkdir(parents=True)
+  here.write_text("mine")
+  assert disk.path(name).read_text() == "mine"
 
 
 @pytest.mark.parametrize("way", WAYS)

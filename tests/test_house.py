@@ -19,6 +19,7 @@ ANYTHING = ("*",)
 # may import from itself; the nearest enclosing room of a module counts.
 MAY_IMPORT = {
   "paligemma": ANYTHING,  # __init__.py alone: every other module has a room
+  "paligemma.__main__": ANYTHING,
   "paligemma.api": ANYTHING,
   "paligemma.io": ANYTHING,
   "paligemma.messages": (),
@@ -553,5 +554,5 @@ def test_modules_have_names_of_the_field():
 
 
 def test_the_root_is_small():
-  root = [p for p in (ROOT / "paligemma").glob("*.py") if p.stem != "__init__"]
+  root = [p for p in (ROOT / "paligemma").glob("*.py") if p.stem[:2] != "__"]
   assert len(root) <= 10, sorted(p.name for p in root)

@@ -97,11 +97,18 @@ def add_switch(
 def load_config(text: str) -> ConfigDict:
   """Returns the complete config of FILE or FILE:ARGUMENT.
 
+  A file in configs/ that is not here is that of the installed package.
+
   Raises:
     ValueError: no such file, or it makes no config; as common.complete.
   """
   path, *argument = text.split(":", 1)
-  if not os.path.isfile(path):
+  shipped = pathlib.Path(common.__file__).parents[1] / path
+  is_here = os.path.isfile(path)
+  if not is_here and path.startswith("configs/") and shipped.is_file():
+    print(f"--config {path}: not here, using {shipped}", file=sys.stderr)
+    path = str(shipped)
+  elif not is_here:
     raise ValueError(
       f"--config {path}: no such file, expected e.g. "
       "configs/transfers/forkme.py:batch_size=8"

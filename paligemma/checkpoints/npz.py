@@ -161,7 +161,7 @@ def _open(path):
   subtree = _PATH.fullmatch(str(path))["subtree"]
   with contextlib.ExitStack() as stack:
     with _one_line(path):
-      file = stack.enter_context(disk.path(_file(path)).open("rb"))
+      file = stack.enter_context(_file(path).open("rb"))
       archive = stack.enter_context(zipfile.ZipFile(file))
       members = {m.filename: m for m in archive.infolist()}
     if foreign := [name for name in members if not name.endswith(".npy")]:
@@ -183,7 +183,7 @@ def _open(path):
 
 
 def _file(path) -> epath.Path:
-  return epath.Path(_PATH.fullmatch(str(path))["file"])
+  return disk.path(_PATH.fullmatch(str(path))["file"])
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ def of(path: epath.PathLike) -> str:
     return npz.fingerprint(path)
   digest = hashlib.sha256()
   try:
-    for name, file in sorted(_files(epath.Path(path), "")):
+    for name, file in sorted(_files(disk.path(path), "")):
       size = file.stat().length
       digest.update(repr((name, size, _sample(file, size))).encode())
   except OSError as e:

@@ -1,0 +1,121 @@
+"""The command `paligemma`, and what an installation of it holds."""
+
+import ast
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import paligemma
+from paligemma import __main__ as command
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments, folder=None, path=ROOT):
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=folder,
+    env={"PYTHONPATH": str(path), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+  """The folder of packages that pip would copy to site-packages."""
+  source = tmp_path_factory.mktemp("source")
+  for name in ("paligemma", "configs", "trainers", "scripts"):
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / name, source / name, ignore=ignored)
+  for name in ("setup.py", "README.md"):
+    shutil.copy(ROOT / name, source)
+  folder = tmp_path_factory.mktemp("site-packages")
+  done = run("setup.py", "-q", "build", f"--build-lib={folder}", folder=source)
+  assert done.returncode == 0, done.stderr
+  return folder
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_commands_have_a_main(name):
+  module, _ = command.COMMANDS[name]
+  path = ROOT / f"{module.replace('.', '/')}.py"
+  nodes = ast.parse(path.read_text()).body
+  assert "main" in {getattr(node, "name", None) for node in nodes}
+
+
+def test_help_lists_the_commands_and_needs_no_jax():
+  code = (
+    "import sys; from paligemma import __main__\n"
+    "try: __main__.main()\n"
+    "finally: print('JAX' if 'jax' in sys.modules else 'no JAX')"
+  )
+  done = run("-c", code, "--help")
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.endswith("no JAX\n")
+  for name, (_, text) in command.COMMANDS.items():
+    assert re.search(rf"^  {name} +{re.escape(text)}$", done.stdout, re.M)
+
+
+def test_version():
+  done = run("-m", "paligemma", "--version")
+  assert done.stdout == f"{paligemma.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest():
+  done = run("-m", "paligemma", "trian", "--help")
+  assert done.returncode == 1
+  names = ", ".join(sorted(command.COMMANDS))
+  assert done.stderr == (
+    f'error: unknown command "trian", expected one of: {names}. '
+    'Did you mean "train"?\n'
+  )
+
+
+def test_arguments_are_handed_over(tmp_path):
+  done = run("-m", "paligemma", "score", "--help", folder=tmp_path)
+  assert done.stdout.startswith("usage: paligemma score [-h] --predictions")
+  done = run("-m", "paligemma", "train", "--config=no.py", folder=tmp_path)
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: --config no.py: no such file, expected")
+
+
+def test_an_installation_adds_one_package(installed):
+  assert [path.name for path in installed.iterdir()] == ["paligemma"]
+  for name in ("assets/tiny.npz", "py.typed"):
+    assert (installed / "paligemma" / name).is_file()
+  for top in ("configs", "trainers", "scripts"):
+    for path in (ROOT / top).rglob("*.py"):
+      name = path.relative_to(ROOT)
+      assert (installed / "paligemma/programs" / name).is_file(), name
+
+
+def test_an_installation_trains_with_a_config_of_the_package(
+  installed, tmp_path
+):
+  lines = []
+  for i in range(7):
+    pixels = np.full((37, 41, 3), 31 * i, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    lines.append({"image": f"{i}.png", "prefix": "digit?", "suffix": f"{i}"})
+  data = "\n".join(map(json.dumps, lines)) + "\n"
+  (tmp_path / "mine.jsonl").write_text(data)
+  name = "configs/transfers/digits.py"
+  done = run(
+    *("-m", "paligemma", "train", "--dry_run", "--config"),
+    f"{name}:train=mine.jsonl,val=mine.jsonl",
+    folder=tmp_path,
+    path=installed,
+  )
+  assert done.returncode == 0, done.stderr
+  found = installed / "paligemma/programs" / name
+  assert f"--config {name}: not here, using {found}\n" in done.stderr
+  assert "train.main" in done.stdout
