@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     "plan": ("scripts.plan", "memory and time of a training, before it starts"),
     "import": ("scripts.import_data", "convert COCO, YOLO, VOC, ... to JSONL"),
     "inspect": ("scripts.inspect_data", "show examples as the model sees them"),
+    "fetch": ("scripts.fetch", "download a published checkpoint"),
   }
 )
 _PACKAGE = pathlib.Path(__file__).parent

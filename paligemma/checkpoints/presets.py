@@ -29,9 +29,24 @@ from paligemma import registry, variants
 
 DIRECTORY_VARIABLE = "PALIGEMMA_CHECKPOINTS"
 
+# Of PaliGemma 1 and 2: the file that big_vision's notebook copies, and
+# tokenizer.model of google/paligemma-3b-pt-224 on Hugging Face.
+TOKENIZER_URL = (
+  "https://storage.googleapis.com/big_vision/paligemma_tokenizer.model"
+)
+TOKENIZER_BYTES = 4_264_023
+TOKENIZER_SHA256 = (
+  "8986bb4f423f07f8c7f70d0dbe3526fb2316056c17bae71b1ea975e77a168fc6"
+)
+
 # PaliGemma was published in float32, and in bfloat16 and float16 made of it;
 # PaliGemma 2 in bfloat16.
 _ENDINGS = (".npz", ".bf16.npz", ".b16.npz", ".f16.npz")
+# What a hub means by the status of HTTP.
+_REFUSED = {
+  401: "no valid key of an account, or its licence is not accepted",
+  403: "the licence is not accepted by the account, or its key may not read it",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,6 +298,9 @@ def _fetch(source: Source, stems) -> str:
     files = list(source.files)
     found = client.snapshot_download(source.handle, allow_patterns=files)
   except Exception as e:  # offline, not signed in, no licence, no such file
+    status = getattr(getattr(e, "response", None), "status_code", None)
+    if reason := _REFUSED.get(status):
+      raise ValueError(f"{status}, {reason}") from None
     reason = " ".join(str(e).split()) or type(e).__name__
     raise ValueError(reason[:200]) from None
   folder = pathlib.Path(found)
