@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -28,20 +29,44 @@ def start(distributed: bool) -> None:
     distributed: whether to join the processes that JAX_COORDINATOR_ADDRESS,
       JAX_NUM_PROCESSES and JAX_PROCESS_ID name, or else those of the cluster
       (TPU pod, SLURM).
+
+  Raises:
+    ValueError: nothing names them, or a variable has no such value.
   """
   if distributed:
-    count = os.environ.get("JAX_NUM_PROCESSES")
-    index = os.environ.get("JAX_PROCESS_ID")
-    jax.distributed.initialize(
-      num_processes=count and int(count),
-      process_id=index and int(index),
-      heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-    )
+    address = os.environ.get(_ADDRESS)
+    if address is not None and not re.fullmatch(r".+:\d+", address):
+      _raise_value(_ADDRESS, "HOST:PORT")
+    count, index = _integer("JAX_NUM_PROCESSES"), _integer("JAX_PROCESS_ID")
+    try:
+      jax.distributed.initialize(
+        num_processes=count,
+        process_id=index,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+      )
+    except ValueError as error:
+      raise ValueError(
+        f"--distributed: {error} JAX finds the processes of TPU pods and of "
+        f"srun; elsewhere, set {_ADDRESS}=HOST:PORT, JAX_NUM_PROCESSES and "
+        "JAX_PROCESS_ID in each"
+      ) from None
   if devices_wait_for_each_other():
     # Of jaxlib 0.10.2 on CPUs: two processes that read the step of the tiny
     # model from there ended with "Gloo context initialization failed" after
     # 30 s, and those that compiled it did not (seen on a busy machine).
     jax.config.update("jax_enable_compilation_cache", False)
+
+
+def _integer(name):
+  text = os.environ.get(name)
+  if text is not None and not re.fullmatch(r"\d+", text):
+    _raise_value(name, "a number")
+  return text and int(text)
+
+
+def _raise_value(name, expected):
+  text = messages.shown(os.environ[name])
+  raise ValueError(f'{name} is "{text}", expected {expected}')
 
 
 def devices_wait_for_each_other() -> bool:

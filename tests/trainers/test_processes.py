@@ -2,12 +2,16 @@
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 
 import pytest
+from jax._src import distributed
+
+from trainers import processes
 
 # Sums over all processes for ever; lines of process 0 count the sums.
 SCRIPT = """
@@ -24,6 +28,49 @@ with processes.lost_process_in_one_line():
     print("summed", flush=True)
 """
 LOST = "error: another process of this run ended, or cannot be reached"
+
+
+@pytest.mark.parametrize(
+  ("variables", "message"),
+  [
+    (
+      {},
+      "--distributed: coordinator_address should be defined. JAX finds the "
+      "processes of TPU pods and of srun; elsewhere, set JAX_COORDINATOR_"
+      "ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each",
+    ),
+    (
+      {"ADDRESS": "localhost:1", "PROCESSES": "2"},
+      "--distributed: The process id of the current process must be defined. ",
+    ),
+    (
+      {"ADDRESS": "localhost:1", "PROCESSES": "2", "ID": "2"},
+      "Got process_id=2, num_processes=2. JAX finds",
+    ),
+    ({"ADDRESS": "here"}, 'ADDRESS is "here", expected HOST:PORT'),
+    (
+      {"ADDRESS": "localhost:1", "PROCESSES": "two"},
+      'JAX_NUM_PROCESSES is "two", expected a number',
+    ),
+    ({"ID": "-1"}, 'JAX_PROCESS_ID is "-1", expected a number'),
+  ],
+)
+def test_processes_that_cannot_be_found(variables, message, monkeypatch):
+  names = {
+    "ADDRESS": "JAX_COORDINATOR_ADDRESS",
+    "PROCESSES": "JAX_NUM_PROCESSES",
+    "ID": "JAX_PROCESS_ID",
+  }
+  for name, variable in names.items():
+    monkeypatch.delenv(variable, raising=False)
+    if name in variables:
+      monkeypatch.setenv(variable, variables[name])
+  # This process has used JAX, which `initialize` would not allow.
+  monkeypatch.setattr(
+    processes.jax.distributed, "initialize", distributed.State().initialize
+  )
+  with pytest.raises(ValueError, match=re.escape(message)):
+    processes.start(distributed=True)
 
 
 @pytest.fixture
