@@ -7,7 +7,7 @@
 the predictions are appended as they are made, and whoever is stopped goes on
 there when started again. The table has a 95% interval of every score, of the
 bootstrap over examples. With --all_checkpoints --ckpt is a workdir, and the
-table has a line for each checkpoint in it, and for best.npz, without intervals.
+table has a line for each checkpoint in it, and for the best, without intervals.
 With --json the last line is one object. On several processes (--distributed)
 process 0 writes and prints.
 """

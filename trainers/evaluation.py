@@ -116,11 +116,10 @@ def kept(workdir: str) -> dict[str, epath.Path]:
     ValueError: there are none.
   """
   run = epath.Path(workdir)
-  folder, best = run / "checkpoints", run / "best.npz"
+  folder, bests = run / "checkpoints", ("best.npz", "best.safetensors")
   steps = orbax.steps(folder) if folder.is_dir() else []
   found = {str(step): folder / str(step) for step in steps}
-  if best.exists():
-    found[best.name] = best
+  found |= {name: run / name for name in bests if (run / name).exists()}
   if not found:
     raise ValueError(
       f"{run}: holds no checkpoint, expected the workdir of a run"

@@ -135,7 +135,7 @@ def _recognise(path):
 def _is_adapter(path):
   """Whether what lies there is an adapter of peft, or a file of ours."""
   if path.suffix == lora_files.SUFFIX:
-    return path.is_file()
+    return path.is_file() and runs.find(path) is None
   return (path / peft.CONFIG).exists() and not (path / "config.json").exists()
 
 

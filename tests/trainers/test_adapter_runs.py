@@ -88,9 +88,13 @@ def test_the_best_adapters_are_kept(tiny, tmp_path):
   base = paligemma.load(tiny.folder / "paligemma_tiny.npz")
   found = paligemma.load_adapter(tmp_path / "best.safetensors", *base)
   same(found[1], paligemma.load(tmp_path / f"checkpoints/{step}")[1])
+  assert "best.safetensors" in evaluation.kept(tmp_path)
   # Of the folder, the adapter is still the last one.
   found = paligemma.load_adapter(tmp_path, *base)
   same(found[1], paligemma.load(tmp_path)[1])
+  # By itself, a file is loaded with the base of the run.
+  shutil.rmtree(tmp_path / f"checkpoints/{step}")
+  same(paligemma.load(tmp_path / "best.safetensors")[1], found[1])
 
 
 @pytest.mark.parametrize("tune", METHODS)

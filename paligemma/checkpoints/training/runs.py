@@ -30,6 +30,7 @@ from paligemma.checkpoints import (
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
+from paligemma.checkpoints.lora import files as lora_files
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import zarr
 from paligemma.checkpoints.training import fingerprint
@@ -44,10 +45,13 @@ def find(path: epath.PathLike) -> epath.Path | None:
   """The folder of a step, or None if there is no run of ours.
 
   Args:
-    path: "runs/x" or "runs/x/checkpoints", both for the last step, or
+    path: "runs/x", "runs/x/checkpoints" or adapters such as
+      "runs/x/best.safetensors", all for the last step; or
       "runs/x/checkpoints/300".
   """
   path = epath.Path(path)
+  if _are_adapters(path):
+    path = path.parent
   if (path / "checkpoints").is_dir():
     path = path / "checkpoints"
   if path.is_dir() and (step := orbax.last_step(path)) is not None:
@@ -65,7 +69,7 @@ def open(
   """Opens a step: its EMA, else its weights, together with the frozen ones.
 
   Args:
-    path: See `find`.
+    path: See `find`. Adapters take the place of those of the step.
     open_source: Opens what the run started from, in any format. A relative path
       is looked for in the current folder, then in that of the step and upwards;
       if it is nowhere, it may be a name that `open_source` knows.
@@ -100,8 +104,12 @@ def open(
     computed_in = config["model"].get("dtype")
   img, llm = _settings(file, config)
   trained, ignored = _trained(step / "state")
+  if _are_adapters(epath.Path(path)):
+    trained = lora_files.open(path, depths={}).leaves
+  else:
+    path = step
   found = Checkpoint(
-    path=str(step),
+    path=str(path),
     format="training run",
     leaves=trained,
     img=img,
@@ -151,6 +159,10 @@ def open(
     created=tuple(name for name in frozen.created if name not in trained),
     metadata=frozen.metadata | preprocessing,
   )
+
+
+def _are_adapters(path):
+  return path.suffix == lora_files.SUFFIX and path.is_file()
 
 
 def _held(frozen, dtype):
