@@ -23,6 +23,7 @@ import numpy as np
 import paligemma
 from paligemma import messages
 from paligemma.data import mask_codes, masks
+from scripts.imports import boxes as boxes_lib
 from scripts.imports import (
   class_folders,
   coco,
@@ -130,6 +131,7 @@ def import_data(
   encode = _encoder(task, codec)
   with output.Output(out) as written:
     found = [written.store(entry) for entry in (*first, *read)]
+    found = list(boxes_lib.resolve(found, request))
     used = (obj.label for entry in found for obj in entry.objects or ())
     asked = prompts.asked(request.labels, used, problems, str(src))
     records, annotated = {}, {}
@@ -148,12 +150,8 @@ def import_data(
           what = "images without an object, left out by --labels present"
           problems.note(what, entry.where)
           continue
-        several = isinstance(entry.image, tuple)
-        named = [
-          written.name(image, entry.split, copy=copy)
-          for image in (entry.image if several else [entry.image])
-        ]
-        image = {"image": named if several else named[0]}
+        named = [written.name(x, entry.split, copy=copy) for x in entry.images]
+        image = {"image": named if len(named) > 1 else named[0]}
         records.setdefault(entry.split, []).append(image | fields | image)
     _check(records, len(found), src, problems)
     if val is not None or len(records) > 1:
@@ -176,16 +174,16 @@ def _is_repeated(entry, annotated, problems):
   error: a model would learn that they are there and that they are not. Adds the
   first entry of an image to `annotated`.
   """
-  if entry.objects is None or isinstance(entry.image, tuple):
+  if entry.objects is None or len(entry.images) > 1:
     return False
-  file = entry.image
+  (file,) = entry.images
+  image = messages.shown(str(file))
   with contextlib.suppress(OSError, ValueError):  # raised where it is read
-    file = entry.image.resolve()
+    file = file.resolve()
   if file not in annotated:
     annotated[file] = entry
     return False
   first = annotated[file]
-  image = messages.shown(str(entry.image))
   if first.split != entry.split:
     raise ValueError(
       f"{entry.where}: its image {image} is in {entry.split}, and in "

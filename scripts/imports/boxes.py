@@ -4,12 +4,11 @@ import collections
 import contextlib
 import dataclasses
 import math
-import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from paligemma.data import image_files
-from scripts.imports import entries, files, folders, shapes
+from paligemma.data import image_files, masks
+from scripts.imports import entries, files, shapes
 
 SAMPLE = 500  # pictures whose files are opened to check how boxes are read
 
@@ -18,77 +17,58 @@ _SLACK = 0.02  # of a side, by which a box that fits may reach over the edge
 _FEW = 10  # boxes, which prove too little to overrule what a user says
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """How four numbers are read as a box."""
+def resolve(
+  found: Sequence[entries.Entry], request: entries.Request
+) -> entries.Entries:
+  """Yields entries whose boxes are all (y0, x0, y1, x1) in a known unit.
 
-  name: str  # key of entries.BOXES
-  # whether numbers are shares of the picture's sides, not pixels
-  shares: bool = False
-
-  def to_object(
-    self, label: str, values: Sequence[float], where: str, **more: Any
-  ) -> entries.Object:
-    """The object with this label and box; an area in shares is left out."""
-    if self.shares:
-      more["area"] = None
-      if not _are_shares(values):
-        raise ValueError(
-          f"{where}: expected numbers from 0 to 1, as the boxes of this data "
-          f"set are shares of the image's sides, found {list(values)!r:.80}"
-        )
-    box = entries.BOXES[self.name](*values)
-    return entries.Object(label, box, where, shares=self.shares, **more)
+  Boxes that no format says how to read are read as `decide` says. An object
+  without one gets that around its mask.
+  """
+  form, shares = decide(found, request)
+  for entry in found:
+    with request.problems:
+      objects = entry.objects and tuple(
+        _resolved(obj, form, shares) for obj in entry.objects
+      )
+      yield dataclasses.replace(entry, objects=objects)
 
 
 def decide(
-  found: Iterable[tuple[Any, tuple[int, int] | None, str]],
-  src: Any,
-  problems: entries.Problems,
-  *,
-  stated: str | None = None,
-  default: str = "xywh",
-  among: Sequence[str] = tuple(entries.BOXES),
-) -> Reading:
-  """How the boxes of a data set are to be read.
+  found: Sequence[entries.Entry], request: entries.Request
+) -> tuple[str, bool]:
+  """How the boxes of a data set are to be read: a key of BOXES, and the unit.
 
   They are shares of the picture's sides if all numbers of most boxes are from 0
   to 1 (or 2 % off), and pixels otherwise. Whether they are corners or sizes is
-  as stated, or else the default; the boxes must bear it out: where a tenth of
-  them reach over the edge or are inverted, and in another reading 98 % fit,
-  that must be stated.
-
-  Args:
-    found: Boxes as they are written, bad ones among them, with (height, width)
-      of their image if known, and where they are.
-    src: The data set.
-    stated, default: Keys of entries.BOXES, of the user and of the format.
-    among: Those that the format can have.
+  as the user states, or else the first of the request's forms; the boxes must
+  bear it out: where a tenth of them reach over the edge or are inverted, and in
+  another form 98 % fit, that must be stated.
   """
-  name = stated or default
-  if name not in among:
+  src, stated, forms = request.src, request.boxes, request.forms
+  name = stated or forms[0]
+  if name not in forms:
     raise ValueError(
       f"{src}: --boxes {name} is none of this format, expected "
-      f"{' or '.join(among)}"
+      f"{' or '.join(forms)}"
     )
   within, others = collections.Counter(), collections.Counter()
-  first = None
-  for box, size, where in found:
-    try:
-      values = files.numbers(box, 4, "of a box", where)
-    except ValueError:  # raised where the object is read
-      continue
-    first = first or where
-    counts = within if _are_shares(values) else others
-    counts["boxes"] += 1
-    if size := (1, 1) if counts is within else size:
-      counts["known"] += 1
-      for other in among:
-        counts[other] += not _fits(entries.BOXES[other](*values), size)
+  first, known = None, {}
+  for entry in found:
+    for obj in entry.objects or ():
+      if obj.shares is not None or obj.box is None:
+        continue
+      first = first or obj.where
+      counts = within if _are_shares(obj.box) else others
+      counts["boxes"] += 1
+      if size := (1, 1) if counts is within else _size(entry, known):
+        counts["known"] += 1
+        for form in forms:
+          counts[form] += not _fits(entries.BOXES[form](*obj.box), size)
   shares = within["boxes"] > others["boxes"]
   counts = within if shares else others
   checked = counts["known"]
-  fitting = [x for x in among if counts[x] <= checked // 50 and x != name]
+  fitting = [x for x in forms if counts[x] <= checked // 50 and x != name]
   trusted = stated is not None and checked < _FEW
   if counts[name] > checked / 10 and fitting and not trusted:
     raise ValueError(
@@ -97,8 +77,28 @@ def decide(
       f"{fitting[0]}" + ("" if stated else f", or --boxes {name} to keep it")
     )
   if shares:
-    problems.note("data sets with boxes from 0 to 1, read as shares", first)
-  return Reading(name, shares)
+    what = "data sets with boxes from 0 to 1, read as shares"
+    request.problems.note(what, first)
+  return name, shares
+
+
+def _resolved(obj, form, shares):
+  box = obj.box
+  if box is None:
+    box = _around(obj.mask, obj.where)
+  elif obj.shares is None:
+    box = entries.BOXES[form](*box)
+  if obj.shares is not None:
+    return dataclasses.replace(obj, box=box)
+  given = obj.box or box
+  if shares and not _are_shares(given):
+    raise ValueError(
+      f"{obj.where}: expected numbers from 0 to 1, as the boxes of this data "
+      f"set are shares of the image's sides, found {list(given)!r:.80}"
+    )
+  # An area has no unit that goes with shares.
+  area = None if shares else obj.area
+  return dataclasses.replace(obj, box=box, shares=shares, area=area)
 
 
 def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -113,10 +113,16 @@ def details(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
   return found
 
 
-def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
-  """The box (y0, x0, y1, x1) around polygons [x0, y0, x1, y1, ...]."""
+def _around(mask, where):
+  """The box (y0, x0, y1, x1) around polygons or a run-length mask of COCO."""
+  if isinstance(mask, dict):
+    what = "as the size of a run-length mask"
+    height, width = files.numbers(mask.get("size"), 2, what, where)
+    with files.at(where):
+      runs = masks.from_rle(mask, int(height), int(width))
+      return masks.bounding_box(runs)
   outlines = []
-  for polygon in polygons:
+  for polygon in mask:
     count = len(polygon) if isinstance(polygon, list) else 0
     if count < 6 or count % 2:
       raise ValueError(
@@ -127,24 +133,14 @@ def around(polygons: Any, where: str) -> tuple[float, float, float, float]:
   return shapes.box(outlines)
 
 
-class Sizes:
-  """Sizes of images, read from SAMPLE files at most; None for further ones."""
-
-  def __init__(self):
-    self._known = {}
-
-  def __call__(self, image: pathlib.Path) -> tuple[int, int] | None:
-    if image not in self._known and len(self._known) < SAMPLE:
-      self._known[image] = None
-      with contextlib.suppress(ValueError):  # raised where the image is read
-        self._known[image] = image_files.size(image)
-    return self._known.get(image)
-
-  def named(self, name: str, folder: pathlib.Path) -> tuple[int, int] | None:
-    """The size of the image that folders.find finds by its name."""
-    with entries.Problems(skip=True) as quiet:
-      return self(folders.find(name, [folder], "", quiet))
-    return None
+def _size(entry, known):
+  """As stated, or of the file; None where SAMPLE others are known already."""
+  image = entry.images[0]
+  if entry.size is None and image not in known and len(known) < SAMPLE:
+    known[image] = None
+    with contextlib.suppress(ValueError):  # raised where the image is read
+      known[image] = image_files.size(getattr(image, "data", image))
+  return entry.size or known.get(image)
 
 
 def size(height: Any, width: Any) -> tuple[int, int] | None:

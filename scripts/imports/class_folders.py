@@ -38,7 +38,7 @@ def read(request: entries.Request) -> entries.Entries:
       annotated = {"question": QUESTION, "answers": (label,)}
     split = entries.split_of(path.relative_to(src).parent.parent)
     fields = {"label": label}
-    yield entries.Entry(path, str(path), split, fields=fields, **annotated)
+    yield entries.Entry((path,), str(path), split, fields=fields, **annotated)
 
 
 def _stray(found):

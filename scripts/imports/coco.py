@@ -6,9 +6,7 @@ import re
 from typing import Any
 
 from paligemma import messages, registry
-from paligemma.data import masks
-from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, folders, prompts
+from scripts.imports import boxes, columns, entries, files, folders, prompts
 
 _EXPORT = "_annotations.coco.json"  # of Roboflow, one in each split's folder
 _TRIED = 50  # images by which the folder of images is found
@@ -56,9 +54,6 @@ def read(request: entries.Request) -> entries.Entries:
     _parse(path, split, request.images, problems)
     for path, split in _files(request.src, request.task)
   ]
-  reading = boxes_lib.decide(
-    _numbers(found), request.src, problems, stated=request.boxes
-  )
   if not any(file.captions for file in found):
     request.labels = _labels(found, problems)
   for file in found:
@@ -70,13 +65,13 @@ def read(request: entries.Request) -> entries.Entries:
         if file.captions:
           annotated = {"captions": _captions(image)}
         else:
-          size = _size(fields)
+          size = boxes.size(fields.get("height"), fields.get("width"))
           if size is None:
             problems.note("images without a stated size, read from them", where)
-          objects = _objects(image, file.labels, reading, problems)
+          objects = _objects(image, file.labels, problems)
           annotated = {"size": size, "objects": objects}
-        kept = {"image_id": fields["id"]}
-        yield entries.Entry(path, where, file.split, fields=kept, **annotated)
+        annotated["fields"] = {"image_id": fields["id"]}
+        yield entries.Entry((path,), where, file.split, **annotated)
 
 
 def _files(src, task):
@@ -184,18 +179,6 @@ def _images(path, listed, problems):
   return found
 
 
-def _numbers(found):
-  """Yields boxes, sizes and places, for boxes.decide."""
-  sizes = boxes_lib.Sizes()
-  for file in found:
-    for image in () if file.captions else file.images:
-      for where, annotation in image.annotations:
-        size, name = _size(image.fields), image.fields.get("file_name")
-        if size is None and isinstance(name, str):
-          size = sizes.named(name, file.folder)
-        yield annotation.get("bbox"), size, where
-
-
 def _captions(image):
   texts = [
     columns.texts(annotation.get("caption"), where, "caption")[0]
@@ -204,17 +187,17 @@ def _captions(image):
   return tuple(texts if image.listed == 1 else dict.fromkeys(texts)) or None
 
 
-def _objects(image, labels, reading, problems):
+def _objects(image, labels, problems):
   objects = [
-    _object(annotation, labels, reading, where, problems)
+    _object(annotation, labels, where, problems)
     for where, annotation in image.annotations
   ]
   if image.listed > 1:  # as often as each of its objects, perhaps
-    objects = {(obj.label, obj.box): obj for obj in objects}.values()
+    objects = {(x.label, str(x.box or x.mask)): x for x in objects}.values()
   return tuple(objects)
 
 
-def _object(annotation, labels, reading, where, problems):
+def _object(annotation, labels, where, problems):
   category = _id(annotation, "category_id", where)
   if category not in labels:
     near = registry.did_you_mean(str(category), map(str, labels))
@@ -223,26 +206,20 @@ def _object(annotation, labels, reading, where, problems):
       f"has {messages.shown(', '.join(map(str, labels))) or 'none'}.{near}"
     )
   mask = annotation.get("segmentation") or None
-  more = {"mask": mask, **boxes_lib.details(annotation, where)}
   if isinstance(mask, list | dict) and not annotation.get("bbox"):
     problems.note("objects without bbox, read as around their masks", where)
-    if isinstance(mask, dict):
-      box, reading = _around_runs(mask, where), boxes_lib.Reading("yxyx")
-    else:
-      box = boxes_lib.around(mask, where)
-      reading = boxes_lib.Reading("yxyx", reading.shares)
+    box, shares = None, False if isinstance(mask, dict) else None
   else:
     box = files.get(annotation, "bbox", (list, str), where)
-    box = files.numbers(box, 4, "of a box", where)
-  return reading.to_object(labels[category], box, where, **more)
-
-
-def _around_runs(mask, where):
-  """The box (y0, x0, y1, x1) in pixels around a run-length mask."""
-  what = "as the size of a run-length mask"
-  height, width = files.numbers(mask.get("size"), 2, what, where)
-  with files.at(where):
-    return masks.bounding_box(masks.from_rle(mask, int(height), int(width)))
+    box, shares = files.numbers(box, 4, "of a box", where), None
+  return entries.Object(
+    labels[category],
+    box,
+    where,
+    mask,
+    shares=shares,
+    **boxes.details(annotation, where),
+  )
 
 
 def _labels(found, problems):
@@ -285,10 +262,6 @@ def _folder(path, split, images, given):
         if folders.find(name, [folder], "", quiet).exists():
           return folder
   return bases[0]
-
-
-def _size(image):
-  return boxes_lib.size(image.get("height"), image.get("width"))
 
 
 def _id(fields, key, where):

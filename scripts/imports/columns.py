@@ -1,6 +1,5 @@
 """Columns of tables: which of them is the caption, and what its cells hold."""
 
-import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -150,16 +149,14 @@ def rest(row: Mapping[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
   return {key: value for key, value in row.items() if key not in taken}
 
 
-def to_objects(
-  cell: Any, reading: boxes.Reading, where: str
-) -> tuple[entries.Object, ...]:
+def to_objects(cell: Any, where: str) -> tuple[entries.Object, ...]:
   """The objects of a cell, in the form of Hugging Face data sets.
 
   Such as {"bbox": [[x, y, width, height], ...], "category": [...]} or [{"bbox":
   ..., "category": ...}, ...], also with "area" and "iscrowd".
   """
   found = []
-  for i, fields in enumerate(each(cell, where)):
+  for i, fields in enumerate(_each(cell, where)):
     place = f"{where}: object {i}"
     key = files.key_of(fields, _BOX)
     box = files.get(fields, key, (list, tuple, str), place)
@@ -172,19 +169,11 @@ def to_objects(
       )
     values = files.numbers(box, 4, "of a box", place)
     more = boxes.details(fields, place)
-    found.append(reading.to_object(category, values, place, **more))
+    found.append(entries.Object(category, values, place, shares=None, **more))
   return tuple(found)
 
 
-def boxes_of(cell: Any, where: str) -> list[Any]:
-  """The boxes of a cell's objects as they are written, for boxes.decide."""
-  with contextlib.suppress(ValueError):  # raised where the objects are read
-    objects = [x for x in each(cell, where) if isinstance(x, Mapping)]
-    return [fields.get(files.key_of(fields, _BOX)) for fields in objects]
-  return []
-
-
-def each(objects: Any, where: str) -> list[Any]:
+def _each(objects, where):
   """The objects of a cell as a list."""
   if isinstance(objects, Mapping):
     keys, lists = list(objects), list(objects.values())

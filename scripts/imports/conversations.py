@@ -75,7 +75,7 @@ def read(request: entries.Request) -> entries.Entries:
           if task == "caption":
             annotated = {"captions": (answer,)}
           yield entries.Entry(
-            shown[0] if len(shown) == 1 else shown,
+            shown,
             where,
             split,
             fields={"id": fields["id"]} if "id" in fields else {},

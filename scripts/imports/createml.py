@@ -32,7 +32,7 @@ def read(request: entries.Request) -> entries.Entries:
           for i, annotation in enumerate(files.get(fields, key, list, where))
         )
         image = folders.find(name, places, where, request.problems)
-        yield entries.Entry(image, where, split, objects=objects)
+        yield entries.Entry((image,), where, split, objects=objects)
 
 
 def _object(annotation, where):

@@ -52,12 +52,12 @@ def _entry(request, image, folder, where):
   places = [request.images] if request.images else places
   height, width = _numbers(image, ("height", "width"), where)
   size = int(height), int(width)
-  objects = []
+  objects = ()
   for i, shape in enumerate(image):
     if shape.tag == "tag":
       request.problems.note("tags of whole pictures left out", where)
     else:
-      objects.append(_object(shape, size, f"{where}: {shape.tag} {i}"))
+      objects += (_object(shape, size, f"{where}: {shape.tag} {i}"),)
   split = entries.split_of(pathlib.PurePosixPath(name).parent)
   if subset and subset.lower() != "default":
     plain = pathlib.PurePath(messages.one_line(subset)).name
@@ -65,7 +65,7 @@ def _entry(request, image, folder, where):
       raise ValueError(f"{where}: subset {subset!r:.60} can name no file")
     split = entries.SPLITS.get(subset.lower(), subset)
   image = folders.find(name, places, where, request.problems)
-  return entries.Entry(image, where, split, size=size, objects=tuple(objects))
+  return entries.Entry((image,), where, split, size=size, objects=objects)
 
 
 def _object(shape, size, where):

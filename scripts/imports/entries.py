@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from paligemma import messages
 
@@ -30,8 +30,8 @@ class Object:
   """An annotated object of an image."""
 
   label: str
-  # (y0, x0, y1, x1) in pixels, or as shares
-  box: tuple[float, float, float, float]
+  # (y0, x0, y1, x1); None is that around the mask
+  box: Sequence[float] | None
   where: str  # begins its errors: "instances.json: annotation 17"
   # None, or polygons or a run-length mask of COCO
   mask: Sequence[Sequence[float]] | dict[str, Any] | None = None
@@ -39,21 +39,26 @@ class Object:
   crowd: bool = False
   area: float | None = None  # in pixels, where it is not that of the box
   # whether the box, and polygons, are given as shares of the sides of the
-  # image, 0 to 1, in place of pixels
-  shares: bool = False
+  # image, 0 to 1, in place of pixels; None before boxes.resolve decides it, and
+  # what the four numbers of the box are
+  shares: bool | None = False
+
+
+class Contents(NamedTuple):
+  """An image that is no file, with a name for the file it is to become."""
+
+  path: pathlib.Path
+  data: bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
   """An image with its annotations; those that it does not have are None."""
 
-  # path of the file; without one, a name for `data`. Several paths where one
-  # prompt is about several pictures.
-  image: pathlib.Path | tuple[pathlib.Path, ...]
+  # several where one prompt is about several
+  images: tuple[pathlib.Path | Contents, ...]
   where: str  # begins its errors: "captions.csv:12"
   split: str = "train"  # "train", "val", "test" or another name
-  # contents of an image that is no file; of several, a tuple of them
-  data: bytes | tuple[bytes, ...] | None = None
   # (height, width) that the annotations state
   size: tuple[int, int] | None = None
   objects: tuple[Object, ...] | None = None
@@ -84,6 +89,8 @@ class Request:
   names: dict[str, str] = dataclasses.field(default_factory=dict)
   # key of BOXES that the user gives; None as the format has it
   boxes: str | None = None
+  # those that undecided boxes can have, the most likely first; set by `read`
+  forms: Sequence[str] = tuple(BOXES)
   # all labels that objects can have; set by `read` where the format says it
   labels: Sequence[str] | None = None
 

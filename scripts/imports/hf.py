@@ -1,14 +1,11 @@
 """Hugging Face: a folder of images with metadata, of Parquet or of Arrow."""
 
 import contextlib
-import dataclasses
-import itertools
 import json
 import pathlib
 
 from paligemma import messages
 from paligemma.data import image_files
-from scripts.imports import boxes as boxes_lib
 from scripts.imports import columns, entries, files, folders, table
 
 NEEDED = {**table.NEEDED, "detect": ("image", "objects")}
@@ -32,32 +29,15 @@ def read(request: entries.Request) -> entries.Entries:
   if request.images is not None:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
-  metadata = folders.matching(src, "**/metadata.*")
-  if found := [path for path in metadata if path.name in METADATA]:
-    features = _described(folder)
-    sampled, entries_of = _metadata_boxes, _metadata_entries
-  elif found := [src] if src.is_file() else _tables(src):
-    features = _features(found[0]) or _described(folder)
-    sampled, entries_of = _table_boxes, _table_entries
-  else:
-    raise ValueError(
-      f"{src}: no {' or '.join(METADATA)} and no Parquet file in this folder"
-    )
-  reading = None
+  found = [src] if src.is_file() else _files(src)
+  features = found[0].suffix in TABLES and _features(found[0])
+  features = features or _described(folder)
   if task == "detect":
-    reading = boxes_lib.decide(
-      sampled(request, folder, found),
-      src,
-      request.problems,
-      stated=request.boxes,
-    )
     options = [names.get("objects", "objects")]
     column = columns.find(options, list(features), str(src))
     classes = list(_classes(features.get(column)))
     request.labels = classes[0] if len(classes) == 1 else None
-  for row, chosen, image, data, split, where in entries_of(
-    request, folder, found
-  ):
+  for where, split, images, chosen, row in _examples(request, folder, found):
     with request.problems:
       row = {
         column: _decoded(value, features.get(column), where)
@@ -67,124 +47,67 @@ def read(request: entries.Request) -> entries.Entries:
       annotated = columns.annotations(row, chosen, where)
       if task == "detect":
         cell = row[chosen["objects"]]
-        annotated["objects"] = columns.to_objects(cell, reading, where)
+        annotated["objects"] = columns.to_objects(cell, where)
       fields = columns.rest(row, chosen)
-      yield entries.Entry(
-        image, where, split, data=data, fields=fields, **annotated
-      )
+      yield entries.Entry(images, where, split, fields=fields, **annotated)
 
 
-def _choose(request, row, where):
-  needed = NEEDED[request.task]
-  return columns.choose(needed, list(row), request.names, where)
-
-
-def _quiet(request):
-  """The request with problems of its own: they are raised at the entry."""
-  return dataclasses.replace(request, problems=entries.Problems(skip=True))
-
-
-def _tables(folder):
-  """The tables in a folder, without what the library keeps for itself."""
-  return [
+def _files(folder):
+  """The files of metadata, or else the tables but for cached ones."""
+  present = folders.matching(folder, "**/*")
+  found = [path for path in present if path.name in METADATA] or [
     path
-    for path in folders.matching(folder, "**/*")
+    for path in present
     if path.suffix in TABLES and not path.name.startswith("cache-")
   ]
+  if not found:
+    raise ValueError(
+      f"{folder}: no {' or '.join(METADATA)} and no Parquet file in this folder"
+    )
+  return found
 
 
-def _metadata_entries(request, folder, metadata):
-  """Yields (row, columns, image or images, None, split, place)."""
-  for path in metadata:
-    chosen = None
-    below = path.relative_to(folder).parent
-    for where, row in files.read_rows(path):
+def _examples(request, folder, paths):
+  """Yields (place, split, images, chosen columns, row)."""
+  for path in paths:
+    chosen, below = None, path.relative_to(folder)
+    for i, (where, row) in enumerate(_rows(path)):
       with request.problems:
         if chosen is None or not set(chosen.values()) <= row.keys():
-          chosen = _choose(request, row, where)
-        named = columns.texts(row[chosen["image"]], where, "image")
-        found = tuple(
-          folders.find(name, [path.parent], where, request.problems)
-          for name in named
-        )
-        parent = pathlib.PurePath(named[0].replace("\\", "/")).parent
-        split = entries.split_of(
-          parent if parent.is_absolute() else below / parent
-        )
-        image = found[0] if len(found) == 1 else found
-        yield row, chosen, image, None, split, where
-
-
-def _metadata_boxes(request, folder, metadata):
-  sizes = boxes_lib.Sizes()
-  rows = _metadata_entries(_quiet(request), folder, metadata)
-  for row, chosen, image, _, _, where in rows:
-    image = image[0] if isinstance(image, tuple) else image
-    for box in columns.boxes_of(row[chosen["objects"]], where):
-      yield box, sizes(image), where
-
-
-def _table_entries(request, folder, tables):
-  """Yields (row, columns, image or images, contents, split, place)."""
-  for path in tables:
-    split, chosen = entries.split_of(path.relative_to(folder)), None
-    for i, row in enumerate(_rows(path)):
-      where = f"{path}: row {i}"
-      chosen = chosen or _choose(request, row, str(path))
-      with request.problems:
-        cell = row[chosen["image"]]
-        found = [
-          _image(x, path, folder, request.problems, where)
-          for x in (cell if isinstance(cell, list) else [cell])
-        ]
-        if not found:
+          needed = NEEDED[request.task]
+          chosen = columns.choose(needed, list(row), request.names, where)
+        cells, named = row[chosen["image"]], below
+        if path.suffix not in TABLES:
+          cells = columns.texts(cells, where, "image")
+          parent = pathlib.PurePath(cells[0].replace("\\", "/")).parent
+          named = parent if parent.is_absolute() else below.parent / parent
+        elif not isinstance(cells, list):
+          cells = [cells]
+        if not cells:
           raise ValueError(f"{where}: holds no image")
-        stored = [isinstance(x, bytes) for x in found]
-        if any(stored) and not all(stored):
-          raise ValueError(
-            f"{where}: holds contents of some images and paths of others"
+        images = tuple(
+          _image(
+            cell,
+            path,
+            folder,
+            f"{i:06d}-{j}" if j else f"{i:06d}",
+            where,
+            request.problems,
           )
-        data = tuple(found) if all(stored) else None
-        for j, contents in enumerate(data or ()):
-          number = f"{i:06d}-{j}" if j else f"{i:06d}"
-          suffix = image_files.suffix(contents, where=where)
-          found[j] = path.with_name(f"{path.stem}-{number}{suffix}")
-        image = tuple(found)
-        if len(image) == 1:
-          image, data = image[0], data and data[0]
-        yield row, chosen, image, data, split, where
+          for j, cell in enumerate(cells)
+        )
+        yield where, entries.split_of(named), images, chosen, row
 
 
-def _table_boxes(request, folder, tables):
-  """Yields boxes, sizes and places; images of the first rows are looked at."""
-  request = _quiet(request)
-  left = boxes_lib.SAMPLE
-  for path in tables:
-    first = next(_rows(path, limit=1), None)
-    if first is None:
-      continue
-    chosen = _choose(request, first, str(path))
-    sampled = _rows(path, limit=left)
-    for i, row in enumerate(_rows(path, [chosen["objects"]])):
-      where, size = f"{path}: row {i}", None
-      if full := next(sampled, None):
-        left -= 1
-        cell = full[chosen["image"]]
-        cell = cell[0] if isinstance(cell, list) and cell else cell
-        with request.problems:
-          image = _image(cell, path, folder, request.problems, where)
-          size = image_files.size(image, where=where)
-      for box in columns.boxes_of(row[chosen["objects"]], where):
-        yield box, size, where
-
-
-def _image(cell, path, folder, problems, where):
+def _image(cell, path, folder, number, where, problems):
   """The contents or the path of an image."""
   found = cell
   if isinstance(cell, dict):
     found = cell.get("bytes") or cell.get("path")
   if isinstance(found, bytes):
-    return found
+    suffix = image_files.suffix(found, where=where)
+    name = path.with_name(f"{path.stem}-{number}{suffix}")
+    return entries.Contents(name, found)
   if isinstance(found, str) and found.strip():
     return folders.find(found, [path.parent, folder], where, problems)
   raise ValueError(
@@ -193,16 +116,20 @@ def _image(cell, path, folder, problems, where):
   )
 
 
-def _rows(path, only=None, limit=None):
-  """The first rows of a table, or some columns of them."""
-  with _opened(path) as (_, read):
+def _rows(path):
+  """Yields the rows of a file with their places."""
+  if path.suffix not in TABLES:
+    yield from files.read_rows(path)
+    return
+  with _opened(path) as (_, batches):
     rows = (
       row
-      for batch in read(only)
+      for batch in batches
       for start in range(0, len(batch), _BATCH)
       for row in batch.slice(start, _BATCH).to_pylist()
     )
-    yield from itertools.islice(rows, limit)
+    for i, row in enumerate(rows):
+      yield f"{path}: row {i}", row
 
 
 def _features(path):
@@ -315,7 +242,7 @@ def _names(feature):
 
 @contextlib.contextmanager
 def _opened(path):
-  """The schema of a table, and a function from columns to its batches."""
+  """The schema of a table, and its batches of rows."""
   try:
     import pyarrow
     import pyarrow.ipc
@@ -327,19 +254,11 @@ def _opened(path):
   try:
     if path.suffix == ".parquet":
       with parquet.ParquetFile(path) as file:
-
-        def read(only):
-          return file.iter_batches(_BATCH, columns=only)
-
-        yield file.schema_arrow, read
+        yield file.schema_arrow, file.iter_batches(_BATCH)
     else:
       with pyarrow.memory_map(str(path)) as file:
         stream = pyarrow.ipc.open_stream(file)
-
-        def read(only):
-          return (batch.select(only) if only else batch for batch in stream)
-
-        yield stream.schema, read
+        yield stream.schema, stream
   except (pyarrow.ArrowException, OSError) as error:
     reason = str(error).splitlines()[0]
     raise ValueError(f"{path}: cannot read it: {reason}") from None

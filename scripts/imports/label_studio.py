@@ -54,7 +54,7 @@ def read(request: entries.Request) -> entries.Entries:
           f"{where}: regions of pictures of several sizes, expected one picture"
         )
       yield entries.Entry(
-        _find(_image_name(data, names, where), places, where, problems),
+        (_find(_image_name(data, names, where), places, where, problems),),
         where,
         size=sizes.pop() if sizes else None,
         **_annotated(data, regions, said, task, names, where),

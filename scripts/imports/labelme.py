@@ -35,19 +35,17 @@ def read(request: entries.Request) -> entries.Entries:
       if None not in [content.get(side) for side in _SIDES]:
         sides = files.get_numbers(content, _SIDES, where)
         size = int(sides[0]), int(sides[1])
-      image, data = _image(request, content, path, root)
       yield entries.Entry(
-        image,
+        (_image(request, content, path, root),),
         where,
         entries.split_of(path.relative_to(root).parent),
-        data=data,
         size=size,
         objects=tuple(_objects(drawn, size, where)),
       )
 
 
 def _image(request, content, path, root):
-  """Path and contents, which are None where the picture is a file."""
+  """The file of the picture, or else its contents within the JSON."""
   places = [request.images or path.parent]
   name = content.get("imagePath") or path.name
   image = folders.find(str(name), places, str(path), request.problems)
@@ -55,13 +53,13 @@ def _image(request, content, path, root):
     # Image and JSON are renamed together, which "imagePath" does not follow.
     for suffix in image_files.SUFFIXES:
       if (renamed := places[0] / f"{path.stem}{suffix}").is_file():
-        return renamed, None
+        return renamed
     if data := content.get("imageData"):
       data = _decoded(data, f"{path}: imageData")
       name = "-".join(path.relative_to(root).with_suffix("").parts)
       suffix = image_files.suffix(data, where=f"{path}: imageData")
-      return pathlib.Path(f"{name}{suffix}"), data
-  return image, None
+      return entries.Contents(pathlib.Path(f"{name}{suffix}"), data)
+  return image
 
 
 def _objects(drawn, size, where):

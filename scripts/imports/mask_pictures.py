@@ -158,7 +158,7 @@ def _entry(image, members, classes, by_colour, split, problems):
       )
     objects.append(shapes.masked(label, values > 0, where))
   return entries.Entry(
-    image, where, split, size=sizes.pop(), objects=tuple(objects)
+    (image,), where, split, size=sizes.pop(), objects=tuple(objects)
   )
 
 

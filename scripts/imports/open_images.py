@@ -49,7 +49,7 @@ def read(request: entries.Request) -> entries.Entries:
           )
         done.add(key)
         objects = tuple(_object(row, labels, place) for place, row in members)
-        yield entries.Entry(images[key], where, split, objects=objects)
+        yield entries.Entry((images[key],), where, split, objects=objects)
   for key in sorted(images.keys() - done):
     problems.note("pictures without a box left out", str(images[key]))
 

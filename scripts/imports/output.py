@@ -48,18 +48,8 @@ class Output:
 
   def store(self, entry: entries.Entry) -> entries.Entry:
     """Writes image contents to files; returns the entry with their paths."""
-    if entry.data is None:
-      return entry
-    several = isinstance(entry.image, tuple)
-    names = entry.image if several else (entry.image,)
-    data = entry.data if several else (entry.data,)
-    images = []
-    for name, contents in zip(names, data, strict=True):
-      images.append(self._staged / self._free(name, entry.split))
-      with self._writing():
-        images[-1].write_bytes(contents)
-    image = tuple(images) if several else images[0]
-    return dataclasses.replace(entry, image=image, data=None)
+    images = (self._stored(image, entry.split) for image in entry.images)
+    return dataclasses.replace(entry, images=tuple(images))
 
   def name(self, image: pathlib.Path, split: str, *, copy: bool) -> str:
     """The path of an image in the JSONL; copies the image if asked to."""
@@ -80,6 +70,14 @@ class Output:
       for line in lines:
         text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         file.write(f"{text}\n")
+
+  def _stored(self, image, split):
+    if isinstance(image, pathlib.Path):
+      return image
+    path = self._staged / self._free(image.path, split)
+    with self._writing():
+      path.write_bytes(image.data)
+    return path
 
   def _copy(self, image, split):
     if (split, image) not in self._copied:

@@ -1,8 +1,8 @@
 """Turns an annotated image into a line of PaliGemma JSONL."""
 
-import collections
 import functools
 import json
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -54,51 +54,17 @@ def record(
     for key, value in entry.fields.items()
     if _is_json(key, value, entry.where, problems)
   }
-  images = entry.image if isinstance(entry.image, tuple) else (entry.image,)
-  sizes = [_size(image, entry) for image in images]
-
-  def annotated(name, what):
-    value = getattr(entry, name)
-    if value is None:
-      raise ValueError(f"{entry.where}: the image has no {what}")
-    return value
-
-  def read(text, reader):
-    return _read(text, reader, entry.where, problems)
-
-  if task == "caption":
-    texts = annotated("captions", "caption")
-    captions = [read(text, spelling.read_answer) for text in texts]
-    return fields | {
-      "prefix": "caption en",
-      "suffix": captions[0],
-      "captions": captions,
-    }
-  if task == "vqa":
-    question = read(
-      annotated("question", "question"),
-      functools.partial(spelling.read_prompt, num_images=len(images)),
-    )
-    texts = annotated("answers", "answer")
-    answers = [read(text, spelling.read_answer) for text in texts]
-    ((most_common, _),) = collections.Counter(answers).most_common(1)
-    return fields | {
-      "prefix": f"answer en {question}",
-      "suffix": most_common,
-      "question": question,
-      "answers": answers,
-    }
-  if len(sizes) != 1:
+  (height, width), *others = [_size(image, entry) for image in entry.images]
+  if task in ("caption", "vqa"):
+    return fields | _texts(entry, task, problems)
+  if others:
     raise ValueError(
-      f"{entry.where}: {len(sizes)} images, but boxes lie in one; --task "
+      f"{entry.where}: {1 + len(others)} images, but boxes lie in one; --task "
       f"{task} takes one image an example"
     )
-  (size,) = sizes
-  objects = annotated("objects", "objects")
-  written = _objects(objects, size, task, problems, labels, encode)
-  if written is None:
-    return None
-  return fields | written | {"height": size[0], "width": size[1]}
+  objects = _annotation(entry, "objects")
+  written = _objects(objects, (height, width), task, problems, labels, encode)
+  return written and fields | written | {"height": height, "width": width}
 
 
 def asked(
@@ -191,6 +157,37 @@ def _size(image, entry):
     f"{entry.where}: annotated as {stated[0]}x{stated[1]} pixels (height x "
     f"width), but {image} has {found[0]}x{found[1]}{reason}"
   )
+
+
+def _annotation(entry, name):
+  value = getattr(entry, name)
+  if value is None:
+    raise ValueError(f"{entry.where}: the image has no {name}")
+  return value
+
+
+def _texts(entry, task, problems):
+  def read(text, reader=spelling.read_answer):
+    return _read(text, reader, entry.where, problems)
+
+  if task == "caption":
+    captions = [read(text) for text in _annotation(entry, "captions")]
+    return {
+      "prefix": "caption en",
+      "suffix": captions[0],
+      "captions": captions,
+    }
+  question = read(
+    _annotation(entry, "question"),
+    functools.partial(spelling.read_prompt, num_images=len(entry.images)),
+  )
+  answers = [read(text) for text in _annotation(entry, "answers")]
+  return {
+    "prefix": f"answer en {question}",
+    "suffix": statistics.mode(answers),
+    "question": question,
+    "answers": answers,
+  }
 
 
 def _read(text, reader, where, problems):

@@ -67,7 +67,7 @@ def outlined(
   label: str, polygons: Sequence[Sequence[float]], where: str
 ) -> entries.Object:
   """The object inside of polygons."""
-  return entries.Object(label, box(polygons), where, polygons)
+  return entries.Object(label, None, where, polygons)
 
 
 def masked(label: str, mask: np.ndarray, where: str) -> entries.Object:

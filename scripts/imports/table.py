@@ -1,8 +1,7 @@
 """CSV or TSV: a file with a row for each caption, question or box."""
 
 from paligemma import messages
-from scripts.imports import boxes as boxes_lib
-from scripts.imports import columns, entries, files, folders
+from scripts.imports import boxes, columns, entries, files, folders
 
 NEEDED = {
   "caption": ("image", "caption"),
@@ -44,23 +43,14 @@ def read(request: entries.Request) -> entries.Entries:
       f"{messages.shown(', '.join(present))}"
     )
   groups = _groups(rows, chosen, task, problems)
-  sides, reading = {}, None
-  if task == "detect":
-    sides = _sides(rows, chosen, edges, where)
-    reading = boxes_lib.decide(
-      _numbers(groups, chosen, edges, sides, folder),
-      where,
-      problems,
-      stated=request.boxes,
-      default="xyxy",
-      among=tuple(columns.EDGES),
-    )
+  sides = _sides(rows, chosen, edges, where) if task == "detect" else {}
+  request.forms = tuple(columns.EDGES)
   for (name, _), members in groups.items():
     with problems:
       where, first = members[0]
       found = columns.annotations(first, chosen, where)
       if task == "detect":
-        objects = (_object(x, chosen, edges, reading, at) for at, x in members)
+        objects = (_object(x, chosen, edges, at) for at, x in members)
         found["objects"] = tuple(filter(None, objects))
         found["size"] = _size(first, sides)
       if task == "caption":
@@ -69,7 +59,7 @@ def read(request: entries.Request) -> entries.Entries:
       if len(members) == 1:
         found["fields"] = columns.rest(first, {**chosen, **sides})
       image = folders.find(name, [folder], where, problems)
-      yield entries.Entry(image, where, _split(members), **found)
+      yield entries.Entry((image,), where, _split(members), **found)
 
 
 def _check_header(header, src):
@@ -100,15 +90,15 @@ def _split(members):
   return first
 
 
-def _edges(boxes, present, names, where):
+def _edges(form, present, names, where):
   """The keys of columns.NAMES for the four numbers of boxes."""
-  if boxes is not None:
-    if boxes not in columns.EDGES:
+  if form is not None:
+    if form not in columns.EDGES:
       raise ValueError(
-        f"{where}: --boxes {boxes} is none of a table, expected "
+        f"{where}: --boxes {form} is none of a table, expected "
         f"{', '.join(columns.EDGES)}"
       )
-    return columns.EDGES[boxes]
+    return columns.EDGES[form]
 
   def are_there(edges):
     found = {
@@ -140,8 +130,8 @@ def _sides(rows, chosen, edges, where):
   if len(found) < 2:
     return {}
   for _, row in rows:
-    x0, y0, x1, y1 = (boxes_lib.number(row[chosen[name]]) for name in edges)
-    height, width = (boxes_lib.number(row[found[side]]) for side in found)
+    x0, y0, x1, y1 = (boxes.number(row[chosen[name]]) for name in edges)
+    height, width = (boxes.number(row[found[side]]) for side in found)
     if abs(x1 - x0 - width) > 1 or abs(y1 - y0 - height) > 1:
       return found
   return {}  # they are those of the boxes
@@ -158,30 +148,18 @@ def _groups(rows, chosen, task, problems):
   return groups
 
 
-def _numbers(groups, chosen, edges, sides, folder):
-  """Yields boxes, sizes and places, for boxes.decide."""
-  sizes = boxes_lib.Sizes()
-  for (name, _), members in groups.items():
-    for where, row in members:
-      size = _size(members[0][1], sides) or sizes.named(name, folder)
-      yield _cells(row, chosen, edges), size, where
-
-
 def _size(row, sides):
   """The (height, width) that the first row of an image states, or None."""
-  return boxes_lib.size(*(row.get(sides.get(x)) for x in ("height", "width")))
+  return boxes.size(*(row.get(sides.get(x)) for x in ("height", "width")))
 
 
-def _cells(row, chosen, edges):
-  return [row[chosen[name]].strip() for name in edges]
-
-
-def _object(row, chosen, edges, reading, where):
+def _object(row, chosen, edges, where):
   """The object of a row, None of a row without one."""
-  cells, label = _cells(row, chosen, edges), row[chosen["label"]].strip()
+  cells = [row[chosen[name]].strip() for name in edges]
+  label = row[chosen["label"]].strip()
   if not any(cells) and not label:
     return None
   if not label:
     raise ValueError(f"{where}: box without a label")
   values = files.numbers(cells, 4, ", ".join(edges), where)
-  return reading.to_object(label, values, where)
+  return entries.Object(label, values, where, shares=None)

@@ -42,21 +42,21 @@ def read(request: entries.Request) -> entries.Entries:
       parsed.append(
         _entry(path, split, request.images or images, index, problems)
       )
-  edges = [(obj.box, x.size, obj.where) for x in parsed for obj in x.objects]
-  reading = boxes.decide(edges, src, problems, default="yxyx", among=["yxyx"])
-  shift = 0 if reading.shares else 1
-  for (y0, x0, _, _), _, where in edges if shift else ():
-    if 0 <= min(y0, x0) < 1:
-      problems.note("boxes at pixel 0: the data set counts from 0", where)
-      shift = 0
+  request.forms = ("yxyx",)
+  objects = [obj for entry in parsed for obj in entry.objects]
+  at_zero = [obj for obj in objects if 0 <= min(obj.box[:2]) < 1]
+  if any(max(obj.box) > 1.02 for obj in objects):  # they are no shares
+    for obj in at_zero:
+      what = "boxes at pixel 0: the data set counts from 0"
+      problems.note(what, obj.where)
+  shift = 0 if at_zero else 1
   for entry in parsed:
-    with problems:
-      objects = []
-      for obj in entry.objects:
-        y0, x0, y1, x1 = obj.box
-        box = y0 - shift, x0 - shift, y1, x1
-        objects.append(reading.to_object(obj.label, box, obj.where))
-      yield dataclasses.replace(entry, objects=tuple(objects))
+    shifted = []
+    for obj in entry.objects:
+      y0, x0, y1, x1 = obj.box
+      box = y0 - shift, x0 - shift, y1, x1
+      shifted.append(dataclasses.replace(obj, box=box))
+    yield dataclasses.replace(entry, objects=tuple(shifted))
 
 
 def _files(src, split, problems):
@@ -102,7 +102,7 @@ def _entry(path, split, images, index, problems):
     for i, obj in enumerate(root.iter("object"), start=1)
   )
   size = boxes.size(*sides)
-  return entries.Entry(image, str(path), split, size=size, objects=objects)
+  return entries.Entry((image,), str(path), split, size=size, objects=objects)
 
 
 def _image(images, path, name, index, problems):
@@ -148,7 +148,7 @@ def _object(obj, where):
     )
   edges = [_text(found[0], name, where) for name in _EDGES]
   x0, y0, x1, y1 = files.numbers(edges, 4, "of a bndbox", where)
-  return entries.Object(label, (y0, x0, y1, x1), where)
+  return entries.Object(label, (y0, x0, y1, x1), where, shares=None)
 
 
 def _text(element, name, where):

@@ -48,7 +48,7 @@ def read(request: entries.Request) -> entries.Entries:
         number = files.get(question, "image_id", int, where)
         kept = {k: answers[key][k] for k in _KEPT if k in answers[key]}
         yield entries.Entry(
-          _image(request.images or root, content, number),
+          (_image(request.images or root, content, number),),
           where,
           entries.split_of(path.name),
           question=files.get(question, "question", str, where).strip(),

@@ -71,7 +71,8 @@ def read(
         _object(line.split(), labels, key_points, place, problems)
         for place, line in (files.lines_and_places(path) if path else ())
       )
-      yield entries.Entry(image, str(path or image), split, objects=objects)
+      where = str(path or image)
+      yield entries.Entry((image,), where, split, objects=objects)
 
 
 def _refuse_key_points(paths):
@@ -154,10 +155,10 @@ def _object(words, labels, key_points, where, problems):
       f"{outside[0]:g}"
     )
   if not polygon:
-    return boxes.Reading("cxcywh", shares=True).to_object(label, shares, where)
+    box = entries.BOXES["cxcywh"](*shares)
+    return entries.Object(label, box, where, shares=True)
   if len(shares) == 8:
     problems.note(
       "polygons of 4 points or turned boxes, read as the box around", where
     )
-  around = boxes.around([shares], where)
-  return entries.Object(label, around, where, mask=[shares], shares=True)
+  return entries.Object(label, None, where, mask=[shares], shares=True)

@@ -847,7 +847,7 @@ def test_options_go_to_the_formats_that_take_them(tmp_path, monkeypatch):
     image = request.src / "a.png"
     box = entries.BOXES[request.boxes](10, 5, 8, 4)
     things = (entries.Object("cat", box, "here"),)
-    yield entries.Entry(image, "a", objects=things)
+    yield entries.Entry((image,), "a", objects=things)
 
   write_images(tmp_path)
   monkeypatch.setitem(
@@ -947,7 +947,7 @@ def captioned(folder, names, split="train"):
   folder.mkdir(parents=True, exist_ok=True)
   for i, name in enumerate(names):
     Image.new("RGB", (5 + i, 7)).save(folder / name)
-    yield entries.Entry(folder / name, f"{i}", split, captions=("x",))
+    yield entries.Entry((folder / name,), f"{i}", split, captions=("x",))
 
 
 @pytest.fixture
@@ -967,7 +967,7 @@ def ours(monkeypatch):
 def annotated(image, where, *labels, split="train"):
   """An entry with a box of each label."""
   things = [entries.Object(x, (1, 2, 5, 7), f"{where}: {x}") for x in labels]
-  return entries.Entry(image, where, split, objects=tuple(things))
+  return entries.Entry((image,), where, split, objects=tuple(things))
 
 
 def test_an_image_has_one_annotation(ours, tmp_path):
@@ -1059,7 +1059,7 @@ def test_copies_in_several_splits_are_noted(ours, tmp_path):
   # Of one name, but another image.
   Image.new("L", (3, 3)).save(src / "b" / "0001.png")
   ours.append(
-    entries.Entry(src / "b" / "0001.png", "9", "test", captions=("x",))
+    entries.Entry((src / "b" / "0001.png",), "9", "test", captions=("x",))
   )
   records, about = run("ours", "", tmp_path / "out", "caption")
   assert {split: len(x) for split, x in records.items()} == {
@@ -1078,7 +1078,7 @@ def test_copies_in_several_splits_are_noted(ours, tmp_path):
 
 def test_several_images_of_one_line(ours, tmp_path):
   first, second = captioned(tmp_path / "src", ["a.png", "b.png"])
-  ours.append(dataclasses.replace(first, image=(first.image, second.image)))
+  ours.append(dataclasses.replace(first, images=first.images + second.images))
   records, _ = run("ours", "", tmp_path / "out", "caption", copy=True)
   assert records["train"][0]["image"] == [
     "images/train/a.png",
@@ -1086,7 +1086,7 @@ def test_several_images_of_one_line(ours, tmp_path):
   ]
   example = sources.Jsonl(tmp_path / "out" / "train.jsonl")[0]
   assert [len(x) for x in example["image"]] == [
-    entry.image.stat().st_size for entry in (first, second)
+    entry.images[0].stat().st_size for entry in (first, second)
   ]
 
 

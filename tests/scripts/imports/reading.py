@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from scripts.imports import entries
+from scripts.imports import boxes, entries
 
 
 def read(function, src, images=None, *, skip=False, **options):
@@ -14,7 +14,7 @@ def read(function, src, images=None, *, skip=False, **options):
   problems = entries.Problems(skip)
   images = images and pathlib.Path(images)
   request = entries.Request(pathlib.Path(src), problems, images, **options)
-  found = list(function(request))
+  found = list(boxes.resolve(list(function(request)), request))
   return found, request.labels and tuple(request.labels), problems
 
 

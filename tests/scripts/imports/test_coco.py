@@ -60,7 +60,7 @@ def test_an_export_with_a_folder_for_each_split(tmp_path):
     write(file, categories=[parent, *children])
     (tmp_path / split / "other.json").write_text("[]")
   found, labels, problems = read(tmp_path)
-  assert [(x.split, x.image) for x in found] == [
+  assert [(x.split, x.images[0]) for x in found] == [
     ("train", tmp_path / "train" / "a.png"),
     ("val", tmp_path / "valid" / "a.png"),
   ]
@@ -83,7 +83,7 @@ def test_the_official_layout(tmp_path, above):
     path = tmp_path / "annotations" / f"captions_{split}2017.json"
     write(path, annotations=[caption])
   found, labels, _ = read(tmp_path)
-  assert [(x.split, x.image) for x in found] == [
+  assert [(x.split, x.images[0]) for x in found] == [
     ("train", tmp_path / f"{above}train2017" / "a.png"),
     ("val", tmp_path / f"{above}val2017" / "a.png"),
   ]
@@ -93,7 +93,7 @@ def test_the_official_layout(tmp_path, above):
   assert labels is None
   one = tmp_path / "annotations" / "instances_val2017.json"
   found, _, _ = read(one, images=tmp_path / above)
-  assert found[0].image == tmp_path / f"{above}val2017" / "a.png"
+  assert found[0].images[0] == tmp_path / f"{above}val2017" / "a.png"
   assert found[0].split == "val"
 
 
@@ -287,7 +287,7 @@ def test_a_bad_object_takes_its_picture_out(src, fields, message):
   with pytest.raises(ValueError, match=rf"number 1 \(id 5\): {message}"):
     read(path)
   found, _, problems = read(path, skip=True)
-  assert [x.image.name for x in found] == ["b.png"]
+  assert [x.images[0].name for x in found] == ["b.png"]
   assert len(problems.messages) == 1
 
 
@@ -345,7 +345,7 @@ def test_paths_of_another_machine(tmp_path):
   draw(tmp_path / "train2017" / "a.png")
   path = write(tmp_path / "annotations" / "instances_train2017.json", [image])
   found, _, problems = read(path)
-  assert found[0].image == tmp_path / "train2017" / "a.png"
+  assert found[0].images[0] == tmp_path / "train2017" / "a.png"
   assert "paths of another machine, found by their end" in problems.notes
 
 
@@ -369,7 +369,7 @@ def test_half_an_annotation_is_named_or_read(tmp_path, key):
   for bad in (half, rest, *({**rest, key: x} for x in HALVES)):
     src = write(tmp_path / "a.json", (IMAGE, other), (good, bad))
     found, _, problems = read(src, skip=True)
-    assert (found[-1].image.name, len(found[-1].objects)) == ("b.png", 1)
+    assert (found[-1].images[0].name, len(found[-1].objects)) == ("b.png", 1)
     if not problems.messages:
       continue
     refused += 1

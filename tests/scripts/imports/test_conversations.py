@@ -34,8 +34,7 @@ def examples(tmp_path, *rows, name="data.json", **options):
 
 
 def paths(entry):
-  images = entry.image if isinstance(entry.image, tuple) else (entry.image,)
-  return [path.name for path in images]
+  return [path.name for path in entry.images]
 
 
 IMAGE = {"type": "image", "image": "a.jpg"}
@@ -68,7 +67,7 @@ def test_one_question(row, tmp_path):
   ((entry,), notes) = examples(tmp_path, row)
   assert entry.question == "What is it?"
   assert entry.answers == ("A cat.",)
-  assert entry.image == tmp_path / "a.jpg"
+  assert entry.images[0] == tmp_path / "a.jpg"
   assert entry.split == "train"
   assert entry.where.endswith("data.json: conversation number 0")
   assert not notes

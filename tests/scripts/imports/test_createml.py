@@ -18,12 +18,12 @@ def test_boxes(keys, tmp_path):
   fields = dict(zip(keys, ("x/a.png", [thing()]), strict=True))
   src = write_json(tmp_path / "a.json", [fields])
   ((entry,), labels, _) = read(createml.read, src)
-  assert entry.image == tmp_path / "x" / "a.png"
+  assert entry.images[0] == tmp_path / "x" / "a.png"
   assert entry.where == f"{src}: picture number 0"
   assert entry.objects[0].box == (12, 15, 19, 25)
   assert entry.objects[0].label == "cat" and labels is None
   ((entry,), _, _) = read(createml.read, src, tmp_path / "y")
-  assert entry.image == tmp_path / "y" / "x" / "a.png"
+  assert entry.images[0] == tmp_path / "y" / "x" / "a.png"
 
 
 def test_splits(tmp_path):
@@ -31,7 +31,7 @@ def test_splits(tmp_path):
     path = tmp_path / split / "_annotations.createml.json"
     write_json(path, [{"image": "a.png", "annotations": []}])
   found, _, _ = read(createml.read, tmp_path)
-  assert [(entry.split, entry.image.parent.name) for entry in found] == [
+  assert [(entry.split, entry.images[0].parent.name) for entry in found] == [
     ("test", "test"),
     ("train", "train"),
     ("val", "valid"),

@@ -118,7 +118,7 @@ def test_where_pictures_lie(tmp_path):
 
   def found(images=None):
     ((entry,), _, _) = read(cvat.read, tmp_path, images)
-    return entry.image
+    return entry.images[0]
 
   assert found() == tmp_path / "x" / "a.png"  # which is missing
   for place in ("images/Train/x", "images/x", "x"):

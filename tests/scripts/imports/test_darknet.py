@@ -30,7 +30,7 @@ def test_boxes(tmp_path):
   image = picture(src / "obj" / "a.jpg")
   for given in (src, src / "obj.data"):
     ((entry,), labels, problems) = read(darknet.read, given)
-    assert (entry.image, entry.split) == (image, "train")
+    assert (entry.images[0], entry.split) == (image, "train")
     assert labels == ("cat", "red dog")
     (thing,) = entry.objects
     assert (thing.label, thing.shares) == ("red dog", True)
@@ -52,7 +52,7 @@ def test_paths_of_lists(folder, listed, tmp_path):
   src = write(tmp_path / folder, listed)
   image = picture(src / "obj" / "a.jpg")
   ((entry,), _, _) = read(darknet.read, src)
-  assert entry.image.resolve() == image
+  assert entry.images[0].resolve() == image
 
 
 def test_splits_labels_elsewhere_and_images(tmp_path):
@@ -61,7 +61,7 @@ def test_splits_labels_elsewhere_and_images(tmp_path):
   (src / "val.txt").write_text("/home/me/images/a.jpg\n")
   image = picture(src / "images" / "a.jpg")
   ((entry,), _, _) = read(darknet.read, src, src / "images")
-  assert (entry.image, entry.split) == (image, "val")
+  assert (entry.images[0], entry.split) == (image, "val")
   assert entry.where == f"{src}/labels/a.txt"
 
 

@@ -201,9 +201,9 @@ def test_several_images_of_one_prompt(tmp_path):
     {"images": ["a.png"], "text": "one"},
   )
   found, _, _ = read(tmp_path, "caption")
-  assert [x.image for x in found] == [
+  assert [x.images for x in found] == [
     (tmp_path / "a.png", tmp_path / "b.png"),
-    tmp_path / "a.png",
+    (tmp_path / "a.png",),
   ]
   other = tmp_path / "other"
   contents = {"bytes": PNG, "path": "a.png"}
@@ -216,12 +216,11 @@ def test_several_images_of_one_prompt(tmp_path):
   with pytest.raises(ValueError, match="row 2: holds no image"):
     read(other, "caption")
   found, _, _ = read(other, "caption", skip=True)
-  assert [x.data for x in found] == [(PNG, PNG), PNG]
-  assert [x.name for x in found[0].image] == [
-    "t-000000.png",
-    "t-000000-1.png",
+  assert [[image.path.name for image in x.images] for x in found] == [
+    ["t-000000.png", "t-000000-1.png"],
+    ["t-000001.png"],
   ]
-  assert found[1].image.name == "t-000001.png"
+  assert {image.data for x in found for image in x.images} == {PNG}
 
 
 def test_images_of_a_table_that_are_files(tmp_path):
@@ -237,15 +236,17 @@ def test_images_of_a_table_that_are_files(tmp_path):
   ):
     read(tmp_path, "caption")
   found, _, _ = read(tmp_path, "caption", skip=True)
-  assert [x.image for x in found] == [
+  assert [x.images[0] for x in found] == [
     tmp_path / "data" / "a.png",
     tmp_path / "b.png",
   ]
   write_table(tmp_path / "data" / "t.parquet", {"image": "a.png", "text": "x"})
   found, _, _ = read(tmp_path / "data" / "t.parquet", "caption")
-  assert found[0].image == tmp_path / "data" / "a.png"
+  assert found[0].images[0] == tmp_path / "data" / "a.png"
   write_table(tmp_path / "data" / "t.parquet", {"text": "x"})
-  with pytest.raises(ValueError, match=r"t\.parquet: no column image or file_"):
+  with pytest.raises(
+    ValueError, match=r"t\.parquet: row 0: no column image or fi"
+  ):
     read(tmp_path, "caption")
 
 
@@ -257,7 +258,10 @@ def test_tables_of_save_to_disk(tmp_path):
     (tmp_path / split / "dataset_info.json").write_text("{}")
   found, _, _ = read(tmp_path)
   assert [x.split for x in found] == ["train", "val"]
-  assert found[0].objects[0].box == (11, 7, 40, 90) and found[0].data == PNG
+  assert (
+    found[0].objects[0].box == (11, 7, 40, 90)
+    and found[0].images[0].data == PNG
+  )
   (tmp_path / "train" / "data-00000-of-00001.arrow").write_bytes(b"x")
   with pytest.raises(ValueError, match=r"00001\.arrow: cannot read it: "):
     read(tmp_path)
@@ -367,7 +371,7 @@ def test_a_bad_object_takes_its_image_out(tmp_path, objects, message):
   with pytest.raises(ValueError, match=f"jsonl:1: {message}"):
     read(tmp_path)
   found, _, problems = read(tmp_path, skip=True)
-  assert [x.image.name for x in found] == ["b.png"]
+  assert [x.images[0].name for x in found] == ["b.png"]
   assert len(problems.messages) == 1
 
 
@@ -386,4 +390,4 @@ def test_separators_in_texts(tmp_path):
   (tmp_path / "metadata.jsonl").write_text(f"{text}\n", encoding="utf-8")
   found, _, _ = read(tmp_path, "caption")
   assert found[0].captions == (row["text"],)
-  assert found[0].image == pathlib.Path(tmp_path / "a.png")
+  assert found[0].images[0] == pathlib.Path(tmp_path / "a.png")

@@ -183,21 +183,21 @@ def test_texts_and_choices(tmp_path):
 def test_where_pictures_lie(image, file, tmp_path):
   path = picture(tmp_path / file)
   ((entry,), _) = only(tmp_path, task(image=image))
-  assert entry.image == path
+  assert entry.images[0] == path
 
 
 def test_pictures_under_other_names(tmp_path):
   row = {"data": {"scan": "x/a.PNG", "page": "3"}, "annotations": []}
   row["annotations"] = [{"result": []}]
   ((entry,), _) = only(tmp_path, row)
-  assert entry.image == tmp_path / "x" / "a.PNG"
+  assert entry.images[0] == tmp_path / "x" / "a.PNG"
   row["data"]["other"] = "b.jpg"
   with pytest.raises(
     ValueError, match="0: which of scan, page, other is the p"
   ):
     only(tmp_path, row)
   ((entry,), _) = only(tmp_path, row, names={"image": "other"})
-  assert entry.image == tmp_path / "b.jpg"
+  assert entry.images[0] == tmp_path / "b.jpg"
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,8 @@ def where(tmp_path, name, images=None):
   path = tmp_path / "x" / "a.json"
   src = write_json(path, content(name=name, imageHeight=None))
   ((entry,), _, _) = read(labelme.read, src, images)
-  assert entry.size is None and entry.data is None
-  return entry.image.resolve()
+  assert entry.size is None
+  return entry.images[0].resolve()
 
 
 def test_where_pictures_lie(tmp_path):
@@ -138,8 +138,11 @@ def test_pictures_within_files(tmp_path):
     path = tmp_path / folder / "a.json"
     write_json(path, content(name="no.jpg", imageData=data))
   found, _, _ = read(labelme.read, tmp_path)
-  assert [entry.image.name for entry in found] == ["x-a.png", "y-a.png"]
-  assert found[0].data == file.getvalue()
+  assert [entry.images[0].path.name for entry in found] == [
+    "x-a.png",
+    "y-a.png",
+  ]
+  assert found[0].images[0].data == file.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -22,14 +22,14 @@ def triangle(box):
 
 
 def pixels(entry, thing):
-  height, width = TRUTH[entry.image.name][0]
+  height, width = TRUTH[entry.images[0].name][0]
   scale = (height, width, height, width) if thing.shares else 1
   return np.multiply(thing.box, scale)
 
 
 def objects(found):
   return {
-    entry.image.name: [
+    entry.images[0].name: [
       (thing.label, tuple(np.round(pixels(entry, thing), 5)))
       for thing in entry.objects
     ]
@@ -48,7 +48,7 @@ def test_boxes_are_those_of_coco(kind, tmp_path):
   else:
     assert not problems.notes
   assert objects(found) == wanted
-  assert [entry.image.is_file() for entry in found] == [True] * len(wanted)
+  assert [entry.images[0].is_file() for entry in found] == [True] * len(wanted)
   assert {entry.split for entry in found} == {"train"}
   assert len({entry.where for entry in found}) == len(wanted)
 
@@ -58,7 +58,7 @@ def test_outlines_are_those_of_coco(kind, tmp_path):
   src = made_formats.MAKERS[kind](tmp_path / kind, outline=triangle)
   found, _, _ = read(import_data.FORMATS[kind].read, src)
   for entry in found:
-    size, things = TRUTH[entry.image.name]
+    size, things = TRUTH[entry.images[0].name]
     for thing, (label, box) in zip(entry.objects, things, strict=True):
       assert thing.label == label
       np.testing.assert_allclose(thing.box, box, rtol=0, atol=1e-6)
@@ -83,7 +83,7 @@ def test_mask_pictures_are_outlines_of_coco(tmp_path):
   found, labels, _ = read(import_data.FORMATS["masks"].read, tmp_path)
   assert labels == ("cat", "red dog")
   for entry in found:
-    size, things = TRUTH[entry.image.name]
+    size, things = TRUTH[entry.images[0].name]
     for thing, (label, box) in zip(entry.objects, things[:1], strict=True):
       assert thing.label == label
       np.testing.assert_array_equal(

@@ -41,7 +41,7 @@ def found_in(src, images=None, **options):
   objects = {}
   for entry in found:
     assert entry.size == SIZE
-    objects[entry.image.name] = sorted(
+    objects[entry.images[0].name] = sorted(
       (thing.label, int(masks.from_rle(thing.mask, *SIZE).sum()), thing.box)
       for thing in entry.objects
     )
@@ -233,7 +233,7 @@ def test_bad_masks(name, found, message, tmp_path):
     read(mask_pictures.read, src)
   assert message in str(info.value)
   found, _, problems = read(mask_pictures.read, src, skip=True)
-  assert "b.jpg" in [entry.image.name for entry in found]
+  assert "b.jpg" in [entry.images[0].name for entry in found]
   assert len(problems.messages) == 1
 
 

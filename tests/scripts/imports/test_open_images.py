@@ -30,7 +30,7 @@ def test_boxes_are_shares(tmp_path):
   src = write(tmp_path, row() + row(label="/m/02", group=1) + row("0002"))
   image = picture(src / "train" / "0001.jpg")
   ((entry,), labels, problems) = read(open_images.read, src)
-  assert (entry.image, entry.split) == (image, "train")
+  assert (entry.images[0], entry.split) == (image, "train")
   assert entry.where == f"{src}/train-annotations-bbox.csv:2"
   cat, dogs = entry.objects
   assert (cat.label, cat.box, cat.shares, cat.crowd) == (
@@ -65,7 +65,7 @@ def test_splits_and_pictures_elsewhere(tmp_path):
   for name in ("0001", "0002", "0003"):
     picture(tmp_path / "jpg" / f"{name}.jpg")
   found, _, problems = read(open_images.read, src, tmp_path / "jpg")
-  assert [(entry.split, entry.image.stem) for entry in found] == [
+  assert [(entry.split, entry.images[0].stem) for entry in found] == [
     ("train", "0001"),
     ("val", "0002"),
   ]
@@ -89,7 +89,7 @@ def test_the_layout_of_fiftyone(tmp_path):
     (folder / "labels" / name).rename(folder / "metadata" / "classes.csv")
     picture(folder / "data" / f"{key}.jpg")
   found, _, _ = read(open_images.read, tmp_path)
-  assert [(e.split, e.image.stem, e.objects[0].label) for e in found] == [
+  assert [(e.split, e.images[0].stem, e.objects[0].label) for e in found] == [
     ("train", "0001", "Cat"),
     ("val", "0002", "Cat"),
   ]

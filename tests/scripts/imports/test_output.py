@@ -28,18 +28,18 @@ def test_images_of_one_name_get_different_places(tmp_path):
   out = tmp_path / "deep" / "out"
   first = image(tmp_path, "x/a.png", b"1")
   second = image(tmp_path, "y/A.png", b"2")
-  stored = pathlib.Path("a.png")
+  stored = entries.Contents(pathlib.Path("a.png"), b"3")
   with output.Output(out) as written:
-    placed = written.store(entries.Entry(stored, "row 0", data=b"3"))
+    placed = written.store(entries.Entry((stored,), "row 0"))
     names = [
       written.name(first, "train", copy=True),
       written.name(second, "train", copy=True),
       written.name(first, "train", copy=True),
       written.name(first, "val", copy=True),
       written.name(first, "val", copy=False),
-      written.name(placed.image, "train", copy=False),
+      written.name(placed.images[0], "train", copy=False),
     ]
-    assert placed.image.read_bytes() == b"3" and placed.data is None
+    assert placed.images[0].read_bytes() == b"3"
     assert written.images[names[1]].read_bytes() == b"2"
     assert not out.exists()
     written.write("train.jsonl", [{"image": names[0], "é": 1}])
@@ -62,11 +62,12 @@ def test_images_of_one_name_get_different_places(tmp_path):
 
 
 def test_several_images_that_are_no_files(tmp_path):
-  names = (pathlib.Path("a.png"), pathlib.Path("a.png"))
-  entry = entries.Entry(names, "row 0", "val", data=(b"1", b"2"))
+  name = pathlib.Path("a.png")
+  images = tuple(entries.Contents(name, data) for data in (b"1", b"2"))
+  entry = entries.Entry(images, "row 0", "val")
   with output.Output(tmp_path / "out") as written:
     placed = written.store(entry)
-    for path in placed.image:
+    for path in placed.images:
       written.name(path, "val", copy=False)
   assert everything(tmp_path / "out") == {
     "images/val/a.png": b"1",
@@ -77,10 +78,9 @@ def test_several_images_that_are_no_files(tmp_path):
 def test_what_no_line_names_does_not_appear(tmp_path):
   with output.Output(tmp_path / "out") as written:
     for name in ("a.png", "b.png"):
-      placed = written.store(
-        entries.Entry(pathlib.Path(name), "row", data=name.encode())
-      )
-    written.name(placed.image, "train", copy=False)
+      image = entries.Contents(pathlib.Path(name), b"")
+      placed = written.store(entries.Entry((image,), "row"))
+    written.name(placed.images[0], "train", copy=False)
   assert list(everything(tmp_path / "out")) == ["images/train/b.png"]
 
 

@@ -27,7 +27,7 @@ def thing(box, label="cat", **arguments):
 
 def detect(image, *things, labels=("cat",), task="detect", encode=None, **more):
   problems = entries.Problems()
-  entry = entries.Entry(image, "x.json: image 1", objects=things, **more)
+  entry = entries.Entry((image,), "x.json: image 1", objects=things, **more)
   found = prompts.record(entry, task, problems, labels=labels, encode=encode)
   return found, problems.notes
 
@@ -208,8 +208,8 @@ def test_several_images(image):
   problems = entries.Problems()
   assert prompts.record(entry, "caption", problems)["suffix"] == "a"
   assert prompts.record(entry, "vqa", problems)["suffix"] == "c"
-  with pytest.raises(ValueError, match="image 1: 2 images, but boxes lie"):
-    detect((image, image), thing((1, 2, 3, 4)))
+  with pytest.raises(ValueError, match="x:1: 2 images, but boxes lie in"):
+    prompts.record(entry, "detect", problems)
   entry = entries.Entry((image, image.with_name("b.png")), "x:1", **more)
   with pytest.raises(ValueError, match=r"x:1: .* image .*b\.png"):
     prompts.record(entry, "caption", problems)
@@ -229,7 +229,7 @@ def test_names_that_no_file_can_have(name):
 def test_texts_that_utf_8_cannot_hold(task, image):
   bad = ("fine", "half \ud83d")
   entry = entries.Entry(
-    image, "x:1", captions=bad, question="q", answers=bad, fields={}
+    (image,), "x:1", captions=bad, question="q", answers=bad, fields={}
   )
   with pytest.raises(ValueError, match=r"x:1: the text .* half of a surrogate"):
     prompts.record(entry, task, entries.Problems())
@@ -265,7 +265,7 @@ def test_control_tokens_are_read_as_in_training(image):
   ],
 )
 def test_texts_that_training_refuses_are_noted(text, message, image):
-  entry = entries.Entry(image, "x:1", captions=(text,))
+  entry = entries.Entry((image,), "x:1", captions=(text,))
   problems = entries.Problems()
   assert prompts.record(entry, "caption", problems)["suffix"] == text
   ((what, (count, first)),) = problems.notes.items()
@@ -290,7 +290,7 @@ def test_further_fields_that_json_cannot_hold(image):
     "deep": deep,
   }
   problems = entries.Problems()
-  entry = entries.Entry(image, "x:1", captions=("a",), fields=fields)
+  entry = entries.Entry((image,), "x:1", captions=("a",), fields=fields)
   found = prompts.record(entry, "caption", problems)
   assert found.keys() == {"kept", "prefix", "suffix", "captions"}
   assert problems.notes == {

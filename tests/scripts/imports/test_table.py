@@ -163,7 +163,7 @@ def test_a_bad_row_takes_its_image_out(src, row, message):
   with pytest.raises(ValueError, match=f"t.csv:4: {message}"):
     read(src, text)
   found, problems = read(src, text, skip=True)
-  assert [x.image.name for x in found] == ["b.png"]
+  assert [x.images[0].name for x in found] == ["b.png"]
   assert len(problems.messages) == 1
 
 
@@ -201,7 +201,7 @@ def test_a_column_tells_the_split(src, header):
 def test_images_of_another_machine(src):
   text = "image,caption\nC:\\pets\\a.png,one\n/home/x/b.png,two\n"
   found, problems = read(src, text, "caption")
-  assert [x.image for x in found] == [
+  assert [x.images[0] for x in found] == [
     src.parent / x for x in ("a.png", "b.png")
   ]
   what = "paths of another machine, found by their end"

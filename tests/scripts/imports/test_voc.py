@@ -98,7 +98,7 @@ def test_images_are_found(tmp_path, name, file, noted):
   (tmp_path / f"._{file}").write_text("of macOS")
   write(tmp_path / "x.xml", name=name)
   found, problems = read(tmp_path)
-  assert [x.image for x in found] == [tmp_path / file]
+  assert [x.images[0] for x in found] == [tmp_path / file]
   assert len(problems.notes) == noted
 
 
@@ -122,7 +122,7 @@ def test_an_export_with_a_folder_for_each_split(tmp_path):
     draw(tmp_path / split / "a.png")
     write(tmp_path / split / "a.xml")
   found, _ = read(tmp_path)
-  assert {x.split: x.image for x in found} == {
+  assert {x.split: x.images[0] for x in found} == {
     "train": tmp_path / "train" / "a.png",
     "val": tmp_path / "valid" / "a.png",
     "test": tmp_path / "test" / "a.png",
@@ -139,7 +139,7 @@ def test_folders_of_voc_in_a_folder(tmp_path):
     (sets / "train.txt").write_text("a\r\na\r\n")
     (sets / "val.txt").write_text("b -1\n")
   found, problems = read(tmp_path)
-  assert [(x.split, x.image.stem) for x in found] == [
+  assert [(x.split, x.images[0].stem) for x in found] == [
     ("train", "a"),
     ("val", "b"),
     ("train", "a"),
@@ -154,7 +154,7 @@ def test_folders_in_small_letters(tmp_path):
   draw(tmp_path / "images" / "a.png")
   write(tmp_path / "annotations" / "a.xml")
   found, _ = read(tmp_path)
-  assert found[0].image == tmp_path / "images" / "a.png"
+  assert found[0].images[0] == tmp_path / "images" / "a.png"
 
 
 @pytest.mark.parametrize("size", [(0, 0), ("", ""), ("?", 97), (61.5, 97)])
@@ -216,7 +216,7 @@ def test_a_bad_object_takes_its_image_out(tmp_path, fields, message):
   with pytest.raises(ValueError, match=rf"a\.xml:.*{message}"):
     read(tmp_path)
   found, problems = read(tmp_path, skip=True)
-  assert [x.image.name for x in found] == ["b.png"]
+  assert [x.images[0].name for x in found] == ["b.png"]
   assert len(problems.messages) == 1
 
 

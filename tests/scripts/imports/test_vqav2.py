@@ -54,7 +54,7 @@ def test_ten_answers(prefix, tmp_path):
   ((entry,), labels, problems) = read(vqav2.read, src)
   assert entry.question == "Is it red?"
   assert entry.answers == (*["yes"] * 8, "no", "red")
-  assert entry.image == tmp_path / "COCO_train2014_000000000009.jpg"
+  assert entry.images[0] == tmp_path / "COCO_train2014_000000000009.jpg"
   assert entry.split == "train"
   assert entry.fields == {
     "question_id": 9000,
@@ -78,14 +78,14 @@ def test_ten_answers(prefix, tmp_path):
 def test_where_pictures_lie(name, tmp_path):
   path = picture(tmp_path / "coco" / name)
   ((entry,), _, _) = read(vqav2.read, write(tmp_path), tmp_path / "coco")
-  assert entry.image == path
+  assert entry.images[0] == path
 
 
 def test_abstract_scenes(tmp_path):
   scenes = questions("train2015") | {"data_type": "abstract_v002"}
   path = picture(tmp_path / "abstract_v002_train2015_000000000009.png")
   ((entry,), _, _) = read(vqav2.read, write(tmp_path, questioned=scenes))
-  assert entry.image == path
+  assert entry.images[0] == path
 
 
 def test_folders_have_several_splits(tmp_path):

@@ -92,7 +92,7 @@ def test_a_bad_line_takes_its_image_out(tmp_path, line, message):
   with pytest.raises(ValueError, match=rf"labels.a\.txt:2: {message}"):
     read(src)
   found, _, problems = read(src, skip=True)
-  assert [x.image.name for x in found] == ["b.png"]
+  assert [x.images[0].name for x in found] == ["b.png"]
   assert len(problems.messages) == 1
 
 
@@ -190,7 +190,7 @@ def test_folders_of_another_machine(tmp_path, place):
   src = make(tmp_path / "pets")
   write(src / "data.yaml", f"names: [cat]\ntrain: {place}")
   found, _, problems = read(src)
-  assert found[0].image == src / "train" / "images" / "a.jpg"
+  assert found[0].images[0] == src / "train" / "images" / "a.jpg"
   assert len(problems.notes) == ("pets" in place or ".." in place)
 
 
@@ -237,7 +237,7 @@ def test_lists_of_images(tmp_path, line):
   write(tmp_path / "lists" / "train.txt", f"{line}\r\n\r\n")
   write(tmp_path / "data.yaml", "names: [cat]\ntrain: lists/train.txt")
   found, _, _ = read(tmp_path)
-  assert found[0].image.is_file() and len(found[0].objects) == 1
+  assert found[0].images[0].is_file() and len(found[0].objects) == 1
 
 
 def test_a_folder_without_yaml(tmp_path):
