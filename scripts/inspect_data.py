@@ -24,7 +24,7 @@ from scripts.inspection import page, samples
 from trainers import command_line, datasets, evaluation, inputs
 
 
-def places(
+def datasets_of(
   config: ConfigDict,
 ) -> tuple[paligemma.Tokenizer, list[datasets.Dataset]]:
   """The tokenizer, and all that is read: training data, then evaluators.
@@ -52,60 +52,60 @@ def inspect(
   title: str = "data",
   decode: objects.DecodeMasks | None = None,
 ) -> tuple[str, list[str]]:
-  """The HTML, with `num` examples of each place, and a line about each.
+  """The HTML, with `num` examples of each dataset, and a line about each.
 
   Masks are drawn with `decode`.
 
   Raises:
-    ValueError: as `places`.
+    ValueError: as `datasets_of`.
   """
   if num < 1:
     raise ValueError(f"--num is {num}, expected at least 1 example")
-  tok, found = places(config)
+  tok, found = datasets_of(config)
   sections, lines = [], []
-  for place in found:
-    indices = sorted(samples.draw(place, num))
-    shown = [samples.look(place, tok, index) for index in indices]
-    lengths = samples.measure(place, tok)
+  for dataset in found:
+    indices = sorted(samples.draw(dataset, num))
+    shown = [samples.look(dataset, tok, index, decode) for index in indices]
+    lengths = samples.measure(dataset, tok)
     sections.append(
       page.section(
-        place.name,
-        _facts(place, shown, lengths),
-        _charts(place, lengths),
-        [page.card(sample, decode) for sample in shown],
+        dataset.name,
+        _facts(dataset, shown, lengths),
+        _charts(dataset, lengths),
+        [page.card(sample) for sample in shown],
       )
     )
-    lines.append(_summary(place, shown, lengths))
+    lines.append(_summary(dataset, shown, lengths))
   return page.page(title, sections), lines
 
 
-def _room(place):
+def _room(dataset):
   """Most tokens of prompt and answer that fit."""
-  return place.preprocess.text_len + place.preprocess.train
+  return dataset.preprocess.text_len + dataset.preprocess.train
 
 
-def _charts(place, lengths):
+def _charts(dataset, lengths):
   prompts, both = lengths.prompts, lengths.prompts + lengths.answers
-  second = ("tokens of prompt and answer", both, _room(place))
-  if place.decodes:
-    second = ("tokens of the answer", lengths.answers, place.max_answer)
-  first = ("tokens of the prompt", prompts, place.preprocess.text_len)
+  second = ("tokens of prompt and answer", both, _room(dataset))
+  if dataset.decodes:
+    second = ("tokens of the answer", lengths.answers, dataset.max_answer)
+  first = ("tokens of the prompt", prompts, dataset.preprocess.text_len)
   return [page.histogram(*chart) for chart in (first, second)]
 
 
-def _facts(place, shown, lengths):
+def _facts(dataset, shown, lengths):
   """The table at the head of a section."""
-  through, total = place.preprocess, len(lengths.prompts)
+  through, total = dataset.preprocess, len(lengths.prompts)
   frames = f"{through.frames} frames of " if through.frames else ""
   rows = [
-    ("source", f"{place.source}, {len(place.source):,} examples"),
+    ("source", f"{dataset.source}, {len(dataset.source):,} examples"),
     ("ops", ", ".join(map(str, through.ops)) or "none"),
     ("image", f"{frames}{through.res}x{through.res}, resize {through.resize}"),
     ("text_len", f"{through.text_len}, too_long {through.too_long}"),
     ("measured", f"{total:,} examples"),
     ("cannot be used", _of(sum(bool(s.problem) for s in shown), len(shown))),
     ("cannot be measured", str(lengths.bad)),
-    ("too long", _of(too_long(place, lengths), total)),
+    ("too long", _of(too_long(dataset, lengths), total)),
   ]
   if not lengths.bad:
     del rows[-2]
@@ -118,22 +118,22 @@ def _facts(place, shown, lengths):
   return rows
 
 
-def too_long(place: datasets.Dataset, lengths: samples.Lengths) -> int:
+def too_long(dataset: datasets.Dataset, lengths: samples.Lengths) -> int:
   """How many of the measured examples do not fit."""
-  if place.decodes:
-    over = lengths.prompts > place.preprocess.text_len
+  if dataset.decodes:
+    over = lengths.prompts > dataset.preprocess.text_len
     # An answer of just so many tokens is complete, though without its eos.
-    return int((over | (lengths.answers - 1 > place.max_answer)).sum())
-  over = lengths.prompts + lengths.answers > _room(place)
+    return int((over | (lengths.answers - 1 > dataset.max_answer)).sum())
+  over = lengths.prompts + lengths.answers > _room(dataset)
   return int(over.sum())
 
 
-def _summary(place, shown, lengths):
+def _summary(dataset, shown, lengths):
   """The line that the command prints."""
   bad = sum(bool(sample.problem) for sample in shown)
   return (
-    f"{place.name}: {len(place.source):,} examples, {len(shown)} shown, {bad} "
-    f"of these cannot be used; {too_long(place, lengths)} of "
+    f"{dataset.name}: {len(dataset.source):,} examples, {len(shown)} shown, "
+    f"{bad} of these cannot be used; {too_long(dataset, lengths)} of "
     f"{len(lengths.prompts):,} are too long"
   )
 

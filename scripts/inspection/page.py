@@ -3,18 +3,16 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from paligemma.data import location
-from paligemma.data import masks as masks_lib
+from paligemma.data import drawing, objects
 from scripts.inspection.samples import Sample
 
-SIDE = 224  # most pixels of a picture on the page
+SIDE = 336  # pixels of an image on the page, of several half as many
 BARS = 40  # of a histogram
-COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080")
 
 _STYLE = """
 body { font: 14px/1.45 system-ui, sans-serif; margin: 2em; color: #222;
@@ -29,8 +27,6 @@ td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; }
 .bad { border-color: #c00; color: #900; }
 .where { color: #777; font-size: 12px; }
 .frames { display: flex; flex-wrap: wrap; gap: 2px; }
-.picture { position: relative; display: inline-block; line-height: 0; }
-.picture svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .tokens span { font: 12px/1.7 ui-monospace, monospace; white-space: pre-wrap;
   border-radius: 2px; padding: 1px; margin: 1px; }
 .prompt { background: #d7e5fb; }
@@ -118,19 +114,16 @@ def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
   )
 
 
-def card(
-  sample: Sample, decode: Callable[[np.ndarray], np.ndarray] | None = None
-) -> str:
-  """One example; masks are drawn by `decode`, see inspect_data.inspect."""
+def card(sample: Sample) -> str:
+  """One example: images with objects, texts and tokens, or its error."""
   where = f'<p class="where">{sample.index}: {_text(sample.where)}</p>'
   if sample.problem:
     return f'<div class="card bad">{where}<p>{_text(sample.problem)}</p></div>'
+  side = SIDE if len(sample.frames) == 1 else SIDE // 2
   # What is located is in the first image; which of several cannot be said.
-  overlays = [_overlay(sample, decode)] + [""] * (len(sample.frames) - 1)
-  pictures = "".join(
-    _picture(frame, overlay, len(sample.frames))
-    for frame, overlay in zip(sample.frames, overlays, strict=True)
-  )
+  first, *others = sample.frames
+  images = _picture(first, list(sample.objects), side)
+  images += "".join(_picture(frame, [], side) for frame in others)
   tokens = "".join(
     f'<span class="{token.kind}">{_visible(token.text)}</span>'
     for token in sample.tokens
@@ -139,69 +132,26 @@ def card(
     tokens += f'<span class="padding">{sample.padding} of padding</span>'
   cut = " (cut to fit)" if sample.truncated else ""
   answers = " | ".join(sample.answers) if sample.answers else "none"
-  problems = "".join(
-    f"<p>{_text(obj.label or 'object')}: {_text(obj.problem)}</p>"
-    for obj in sample.objects
-    if obj.problem
-  )
+  malformed = "".join(f"<p>{_text(what)}</p>" for what in sample.malformed)
   return (
-    f'<div class="card">{where}<div class="frames">{pictures}</div>'
+    f'<div class="card">{where}<div class="frames">{images}</div>'
     f"<p><b>prompt</b> {_text(sample.prefix)}</p>"
-    f"<p><b>answer</b>{cut} {_text(answers)}</p>{problems}"
+    f"<p><b>answer</b>{cut} {_text(answers)}</p>{malformed}"
     f'<p class="tokens">{tokens}</p></div>\n'
   )
 
 
-def _picture(pixels, overlay, count):
-  side = min(SIDE, len(pixels)) if count == 1 else min(SIDE // 2, len(pixels))
-  small = Image.fromarray(pixels).resize((side, side), Image.Resampling.BOX)
+def _picture(frame, located, side):
+  picture = drawing.enlarge(Image.fromarray(frame), side)
+  new = picture.height, picture.width
+  drawing.draw_objects(picture, objects.resize(located, frame.shape[:2], new))
   file = io.BytesIO()
-  small.save(file, "JPEG", quality=85)
-  shown = side if count > 1 else SIDE
-  return (
-    f'<div class="picture"><img width="{shown}" height="{shown}" alt="" '
-    f'src="{_data_url(file, "jpeg")}">{overlay}</div>'
-  )
-
-
-def _overlay(sample, decode):
-  """Boxes, labels and masks, in an SVG whose unit is a pixel of the image."""
-  if not sample.objects:
-    return ""
-  side = len(sample.frames[0])
-  drawn = []
-  for i, obj in enumerate(sample.objects):
-    colour = COLOURS[i % len(COLOURS)]
-    if decode is not None and obj.codes is not None and not obj.problem:
-      drawn.append(_mask(obj, side, colour, decode))
-    y0, x0, y1, x1 = obj.box
-    label = f"<title>{_text(obj.label)}</title>"
-    drawn.append(
-      f'<rect x="{x0:.2f}" y="{y0:.2f}" width="{x1 - x0:.2f}" '
-      f'height="{y1 - y0:.2f}" fill="none" stroke="{colour}" '
-      f'stroke-width="{side / 112:.2f}">{label}</rect>'
-      f'<text x="{x0 + side / 100:.2f}" y="{y0 + side / 18:.2f}" '
-      f'font-size="{side / 20:.2f}" fill="{colour}" stroke="#fff" '
-      f'stroke-width="{side / 150:.2f}" paint-order="stroke">'
-      f"{_text(obj.label)}</text>"
-    )
-  return f'<svg viewBox="0 0 {side} {side}">{"".join(drawn)}</svg>'
-
-
-def _mask(obj: location.Object, side, colour, decode):
-  (decoded,) = np.asarray(decode(np.array([obj.codes], np.int32)))
-  inside = masks_lib.paste(decoded, obj.box, (side, side)) > 0.5
-  pixels = np.zeros((side, side, 4), np.uint8)
-  pixels[inside] = (*bytes.fromhex(colour[1:]), 110)
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "PNG")
-  url = _data_url(file, "png")
-  return f'<image width="{side}" height="{side}" href="{url}"/>'
-
-
-def _data_url(file, kind):
+  picture.save(file, "JPEG", quality=85)
   data = base64.b64encode(file.getvalue()).decode()
-  return f"data:image/{kind};base64,{data}"
+  return (
+    f'<img width="{side}" height="{side}" alt="" '
+    f'src="data:image/jpeg;base64,{data}">'
+  )
 
 
 def _visible(text):

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from paligemma.data import example_fields, location, sequence, tokenizer
+from paligemma.data import objects as objects_lib
 from trainers.datasets import Dataset
 
-MEASURED = 1000  # examples of a place whose texts are measured, at most
+MEASURED = 1000  # examples of a dataset whose texts are measured, at most
 SECONDS = 20.0  # that it may take, as where ops decode videos
 _LONG = 1 << 15  # tokens; no text is longer
 
@@ -24,10 +25,10 @@ class Token:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """An example of a place."""
+  """An example of a dataset."""
 
-  index: int  # its place in the source
-  where: str  # the place that errors name
+  index: int  # its position in the source
+  where: str  # the file and line that errors name
   problem: str = ""  # why there is nothing else, "" if nothing is wrong
   frames: tuple[np.ndarray, ...] = ()  # uint8[res, res, 3] of each image
   prefix: str = ""  # the prompt
@@ -36,8 +37,9 @@ class Sample:
   tokens: tuple[Token, ...] = ()  # of the sequence
   padding: int = 0  # number of further positions
   truncated: bool = False  # whether the answer was cut
-  # what the text of prompt and answer locates, in pixels of a frame
-  objects: tuple[location.Object, ...] = ()
+  # in prompt and answer, in pixels of a frame
+  objects: tuple[objects_lib.Object, ...] = ()
+  malformed: tuple[str, ...] = ()  # what is wrong with further ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +51,34 @@ class Lengths:
   bad: int  # number of further examples, which could not be read
 
 
-def draw(place: Dataset, count: int) -> list[int]:
+def draw(dataset: Dataset, count: int) -> list[int]:
   """Indices of at most so many random examples, always the same."""
-  size = min(len(place.source), place.limit or len(place.source))
+  size = min(len(dataset.source), dataset.limit or len(dataset.source))
   rng = np.random.default_rng(0)
   return rng.choice(size, min(count, size), replace=False).tolist()
 
 
-def look(place: Dataset, tok: tokenizer.Tokenizer, index: int) -> Sample:
-  """One example, prepared by the ops and preprocessing of a run."""
-  where = f"{place.name} [{index}]"
+def look(
+  dataset: Dataset,
+  tok: tokenizer.Tokenizer,
+  index: int,
+  decode: objects_lib.DecodeMasks | None = None,
+) -> Sample:
+  """One example, prepared by the ops and preprocessing of a run.
+
+  Objects have masks where there is a `decode`.
+  """
+  where = f"{dataset.name} [{index}]"
   try:
-    example = place.example(index)
+    example = dataset.example(index)
     where = example_fields.where(example)
-    prepared = place.prepare(example, index)
+    prepared = dataset.prepare(example, index)
     # Random ops choose the same again.
-    row = place.preprocess(example, np.random.default_rng(index))
+    row = dataset.preprocess(example, np.random.default_rng(index))
   except ValueError as error:
     return Sample(index, where, problem=str(error))
-  answers = _answers(place, prepared)
+  answers = _answers(dataset, prepared)
+  texts, size = [prepared["prefix"], *answers[:1]], row["image"].shape[-3:-1]
   return Sample(
     index,
     where,
@@ -77,12 +88,22 @@ def look(place: Dataset, tok: tokenizer.Tokenizer, index: int) -> Sample:
     tokens=_tokens(row, tok),
     padding=int((~row["mask_input"].astype(bool)).sum()),
     truncated=bool(row.get("truncated", False)),
-    objects=_located([prepared["prefix"], *answers[:1]], row["image"].shape),
+    objects=tuple(
+      obj
+      for text in texts
+      for obj in objects_lib.parse(text, size, decode=decode)
+    ),
+    malformed=tuple(
+      f"{obj.label or 'object'}: {obj.problem}"
+      for text in texts
+      for obj in location.parse(text, size)
+      if obj.box and obj.problem
+    ),
   )
 
 
 def measure(
-  place: Dataset, tok: tokenizer.Tokenizer, count: int = MEASURED
+  dataset: Dataset, tok: tokenizer.Tokenizer, count: int = MEASURED
 ) -> Lengths:
   """Lengths of texts of so many examples at most, whether they fit or not.
 
@@ -90,13 +111,13 @@ def measure(
   """
   prompts, answers, bad = [], [], 0
   end = time.perf_counter() + SECONDS
-  for index in draw(place, count):
+  for index in draw(dataset, count):
     if time.perf_counter() > end:
       break
     try:
-      prepared = place.prepare(place.example(index), index)
+      prepared = dataset.prepare(dataset.example(index), index)
       prefix = example_fields.text(prepared, "prefix")
-      texts = _answers(place, prepared)
+      texts = _answers(dataset, prepared)
     except ValueError:
       bad += 1
       continue
@@ -107,8 +128,8 @@ def measure(
   return Lengths(np.array(prompts, int), np.array(answers, int), bad)
 
 
-def _answers(place, prepared) -> tuple[str, ...]:
-  value: Any = prepared.get(place.answer_key)
+def _answers(dataset, prepared) -> tuple[str, ...]:
+  value: Any = prepared.get(dataset.answer_key)
   values = value if isinstance(value, list) else [value]
   return tuple(str(v) for v in values if isinstance(v, str | int | float))
 
@@ -136,9 +157,3 @@ def _tokens(row, tok):
 def _piece(tok, i):
   special = {tok.pad_id: "<pad>", tok.bos_id: "<bos>", tok.eos_id: "<eos>"}
   return special.get(i) or tok.decode([i])
-
-
-def _located(texts, shape):
-  size = shape[-3:-1]
-  found = [obj for text in texts for obj in location.parse(text, size)]
-  return tuple(obj for obj in found if obj.box is not None)

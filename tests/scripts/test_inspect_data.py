@@ -1,6 +1,7 @@
 """The page shows what a run would see, and each example that it cannot use."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -111,14 +112,14 @@ def config_of(folder, **changes):
   return tiny_config.get_config(argument(folder, **changes))
 
 
-def place_of(config, name="train.main"):
-  tok, found = inspect_data.places(config)
-  return tok, next(place for place in found if place.name == name)
+def dataset_of(config, name="train.main"):
+  tok, found = inspect_data.datasets_of(config)
+  return tok, next(dataset for dataset in found if dataset.name == name)
 
 
-def test_places_are_the_training_data_and_all_evaluators(folder):
-  _, found = inspect_data.places(config_of(folder))
-  assert [place.name for place in found] == [
+def test_datasets_are_the_training_data_and_all_evaluators(folder):
+  _, found = inspect_data.datasets_of(config_of(folder))
+  assert [dataset.name for dataset in found] == [
     "train.main",
     "evals.pplx",
     "evals.val",
@@ -133,9 +134,9 @@ def test_a_config_without_evaluators(folder):
 
 
 def test_tokens_tell_prompt_answer_and_padding(folder):
-  tok, place = place_of(config_of(folder))
-  sample = samples.look(place, tok, 3)
-  row = place.preprocess(place.source[3], np.random.default_rng(3))
+  tok, dataset = dataset_of(config_of(folder))
+  sample = samples.look(dataset, tok, 3)
+  row = dataset.preprocess(dataset.source[3], np.random.default_rng(3))
   supervised = row["mask_loss"].astype(bool)
   kinds = [token.kind for token in sample.tokens]
   expected = np.where(supervised, "supervised", "prompt")
@@ -149,8 +150,8 @@ def test_tokens_tell_prompt_answer_and_padding(folder):
 
 
 def test_what_is_to_be_predicted_is_not_among_the_tokens(folder):
-  tok, place = place_of(config_of(folder), "evals.val")
-  sample = samples.look(place, tok, 3)
+  tok, dataset = dataset_of(config_of(folder), "evals.val")
+  sample = samples.look(dataset, tok, 3)
   assert {token.kind for token in sample.tokens} == {"prompt"}
   assert sample.tokens[-1].text == "\n"
   assert sample.answers == (read(folder)[3]["suffix"],)
@@ -161,8 +162,8 @@ def test_tokens_of_the_answer_that_are_not_in_the_loss(folder):
   config.train.ops = (
     lambda example, rng: {**example, "unsupervised": [(0, 18)]},
   )
-  tok, place = place_of(config)
-  kinds = [token.kind for token in samples.look(place, tok, 3).tokens]
+  tok, dataset = dataset_of(config)
+  kinds = [token.kind for token in samples.look(dataset, tok, 3).tokens]
   assert kinds == ["prompt"] * 5 + ["answer"] * 2 + ["supervised"] * 5
 
 
@@ -175,9 +176,9 @@ def test_pieces_keep_their_spaces(tokenizer):
 
 
 def test_frames_are_the_images_of_the_row(folder):
-  tok, place = place_of(config_of(folder))
-  row = place.preprocess(place.source[5], np.random.default_rng(5))
-  (frame,) = samples.look(place, tok, 5).frames
+  tok, dataset = dataset_of(config_of(folder))
+  row = dataset.preprocess(dataset.source[5], np.random.default_rng(5))
+  (frame,) = samples.look(dataset, tok, 5).frames
   assert frame.shape == (RES, RES, 3) and frame.dtype == np.uint8
   np.testing.assert_allclose(
     frame / 127.5 - 1, row["image"], atol=1 / 255 + 1e-6
@@ -185,11 +186,11 @@ def test_frames_are_the_images_of_the_row(folder):
 
 
 def test_boxes_lie_on_what_they_name(folder):
-  tok, place = place_of(config_of(folder))
+  tok, dataset = dataset_of(config_of(folder))
   for index in (0, 10):
-    sample = samples.look(place, tok, index)
+    sample = samples.look(dataset, tok, index)
     (thing,) = sample.objects
-    y0, x0, y1, x1 = (round(corner) for corner in thing.box)
+    y0, x0, y1, x1 = (round(corner) for corner in thing["box"])
     blue = sample.frames[0][..., 2] > 127
     inside = np.zeros_like(blue)
     inside[y0:y1, x0:x1] = True
@@ -201,8 +202,8 @@ def test_random_ops_choose_alike_for_text_and_image(folder):
   config.train.ops = (
     lambda example, rng: {**example, "prefix": f"detect {rng.integers(10**6)}"},
   )
-  tok, place = place_of(config)
-  sample = samples.look(place, tok, 2)
+  tok, dataset = dataset_of(config)
+  sample = samples.look(dataset, tok, 2)
   assert "".join(t.text for t in sample.tokens).startswith(
     f"<bos>{sample.prefix}\n"
   )
@@ -214,8 +215,8 @@ def test_lengths(folder):
   lines[6]["suffix"] = "1 " * 50
   lines[7]["prefix"] = 5
   write(folder, "train", lines)
-  tok, place = place_of(config_of(folder))
-  lengths = samples.measure(place, tok)
+  tok, dataset = dataset_of(config_of(folder))
+  lengths = samples.measure(dataset, tok)
   assert lengths.bad == 1
   assert len(lengths.prompts) == 10
   expected = sorted(
@@ -228,13 +229,13 @@ def test_lengths(folder):
   )
   found = zip(lengths.prompts.tolist(), lengths.answers.tolist(), strict=True)
   assert sorted(found) == expected
-  assert inspect_data.too_long(place, lengths) == 2
+  assert inspect_data.too_long(dataset, lengths) == 2
 
 
 def test_measuring_ends_in_time(folder, monkeypatch):
-  tok, place = place_of(config_of(folder))
+  tok, dataset = dataset_of(config_of(folder))
   monkeypatch.setattr(samples, "SECONDS", -1.0)
-  assert not len(samples.measure(place, tok).prompts)
+  assert not len(samples.measure(dataset, tok).prompts)
   text, _ = inspect_data.inspect(config_of(folder), num=1)
   assert Page(text).images  # without histograms
 
@@ -242,13 +243,13 @@ def test_measuring_ends_in_time(folder, monkeypatch):
 def test_what_is_too_long_to_be_decoded(folder):
   config = config_of(folder)
   config.evals.val.max_decode_len = 5
-  tok, place = place_of(config, "evals.val")
-  lengths = samples.measure(place, tok)
+  tok, dataset = dataset_of(config, "evals.val")
+  lengths = samples.measure(dataset, tok)
   assert set(lengths.answers.tolist()) == {7}
-  assert inspect_data.too_long(place, lengths) == 11
+  assert inspect_data.too_long(dataset, lengths) == 11
   config.evals.val.max_decode_len = 6  # all but the end of the answer
-  tok, place = place_of(config, "evals.val")
-  assert inspect_data.too_long(place, lengths) == 0
+  tok, dataset = dataset_of(config, "evals.val")
+  assert inspect_data.too_long(dataset, lengths) == 0
 
 
 def test_examples_that_cannot_be_used_are_shown_with_their_error(folder):
@@ -273,9 +274,9 @@ def test_truncated_answers_are_marked(folder):
   write(folder, "train", lines)
   config = config_of(folder)
   config.train.too_long = "truncate"
-  tok, place = place_of(config)
-  assert samples.look(place, tok, 0).truncated
-  assert not samples.look(place, tok, 1).truncated
+  tok, dataset = dataset_of(config)
+  assert samples.look(dataset, tok, 0).truncated
+  assert not samples.look(dataset, tok, 1).truncated
   text, _ = inspect_data.inspect(config)
   assert "(cut to fit)" in text
 
@@ -285,7 +286,7 @@ def test_page_stands_alone(folder):
   shown = Page(text)
   assert len(shown.images) == 3 * 4
   for url in shown.images:
-    assert opened(url).shape == (RES, RES, 3)
+    assert opened(url).shape == (page.SIDE, page.SIDE, 3)
   assert "a & b" in shown.texts
   assert "script" not in text and "http" not in text
   kinds = [kind for kind, _ in shown.spans[4:]]  # behind the legend
@@ -303,13 +304,23 @@ def test_texts_of_the_data_are_escaped(folder):
   assert "<b>1</b>" not in text
 
 
+def drawn_in(sample):
+  """Which pixels of an image of RES pixels the objects of a card change."""
+  bare = dataclasses.replace(sample, objects=())
+  shown, before = (
+    opened(Page(page.card(x)).images[0]).astype(int) for x in (sample, bare)
+  )
+  changed = np.abs(shown - before).max(-1) > 32
+  scale = page.SIDE // RES
+  return changed.reshape(RES, scale, RES, scale).any((1, 3))
+
+
 def test_boxes_are_drawn(folder):
-  text, _ = inspect_data.inspect(config_of(folder), num=11)
-  boxes = [a for tag, a in Page(text).shapes if a.get("fill") == "none"]
-  assert len(boxes) == 3 * 11
-  first = {k: float(boxes[0][k]) for k in ("x", "y", "width", "height")}
-  expected = {"x": 14, "y": 0, "width": 14, "height": 14}
-  assert first == pytest.approx(expected, abs=RES / 1023)
+  tok, dataset = dataset_of(config_of(folder))
+  drawn = drawn_in(samples.look(dataset, tok, 0))
+  assert drawn[0, 14:].all() and drawn[13, 15:].all()
+  assert drawn[:14, 14].all() and drawn[:14, 27].all()
+  assert not drawn[3:11, 17:25].any() and not drawn[:, :12].any()
 
 
 def test_masks_are_drawn_in_their_boxes(folder):
@@ -326,16 +337,23 @@ def test_masks_are_drawn_in_their_boxes(folder):
     mask[:, :32] = 1  # the upper half
     return mask
 
-  tok, place = place_of(config_of(folder))
-  sample = samples.look(place, tok, 0)
-  assert page.card(sample).count("<image") == 0
-  shown = Page(page.card(sample, decode))
+  tok, dataset = dataset_of(config_of(folder))
+  assert not drawn_in(samples.look(dataset, tok, 0))[3:6, 17:25].any()
+  drawn = drawn_in(samples.look(dataset, tok, 0, decode))
   np.testing.assert_array_equal(seen[0], [range(16)])
-  (url,) = [url for url in shown.images if "image/png" in url]
-  opaque = opened(url)[..., 3] > 0
-  expected = np.zeros((RES, RES), bool)
-  expected[:7, 14:] = True
-  np.testing.assert_array_equal(opaque, expected)
+  assert drawn[:7, 14:].all() and not drawn[8:12, 17:25].any()
+
+
+def test_boxes_without_area_are_named(folder):
+  lines = read(folder)
+  for line in lines:
+    line["suffix"] += " ; <loc0500><loc0500><loc0500><loc0600> 2"
+  write(folder, "train", lines)
+  tok, dataset = dataset_of(config_of(folder))
+  sample = samples.look(dataset, tok, 0)
+  assert len(sample.objects) == 1
+  assert sample.malformed == ("2: box without area",)
+  assert "2: box without area" in Page(page.card(sample)).texts
 
 
 @pytest.mark.parametrize(
@@ -372,12 +390,11 @@ def test_frames_of_a_video(folder):
   config.train.ops = (
     lambda example, rng: {**example, "image": [example["image"]] * 3},
   )
-  tok, place = place_of(config)
-  sample = samples.look(place, tok, 0)
+  tok, dataset = dataset_of(config)
+  sample = samples.look(dataset, tok, 0)
   assert not sample.problem and len(sample.frames) == 3
   text = page.card(sample)
   assert len(Page(text).images) == 3
-  assert text.count("<svg") == 1  # boxes are in the first
 
 
 def test_several_answers(folder):
@@ -386,12 +403,12 @@ def test_several_answers(folder):
   config = config_of(folder)
   config.evals.val.answer_key = "answers"
   config.evals.val.ops = (text_ops.Format("detect {prefix}"),)
-  tok, place = place_of(config, "evals.val")
-  sample = samples.look(place, tok, 0)
+  tok, dataset = dataset_of(config, "evals.val")
+  sample = samples.look(dataset, tok, 0)
   assert sample.answers == ("1 1 1", "2")
   assert sample.prefix == "detect detect 1"
   # The shortest will do.
-  assert samples.measure(place, tok).answers[0] == len(tok.encode("2")) + 1
+  assert samples.measure(dataset, tok).answers[0] == len(tok.encode("2")) + 1
 
 
 def command(monkeypatch, config, *arguments):
