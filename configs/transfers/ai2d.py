@@ -6,15 +6,14 @@ is about parts with letters, these are drawn on the image in the data set.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
+from configs.transfers.published import make, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   fields = {"possible_answers": "choices"}
   return make(
-    arg,
+    argument,
     train=tfds("ai2d", "train[:-1024]", final="train", fields=fields),
     evals={
       "minival": tfds("ai2d", "train[-1024:]", fields=fields),
@@ -22,8 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     },
     text_len=128,
     ops=(text_ops.MultipleChoice("choices"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
-    metric="vqa",
     eval_antialias=False,
     total_epochs=10.0,
     learning_rate=1e-5,

@@ -5,22 +5,19 @@ Fields: image, question, direct_answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
+from configs.transfers.published import make, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   return make(
-    arg,
+    argument,
     train=tfds("aokvqa", "train", final="train+val"),
     evals={
       "val": tfds("aokvqa", "val"),
       "test": tfds("aokvqa", "test", last=True, hidden=True),
     },
-    ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),
-    metric="vqa",
     batch_size=128,
     eval_batch_size=256,
     total_epochs=10.0,

@@ -6,16 +6,15 @@ from 0).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
+from configs.transfers.published import make, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   choices = {"multiple_choice_possible_answers": "choices"}
   fields = choices | {"multiple_choice_correct_idx": "correct"}
   return make(
-    arg,
+    argument,
     train=tfds("aokvqa", "train", final="train+val", fields=fields),
     evals={
       "val": tfds("aokvqa", "val", fields=fields),
@@ -24,8 +23,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=128,
     ops=(text_ops.MultipleChoice("choices"),),
     score_ops=(text_ops.Pick("choices", "correct", "answer"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
-    metric="vqa",
     batch_size=128,
     eval_batch_size=256,
     total_epochs=15.0,

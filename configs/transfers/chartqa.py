@@ -30,7 +30,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     },
     text_len=48,
     ops=(text_ops.Copy("question", "prefix"),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
     metric="chartqa",
     total_epochs=30.0,
     learning_rate=1e-5,

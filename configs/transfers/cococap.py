@@ -45,7 +45,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "nocaps": tfds("nocaps", "val", fields={"texts": "captions"}),
     },
     **CAPTIONS,
-    metric="captions",
     sampler="beam(beam_size=2)",
     augment=crop(arg),
     antialias=False,

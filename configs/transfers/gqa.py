@@ -6,7 +6,7 @@ the answers in English; those of more tokens than text_len are cut.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWER, at, make, parse, tfds
+from configs.transfers.published import at, make, parse, tfds
 
 LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 
@@ -21,8 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "testdev": tfds("gqa", "testdev_balanced", last=True),
       **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
     },
-    **ANSWER,
-    metric="vqa",
     tune=at(arg.res, {224: "full", 448: "decoder"}),
     antialias=False,
     total_epochs=1.0,

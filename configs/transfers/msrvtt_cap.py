@@ -5,8 +5,7 @@ Fields: video, captions (a list).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import of_video
-from paligemma.data import text_ops
+from configs.transfers.published import VIDEO_CAPTIONS, of_video
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -16,9 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     num_frames=16,
     stride=9,
     text_len=32,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(text_ops.Choice("captions", "suffix"),),
-    metric="captions",
+    **VIDEO_CAPTIONS,
     tune="decoder",
     total_epochs=20.0,
     learning_rate=1e-5,

@@ -5,7 +5,7 @@ Fields: video, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWER, of_video
+from configs.transfers.published import of_video
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -14,8 +14,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data="data/msvd_qa",
     num_frames=8,
     stride=26,
-    **ANSWER,
-    metric="vqa",
     total_epochs=1.0,
     learning_rate=3e-6,
     weight_decay=3e-7,

@@ -28,7 +28,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     text_len=64,
     ops=(text_ops.Format("answer en {sentence}"),),
     answer_ops=(text_ops.Copy("label", "suffix"),),
-    metric="vqa",
     antialias=False,
     frames=2,
     total_epochs=at(arg.res, {224: 3.0, 448: 10.0}),

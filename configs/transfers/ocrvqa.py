@@ -5,7 +5,7 @@ Fields: image, question, answer.
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWER, at, make, parse, tfds
+from configs.transfers.published import at, make, parse, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -17,7 +17,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
       "minival": tfds("ocrvqa_id", "val[:20000]"),
       "test": tfds("ocrvqa_id", "test", last=True),
     },
-    **ANSWER,
     metric="vqa(lower=True)",
     batch_size=128,
     eval_batch_size=256,

@@ -5,20 +5,18 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWERS, make, parse, tfds
+from configs.transfers.published import ANSWERS, make, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   return make(
-    arg,
+    argument,
     train=tfds("okvqa", "train[:-10%]", final="train"),
     evals={
       "minival": tfds("okvqa", "train[-10%:]"),
       "val": tfds("okvqa", "val"),
     },
     **ANSWERS,
-    metric="vqa",
     batch_size=128,
     total_epochs=10.0,
     learning_rate=5e-6,

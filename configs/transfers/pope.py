@@ -25,7 +25,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evals=sets,
     text_len=48,
     ops=(text_ops.Format(arg.prefix),),
-    answer_ops=(text_ops.Copy("answer", "suffix"),),
     metric="pope",
     eval_batch_size=256,
     antialias=False,

@@ -46,16 +46,17 @@ from paligemma import registry
 from paligemma.data import text_ops, video
 from paligemma.data.preprocess import Op
 
-# Prompt and answer of the usual fields: arguments of `make`.
-_QUESTION = text_ops.Format("answer en {question}")
-ANSWER = dict(ops=(_QUESTION,), answer_ops=(text_ops.Copy("answer", "suffix"),))
+# Where an image has several answers or captions: arguments of `make`.
 ANSWERS = dict(
-  ops=(_QUESTION,),
-  answer_ops=(text_ops.Choice("answers", "suffix", replace=False),),
+  answer_ops=(text_ops.Choice("answers", "suffix", replace=False),)
 )
 CAPTIONS = dict(
   ops=(text_ops.Format("caption en"),),
   answer_ops=(text_ops.Choice("captions", "suffix", replace=False),),
+  metric="captions",
+)
+VIDEO_CAPTIONS = CAPTIONS | dict(
+  answer_ops=(text_ops.Choice("captions", "suffix"),)
 )
 
 
@@ -128,12 +129,12 @@ def at(res: int, values: dict[int, Any]) -> Any:
 
 
 def make(
-  arg: SimpleNamespace,
+  arg: SimpleNamespace | str | None,
   *,
   text_len: int = 32,
-  ops: tuple[Op, ...],
-  answer_ops: tuple[Op, ...],
-  metric: str,
+  ops: tuple[Op, ...] = (text_ops.Format("answer en {question}"),),
+  answer_ops: tuple[Op, ...] = (text_ops.Copy("answer", "suffix"),),
+  metric: str = "vqa",
   answer_key: str | None = None,
   lower: bool = False,
   score_ops: tuple[Op, ...] = (),
@@ -149,10 +150,11 @@ def make(
   dropout: float = 0.0,
   **values: Any,
 ) -> ConfigDict:
-  """Makes the config of a transfer.
+  """Makes the config of a transfer, by default of questions with one answer.
 
   Args:
-    arg: what `parse` returned; one with num_frames and stride is of videos.
+    arg: what `parse` returned, or the argument to parse, where a transfer has
+      none of its own; one with num_frames and stride is of videos.
     text_len: of prompt and answer, in tokens.
     ops: in training and evaluation; they write the prompt.
     answer_ops: in training and for the perplexity; they write the answer.
@@ -173,6 +175,8 @@ def make(
     dropout: in the decoder.
     **values: of the config, such as total_epochs and learning_rate.
   """
+  if not isinstance(arg, SimpleNamespace):
+    arg = parse(arg)
   tune = arg.tune or tune
   init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
   config = forkme.get_config(

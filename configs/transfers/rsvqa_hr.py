@@ -6,14 +6,13 @@ Fields: image, question, answers (a list), question_type ("comp", "presence",
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWERS, make, parse, tfds
+from configs.transfers.published import ANSWERS, make, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   name = "rsvqa_hr/nonum"
   return make(
-    arg,
+    argument,
     train=tfds(name, "train", final="train+val"),
     evals={
       "val": tfds(name, "val", last=True),

@@ -5,17 +5,16 @@ Fields: image, caption (lower case, in words, without "figure 3:").
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import make, parse, tfds
+from configs.transfers.published import make, tfds
 from paligemma.data import text_ops
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   name = "scicap/first_sentence_subfig_no"
   theirs = "caption/lowercase_and_token_and_remove_figure_index"
   fields = {theirs: "caption"}
   return make(
-    arg,
+    argument,
     train=tfds(name, "train", final="train+val", fields=fields),
     evals={x: tfds(name, x, fields=fields) for x in ("val", "test")},
     text_len=96,

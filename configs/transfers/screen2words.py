@@ -5,19 +5,17 @@ Fields: image, captions (five).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import CAPTIONS, make, parse, tfds
+from configs.transfers.published import CAPTIONS, make, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   fields = {"summary": "captions"}
   return make(
-    arg,
+    argument,
     train=tfds("screen2_words", "train", final="train+dev", fields=fields),
     evals={x: tfds("screen2_words", x, fields=fields) for x in ("dev", "test")},
     text_len=24,
     **CAPTIONS,
-    metric="captions",
     antialias=False,
     total_epochs=10.0,
     learning_rate=1e-5,

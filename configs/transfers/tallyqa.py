@@ -21,7 +21,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "countbenchqa", "huggingface", fields={"number": "answer"}
       ),
     },
-    ops=(text_ops.Format("answer en {question}"),),
     answer_ops=(text_ops.Text("answer", "suffix"),),
     metric="tallyqa",
     eval_batch_size=256,

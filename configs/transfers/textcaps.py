@@ -22,7 +22,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     },
     **CAPTIONS,
     lower=True,
-    metric="captions",
     sampler="beam(beam_size=3)",
     augment=crop(arg),
     antialias=False,

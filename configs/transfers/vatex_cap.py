@@ -5,8 +5,7 @@ Fields: video, captions (a list).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import of_video
-from paligemma.data import text_ops
+from configs.transfers.published import VIDEO_CAPTIONS, of_video
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
@@ -15,9 +14,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     data="data/vatex_cap",
     num_frames=16,
     stride=7,
-    ops=(text_ops.Format("caption en"),),
-    answer_ops=(text_ops.Choice("captions", "suffix"),),
-    metric="captions",
+    **VIDEO_CAPTIONS,
     total_epochs=10.0,
     learning_rate=3e-6,
     weight_decay=3e-7,

@@ -5,13 +5,12 @@ Fields: image, question, answers (ten).
 
 from ml_collections import ConfigDict
 
-from configs.transfers.published import ANSWERS, make, parse, tfds
+from configs.transfers.published import ANSWERS, make, tfds
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  arg = parse(argument)
   return make(
-    arg,
+    argument,
     train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
       "val": tfds("vizwizvqa", "val"),
@@ -19,7 +18,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     },
     text_len=48,
     **ANSWERS,
-    metric="vqa",
     eval_antialias=False,
     total_epochs=10.0,
     learning_rate=1e-5,
