@@ -5,12 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from paligemma import tree
+from paligemma import messages, tree
 from paligemma.checkpoints import leaves, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.parameters import POSITIONS
-
-_LISTED = 20
 
 
 def fit(
@@ -42,10 +40,8 @@ def fit(
     if not jnp.issubdtype(leaf.dtype, jnp.floating)
   ]
   if differences:
-    listed = "; ".join(differences[:_LISTED])
-    more = len(differences) - _LISTED
     raise ValueError(
       f"{checkpoint.path}: does not fit the model, {len(differences)} leaves "
-      f"differ: {listed}" + (f"; and {more} more" if more > 0 else "")
+      f"differ: {messages.listed(differences, 20)}"
     )
   return dict(sorted(fitted.items()))

@@ -29,7 +29,7 @@ config says, or than we do, where
 """
 
 import contextlib
-import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
@@ -42,6 +42,7 @@ from paligemma import disk, messages
 from paligemma.checkpoints import names
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.json_config import Section
+from paligemma.checkpoints.leaves import Computed
 from paligemma.parameters import LAYERS
 
 CONFIG = "config.json"
@@ -130,21 +131,6 @@ _DEFAULTS = {
   "use_sliding_window_attention": False,
   "vit_intermediate_dim": 4304,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """A tensor in an HDF5 file, which is opened anew for each access."""
-
-  path: str
-  key: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-
-  def __getitem__(self, index: Any) -> np.ndarray:
-    with _opened(self.path, self.key) as file:
-      array = file[self.key][index]
-    return array.view(self.dtype) if array.dtype.kind == "V" else array
 
 
 def open(path: epath.PathLike) -> Checkpoint:
@@ -270,7 +256,7 @@ def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
   return found
 
 
-def _read_headers(folder) -> dict[str, Dataset]:
+def _read_headers(folder) -> dict[str, Computed]:
   """Returns the variables of all HDF5 files by name."""
   if (folder / WEIGHTS).exists() or not (folder / SHARDS).exists():
     return _read_header(folder / WEIGHTS)
@@ -302,7 +288,7 @@ def _read_shards(path) -> dict[str, list[str]]:
   return files
 
 
-def _read_header(path) -> dict[str, Dataset]:
+def _read_header(path) -> dict[str, Computed]:
   objects = {}
   with _opened(path) as file:
     # Links to other places and other files are not followed.
@@ -329,8 +315,16 @@ def _read_header(path) -> dict[str, Dataset]:
       dtype = np.dtype(ml_dtypes.bfloat16)
     if _current(key) in found:
       raise ValueError(f"{where}: stands there twice")
-    found[_current(key)] = Dataset(str(path), key, tuple(shape), dtype)
+    read = functools.partial(_read, path, key)
+    found[_current(key)] = Computed(tuple(shape), dtype, read)
   return found
+
+
+def _read(path, key, index):
+  """A part of a variable; the file is opened anew for each access."""
+  with _opened(path, key) as file:
+    array = file[key][index]
+  return array.view(ml_dtypes.bfloat16) if array.dtype.kind == "V" else array
 
 
 def _stored_bytes(dataset) -> int | None:

@@ -43,6 +43,10 @@ class Tensor(Protocol):
   def __getitem__(self, index: Any) -> np.ndarray: ...
 
 
+def nbytes(tensor: Tensor) -> int:
+  return math.prod(tensor.shape) * tensor.dtype.itemsize
+
+
 @dataclasses.dataclass(frozen=True)
 class Computed:
   """A tensor that a function of the index computes whenever it is read."""
@@ -72,12 +76,8 @@ class Mapped:
     if 0 in self.shape:  # mmap refuses to map nothing
       return np.empty(self.shape, self.dtype)[index]
     # As a plain array: with np.memmap each slice costs ten times as much.
-    mapped = np.memmap(self.path, np.uint8, "r", self.offset, self.nbytes)
+    mapped = np.memmap(self.path, np.uint8, "r", self.offset, nbytes(self))
     return np.asarray(mapped).view(self.dtype).reshape(self.shape)[index]
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,22 +21,14 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages
-from paligemma.checkpoints.leaves import Mapped, Tensor
+from paligemma.checkpoints.leaves import Mapped, Tensor, nbytes
 
 DTYPES = {
-  "F64": np.dtype(np.float64),
-  "F32": np.dtype(np.float32),
-  "F16": np.dtype(np.float16),
+  **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
   "BF16": np.dtype(ml_dtypes.bfloat16),
-  "I64": np.dtype(np.int64),
-  "I32": np.dtype(np.int32),
-  "I16": np.dtype(np.int16),
-  "I8": np.dtype(np.int8),
-  "U64": np.dtype(np.uint64),
-  "U32": np.dtype(np.uint32),
-  "U16": np.dtype(np.uint16),
-  "U8": np.dtype(np.uint8),
-  "BOOL": np.dtype(np.bool_),
+  **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
+  **{f"U{bits}": np.dtype(f"uint{bits}") for bits in (64, 32, 16, 8)},
+  "BOOL": np.dtype(bool),
 }
 
 _METADATA = "__metadata__"
@@ -55,7 +47,8 @@ def open(path: epath.PathLike) -> dict[str, Mapped]:
   tensors = {}
   for name, entry in header.items():
     if name == _METADATA:
-      if not _are_strings(entry):
+      values = entry.values() if isinstance(entry, dict) else [None]
+      if not all(isinstance(value, str) for value in values):
         raise ValueError(f"{path}: {_METADATA} must map strings to strings")
     elif not name.isprintable():
       raise ValueError(f"{path}: {name!r:.80}: expected a name to print")
@@ -96,7 +89,7 @@ def save(
         f"{path}: {name}: dtype {dtype}, expected one of: "
         f"{', '.join(map(str, names))}"
       )
-    begin, end = end, end + math.prod(shape) * dtype.itemsize
+    begin, end = end, end + nbytes(tensors[name])
     header[name] = {
       "dtype": names[dtype],
       "shape": list(shape),
@@ -149,12 +142,6 @@ def _without_duplicates(pairs):
   return found
 
 
-def _are_strings(entry) -> bool:
-  return isinstance(entry, dict) and all(
-    isinstance(value, str) for value in entry.values()
-  )
-
-
 def _tensor(where, path, entry, start) -> Mapped:
   def wrong(key, expected):
     found = messages.shown(repr(entry[key]))
@@ -175,14 +162,14 @@ def _tensor(where, path, entry, start) -> Mapped:
   # An empty tensor may not have sizes that NumPy cannot multiply either.
   if math.prod(max(n, 1) for n in shape) * dtype.itemsize > _MAX_BYTES:
     raise wrong("shape", "less, it is too big")
-  nbytes = math.prod(shape) * dtype.itemsize
   begin, end = offsets
-  if end - begin != nbytes:
+  tensor = Mapped(path, start + begin, tuple(shape), dtype)
+  if end - begin != nbytes(tensor):
     raise ValueError(
       f"{where}: data_offsets {offsets} span {end - begin} bytes, "
-      f"{name}{shape} has {nbytes}"
+      f"{name}{shape} has {nbytes(tensor)}"
     )
-  return Mapped(path, start + begin, tuple(shape), dtype)
+  return tensor
 
 
 def _are_sizes(value) -> bool:
@@ -198,7 +185,7 @@ def _check_coverage(path, tensors, start, size):
   """Raises unless every byte of the data belongs to exactly one tensor."""
   end = start
   for name, tensor in sorted(
-    tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)
+    tensors.items(), key=lambda item: (item[1].offset, nbytes(item[1]))
   ):
     if tensor.offset != end:
       kind = "overlaps what precedes" if tensor.offset < end else "gap before"
@@ -206,7 +193,7 @@ def _check_coverage(path, tensors, start, size):
         f"{path}: {name}: {kind}, starts at byte {tensor.offset}, expected "
         f"{end}"
       )
-    end += tensor.nbytes
+    end += nbytes(tensor)
   if end != size:
     raise ValueError(
       f"{path}: {size} bytes, the header describes {end}; the file is cut "

@@ -1,9 +1,7 @@
 """A PaliGemma from an image tower and a decoder that never met."""
 
-import dataclasses
 import math
 import re
-from typing import Any
 
 import numpy as np
 
@@ -52,10 +50,9 @@ def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
     ignored = [n for n in ignored if n not in of_head]
   else:
     features = infer.sizes(image)["img"]["width"]
-    kernel = _Normal((features, width), features**-0.5)
-    bias = _Normal((width,), 0.0)
+    kernel = _normal((features, width), features**-0.5)
     created[parameters.HEAD_KERNEL] = leaves.Leaf.of(kernel)
-    created[parameters.HEAD_BIAS] = leaves.Leaf.of(bias)
+    created[parameters.HEAD_BIAS] = leaves.Leaf.of(_normal((width,), 0.0))
   table = parameters.EMBEDDING
   names = list(created)
   if rows < VOCAB_SIZE:
@@ -64,7 +61,7 @@ def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
         f"{llm.path}: {table} is quantized and has {rows} rows, expected "
         f"{VOCAB_SIZE} or full precision; combine the towers, then quantize"
       )
-    created[table] = leaves.Leaf.of(_LongerTable(decoder.pop(table)))
+    created[table] = leaves.Leaf.of(_with_new_rows(decoder.pop(table)))
     names.append(f"{table}[{rows}:]")
   return Checkpoint(
     path=f"{img.path} and {llm.path}",
@@ -77,47 +74,33 @@ def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Normal:
-  """A tensor of random numbers: every reading gives the same ones."""
+def _normal(shape, stddev) -> leaves.Computed:
+  """Random numbers; every reading gives the same ones."""
 
-  shape: tuple[int, ...]
-  stddev: float
-  dtype: np.dtype = dataclasses.field(default=np.dtype("float32"))
+  def draw(index):
+    rng = np.random.default_rng((0, math.prod(shape)))
+    drawn = rng.standard_normal(shape, np.float32)
+    return (drawn * np.float32(stddev))[index]
 
-  def __getitem__(self, index: Any) -> np.ndarray:
-    rng = np.random.default_rng((0, math.prod(self.shape)))
-    drawn = rng.standard_normal(self.shape, np.float32)
-    return (drawn * np.float32(self.stddev))[index]
+  return leaves.Computed(shape, np.dtype(np.float32), draw)
 
 
-@dataclasses.dataclass(frozen=True)
-class _LongerTable:
+def _with_new_rows(table: leaves.Leaf) -> leaves.Computed:
   """A table with rows for <loc> and <seg> too, which are N(0, 0.02)."""
+  length, width = table.shape
+  new = _normal((VOCAB_SIZE - length, width), _NEW_ROWS_STDDEV)
 
-  leaf: leaves.Leaf
-
-  @property
-  def shape(self) -> tuple[int, ...]:
-    return VOCAB_SIZE, self.leaf.shape[1]
-
-  @property
-  def dtype(self) -> np.dtype:
-    return self.leaf.dtype
-
-  def __getitem__(self, index: Any) -> np.ndarray:
+  def read(index):
     if not isinstance(index, slice):
-      return self[:][index]
-    start, stop, _ = index.indices(self.shape[0])
-    length = self.leaf.shape[0]
-    rows = slice(min(start, length), min(stop, length))
-    found = self.leaf.read(index=(rows, slice(None)))
+      return read(slice(None))[index]
+    start, stop, _ = index.indices(VOCAB_SIZE)
+    found = table.read(index=(slice(min(start, length), min(stop, length)),))
     if stop > length:
-      new_shape = self.shape[0] - length, self.shape[1]
-      new = _Normal(new_shape, _NEW_ROWS_STDDEV)
       drawn = new[max(start - length, 0) : stop - length]
-      found = np.concatenate([found, drawn.astype(self.dtype)])
+      found = np.concatenate([found, drawn.astype(table.dtype)])
     return found
+
+  return leaves.Computed((VOCAB_SIZE, width), table.dtype, read)
 
 
 def _image_tower(checkpoint):

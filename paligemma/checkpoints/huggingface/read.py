@@ -23,7 +23,7 @@ from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped, nbytes
 
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
@@ -202,7 +202,7 @@ def normalize(key: str, model_type: str) -> str:
 def _check_tied(path: pathlib.Path, table: Mapped, head: Mapped) -> None:
   """Raises unless the output matrix is the embedding table, bit for bit."""
   same = (table.shape, table.dtype) == (head.shape, head.dtype)
-  count = max(BLOCK_BYTES * table.shape[0] // table.nbytes, 1)
+  count = max(BLOCK_BYTES * table.shape[0] // nbytes(table), 1)
   blocks = (slice(i, i + count) for i in range(0, table.shape[0], count))
   if not same or any(
     (table[rows].view(np.uint8) != head[rows].view(np.uint8)).any()

@@ -1,9 +1,8 @@
 """Writes Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2."""
 
-import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
 from paligemma.checkpoints.huggingface import read as huggingface_read
 from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
-from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf
+from paligemma.checkpoints.leaves import BLOCK_BYTES, Computed, Leaf, nbytes
 from paligemma.parameters import EMBEDDING, POSITIONS
 
 
@@ -123,23 +122,7 @@ def _check(entries, arrays) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """A tensor of transformers, made of our arrays when it is written."""
-
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  make: Callable[[], np.ndarray]
-
-  @property
-  def nbytes(self) -> int:
-    return math.prod(self.shape) * self.dtype.itemsize
-
-  def __getitem__(self, _: Any) -> np.ndarray:
-    return self.make()
-
-
-def _tensor(arrays, entry, dtype) -> _Tensor:
+def _tensor(arrays, entry, dtype) -> Computed:
   """A part of one of the arrays, which are in scan or loop layout."""
   name, at = entry.leaf, entry.at
   if name not in arrays:
@@ -147,59 +130,57 @@ def _tensor(arrays, entry, dtype) -> _Tensor:
   array = arrays[name]
   dtype = np.dtype(dtype or array.dtype)
 
-  def make():
+  def make(index):
     if isinstance(array, Leaf):
-      index = [slice(i, i + 1) for i in at]
-      index += [slice(size) for size in entry.our_shape]
-      part = array.read(dtype, tuple(index))
+      part = array.read(dtype, tuple(slice(i, i + 1) for i in at))
     else:
       part = np.asarray(array[at]).astype(dtype, copy=False)
-    return entry.to_theirs(part.reshape(entry.our_shape))
+    return entry.to_theirs(part.reshape(entry.our_shape))[index]
 
-  return _Tensor(entry.their_shape, dtype, make)
+  return Computed(entry.their_shape, dtype, make)
 
 
-def _table(array, num_rows, dtype) -> _Tensor:
+def _table(array, num_rows, dtype) -> Computed:
   """The table of embeddings, padded with the mean of its rows."""
   length, width = array.shape
 
-  def make():
+  def make(index):
     table = np.empty((num_rows, width), dtype)
     total = np.zeros(width, np.float64)
     count = max(BLOCK_BYTES // table[0].nbytes, 1)
     for start in range(0, length, count):
       rows = slice(start, min(start + count, length))
       if isinstance(array, Leaf):
-        table[rows] = array.read(dtype, (rows, slice(None)))
+        table[rows] = array.read(dtype, (rows,))
       else:
         table[rows] = np.asarray(array[rows])
       # Of the rows as they are written: a file read back gives the same again.
       total += table[rows].astype(np.float32).sum(axis=0, dtype=np.float64)
     table[length:] = (total / length).astype(np.float32)
-    return table
+    return table[index]
 
-  return _Tensor((num_rows, width), dtype, make)
+  return Computed((num_rows, width), dtype, make)
 
 
 def _write_tensors(path, tensors, max_shard_bytes) -> None:
   """Fills one file after the other, in the order of names."""
   shards, room = [], 0
   for name, tensor in sorted(tensors.items()):
-    if not shards or tensor.nbytes > room:
+    if not shards or nbytes(tensor) > room:
       shards.append({})
       room = max_shard_bytes
     shards[-1][name] = tensor
-    room -= tensor.nbytes
-  metadata = {"format": "pt"}  # without it transformers refuses the file
-  file = huggingface_read.FILE
-  if len(shards) == 1:
-    safetensors.save(path / file, tensors, metadata)
-    return
+    room -= nbytes(tensor)
   weight_map = {}
   for i, shard in enumerate(shards, 1):
-    name = file.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
-    safetensors.save(path / name, shard, metadata)
-    weight_map |= dict.fromkeys(shard, name)
-  total_size = sum(tensor.nbytes for tensor in tensors.values())
+    file = huggingface_read.FILE
+    if len(shards) > 1:
+      file = file.replace(".", f"-{i:05d}-of-{len(shards):05d}.")
+    # Without this format transformers refuses the file.
+    safetensors.save(path / file, shard, {"format": "pt"})
+    weight_map |= dict.fromkeys(shard, file)
+  if len(shards) == 1:
+    return
+  total_size = sum(map(nbytes, tensors.values()))
   index = {"metadata": {"total_size": total_size}, "weight_map": weight_map}
   huggingface_metadata.write_json(path / huggingface_read.INDEX, index)
