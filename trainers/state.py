@@ -21,10 +21,6 @@ from paligemma.models.paligemma import Model
 from paligemma.training import sharding
 from trainers import progress
 
-_FROZEN_DTYPES = dict.fromkeys(
-  ("float32", "bfloat16", "float16", *quantization.KINDS)
-)
-
 Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
@@ -55,7 +51,7 @@ def abstract_params(
   """
   frozen_dtype = config.frozen_dtype
   trainable = config.trainable if trainable is None else trainable
-  registry.lookup(_FROZEN_DTYPES, frozen_dtype, "frozen_dtype")
+  registry.lookup(quantized_leaves.HELD_IN, frozen_dtype, "frozen_dtype")
   shapes = init.shapes(model, config.res)
   trained, frozen = tree.partition(shapes, tree.match_any(trainable, shapes))
   kind = frozen_dtype if frozen_dtype in quantization.KINDS else None

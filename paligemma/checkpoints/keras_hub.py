@@ -57,16 +57,11 @@ _BACKBONES = {
 # In early presets of Gemma.
 _OPTIMIZER = "optimizer/"
 
+_QKV = [f"attention/{name}_dense" for name in ("query", "key", "value")]
 _DECODER_LAYER = (
-  ("attn/q_einsum", "N D H", "attention/query_dense"),
-  ("attn/kv_einsum", "K D H", "attention/key_dense", "attention/value_dense"),
-  (
-    "attn/qkv_einsum",
-    "N D H",
-    "attention/query_dense",
-    "attention/key_dense",
-    "attention/value_dense",
-  ),
+  ("attn/q_einsum", "N D H", _QKV[0]),
+  ("attn/kv_einsum", "K D H", *_QKV[1:]),
+  ("attn/qkv_einsum", "N D H", *_QKV),
   ("attn/attn_vec_einsum", "N H D", "attention/output_dense"),
   ("mlp/gating_einsum", "D F", "gating_ffw", "gating_ffw_2"),
   ("mlp/linear", "F D", "ffw_linear"),
@@ -169,12 +164,7 @@ def open(path: epath.PathLike) -> Checkpoint:
       "variables"
     )
   entries = _entries(sizes, block, llm["post_norms"])
-  lines = names.differences(entries, found)
-  if not lines and {"float16", "bfloat16"} <= {
-    x.dtype.name for x in found.values()
-  }:
-    lines = ["float16 and bfloat16 are mixed, expected one of them"]
-  if lines:
+  if lines := names.differences(entries, found):
     raise ValueError(
       f"{folder}: the weights do not fit {CONFIG}, {len(lines)} variables "
       f"differ: {messages.listed(lines)}"

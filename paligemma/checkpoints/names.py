@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from paligemma import parameters, tree
-from paligemma.checkpoints.leaves import Leaf, Piece, Tensor
+from paligemma.checkpoints.leaves import Leaf, Piece, Tensor, common_dtype
 
 Row = tuple[str, ...]  # module, axes, names
 FLOATS = tuple(
@@ -175,6 +175,6 @@ def leaves(
     pieces.setdefault(x.leaf, []).append(piece)
   found = {}
   for name, shape in leaf_shapes(entries).items():
-    dtype = np.result_type(*{piece.tensor.dtype for piece in pieces[name]})
+    dtype = common_dtype(piece.tensor for piece in pieces[name])
     found[name] = Leaf(shape, dtype, tuple(pieces[name]))
   return found

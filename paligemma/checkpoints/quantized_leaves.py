@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from paligemma import parameters, quantization
-from paligemma.checkpoints import leaves
+from paligemma.checkpoints import leaves, stated_fields
+
+# What frozen parameters may be held in.
+HELD_IN = dict.fromkeys((*stated_fields.DTYPES, *quantization.KINDS))
 
 
 @dataclasses.dataclass(frozen=True)

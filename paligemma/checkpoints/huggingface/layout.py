@@ -16,6 +16,7 @@ from paligemma.checkpoints.names import Entry
 from paligemma.parameters import LAYERS
 
 _LAYERS = f"{LAYERS['llm'][0]}/", "text.layers.*."
+_QKV = [f"self_attn.{x}_proj" for x in "qkv"]
 _MHA = "MultiHeadDotProductAttention_0"
 DECODER = (
   ("llm/embedder/input_embedding", "V D", "text.embed_tokens"),
@@ -23,15 +24,9 @@ DECODER = (
   *names.under(
     *_LAYERS,
     (
-      ("attn/q_einsum", "(N H) D", "self_attn.q_proj"),
-      ("attn/kv_einsum", "(K H) D", "self_attn.k_proj", "self_attn.v_proj"),
-      (
-        "attn/qkv_einsum",
-        "(N H) D",
-        "self_attn.q_proj",
-        "self_attn.k_proj",
-        "self_attn.v_proj",
-      ),
+      ("attn/q_einsum", "(N H) D", _QKV[0]),
+      ("attn/kv_einsum", "(K H) D", *_QKV[1:]),
+      ("attn/qkv_einsum", "(N H) D", *_QKV),
       ("attn/attn_vec_einsum", "D (N H)", "self_attn.o_proj"),
       ("mlp/gating_einsum", "F D", "mlp.gate_proj", "mlp.up_proj"),
       ("mlp/linear", "D F", "mlp.down_proj"),
@@ -56,9 +51,9 @@ IMAGE_TOWER = (
     (
       ("LayerNorm_0", "D", "layer_norm1"),
       ("LayerNorm_1", "D", "layer_norm2"),
-      (f"{_MHA}/query", "(N H) D", "self_attn.q_proj"),
-      (f"{_MHA}/key", "(N H) D", "self_attn.k_proj"),
-      (f"{_MHA}/value", "(N H) D", "self_attn.v_proj"),
+      (f"{_MHA}/query", "(N H) D", _QKV[0]),
+      (f"{_MHA}/key", "(N H) D", _QKV[1]),
+      (f"{_MHA}/value", "(N H) D", _QKV[2]),
       (f"{_MHA}/out", "D (N H)", "self_attn.out_proj"),
       ("MlpBlock_0/Dense_0", "F D", "mlp.fc1"),
       ("MlpBlock_0/Dense_1", "D F", "mlp.fc2"),

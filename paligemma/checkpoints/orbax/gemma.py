@@ -31,6 +31,7 @@ from paligemma.checkpoints.leaves import (
   Leaf,
   Piece,
   Tensor,
+  common_dtype,
   row_of,
   stack_layers,
 )
@@ -175,8 +176,7 @@ def _layer(
     del leaves[_Q], leaves[_KV]
     parts = (q, row_of(kv, 0), row_of(kv, 1))
     pieces = tuple(Piece((i,), part) for i, part in enumerate(parts))
-    dtype = np.result_type(q.dtype, kv.dtype)
-    leaves[_QKV] = Leaf((3, *q.shape), dtype, pieces)
+    leaves[_QKV] = Leaf((3, *q.shape), common_dtype((q, kv)), pieces)
   when = ("", "fused" if _QKV in leaves else "grouped")
   required = {rest for rest, row in _OF_LAYER.items() if row.when in when}
   if missing := required - leaves.keys():

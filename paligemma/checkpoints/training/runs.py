@@ -26,7 +26,6 @@ from paligemma.checkpoints import (
   errors,
   quantized_leaves,
   resample,
-  stated_fields,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
@@ -38,7 +37,6 @@ from paligemma.lora.config import Lora
 
 # Fields of the image tower that array shapes cannot tell.
 _IMG_FIELDS = ("posemb", "pool_type")
-_HELD_IN = dict.fromkeys((*stated_fields.DTYPES, *quantization.KINDS))
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -99,7 +97,7 @@ def open(
     trains_all = ".*" in config["trainable"]
     res = int(config["res"])
     held_in = config.get("frozen_dtype", "float32")
-    registry.lookup(_HELD_IN, held_in, "frozen_dtype")
+    registry.lookup(quantized_leaves.HELD_IN, held_in, "frozen_dtype")
     preprocessing = {"preprocessing": str(config["train"]["resize"])}
     computed_in = config["model"].get("dtype")
   img, llm = _settings(file, config)

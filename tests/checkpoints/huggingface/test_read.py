@@ -124,13 +124,15 @@ def test_dtypes_are_kept(tmp_path, dtype):
   assert_leaves(found, {name: x.astype(dtype) for name, x in leaves.items()})
 
 
-def test_mixed_dtypes_within_a_leaf_become_the_wider(gemma1):
+@pytest.mark.parametrize("other", ["float32", "float16"])
+def test_mixed_dtypes_within_a_leaf_lose_nothing(gemma1, other):
   tensors, leaves = draw_paligemma()
+  tensors = {key: x.astype(other) for key, x in tensors.items()}
   key = "language_model.model.layers.1.self_attn.v_proj.weight"
   tensors[key] = tensors[key].astype(ml_dtypes.bfloat16)
   write(gemma1, paligemma_config(text_config(3, 1)), tensors)
   name = "llm/layers/attn/kv_einsum/w"
-  expected = leaves[name].copy()
+  expected = leaves[name].astype(other).astype(np.float32)
   expected[1, 1] = expected[1, 1].astype(ml_dtypes.bfloat16)
   found = huggingface.open(gemma1).leaves[name]
   assert found.dtype == np.float32
