@@ -19,7 +19,8 @@ def shapes(
     res: Side of the images in pixels, from which the number of position
       embeddings follows. Default: one patch.
   """
-  return jax.eval_shape(_init(model, res), jax.random.key(0))
+  init = _init(model, res)
+  return jax.eval_shape(lambda: init(jax.random.key(0)))
 
 
 def random_params(

@@ -183,6 +183,15 @@ def test_the_last_line_is_one_object():
   assert (found["batch_size"], found["devices"]) == (4, 2)
 
 
+def test_decoding_for_a_slice_that_is_not_there():
+  pytest.importorskip("libtpu")
+  given = (f"--config={TINY_CONFIG}:{NOT_THERE}", "--topology=v5e:1x1")
+  done = run(*given, "--what=decode", "--max_decode_len=3")
+  assert done.returncode == 0, done.stderr
+  said = "decode, batch 8, on v5e:1x1 (1 data x 1 model), compiled in "
+  assert done.stdout.startswith(said)
+
+
 def test_a_mistake_ends_in_one_line():
   done = run(f"--config={TINY_CONFIG}:{NOT_THERE}", "--topology=v9:2x2")
   assert done.returncode == 1
