@@ -6,8 +6,8 @@ beside paligemma.
 """
 
 import argparse
-import importlib
 import pathlib
+import runpy
 import sys
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -48,6 +48,9 @@ def main() -> None:
   parser.add_argument(
     "command", help="one of those below; COMMAND --help lists its options"
   )
+  parser.error = lambda message: sys.exit(
+    f"error: {message}; paligemma --help lists the commands"
+  )
   command = parser.parse_args(sys.argv[1:2]).command
   try:
     module, _ = registry.lookup(COMMANDS, command, "command")
@@ -56,8 +59,7 @@ def main() -> None:
   installed = _PACKAGE / "programs"
   sys.path.insert(0, str(installed if installed.is_dir() else _PACKAGE.parent))
   sys.argv = [f"paligemma {command}", *sys.argv[2:]]
-  command_line = importlib.import_module("trainers.command_line")
-  command_line.run(importlib.import_module(module).main)
+  runpy.run_module(module, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Models from checkpoints of any format, and back into them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -47,6 +47,7 @@ def load(
   load_weights: bool = True,
   seed: int = 0,
   directory: epath.PathLike | None = None,
+  progress: Callable[[int, int], None] | None = None,
 ) -> tuple[paligemma_model.Model, dict[str, Any]]:
   """Reads a model from a checkpoint of any format.
 
@@ -78,6 +79,8 @@ def load(
     load_weights: False draws random weights; a preset then needs no file.
     seed: Of what is drawn.
     directory: Where presets are looked for, see presets.find.
+    progress: Called with the number of bytes read so far, as they are stored,
+      and that of all. Default: nothing.
 
   Returns:
     The Model and its parameters {"img": ..., "llm": ...}; a decoder alone has
@@ -121,7 +124,7 @@ def load(
   arrays = _with_sharding(arrays, mesh)
   if load_weights:
     with errors.named(checkpoint.path):
-      params = quantized_leaves.place_all(found, arrays)
+      params = quantized_leaves.place_all(found, arrays, progress=progress)
   else:
     params = init.random_params(model, res, arrays, seed=seed)
   return model, tree.unflatten(params)

@@ -13,8 +13,12 @@ process 0 writes and prints.
 """
 
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+if __name__ == "__main__":  # the imports take seconds on a busy machine
+  print("starting: importing JAX", file=sys.stderr, flush=True)
 
 import jax
 from etils import epath
@@ -65,24 +69,28 @@ def evaluate(
   reads = datasets.evaluation_datasets(
     [(evaluator, None) for evaluator in chosen]
   )
-  progress.say(checks.notes(reads, tok))
+  with progress.stage("checking the data"):
+    notes = checks.notes(reads, tok)
+  progress.say(notes)
   options = {"samples": resamples, "progress": progress.resampling}
   for evaluator in chosen:
-    scores, bar = {}, progress.bar(evaluator.name)
+    scores = {}
     if isinstance(evaluator, evals.Perplexity):
-      rows = evaluator.rows(model, params, mesh, progress=bar)
+      with progress.bar(evaluator.name) as show:
+        rows = evaluator.rows(model, params, mesh, progress=show)
       bad = len(evaluator) - len(rows)
       scores = bootstrap.estimate(evaluator, rows, **options)
     else:
-      records, examples = evaluator.predict(
-        model,
-        params,
-        mesh,
-        rng=jax.random.key(config.seed),
-        path=out,
-        settings=out and evaluation.config_settings(evaluator, ckpt, config),
-        progress=bar,
-      )
+      with progress.bar(evaluator.name) as show:
+        records, examples = evaluator.predict(
+          model,
+          params,
+          mesh,
+          rng=jax.random.key(config.seed),
+          path=out,
+          settings=out and evaluation.config_settings(evaluator, ckpt, config),
+          progress=show,
+        )
       bad = sum(map(predictions.is_bad, records))
       if evaluator.metric:
         metric, key = metrics.make(evaluator.metric), evaluator.answer_key

@@ -10,7 +10,6 @@ fields (captions, question, objects in pixels), so that the ops of a config can
 write other prompts. A summary ends the import: read it before you train.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import itertools
@@ -263,10 +262,9 @@ def _parser():
     (f"  {kind}", module.__doc__.splitlines()[0].partition(": ")[2])
     for kind, module in FORMATS.items()
   ]
-  parser = argparse.ArgumentParser(
-    description=__doc__.splitlines()[0],
-    epilog="\n".join(["formats, and what SRC is:", *messages.aligned(rows)]),
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+  parser = command_line.parser(
+    __doc__.splitlines()[0],
+    "\n".join(["formats, and what SRC is:", *messages.aligned(rows)]),
   )
   parser.add_argument("src", help="the data set, see the formats below")
   parser.add_argument("out", help="the folder to write JSONL files to")

@@ -16,7 +16,11 @@ there when started again.
 import dataclasses
 import functools
 import os
+import sys
 from collections.abc import Sequence
+
+if __name__ == "__main__":  # the imports take seconds on a busy machine
+  print("starting: importing JAX", file=sys.stderr, flush=True)
 
 import jax
 from etils import epath
@@ -91,7 +95,9 @@ def predict(
     raise ValueError(f"--min_score {min_score}: expected a number in [0, 1]")
   write_format = format and object_formats.make(format)
   names = [image] if isinstance(image, str | os.PathLike) else list(image)
-  source, described = _open(names, prompt)
+  with progress.stage("finding the photos") as details:
+    source, described = _open(names, prompt)
+    details.append(f"{len(source):,}")
   if draw is not None:
     annotated.check_folder(draw, names)
   mesh = sharding.make_mesh()
@@ -102,7 +108,10 @@ def predict(
     add_objects = answer_objects.AddObjects(
       fingerprint.of(codec), functools.partial(mask_codec.decode, codec_params)
     )
-  model, params = io.load(ckpt, dtype, quantize=quantize, mesh=mesh)
+  with progress.copying("reading the weights") as show:
+    model, params = io.load(
+      ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
+    )
   weights = {"dtype": dtype, "quantize": quantize}
   if adapter is not None:
     model, params = adapters.load_adapter(adapter, model, params)
@@ -141,18 +150,21 @@ def predict(
   )
   (reads,) = datasets.evaluation_datasets([(evaluator, None)])
   reads = dataclasses.replace(reads, name="predict")
-  progress.say(checks.notes([reads], tok))
-  records, _ = evaluator.predict(
-    model,
-    params,
-    mesh,
-    rng=jax.random.key(seed),
-    path=out,
-    settings=evaluation.settings(
-      evaluator, ckpt, tokenizer, described, seed=seed, **weights
-    ),
-    progress=progress.bar(str(out)),
-  )
+  with progress.stage("checking the data"):
+    notes = checks.notes([reads], tok)
+  progress.say(notes)
+  with progress.bar(str(out)) as show:
+    records, _ = evaluator.predict(
+      model,
+      params,
+      mesh,
+      rng=jax.random.key(seed),
+      path=out,
+      settings=evaluation.settings(
+        evaluator, ckpt, tokenizer, described, seed=seed, **weights
+      ),
+      progress=show,
+    )
   lines = _summary(records)
   if jax.process_index() != 0:
     return lines
@@ -160,7 +172,8 @@ def predict(
   if write_format:
     lines.append(write_format(answers, os.path.splitext(out)[0]))
   if draw is not None:
-    annotated.write(answers, source, draw, progress=progress.bar(str(draw)))
+    with progress.bar(str(draw)) as show:
+      annotated.write(answers, source, draw, progress=show)
     lines.append(f"{draw}: {len(answers)} pictures")
   return lines
 

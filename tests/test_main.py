@@ -80,12 +80,42 @@ def test_an_unknown_command_names_the_nearest():
   )
 
 
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ([], "the following arguments are required: command; paligemma --help li"),
+    (["score"], "the following arguments are required: --predictions, --conf"),
+    (["convert", "a", "b", "--format=c"], "argument --format: invalid choice"),
+  ],
+)
+def test_what_is_no_command_line_ends_in_one_line(arguments, message):
+  done = run("-m", "paligemma", *arguments)
+  assert (done.returncode, done.stdout) == (1, "")
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(f"error: {message}")
+  assert " --help " in line
+
+
 def test_arguments_are_handed_over(tmp_path):
   done = run("-m", "paligemma", "score", "--help", folder=tmp_path)
   assert done.stdout.startswith("usage: paligemma score [-h] --predictions")
   done = run("-m", "paligemma", "train", "--config=no.py", folder=tmp_path)
   assert done.returncode == 1
-  assert done.stderr.startswith("error: --config no.py: no such file, expected")
+  starting, error = done.stderr.splitlines()
+  assert starting == "starting: importing JAX"
+  assert error.startswith("error: --config no.py: no such file, expected")
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+def test_the_first_line_comes_before_jax(name):
+  module, _ = command.COMMANDS[name]
+  code = (
+    "import runpy, sys; sys.modules['jax'] = None\n"
+    f"runpy.run_module('{module}', run_name='__main__')"
+  )
+  done = run("-c", code)
+  assert done.stderr.startswith("starting: importing JAX\nTraceback")
+  assert "import of jax halted" in done.stderr
 
 
 def test_an_installation_adds_one_package(installed):

@@ -25,10 +25,19 @@ def run(main: Callable[[], Any]) -> None:
     main()
 
 
-def parser(text: str) -> argparse.ArgumentParser:
-  """A parser whose --help shows `text` as it is; flags cannot be shortened."""
-  return argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+  def error(self, message):
+    raise ValueError(f"{message}; --help shows all arguments")
+
+
+def parser(text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+  """A parser that raises ValueError in one line; flags cannot be shortened.
+
+  Its --help shows `text` and, after the arguments, `epilog`, as they are.
+  """
+  return _Parser(
     description=text,
+    epilog=epilog,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ import jax.monitoring
 
 FOLDER = "~/.cache/paligemma/compiled"
 
-_REQUEST = "/jax/compilation_cache/compile_requests_use_cache"
 _HIT = "/jax/compilation_cache/cache_hits"
+_MISS = "/jax/compilation_cache/cache_misses"
+_SECONDS = "/jax/core/compile/backend_compile_duration"
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
@@ -49,19 +51,42 @@ def configure(folder: str) -> None:
   jax.config.update("jax_compilation_cache_dir", folder)
 
 
+@dataclasses.dataclass
+class Compiled:
+  """Programs that were compiled, or found in the cache.
+
+  Attributes:
+    hits: found in the cache.
+    misses: compiled, and kept there; a short program is not kept.
+    seconds: all of this took.
+  """
+
+  hits: int = 0
+  misses: int = 0
+  seconds: float = 0.0
+
+  @property
+  def from_cache(self) -> bool:
+    """Whether all were there but those too short to be kept."""
+    return self.hits > 0 and not self.misses
+
+
 @contextlib.contextmanager
-def noting(details: list[str]) -> Iterator[None]:
-  """Notes "from the cache" if the last program compiled inside was there."""
-  events = []
+def watching() -> Iterator[Compiled]:
+  """Yields what is known, up to then, of the programs compiled inside."""
+  found = Compiled()
 
-  def listen(event: str, **_: Any) -> None:
-    if event in (_REQUEST, _HIT):
-      events.append(event)
+  def count(event: str, **_: Any) -> None:
+    found.hits += event == _HIT
+    found.misses += event == _MISS
 
-  jax.monitoring.register_event_listener(listen)
+  def add(event: str, seconds: float, **_: Any) -> None:
+    found.seconds += seconds * (event == _SECONDS)
+
+  jax.monitoring.register_event_listener(count)
+  jax.monitoring.register_event_duration_secs_listener(add)
   try:
-    yield
+    yield found
   finally:
-    jax.monitoring.unregister_event_listener(listen)
-  if events and events[-1] == _HIT:
-    details.append("from the cache")
+    jax.monitoring.unregister_event_listener(count)
+    jax.monitoring.unregister_event_duration_listener(add)

@@ -322,20 +322,20 @@ class Loop:
       for evaluator, version in itertools.product(evaluators, versions):
         name = f"{evaluator.name}{version}"
         weights = {**frozen, **versions[version]}
-        show = progress.bar(name)
+        with progress.bar(name) as show:
 
-        def go_on(done, total, show=show):
-          show(done, total)
-          self.go_on(step)
+          def go_on(done, total, show=show):
+            show(done, total)
+            self.go_on(step)
 
-        scores = dataclasses.replace(evaluator, name=name).run(
-          self.plan.model,
-          tree.unflatten(weights),
-          self.plan.mesh,
-          output_dir=self.folder,
-          rng=jax.random.key(self.plan.config.seed),
-          progress=go_on,
-        )
+          scores = dataclasses.replace(evaluator, name=name).run(
+            self.plan.model,
+            tree.unflatten(weights),
+            self.plan.mesh,
+            output_dir=self.folder,
+            rng=jax.random.key(self.plan.config.seed),
+            progress=go_on,
+          )
         scores = {f"{name}/{k}": v for k, v in scores.items()}
         self.report.write(step, scores)
         self.keep_best(step, name, scores, weights)
@@ -379,27 +379,30 @@ class Loop:
       weights, base = tree.partition(weights, lora.is_adapter(weights))
       found = samples.take(base, lora.sharding_of(base))
 
-    def fetch():
+    def fetch(show):
+      done, total = 0, sum(array.nbytes for array in weights.values())
       for name, array in sorted(weights.items()):
         self.go_on(step)
+        show(done, total)
         yield name, sharding.fetch(array)
+        show(done := done + array.nbytes, total)
 
-    arrays = fetch()
-    if jax.process_index() != 0:
-      for _ in arrays:
-        pass
-    elif path.suffix == ".npz":
-      npz.save(
-        path,
-        arrays,
-        **io.model_fields(model) | {"metadata": self.metadata},
-        compute_dtype=model.llm.dtype,
-      )
-    else:
-      held_in = self.plan.config.frozen_dtype
-      base = held_in if held_in in quantization.KINDS else ""
-      adapters.write(path, model, dict(arrays), base=base, weights=found)
-    self.report.say(f"wrote {path}")
+    with progress.copying(f"writing {path}") as show:
+      arrays = fetch(show)
+      if jax.process_index() != 0:
+        for _ in arrays:
+          pass
+      elif path.suffix == ".npz":
+        npz.save(
+          path,
+          arrays,
+          **io.model_fields(model) | {"metadata": self.metadata},
+          compute_dtype=model.llm.dtype,
+        )
+      else:
+        held_in = self.plan.config.frozen_dtype
+        base = held_in if held_in in quantization.KINDS else ""
+        adapters.write(path, model, dict(arrays), base=base, weights=found)
 
   def close(self) -> None:
     """Ends the data workers and files."""

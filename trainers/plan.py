@@ -164,13 +164,16 @@ class Plan:
       lowered = jax.jit(generate).lower(*self.decode_arguments())
     return lowered.compile(compiler_options=options)
 
-  def describe(self, compiled: jax.stages.Compiled) -> str:
-    """The tables that a run begins with."""
+  def describe(
+    self, compiled: jax.stages.Compiled, *, verbose: bool = False
+  ) -> str:
+    """The tables that a run begins with, verbose: with every parameter."""
     table = report.parameter_table(
       self.trainable,
       self.frozen,
       self.state.opt_state,
       rules=self.config.trainable,
+      verbose=verbose,
     )
     sizes = (
       f"mesh: {dict(self.mesh.shape)}, batch {self.config.batch_size}, "

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 from tqdm import tqdm
 
+from paligemma.planning.memory import GIB
+from trainers import compilation_cache
+
 # Between two lines on progress where there is no terminal.
 SECONDS = 10
 
@@ -25,51 +28,78 @@ def stage(name: str) -> Iterator[list[str]]:
   say([f"{name}: {', '.join([*details, seconds])}"])
 
 
-def bar(name: str) -> Callable[[int, int], None]:
-  """Returns a function of (examples done, of all) that shows how far it is.
+@contextlib.contextmanager
+def bar(
+  name: str, *, unit: str = "examples", size: int = 1
+) -> Iterator[Callable[[int, int], None]]:
+  """Yields a function of (done, of all) that shows how far something is.
 
-  On a terminal it is a bar with the time left, elsewhere a line with both
-  every SECONDS.
+  On a terminal it is a bar with the time left; elsewhere a line at the first
+  call, and one with the time left every SECONDS. A line says how long programs
+  were compiled meanwhile.
+
+  Args:
+    name: what is shown in front.
+    unit: what is counted.
+    size: how many of what the function is given make one unit.
   """
   shown = first = last = None
 
-  def show(done, total):
-    nonlocal shown, first, last
-    now = time.monotonic()
-    if shown is None:  # what an earlier start has done is not this one's speed
-      first, last = (done, now), now
-      shown = tqdm(
-        desc=name,
-        total=total,
-        initial=done,
-        unit="example",
-        leave=None,  # only if it is the only one
-        disable=_quiet() or None,  # None: only on a terminal
-      )
-    shown.update(done - shown.n)
-    if done == total:
-      shown.close()
-    elif shown.disable and now - last >= SECONDS and done > first[0]:
-      last = now
-      rest = (total - done) * (now - first[1]) / (done - first[0])
-      left = tqdm.format_interval(rest)
-      say([f"{name}: {done:,} of {total:,} examples, {left} left"])
+  def amount(count):
+    return f"{count:,}" if size == 1 else f"{count / size:.3g}"
 
-  return show
+  with contextlib.ExitStack() as stack:
+    compiled = stack.enter_context(compilation_cache.watching())
+
+    def show(done, total):
+      nonlocal shown, first, last
+      now = time.monotonic()
+      if shown is None:
+        # What an earlier start has done is not this one's speed.
+        first, last = (done, now), now
+        shown = stack.enter_context(
+          tqdm(
+            desc=name,
+            total=total / size,
+            initial=done / size,
+            unit=unit,
+            unit_scale=size > 1,
+            leave=None,  # only if it is the only one
+            disable=_quiet() or None,  # None: only on a terminal
+          )
+        )
+        if shown.disable:
+          say([f"{name}: {amount(done)} of {amount(total)} {unit} ..."])
+      elif compiled.seconds:
+        cached = ", from the cache" * compiled.from_cache
+        say([f"{name}: compiled in {compiled.seconds:.1f} s{cached}"])
+        compiled.seconds = 0.0
+        first, last = (done, now), now
+      shown.update(done / size - shown.n)
+      if shown.disable and now - last >= SECONDS and first[0] < done < total:
+        last = now
+        rest = (total - done) * (now - first[1]) / (done - first[0])
+        left = tqdm.format_interval(rest)
+        say([f"{name}: {amount(done)} of {amount(total)} {unit}, {left} left"])
+
+    yield show
 
 
-def byte_bar(name: str, total: int) -> tqdm:
-  """Returns a bar over bytes that a terminal shows after two seconds."""
-  return tqdm(
-    desc=name,
-    total=total,
-    unit="B",
-    unit_scale=True,
-    unit_divisor=1024,
-    delay=2,
-    leave=None,
-    disable=_quiet() or None,
-  )
+@contextlib.contextmanager
+def copying(name: str) -> Iterator[Callable[[int, int], None]]:
+  """A bar over bytes that ends in a line with their speed."""
+  copied, start = 0, time.perf_counter()
+  with bar(name, unit="GiB", size=GIB) as show:
+
+    def count(done, total):
+      nonlocal copied
+      copied = done / GIB
+      show(done, total)
+
+    yield count
+  seconds = time.perf_counter() - start
+  speed = f"{copied / seconds:.3g} GiB/s"
+  say([f"{name}: {copied:.3g} GiB, {speed}, {seconds:.1f} s"])
 
 
 def say(lines: Iterable[str]) -> None:

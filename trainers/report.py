@@ -1,5 +1,6 @@
 """What a run prints and logs: tables, lines or a bar, metrics on disk."""
 
+import collections
 import json
 import math
 import sys
@@ -23,20 +24,30 @@ def parameter_table(
   opt_state: Any,
   *,
   rules: Sequence[str],
+  verbose: bool = False,
 ) -> str:
-  """Size and sharding of every parameter, what trains, and the sums.
+  """What trains by which rule, in each tower, and the sums.
 
   Args:
     trainable, frozen: leaves with shape, dtype and sharding.
     opt_state: tree of the same.
     rules: the regexes that chose what trains.
+    verbose: whether every parameter has a line, with its sharding.
   """
   trained_by = tree.match_first([(rule, rule) for rule in rules], trainable)
   rows = [("parameter", "shape", "dtype", "sharding", "trained by")]
+  groups = collections.defaultdict(list)
   for name, leaf in sorted({**trainable, **frozen}.items()):
     shape = "x".join(map(str, leaf.shape))
     where = sharding.describe(leaf.sharding)
-    rows.append((name, shape, str(leaf.dtype), where, trained_by.get(name, "")))
+    rule = trained_by.get(name, "")
+    rows.append((name, shape, str(leaf.dtype), where, rule))
+    groups[name.partition("/")[0], rule].append(leaf)
+  if not verbose:
+    rows = [("tower", "parameters", "dtype", "trained by")]
+    for (tower, rule), leaves in groups.items():
+      dtypes = sorted({str(leaf.dtype) for leaf in leaves})
+      rows.append((tower, str(len(leaves)), ", ".join(dtypes), rule or "-"))
   lines = messages.aligned(rows)
   groups = dict(trainable=trainable, frozen=frozen, optimizer=opt_state)
   for name, group in groups.items():

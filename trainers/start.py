@@ -15,7 +15,7 @@ from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.data import image
 from paligemma.models.paligemma import Model
 from paligemma.tree import Flat
-from trainers import state
+from trainers import progress, state
 from trainers.plan import Plan
 
 
@@ -42,13 +42,14 @@ def start_or_resume(
       f"now {given}; give the former weights"
     )
   frozen = _initial_params(plan, plan.frozen)
-  trainable, opt_state, ema = checkpoints.restore(
-    latest,
-    plan.state.trainable,
-    plan.state.opt_state,
-    ema=plan.state.ema,
-    data_iterator=batches,
-  )
+  with progress.stage(f"restoring the checkpoint of step {latest}"):
+    trainable, opt_state, ema = checkpoints.restore(
+      latest,
+      plan.state.trainable,
+      plan.state.opt_state,
+      ema=plan.state.ema,
+      data_iterator=batches,
+    )
   if latest > plan.total_steps:
     raise ValueError(
       f"the checkpoint is that of step {latest}, but the training now ends at "
@@ -65,12 +66,13 @@ def _initial_params(plan, names):
   config = plan.config
   everything = {**plan.trainable, **plan.frozen}
   params = {}
-  if config.init:
+  if config.init and names:
     params = state.load_params(config.init, everything, names)
   if drawn := {n: everything[n] for n in names if n not in params}:
-    params |= init.random_params(
-      plan.model, config.res, drawn, seed=config.seed
-    )
+    with progress.stage(f"drawing {len(drawn)} parameters"):
+      params |= init.random_params(
+        plan.model, config.res, drawn, seed=config.seed
+      )
   return params
 
 

@@ -4,7 +4,6 @@ Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
 trains and what is frozen are two dicts.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -130,16 +129,12 @@ def load_params(
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
   found = fit.fit(checkpoint, expected)
   wanted = {(quantization.split(name) or (name,))[0] for name in names}
-  arrays = {name: abstract[name] for name in names}
-  placed = {}
-  total = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays.values())
-  with progress.byte_bar("weights", total) as bar:
-    for name, leaf in found.items():
-      if name in wanted:
-        read = quantized_leaves.place_all({name: leaf}, arrays)
-        bar.update(sum(x.nbytes for x in read.values()))
-        placed |= read
-  return placed
+  with progress.copying("reading the weights") as show:
+    return quantized_leaves.place_all(
+      {name: leaf for name, leaf in found.items() if name in wanted},
+      {name: abstract[name] for name in names},
+      progress=show,
+    )
 
 
 def _new_state(optimizer, trainable, ema):

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 from paligemma.checkpoints.training import steps
-from paligemma.planning.memory import GIB
 from trainers import (
   checks,
   command_line,
@@ -53,7 +52,7 @@ def train(
     config: keys of configs/common.py; what it lacks is added.
     folder: of the run.
     override: whether a run of another config is resumed with this one.
-    verbose: whether all that is measured is printed, too.
+    verbose: whether every parameter and all that is measured is printed.
   """
   common.complete(config)
   with contextlib.ExitStack() as stack:
@@ -69,7 +68,7 @@ def train(
     progress.say([table])
     held = stack.enter_context(lock.held(folder))
     compiled = compile_step(plan)
-    progress.say([plan.describe(compiled)])
+    progress.say([plan.describe(compiled, verbose=verbose)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
         folder / "checkpoints",
@@ -77,10 +76,7 @@ def train(
         keep_period=plan.keep_period,
       )
     )
-    with progress.stage("weights") as details:
-      state, frozen = start.start_or_resume(plan, checkpoints, batches)
-      stored = sum(x.nbytes for x in jax.tree.leaves((state, frozen)))
-      details.append(f"{stored / GIB:.3g} GiB with the optimizer's state")
+    state, frozen = start.start_or_resume(plan, checkpoints, batches)
     changes = workdir.claim(folder, config, step=int(state.step))
     loop = Loop(
       plan,
@@ -106,15 +102,17 @@ def compile_step(plan: Plan) -> jax.stages.Compiled:
   """Compiles the step, and prints how long it took."""
   with (
     progress.stage("compiling the step") as details,
-    compilation_cache.noting(details),
+    compilation_cache.watching() as compiled,
   ):
-    return plan.compile_step()
+    step = plan.compile_step()
+    details += ["from the cache"] * compiled.from_cache
+  return step
 
 
-def dry_run(config: ConfigDict) -> None:
+def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
   plan = Plan(config)
-  print(plan.describe(compile_step(plan)))
+  print(plan.describe(compile_step(plan), verbose=verbose))
   tok = inputs.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
@@ -129,7 +127,10 @@ def main() -> None:
   parser.add_argument("--workdir", help="folder of the run")
   command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
   command_line.add_switch(
-    parser, "verbose", False, "print all that is measured, not the loss alone"
+    parser,
+    "verbose",
+    False,
+    "print every parameter, and all that is measured, not the loss alone",
   )
   compilation_cache.add_argument(parser)
   command_line.add_switch(
@@ -152,7 +153,7 @@ def main() -> None:
   processes.start(args.distributed)
   with processes.lost_process_in_one_line():
     if args.dry_run:
-      dry_run(config)
+      dry_run(config, verbose=args.verbose)
     elif not args.workdir:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:

@@ -7,7 +7,7 @@ give the same as the whole, and only one is in memory in full precision.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -262,6 +262,8 @@ def _dequantized(pair):
 def place_all(
   found: Mapping[str, leaves.Leaf | Pair],
   arrays: Mapping[str, jax.ShapeDtypeStruct],
+  *,
+  progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, jax.Array]:
   """Reads parameters onto devices, one at a time.
 
@@ -270,25 +272,38 @@ def place_all(
   Args:
     found: Name -> leaf.
     arrays: What `storage` returned, with shardings.
+    progress: Called with the number of bytes placed so far, and that of all.
 
   Raises:
     ValueError: As `storage`.
   """
-  placed = {}
+  total = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays.values())
+  progress = progress or (lambda done, total: None)
+  progress(0, total)
+  placed, done = {}, 0
+  for name, array in _each_placed(found, arrays):
+    placed[name] = array
+    progress(done := done + array.nbytes, total)
+  return placed
+
+
+def _each_placed(found, arrays):
   for name, leaf in found.items():
     if like := arrays.get(name):
-      placed[name] = leaves.place(leaf, like.dtype, like.sharding)
+      yield name, leaves.place(leaf, like.dtype, like.sharding)
       continue
     (kind,) = (k for k in quantization.KINDS if f"{name}/{k}" in arrays)
     for array_name, array in each_array({name: leaf}, kind):
       like = arrays[array_name]
       if isinstance(array, leaves.Leaf):
-        placed[array_name] = leaves.place(array, like.dtype, like.sharding)
+        yield array_name, leaves.place(array, like.dtype, like.sharding)
       else:
-        placed[array_name] = jax.make_array_from_callback(
-          like.shape, like.sharding, array.__getitem__
+        yield (
+          array_name,
+          jax.make_array_from_callback(
+            like.shape, like.sharding, array.__getitem__
+          ),
         )
-  return placed
 
 
 def read(name: str, leaf: leaves.Leaf, kind: str) -> dict[str, np.ndarray]:

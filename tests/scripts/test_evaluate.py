@@ -79,11 +79,14 @@ def test_every_score_has_an_interval(tiny):
   assert found["val"][1]["odd"].value == pytest.approx(11 / 23)
 
 
-def test_limit_and_batch_size(tiny, tmp_path, whole):
+def test_limit_and_batch_size(tiny, tmp_path, whole, capsys):
   path = tmp_path / "y.jsonl"
   found = run(
     tiny.config(), tiny, split="val", limit=7, batch_size=16, out=path
   )
+  said = capsys.readouterr().err.splitlines()
+  stages = [line.split(":")[0] for line in said if line.endswith(" ...")]
+  assert stages == ["reading the weights", "checking the data ...", "val"]
   assert found["val"][0] == 7
   lines, others = (
     [(line["index"], line["prediction"]) for line in predictions.read(p, n)]

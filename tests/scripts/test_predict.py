@@ -333,3 +333,10 @@ def test_control_tokens_of_prompts_are_taken_off(tiny, lines, tmp_path, capsys):
   for what in ("<image>", "line break"):
     note = f"note: predict: {what} taken off: 23, the first at {spelled}:1\n"
     assert note in said
+  stages = [x.split(":")[0] for x in said.splitlines() if x.endswith(" ...")]
+  assert stages == [
+    "finding the photos ...",
+    "reading the weights",
+    "checking the data ...",
+    f"{tmp_path}/y.jsonl",
+  ]

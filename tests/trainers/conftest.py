@@ -245,11 +245,11 @@ def main():
   Returns the line a mistake ends in, or None.
   """
 
-  def run(config, folder, dry_run=False, override=False):
+  def run(config, folder, dry_run=False, override=False, verbose=False):
     try:
       with command_line.mistakes_in_one_line():
         if dry_run:
-          train.dry_run(config)
+          train.dry_run(config, verbose=verbose)
         else:
           train.train(config, folder, override=override)
     except SystemExit as end:

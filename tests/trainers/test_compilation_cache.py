@@ -49,12 +49,15 @@ def test_a_folder_that_cannot_be_made_is_a_warning(tmp_path, caplog):
   assert said in caplog.text
 
 
-def test_the_last_program_is_noted_if_it_comes_from_the_cache(tmp_path):
-  def compiled(*functions):
-    with compilation_cache.noting(details := []):
+def test_what_comes_from_the_cache_is_known(tmp_path):
+  x = jnp.zeros(7)
+
+  def from_cache(*functions):
+    with compilation_cache.watching() as compiled:
       for function in functions:
-        jax.jit(function).lower(jnp.zeros(7)).compile()
-    return details
+        jax.jit(function).lower(x).compile()
+    assert (compiled.seconds > 0) == bool(functions)
+    return compiled.from_cache
 
   def increment(x):
     return x + 1
@@ -68,12 +71,36 @@ def test_the_last_program_is_noted_if_it_comes_from_the_cache(tmp_path):
   cache.reset_cache()  # or it stays where it was first used
   jax.config.update(FOLDER, str(tmp_path))
   try:
-    assert compiled(increment) == []
+    assert not from_cache(increment)
     jax.clear_caches()
-    assert compiled(increment) == ["from the cache"]
+    assert from_cache(increment)
     jax.clear_caches()
-    assert compiled(increment, double) == []
-    assert compiled() == []
+    assert not from_cache(double, increment)
+    jax.clear_caches()
+    assert from_cache(double, increment)
+    assert not from_cache()
+    # What is too short to be kept does not count.
+    jax.config.update(at_least, 1e9)
+    jax.clear_caches()
+    assert from_cache(double, lambda x: x - 1)
   finally:
     jax.config.update(at_least, before)
     cache.reset_cache()
+
+
+def test_a_second_start_compiles_nothing_again(tiny, processes, tmp_path):
+  config = f"tests/trainers/tiny_config.py:{tiny.argument()}"
+  command = (f"--config={config}", f"--workdir={tmp_path / 'run'}")
+  # Two devices of a CPU do without the cache: see processes.start.
+  cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+  said = [
+    processes.run(*command, devices=1, environment=cache) for _ in range(2)
+  ]
+  for begins in ("compiling the step: ", "val: compiled in "):
+    lines = [
+      line
+      for text in said
+      for line in text.splitlines()
+      if line.startswith(begins)
+    ]
+    assert ["from the cache" in line for line in lines] == [False, True], lines

@@ -33,7 +33,7 @@ def test_the_3b_model_is_planned_without_being_allocated(
   arrays = sum(array.nbytes for array in jax.live_arrays())
   resident = resident_bytes()
   config = forkme_config(tiny, variant="paligemma_3b", res=224)
-  assert main(config, tmp_path, dry_run=True) is None
+  assert main(config, tmp_path, dry_run=True, verbose=True) is None
   table = capsys.readouterr().out.rstrip()
   assert not list(tmp_path.iterdir())
   assert sum(x.nbytes for x in jax.live_arrays()) - arrays < 1e6

@@ -20,6 +20,12 @@ trainable        2,097,152 numbers      0.008 GiB      0.001 GiB per device
 frozen           4,194,326 numbers      0.008 GiB      0.002 GiB per device
 optimizer        2,097,153 numbers      0.008 GiB      0.001 GiB per device
 """
+SHORT = """\
+tower  parameters  dtype              trained by
+img    2           bfloat16, float32  -
+llm    1           bfloat16           -
+llm    1           float32            .*/attn/.*
+"""
 
 
 def write_lines(path, lines):
@@ -153,10 +159,12 @@ def test_table(mesh):
     "img/head/kernel": leaf(mesh, (1024, 4096), jnp.bfloat16, "data"),
   }
   opt_state = (leaf(mesh, (), jnp.int32), {"llm/layers/attn/w": attn})
-  table = report.parameter_table(
-    trainable, frozen, opt_state, rules=(r".*/attn/.*", "llm/.*/w")
-  )
+  given = (trainable, frozen, opt_state)
+  rules = (r".*/attn/.*", "llm/.*/w")
+  table = report.parameter_table(*given, rules=rules, verbose=True)
   assert table == TABLE.removesuffix("\n")
+  lines = report.parameter_table(*given, rules=rules).splitlines()
+  assert lines == [*SHORT.splitlines(), *TABLE.splitlines()[-3:]]
 
 
 def test_bytes_per_device(mesh):

@@ -77,9 +77,17 @@ def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   process.send_signal(signal.SIGKILL)
   status, _ = processes.finish(process)
   assert status == -signal.SIGKILL
-  assert saved_steps(tmp_path)[-1] < TOTAL
+  step = saved_steps(tmp_path)[-1]
+  assert step < TOTAL
   assert not (tmp_path / "final.npz").exists()
-  processes.run(*command)
+  said = processes.run(*command)
+  for stage in (
+    f"restoring the checkpoint of step {step}",
+    f"writing {tmp_path}/final.npz",
+  ):
+    begin, end = (line for line in said.splitlines() if line.startswith(stage))
+    assert begin.endswith(" ...")
+    assert end.endswith(" s")
   names = ("final.npz", "best.npz", "best.json")
   assert_same_files(tmp_path, uninterrupted, names)
   found = without_speed(read_metrics(tmp_path))
