@@ -38,6 +38,7 @@ from trainers.lock import Lock
 from trainers.plan import Plan
 from trainers.start import checkpoint_metadata, frozen_source
 from trainers.state import TrainState
+from trainers.step import Step
 
 
 class Loop:
@@ -90,7 +91,7 @@ class Loop:
 
   def run(
     self,
-    compiled: jax.stages.Compiled,
+    compiled: Step,
     train_state: TrainState,
     frozen: Flat,
   ) -> None:

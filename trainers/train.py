@@ -30,6 +30,7 @@ from trainers import (
   lock,
   preemption,
   processes,
+  profile,
   progress,
   start,
   workdir,
@@ -45,6 +46,7 @@ def train(
   *,
   override: bool = False,
   verbose: bool = False,
+  profile_steps: tuple[int, int] | None = None,
 ) -> None:
   """Runs or resumes the training that a config describes, to its end.
 
@@ -53,11 +55,14 @@ def train(
     folder: of the run.
     override: whether a run of another config is resumed with this one.
     verbose: whether every parameter and all that is measured is printed.
+    profile_steps: first and last step of a trace, see profile.py; None: none.
   """
   common.complete(config)
   with contextlib.ExitStack() as stack:
     notice = stack.enter_context(contextlib.closing(preemption.Preemption()))
     plan = Plan(config)
+    if profile_steps is not None:
+      profile.check(profile_steps, plan.total_steps)
     tok = inputs.make_tokenizer(config, plan.model)
     evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
     best = Best(config, evaluators)
@@ -95,7 +100,17 @@ def train(
       loop.report.say(best.describe_rule())
     if changes:
       loop.report.say(workdir.describe(changes))
-    loop.run(compiled, state, frozen)
+    step = compiled
+    if profile_steps is not None:
+      step = profile.Profiled(
+        compiled,
+        profile_steps,
+        folder,
+        step=int(state.step),
+        say=loop.report.say,
+      )
+      stack.callback(step.close)
+    loop.run(step, state, frozen)
 
 
 def compile_step(plan: Plan) -> jax.stages.Compiled:
@@ -132,6 +147,12 @@ def main() -> None:
     False,
     "print every parameter, and all that is measured, not the loss alone",
   )
+  parser.add_argument(
+    "--profile_steps",
+    metavar="FIRST:LAST",
+    help="trace the steps after FIRST up to LAST, such as 10:13, into the "
+    "folder profile of the run, and print the ops that took longest",
+  )
   compilation_cache.add_argument(parser)
   command_line.add_switch(
     parser,
@@ -148,6 +169,7 @@ def main() -> None:
     "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says",
   )
   args, config = command_line.parse(parser)
+  steps = args.profile_steps and profile.parse(args.profile_steps)
   gpu_memory.configure()
   compilation_cache.configure(args.compilation_cache)
   processes.start(args.distributed)
@@ -162,6 +184,7 @@ def main() -> None:
         args.workdir,
         override=args.override_config,
         verbose=args.verbose,
+        profile_steps=steps,
       )
 
 
