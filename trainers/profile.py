@@ -3,6 +3,7 @@
 import collections
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from etils import epath
@@ -74,7 +75,7 @@ class Profiled:
     if self._first < step:
       say(f"no trace: the run goes on at step {step}, after {self._first}")
 
-  def __call__(self, *arguments):
+  def __call__(self, *arguments: Any) -> Any:
     if self._step == self._first and jax.process_index() == 0:
       options = jax.profiler.ProfileOptions()
       options.python_tracer_level = 0  # it would slow the steps down

@@ -30,10 +30,7 @@ def start_or_resume(
   """
   latest = checkpoints.latest_step()
   if latest is None:
-    params = _initial_params(plan, {**plan.trainable, **plan.frozen})
-    frozen = {name: params.pop(name) for name in plan.frozen}
-    return state.create_state(plan.optimizer, params, plan.state), frozen
-
+    return initial(plan)
   found = checkpoints.metadata(latest)["init"]
   given = frozen_source(plan.config)
   if plan.frozen and found["fingerprint"] != given["fingerprint"]:
@@ -59,6 +56,13 @@ def start_or_resume(
     (), plan.state.step.sharding, lambda _: np.int32(latest)
   )
   return state.TrainState(step, trainable, opt_state, ema), frozen
+
+
+def initial(plan: Plan) -> tuple[state.TrainState, Flat]:
+  """The state and the frozen parameters before the first step."""
+  params = _initial_params(plan, {**plan.trainable, **plan.frozen})
+  frozen = {name: params.pop(name) for name in plan.frozen}
+  return state.create_state(plan.optimizer, params, plan.state), frozen
 
 
 def _initial_params(plan, names):

@@ -6,7 +6,8 @@
 Started again on the same workdir, it resumes from the last checkpoint, bit for
 bit; with other values of the config that change the training only by
 --override_config. --dry_run prints the tables of parameters, memory, steps and
-data, and allocates nothing.
+data, and allocates nothing. --find_lr tries a hundred learning rates, and
+trains nothing.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from trainers import (
   checks,
   command_line,
   compilation_cache,
+  find_lr,
   gpu_memory,
   inputs,
   lock,
@@ -136,6 +138,32 @@ def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
     print(best.describe_rule())
 
 
+def try_learning_rates(
+  config: ConfigDict, folder: str | os.PathLike | None
+) -> None:
+  """Prints the losses of a few steps at growing rates, see find_lr.py.
+
+  Args:
+    config: of the run, whose data, weights and step are used.
+    folder: to write find_lr.json to; None: nothing is written.
+  """
+  plan = Plan(find_lr.growing(config))
+  tok = inputs.make_tokenizer(config, plan.model)
+  progress.say([checks.check(plan, tok, [])])
+  compiled = compile_step(plan)
+  with progress.stage("weights"):
+    state, frozen = start.initial(plan)
+  batches = inputs.train_batches(plan.config, plan.sources, tok)
+  with (
+    contextlib.closing(inputs.Feed(batches, plan.mesh)) as feed,
+    progress.stage(f"trying {find_lr.STEPS} learning rates"),
+  ):
+    found = find_lr.find_lr(compiled, state, frozen, feed)
+  progress.say([found.describe()])
+  if folder and jax.process_index() == 0:
+    found.write(folder)
+
+
 def main() -> None:
   """Runs what the command line says."""
   parser = command_line.parser(__doc__)
@@ -152,6 +180,12 @@ def main() -> None:
     metavar="FIRST:LAST",
     help="trace the steps after FIRST up to LAST, such as 10:13, into the "
     "folder profile of the run, and print the ops that took longest",
+  )
+  command_line.add_switch(
+    parser,
+    "find_lr",
+    False,
+    "print the loss of a hundred steps at growing learning rates, and stop",
   )
   compilation_cache.add_argument(parser)
   command_line.add_switch(
@@ -176,6 +210,8 @@ def main() -> None:
   with processes.lost_process_in_one_line():
     if args.dry_run:
       dry_run(config, verbose=args.verbose)
+    elif args.find_lr:
+      try_learning_rates(config, args.workdir)
     elif not args.workdir:
       raise ValueError("no --workdir given, expected the folder of the run")
     else:

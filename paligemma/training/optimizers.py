@@ -55,6 +55,10 @@ def _cosine(at):
   return at.peak * 0.5 * (1 - jnp.cos(jnp.pi * at.left))
 
 
+def _exponential(at, *, end=0.01):
+  return at.peak * end ** (1 - at.left)
+
+
 def _rsqrt(at, *, timescale=10_000, shift=0):
   return at.peak * jax.lax.rsqrt(1 + (at.after + shift) / timescale)
 
@@ -68,6 +72,7 @@ def _stair(at, *, steps=(), mults=()):
 DECAYS = {
   "constant": _constant,
   "cosine": _cosine,
+  "exponential": _exponential,
   "linear": _polynomial,
   "polynomial": _polynomial,
   "rsqrt": _rsqrt,
@@ -96,6 +101,7 @@ def make_schedule(
       cosine      d_t = p * (1 + cos(pi * u)) / 2
       linear, polynomial
                   d_t = end + (p - end) * (1 - u) ** power
+      exponential d_t = p * end ** u
       rsqrt       d_t = p / sqrt(1 + (max(t - w, 0) + shift) / timescale)
       stair       d_t = p * mults[i] from t = steps[i] on, before the first p
 
@@ -107,8 +113,9 @@ def make_schedule(
     total_steps: Of the whole training.
     decay: A name in DECAYS.
     **options: Of the decay: end (default 0) and power (default 1) of linear and
-      polynomial; timescale in steps (default 10,000) and shift in steps
-      (default 0) of rsqrt; steps, ascending, and as many mults of stair.
+      polynomial; end (default 0.01) of exponential, relative to p; timescale
+      in steps (default 10,000) and shift in steps (default 0) of rsqrt; steps,
+      ascending, and as many mults of stair.
 
   Returns:
     A function from a step to s_t in float32.

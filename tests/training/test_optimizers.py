@@ -281,6 +281,8 @@ def test_bfloat16_parameters_have_float32_moments(optimizer):
     ({"decay": "linear"}, [0, 0.5, 1, 0.5, 0, 0]),
     ({"decay": "cosine"}, [0, 0.5, 1, 0.5, 0, 0]),
     ({"decay": "cosine", "mult": 3.0}, [0, 1.5, 3, 1.5, 0, 0]),
+    ({"decay": "exponential"}, [0, 0.5, 1, 0.1, 0.01, 0.01]),
+    ({"decay": "exponential", "end": 4, "mult": 3}, [0, 1.5, 3, 6, 12, 12]),
     (
       {"decay": "rsqrt", "timescale": 50},
       [0, 0.5, 1, 2**-0.5, 3**-0.5, 3**-0.5],
