@@ -8,21 +8,22 @@ predicted, green if they are right and red if not, on the right the true ones,
 white if they are found and red if not.
 """
 
-import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import paligemma
-from paligemma.data import drawing, image_files, location, objects
+from paligemma.data import drawing, image_files, objects
 from paligemma.evals import predictions as predictions_lib
-from paligemma.metrics import boxes as boxes_lib
-from paligemma.models import mask_codec
-from trainers import command_line
+from paligemma.evals.judged import (
+  draw_found,
+  draw_truths,
+  is_right,
+  read_objects,
+  shorten,
+)
+from trainers import command_line, inputs
 
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
 COLUMNS = 8
@@ -33,20 +34,6 @@ FONT_SIZE = 12
 LINE_HEIGHT = 15
 MAX_LINES = 6
 GREEN, RED = (0, 120, 40), (190, 20, 20)
-# The same on pictures, which may be dark.
-BRIGHT = {GREEN: (60, 230, 90), RED: (255, 80, 70)}
-TRUTH = (255, 255, 255)
-# IoU with a true box of the same label from which on a box is right.
-OVERLAP = 0.5
-
-
-def codec_decoder(
-  path: str | os.PathLike | None,
-) -> objects.DecodeMasks | None:
-  """The decoder of the mask codec in a file; None without a file."""
-  if path is None:
-    return None
-  return functools.partial(mask_codec.decode, paligemma.load_mask_codec(path))
 
 
 def read_predictions(path: str | os.PathLike) -> dict[str, dict]:
@@ -73,92 +60,6 @@ def read_predictions(path: str | os.PathLike) -> dict[str, dict]:
   if not predictions:
     raise ValueError(f"{path}: holds no prediction, expected at least one.")
   return predictions
-
-
-def judge(
-  found: Sequence[objects.Object], truths: Sequence[objects.Object]
-) -> tuple[list[bool], list[bool]]:
-  """Returns which predicted boxes are right, and which true ones are found.
-
-  A box is right if it overlaps with a true one of the same label by OVERLAP,
-  whatever the order. Each true box makes one box right, the one with the
-  largest IoU.
-  """
-  pairs = [
-    (
-      float(boxes_lib.iou(*map(np.array, (item["box"], [truth["box"]])))[0]),
-      i,
-      k,
-    )
-    for i, item in enumerate(found)
-    for k, truth in enumerate(truths)
-    if item["label"] == truth["label"]
-  ]
-  right, is_found = [False] * len(found), [False] * len(truths)
-  for overlap, i, k in sorted(pairs, key=lambda pair: -pair[0]):
-    if overlap >= OVERLAP and not right[i] and not is_found[k]:
-      right[i] = is_found[k] = True
-  return right, is_found
-
-
-def read_objects(
-  prediction: dict,
-  size: location.Size,
-  *,
-  decode: objects.DecodeMasks | None = None,
-  min_score: float = 0.0,
-) -> tuple[list[objects.Object], list[objects.Object]]:
-  """Returns the objects of prediction and truth in pixels of a size.
-
-  Args:
-    decode: decodes masks. Default: objects have none.
-    min_score: predicted objects with a lower score are left out.
-
-  Raises:
-    ValueError: there is a min_score, but the line has no "confidences".
-  """
-  scores = prediction.get("confidences")
-  found = objects.parse(
-    prediction["prediction"], size, decode=decode, scores=scores
-  )
-  if min_score and found and scores is None:
-    raise ValueError('has no "confidences", which --min_score needs')
-  found = [item for item in found if item.get("score", 1) >= min_score]
-  return found, objects.parse(prediction["suffix"], size, decode=decode)
-
-
-def is_right(prediction: dict, min_score: float = 0.0) -> bool:
-  """Whether all boxes are right and all true ones are found, see `judge`.
-
-  An answer with malformed boxes is wrong. Without true boxes, "correct" counts.
-  """
-  found, truths = read_objects(prediction, (1, 1), min_score=min_score)
-  if not truths:
-    return bool(prediction["correct"])
-  read = location.parse(prediction["prediction"], (1, 1))
-  if any(obj.problem or obj.box is None for obj in read):
-    return False
-  right, is_found = judge(found, truths)
-  return all(right) and all(is_found)
-
-
-def shorten(text: str) -> str:
-  """The labels alone of an answer of boxes; any other text as it is."""
-  objects = location.parse(text, (1, 1))
-  if any(o.problem for o in objects) or not any(o.box for o in objects):
-    return text
-  return location.SEPARATOR.join(obj.label for obj in objects)
-
-
-def draw_found(
-  picture: Image.Image,
-  found: Sequence[objects.Object],
-  truths: Sequence[objects.Object],
-) -> None:
-  """Draws predicted objects into an RGB picture, green if right, else red."""
-  right, _ = judge(found, truths)
-  colours = [BRIGHT[GREEN] if x else BRIGHT[RED] for x in right]
-  drawing.draw_objects(picture, found, colours)
 
 
 def draw_cell(
@@ -188,9 +89,7 @@ def draw_cell(
       prediction, size, decode=decode, min_score=min_score
     )
     true_picture = picture.copy()
-    _, is_found = judge(found, truths)
-    colours = [TRUTH if x else BRIGHT[RED] for x in is_found]
-    drawing.draw_objects(true_picture, truths, colours)
+    draw_truths(true_picture, found, truths)
     cell.paste(true_picture, (PICTURE + MARGIN // 2, 0))
     draw_found(picture, found, truths)
   cell.paste(picture, (0, 0))
@@ -241,7 +140,7 @@ def draw_predictions(
     ValueError: a bad line, or a picture that is not there or is damaged.
   """
   predictions = read_predictions(path)
-  decode = codec_decoder(codec)
+  decode = inputs.mask_decoder(codec)
   right, beside = {}, False
   for where, prediction in predictions.items():
     try:

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 import paligemma
 from paligemma.data import objects
 from paligemma.models import paligemma as paligemma_model
-from scripts import draw_predictions
 from scripts.inspection import page, samples
 from trainers import command_line, datasets, evaluation, inputs
 
@@ -152,7 +151,7 @@ def main() -> None:
     config,
     num=options.num,
     title=f"Data of {config.model.variant}",
-    decode=draw_predictions.codec_decoder(options.mask_codec),
+    decode=inputs.mask_decoder(options.mask_codec),
   )
   pathlib.Path(options.out).write_text(text, encoding="utf-8")
   print("\n".join([*lines, f"written to {options.out}"]))

@@ -4,8 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -16,7 +17,8 @@ from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import evals, io, registry
-from paligemma.data import batches, preprocess, sources, tokenizer
+from paligemma.data import batches, objects, preprocess, sources, tokenizer
+from paligemma.data.example_fields import Example
 from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
 from paligemma.models.paligemma import Model
@@ -247,28 +249,60 @@ def make_evaluators(
   return made
 
 
-def _with_metric(evaluator, spec):
-  """The evaluator with the metric that fits its answers, and that of masks."""
-  name, note = getattr(evaluator, "metric", None), ""
-  if name == "auto":
-    name, note = choice.choose(
-      _prepared(evaluator),
-      evaluator.answer_key,
-      has_codec=bool(spec.mask_codec),
+def mask_decoder(codec: str | os.PathLike | None) -> objects.DecodeMasks | None:
+  """The decoder of the mask codec in a file; None without a file."""
+  if not codec:
+    return None
+  return functools.partial(mask_codec.decode, io.load_mask_codec(codec))
+
+
+def make_metric(
+  metric: str | Callable,
+  examples: Iterable[Example],
+  *,
+  answer_key: str,
+  mask_codec: str | None,
+  evaluator: str,
+) -> tuple[str | Callable, str]:
+  """The metric of an evaluator, and why it was chosen, "" if it was named.
+
+  Args:
+    metric: "auto" stands for the one that fits the answers of the examples.
+    examples: after the ops, with or without images.
+    mask_codec: path of the codec of masks.
+    evaluator: its name, for the error.
+
+  Raises:
+    ValueError: masks are to be scored, and there is no codec.
+  """
+  note = ""
+  if metric == "auto":
+    metric, note = choice.choose(
+      examples, answer_key, has_codec=bool(mask_codec)
     )
-    evaluator = dataclasses.replace(evaluator, metric=name, metric_note=note)
-  if name != "segmentation":
-    return evaluator
-  if not (codec := spec.get("mask_codec")):
+  if metric != "segmentation":
+    return metric, note
+  if not mask_codec:
     raise ValueError(
-      f"evals.{evaluator.name}: the metric segmentation reads masks with "
+      f"evals.{evaluator}: the metric segmentation reads masks with "
       "mask_codec, such as vae-oid.npz; give its path, or another metric, such "
       "as detection for the boxes alone"
     )
-  decode = functools.partial(mask_codec.decode, io.load_mask_codec(codec))
-  return dataclasses.replace(
-    evaluator, metric=segmentation.Segmentation(decode)
+  return segmentation.Segmentation(mask_decoder(mask_codec)), note
+
+
+def _with_metric(evaluator, spec):
+  """The evaluator with the metric that fits its answers, and that of masks."""
+  if not getattr(evaluator, "metric", None):
+    return evaluator
+  metric, note = make_metric(
+    evaluator.metric,
+    _prepared(evaluator),
+    answer_key=evaluator.answer_key,
+    mask_codec=spec.get("mask_codec"),
+    evaluator=evaluator.name,
   )
+  return dataclasses.replace(evaluator, metric=metric, metric_note=note)
 
 
 def _prepared(evaluator):

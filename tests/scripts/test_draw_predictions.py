@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from paligemma.data import location, objects
+from paligemma.data import location
+from paligemma.evals import judged
 from scripts import draw_predictions
 
 CODEC = pathlib.Path(__file__).parents[1] / "goldens/mask_codec/mask_codec.npz"
@@ -61,52 +62,6 @@ ONE, TWO = ((10, 20, 60, 50), "3"), ((70, 60, 95, 90), "7")
 NEAR_ONE = ((14, 22, 62, 50), "3")
 
 
-@pytest.mark.parametrize(
-  ("found", "right"),
-  [
-    (_boxes(ONE, TWO), True),
-    (_boxes(TWO, NEAR_ONE), True),
-    (_boxes(ONE), False),
-    (_boxes(ONE, TWO, TWO), False),
-    (_boxes(NEAR_ONE, ONE), False),
-    (_boxes((ONE[0], "7"), (TWO[0], "3")), False),
-    (_boxes(ONE, ((70, 60, 80, 90), "7")), False),
-    (_boxes(ONE, TWO) + " ; <loc0001>", False),
-    ("", False),
-    ("3 ; 7", False),
-  ],
-)
-def test_boxes_are_right_if_each_is_found_once(found, right):
-  prediction = _prediction(suffix=_boxes(ONE, TWO), prediction=found)
-  assert draw_predictions.is_right(prediction) == right
-
-
-@pytest.mark.parametrize(
-  ("found", "right", "is_found"),
-  [
-    ([TWO, NEAR_ONE], [1, 1], [1, 1]),
-    ([ONE, NEAR_ONE], [1, 0], [1, 0]),
-    ([NEAR_ONE, ONE], [0, 1], [1, 0]),  # the nearest, not the first
-    ([(ONE[0], "7"), TWO, ONE], [0, 1, 1], [1, 1]),
-    ([((70, 60, 80, 90), "7"), ONE], [0, 1], [1, 0]),
-    ([], [], [0, 0]),
-  ],
-)
-def test_each_box_is_judged_by_itself(found, right, is_found):
-  found, truths = (
-    objects.parse(_boxes(*items), (100, 100)) for items in (found, [ONE, TWO])
-  )
-  assert draw_predictions.judge(found, truths) == (right, is_found)
-
-
-def test_boxes_below_a_score_are_left_out():
-  prediction = _prediction(
-    suffix=_boxes(ONE), prediction=_boxes(TWO, ONE), confidences=[0.4, 0.6]
-  )
-  rights = [draw_predictions.is_right(prediction, s) for s in (0, 0.5, 0.7)]
-  assert rights == [False, True, False]
-
-
 def test_a_min_score_needs_scores(tmp_path):
   path = _write(tmp_path, [_prediction(prediction=_boxes(ONE))])
   with pytest.raises(
@@ -133,8 +88,8 @@ def test_truth_is_beside_the_prediction():
     return {tuple(pixel) for pixel in half[y1 - 1, x0 + 3 : x1 - 3].tolist()}
 
   left, right = cell[:, :168], cell[:, -168:]
-  green = draw_predictions.BRIGHT[draw_predictions.GREEN]
-  red = draw_predictions.BRIGHT[draw_predictions.RED]
+  green = judged.RIGHT
+  red = judged.WRONG
   assert colours(left, ONE[0]) == {green} and colours(left, other[0]) == {red}
   assert colours(right, ONE[0]) == {(255, 255, 255)}
   assert colours(right, TWO[0]) == {red}
@@ -166,12 +121,6 @@ def test_errors_come_first(tmp_path):
       assert sheet.getpixel((20, 20)) == ImageColor.getrgb(expected)
       if num == 5:
         assert sheet.getpixel((20 + 3 * 176, 20)) == (0, 255, 0)
-
-
-def test_text_of_boxes_is_shortened_to_labels():
-  assert draw_predictions.shorten(_boxes(ONE, TWO)) == "3 ; 7"
-  for text in ("a red circle ; 7", "<loc0100> 3", ""):
-    assert draw_predictions.shorten(text) == text
 
 
 def test_sheet_of_masks_needs_their_codec(tmp_path):
