@@ -349,3 +349,25 @@ def test_equals_pycocotools(nms, images):
   for name, value in expected.items():
     assert 0.1 < value < 0.9
     assert scores[name] == pytest.approx(value, abs=1e-12), name
+
+
+def test_records_that_are_drawn_twice_count_twice():
+  """As if there were two images: what matches is computed once."""
+  texts = [f"{A} cat ; {C} dog", f"{C} cat", ""]
+  truths = [f"{A} cat", f"{C} cat ; {A} dog", f"{B} cat"]
+  examples = [SIZE | {"suffix": truth} for truth in truths]
+  order = [1, 0, 0, 2, 1, 1]
+  rows = METRIC.rows(texts, examples)
+  afresh = METRIC.rows(*([x[i] for i in order] for x in (texts, examples)))
+  drawn = METRIC.reduce([rows[i] for i in order])
+  assert drawn == METRIC.reduce(afresh)
+  assert drawn["AP"] != METRIC.reduce(rows)["AP"]
+
+
+def test_each_label_has_its_own_precision():
+  texts, truths = [f"{A} cat", f"{C} cat"], [f"{A} cat", f"{A} cat ; {C} dog"]
+  rows = METRIC.rows(texts, [SIZE | {"suffix": truth} for truth in truths])
+  found = detection.average_precision_by_label(rows)
+  assert list(found) == ["cat", "dog"]
+  assert found["dog"]["AP"] == 0
+  assert 0 < found["cat"]["AP"] == CLOSE(2 * METRIC.reduce(rows)["AP"])
