@@ -44,6 +44,7 @@ setup(
     "grain>=0.2.18",
     "jax>=0.10,<0.12",
     "jaxtyping>=0.3.11",
+    "matplotlib",  # curves of reports; its fonts, for printed digits
     "ml_collections>=1.1",
     "ml_dtypes",
     "numpy",
@@ -74,10 +75,7 @@ setup(
     "supervision": ["supervision>=0.26"],  # its Detections, from answers
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
-    "demo": [
-      "matplotlib",  # the fonts of printed digits
-      "scikit-learn",  # the scans of handwritten digits
-    ],
+    "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
     "test": [
@@ -87,7 +85,6 @@ setup(
       "hypothesis",
       "importlib_resources",
       "ipykernel",
-      "matplotlib",
       "nbclient",
       "nbformat",
       "pillow-heif>=1.8",

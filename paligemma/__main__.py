@@ -22,6 +22,10 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     "predict": ("scripts.predict", "ask a checkpoint about images"),
     "evaluate": ("scripts.evaluate", "score a checkpoint as a config says"),
     "score": ("scripts.score", "score predictions again, or compare two files"),
+    "report": (
+      "scripts.report",
+      "show runs on a page: curves, answers, errors",
+    ),
     "convert": ("scripts.convert", "write a checkpoint in another format"),
     "plan": ("scripts.plan", "memory and time of a training, before it starts"),
     "import": ("scripts.import_data", "convert COCO, YOLO, VOC, ... to JSONL"),

@@ -35,6 +35,7 @@ case "${1:-read}" in
         "$run/$task.png" --image_root data/scenes --num 40 --codec "$codec"
     done
     python -m scripts.summarize_run "$run" detection/AP50 segmentation/miou
+    python -m scripts.report "$run"
     ;;
   *)
     echo "error: demo \"$1\", expected read or detect" >&2

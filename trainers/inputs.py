@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -70,7 +70,7 @@ def make_sources(config: ConfigDict) -> list[Weighted]:
     )
   opened = []
   for spec in config.train.sources.values():
-    source = _source(spec)
+    source = make_source(spec)
     opened.append((source, len(source) if spec.weight is None else spec.weight))
   return opened
 
@@ -239,7 +239,7 @@ def make_evaluators(
     own["ops"] = (*spec.source.ops, *own.get("ops", config.train.ops))
     values |= {
       "name": name,
-      "source": _source(spec.source),
+      "source": make_source(spec.source),
       "preprocess": _preprocess(config, tok, train=kind == "perplexity", **own),
     }
     try:
@@ -323,7 +323,8 @@ def _prepared(evaluator):
       yield through.prepare(source[index], rng, evaluator.answer_key)
 
 
-def _source(spec):
+def make_source(spec: Mapping[str, Any]) -> sources.Source:
+  """Opens the source that a config, or a part of config.json, describes."""
   own = {k: v for k, v in spec.items() if k not in ("kind", "weight", "ops")}
   return sources.make(spec.kind, **own)
 

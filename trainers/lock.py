@@ -52,6 +52,23 @@ def held(folder: epath.Path) -> Iterator[Lock | None]:
       lock.release()
 
 
+def is_held(folder: epath.Path) -> bool:
+  """Returns whether another process, which is alive, trains in a folder.
+
+  On another host it is, if it gave a sign of life in the last STILL seconds.
+  """
+  path = folder / _NAME
+  found = _read(path)
+  if found is None or _is_dead(found):
+    return False
+  if found.get("host") == socket.gethostname():
+    return True
+  try:
+    return time.time() - path.stat().mtime < STILL
+  except OSError:  # removed meanwhile
+    return False
+
+
 class Lock:
   """Held from its making until `release`; see `held`."""
 
@@ -89,12 +106,12 @@ class Lock:
   def _take(self):
     if self._create():
       return
-    found = self._read()
+    found = _read(self._path)
     why = "is gone"
     if found is not None and not _is_dead(found):
       _say(f"{self._path}: waits for a sign of life of {_named(found)}")
       end = time.monotonic() + STILL
-      while (now := self._read()) == found and time.monotonic() <= end:
+      while (now := _read(self._path)) == found and time.monotonic() <= end:
         time.sleep(BEAT / 10)
       if now is not None and now != found:
         raise ValueError(
@@ -130,7 +147,7 @@ class Lock:
     while not self._ended.wait(BEAT):
       # What the file system does not let us do now, it may the next time.
       with contextlib.suppress(OSError):
-        found = self._read()
+        found = _read(self._path)
         own = self._who["id"]
         if found is not None and found.get("id", own) != own:
           self._lost = found
@@ -141,15 +158,16 @@ class Lock:
     self._beats += 1
     return json.dumps({**self._who, "beat": self._beats})
 
-  def _read(self):
-    """The content of the file: {} if damaged, None if there is no file."""
-    try:
-      found = json.loads(self._path.read_bytes())
-    except FileNotFoundError:
-      return None
-    except (RecursionError, ValueError):
-      return {}
-    return found if isinstance(found, dict) else {}
+
+def _read(path):
+  """The content of the file: {} if damaged, None if there is no file."""
+  try:
+    found = json.loads(path.read_bytes())
+  except FileNotFoundError:
+    return None
+  except (RecursionError, ValueError):
+    return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _is_dead(who):

@@ -15,7 +15,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from paligemma import io, quantization, tree
+from paligemma import disk, io, quantization, tree
 from paligemma.checkpoints import npz, samples
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training.steps import StepCheckpoints
@@ -94,17 +94,17 @@ class Loop:
     compiled: Step,
     train_state: TrainState,
     frozen: Flat,
-  ) -> None:
+  ) -> tuple[str, int]:
     """Trains from the step of the state to the last, and writes final.npz.
 
     The last step is that of the plan, or the one at which the run stops early.
+    Returns how it ended, see status.py, and the step.
     """
     step, total = int(train_state.step), self.plan.total_steps
     self.notice.hold()
     # Also where it resumes: it may have been stopped before it evaluated.
     if not self.evaluate(step, train_state, frozen, self.due(step)):
-      self.leave(step)
-      return
+      return self.leave(step)
     clock, before = _Clock(step, self.feed), None
     while step < total and not self.best.has_stopped_improving:
       batch, counts = next(self.feed)
@@ -126,16 +126,14 @@ class Loop:
       if stopping or _due(step, self.plan.save_every, total):
         self.save(step, train_state, measured)
       if stopping:
-        self.leave(step)
-        return
+        return self.leave(step)
       if self.due(step):
         self.check(step, measured)
         finished = self.evaluate(step, train_state, frozen, self.due(step))
         if not finished or self.best.has_stopped_improving:
           self.save(step, train_state, measured)
         if not finished:
-          self.leave(step)
-          return
+          return self.leave(step)
         clock.restart(step)
       self.report.step(step)
     if step < total:
@@ -147,21 +145,21 @@ class Loop:
       ran = {evaluator.name for evaluator in self.due(step)}
       others = [e for e, _ in self.evaluators if e.name not in ran]
       if not self.evaluate(step, train_state, frozen, others):
-        self.leave(step)
-        return
+        return self.leave(step)
     try:
       trained = train_state.ema or train_state.trainable
       self.write("final", step, {**frozen, **trained})
     except preemption.Stopped:
-      self.leave(step)
-      return
+      return self.leave(step)
     if self.best.name is not None:
       self.report.say(self.best.describe())
+    return "finished" if step == total else "ended early", step
 
-  def leave(self, step: int) -> None:
+  def leave(self, step: int) -> tuple[str, int]:
     """Reports that the run stops because it was asked to."""
     saved = "saved, " if step else ""
     self.report.say(f"stopped at step {step}: {saved}start again to resume")
+    return "stopped", step
 
   def log(self, step: int, measured: Mapping[str, Any], clock: _Clock) -> None:
     """Writes the measurements of a step and the speed since the last log."""
@@ -337,12 +335,21 @@ class Loop:
             rng=jax.random.key(self.plan.config.seed),
             progress=go_on,
           )
+        self.keep_predictions(step, name)
         scores = {f"{name}/{k}": v for k, v in scores.items()}
         self.report.write(step, scores)
         self.keep_best(step, name, scores, weights)
     except preemption.Stopped:
       return False
     return True
+
+  def keep_predictions(self, step: int, evaluator: str) -> None:
+    """Copies the predictions of a step, if it has any, from where the next
+    evaluation will replace them."""
+    path = self.folder / evaluator / "predictions.jsonl"
+    if jax.process_index() == 0 and path.exists():
+      kept = path.with_name(f"predictions-{step}.jsonl")
+      disk.write(kept, path.read_bytes())
 
   def keep_best(
     self, step: int, evaluator: str, scores: Mapping[str, float], weights: Flat

@@ -34,7 +34,9 @@ from trainers import (
   processes,
   profile,
   progress,
+  run_page,
   start,
+  status,
   workdir,
 )
 from trainers.best import Best
@@ -112,7 +114,10 @@ def train(
         say=loop.report.say,
       )
       stack.callback(step.close)
-    loop.run(step, state, frozen)
+    ran = status.recording(folder, int(state.step), plan.total_steps)
+    with ran as record:
+      record(*loop.run(step, state, frozen))
+    run_page.write_at_end(folder)
 
 
 def compile_step(plan: Plan) -> jax.stages.Compiled:

@@ -145,7 +145,7 @@ def read(file: epath.Path) -> dict[str, Any] | None:
 
 def _changes(old, new):
   """{name: [before, now]} of values that differ, None where there is none."""
-  old, new = _values(old), _values(new)
+  old, new = values_by_name(old), values_by_name(new)
   return {
     name: [old.get(name), new.get(name)]
     for name in sorted(old.keys() | new.keys())
@@ -153,11 +153,14 @@ def _changes(old, new):
   }
 
 
-def _values(config):
-  """The values of a config by name, as JSON.
+def values_by_name(config: dict[str, Any]) -> dict[str, Any]:
+  """The values of a config of `as_json` by name.
 
   A key that the config of an older run lacks has its default. All ops of a
   source are one list.
+
+  Raises:
+    ValueError: it is no config of a run.
   """
   try:
     filled = ConfigDict(config)

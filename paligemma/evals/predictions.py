@@ -148,10 +148,14 @@ def resume(
   return records
 
 
-def read(path: epath.PathLike, count: int) -> list[Record]:
+def read(path: epath.PathLike, count: int | None = None) -> list[Record]:
   """Reads a complete file, whichever program wrote it.
 
-  Each line must have "index", from 0 to count - 1, and "prediction" or "error".
+  Each line must have "index", from 0 on, and "prediction" or "error".
+
+  Args:
+    count: of the examples. Default: unknown; what is missing at the end is not
+      noticed.
 
   Raises:
     ValueError: a line is malformed, out of order, missing or one too many.
@@ -162,6 +166,7 @@ def read(path: epath.PathLike, count: int) -> list[Record]:
     reason = error.strerror or error
     raise ValueError(f"{path}: cannot read predictions: {reason}") from None
   records = _parse(path, data)
+  count = len(records) if count is None else count
   if len(records) < count:
     raise ValueError(
       f"{path}:{len(records) + 1}: the file ends here, expected {count} lines:"

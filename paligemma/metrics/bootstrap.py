@@ -113,7 +113,7 @@ def compare(
   scores_a, scores_b = map(metric.reduce, tables)
   compared = {}
   for name, a in scores_a.items():
-    if name not in scores_b or _is_number_of_rows(name):
+    if name not in scores_b or is_count(name):
       continue
     b, wins = scores_b[name], None
     differences = np.empty(0)
@@ -214,7 +214,7 @@ def _columns(results):
   return {
     name: np.array([scores.get(name, np.nan) for scores in results])
     for name in names
-    if not _is_number_of_rows(name)
+    if not is_count(name)
   }
 
 
@@ -233,7 +233,8 @@ def _interval(drawn, level):
   return tuple(map(float, np.nanquantile(drawn, [tail, 1 - tail])))
 
 
-def _is_number_of_rows(name):
+def is_count(name: str) -> bool:
+  """Returns whether a score counts rows, of which there is no interval."""
   return name == "total" or name == "num" or name.startswith(("num/", "num_"))
 
 

@@ -1,0 +1,321 @@
+"""What a run answers: pictures, which errors it makes, and how often."""
+
+import base64
+import collections
+import contextlib
+import dataclasses
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from paligemma import messages
+from paligemma.data import drawing, location, objects
+from paligemma.evals import judged, scoring
+from paligemma.evals.predictions import Record
+from paligemma.metrics import bootstrap, detection
+from trainers.run_files import Evaluation
+
+SIDE = 240  # pixels of the longer side of a picture
+SHOWN = 6  # examples of the gallery
+WORST = 12
+LABELS = 15  # of a table of confusion; the rarer ones are one row together
+OTHERS, NOTHING = "(others)", "(nothing)"
+
+# What a damaged record may raise where its objects are read.
+_DAMAGE = KeyError, TypeError, ValueError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """An answer, to be shown.
+
+  Attributes:
+    heading: whose answer it is, such as "step 300".
+    text: of boxes the labels alone.
+    picture: URL of a picture with its boxes and masks, None without these.
+    is_right: None if that cannot be said, as of captions.
+  """
+
+  heading: str
+  text: str
+  picture: str | None
+  is_right: bool | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """An example with answers to it, to be shown.
+
+  Attributes:
+    where: file and line.
+    prompt, truth: texts; of boxes the labels alone.
+    picture: URL of the picture with the true objects; None without a picture.
+    problem: why there is none.
+    note: what else is said of it.
+  """
+
+  where: str
+  prompt: str
+  truth: str
+  picture: str | None
+  problem: str
+  note: str
+  answers: list[Answer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+  """The predictions of a step with their scores.
+
+  Attributes:
+    metric, rows: of the metric, one a record; None if they cannot be scored.
+    problem: why not.
+  """
+
+  evaluation: Evaluation
+  records: list[Record]
+  metric: Any
+  rows: Sequence[Any] | None
+  problem: str
+
+  def estimate(self, resamples: int) -> dict[str, bootstrap.Estimate]:
+    """Scores with intervals; without these if there are no resamples, and
+    scores are not means, of which resamples cost nothing."""
+    if self.rows is None:
+      return {}
+    if getattr(self.metric, "is_mean", False):
+      resamples = bootstrap.SAMPLES
+    groups = scoring.groups(self.metric, self.records)
+    return bootstrap.estimate(
+      self.metric, self.rows, groups=groups, samples=resamples
+    )
+
+
+def score(evaluation: Evaluation, step: int) -> Scored:
+  """Scores the predictions of a step again, by the records alone.
+
+  Raises:
+    ValueError: there are no predictions of this step.
+  """
+  records = evaluation.read(step)
+  examples = [
+    {"_where": str(record.get("where", f"example {record['index']}")), **record}
+    for record in records
+  ]
+  metric = rows = None
+  problem = ""
+  try:
+    metric = evaluation.metric(records)
+    if hasattr(metric, "rows"):
+      rows = scoring.apply(
+        metric.rows, records, examples, answer_key=evaluation.answer_key
+      )
+  except (OSError, *_DAMAGE) as error:
+    problem = messages.one_line(error)
+  return Scored(evaluation, records, metric, rows, problem)
+
+
+def in_common(
+  answers: Mapping[str, Sequence[Record]],
+) -> list[dict[str, Record]]:
+  """At most SHOWN examples that all have answered, at equal distances.
+
+  Args:
+    answers: heading -> records.
+
+  Returns:
+    Per example {heading: record}.
+  """
+
+  def key(record):
+    same = record["index"], record.get("where"), record.get("prefix")
+    return repr(same)
+
+  tables = {h: {key(x): x for x in records} for h, records in answers.items()}
+  first = next(iter(tables.values()), {})
+  keys = [k for k in first if all(k in table for table in tables.values())]
+  places = np.linspace(0, len(keys) - 1, min(SHOWN, len(keys)))
+  return [
+    {heading: table[keys[i]] for heading, table in tables.items()}
+    for i in places.round().astype(int)
+  ]
+
+
+def show(
+  evaluation: Evaluation, records: Mapping[str, Record], note: str = ""
+) -> Example:
+  """Returns an example with its answers, {heading: record}."""
+  first = next(iter(records.values()))
+  picture, problem = None, ""
+  try:
+    picture = drawing.enlarge(evaluation.picture(first), SIDE)
+  except (OSError, *_DAMAGE, IndexError) as error:
+    problem = messages.one_line(error)
+  decode = None
+  with contextlib.suppress(OSError, ValueError):  # boxes alone, then
+    decode = evaluation.decode
+  answers, truths, found = [], [], []
+  for heading, record in records.items():
+    drawn = None
+    if picture is not None:
+      size = picture.height, picture.width
+      found, truths = _objects(evaluation, record, size, decode)
+      if found or truths:
+        copy = picture.copy()
+        judged.draw_found(copy, found, truths)
+        drawn = _url(copy)
+    text = messages.shown(judged.shorten(record["prediction"]))
+    answers.append(Answer(heading, text, drawn, is_right(evaluation, record)))
+  if picture is not None:  # of several answers, none decides on its colours
+    judged.draw_truths(picture, truths if answers[1:] else found, truths)
+  return Example(
+    where=str(first.get("where", f"example {first['index']}")),
+    prompt=messages.shown(str(first.get("prefix", ""))),
+    truth=messages.shown(" | ".join(_truths(evaluation, first))),
+    picture=picture and _url(picture),
+    problem=problem,
+    note=note,
+    answers=answers,
+  )
+
+
+def is_right(evaluation: Evaluation, record: Record) -> bool | None:
+  """Whether an answer is right; None if that cannot be said."""
+  _, truths = _objects(evaluation, record, (1, 1))
+  if not truths and "correct" not in record:
+    return None
+  try:
+    return judged.is_right(record, answer_key=evaluation.answer_key)
+  except _DAMAGE:
+    return False
+
+
+def worst(scored: Scored) -> list[Example]:
+  """At most WORST wrong answers: the lowest scores first, and of equal ones
+  those of which the model was the surest."""
+  ranked = []
+  for i, record in enumerate(scored.records):
+    value, note = _quality(scored, i)
+    if value is not None and value < 1:
+      ranked.append((value, -record.get("score", 0.0), i, note))
+  ranked.sort()
+  return [
+    show(scored.evaluation, {"answer": scored.records[i]}, note)
+    for _, _, i, note in ranked[:WORST]
+  ]
+
+
+def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
+  """{(true label, predicted label): how often}, of boxes or of whole answers.
+
+  A box that is missed is taken for NOTHING, and one where there is none is
+  NOTHING in truth. Labels other than the LABELS most frequent are OTHERS. None
+  if nearly every answer is another one, as those of captions.
+  """
+  counts = collections.Counter()
+  evaluation = scored.evaluation
+  for record in scored.records:
+    found, truths = _objects(evaluation, record, (1, 1))
+    if found or truths:
+      pairs = judged.pair(found, truths)
+      counts.update((truths[k]["label"], found[i]["label"]) for i, k in pairs)
+      seen, hit = (
+        (set(x) for x in zip(*pairs, strict=True)) if pairs else 2 * [()]
+      )
+      counts.update(
+        (NOTHING, item["label"])
+        for i, item in enumerate(found)
+        if i not in seen
+      )
+      counts.update(
+        (item["label"], NOTHING)
+        for k, item in enumerate(truths)
+        if k not in hit
+      )
+    elif answers := _truths(evaluation, record):
+      text = record["prediction"]
+      truth = text if record.get("correct") else answers[0]
+      counts[truth, text] += 1
+  by_truth = collections.Counter()
+  for (truth, _), count in counts.items():
+    by_truth[truth] += count
+  if 2 * len(by_truth) > by_truth.total():
+    return None
+  kept = {label for label, _ in by_truth.most_common(LABELS)} | {NOTHING}
+  merged = collections.Counter()
+  for (truth, found), count in counts.items():
+    truth, found = (x if x in kept else OTHERS for x in (truth, found))
+    merged[truth, found] += count
+  return dict(merged)
+
+
+def precision_by_label(scored: Scored) -> list[tuple[str, int, int, Any]]:
+  """(label, true boxes, predicted boxes, {"AP50": ..., "AP": ...}), the lowest
+  AP50 first; none of another metric than detection."""
+  if not isinstance(scored.metric, detection.Detection) or not scored.rows:
+    return []
+  true, found = (
+    collections.Counter(
+      box["label"] for row in scored.rows for box in getattr(row, name)
+    )
+    for name in ("truth", "found")
+  )
+  by_label = detection.average_precision_by_label(scored.rows)
+  return sorted(
+    ((x, true[x], found[x], scores) for x, scores in by_label.items()),
+    key=lambda row: (row[3].get("AP50", 0.0), row[0]),
+  )
+
+
+def _quality(scored, i):
+  """How good an answer is, 1 at best, and a note on it; None if unknown."""
+  row = scored.rows[i] if scored.rows else None
+  if isinstance(row, dict):
+    known = getattr(scored.metric, "higher_is_better", {})
+    for name, is_higher_better in known.items():
+      if name in row and is_higher_better:
+        return row[name], f"{name} {row[name]:.3g}"
+  record = scored.records[i]
+  found, truths = _objects(scored.evaluation, record, (1, 1))
+  if found or truths:
+    right, is_found = judged.judge(found, truths)
+    wrong, missed = right.count(False), is_found.count(False)
+    note = f"{wrong} wrong, {missed} missed"
+    return 1 - (wrong + missed) / (len(right) + len(is_found)), note
+  right = is_right(scored.evaluation, record)
+  return (None if right is None else float(right)), ""
+
+
+def _objects(
+  evaluation: Evaluation,
+  record: Record,
+  size: location.Size,
+  decode: Callable | None = None,
+) -> tuple[list[objects.Object], list[objects.Object]]:
+  """Objects of prediction and truth, none of a damaged record."""
+  try:
+    return judged.read_objects(
+      record, size, answer_key=evaluation.answer_key, decode=decode
+    )
+  except _DAMAGE:
+    return [], []
+
+
+def _truths(evaluation, record):
+  """The true answers as texts, of boxes the labels alone."""
+  value = record.get(evaluation.answer_key)
+  if isinstance(value, list) and all(isinstance(x, Mapping) for x in value):
+    labels = (str(x.get("label", "")) for x in value)
+    return [location.SEPARATOR.join(labels)]
+  values = value if isinstance(value, list) else [value]
+  texts = dict.fromkeys(judged.shorten(x) for x in values if isinstance(x, str))
+  return list(texts)
+
+
+def _url(picture: Image.Image) -> str:
+  file = io.BytesIO()
+  picture.save(file, "JPEG", quality=80)
+  return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
