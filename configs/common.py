@@ -292,6 +292,12 @@ KEYS = (
   ),
   # Log, checkpoints, evaluation
   *_duration("log", "steps", 10, "between two lines of the log"),
+  Key(
+    "writers",
+    ("jsonl", "tensorboard"),
+    "of measurements and sample predictions: tensorboard, wandb, mlflow; "
+    "metrics.jsonl (jsonl) is always written",
+  ),
   *_duration("checkpoint", "percent", 0.25, "between two checkpoints"),
   Key("keep_checkpoints", 1, "last ones kept; None: all", optional=True),
   Key(

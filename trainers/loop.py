@@ -55,6 +55,7 @@ class Loop:
     best: Best,
     notice: preemption.Preemption,
     lock: Lock | None,
+    bundle: Mapping[str, Any] | None,
     verbose: bool = False,
   ):
     self.plan = plan
@@ -87,6 +88,9 @@ class Loop:
       first_step=latest or 0,
       total_steps=plan.total_steps,
       repeated=[evaluator.name for evaluator in repeated],
+      writes=plan.config.writers,
+      config=workdir.as_json(plan.config),
+      bundle=bundle,
     )
 
   def run(
@@ -327,7 +331,8 @@ class Loop:
             show(done, total)
             self.go_on(step)
 
-          scores = dataclasses.replace(evaluator, name=name).run(
+          named = dataclasses.replace(evaluator, name=name)
+          scores = named.run(
             self.plan.model,
             tree.unflatten(weights),
             self.plan.mesh,
@@ -338,6 +343,7 @@ class Loop:
         self.keep_predictions(step, name)
         scores = {f"{name}/{k}": v for k, v in scores.items()}
         self.report.write(step, scores)
+        self.report.show(step, named)
         self.keep_best(step, name, scores, weights)
     except preemption.Stopped:
       return False

@@ -1,4 +1,4 @@
-"""What a run prints and logs: tables, lines or a bar, metrics on disk."""
+"""What a run prints and logs: tables, lines or a bar, metrics, predictions."""
 
 import collections
 import json
@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import tensorboardX
 from etils import epath
 from tqdm import tqdm
 
 from paligemma import disk, messages, tree
+from paligemma.evals import annotated, predictions
+from paligemma.evals.generate import Generate
 from paligemma.planning import memory
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
+from trainers import inputs, writers
 
 
 def parameter_table(
@@ -80,7 +82,7 @@ def peak_memory_gib() -> float | None:
 
 
 class Report:
-  """metrics.jsonl, TensorBoard, and a bar or lines; only process 0 writes."""
+  """metrics.jsonl, writers, and a bar or lines; only process 0 writes."""
 
   def __init__(
     self,
@@ -89,6 +91,9 @@ class Report:
     first_step: int,
     total_steps: int,
     repeated: Sequence[str] = (),
+    writes: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    bundle: Mapping[str, Any] | None = None,
   ):
     """Opens the files, and drops the lines that will be written again.
 
@@ -98,15 +103,24 @@ class Report:
         written beyond it.
       total_steps: for the bar.
       repeated: names of the evaluators that will run at `first_step`.
+      writes: as config.writers.
+      config: of the run, as JSON values, for writers.
+      bundle: as of bundle.of_start; lines and predictions name its id.
     """
     self._writes = jax.process_index() == 0
     if not self._writes:
       return
-    self._path = epath.Path(workdir) / "metrics.jsonl"
+    self._folder = epath.Path(workdir)
+    self._path = self._folder / "metrics.jsonl"
+    self._names = {"bundle": bundle["id"]} if bundle else {}
     evaluators = tuple(f"{name}/" for name in repeated)
     damaged = drop(self._path, first_step, evaluators)
-    self._board = tensorboardX.SummaryWriter(
-      str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
+    self._writers = writers.Writers(
+      writes,
+      self._folder,
+      first_step=first_step,
+      about={"config": config, "bundle": bundle},
+      say=self.say,
     )
     self._bar = tqdm(  # None: only on a terminal
       total=total_steps, initial=first_step, unit="step", disable=None
@@ -120,11 +134,21 @@ class Report:
       return
     values = {k: float(v) for k, v in values.items() if v is not None}
     with disk.named(self._path), self._path.open("a") as file:
-      file.write(json.dumps({"step": step, **values}) + "\n")
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+      file.write(json.dumps({"step": step, **values, **self._names}) + "\n")
+    self._writers.scalars(step, values)
     shown = "  ".join(f"{name}={value:.5g}" for name, value in values.items())
     self.say(line or f"step {step}  {shown}")
+
+  def show(self, step: int, evaluator: inputs.Evaluator) -> None:
+    """Says beside an evaluator's predictions whose they are; shows some."""
+    if not self._writes or not isinstance(evaluator, Generate):
+      return
+    path = self._folder / evaluator.name / "predictions.jsonl"
+    predictions.describe(path, {"step": step, **self._names})
+    if self._writers:
+      records = predictions.read(path, len(evaluator))
+      found = annotated.samples(evaluator, records)
+      self._writers.samples(step, evaluator.name, found)
 
   def step(self, step: int) -> None:
     """Moves the progress bar."""
@@ -139,8 +163,7 @@ class Report:
   def close(self) -> None:
     """Flushes everything."""
     if self._writes:
-      with disk.named(self._path.with_name("tensorboard")):
-        self._board.close()
+      self._writers.close()
       self._bar.close()
 
 

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from configs import common
 from paligemma.checkpoints.training import steps
 from trainers import (
+  bundle,
   checks,
   command_line,
   compilation_cache,
@@ -38,6 +39,7 @@ from trainers import (
   start,
   status,
   workdir,
+  writers,
 )
 from trainers.best import Best
 from trainers.loop import Loop
@@ -62,6 +64,7 @@ def train(
     profile_steps: first and last step of a trace, see profile.py; None: none.
   """
   common.complete(config)
+  writers.check(config.writers)
   with contextlib.ExitStack() as stack:
     notice = stack.enter_context(contextlib.closing(preemption.Preemption()))
     plan = Plan(config)
@@ -87,6 +90,7 @@ def train(
     )
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
     changes = workdir.claim(folder, config, step=int(state.step))
+    ran_with = bundle.of_start(plan, folder, evaluators, int(state.step))
     loop = Loop(
       plan,
       folder,
@@ -96,6 +100,7 @@ def train(
       best=best,
       notice=notice,
       lock=held,
+      bundle=ran_with,
       verbose=verbose,
     )
     stack.callback(loop.close)
@@ -133,6 +138,7 @@ def compile_step(plan: Plan) -> jax.stages.Compiled:
 
 def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
+  writers.check(common.complete(config).writers)
   plan = Plan(config)
   print(plan.describe(compile_step(plan), verbose=verbose))
   tok = inputs.make_tokenizer(config, plan.model)

@@ -1,6 +1,7 @@
 """The folder of a run, which belongs to one config.
 
 config.json        the config of the last start
+bundle.json        what each start ran with, see bundle.py
 fingerprints.json  what its files held
 history.jsonl      per start with another config: the step, and what changed
 """
@@ -26,12 +27,15 @@ FREE = re.compile(
   r"|keep_(checkpoints|every|best)|early_stop"
   r"|(mesh|sharding)(/.*)?"
   r"|model/(img|llm)/remat_policy"
-  r"|train/(num_workers|on_bad|too_long)"
+  r"|writers|train/(num_workers|on_bad|too_long)"
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
 _OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
 # Paths of files, which may be others if the files hold the same.
-FILES = re.compile(r"init|tokenizer|train/sources/[^/]+/path")
+FILES = re.compile(
+  r"init|tokenizer|(train/sources/[^/]+|evals/[^/]+/source)/path"
+  r"|evals/[^/]+/mask_codec"
+)
 
 # name -> [value before, value now]
 Changes = dict[str, list[Any]]
@@ -72,12 +76,12 @@ def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
   old = read(folder / "config.json")
   if old is None:
     return
-  fingerprints = read(folder / "fingerprints.json") or {}
+  known = read(folder / "fingerprints.json") or {}
   changes = [
     f"{name}: found {_shown(before)}, given {_shown(now)}"
     for name, (before, now) in _changes(old, new).items()
     if not FREE.fullmatch(name)
-    and not (name in fingerprints and _of_file(now) == fingerprints[name])
+    and not (name in known and of_file(now) == known[name])
   ]
   if changes:
     raise ValueError(
@@ -103,13 +107,27 @@ def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
     history = folder / "history.jsonl"
     with disk.named(history), history.open("a") as file:
       file.write(f"{line}\n")
-  files = {n: x for n, x in tree.flatten(new).items() if FILES.fullmatch(n)}
-  found = {name: _of_file(path) for name, path in files.items()}
-  fingerprints = {name: x for name, x in found.items() if x is not None}
   # The config last: until it is there, what was there counts.
-  for name, value in (("fingerprints", fingerprints), ("config", new)):
+  for name, value in (("fingerprints", fingerprints(new)), ("config", new)):
     disk.write(folder / f"{name}.json", f"{json.dumps(value, indent=2)}\n")
   return changes
+
+
+def fingerprints(config: dict[str, Any]) -> dict[str, str]:
+  """The fingerprints of the files that a config, as JSON, names, by name."""
+  files = {n: x for n, x in tree.flatten(config).items() if FILES.fullmatch(n)}
+  found = {name: of_file(path) for name, path in files.items()}
+  return {name: x for name, x in found.items() if x is not None}
+
+
+def of_file(path: epath.PathLike) -> str | None:
+  """The fingerprint of a file or checkpoint; None if it cannot be read."""
+  try:
+    if not epath.Path(path).is_file():
+      path = formats.open(path).path
+    return fingerprint.of(path)
+  except (OSError, TypeError, ValueError):
+    return None
 
 
 def describe(changes: Changes) -> str:
@@ -174,16 +192,6 @@ def values_by_name(config: dict[str, Any]) -> dict[str, Any]:
   first, *others = ops.values() or [shared]
   alike = all(other == first for other in others)
   return values | ({"train/ops": first} if alike else ops)
-
-
-def _of_file(path):
-  """The fingerprint of a file or checkpoint; None if it cannot be read."""
-  try:
-    if not epath.Path(path).is_file():
-      path = formats.open(path).path
-    return fingerprint.of(path)
-  except (OSError, TypeError, ValueError):
-    return None
 
 
 def _shown(value):

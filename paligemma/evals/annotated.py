@@ -1,18 +1,23 @@
 """Pictures with the predicted objects drawn in, one file per image."""
 
+import contextlib
 import functools
 import hashlib
 import json
 from collections.abc import Sequence
 from concurrent import futures
+from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 from PIL import ExifTags, Image
 
 from paligemma import disk
 from paligemma.data import drawing, objects, pictures, sources
+from paligemma.evals import predictions
 from paligemma.evals.answer_objects import Answers
 from paligemma.evals.evaluator import Progress
+from paligemma.evals.generate import Generate
 
 # Begins the description in a drawn picture; a hash of what is drawn follows.
 _MARK = "drawn by paligemma "
@@ -75,6 +80,62 @@ def write(
       progress(done, len(answers))
 
 
+class Sample(NamedTuple):
+  """A prediction to look at: index of its example, a picture, and a text."""
+
+  index: int
+  picture: Image.Image
+  text: str
+
+
+def samples(
+  evaluator: Generate,
+  records: Sequence[predictions.Record],
+  *,
+  count: int = 4,
+  size: int = 512,
+) -> list[Sample]:
+  """Draws predictions into the images of their examples.
+
+  Args:
+    evaluator: that made them.
+    records: all of its predictions; those drawn are spread evenly, the same
+      ones each time. Examples that cannot be read are left out.
+    count: of pictures.
+    size: of their longer sides, in pixels.
+  """
+  drawn = []
+  indices = np.linspace(0, len(records) - 1, min(count, len(records)))
+  for record in (records[round(i)] for i in indices.tolist()):
+    if not predictions.is_bad(record):
+      with contextlib.suppress(OSError, ValueError):
+        drawn.append(_sample(evaluator, record, size))
+  return drawn
+
+
+def _sample(evaluator, record, size):
+  picture = _first_picture(evaluator.source, record["index"], "image")
+  picture = drawing.enlarge(picture, size)
+  text = record["prediction"]
+  found = objects.parse(
+    text,
+    (picture.height, picture.width),
+    decode=getattr(evaluator.metric, "decode", None),
+    scores=record.get("confidences", ()),
+  )
+  keys = ("prefix", "prediction", evaluator.answer_key)
+  lines = [f"{key}: {record[key]}" for key in keys if key in record]
+  picture = drawing.draw(picture, found, "" if found else text)
+  return Sample(record["index"], picture, "\n".join(lines))
+
+
+def _first_picture(source, index, where):
+  """Returns the image of an example, of several the first."""
+  image = source[index]["image"]
+  image = image[0] if isinstance(image, list) else image
+  return Image.fromarray(pictures.pixels(image, where=where))
+
+
 def _write(answers, *, source, folder):
   suffix = epath.Path(answers.image).suffix.lower()
   is_jpeg = suffix in _JPEG
@@ -87,9 +148,7 @@ def _write(answers, *, source, folder):
       raise _not_drawn(path)
     if before == description:
       return
-  image = source[answers.index]["image"]
-  image = image[0] if isinstance(image, list) else image
-  picture = Image.fromarray(pictures.pixels(image, where=answers.image))
+  picture = _first_picture(source, answers.index, answers.image)
   found = [objects.from_json(item) for item in answers.objects]
   text = "" if found else "; ".join(answers.texts)
   exif = Image.Exif()

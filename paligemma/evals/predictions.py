@@ -11,7 +11,8 @@ instead of a prediction:
 Lines are in the order of the source. A killed process leaves some batches and
 part of a line; `resume` truncates the file after the last complete batch.
 FILE.settings beside it holds what the predictions depend on; predictions with
-other settings are never appended.
+other settings are never appended. "bundles" in it says by id what the programs
+ran with that wrote some of them, which may differ.
 """
 
 import contextlib
@@ -29,6 +30,7 @@ from paligemma.metrics import exact_match
 
 Record = dict[str, Any]
 
+_BUNDLES = "bundles"
 _ANSWERS = {"prediction", "error"}
 _WRITTEN_AS = {"_where": "where", "_image_path": "image"}
 _OURS = ("index", "prediction", "score", "confidences", "correct")
@@ -113,7 +115,9 @@ def resume(
   """Prepares a file for appending, whether it is new, begun or complete.
 
   Args:
-    settings: what the predictions depend on, as JSON values.
+    settings: what the predictions depend on, as JSON values; and "bundles",
+      {id: what this program runs with}, which is not compared, but added to
+      those of the file.
     count: number of examples.
     batch_size: records that are appended at a time.
 
@@ -125,13 +129,11 @@ def resume(
       last one is damaged.
   """
   path = disk.path(path)
-  beside = path.with_name(f"{path.name}.settings")
   settings = json.loads(_to_json(settings))
   if not path.exists() or not path.stat().length:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    disk.write(beside, f"{json.dumps(settings, indent=2)}\n")
+    describe(path, settings)
     return []
-  _check_settings(path, beside, settings)
+  _add_bundles(path, settings)
   data = path.read_bytes()
   complete = data[: data.rfind(b"\n") + 1]
   records = _parse(path, complete)
@@ -146,6 +148,12 @@ def resume(
   if kept != data:
     disk.write(path, kept)
   return records
+
+
+def describe(path: epath.PathLike, settings: Mapping[str, Any]) -> None:
+  """Writes FILE.settings beside a file, which need not be there."""
+  content = f"{json.dumps(settings, indent=2)}\n"
+  disk.write(_settings_of(epath.Path(path)), content)
 
 
 def read(path: epath.PathLike, count: int | None = None) -> list[Record]:
@@ -225,7 +233,13 @@ def _fields(example):
   return fields
 
 
-def _check_settings(path, beside, settings):
+def _settings_of(path):
+  return path.with_name(f"{path.name}.settings")
+
+
+def _add_bundles(path, settings):
+  """Checks that a file has these settings, and adds their bundles to its."""
+  beside = _settings_of(path)
   try:
     found = json.loads(disk.path(beside).read_text())
   except (OSError, RecursionError, ValueError):
@@ -235,6 +249,7 @@ def _check_settings(path, beside, settings):
       f"{path}: exists, and without a readable {beside.name} cannot be resumed;"
       " delete it, or write elsewhere"
     )
+  known, ours = (x.pop(_BUNDLES, {}) for x in (found, settings))
   old, new = (
     {name: json.dumps(value) for name, value in tree.flatten(values).items()}
     for values in (found, settings)
@@ -251,6 +266,9 @@ def _check_settings(path, beside, settings):
       f" ({'; '.join(differences)}); restore them, delete the file, or write"
       " elsewhere"
     )
+  known = known if isinstance(known, Mapping) else {}
+  if ours.keys() - known.keys():
+    describe(path, {**found, _BUNDLES: {**ours, **known}})
 
 
 def _parse(path, data) -> list[Record]:

@@ -54,7 +54,7 @@ class Segmentation(Metric):
   ) | {"invalid": False}
 
   def __init__(self, decode: Callable[[np.ndarray], np.ndarray]):
-    self._decode = decode
+    self.decode = decode
 
   def score_all(
     self, named: Sequence[tuple[str, Example]], answer_key: str
@@ -76,7 +76,7 @@ class Segmentation(Metric):
       real = codes[start : start + _BATCH]
       batch = np.zeros((_BATCH, CODES), np.int32)
       batch[: len(real)] = real
-      yield from np.asarray(self._decode(batch), np.float32)[: len(real)]
+      yield from np.asarray(self.decode(batch), np.float32)[: len(real)]
 
 
 def parse(prediction: str) -> Pieces | None:

@@ -41,7 +41,7 @@ STEPS, BATCH = 12, 8
 TRAIN, VAL = 67, 19  # examples; prime, so that no batch is ever full at an end
 SPEED = {
   *("examples_per_second", "tokens_per_second", "waited_for_data"),
-  *("mfu", "peak_memory_gib"),
+  *("mfu", "peak_memory_gib", "bundle"),
 }
 SECONDS = 600  # after which a run hangs; generous, as machines are busy
 # When a run is disturbed -> the new files in its folder that show that.

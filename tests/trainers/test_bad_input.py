@@ -273,20 +273,25 @@ def test_a_full_disk_is_one_line_with_the_path(
   def save_fails(self, *arguments, **named):
     raise ValueError("at file 9: No space left [os_error_code='28']")
 
-  def close_fails(self):
+  def write_fails(*arguments):
     raise full
 
   for name, fails, path in (
     ("orbax.checkpoint.CheckpointManager.save", save_fails, "checkpoints"),
-    ("tensorboardX.SummaryWriter.close", close_fails, "tensorboard"),
+    ("paligemma.disk._sync", write_fails, "trainer.lock"),
   ):
     with monkeypatch.context() as patch:
       patch.setattr(name, fails)
       line = main(config, folder)
     assert line == f"error: {folder / path}: {os.strerror(errno.ENOSPC)}"
     assert "Traceback" not in capfd.readouterr().err
-  # With room again, it goes on.
+  # With room again, it goes on, and needs none for TensorBoard.
+  monkeypatch.setattr("tensorboardX.summary.scalar", write_fails)
   assert main(config, folder) is None
+  assert (
+    "warning: writer tensorboard failed and is left out, metrics.jsonl has all:"
+    f" [Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}\n"
+  ) in capfd.readouterr().err
 
 
 BAD_CONFIGS = {

@@ -57,7 +57,15 @@ def test_values_are_lines_of_json(tmp_path, capsys):
   made.close()
   assert capsys.readouterr().err == "step 4 of 9\n"
   assert steps(tmp_path) == [3, 3, 4]
-  assert list((tmp_path / "tensorboard").iterdir())
+  assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_lines_name_their_bundle(tmp_path):
+  made = make_report(tmp_path, first_step=0, bundle={"id": "abc"})
+  made.write(3, {"loss": 0.5})
+  made.close()
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert lines == ['{"step": 3, "loss": 0.5, "bundle": "abc"}']
 
 
 def test_resuming_drops_what_will_be_written_again(tmp_path):
