@@ -8,7 +8,6 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, H head dim, D width, F hidden width of the MLP, V vocabulary.
 """
 
-import dataclasses
 import numbers
 from typing import Any
 
@@ -115,28 +114,10 @@ class Embedder(nn.Module):
     return logits.reshape(batch, length, -1)
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-  """The fields of Model that its blocks need."""
-
-  num_heads: int
-  num_kv_heads: int
-  head_dim: int
-  mlp_dim: int
-  query_scale: float  # what the queries are multiplied by
-  norm_eps: float
-  post_norms: bool
-  attn_logits_softcap: float | None
-  dropout: float
-  dtype: str
-  attention: str
-  lora: lora_lib.Lora | None
-
-
 class Attention(nn.Module):
   """Multi-head, grouped or multi-query attention with RoPE and a cache."""
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -158,7 +139,7 @@ class Attention(nn.Module):
       k,
       v,
       call.mask,
-      scale=config.query_scale,
+      scale=config.find_query_scale(),
       logits_softcap=config.attn_logits_softcap,
       window=call.window,
       implementation=config.attention,
@@ -212,7 +193,7 @@ class FeedForward(nn.Module):
   0.004, which move by at most 2e-6) and the output is multiplied by it.
   """
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -256,7 +237,7 @@ class Block(nn.Module):
   that of the MLP.
   """
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -317,11 +298,8 @@ class Model(nn.Module):
   def setup(self) -> None:
     self.embedder = Embedder(self.vocab_size, self.width, self.dtype)
     self.final_norm = RMSNorm(self.norm_eps)
-    names = [field.name for field in dataclasses.fields(BlockConfig)]
-    fields = {name: getattr(self, name) for name in names}
-    config = BlockConfig(**fields | {"query_scale": self._find_query_scale()})
     self.layers = Stack(
-      Block(config, parent=None),
+      Block(self.clone(parent=None), parent=None),
       self.depth,
       name="layers",
       name_apart="layers/{}",
@@ -331,7 +309,9 @@ class Model(nn.Module):
       tokens_at_once=_HIDDEN_AT_ONCE // self.mlp_dim,
     )
 
-  def _find_query_scale(self):
+  @nn.nowrap
+  def find_query_scale(self) -> float:
+    """Returns what queries are multiplied by; a ValueError for no number."""
     divisors = {
       "head_dim": self.head_dim,
       "width_per_head": self.width / self.num_heads,

@@ -8,7 +8,6 @@ arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
 Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
 """
 
-import dataclasses
 import re
 from typing import Any
 
@@ -49,22 +48,10 @@ def sincos2d(
   return jnp.asarray(waves[None], jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class BlockConfig:
-  """The fields of Model that its blocks need."""
-
-  mlp_dim: int
-  num_heads: int
-  dropout: float = 0.0
-  dtype: str = "float32"
-  attention: str = "auto"
-  lora: lora_lib.Lora | None = None
-
-
 class MlpBlock(nn.Module):
   """Two dense layers with tanh GELU between, in the compute dtype."""
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -91,7 +78,7 @@ class MlpBlock(nn.Module):
 class MultiHeadDotProductAttention(nn.Module):
   """Attention of queries over keys, which are the values too."""
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -133,7 +120,7 @@ class MultiHeadDotProductAttention(nn.Module):
 class Block(nn.Module):
   """One pre-norm transformer block; the residual stream stays float32."""
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -159,10 +146,7 @@ class Block(nn.Module):
 class Encoder(nn.Module):
   """A stack of blocks and the final norm."""
 
-  depth: int
-  config: BlockConfig
-  scan: bool = True
-  remat_policy: str = "none"
+  config: "Model"
 
   @nn.compact
   def __call__(
@@ -173,15 +157,16 @@ class Encoder(nn.Module):
     These are "block00", "block01", ..., as Block names them, and "pre_ln", the
     input of the norm.
     """
+    config = self.config
     blocks = Stack(
-      Block(self.config, parent=None),
-      self.depth,
+      Block(config, parent=None),
+      config.depth,
       name="encoderblock",
       name_apart="encoderblock_{}",
-      scan=self.scan,
-      remat_policy=self.remat_policy,
-      dtype=self.config.dtype,
-      tokens_at_once=_HIDDEN_AT_ONCE // self.config.mlp_dim,
+      scan=config.scan,
+      remat_policy=config.remat_policy,
+      dtype=config.dtype,
+      tokens_at_once=_HIDDEN_AT_ONCE // config.mlp_dim,
     )
     x, of_blocks = blocks(self, x, Call("train" if train else "eval"))
     out = {f"block{i:02d}": named for i, named in enumerate(of_blocks)}
@@ -192,7 +177,7 @@ class Encoder(nn.Module):
 class MAPHead(nn.Module):
   """Multihead attention pooling: a learned probe attends to all tokens."""
 
-  config: BlockConfig
+  config: "Model"
 
   @nn.compact
   def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
@@ -291,15 +276,8 @@ class Model(nn.Module):
       x = jnp.concatenate([cls, x], axis=1)
     x = nn.Dropout(self.dropout)(x, deterministic=not train)
 
-    names = [field.name for field in dataclasses.fields(BlockConfig)]
-    config = BlockConfig(**{name: getattr(self, name) for name in names})
-    x, out["encoder"] = Encoder(
-      self.depth,
-      config,
-      scan=self.scan,
-      remat_policy=self.remat_policy,
-      name="Transformer",
-    )(x, train)
+    config = self.clone(parent=None)
+    x, out["encoder"] = Encoder(config, name="Transformer")(x, train)
     out["encoded"] = x
     patches = x[:, 1:] if self.pool_type == "tok" else x
     x = out["head_input"] = self._pool(x)
@@ -343,8 +321,8 @@ class Model(nn.Module):
     if self.pool_type == "gap":
       return x.mean(axis=1)
     if self.pool_type == "map":
-      sizes = BlockConfig(self.mlp_dim, self.num_heads, dtype=self.dtype)
-      return MAPHead(sizes, name="MAPHead_0")(x)
+      config = self.clone(parent=None, lora=None)
+      return MAPHead(config, name="MAPHead_0")(x)
     return x if self.pool_type == "none" else x[:, 0]
 
 

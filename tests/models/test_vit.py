@@ -138,7 +138,7 @@ def test_pool_tok_prepends_a_token_without_position():
   assert out["encoded"].shape == (2, 1 + PATCHES, 12)
   # The same sequence built by hand, through the encoder alone.
   cls = jnp.broadcast_to(params["cls"], (2, 1, 12))
-  encoder = vit.Encoder(3, vit.BlockConfig(17, 3))
+  encoder = vit.Encoder(build())
   encoded, _ = jax.jit(encoder.apply)(
     {"params": params["Transformer"]},
     jnp.concatenate([cls, out["with_posemb"]], axis=1),
@@ -234,7 +234,7 @@ def test_every_block_gives_out_what_it_adds(unpooled, policy, scan):
   assert encoder.keys() == {"block00", "block01", "block02", "pre_ln"}
   stack = unstack(params, 3) if scan else params
   for i in range(3):
-    block = vit.Block(vit.BlockConfig(17, 3))
+    block = vit.Block(build())
     own = {"params": stack["Transformer"][f"encoderblock_{i}"]}
     after, expected = block.apply(own, x, Call())
     found = encoder[f"block{i:02d}"]
@@ -313,7 +313,7 @@ def test_dropout_needs_an_rng_in_training_only(unpooled, policy, scan):
 def test_dropout_differs_by_layer():
   # Every layer adds 0 or 2 to each of the 12 features of a token, which makes
   # up to four different sums; were the masks the same, there would be two.
-  encoder = vit.Encoder(3, vit.BlockConfig(17, 3, dropout=0.5))
+  encoder = vit.Encoder(build(dropout=0.5))
   x = np.zeros((1, 7, 12), np.float32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), x)["params"]
   flat = {
@@ -345,7 +345,7 @@ def test_half_precision_is_near_float32(unpooled, dtype):
 
 def test_residual_sums_are_float32():
   # Next to 1e4 a bfloat16 step is 64: the 1 that attention adds would vanish.
-  block = vit.Block(vit.BlockConfig(17, 3, dtype="bfloat16"))
+  block = vit.Block(build(dtype="bfloat16"))
   x = np.full((1, 5, 12), 1e4, np.float32)
   apply_block = functools.partial(block.apply, call=Call())
   init_block = functools.partial(block.init, call=Call())
