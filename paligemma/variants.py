@@ -129,3 +129,51 @@ PALIGEMMA = {
   "paligemma2_10b": PaliGemma("So400m/14", "gemma2_9b", AS_IN_PALIGEMMA2),
   "paligemma2_28b": PaliGemma("So400m/14", "gemma2_27b", AS_IN_PALIGEMMA2),
 }
+
+# The mask codec of PaLI-3 and PaliGemma (models/mask_codec.py): layer -> what it
+# is, in the order of the computation. Activations have the other numbers.
+MASK_CODEC = {
+  **{f"encoder.{i}": "down" for i in (0, 2, 4, 6)},
+  **{f"encoder.{i}": "block" for i in (8, 9)},
+  "encoder.10": "1x1",
+  "decoder.0": "1x1",
+  **{f"decoder.{i}": "block" for i in (2, 3)},
+  **{f"decoder.{i}": "up" for i in (4, 6, 8, 10)},
+  "decoder.12": "1x1",
+}
+CODEBOOK = "_vq_vae._embedding"
+# What a layer is -> end of the name of each kernel in it -> its side.
+_KERNELS = {
+  "down": {"": 4},
+  "block": {".net.0": 3, ".net.2": 3, ".net.4": 1},
+  "1x1": {"": 1},
+  "up": {"": 4},
+}
+
+
+def mask_codec_shapes(
+  sizes: Mapping[str, int], tower: str = ""
+) -> dict[str, tuple[int, ...]]:
+  """Returns consistent shapes of the arrays, each layer as wide as its bias.
+
+  Args:
+    sizes: Name -> number of elements, of the biases and the codebook.
+    tower: "encoder" for that and the codebook; "" for the decoder as well.
+  """
+  shapes, width = {}, 1
+  for layer, kind in MASK_CODEC.items():
+    if not layer.startswith(tower):
+      continue
+    for end, side in _KERNELS[kind].items():
+      new = max(sizes.get(f"{layer}{end}.bias", 1), 1)
+      if kind == "block":  # its output is added to its input
+        new = width
+      if layer == "decoder.12":
+        new = 1
+      axes = (width, new) if kind == "up" else (new, width)
+      shapes[f"{layer}{end}.weight"] = (*axes, side, side)
+      shapes[f"{layer}{end}.bias"] = (new,)
+      width = new
+    if layer == "encoder.10":
+      shapes[CODEBOOK] = (max(sizes.get(CODEBOOK, 1) // width, 1), width)
+  return shapes

@@ -11,23 +11,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float32, Int, Shaped
 
-from paligemma import disk, tree
+from paligemma import disk, messages, tree, variants
 from paligemma.data import masks as masks_lib
 
-_CODEBOOK = "_vq_vae._embedding"
-_DOWN = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
+_DOWN = [x for x, kind in variants.MASK_CODEC.items() if kind == "down"]
 _BLOCKS = ("encoder.8", "encoder.9")
-# Layer -> side of its kernel, in the order in which the data passes.
-_LAYERS = {
-  **dict.fromkeys(_DOWN, 4),
-  **{
-    f"{block}.net.{i}": side
-    for block in _BLOCKS
-    for i, side in ((0, 3), (2, 3), (4, 1))
-  },
-  "encoder.10": 1,
-}
-_NAMES = {_CODEBOOK} | {f"{x}.{y}" for x in _LAYERS for y in ("weight", "bias")}
+_NAMES = variants.mask_codec_shapes({}, "encoder").keys()
 
 
 class Encoder:
@@ -54,7 +43,7 @@ class Encoder:
     self, masks: Shaped[np.ndarray, "B 64 64"]
   ) -> Int[np.ndarray, "B 16"]:
     """Returns the codes of masks, bool or in [0, 1]."""
-    codebook = _read(self._path)[_CODEBOOK]
+    codebook = _read(self._path)[variants.CODEBOOK]
     products = self.latents(masks) @ codebook.T
     # |x - e|^2 without |x|^2, which is the same for all codes.
     distances = (codebook**2).sum(axis=-1) - 2 * products
@@ -98,27 +87,14 @@ def _read(path):
     for name, array in arrays.items()
     if array.dtype.kind != "f"
   ]
-  problems = problems or tree.compare(_shapes(arrays), arrays)
-  if problems:
-    more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+  sizes = {name: array.size for name, array in arrays.items()}
+  shapes = variants.mask_codec_shapes(sizes, "encoder")
+  if problems := problems or tree.compare(shapes, arrays):
     raise ValueError(
       f"{path}: expected the arrays of a mask codec such as vae-oid.npz, found "
-      f"{'; '.join(problems[:5])}{more}"
+      f"{messages.listed(problems, 5)}"
     )
   return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
-def _shapes(arrays):
-  """Returns the shapes that follow from the sizes of the biases."""
-  shapes, width = {}, 1
-  for layer, side in _LAYERS.items():
-    # The output of a block is added to its input.
-    new = width if ".net." in layer else max(arrays[f"{layer}.bias"].size, 1)
-    shapes[f"{layer}.weight"] = (new, width, side, side)
-    shapes[f"{layer}.bias"] = (new,)
-    width = new
-  shapes[_CODEBOOK] = (max(arrays[_CODEBOOK].size // width, 1), width)
-  return shapes
 
 
 def _conv(params, layer, x, stride=1):

@@ -300,12 +300,7 @@ class Model(nn.Module):
     self.final_norm = RMSNorm(self.norm_eps)
     self.layers = Stack(
       Block(self.clone(parent=None), parent=None),
-      self.depth,
-      name="layers",
-      name_apart="layers/{}",
-      scan=self.scan,
-      remat_policy=self.remat_policy,
-      dtype=self.dtype,
+      tower="llm",
       tokens_at_once=_HIDDEN_AT_ONCE // self.mlp_dim,
     )
 

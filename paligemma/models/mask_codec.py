@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma import registry, tree
+from paligemma import registry, tree, variants
 
 SIDE = 64  # pixels of a mask
 GRID = 4  # codes along a side of it
@@ -34,30 +34,12 @@ GRID = 4  # codes along a side of it
 Params = dict[str, jax.Array]
 Masks = Bool[ArrayLike, "B 64 64"] | Float[ArrayLike, "B 64 64"]
 
-CODEBOOK = "_vq_vae._embedding"
+CODEBOOK = variants.CODEBOOK
 # Moving averages of the codebook, needed only to continue its training.
 _IGNORED = ("_vq_vae._ema_cluster_size", "_vq_vae._ema_w")
 
-_DOWN = ("encoder.0", "encoder.2", "encoder.4", "encoder.6")
-_UP = ("decoder.4", "decoder.6", "decoder.8", "decoder.10")
-
-
-def _block_layers(block):
-  return {f"{block}.net.0": 3, f"{block}.net.2": 3, f"{block}.net.4": 1}
-
-
-# Layer -> side of its kernel, in the order of the computation.
-_LAYERS = {
-  **dict.fromkeys(_DOWN, 4),
-  **_block_layers("encoder.8"),
-  **_block_layers("encoder.9"),
-  "encoder.10": 1,
-  "decoder.0": 1,
-  **_block_layers("decoder.2"),
-  **_block_layers("decoder.3"),
-  **dict.fromkeys(_UP, 4),
-  "decoder.12": 1,
-}
+_DOWN = [x for x, kind in variants.MASK_CODEC.items() if kind == "down"]
+_UP = [x for x, kind in variants.MASK_CODEC.items() if kind == "up"]
 
 
 def from_arrays(
@@ -103,39 +85,20 @@ def to_arrays(params: Params) -> dict[str, np.ndarray]:
 
 def _problems(flat):
   """Lists what is wrong: with the names, else with shapes and dtypes."""
-  of_layers = (f"{layer}.{x}" for layer in _LAYERS for x in ("weight", "bias"))
-  expected = {CODEBOOK, *of_layers}
-  missing = sorted(expected - flat.keys())
-  unexpected = sorted(flat.keys() - expected)
+  sizes = {name: x.size for name, x in flat.items()}
+  expected = variants.mask_codec_shapes(sizes)
+  missing = sorted(expected.keys() - flat.keys())
+  unexpected = sorted(flat.keys() - expected.keys())
   if missing or unexpected:
     return [f"{name}: missing" for name in missing] + [
       f"{name}: unexpected.{registry.did_you_mean(name, missing)}"
       for name in unexpected
     ]
-  return tree.compare(_shapes(flat), flat) + [
+  return tree.compare(expected, flat) + [
     f"{name}: {x.dtype}, expected a float dtype"
     for name, x in sorted(flat.items())
     if not jnp.issubdtype(x.dtype, jnp.floating)
   ]
-
-
-def _shapes(flat):
-  """Returns consistent shapes, each layer being as wide as its bias."""
-  shapes = {}
-  width = 1
-  for layer, side in _LAYERS.items():
-    new_width = max(flat[f"{layer}.bias"].size, 1)
-    if ".net." in layer:  # its output is added to its input
-      new_width = width
-    if layer == "decoder.12":
-      new_width = 1
-    axes = (width, new_width) if layer in _UP else (new_width, width)
-    shapes[f"{layer}.weight"] = (*axes, side, side)
-    shapes[f"{layer}.bias"] = (new_width,)
-    width = new_width
-    if layer == "encoder.10":
-      shapes[CODEBOOK] = (max(flat[CODEBOOK].size // width, 1), width)
-  return shapes
 
 
 @jax.jit

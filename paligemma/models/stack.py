@@ -56,34 +56,30 @@ class Stack:
 
   Attributes:
     block: Module without a parent, called with (x, Call); it returns x and a
-      dict of named intermediates [B, ...].
-    depth: Number of layers.
-    name: Of the parameters of all layers, stacked on a leading axis.
-    name_apart: Of those of layer {}, where every layer has its own.
-    scan: Whether the layers are stacked, as they are trained, or separate, as
-      some checkpoints store them.
-    remat_policy: What the backward pass stores of a layer: "none" all that it
-      needs, "block_inputs" only the input of the layer, from which it computes
-      the layer again. Of stacked layers that is the input in the compute dtype,
-      and parameters that are split over devices are gathered once per layer and
-      pass, see `scan_layers`.
-    dtype: Compute dtype.
+      dict of named intermediates [B, ...]. Its `config` has the number of
+      layers, `depth`; `dtype`, in which they compute; `scan`, whether their
+      parameters are stacked on a leading axis, as they are trained, or separate
+      as in some checkpoints; and `remat_policy`, what the backward pass stores
+      of a layer: "none" all that it needs, "block_inputs" only the input of the
+      layer, from which it computes the layer again. Of stacked layers that is
+      the input in the compute dtype, and parameters that are split over devices
+      are gathered once per layer and pass, see `scan_layers`.
+    tower: A key of parameters.LAYERS, which names the parameters.
     tokens_at_once: How many tokens of a device go through a layer at once in
       `scan_layers`, at most (but at least one example).
   """
 
   block: nn.Module
-  depth: int
-  name: str
-  name_apart: str
-  scan: bool
-  remat_policy: str
-  dtype: str
+  tower: str
   tokens_at_once: int
 
   def __post_init__(self) -> None:
     policies = dict.fromkeys(REMAT_POLICIES)
-    registry.lookup(policies, self.remat_policy, "remat_policy")
+    registry.lookup(policies, self.config.remat_policy, "remat_policy")
+
+  @property
+  def config(self) -> nn.Module:
+    return self.block.config
 
   def __call__(
     self, owner: nn.Module, x: Float[Array, "B T D"], call: Call
@@ -96,12 +92,13 @@ class Stack:
     Returns:
       The output of the last layer, and the named intermediates of every layer.
     """
+    config = self.config
     first, *_ = self._names()[0]
     if owner.is_initializing() and not owner.has_variable("params", first):
       self._write(owner, "params", self._draw(owner, x, call))
     layers = {"window": call.window}
     if call.train and owner.has_rng("dropout"):
-      layers["rng"] = jax.random.split(owner.make_rng("dropout"), self.depth)
+      layers["rng"] = jax.random.split(owner.make_rng("dropout"), config.depth)
     written = [
       name
       for name in ("cache", "intermediates")
@@ -125,7 +122,7 @@ class Stack:
     variables = {"params": self._read(owner, "params")}
     if call.mode == "extend":
       variables["cache"] = self._read(owner, "cache")
-    if self.scan and self.remat_policy == "block_inputs" and not written:
+    if config.scan and config.remat_policy == "block_inputs" and not written:
       batch, length, _ = x.shape
       number = microbatch.find_number(batch, self.tokens_at_once // length)
       x, (named, _) = scan_layers(
@@ -134,15 +131,15 @@ class Stack:
         x,
         layers,
         call.mask,
-        dtype=self.dtype,
+        dtype=config.dtype,
         num_microbatches=number,
       )
     else:
       x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
       for name, value in new.items():
         self._write(owner, name, value)
-    if self.scan:
-      named = [_layer(named, i) for i in range(self.depth)]
+    if config.scan:
+      named = [_layer(named, i) for i in range(config.depth)]
     return x, named
 
   def _run_plainly(self, run, variables, x, layers, mask):
@@ -152,13 +149,13 @@ class Stack:
       variables, layer = layer
       return run(variables, x, layer, mask, 0)
 
-    if self.remat_policy == "block_inputs":
-      step = jax.checkpoint(step, prevent_cse=not self.scan)
-    if self.scan:
+    if self.config.remat_policy == "block_inputs":
+      step = jax.checkpoint(step, prevent_cse=not self.config.scan)
+    if self.config.scan:
       x, (named, new) = jax.lax.scan(step, x, (variables, layers))
       return x, named, new
     named, new = [], {}
-    for i in range(self.depth):
+    for i in range(self.config.depth):
       of_layer = {name: value[i] for name, value in variables.items()}
       x, (one, written) = step(x, (of_layer, _layer(layers, i)))
       named.append(one)
@@ -169,25 +166,27 @@ class Stack:
   def _draw(self, owner, x, call):
     """Draws parameters as Flax does for modules of these names."""
     block, call = self.block, call.replace(window=None)
-    if self.scan:
+    if self.config.scan:
       block = nn.scan(
         type(block),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,
-        length=self.depth,
-      )(block.config, parent=None)
+        length=self.config.depth,
+      )(self.config, parent=None)
     drawn = []
     for names in self._names():
       rng = LazyRng.create(owner.scope.rngs["params"], *names)
       drawn.append(block.init({"params": rng}, x, call)["params"])
-    return drawn[0] if self.scan else drawn
+    return drawn[0] if self.config.scan else drawn
 
   def _names(self):
     """The path of the variables of the stack, or of those of every layer."""
-    if self.scan:
-      return [(self.name,)]
-    return [self.name_apart.format(i).split("/") for i in range(self.depth)]
+    stem, joint = parameters.LAYERS[self.tower]
+    name = stem.rpartition("/")[2]
+    if self.config.scan:
+      return [(name,)]
+    return [f"{name}{joint}{i}".split("/") for i in range(self.config.depth)]
 
   def _read(self, owner, collection):
     """Returns the variables of the stack, or a list of those of every layer."""
@@ -195,11 +194,11 @@ class Stack:
     for first, *rest in self._names():
       value = owner.get_variable(collection, first)
       found.append(functools.reduce(operator.getitem, rest, value))
-    return found[0] if self.scan else found
+    return found[0] if self.config.scan else found
 
   def _write(self, owner, collection, values):
     """Stores what `_read` reads."""
-    values = [values] if self.scan else values
+    values = [values] if self.config.scan else values
     for (first, *rest), value in zip(self._names(), values, strict=True):
       for name in rest:
         value = {**owner.get_variable(collection, first, {}), name: value}

@@ -157,16 +157,10 @@ class Encoder(nn.Module):
     These are "block00", "block01", ..., as Block names them, and "pre_ln", the
     input of the norm.
     """
-    config = self.config
     blocks = Stack(
-      Block(config, parent=None),
-      config.depth,
-      name="encoderblock",
-      name_apart="encoderblock_{}",
-      scan=config.scan,
-      remat_policy=config.remat_policy,
-      dtype=config.dtype,
-      tokens_at_once=_HIDDEN_AT_ONCE // config.mlp_dim,
+      Block(self.config, parent=None),
+      tower="img",
+      tokens_at_once=_HIDDEN_AT_ONCE // self.config.mlp_dim,
     )
     x, of_blocks = blocks(self, x, Call("train" if train else "eval"))
     out = {f"block{i:02d}": named for i, named in enumerate(of_blocks)}
