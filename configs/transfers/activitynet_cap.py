@@ -17,6 +17,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     **VIDEO_CAPTIONS,
     tune="decoder",
     total_epochs=1.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

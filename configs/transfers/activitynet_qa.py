@@ -15,6 +15,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     num_frames=16,
     stride=70,
     total_epochs=1.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

@@ -23,6 +23,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     ops=(text_ops.MultipleChoice("choices"),),
     eval_antialias=False,
     total_epochs=10.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

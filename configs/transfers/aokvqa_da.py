@@ -15,7 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train=tfds("aokvqa", "train", final="train+val"),
     evals={
       "val": tfds("aokvqa", "val"),
-      "test": tfds("aokvqa", "test", last=True, hidden=True),
+      "test": tfds("aokvqa", "test", hidden=True),
     },
     answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),
     batch_size=128,

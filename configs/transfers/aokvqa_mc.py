@@ -18,7 +18,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train=tfds("aokvqa", "train", final="train+val", fields=fields),
     evals={
       "val": tfds("aokvqa", "val", fields=fields),
-      "test": tfds("aokvqa", "test", fields=choices, last=True, hidden=True),
+      "test": tfds("aokvqa", "test", fields=choices, hidden=True),
     },
     text_len=128,
     ops=(text_ops.MultipleChoice("choices"),),

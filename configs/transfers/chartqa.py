@@ -32,7 +32,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     ops=(text_ops.Copy("question", "prefix"),),
     metric="chartqa",
     total_epochs=30.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
     label_smoothing=0.2,
     dropout=0.1,

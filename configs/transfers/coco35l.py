@@ -44,6 +44,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     augment=crop(arg),
     antialias=False,
     total_examples=5 * 566_435,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

@@ -49,6 +49,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     augment=crop(arg),
     antialias=False,
     total_epochs=5.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

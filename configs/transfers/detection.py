@@ -48,7 +48,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     metric="detection",
     eval_batch_size=256,
     total_epochs=50.0,
-    learning_rate=1e-5,
   )
   del config.evals.pplx  # of noise, for the most part
   return config

@@ -20,13 +20,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evals={
       "minival": tfds("docvqa", "train[-5%:]"),
       "val": tfds("docvqa", "val"),
-      "test": tfds("docvqa", "test", last=True, hidden=True),
+      "test": tfds("docvqa", "test", hidden=True),
     },
     ops=(text_ops.Copy("question", "prefix"),),
     answer_ops=(text_ops.Choice("answers", "suffix"),),
     metric="vqa(lower=True)",
     eval_batch_size=256,
     total_epochs=10.0,
-    learning_rate=1e-5,
     weight_decay=1e-6,
   )

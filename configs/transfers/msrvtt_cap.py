@@ -18,5 +18,4 @@ def get_config(argument: str | None = None) -> ConfigDict:
     **VIDEO_CAPTIONS,
     tune="decoder",
     total_epochs=20.0,
-    learning_rate=1e-5,
   )

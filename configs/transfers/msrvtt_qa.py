@@ -16,5 +16,4 @@ def get_config(argument: str | None = None) -> ConfigDict:
     stride=9,
     tune="decoder",
     total_epochs=1.0,
-    learning_rate=1e-5,
   )

@@ -68,14 +68,14 @@ class Split:
     source: its keys in a config, see configs/common.py; its ops bring the
       examples into the form that the transfer describes.
     final: with final_split=true, the TFDS split instead; None: the same one.
-    last: evaluate at the end of a training alone.
     hidden: the answers are not public: predictions are only written.
+    last: evaluate at the end of a training alone, as where answers are hidden.
   """
 
   source: dict[str, Any]
   final: str | None = None
-  last: bool = False
   hidden: bool = False
+  last: bool = False
 
 
 def tfds(
@@ -85,8 +85,8 @@ def tfds(
   final: str | None = None,
   fields: dict[str, str] | None = None,
   ops: tuple[Op, ...] = (),
-  last: bool = False,
   hidden: bool = False,
+  last: bool = False,
   **source: Any,
 ) -> Split:
   """A Split of a TFDS data set.
@@ -96,12 +96,12 @@ def tfds(
     split: to read.
     fields: their name -> ours, of fields that have another name there.
     ops: run once the fields have our names.
-    final, last, hidden: see Split.
+    final, hidden, last: see Split.
     **source: image_key and weight.
   """
   copies = (text_ops.Copy(*names) for names in (fields or {}).items())
   source |= dict(kind="tfds", name=name, split=split, ops=(*copies, *ops))
-  return Split(source, final, last, hidden)
+  return Split(source, final, hidden, last or hidden)
 
 
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
@@ -148,6 +148,7 @@ def make(
   antialias: bool = True,
   eval_antialias: bool | None = None,
   dropout: float = 0.0,
+  learning_rate: float = 1e-5,
   **values: Any,
 ) -> ConfigDict:
   """Makes the config of a transfer, by default of questions with one answer.
@@ -173,7 +174,8 @@ def make(
       videos never were.
     eval_antialias: likewise, in evaluation. Default as in training.
     dropout: in the decoder.
-    **values: of the config, such as total_epochs and learning_rate.
+    learning_rate: at the peak of its schedule; in most of them 1e-5.
+    **values: of the config, such as total_epochs and weight_decay.
   """
   if not isinstance(arg, SimpleNamespace):
     arg = parse(arg)
@@ -190,6 +192,7 @@ def make(
   # Nothing of the decoder: see above.
   decays = tune in ("full", "image", "head")
   config.weight_decay_mults = ((".*/kernel", 1.0),) if decays else ()
+  config.learning_rate = learning_rate
   config.clip_norm = 1.0
   config.log_steps = 50
 

@@ -24,5 +24,4 @@ def get_config(argument: str | None = None) -> ConfigDict:
     metric="rsvqa",
     eval_antialias=False,
     total_epochs=1.0,
-    learning_rate=1e-5,
   )

@@ -27,5 +27,4 @@ def get_config(argument: str | None = None) -> ConfigDict:
     tune="decoder",
     antialias=False,
     total_epochs=20.0,
-    learning_rate=1e-5,
   )

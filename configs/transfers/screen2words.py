@@ -18,7 +18,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     **CAPTIONS,
     antialias=False,
     total_epochs=10.0,
-    learning_rate=1e-5,
     label_smoothing=0.2,
     dropout=0.3,
   )

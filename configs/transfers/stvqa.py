@@ -23,7 +23,7 @@ def get_config(
     train=tfds(name, "train", final="train+val"),
     evals={
       "val": tfds(name, "val"),
-      "test": tfds(name, "test", last=True, hidden=True),
+      "test": tfds(name, "test", hidden=True),
     },
     text_len=48,
     **ANSWERS,

@@ -16,7 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train=tfds("textvqa", "train", final="train+val"),
     evals={
       "val": tfds("textvqa", "val"),
-      "test": tfds("textvqa", "test", last=True, hidden=True),
+      "test": tfds("textvqa", "test", hidden=True),
     },
     **ANSWERS,
     metric="textvqa",

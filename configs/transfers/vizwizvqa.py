@@ -14,11 +14,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
       "val": tfds("vizwizvqa", "val"),
-      "test": tfds("vizwizvqa", "test", last=True, hidden=True),
+      "test": tfds("vizwizvqa", "test", hidden=True),
     },
     text_len=48,
     **ANSWERS,
     eval_antialias=False,
     total_epochs=10.0,
-    learning_rate=1e-5,
   )

@@ -22,13 +22,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evals={
       "minival": tfds("vqa", "validation[-10240:]", fields=fields),
       # The two were made one in 2021.
-      "test": tfds(
-        "vqa", "test+test-dev", fields=fields, last=True, hidden=True
-      ),
+      "test": tfds("vqa", "test+test-dev", fields=fields, hidden=True),
     },
     **ANSWERS,
     metric="vqav2",
     total_epochs=10.0,
-    learning_rate=1e-5,
     weight_decay=at(arg.res, {224: 1e-6, 448: 0.0}),
   )
