@@ -98,31 +98,20 @@ class Preset:
     return tuple(dict.fromkeys(names))
 
 
-# Name at google; name and version at keras on Kaggle.
-_PALIGEMMA = """
-paligemma-3b-pt-224          pali_gemma_3b_224 4
-paligemma-3b-pt-448          pali_gemma_3b_448 4
-paligemma-3b-pt-896          pali_gemma_3b_896 4
-paligemma-3b-mix-224         pali_gemma_3b_mix_224 4
-paligemma-3b-mix-448         pali_gemma_3b_mix_448 4
-paligemma2-3b-pt-224         pali_gemma2_pt_3b_224 2
-paligemma2-3b-pt-448         pali_gemma2_pt_3b_448 2
-paligemma2-3b-pt-896         pali_gemma2_pt_3b_896 2
-paligemma2-10b-pt-224        pali_gemma2_pt_10b_224 3
-paligemma2-10b-pt-448        pali_gemma2_pt_10b_448 3
-paligemma2-10b-pt-896        pali_gemma2_pt_10b_896 3
-paligemma2-28b-pt-224        pali_gemma2_pt_28b_224 4
-paligemma2-28b-pt-448        pali_gemma2_pt_28b_448 3
-paligemma2-28b-pt-896        pali_gemma2_pt_28b_896 3
-paligemma2-3b-mix-224        pali_gemma2_mix_3b_224 2
-paligemma2-3b-mix-448        pali_gemma2_mix_3b_448 2
-paligemma2-10b-mix-224       pali_gemma2_mix_10b_224 3
-paligemma2-10b-mix-448       pali_gemma2_mix_10b_448 3
-paligemma2-28b-mix-224       pali_gemma2_28b_mix_224 3
-paligemma2-28b-mix-448       pali_gemma2_28b_mix_448 3
-paligemma2-3b-ft-docci-448   pali_gemma_2_ft_docci_3b_448 2
-paligemma2-10b-ft-docci-448  pali_gemma2_ft_docci_10b_448 3
-"""
+# Name at google, and at keras on Kaggle, both before the resolution; and the
+# version there of each resolution.
+_PALIGEMMA = {
+  "paligemma-3b-pt": ("pali_gemma_3b", {224: 4, 448: 4, 896: 4}),
+  "paligemma-3b-mix": ("pali_gemma_3b_mix", {224: 4, 448: 4}),
+  "paligemma2-3b-pt": ("pali_gemma2_pt_3b", {224: 2, 448: 2, 896: 2}),
+  "paligemma2-10b-pt": ("pali_gemma2_pt_10b", {224: 3, 448: 3, 896: 3}),
+  "paligemma2-28b-pt": ("pali_gemma2_pt_28b", {224: 4, 448: 3, 896: 3}),
+  "paligemma2-3b-mix": ("pali_gemma2_mix_3b", {224: 2, 448: 2}),
+  "paligemma2-10b-mix": ("pali_gemma2_mix_10b", {224: 3, 448: 3}),
+  "paligemma2-28b-mix": ("pali_gemma2_28b_mix", {224: 3, 448: 3}),
+  "paligemma2-3b-ft-docci": ("pali_gemma_2_ft_docci_3b", {448: 2}),
+  "paligemma2-10b-ft-docci": ("pali_gemma2_ft_docci_10b", {448: 3}),
+}
 
 # Variant; model, name and version on Kaggle; name at google on Hugging Face.
 _GEMMA = """
@@ -152,22 +141,22 @@ gemma2_27b keras/cell2sentence c2s_scale_gemma_2_27b_en 1
 
 
 def _presets() -> Iterator[tuple[str, Preset]]:
-  """Yields name, preset."""
-  for line in _PALIGEMMA.strip().splitlines():
-    name, keras, version = line.split()
-    family, size, kind, *_, res = name.split("-")
+  for stem, (keras, versions) in _PALIGEMMA.items():
+    family, size, kind, *_ = stem.split("-")
     is_second = family == "paligemma2"
     model = "paligemma-2" if is_second else "paligemma"
-    file = f"{name}.b16.npz" if is_second else f"{name}.npz"
-    sources = [Source("Kaggle", f"google/{model}/jax/{name}/1", (file,))]
-    if kind == "mix" or not is_second:
-      sources.append(Source("Hugging Face", f"google/{name}-jax", ("*.npz",)))
-    sources.append(_transformers(name))
-    sources.append(Source("Kaggle", f"keras/{family}/keras/{keras}/{version}"))
-    yield (
-      name.replace("-", "_"),
-      Preset(f"{family}_{size}", int(res), variants.VOCAB_SIZE, tuple(sources)),
-    )
+    for res, version in versions.items():
+      name = f"{stem}-{res}"
+      file = f"{name}.b16.npz" if is_second else f"{name}.npz"
+      sources = [Source("Kaggle", f"google/{model}/jax/{name}/1", (file,))]
+      if kind == "mix" or not is_second:
+        sources.append(Source("Hugging Face", f"google/{name}-jax", ("*.npz",)))
+      handle = f"keras/{family}/keras/{keras}_{res}/{version}"
+      sources += [_transformers(name), Source("Kaggle", handle)]
+      yield (
+        name.replace("-", "_"),
+        Preset(f"{family}_{size}", res, variants.VOCAB_SIZE, tuple(sources)),
+      )
   for line in _GEMMA.strip().splitlines():
     variant, model, name, version, *hugging_face = line.split()
     sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
