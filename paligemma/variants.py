@@ -130,7 +130,7 @@ PALIGEMMA = {
   "paligemma2_28b": PaliGemma("So400m/14", "gemma2_27b", AS_IN_PALIGEMMA2),
 }
 
-# The mask codec of PaLI-3 and PaliGemma (models/mask_codec.py): layer -> what it
+# The mask codec of PaLI-3 and PaliGemma, models/mask_codec.py: layer -> what it
 # is, in the order of the computation. Activations have the other numbers.
 MASK_CODEC = {
   **{f"encoder.{i}": "down" for i in (0, 2, 4, 6)},

@@ -133,14 +133,12 @@ def _recognise(path):
 
 
 def _is_adapter(path):
-  """Whether what lies there is an adapter of peft, or a file of ours."""
   if path.suffix == lora_files.SUFFIX:
     return path.is_file() and runs.find(path) is None
   return (path / peft.CONFIG).exists() and not (path / "config.json").exists()
 
 
 def _checkpoints_in(path):
-  """Names of folders one below that look like checkpoints or adapters."""
   children = sorted(path.iterdir())[:100] if path.is_dir() else []
   return [
     f'"{child.name}"'

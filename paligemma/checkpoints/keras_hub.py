@@ -228,8 +228,6 @@ def _decoder_fields(config) -> dict[str, Any]:
 
 
 def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
-  """The variables of a backbone."""
-
   def spell(name, layer, is_bias):
     number = f"_{layer}" if layer else ""
     return f"{name.replace('*', number)}/vars/{int(is_bias)}"
@@ -247,7 +245,6 @@ def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
 
 
 def _read_headers(folder) -> dict[str, Computed]:
-  """Returns the variables of all HDF5 files by name."""
   if (folder / WEIGHTS).exists() or not (folder / SHARDS).exists():
     return _read_header(folder / WEIGHTS)
   where = folder / SHARDS

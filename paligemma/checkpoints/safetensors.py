@@ -182,7 +182,6 @@ def _are_sizes(value) -> bool:
 
 
 def _check_coverage(path, tensors, start, size):
-  """Raises unless every byte of the data belongs to exactly one tensor."""
   end = start
   for name, tensor in sorted(
     tensors.items(), key=lambda item: (item[1].offset, nbytes(item[1]))

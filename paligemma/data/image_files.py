@@ -21,6 +21,10 @@ from paligemma.data import image as image_lib
 
 File = bytes | epath.PathLike  # contents, or a path
 
+_NAMED_LIKE_SUFFIX = (
+  *("WEBP", "GIF", "BMP", "AVIF", "PSD", "QOI", "DDS", "ICNS", "ICO", "DIB"),
+  *("PCX", "SGI", "XBM", "XPM", "TGA"),  # TGA last: it has no signature
+)
 # Name in Pillow -> suffixes, the usual one first. Left out are formats that
 # Pillow renders with another program (EPS: Ghostscript; WMF: Windows) or only
 # identifies (BUFR, GRIB, HDF5, MPEG), that hold measurements instead of colours
@@ -28,26 +32,12 @@ File = bytes | epath.PathLike  # contents, or a path
 FORMATS = {
   "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
   "PNG": (".png", ".apng"),
-  "WEBP": (".webp",),
-  "GIF": (".gif",),
-  "BMP": (".bmp",),
   "TIFF": (".tif", ".tiff"),
-  "AVIF": (".avif",),
   "HEIF": (".heic", ".heif", ".hif"),
   "JPEG2000": (".jp2", ".j2k", ".jpx"),
   "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-  "PSD": (".psd",),
-  "QOI": (".qoi",),
-  "DDS": (".dds",),
-  "ICNS": (".icns",),
-  "ICO": (".ico",),
-  "DIB": (".dib",),
-  "PCX": (".pcx",),
-  "SGI": (".sgi",),
   "SUN": (".ras",),
-  "XBM": (".xbm",),
-  "XPM": (".xpm",),
-  "TGA": (".tga",),  # last: it has no signature
+  **{name: (f".{name.lower()}",) for name in _NAMED_LIKE_SUFFIX},
 }
 SUFFIXES = tuple(suffix for group in FORMATS.values() for suffix in group)
 
@@ -296,7 +286,6 @@ def _late_chunks(stream):
 
 
 def _check_jpeg(stream):
-  """Raises if the end marker of a JPEG is missing."""
   position = stream.tell()
   end = stream.seek(0, os.SEEK_END)
   for start in (max(end - 65536, position), position):

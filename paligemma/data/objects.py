@@ -177,7 +177,6 @@ def flip(items: list[Object], width: int) -> list[Object]:
 
 
 def _each(items, move_box, move_mask):
-  """Applies functions to all boxes and masks."""
   moved = []
   for item in items:
     mask = move_mask(item["mask"]) if "mask" in item else None

@@ -119,7 +119,6 @@ def _check_pieces(text, kind):
 
 
 def _excerpt(text, position):
-  """Returns the text around a position, on one line."""
   start, stop = max(position - _AROUND, 0), position + 2 * _AROUND
   before, after = "..." * (start > 0), "..." * (stop < len(text))
   return " ".join(f"{before}{text[start:stop]}{after}".split())

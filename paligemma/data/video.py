@@ -183,8 +183,6 @@ def _opened(data, where):
 
 
 class _Stream:
-  """A video stream of a file."""
-
   def __init__(self, file, container, video, where):
     self._file, self._container, self.video = file, container, video
     self._where = where

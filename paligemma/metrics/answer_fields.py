@@ -6,24 +6,19 @@ from typing import Any
 import numpy as np
 
 from paligemma import messages, registry
+from paligemma.data import example_fields
 from paligemma.metrics.metric import Example
 
 
 def read(example: Example, key: str, what: str) -> Any:
-  """Returns example[key].
-
-  Raises:
-    ValueError: there is no such field. The message begins with the example's
-      "_where", says `what` is missing ("answer"), and lists the fields and the
-      nearest name.
-  """
+  """Returns example[key]; an error says that `what`, "answer", is missing."""
   if key in example:
     return example[key]
   found = sorted(name for name in example if not name.startswith("_"))
-  raise ValueError(
-    f'{_where(example)}: no {what} under "{key}", found '
-    f"{messages.shown(', '.join(found))}."
-    f"{registry.did_you_mean(key, found)}"
+  raise example_fields.error(
+    example,
+    f'no {what} under "{key}", found {messages.shown(", ".join(found))}.'
+    f"{registry.did_you_mean(key, found)}",
   )
 
 
@@ -74,14 +69,8 @@ def wrong(
   example: Example, key: str, expected: str, hint: str = ""
 ) -> ValueError:
   """Returns the error for a field whose value is not what was expected."""
-  return ValueError(
-    f'{_where(example)}: "{key}" is {example[key]!r:.60}, expected {expected}.'
-    + hint
-  )
-
-
-def _where(example):
-  return example.get("_where", "example")
+  problem = f'"{key}" is {example[key]!r:.60}, expected {expected}.{hint}'
+  return example_fields.error(example, problem)
 
 
 def _are_texts(value) -> bool:

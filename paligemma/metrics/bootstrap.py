@@ -219,7 +219,6 @@ def _columns(results):
 
 
 def _members(groups, count):
-  """Returns the row indices of each group."""
   members = defaultdict(list)
   for i, group in enumerate(range(count) if groups is None else groups):
     members[group].append(i)

@@ -260,7 +260,6 @@ def _size(example) -> Size:
 
 
 def _truth(example, answer_key, size):
-  """Yields the annotations of one image."""
   value = answer_fields.read(example, answer_key, "answer")
   if isinstance(value, str):
     for item in location.parse(value, size):

@@ -158,7 +158,6 @@ class Attention(nn.Module):
     return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
 
   def _project(self, x, train):
-    """Returns queries, keys and values."""
     width, head_dim = x.shape[-1], self.config.head_dim
     num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
     fan_in = _fan_in((2,), (0, 1, 3))

@@ -182,7 +182,6 @@ def from_latents(
 
 
 def _block(params, name, x):
-  """A residual block."""
   y = jax.nn.relu(_conv(params, f"{name}.net.0", x))
   y = jax.nn.relu(_conv(params, f"{name}.net.2", y))
   return x + _conv(params, f"{name}.net.4", y)

@@ -87,7 +87,6 @@ class MultiHeadDotProductAttention(nn.Module):
     keys: Float[Array, "B S D"],
     train: bool = False,
   ) -> Float[Array, "B T D"]:
-    """Returns the attended values, in the compute dtype."""
     config, width = self.config, queries.shape[-1]
     head_dim, rest = divmod(width, config.num_heads)
     if rest:

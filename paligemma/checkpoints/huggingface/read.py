@@ -142,7 +142,6 @@ def padded_rows(image_token_id: int) -> int:
 
 
 def _read_headers(path: pathlib.Path) -> dict[str, Mapped]:
-  """Name in the file -> tensor, of all files."""
   files = sorted(file.name for file in path.glob("*.safetensors"))
   if (path / INDEX).exists():
     if FILE in files:

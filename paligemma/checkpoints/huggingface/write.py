@@ -101,7 +101,6 @@ def save(
 
 
 def _num_positions(arrays) -> int:
-  """Number of patches; raises unless the position embedding is learned."""
   if POSITIONS not in arrays:
     raise ValueError(
       f"{POSITIONS} is missing, expected a learned position embedding"

@@ -168,7 +168,6 @@ def _sizes(model):
 
 
 def _check_sizes(found, expected):
-  """Raises if adapters are for a model of other sizes."""
   for tower, what in (("img", "image tower"), ("llm", "decoder")):
     theirs, ours = found.get(tower), expected[tower]
     if theirs != ours:

@@ -259,7 +259,6 @@ def _has_database(folder):
 
 
 def _found_specs(folder):
-  """Specs of the arrays in a folder that does not say what it holds."""
   ocdbt = _has_database(folder)
   with zarr.one_line(str(folder)):
     store = ts.KvStore.open(_kvstore(folder, "", ocdbt=ocdbt)).result()

@@ -199,6 +199,5 @@ def _gating(index: int, tensor: Tensor, width: int) -> Leaf:
 
 
 def _settings(leaves: Mapping[str, Leaf]) -> dict[str, Any]:
-  """Of the variant of these sizes."""
   variant = variants.GEMMA[variants.nearest(infer.sizes(leaves)["llm"])]
   return {field: getattr(variant, field) for field in parameters.STATED}

@@ -211,7 +211,6 @@ def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
 
 
 def _locate(source: str, step: epath.Path) -> str:
-  """The path of what a run started from."""
   folders = [epath.Path(), *(epath.Path(p) for p in step.resolve().parents)]
   for folder in folders:
     # Without ":sub/tree", and without the colon of "gs://".

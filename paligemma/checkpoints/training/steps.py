@@ -219,7 +219,6 @@ class StepCheckpoints(contextlib.AbstractContextManager):
 
 
 def _state(file: epath.Path) -> Any:
-  """The state of one process's data iterator."""
   try:
     return json.loads(file.read_text())
   except (OSError, RecursionError, ValueError) as e:
