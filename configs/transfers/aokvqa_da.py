@@ -13,10 +13,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   return make(
     argument,
     train=tfds("aokvqa", "train", final="train+val"),
-    evals={
-      "val": tfds("aokvqa", "val"),
-      "test": tfds("aokvqa", "test", hidden=True),
-    },
+    evals={x: tfds("aokvqa", x, hidden=x == "test") for x in ("val", "test")},
     answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),
     batch_size=128,
     eval_batch_size=256,

@@ -21,10 +21,7 @@ def get_config(
   return make(
     arg,
     train=tfds(name, "train", final="train+val"),
-    evals={
-      "val": tfds(name, "val"),
-      "test": tfds(name, "test", hidden=True),
-    },
+    evals={x: tfds(name, x, hidden=x == "test") for x in ("val", "test")},
     text_len=48,
     **ANSWERS,
     lower=True,

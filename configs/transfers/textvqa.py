@@ -14,10 +14,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   return make(
     arg,
     train=tfds("textvqa", "train", final="train+val"),
-    evals={
-      "val": tfds("textvqa", "val"),
-      "test": tfds("textvqa", "test", hidden=True),
-    },
+    evals={x: tfds("textvqa", x, hidden=x == "test") for x in ("val", "test")},
     **ANSWERS,
     metric="textvqa",
     eval_batch_size=256,

@@ -13,8 +13,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     argument,
     train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
-      "val": tfds("vizwizvqa", "val"),
-      "test": tfds("vizwizvqa", "test", hidden=True),
+      x: tfds("vizwizvqa", x, hidden=x == "test") for x in ("val", "test")
     },
     text_len=48,
     **ANSWERS,

@@ -22,9 +22,8 @@ def sizes(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     post_norms (True in Gemma 2), scan}, without a tower that has no arrays.
 
   Raises:
-    ValueError: There is no tower, or arrays that tell its sizes are missing
-      (lists them), of another rank, empty or contradictory; a patch or the grid
-      of positions is not square, or layers differ in their arrays.
+    ValueError: Arrays that tell the sizes are missing (lists them), malformed
+      or contradictory; or a patch or the grid of positions is not square.
   """
   shapes = {name: tuple(getattr(x, "shape", x)) for name, x in flat.items()}
   towers = {name.partition("/")[0] for name in shapes}

@@ -140,9 +140,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     (see above for what keras-hub makes of them).
 
   Raises:
-    ValueError: h5py is not installed; a file is missing, corrupt or cut short;
-      another class; quantized; variables are missing, left over or of another
-      shape than the config says.
+    ValueError: h5py is not installed; a file is missing or damaged; or the
+      config is of another class, or does not fit the variables.
   """
   folder = pathlib.Path(path)
   file = Section(str(folder / CONFIG), disk.read_json(folder / CONFIG))

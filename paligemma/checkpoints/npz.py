@@ -69,9 +69,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     against their CRC-32; reading a damaged one is a ValueError.
 
   Raises:
-    ValueError: No such file, not an npz, corrupt, cut short, pickled (never
-      unpickled, as that would run code from the file), or nothing under the
-      sub-tree.
+    ValueError: No such file, damaged, nothing under the sub-tree, or pickled:
+      to unpickle would run code from the file.
   """
   found = {}
   with _open(path) as (archive, members):

@@ -18,20 +18,9 @@ Colour = tuple[int, int, int]
 
 # Easy to tell apart, also on photographs; a label always has the same one,
 # unless another label of the picture has it.
-COLOURS: tuple[Colour, ...] = (
-  (230, 60, 60),
-  (60, 180, 75),
-  (70, 110, 255),
-  (255, 165, 0),
-  (200, 70, 230),
-  (0, 200, 215),
-  (255, 225, 25),
-  (245, 100, 180),
-  (170, 220, 60),
-  (150, 90, 40),
-  (0, 130, 120),
-  (175, 175, 255),
-)
+_HEX = "e63c3c 3cb44b 466eff ffa500 c846e6 00c8d7 ffe119 f564b4 aadc3c"
+_HEX += " 965a28 008278 afafff"
+COLOURS = tuple(ImageColor.getrgb(f"#{code}") for code in _HEX.split())
 PAPER, INK = (255, 255, 255), (30, 30, 30)
 SMALLEST = 480  # pixels of the longer side that letters need
 OPACITY = 0.5  # of a mask

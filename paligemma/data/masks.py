@@ -164,9 +164,7 @@ def to_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, list[int]]:
   return {"size": [height, width], "counts": counts}
 
 
-def to_compressed_rle(
-  mask: Bool[np.ndarray, "height width"],
-) -> dict[str, Any]:
+def to_compressed_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
   """As `to_rle`, with "counts" as the text of pycocotools, which is short.
 
   Raises:

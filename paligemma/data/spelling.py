@@ -43,9 +43,8 @@ def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
     "<image>", "<bos>" and "line break".
 
   Raises:
-    ValueError: The prompt begins with another number of "<image>" than none or
-      that of the images, a control token stands elsewhere, or a location is
-      malformed.
+    ValueError: The number of "<image>" in front is not that of the images, a
+      control token stands elsewhere, or a location is malformed.
   """
   removed = []
   if match := _LEADING.match(text):
@@ -75,9 +74,8 @@ def read_answer(
     The answer; and ("<eos>",) if that was removed, else ().
 
   Raises:
-    ValueError: A control token stands elsewhere. If the answer is a training
-      target (learned), a location is malformed, or an object has not four
-      locations, or codes but not sixteen.
+    ValueError: A control token stands elsewhere, or an object in an answer that
+      is a training target (learned) is malformed.
   """
   removed = ()
   rest = text.rstrip()

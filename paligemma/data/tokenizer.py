@@ -34,9 +34,8 @@ class Tokenizer:
       ids.
 
   Raises:
-    ValueError: The file is missing, is neither a SentencePiece model nor a
-      tokenizer.json of Gemma's kind, needs the tokenizers library, or has other
-      ids.
+    ValueError: The file is missing, of another kind or has other ids, or the
+      tokenizers library is missing.
 
   Source: PaliGemma (arXiv:2407.07726), section 3.2; the order of appended
   pieces is that of the official 257,152-piece file.

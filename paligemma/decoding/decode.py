@@ -72,11 +72,9 @@ def generate(
       smaller, if any. Answers do not depend on it.
 
   Raises:
-    ValueError: a key is missing, the batch is in the training layout, numbers
-      of images and prompts do not fit together, max_decode_len is below 1, more
-      answers are asked for than the sampler finds, a stochastic sampler has no
-      rng, or the grammar was made for another tokenizer or allows no answer of
-      max_decode_len tokens.
+    ValueError: a key is missing, the batch is in the training layout or does
+      not fit together, more answers are asked for than the sampler finds, a
+      stochastic sampler has no rng, or the grammar allows no answer.
   """
   sampler = samplers.make(sampler)
   if max_decode_len < 1:

@@ -214,17 +214,12 @@ class Model(nn.Module):
   ) -> Float[Array, "B 1 V"]:
     """Reads a prompt into the "cache" collection, which must be mutable.
 
-    x, input_mask and mask_ar are those of `embed_image_and_text`; cache_size is
-    S plus the number of tokens that will be appended. Returns the logits after
-    the last valid token of each example.
+    See gemma.Model.prefill_cache; the sequence is of `embed_image_and_text`.
     """
     return self.llm.prefill_cache(x, input_mask, mask_ar, cache_size=cache_size)
 
   def extend_cache(self, x: Float[Array, "B 1 D"]) -> Float[Array, "B 1 V"]:
-    """Appends one embedded token per example, and returns the logits after it.
-
-    The new token attends to every valid token before it.
-    """
+    """Appends one token per example, see gemma.Model.extend_cache."""
     return self.llm.extend_cache(x)
 
 

@@ -122,9 +122,7 @@ def make_schedule(
 
   Raises:
     ValueError: An unknown decay or option, a value that is no number or
-      negative, a warm-up that is not shorter than the training (unless that has
-      at most 1 step, to debug), a cool-down longer than the training, or a
-      stair whose steps and mults do not fit.
+      negative, or a warm-up, cool-down or stair that does not fit the training.
 
   Source: create_learning_rate_schedule() in big_vision/utils.py, where decay is
   decay_type, and the value beyond n is not defined.

@@ -72,9 +72,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     `metadata` names it.
 
   Raises:
-    ValueError: There is no such directory; weights are pickled, quantized,
-      corrupt, missing, too many, or of other shapes than config.json says; or
-      our models cannot do what it says, such as scaling RoPE.
+    ValueError: Weights are pickled, quantized, damaged or not what config.json
+      says; or our models cannot do what it says, such as scaling RoPE.
   """
   path = pathlib.Path(path)
   if not path.is_dir():

@@ -32,9 +32,8 @@ def save(
       is no such token, as in a Gemma alone.
 
   Raises:
-    ValueError: The file is unreadable, is not of Gemma's kind (byte pairs with
-      bytes for what is unknown, text taken as it is), or another piece has the
-      id of the image token.
+    ValueError: The file is unreadable or not of Gemma's kind, or another piece
+      has the id of the image token.
 
   Source of tokenizer.json: the format of the tokenizers library, and
   transformers' conversion of Gemma (convert_slow_tokenizer.py). There "  " is

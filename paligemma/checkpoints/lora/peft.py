@@ -111,9 +111,8 @@ def open(
     is replaced.
 
   Raises:
-    ValueError: A file is missing or corrupt; the config asks for what is no
-      LoRA; a tensor is of a module that cannot be adapted here; or a module
-      lacks an adapter that the config says it has.
+    ValueError: A file is missing or damaged; it is no LoRA, or one of modules
+      that cannot be adapted here; or not all are there.
   """
   path = pathlib.Path(path)
   config = disk.read_json(path / CONFIG)

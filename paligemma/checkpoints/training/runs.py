@@ -14,19 +14,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from paligemma import (
-  disk,
-  parameters,
-  quantization,
-  registry,
-  tree,
-  variants,
-)
-from paligemma.checkpoints import (
-  errors,
-  quantized_leaves,
-  resample,
-)
+from paligemma import disk, parameters, quantization, registry, tree, variants
+from paligemma.checkpoints import errors, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
 from paligemma.checkpoints.lora import files as lora_files

@@ -124,9 +124,8 @@ class StepCheckpoints(contextlib.AbstractContextManager):
       (trainable, opt_state, ema).
 
     Raises:
-      ValueError: No such step; names, shapes or dtypes differ from those that
-        were saved (lists them); another number of processes read the data, and
-        stopped at different points in it.
+      ValueError: No such step, or arrays that differ from the saved ones (lists
+        them); or other processes stopped at different points in the data.
     """
     abstract = (trainable, opt_state, ema)
     wanted = {
