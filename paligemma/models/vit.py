@@ -48,6 +48,18 @@ def sincos2d(
   return jnp.asarray(waves[None], jnp.float32)
 
 
+def _linear(config, shape, name, target, **options) -> Linear:
+  return Linear(
+    shape,
+    config.dtype,
+    kernel_init=nn.initializers.xavier_uniform(),
+    lora=config.lora,
+    target=f"img/{target}",
+    name=name,
+    **options,
+  )
+
+
 class MlpBlock(nn.Module):
   """Two dense layers with tanh GELU between, in the compute dtype."""
 
@@ -57,22 +69,13 @@ class MlpBlock(nn.Module):
   def __call__(
     self, x: Float[Array, "B T D"], train: bool = False
   ) -> Float[Array, "B T D"]:
-    config = self.config
-
-    def dense(i, size, target, x):
-      return Linear(
-        (size,),
-        config.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        bias_init=nn.initializers.normal(1e-6),
-        lora=config.lora,
-        target=f"img/mlp/{target}",
-        name=f"Dense_{i}",
-      )(x, train)
-
-    hidden = nn.gelu(dense(0, config.mlp_dim, "up", x))
+    config, width = self.config, x.shape[-1]
+    bias = {"bias_init": nn.initializers.normal(1e-6)}
+    up = _linear(config, (config.mlp_dim,), "Dense_0", "mlp/up", **bias)
+    hidden = nn.gelu(up(x, train))
     hidden = nn.Dropout(config.dropout)(hidden, deterministic=not train)
-    return dense(1, x.shape[-1], "down", hidden)
+    down = _linear(config, (width,), "Dense_1", "mlp/down", **bias)
+    return down(hidden, train)
 
 
 class MultiHeadDotProductAttention(nn.Module):
@@ -95,25 +98,15 @@ class MultiHeadDotProductAttention(nn.Module):
         "heads"
       )
 
-    def project(name, target, x, shape=(config.num_heads, head_dim), axes=1):
-      return Linear(
-        shape,
-        config.dtype,
-        kernel_init=nn.initializers.xavier_uniform(),
-        axes=axes,
-        lora=config.lora,
-        target=f"img/attn/{target}",
-        name=name,
-      )(x, train)
-
-    mixed = attention.attend(
-      project("query", "q", queries),
-      project("key", "k", keys),
-      project("value", "v", keys),
-      scale=head_dim**-0.5,
-      implementation=config.attention,
+    heads = config.num_heads, head_dim
+    q, k, v = (
+      _linear(config, heads, name, f"attn/{name[0]}")(x, train)
+      for name, x in (("query", queries), ("key", keys), ("value", keys))
     )
-    return project("out", "out", mixed, (width,), axes=2)
+    mixed = attention.attend(
+      q, k, v, scale=head_dim**-0.5, implementation=config.attention
+    )
+    return _linear(config, (width,), "out", "attn/out", axes=2)(mixed, train)
 
 
 class Block(nn.Module):

@@ -85,12 +85,8 @@ _MERGE = (
 )
 # They add tokens or layers, which no matrix can take in.
 _NOT_MERGED = (
-  "ADAPTION_PROMPT",
-  "CPT",
-  "MULTITASK_PROMPT_TUNING",
-  "P_TUNING",
-  "PREFIX_TUNING",
-  "PROMPT_TUNING",
+  *("ADAPTION_PROMPT", "CPT", "MULTITASK_PROMPT_TUNING"),
+  *("P_TUNING", "PREFIX_TUNING", "PROMPT_TUNING"),
 )
 
 
