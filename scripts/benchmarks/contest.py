@@ -83,19 +83,11 @@ def compete(
   result = {"what": what, "hardware": hardware(), figure: ours}
   result |= {"flops": flops, "bytes": size, **machine}
   if rate:
-    result["peer"] = {"version": version, figure: rate, **against(ours, rate)}
+    best = max(each["median"] for each in rate.values())
+    ratios = {"ratio_to_best": ours["median"] / best}
+    ratios |= {"floor_to_best": ours["floor"] / best}
+    result["peer"] = {"version": version, figure: rate, **ratios}
   return result
-
-
-def against(
-  ours: Mapping[str, Any], theirs: Mapping[str, Spread]
-) -> dict[str, float]:
-  """Our median and our floor over the best median of theirs."""
-  best = max(each["median"] for each in theirs.values())
-  return {
-    "ratio_to_best": ours["median"] / best,
-    "floor_to_best": ours["floor"] / best,
-  }
 
 
 def hardware() -> str:

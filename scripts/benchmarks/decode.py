@@ -36,7 +36,7 @@ def measure(
   peers = {}
   if peer is not None:
     peers = peer.decoders(model, flat, prompts, NEW_TOKENS)
-    contestants |= {name: each.generate for name, each in peers.items()}
+    contestants |= peers
   result = contest.compete(
     "decode",
     "tokens_per_s",
@@ -50,8 +50,8 @@ def measure(
   if peers:
     text = np.asarray(ours(NEW_TOKENS).tokens)
     result["peer"]["equal_tokens"] = {
-      name: float((text == each.generate()).mean())
-      for name, each in peers.items()
+      name: float((text == generate()).mean())
+      for name, generate in peers.items()
     }
   if growth:
     result["growth"] = {"new_tokens": _growth(ours)}

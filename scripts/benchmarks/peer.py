@@ -9,7 +9,7 @@ the one that the model computes from labels.
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,71 +18,19 @@ import torch
 import transformers
 from ml_collections import ConfigDict
 
-import paligemma
-from paligemma import tree
+from paligemma import io, tree
+from paligemma.checkpoints.huggingface import layout
 from paligemma.models.paligemma import Model
 
 DTYPES = ("float32", "bfloat16")
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
-# What trains, by the key of configs/tuning.py: what their names begin with.
-_TRAINS = {
-  (r"llm/layers/(\d+/)?attn/.*",): ("model.language_model.", ".self_attn."),
-  (".*",): ("", ""),
+_IGNORED = -100  # a label without a loss
+# Prefix in checkpoints/huggingface/layout.py -> what their names hold.
+_TOWERS = {
+  "text": "language_model",
+  "vision": "vision_tower",
+  "projector": "multi_modal_projector",
 }
-_IGNORED = -100
-
-
-class Trainer:
-  """Plain SGD on the parameters that train on our side."""
-
-  def __init__(self, model, batch, *, learning_rate, trains):
-    self._model = model.train()
-    start, inside = trains
-    for name, parameter in model.named_parameters():
-      parameter.requires_grad_(name.startswith(start) and inside in name)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    self._optimizer = torch.optim.SGD(trained, lr=learning_rate)
-    self.num_trained = sum(p.numel() for p in trained)
-    text = {
-      key: batch[key][:, :-1]
-      for key in ("text", "mask_ar", "mask_input", "mask_loss")
-    }
-    self._inputs = _inputs(model, batch["image"], **text)
-    ids = self._inputs["input_ids"]
-    supervised = _behind_image(text["mask_loss"], ids, 0).bool()
-    self._inputs["labels"] = torch.where(supervised, ids, _IGNORED)
-
-  def steps(self, count: int) -> list[float]:
-    """Takes steps; returns the loss of each."""
-    losses = []
-    for _ in range(count):
-      loss = self._model(**self._inputs).loss
-      loss.backward()
-      self._optimizer.step()
-      self._optimizer.zero_grad(set_to_none=True)
-      losses.append(loss.item())
-    return losses
-
-
-class Decoder:
-  """Greedy text of one length after a prompt."""
-
-  def __init__(self, model, prompts, *, new_tokens):
-    self._model = model.eval()
-    self._inputs = _inputs(model, **prompts)
-    self._length = new_tokens
-
-  @torch.inference_mode()
-  def generate(self) -> np.ndarray:
-    """Returns the decoded ids, int[B, new_tokens]."""
-    ids = self._model.generate(
-      **self._inputs,
-      max_new_tokens=self._length,
-      min_new_tokens=self._length,
-      do_sample=False,
-      use_cache=True,
-    )
-    return ids[:, self._inputs["input_ids"].shape[1] :].numpy()
 
 
 def trainers(
@@ -90,24 +38,64 @@ def trainers(
   model: Model,
   params: Mapping[str, Any],
   batch: Mapping[str, np.ndarray],
-) -> dict[str, Trainer]:
-  """Dtype -> Trainer of our model, its flat parameters and a batch.
+) -> dict[str, Callable[[int], list[float]]]:
+  """Dtype -> a function that takes steps and returns the loss of each.
+
+  They are steps of plain SGD on what trains on our side.
+
+  Args:
+    config: of the run.
+    model, params: ours; parameters are flat.
+    batch: of training, see subject.batch.
 
   Raises:
-    ValueError: what trains is neither attention nor everything.
+    ValueError: nothing that trains is in transformers' PaliGemma.
   """
-  trains = _TRAINS.get(tuple(config.trainable))
-  if trains is None:
+  fields = io.model_fields(model)
+  num_positions = (config.res // model.img.patch_size) ** 2
+  layers = layout.entries(fields["img"], fields["llm"], num_positions)
+  is_trained = tree.match_any(config.trainable, {x.leaf for x in layers})
+  keys = [x.key.partition(".") for x in layers if is_trained[x.leaf]]
+  if not keys:
     raise ValueError(
-      f"trainable is {tuple(config.trainable)}, the peer knows tune=attention "
-      "and tune=full"
+      f"trainable is {tuple(config.trainable)}, of which the peer has nothing"
     )
   return {
-    dtype: Trainer(
-      theirs, batch, learning_rate=config.learning_rate, trains=trains
-    )
+    dtype: _trainer(theirs, keys, config.learning_rate, batch)
     for dtype, theirs in _models(model, params).items()
   }
+
+
+def _trainer(model, keys, learning_rate, batch):
+  for name, parameter in model.train().named_parameters():
+    parameter.requires_grad_(
+      any(
+        _TOWERS[tower] in name and name.endswith(f".{rest}")
+        for tower, _, rest in keys
+      )
+    )
+  trained = [p for p in model.parameters() if p.requires_grad]
+  optimizer = torch.optim.SGD(trained, lr=learning_rate)
+  text = {
+    key: batch[key][:, :-1]
+    for key in ("text", "mask_ar", "mask_input", "mask_loss")
+  }
+  inputs = _inputs(model, batch["image"], **text)
+  ids = inputs["input_ids"]
+  supervised = _behind_image(text["mask_loss"], ids, 0).bool()
+  inputs["labels"] = torch.where(supervised, ids, _IGNORED)
+
+  def steps(count):
+    losses = []
+    for _ in range(count):
+      loss = model(**inputs).loss
+      loss.backward()
+      optimizer.step()
+      optimizer.zero_grad(set_to_none=True)
+      losses.append(loss.item())
+    return losses
+
+  return steps
 
 
 def decoders(
@@ -115,12 +103,35 @@ def decoders(
   params: Mapping[str, Any],
   prompts: Mapping[str, np.ndarray],
   new_tokens: int,
-) -> dict[str, Decoder]:
-  """Dtype -> Decoder of our model, its flat parameters and prompts."""
+) -> dict[str, Callable[[], np.ndarray]]:
+  """Dtype -> a function that decodes greedily: int[B, new_tokens].
+
+  Args:
+    model, params: ours; parameters are flat.
+    prompts: see subject.prompts.
+    new_tokens: of every answer.
+  """
   return {
-    dtype: Decoder(theirs, prompts, new_tokens=new_tokens)
+    dtype: _decoder(theirs.eval(), prompts, new_tokens)
     for dtype, theirs in _models(model, params).items()
   }
+
+
+def _decoder(model, prompts, new_tokens):
+  inputs = _inputs(model, **prompts)
+
+  @torch.inference_mode()
+  def generate():
+    ids = model.generate(
+      **inputs,
+      max_new_tokens=new_tokens,
+      min_new_tokens=new_tokens,
+      do_sample=False,
+      use_cache=True,
+    )
+    return ids[:, -new_tokens:].numpy()
+
+  return generate
 
 
 def _models(model, params):
@@ -133,7 +144,7 @@ def _models(model, params):
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder) / "weights"
     nested = tree.unflatten(params)
-    paligemma.save(folder, model, nested, format="huggingface")
+    io.save(folder, model, nested, format="huggingface")
     return {
       dtype: transformers.PaliGemmaForConditionalGeneration.from_pretrained(
         folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"

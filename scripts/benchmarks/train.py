@@ -21,26 +21,25 @@ _LOSSES = 3
 _GROWTH = (1, 2, 4)
 
 
-class Run:
-  """A run of training from some weights on, over one batch."""
+def _run(plan, trainable, frozen, batch):
+  """Returns a function that takes steps from these weights on.
 
-  def __init__(self, plan, trainable, frozen, batch):
-    self._compiled = plan.compile_step()
-    self._frozen, self._batch = frozen, sharding.put_batch(batch, plan.mesh)
-    self._state = state.create_state(
-      plan.optimizer, jax.tree.map(jnp.copy, trainable), plan.state
-    )
+  It waits for the last step, and returns the loss of each.
+  """
+  compiled, batch = plan.compile_step(), sharding.put_batch(batch, plan.mesh)
+  trainable = jax.tree.map(jnp.copy, trainable)
+  current = state.create_state(plan.optimizer, trainable, plan.state)
 
-  def steps(self, count: int) -> list[float]:
-    """Takes steps and waits for the last; returns the loss of each."""
+  def steps(count):
+    nonlocal current
     measured = []
     for _ in range(count):
-      self._state, measurements = self._compiled(
-        self._state, self._frozen, self._batch
-      )
+      current, measurements = compiled(current, frozen, batch)
       measured.append(measurements["loss"])
-    jax.block_until_ready(self._state)
+    jax.block_until_ready(current)
     return [float(loss) for loss in measured]
+
+  return steps
 
 
 def reference_losses(
@@ -109,18 +108,16 @@ def measure(
   model, batch_size = plan.model, config.batch_size
   batch = subject.batch(config, model.llm.vocab_size)
   trainable, frozen = subject.trained_parameters(plan)
-  contestants = {"ours": Run(plan, trainable, frozen, batch)}
+  contestants = {"ours": _run(plan, trainable, frozen, batch)}
   if peer is not None:
     weights = {**trainable, **frozen}
     contestants |= peer.trainers(config, model, weights, batch)
-  first = {name: each.steps(_LOSSES) for name, each in contestants.items()}
+  first = {name: take(_LOSSES) for name, take in contestants.items()}
   plain = reference_losses(plan, trainable, frozen, batch, _LOSSES)
   result = contest.compete(
     "train",
     "examples_per_s",
-    {
-      n: functools.partial(each.steps, steps) for n, each in contestants.items()
-    },
+    {n: functools.partial(take, steps) for n, take in contestants.items()},
     runs=runs,
     amount=batch_size,
     phases=[work(plan)],
@@ -161,8 +158,8 @@ def _time(config, res):
   config = subject.changed(config, res=res, batch_size=jax.device_count())
   plan = subject.make_plan(config)
   batch = subject.batch(config, plan.model.llm.vocab_size)
-  run = Run(plan, *subject.trained_parameters(plan), batch)
-  taken = contest.seconds({"ours": lambda: run.steps(1)}, 3)["ours"]
+  steps = _run(plan, *subject.trained_parameters(plan), batch)
+  taken = contest.seconds({"": functools.partial(steps, 1)}, 3)[""]
   return {"res": res, "flops": plan.flops_per_step, "seconds": min(taken)}
 
 

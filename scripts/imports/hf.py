@@ -12,6 +12,8 @@ NEEDED = {**table.NEEDED, "detect": ("image", "objects")}
 METADATA = ("metadata.jsonl", "metadata.csv")
 TABLES = (".parquet", ".arrow")
 _BATCH = 32  # rows of a table in memory
+# Keys of a feature under which the one inside of it is described.
+_AROUND = ("feature", "dtype", "sequence", "list", "struct")
 
 
 def read(request: entries.Request) -> entries.Entries:
@@ -30,17 +32,16 @@ def read(request: entries.Request) -> entries.Entries:
     raise ValueError(f"{src}: --images is of no use, images lie in the folder")
   folder = src if src.is_dir() else src.parent
   found = [src] if src.is_file() else _files(src)
-  features = found[0].suffix in TABLES and _features(found[0])
-  features = features or _described(folder)
+  classes = _described(folder, found[0])
   if task == "detect":
     options = [names.get("objects", "objects")]
-    column = columns.find(options, list(features), str(src))
-    classes = list(_classes(features.get(column)))
-    request.labels = classes[0] if len(classes) == 1 else None
+    column = columns.find(options, list(classes), str(src))
+    inside = list(_classes(classes.get(column)))
+    request.labels = inside[0] if len(inside) == 1 else None
   for where, split, images, chosen, row in _examples(request, folder, found):
     with request.problems:
       row = {
-        column: _decoded(value, features.get(column), where)
+        column: _decoded(value, classes.get(column), where)
         for column, value in row.items()
         if column != chosen["image"]
       }
@@ -132,27 +133,23 @@ def _rows(path):
       yield f"{path}: row {i}", row
 
 
-def _features(path):
-  """What the schema of a table keeps beside the columns."""
-  with _opened(path) as (schema, _):
-    kept = schema.metadata or {}
-  content = json.loads(kept.get(b"huggingface", b"{}"))
-  return content.get("info", {}).get("features") or {}
-
-
-def _described(folder):
-  """The features in dataset_info.json, or else in README.md."""
-  path = folder / "dataset_info.json"
-  if path.is_file():
+def _described(folder, path):
+  """Names of classes by column, in a table, dataset_info.json or README.md."""
+  if path.suffix in TABLES:
+    with _opened(path) as (schema, _):
+      kept = schema.metadata or {}
+    content = json.loads(kept.get(b"huggingface", b"{}"))
+    if features := content.get("info", {}).get("features"):
+      return _names(features, path)
+  if (path := folder / "dataset_info.json").is_file():
     content = files.read_json(path)
-    found = content.get("features") if isinstance(content, dict) else None
-    return found if isinstance(found, dict) else {}
+    return _names(isinstance(content, dict) and content.get("features"), path)
   path = folder / "README.md"
   return _of_card(path) if path.is_file() else {}
 
 
 def _of_card(path):
-  """The features in the YAML of a README.md, if all configurations agree."""
+  """Those in the YAML of a README.md, if all configurations agree."""
   lines = files.read_lines(path)
   if lines[0].strip() != "---" or "---" not in lines[1:]:
     return {}
@@ -160,84 +157,71 @@ def _of_card(path):
   content = files.parse_yaml("\n".join(lines[1:end]), path, first=2)
   info = content.get("dataset_info") if isinstance(content, dict) else None
   found = [
-    _feature(x.get("features"), path)
+    _names(x.get("features"), path)
     for x in (info if isinstance(info, list) else [info])
     if isinstance(x, dict)
   ]
   return found[0] if found and found[1:] == found[:-1] else {}
 
 
-def _feature(described, path):
-  """What the YAML says of a feature, in the form of dataset_info.json.
+def _names(feature, path):
+  """The names of a class, or by field those inside of a feature.
 
+  In JSON {"feature": {"names": ["cat", "dog"], "_type": "ClassLabel"}}, in YAML
   - {name: label, dtype: {class_label: {names: {'0': cat, '1': dog}}}}
   """
-  if isinstance(described, list):
-    return {
-      x["name"]: _feature({k: v for k, v in x.items() if k != "name"}, path)
-      for x in described
+  if isinstance(feature, list):
+    found = {
+      x["name"]: _names({k: v for k, v in x.items() if k != "name"}, path)
+      for x in feature
       if isinstance(x, dict) and isinstance(x.get("name"), str)
     }
-  if not isinstance(described, dict):
-    return {}
-  if "class_label" in described:
-    names = files.get(described["class_label"], "names", (dict, list), path)
-    if isinstance(names, dict):
-      numbers = [str(i) for i in range(len(names))]
-      if names.keys() != set(numbers):
-        raise ValueError(
-          f"{path}: expected names of the classes from 0 to {len(names) - 1}, "
-          f"found those of {messages.shown(', '.join(names))}"
-        )
-      names = [names[number] for number in numbers]
-    return {"names": names}
-  inner = files.key_of(described, ("dtype", "sequence", "list", "struct"))
-  return _feature(described.get(inner), path)
-
-
-def _inner(feature):
-  """The feature of the innermost items of lists and sequences."""
-  if isinstance(feature, list) and feature:
-    return _inner(feature[0])
+    return found or _names(feature and feature[0], path)
   if not isinstance(feature, dict):
     return {}
-  inner = feature.get("feature")
-  return _inner(inner) if isinstance(inner, dict | list) else feature
+  if "class_label" in feature:
+    kinds = (dict, list)
+    names = files.get(feature["class_label"], "names", kinds, path)
+    if isinstance(names, list):
+      return names
+    numbers = [str(i) for i in range(len(names))]
+    if names.keys() != set(numbers):
+      raise ValueError(
+        f"{path}: expected names of the classes from 0 to {len(names) - 1}, "
+        f"found those of {messages.shown(', '.join(names))}"
+      )
+    return [names[number] for number in numbers]
+  names = feature.get("names")
+  if isinstance(names, list) and all(isinstance(x, str) for x in names):
+    return names
+  for key in _AROUND:
+    if isinstance(feature.get(key), dict | list):
+      return _names(feature[key], path)
+  return {key: _names(value, path) for key, value in feature.items()}
 
 
-def _decoded(value, feature, where):
+def _classes(names):
+  """Yields the names of every class inside of a feature."""
+  if isinstance(names, list):
+    yield names
+  for inner in names.values() if isinstance(names, dict) else ():
+    yield from _classes(inner)
+
+
+def _decoded(value, names, where):
   """A cell with class numbers replaced by their names."""
-  feature = _inner(feature)
-  names = _names(feature)
   if isinstance(value, list):
-    return [_decoded(x, feature, where) for x in value]
+    return [_decoded(x, names, where) for x in value]
   if isinstance(value, dict):
-    return {
-      key: _decoded(x, feature.get(key), where) for key, x in value.items()
-    }
-  if names is None or not isinstance(value, int):
+    inner = names if isinstance(names, dict) else {}
+    return {key: _decoded(x, inner.get(key), where) for key, x in value.items()}
+  if not isinstance(names, list) or not isinstance(value, int):
     return value
   if not 0 <= value < len(names):
     raise ValueError(
       f"{where}: unknown class {value}, the data set has {len(names)}"
     )
   return names[value]
-
-
-def _classes(feature):
-  """Yields the names of every class inside of a feature."""
-  feature = _inner(feature)
-  if (names := _names(feature)) is not None:
-    yield names
-  for value in feature.values():
-    yield from _classes(value)
-
-
-def _names(feature):
-  """The class names of a feature, None if it is no class label."""
-  names = feature.get("names")
-  is_class = isinstance(names, list) and all(isinstance(x, str) for x in names)
-  return names if is_class else None
 
 
 @contextlib.contextmanager

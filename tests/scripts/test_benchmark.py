@@ -194,8 +194,21 @@ def test_contestants_run_in_turns():
   assert taken == {"a": [1, 1, 1], "b": [1, 1, 1]}
   rate = {"x": contest.spread([2.0, 9.0, 4.0]), "y": contest.spread([3.0])}
   assert rate["x"] == {"median": 4.0, "min": 2.0, "max": 9.0}
-  best = contest.against({"median": 10.0, "floor": 20.0}, rate)
-  assert best == {"ratio_to_best": 2.5, "floor_to_best": 5.0}
+
+
+def test_ratios_are_to_the_best_of_the_peer(monkeypatch):
+  spread = {"ours": 10.0, "float32": 3.0, "bfloat16": 4.0}
+  spread = {name: contest.spread([value]) for name, value in spread.items()}
+  monkeypatch.setattr(contest, "rates", lambda *_, **__: spread)
+  rates = {"flops_per_s": 1.0, "bytes_per_s": 1.0}
+  monkeypatch.setattr(contest, "machine_rates", lambda dtype: rates)
+  result = contest.compete(
+    *("decode", "tokens_per_s", {}),
+    **dict(runs=1, amount=40, phases=[(2, 1)], dtype="float32", version="x 1"),
+  )
+  assert result["tokens_per_s"]["floor"] == 20
+  assert result["peer"]["ratio_to_best"] == 2.5
+  assert result["peer"]["floor_to_best"] == 5
 
 
 def test_a_mistake_is_one_line():
