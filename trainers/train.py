@@ -53,7 +53,7 @@ def train(
   override: bool = False,
   verbose: bool = False,
   profile_steps: tuple[int, int] | None = None,
-) -> None:
+) -> bool:
   """Runs or resumes the training that a config describes, to its end.
 
   Args:
@@ -62,6 +62,9 @@ def train(
     override: whether a run of another config is resumed with this one.
     verbose: whether every parameter and all that is measured is printed.
     profile_steps: first and last step of a trace, see profile.py; None: none.
+
+  Returns:
+    Whether it came to its end; False if it was asked to stop before.
   """
   common.complete(config)
   writers.check(config.writers)
@@ -121,8 +124,10 @@ def train(
       stack.callback(step.close)
     ran = status.recording(folder, int(state.step), plan.total_steps)
     with ran as record:
-      record(*loop.run(step, state, frozen))
+      ended, last_step = loop.run(step, state, frozen)
+      record(ended, last_step)
     run_page.write_at_end(folder)
+  return ended != "stopped"
 
 
 def compile_step(plan: Plan) -> jax.stages.Compiled:
@@ -225,14 +230,14 @@ def main() -> None:
       try_learning_rates(config, args.workdir)
     elif not args.workdir:
       raise ValueError("no --workdir given, expected the folder of the run")
-    else:
-      train(
-        config,
-        args.workdir,
-        override=args.override_config,
-        verbose=args.verbose,
-        profile_steps=steps,
-      )
+    elif not train(
+      config,
+      args.workdir,
+      override=args.override_config,
+      verbose=args.verbose,
+      profile_steps=steps,
+    ):
+      sys.exit(os.EX_TEMPFAIL)  # not 0: it is to be started again
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 from jax._src import distributed
@@ -27,6 +28,7 @@ with processes.lost_process_in_one_line():
     assert ranks.sum() == expected
     print("summed", flush=True)
 """
+IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 LOST = "error: another process of this run ended, or cannot be reached"
 
 
@@ -71,6 +73,28 @@ def test_processes_that_cannot_be_found(variables, message, monkeypatch):
   )
   with pytest.raises(ValueError, match=re.escape(message)):
     processes.start(distributed=True)
+
+
+@pytest.mark.parametrize(
+  ("platforms", "given", "expected"),
+  [
+    ("cpu", None, f"{IN_ORDER}"),
+    ("cpu", "--xla_dump_to=a", f"--xla_dump_to=a {IN_ORDER}"),
+    ("cuda", "--xla_dump_to=a", "--xla_dump_to=a"),
+  ],
+)
+def test_cpus_run_collectives_in_one_order(
+  platforms, given, expected, monkeypatch
+):
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  if given is not None:
+    monkeypatch.setenv("XLA_FLAGS", given)
+  monkeypatch.setattr(processes, "jax", mock.MagicMock())
+  processes.jax.config.jax_platforms = platforms
+  processes.jax.device_count.return_value = 1
+  processes.start(distributed=True)
+  processes.jax.distributed.initialize.assert_called_once()
+  assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_terminated_and_resumed(
   )
   os.killpg(process.pid, number)
   status, output = processes.finish(process)
-  assert status == 0, output
+  assert status == os.EX_TEMPFAIL, output
   assert "Traceback" not in output
   stopped = saved_steps(tmp_path)[-1]
   assert f"stopped at step {stopped}: saved, start again to resume" in output
