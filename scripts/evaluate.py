@@ -8,8 +8,10 @@ the predictions are appended as they are made, and whoever is stopped goes on
 there when started again. The table has a 95% interval of every score, of the
 bootstrap over examples. With --all_checkpoints --ckpt is a workdir, and the
 table has a line for each checkpoint in it, and for the best, without intervals.
-With --json the last line is one object. On several processes (--distributed)
-process 0 writes and prints.
+Published scores of a config in configs/transfers stand beside those reached.
+With --json the last line is one object. "bundle" in it, and in OUT.settings, is
+an id of what the command ran with: versions, code, hardware, weights and data.
+On several processes (--distributed) process 0 writes and prints.
 """
 
 import json
@@ -27,8 +29,10 @@ from ml_collections import ConfigDict
 from paligemma import evals, messages, metrics
 from paligemma.evals import predictions, scoring
 from paligemma.metrics import bootstrap
+from scripts import list_transfers
 from scripts import score as scores_lib
 from trainers import (
+  bundle,
   checks,
   command_line,
   compilation_cache,
@@ -38,6 +42,7 @@ from trainers import (
   inputs,
   processes,
   progress,
+  workdir,
 )
 
 
@@ -50,10 +55,12 @@ def evaluate(
   out: epath.PathLike | None = None,
   batch_size: int | None = None,
   resamples: int = bootstrap.SAMPLES,
+  ran_with: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, int, dict[str, bootstrap.Estimate]]]:
   """Runs evaluators of a config.
 
   Arguments are the options of the command line; `--help` explains them.
+  ran_with is a bundle, which `out` is to name.
 
   Yields:
     (name of the evaluator, number of examples, {name: bootstrap.Estimate}).
@@ -73,6 +80,7 @@ def evaluate(
     notes = checks.notes(reads, tok)
   progress.say(notes)
   options = {"samples": resamples, "progress": progress.resampling}
+  bundles = {"bundles": {ran_with["id"]: ran_with}} if ran_with else {}
   for evaluator in chosen:
     scores = {}
     if isinstance(evaluator, evals.Perplexity):
@@ -81,6 +89,9 @@ def evaluate(
       bad = len(evaluator) - len(rows)
       scores = bootstrap.estimate(evaluator, rows, **options)
     else:
+      settings = None
+      if out is not None:
+        settings = evaluation.config_settings(evaluator, ckpt, config) | bundles
       with progress.bar(evaluator.name) as show:
         records, examples = evaluator.predict(
           model,
@@ -88,7 +99,7 @@ def evaluate(
           mesh,
           rng=jax.random.key(config.seed),
           path=out,
-          settings=out and evaluation.config_settings(evaluator, ckpt, config),
+          settings=settings,
           progress=show,
         )
       bad = sum(map(predictions.is_bad, records))
@@ -123,6 +134,18 @@ def evaluate_all(
       for score, estimate in scores.items()
     }
   return found
+
+
+def describe(config: ConfigDict, ckpt: epath.PathLike) -> dict[str, Any]:
+  """The bundle of an evaluation; "run" is the last one of what it evaluates."""
+  files = workdir.fingerprints(workdir.as_json(config))
+  unused = ("init", "train/")
+  return bundle.describe(
+    {n: x for n, x in files.items() if not n.startswith(unused)}
+    | {"ckpt": workdir.of_file(ckpt)},
+    config.seed,
+    run=bundle.of_run(ckpt),
+  )
 
 
 def table_of_checkpoints(found: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -173,11 +196,19 @@ def main() -> None:
       if as_json:
         print(json.dumps(found))
     return
-  found = {}
-  for name, count, scores in evaluate(config, **options):
+  found, ran_with = {}, describe(config, options["ckpt"])
+  path = parser.parse_known_args()[0].config
+  for name, count, scores in evaluate(config, **options, ran_with=ran_with):
+    published = list_transfers.published(path, config, name)
     if jax.process_index() == 0:
-      print(f"{name}: {count} examples\n{scores_lib.table(scores)}", flush=True)
-    found[name] = {"examples": count, "scores": scores_lib.as_json(scores)}
+      table = scores_lib.table(scores, published)
+      print(f"{name}: {count} examples\n{table}", flush=True)
+    found[name] = {
+      "examples": count,
+      "scores": scores_lib.as_json(scores),
+      "bundle": ran_with["id"],
+    }
+    found[name] |= {"published": published} if published else {}
   if as_json and jax.process_index() == 0:
     print(json.dumps(found))
 

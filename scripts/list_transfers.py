@@ -64,6 +64,27 @@ def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
   return found
 
 
+def published(
+  path: str | None, config: ConfigDict, split: str
+) -> dict[str, float]:
+  """The published scores of a split, as scores here: {"cider": 1.41}.
+
+  Args:
+    path: of the config, as --config names it; that of another file has none.
+    config: whose variant and resolution count.
+    split: name of the evaluator.
+  """
+  file = pathlib.PurePath((path or "").partition(":")[0])
+  if file.parts[-3:-1] != FOLDER.parts[-2:]:
+    return {}
+  place = (file.stem, split, config.model.variant, config.res)
+  return {
+    score["metric"]: score["score"] / 100
+    for score in json.loads((FOLDER / "scores.json").read_text())["scores"]
+    if tuple(score[x] for x in ("task", "split", "variant", "res")) == place
+  }
+
+
 def prompt(config: ConfigDict) -> str:
   """The prompt as a template of fields."""
   templates = []

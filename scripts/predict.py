@@ -47,6 +47,7 @@ from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import (
+  bundle,
   checks,
   command_line,
   compilation_cache,
@@ -153,6 +154,9 @@ def predict(
   with progress.stage("checking the data"):
     notes = checks.notes([reads], tok)
   progress.say(notes)
+  settings = evaluation.settings(
+    evaluator, ckpt, tokenizer, described, seed=seed, **weights
+  )
   with progress.bar(str(out)) as show:
     records, _ = evaluator.predict(
       model,
@@ -160,9 +164,7 @@ def predict(
       mesh,
       rng=jax.random.key(seed),
       path=out,
-      settings=evaluation.settings(
-        evaluator, ckpt, tokenizer, described, seed=seed, **weights
-      ),
+      settings=_with_bundle(settings, ckpt),
       progress=show,
     )
   lines = _summary(records)
@@ -176,6 +178,17 @@ def predict(
       annotated.write(answers, source, draw, progress=show)
     lines.append(f"{draw}: {len(answers)} pictures")
   return lines
+
+
+def _with_bundle(settings, ckpt):
+  """Adds what this program runs with, see trainers/bundle.py."""
+  names = ("checkpoint", "tokenizer", "data", "adapter")
+  made = bundle.describe(
+    {name: settings[name] for name in names if name in settings},
+    settings["seed"],
+    run=bundle.of_run(ckpt),
+  )
+  return settings | {"bundles": {made["id"]: made}}
 
 
 def _open(names, prompt):

@@ -71,8 +71,14 @@ def score(
   return count, scores, len(examples) - count
 
 
-def table(scores: Mapping[str, Any]) -> str:
-  """Lines of {name: bootstrap.Estimate} or {name: bootstrap.Comparison}."""
+def table(
+  scores: Mapping[str, Any], published: Mapping[str, float] | None = None
+) -> str:
+  """Lines of {name: bootstrap.Estimate} or {name: bootstrap.Comparison}.
+
+  Args:
+    published: scores to compare with those of the same names, if there are any.
+  """
   if any(isinstance(x, bootstrap.Comparison) for x in scores.values()):
     rows = [("metric", "A", "B", "A - B", "95% interval", "A > B", "p")]
     for name, found in scores.items():
@@ -82,9 +88,11 @@ def table(scores: Mapping[str, Any]) -> str:
       p_value = "" if p is None else f"{p:.4f}"
       rows.append((name, *numbers, _interval(found), share, p_value))
   else:
-    rows = [("metric", "value", "95% interval")]
+    head = ("published", "difference") if published else ()
+    rows = [("metric", "value", "95% interval", *head)]
     for name, found in scores.items():
-      rows.append((name, _number(found.value), _interval(found)))
+      there = _beside(found.value, published.get(name)) if published else ()
+      rows.append((name, _number(found.value), _interval(found), *there))
   return "\n".join(messages.aligned(rows))
 
 
@@ -99,6 +107,12 @@ def _number(value):
 
 def _interval(found):
   return "" if found.low is None else f"[{found.low:.4f}, {found.high:.4f}]"
+
+
+def _beside(value, published):
+  if published is None:
+    return "", ""
+  return f"{published:.4f}", f"{value - published:+.4f}"
 
 
 def main() -> None:

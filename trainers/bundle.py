@@ -44,14 +44,17 @@ _GIT_SECONDS = 20
 
 _SECRET_NAME = (
   r"(?<![a-z])(?:token|secret|password|passwd|pwd|credentials?|authorization"
-  r"|(?:(?:api|access|private|secret|auth|wandb)[-_]?)key|(?<![-_])key)"
+  r"|(?:api|access|private|secret|auth|wandb)[-_]?key|(?<![a-z0-9][-_])key)"
 )
+# A flag, whose value is all that follows, and secrets within an argument.
+_SECRET_FLAG = re.compile(rf"(?is)(-*(?:\w+[-_.])*{_SECRET_NAME})(=.*)?")
 _SECRETS = (
-  re.compile(rf"(?i)({_SECRET_NAME}\s*[=:]\s*)[^\s,;&'\"]+"),
+  re.compile(
+    rf"(?i)({_SECRET_NAME}['\"]?\s*[=:]\s*['\"]?(?:bearer\s+)?)[^\s,;&'\"]+"
+  ),
   re.compile(r"(://)[^/\s@]+(?=@)"),  # of a user, in an address
   re.compile(r"()\b(?:hf|gh[pousr]|github_pat|glpat|sk|wandb_v1)[-_]\w{16,}"),
 )
-_SECRET_FLAG = re.compile(rf"(?i)--?(?:\w+[-_.])*{_SECRET_NAME}")
 
 
 def describe(
@@ -140,13 +143,17 @@ def command(arguments: Sequence[str]) -> str:
   What follows a name such as token, password or api_key, names a user in an
   address, or looks like a key of a known service, becomes ***.
   """
-  shown = []
-  for i, argument in enumerate(arguments):
-    if i and _SECRET_FLAG.fullmatch(arguments[i - 1]):
+  shown, is_secret = [], False
+  for argument in arguments:
+    flag = _SECRET_FLAG.fullmatch(argument)
+    if is_secret:
       argument = "***"
+    elif flag and flag[2]:
+      argument = f"{flag[1]}=***"
     for secret in _SECRETS:
       argument = secret.sub(r"\1***", argument)
     shown.append(argument)
+    is_secret = bool(flag and not flag[2] and argument.startswith("-"))
   return shlex.join(shown)
 
 
