@@ -441,6 +441,21 @@ def unset_others(config: ConfigDict, given: Sequence[str]) -> None:
         group[other] = None
 
 
+def add_open(config: ConfigDict, given: Sequence[str]) -> None:
+  """Adds those of the names that are in a group which takes any name.
+
+  Such as optimizer_args.momentum; the value is then None and may be anything.
+  """
+  groups = [key.name[:-2] for key in KEYS if key.name.endswith(".*")]
+  for name in given:
+    group, _, last = name.rpartition(".")
+    if group in groups and last not in config[group]:
+      with config.unlocked():
+        config[group][last] = config_dict.FieldReference(
+          None, field_type=object
+        )
+
+
 def names(config: Mapping[str, Any] | ConfigDict) -> list[str]:
   """Returns the names of all values of a config, with dots."""
   found = []

@@ -55,7 +55,8 @@ class Best:
           "evaluation"
         )
     if self.name is not None:
-      known = _known_scores(evaluators, config.ema_decay is not None, self.name)
+      made = [evaluator for evaluator, _ in evaluators]
+      known = known_scores(made, config.ema_decay is not None, self.name)
       if not known:
         raise ValueError("config.keep_best needs an evaluator in config.evals")
       self._evaluator, self._is_higher_better = registry.lookup(
@@ -134,10 +135,19 @@ class Best:
     return min(scores, key=rank, default=None)
 
 
-def _known_scores(evaluators, has_ema, wanted):
-  """{"val/AP50": (name of the evaluator, whether higher is better)}."""
+def known_scores(
+  evaluators: Sequence[inputs.Evaluator], has_ema: bool, wanted: str
+) -> dict[str, tuple[str, bool]]:
+  """{"val/AP50": (name of the evaluator, whether higher is better)}.
+
+  Args:
+    evaluators: of a run.
+    has_ema: whether moving averages are evaluated too.
+    wanted: taken for a score, higher is better, where its evaluator does not
+      say which it has.
+  """
   known = {}
-  for evaluator, _ in evaluators:
+  for evaluator in evaluators:
     for name in [evaluator.name] + [evaluator.name + EMA] * has_ema:
       scores = evaluator.higher_is_better
       # A function does not say what it returns; the first evaluation shows it.

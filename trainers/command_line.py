@@ -159,6 +159,7 @@ def set_values(config: ConfigDict, arguments: Sequence[str]) -> list[str]:
     for text in arguments
     if text.lstrip("-").startswith("config.")
   ]
+  common.add_open(config, given)
   if unknown := [name for name in given if not _is_in(config, name)]:
     known = common.names(config)
     raise ValueError(

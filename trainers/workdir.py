@@ -73,22 +73,26 @@ def check(
 
 def check_values(folder: epath.Path, new: dict[str, Any]) -> None:
   """`check` of a config as JSON values."""
-  old = read(folder / "config.json")
-  if old is None:
-    return
-  known = read(folder / "fingerprints.json") or {}
-  changes = [
-    f"{name}: found {_shown(before)}, given {_shown(now)}"
-    for name, (before, now) in _changes(old, new).items()
-    if not FREE.fullmatch(name)
-    and not (name in known and of_file(now) == known[name])
-  ]
-  if changes:
+  if changes := differences(folder, new):
     raise ValueError(
       f"{folder}: belongs to another config ({'; '.join(changes)}); use "
       "another --workdir, restore the values to resume, or resume with the "
       "changes by --override_config"
     )
+
+
+def differences(folder: epath.Path, new: dict[str, Any]) -> list[str]:
+  """What a config, as JSON, changes in the training of a folder, if claimed."""
+  old = read(folder / "config.json")
+  if old is None:
+    return []
+  known = read(folder / "fingerprints.json") or {}
+  return [
+    f"{name}: found {_shown(before)}, given {_shown(now)}"
+    for name, (before, now) in _changes(old, new).items()
+    if not FREE.fullmatch(name)
+    and not (name in known and of_file(now) == known[name])
+  ]
 
 
 def claim(folder: epath.Path, config: ConfigDict, *, step: int = 0) -> Changes:
