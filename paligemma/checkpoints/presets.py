@@ -42,6 +42,7 @@ TOKENIZER_SHA256 = (
 # PaliGemma was published in float32, and in bfloat16 and float16 made of it;
 # PaliGemma 2 in bfloat16.
 _ENDINGS = (".npz", ".bf16.npz", ".b16.npz", ".f16.npz")
+_HALF_FIRST = (".f16.npz", ".b16.npz", ".bf16.npz", ".npz")
 # What a hub means by the status of HTTP.
 _REFUSED = {
   401: "no valid key of an account, or its licence is not accepted",
@@ -58,11 +59,13 @@ class Source:
     handle: Of the model there.
     files: What to fetch: a file on Kaggle, patterns on Hugging Face. Default:
       all.
+    half: The same in 16 bits, where `files` has 32. Default: as `files`.
   """
 
   hub: str
   handle: str
   files: tuple[str, ...] = ()
+  half: tuple[str, ...] = ()
 
   @property
   def page(self) -> str:
@@ -148,7 +151,9 @@ def _presets() -> Iterator[tuple[str, Preset]]:
     for res, version in versions.items():
       name = f"{stem}-{res}"
       file = f"{name}.b16.npz" if is_second else f"{name}.npz"
-      sources = [Source("Kaggle", f"google/{model}/jax/{name}/1", (file,))]
+      half = () if is_second else (f"{name}.f16.npz",)
+      handle = f"google/{model}/jax/{name}/1"
+      sources = [Source("Kaggle", handle, (file,), half)]
       if kind == "mix" or not is_second:
         sources.append(Source("Hugging Face", f"google/{name}-jax", ("*.npz",)))
       handle = f"keras/{family}/keras/{keras}_{res}/{version}"
@@ -197,7 +202,9 @@ def get(name: str) -> Preset:
   return registry.lookup(PRESETS, ALIASES.get(name, name), "preset")
 
 
-def find(name: str, directory: epath.PathLike | None = None) -> str:
+def find(
+  name: str, directory: epath.PathLike | None = None, half: bool = False
+) -> str:
   """Returns the path of a checkpoint: from a directory, else from a hub.
 
   The hubs are those whose client is installed: kagglehub or huggingface_hub.
@@ -212,6 +219,7 @@ def find(name: str, directory: epath.PathLike | None = None) -> str:
     name: As in `get`.
     directory: Where to look first. Default: what the environment variable
       PALIGEMMA_CHECKPOINTS names, if it is set.
+    half: Whether 16 bits are enough: those of half the size come first.
 
   Raises:
     ValueError: Unknown name, no such directory; or it is neither there nor to
@@ -225,10 +233,13 @@ def find(name: str, directory: epath.PathLike | None = None) -> str:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
       raise ValueError(f"{directory}: no such directory of checkpoints")
-    if found := _look(directory, stems):
+    endings = _HALF_FIRST if half else _ENDINGS
+    if found := _look(directory, stems, endings):
       return str(found)
   reasons = []
   for source in preset.sources:
+    if half and source.half:
+      source = dataclasses.replace(source, files=source.half)
     try:
       return _fetch(source, stems)
     except ValueError as e:
@@ -246,21 +257,24 @@ def find(name: str, directory: epath.PathLike | None = None) -> str:
   )
 
 
-def _look(directory: pathlib.Path, stems) -> pathlib.Path | None:
+def _look(directory: pathlib.Path, stems, endings) -> pathlib.Path | None:
   folders = sorted(path for path in directory.iterdir() if path.is_dir())
   for parent in (directory, *folders):
     for stem in stems:
-      found = _npz(parent, [stem]) or _look_inside(parent / stem, stems)
+      found = _npz(parent, [stem], endings)
+      found = found or _look_inside(parent / stem, stems, endings)
       if found:
         return found
   return None
 
 
-def _look_inside(folder: pathlib.Path, stems) -> pathlib.Path | None:
+def _look_inside(
+  folder: pathlib.Path, stems, endings=_ENDINGS
+) -> pathlib.Path | None:
   """The npz of a known name in a folder, or else the folder if it has files."""
   if not folder.is_dir():
     return None
-  if found := _npz(folder, stems):
+  if found := _npz(folder, stems, endings):
     return found
   files = [path for path in folder.iterdir() if not path.name.startswith(".")]
   archives = [path for path in files if path.suffix == ".npz"]
@@ -269,8 +283,8 @@ def _look_inside(folder: pathlib.Path, stems) -> pathlib.Path | None:
   return folder if files else None
 
 
-def _npz(folder: pathlib.Path, stems) -> pathlib.Path | None:
-  paths = (folder / f"{stem}{ending}" for stem in stems for ending in _ENDINGS)
+def _npz(folder: pathlib.Path, stems, endings) -> pathlib.Path | None:
+  paths = (folder / f"{stem}{ending}" for stem in stems for ending in endings)
   return next((path for path in paths if path.is_file()), None)
 
 

@@ -228,6 +228,20 @@ def test_the_full_precision_first(tmp_path):
     touch(tmp_path / f"paligemma-3b-pt-224.{ending}")
   found = presets.find("paligemma_3b_pt_224", tmp_path)
   assert found == str(tmp_path / "paligemma-3b-pt-224.npz")
+  found = presets.find("paligemma_3b_pt_224", tmp_path, half=True)
+  assert found == str(tmp_path / "paligemma-3b-pt-224.f16.npz")
+
+
+@pytest.mark.parametrize(
+  ("name", "file"),
+  [
+    ("paligemma_3b_mix_448", "paligemma-3b-mix-448.f16.npz"),
+    ("paligemma2_3b_pt_224", "paligemma2-3b-pt-224.b16.npz"),
+  ],
+)
+def test_half_the_size_from_kaggle(kaggle, name, file):
+  kaggle(lambda handle, path: path)
+  assert presets.find(name, half=True) == file
 
 
 def test_a_directory_comes_before_the_hubs(tmp_path, kaggle):
