@@ -13,14 +13,12 @@ from configs.transfers import forkme
 CODEC = "paligemma/assets/tiny_mask_codec.npz"
 
 
-def get_config(argument: str | None = None) -> ConfigDict:
+def tiny(argument: str) -> ConfigDict:
   """All weights of a tiny model that knows scenes of printed digits."""
   config = forkme.get_config(
-    "variant=paligemma_tiny,res=112,text_len=36,batch_size=16,epochs=1,"
-    "tune=full,init=paligemma/assets/tiny_scenes.npz,"
-    "tokenizer=paligemma/assets/tiny_tokenizer.model,"
-    "train=data/scenes/train.jsonl,val=data/scenes/test_detect.jsonl,"
-    + (argument or "")
+    "variant=paligemma_tiny,res=112,batch_size=16,tune=full,"
+    "init=paligemma/assets/tiny_scenes.npz,"
+    f"tokenizer=paligemma/assets/tiny_tokenizer.model,{argument}"
   )
   config.model.dtype = "float32"  # faster than bfloat16 on a CPU of this size
   config.model.img.remat_policy = "none"
@@ -30,6 +28,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.learning_rate = 5e-4
   config.clip_norm = 1.0
   config.schedule = ((".*", dict(decay="cosine", warmup_percent=0.05)),)
+  return config
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+  """Detection and segmentation of scanned digits."""
+  config = tiny(
+    "text_len=36,epochs=1,train=data/scenes/train.jsonl,"
+    f"val=data/scenes/test_detect.jsonl,{argument or ''}"
+  )
   config.log_steps = 100
 
   # Boxes and masks are asked for, and scored, apart: before and after.

@@ -115,6 +115,13 @@ def widen(
   return tuple(clipped)
 
 
+def snap(box: Sequence[float], size: Size, steps: Size) -> Box:
+  """Clips a box, and rounds it to the ends of equal intervals, as `widen`."""
+  sides, counts = _sides(size), _sides(steps)
+  widened = np.asarray(widen(box, size, steps))
+  return tuple((np.round(widened / sides * counts) / counts * sides).tolist())
+
+
 def encode(objects: Iterable[Object], size: Size) -> str:
   """Writes objects, such as "<loc>x4<seg>x16 cat ; <loc>x4 dog ; sky".
 

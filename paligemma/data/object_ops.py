@@ -205,7 +205,7 @@ class Segment:
         "one, and InceptionCrop(min_covered=1) does not cut it off",
       )
     unnamed = {**found[0], "label": ""}
-    suffix = _encode(example, unnamed, self.encoder)
+    suffix = _encode(example, unnamed, self.encoder, None)
     answer = {key: found[0][key] for key in ("box", "mask")}
     return {**example, "suffix": suffix, **answer}
 
@@ -253,6 +253,8 @@ class WriteObjects:
   Attributes:
     masks: Encodes masks, which all objects then need. Default None: no codes.
     limit: Most objects, the first ones in the order. Default None: all.
+    steps: Equal intervals of a side, to whose ends boxes are rounded: for a
+      model that knows only so coarse a ruler. Default None: as locations are.
 
   Source: Pix2seq (arXiv:2109.10852), section 2.1, where a random order is best.
   """
@@ -260,12 +262,19 @@ class WriteObjects:
   order: str = "random"
   masks: Encoder | None = None
   limit: int | None = None
+  steps: int | None = None
 
   def __post_init__(self):
     registry.lookup(ORDERS, self.order, "order of objects")
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     found = objects.read(example)
+    if self.masks is None and "<seg" in example.get("suffix", ""):
+      raise example_fields.error(
+        example,
+        "the answer has codes of masks, which WriteObjects would leave out; "
+        "give it masks=mask_codes.Encoder(...)",
+      )
     if self.order == "random":
       found = _permuted(found, rng)
     elif self.order == "sorted":
@@ -275,7 +284,7 @@ class WriteObjects:
     for i, item in enumerate(found[: self.limit]):
       suffix += location.SEPARATOR if i else ""
       start = len(suffix)
-      suffix += _encode(example, item, self.masks)
+      suffix += _encode(example, item, self.masks, self.steps)
       if item.get("noise"):
         unsupervised.append((start, len(suffix) - len(item["label"]) - 1))
     written = {**example, "suffix": suffix}
@@ -363,7 +372,7 @@ def _mask(mask, size, example):
   return mask
 
 
-def _encode(example, item, encoder):
+def _encode(example, item, encoder, steps):
   """Returns the text of one object; with an encoder, mask codes included."""
   codes = None
   try:
@@ -371,7 +380,9 @@ def _encode(example, item, encoder):
       if "mask" not in item:
         raise ValueError(f'object "{item["label"]}" has no mask to encode')
       codes = encoder(item["mask"], item["box"])
-    written = location.Object(item["box"], item["label"], codes)
-    return location.encode([written], image_ops.image_size(example))
+    box, size = item["box"], image_ops.image_size(example)
+    if steps is not None:
+      box = location.snap(box, size, (steps, steps))
+    return location.encode([location.Object(box, item["label"], codes)], size)
   except ValueError as error:
     raise example_fields.error(example, error) from None

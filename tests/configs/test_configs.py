@@ -6,12 +6,14 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import arguments, common, tuning
-from configs.transfers import forkme, published
+from configs.transfers import forkme, photos, published
 from paligemma import parameters, tree, variants
+from paligemma.data import location
 from paligemma.lora import config as lora_config
 from tests.configs.transfer_facts import FACTS
 from trainers import workdir
@@ -36,6 +38,10 @@ CONFIGS = {
   "configs.transfers.forkme": (
     "variant=paligemma2_10b,res=448,tune=image",
     {"res": 448, "trainable": ("img/.*",), "frozen_dtype": "bfloat16"},
+  ),
+  "configs.transfers.photos": (
+    "train=a.jsonl,epochs=3",
+    {"total_epochs": 3.0, "res": 112, "keep_best": "val/AP50"},
   ),
   "configs.transfers.scenes": (
     "train=a.jsonl",
@@ -115,6 +121,29 @@ def test_a_share_of_train_is_val():
   config = forkme.get_config("train=a.jsonl,val=b.jsonl")
   assert config.evals.val.source.path == "b.jsonl"
   assert config.train.sources.main.val_share is None
+
+
+def test_augmented_boxes_follow_the_pixels():
+  assert forkme.get_config().train.augment == ()
+  ops = photos.get_config().train.augment
+  assert ops[:2] == forkme.get_config("augment=true").train.augment[:2]
+  pixels = np.zeros((90, 120, 3), np.uint8)
+  pixels[30:60, 45:75] = 255
+  line = {"objects": [{"box": (30, 45, 60, 75), "label": "cat"}]}
+  for seed in range(9):
+    rng = np.random.default_rng(seed)
+    example = line | {"image": pixels, "suffix": "of the whole picture"}
+    for op in ops:
+      example = op(example, rng)
+    height, width, _ = example["image"].shape
+    bright = example["image"][..., 0] == 255
+    (found,) = location.parse(example["suffix"], (height, width))
+    ends = [(min(i), max(i) + 1) for i in np.nonzero(bright)]
+    np.testing.assert_allclose(
+      found.box,
+      (ends[0][0], ends[1][0], ends[0][1], ends[1][1]),
+      atol=max(height, width) / 32 + 1,
+    )
 
 
 def test_reading_a_config_starts_no_device():

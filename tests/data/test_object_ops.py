@@ -259,6 +259,18 @@ def test_write_objects_in_order():
   assert raw == several()
 
 
+def test_write_objects_on_a_coarse_ruler():
+  raw = example(thing((2, 3, 7, 14)), thing((0, 20, HEIGHT, 20.5)))
+  found = written(object_ops.WriteObjects("given", steps=4), raw)
+  # 2 and 7 of 29 are 0.3 and 1.0 quarters; the second box is less than one.
+  assert [o.box for o in location.parse(found, SIZE)] == [
+    pytest.approx((0, 0, HEIGHT / 4, WIDTH / 4), abs=0.03),
+    pytest.approx((0, WIDTH / 4, HEIGHT, WIDTH / 2), abs=0.03),
+  ]
+  fine = written(object_ops.WriteObjects("given", steps=1023), raw)
+  assert fine == written(object_ops.WriteObjects("given"), raw)
+
+
 def test_write_objects_in_random_order():
   op = object_ops.WriteObjects()
   orders = {written(op, several(), seed) for seed in range(200)}
@@ -317,6 +329,12 @@ def test_write_objects_errors():
     'label "a ; b" holds ";"',
   )
   fails(object_ops.WriteObjects(), {**example(), "objects": 3}, "expected a li")
+  fails(
+    object_ops.WriteObjects(),
+    example(thing(), suffix="<loc0001>" * 4 + "<seg001>" * 16 + " cat"),
+    "the answer has codes of masks, which WriteObjects would leave out; give it"
+    " masks=mask_codes.Encoder",
+  )
 
 
 def test_segment():
