@@ -20,7 +20,7 @@ from trainers.run_files import Evaluation
 
 SIDE = 240  # pixels of the longer side of a picture
 SHOWN = 6  # examples of the gallery
-WORST = 12
+WORST = 8
 LABELS = 15  # of a table of confusion; the rarer ones are one row together
 OTHERS, NOTHING = "(others)", "(nothing)"
 
@@ -216,40 +216,38 @@ def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
   if nearly every answer is another one, as those of captions.
   """
   counts = collections.Counter()
-  evaluation = scored.evaluation
+  texts = collections.Counter()
   for record in scored.records:
-    found, truths = _objects(evaluation, record, (1, 1))
+    found, truths = _objects(scored.evaluation, record, (1, 1))
     if found or truths:
-      pairs = judged.pair(found, truths)
-      counts.update((truths[k]["label"], found[i]["label"]) for i, k in pairs)
-      seen, hit = (
-        (set(x) for x in zip(*pairs, strict=True)) if pairs else 2 * [()]
-      )
-      counts.update(
-        (NOTHING, item["label"])
-        for i, item in enumerate(found)
-        if i not in seen
-      )
-      counts.update(
-        (item["label"], NOTHING)
-        for k, item in enumerate(truths)
-        if k not in hit
-      )
-    elif answers := _truths(evaluation, record):
+      counts.update(_pairs(found, truths))
+    elif answers := _truths(scored.evaluation, record):
       text = record["prediction"]
       truth = text if record.get("correct") else answers[0]
       counts[truth, text] += 1
-  by_truth = collections.Counter()
-  for (truth, _), count in counts.items():
-    by_truth[truth] += count
-  if 2 * len(by_truth) > by_truth.total():
+      texts[truth] += 1
+  if 2 * len(texts) > texts.total() > 0:
     return None
-  kept = {label for label, _ in by_truth.most_common(LABELS)} | {NOTHING}
+  frequent = collections.Counter()
+  for pair, count in counts.items():
+    frequent.update(dict.fromkeys(pair, count))
+  del frequent[NOTHING]
+  kept = {label for label, _ in frequent.most_common(LABELS)} | {NOTHING}
   merged = collections.Counter()
-  for (truth, found), count in counts.items():
-    truth, found = (x if x in kept else OTHERS for x in (truth, found))
-    merged[truth, found] += count
+  for pair, count in counts.items():
+    merged[tuple(x if x in kept else OTHERS for x in pair)] += count
   return dict(merged)
+
+
+def _pairs(found, truths):
+  """Yields (true label, predicted label) of all objects of an example."""
+  pairs = dict(judged.pair(found, truths))
+  for i, item in enumerate(found):
+    truth = truths[pairs[i]]["label"] if i in pairs else NOTHING
+    yield truth, item["label"]
+  for k, item in enumerate(truths):
+    if k not in pairs.values():
+      yield item["label"], NOTHING
 
 
 def precision_by_label(scored: Scored) -> list[tuple[str, int, int, Any]]:

@@ -65,13 +65,15 @@ def section(evaluator, names, own, reader):
       )
     return ""
   evaluation = own[min(last)]
+  problems = []
   if len(last) > 1:
-    gallery = {f"{names[i]}": scored.records for i, scored in last.items()}
+    gallery = {names[i]: scored.records for i, scored in last.items()}
     about = "The same examples at the last evaluation of each run."
   else:
     steps = evaluation.steps
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
     found = {step: reader.scored(evaluation, step) for step in chosen}
+    problems = [x for x in found.values() if isinstance(x, str)]
     gallery = {
       f"step {step}": scored.records
       for step, scored in found.items()
@@ -82,10 +84,13 @@ def section(evaluator, names, own, reader):
     _example(run_answers.show(evaluation, records))
     for records in run_answers.in_common(gallery)
   ]
+  if not shown:
+    problems.append("the runs have no example in common")
   parts = [
     f"<h2>{escaped(evaluator)}</h2><h3>Predictions</h3>"
-    f'<p class="faint">{about} {_LEGEND}</p>'
-    f'<div class="examples">{"".join(shown)}</div>'
+    f'<p class="faint">{about} {_LEGEND}</p>',
+    *(f'<p class="bad">{escaped(problem)}</p>' for problem in problems),
+    f'<div class="examples">{"".join(shown)}</div>',
   ]
   for i, scored in last.items():
     step = own[i].steps[-1]

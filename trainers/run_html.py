@@ -69,10 +69,15 @@ details { margin: 0.7rem 0; } summary { cursor: pointer; }
 """
 
 
+# A browser that finds anything to fetch refuses, and says so.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
 def page(title: str, sections: Sequence[str]) -> str:
   """Returns the whole page."""
   return (
     '<!DOCTYPE html>\n<html lang="en">\n<head><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
     '<meta name="viewport" content="width=device-width, initial-scale=1">'
     f"<title>{escaped(title)}</title>\n<style>{_STYLE}</style></head>\n"
     f"<body>\n<h1>{escaped(title)}</h1>\n{''.join(sections)}</body>\n</html>\n"

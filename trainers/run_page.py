@@ -136,7 +136,7 @@ def _scores(runs, names, evaluated, reader):
     for evaluation in own.values():
       if evaluation.generates:
         last = reader.scored(evaluation, evaluation.steps[-1])
-        remarks[last if isinstance(last, str) else last.problem] = None
+        remarks[getattr(last, "problem", "")] = None
     for score in dict.fromkeys(x for e in own.values() for x in e.scores):
       for i, evaluation in own.items():
         if not (values := evaluation.scores.get(score)):
@@ -165,11 +165,7 @@ def _scores(runs, names, evaluated, reader):
           decide[f"{evaluator.removesuffix(EMA)}/{score}"] = None
           said = [
             f"{texts[step]} at step {step}{what}"
-            for what, step in {
-              "": first,
-              " (last)": last,
-              " (best)": best,
-            }.items()
+            for step, what in {first: "", best: " (best)", last: ""}.items()
             if step is not None
           ]
           lines.append(f"{names[i]}: {name} {', '.join(said)}, n={count}")

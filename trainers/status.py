@@ -75,7 +75,7 @@ class Status:
     return f"{text}: {self.error}" if self.error else text
 
 
-def read(folder: epath.Path, last_step: int = 0) -> Status:
+def read(folder: epath.PathLike, last_step: int = 0) -> Status:
   """Returns how far a run has come; never raises for what the folder holds.
 
   Args:
@@ -84,13 +84,13 @@ def read(folder: epath.Path, last_step: int = 0) -> Status:
   """
   found: dict[str, Any] = {}
   with contextlib.suppress(ValueError):
-    found = disk.read_json(folder / _NAME)
+    found = disk.read_json(epath.Path(folder) / _NAME)
   step, total = (
     value if type(value) is int else None
     for value in map(found.get, ("step", "total_steps"))
   )
   state = str(found.get("state", "unknown"))
-  if lock.is_held(folder):
+  if lock.is_held(epath.Path(folder)):
     state = "running"
   elif state == "running":
     state = "killed"
