@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import itertools
-import re
 import sys
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,14 @@ def parse(texts: Sequence[str]) -> dict[str, str]:
 
 def choices(text: str) -> list[str]:
   """Splits "a,b" at the commas that are in no brackets."""
-  return re.findall(r"(?:\([^()]*(?:\([^()]*\)[^()]*)*\)|[^,()])+", text)
+  found, depth = [""], 0
+  for char in text:
+    depth += (char in "([{") - (char in ")]}")
+    if char == "," and depth == 0:
+      found.append("")
+    else:
+      found[-1] += char
+  return found
 
 
 def grid(texts: Sequence[str]) -> list[Values]:
@@ -98,7 +104,7 @@ class Base:
       raise ValueError(
         "; ".join(
           f'"{messages.shown(name)}" is neither an argument nor a value of '
-          f"{self._path}.{registry.did_you_mean(name, known)}"
+          f"{self._path.partition(':')[0]}.{registry.did_you_mean(name, known)}"
           for name in unknown
         )
       )

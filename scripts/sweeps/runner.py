@@ -116,6 +116,9 @@ class Runner:
         results.write(folder, values, "finished")
         source.tell(values, folder, "finished")
         continue
+      if name in self.failed:  # a search may ask for it again
+        source.tell(values, folder, "failed")
+        continue
       folder.mkdir(parents=True, exist_ok=True)
       results.write(folder, values, "running")
       command, now = self._base.command(values, folder), time.monotonic()
