@@ -27,6 +27,8 @@ setup(
   description="Fine-tune, evaluate and ship PaliGemma 1 and 2 in JAX.",
   long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
+  # A fork changes this and runs python -m scripts.link_notebooks.
+  url="https://github.com/OWNER/REPOSITORY",
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=[*LIBRARY, *PROGRAMS],

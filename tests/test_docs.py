@@ -4,6 +4,7 @@ Every fenced block of bash or Python comes after one of these lines:
 
     <!-- run by tests/test_docs.py -->   `test_examples_run` runs it, over a
                                          little data
+    <!-- run by tests/stress/own_photos.py -->   as that says
     <!-- run by .ci/run -->              its lines are lines of that script
     <!-- needs weights -->               why no test can run it
 """
@@ -39,6 +40,7 @@ DOCUMENTS = [
   "paligemma/assets/README.md",
 ]
 HERE = "tests/test_docs.py"
+PHOTOS = "tests/stress/own_photos.py"
 CI = ".ci/run"
 EXAMPLES = 40  # of each data set that the examples run on
 
@@ -261,7 +263,7 @@ def test_every_block_says_who_runs_it(document):
       continue
     assert marker is not None, f"no marker before:\n{code}"
     run, _, by = marker.partition("run by ")
-    assert run or by in (HERE, CI), f"unknown: {marker}"
+    assert run or by in (HERE, PHOTOS, CI), f"unknown: {marker}"
     assert by or marker.startswith("needs "), f"unknown: {marker}"
     if by == CI:
       for line in code.splitlines():

@@ -2,7 +2,7 @@
 
     python -m scripts.import_data --from coco --task detect export data/mine
     python -m trainers.train --config configs/transfers/photos.py \
-      --workdir runs/mine
+      --workdir runs/photos
 
 For PaliGemma itself use forkme.py, with augment=true as here.
 """
@@ -22,8 +22,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
     "text_len=48,epochs=120,augment=true,train=data/mine/train.jsonl,val=0.1,"
     + (argument or "")
   )
-  *moves, write = config.train.augment
-  config.train.augment = (*moves, dataclasses.replace(write, steps=STEPS))
-  config.evals.val.max_decode_len = 24
+  config.train.augment = tuple(
+    dataclasses.replace(op, steps=STEPS) if hasattr(op, "steps") else op
+    for op in config.train.augment
+  )
   config.keep_best = "val/AP50"
   return config

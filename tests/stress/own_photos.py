@@ -4,7 +4,7 @@
 
 Writes so many photographs with a COCO export and one more to OUT, which must
 not exist, and runs README's five commands there. Prints their time and the
-AP50 of the photographs held out; the drawn boxes are in OUT/runs/found.
+AP50 of the photographs held out; the drawn boxes are in OUT/runs/new.
 """
 
 import os
