@@ -18,7 +18,7 @@ from paligemma import evals
 from paligemma.checkpoints import npz
 from paligemma.data import image as image_lib
 from paligemma.data.batches import TrainBatches
-from trainers import inputs, preemption, train
+from trainers import inputs, preemption, status, train
 from trainers.loop import Loop
 from trainers.plan import Plan
 
@@ -427,6 +427,8 @@ def test_weights_that_are_no_numbers(tiny, afresh, main, reuse_steps):
   config.init = str(afresh / "data/nan.npz")
   line = main(config, afresh / "new")
   assert_one_line(line, "step 1: loss is nan; there is no checkpoint yet in ")
+  failed = status.read(afresh / "new")
+  assert failed.state == "failed" and failed.error in line
   assert not list((afresh / "new/checkpoints").iterdir())
 
 

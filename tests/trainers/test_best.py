@@ -11,7 +11,7 @@ import paligemma
 from paligemma import tree
 from paligemma.checkpoints import npz
 from scripts import evaluate
-from trainers import report, train
+from trainers import report, status, train
 from trainers.best import Best
 
 SCORE = "pplx/perplexity"
@@ -272,6 +272,7 @@ def test_goes_on_with_more_patience(
   scores = [x for x in read_metrics(tmp_path) if "loss" not in x]
   assert [x["step"] for x in scores if SCORE in x] == [0, 2, 4, 6, 8, 10]
   assert [x["step"] for x in scores if "val/exact_match" in x] == [10]
+  assert status.read(tmp_path).state == "ended early"
   assert json.loads((tmp_path / "best.json").read_text())["step"] == 4
 
 

@@ -12,7 +12,7 @@ from configs import tuning
 from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.training import sharding
-from trainers import loop, train
+from trainers import loop, run_files, status, train
 
 TOTAL = 60
 # What may differ between two runs; their commands do.
@@ -56,6 +56,13 @@ def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
   for name in ("val", "val/ema"):
     predictions = (folder / name / "predictions.jsonl").read_text()
     assert len(predictions.splitlines()) == 5
+    kept = {path.name for path in (folder / name).glob("predictions-*")}
+    assert kept == {f"predictions-{step}.jsonl" for step in at}
+    last = folder / name / f"predictions-{TOTAL}.jsonl"
+    assert last.read_text() == predictions
+  ended = status.Status("finished", TOTAL, TOTAL)
+  assert status.read(folder) == ended
+  assert str(ended) in (folder / "report.html").read_text()
   before = npz.load(tiny.folder / "paligemma_tiny.npz")
   after = npz.load(folder / "final.npz")
   assert not tree.compare(before, after)
@@ -82,6 +89,8 @@ def test_killed_and_resumed(uninterrupted, processes, read_metrics, tmp_path):
   step = saved_steps(tmp_path)[-1]
   assert step < TOTAL
   assert not (tmp_path / "final.npz").exists()
+  known = run_files.read(tmp_path).status
+  assert known.state == "killed" and 15 <= known.step < known.total_steps
   said = processes.run(*command)
   for stage in (
     f"restoring the checkpoint of step {step}",
@@ -117,6 +126,8 @@ def test_terminated_and_resumed(
   stopped = saved_steps(tmp_path)[-1]
   assert f"stopped at step {stopped}: saved, start again to resume" in output
   assert stopped == read_metrics(tmp_path)[-1]["step"] < TOTAL
+  known = status.Status("stopped", stopped, TOTAL)
+  assert str(known) in (tmp_path / "report.html").read_text()
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
   assert_same_files(tmp_path, uninterrupted)
