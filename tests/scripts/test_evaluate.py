@@ -13,7 +13,7 @@ from paligemma import evals, metrics, tree
 from paligemma.checkpoints import npz
 from paligemma.evals import predictions
 from scripts import evaluate as command
-from trainers import evaluation, inputs, start
+from trainers import evaluation, inputs, start, workdir
 from trainers.plan import Plan
 
 
@@ -262,8 +262,37 @@ def test_two_processes_write_the_file_of_one(tiny, tmp_path):
   found, expected = (
     json.loads(text.splitlines()[-1]) for text in (outputs[0][0], printed)
   )
+  # Their commands differ, so do their bundles.
+  for values, path in ((found, together), (expected, alone)):
+    name = values["val"].pop("bundle")
+    text = path.with_name(f"{path.name}.settings").read_text()
+    made = json.loads(text)["bundles"][name]
+    assert f"--out={path}" in made["command"]
+    assert made["files"]["ckpt"] == workdir.of_file(tiny.weights)
+    assert made["files"].keys() >= {"tokenizer", "evals/val/source/path"}
+    assert not any(x.startswith("train/") for x in made["files"])
+    assert made["run"] is None
   assert found == expected
   assert found["val"]["examples"] == 23
   anls = found["val"]["scores"]["anls"]
   assert anls["low"] <= anls["value"] <= anls["high"]
   assert "23 examples\nmetric " in printed
+
+
+def test_published_scores_stand_beside(tiny, monkeypatch, capsys):
+  """Of a transfer, though this one evaluates on other data."""
+  monkeypatch.setattr(
+    "scripts.list_transfers.published", lambda *_: {"exact_match": 0.25}
+  )
+  arguments = [f"--config={tiny.arguments}", f"--ckpt={tiny.weights}"]
+  arguments += ["--split=val", "--limit=4", "--resamples=0", "--json"]
+  monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+  monkeypatch.setattr("trainers.gpu_memory.configure", lambda: None)
+  monkeypatch.setattr("trainers.compilation_cache.configure", lambda _: None)
+  command.main()
+  *_, head, row, last = capsys.readouterr().out.splitlines()
+  assert head.split() == [
+    *("metric", "value", "95%", "interval", "published", "difference")
+  ]
+  assert row.split() == ["exact_match", "0", "0.2500", "-0.2500"]
+  assert json.loads(last)["val"]["published"] == {"exact_match": 0.25}

@@ -104,3 +104,22 @@ def test_score_table():
     "| --- | --- | --- | --- |",
     "| val | acc | 5.25 | 70 |",
   ]
+
+
+def test_published(configs):
+  config = configs["scicap"].copy_and_resolve_references()
+  path = "configs/transfers/scicap.py"
+  found = list_transfers.published(f"{path}:res=224", config, "test")
+  expected = {
+    metric: score("scicap", "test", metric, "paligemma_3b", 224) / 100
+    for metric in ("bleu-4", "cider")
+  }
+  assert found == expected
+  assert list_transfers.published(f"/repo/{path}", config, "test") == expected
+  config.res = 448
+  assert list_transfers.published(path, config, "test") != expected
+  for other in ("my/scicap.py", "configs/transfers/digits.py", "scicap.py"):
+    assert list_transfers.published(other, config, "test") == {}
+  assert list_transfers.published(path, config, "val") == {}
+  config.model.variant = "paligemma_tiny"
+  assert list_transfers.published(path, config, "test") == {}

@@ -262,3 +262,15 @@ def test_a_mistake_is_one_line(tiny, good):
     fails=True,
   )
   assert printed == 'error: unknown argument "--bogus=3".\n'
+
+
+def test_a_table_with_published_scores():
+  scores = {
+    "cider": bootstrap.Estimate(1.25, 1.0, 1.5),
+    "num": bootstrap.Estimate(7.0),
+  }
+  assert command.table(scores, {"cider": 1.2, "acc": 0.5}).splitlines() == [
+    "metric  value   95% interval      published  difference",
+    "cider   1.2500  [1.0000, 1.5000]  1.2000     +0.0500",
+    "num     7",
+  ]
