@@ -78,6 +78,7 @@ setup(
     "wandb": ["wandb>=0.31"],  # Weights & Biases
     # MLflow; without a server, a database in a file.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
+    "sweep": ["optuna>=5"],  # --search of scripts.sweep
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": ["scikit-learn"],  # the scans of handwritten digits
@@ -94,6 +95,7 @@ setup(
       "mlflow-skinny>=3.17",
       "nbclient",
       "nbformat",
+      "optuna>=5",
       "pillow-heif>=1.8",
       "pytest",
       "pytest-xdist",

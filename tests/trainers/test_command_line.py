@@ -92,6 +92,20 @@ def test_values_that_are_not_set_can_be():
   assert config.train.sources.main.cache is True
 
 
+def test_a_group_that_takes_any_name():
+  _, config = parse(
+    f"--config={FORKME}",
+    "--config.optimizer_args.momentum=0.9",
+    "--config.optimizer_args.momentum_dtype=bfloat16",
+  )
+  assert config.optimizer_args.to_dict() == {
+    "momentum": 0.9,
+    "momentum_dtype": "bfloat16",
+  }
+  with pytest.raises(ValueError, match=r"no such value .*: mesh\.momentum\."):
+    parse(f"--config={FORKME}", "--config.mesh.momentum=1")
+
+
 def test_a_duration_takes_the_place_of_the_one_in_another_unit():
   _, config = parse(
     f"--config={FORKME}",
