@@ -52,8 +52,9 @@ def run(count: int, folder: pathlib.Path) -> float:
       text=True,
       check=True,
     )
+    print(done.stdout)
     said += done.stdout
-  (found,) = re.findall(r"^val +AP50 +([\d.]+)", said, re.MULTILINE)
+  (found,) = re.findall(r"^AP50 +([\d.]+)", said, re.MULTILINE)
   return float(found)
 
 
