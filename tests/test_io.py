@@ -55,9 +55,16 @@ def saved(request, model, params, tmp_path_factory):
 
 
 def test_saved_and_loaded_is_itself(saved, model, params):
-  found_model, found = paligemma.load(saved[1])
+  calls = []
+  found_model, found = paligemma.load(
+    saved[1], progress=lambda *call: calls.append(call)
+  )
   assert_same(found, params)
   assert found_model == model
+  done, totals = zip(*calls, strict=True)
+  assert set(totals) == {sum(x.nbytes for x in jax.tree.leaves(params))}
+  assert (done[0], done[-1]) == (0, totals[0])
+  assert len(set(done)) == len(jax.tree.leaves(params)) + 1
 
 
 def test_a_field_is_overridden(saved):
