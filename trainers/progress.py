@@ -45,8 +45,11 @@ def bar(
   """
   shown = first = last = None
 
+  def units(count):
+    return count if size == 1 else count / size
+
   def amount(count):
-    return f"{count:,}" if size == 1 else f"{count / size:.3g}"
+    return f"{count:,}" if size == 1 else f"{units(count):.3g}"
 
   with contextlib.ExitStack() as stack:
     compiled = stack.enter_context(compilation_cache.watching())
@@ -60,9 +63,9 @@ def bar(
         shown = stack.enter_context(
           tqdm(
             desc=name,
-            total=total / size,
-            initial=done / size,
-            unit=unit,
+            total=units(total),
+            initial=units(done),
+            unit=f" {unit}",
             unit_scale=size > 1,
             leave=None,  # only if it is the only one
             disable=_quiet() or None,  # None: only on a terminal
@@ -75,7 +78,7 @@ def bar(
         say([f"{name}: compiled in {compiled.seconds:.1f} s{cached}"])
         compiled.seconds = 0.0
         first, last = (done, now), now
-      shown.update(done / size - shown.n)
+      shown.update(units(done) - shown.n)
       if shown.disable and now - last >= SECONDS and first[0] < done < total:
         last = now
         rest = (total - done) * (now - first[1]) / (done - first[0])

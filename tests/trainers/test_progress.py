@@ -72,7 +72,9 @@ def test_a_terminal_gets_a_bar(capsys, monkeypatch):
   with progress.bar("val") as show:
     show(0, 7)
     show(7, 7)
-  assert "val: 100%" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "val: 100%" in said
+  assert "| 7/7 [" in said
   with progress.copying("weights") as show:
     show(0, 5 * 2**30)
     show(2**30, 5 * 2**30)
