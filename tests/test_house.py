@@ -87,7 +87,7 @@ MAY_IMPORT = {
     "lora.config",
   ),
   "trainers": ("*", "trainers", "configs.common"),
-  "scripts": ("*", "trainers", "configs.common"),
+  "scripts": ("*", "trainers", "configs.common", "configs.arguments"),
   "configs": ("data", "parameters", "registry", "lora.config", "configs"),
 }
 

@@ -1,6 +1,6 @@
 """The answers of a run as HTML: over time, the worst, and tables of errors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from paligemma import messages
@@ -52,8 +52,18 @@ class Reader:
     return self._estimates[key]
 
 
-def section(evaluator, names, own, reader):
-  """Predictions of an evaluator: over time, the worst, and in tables."""
+def section(
+  evaluator: str,
+  names: Sequence[str],
+  own: Mapping[int, Evaluation],
+  reader: Reader,
+) -> str:
+  """Predictions of an evaluator: over time, the worst, and in tables.
+
+  Args:
+    names: of the runs.
+    own: run -> what it has of the evaluator.
+  """
   last = {i: reader.scored(e, e.steps[-1]) for i, e in own.items()}
   last = {i: x for i, x in last.items() if not isinstance(x, str)}
   if not last:
