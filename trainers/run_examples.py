@@ -12,14 +12,15 @@ from trainers.run_html import dot, escaped, number, table
 
 _LEGEND = (
   "A predicted box is green if it overlaps with a true one of the same label "
-  "(IoU 0.5 or more), else red; true ones are white, and red if missed."
+  "(IoU 0.5 or more), else red; true ones are white, and red if missed. A mask "
+  "has the colour of its box."
 )
 
 
 class Reader:
   """Reads and scores predictions, those of each step once."""
 
-  def __init__(self, resamples):
+  def __init__(self, resamples: int):
     self.resamples = resamples
     self._scored, self._estimates = {}, {}
 
@@ -58,11 +59,13 @@ def section(
   own: Mapping[int, Evaluation],
   reader: Reader,
 ) -> str:
-  """Predictions of an evaluator: over time, the worst, and in tables.
+  """Returns the predictions of an evaluator: over time, the worst, and tables.
 
   Args:
-    names: of the runs.
-    own: run -> what it has of the evaluator.
+    evaluator: its name.
+    names: of all runs.
+    own: the evaluator in those runs that have it, by the number of the run.
+    reader: of the predictions.
   """
   last = {i: reader.scored(e, e.steps[-1]) for i, e in own.items()}
   last = {i: x for i, x in last.items() if not isinstance(x, str)}
@@ -115,11 +118,10 @@ def section(
 
 
 def _example(example):
-  answers = list(example.answers)
   truth = f"<b>truth</b> {escaped(example.truth)}"
   shown = [_picture(example.picture, example.problem, truth)]
   texts = []
-  for answer in answers:
+  for answer in example.answers:
     mark = {True: "good", False: "bad", None: ""}[answer.is_right]
     sign = {True: "✓ ", False: "✗ ", None: ""}[answer.is_right]
     text = (
@@ -174,7 +176,7 @@ def _confusion(scored):
     for found in labels:
       count = counts.get((truth, found), 0)
       heat = 0.75 * count / totals[truth]
-      kind = ' class="diagonal"' if truth == found else ""
+      kind = ' class="diagonal"' if truth == found not in special else ""
       cells.append(
         f'<td{kind} style="background: rgba(var(--heat), {heat:.2f})">'
         f"{count or ''}</td>"

@@ -30,7 +30,7 @@ p { margin: 0.4rem 0; }
 .bad { color: var(--bad); } .good { color: var(--good); }
 .runs, .curves, .examples { display: grid; gap: 0.8rem;
   grid-template-columns: repeat(auto-fill, minmax(min(19rem, 100%), 1fr)); }
-.examples { grid-template-columns: repeat(auto-fill,
+.examples { align-items: start; grid-template-columns: repeat(auto-fill,
   minmax(min(28rem, 100%), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line);
   border-radius: 6px; padding: 0.7rem 0.9rem; min-width: 0;

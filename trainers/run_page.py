@@ -243,9 +243,10 @@ def _figure(title, lines, names):
     average = " (moving average)" if line.dashed else ""
     captions.append(f"{who}{number(first)} → {number(last)}{average}")
   drawn = run_curves.draw([line for _, line in lines], escaped(title))
+  told = "<br>".join(["", *captions] if names[1:] else captions)
   return (
     f"<figure>{drawn}<figcaption><b>{escaped(title)}</b> "
-    f"{'<br>'.join(captions)}</figcaption></figure>\n"
+    f"{told}</figcaption></figure>\n"
   )
 
 

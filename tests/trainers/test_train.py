@@ -12,7 +12,7 @@ from configs import tuning
 from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.training import sharding
-from trainers import loop, run_files, status, train
+from trainers import loop, run_files, train
 
 TOTAL = 60
 # What may differ between two runs; their commands do.
@@ -60,9 +60,9 @@ def test_a_run_leaves_what_it_promises(uninterrupted, tiny, read_metrics):
     assert kept == {f"predictions-{step}.jsonl" for step in at}
     last = folder / name / f"predictions-{TOTAL}.jsonl"
     assert last.read_text() == predictions
-  ended = status.Status("finished", TOTAL, TOTAL)
-  assert status.read(folder) == ended
-  assert str(ended) in (folder / "report.html").read_text()
+  ended = f"step {TOTAL} of {TOTAL}, 100%: finished"
+  assert str(run_files.read(folder).status) == ended
+  assert ended in (folder / "report.html").read_text()
   before = npz.load(tiny.folder / "paligemma_tiny.npz")
   after = npz.load(folder / "final.npz")
   assert not tree.compare(before, after)
@@ -126,8 +126,10 @@ def test_terminated_and_resumed(
   stopped = saved_steps(tmp_path)[-1]
   assert f"stopped at step {stopped}: saved, start again to resume" in output
   assert stopped == read_metrics(tmp_path)[-1]["step"] < TOTAL
-  known = status.Status("stopped", stopped, TOTAL)
-  assert str(known) in (tmp_path / "report.html").read_text()
+  known = (
+    f"step {stopped} of {TOTAL}, {stopped / TOTAL:.0%}: stopped, as it was"
+  )
+  assert known in (tmp_path / "report.html").read_text()
   assert not (tmp_path / "final.npz").exists()
   processes.run(*command)
   assert_same_files(tmp_path, uninterrupted)
