@@ -8,6 +8,8 @@ configs with their differences. The page needs no other file. A run may still be
 going on, or have been killed: the page says so.
 """
 
+import jax
+
 from trainers import command_line, run_page
 
 
@@ -24,6 +26,8 @@ def main() -> None:
     help="for intervals of scores that are not means, such as AP; 0: none",
   )
   options = parser.parse_args()
+  # Masks are decoded; a run that still goes on may hold all of the accelerator.
+  jax.config.update("jax_platforms", "cpu")
   path, lines = run_page.write(
     options.runs, options.out, resamples=options.resamples
   )

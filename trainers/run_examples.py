@@ -176,7 +176,9 @@ def _confusion(scored):
     for found in labels:
       count = counts.get((truth, found), 0)
       heat = 0.75 * count / totals[truth]
-      kind = ' class="diagonal"' if truth == found not in special else ""
+      kind = (
+        ' class="diagonal"' if truth == found and truth not in special else ""
+      )
       cells.append(
         f'<td{kind} style="background: rgba(var(--heat), {heat:.2f})">'
         f"{count or ''}</td>"
