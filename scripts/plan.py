@@ -22,7 +22,6 @@ import json
 import math
 import os
 import pathlib
-import runpy
 import sys
 import tempfile
 import time
@@ -272,7 +271,6 @@ def t4_table(
   There is no compiler for a T4 without one: a TPU of about its size stands in.
   """
   devices = devices_of(topology_name)
-  get_config = runpy.run_path("configs/transfers/forkme.py")["get_config"]
   found = []
   for variant, res, tune in itertools.product(
     batch_sizes, resolutions, T4_METHODS
@@ -280,8 +278,10 @@ def t4_table(
     run = dict(
       variant=variant, res=res, tune=tune, batch_size=batch_sizes[variant]
     )
-    arguments = [f"{name}={value}" for name, value in run.items()]
-    config = get_config(",".join([*arguments, "dtype=float16"]))
+    arguments = ",".join(f"{name}={value}" for name, value in run.items())
+    config = command_line.load_config(
+      f"configs/transfers/forkme.py:{arguments},dtype=float16"
+    )
     _, needed, _ = measure(config, devices=devices)
     row = {
       **run,

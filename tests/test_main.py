@@ -29,19 +29,34 @@ def run(*arguments, folder=None, path=ROOT):
   )
 
 
+def in_the_image():
+  """What the Dockerfile copies out of a checkout to install the package."""
+  lines = re.findall(
+    r"^COPY (\w.*) \S+$", (ROOT / "Dockerfile").read_text(), re.M
+  )
+  return [name for line in lines for name in line.split()]
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
   """The folder of packages that pip would copy to site-packages."""
   source = tmp_path_factory.mktemp("source")
-  for name in ("paligemma", "configs", "trainers", "scripts"):
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / name, source / name, ignore=ignored)
-  for name in ("setup.py", "README.md"):
-    shutil.copy(ROOT / name, source)
+  for name in in_the_image():
+    if (ROOT / name).is_dir():
+      ignored = shutil.ignore_patterns("__pycache__")
+      shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    else:
+      shutil.copy(ROOT / name, source)
   folder = tmp_path_factory.mktemp("site-packages")
   done = run("setup.py", "-q", "build", f"--build-lib={folder}", folder=source)
   assert done.returncode == 0, done.stderr
   return folder
+
+
+def test_docker_is_sent_what_the_image_copies():
+  first, *allowed, last = (ROOT / ".dockerignore").read_text().splitlines()
+  assert (first, last) == ("*", "**/__pycache__")
+  assert allowed == [f"!{name}" for name in sorted(in_the_image())]
 
 
 @pytest.mark.parametrize("name", command.COMMANDS)

@@ -5,6 +5,7 @@ import pathlib
 import shlex
 import subprocess
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -115,8 +116,19 @@ def test_gke():
   width, height = map(int, topology.split("x"))
   assert job["parallelism"] == job["completions"] == width * height // chips
   assert container["command"][:3] == ["paligemma", "train", "--distributed"]
+  # The schema of a JobSet is not there, but that of the job in it.
+  spec = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {}, "spec": job}
+  newest = kubernetes_validate.latest_version()
+  kubernetes_validate.validate(spec, newest, strict=True)
   mounted = [mount["name"] for mount in container["volumeMounts"]]
   assert mounted == [volume["name"] for volume in pod["volumes"]]
+
+
+def test_hadolint():
+  done = subprocess.run(
+    ["hadolint", ROOT / "Dockerfile"], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stdout
 
 
 def test_shellcheck():

@@ -212,7 +212,7 @@ def test_what_cannot_be_planned(config, arguments, message):
     command.plan_command(config, **arguments)
 
 
-def test_what_fits_a_t4(monkeypatch):
+def test_what_fits_a_t4(monkeypatch, tmp_path):
   asked = []
 
   def measure(config, devices):
@@ -222,6 +222,7 @@ def test_what_fits_a_t4(monkeypatch):
 
   monkeypatch.setattr(command, "measure", measure)
   monkeypatch.setattr(command, "devices_of", lambda name: [name])
+  monkeypatch.chdir(tmp_path)
   rows = command.t4_table(
     "v5e:1x1",
     batch_sizes={"paligemma_3b": 8, "paligemma2_3b": 1},
