@@ -121,14 +121,18 @@ def folder(path: epath.PathLike) -> Iterator[pathlib.Path]:
   """Creates a folder of the local file system atomically.
 
   Args:
-    path: Folder to create, with its parents. If it exists, it must be empty.
+    path: Folder to create, with its parents. It may exist if it is empty.
 
   Yields:
     A temporary folder, renamed or removed as in `file`.
 
   Raises:
-    OSError: It cannot be written; names the path.
+    OSError: It holds something, or cannot be written; names the path.
   """
+  path = epath.Path(path)
+  if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    reason = "exists already, expected a new folder: remove it or name another"
+    raise FileExistsError(errno.EEXIST, reason, str(path))
   with file(path) as temporary:
     temporary.mkdir()
     yield pathlib.Path(temporary)

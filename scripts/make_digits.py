@@ -69,18 +69,13 @@ def make_digits(out: str | os.PathLike) -> bool:
   Returns whether anything was written.
 
   Raises:
-    ValueError: `out` holds something else than the complete set.
+    OSError: `out` holds something else than the complete set.
   """
   out = pathlib.Path(out)
   manifest = out / MANIFEST
   stated = json.loads(manifest.read_text()) if manifest.is_file() else {}
   if stated.get("sha256") == digest(out):
     return False
-  if out.exists() and (not out.is_dir() or any(out.iterdir())):
-    raise ValueError(
-      f"{out}: exists and is not a complete set of digits (expected a folder"
-      f" that matches its {MANIFEST}): remove it or name another folder."
-    )
   images, labels = load_scans()
   with disk.folder(out) as partial:
     _write_split(partial, "train", images[:-NUM_TEST], labels[:-NUM_TEST])

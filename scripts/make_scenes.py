@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from paligemma import disk
 from paligemma.data import location, mask_codes
 from paligemma.data import masks as masks_lib
 from scripts import make_digits
@@ -317,9 +318,10 @@ def make_scenes(
   PRINTED others for each split. `ask` is a key of ASK.
 
   Raises:
-    ValueError: `out` exists already, or the codec cannot be read.
+    ValueError: the codec cannot be read.
+    OSError: `out` exists already and is not empty.
   """
-  with draw_pictures.new_folder(out) as partial:
+  with disk.folder(out) as partial:
     encoder = mask_codes.Encoder(codec)
     sources = SOURCES[digits](seed)
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):

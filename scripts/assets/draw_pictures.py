@@ -8,7 +8,6 @@ come from the fonts of matplotlib and Pillow, bent, blurred and coarsened.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -507,22 +506,6 @@ def _write_split(folder, split, number, *, seed, res, workers):
       lines.writelines(pool.map(write, chunks))
 
 
-def new_folder(
-  out: str | os.PathLike,
-) -> contextlib.AbstractContextManager[pathlib.Path]:
-  """As disk.folder, for a folder that may not exist yet.
-
-  Raises:
-    ValueError: `out` exists already.
-  """
-  if pathlib.Path(out).exists():
-    raise ValueError(
-      f"{out}: exists already, expected a new folder: remove it or name"
-      " another."
-    )
-  return disk.folder(out)
-
-
 def draw_pictures(
   out: str | os.PathLike,
   *,
@@ -538,9 +521,9 @@ def draw_pictures(
   the same pictures, with any number of workers.
 
   Raises:
-    ValueError: `out` exists already.
+    OSError: `out` exists already and is not empty.
   """
-  with new_folder(out) as partial:
+  with disk.folder(out) as partial:
     for split, number in {"train": num, "val": num_val}.items():
       _write_split(partial, split, number, seed=seed, res=res, workers=workers)
 

@@ -49,17 +49,13 @@ def trainers(
     batch: of training, see subject.batch.
 
   Raises:
-    ValueError: nothing that trains is in transformers' PaliGemma.
+    ValueError: something that trains is not in transformers' PaliGemma.
   """
   fields = io.model_fields(model)
   num_positions = (config.res // model.img.patch_size) ** 2
   layers = layout.entries(fields["img"], fields["llm"], num_positions)
   is_trained = tree.match_any(config.trainable, {x.leaf for x in layers})
   keys = [x.key.partition(".") for x in layers if is_trained[x.leaf]]
-  if not keys:
-    raise ValueError(
-      f"trainable is {tuple(config.trainable)}, of which the peer has nothing"
-    )
   return {
     dtype: _trainer(theirs, keys, config.learning_rate, batch)
     for dtype, theirs in _models(model, params).items()

@@ -75,11 +75,8 @@ def _object(shape, size, where):
   (degrees,) = files.numbers([shape.get("rotation", 0)], 1, "rotation", where)
   if shape.tag == "box":
     x0, y0, x1, y1 = _numbers(shape, ("xtl", "ytl", "xbr", "ybr"), where)
-    box = y0, x0, y1, x1
-    if degrees:
-      centre = (x0 + x1) / 2, (y0 + y1) / 2
-      corners = shapes.rectangle(x0, y0, x1, y1)
-      box = shapes.box([shapes.turned(corners, centre, degrees)])
+    centre = (x0 + x1) / 2, (y0 + y1) / 2
+    box = shapes.rectangle(x0, y0, x1, y1, centre, degrees)
     return entries.Object(label, box, where)
   if shape.tag == "ellipse":
     numbers = _numbers(shape, ("cx", "cy", "rx", "ry"), where)
@@ -92,7 +89,7 @@ def _object(shape, size, where):
     raise ValueError(
       f"{where}: is no box; expected box, polygon, ellipse or mask"
     )
-  return shapes.outlined(label, [outline], where)
+  return entries.Object(label, None, where, [outline])
 
 
 def _mask(shape, size, where):

@@ -176,7 +176,7 @@ def _names(feature, path):
       for x in feature
       if isinstance(x, dict) and isinstance(x.get("name"), str)
     }
-    return found or _names(feature and feature[0], path)
+    return found or (_names(feature[0], path) if feature else {})
   if not isinstance(feature, dict):
     return {}
   if "class_label" in feature:

@@ -155,10 +155,7 @@ def _object(region, where):
   elif "height" in region:
     keys = ("x", "y", "width", "height")
     x, y, w, h = pixels(files.get_numbers(region, keys, where))
-    box = y, x, y + h, x + w
-    if degrees:
-      corners = shapes.rectangle(x, y, x + w, y + h)
-      box = shapes.box([shapes.turned(corners, (x, y), degrees)])
+    box = shapes.rectangle(x, y, x + w, y + h, (x, y), degrees)
     return entries.Object(label, box, where)
   elif "points" in region:
     points = [
@@ -170,7 +167,7 @@ def _object(region, where):
     raise ValueError(
       f"{where}: is no box; expected rectangle, polygon, ellipse or brush"
     )
-  return shapes.outlined(label, [outline], where)
+  return entries.Object(label, None, where, [outline])
 
 
 def _label(region, where):

@@ -79,13 +79,13 @@ def _object(shape, label, size, where):
   points = files.get(shape, "points", list, where)
   points = [files.numbers(point, 2, "x, y", where) for point in points]
   if kind == "polygon":
-    return shapes.outlined(label, [shapes.polygon(points, where)], where)
+    return entries.Object(label, None, where, [shapes.polygon(points, where)])
   if kind in _BOXES and len(points) >= 2:
     return entries.Object(label, shapes.box(points), where)
   if kind == "circle" and len(points) == 2:
     radius = math.dist(*points)
     circle = shapes.ellipse(*points[0], radius, radius)
-    return shapes.outlined(label, [circle], where)
+    return entries.Object(label, None, where, [circle])
   if kind == "mask" and len(points) == 2:
     if size is None:
       raise ValueError(f"{where}: a mask, and no imageHeight and imageWidth")
@@ -117,6 +117,6 @@ def _joined(objects):
   if isinstance(masks[0], dict):
     raise ValueError(f"{where}: its group has several masks, expected one")
   if masks[0]:
-    return shapes.outlined(label, [*itertools.chain(*masks)], where)
+    return entries.Object(label, None, where, [*itertools.chain(*masks)])
   corners = [(x0, y0, x1, y1) for y0, x0, y1, x1 in (x.box for x in objects)]
   return entries.Object(label, shapes.box(corners), where)

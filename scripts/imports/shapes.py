@@ -37,9 +37,18 @@ def ellipse(
   return turned(points, (x, y), degrees)
 
 
-def rectangle(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-  """The polygon of a rectangle."""
-  return [x0, y0, x1, y0, x1, y1, x0, y1]
+def rectangle(
+  x0: float,
+  y0: float,
+  x1: float,
+  y1: float,
+  pivot: tuple[float, float] = (0, 0),
+  degrees: float = 0,
+) -> tuple[float, ...]:
+  """The box (y0, x0, y1, x1) around a rectangle turned clockwise."""
+  if not degrees:
+    return y0, x0, y1, x1
+  return box([turned([x0, y0, x1, y0, x1, y1, x0, y1], pivot, degrees)])
 
 
 def turned(
@@ -61,13 +70,6 @@ def box(polygons: Sequence[Sequence[float]]) -> tuple[float, ...]:
   xs = [x for polygon in polygons for x in polygon[::2]]
   ys = [y for polygon in polygons for y in polygon[1::2]]
   return min(ys), min(xs), max(ys), max(xs)
-
-
-def outlined(
-  label: str, polygons: Sequence[Sequence[float]], where: str
-) -> entries.Object:
-  """The object inside of polygons."""
-  return entries.Object(label, None, where, polygons)
 
 
 def masked(label: str, mask: np.ndarray, where: str) -> entries.Object:

@@ -67,7 +67,7 @@ def test_changed_folder_is_refused_and_kept(tmp_path):
   out = tmp_path / "set"
   make_digits.make_digits(out)
   (out / "train" / "0007.png").write_bytes(b"")
-  with pytest.raises(ValueError, match="set: exists and is not a complete"):
+  with pytest.raises(OSError, match="exists already, expected a new folder"):
     make_digits.make_digits(out)
   assert (out / "train.jsonl").is_file()
 

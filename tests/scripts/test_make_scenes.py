@@ -253,7 +253,7 @@ def test_more_pictures_begin_with_the_same(folder, tmp_path):
 
 
 def test_a_folder_is_whole_or_not_there(folder, tmp_path):
-  with pytest.raises(ValueError, match="set: exists already"):
+  with pytest.raises(OSError, match="exists already, expected"):
     make(folder, num_train=1, num_test=1)
   with pytest.raises(ValueError, match=r"none.npz: cannot read a mask codec"):
     make(tmp_path / "set", num_train=1, num_test=1, codec=tmp_path / "none.npz")

@@ -231,5 +231,6 @@ def test_lines_name_pictures_of_the_asked_size(tmp_path, monkeypatch):
 
 
 def test_existing_folder_is_refused(tmp_path):
-  with pytest.raises(ValueError, match="exists already, expected a new"):
+  (tmp_path / "mine.txt").write_text("mine")
+  with pytest.raises(OSError, match="exists already, expected a new"):
     draw_pictures.draw_pictures(tmp_path, num=1, seed=0)
