@@ -9,6 +9,18 @@ from typing import Any
 from paligemma import messages
 
 
+class UnknownNameError(ValueError):
+  """Raised for a name that a table lacks.
+
+  Attributes:
+    known: the names of the table.
+  """
+
+  def __init__(self, message: str, known: Iterable[str]):
+    super().__init__(message)
+    self.known = list(known)
+
+
 def did_you_mean(name: str, options: Iterable[str]) -> str:
   """Returns ' Did you mean "x"?' for the nearest option, '' if none is near."""
   by_lower = {option.lower(): option for option in options}
@@ -26,13 +38,14 @@ def lookup(table: Mapping[str, Any], name: str, what: str) -> Any:
     what: A name of this table is a ..., for the message: "variant", "sampler".
 
   Raises:
-    ValueError: The name is unknown; lists the known ones and the nearest.
+    UnknownNameError: The name is unknown; lists the known ones and the nearest.
   """
   if name in table:
     return table[name]
-  raise ValueError(
+  raise UnknownNameError(
     f'unknown {what} "{messages.shown(str(name))}", expected one of: '
-    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table)
+    f"{', '.join(sorted(table))}." + did_you_mean(str(name), table),
+    table,
   )
 
 

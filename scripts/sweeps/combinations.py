@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 from ml_collections import ConfigDict
 
-from configs import arguments, common
+from configs import common
 from paligemma import messages, registry
 from trainers import command_line
 
@@ -146,7 +146,7 @@ class Base:
     path = self._path.partition(":")[0]
     try:
       command_line.load_config(f"{path}:?=")  # which no config takes
-    except arguments.UnknownArgument as error:
+    except registry.UnknownNameError as error:
       return error.known
     except (TypeError, ValueError):  # it takes none, or another form
       pass
