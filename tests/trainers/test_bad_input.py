@@ -604,8 +604,9 @@ def test_stopped_anywhere_it_goes_on_as_if_nothing_had_been(
     capfd.readouterr()
     assert main(config, folder) is None
     assert asked == questions, "ended before it was asked to stop"
-    last = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(r"stopped at step \d: (saved, )?start again to res", last)
+    *_, said, page = capfd.readouterr().err.splitlines()
+    assert re.match(r"stopped at step \d: (saved, )?start again to res", said)
+    assert page == f"wrote {folder}/report.html"
     assert not (folder / "final.npz").exists()
     assert not list(folder.glob("**/*.tmp"))
     assert not (folder / "trainer.lock").exists()
