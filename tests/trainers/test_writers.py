@@ -218,7 +218,14 @@ def test_a_writer_that_cannot_begin_is_left_out(tmp_path, monkeypatch):
   )
 
 
-def test_without_a_key_wandb_is_offline(tmp_path, monkeypatch):
+def login_fails(prompt):
+  raise wandb.Error("no route\nto host")
+
+
+@pytest.mark.parametrize("reason", ["no API key", "no route to host"])
+def test_without_a_key_wandb_is_offline(tmp_path, monkeypatch, reason):
+  if reason != "no API key":
+    monkeypatch.setattr("wandb.login", login_fails)
   monkeypatch.delenv("WANDB_MODE")
   monkeypatch.delenv("WANDB_API_KEY", raising=False)
   monkeypatch.setenv("NETRC", str(tmp_path / "none"))
@@ -232,7 +239,7 @@ def test_without_a_key_wandb_is_offline(tmp_path, monkeypatch):
   name = (folder / "wandb.id").read_text().strip()
   assert re.fullmatch(
     rf"wandb: run {name} is offline; to send it: wandb sync "
-    rf"{folder}/wandb/offline-run-\d+_\d+-{name} \(no API key\)",
+    rf"{folder}/wandb/offline-run-\d+_\d+-{name} \({reason}\)",
     line,
   )
   values, _ = in_wandb(folder)

@@ -9,7 +9,7 @@ from typing import Any
 
 from etils import epath
 
-from paligemma import disk
+from paligemma import disk, messages
 from paligemma.evals.annotated import Sample
 
 _ID = "wandb.id"
@@ -35,7 +35,7 @@ class Wandb:
         if not wandb.login(prompt=False):
           reason = "no API key"
       except wandb.Error as error:
-        reason = str(error)
+        reason = messages.one_line(error)
     mode = "offline" if reason else mode
     path = folder / _ID
     # By default W&B sends the command as it is, with whatever secret it has;
@@ -54,10 +54,12 @@ class Wandb:
     name = self._run.id
     disk.write(path, f"{name}\n")
     self._run.define_metric("*", step_metric="step")
-    self.where = f"run {name}, {self._run.url or 'not sent'}"
-    if mode == "offline":
+    self.where = f"run {name} is {mode}"
+    if mode == "online":
+      self.where += f" at {self._run.url}"
+    elif mode == "offline":
       at = os.path.dirname(self._run.dir)
-      self.where = f"run {name} is offline; to send it: wandb sync {at}"
+      self.where += f"; to send it: wandb sync {at}"
       self.where += f" ({reason})" if reason else ""
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
