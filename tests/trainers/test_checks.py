@@ -749,7 +749,7 @@ def test_a_run_and_a_dry_run_say_the_same(
   monkeypatch.setattr(Plan, "describe", lambda *_, **__: "the plan")
   nothing = TrainState(np.zeros(()), {}, (), None)
   monkeypatch.setattr(train.start, "start_or_resume", lambda *_: (nothing, {}))
-  monkeypatch.setattr(loop.Loop, "run", lambda *_: None)
+  monkeypatch.setattr(loop.Loop, "run", lambda *_: ("finished", 0))
 
   assert main(config, tmp_path, dry_run=True) is None
   assert capsys.readouterr().out == f"the plan\n{table}\n"
