@@ -7,7 +7,8 @@
 A name is an argument of the config, such as tune, or a value of it, such as
 learning_rate or optimizer_args.momentum; --config.name=value is for all runs.
 Started again it skips what is finished and resumes the rest; another grid in
-the same folder adds runs. --search lets optuna choose the values:
+the same folder adds runs. report.html compares the best. --search lets optuna
+choose the values:
 
       --search learning_rate=0.001:0.1:log tune=attention,lora --trials 20
 """
@@ -24,8 +25,16 @@ from ml_collections import ConfigDict
 
 from paligemma import disk, evals, registry
 from scripts.sweeps import combinations, devices, results, runner, search
-from trainers import best, command_line, evaluation, progress, workdir
+from trainers import (
+  best,
+  command_line,
+  evaluation,
+  progress,
+  run_page,
+  workdir,
+)
 
+REPORTED = 8  # the best runs, which the report compares
 SLURM = """\
 #!/usr/bin/env bash
 # Trains one combination of a sweep per task; the same command resumes them.
@@ -176,6 +185,10 @@ def main() -> None:
   trainings = runner.Runner(base, folder, environments)
   trainings.run(source)
   print("\n".join(results.publish(folder, metric, higher_is_better)))
+  runs = results.collect(folder, metric, higher_is_better)
+  best_of = [folder / x["name"] for x in runs if x["best"] is not None]
+  if best_of:
+    run_page.write_at_end(*best_of[:REPORTED], out=folder / "report.html")
   if trainings.stopped_by is not None:
     progress.say(["stopped: the same command goes on with the rest"])
     raise SystemExit(128 + trainings.stopped_by)

@@ -26,17 +26,19 @@ _LAST = ("peak_memory_gib", "examples_per_second", _TIME)
 _COUNTS = ("skipped", "truncated", "empty_batches")
 
 
-def write_at_end(folder: epath.PathLike) -> None:
-  """Writes the report of a run that ends; what goes wrong is one line.
+def write_at_end(
+  *folders: epath.PathLike, out: epath.PathLike | None = None
+) -> None:
+  """Writes the report of runs that have ended; what goes wrong is one line.
 
   Intervals that take long are left to the command, see Scored.estimate.
   """
   if jax.process_index() != 0:
     return
   try:
-    path, _ = write([folder], resamples=0)
+    path, _ = write(folders, out, resamples=0)
     progress.say([f"wrote {path}"])
-  except Exception as error:  # the run itself has ended well
+  except Exception as error:  # the runs themselves have ended well
     progress.say([f"warning: no report.html: {messages.one_line(error)}"])
 
 

@@ -521,6 +521,7 @@ def test_trainings(tiny, tmp_path):
     ("sgd", "finished"),
     ("sgdd", "failed"),
   ]
+  assert "optimizer=sgd" in (folder / "report.html").read_text()
   steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
   assert steps == sorted(steps)
   assert disk.read_json(run / results.FILE)["seconds"] > 0
