@@ -5,6 +5,7 @@ import math
 import os
 import re
 import struct
+import time
 
 import mlflow
 import pytest
@@ -65,7 +66,12 @@ def in_tensorboard(folder):
 def in_wandb(folder):
   """{(name, step): value}, and the ids of all starts."""
   values, names = {}, set()
-  for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+  paths = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+  end = time.monotonic() + 60
+  # Its service, another process, writes them after a run has ended.
+  while any(x.stat().st_size <= 7 for x in paths) and time.monotonic() < end:
+    time.sleep(0.05)
+  for path in paths:
     for record in records(path.read_bytes()):
       if record.HasField("run"):
         names.add(record.run.run_id)
