@@ -1,7 +1,7 @@
 """Curves of runs over steps, as SVG for a page.
 
 Matplotlib draws them, rather than Vega-Lite in the page: a page then holds no
-script at all and 5 kB a curve, in place of 800 kB of JavaScript that this
+script at all and 14 kB a curve, in place of 800 kB of JavaScript that this
 project would have to ship and keep safe; and curves can be printed and read
 where scripts are off. What is lost is zooming, for which the page has a table
 of the numbers.
