@@ -158,6 +158,19 @@ def open_all(folder, names, said, first_step=0):
   )
 
 
+def test_tensorboard_hides_what_will_be_written_again(tmp_path):
+  made = open_all(tmp_path, ("tensorboard",), [])
+  for step in range(1, 6):
+    made.scalars(step, {"loss": 0.5})
+  made.close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  os.utime(path, (0, 0))
+  path.rename(f"{path}.first")  # this process writes into the same one
+  open_all(tmp_path, ("tensorboard",), [], first_step=3).close()
+  numbers, _ = in_tensorboard(tmp_path)
+  assert [step for _, step in numbers] == [1, 2, 3]
+
+
 def test_names_that_mlflow_refuses(tmp_path):
   said = []
   made = open_all(tmp_path / "run", ("mlflow",), said)
