@@ -498,19 +498,19 @@ def test_trainings(tiny, tmp_path):
 
   run = folder / "optimizer=sgd"
   with start() as process:
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     log = run / "metrics.jsonl"
     while not (log.exists() and '"step": 3' in log.read_text()):
       assert process.poll() is None and time.monotonic() < end
       time.sleep(0.01)
     process.terminate()
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + signal.SIGTERM, err
   assert out.splitlines()[-1].endswith("stopped")
   assert not (run / "final.npz").exists()
   assert "saved, start again to resume" in (run / runner.LOG).read_text()
   with start() as process:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 1
   last = err.splitlines()[-1]
   assert last.startswith('failed: optimizer=sgdd: error: unknown optimizer "sg')
