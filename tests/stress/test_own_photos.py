@@ -9,9 +9,7 @@ from tests.stress import own_photos
 def test_from_an_export_to_boxes_on_a_new_photo(tmp_path, capfd):
   score = own_photos.run(6, tmp_path)
   assert 0 <= score <= 1
-  (answer,) = map(
-    json.loads, (tmp_path / "runs/new.jsonl").read_text().splitlines()
-  )
+  answer = json.loads((tmp_path / "runs/new.jsonl").read_text())
   assert answer["prefix"] == "detect digits"
   drawn = image_files.decode(tmp_path / "runs/new/new.jpg")
   # Upright, though the file is stored turned.
