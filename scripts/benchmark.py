@@ -59,10 +59,7 @@ _ENVIRONMENT = {
 
 def main() -> None:
   args = vars(_parser().parse_args())
-  what, as_json = args.pop("what"), args.pop("json", False)
-  if what == load.ONE_LOAD:
-    print(json.dumps(load.one_load(**args)))
-    return
+  what, as_json = args.pop("what"), args.pop("json")
   if what == "load":
     result = load.measure(**args)
     said = load.describe(result)
@@ -79,10 +76,6 @@ def main() -> None:
 def _parser():
   parser = command_line.parser(__doc__)
   commands = parser.add_subparsers(dest="what", required=True)
-  one = commands.add_parser(load.ONE_LOAD)
-  one.add_argument("path")
-  one.add_argument("--load_dtype")
-  one.add_argument("--quantize")
   loads = commands.add_parser("load")
   loads.add_argument("--folder", default="runs/benchmark")
   loads.add_argument("--format", default="npz", choices=io.WRITERS)

@@ -1,9 +1,9 @@
 """Loading a checkpoint of full size, each time in a process of its own."""
 
-import json
+import concurrent.futures
 import math
+import multiprocessing
 import pathlib
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -18,8 +18,6 @@ from paligemma import init, io
 from paligemma.checkpoints import leaves
 from paligemma.models import paligemma as paligemma_model
 from scripts.benchmarks import contest
-
-ONE_LOAD = "one-load"
 
 
 class Tiled:
@@ -46,10 +44,8 @@ def _write_random(path, format, *, variant, res, dtype):
   io.write(path, arrays, io.model_fields(model), format=format)
 
 
-def one_load(
-  path: str, load_dtype: str | None, quantize: str | None
-) -> dict[str, float]:
-  """Loads once; returns what it took, as measured by the kernel."""
+def _load_once(path, load_dtype, quantize):
+  """Returns what one load took, as measured by the kernel."""
   jnp.zeros(()).block_until_ready()
   epath.Path("/proc/self/clear_refs").write_text("5")  # peak := present
   before = _memory()["VmHWM"]
@@ -81,15 +77,13 @@ def measure(
   if not path.exists():
     _say(f"writing {path}")
     _write_random(path, format, variant=variant, res=res, dtype=dtype)
-  command = [sys.executable, "-m", "scripts.benchmark", ONE_LOAD, str(path)]
-  command += ["--load_dtype", load_dtype] if load_dtype else []
-  command += ["--quantize", quantize] if quantize else []
   results = []
+  spawn = multiprocessing.get_context("spawn")
   for i in range(runs + 1):
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    result = json.loads(done.stdout.splitlines()[-1])
-    _say(f"run {i}: {_line(result)}")
-    results.append(result)
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
+      load = pool.submit(_load_once, str(path), load_dtype, quantize)
+      results.append(load.result())
+    _say(f"run {i}: {_line(results[-1])}")
   array_bytes = results[0]["array_bytes"]
   floors = {
     "seconds": _copy_seconds(array_bytes),

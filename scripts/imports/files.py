@@ -20,32 +20,44 @@ _NUMBER = re.compile(r"[\[:,\s](NaN|-?Infinity|-?[0-9]{1000})")
 _INDEX = re.compile(r"(Unnamed: 0(\.[0-9]+)?)?")  # as pandas heads its own
 
 
-def read_text(path: pathlib.Path) -> str:
-  """The contents of a text file in UTF-8."""
+def _lines(path):
+  """Yields the lines of a text file in UTF-8, with their ends."""
   try:
-    data = path.read_bytes()
+    with path.open("rb") as file:
+      for number, data in enumerate(file, start=1):
+        if number == 1:
+          if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ValueError(
+              f"{path}: is in UTF-16 or UTF-32; save it as UTF-8"
+            )
+          data = data.removeprefix(codecs.BOM_UTF8)
+        if 0 in data:
+          raise ValueError(
+            f"{path}:{number}: a NUL byte; this is no text, or one in UTF-16"
+          )
+        try:
+          yield data.decode()
+        except UnicodeDecodeError as error:
+          raise ValueError(
+            f"{path}:{number}: not UTF-8, but byte 0x{data[error.start]:02x}; "
+            "save it as UTF-8"
+          ) from None
   except OSError as error:
     raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
-  if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-    raise ValueError(f"{path}: is in UTF-16 or UTF-32; save it as UTF-8")
-  try:
-    text, bad, problem = data.decode("utf-8-sig"), data.find(0), ""
-  except UnicodeDecodeError as error:
-    bad = error.start
-    problem = f"not UTF-8, but byte 0x{data[bad]:02x}; save it as UTF-8"
-  if bad < 0:
-    return text
-  problem = problem or "a NUL byte; this is no text, or one in UTF-16"
-  line = data.count(b"\n", 0, bad) + 1
-  raise ValueError(f"{path}:{line}: {problem}")
 
 
-def read_lines(path: pathlib.Path) -> list[str]:
-  r"""The lines of a text file, without their ends, which are \n or \r\n.
+def read_text(path: pathlib.Path) -> str:
+  """The contents of a text file in UTF-8."""
+  return "".join(_lines(path))
+
+
+def read_lines(path: pathlib.Path) -> Iterator[str]:
+  r"""Yields the lines of a text file, without their ends, \n or \r\n.
 
   Other characters that str.splitlines cuts at, as U+2028, belong to a text.
   """
-  return [line.removesuffix("\r") for line in read_text(path).split("\n")]
+  for line in _lines(path):
+    yield line.removesuffix("\n").removesuffix("\r")
 
 
 def lines_and_places(path: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -216,10 +228,9 @@ def _json_rows(path):
 
 
 def _csv_rows(path):
-  lines = read_lines(path)
-  delimiter = _delimiter(path, next(filter(None, lines), ""))
   # A cell can hold the end of a line, so the reader needs to see it.
-  ended = (f"{line}\n" for line in lines)
+  ended = (f"{line}\n" for line in read_lines(path))
+  delimiter = _delimiter(path, next(filter(None, read_lines(path)), ""))
   reader = csv.reader(ended, delimiter=delimiter, strict=True)
   header = None
   try:

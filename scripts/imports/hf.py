@@ -150,7 +150,7 @@ def _described(folder, path):
 
 def _of_card(path):
   """Those in the YAML of a README.md, if all configurations agree."""
-  lines = files.read_lines(path)
+  lines = [*files.read_lines(path)] or [""]
   if lines[0].strip() != "---" or "---" not in lines[1:]:
     return {}
   end = lines.index("---", 1)

@@ -70,33 +70,18 @@ def _labels(folder):
 
 
 def _rows(path, images, problems):
-  """Yields (place, row) of the boxes in the pictures, reading line by line."""
-  try:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-      lines = csv.reader(file)
-      header = [name.strip() for name in next(lines, [])]
-      for name in ("ImageID", "LabelName", *_EDGES):
-        if name not in header:
-          raise ValueError(
-            f"{path}:1: no column {name}, found {', '.join(header):.100}"
-          )
-      image_id = header.index("ImageID")
-      for cells in filter(None, lines):
-        where = f"{path}:{lines.line_num}"
-        if len(cells) != len(header):
-          raise ValueError(
-            f"{where}: found {len(cells)} cells, expected {len(header)}"
-          )
-        if cells[image_id] in images:
-          row = dict(zip(header, cells, strict=True))
-          if boxes.number(row.get("Confidence")) == 0:
-            problems.note("rows of Confidence 0, which are no boxes", where)
-          else:
-            yield where, row
-  except OSError as error:
-    raise ValueError(f"{path}: cannot read it: {error.strerror}") from None
-  except (csv.Error, UnicodeDecodeError) as error:
-    raise ValueError(f"{path}: malformed CSV: {error}") from None
+  """Yields (place, row) of the boxes in the images that are there."""
+  for where, row in files.read_rows(path):
+    for name in ("ImageID", "LabelName", *_EDGES):
+      if name not in row:
+        raise ValueError(
+          f"{path}:1: no column {name}, found {', '.join(row):.100}"
+        )
+    if row["ImageID"] in images:
+      if boxes.number(row.get("Confidence")) == 0:
+        problems.note("rows of Confidence 0, which are no boxes", where)
+      else:
+        yield where, row
 
 
 def _object(row, labels, where):

@@ -22,7 +22,12 @@ SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c"
 
 def test_only_line_feeds_end_a_line(tmp_path):
   path = write(tmp_path / "a.txt", f"one{SEPARATORS}\r\ntwo\r\n\nthree")
-  assert files.read_lines(path) == [f"one{SEPARATORS}", "two", "", "three"]
+  assert list(files.read_lines(path)) == [
+    f"one{SEPARATORS}",
+    "two",
+    "",
+    "three",
+  ]
 
 
 def test_lines_of_jsonl(tmp_path):

@@ -126,8 +126,8 @@ def test_bad_rows(text, message, tmp_path):
       "bbox.csv:1: no column XMax, found Im",
     ),
     (row() + "1,2\n", HEADER, "bbox.csv:3: found 2 cells, expected 13"),
-    ("", "", "bbox.csv:1: no column ImageID, found "),
-    ("\udcff", HEADER, "bbox.csv: malformed CSV: 'utf-8' codec can't decode"),
+    ("", "", "bbox.csv: holds no row, expected at least one"),
+    ("\udcff", HEADER, "bbox.csv:2: not UTF-8, but byte 0xff"),
   ],
 )
 def test_bad_files(text, header, message, tmp_path):
