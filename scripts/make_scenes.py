@@ -93,23 +93,19 @@ def _print_scan(digit, rng):
       return scan
 
 
-def _scanned(seed):
-  del seed  # nothing is drawn
+def load_scans(
+  digits: str, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """{split: (scans, labels)} of digits that are "scanned" or "printed"."""
+  if digits == "printed":
+    rng = np.random.default_rng(seed)
+    return {split: print_scans(PRINTED, rng) for split in SPLITS}
   scans, labels = make_digits.load_scans()
-  train, test = np.split(np.arange(len(scans)), [-make_digits.NUM_TEST])
+  end = len(scans) - make_digits.NUM_TEST
   return {
-    "train": (scans[train], labels[train]),
-    "test": (scans[test], labels[test]),
+    "train": (scans[:end], labels[:end]),
+    "test": (scans[end:], labels[end:]),
   }
-
-
-def _printed(seed):
-  rng = np.random.default_rng(seed)
-  return {split: print_scans(PRINTED, rng) for split in SPLITS}
-
-
-# Function of a seed -> {split: (scans, labels)}.
-SOURCES = {"scanned": _scanned, "printed": _printed}
 
 
 # --- Pictures ---------------------------------------------------------------
@@ -323,11 +319,11 @@ def make_scenes(
   """
   with disk.folder(out) as partial:
     encoder = mask_codes.Encoder(codec)
-    sources = SOURCES[digits](seed)
+    scans = load_scans(digits, seed)
     for split, number in zip(SPLITS, (num_train, num_test), strict=True):
       lines = {}
       for example in _write_split(
-        partial, split, number, *sources[split], encoder, ask, seed
+        partial, split, number, *scans[split], encoder, ask, seed
       ):
         kind, *_ = example["prefix"].split()
         name = "train" if split == "train" else f"test_{kind}"
@@ -340,7 +336,9 @@ def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the folder to make")
   parser.add_argument("--codec", required=True, help="npz of the mask codec")
-  parser.add_argument("--digits", choices=list(SOURCES), default="scanned")
+  parser.add_argument(
+    "--digits", choices=("scanned", "printed"), default="scanned"
+  )
   parser.add_argument("--ask", choices=list(ASK), default="plainly")
   parser.add_argument("--num_train", type=int, default=12000)
   parser.add_argument("--num_test", type=int, default=600)

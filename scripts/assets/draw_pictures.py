@@ -383,23 +383,23 @@ def ask_digit(
   value = int(obj.name)
   if kind == "read":
     return f"answer en {_choice(READ, rng)}", obj.name
-  if kind == "caption":
-    return "caption en", f"the digit {value} in {obj.colour} on {ground}"
-  if kind == "spell":
-    return "answer en spell the digit", WORDS[value]
   if kind == "compare":
     # Half the answers are "yes" for every digit that allows both.
     above = value < 9 and (value == 0 or rng.random() < 0.5)
     limit = rng.integers(value, 9) if above else rng.integers(0, value)
     question = f"answer en is the digit greater than {limit}?"
     return question, "no" if above else "yes"
-  if kind == "even":
-    return "answer en is the digit even?", "no" if value % 2 else "yes"
-  if kind == "colour":
-    return "answer en what colour is the digit?", obj.colour
-  if kind == "count":
-    return "answer en how many digits are there?", "1"
-  return detect(obj.name, [obj])
+  return {
+    "caption": (
+      "caption en",
+      f"the digit {value} in {obj.colour} on {ground}",
+    ),
+    "spell": ("answer en spell the digit", WORDS[value]),
+    "even": ("answer en is the digit even?", "no" if value % 2 else "yes"),
+    "colour": ("answer en what colour is the digit?", obj.colour),
+    "count": ("answer en how many digits are there?", "1"),
+    "detect": detect(obj.name, [obj]),
+  }[kind]
 
 
 def ask_digits(

@@ -26,15 +26,15 @@ def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
     train=True,
     resize=config.train.resize,
   )
-  pictures = [_picture(seed) for seed in range(_IMAGES)]
+  images = [_image(seed) for seed in range(_IMAGES)]
   rng = np.random.default_rng(0)
 
   def ours():
-    for data in pictures:
+    for data in images:
       row({"image": data, "prefix": _WORDS, "suffix": "exit"}, rng)
 
   def jpeg_alone():
-    for data in pictures:
+    for data in images:
       np.asarray(Image.open(io.BytesIO(data)))
 
   contestants = {"ours": ours, "floor": jpeg_alone}
@@ -44,12 +44,12 @@ def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
     "what": "data",
     "hardware": contest.hardware(),
     "images_per_s": rate["ours"] | figure,
-    "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {_JPEG}, {len(pictures[0])} bytes",
+    "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {_JPEG}, {len(images[0])} bytes",
     "res": config.res,
   }
 
 
-def _picture(seed):
+def _image(seed):
   """A JPEG of smooth shapes with some grain, as large as a photograph's."""
   rng = np.random.default_rng(seed)
   coarse = rng.integers(0, 256, (15, 20, 3), np.uint8)

@@ -27,7 +27,7 @@ _ROLES = {
   "system": "system",
 }
 _TURNS = ("conversations", "messages")
-_PICTURES = ("image", "images", "image_path")
+_IMAGES = ("image", "images", "image_path")
 _PLACEHOLDER = "<image>"
 _AROUND = re.compile(rf"^(?:{_PLACEHOLDER}\s*)+|(?:\s*{_PLACEHOLDER})+$")
 # Qwen-VL: Picture 1: <img>a.jpg</img>
@@ -84,7 +84,7 @@ def read(request: entries.Request) -> entries.Entries:
 
 
 def _examples(fields, folder, where, problems):
-  """Yields question, answer and the pictures shown until then."""
+  """Yields question, answer and the images shown until then."""
   if not isinstance(fields, dict):
     raise ValueError(f"{where}: expected fields, found {fields!r:.60}")
   turns = list(_turns(fields, where, problems))
@@ -192,7 +192,7 @@ def _content(message, key, where):
 
 def _named(fields, where):
   """The images that are named beside the messages."""
-  key = next((key for key in _PICTURES if fields.get(key)), None)
+  key = next((key for key in _IMAGES if fields.get(key)), None)
   found = fields.get(key, [])
   found = [found] if isinstance(found, str) else found
   if not isinstance(found, list) or not all(isinstance(x, str) for x in found):

@@ -122,8 +122,8 @@ def card(sample: Sample) -> str:
   side = SIDE if len(sample.frames) == 1 else SIDE // 2
   # What is located is in the first image; which of several cannot be said.
   first, *others = sample.frames
-  images = _picture(first, list(sample.objects), side)
-  images += "".join(_picture(frame, [], side) for frame in others)
+  images = _image(first, list(sample.objects), side)
+  images += "".join(_image(frame, [], side) for frame in others)
   tokens = "".join(
     f'<span class="{token.kind}">{_visible(token.text)}</span>'
     for token in sample.tokens
@@ -141,7 +141,7 @@ def card(sample: Sample) -> str:
   )
 
 
-def _picture(frame, located, side):
+def _image(frame, located, side):
   picture = drawing.enlarge(Image.fromarray(frame), side)
   new = picture.height, picture.width
   drawing.draw_objects(picture, objects.resize(located, frame.shape[:2], new))

@@ -53,8 +53,8 @@ def test_printed_digits_have_the_form_of_scans():
 
 
 def test_each_split_has_digits_of_its_own():
-  for source in make_scenes.SOURCES.values():
-    found = source(3)
+  for digits in ("scanned", "printed"):
+    found = make_scenes.load_scans(digits, 3)
     assert list(found) == ["train", "test"]
     seen = {scan.tobytes() for scan in found["train"][0]}
     again = [scan.tobytes() in seen for scan in found["test"][0]]

@@ -68,7 +68,7 @@ def test_outlines_are_those_of_coco(kind, tmp_path):
       )
 
 
-def test_mask_pictures_are_outlines_of_coco(tmp_path):
+def test_mask_images_are_outlines_of_coco(tmp_path):
   (tmp_path / "masks").mkdir()
   (tmp_path / "classes.txt").write_text("1 cat\n2 red dog\n")
   for name, (size, things) in TRUTH.items():

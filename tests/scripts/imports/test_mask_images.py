@@ -5,7 +5,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from paligemma.data import masks
-from scripts.imports import mask_pictures
+from scripts.imports import mask_images
 from tests.scripts.imports.reading import picture, read
 
 SIZE = (7, 5)
@@ -37,7 +37,7 @@ def setting(folder, classes="1 cat\n2: red dog\n", names=("a.jpg",)):
 
 def found_in(src, images=None, **options):
   """{name of the picture: {(label, pixels of it)}}, labels, problems."""
-  found, labels, problems = read(mask_pictures.read, src, images, **options)
+  found, labels, problems = read(mask_images.read, src, images, **options)
   objects = {}
   for entry in found:
     assert entry.size == SIZE
@@ -130,14 +130,14 @@ def test_voc_parts_classes_into_objects(tmp_path):
   assert found == {"a.jpg": wanted, "b.jpg": wanted}
   assert labels == ("aeroplane", "red dog")
   assert list(problems.notes) == ["pixels of value 255, void, are of no object"]
-  splits = [entry.split for entry in read(mask_pictures.read, tmp_path)[0]]
+  splits = [entry.split for entry in read(mask_images.read, tmp_path)[0]]
   assert splits == ["train", "val"]
   objects[objects == 2] = 0
   write(tmp_path / "SegmentationObject" / "b.png", objects, "P", palette)
   with pytest.raises(
     ValueError, match=r"Class/b\.png: pixels of a class are o"
   ):
-    read(mask_pictures.read, tmp_path)
+    read(mask_images.read, tmp_path)
 
 
 @pytest.mark.parametrize("palette", [False, True])
@@ -185,7 +185,7 @@ def test_splits_are_folders(tmp_path):
   src = setting(tmp_path, names=("valid/train_1.jpg", "x/b.jpg"))
   write(src / "masks" / "valid" / "train_1.png", values(square=1))
   write(src / "masks" / "x" / "b.png", values())
-  found, _, _ = read(mask_pictures.read, src)
+  found, _, _ = read(mask_images.read, src)
   assert [(e.split, len(e.objects)) for e in found] == [
     ("val", 1),
     ("train", 0),
@@ -230,9 +230,9 @@ def test_bad_masks(name, found, message, tmp_path):
     (src / "masks" / "a_2.png").rename(src / "masks" / "a_Cat2.png")
   write(src / "masks" / name, found)
   with pytest.raises(ValueError) as info:
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
   assert message in str(info.value)
-  found, _, problems = read(mask_pictures.read, src, skip=True)
+  found, _, problems = read(mask_images.read, src, skip=True)
   assert "b.jpg" in [entry.images[0].name for entry in found]
   assert len(problems.messages) == 1
 
@@ -249,7 +249,7 @@ def test_bad_classes(classes, message, tmp_path):
   src = setting(tmp_path, classes)
   write(src / "masks" / "a.png", values(square=1))
   with pytest.raises(ValueError, match=message):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
 
 
 def test_missing_files(tmp_path):
@@ -257,29 +257,29 @@ def test_missing_files(tmp_path):
   with pytest.raises(
     ValueError, match="no masks beside images, and no Segment"
   ):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
   write(src / "masks" / "a.png", values(square=1))
   (src / "classes.txt").unlink()
   with pytest.raises(
     ValueError, match=r"no classes\.txt, which names the valu"
   ):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
   (src / "labelmap.txt").write_text("cat 1,2,3\n")
   with pytest.raises(
     ValueError, match="expected cat:128,0,0::, found 'cat 1,2"
   ):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
   (src / "labelmap.txt").unlink()
   (src / "classes.txt").write_text("1 cat\n")
   path = src / "masks" / "a.png"
   path.write_bytes(b"GIF89a")
   with pytest.raises(ValueError, match=f"^{path}: not a readable image: 6 b"):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
   Image.new("L", SIZE[::-1]).save(path, "JPEG")
   with pytest.raises(
     ValueError, match=f"^{path}: the mask is in a format that"
   ):
-    read(mask_pictures.read, src)
+    read(mask_images.read, src)
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "RGB"])
