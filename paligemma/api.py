@@ -1,5 +1,6 @@
-"""Ask a model about images, or a decoder alone about text; show its answers."""
+"""Ask a model about images or text, show its answers; embeddings of SigLIP."""
 
+import contextlib
 import functools
 import logging
 import numbers
@@ -9,23 +10,31 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32
 from PIL import Image
 
-from paligemma import registry
+from paligemma import messages, registry
 from paligemma.data import (
   drawing,
+  naflex,
   objects,
   pictures,
   sequence,
+  siglip_tokenizer,
   spelling,
   tokenizer,
 )
 from paligemma.data import image as image_lib
 from paligemma.decoding import decode, samplers
-from paligemma.models import mask_codec
+from paligemma.models import mask_codec, siglip
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 
 _log = logging.getLogger(__name__)
+
+# By how many a tokenizer and a table of embeddings may differ: 1152 pieces of
+# PaliGemma, 100 of mc4, padding of the table.
+_OTHER_PIECES = len(tokenizer.LOC + tokenizer.SEG)
 
 # What stands for one picture; several are a list of them.
 Picture = str | os.PathLike | pictures.Picture
@@ -130,6 +139,141 @@ def generate(
   return answers
 
 
+def embed_images(
+  model: siglip.Model,
+  params: dict[str, Any],
+  images: Picture | Sequence[Picture],
+  *,
+  batch_size: int = 32,
+  preprocessing: str | None = None,
+) -> Float32[np.ndarray, "N E"]:
+  """Embeds pictures with the image tower of a SigLIP.
+
+  Args:
+    model, params: From `load`, on one device or sharded over a mesh.
+    images: Any number of pictures as of `generate`. NaFlex keeps their aspect
+      ratio, others are resized to the square of the checkpoint.
+    batch_size: Pictures at a time.
+    preprocessing: As of `generate`.
+
+  Returns:
+    Embeddings of L2 norm 1.
+
+  Raises:
+    ValueError: A picture cannot be read, or the model is no SigLIP.
+  """
+  _check_siglip(model)
+  if preprocessing is None:
+    preprocessing = model.metadata.get("preprocessing", "reference")
+  to_model = registry.lookup(
+    image_lib.PREPROCESSING, preprocessing, "preprocessing"
+  )
+  images = _elements(images)
+
+  def example(i):
+    pixels = _pixels(images[i], f"images[{i}]")
+    if siglip.is_naflex(model):
+      patch, most = model.img.patch_size, model.img.grid**2
+      rows, columns = naflex.grid(pixels.shape[:2], patch, most)
+      image = to_model(pixels, (rows * patch, columns * patch))
+      return naflex.patchify(image, patch, most), None
+    side = siglip.resolution(model, params)
+    return to_model(pixels, (side, side)), None
+
+  return _in_batches(
+    model, params, example, count=len(images), batch_size=batch_size
+  )
+
+
+def embed_texts(
+  model: siglip.Model,
+  params: dict[str, Any],
+  tok: siglip_tokenizer.SiglipTokenizer,
+  texts: str | Sequence[str],
+  *,
+  batch_size: int = 256,
+) -> Float32[np.ndarray, "N E"]:
+  """Embeds texts with the text tower of a SigLIP.
+
+  Args:
+    model, params: From `load`, on one device or sharded over a mesh.
+    tok: Tokenizer of the checkpoint.
+    texts: Any number of texts, or one alone. They are canonicalized as the
+      tokenizer says, and cut where they are longer than the tower, with a
+      warning in the log.
+    batch_size: Texts at a time.
+
+  Returns:
+    Embeddings of L2 norm 1.
+
+  Raises:
+    ValueError: The tokenizer is of another model, something is no text, or the
+      model is no SigLIP.
+  """
+  texts = [texts] if isinstance(texts, str) else list(texts)
+  for i, text in enumerate(texts):
+    if not isinstance(text, str):
+      raise ValueError(f"texts[{i}] is {type(text).__name__}, expected a text")
+  _check_siglip(model, tok)
+  return _embed_texts(
+    model, params, tok, [tok.canonicalize(x) for x in texts], batch_size
+  )
+
+
+def classify(
+  model: siglip.Model,
+  params: dict[str, Any],
+  tok: siglip_tokenizer.SiglipTokenizer,
+  images: Picture | Sequence[Picture],
+  class_names: Sequence[str],
+  *,
+  templates: Sequence[str] = ("a photo of a {}",),
+  batch_size: int = 32,
+  preprocessing: str | None = None,
+) -> Float32[np.ndarray, "N C"]:
+  """Returns the probability of every class for every picture, without training.
+
+  A class is the mean of the embeddings of its name in all templates,
+  normalized. The probability is the sigmoid of the logit, so classes do not
+  exclude each other; of a model without bias the softmax over the classes.
+
+  Args:
+    model, params, tok, images, batch_size, preprocessing: As of `embed_images`
+      and `embed_texts`.
+    class_names: "_" is read as a space, commas stay.
+    templates: Texts with "{}" for the name.
+
+  Raises:
+    ValueError: As `embed_images` and `embed_texts`; there is no class, two of
+      them are equal or one is empty; or a template lacks "{}".
+
+  Source: big_vision, evaluators/proj/image_text/discriminative_classifier.py.
+  """
+  _check_siglip(model, tok)
+  names = _class_names(tok, class_names)
+  templates = [templates] if isinstance(templates, str) else list(templates)
+  if not templates:
+    raise ValueError('templates is empty, expected texts with "{}" in them')
+  for i, template in enumerate(templates):
+    if "{}" not in template:
+      raise ValueError(
+        f'templates[{i}] is "{messages.shown(template)}", expected a text with '
+        '"{}" for the name of a class'
+      )
+  templates = [tok.canonicalize(x, keep="{}") for x in templates]
+  zimg = embed_images(
+    model, params, images, batch_size=batch_size, preprocessing=preprocessing
+  )
+  texts = [t.replace("{}", name) for name in names for t in templates]
+  ztxt = _embed_texts(model, params, tok, texts, 256)
+  ztxt = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
+  ztxt /= np.linalg.norm(ztxt, axis=1, keepdims=True) + 1e-8
+  logits = zimg @ ztxt.T * np.exp(np.asarray(params["t"], np.float32))
+  if "b" in params:
+    return np.asarray(jax.nn.sigmoid(logits + np.asarray(params["b"])))
+  return np.asarray(jax.nn.softmax(logits, axis=1))
+
+
 def parse(
   answer: str,
   size: image_lib.Size,
@@ -189,6 +333,110 @@ def draw(
   else:
     found = answer
   return drawing.draw(Image.fromarray(pixels), found, text)
+
+
+def _check_siglip(model, tok=None):
+  if not isinstance(model, siglip.Model):
+    raise ValueError(
+      "the model has no text tower to compare images with, expected a SigLIP, "
+      'such as paligemma.load("siglip2_b16_224")'
+    )
+  if tok is None:
+    return
+  if not isinstance(tok, siglip_tokenizer.SiglipTokenizer):
+    raise ValueError(
+      f"tok is a {type(tok).__name__}, expected a paligemma.SiglipTokenizer of "
+      "the same file"
+    )
+  rows = model.txt.vocab_size
+  if abs(tok.vocab_size - rows) > _OTHER_PIECES:
+    raise ValueError(
+      f"the tokenizer has {tok.vocab_size:,} pieces, but the text tower "
+      f"{rows:,} rows; give the tokenizer of the checkpoint"
+    )
+
+
+def _class_names(tok, class_names):
+  """The names as they stand in a text, none of them empty or twice."""
+  if isinstance(class_names, str) or not len(class_names):
+    raise ValueError(
+      f"class_names is {class_names!r:.60}, expected a list of names"
+    )
+  names = {}
+  for i, given in enumerate(class_names):
+    name = tok.canonicalize(given.replace("_", " "), keep=",")
+    if not name:
+      raise ValueError(f"class_names[{i}] is empty: {given!r:.60}")
+    if name in names:
+      twice = f"class_names[{names[name]}] and class_names[{i}]"
+      raise ValueError(f'{twice} are both "{messages.shown(name)}"')
+    names[name] = i
+  return list(names)
+
+
+def _embed_texts(model, params, tok, texts, batch_size):
+  length, rows = model.txt.text_len, model.txt.vocab_size
+  tokens, is_cut = tok.encode(texts, length)
+  if is_cut.any():
+    _log.warning(
+      "%d of %d texts are longer than the %d tokens of the text tower and cut, "
+      'the first is "%s"',
+      is_cut.sum(),
+      len(texts),
+      length,
+      messages.shown(texts[is_cut.argmax()]),
+    )
+  if (found := np.argwhere(tokens >= rows)).size:
+    row, column = found[0]
+    raise ValueError(
+      f'text {row}, "{messages.shown(texts[row])}", has token '
+      f"{tokens[row, column]}, beyond the {rows:,} rows of the text tower"
+    )
+  return _in_batches(
+    model,
+    params,
+    lambda i: (None, tokens[i]),
+    count=len(texts),
+    batch_size=batch_size,
+  )
+
+
+def _in_batches(model, params, example, *, count, batch_size):
+  """Embeds examples (image, text), one of them None, in batches of one shape.
+
+  They run where the parameters are.
+  """
+  if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+    raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
+  found = getattr(jax.tree.leaves(params)[0], "sharding", None)
+  mesh = getattr(found, "mesh", None)
+  size = min(int(batch_size), count)
+  if mesh is not None:  # as many examples on every device
+    devices = mesh.shape["data"]
+    size = -(-size // devices) * devices
+
+  def put(*examples):
+    batch = np.stack(examples + examples[:1] * (size - len(examples)))
+    if mesh is None:
+      return batch
+    return jax.make_array_from_callback(
+      batch.shape, sharding.batch_sharding(mesh), batch.__getitem__
+    )
+
+  embedded = [np.zeros((0, model.txt.num_classes or model.txt.width), "f4")]
+  for start in range(0, count, size or 1):
+    chosen = [example(i) for i in range(start, min(start + size, count))]
+    batch = jax.tree.map(put, *chosen)
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+      z = _embed(model, params, *batch)
+    embedded.append(sharding.fetch(z)[: len(chosen)])
+  return np.concatenate(embedded)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embed(model, params, image, text):
+  zimg, ztxt, _ = model.apply({"params": params}, image, text)
+  return ztxt if image is None else zimg
 
 
 def _decoder(codec):

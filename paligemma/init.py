@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from paligemma import quantization, tree
 
@@ -15,7 +14,7 @@ def shapes(
   """Returns the shape of every parameter by name, without allocating any.
 
   Args:
-    model: A paligemma Model.
+    model: A Model of models/paligemma.py or models/siglip.py.
     res: Side of the images in pixels, from which the number of position
       embeddings follows. Default: one patch.
   """
@@ -57,11 +56,6 @@ def random_params(
 
 def _init(model, res):
   def init(key):
-    image = None
-    if model.img is not None:
-      side = res or model.img.patch_size
-      image = jnp.zeros((1, side, side, 3), jnp.float32)
-    text = jnp.zeros((1, 1), jnp.int32)
-    return tree.flatten(model.init(key, image, text, text)["params"])
+    return tree.flatten(model.init(key, *model.init_inputs(res))["params"])
 
   return init

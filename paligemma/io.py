@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
-from paligemma import init, quantization, registry, tree
+from paligemma import init, quantization, registry, tree, variants
 from paligemma.checkpoints import (
   errors,
   fit,
@@ -23,10 +23,18 @@ from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import write as huggingface_write
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.lora import apply as lora
-from paligemma.models import gemma, mask_codec
+from paligemma.models import gemma, mask_codec, siglip
 from paligemma.models import paligemma as paligemma_model
-from paligemma.parameters import EMBEDDING, FINAL_NORM
+from paligemma.parameters import (
+  EMBEDDING,
+  FINAL_NORM,
+  LOGIT_BIAS,
+  TEXT_EMBEDDING,
+  TEXT_NORM,
+)
 from paligemma.training import sharding
+
+Model = paligemma_model.Model | siglip.Model
 
 # How a model runs, not what it is.
 _OF_THE_RUN = {
@@ -43,13 +51,14 @@ def load(
   res: int | None = None,
   img: Mapping[str, Any] | None = None,
   llm: Mapping[str, Any] | None = None,
+  txt: Mapping[str, Any] | None = None,
   mesh: jax.sharding.Mesh | None = None,
   load_weights: bool = True,
   seed: int = 0,
   directory: epath.PathLike | None = None,
   progress: Callable[[int, int], None] | None = None,
-) -> tuple[paligemma_model.Model, dict[str, Any]]:
-  """Reads a model from a checkpoint of any format.
+) -> tuple[Model, dict[str, Any]]:
+  """Reads a PaliGemma, a Gemma or a SigLIP from a checkpoint of any format.
 
   Tensor by tensor: beside the parameters themselves there is never more than
   one of them in host memory, and of a file that can be mapped only a block.
@@ -68,12 +77,13 @@ def load(
       and of computing. Default: as in the file, which may be quantized.
     res: Side of the images in pixels; the position embedding is resampled to
       it. Default: that of the checkpoint.
-    img: Fields of vit.Model to override.
+    img: Fields of vit.Model, or of naflex.Model, to override.
     llm: Fields of gemma.Model to override. What shapes cannot tell comes from
       here, else from the files (the config of a Hugging Face folder gives
       PaliGemma 2 a sliding window of 4096), else from the variant of those
       sizes (the reference trained PaliGemma 2 without window). What was chosen
       is logged at INFO and is in the model that is returned.
+    txt: Fields of text_tower.Model to override, of a SigLIP.
     mesh: From sharding.make_mesh, to split the parameters over (FSDP).
       Default: all on the default device.
     load_weights: False draws random weights; a preset then needs no file.
@@ -84,7 +94,8 @@ def load(
 
   Returns:
     The Model and its parameters {"img": ..., "llm": ...}; a decoder alone has
-    `img` None and no "img". Model.metadata keeps what the files say beside the
+    `img` None and no "img". Of a SigLIP the parameters are {"img": ..., "txt":
+    ..., "t": ..., "b": ...}. Model.metadata keeps what the files say beside the
     towers, such as how images are prepared.
 
   Raises:
@@ -96,30 +107,36 @@ def load(
     quantization.check_kind(quantize)
   if not load_weights and presets.is_name(path):
     preset = presets.get(path)
-    if preset.res is None:
+    if preset.variant in variants.SIGLIP:
+      model = siglip.make(preset.variant, img=img, txt=txt)
+    elif preset.res is None:
       decoder = gemma.make(preset.variant, **(llm or {}))
       model = paligemma_model.Model(img=None, llm=decoder)
     else:
       model = paligemma_model.make(preset.variant, img=img, llm=llm)
     found = init.shapes(model, res := res or preset.res)
     stored = quantized_leaves.storage_dtypes(found, dtype or "float32")
-    stated = None
+    stated = "float32"
     arrays = quantized_leaves.storage(found, stored, quantize)
   else:
     checkpoint = formats.open(path, directory=directory)
-    model, res = model_of(checkpoint, res=res, img=img, llm=llm)
+    model, res = model_of(checkpoint, res=res, img=img, llm=llm, txt=txt)
     with errors.named(checkpoint.path):
       found = fit.fit(checkpoint, init.shapes(model, res))
     stored = {name: leaf.dtype for name, leaf in found.items()}
     stated = checkpoint.compute_dtype
-    if isinstance(found[EMBEDDING], quantized_leaves.Pair):
-      stored[EMBEDDING] = stored[FINAL_NORM]
+    table, norm = EMBEDDING, FINAL_NORM
+    if TEXT_EMBEDDING in found:
+      table, norm = TEXT_EMBEDDING, TEXT_NORM
+    if isinstance(found[table], quantized_leaves.Pair):
+      stored[table] = stored[norm]
+    stated = stated or str(stored[table])
     if dtype is not None:
       stored = quantized_leaves.storage_dtypes(found, dtype)
     with errors.named(checkpoint.path):
       arrays = quantized_leaves.storage(found, stored, quantize)
     logging.info("%s", checkpoint.describe())
-  model = _compute_in(model, dtype or stated or str(stored[EMBEDDING]))
+  model = _compute_in(model, dtype or stated)
   logging.info("%s", model)
   arrays = _with_sharding(arrays, mesh)
   if load_weights:
@@ -132,7 +149,7 @@ def load(
 
 def save(
   path: epath.PathLike,
-  model: paligemma_model.Model,
+  model: Model,
   params: Mapping[str, Any],
   *,
   format: str | None = None,
@@ -144,8 +161,8 @@ def save(
   Args:
     path: File or folder to write; it appears when it is complete.
     model: Without adapters: see merge_lora and save_adapter.
-    params: Its parameters {"img": ..., "llm": ...}, sharded in any way; over
-      several processes for "orbax" alone.
+    params: Its parameters, sharded in any way; over several processes for
+      "orbax" alone.
     format: Key of WRITERS: "npz" (big_vision), "huggingface" (transformers,
       vLLM; of a decoder alone also llama.cpp) or "orbax". Default: npz where
       the path ends in .npz. A Hugging Face folder holds the values of matrices
@@ -166,7 +183,7 @@ def save(
     format=format,
     dtype=dtype,
     tokenizer=tokenizer,
-    compute_dtype=str(jnp.dtype(dtype or model.llm.dtype)),
+    compute_dtype=str(jnp.dtype(dtype or _computes_in(model))),
   )
 
 
@@ -188,12 +205,13 @@ def model_of(
   res: int | None = None,
   img: Mapping[str, Any] | None = None,
   llm: Mapping[str, Any] | None = None,
-) -> tuple[paligemma_model.Model, int | None]:
+  txt: Mapping[str, Any] | None = None,
+) -> tuple[Model, int | None]:
   """The model of a checkpoint that was opened.
 
   Args:
     checkpoint: From formats.open.
-    res, img, llm: As in `load`.
+    res, img, llm, txt: As in `load`.
 
   Returns:
     The Model, in float32, and the side of its images in pixels.
@@ -203,6 +221,10 @@ def model_of(
   """
   with errors.named(checkpoint.path):
     sizes = infer.sizes(checkpoint.leaves)
+    if "txt" in sizes:
+      return _siglip_of(checkpoint, sizes, res=res, img=img, llm=llm, txt=txt)
+    if txt:
+      raise ValueError(f"has no text tower to give {sorted(txt)}")
     if "llm" not in sizes:
       raise ValueError(
         'holds no decoder; combine it with one: {"img": path, "llm": path}'
@@ -228,7 +250,29 @@ def model_of(
   return model.clone(metadata=checkpoint.metadata), res
 
 
-def model_fields(model: paligemma_model.Model) -> dict[str, Any]:
+def _siglip_of(checkpoint, sizes, *, res, img, llm, txt):
+  """`model_of` for a SigLIP, of the sizes that its leaves tell."""
+  if "img" not in sizes:
+    raise ValueError(
+      'holds the text tower of a SigLIP alone, nothing under "img/"; give the '
+      "checkpoint of both towers"
+    )
+  if llm:
+    raise ValueError(f"has no decoder to give {sorted(llm)}")
+  found = sizes["img"].pop("res", None)
+  if res is not None and "grid" in sizes["img"]:
+    raise ValueError(
+      f"is a NaFlex, whose images have any size, but res is {res}"
+    )
+  model = siglip.from_sizes(
+    {**sizes["img"], **checkpoint.img, **(img or {})},
+    {**sizes["txt"], **checkpoint.txt, **(txt or {})},
+    has_bias=LOGIT_BIAS in checkpoint.leaves,
+  )
+  return model.clone(metadata=checkpoint.metadata), res or found
+
+
+def model_fields(model: Model) -> dict[str, Any]:
   """What a model is: fields of its towers (None: no such tower), metadata."""
 
   def fields(tower):
@@ -236,8 +280,8 @@ def model_fields(model: paligemma_model.Model) -> dict[str, Any]:
     return {name: getattr(tower, name) for name in sorted(names)}
 
   return {
-    "img": None if model.img is None else fields(model.img),
-    "llm": fields(model.llm),
+    "img": None,
+    **{name: fields(tower) for name, tower in model.towers.items()},
     "metadata": flax.core.unfreeze(model.metadata),
   }
 
@@ -317,10 +361,12 @@ def _check_addressable(path, arrays):
 
 
 def _compute_in(model, dtype):
-  towers = {"llm": model.llm.clone(dtype=dtype)}
-  if model.img is not None:
-    towers["img"] = model.img.clone(dtype=dtype)
+  towers = {n: tower.clone(dtype=dtype) for n, tower in model.towers.items()}
   return model.clone(**towers)
+
+
+def _computes_in(model):
+  return next(reversed(model.towers.values())).dtype
 
 
 def _with_sharding(arrays, mesh):

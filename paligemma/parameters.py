@@ -5,12 +5,14 @@ each layer has a parameter of its own, the number of the layer is in the name
 (llm/layers/3/mlp/linear), and the axes are the same without L.
 
 Axes: L layers, D width, F hidden units of the MLP, N heads, K key/value heads,
-H head dim, V vocabulary, P positions, C colours, h and w pixels of a patch, M
-features that the head of the image tower reads, E features that it returns; I
-inputs, O outputs and R rank of an adapter. A number is an axis of so many
-parts: keys and values, gate and up.
+H head dim, V vocabulary, P positions of patches, T positions of text, C
+colours, h and w pixels of a patch, M features that the head of the image tower
+reads, E features that a head returns; y and x the grid of positions and Z the
+values of a patch in NaFlex; I inputs, O outputs and R rank of an adapter. A
+number is an axis of so many parts: keys and values, gate and up.
 
-Names and shapes are those of big_vision, models/vit.py and models/ppp/gemma.py.
+Names and shapes are those of big_vision: models/vit.py, models/ppp/gemma.py and
+models/proj/image_text/{two_towers,text_transformer,naflex_vit}.py.
 """
 
 import dataclasses
@@ -30,10 +32,11 @@ BIAS = "bias"
 SCALE = "scale of a norm"
 POSITION = "position embedding"
 TOKEN = "learned token"
+LOGIT = "temperature or bias of logits"
 
-# Both tables, "img/..." and "llm/...": name, axes, kind, axes that its product
-# sums over, adapters beside it (one for each part), which models have it. The
-# first axis of layers, "L", is omitted.
+# Tables of "img/...", "txt/..." and "llm/...": name, axes, kind, axes that its
+# product sums over, adapters beside it (one for each part), which models have
+# it. The first axis of layers, "L", is omitted.
 _LLM = (
   ("embedder/input_embedding", "V D", TABLE, "D"),
   ("final_norm/scale", "D", SCALE),
@@ -65,7 +68,21 @@ _IMG = (
   ("head/bias", "E", BIAS),
 )
 _MHA = "MultiHeadDotProductAttention_0"
-_IMG_LAYER = (
+_TXT = (
+  ("Embed_0/embedding", "V D", TABLE, "D"),
+  ("pos_embedding", "1 T D", POSITION),
+  ("Encoder_0/encoder_norm/scale", "D", SCALE),
+  ("Encoder_0/encoder_norm/bias", "D", BIAS),
+  ("MAPHead_0/probe", "1 1 D", TOKEN, "", "", "map"),
+  ("head/kernel", "D E", MATRIX, "D", "head"),
+  ("head/bias", "E", BIAS),
+)
+# In the place of the rows of these names.
+_NAFLEX = (
+  ("embedding/kernel", "Z D", PATCHES, "Z", "", "naflex"),
+  ("pos_embedding", "y x D", POSITION, "", "", "naflex"),
+)
+_VIT_LAYER = (
   ("LayerNorm_0/scale", "D", SCALE),
   ("LayerNorm_0/bias", "D", BIAS),
   (f"{_MHA}/query/kernel", "D N H", MATRIX, "D", "attn/q"),
@@ -88,17 +105,24 @@ _IMG_LAYER = (
 LAYERS = {
   "llm": ("llm/layers", "/"),
   "img": ("img/Transformer/encoderblock", "_"),
+  "txt": ("txt/Encoder_0/encoderblock", "_"),
 }
 
 # Size of a tower -> its letter. Shapes show no other field of a tower.
 _SIZES = {"width": "D", "depth": "L", "mlp_dim": "F", "num_heads": "N"}
 SIZES = {
   "img": _SIZES | {"patch_size": "h"},
+  "txt": _SIZES | {"vocab_size": "V", "text_len": "T"},
   "llm": _SIZES | {"num_kv_heads": "K", "head_dim": "H", "vocab_size": "V"},
 }
 
 EMBEDDING = "llm/embedder/input_embedding"
 FINAL_NORM = "llm/final_norm/scale"
+TEXT_EMBEDDING = "txt/Embed_0/embedding"
+TEXT_POSITIONS = "txt/pos_embedding"
+SECOND_TEXT_POSITIONS = "txt/Encoder_0/pos_embedding"  # of some old files
+TEXT_NORM = "txt/Encoder_0/encoder_norm/scale"
+TEMPERATURE, LOGIT_BIAS = "t", "b"
 PATCH_KERNEL = "img/embedding/kernel"
 POSITIONS = "img/pos_embedding"
 HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
@@ -124,8 +148,8 @@ class Parameter:
       "llm/attn/v").
     when: Which models have it. "": all with its tower. "grouped", "fused":
       those with fewer key/value heads than heads, or as many. "post_norms":
-      Gemma 2. "lora": with adapters. "map", "tok", "rep_size": image towers
-      with such a pooling or head.
+      Gemma 2. "lora": with adapters. "map", "tok", "rep_size": towers with such
+      a pooling or head. "naflex": image towers for any aspect ratio.
   """
 
   name: str
@@ -178,17 +202,24 @@ def _row(tower, name, axes, kind, summed="", targets="", when=""):
 
 
 def _rows() -> Iterator[Parameter]:
-  tables = {"llm": (_LLM, _LLM_LAYER), "img": (_IMG, _IMG_LAYER)}
+  tables = {
+    "llm": (_LLM, _LLM_LAYER),
+    "img": (_IMG, _VIT_LAYER),
+    "txt": (_TXT, _VIT_LAYER),
+  }
   for tower, (whole, of_layer) in tables.items():
     for name, axes, *rest in of_layer:
       yield _row(tower, f"{LAYERS[tower][0]}/{name}", f"L {axes}", *rest)
     for name, *rest in whole:
       yield _row(tower, f"{tower}/{name}", *rest)
   # A block with one norm and without adapters.
-  for name, axes, kind, *rest in _IMG_LAYER:
-    if not name.startswith("LayerNorm_1"):
-      name = f"img/MAPHead_0/{name}"
-      yield _row("img", name, axes, kind, *rest[:1], when="map")
+  for tower in ("img", "txt"):
+    for name, axes, kind, *rest in _VIT_LAYER:
+      if not name.startswith("LayerNorm_1"):
+        name = f"{tower}/MAPHead_0/{name}"
+        yield _row(tower, name, axes, kind, *rest[:1], when="map")
+  yield _row("", TEMPERATURE, "1", LOGIT)
+  yield _row("", LOGIT_BIAS, "1", LOGIT)
 
 
 def adapter(name: str, target: str) -> str:
@@ -198,6 +229,7 @@ def adapter(name: str, target: str) -> str:
 
 
 ROWS = {row.name: row for row in _rows()}
+NAFLEX = {f"img/{name}": _row("img", f"img/{name}", *x) for name, *x in _NAFLEX}
 # Target of an adapter -> its path.
 TARGETS = {
   target: adapter(row.name, target)
@@ -208,7 +240,7 @@ TARGETS = {
 
 def _adapter_rows() -> Iterator[Parameter]:
   for target, path in TARGETS.items():
-    layer = "" if target == "img/head" else "L "
+    layer = "" if target.endswith("/head") else "L "
     yield _row("", f"{path}/a", f"{layer}I R", ADAPTER, "I", when="lora")
     yield _row("", f"{path}/b", f"{layer}R O", ADAPTER, "R", when="lora")
 
@@ -249,7 +281,7 @@ def stays_float32(name: str) -> bool:
 
 
 def has(tower: str, *, when: Iterable[str] = ()) -> dict[str, Parameter]:
-  """Returns the parameters of tower "img" or "llm", by name.
+  """Returns the parameters of tower "img", "txt" or "llm", by name.
 
   `when` has the values of Parameter.when that apply.
   """

@@ -53,7 +53,8 @@ def kind_for(name: str, kind: str) -> str | None:
   """
   if summed_axes(name) is None:
     return None
-  return "int8" if name == parameters.EMBEDDING else kind
+  is_table = parameters.find(name).kind == parameters.TABLE
+  return "int8" if is_table else kind
 
 
 def check_kind(kind: str) -> None:

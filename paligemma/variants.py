@@ -5,7 +5,8 @@ Transformers" (Zhai et al. 2022, arXiv:2106.04560), So400m "Getting ViT in
 Shape" (Alabdulmohsin et al. 2023, arXiv:2305.13035); the decoders follow
 Table 1 of the Gemma report (arXiv:2403.08295) and Table 1 of the Gemma 2
 report (arXiv:2408.00118); PaliGemma combines them as in arXiv:2407.07726 and
-arXiv:2412.03555.
+arXiv:2412.03555. SigLIP (arXiv:2303.15343) and SigLIP 2 (arXiv:2502.14786) are
+as in SigLIP_demo.ipynb and SigLIP2_demo.ipynb of big_vision.
 """
 
 import dataclasses
@@ -62,6 +63,28 @@ class PaliGemma:
   llm_overrides: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: MappingProxyType({})
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class SigLIP:
+  """An image tower and a text tower whose embeddings are compared.
+
+  Attributes:
+    img: Key of VIT with a patch size.
+    txt: Key of VIT: the text tower has the sizes of an image tower.
+    res: Side of the images in pixels; None: NaFlex, any aspect ratio.
+    embed_dim: Of both embeddings, the width of the image tower.
+    vocab_size: Rows of the table of the text tower: 32,000 c4_en, 250,000 mc4,
+      256,000 Gemma.
+    text_len: Tokens of a text, with padding.
+  """
+
+  img: str
+  txt: str
+  res: int | None
+  embed_dim: int
+  vocab_size: int
+  text_len: int = 64
 
 
 VIT = {
@@ -129,6 +152,69 @@ PALIGEMMA = {
   "paligemma2_10b": PaliGemma("So400m/14", "gemma2_9b", AS_IN_PALIGEMMA2),
   "paligemma2_28b": PaliGemma("So400m/14", "gemma2_27b", AS_IN_PALIGEMMA2),
 }
+
+# Patches of a NaFlex image, by default; the grid of its position embedding has
+# the root of it on a side.
+NAFLEX_PATCHES = 256
+
+# Image tower, pixels, vocabulary, length of texts where it is not 64.
+_SIGLIP = {
+  "siglip_tiny": ("nano/14", 56, 1792, 16),  # ours
+  "siglip_b16_224": ("B/16", 224, 32_000),
+  "siglip_b16_256": ("B/16", 256, 32_000),
+  "siglip_b16_384": ("B/16", 384, 32_000),
+  "siglip_b16_512": ("B/16", 512, 32_000),
+  "siglip_l16_256": ("L/16", 256, 32_000),
+  "siglip_l16_384": ("L/16", 384, 32_000),
+  "siglip_so400m14_224": ("So400m/14", 224, 32_000, 16),
+  "siglip_so400m14_384": ("So400m/14", 384, 32_000),
+  "siglip_i18n_b16_256": ("B/16", 256, 250_000),
+  "siglip_i18n_so400m16_256": ("So400m/16", 256, 250_000),
+  "siglip2_b16_224": ("B/16", 224, 256_000),
+  "siglip2_b16_256": ("B/16", 256, 256_000),
+  "siglip2_b16_384": ("B/16", 384, 256_000),
+  "siglip2_b16_512": ("B/16", 512, 256_000),
+  "siglip2_b32_256": ("B/32", 256, 256_000),
+  "siglip2_l16_256": ("L/16", 256, 256_000),
+  "siglip2_l16_384": ("L/16", 384, 256_000),
+  "siglip2_l16_512": ("L/16", 512, 256_000),
+  "siglip2_so400m14_224": ("So400m/14", 224, 256_000),
+  "siglip2_so400m14_384": ("So400m/14", 384, 256_000),
+  "siglip2_so400m16_256": ("So400m/16", 256, 256_000),
+  "siglip2_so400m16_384": ("So400m/16", 384, 256_000),
+  "siglip2_so400m16_512": ("So400m/16", 512, 256_000),
+  "siglip2_g-opt16_256": ("g-opt/16", 256, 256_000),
+  "siglip2_g-opt16_384": ("g-opt/16", 384, 256_000),
+  "siglip2_b16_naflex": ("B/16", None, 256_000),
+  "siglip2_so400m16_naflex": ("So400m/16", None, 256_000),
+}
+
+
+def _siglip(img, res, vocab_size, text_len=64):
+  size = img.partition("/")[0]
+  txt = "So400m" if size == "g-opt" else size
+  return SigLIP(img, txt, res, VIT[size].width, vocab_size, text_len)
+
+
+SIGLIP = {name: _siglip(*sizes) for name, sizes in _SIGLIP.items()}
+
+
+def siglip_side(patch_size: int, grid: int) -> int:
+  """Returns the pixels that images of a SigLIP are resized to.
+
+  As published for patches of this size, which do not always fill the image: 27
+  of 14 pixels fill 378 of 384. Else as many as the patches fill.
+
+  Args:
+    patch_size: In pixels.
+    grid: Patches along a side.
+  """
+  for variant in SIGLIP.values():
+    patch = int(variant.img.partition("/")[2])
+    if variant.res and (patch, variant.res // patch) == (patch_size, grid):
+      return variant.res
+  return patch_size * grid
+
 
 # The mask codec of PaLI-3 and PaliGemma, models/mask_codec.py: layer -> what it
 # is, in the order of the computation. Activations have the other numbers.

@@ -21,15 +21,21 @@ from etils import epath
 from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
+from paligemma.data import naflex
 from paligemma.lora import apply as lora
-from paligemma.models.paligemma import Model
+from paligemma.models import siglip
 from trainers import command_line
 
 _BLOCK_ELEMENTS = 2**24
-_STATED = (
-  *("sliding_window", "attn_logits_softcap", "final_logits_softcap"),
-  *("query_scale", "norm_eps"),
-)
+# Tower -> its name for people, and fields that shapes do not tell.
+_STATED = {
+  "llm": (
+    "decoder",
+    *("sliding_window", "attn_logits_softcap", "final_logits_softcap"),
+    *("query_scale", "norm_eps"),
+  ),
+  "txt": ("text tower", "pool_type", "text_len"),
+}
 
 
 def convert(
@@ -59,10 +65,17 @@ def convert(
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
 
-def describe(model: Model) -> str:
-  """The fields of the decoder that array shapes do not tell, on one line."""
-  fields = io.model_fields(model)["llm"]
-  return "decoder: " + ", ".join(f"{name}={fields[name]}" for name in _STATED)
+def describe(model: io.Model) -> str:
+  """Fields of the tower that reads text, on one line."""
+  tower, fields = _text_fields(model)
+  what, *names = _STATED[tower]
+  return f"{what}: " + ", ".join(f"{name}={fields[name]}" for name in names)
+
+
+def _text_fields(model):
+  """The name of the tower that reads text, and its fields."""
+  tower = next(reversed(model.towers))
+  return tower, io.model_fields(model)[tower]
 
 
 def check(
@@ -101,15 +114,24 @@ def check(
 
 
 def _logits(model, found, res, tokens=7):
-  """float32[T, V] of one picture and text, the same for every checkpoint."""
-  image = None
+  """float32[T, V] of one picture and text, the same for every checkpoint.
+
+  Of a SigLIP float32[1, 1].
+  """
+  image, is_siglip = None, isinstance(model, siglip.Model)
   if model.img is not None:
-    res -= res % model.img.patch_size
-    ramp = np.linspace(-1, 1, res, dtype=np.float32)
+    patch = model.img.patch_size
+    is_naflex = is_siglip and siglip.is_naflex(model)
+    side = patch * model.img.grid if is_naflex else res - res % patch
+    ramp = np.linspace(-1, 1, side, dtype=np.float32)
     y, x = np.meshgrid(ramp, ramp, indexing="ij")
     image = np.stack([y, x, y * x], axis=-1)[None]
-  vocab_size = model.llm.vocab_size
-  text = np.arange(2, 2 + tokens, dtype=np.int32)[None] * 9973 % vocab_size
+    if is_naflex:
+      image = naflex.patchify(image[0], patch, model.img.grid**2)
+      image = jax.tree.map(lambda x: x[None], image)
+  _, fields = _text_fields(model)
+  text = np.arange(2, 2 + fields.get("text_len", tokens), dtype=np.int32)
+  text = text[None] * 9973 % fields["vocab_size"]
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   dtypes = {name: leaf.dtype for name, leaf in found.items()}
   arrays = {
@@ -121,6 +143,9 @@ def _logits(model, found, res, tokens=7):
   @jax.jit
   def forward(params, image, text):
     variables = {"params": tree.unflatten(params)}
+    if is_siglip:
+      zimg, ztxt, out = model.apply(variables, image, text)
+      return zimg @ ztxt.T * out["t"][None]
     return model.apply(variables, image, text, jax.numpy.zeros_like(text))[0]
 
   return np.asarray(forward(params, image, text)[0])
@@ -185,10 +210,11 @@ def _arrays(pair):
 
 def _other_fields(before, after):
   """Notes on fields that DST cannot store, so that a loader must set them."""
-  old, new = (io.model_fields(m)["llm"] for m in (before, after))
+  tower, old = _text_fields(before)
+  _, new = _text_fields(after)
   return [
     f"note: {name}={old[name]} in SRC, DST loads with {new[name]}; give it to "
-    f"paligemma.load as llm=dict({name}={old[name]!r})"
+    f"paligemma.load as {tower}=dict({name}={old[name]!r})"
     for name in old
     if old[name] != new[name]
   ]

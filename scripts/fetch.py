@@ -17,10 +17,10 @@ import zipfile
 
 from etils import epath
 
-from paligemma import disk, init
+from paligemma import disk, init, variants
 from paligemma.checkpoints import fit, formats, infer, presets
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.models import gemma, paligemma
+from paligemma.models import gemma, paligemma, siglip
 from trainers import command_line, progress
 
 
@@ -30,7 +30,7 @@ def fetch(name: str, tokenizer: epath.PathLike) -> tuple[str, int]:
   Args:
     name: of a preset, see paligemma/checkpoints/presets.py.
     tokenizer: file to write that of PaliGemma to, unless it is there; a Gemma
-      alone has its tokenizer in its folder.
+      alone and a SigLIP have their tokenizer in their folder.
 
   Returns:
     The path of the weights, and how many parameters they have.
@@ -40,7 +40,7 @@ def fetch(name: str, tokenizer: epath.PathLike) -> tuple[str, int]:
       missing; a file is damaged, or of another model.
   """
   preset = presets.get(name)
-  if preset.res is not None:
+  if preset.variant in variants.PALIGEMMA:
     fetch_tokenizer(tokenizer)
   with progress.stage(f"looking for {name}"):
     path = presets.find(name)
@@ -57,12 +57,17 @@ def check_model(checkpoint: Checkpoint, preset: presets.Preset) -> None:
   sizes = infer.sizes(checkpoint.leaves)
   # Hugging Face adds rows to the embedding table.
   llm = {"vocab_size": sizes.get("llm", {}).get("vocab_size")}
-  if preset.res is None:
+  if preset.variant in variants.SIGLIP:
+    model = siglip.make(preset.variant)
+  elif preset.res is None:
     model = paligemma.Model(img=None, llm=gemma.make(preset.variant, **llm))
   else:
     model = paligemma.make(preset.variant, llm=llm)
   fit.fit(checkpoint, init.shapes(model, preset.res))
   res = sizes.get("img", {}).get("res")
+  if res and preset.variant in variants.SIGLIP:
+    patch = model.img.patch_size
+    res = variants.siglip_side(patch, res // patch)
   if res != preset.res:  # fit resamples position embeddings
     raise ValueError(
       f"{checkpoint.path}: is for images of {res} pixels, expected {preset.res}"
@@ -130,7 +135,7 @@ def main() -> None:
   args = parser.parse_args()
   path, count = fetch(args.name, args.tokenizer)
   print(f"weights: {path}, {count:,} parameters")
-  if presets.get(args.name).res is not None:
+  if presets.get(args.name).variant in variants.PALIGEMMA:
     print(f"tokenizer: {args.tokenizer}")
     print(f"config: init={args.name},tokenizer={args.tokenizer}")
 

@@ -79,6 +79,26 @@ def sentencepiece_model():
 
 
 @pytest.fixture(scope="session")
+def t5_model():
+  """A small SentencePiece model as T5 has them: no bos, a dummy prefix."""
+  words = "what digit is this answer caption segment red blue circle of a photo"
+  lines = [f"{a} {b}" for a in words.split() for b in words.split()]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(lines),
+    model_writer=model,
+    vocab_size=90,
+    hard_vocab_limit=False,
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    minloglevel=2,
+  )
+  return model.getvalue()
+
+
+@pytest.fixture(scope="session")
 def tokenizer(sentencepiece_model, tmp_path_factory):
   """The small model with loc and seg pieces appended."""
   path = tmp_path_factory.mktemp("tokenizer") / "small.model"

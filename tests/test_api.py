@@ -113,8 +113,12 @@ def test_pictures_are_prepared_as_the_checkpoint_says(
 
 def test_public_names():
   assert paligemma.__all__ == [
+    "SiglipTokenizer",
     "Tokenizer",
+    "classify",
     "draw",
+    "embed_images",
+    "embed_texts",
     "enable_lora",
     "generate",
     "load",

@@ -8,13 +8,15 @@ import pytest
 from paligemma import init, parameters, quantization, tree, variants
 from paligemma.lora.config import Lora
 from paligemma.models import paligemma as paligemma_model
-from paligemma.models import vit
+from paligemma.models import siglip, vit
 from paligemma.training import sharding
 
 RES, RANK = 28, 3
 GEMMA = "llm/layers"
 VIT = "img/Transformer/encoderblock"
 MHA = f"{VIT}/MultiHeadDotProductAttention_0"
+TXT = "txt/Encoder_0/encoderblock"
+TXT_MHA = f"{TXT}/MultiHeadDotProductAttention_0"
 
 # Name -> axis from the last that is split over devices, axes over which the
 # product sums if it is quantized, in float32 beside bfloat16, decays.
@@ -30,6 +32,12 @@ BY_HAND = {
   f"{GEMMA}/mlp/linear": (-2, (-2,), False, True),
   f"{GEMMA}/mlp/lora_down/b": (None, None, True, False),
   f"{GEMMA}/post_ffw_norm/scale": (None, None, True, False),
+  "txt/Embed_0/embedding": (-2, (-1,), False, True),
+  "txt/pos_embedding": (None, None, True, False),
+  f"{TXT}/MlpBlock_0/Dense_0/kernel": (-1, (-2,), False, True),
+  "txt/head/kernel": (None, (-2,), False, True),
+  "t": (None, None, True, False),
+  "b": (None, None, True, False),
   f"{VIT}/LayerNorm_0/bias": (None, None, True, False),
   f"{MHA}/query/kernel": (-2, (-3,), False, True),
   f"{MHA}/query/bias": (-2, None, True, False),
@@ -66,6 +74,20 @@ def img_letters(model):
   }
 
 
+def txt_letters(model):
+  return {
+    "L": model.depth,
+    "D": model.width,
+    "F": model.mlp_dim,
+    "N": model.num_heads,
+    "H": model.width // model.num_heads,
+    "V": model.vocab_size,
+    "T": model.text_len,
+    "E": model.num_classes,
+    "R": RANK,
+  }
+
+
 def llm_letters(model):
   return {
     "L": model.depth,
@@ -97,6 +119,14 @@ def paligemma_shapes(variant, *, scan=True, **llm):
   return model, init.shapes(model, RES)
 
 
+def siglip_shapes(*, scan=True, variant="siglip_tiny", **img):
+  lora = Lora(RANK, targets=["txt/.*"])
+  layout = dict(scan=scan, lora=lora, num_classes=5)
+  txt = dict(layout, pool_type="map")
+  model = siglip.make(variant, img=dict(layout, **img), txt=txt)
+  return model, init.shapes(model, RES)
+
+
 def pooled_shapes(**fields):
   model = vit.make("mu/14", num_classes=7, **fields)
   image = jax.ShapeDtypeStruct((1, RES, RES, 3), "float32")
@@ -116,6 +146,22 @@ def test_every_parameter_has_a_row_with_its_axes(variant, scan):
   assert scan == (shapes.keys() <= parameters.ROWS.keys())
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_also_of_siglip(scan):
+  model, shapes = siglip_shapes(scan=scan)
+  sizes = {"img": img_letters(model.img), "txt": txt_letters(model.txt)}
+  assert_rows(shapes, sizes | {"t": {}, "b": {}})
+
+
+def test_naflex_has_other_axes_for_two_parameters():
+  _, shapes = siglip_shapes(variant="siglip2_b16_naflex")
+  letters = {"Z": 3 * 16**2, "D": 768, "y": 16, "x": 16}
+  for name, row in parameters.NAFLEX.items():
+    assert shapes[name].shape == tuple(letters[axis] for axis in row.axes)
+    usual = parameters.ROWS[name]
+    assert (row.kind, row.tower) == (usual.kind, usual.tower)
+
+
 @pytest.mark.parametrize("fields", POOLED)
 def test_also_with_pooling(fields):
   model, shapes = pooled_shapes(**fields)
@@ -127,6 +173,7 @@ def test_every_row_is_of_some_model():
     paligemma_shapes("paligemma2_tiny"),
     paligemma_shapes("paligemma_tiny", num_kv_heads=4),
     *(pooled_shapes(**fields) for fields in POOLED),
+    siglip_shapes(),
   ]
   assert set().union(*(shapes for _, shapes in models)) == set(parameters.ROWS)
 
@@ -165,13 +212,20 @@ def test_adapters_stand_in_the_module_of_their_matrix():
     "img/mlp/up": f"{VIT}/MlpBlock_0/Dense_0/lora_up",
     "img/mlp/down": f"{VIT}/MlpBlock_0/Dense_1/lora_down",
     "img/head": "img/head/lora_head",
+    "txt/attn/q": f"{TXT_MHA}/query/lora_q",
+    "txt/attn/k": f"{TXT_MHA}/key/lora_k",
+    "txt/attn/v": f"{TXT_MHA}/value/lora_v",
+    "txt/attn/out": f"{TXT_MHA}/out/lora_out",
+    "txt/mlp/up": f"{TXT}/MlpBlock_0/Dense_0/lora_up",
+    "txt/mlp/down": f"{TXT}/MlpBlock_0/Dense_1/lora_down",
+    "txt/head": "txt/head/lora_head",
   }
   for row in parameters.ROWS.values():
     assert len(row.targets) in (0, row.num_parts or 1)
 
 
 def test_names_that_are_no_parameters():
-  for name in ("llm/layers/x/mlp/linear", "mlp/linear", "llm/layers", "t", ""):
+  for name in ("llm/layers/x/mlp/linear", "mlp/linear", "llm/layers", "c", ""):
     assert parameters.find(name) is None
 
 

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from paligemma import tree, variants
-from paligemma.models import gemma, paligemma, vit
+from paligemma import init, tree, variants
+from paligemma.models import gemma, paligemma, siglip, vit
 
 # Image towers at 224 pixels with patch 14 and 16, neither pooling nor head.
 VIT = {
@@ -47,6 +47,38 @@ PALIGEMMA = {
   "paligemma2_10b": (9_662_409_456, 1_849_688_064, 34),
   "paligemma2_28b": (27_650_192_112, 2_604_662_784, 34),
 }
+# All parameters. Those of transformers 5.23's SiglipModel, and Siglip2Model for
+# NaFlex, of the published configurations.
+SIGLIP = {
+  "siglip_tiny": 2_110_210,
+  "siglip_b16_224": 203_155_970,
+  "siglip_b16_256": 203_202_050,
+  "siglip_b16_384": 203_447_810,
+  "siglip_b16_512": 203_791_874,
+  "siglip_l16_256": 652_150_786,
+  "siglip_l16_384": 652_478_466,
+  "siglip_so400m14_224": 877_360_306,
+  "siglip_so400m14_384": 877_960_498,
+  "siglip_i18n_b16_256": 370_626_050,
+  "siglip_i18n_so400m16_256": 1_128_758_962,
+  "siglip2_b16_224": 375_187_970,
+  "siglip2_b16_256": 375_234_050,
+  "siglip2_b16_384": 375_479_810,
+  "siglip2_b16_512": 375_823_874,
+  "siglip2_b32_256": 376_856_066,
+  "siglip2_l16_256": 881_526_786,
+  "siglip2_l16_384": 881_854_466,
+  "siglip2_l16_512": 882_313_218,
+  "siglip2_so400m14_224": 1_135_463_602,
+  "siglip2_so400m14_384": 1_136_008_498,
+  "siglip2_so400m16_256": 1_135_670_962,
+  "siglip2_so400m16_384": 1_136_039_602,
+  "siglip2_so400m16_512": 1_136_555_698,
+  "siglip2_g-opt16_256": 1_871_393_906,
+  "siglip2_g-opt16_384": 1_871_885_426,
+  "siglip2_b16_naflex": 375_234_050,
+  "siglip2_so400m16_naflex": 1_135_670_962,
+}
 RESOLUTIONS = {224: 2_923_335_408, 448: 2_924_220_144, 896: 2_927_759_088}
 
 
@@ -74,8 +106,9 @@ def count(shapes):
     (variants.VIT, VIT),
     (variants.GEMMA, GEMMA),
     (variants.PALIGEMMA, PALIGEMMA),
+    (variants.SIGLIP, SIGLIP),
   ],
-  ids=["VIT", "GEMMA", "PALIGEMMA"],
+  ids=["VIT", "GEMMA", "PALIGEMMA", "SIGLIP"],
 )
 def test_no_variant_lacks_a_count(table, counts):
   assert list(table) == list(counts)
@@ -108,6 +141,13 @@ def test_paligemma(variant):
   found = paligemma_shapes(variant)
   attention = {k: v for k, v in found.items() if "llm/layers/attn/" in k}
   assert (count(found), count(attention), len(found)) == PALIGEMMA[variant]
+
+
+@pytest.mark.parametrize("variant", SIGLIP)
+def test_siglip(variant):
+  res = variants.SIGLIP[variant].res
+  found = init.shapes(siglip.make(variant), res)
+  assert sum(math.prod(x.shape) for x in found.values()) == SIGLIP[variant]
 
 
 @pytest.mark.parametrize("res", RESOLUTIONS)

@@ -15,13 +15,15 @@ class Checkpoint:
   Attributes:
     path: Of the file or folder.
     format: A name for messages: "big_vision npz", "Hugging Face", ...
-    leaves: By big_vision's names, "img/..." and "llm/...", in scan or loop
-      layout. Every tensor of the files is used exactly once, but for `ignored`.
+    leaves: By big_vision's names, "img/..." and "llm/...", or "img/...",
+      "txt/...", "t" and "b" of a SigLIP, in scan or loop layout. Every tensor
+      of the files is used exactly once, but for `ignored`.
     img: Fields of vit.Model that the files state and shapes cannot tell.
     llm: The same of gemma.Model: soft caps, window, query scale, epsilon.
       Fields that are absent are taken from the variant of the same sizes.
-    ignored: Names of tensors that are no parameters of a PaliGemma, such as
-      buffers, or the pooling head of SigLIP.
+    txt: The same of text_tower.Model.
+    ignored: Names of tensors that are no parameters of the model, such as
+      buffers, or the pooling head of SigLIP in a PaliGemma.
     created: Names of leaves that are in no file and drawn at random, such as
       the head between two towers that were never trained together.
     metadata: What the files say beside the towers, as JSON holds it, see
@@ -29,7 +31,7 @@ class Checkpoint:
     compute_dtype: What the model computes in; None: the files do not say.
 
   Raises:
-    ValueError: `img`, `llm` or `metadata` state what no model can have.
+    ValueError: `img`, `llm`, `txt` or `metadata` state what no model can have.
   """
 
   path: str
@@ -37,18 +39,20 @@ class Checkpoint:
   leaves: Mapping[str, Leaf]
   img: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   llm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  txt: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   ignored: tuple[str, ...] = ()
   created: tuple[str, ...] = ()
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   compute_dtype: str | None = None
 
   def __post_init__(self):
-    stated_fields.check(self.path, self.img, self.llm, self.metadata)
+    stated_fields.check(self.path, self.img, self.llm, self.txt, self.metadata)
 
   def describe(self) -> str:
     """One line: what the checkpoint is, and what was decided about it."""
     parts = [f"{self.path}: {self.format}, {len(self.leaves)} parameters"]
-    for tower, stated in (("img", self.img), ("llm", self.llm)):
+    for tower in ("img", "txt", "llm"):
+      stated = getattr(self, tower)
       if stated:
         listed = ", ".join(f"{k}={v}" for k, v in sorted(stated.items()))
         parts.append(f"{tower} as the files say: {listed}")

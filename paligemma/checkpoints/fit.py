@@ -8,7 +8,11 @@ import jax.numpy as jnp
 from paligemma import messages, tree
 from paligemma.checkpoints import leaves, quantized_leaves, resample
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.parameters import POSITIONS
+from paligemma.parameters import (
+  POSITIONS,
+  SECOND_TEXT_POSITIONS,
+  TEXT_POSITIONS,
+)
 
 
 def fit(
@@ -28,12 +32,13 @@ def fit(
     ValueError: Leaves are missing, left over, of another shape, or no floating
       point numbers; lists those that differ.
   """
-  fitted = leaves.layered_like(checkpoint.leaves, expected)
+  fitted = leaves.layered_like(_one_position_each(checkpoint), expected)
   fitted = quantized_leaves.paired(fitted)
   if POSITIONS in fitted and POSITIONS in expected:
     wanted = expected[POSITIONS]
-    count = tuple(getattr(wanted, "shape", wanted))[1]
-    fitted[POSITIONS] = resample.resample(fitted[POSITIONS], count)
+    rows, count, _ = getattr(wanted, "shape", wanted)
+    if rows == 1:  # NaFlex has a grid, and resizes it for each image
+      fitted[POSITIONS] = resample.resample(fitted[POSITIONS], count)
   differences = tree.compare(expected, fitted) or [
     f"{name}: found dtype {leaf.dtype}, expected floating point numbers"
     for name, leaf in fitted.items()
@@ -45,3 +50,23 @@ def fit(
       f"differ: {messages.listed(differences, 20)}"
     )
   return dict(sorted(fitted.items()))
+
+
+def _one_position_each(checkpoint):
+  """Adds up both position embeddings that some old text towers have.
+
+  Source: big_vision, models/proj/image_text/text_transformer.py, load.
+  """
+  found = dict(checkpoint.leaves)
+  if (second := found.pop(SECOND_TEXT_POSITIONS, None)) is None:
+    return found
+  first = found.get(TEXT_POSITIONS)
+  if first is None or first.shape != second.shape:
+    raise ValueError(
+      f"{checkpoint.path}: {SECOND_TEXT_POSITIONS} has shape {second.shape}, "
+      f"expected that of {TEXT_POSITIONS}, which it is added to"
+    )
+  both = leaves.Computed(
+    first.shape, first.dtype, lambda at: (first.read() + second.read())[at]
+  )
+  return found | {TEXT_POSITIONS: leaves.Leaf.of(both)}

@@ -235,7 +235,8 @@ def _entries(sizes, block: str, post_norms: bool) -> list[names.Entry]:
   table = names.under(
     f"{LAYERS['llm'][0]}/", f"layers/{block}*/", _DECODER_LAYER
   )
-  found = [*names.entries(_DECODER + table, llm, spell, post_norms=post_norms)]
+  when = ["post_norms"] * post_norms
+  found = [*names.entries(_DECODER + table, llm, spell, when=when)]
   if "img" in sizes:
     img = names.letters("img", sizes["img"])
     img |= {"E": llm["D"], "P": sizes["img"]["num_positions"]}

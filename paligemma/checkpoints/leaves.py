@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from paligemma import parameters
 from paligemma.checkpoints import layouts
 
 # How much is read and cast at a time, where a file can be read in part.
@@ -218,7 +219,7 @@ def layered_like(
 ) -> dict[str, Leaf]:
   """Each tower in the layout of its names; stacked if none is a layer's."""
   found = stack_layers(leaves)
-  for tower in ("img/", "llm/"):
+  for tower in (f"{name}/" for name in parameters.LAYERS):
     if any(n.startswith(tower) and layouts.split_layer(n) for n in names):
       ours = {n: found.pop(n) for n in list(found) if n.startswith(tower)}
       found |= unstack_layers(ours)

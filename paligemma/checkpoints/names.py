@@ -52,7 +52,7 @@ class Entry:
   @property
   def their_shape(self) -> tuple[int, ...]:
     return tuple(
-      math.prod(self.sizes[axis] for axis in re.findall(r"\w", group))
+      math.prod(self.sizes[axis] for axis in re.findall(r"[A-Za-z]", group))
       for group in _groups(self.theirs)
     )
 
@@ -82,11 +82,14 @@ def under(ours: str, theirs: str, table: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def letters(tower: str, fields: Mapping[str, Any]) -> dict[str, int]:
-  """Axis -> size, of the fields of vit.Model ("img") or gemma.Model ("llm")."""
+  """Axis -> size, of the fields of a tower: "img", "txt" or "llm"."""
   sizes = {x: fields[field] for field, x in parameters.SIZES[tower].items()}
+  if tower != "llm":
+    sizes |= {"H": sizes["D"] // sizes["N"], "E": fields.get("num_classes")}
   if tower == "img":
-    sizes |= {"H": sizes["D"] // sizes["N"], "M": sizes["D"]}
-    sizes |= {"w": sizes["h"], "C": 3}
+    sizes |= {"M": sizes["D"], "w": sizes["h"], "C": 3}
+    sizes |= {"Z": 3 * sizes["h"] ** 2}
+    sizes |= dict.fromkeys("yx", fields.get("grid"))
   return sizes
 
 
@@ -98,8 +101,9 @@ def rows(
   Args:
     when: What the model is, see parameters.Parameter.when.
   """
+  known = parameters.ROWS | (parameters.NAFLEX if "naflex" in when else {})
   for module, axes, *names in table:
-    for row in parameters.ROWS.values():
+    for row in known.values():
       is_named = module in (row.name, row.name.rpartition("/")[0])
       if is_named and row.when in ("", *when):
         yield row, axes, names
@@ -110,7 +114,7 @@ def entries(
   sizes: Mapping[str, int],
   spell: Callable[[str, int | None, bool], str],
   *,
-  post_norms: bool = False,
+  when: Collection[str] = (),
   output_axis: int = 0,
 ) -> Iterator[Entry]:
   """Yields the tensors of a tower.
@@ -118,10 +122,10 @@ def entries(
   Args:
     sizes: Size of every axis, see `letters`.
     spell: (name in the table, layer or None, whether it is a bias) -> key.
+    when: As of `rows`, without "fused" and "grouped".
     output_axis: Which of their axes a bias has: 0, or -1.
   """
-  when = ["fused" if sizes["N"] == sizes.get("K") else "grouped"]
-  when += ["post_norms"] * post_norms
+  when = {*when, "fused" if sizes.get("N") == sizes.get("K") else "grouped"}
   for row, axes, names in rows(table, when):
     is_bias = row.kind == parameters.BIAS
     theirs = _groups(axes)[output_axis] if is_bias else axes
@@ -129,10 +133,13 @@ def entries(
     for layer in range(sizes["L"]) if in_layers else [None]:
       for part, name in enumerate(names):
         at = () if layer is None else (layer,)
+        at += (part,) * (row.num_parts is not None)
+        # Behind the parts, axes of size 1.
+        at += (0,) * (sum(map(str.isdigit, row.axes)) - 1)
         yield Entry(
           spell(name, layer, is_bias),
           row.name,
-          at if row.num_parts is None else (*at, part),
+          at,
           theirs,
           " ".join(row.part_axes),
           sizes,

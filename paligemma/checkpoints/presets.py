@@ -2,8 +2,9 @@
 
 Names are ours, "paligemma2_3b_pt_224": that of the model, "pt" (to be
 fine-tuned), "mix" (fine-tuned on a mixture of tasks) or "ft_docci", and pixels.
-A Gemma, for text alone, has the name that keras-hub gives it. The names that
-they have on a hub, or in keras-hub, do as well (ALIASES).
+A Gemma, for text alone, has the name that keras-hub gives it, a SigLIP that of
+its file in big_vision ("siglip2_b16_224"). The names that they have on a hub,
+or in keras-hub, do as well (ALIASES).
 
 Sources. Kaggle, JAX: big_vision's configs/proj/paligemma/README.md and
 finetune_paligemma.ipynb (files .npz, .bf16.npz and .f16.npz of PaliGemma,
@@ -12,7 +13,8 @@ tools/checkpoint_conversion/convert_pali_gemma2_checkpoints.py. Kaggle, Keras:
 models/pali_gemma/pali_gemma_presets.py and models/gemma/gemma_presets.py of
 keras-hub 0.32. Hugging Face: the announcements of PaliGemma 2 and of its mix
 models (huggingface/blog, paligemma2.md and paligemma2mix.md), and for PaliGemma
-and Gemma lists of its models in public code. Whatever is missing here was named
+and Gemma lists of its models in public code. SigLIP: big_vision's
+SigLIP_demo.ipynb and README_siglip2.md. Whatever is missing here was named
 by none of them, such as JAX files of PaliGemma 2 "pt" on Hugging Face.
 """
 
@@ -55,7 +57,8 @@ class Source:
   """A place on a hub.
 
   Attributes:
-    hub: "Kaggle" or "Hugging Face".
+    hub: "Kaggle", "Hugging Face", or "big_vision" for its public bucket, from
+      which nothing is fetched.
     handle: Of the model there.
     files: What to fetch: a file on Kaggle, patterns on Hugging Face. Default:
       all.
@@ -73,6 +76,8 @@ class Source:
     if self.hub == "Kaggle":
       owner, model = self.handle.split("/")[:2]
       return f"https://www.kaggle.com/models/{owner}/{model}"
+    if self.hub == "big_vision":
+      return f"https://storage.googleapis.com/big_vision/{self.handle}.npz"
     return f"https://huggingface.co/{self.handle}"
 
 
@@ -81,8 +86,9 @@ class Preset:
   """A published checkpoint.
 
   Attributes:
-    variant: Key of variants.PALIGEMMA, or of variants.GEMMA: a decoder alone.
-    res: Pixels of a side; None of a decoder.
+    variant: Key of variants.PALIGEMMA, of variants.SIGLIP, or of
+      variants.GEMMA: a decoder alone.
+    res: Pixels of a side; None of a decoder and of NaFlex.
     vocab_size: Rows of the embedding table.
     sources: Where it is published, the best first.
   """
@@ -143,6 +149,31 @@ gemma2_27b keras/cell2sentence c2s_scale_gemma_2_27b_en 1
 """
 
 
+# Of the first SigLIP: name, file in the public bucket, what ends its name on
+# Hugging Face.
+_SIGLIP = """
+siglip_b16_224           webli_en_b16_224_63724782
+siglip_b16_256           webli_en_b16_256_60500360
+siglip_b16_384           webli_en_b16_384_68578854
+siglip_b16_512           webli_en_b16_512_68580893
+siglip_l16_256           webli_en_l16_256_60552751
+siglip_l16_384           webli_en_l16_384_63634585
+siglip_so400m14_224      webli_en_so400m_224_57633886
+siglip_so400m14_384      webli_en_so400m_384_58765454
+siglip_i18n_b16_256      webli_i18n_b16_256_66117334       -multilingual
+siglip_i18n_so400m16_256 webli_i18n_so400m_16_256_78061115 -i18n
+"""
+# Sizes of both, as Hugging Face spells them.
+_SIGLIP_SIZES = {
+  "b16": "base-patch16",
+  "b32": "base-patch32",
+  "l16": "large-patch16",
+  "so400m14": "so400m-patch14",
+  "so400m16": "so400m-patch16",
+  "g-opt16": "giant-opt-patch16",
+}
+
+
 def _presets() -> Iterator[tuple[str, Preset]]:
   for stem, (keras, versions) in _PALIGEMMA.items():
     family, size, kind, *_ = stem.split("-")
@@ -167,6 +198,20 @@ def _presets() -> Iterator[tuple[str, Preset]]:
     sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
     sources += map(_transformers, hugging_face)
     yield name, Preset(variant, None, 256_000, tuple(sources))
+  files = {line.split()[0]: line for line in _SIGLIP.strip().splitlines()}
+  for name, variant in variants.SIGLIP.items():
+    if name in files or name.startswith("siglip2_"):
+      sources = _siglip_sources(name, *files.get(name, name).split()[1:])
+      yield name, Preset(name, variant.res, variant.vocab_size, sources)
+
+
+def _siglip_sources(name, file=None, end="") -> tuple[Source, ...]:
+  *family, size, res = name.split("_")
+  handle = f"{family[0]}-{_SIGLIP_SIZES[size]}-{res}{end}"
+  if file is not None:
+    return _transformers(handle), Source("big_vision", f"siglip/{file}")
+  jax = Source("Hugging Face", f"google/{handle}-jax", ("*.npz",))
+  return _transformers(handle), jax, Source("big_vision", f"siglip2/{name}")
 
 
 def _transformers(name) -> Source:
@@ -289,6 +334,8 @@ def _npz(folder: pathlib.Path, stems, endings) -> pathlib.Path | None:
 
 
 def _fetch(source: Source, stems) -> str:
+  if source.hub == "big_vision":
+    raise ValueError("is a public file, download it")
   is_kaggle = source.hub == "Kaggle"
   module = "kagglehub" if is_kaggle else "huggingface_hub"
   try:

@@ -6,7 +6,8 @@ values with which no model runs are refused when the file is opened.
 Our own files hold one JSON object, in "model/metadata" of an Orbax folder and
 in the comment of an npz:
 
-    {"img": ..., "llm": ...}  fields of both towers that shapes cannot tell
+    {"img": ..., "llm": ...}  fields of both towers that shapes cannot tell, of
+                              a SigLIP also "txt"
     "metadata"                what is of no tower, see Checkpoint.metadata
     "dtype"                   what the model computes in
 """
@@ -66,6 +67,14 @@ LLM: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "sliding_window": (_optional(_size), "a number of positions or null"),
   "lora": (lambda value: isinstance(value, Lora), "a Lora"),
 }
+TXT: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+  "num_classes": IMG["num_classes"],
+  "pool_type": (
+    _one_of("last", "first", "mean", "max", "map"),
+    '"last", "first", "mean", "max" or "map"',
+  ),
+  "lora": IMG["lora"],
+}
 
 # What files state of no tower.
 METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
@@ -80,26 +89,27 @@ METADATA: Mapping[str, tuple[Callable[[Any], bool], str]] = {
   "chat_template": (lambda value: isinstance(value, str), "a text"),
 }
 
-# Fields of both towers that shapes do tell.
+# Fields of towers that shapes do tell.
 SIZES = frozenset(
-  {"num_classes", "scan", *parameters.SIZES["img"], *parameters.SIZES["llm"]}
+  {"num_classes", "scan", "grid"}.union(*parameters.SIZES.values())
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-_OBJECTS = ("img", "llm", "metadata")
+_OBJECTS = ("img", "llm", "txt", "metadata")
 
 
 def check(
   where: epath.PathLike,
   img: Mapping[str, Any],
   llm: Mapping[str, Any],
+  txt: Mapping[str, Any],
   metadata: Mapping[str, Any],
 ) -> None:
-  """Checks fields of vit.Model and gemma.Model, and metadata.
+  """Checks fields of towers, and metadata.
 
   Args:
     where: The file or folder that states them.
-    img, llm, metadata: As in Checkpoint.
+    img, llm, txt, metadata: As in Checkpoint.
 
   Raises:
     ValueError: An unknown field, or a value that no model has.
@@ -107,6 +117,7 @@ def check(
   for known, stated, what in (
     (IMG, img, "image tower field"),
     (LLM, llm, "decoder field"),
+    (TXT, txt, "text tower field"),
     (METADATA, metadata, "metadata"),
   ):
     for field, value in stated.items():
@@ -121,6 +132,8 @@ def check(
 def dump(*, compute_dtype: str | None = None, **objects: Any) -> str:
   """One line of JSON; the arguments are those of Checkpoint."""
   stated = {name: objects.get(name) or {} for name in _OBJECTS}
+  if not stated["txt"]:
+    del stated["txt"]
   if compute_dtype is not None:
     stated["dtype"] = compute_dtype
   return json.dumps(stated)
@@ -140,13 +153,14 @@ def parse(text: str) -> dict[str, Any]:
     raise ValueError("expected a JSON object")
   # Before version 0.3 the metadata were called "export".
   found.setdefault("metadata", found.pop("export", None))
+  found.setdefault("txt", {})
   settings = {name: found.pop(name, None) for name in _OBJECTS}
   dtype = found.pop("dtype", None)
   if found or not all(isinstance(x, dict) for x in settings.values()):
-    raise ValueError(f"expected three objects: {', '.join(_OBJECTS)}")
+    raise ValueError(f"expected objects: {', '.join(_OBJECTS)}")
   if dtype is not None and dtype not in DTYPES:
     raise ValueError(f"dtype is {dtype!r}, expected one of: {DTYPES}")
-  for tower in ("img", "llm"):
+  for tower in parameters.SIZES:
     stated = settings[tower].items()
     settings[tower] = {k: v for k, v in stated if k not in SIZES}
   return {**settings, "compute_dtype": dtype}

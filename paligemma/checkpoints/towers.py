@@ -115,4 +115,9 @@ def _image_tower(checkpoint):
   left_out = [
     n for n in found if re.fullmatch(rf"{_OF_SIGLIP_ALONE}|llm/.*", n)
   ]
+  if len(getattr(found.get(parameters.PATCH_KERNEL), "shape", ())) == 2:
+    raise ValueError(
+      f"{checkpoint.path}: is a NaFlex image tower, expected one for images of "
+      "one size"
+    )
   return {n: x for n, x in found.items() if n not in left_out}, left_out

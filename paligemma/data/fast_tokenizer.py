@@ -19,6 +19,11 @@ _REPLACEMENT = "\ufffd"
 _IMAGE = "<image>"
 _BYTE = r"<0x([0-9A-F]{2})>"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+# As transformers 5 writes it for SigLIP 2.
+_LOWER = {
+  "type": "Sequence",
+  "normalizers": [{"type": "Lowercase"}, _NORMALIZER],
+}
 
 
 class FastTokenizer:
@@ -100,7 +105,8 @@ def _parse(data, where):
     as_in_gemma = {
       "byte pairs": model["type"] == "BPE",
       "byte_fallback": model["byte_fallback"] is True,
-      "spaces as pieces spell them": values["normalizer"] == _NORMALIZER,
+      "spaces as pieces spell them": values["normalizer"]
+      in (_NORMALIZER, _LOWER),
       "a vocabulary": isinstance(model["vocab"], dict),
       "a list of added tokens": isinstance(values["added_tokens"], list),
     }

@@ -52,19 +52,19 @@ class Tokenizer:
       data = disk.path(path).read_bytes()
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
-    engine = _engine(data, path)
-    missing = [p for p in LOC + SEG if engine.id_of(p) is None]
-    may_add = add_loc_seg or engine.size() == _PLAIN_GEMMA_SIZE
+    found = engine(data, path)
+    missing = [p for p in LOC + SEG if found.id_of(p) is None]
+    may_add = add_loc_seg or found.size() == _PLAIN_GEMMA_SIZE
     if len(missing) == len(LOC + SEG) and may_add:
-      engine = engine.with_pieces(LOC + SEG, path)
+      found = found.with_pieces(LOC + SEG, path)
     elif missing:
       raise ValueError(
         f"{path}: {len(missing)} of {len(LOC + SEG)} <loc> and <seg> pieces "
         f"are missing, the first is {missing[0]}; use the PaliGemma file of "
         "257,152 pieces, or pass add_loc_seg=True to a file that has none"
       )
-    _check_layout(engine, path)
-    self._engine = engine
+    _check_layout(found, path)
+    self._engine = found
 
   @property
   def vocab_size(self) -> int:
@@ -128,7 +128,7 @@ class Tokenizer:
     return self._engine.data
 
   def __setstate__(self, data):
-    self._engine = _engine(data, "unpickled tokenizer")
+    self._engine = engine(data, "unpickled tokenizer")
 
 
 class _SentencePiece:
@@ -169,7 +169,14 @@ class _SentencePiece:
     return _SentencePiece(model.SerializeToString(), where)
 
 
-def _engine(data, where):
+def engine(
+  data: bytes, where: epath.PathLike
+) -> "_SentencePiece | FastTokenizer":
+  """Returns what encodes and decodes by the contents of a file.
+
+  Raises:
+    ValueError: It is neither a SentencePiece model nor a tokenizer.json.
+  """
   # A SentencePiece model begins with another byte.
   kind = FastTokenizer if data.startswith(b"{") else _SentencePiece
   return kind(data, where)

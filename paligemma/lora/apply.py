@@ -86,8 +86,7 @@ def merge_lora(
         continue
       w, a, b = merged[name], adapters[f"{path}/a"], adapters[f"{path}/b"]
       if quantization.is_quantized(w):
-        tower = model.llm if row.tower == "llm" else model.img
-        w = quantization.dequantize(w, tower.dtype)
+        w = quantization.dequantize(w, model.towers[row.tower].dtype)
       part = None if row.num_parts is None else part
       merged[name] = _add(w, a, b, lora.scale, part=part, order=row.order)
   return with_lora(model, None), tree.unflatten(merged)
@@ -95,13 +94,13 @@ def merge_lora(
 
 def lora_of(model: nn.Module) -> lora_lib.Lora | None:
   """The Lora of a model, or None."""
-  return model.llm.lora
+  return next(reversed(model.towers.values())).lora
 
 
 def with_lora(model: nn.Module, lora: lora_lib.Lora | None) -> nn.Module:
   """The model with other adapters, or None."""
-  img = model.img and model.img.clone(lora=lora)
-  return model.clone(llm=model.llm.clone(lora=lora), img=img)
+  towers = {n: tower.clone(lora=lora) for n, tower in model.towers.items()}
+  return model.clone(**towers)
 
 
 def is_adapter(names: Iterable[str]) -> dict[str, bool]:
@@ -115,14 +114,13 @@ def adapter_shapes(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
   Raises:
     ValueError: a regex of its Lora matches none of its targets.
   """
-  if model.img is None:
-    has = [x for x in lora_lib.TARGETS if not x.startswith("img/")]
-    for regex in lora_of(model).targets:
-      if not any(re.fullmatch(regex, target) for target in has):
-        raise ValueError(
-          f'LoRA target "{regex}": the model has no image tower, expected one '
-          f"of: {', '.join(has)}"
-        )
+  has = [x for x in lora_lib.TARGETS if x.partition("/")[0] in model.towers]
+  for regex in lora_of(model).targets:
+    if not any(re.fullmatch(regex, target) for target in has):
+      raise ValueError(
+        f'LoRA target "{regex}": the model has no such tower, expected one '
+        f"of: {', '.join(has)}"
+      )
   shapes = init.shapes(model)
   return {n: shapes[n] for n, adapts in is_adapter(shapes).items() if adapts}
 

@@ -205,6 +205,8 @@ class Linear(nn.Module):
     rows = "BT"[: x.ndim - self.axes]
     summed, given = "IJ"[: self.axes], "OP"[: len(self.shape)]
     out = product(f"{rows}{summed},{summed}{given}->{rows}{given}", x, kernel)
-    out += adapt(self.lora, self.target, x, self.shape, self.dtype, train)
+    of_one = x if len(rows) == 2 else x[:, None]
+    added = adapt(self.lora, self.target, of_one, self.shape, self.dtype, train)
+    out += added if isinstance(added, float) else added.reshape(out.shape)
     bias = jnp.expand_dims(bias.astype(self.dtype), range(len(rows)))
     return out.astype(self.dtype) + bias

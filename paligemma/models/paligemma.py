@@ -57,6 +57,19 @@ class Model(nn.Module):
     default_factory=dict, compare=False, repr=False
   )
 
+  @property
+  def towers(self) -> dict[str, nn.Module]:
+    """The towers by name, without an image tower that is None."""
+    both = {"img": self.img, "llm": self.llm}
+    return {name: tower for name, tower in both.items() if tower is not None}
+
+  @nn.nowrap
+  def init_inputs(self, res: int | None = None) -> tuple[Array | None, ...]:
+    """Returns arguments for `init`, for images of `res` pixels or one patch."""
+    text = jnp.zeros((1, 1), jnp.int32)
+    image = None if self.img is None else self.img.init_input(res)
+    return image, text, text
+
   def embed_image(
     self, image: Images, train: bool = False
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:

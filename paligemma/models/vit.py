@@ -1,9 +1,9 @@
 """The image tower: a Vision Transformer as SigLIP trains it.
 
-Names and shapes of the parameters are those of big_vision's models/vit.py, so
-its checkpoints load unchanged. Sources: arXiv:2010.11929 (ViT),
-arXiv:2205.01580 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343
-(SigLIP).
+The text tower of SigLIP (text_tower.py) is made of the same blocks. Names and
+shapes of the parameters are those of big_vision's models/vit.py, so its
+checkpoints load unchanged. Sources: arXiv:2010.11929 (ViT), arXiv:2205.01580
+(sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343 (SigLIP).
 
 Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
 """
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from paligemma import registry, variants
 from paligemma.lora import config as lora_lib
 from paligemma.models.attention import reference as attention
+from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import Linear
 from paligemma.models.stack import Call, Stack
 
@@ -54,7 +55,7 @@ def _linear(config, shape, name, target, **options) -> Linear:
     config.dtype,
     kernel_init=nn.initializers.xavier_uniform(),
     lora=config.lora,
-    target=f"img/{target}",
+    target=f"{config.tower}/{target}",
     name=name,
     **options,
   )
@@ -63,7 +64,7 @@ def _linear(config, shape, name, target, **options) -> Linear:
 class MlpBlock(nn.Module):
   """Two dense layers with tanh GELU between, in the compute dtype."""
 
-  config: "Model"
+  config: nn.Module
 
   @nn.compact
   def __call__(
@@ -81,7 +82,7 @@ class MlpBlock(nn.Module):
 class MultiHeadDotProductAttention(nn.Module):
   """Attention of queries over keys, which are the values too."""
 
-  config: "Model"
+  config: nn.Module
 
   @nn.compact
   def __call__(
@@ -89,13 +90,13 @@ class MultiHeadDotProductAttention(nn.Module):
     queries: Float[Array, "B T D"],
     keys: Float[Array, "B S D"],
     train: bool = False,
+    mask: Mask | None = None,
   ) -> Float[Array, "B T D"]:
     config, width = self.config, queries.shape[-1]
     head_dim, rest = divmod(width, config.num_heads)
     if rest:
       raise ValueError(
-        f"image tower width {width} is not divisible by {config.num_heads} "
-        "heads"
+        f"tower width {width} is not divisible by {config.num_heads} heads"
       )
 
     heads = config.num_heads, head_dim
@@ -104,7 +105,7 @@ class MultiHeadDotProductAttention(nn.Module):
       for name, x in (("query", queries), ("key", keys), ("value", keys))
     )
     mixed = attention.attend(
-      q, k, v, scale=head_dim**-0.5, implementation=config.attention
+      q, k, v, mask, scale=head_dim**-0.5, implementation=config.attention
     )
     return _linear(config, (width,), "out", "attn/out", axes=2)(mixed, train)
 
@@ -112,7 +113,7 @@ class MultiHeadDotProductAttention(nn.Module):
 class Block(nn.Module):
   """One pre-norm transformer block; the residual stream stays float32."""
 
-  config: "Model"
+  config: nn.Module
 
   @nn.compact
   def __call__(
@@ -125,7 +126,8 @@ class Block(nn.Module):
     """
     config, train, out = self.config, call.train, {}
     y = nn.LayerNorm(dtype=jnp.float32)(x)
-    y = out["sa"] = MultiHeadDotProductAttention(config)(y, y, train)
+    attend = MultiHeadDotProductAttention(config)
+    y = out["sa"] = attend(y, y, train, call.mask)
     y = nn.Dropout(config.dropout)(y, deterministic=not train)
     x = out["+sa"] = x + y.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
@@ -138,11 +140,14 @@ class Block(nn.Module):
 class Encoder(nn.Module):
   """A stack of blocks and the final norm."""
 
-  config: "Model"
+  config: nn.Module
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "B L D"], train: bool = False
+    self,
+    x: Float[Array, "B L D"],
+    train: bool = False,
+    mask: Mask | None = None,
   ) -> tuple[Float[Array, "B L D"], dict[str, Any]]:
     """Returns the output in float32, and intermediates.
 
@@ -151,10 +156,10 @@ class Encoder(nn.Module):
     """
     blocks = Stack(
       Block(self.config, parent=None),
-      tower="img",
+      tower=self.config.tower,
       tokens_at_once=_HIDDEN_AT_ONCE // self.config.mlp_dim,
     )
-    x, of_blocks = blocks(self, x, Call("train" if train else "eval"))
+    x, of_blocks = blocks(self, x, Call("train" if train else "eval", mask))
     out = {f"block{i:02d}": named for i, named in enumerate(of_blocks)}
     norm = nn.LayerNorm(dtype=jnp.float32, name="encoder_norm")
     return norm(x), out | {"pre_ln": x}
@@ -163,16 +168,18 @@ class Encoder(nn.Module):
 class MAPHead(nn.Module):
   """Multihead attention pooling: a learned probe attends to all tokens."""
 
-  config: "Model"
+  config: nn.Module
 
   @nn.compact
-  def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B D"]:
+  def __call__(
+    self, x: Float[Array, "B L D"], mask: Mask | None = None
+  ) -> Float[Array, "B D"]:
     batch, _, width = x.shape
     probe = self.param(
       "probe", nn.initializers.xavier_uniform(), (1, 1, width), jnp.float32
     )
     probe = jnp.broadcast_to(probe, (batch, 1, width))
-    x = MultiHeadDotProductAttention(self.config)(probe, x)
+    x = MultiHeadDotProductAttention(self.config)(probe, x, mask=mask)
     x = x.astype(jnp.float32)
     y = nn.LayerNorm(dtype=jnp.float32)(x)
     y = MlpBlock(self.config)(y)
@@ -220,6 +227,8 @@ class Model(nn.Module):
   dtype: str = "float32"
   attention: str = "auto"
   lora: lora_lib.Lora | None = None
+
+  tower = "img"  # in the names of parameters
 
   @nn.compact
   def __call__(
@@ -289,6 +298,12 @@ class Model(nn.Module):
       x, patches = (head(y, train).astype(jnp.float32) for y in (x, patches))
       out["logits"], out["logits_2d"] = x, in_2d(patches)
     return x.astype(jnp.float32), out
+
+  @nn.nowrap
+  def init_input(self, res: int | None) -> Float[Array, "1 H W 3"]:
+    """Returns an image of `res` pixels on a side, by default one patch."""
+    side = res or self.patch_size
+    return jnp.zeros((1, side, side, 3), jnp.float32)
 
   def _position_embedding(self, rows, columns):
     known = dict.fromkeys(("learn", "sincos2d"))

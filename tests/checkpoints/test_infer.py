@@ -130,12 +130,24 @@ def test_everything_missing_is_listed():
   assert str(e.value).endswith(message)
 
 
+def test_what_tells_the_sizes_of_a_text_tower():
+  with pytest.raises(ValueError) as e:
+    infer.sizes({"txt/head/kernel": (3, 3)})
+  block = "txt/Encoder_0/encoderblock"
+  assert str(e.value) == (
+    f"cannot tell the sizes of the model, missing: {block}/MlpBlock_0/Dense_0/"
+    f"kernel, {block}/MultiHeadDotProductAttention_0/query/kernel, "
+    "txt/Embed_0/embedding, txt/pos_embedding."
+  )
+
+
 @pytest.mark.parametrize("tower", ["img", "llm"])
 def test_one_tower_alone(tower):
   alone = {n: x for n, x in PALIGEMMA.items() if n.startswith(tower)}
   assert infer.sizes(alone) == {tower: infer.sizes(PALIGEMMA)[tower]}
-  with pytest.raises(ValueError, match='no parameters under "img/" or "llm/"'):
-    infer.sizes({"txt/w": (3,)})
+  message = 'no parameters under "img/", "txt/" or "llm/", found: text'
+  with pytest.raises(ValueError, match=message):
+    infer.sizes({"text/w": (3,)})
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_layers_and_parts():
 
 
 def test_as_many_key_heads_as_heads_are_fused_and_post_norms_are_asked_for():
-  found = listed(TABLE, LLM | {"K": 4, "L": 1}, post_norms=True)
+  found = listed(TABLE, LLM | {"K": 4, "L": 1}, when=["post_norms"])
   assert found == [
     ("blocks.0.q", "w", (0, 0), (20, 3), (4, 3, 5)),
     ("blocks.0.k", "w", (0, 1), (20, 3), (4, 3, 5)),
@@ -95,4 +95,10 @@ def test_there_and_back():
 def test_sizes_of_a_tower():
   fields = dict(width=6, depth=1, mlp_dim=9, num_heads=2, patch_size=14)
   found = names.letters("img", fields)
-  assert found == dict(D=6, L=1, F=9, N=2, h=14, w=14, H=3, M=6, C=3)
+  assert found == {
+    **dict(D=6, L=1, F=9, N=2, h=14, w=14, H=3, M=6, C=3, Z=588),
+    **dict(E=None, y=None, x=None),
+  }
+  fields = dict(fields, vocab_size=31, text_len=5, num_classes=7)
+  found = names.letters("txt", fields)
+  assert found == dict(D=6, L=1, F=9, N=2, H=3, V=31, T=5, E=7)

@@ -292,7 +292,7 @@ class TestSettings:
       (b"[]", r"comment: .*\(expected a JSON object\)"),
       (b"[" * 60_000, r"comment: .*\(nested too deeply\)"),
       (b"\xff", "comment: not an npz file, or corrupt"),
-      (b'{"img": {}, "llm": {}}', "comment: .*expected three objects"),
+      (b'{"img": {}, "llm": {}}', "comment: .*expected objects"),
       (
         b'{"img": {}, "llm": {}, "metadata": {"a": 1}}',
         'unknown metadata "a"',

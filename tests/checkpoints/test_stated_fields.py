@@ -18,7 +18,9 @@ GOOD = {
 
 
 def test_what_models_have_passes():
-  stated_fields.check("x", {"num_classes": 7, "pool_type": "none"}, GOOD, {})
+  stated_fields.check(
+    "x", {"num_classes": 7, "pool_type": "none"}, GOOD, {}, {}
+  )
   for tower, table in (("img", variants.VIT), ("llm", variants.GEMMA)):
     for variant in table.values():
       stated = {
@@ -27,7 +29,7 @@ def test_what_models_have_passes():
         if k not in stated_fields.SIZES
       }
       stated_fields.check(
-        "x", **{"img": {}, "llm": {}, "metadata": {}, tower: stated}
+        "x", **{"img": {}, "llm": {}, "txt": {}, "metadata": {}, tower: stated}
       )
 
 
@@ -46,7 +48,7 @@ def test_what_models_have_passes():
 )
 def test_what_no_model_has_is_named(field, value, expected):
   with pytest.raises(ValueError) as error:
-    stated_fields.check("a/b", {}, GOOD | {field: value}, {})
+    stated_fields.check("a/b", {}, GOOD | {field: value}, {}, {})
   assert str(error.value).startswith(f"a/b: {field} is {value!r}, expected ")
   assert str(error.value).endswith(expected)
 
@@ -54,4 +56,4 @@ def test_what_no_model_has_is_named(field, value, expected):
 def test_a_misspelt_field():
   message = r'a/b: unknown decoder field "norm_epz".*Did you mean "norm_eps"'
   with pytest.raises(ValueError, match=message):
-    stated_fields.check("a/b", {}, {"norm_epz": 1e-6}, {})
+    stated_fields.check("a/b", {}, {"norm_epz": 1e-6}, {}, {})

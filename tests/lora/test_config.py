@@ -80,7 +80,7 @@ def test_targets_that_are_no_list(targets):
 def test_unknown_target():
   with pytest.raises(
     ValueError,
-    match=r'^LoRA target "llm/atn/q" matches none of: llm/attn/q, .*img/head '
+    match=r'^LoRA target "llm/atn/q" matches none of: llm/attn/q, .*txt/head '
     r'\(a regex must match the whole name\)\. Did you mean "llm/attn/q"\?$',
   ):
     Lora(targets=["llm/.*", "llm/atn/q"])

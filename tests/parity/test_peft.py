@@ -33,7 +33,11 @@ MERGED = 1e-5  # of the largest logit
 
 # Style -> Lora; what peft is told to adapt, and what that is here.
 CASES = {
-  "paligemma1": ({}, "all-linear", lora_config.TARGETS),
+  "paligemma1": (
+    {},
+    "all-linear",
+    [x for x in lora_config.TARGETS if not x.startswith("txt/")],
+  ),
   "paligemma1_mha": (
     {"rank": 1, "alpha": 0.5},
     r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|up_proj)",

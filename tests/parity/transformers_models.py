@@ -124,3 +124,40 @@ def _randomize(model, seed):
         parameter.copy_(parameter + 0.3 * draw)
       else:
         parameter.copy_(draw / parameter[0].numel() ** 0.5)
+
+
+def random_siglip(seed, naflex=False):
+  """Returns a SiglipModel or Siglip2Model, float32, eager, in eval mode.
+
+  Args:
+    seed: int, gives sizes and weights, as of `random_model`.
+    naflex: bool, whether images have any aspect ratio.
+  """
+  rng = random.Random(f"siglip {seed}")
+
+  def tower():
+    heads = rng.choice([1, 2, 3])
+    return {
+      "hidden_size": heads * rng.choice([5, 7, 11]),
+      "intermediate_size": rng.choice([13, 17, 19]),
+      "num_hidden_layers": rng.choice([1, 2, 3]),
+      "num_attention_heads": heads,
+    }
+
+  patch = rng.choice([3, 5, 7])
+  vision, text = tower() | {"patch_size": patch}, tower()
+  text["vocab_size"] = rng.choice([31, 37])
+  text["max_position_embeddings"] = rng.choice([7, 11])
+  text["projection_size"] = vision["hidden_size"]
+  if naflex:
+    vision["num_patches"] = rng.choice([9, 16])
+    config = transformers.Siglip2Config(text_config=text, vision_config=vision)
+    kind = transformers.Siglip2Model
+  else:
+    vision["image_size"] = patch * rng.choice([2, 3])
+    config = transformers.SiglipConfig(text_config=text, vision_config=vision)
+    kind = transformers.SiglipModel
+  config._attn_implementation = "eager"
+  model = kind(config).eval()
+  _randomize(model, seed)
+  return model

@@ -38,6 +38,25 @@ def test_there_and_back_is_the_same_file(tmp_path, format):
   assert again == (tmp_path / "back.npz").read_bytes()
 
 
+@pytest.mark.parametrize("variant", ["siglip_b16_256", "siglip2_b16_naflex"])
+def test_a_siglip_there_and_back(variant, tmp_path, monkeypatch, capsys):
+  sizes = {"width": 12, "depth": 1, "mlp_dim": 8, "num_heads": 2}
+  txt = {**sizes, "vocab_size": 31, "num_classes": 12}
+  model, params = paligemma.load(
+    variant, load_weights=False, img=sizes, txt=txt
+  )
+  paligemma.save(tmp_path / "x.npz", model, params)
+  there, back = tmp_path / "hf", tmp_path / "back.npz"
+  run(monkeypatch, tmp_path / "x.npz", there, "--format", "huggingface")
+  run(monkeypatch, there, back, "--check")
+  out = capsys.readouterr().out
+  assert "text tower: pool_type=last, text_len=64" in out
+  assert ", max difference 0.0e+00" in out
+  count = len(tree.flatten(params))
+  assert f"{count} tensors: DST is SRC in its dtypes, bit for bit" in out
+  assert npz.fingerprint(back) == npz.fingerprint(tmp_path / "x.npz")
+
+
 def test_check_reports_every_tensor(tmp_path, monkeypatch, capsys):
   arguments = [SOURCE, tmp_path / "half.npz", "--dtype", "bfloat16", "--check"]
   run(monkeypatch, *arguments)

@@ -5,7 +5,7 @@ PaliGemma 1 files, for example, leave out the head dim. What our models cannot
 do is refused.
 
 Sources: transformers 5.23 and 4.57,
-models/{paligemma,gemma,gemma2,siglip}/configuration_*.py.
+models/{paligemma,gemma,gemma2,siglip,siglip2}/configuration_*.py.
 """
 
 import dataclasses
@@ -32,6 +32,11 @@ _LLM_SIZES = {
   "head_dim": "head_dim",
   "vocab_size": "vocab_size",
 }
+_TXT_SIZES = {
+  **_IMG_SIZES,
+  "vocab_size": "vocab_size",
+  "text_len": "max_position_embeddings",
+}
 _SOFT_CAPS = {
   "attn_logits_softcap": "attn_logit_softcapping",
   "final_logits_softcap": "final_logit_softcapping",
@@ -40,11 +45,17 @@ _SOFT_CAPS = {
 _GEMMA2_FIELDS = {**_SOFT_CAPS, "sliding_window": "sliding_window"}
 
 _VISION = "siglip_vision_model"
+# A SigLIP -> the model types of its towers; "siglip2" alone is NaFlex.
+_TOWERS = {
+  "siglip": (_VISION, "siglip_text_model"),
+  "siglip2": ("siglip2_vision_model", "siglip2_text_model"),
+}
 
 # What our models do and no config may change.
 _GELU = "gelu_pytorch_tanh"
 _GEMMA = {"attention_bias": False, "rope_theta": 10_000.0}
-_SIGLIP = {"hidden_act": _GELU, "layer_norm_eps": 1e-6, "num_channels": 3}
+_SIGLIP_TEXT = {"hidden_act": _GELU, "layer_norm_eps": 1e-6}
+_SIGLIP = {**_SIGLIP_TEXT, "num_channels": 3}
 
 _MAX_POSITIONS = 8192  # of every Gemma 1 and 2
 
@@ -74,6 +85,13 @@ _SIGLIP_DEFAULTS = {
   **_by_key(variants.VIT["B"], _IMG_SIZES),
   "image_size": 224,
   "patch_size": 16,
+  "num_patches": variants.NAFLEX_PATCHES,
+}
+_SIGLIP_TEXT_DEFAULTS = {
+  **_SIGLIP_TEXT,
+  **_by_key(variants.VIT["B"], _IMG_SIZES),
+  "vocab_size": 32_000,
+  "max_position_embeddings": 64,
 }
 # Of a PaliGemma whose config does not name a tower at all.
 _PALIGEMMA_DEFAULTS = {
@@ -94,9 +112,11 @@ class Description:
   """A model as config.json has it.
 
   Attributes:
-    model_type: "paligemma", "gemma", "gemma2", "siglip_vision_model".
+    model_type: "paligemma", "gemma", "gemma2", "siglip", "siglip2",
+      "siglip_vision_model".
     decoder: `llm` of layout.entries, None if there is none.
     image_tower: `img` and num_positions of it, None if there is none.
+    text_tower: `txt` of it, None if there is none.
     llm: Fields of gemma.Model that shapes cannot tell.
     image_token_id: None in a model for text alone.
     tied: False if logits come from a table of their own.
@@ -105,6 +125,7 @@ class Description:
   model_type: str
   decoder: Mapping[str, Any] | None = None
   image_tower: Mapping[str, Any] | None = None
+  text_tower: Mapping[str, Any] | None = None
   llm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   image_token_id: int | None = None
   tied: bool = True
@@ -123,7 +144,8 @@ def read(path: pathlib.Path) -> Description:
     "gemma": _gemma,
     "gemma2": _gemma,
     "siglip": _siglip,
-    _VISION: _siglip,
+    "siglip2": _siglip,
+    _VISION: _image_tower,
   }
   if "quantization_config" in config.values:
     raise ValueError(
@@ -136,7 +158,9 @@ def read(path: pathlib.Path) -> Description:
 def _paligemma(config) -> Description:
   config = config.with_defaults(_PALIGEMMA_DEFAULTS)
   text = _gemma(config.section("text_config", model_type="gemma"))
-  vision = _siglip(config.section("vision_config", model_type=_VISION))
+  vision = config.section("vision_config", model_type=_VISION)
+  vision.lookup("model_type", {_VISION: None})
+  vision = _image_tower(vision)
   # Both names are one field to transformers.
   names = ("image_token_index", "image_token_id")
   ids = {config.size(name) for name in names if name in config.values}
@@ -227,22 +251,53 @@ def _layer_types(depth, window):
 
 
 def _siglip(config) -> Description:
-  if config.values.get("model_type") == "siglip":
-    config = config.with_defaults({"vision_config": {}})
-    config = config.section("vision_config", model_type=_VISION)
-  config.lookup("model_type", {_VISION: None})
+  vision_type, text_type = config.lookup("model_type", _TOWERS)
+  config = config.with_defaults({"vision_config": {}, "text_config": {}})
+  vision = config.section("vision_config", model_type=vision_type)
+  vision = vision.with_defaults({"vision_use_head": True})
+  vision.check({"vision_use_head": True})
+  text = config.section("text_config", model_type=text_type)
+  text.lookup("model_type", {text_type: None})
+  text = text.with_defaults(_SIGLIP_TEXT_DEFAULTS)
+  text.check(_SIGLIP_TEXT)
+  sizes = text.sizes(_TXT_SIZES)
+  _check_heads(text, sizes)
+  is_default = text.values.get("projection_size") is None
+  sizes["num_classes"] = (
+    sizes["width"] if is_default else text.size("projection_size")
+  )
+  return dataclasses.replace(
+    _image_tower(vision),
+    model_type=config.values["model_type"],
+    text_tower=sizes,
+  )
+
+
+def _image_tower(config) -> Description:
+  types = dict.fromkeys(vision for vision, _ in _TOWERS.values())
+  config.lookup("model_type", types)
   config = config.with_defaults(_SIGLIP_DEFAULTS)
   config.check(_SIGLIP)
   sizes = config.sizes(_IMG_SIZES)
-  if sizes["width"] % sizes["num_heads"]:
-    raise config.error(
-      "num_attention_heads", f"a divisor of the width {sizes['width']}"
-    )
+  _check_heads(config, sizes)
   patch_size = _side(config, "patch_size")
+  if config.values["model_type"] != _VISION:
+    grid = math.isqrt(config.size("num_patches"))
+    if grid**2 != config.size("num_patches"):
+      raise config.error("num_patches", "a square")
+    tower = sizes | {"patch_size": patch_size, "grid": grid}
+    return Description(config.values["model_type"], image_tower=tower)
   # Pixels that fill no patch are not looked at.
   num_positions = (_side(config, "image_size") // patch_size) ** 2
   tower = sizes | {"patch_size": patch_size, "num_positions": num_positions}
   return Description(model_type=_VISION, image_tower=tower)
+
+
+def _check_heads(config, sizes):
+  if sizes["width"] % sizes["num_heads"]:
+    raise config.error(
+      "num_attention_heads", f"a divisor of the width {sizes['width']}"
+    )
 
 
 def _side(config, key):
@@ -304,6 +359,52 @@ def make(
       "vision_use_head": False,
     },
     "vocab_size": rows,
+  }
+
+
+def make_siglip(
+  *,
+  img: Mapping[str, Any],
+  txt: Mapping[str, Any],
+  num_positions: int | None,
+  dtype: str,
+) -> dict[str, Any]:
+  """Returns the config.json of a SigLIP, for transformers 4.37 and later.
+
+  Args:
+    img: Fields of vit.Model or naflex.Model.
+    txt: Fields of text_tower.Model.
+    num_positions: Patches of an image; None for NaFlex.
+    dtype: In which transformers holds the weights.
+  """
+  family = "siglip" if num_positions else "siglip2"
+  vision_type, text_type = _TOWERS[family]
+  if num_positions:
+    side = variants.siglip_side(img["patch_size"], math.isqrt(num_positions))
+    of_images = {"image_size": side}
+  else:
+    of_images = {"num_patches": img["grid"] ** 2}
+  return {
+    "architectures": [f"{family.capitalize()}Model"],
+    "model_type": family,
+    "initializer_factor": 1.0,
+    "torch_dtype": dtype,
+    "vision_config": {
+      "model_type": vision_type,
+      **{key: img[field] for field, key in _IMG_SIZES.items()},
+      **_SIGLIP,
+      **of_images,
+      "patch_size": img["patch_size"],
+      "torch_dtype": dtype,
+      "vision_use_head": True,
+    },
+    "text_config": {
+      "model_type": text_type,
+      **{key: txt[field] for field, key in _TXT_SIZES.items()},
+      **_SIGLIP_TEXT,
+      "projection_size": txt["num_classes"],
+      "torch_dtype": dtype,
+    },
   }
 
 

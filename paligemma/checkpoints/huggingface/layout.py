@@ -1,17 +1,21 @@
-"""Each tensor of transformers' PaliGemma, and where it lies in our leaves.
+"""Each tensor of transformers' PaliGemma and SigLIP, and where it lies in ours.
 
 Keys are written without the prefixes in which releases of transformers differ:
 "text.", "vision." and "projector." (see read.py). A linear layer of PyTorch
 keeps its weight as (out, in), and heads as one axis (N H).
 
-Source: transformers 5.23, models/{gemma,gemma2,siglip,paligemma}/modeling_*.py.
-Both sides keep the difference to one as the scale of a norm.
+Source: transformers 5.23,
+models/{gemma,gemma2,siglip,siglip2,paligemma}/modeling_*.py. Both sides keep
+the difference to one as the scale of a norm of Gemma.
 """
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from paligemma.checkpoints import names
+from paligemma.checkpoints.leaves import Mapped, nbytes
 from paligemma.checkpoints.names import Entry
 from paligemma.parameters import LAYERS
 
@@ -41,25 +45,59 @@ _NORMS_GEMMA2 = (
   ("post_attention_norm", "D", "post_attention_layernorm"),
   ("post_ffw_norm", "D", "post_feedforward_layernorm"),
 )
+_MLP = (
+  ("MlpBlock_0/Dense_0", "F D", "mlp.fc1"),
+  ("MlpBlock_0/Dense_1", "D F", "mlp.fc2"),
+)
+_VIT_LAYER = (
+  ("LayerNorm_0", "D", "layer_norm1"),
+  ("LayerNorm_1", "D", "layer_norm2"),
+  (f"{_MHA}/query", "(N H) D", _QKV[0]),
+  (f"{_MHA}/key", "(N H) D", _QKV[1]),
+  (f"{_MHA}/value", "(N H) D", _QKV[2]),
+  (f"{_MHA}/out", "D (N H)", "self_attn.out_proj"),
+  *_MLP,
+)
+_PATCHES = "vision.embeddings.patch_embedding"
+_POSITIONS = "vision.embeddings.position_embedding"
+_SQUARE = (
+  ("img/embedding", "D C h w", _PATCHES),
+  ("img/pos_embedding", "P D", _POSITIONS),
+)
+_NAFLEX = (
+  ("img/embedding", "D Z", _PATCHES),
+  ("img/pos_embedding", "(y x) D", _POSITIONS),
+)
 IMAGE_TOWER = (
-  ("img/embedding", "D C h w", "vision.embeddings.patch_embedding"),
-  ("img/pos_embedding", "P D", "vision.embeddings.position_embedding"),
   ("img/Transformer/encoder_norm", "D", "vision.post_layernorm"),
+  *names.under(f"{LAYERS['img'][0]}/", "vision.encoder.layers.*.", _VIT_LAYER),
+)
+_POOLING = (
+  ("img/MAPHead_0/probe", "1 1 D", "vision.head.probe"),
   *names.under(
-    f"{LAYERS['img'][0]}/",
-    "vision.encoder.layers.*.",
+    "img/MAPHead_0/",
+    "vision.head.",
     (
-      ("LayerNorm_0", "D", "layer_norm1"),
-      ("LayerNorm_1", "D", "layer_norm2"),
-      (f"{_MHA}/query", "(N H) D", _QKV[0]),
-      (f"{_MHA}/key", "(N H) D", _QKV[1]),
-      (f"{_MHA}/value", "(N H) D", _QKV[2]),
-      (f"{_MHA}/out", "D (N H)", "self_attn.out_proj"),
-      ("MlpBlock_0/Dense_0", "F D", "mlp.fc1"),
-      ("MlpBlock_0/Dense_1", "D F", "mlp.fc2"),
+      ("LayerNorm_0", "D", "layernorm"),
+      (f"{_MHA}/query", "(N H) D", "attention.in_proj.q"),
+      (f"{_MHA}/key", "(N H) D", "attention.in_proj.k"),
+      (f"{_MHA}/value", "(N H) D", "attention.in_proj.v"),
+      (f"{_MHA}/out", "D (N H)", "attention.out_proj"),
+      *_MLP,
     ),
   ),
 )
+_TEXT_EMBEDDINGS = "text.embeddings"
+TEXT_TOWER = (
+  ("txt/Embed_0/embedding", "V D", f"{_TEXT_EMBEDDINGS}.token_embedding"),
+  ("txt/pos_embedding", "T D", f"{_TEXT_EMBEDDINGS}.position_embedding"),
+  ("txt/Encoder_0/encoder_norm", "D", "text.final_layer_norm"),
+  ("txt/head", "E D", "text.head"),
+  *names.under(f"{LAYERS['txt'][0]}/", "text.encoder.layers.*.", _VIT_LAYER),
+)
+_LOGITS = (("t", "1", "logit_scale"), ("b", "1", "logit_bias"))
+# Spelled without ".weight".
+_BARE = ("vision.head.probe", "logit_scale", "logit_bias")
 PROJECTOR = (("img/head", "E M", "projector.linear"),)
 
 TABLE = "text.embed_tokens.weight"
@@ -72,19 +110,25 @@ _HUB_PREFIXES = {
   "projector": "multi_modal_projector",
 }
 
+# Query, key and value of PyTorch's MultiheadAttention are one tensor.
+_JOINED = re.compile(r"(.*attention\.in_proj)_(weight|bias)")
+_PART = re.compile(r"(.*attention\.in_proj)\.([qkv])\.(weight|bias)")
+
 
 def entries(
   img: Mapping[str, Any] | None,
   llm: Mapping[str, Any] | None,
   num_positions: int | None,
+  txt: Mapping[str, Any] | None = None,
 ) -> list[Entry]:
-  """The tensors of a PaliGemma, of a Gemma alone, or of SigLIP's image tower.
+  """The tensors of a PaliGemma, a SigLIP, or of a Gemma or image tower alone.
 
   Args:
     img: Fields of vit.Model, the sizes; None: no image tower.
     llm: Fields of gemma.Model, the sizes, and post_norms where it is True;
       None: no decoder, nor a projector.
-    num_positions: Patches of an image.
+    num_positions: Patches of an image; None for NaFlex.
+    txt: Fields of text_tower.Model, the sizes; None: no SigLIP.
   """
   found = []
   if llm is not None:
@@ -92,17 +136,25 @@ def entries(
     norms = _NORMS_GEMMA2 if post_norms else _NORMS_GEMMA1
     table = DECODER + names.under(*_LAYERS, norms)
     sizes = names.letters("llm", llm)
-    found += names.entries(table, sizes, _spell, post_norms=post_norms)
+    when = ["post_norms"] * post_norms
+    found += names.entries(table, sizes, _spell, when=when)
   if img is not None:
     sizes = names.letters("img", img) | {"P": num_positions}
-    found += names.entries(IMAGE_TOWER, sizes, _spell)
+    stem, when = (_SQUARE, []) if num_positions else (_NAFLEX, ["naflex"])
+    found += names.entries(stem + IMAGE_TOWER, sizes, _spell, when=when)
     if llm is not None:
       sizes["E"] = llm["width"]
       found += names.entries(PROJECTOR, sizes, _spell)
+  if txt is not None:
+    found += names.entries(_POOLING, sizes, _spell, when=["map"])
+    sizes = names.letters("txt", txt)
+    found += names.entries(TEXT_TOWER + _LOGITS, sizes, _spell)
   return found
 
 
 def _spell(name, layer, is_bias):
+  if name in _BARE:
+    return name
   return f"{name.replace('*', str(layer))}.{'bias' if is_bias else 'weight'}"
 
 
@@ -110,6 +162,33 @@ def hub_key(key: str) -> str:
   """ "text.norm.weight" -> "language_model.model.norm.weight"."""
   prefix, _, rest = key.partition(".")
   return f"{_HUB_PREFIXES[prefix]}.{rest}"
+
+
+def siglip_key(key: str) -> str:
+  """ "text.head.weight" -> "text_model.head.weight"."""
+  return re.sub(r"^(text|vision)\.", r"\1_model.", key)
+
+
+def split_joined(tensors: Mapping[str, Mapped]) -> dict[str, Mapped]:
+  """Takes query, key and value of the pooling head apart, see _PART."""
+  found = {}
+  for key, x in tensors.items():
+    joined = _JOINED.fullmatch(key)
+    if joined is None or not x.shape or x.shape[0] % 3:
+      found[key] = x
+      continue
+    for i, part in enumerate("qkv"):
+      found[f"{joined[1]}.{part}.{joined[2]}"] = dataclasses.replace(
+        x,
+        offset=x.offset + i * nbytes(x) // 3,
+        shape=(x.shape[0] // 3, *x.shape[1:]),
+      )
+  return found
+
+
+def joined_key(key: str) -> str:
+  """ "attention.in_proj.q.weight" -> "attention.in_proj_weight"."""
+  return _PART.sub(r"\1_\3", key)
 
 
 def gemma_key(key: str) -> str:

@@ -43,7 +43,9 @@ _PREPARED = {
 }
 
 
-def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
+def read(
+  folder: pathlib.Path, *, has_images: bool, is_naflex: bool = False
+) -> dict[str, Any]:
   """Reads the files beside config.json and the weights, if they are there.
 
   Returns:
@@ -59,7 +61,8 @@ def read(folder: pathlib.Path, *, has_images: bool) -> dict[str, Any]:
     found["chat_template"] = template
   if has_images:
     processor = _read_processor(folder)
-    found["preprocessing"] = _preprocessing(folder, processor)
+    default = "reference" if is_naflex else "hf"
+    found["preprocessing"] = _preprocessing(folder, processor, default)
     if processor:
       found["processor"] = processor
   return found
@@ -100,6 +103,36 @@ def write(
   if num_positions is None:
     return
   side = patch_size * math.isqrt(num_positions)
+  of_size = {
+    "image_seq_length": num_positions,
+    "size": {"height": side, "width": side},
+  }
+  _write_processor(folder, metadata, "Siglip", "PaliGemmaProcessor", of_size)
+
+
+def write_siglip(
+  folder: pathlib.Path, metadata: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
+  """Writes how pictures of a SigLIP are prepared.
+
+  Args:
+    metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
+    config: That of config.json.
+  """
+  vision = config["vision_config"]
+  if "image_size" in vision:
+    side, family = vision["image_size"], "Siglip"
+    of_size = {"size": {"height": side, "width": side}}
+  else:
+    family = "Siglip2"
+    of_size = {
+      "patch_size": vision["patch_size"],
+      "max_num_patches": vision["num_patches"],
+    }
+  _write_processor(folder, metadata, family, f"{family}Processor", of_size)
+
+
+def _write_processor(folder, metadata, family, processor_class, of_size):
   preprocessing = metadata.get("preprocessing", "reference")
   if preprocessing not in _FILTERS:
     logging.warning(
@@ -109,12 +142,11 @@ def write(
   processor = {
     "do_convert_rgb": True,
     **_PREPARED,
-    "image_processor_type": "SiglipImageProcessor",
-    "processor_class": "PaliGemmaProcessor",
+    "image_processor_type": f"{family}ImageProcessor",
+    "processor_class": processor_class,
     **metadata.get("processor", {}),
-    "image_seq_length": num_positions,
     "resample": _FILTERS.get(preprocessing, 3),
-    "size": {"height": side, "width": side},
+    **of_size,
   }
   write_json(folder / _PREPROCESSOR, processor)
 
@@ -147,13 +179,13 @@ def _read_processor(folder):
   return processor
 
 
-def _preprocessing(folder, processor):
+def _preprocessing(folder, processor, default):
   """The key of image.PREPROCESSING; warns of what else the processor does."""
   names = {number: name for name, number in reversed(_FILTERS.items())}
-  names[None] = "hf"  # the default of transformers' processor of SigLIP
+  names[None] = default  # of transformers' processor
   resample = processor.get("resample")
   known = isinstance(resample, int | None) and resample in names
-  name = names[resample] if known else "hf"
+  name = names[resample] if known else default
   differs = [] if known else ["resample"]
   for key, ours in _PREPARED.items():
     value = processor.get(key)

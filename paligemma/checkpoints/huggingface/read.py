@@ -1,4 +1,4 @@
-"""Reads Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2, SigLIP.
+"""Reads Hugging Face directories: PaliGemma, Gemma and SigLIP 1 and 2, NaFlex.
 
 What transformers writes with `save_pretrained`, in any release: config.json,
 and model.safetensors or shards with model.safetensors.index.json. Three ways to
@@ -28,6 +28,11 @@ from paligemma.checkpoints.leaves import BLOCK_BYTES, Leaf, Mapped, nbytes
 FILE = "model.safetensors"
 INDEX = f"{FILE}.index.json"
 
+_SIGLIP = (("text_model.", "text."), ("vision_model.", "vision."))
+_IMAGE_TOWER = (
+  (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
+  (r"(vision_model\.)?", "vision."),
+)
 # Prefixes in a file -> those of huggingface/layout.py; the first that matches.
 _PREFIXES = {
   "paligemma": (
@@ -38,18 +43,19 @@ _PREFIXES = {
   ),
   "gemma": ((r"(model\.)?", "text."),),
   "gemma2": ((r"(model\.)?", "text."),),
-  "siglip_vision_model": (
-    (r"(?=text_model\.|logit_)", "other half of SigLIP: "),
-    (r"(vision_model\.)?", "vision."),
-  ),
+  "siglip": _SIGLIP,
+  "siglip2": _SIGLIP,
+  "siglip_vision_model": _IMAGE_TOWER,
+  "siglip2_vision_model": _IMAGE_TOWER,
 }
 
 _LM_HEAD = "text.lm_head.weight"
+# Pools the image into one vector, for SigLIP alone.
+_POOLING = r"vision\.head\..*"
 # No parameters of ours; the first two are buffers that old releases stored.
 _UNUSED = (
   r"text\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
-  r"vision\.embeddings\.position_ids",
-  r"vision\.head\..*",  # pools the image into one vector
+  r"(text|vision)\.embeddings\.position_ids",
   r"other half of SigLIP: .*",
   re.escape(_LM_HEAD),  # the table of embeddings again
 )
@@ -62,8 +68,9 @@ def open(path: epath.PathLike) -> Checkpoint:
   is read, to make sure that both are one.
 
   Args:
-    path: Directory of a PaliGemma, of a Gemma (which gives "llm/..." alone), or
-      of a SigLIP (its image tower, "img/...", without the pooling head).
+    path: Directory of a PaliGemma, of a SigLIP ("img/...", "txt/...", "t" and
+      "b"), of a Gemma (which gives "llm/..." alone) or of the image tower of a
+      SigLIP ("img/...", without the pooling head).
 
   Returns:
     Checkpoint in scan layout. The vocabulary of a PaliGemma ends before its
@@ -80,6 +87,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
+  if config.text_tower is not None:
+    raw = layout.split_joined(raw)
   keys = {}  # name in layout.py -> key in the files
   for key in raw:
     name = normalize(key, config.model_type)
@@ -91,21 +100,24 @@ def open(path: epath.PathLike) -> Checkpoint:
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
-  img, llm = config.image_tower, config.decoder
-  depth = max(sizes["depth"] for sizes in (img, llm) if sizes)
+  img, llm, txt = config.image_tower, config.decoder, config.text_tower
+  unused, hub_key = (*_UNUSED, _POOLING), layout.hub_key
+  if txt is not None:
+    unused, hub_key = _UNUSED, layout.siglip_key
+  depth = max(sizes["depth"] for sizes in (img, llm, txt) if sizes)
   if depth > len(raw):
     raise ValueError(
       f"{path}: {len(raw)} tensors are too few for the {depth} layers of "
       "config.json"
     )
   entries = [
-    dataclasses.replace(x, key=keys.get(x.key, layout.hub_key(x.key)))
-    for x in layout.entries(img, llm, img and img["num_positions"])
+    dataclasses.replace(x, key=keys.get(x.key, hub_key(x.key)))
+    for x in layout.entries(img, llm, img and img.get("num_positions"), txt)
   ]
   ignored = {
     key
     for name, key in keys.items()
-    if any(re.fullmatch(regex, name) for regex in _UNUSED)
+    if any(re.fullmatch(regex, name) for regex in unused)
   }
   wanted = {key: x for key, x in raw.items() if key not in ignored}
   if lines := names.differences(entries, wanted):
@@ -116,7 +128,9 @@ def open(path: epath.PathLike) -> Checkpoint:
   if _LM_HEAD in keys:
     _check_tied(path, raw[keys[layout.TABLE]], raw[keys[_LM_HEAD]])
   found = names.leaves(entries, wanted)
-  metadata = huggingface_metadata.read(path, has_images=img is not None)
+  metadata = huggingface_metadata.read(
+    path, has_images=img is not None, is_naflex="grid" in (img or ())
+  )
   if (last := config.image_token_id) is not None:
     is_last = huggingface_metadata.last_token_id(path) <= last
     if is_last and llm["vocab_size"] == padded_rows(last):

@@ -13,6 +13,8 @@ _ModelProto = sentencepiece_model_pb2.ModelProto
 _Piece = _ModelProto.SentencePiece
 
 _MODEL, _FAST = "tokenizer.model", "tokenizer.json"
+_SIGLIP_MODEL = "spiece.model"
+_CONFIG, _SPECIAL_MAP = "tokenizer_config.json", "special_tokens_map.json"
 
 IMAGE = "<image>"
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # what SentencePiece writes for " "
@@ -41,18 +43,7 @@ def save(
   SentencePiece.
   """
   model_file = path / _MODEL
-  if isinstance(tokenizer, str | epath.PathLike):
-    where = tokenizer
-    try:
-      where = disk.file_in(tokenizer, (_MODEL, _FAST))
-      model_file.write_bytes(disk.path(where).read_bytes())
-    except OSError as e:
-      reason = e.strerror or e
-      raise ValueError(f"{where}: cannot read tokenizer: {reason}") from None
-  else:
-    where = "tokenizer"
-    tokenizer.save(model_file)
-  data = model_file.read_bytes()
+  where, data = _copy(tokenizer, model_file, (_MODEL, _FAST))
   if data.startswith(b"{"):
     model_file.unlink()
     fast, pieces = _parse_fast(where, data, image_token_id)
@@ -71,7 +62,7 @@ def save(
   images = [] if image_token_id is None else [IMAGE]
   files = {
     _FAST: fast or _fast(model, added, special),
-    "tokenizer_config.json": {
+    _CONFIG: {
       **special,
       "add_bos_token": True,
       "add_eos_token": False,
@@ -89,8 +80,89 @@ def save(
       "spaces_between_special_tokens": False,
       "tokenizer_class": "GemmaTokenizer",
     },
-    "special_tokens_map.json": special | {"additional_special_tokens": images},
+    _SPECIAL_MAP: special | {"additional_special_tokens": images},
   }
+  _write(path, files)
+
+
+def save_siglip(path: pathlib.Path, tokenizer: Any, text_len: int) -> None:
+  """Writes the tokenizer of a SigLIP, so that transformers encodes as we do.
+
+  That of T5, which has no bos, as spiece.model for SiglipTokenizer; Gemma's as
+  a tokenizer.json that lowers text and ends it with eos.
+
+  Args:
+    tokenizer: As in `save`.
+    text_len: Tokens of a text.
+
+  Raises:
+    ValueError: As `save`.
+  """
+  model_file = path / _SIGLIP_MODEL
+  where, data = _copy(tokenizer, model_file, (_SIGLIP_MODEL, _MODEL, _FAST))
+  is_fast = data.startswith(b"{")
+  if not is_fast and _parse_any(where, data).trainer_spec.bos_id < 0:
+    special = dict.fromkeys(("eos_token", "pad_token"), "</s>")
+    special["unk_token"] = "<unk>"
+    config = {
+      **special,
+      "do_lower_case": True,
+      "model_input_names": ["input_ids"],
+      "model_max_length": text_len,
+      "processor_class": "SiglipProcessor",
+      "tokenizer_class": "SiglipTokenizer",
+    }
+    _write(path, {_CONFIG: config, _SPECIAL_MAP: special})
+    return
+  model_file.unlink()
+  save(path, tokenizer, None)
+  fast, config = (disk.read_json(path / name) for name in (_FAST, _CONFIG))
+  if fast["normalizer"]["type"] != "Sequence":
+    steps = [{"type": "Lowercase"}, fast["normalizer"]]
+    fast["normalizer"] = {"type": "Sequence", "normalizers": steps}
+  eos = config["eos_token"]
+  end = {"SpecialToken": {"id": eos, "type_id": 0}}
+  fast["post_processor"] = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}, end],
+    "pair": [
+      {"Sequence": {"id": "A", "type_id": 0}},
+      {"Sequence": {"id": "B", "type_id": 0}},
+      end,
+    ],
+    "special_tokens": {
+      eos: {"id": eos, "ids": [_SPECIAL["eos_token"]], "tokens": [eos]}
+    },
+  }
+  config |= {
+    "add_bos_token": False,
+    "add_eos_token": True,
+    "model_input_names": ["input_ids"],
+    "model_max_length": text_len,
+    "padding_side": "right",
+    "processor_class": "Siglip2Processor",
+    # Takes tokenizer.json as it is, in every release.
+    "tokenizer_class": "PreTrainedTokenizerFast",
+  }
+  _write(path, {_FAST: fast, _CONFIG: config})
+
+
+def _copy(tokenizer, target, names) -> tuple[epath.PathLike, bytes]:
+  """Writes the file of a tokenizer; returns where it was, and its contents."""
+  if not isinstance(tokenizer, str | epath.PathLike):
+    tokenizer.save(target)
+    return "tokenizer", target.read_bytes()
+  where = tokenizer
+  try:
+    where = disk.file_in(tokenizer, names)
+    target.write_bytes(disk.path(where).read_bytes())
+  except OSError as e:
+    reason = e.strerror or e
+    raise ValueError(f"{where}: cannot read tokenizer: {reason}") from None
+  return where, target.read_bytes()
+
+
+def _write(path, files):
   for name, content in files.items():
     # Without indentation: Gemma has half a million merges.
     text = json.dumps(content, ensure_ascii=False)
@@ -118,13 +190,17 @@ def _parse_fast(where, data, image_token_id) -> tuple[dict[str, Any], list]:
   return fast, pieces
 
 
-def _parse(where, proto: bytes):
+def _parse_any(where, proto: bytes):
   try:
-    model = _ModelProto.FromString(proto)
+    return _ModelProto.FromString(proto)
   except Exception:  # DecodeError of whichever protobuf is installed
     raise ValueError(
       f"{where}: not a SentencePiece model ({len(proto)} bytes)"
     ) from None
+
+
+def _parse(where, proto: bytes):
+  model = _parse_any(where, proto)
   trainer, normalizer = model.trainer_spec, model.normalizer_spec
   ids = (trainer.pad_id, trainer.eos_id, trainer.bos_id, trainer.unk_id)
   as_in_gemma = {

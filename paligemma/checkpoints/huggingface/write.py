@@ -1,4 +1,4 @@
-"""Writes Hugging Face directories: PaliGemma 1 and 2, Gemma 1 and 2."""
+"""Writes Hugging Face directories: PaliGemma, Gemma and SigLIP 1 and 2."""
 
 import math
 import pathlib
@@ -16,7 +16,12 @@ from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
 from paligemma.checkpoints.huggingface import read as huggingface_read
 from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Computed, Leaf, nbytes
-from paligemma.parameters import EMBEDDING, POSITIONS
+from paligemma.parameters import (
+  EMBEDDING,
+  LOGIT_BIAS,
+  POSITIONS,
+  TEXT_EMBEDDING,
+)
 
 
 def save(
@@ -24,7 +29,8 @@ def save(
   arrays: Mapping[str, Any],
   *,
   img: Mapping[str, Any] | None,
-  llm: Mapping[str, Any],
+  llm: Mapping[str, Any] | None = None,
+  txt: Mapping[str, Any] | None = None,
   metadata: Mapping[str, Any] | None = None,
   tokenizer: Any = None,
   dtype: Any = None,
@@ -40,6 +46,7 @@ def save(
     arrays: Name -> Leaf, NumPy or JAX array, in scan or loop layout.
     img: Fields of vit.Model; None for a Gemma alone, without image token.
     llm: Fields of gemma.Model: the sizes, and those that are not its defaults.
+    txt: Fields of text_tower.Model, in the place of `llm`: a SigLIP.
     metadata: Checkpoint.metadata, for the files beside the weights. Row
       "image_token_id" of the table stands for an image. Default: the one after
       the last; rows are added up to the next multiple of 64, all of them the
@@ -60,6 +67,18 @@ def save(
   if path.exists():
     raise ValueError(f"{path}: exists, expected a new directory to write to")
   metadata = metadata or {}
+  if txt is not None:
+    _save_siglip(
+      path,
+      arrays,
+      img=img,
+      txt=txt,
+      metadata=metadata,
+      tokenizer=tokenizer,
+      dtype=dtype,
+      max_shard_bytes=max_shard_bytes,
+    )
+    return
   num_rows = llm["vocab_size"]
   image_token_id = num_positions = None
   with errors.named(path):
@@ -72,10 +91,7 @@ def save(
     entries = layout.entries(img, llm, num_positions)
     _check(entries, arrays)
     hub_key = layout.gemma_key if img is None else layout.hub_key
-    tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
-    for name, tensor in tensors.items():
-      if tensor.dtype not in names.FLOATS:
-        raise ValueError(f"{name}: dtype {tensor.dtype}, expected a float")
+    tensors = _tensors(arrays, entries, hub_key, dtype)
     table = arrays[EMBEDDING]
     table_dtype = np.dtype(dtype or table.dtype)
     tensors[hub_key(layout.TABLE)] = _table(table, num_rows, table_dtype)
@@ -98,6 +114,66 @@ def save(
     if tokenizer is not None:
       huggingface_tokenizer.save(folder, tokenizer, image_token_id)
     _write_tensors(folder, tensors, max_shard_bytes)
+
+
+def _save_siglip(
+  path, arrays, *, img, txt, metadata, tokenizer, dtype, max_shard_bytes
+) -> None:
+  with errors.named(path):
+    _check_siglip(img, txt, arrays)
+    num_positions = None if "grid" in img else _num_positions(arrays)
+    entries = layout.entries(img, None, num_positions, txt)
+    _check(entries, arrays)
+    tensors = _tensors(arrays, entries, layout.siglip_key, dtype)
+    joined = {}
+    for key, tensor in tensors.items():
+      joined.setdefault(layout.joined_key(key), []).append(tensor)
+    config = huggingface_config.make_siglip(
+      img=img,
+      txt=txt,
+      num_positions=num_positions,
+      dtype=str(np.dtype(dtype or arrays[TEXT_EMBEDDING].dtype)),
+    )
+  with disk.folder(path) as folder:
+    huggingface_metadata.write_json(folder / "config.json", config)
+    huggingface_metadata.write_siglip(folder, metadata, config)
+    if tokenizer is not None:
+      huggingface_tokenizer.save_siglip(folder, tokenizer, txt["text_len"])
+    tensors = {
+      key: parts[0] if len(parts) == 1 else _concatenated(parts)
+      for key, parts in joined.items()
+    }
+    _write_tensors(folder, tensors, max_shard_bytes)
+
+
+def _check_siglip(img, txt, arrays) -> None:
+  """Raises a ValueError for what transformers' SigLIP does not have."""
+  wanted = (
+    ("img pool_type", img["pool_type"], "map"),
+    ("img num_classes", img["num_classes"], None),
+    ("img posemb", img.get("posemb", "learn"), "learn"),
+    ("txt pool_type", txt["pool_type"], "last"),
+  )
+  for what, value, expected in wanted:
+    if value != expected:
+      raise ValueError(
+        f"{what} is {value!r}, expected {expected!r}: transformers' SigLIP has "
+        "no other; write an npz"
+      )
+  if LOGIT_BIAS not in arrays:
+    raise ValueError(
+      f"there is no bias {LOGIT_BIAS} of the logits, expected one: "
+      "transformers' SigLIP has it; write an npz"
+    )
+
+
+def _tensors(arrays, entries, hub_key, dtype):
+  """Key on the hub -> tensor."""
+  tensors = {hub_key(x.key): _tensor(arrays, x, dtype) for x in entries}
+  for name, tensor in tensors.items():
+    if tensor.dtype not in names.FLOATS:
+      raise ValueError(f"{name}: dtype {tensor.dtype}, expected a float")
+  return tensors
 
 
 def _num_positions(arrays) -> int:
@@ -137,6 +213,16 @@ def _tensor(arrays, entry, dtype) -> Computed:
     return entry.to_theirs(part.reshape(entry.our_shape))[index]
 
   return Computed(entry.their_shape, dtype, make)
+
+
+def _concatenated(parts) -> Computed:
+  """Tensors of one shape, one after the other."""
+  rows, *rest = parts[0].shape
+  return Computed(
+    (len(parts) * rows, *rest),
+    np.result_type(*(part.dtype for part in parts)),
+    lambda index: np.concatenate([part[...] for part in parts])[index],
+  )
 
 
 def _table(array, num_rows, dtype) -> Computed:

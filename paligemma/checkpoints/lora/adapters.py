@@ -80,6 +80,11 @@ def write(
         "or a folder's without suffix"
       )
   registry.lookup(FORMATS, format, "format of adapters")
+  if format == "peft" and "llm" not in model.towers:
+    raise ValueError(
+      f"{path}: adapters of a SigLIP are not written for peft, expected a name "
+      f"that ends in {lora_files.SUFFIX}; or merge_lora, and save the model"
+    )
   arrays = {name: np.asarray(x) for name, x in arrays.items()}
   arrays = layouts.stack(arrays, lambda _, x: np.stack(x))
   adapters = lora.lora_of(model)
@@ -159,17 +164,17 @@ def load_adapter(
 
 def _sizes(model):
   """What the shapes of adapters depend on, {"img": ... or None, "llm": ...}."""
-  found = {}
-  for tower, fields in parameters.SIZES.items():
-    module = getattr(model, tower)
-    fields = [x for x in fields if x not in ("patch_size", "vocab_size")]
-    found[tower] = module and {x: getattr(module, x) for x in fields}
+  found, others = {"img": None}, ("patch_size", "vocab_size", "text_len")
+  for tower, module in model.towers.items():
+    fields = [x for x in parameters.SIZES[tower] if x not in others]
+    found[tower] = {x: getattr(module, x) for x in fields}
   return found
 
 
 def _check_sizes(found, expected):
-  for tower, what in (("img", "image tower"), ("llm", "decoder")):
-    theirs, ours = found.get(tower), expected[tower]
+  towers = {"img": "image tower", "txt": "text tower", "llm": "decoder"}
+  for tower, what in towers.items():
+    theirs, ours = found.get(tower), expected.get(tower)
     if theirs != ours:
       raise ValueError(
         f"adapters of another model: its {what} is {_listed(theirs)}, that of "

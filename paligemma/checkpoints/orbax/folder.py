@@ -21,7 +21,7 @@ import tensorstore as ts
 from etils import epath
 from jax.experimental import multihost_utils
 
-from paligemma import disk, quantization, tree
+from paligemma import disk, parameters, quantization, tree
 from paligemma.checkpoints import stated_fields
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf
@@ -108,8 +108,8 @@ def open(path: epath.PathLike) -> Checkpoint:
   """Opens what `save` wrote, or parameters that a user saved with Orbax.
 
   Args:
-    path: See `find`. The tree is {"img": ..., "llm": ...}, or that is "params"
-      in a training state, the rest of which is ignored.
+    path: See `find`. The tree is {"img": ..., "llm": ...} or that of a SigLIP,
+      or that is "params" in a training state, the rest of which is ignored.
 
   Raises:
     ValueError: No checkpoint, unreadable, or other names in it.
@@ -145,10 +145,11 @@ def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
 
   Quantized matrices are checked in quantized_leaves.
   """
-  foreign = [n for n in arrays if not n.startswith(("img/", "llm/"))]
+  towers = (*parameters.SIZES, parameters.TEMPERATURE, parameters.LOGIT_BIAS)
+  foreign = [n for n in arrays if n.partition("/")[0] not in towers]
   if foreign or not arrays:
     raise ValueError(
-      f'{where}: expected parameters under "img/" and "llm/", found '
+      f'{where}: expected parameters under "img/", "llm/" or "txt/", found '
       f"{listed(foreign) if foreign else 'none'}"
     )
   for name, array in arrays.items():

@@ -14,6 +14,8 @@ from paligemma.checkpoints import infer
 from paligemma.checkpoints.huggingface import read as huggingface
 from tests.checkpoints.handmade_huggingface import (
   IMAGE_TOKEN,
+  IMG_HEADS,
+  IMG_MLP,
   IMG_WIDTH,
   ROWS,
   VISION,
@@ -529,10 +531,142 @@ def test_a_siglip_gives_the_image_tower_alone(tmp_path, prefix):
   found = huggingface.open(write(tmp_path, VISION, tensors))
   assert_leaves(found.leaves, leaves)
   assert found.ignored == (f"{prefix}head.probe",)
-  if not prefix:
-    return
-  more = {"logit_scale": np.ones(1), "text_model.head.bias": np.ones(2)}
-  config = {"model_type": "siglip", "vision_config": VISION}
-  found = huggingface.open(write(tmp_path, config, tensors | more))
+
+
+SIGLIP = {
+  "model_type": "siglip",
+  "vision_config": {**VISION, "vision_use_head": True},
+  "text_config": {
+    "hidden_size": 6,
+    "intermediate_size": 7,
+    "max_position_embeddings": 5,
+    "num_attention_heads": 3,
+    "num_hidden_layers": 2,
+    "projection_size": IMG_WIDTH,
+    "vocab_size": 11,
+  },
+}
+
+
+def draw_siglip(draw):
+  """The parts beside the image tower, written out; returns their leaves."""
+  head, heads = "vision_model.head", (IMG_HEADS, 2)
+  mha = "img/MAPHead_0/MultiHeadDotProductAttention_0"
+  w = draw(f"{head}.attention.in_proj_weight", 3 * IMG_WIDTH, IMG_WIDTH)
+  b = draw(f"{head}.attention.in_proj_bias", 3 * IMG_WIDTH)
+  out = draw(f"{head}.attention.out_proj.weight", IMG_WIDTH, IMG_WIDTH)
+  leaves = {
+    "img/MAPHead_0/probe": draw(f"{head}.probe", 1, 1, IMG_WIDTH),
+    f"{mha}/out/kernel": out.T.reshape(*heads, IMG_WIDTH),
+    f"{mha}/out/bias": draw(f"{head}.attention.out_proj.bias", IMG_WIDTH),
+    "t": draw("logit_scale", 1),
+    "b": draw("logit_bias", 1),
+  }
+  for i, name in enumerate(("query", "key", "value")):
+    rows = slice(i * IMG_WIDTH, (i + 1) * IMG_WIDTH)
+    leaves[f"{mha}/{name}/kernel"] = w[rows].T.reshape(IMG_WIDTH, *heads)
+    leaves[f"{mha}/{name}/bias"] = b[rows].reshape(heads)
+  for ours, theirs in (("scale", "weight"), ("bias", "bias")):
+    name = f"img/MAPHead_0/LayerNorm_0/{ours}"
+    leaves[name] = draw(f"{head}.layernorm.{theirs}", IMG_WIDTH)
+  for j, shape in enumerate([(IMG_MLP, IMG_WIDTH), (IMG_WIDTH, IMG_MLP)]):
+    name = f"img/MAPHead_0/MlpBlock_0/Dense_{j}"
+    leaves[f"{name}/kernel"] = draw(f"{head}.mlp.fc{j + 1}.weight", *shape).T
+    leaves[f"{name}/bias"] = draw(f"{head}.mlp.fc{j + 1}.bias", shape[0])
+  text = "text_model"
+  table = f"{text}.embeddings.token_embedding.weight"
+  leaves["txt/Embed_0/embedding"] = draw(table, 11, 6)
+  positions = f"{text}.embeddings.position_embedding.weight"
+  leaves["txt/pos_embedding"] = draw(positions, 5, 6)[None]
+  leaves["txt/head/kernel"] = draw(f"{text}.head.weight", IMG_WIDTH, 6).T
+  leaves["txt/head/bias"] = draw(f"{text}.head.bias", IMG_WIDTH)
+  norm, ours = f"{text}.final_layer_norm", "txt/Encoder_0/encoder_norm"
+  leaves[f"{ours}/scale"] = draw(f"{norm}.weight", 6)
+  leaves[f"{ours}/bias"] = draw(f"{norm}.bias", 6)
+  layers = {}
+
+  def add(name, array):
+    name = f"txt/Encoder_0/encoderblock/{name}"
+    layers.setdefault(name, []).append(array)
+
+  for i in range(2):
+    at = f"{text}.encoder.layers.{i}"
+    for j in (0, 1):
+      add(f"LayerNorm_{j}/scale", draw(f"{at}.layer_norm{j + 1}.weight", 6))
+      add(f"LayerNorm_{j}/bias", draw(f"{at}.layer_norm{j + 1}.bias", 6))
+    attention = "MultiHeadDotProductAttention_0"
+    for theirs, name in {"q": "query", "k": "key", "v": "value"}.items():
+      linear = f"{at}.self_attn.{theirs}_proj"
+      kernel = draw(f"{linear}.weight", 6, 6).T.reshape(6, 3, 2)
+      add(f"{attention}/{name}/kernel", kernel)
+      bias = draw(f"{linear}.bias", 6).reshape(3, 2)
+      add(f"{attention}/{name}/bias", bias)
+    linear = f"{at}.self_attn.out_proj"
+    kernel = draw(f"{linear}.weight", 6, 6).T.reshape(3, 2, 6)
+    add(f"{attention}/out/kernel", kernel)
+    add(f"{attention}/out/bias", draw(f"{linear}.bias", 6))
+    for j, shape in enumerate([(7, 6), (6, 7)]):
+      linear = f"{at}.mlp.fc{j + 1}"
+      add(f"MlpBlock_0/Dense_{j}/kernel", draw(f"{linear}.weight", *shape).T)
+      add(f"MlpBlock_0/Dense_{j}/bias", draw(f"{linear}.bias", shape[0]))
+  return leaves | {name: np.stack(x) for name, x in layers.items()}
+
+
+def siglip_folder(path, **changed):
+  draw = Draw()
+  leaves = draw_image_tower(draw)
+  tower = "vision_tower."
+  tensors = {k.removeprefix(tower): x for k, x in draw.tensors.items()}
+  draw.tensors = tensors
+  leaves |= draw_siglip(draw)
+  for name in ("text", "vision"):  # buffers of old releases
+    tensors[f"{name}_model.embeddings.position_ids"] = np.arange(5)[None]
+  return write(path, SIGLIP | changed, tensors), leaves
+
+
+def test_a_siglip_gives_both_towers(tmp_path):
+  folder, leaves = siglip_folder(tmp_path)
+  found = huggingface.open(folder)
   assert_leaves(found.leaves, leaves)
-  assert set(found.ignored) == {*more, f"{prefix}head.probe"}
+  assert set(found.ignored) == {
+    "text_model.embeddings.position_ids",
+    "vision_model.embeddings.position_ids",
+  }
+  sizes = infer.sizes(found.leaves)
+  assert sizes["txt"] == {
+    "width": 6,
+    "depth": 2,
+    "mlp_dim": 7,
+    "num_heads": 3,
+    "vocab_size": 11,
+    "text_len": 5,
+    "num_classes": IMG_WIDTH,
+    "scan": True,
+  }
+  assert sizes["img"]["pool_type"] == "map"
+  assert sizes["img"]["num_classes"] is None
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    (
+      {"vision_config": {**VISION, "vision_use_head": False}},
+      "vision_use_head",
+    ),
+    ({"text_config": {"hidden_act": "gelu"}}, "hidden_act"),
+    ({"text_config": {"model_type": "clip_text_model"}}, "model_type"),
+    (
+      {"text_config": {**SIGLIP["text_config"], "num_attention_heads": 4}},
+      r"num_attention_heads.*a divisor of the width 6",
+    ),
+    (
+      {"text_config": {**SIGLIP["text_config"], "vocab_size": 12}},
+      r"token_embedding\.weight: found shape .11, 6., expected .12, 6.",
+    ),
+  ],
+)
+def test_a_siglip_that_is_another(tmp_path, changed, message):
+  folder, _ = siglip_folder(tmp_path, **changed)
+  with pytest.raises(ValueError, match=message):
+    huggingface.open(folder)
