@@ -176,7 +176,7 @@ def predict(
   if draw is not None:
     with progress.bar(str(draw)) as show:
       annotated.write(answers, source, draw, progress=show)
-    lines.append(f"{draw}: {len(answers)} pictures")
+    lines.append(f"{draw}: {len(answers)} drawn")
   return lines
 
 
@@ -215,12 +215,12 @@ def _summary(records):
   bad = [line for line in records if predictions.is_bad(line)]
   found = sum(len(line.get("objects", ())) for line in records)
   malformed = sum("malformed" in line for line in records)
-  said = f"{len(records) - len(bad)} predictions, {found} boxes"
+  said = f"predictions: {len(records) - len(bad)}, boxes: {found}"
   if malformed:
-    said += f", {malformed} with malformed boxes, which stay text"
+    said += f", with malformed boxes, which stay text: {malformed}"
   if bad:
-    said += f", {len(bad)} bad examples: "
-    said += messages.listed([line["error"] for line in bad], most=3)
+    said += f", bad examples: {len(bad)} ("
+    said += messages.listed([line["error"] for line in bad], most=3) + ")"
   return [said]
 
 

@@ -54,7 +54,7 @@ print(end(start(resumed)), size())
 
 
 # Of 3 tokens there are no boxes, but beginnings.
-WHOLE = ["23 predictions, 0 boxes, 23 with malformed boxes, which stay text"]
+WHOLE = ["predictions: 23, boxes: 0, with malformed boxes, which stay text: 23"]
 
 
 def run(tiny, out, *, data=None, **options):
@@ -122,7 +122,7 @@ def test_several_pictures_a_line(tiny, tmp_path):
   rows = [{"image": pair, "prefix": "what digit"} for pair in pairs]
   data.write_text("".join(json.dumps(row) + "\n" for row in rows))
   (said,) = run(tiny, tmp_path / "y.jsonl", data=data)
-  assert said.startswith("3 predictions, 0 boxes")
+  assert said.startswith("predictions: 3, boxes: 0")
   found = predictions.read(tmp_path / "y.jsonl", 3)
   assert [line["image"] for line in found] == pairs
   asked = [[tiny.folder / name for name in pair] for pair in pairs]
@@ -163,13 +163,13 @@ def test_photos_are_drawn(tiny, tmp_path):
   assert "give one to all: --prompt 'caption en'" in said
   arguments = (*arguments, "--prompt", "detect 3", "--on_bad", "skip")
   said = tiny.run("scripts.predict", *arguments).splitlines()
-  assert said[0].startswith("3 predictions, ") and "1.jpg: not a " in said[0]
+  assert said[0].startswith("predictions: 3, ") and "1.jpg: not a " in said[0]
   found = predictions.read(tmp_path / "y.jsonl", 4)
   boxes = [item for line in found for item in line.get("objects", ())]
   assert boxes and {item["label"] for item in boxes} == {"3"}
   assert said[1:] == [
     f"{tmp_path}/y.yolo: {len(boxes)} boxes of 3 images",
-    f"{tmp_path}/drawn: 3 pictures",
+    f"{tmp_path}/drawn: 3 drawn",
   ]
   drawn = {path.name for path in (tmp_path / "drawn").iterdir()}
   assert drawn == {"0.png", "1.png", "2.png"}
@@ -247,7 +247,7 @@ def test_an_image_that_cannot_be_read_has_no_prediction(tiny, lines, tmp_path):
   # What stopped at it goes on past it.
   out = tmp_path / "y.jsonl"
   (said,) = run(tiny, out, data=data, on_bad="skip")
-  assert "which stay text, 1 bad examples: /" in said
+  assert "which stay text: 22, bad examples: 1 (/" in said
   assert "x.jsonl:6: cannot read image" in said
   found = predictions.read(out, 23)
   assert "x.jsonl:6: cannot read image" in found[5]["error"]
