@@ -22,7 +22,7 @@ COLOURS = ("#3b82f6", "#f97316", "#16a34a", "#d946a6", "#a1761b", "#8b5cf6")
 _INK = "#010203"  # becomes the colour of the page's text
 _SIZE = 3.6, 2.1  # inches; a phone shows it as wide as that
 # Room for numbers; fixed, as fitting it would take as long as drawing.
-_MARGINS = dict(left=0.145, right=0.985, top=0.91, bottom=0.13)
+_MARGINS = dict(left=0.145, right=0.94, top=0.91, bottom=0.13)
 _MOST = 1000  # points of a curve; of more, means of successive ones
 _SMOOTHED = 60  # points from which on a moving mean is drawn over them
 _RC = {
