@@ -41,7 +41,8 @@ class Key:
     unit: of a number.
     optional: whether None may stand for the value; it may where it is the
       default.
-    kinds: values of `kind` beside it for which it is there; () for all.
+    kinds: values of `kind` beside it, or of config.task, for which it is there;
+      () for all.
     instead: names beside it, of which one at most is set; the default of one
       counts if none is.
   """
@@ -163,11 +164,22 @@ def _evaluator(
 
 _generate = functools.partial(_evaluator, kinds=("generate",))
 
+_NEXT_TOKEN = {"kinds": ("next_token",)}
+_TASK = "next_token"  # by default
+
 KEYS = (
+  Key("task", _TASK, "what is learned, see trainers/tasks: next_token"),
   Key("seed", 0, "of all that is random: order, ops, dropout, new weights"),
   # Model
   Key("model.variant", "paligemma_3b", "name in paligemma/variants.py"),
-  Key("model.vocab_size", None, "None: that of the variant", int, "tokens"),
+  Key(
+    "model.vocab_size",
+    None,
+    "None: that of the variant",
+    int,
+    "tokens",
+    **_NEXT_TOKEN,
+  ),
   Key(
     "model.dtype",
     "bfloat16",
@@ -175,8 +187,13 @@ KEYS = (
     "older GPUs",
   ),
   *(
-    Key(f"model.{tower}.{name}", default, meaning.format(what), type)
-    for tower, what in (("img", "image tower"), ("llm", "decoder"))
+    Key(
+      f"model.{tower}.{name}", default, meaning.format(what), type, kinds=kinds
+    )
+    for tower, what, kinds in (
+      ("img", "image tower", ()),
+      ("llm", "decoder", _NEXT_TOKEN["kinds"]),
+    )
     for name, default, meaning, type in (
       ("dropout", 0.0, "rate of dropout in the {}", float),
       (
@@ -208,8 +225,19 @@ KEYS = (
   Key("init", "", "checkpoint of any format or preset; empty: random weights"),
   Key("tokenizer", "paligemma_tokenizer.model", "SentencePiece file"),
   Key("res", 224, "height and width of the images", unit="pixels"),
-  Key("frames", 0, "images of an example, as of a video; 0: one image"),
-  Key("text_len", 128, "length of prompt and answer together", unit="tokens"),
+  Key(
+    "frames",
+    0,
+    "images of an example, as of a video; 0: one image",
+    **_NEXT_TOKEN,
+  ),
+  Key(
+    "text_len",
+    128,
+    "length of prompt and answer together",
+    unit="tokens",
+    **_NEXT_TOKEN,
+  ),
   # What trains
   Key(
     "trainable",
@@ -245,6 +273,7 @@ KEYS = (
     "train.texts",
     "checked",
     '"checked", or "plain": control tokens in a text are letters',
+    **_NEXT_TOKEN,
   ),
   Key("train.on_bad", "stop", 'bad examples: "stop", or "skip" and count them'),
   Key("train.num_workers", 0, "processes that read data; 0: threads"),
@@ -274,7 +303,12 @@ KEYS = (
     tuple,
   ),
   Key("clip_norm", None, "largest norm of the gradient; None: any", float),
-  Key("label_smoothing", 0.0, "probability of the other tokens, in [0, 1)"),
+  Key(
+    "label_smoothing",
+    0.0,
+    "probability of the other tokens, in [0, 1)",
+    **_NEXT_TOKEN,
+  ),
   Key("accumulate_steps", 1, "microbatches that a batch is split into"),
   Key(
     "ema_decay",
@@ -394,12 +428,12 @@ _TREE = _tree()
 _INSTEAD = {key.name.rpartition(".")[2]: key.instead for key in KEYS}
 
 
-def defaults() -> ConfigDict:
-  """Returns a config of the defaults, without its durations.
+def defaults(task: str = _TASK) -> ConfigDict:
+  """Returns a config of the defaults of a task, without its durations.
 
   `complete` adds those, unless a config sets them in another unit.
   """
-  config = complete(ConfigDict())
+  config = complete(ConfigDict({"task": task}))
   for key in KEYS:
     if key.instead and "." not in key.name:
       del config[key.name]
@@ -414,7 +448,7 @@ def complete(config: ConfigDict) -> ConfigDict:
       type, and ops of train.ops that are for training alone; all of them, with
       the nearest names. Nothing is added then.
   """
-  if problems := list(_problems(config, _TREE, "config")):
+  if problems := list(_problems(config, _TREE, "config", _TASK)):
     raise ValueError("; ".join(problems))
   shared = config.get("train", {}).get("ops", ())
   if found := [op for op in shared if getattr(op, "augments", False)]:
@@ -466,6 +500,18 @@ def names(config: Mapping[str, Any] | ConfigDict) -> list[str]:
   return found
 
 
+def _is_for(schema: Any, kind: Any) -> bool:
+  """Whether a key, or some key of a group, is there for a kind."""
+  if isinstance(schema, Key):
+    return not schema.kinds or kind in schema.kinds
+  return any(_is_for(inner, kind) for inner in schema.values())
+
+
+def _kind(node: Any, kind: Any) -> Any:
+  """What chooses the keys of a group; `kind` does so in the one around it."""
+  return node.get("kind", node.get("task", kind))
+
+
 def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
   """The keys of a group of that kind, and whether other names may be in it."""
   keys = [inner for inner in schema.values() if isinstance(inner, Key)]
@@ -473,15 +519,14 @@ def _known(schema: dict[str, Any], kind: Any) -> tuple[dict[str, Any], bool]:
   known = {
     name: inner
     for name, inner in schema.items()
-    if name not in ("*", _GROUP)
-    and not (isinstance(inner, Key) and inner.kinds and kind not in inner.kinds)
+    if name not in ("*", _GROUP) and _is_for(inner, kind)
   }
   # The table has no keys of a kind that a user has added.
   is_foreign = bool(kinds) and kind not in kinds
   return known, is_foreign or isinstance(schema.get("*"), Key)
 
 
-def _problems(node: Any, schema: Any, name: str) -> Iterator[str]:
+def _problems(node: Any, schema: Any, name: str, kind: Any) -> Iterator[str]:
   """Lines on what is wrong with a value, or with what a group holds."""
   if isinstance(schema, Key):
     if not schema.accepts(node):
@@ -494,18 +539,19 @@ def _problems(node: Any, schema: Any, name: str) -> Iterator[str]:
     shown = messages.shown(repr(node))
     yield f"{name} is {shown}, expected a dict of its keys"
     return
-  known, is_open = _known(schema, node.get("kind"))
+  kind = _kind(node, kind)
+  known, is_open = _known(schema, kind)
   for key, inner in known.items():
     if key in node:
       continue
     if isinstance(inner, dict):
-      yield from _problems({}, inner, f"{name}.{key}")
+      yield from _problems({}, inner, f"{name}.{key}", kind)
     elif inner.default is REQUIRED:
       near = registry.did_you_mean(key, [n for n in node if n not in known])
       yield f"{name}.{key} is missing: {inner.meaning}.{near}"
   for key, value in node.items():
     if inner := known.get(key, schema.get("*")):
-      yield from _problems(value, inner, f"{name}.{key}")
+      yield from _problems(value, inner, f"{name}.{key}", kind)
     elif not is_open:
       yield f"{name}.{messages.shown(str(key))} is unknown.{_near(key, known)}"
 
@@ -518,15 +564,18 @@ def _near(name: str, known: Mapping[str, Any]) -> str:
   return near
 
 
-def fill(node: ConfigDict, schema: dict[str, Any] = _TREE) -> None:
+def fill(
+  node: ConfigDict, schema: dict[str, Any] = _TREE, kind: str = _TASK
+) -> None:
   """Adds what a config, or a group of it, lacks in place; checks nothing."""
-  known, _ = _known(schema, node.get("kind"))
+  kind = _kind(node, kind)
+  known, _ = _known(schema, kind)
   for key, inner in known.items():
     if isinstance(inner, dict):
       if key not in node and _GROUP not in inner:
         node[key] = ConfigDict()
       if isinstance(node.get(key), ConfigDict):
-        fill(node[key], inner)
+        fill(node[key], inner, kind)
     elif key not in node:
       is_set_so = any(node.get(x) is not None for x in inner.instead)
       value = None if is_set_so else inner.default
@@ -537,4 +586,4 @@ def fill(node: ConfigDict, schema: dict[str, Any] = _TREE) -> None:
   for key in node:
     is_group = isinstance(node.get(key), ConfigDict)
     if is_group and key not in known and isinstance(schema.get("*"), dict):
-      fill(node[key], schema["*"])
+      fill(node[key], schema["*"], kind)

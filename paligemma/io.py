@@ -183,7 +183,7 @@ def save(
     format=format,
     dtype=dtype,
     tokenizer=tokenizer,
-    compute_dtype=str(jnp.dtype(dtype or _computes_in(model))),
+    compute_dtype=str(jnp.dtype(dtype or computes_in(model))),
   )
 
 
@@ -365,7 +365,8 @@ def _compute_in(model, dtype):
   return model.clone(**towers)
 
 
-def _computes_in(model):
+def computes_in(model: Model) -> str:
+  """Returns the dtype that a model computes in."""
   return next(reversed(model.towers.values())).dtype
 
 

@@ -39,9 +39,9 @@ from trainers import (
   datasets,
   evaluation,
   gpu_memory,
-  inputs,
   processes,
   progress,
+  tasks,
   workdir,
 )
 
@@ -67,7 +67,7 @@ def evaluate(
     Where bad examples are skipped, "num_bad" is their number.
   """
   mesh, model, params = evaluation.load(config, ckpt)
-  tok = inputs.make_tokenizer(config, model)
+  tok = tasks.of(config).make_tokenizer(config, model)
   chosen = evaluation.make_evaluators(
     config, tok, split=split, limit=limit, batch_size=batch_size
   )

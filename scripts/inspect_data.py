@@ -18,9 +18,8 @@ from ml_collections import ConfigDict
 
 import paligemma
 from paligemma.data import objects
-from paligemma.models import paligemma as paligemma_model
 from scripts.inspection import page, samples
-from trainers import command_line, datasets, evaluation, inputs
+from trainers import command_line, datasets, evaluation, inputs, tasks
 
 
 def datasets_of(
@@ -31,9 +30,8 @@ def datasets_of(
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.
   """
-  tok = inputs.make_tokenizer(
-    config, paligemma_model.make(**config.model.to_dict())
-  )
+  task = tasks.of(config)
+  tok = task.make_tokenizer(config, task.make_model(config))
   opened = types.SimpleNamespace(
     config=config, sources=inputs.make_sources(config)
   )

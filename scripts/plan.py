@@ -94,15 +94,15 @@ def measure(
   """
   plan = Plan(config, devices=devices, examples_per_epoch=_EXAMPLES)
   params = {**plan.trainable, **plan.frozen}
-  sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
   if what == "train":
     count, compile_it = plan.flops_per_step, plan.compile_step
     arguments = plan.step_arguments()
   else:
+    arguments = plan.decode_arguments()
+    sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
     sizes["max_decode_len"] = max_decode_len
     count = flops.decode(plan.model, params, **sizes)
     compile_it = functools.partial(plan.compile_decode, max_decode_len)
-    arguments = plan.decode_arguments()
   start, hlo = time.perf_counter(), None
   try:
     with tempfile.TemporaryDirectory() as folder:

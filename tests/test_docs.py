@@ -26,10 +26,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import evals, metrics
+from paligemma import metrics
 from paligemma.data import sources
 from paligemma.decoding import grammar, samplers
 from scripts import import_data
+from trainers import tasks
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = [
@@ -278,7 +279,7 @@ def test_every_block_says_who_runs_it(document):
     ("docs/decoding.md", samplers.SAMPLERS),
     ("docs/decoding.md", grammar.GRAMMARS),
     ("docs/evaluation.md", metrics.METRICS),
-    ("docs/evaluation.md", evals.EVALUATORS),
+    ("docs/evaluation.md", tasks.TASKS["next_token"].evaluators),
   ],
 )
 def test_every_choice_is_documented(document, table):

@@ -10,14 +10,13 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma import evals, registry, tree
+from paligemma import evals, io, registry, tree
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data.tokenizer import Tokenizer
-from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from trainers import inputs, start, state, workdir
+from trainers import inputs, start, state, tasks, workdir
 
 # Fields of an evaluator that change no prediction, or are described apart.
 _FREE = {"name", "source", "preprocess", "tokenizer"}
@@ -85,7 +84,7 @@ def one_that_generates(
 
 def load(
   config: ConfigDict, path: str
-) -> tuple[jax.sharding.Mesh, paligemma_model.Model, dict[str, Any]]:
+) -> tuple[jax.sharding.Mesh, io.Model, dict[str, Any]]:
   """Mesh, model and the parameters of a checkpoint, as a run holds them.
 
   The path is the workdir of a run, or what else formats.open takes.
@@ -95,7 +94,7 @@ def load(
   """
   common.complete(config)
   mesh = sharding.make_mesh(**config.mesh)
-  model = paligemma_model.make(**config.model.to_dict())
+  model = tasks.of(config).make_model(config)
   trainable, frozen = state.abstract_params(model, config, mesh)
   leaves = {**trainable, **frozen}
   params = state.load_params(path, leaves, leaves)

@@ -11,46 +11,27 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma import evals, io, registry
+from paligemma import io
 from paligemma.data import batches, objects, preprocess, sources, tokenizer
 from paligemma.data.example_fields import Example
+from paligemma.evals.evaluator import Evaluator
 from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
-from paligemma.models.paligemma import Model
 from paligemma.training import sharding
-from trainers import schedule
+from trainers import schedule, tasks
 
 Weighted = tuple[sources.Source, float]
-Evaluator = evals.Generate | evals.Perplexity
 # An evaluator and the steps between two runs, None for the first and last.
 Scheduled = tuple[Evaluator, int | None]
 
-# What the train step reads of a batch.
-STEP_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 # Preprocessing of an evaluator; what it lacks is as in training.
 _OWN = ("ops", "resize", "too_long", "texts", "text_len", "frames")
 # Examples that a metric is chosen by, of a source that must read their images.
 _SAMPLE = 64
-
-
-def make_tokenizer(config: ConfigDict, model: Model) -> tokenizer.Tokenizer:
-  """Opens the tokenizer and checks that the model has a row for every id.
-
-  Raises:
-    ValueError: the file is unusable, or names more ids than the model has.
-  """
-  tok = tokenizer.Tokenizer(config.tokenizer)
-  if tok.vocab_size > model.llm.vocab_size:
-    raise ValueError(
-      f"{config.tokenizer}: {tok.vocab_size} ids, but the model has only "
-      f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
-    )
-  return tok
 
 
 def make_sources(config: ConfigDict) -> list[Weighted]:
@@ -88,9 +69,9 @@ def train_preprocesses(
   config: ConfigDict, tok: tokenizer.Tokenizer
 ) -> list[preprocess.Preprocess]:
   """The preprocessing of each source of the training data."""
-  data = common.complete(config).train
+  data, task = common.complete(config).train, tasks.of(config)
   return [
-    _preprocess(
+    task.make_preprocess(
       config, tok, train=True, ops=(*spec.ops, *data.augment, *data.ops)
     )
     for spec in data.sources.values()
@@ -124,10 +105,14 @@ class Feed(grain.DatasetIterator):
       runs it costs nothing, until it is longer than the step.
   """
 
-  def __init__(self, batches: Iterator[Any], mesh: jax.sharding.Mesh):
+  def __init__(
+    self, batches: Iterator[Any], shapes: Mapping[str, jax.ShapeDtypeStruct]
+  ):
+    """Takes batches, and what the step reads, see abstract_batch."""
     super().__init__()
     self._batches = batches
-    self._mesh = mesh
+    self._keys = list(shapes)
+    self._mesh = shapes["_mask"].sharding.mesh
     self._next = None  # (state before the prefetched batch, it, its error)
     self.seconds_waited = 0.0
 
@@ -169,7 +154,7 @@ class Feed(grain.DatasetIterator):
       "skipped": int((~local["_mask"]).sum()),
       "truncated": int(local.get("truncated", 0 * local["_mask"]).sum()),
     }
-    local = {key: local[key] for key in STEP_KEYS}
+    local = {key: local[key] for key in self._keys}
     return sharding.put_batch(local, self._mesh), counts
 
 
@@ -177,24 +162,12 @@ def abstract_batch(
   config: ConfigDict, mesh: jax.sharding.Mesh, *, decodes: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes and shardings of what the train step reads, or decode.generate."""
-  size, res = config.batch_size, config.res
-  sharding.check_batch_size(size, mesh)
-  frames = (config.frames,) if config.frames else ()
-  length = config.text_len if decodes else config.text_len + 1
-  shapes = {
-    "image": ((size, *frames, res, res, 3), jnp.float32),
-    "text": ((size, length), jnp.int32),
-    "mask_ar": ((size, length), jnp.int32),
-    "mask_input": ((size, length), jnp.bool_),
-    "mask_loss": ((size, length), jnp.int32),
-    "_mask": ((size,), jnp.bool_),
-  }
-  if decodes:
-    del shapes["mask_loss"]
+  shapes = tasks.of(config).batch_shapes(config, decodes=decodes)
+  sharding.check_batch_size(config.batch_size, mesh)
   split = sharding.batch_sharding(mesh)
   return {
-    key: jax.ShapeDtypeStruct(*shape, sharding=split)
-    for key, shape in shapes.items()
+    key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split)
+    for key, leaf in shapes.items()
   }
 
 
@@ -215,8 +188,7 @@ def make_evaluators(
   made = []
   for name, spec in config.evals.items():
     every = schedule.steps(spec, "every", default=None, **sizes)
-    kind = spec.kind
-    evaluator = registry.lookup(evals.EVALUATORS, kind, f"kind of evals.{name}")
+    evaluator = tasks.evaluator(config, name)
     values = {"on_bad": None} | {
       key: value
       for key, value in spec.items()
@@ -226,7 +198,7 @@ def make_evaluators(
     of_training = {
       "on_bad": config.train.on_bad,
       "batch_size": config.batch_size,
-      "max_decode_len": config.text_len,
+      "max_decode_len": config.get("text_len"),
     }
     values |= {
       key: value
@@ -234,13 +206,15 @@ def make_evaluators(
       if values.get(key, value) is None
     }
     own = {key: spec[key] for key in _OWN if spec.get(key) is not None}
-    if kind == "generate":
+    if "tokenizer" in evaluator.__dataclass_fields__:
       values["tokenizer"] = tok
     own["ops"] = (*spec.source.ops, *own.get("ops", config.train.ops))
     values |= {
       "name": name,
       "source": make_source(spec.source),
-      "preprocess": _preprocess(config, tok, train=kind == "perplexity", **own),
+      "preprocess": tasks.of(config).make_preprocess(
+        config, tok, train=evaluator.reads_loss, **own
+      ),
     }
     try:
       made.append((_with_metric(evaluator(**values), spec), every))
@@ -327,16 +301,3 @@ def make_source(spec: Mapping[str, Any]) -> sources.Source:
   """Opens the source that a config, or a part of config.json, describes."""
   own = {k: v for k, v in spec.items() if k not in ("kind", "weight", "ops")}
   return sources.make(spec.kind, **own)
-
-
-def _preprocess(config, tok, **own):
-  data = config.train
-  shared = {
-    "res": config.res,
-    "text_len": config.text_len,
-    "frames": config.frames,
-    "resize": data.resize,
-    "too_long": data.too_long,
-    "texts": data.texts,
-  }
-  return preprocess.Preprocess(tok, **shared | own)

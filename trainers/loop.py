@@ -61,7 +61,7 @@ class Loop:
     self.plan = plan
     self.folder = folder
     self.checkpoints = checkpoints
-    self.feed = inputs.Feed(batches, plan.mesh)
+    self.feed = inputs.Feed(batches, plan.step_arguments()[-1])
     self.evaluators = evaluators
     sizes = plan.sizes
     self.log_every = schedule.steps(plan.config, "log", **sizes)
@@ -175,8 +175,10 @@ class Loop:
     examples = self.plan.config.batch_size * done / seconds
     peak = flops.peak_per_second()
     if peak:
-      speed = self.plan.count_flops(measured["num_tokens"]) * done / seconds
+      speed = self.plan.count_flops(measured.get("num_tokens")) * done / seconds
     counts, rates = self.total_counts(), self.learning_rates(step)
+    if "num_tokens" in measured:
+      measured["tokens_per_second"] = measured["num_tokens"] * done / seconds
     line = ""
     if not self.verbose:
       left = (self.plan.total_steps - step) * seconds / done
@@ -190,7 +192,6 @@ class Loop:
         **counts,
         **rates,
         "examples_per_second": examples,
-        "tokens_per_second": measured["num_tokens"] * done / seconds,
         "waited_for_data": waited / seconds,
         "mfu": peak and speed / peak,
         "peak_memory_gib": report.peak_memory_gib(),
@@ -244,7 +245,7 @@ class Loop:
     measured = {name: float(value) for name, value in measured.items()}
     if not measured["num_examples"]:
       self.count_empty(step)
-    elif not measured["num_tokens"]:
+    elif not measured.get("num_tokens", 1):
       raise ValueError(
         f"the batch of step {step} supervises no token: its examples have no "
         "answer; check the data"
@@ -411,7 +412,7 @@ class Loop:
           path,
           arrays,
           **io.model_fields(model) | {"metadata": self.metadata},
-          compute_dtype=model.llm.dtype,
+          compute_dtype=io.computes_in(model),
         )
       else:
         held_in = self.plan.config.frozen_dtype

@@ -9,10 +9,8 @@ from ml_collections import ConfigDict
 from configs import common
 from paligemma import init, tree
 from paligemma.decoding import decode
-from paligemma.models import paligemma as paligemma_model
-from paligemma.planning import flops
 from paligemma.training import optimizers, sharding
-from trainers import inputs, report, schedule, state
+from trainers import inputs, report, schedule, state, tasks
 from trainers.state import Shapes
 from trainers.step import make_step
 
@@ -23,6 +21,7 @@ class Plan:
   Attributes:
     config: complete.
     mesh: of the devices of all processes.
+    task: of the config, see tasks/task.py.
     model: Model of the config.
     sources: (source, weight) pairs to train on; None if not opened.
     sizes: batch_size, examples_per_epoch and total_steps.
@@ -54,7 +53,8 @@ class Plan:
     """
     self.config = common.complete(config)
     self.mesh = sharding.make_mesh(**config.mesh, devices=devices)
-    self.model = paligemma_model.make(**config.model.to_dict())
+    self.task = tasks.of(config)
+    self.model = self.task.make_model(config)
     self.sources = None
     if examples_per_epoch is None:
       self.sources = inputs.make_sources(config)
@@ -102,15 +102,8 @@ class Plan:
 
   def count_flops(self, supervised: float | None = None) -> int:
     """FLOPs of a step with so many supervised tokens, see flops.py."""
-    return flops.train_step(
-      self.model,
-      self._shapes,
-      self.trainable,
-      batch_size=self.config.batch_size,
-      res=self.config.res,
-      text_len=self.config.text_len,
-      frames=self.config.frames,
-      supervised=supervised,
+    return self.task.count_flops(
+      self.config, self.model, self._shapes, self.trainable, supervised
     )
 
   def step_arguments(
@@ -122,12 +115,12 @@ class Plan:
 
   def compile_step(self, **options: Any) -> jax.stages.Compiled:
     """The step compiled with options of XLA; its first argument is donated."""
+    splits = self.task.is_additive
     step = make_step(
-      self.model,
+      self.task.make_loss(self.config, self.model),
       self.optimizer,
       seed=self.config.seed,
-      label_smoothing=self.config.label_smoothing,
-      accumulate_steps=self.config.accumulate_steps,
+      accumulate_steps=self.config.accumulate_steps if splits else 1,
       ema_decay=self.config.ema_decay,
     )
     shardings = (

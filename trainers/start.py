@@ -7,13 +7,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from paligemma import init
+from paligemma import init, io
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.training import fingerprint
 from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.data import image
-from paligemma.models.paligemma import Model
 from paligemma.tree import Flat
 from trainers import progress, state
 from trainers.plan import Plan
@@ -94,17 +93,18 @@ def checkpoint_metadata(config: ConfigDict) -> dict[str, Any]:
   return {**source, "preprocessing": config.train.resize}
 
 
-def describe_source(config: ConfigDict, model: Model) -> str:
+def describe_source(config: ConfigDict, model: io.Model) -> str:
   """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
   checkpoint = formats.open(config.init)
   lines = [f"initial weights: {checkpoint.describe()}"]
-  for field, theirs in checkpoint.llm.items():
-    if (ours := getattr(model.llm, field)) != theirs:
+  name, tower = list(model.towers.items())[-1]
+  for field, theirs in getattr(checkpoint, name).items():
+    if (ours := getattr(tower, field)) != theirs:
       lines.append(
         f"note: {field} is {theirs} in the files and {ours} in this run; "
-        f"config.model.llm.{field} changes it"
+        f"config.model.{name}.{field} changes it"
       )
   return "\n".join(lines + preprocessing_notes(config, checkpoint))
 

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from paligemma import init, quantization, registry, tree
+from paligemma import init, io, quantization, registry, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.lora import apply as lora
-from paligemma.models.paligemma import Model
 from paligemma.training import sharding
 from trainers import progress
 
@@ -34,7 +33,7 @@ class TrainState:
 
 
 def abstract_params(
-  model: Model,
+  model: io.Model,
   config: ConfigDict,
   mesh: jax.sharding.Mesh,
   *,

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from paligemma import tree
-from paligemma.models.paligemma import Model
-from paligemma.training import losses, optimizers
+from paligemma.training import optimizers
 from trainers.state import TrainState
+from trainers.tasks.task import Loss
 
 Arrays = Mapping[str, jax.Array]
 Step = Callable[
@@ -18,64 +18,43 @@ Step = Callable[
 
 
 def make_step(
-  model: Model,
+  loss: Loss,
   optimizer: optax.GradientTransformation,
   *,
   seed: int,
-  label_smoothing: float = 0.0,
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
 ) -> Step:
-  """Builds the step of next-token training on the suffix.
+  """Builds the step of a training.
 
-  The loss is the mean over the supervised tokens of an example, then over the
-  examples of the global batch (those with `_mask`), as in big_vision's
-  trainers/proj/paligemma/train.py. A batch without an example is no step of the
-  optimizer: parameters, its state (the schedule's count with it) and the moving
-  average stay as they are, and `step` alone advances, which counts batches.
+  The loss is the mean over the examples of the global batch (those with
+  `_mask`). A batch without an example is no step of the optimizer: parameters,
+  its state (the schedule's count with it) and the moving average stay as they
+  are, and `step` alone advances, which counts batches.
 
   Args:
-    model: to train.
+    loss: of a batch, see tasks/task.py.
     optimizer: over flat dicts.
     seed: dropout depends on it and on the number of the step.
-    label_smoothing: see losses.next_token.
-    accumulate_steps: microbatches the batch is split into; the gradient is that
-      of the whole batch, the activations are those of one of them.
+    accumulate_steps: microbatches the batch is split into, for a loss that is
+      the sum of theirs; the gradient is that of the whole batch, the
+      activations are those of one of them.
     ema_decay: of the moving average of the parameters, None for none.
 
   Returns:
-    Function of TrainState, frozen parameters and a batch (image float32[B, H,
-    W, 3]; text, mask_ar, mask_input and mask_loss [B, L+1]; _mask bool[B]) that
-    returns the new TrainState and measurements, float32[]: loss, grad_norm,
-    update_norm, param_norm, num_tokens (supervised), num_examples; without an
-    example the first three are 0.
+    Function of TrainState, frozen parameters and a batch that returns the new
+    TrainState and measurements, float32[]: loss, grad_norm, update_norm,
+    param_norm, num_examples and those of the loss; without an example the first
+    three are 0.
 
   Raises:
     ValueError: on tracing, if the batch does not divide into the microbatches.
   """
 
   def summed_loss(trainable, frozen, batch, rng):
-    params = tree.unflatten({**frozen, **trainable})
-    features, _ = model.apply(
-      {"params": params},
-      batch["image"],
-      batch["text"][:, :-1],
-      batch["mask_ar"][:, :-1],
-      train=True,
-      input_mask=batch["mask_input"][:, :-1],
-      rngs={"dropout": rng},
-      method="compute_features",
-    )
-    return losses.mean_next_token(
-      *model.output_layer(params),
-      features,
-      batch["text"][:, 1:],
-      batch["mask_loss"][:, 1:],
-      batch["_mask"].astype(jnp.float32),
-      label_smoothing=label_smoothing,
-    )
+    return loss(tree.unflatten({**frozen, **trainable}), batch, rng)
 
-  loss_and_grads = jax.value_and_grad(summed_loss)
+  loss_and_grads = jax.value_and_grad(summed_loss, has_aux=True)
 
   def accumulated(trainable, frozen, batch, rng):
     if accumulate_steps == 1:
@@ -100,7 +79,7 @@ def make_step(
   def step(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
     num_examples = jnp.sum(batch["_mask"], dtype=jnp.float32)
-    total, grads = accumulated(state.trainable, frozen, batch, rng)
+    (total, measured), grads = accumulated(state.trainable, frozen, batch, rng)
     scale = 1.0 / jnp.maximum(num_examples, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = optimizer.update(
@@ -120,8 +99,8 @@ def make_step(
       "grad_norm": jnp.where(is_step, optax.tree.norm(grads), 0.0),
       "update_norm": jnp.where(is_step, optax.tree.norm(updates), 0.0),
       "param_norm": optax.tree.norm(state.trainable),
-      "num_tokens": jnp.sum(batch["mask_loss"][:, 1:], dtype=jnp.float32),
       "num_examples": num_examples,
+      **measured,
     }
     return state.replace(step=state.step + 1), measurements
 

@@ -73,7 +73,7 @@ def train(
     plan = Plan(config)
     if profile_steps is not None:
       profile.check(profile_steps, plan.total_steps)
-    tok = inputs.make_tokenizer(config, plan.model)
+    tok = plan.task.make_tokenizer(config, plan.model)
     evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
     best = Best(config, evaluators)
     batches = inputs.train_batches(config, plan.sources, tok)
@@ -146,7 +146,7 @@ def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   writers.check(common.complete(config).writers)
   plan = Plan(config)
   print(plan.describe(compile_step(plan), verbose=verbose))
-  tok = inputs.make_tokenizer(config, plan.model)
+  tok = plan.task.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
   print(checks.check(plan, tok, evaluators))
@@ -164,14 +164,14 @@ def try_learning_rates(
     folder: to write find_lr.json to; None: nothing is written.
   """
   plan = Plan(find_lr.growing(config))
-  tok = inputs.make_tokenizer(config, plan.model)
+  tok = plan.task.make_tokenizer(config, plan.model)
   progress.say([checks.check(plan, tok, [])])
   compiled = compile_step(plan)
   with progress.stage("weights"):
     state, frozen = start.initial(plan)
   batches = inputs.train_batches(plan.config, plan.sources, tok)
   with (
-    contextlib.closing(inputs.Feed(batches, plan.mesh)) as feed,
+    contextlib.closing(inputs.Feed(batches, plan.step_arguments()[-1])) as feed,
     progress.stage(f"trying {find_lr.STEPS} learning rates"),
   ):
     found = find_lr.find_lr(compiled, state, frozen, feed)

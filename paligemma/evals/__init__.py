@@ -7,4 +7,4 @@ evaluator.run(model, params, mesh, output_dir=..., rng=..., progress=...)
 from paligemma.evals.generate import Generate
 from paligemma.evals.perplexity import Perplexity
 
-EVALUATORS = {"generate": Generate, "perplexity": Perplexity}
+__all__ = ["Generate", "Perplexity"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 
@@ -27,7 +28,11 @@ class Evaluator:
     num_workers: data worker processes.
     on_bad: key of batches.ON_BAD: what happens to an example that cannot be
       used. "stop" raises; "skip" logs it and leaves it out.
+    reads_loss: whether its batches are those that the loss reads, with the
+      answer.
   """
+
+  reads_loss: ClassVar[bool] = False
 
   name: str
   source: sources.Source

@@ -30,6 +30,7 @@ class Perplexity(Evaluator):
     Others: as of Evaluator.
   """
 
+  reads_loss = True
   higher_is_better = dict.fromkeys(
     ("perplexity", "nll_per_token", "nll_per_example"), False
   )

@@ -98,9 +98,9 @@ def _more_devices(plan, memory, usable):
 def _keeping_less(plan, memory, peak_with):
   """Advises another remat_policy, if a step compiled with it needs less."""
   changed = {
-    tower: "block_inputs"
-    for tower in ("img", "llm")
-    if getattr(plan.model, tower).remat_policy == "none"
+    name: "block_inputs"
+    for name, tower in plan.model.towers.items()
+    if tower.remat_policy == "none"
   }
   less = memory.peak - peak_with(changed) if changed else 0
   if less <= 0:

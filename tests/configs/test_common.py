@@ -9,14 +9,18 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma import evals
 from paligemma.data import image_ops, sources, text_ops
 from paligemma.decoding import samplers
 from paligemma.lora.config import Lora
-from trainers import schedule
+from trainers import schedule, tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = [key.name for key in common.KEYS]
+EVALUATORS = {
+  kind: evaluator
+  for task in tasks.TASKS.values()
+  for kind, evaluator in task.evaluators.items()
+}
 JSONL = {"kind": "jsonl", "path": "a.jsonl"}
 
 
@@ -29,7 +33,7 @@ def test_every_key_says_what_it_is():
 
 
 def test_what_the_trainer_reads_are_the_keys():
-  text = "\n".join(x.read_text() for x in (ROOT / "trainers").glob("*.py"))
+  text = "\n".join(x.read_text() for x in (ROOT / "trainers").rglob("*.py"))
   read = set(re.findall(r"(?<!jax\.)\bconfig\.([a-z]\w*)", text))
   of_data = re.findall(r"\b(?:data|config\.train)\.(\w+)", text)
   read |= {f"train.{name}" for name in of_data}
@@ -62,12 +66,12 @@ def test_sources_take_what_the_table_says():
     assert known == {*reader.__init__.__annotations__} - {"return"}, kind
 
 
-@pytest.mark.parametrize("kind", evals.EVALUATORS)
+@pytest.mark.parametrize("kind", EVALUATORS)
 def test_evaluators_have_the_defaults_of_the_table(kind):
   config = common.complete(
     ConfigDict({"evals": {"a": {"kind": kind, "source": JSONL}}})
   )
-  for field in dataclasses.fields(evals.EVALUATORS[kind]):
+  for field in dataclasses.fields(EVALUATORS[kind]):
     # Those that only the trainer, or a caller, sets.
     if field.name in ("metric", "metric_note", "on_bad", "finish"):
       continue
@@ -77,7 +81,7 @@ def test_evaluators_have_the_defaults_of_the_table(kind):
   of_table = {name for name in of_table if not name.startswith("every_")}
   of_preprocess = {"ops", "resize", "too_long", "texts", "text_len", "frames"}
   assert of_table - of_preprocess == {
-    field.name for field in dataclasses.fields(evals.EVALUATORS[kind])
+    field.name for field in dataclasses.fields(EVALUATORS[kind])
   } - {"name", "source", "preprocess", "tokenizer", "metric_note", "finish"}
 
 

@@ -18,7 +18,7 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.training import optimizers, sharding
 from tests.configs import transfer_facts
 from tests.configs.transfer_facts import FACTS, RESOLUTIONS, STRIDES
-from trainers import inputs, state, workdir
+from trainers import inputs, state, tasks, workdir
 from trainers.plan import Plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -358,7 +358,7 @@ def test_two_steps_and_a_metric(task, write, compiled, tmp_path):
   assert plan.config.frames == (2 if FACTS[task].frames else 0)
   step, now = compiled(plan)
   batches = inputs.train_batches(config, plan.sources, tiny_tokenizer())
-  feed = inputs.Feed(batches, plan.mesh)
+  feed = inputs.Feed(batches, plan.step_arguments()[-1])
   for _ in range(2):
     batch, counts = next(feed)
     assert counts == {"skipped": 0, "truncated": 0}
@@ -550,4 +550,4 @@ def test_frames_of_a_batch(write):
   batch = inputs.abstract_batch(config, mesh)
   assert batch["image"].shape == (8, 2, 28, 28, 3)
   model = paligemma_model.make(**config.model.to_dict())
-  assert inputs.make_tokenizer(config, model).vocab_size == 1792
+  assert tasks.of(config).make_tokenizer(config, model).vocab_size == 1792

@@ -9,6 +9,7 @@ from paligemma.planning import flops
 from paligemma.training import optimizers
 from trainers import state
 from trainers import step as step_lib
+from trainers.tasks import next_token
 
 
 def make_model(res, **overrides):
@@ -160,7 +161,8 @@ def test_the_compiler_counts_alike(pattern):
     "mask_loss": integers,
     "_mask": jax.ShapeDtypeStruct((rows,), bool),
   }
-  step = jax.jit(step_lib.make_step(model, optimizer, seed=0))
+  loss = next_token.make_loss(model)
+  step = jax.jit(step_lib.make_step(loss, optimizer, seed=0))
   counted = step.lower(start, frozen, batch).cost_analysis()["flops"]
   found = flops.train_step(
     model, shapes, trainable, batch_size=rows, res=res, text_len=text_len

@@ -42,7 +42,7 @@ def test_numbers_are_those_of_the_trainer(tiny, tmp_path):
   state, frozen = start.start_or_resume(plan, _NoCheckpoints(), None)
   params = jax.tree.map(np.asarray, {**state.trainable, **frozen})
   assert found.keys() == {"pplx", "val"}
-  tok = inputs.make_tokenizer(config, plan.model)
+  tok = plan.task.make_tokenizer(config, plan.model)
   for evaluator, _ in inputs.make_evaluators(config, tok, **plan.sizes):
     scores = evaluator.run(
       plan.model,

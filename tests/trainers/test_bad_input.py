@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma import evals
 from paligemma.checkpoints import npz
 from paligemma.data import image as image_lib
 from paligemma.data.batches import TrainBatches
-from trainers import inputs, preemption, status, train
+from trainers import inputs, preemption, status, tasks, train
 from trainers.loop import Loop
 from trainers.plan import Plan
 
@@ -443,6 +442,7 @@ class Recorder:
   preprocess: object
   on_bad: str
   seen: ClassVar[list] = []
+  reads_loss: ClassVar[bool] = False
 
   def run(self, model, params, mesh, *, output_dir, rng, progress):
     w = params["llm"]["layers"]["attn"]["q_einsum"]["w"]
@@ -453,7 +453,8 @@ class Recorder:
 @pytest.fixture
 def recorder(afresh, monkeypatch):
   """Its values in a config, to run after every step."""
-  monkeypatch.setitem(evals.EVALUATORS, "recorder", Recorder)
+  fitting = tasks.TASKS["next_token"].evaluators
+  monkeypatch.setitem(fitting, "recorder", Recorder)
   Recorder.seen.clear()
   source = {"kind": "jsonl", "path": str(afresh / "data/val.jsonl")}
   return {"kind": "recorder", "source": source, "every_steps": 1}
@@ -537,7 +538,7 @@ def test_skipped_and_cut_examples_are_counted(
   assert main(config, folder) is None
 
   plan = Plan(config)
-  tokenizer = inputs.make_tokenizer(config, plan.model)
+  tokenizer = plan.task.make_tokenizer(config, plan.model)
   batches = inputs.train_batches(config, plan.sources, tokenizer)
   skipped = truncated = 0
   lines = read_metrics(folder)

@@ -672,7 +672,7 @@ def test_the_answer_before_the_place_of_the_answer_is_refused(tiny):
 
 def start(config):
   plan = Plan(config)
-  tok = inputs.make_tokenizer(config, plan.model)
+  tok = plan.task.make_tokenizer(config, plan.model)
   return plan, tok, inputs.make_evaluators(config, tok, **plan.sizes)
 
 

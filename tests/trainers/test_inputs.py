@@ -12,26 +12,27 @@ from paligemma.data import text_ops
 from paligemma.metrics import segmentation
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from trainers import inputs
+from trainers import inputs, tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
+KEYS = ("text", "_mask")  # of a batch that a step reads
 SIZES = {"batch_size": 8, "examples_per_epoch": 13, "total_steps": 10}
 
 
 def test_the_model_must_have_a_row_for_every_token(tiny):
   config = tiny.config()
   model = paligemma_model.make(**config.model.to_dict())
-  assert inputs.make_tokenizer(config, model).vocab_size == 1792
+  assert tasks.of(config).make_tokenizer(config, model).vocab_size == 1792
   small = paligemma_model.make("paligemma_tiny", vocab_size=1791)
   with pytest.raises(ValueError, match="1792 ids, but the model has only 1791"):
-    inputs.make_tokenizer(config, small)
+    tasks.of(config).make_tokenizer(config, small)
 
 
 def test_the_batch_that_is_compiled_for_is_the_batch_that_comes(tiny):
   config = tiny.config(res=42, text_len=23)
   mesh = sharding.make_mesh(data=4, model=2)
   expected = inputs.abstract_batch(config, mesh)
-  tokenizer = inputs.make_tokenizer(config, _model(config))
+  tokenizer = tasks.of(config).make_tokenizer(config, _model(config))
   batches = inputs.train_batches(config, inputs.make_sources(config), tokenizer)
   batch = next(batches)
   batches.close()
@@ -301,7 +302,7 @@ class Numbered:
     self.number += 1
     if self.number in self.bad:
       raise ValueError(f"a.jsonl:{self.number}: bad")
-    batch = dict.fromkeys(inputs.STEP_KEYS, np.full(3, self.number))
+    batch = dict.fromkeys(KEYS, np.full(3, self.number))
     rows = np.arange(3)
     mask, truncated = rows >= self.number % 2, 1 * (rows < self.number % 3)
     return {**batch, "_mask": mask, "truncated": truncated}
@@ -318,31 +319,33 @@ class Numbered:
 
 def number(item):
   batch, _ = item
-  assert batch.keys() == set(inputs.STEP_KEYS)
+  assert batch.keys() == set(KEYS)
   return int(batch["text"][0])
 
 
 @pytest.fixture
-def mesh():
-  return sharding.make_mesh(devices=jax.devices()[:1])
+def shapes():
+  split = sharding.batch_sharding(sharding.make_mesh(devices=jax.devices()[:1]))
+  leaf = jax.ShapeDtypeStruct((3,), jnp.int32, sharding=split)
+  return dict.fromkeys(KEYS, leaf)
 
 
-def test_the_feed_gives_every_batch_in_turn_with_its_counts(mesh):
-  feed = inputs.Feed(Numbered(), mesh)
+def test_the_feed_gives_every_batch_in_turn_with_its_counts(shapes):
+  feed = inputs.Feed(Numbered(), shapes)
   for i in range(1, 8):
     if i % 3:
       feed.prefetch()
       feed.prefetch()  # once is enough
     batch, counts = next(feed)
-    assert batch["text"].sharding == sharding.batch_sharding(mesh)
+    assert batch["text"].sharding == shapes["text"].sharding
     np.testing.assert_array_equal(batch["text"], [i] * 3)
     assert counts == {"skipped": i % 2, "truncated": i % 3}
 
 
-def test_a_batch_on_its_way_has_not_been_read(mesh):
+def test_a_batch_on_its_way_has_not_been_read(shapes):
   """The state is that of the batch that trains, whatever is read ahead."""
   batches = Numbered()
-  feed = inputs.Feed(batches, mesh)
+  feed = inputs.Feed(batches, shapes)
   assert number(next(feed)) == 1
   feed.prefetch()
   assert batches.number == 2
@@ -351,7 +354,7 @@ def test_a_batch_on_its_way_has_not_been_read(mesh):
   assert number(next(feed)) == 2
   assert feed.get_state() == {"number": 2}
 
-  fresh = inputs.Feed(Numbered(), mesh)
+  fresh = inputs.Feed(Numbered(), shapes)
   fresh.prefetch()
   fresh.set_state(state)
   assert fresh.get_state() == state
@@ -359,21 +362,21 @@ def test_a_batch_on_its_way_has_not_been_read(mesh):
 
 
 def test_the_state_in_a_checkpoint_is_that_of_the_batch_that_trains(
-  mesh, tmp_path
+  shapes, tmp_path
 ):
-  feed = inputs.Feed(Numbered(), mesh)
+  feed = inputs.Feed(Numbered(), shapes)
   for _ in range(4):
     next(feed)
   feed.prefetch()
   with steps.StepCheckpoints(tmp_path) as checkpoints:
     checkpoints.save(4, {"w": jnp.zeros(2)}, (), data_iterator=feed)
-    resumed = inputs.Feed(Numbered(), mesh)
+    resumed = inputs.Feed(Numbered(), shapes)
     checkpoints.restore(4, {"w": jnp.zeros(2)}, (), data_iterator=resumed)
   assert number(next(resumed)) == 5
 
 
-def test_an_error_in_a_batch_waits_for_its_turn(mesh):
-  feed = inputs.Feed(Numbered(bad=[2]), mesh)
+def test_an_error_in_a_batch_waits_for_its_turn(shapes):
+  feed = inputs.Feed(Numbered(bad=[2]), shapes)
   feed.prefetch()
   assert number(next(feed)) == 1
   feed.prefetch()
@@ -382,10 +385,10 @@ def test_an_error_in_a_batch_waits_for_its_turn(mesh):
     next(feed)
 
 
-def test_the_wait_is_that_for_reading(mesh, monkeypatch):
+def test_the_wait_is_that_for_reading(shapes, monkeypatch):
   clock = iter(range(0, 1000, 5))
   monkeypatch.setattr(inputs.time, "perf_counter", lambda: next(clock))
-  feed = inputs.Feed(Numbered(), mesh)
+  feed = inputs.Feed(Numbered(), shapes)
   assert feed.seconds_waited == 0
   feed.prefetch()
   assert feed.seconds_waited == 5
@@ -394,7 +397,7 @@ def test_the_wait_is_that_for_reading(mesh, monkeypatch):
   assert feed.seconds_waited == 10
 
 
-def test_a_feed_closes_what_it_reads(mesh):
+def test_a_feed_closes_what_it_reads(shapes):
   batches = Numbered()
-  inputs.Feed(batches, mesh).close()
+  inputs.Feed(batches, shapes).close()
   assert batches.closed

@@ -13,6 +13,7 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.training import losses, optimizers
 from trainers import step as step_lib
 from trainers.state import TrainState
+from trainers.tasks import next_token
 
 ROWS, LENGTH = 6, 11
 LEARNING_RATE = 0.5
@@ -65,8 +66,10 @@ def make_optimizer(names):
 @functools.cache
 def compiled(model, names, seed=3, **arguments):
   """The jitted step for trainable leaves of these names."""
+  smoothing = arguments.pop("label_smoothing", 0.0)
+  loss = next_token.make_loss(model, label_smoothing=smoothing)
   optimizer = make_optimizer(names)
-  return jax.jit(step_lib.make_step(model, optimizer, seed=seed, **arguments))
+  return jax.jit(step_lib.make_step(loss, optimizer, seed=seed, **arguments))
 
 
 def new_state(trainable, *, step=0, ema=None):
@@ -214,7 +217,7 @@ def test_a_batch_without_an_example_is_no_step(
   )
   step = jax.jit(
     step_lib.make_step(
-      model,
+      next_token.make_loss(model),
       optimizer,
       seed=3,
       accumulate_steps=accumulate_steps,

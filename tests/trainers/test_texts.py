@@ -10,7 +10,7 @@ from PIL import Image
 
 from paligemma import metrics
 from paligemma.data import image_ops, object_ops, preprocess, sources, text_ops
-from trainers import checks, datasets, inputs, texts
+from trainers import checks, datasets, texts
 from trainers.plan import Plan
 
 BOX = "<loc0001><loc0022><loc0333><loc1023>"
@@ -274,7 +274,7 @@ def test_the_table_counts_all(tiny, tmp_path):
   path.write_text("\n".join(lines * 50) + "\n")
   config = tiny.config(train=path)
   plan = Plan(config)
-  tok = inputs.make_tokenizer(config, plan.model)
+  tok = plan.task.make_tokenizer(config, plan.model)
   said = checks.check(plan, tok, [])
   row = next(x for x in said.splitlines() if x.startswith("train.main"))
   assert re.split("  +", row)[1:3] == ["650", "650"]
