@@ -20,7 +20,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
-from paligemma import messages, parameters, registry
+from paligemma import messages, parameters, registry, variants
 from paligemma.data import sources
 from paligemma.lora.config import Lora
 
@@ -165,10 +165,16 @@ def _evaluator(
 _generate = functools.partial(_evaluator, kinds=("generate",))
 
 _NEXT_TOKEN = {"kinds": ("next_token",)}
+_CONTRASTIVE = {"kinds": ("contrastive",)}
 _TASK = "next_token"  # by default
 
 KEYS = (
-  Key("task", _TASK, "what is learned, see trainers/tasks: next_token"),
+  Key(
+    "task",
+    _TASK,
+    "what is learned, see trainers/tasks: next_token, or contrastive of a "
+    "SigLIP",
+  ),
   Key("seed", 0, "of all that is random: order, ops, dropout, new weights"),
   # Model
   Key("model.variant", "paligemma_3b", "name in paligemma/variants.py"),
@@ -193,6 +199,7 @@ KEYS = (
     for tower, what, kinds in (
       ("img", "image tower", ()),
       ("llm", "decoder", _NEXT_TOKEN["kinds"]),
+      ("txt", "text tower", _CONTRASTIVE["kinds"]),
     )
     for name, default, meaning, type in (
       ("dropout", 0.0, "rate of dropout in the {}", float),
@@ -205,6 +212,19 @@ KEYS = (
       ),
       ("*", None, "any other field of the {}; default: the variant's", object),
     )
+  ),
+  Key(
+    "model.temperature_init",
+    10.0,
+    "factor of the logits of new weights",
+    **_CONTRASTIVE,
+  ),
+  Key(
+    "model.bias_init",
+    -10.0,
+    "bias of the logits of new weights; None: no bias",
+    optional=True,
+    **_CONTRASTIVE,
   ),
   Key(
     "model.lora",
@@ -224,7 +244,19 @@ KEYS = (
   ),
   Key("init", "", "checkpoint of any format or preset; empty: random weights"),
   Key("tokenizer", "paligemma_tokenizer.model", "SentencePiece file"),
-  Key("res", 224, "height and width of the images", unit="pixels"),
+  Key(
+    "res",
+    224,
+    "height and width of the images, of a NaFlex not read",
+    unit="pixels",
+  ),
+  Key(
+    "max_patches",
+    variants.NAFLEX_PATCHES,
+    "of an image, for a NaFlex, which keeps its aspect ratio",
+    unit="patches",
+    **_CONTRASTIVE,
+  ),
   Key(
     "frames",
     0,
@@ -267,7 +299,9 @@ KEYS = (
   Key("train.augment", (), "likewise, in training alone, before train.ops"),
   Key("train.resize", "bilinear", "resizing of images: image.PREPROCESSING"),
   Key(
-    "train.too_long", "error", 'a text beyond text_len: "error" or "truncate"'
+    "train.too_long",
+    "error",
+    'a text beyond text_len, or the text tower: "error" or "truncate"',
   ),
   Key(
     "train.texts",
@@ -308,6 +342,12 @@ KEYS = (
     0.0,
     "probability of the other tokens, in [0, 1)",
     **_NEXT_TOKEN,
+  ),
+  Key(
+    "loss",
+    "sigmoid",
+    "over all pairs of a batch: sigmoid, or softmax as of CLIP",
+    **_CONTRASTIVE,
   ),
   Key("accumulate_steps", 1, "microbatches that a batch is split into"),
   Key(

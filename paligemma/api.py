@@ -32,10 +32,6 @@ from paligemma.training import sharding
 
 _log = logging.getLogger(__name__)
 
-# By how many a tokenizer and a table of embeddings may differ: 1152 pieces of
-# PaliGemma, 100 of mc4, padding of the table.
-_OTHER_PIECES = len(tokenizer.LOC + tokenizer.SEG)
-
 # What stands for one picture; several are a list of them.
 Picture = str | os.PathLike | pictures.Picture
 
@@ -348,12 +344,7 @@ def _check_siglip(model, tok=None):
       f"tok is a {type(tok).__name__}, expected a paligemma.SiglipTokenizer of "
       "the same file"
     )
-  rows = model.txt.vocab_size
-  if abs(tok.vocab_size - rows) > _OTHER_PIECES:
-    raise ValueError(
-      f"the tokenizer has {tok.vocab_size:,} pieces, but the text tower "
-      f"{rows:,} rows; give the tokenizer of the checkpoint"
-    )
+  siglip_tokenizer.check_size(tok, model.txt.vocab_size)
 
 
 def _class_names(tok, class_names):

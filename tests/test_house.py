@@ -82,6 +82,7 @@ MAY_IMPORT = {
   "configs.common": (
     "data",
     "parameters",
+    "variants",
     "registry",
     "messages",
     "lora.config",

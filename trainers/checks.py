@@ -14,9 +14,9 @@ import numpy as np
 
 from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
-from paligemma.data import example_fields, tokenizer
+from paligemma.data import example_fields, pairs, tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import datasets, inputs, texts
+from trainers import captions, datasets, inputs, texts
 from trainers.datasets import Dataset, Findings
 from trainers.plan import Plan
 
@@ -74,9 +74,14 @@ def notes(checked: Sequence[Dataset], tok: Tokenizer) -> list[str]:
 
 def _examine(dataset, tok, share):
   """Findings in all texts, and in a share of the sample."""
-  found = texts.read(dataset, tok)
   num, seconds = int(NUM_EXAMPLES * share), SECONDS * share
-  sample = _sample(dataset, tok, num=num, seconds=seconds)
+  if isinstance(dataset.preprocess, pairs.Pairs):
+    found = captions.read(dataset)
+    num = NUM_WITH_IMAGE if found.is_complete else num
+    sample = _sample_pairs(dataset, num=num, seconds=seconds)
+  else:
+    found = texts.read(dataset, tok)
+    sample = _sample(dataset, tok, num=num, seconds=seconds)
   errors = {**found.errors, **sample.errors}
   if found.is_complete:
     counts = {i: x for i, x in found.counts.items() if i not in errors}
@@ -108,9 +113,7 @@ def look(
 
 def _sample(dataset, tok, *, num, seconds):
   """What `look` finds; examples whose locations an op may leave come first."""
-  size = min(len(dataset.source), dataset.limit or len(dataset.source))
-  num = min(max(num, NUM_WITH_IMAGE), size)
-  drawn = np.random.default_rng(0).choice(size, num, replace=False).tolist()
+  drawn = _draw(dataset, num)
   first = texts.located(dataset)
   drawn = first + [index for index in drawn if index not in first]
   num_with_image = len(first) + NUM_WITH_IMAGE
@@ -137,6 +140,32 @@ def _sample(dataset, tok, *, num, seconds):
       found.notes = found.notes or _copied_answer(dataset, example, index)
     found.counts[index] = dataset.count(tok, prepared, row)
   return found
+
+
+def _sample_pairs(dataset, *, num, seconds):
+  """What a sample of images and captions shows, see `look`."""
+  found, end = Findings(), time.perf_counter() + seconds
+  for number, index in enumerate(_draw(dataset, num)):
+    if number >= NUM_WITH_IMAGE and time.perf_counter() > end:
+      break
+    try:
+      example, rng = dataset.example(index), np.random.default_rng(index)
+      row = dataset.preprocess(example, rng)
+      prepared = dataset.preprocess.apply_ops(example, rng)
+      found.counts[index], _ = captions.count(dataset, prepared)
+    except ValueError as error:
+      found.errors[index] = str(error)
+      continue
+    where = f"{dataset.name}: {example_fields.where(example)}"
+    _check_arrays(dataset, where, row)
+  return found
+
+
+def _draw(dataset, num):
+  """Indices of a sample, always the same one."""
+  size = min(len(dataset.source), dataset.limit or len(dataset.source))
+  num = min(max(num, NUM_WITH_IMAGE), size)
+  return np.random.default_rng(0).choice(size, num, replace=False).tolist()
 
 
 def _check_answer_is_unseen(dataset, where, prepared, row, pad_id):
@@ -176,7 +205,7 @@ def _check_answer_is_unseen(dataset, where, prepared, row, pad_id):
 
 def _check_arrays(dataset, where, row):
   """Raises if the image is not finite, or padding cannot be stacked on it."""
-  if not np.isfinite(row["image"]).all():
+  if not all(np.isfinite(x).all() for x in row.values()):
     raise ValueError(f"{where}: the preprocessed image is not finite")
   padding = dataset.preprocess.padding()
   if _shapes(row) != _shapes(padding):
@@ -293,7 +322,7 @@ def _line(dataset, found):
     dataset.name,
     f"{len(dataset.source):,}",
     str(len(found.counts) + len(found.errors)),
-    _spread([row.prompt for row in rows]),
+    _spread([row.prompt for row in rows if row.prompt is not None]),
     _spread(answers),
     str(dataset.preprocess.text_len),
     str(sum(row.cut for row in rows)),

@@ -98,7 +98,7 @@ class Dataset:
 class TokenCounts(NamedTuple):
   """Tokens of an example: prompt with bos and newline, answer with eos."""
 
-  prompt: int
+  prompt: int | None  # None of a caption, which is the answer here
   answer: int | None  # None if the example has no text under answer_key
   supervised: int | None  # None without mask_loss
   cut: bool  # the answer has more tokens than fit or are decoded

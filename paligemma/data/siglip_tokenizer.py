@@ -16,6 +16,20 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _FILES = ("spiece.model", "tokenizer.model", "tokenizer.json")
 
 
+# By how many a tokenizer and a table of embeddings may differ: 1152 pieces of
+# PaliGemma, 100 of mc4, padding of the table.
+_OTHER_PIECES = len(tokenizer.LOC + tokenizer.SEG)
+
+
+def check_size(tok: "SiglipTokenizer", rows: int) -> None:
+  """Raises a ValueError if a text tower of so many rows is for another one."""
+  if abs(tok.vocab_size - rows) > _OTHER_PIECES:
+    raise ValueError(
+      f"the tokenizer has {tok.vocab_size:,} pieces, but the text tower "
+      f"{rows:,} rows; give the tokenizer of the checkpoint"
+    )
+
+
 def canonicalize(text: str, *, keep: str = "") -> str:
   """Returns a text in lower case, without punctuation, with single spaces.
 

@@ -81,8 +81,8 @@ class Lower:
     value = example_fields.read(example, self.key)
     if isinstance(value, str):
       return {**example, self.key: value.lower()}
-    texts = _texts(example, self.key, "a text or a list of texts", least=0)
-    return {**example, self.key: [text.lower() for text in texts]}
+    found = texts(example, self.key, "a text or a list of texts", least=0)
+    return {**example, self.key: [text.lower() for text in found]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,7 @@ class MultipleChoice:
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     question = example_fields.text(example, self.question)
-    options = " \t ".join(_texts(example, self.choices))
+    options = " \t ".join(texts(example, self.choices))
     prefix = f"answer en  {question} choose from: {options}"
     return {**example, "prefix": prefix}
 
@@ -222,7 +222,7 @@ class ScienceQA:
     )
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    choices = _texts(example, "choices")
+    choices = texts(example, "choices")
     right = _index(example, "answer", len(choices))
     letters = string.ascii_uppercase[: len(choices)]
     if len(choices) > len(letters):
@@ -284,13 +284,17 @@ def _options(example, key, expected, least=1) -> list[Any]:
   return options
 
 
-def _texts(
-  example, key, expected="a list of texts, one at least", least=1
+def texts(
+  example: Example,
+  key: str,
+  expected: str = "a list of texts, one at least",
+  least: int = 1,
 ) -> list[str]:
-  texts = _options(example, key, expected, least)
-  if not all(isinstance(text, str) for text in texts):
+  """Returns a field that must be a list of so many texts or more."""
+  found = _options(example, key, expected, least)
+  if not all(isinstance(text, str) for text in found):
     raise example_fields.wrong(example, key, expected)
-  return texts
+  return found
 
 
 def _index(example, key, length) -> int:

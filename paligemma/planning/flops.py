@@ -28,6 +28,11 @@ PEAK_FLOPS = {
   "NVIDIA L4": 121e12,
 }
 
+# Behind the pooling of a tower, and what pools with one query.
+_OF_ONE_TOKEN = (
+  r".*/(head|pre_logits)/.*|.*/MAPHead_0/(.*/(query|out)|MlpBlock_0/.*)/.*"
+)
+
 
 def train_step(
   model: nn.Module,
@@ -89,6 +94,45 @@ def train_step(
     attention = 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
     total += attention * batch_size
   return total
+
+
+def contrastive_step(
+  model: nn.Module,
+  shapes: Mapping[str, Any],
+  trainable: Mapping[str, bool],
+  *,
+  batch_size: int,
+  patches: int,
+) -> int:
+  """Counts the multiplications and additions of a step over image-text pairs.
+
+  As `train_step`; the logits are those of all pairs of the batch.
+
+  Args:
+    model: Of models/siglip.py.
+    shapes, trainable, batch_size: As of `train_step`.
+    patches: Of an image.
+  """
+  tokens = {"img": patches, "txt": model.txt.text_len}
+  # A gradient flows through a tower if more than its head trains.
+  flows = {
+    tower: any(re.match(f"{tower}/(?!head/)", name) for name in trainable)
+    for tower in tokens
+  }
+  trained = {name.partition("/")[0] for name in trainable} & tokens.keys()
+  total = 0
+  for name, leaf in _matrices(shapes):
+    if name == parameters.TEXT_EMBEDDING:  # reading a row is no product
+      continue
+    tower = name.partition("/")[0]
+    passes = 1 + flows[tower] + (name in trainable)
+    count = 1 if re.fullmatch(_OF_ONE_TOKEN, name) else tokens[tower]
+    total += 2 * math.prod(leaf.shape) * count * passes
+  for name, tower in model.towers.items():
+    attention = 4 * tower.depth * tokens[name] ** 2 * tower.width
+    total += attention * (1 + 2 * flows[name])
+  width = model.txt.num_classes or model.txt.width
+  return batch_size * (total + 2 * batch_size * width * (1 + len(trained)))
 
 
 def decode(

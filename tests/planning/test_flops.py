@@ -3,13 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma import tree
+from paligemma import init, tree
 from paligemma.models import paligemma as paligemma_model
+from paligemma.models import siglip
 from paligemma.planning import flops
 from paligemma.training import optimizers
 from trainers import state
 from trainers import step as step_lib
-from trainers.tasks import next_token
+from trainers.tasks import contrastive, next_token
 
 
 def make_model(res, **overrides):
@@ -179,3 +180,34 @@ def test_peak_is_that_of_all_devices(monkeypatch):
   monkeypatch.setattr(jax, "devices", lambda: [Device()] * 3)
   monkeypatch.setattr(jax, "device_count", lambda: 3)
   assert flops.peak_per_second() == 3 * 989e12
+
+
+@pytest.mark.parametrize(
+  "rule", [".*", "txt/.*", "img/.*", "t|b", "txt/head/.*"]
+)
+def test_contrastive_step_agrees_with_xla(rule):
+  """Layers apart, as XLA counts the body of a scan once."""
+  loop = {"scan": False, "remat_policy": "none"}
+  model = siglip.make("siglip_tiny", img=loop, txt=loop)
+  batch_size, res = 8, 56
+  shapes = init.shapes(model, res)
+  trained, frozen = tree.partition(shapes, tree.match_any([rule], shapes))
+  batch = {
+    "image": jax.ShapeDtypeStruct((batch_size, res, res, 3), jnp.float32),
+    "text": jax.ShapeDtypeStruct((batch_size, 16), jnp.int32),
+    "_mask": jax.ShapeDtypeStruct((batch_size,), bool),
+  }
+  loss = contrastive.make_loss(model)
+
+  def grads(trained, frozen, batch):
+    return jax.grad(
+      lambda x: loss(tree.unflatten({**frozen, **x}), batch, jax.random.key(0)),
+      has_aux=True,
+    )(trained)[0]
+
+  lowered = jax.jit(grads).lower(trained, frozen, batch)
+  counted = lowered.compile().cost_analysis()["flops"]
+  found = flops.contrastive_step(
+    model, shapes, trained, batch_size=batch_size, patches=16
+  )
+  assert found == pytest.approx(counted, rel=0.1)

@@ -8,10 +8,13 @@ from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import registry
-from trainers.tasks import next_token
+from trainers.tasks import contrastive, next_token
 from trainers.tasks.task import Task
 
-TASKS: dict[str, Task] = {"next_token": next_token.NextToken()}
+TASKS: dict[str, Task] = {
+  "next_token": next_token.NextToken(),
+  "contrastive": contrastive.Contrastive(),
+}
 
 
 def of(config: ConfigDict) -> Task:
