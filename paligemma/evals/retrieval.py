@@ -4,7 +4,6 @@ Axes: N images, M texts, E features of an embedding.
 """
 
 import dataclasses
-import functools
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,8 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32, Int
 
-from paligemma.data import example_fields
-from paligemma.data.example_fields import Example
+from paligemma.data import pairs
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
 from paligemma.evals.evaluator import PerExample, Progress
@@ -31,19 +29,17 @@ _log = logging.getLogger(__name__)
 class Retrieval(PerExample):
   """Recall at 1, 5 and 10, of texts for images and of images for texts.
 
+  The texts of an image are its captions, see pairs.captions.
   Equal images, and equal texts, are one: what belongs to one of them belongs to
   all. A line in the log says how many there are.
 
   Attributes:
     preprocess: of the task contrastive.
     tokenizer: of the text tower.
-    answer_key: field with the text or texts of an image, after the ops.
     Others: as of Evaluator.
   """
 
   tokenizer: SiglipTokenizer
-  _: dataclasses.KW_ONLY
-  answer_key: str = "suffix"
 
   higher_is_better = dict.fromkeys(
     (f"{way}_recall@{k}" for way in WAYS for k in TOP), True
@@ -65,18 +61,18 @@ class Retrieval(PerExample):
       each of its texts.
 
     Raises:
-      ValueError: as embedding.embed_images; an example has no text.
+      ValueError: as embedding.embed_images; an example has no caption.
     """
     images = embedding.embed_images(
       self,
       model,
       params,
       mesh,
-      read=functools.partial(read_texts, key=self.answer_key),
-      answer_key=self.answer_key,
+      read=_read,
+      answer_key="captions",
       progress=progress,
     )
-    of_image = [example[self.answer_key] for example in images.examples]
+    of_image = [example["captions"] for example in images.examples]
     counts = [len(own) for own in of_image]
     owner = np.repeat(np.arange(len(counts)), counts)
     texts = map(self.tokenizer.canonicalize, itertools.chain(*of_image))
@@ -130,7 +126,7 @@ class Retrieval(PerExample):
 def rank_pairs(
   zimg: Float32[np.ndarray, "N E"],
   ztxt: Float32[np.ndarray, "M E"],
-  pairs: Iterable[tuple[int, int]],
+  together: Iterable[tuple[int, int]],
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]:
   """Returns how many texts are nearer to each image than one of its own.
 
@@ -138,28 +134,18 @@ def rank_pairs(
 
   Args:
     zimg, ztxt: embeddings of L2 norm 1.
-    pairs: (image, text) that belong together; each image and each text is in
-      at least one.
+    together: (image, text) that belong to each other; each image and each text
+      is in at least one.
   """
   texts, images = [[] for _ in zimg], [[] for _ in ztxt]
-  for image, text in pairs:
+  for image, text in together:
     texts[image].append(text)
     images[text].append(image)
   of_image = embedding.ranks(zimg, ztxt, texts)
   return of_image, embedding.ranks(ztxt, zimg, images)
 
 
-def read_texts(
-  example: Example, rng: np.random.Generator, *, key: str
-) -> Example:
-  """An op that makes a list of the text or texts of an example."""
+def _read(example, rng):
+  """An op: "captions" are all captions of an example."""
   del rng
-  value = example_fields.read(example, key)
-  texts = [value] if isinstance(value, str) else value
-  if (
-    not isinstance(texts, list)
-    or not texts
-    or not all(isinstance(x, str) for x in texts)
-  ):
-    raise example_fields.wrong(example, key, "a text, or a list of texts")
-  return {**example, key: texts}
+  return {**example, "captions": pairs.captions(example)}

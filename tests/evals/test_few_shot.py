@@ -78,14 +78,14 @@ def test_more_examples_are_better():
 
 
 @pytest.fixture(scope="module")
-def evaluator(examples, prompts, siglip_tok):
+def evaluator(examples, alone, siglip_tok):
   labelled = [{**x, "suffix": "ab"[i % 2]} for i, x in enumerate(examples)]
   return evals.FewShot(
     "few",
     [*labelled[:6], {**labelled[6], "suffix": "c"}],
-    prompts,
+    alone,
     siglip_tok,
-    train=(labelled, prompts),
+    train=(labelled, alone),
     batch_size=4,
   )
 

@@ -1,7 +1,6 @@
 """Recall both ways, beside a straightforward computation of NumPy."""
 
 import dataclasses
-import re
 
 import numpy as np
 import pytest
@@ -58,16 +57,17 @@ def test_recalls_are_those_of_numpy():
 
 @pytest.fixture(scope="module")
 def captioned(examples):
-  """Four examples with their texts, of which one is no list."""
-  return [
-    {**example, "suffix": own[0] if own[1:] == [] else own}
-    for example, own in zip(examples, TEXTS, strict=False)
-  ]
+  """Four examples with their texts, those with one text as "suffix"."""
+  found = []
+  for example, own in zip(examples, TEXTS, strict=False):
+    kept = {key: x for key, x in example.items() if key != "suffix"}
+    found.append(kept | ({"captions": own} if own[1:] else {"suffix": own[0]}))
+  return found
 
 
 @pytest.fixture(scope="module")
-def evaluator(captioned, prompts, siglip_tok):
-  return evals.Retrieval("val", captioned, prompts, siglip_tok, batch_size=4)
+def evaluator(captioned, alone, siglip_tok):
+  return evals.Retrieval("val", captioned, alone, siglip_tok, batch_size=4)
 
 
 def test_ranks_of_a_source(
@@ -125,13 +125,9 @@ def test_a_text_of_all_images_is_always_right(
   assert "of 4 texts 1" in caplog.text
 
 
-@pytest.mark.parametrize("value", [[], ["a", 3], {"a": "b"}, 3])
-def test_missing_texts(evaluator, siglip, one_device, captioned, value):
-  bad = [*captioned[:2], {**captioned[2], "suffix": value}]
+def test_missing_texts(evaluator, siglip, one_device, captioned):
+  bad = [*captioned[:2], {"image": captioned[2]["image"], "_where": "x:3"}]
   with pytest.raises(
-    ValueError,
-    match=re.escape(
-      'x.jsonl:3: expected a text, or a list of texts under "suffix", found'
-    ),
+    ValueError, match=r'^x:3: expected a caption under "suffix", or a list of c'
   ):
     dataclasses.replace(evaluator, source=bad).run(*siglip, one_device)
