@@ -4,6 +4,7 @@ import base64
 import collections
 import contextlib
 import dataclasses
+import functools
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -71,8 +72,10 @@ class Scored:
   """The predictions of a step with their scores.
 
   Attributes:
+    records: none if they cannot be read.
     metric, rows: of the metric, one a record; None if they cannot be scored.
-    problem: why not.
+    problem: why there are no records or rows.
+    resamples: for intervals of scores that are not means; 0 for none.
   """
 
   evaluation: Evaluation
@@ -80,42 +83,36 @@ class Scored:
   metric: Any
   rows: Sequence[Any] | None
   problem: str
+  resamples: int
 
-  def estimate(self, resamples: int) -> dict[str, bootstrap.Estimate]:
-    """Scores with intervals; without these if there are no resamples, and
-    scores are not means, of which resamples cost nothing."""
+  @functools.cached_property
+  def estimates(self) -> Mapping[str, bootstrap.Estimate]:
+    """Scores with their intervals; resamples of means cost nothing."""
     if self.rows is None:
       return {}
-    if getattr(self.metric, "is_mean", False):
-      resamples = bootstrap.SAMPLES
-    groups = scoring.groups(self.metric, self.records)
+    is_mean = getattr(self.metric, "is_mean", False)
     return bootstrap.estimate(
-      self.metric, self.rows, groups=groups, samples=resamples
+      self.metric,
+      self.rows,
+      groups=scoring.groups(self.metric, self.records),
+      samples=bootstrap.SAMPLES if is_mean else self.resamples,
     )
 
 
-def score(evaluation: Evaluation, step: int) -> Scored:
-  """Scores the predictions of a step again, by the records alone.
-
-  Raises:
-    ValueError: there are no predictions of this step.
-  """
-  records = evaluation.read(step)
-  examples = [
-    {"_where": str(record.get("where", f"example {record['index']}")), **record}
-    for record in records
-  ]
-  metric = rows = None
-  problem = ""
+def score(evaluation: Evaluation, step: int, resamples: int = 0) -> Scored:
+  """Scores the predictions of a step again, by the records alone."""
+  records, metric, rows, problem = [], None, None, ""
   try:
+    records = evaluation.read(step)
     metric = evaluation.metric(records)
     if hasattr(metric, "rows"):
+      examples = [{"_where": _where(record), **record} for record in records]
       rows = scoring.apply(
         metric.rows, records, examples, answer_key=evaluation.answer_key
       )
   except (OSError, *_DAMAGE) as error:
     problem = messages.one_line(error)
-  return Scored(evaluation, records, metric, rows, problem)
+  return Scored(evaluation, records, metric, rows, problem, resamples)
 
 
 def in_common(
@@ -172,7 +169,7 @@ def show(
   if picture is not None:  # of several answers, none decides on its colours
     judged.draw_truths(picture, truths if answers[1:] else found, truths)
   return Example(
-    where=str(first.get("where", f"example {first['index']}")),
+    where=_where(first),
     prompt=messages.shown(str(first.get("prefix", ""))),
     truth=messages.shown(" | ".join(_truths(evaluation, first))),
     picture=picture and _url(picture),
@@ -300,6 +297,10 @@ def _objects(
     )
   except _DAMAGE:
     return [], []
+
+
+def _where(record):
+  return str(record.get("where", f"example {record['index']}"))
 
 
 def _truths(evaluation, record):

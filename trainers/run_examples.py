@@ -1,10 +1,7 @@
 """The answers of a run as HTML: over time, the worst, and tables of errors."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
-from paligemma import messages
-from paligemma.metrics import bootstrap
 from trainers import run_answers
 from trainers.run_answers import Scored
 from trainers.run_files import Evaluation
@@ -17,47 +14,11 @@ _LEGEND = (
 )
 
 
-class Reader:
-  """Reads and scores predictions, those of each step once."""
-
-  def __init__(self, resamples: int):
-    self.resamples = resamples
-    self._scored, self._estimates = {}, {}
-
-  def scored(self, evaluation: Evaluation, step: int) -> Scored | str:
-    """Predictions with scores, or why there are none."""
-    key = str(evaluation.folder), step
-    if key not in self._scored:
-      try:
-        self._scored[key] = run_answers.score(evaluation, step)
-      except (OSError, ValueError) as error:
-        self._scored[key] = messages.one_line(error)
-    return self._scored[key]
-
-  def metric(self, evaluation: Evaluation) -> Any:
-    """That of the last step, None if it is not known."""
-    return getattr(
-      self.scored(evaluation, evaluation.steps[-1]), "metric", None
-    )
-
-  def estimates(
-    self, evaluation: Evaluation, step: int
-  ) -> Mapping[str, bootstrap.Estimate]:
-    """Scores of a step with their intervals, as far as they can be had."""
-    key = str(evaluation.folder), step
-    if key not in self._estimates:
-      scored = self.scored(evaluation, step)
-      self._estimates[key] = (
-        {} if isinstance(scored, str) else scored.estimate(self.resamples)
-      )
-    return self._estimates[key]
-
-
 def section(
   evaluator: str,
   names: Sequence[str],
   own: Mapping[int, Evaluation],
-  reader: Reader,
+  score: Callable[[Evaluation, int], Scored],
 ) -> str:
   """Returns the predictions of an evaluator: over time, the worst, and tables.
 
@@ -65,18 +26,18 @@ def section(
     evaluator: its name.
     names: of all runs.
     own: the evaluator in those runs that have it, by the number of the run.
-    reader: of the predictions.
+    score: as run_answers.score, of each step once.
   """
-  last = {i: reader.scored(e, e.steps[-1]) for i, e in own.items()}
-  last = {i: x for i, x in last.items() if not isinstance(x, str)}
+  found = {i: score(e, e.steps[-1]) for i, e in own.items()}
+  last = {i: scored for i, scored in found.items() if scored.records}
   if not last:
-    if any(e.generates for e in own.values()):
-      problem = next(reader.scored(e, e.steps[-1]) for e in own.values())
-      return (
-        f"<h2>{escaped(evaluator)}</h2>"
-        f'<p class="bad">No predictions to show: {escaped(problem)}</p>\n'
-      )
-    return ""
+    if not any(e.generates for e in own.values()):
+      return ""
+    problem = next(iter(found.values())).problem
+    return (
+      f"<h2>{escaped(evaluator)}</h2>"
+      f'<p class="bad">No predictions to show: {escaped(problem)}</p>\n'
+    )
   evaluation = own[min(last)]
   problems = []
   if len(last) > 1:
@@ -85,13 +46,9 @@ def section(
   else:
     steps = evaluation.steps
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-    found = {step: reader.scored(evaluation, step) for step in chosen}
-    problems = [x for x in found.values() if isinstance(x, str)]
-    gallery = {
-      f"step {step}": scored.records
-      for step, scored in found.items()
-      if not isinstance(scored, str)
-    }
+    found = {f"step {step}": score(evaluation, step) for step in chosen}
+    problems = [x.problem for x in found.values() if not x.records]
+    gallery = {name: x.records for name, x in found.items() if x.records}
     about = "The same examples at the first, a middle and the last evaluation."
   shown = [
     _example(run_answers.show(evaluation, records))

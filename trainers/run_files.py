@@ -27,7 +27,7 @@ _COUNT = "/num_examples"  # behind the name of an evaluator: it always counts
 _FILES = ("config.json", "metrics.jsonl", "status.json")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
   """An evaluator of a run, and what it has found.
 
