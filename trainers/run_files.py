@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ from paligemma.evals import predictions
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap
 from trainers import inputs, report, status, workdir
-from trainers.best import EMA
+from trainers.best import EMA, first_best
 
 Series = dict[int, float]  # by step
 
@@ -102,14 +101,9 @@ class Evaluation:
     known = getattr(metric, "higher_is_better", {})
     if not self.generates:
       known = evals.Perplexity.higher_is_better
-    values = {
-      step: value
-      for step, value in sorted(self.scores[score].items())
-      if not math.isnan(value)
-    }
-    if not values or score not in known:
+    if score not in known:
       return None
-    return (max if known[score] else min)(values, key=values.get)
+    return first_best(self.scores[score], known[score])
 
   def picture(self, record: Record) -> Image.Image:
     """The picture of a record, of several the first, as it is on the disk.
