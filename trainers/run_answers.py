@@ -162,12 +162,14 @@ def show(
       found, truths = _objects(evaluation, record, size, decode)
       if found or truths:
         copy = picture.copy()
-        judged.draw_found(copy, found, truths)
+        colours, _ = judged.colours(found, truths)
+        drawing.draw_objects(copy, found, colours)
         drawn = _url(copy)
     text = messages.shown(judged.shorten(record["prediction"]))
     answers.append(Answer(heading, text, drawn, is_right(evaluation, record)))
   if picture is not None:  # of several answers, none decides on its colours
-    judged.draw_truths(picture, truths if answers[1:] else found, truths)
+    _, colours = judged.colours(truths if answers[1:] else found, truths)
+    drawing.draw_objects(picture, truths, colours)
   return Example(
     where=_where(first),
     prompt=messages.shown(str(first.get("prefix", ""))),

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from paligemma.data import drawing, location, objects
 from paligemma.evals.predictions import Record
@@ -123,27 +122,15 @@ def shorten(text: str) -> str:
   return location.SEPARATOR.join(obj.label for obj in objects)
 
 
-def draw_found(
-  picture: Image.Image,
-  found: Sequence[objects.Object],
-  truths: Sequence[objects.Object],
-) -> None:
-  """Draws predicted objects into an RGB picture, green if right, else red."""
-  _draw(picture, found, judge(found, truths)[0], RIGHT)
-
-
-def draw_truths(
-  picture: Image.Image,
-  found: Sequence[objects.Object],
-  truths: Sequence[objects.Object],
-) -> None:
-  """Draws true objects into an RGB picture, white if found, else red."""
-  _draw(picture, truths, judge(found, truths)[1], FOUND)
-
-
-def _draw(picture, items, are_good, good):
-  colours = [good if is_good else WRONG for is_good in are_good]
-  drawing.draw_objects(picture, items, colours)
+def colours(
+  found: Sequence[objects.Object], truths: Sequence[objects.Object]
+) -> tuple[list[drawing.Colour], list[drawing.Colour]]:
+  """Returns the colours that predicted and true objects are drawn in."""
+  right, is_found = judge(found, truths)
+  return (
+    [RIGHT if good else WRONG for good in right],
+    [FOUND if good else WRONG for good in is_found],
+  )
 
 
 def _listed(value: Any) -> Iterable[Any]:
