@@ -50,10 +50,8 @@ from trainers import (
   bundle,
   checks,
   command_line,
-  compilation_cache,
   datasets,
   evaluation,
-  gpu_memory,
   processes,
   progress,
 )
@@ -263,7 +261,6 @@ def main() -> None:
     help="an image that cannot be read ends the run, or has no prediction",
   )
   parser.add_argument("--seed", type=int, default=0)
-  compilation_cache.add_argument(parser)
   parser.add_argument("--codec", help="npz of the mask codec, for masks")
   parser.add_argument(
     "--draw", metavar="FOLDER", help="of pictures with boxes, masks and labels"
@@ -279,13 +276,9 @@ def main() -> None:
     default=0.0,
     help="in [0, 1], of the boxes in pictures and in --format; default 0",
   )
-  command_line.add_switch(
-    parser, "distributed", processes.expected(), "several processes"
-  )
+  processes.add_arguments(parser)
   args = vars(parser.parse_args())
-  gpu_memory.configure()
-  compilation_cache.configure(args.pop("compilation_cache"))
-  processes.start(args.pop("distributed"))
+  processes.prepare(args)
   lines = predict(**args)
   if jax.process_index() == 0:
     print("\n".join(lines))

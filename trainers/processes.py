@@ -1,5 +1,6 @@
 """Several processes that are one program: start, and loss of one of them."""
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -7,10 +8,12 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from paligemma import messages
+from trainers import command_line, compilation_cache, gpu_memory
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -18,9 +21,23 @@ _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 HEARTBEAT_SECONDS = 100
 
 
-def expected() -> bool:
-  """Whether the environment names a coordinator for several processes."""
-  return _ADDRESS in os.environ
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what `prepare` takes: --compilation_cache and --distributed."""
+  compilation_cache.add_argument(parser)
+  command_line.add_switch(
+    parser,
+    "distributed",
+    "several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+    "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says",
+    default=_ADDRESS in os.environ,
+  )
+
+
+def prepare(options: dict[str, Any]) -> None:
+  """Takes its arguments out of the options, and does what they say to JAX."""
+  gpu_memory.configure()
+  compilation_cache.configure(options.pop("compilation_cache"))
+  start(options.pop("distributed"))
 
 
 def start(distributed: bool) -> None:
