@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def prepare(options: dict[str, Any]) -> None:
-  """Takes its arguments out of the options, and does what they say to JAX."""
+  """Takes what `add_arguments` adds out of the options, and sets up JAX."""
   gpu_memory.configure()
   compilation_cache.configure(options.pop("compilation_cache"))
   start(options.pop("distributed"))

@@ -1,22 +1,20 @@
 """What a run answers: pictures, which errors it makes, and how often."""
 
-import base64
 import collections
 import contextlib
 import dataclasses
 import functools
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from paligemma import messages
 from paligemma.data import drawing, location, objects
 from paligemma.evals import judged, scoring
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap, detection
+from trainers import run_html
 from trainers.run_files import Evaluation
 
 SIDE = 240  # pixels of the longer side of a picture
@@ -164,7 +162,7 @@ def show(
         copy = picture.copy()
         colours, _ = judged.colours(found, truths)
         drawing.draw_objects(copy, found, colours)
-        drawn = _url(copy)
+        drawn = run_html.url(copy)
     text = messages.shown(judged.shorten(record["prediction"]))
     answers.append(Answer(heading, text, drawn, is_right(evaluation, record)))
   if picture is not None:  # of several answers, none decides on its colours
@@ -174,7 +172,7 @@ def show(
     where=_where(first),
     prompt=messages.shown(str(first.get("prefix", ""))),
     truth=messages.shown(" | ".join(_truths(evaluation, first))),
-    picture=picture and _url(picture),
+    picture=picture and run_html.url(picture),
     problem=problem,
     note=note,
     answers=answers,
@@ -314,9 +312,3 @@ def _truths(evaluation, record):
   values = value if isinstance(value, list) else [value]
   texts = dict.fromkeys(judged.shorten(x) for x in values if isinstance(x, str))
   return list(texts)
-
-
-def _url(picture: Image.Image) -> str:
-  file = io.BytesIO()
-  picture.save(file, "JPEG", quality=80)
-  return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
