@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from paligemma import messages
 from paligemma.data import drawing, location, objects
 from paligemma.evals import judged, scoring
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap, detection
-from trainers import run_html
 from trainers.run_files import Evaluation
 
 SIDE = 240  # pixels of the longer side of a picture
@@ -25,44 +25,6 @@ OTHERS, NOTHING = "(others)", "(nothing)"
 
 # What a damaged record may raise where its objects are read.
 _DAMAGE = KeyError, TypeError, ValueError
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-  """An answer, to be shown.
-
-  Attributes:
-    heading: whose answer it is, such as "step 300".
-    text: of boxes the labels alone.
-    picture: URL of a picture with its boxes and masks, None without these.
-    is_right: None if that cannot be said, as of captions.
-  """
-
-  heading: str
-  text: str
-  picture: str | None
-  is_right: bool | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """An example with answers to it, to be shown.
-
-  Attributes:
-    where: file and line.
-    prompt, truth: texts; of boxes the labels alone.
-    picture: URL of the picture with the true objects; None without a picture.
-    problem: why there is none.
-    note: what else is said of it.
-  """
-
-  where: str
-  prompt: str
-  truth: str
-  picture: str | None
-  problem: str
-  note: str
-  answers: list[Answer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +66,7 @@ def score(evaluation: Evaluation, step: int, resamples: int = 0) -> Scored:
     records = evaluation.read(step)
     metric = evaluation.metric(records)
     if hasattr(metric, "rows"):
-      examples = [{"_where": _where(record), **record} for record in records]
+      examples = [{"_where": where(record), **record} for record in records]
       rows = scoring.apply(
         metric.rows, records, examples, answer_key=evaluation.answer_key
       )
@@ -139,44 +101,40 @@ def in_common(
   ]
 
 
-def show(
-  evaluation: Evaluation, records: Mapping[str, Record], note: str = ""
-) -> Example:
-  """Returns an example with its answers, {heading: record}."""
-  first = next(iter(records.values()))
-  picture, problem = None, ""
+def draw(
+  evaluation: Evaluation, records: Mapping[str, Record]
+) -> tuple[Image.Image, dict[str, Image.Image]]:
+  """Draws an example with answers to it.
+
+  Args:
+    records: heading -> record.
+
+  Returns:
+    The picture with the true objects, and {heading: with those of the answer};
+    of an answer there is none if neither has any.
+
+  Raises:
+    ValueError: there is no picture; one line that says why.
+  """
   try:
+    first = next(iter(records.values()))
     picture = drawing.enlarge(evaluation.picture(first), SIDE)
   except (OSError, *_DAMAGE, IndexError) as error:
-    problem = messages.one_line(error)
+    raise ValueError(messages.one_line(error)) from None
   decode = None
   with contextlib.suppress(OSError, ValueError):  # boxes alone, then
     decode = evaluation.decode
-  answers, truths, found = [], [], []
+  size, drawn = (picture.height, picture.width), {}
   for heading, record in records.items():
-    drawn = None
-    if picture is not None:
-      size = picture.height, picture.width
-      found, truths = _objects(evaluation, record, size, decode)
-      if found or truths:
-        copy = picture.copy()
-        colours, _ = judged.colours(found, truths)
-        drawing.draw_objects(copy, found, colours)
-        drawn = run_html.url(copy)
-    text = messages.shown(judged.shorten(record["prediction"]))
-    answers.append(Answer(heading, text, drawn, is_right(evaluation, record)))
-  if picture is not None:  # of several answers, none decides on its colours
-    _, colours = judged.colours(truths if answers[1:] else found, truths)
-    drawing.draw_objects(picture, truths, colours)
-  return Example(
-    where=_where(first),
-    prompt=messages.shown(str(first.get("prefix", ""))),
-    truth=messages.shown(" | ".join(_truths(evaluation, first))),
-    picture=picture and run_html.url(picture),
-    problem=problem,
-    note=note,
-    answers=answers,
-  )
+    found, truths = _objects(evaluation, record, size, decode)
+    if found or truths:
+      drawn[heading] = picture.copy()
+      colours, _ = judged.colours(found, truths)
+      drawing.draw_objects(drawn[heading], found, colours)
+  # Of several answers, none decides on the colours of what is true.
+  _, colours = judged.colours(found if len(records) == 1 else truths, truths)
+  drawing.draw_objects(picture, truths, colours)
+  return picture, drawn
 
 
 def is_right(evaluation: Evaluation, record: Record) -> bool | None:
@@ -190,19 +148,16 @@ def is_right(evaluation: Evaluation, record: Record) -> bool | None:
     return False
 
 
-def worst(scored: Scored) -> list[Example]:
-  """At most WORST wrong answers: the lowest scores first, and of equal ones
-  those of which the model was the surest."""
+def worst(scored: Scored) -> list[tuple[Record, str]]:
+  """At most WORST wrong answers, each with a note: the lowest scores first, and
+  of equal ones those of which the model was the surest."""
   ranked = []
   for i, record in enumerate(scored.records):
     value, note = _quality(scored, i)
     if value is not None and value < 1:
       ranked.append((value, -record.get("score", 0.0), i, note))
   ranked.sort()
-  return [
-    show(scored.evaluation, {"answer": scored.records[i]}, note)
-    for _, _, i, note in ranked[:WORST]
-  ]
+  return [(scored.records[i], note) for _, _, i, note in ranked[:WORST]]
 
 
 def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
@@ -218,7 +173,7 @@ def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
     found, truths = _objects(scored.evaluation, record, (1, 1))
     if found or truths:
       counts.update(_pairs(found, truths))
-    elif answers := _truths(scored.evaluation, record):
+    elif answers := true_answers(scored.evaluation, record):
       text = record["prediction"]
       truth = text if record.get("correct") else answers[0]
       counts[truth, text] += 1
@@ -299,11 +254,12 @@ def _objects(
     return [], []
 
 
-def _where(record):
+def where(record: Record) -> str:
+  """The file and line of an example."""
   return str(record.get("where", f"example {record['index']}"))
 
 
-def _truths(evaluation, record):
+def true_answers(evaluation: Evaluation, record: Record) -> list[str]:
   """The true answers as texts, of boxes the labels alone."""
   value = record.get(evaluation.answer_key)
   if isinstance(value, list) and all(isinstance(x, Mapping) for x in value):

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from paligemma import messages
+from paligemma.evals import judged
 from trainers import run_answers
 from trainers.run_answers import Scored
 from trainers.run_files import Evaluation
-from trainers.run_html import dot, escaped, number, table
+from trainers.run_html import dot, escaped, number, table, url
 
 _LEGEND = (
   "A predicted box is green if it overlaps with a true one of the same label "
@@ -51,8 +53,7 @@ def section(
     gallery = {name: x.records for name, x in found.items() if x.records}
     about = "The same examples at the first, a middle and the last evaluation."
   shown = [
-    _example(run_answers.show(evaluation, records))
-    for records in run_answers.in_common(gallery)
+    _example(evaluation, records) for records in run_answers.in_common(gallery)
   ]
   if not shown:
     problems.append("the runs have no example in common")
@@ -74,34 +75,43 @@ def section(
   return "".join(parts) + "\n"
 
 
-def _example(example):
-  truth = f"<b>truth</b> {escaped(example.truth)}"
-  shown = [_picture(example.picture, example.problem, truth)]
-  texts = []
-  for answer in example.answers:
-    mark = {True: "good", False: "bad", None: ""}[answer.is_right]
-    sign = {True: "✓ ", False: "✗ ", None: ""}[answer.is_right]
+def _example(evaluation, records, note=""):
+  """A card with an example and its answers, {heading: record}."""
+  first = next(iter(records.values()))
+  truth = " | ".join(run_answers.true_answers(evaluation, first))
+  truth = f"<b>truth</b> {escaped(messages.shown(truth))}"
+  drawn = {}
+  try:
+    picture, drawn = run_answers.draw(evaluation, records)
+    shown = [_figure(f'<img alt="" src="{url(picture)}">', truth)]
+  except ValueError as error:
+    problem = f"no picture: {escaped(error)}"
+    shown = [_figure(f'<div class="gone faint">{problem}</div>', truth)]
+  texts = ""
+  for heading, record in records.items():
+    kind, sign = {True: ("good", "✓ "), False: ("bad", "✗ "), None: ("", "")}[
+      run_answers.is_right(evaluation, record)
+    ]
+    answer = escaped(messages.shown(judged.shorten(record["prediction"])))
     text = (
-      f"<b>{escaped(answer.heading)}</b> "
-      f'<span class="{mark}">{sign}{escaped(answer.text) or "(empty)"}</span>'
+      f"<b>{escaped(heading)}</b> "
+      f'<span class="{kind}">{sign}{answer or "(empty)"}</span>'
     )
-    if answer.picture is None:
-      texts.append(f"<p>{text}</p>")
+    if heading in drawn:
+      image = f'<img alt="" src="{url(drawn[heading])}">'
+      shown.append(_figure(image, text))
     else:
-      shown.append(_picture(answer.picture, "", text))
-  note = f" ({escaped(example.note)})" if example.note else ""
+      texts += f"<p>{text}</p>"
+  prompt = escaped(messages.shown(str(first.get("prefix", ""))))
+  note = f" ({escaped(note)})" if note else ""
   return (
-    f'<div class="card"><p><b>{escaped(example.prompt)}</b>{note} '
-    f'<span class="where">{escaped(example.where)}</span></p>'
-    f'<div class="strip">{"".join(shown)}<div>{"".join(texts)}</div></div>'
-    "</div>\n"
+    f'<div class="card"><p><b>{prompt}</b>{note} '
+    f'<span class="where">{escaped(run_answers.where(first))}</span></p>'
+    f'<div class="strip">{"".join(shown)}<div>{texts}</div></div></div>\n'
   )
 
 
-def _picture(url, problem, caption):
-  inside = f'<img alt="" src="{url}">'
-  if url is None:
-    inside = f'<div class="gone faint">no picture: {escaped(problem)}</div>'
+def _figure(inside, caption):
   return f"<figure>{inside}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -109,7 +119,10 @@ def _errors(scored):
   found = run_answers.worst(scored)
   if not found:
     return ""
-  cards = "".join(map(_example, found))
+  cards = "".join(
+    _example(scored.evaluation, {"answer": record}, note)
+    for record, note in found
+  )
   return (
     '<h3>Worst errors</h3><p class="faint">The lowest scores first, of equal '
     "ones those of which the model was the surest.</p>"
