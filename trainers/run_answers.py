@@ -14,7 +14,7 @@ from paligemma import messages
 from paligemma.data import drawing, location, objects
 from paligemma.evals import judged, scoring
 from paligemma.evals.predictions import Record
-from paligemma.metrics import bootstrap, detection
+from paligemma.metrics import bootstrap
 from trainers.run_files import Evaluation
 
 SIDE = 240  # pixels of the longer side of a picture
@@ -200,24 +200,6 @@ def _pairs(found, truths):
   for k, item in enumerate(truths):
     if k not in pairs.values():
       yield item["label"], NOTHING
-
-
-def precision_by_label(scored: Scored) -> list[tuple[str, int, int, Any]]:
-  """(label, true boxes, predicted boxes, {"AP50": ..., "AP": ...}), the lowest
-  AP50 first; none of another metric than detection."""
-  if not isinstance(scored.metric, detection.Detection) or not scored.rows:
-    return []
-  true, found = (
-    collections.Counter(
-      box["label"] for row in scored.rows for box in getattr(row, name)
-    )
-    for name in ("truth", "found")
-  )
-  by_label = detection.average_precision_by_label(scored.rows)
-  return sorted(
-    ((x, true[x], found[x], scores) for x, scores in by_label.items()),
-    key=lambda row: (row[3].get("AP50", 0.0), row[0]),
-  )
 
 
 def _quality(scored, i):

@@ -1,9 +1,11 @@
 """The answers of a run as HTML: over time, the worst, and tables of errors."""
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 
 from paligemma import messages
 from paligemma.evals import judged
+from paligemma.metrics import detection
 from trainers import run_answers
 from trainers.run_answers import Scored
 from trainers.run_files import Evaluation
@@ -139,43 +141,46 @@ def _confusion(scored):
   labels += [x for x in special if any(x in pair for pair in counts)]
   totals = {x: sum(n for (t, _), n in counts.items() if t == x) for x in labels}
   rows = []
-  for truth in labels:
-    if not totals[truth]:
-      continue
-    cells = [f"<th>{escaped(truth or '(empty)')}</th>"]
+  for truth in filter(totals.get, labels):
+    cells = [escaped(truth or "(empty)")]
     for found in labels:
       count = counts.get((truth, found), 0)
       heat = 0.75 * count / totals[truth]
-      kind = (
-        ' class="diagonal"' if truth == found and truth not in special else ""
-      )
+      right = "diagonal" if truth == found and truth not in special else ""
       cells.append(
-        f'<td{kind} style="background: rgba(var(--heat), {heat:.2f})">'
-        f"{count or ''}</td>"
+        f'<div class="{right}" style="background: rgba(var(--heat), '
+        f'{heat:.2f})">{count or ""}</div>'
       )
-    rows.append(f"<tr>{''.join(cells)}</tr>")
-  heads = "".join(f"<th>{escaped(x or '(empty)')}</th>" for x in labels)
+    rows.append(cells)
+  heads = ("truth", *(escaped(x or "(empty)") for x in labels))
   return (
     '<h3>Confusion</h3><p class="faint">Rows: the truth. Columns: what is '
     "predicted. Shades are shares of a row.</p>"
-    f'<div class="scroll"><table class="confusion"><thead><tr><th>truth</th>'
-    f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    + table(heads, rows, kind="number")
   )
 
 
 def _by_label(scored):
-  rows = [
-    (
-      escaped(label),
-      str(true),
-      str(found),
-      *(number(scores[x]) if x in scores else "" for x in ("AP50", "AP")),
+  """Average precision of boxes by their label, the lowest AP50 first."""
+  if not isinstance(scored.metric, detection.Detection) or not scored.rows:
+    return ""
+  true, found = (
+    collections.Counter(
+      box["label"] for row in scored.rows for box in getattr(row, name)
     )
-    for label, true, found, scores in run_answers.precision_by_label(scored)
-  ]
+    for name in ("truth", "found")
+  )
+  by_label = detection.average_precision_by_label(scored.rows)
+  names = ("AP50", "AP")
+  rows = []
+  for label, scores in sorted(
+    by_label.items(), key=lambda item: (item[1].get("AP50", 0.0), item[0])
+  ):
+    shown = (number(scores[x]) if x in scores else "" for x in names)
+    rows.append((escaped(label), str(true[label]), str(found[label]), *shown))
   if not rows:
     return ""
-  headings = ("label", "true boxes", "predicted boxes", "AP50", "AP")
+  heads = ("label", "true boxes", "predicted boxes", *names)
   return "<h3>Average precision by label</h3>" + table(
-    headings, rows, kind="number"
+    heads, rows, kind="number"
   )

@@ -57,9 +57,8 @@ th, td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: left;
   vertical-align: top; }
 th { font-weight: 600; } tbody tr { border-top: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
-.confusion td, .confusion th { padding: 0.25rem 0.45rem; text-align: right; }
-.confusion td.diagonal { outline: 1px solid var(--faint);
-  outline-offset: -1px; }
+td > div { min-height: 1.5em; padding: 0 0.45rem; }
+.diagonal { outline: 1px solid var(--faint); outline-offset: -1px; }
 .score { white-space: nowrap; } .score i { color: var(--faint);
   font-style: normal; }
 .value { overflow-wrap: anywhere; min-width: 8rem; }

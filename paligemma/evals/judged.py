@@ -4,8 +4,7 @@ On a picture a predicted object is green if it is right and red if not; a true
 one is white if it is found and red if not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -86,7 +85,8 @@ def read_objects(
   truth = record.get(answer_key)
   if isinstance(truth, str):
     return found, objects.parse(truth, size, decode=decode)
-  boxes = [x for x in _listed(truth) if isinstance(x, Mapping) and "box" in x]
+  listed = truth if isinstance(truth, list) else ()
+  boxes = [x for x in listed if isinstance(x, Mapping) and "box" in x]
   if not boxes:
     return found, []
   original = record["height"], record["width"]
@@ -131,7 +131,3 @@ def colours(
     [RIGHT if good else WRONG for good in right],
     [FOUND if good else WRONG for good in is_found],
   )
-
-
-def _listed(value: Any) -> Iterable[Any]:
-  return value if isinstance(value, list) else ()
