@@ -23,7 +23,13 @@ HEARTBEAT_SECONDS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds what `prepare` takes: --compilation_cache and --distributed."""
-  compilation_cache.add_argument(parser)
+  parser.add_argument(
+    "--compilation_cache",
+    default=compilation_cache.FOLDER,
+    metavar="DIR",
+    help='keeps compiled programs; "" for none; JAX_COMPILATION_CACHE_DIR, '
+    "where it is set, comes first (default: %(default)s)",
+  )
   command_line.add_switch(
     parser,
     "distributed",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from paligemma import messages
 from paligemma.data import drawing, location, objects
-from paligemma.evals import judged, scoring
+from paligemma.evals import judged, predictions, scoring
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap
 from trainers.run_files import Evaluation
@@ -66,7 +66,9 @@ def score(evaluation: Evaluation, step: int, resamples: int = 0) -> Scored:
     records = evaluation.read(step)
     metric = evaluation.metric(records)
     if hasattr(metric, "rows"):
-      examples = [{"_where": where(record), **record} for record in records]
+      examples = [
+        {"_where": predictions.where(record), **record} for record in records
+      ]
       rows = scoring.apply(
         metric.rows, records, examples, answer_key=evaluation.answer_key
       )
@@ -234,11 +236,6 @@ def _objects(
     )
   except _DAMAGE:
     return [], []
-
-
-def where(record: Record) -> str:
-  """The file and line of an example."""
-  return str(record.get("where", f"example {record['index']}"))
 
 
 def true_answers(evaluation: Evaluation, record: Record) -> list[str]:

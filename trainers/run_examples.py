@@ -4,7 +4,7 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 
 from paligemma import messages
-from paligemma.evals import judged
+from paligemma.evals import judged, predictions
 from paligemma.metrics import detection
 from trainers import run_answers
 from trainers.run_answers import Scored
@@ -108,7 +108,7 @@ def _example(evaluation, records, note=""):
   note = f" ({escaped(note)})" if note else ""
   return (
     f'<div class="card"><p><b>{prompt}</b>{note} '
-    f'<span class="where">{escaped(run_answers.where(first))}</span></p>'
+    f'<span class="where">{escaped(predictions.where(first))}</span></p>'
     f'<div class="strip">{"".join(shown)}<div>{texts}</div></div></div>\n'
   )
 

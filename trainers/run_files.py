@@ -113,7 +113,7 @@ class Evaluation:
     """
     names = record.get("image")
     name = names[0] if isinstance(names, list) and names else names
-    where = str(record.get("where", f"example {record['index']}"))
+    where = predictions.where(record)
     if isinstance(name, str):
       path = disk.path(self._source["path"])
       root = self._source.get("image_root") or path.parent
@@ -243,18 +243,14 @@ def _series(folder, values, attempt, problems):
     name: Evaluation(
       name,
       folder=folder / name,
-      spec=_spec(values, name.removesuffix(EMA)),
+      spec=tree.unflatten(
+        tree.under(f"evals/{name.removesuffix(EMA)}/", values)
+      ),
       scores=scores[name],
       counts=counts[name],
     )
     for name in sorted(evaluators)
   }
-
-
-def _spec(values, evaluator):
-  prefix = f"evals/{evaluator}/"
-  flat = {k: v for k, v in values.items() if k.startswith(prefix)}
-  return tree.unflatten({k.removeprefix(prefix): v for k, v in flat.items()})
 
 
 def _changes(path):
