@@ -14,7 +14,6 @@ there when started again.
 """
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -43,7 +42,6 @@ from paligemma.evals import (
   object_formats,
   predictions,
 )
-from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import (
@@ -52,6 +50,7 @@ from trainers import (
   command_line,
   datasets,
   evaluation,
+  inputs,
   processes,
   progress,
 )
@@ -101,12 +100,10 @@ def predict(
     annotated.check_folder(draw, names)
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  add_objects = answer_objects.AddObjects()
-  if codec is not None:
-    codec_params = io.load_mask_codec(codec)
-    add_objects = answer_objects.AddObjects(
-      fingerprint.of(codec), functools.partial(mask_codec.decode, codec_params)
-    )
+  decode = inputs.mask_decoder(codec)
+  add_objects = answer_objects.AddObjects(
+    codec and fingerprint.of(codec), decode
+  )
   with progress.copying("reading the weights") as show:
     model, params = io.load(
       ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
