@@ -16,13 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from paligemma.data import drawing, image_files, objects
 from paligemma.evals import predictions as predictions_lib
-from paligemma.evals.judged import (
-  draw_found,
-  draw_truths,
-  is_right,
-  read_objects,
-  shorten,
-)
+from paligemma.evals.judged import colours, is_right, read_objects, shorten
 from trainers import command_line, inputs
 
 KEYS = ("image", "prefix", "suffix", "prediction", "correct")
@@ -88,10 +82,11 @@ def draw_cell(
     found, truths = read_objects(
       prediction, size, decode=decode, min_score=min_score
     )
+    of_found, of_truths = colours(found, truths)
     true_picture = picture.copy()
-    draw_truths(true_picture, found, truths)
+    drawing.draw_objects(true_picture, truths, of_truths)
     cell.paste(true_picture, (PICTURE + MARGIN // 2, 0))
-    draw_found(picture, found, truths)
+    drawing.draw_objects(picture, found, of_found)
   cell.paste(picture, (0, 0))
   draw = ImageDraw.Draw(cell)
   y = PICTURE + 2

@@ -36,10 +36,8 @@ from trainers import (
   bundle,
   checks,
   command_line,
-  compilation_cache,
   datasets,
   evaluation,
-  gpu_memory,
   processes,
   progress,
   tasks,
@@ -170,22 +168,16 @@ def main() -> None:
     "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"
   )
   parser.add_argument("--json", action="store_true")
-  compilation_cache.add_argument(parser)
-  command_line.add_switch(
-    parser, "distributed", processes.expected(), "several processes"
-  )
+  processes.add_arguments(parser)
   command_line.add_switch(
     parser,
     "all_checkpoints",
-    False,
     "a line for each checkpoint in the workdir that --ckpt names",
   )
   args, config = command_line.parse(parser)
   options = vars(args)
-  as_json, distributed = options.pop("json"), options.pop("distributed")
-  gpu_memory.configure()
-  compilation_cache.configure(options.pop("compilation_cache"))
-  processes.start(distributed)
+  as_json = options.pop("json")
+  processes.prepare(options)
   if options.pop("all_checkpoints"):
     if options.pop("out") is not None:
       raise ValueError(

@@ -324,7 +324,7 @@ def main() -> None:
     "--batch_size", type=_positive, help="in the place of the config's"
   )
   command_line.add_switch(
-    parser, "largest_batch", False, "search the largest batch that fits"
+    parser, "largest_batch", "search the largest batch that fits"
   )
   parser.add_argument(
     "--max_decode_len",
@@ -332,8 +332,8 @@ def main() -> None:
     default=128,
     help="tokens to decode, for --what decode",
   )
-  command_line.add_switch(parser, "t4", False, "the table of what fits a T4")
-  command_line.add_switch(parser, "json", False, "end with one JSON object")
+  command_line.add_switch(parser, "t4", "the table of what fits a T4")
+  command_line.add_switch(parser, "json", "end with one JSON object")
   args, config = command_line.parse(parser, required=False)
   if args.t4:
     rows = t4_table(args.topology or "v5e:1x1")

@@ -14,7 +14,6 @@ there when started again.
 """
 
 import dataclasses
-import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -43,17 +42,15 @@ from paligemma.evals import (
   object_formats,
   predictions,
 )
-from paligemma.models import mask_codec
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
 from trainers import (
   bundle,
   checks,
   command_line,
-  compilation_cache,
   datasets,
   evaluation,
-  gpu_memory,
+  inputs,
   processes,
   progress,
 )
@@ -103,12 +100,10 @@ def predict(
     annotated.check_folder(draw, names)
   mesh = sharding.make_mesh()
   tok = tokenizer_lib.Tokenizer(tokenizer)
-  add_objects = answer_objects.AddObjects()
-  if codec is not None:
-    codec_params = io.load_mask_codec(codec)
-    add_objects = answer_objects.AddObjects(
-      fingerprint.of(codec), functools.partial(mask_codec.decode, codec_params)
-    )
+  decode = inputs.mask_decoder(codec)
+  add_objects = answer_objects.AddObjects(
+    codec and fingerprint.of(codec), decode
+  )
   with progress.copying("reading the weights") as show:
     model, params = io.load(
       ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
@@ -263,7 +258,6 @@ def main() -> None:
     help="an image that cannot be read ends the run, or has no prediction",
   )
   parser.add_argument("--seed", type=int, default=0)
-  compilation_cache.add_argument(parser)
   parser.add_argument("--codec", help="npz of the mask codec, for masks")
   parser.add_argument(
     "--draw", metavar="FOLDER", help="of pictures with boxes, masks and labels"
@@ -279,13 +273,9 @@ def main() -> None:
     default=0.0,
     help="in [0, 1], of the boxes in pictures and in --format; default 0",
   )
-  command_line.add_switch(
-    parser, "distributed", processes.expected(), "several processes"
-  )
+  processes.add_arguments(parser)
   args = vars(parser.parse_args())
-  gpu_memory.configure()
-  compilation_cache.configure(args.pop("compilation_cache"))
-  processes.start(args.pop("distributed"))
+  processes.prepare(args)
   lines = predict(**args)
   if jax.process_index() == 0:
     print("\n".join(lines))

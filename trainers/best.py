@@ -41,6 +41,7 @@ class Best:
         is below 1, or set without keep_best.
     """
     self.name = config.keep_best or None  # "" of a command line is none
+    self._is_higher_better = True
     self._early_stop = config.early_stop
     self._scores: dict[int, float] = {}  # by step
     if self._early_stop is not None:
@@ -124,15 +125,17 @@ class Best:
     return f"best {self.name}: {score:.5g}, at step {self.step}"
 
   def _best_of(self, scores):
-    def rank(step):
-      score = scores[step]
-      if math.isnan(score):
-        score = math.inf
-      elif self._is_higher_better:
-        score = -score
-      return score, step
+    best = first_best(scores, self._is_higher_better)
+    return min(scores, default=None) if best is None else best
 
-    return min(scores, key=rank, default=None)
+
+def first_best(
+  values: Mapping[int, float], higher_is_better: bool
+) -> int | None:
+  """The first step of the best value, None if no value is a number."""
+  steps = [step for step, value in values.items() if not math.isnan(value)]
+  sign = -1 if higher_is_better else 1
+  return min(steps, key=lambda step: (sign * values[step], step), default=None)
 
 
 def known_scores(

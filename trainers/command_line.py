@@ -90,7 +90,7 @@ def parse(
 
 
 def add_switch(
-  parser: argparse.ArgumentParser, name: str, default: bool, text: str
+  parser: argparse.ArgumentParser, name: str, text: str, default: bool = False
 ) -> None:
   """Adds a flag given as --name, --name=true, --noname or --name=false."""
   parser.add_argument(

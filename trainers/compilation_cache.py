@@ -1,6 +1,5 @@
 """Compiled programs are kept on disk, so that a second start need not wait."""
 
-import argparse
 import contextlib
 import dataclasses
 import logging
@@ -16,17 +15,6 @@ FOLDER = "~/.cache/paligemma/compiled"
 _HIT = "/jax/compilation_cache/cache_hits"
 _MISS = "/jax/compilation_cache/cache_misses"
 _SECONDS = "/jax/core/compile/backend_compile_duration"
-
-
-def add_argument(parser: argparse.ArgumentParser) -> None:
-  """Adds --compilation_cache."""
-  parser.add_argument(
-    "--compilation_cache",
-    default=FOLDER,
-    metavar="DIR",
-    help='keeps compiled programs; "" for none; JAX_COMPILATION_CACHE_DIR, '
-    f"where it is set, comes first (default: {FOLDER})",
-  )
 
 
 def configure(folder: str) -> None:

@@ -1,5 +1,6 @@
 """Several processes that are one program: start, and loss of one of them."""
 
+import argparse
 import contextlib
 import ctypes
 import os
@@ -7,10 +8,12 @@ import re
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 from paligemma import messages
+from trainers import command_line, compilation_cache, gpu_memory
 
 _ADDRESS = "JAX_COORDINATOR_ADDRESS"
 _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -18,9 +21,29 @@ _IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 HEARTBEAT_SECONDS = 100
 
 
-def expected() -> bool:
-  """Whether the environment names a coordinator for several processes."""
-  return _ADDRESS in os.environ
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds what `prepare` takes: --compilation_cache and --distributed."""
+  parser.add_argument(
+    "--compilation_cache",
+    default=compilation_cache.FOLDER,
+    metavar="DIR",
+    help='keeps compiled programs; "" for none; JAX_COMPILATION_CACHE_DIR, '
+    "where it is set, comes first (default: %(default)s)",
+  )
+  command_line.add_switch(
+    parser,
+    "distributed",
+    "several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+    "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says",
+    default=_ADDRESS in os.environ,
+  )
+
+
+def prepare(options: dict[str, Any]) -> None:
+  """Takes what `add_arguments` adds out of the options, and sets up JAX."""
+  gpu_memory.configure()
+  compilation_cache.configure(options.pop("compilation_cache"))
+  start(options.pop("distributed"))
 
 
 def start(distributed: bool) -> None:

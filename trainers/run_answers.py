@@ -1,10 +1,9 @@
 """What a run answers: pictures, which errors it makes, and how often."""
 
-import base64
 import collections
 import contextlib
 import dataclasses
-import io
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,9 +12,9 @@ from PIL import Image
 
 from paligemma import messages
 from paligemma.data import drawing, location, objects
-from paligemma.evals import judged, scoring
+from paligemma.evals import judged, predictions, scoring
 from paligemma.evals.predictions import Record
-from paligemma.metrics import bootstrap, detection
+from paligemma.metrics import bootstrap
 from trainers.run_files import Evaluation
 
 SIDE = 240  # pixels of the longer side of a picture
@@ -29,50 +28,14 @@ _DAMAGE = KeyError, TypeError, ValueError
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
-  """An answer, to be shown.
-
-  Attributes:
-    heading: whose answer it is, such as "step 300".
-    text: of boxes the labels alone.
-    picture: URL of a picture with its boxes and masks, None without these.
-    is_right: None if that cannot be said, as of captions.
-  """
-
-  heading: str
-  text: str
-  picture: str | None
-  is_right: bool | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """An example with answers to it, to be shown.
-
-  Attributes:
-    where: file and line.
-    prompt, truth: texts; of boxes the labels alone.
-    picture: URL of the picture with the true objects; None without a picture.
-    problem: why there is none.
-    note: what else is said of it.
-  """
-
-  where: str
-  prompt: str
-  truth: str
-  picture: str | None
-  problem: str
-  note: str
-  answers: list[Answer]
-
-
-@dataclasses.dataclass(frozen=True)
 class Scored:
   """The predictions of a step with their scores.
 
   Attributes:
+    records: none if they cannot be read.
     metric, rows: of the metric, one a record; None if they cannot be scored.
-    problem: why not.
+    problem: why there are no records or rows.
+    resamples: for intervals of scores that are not means; 0 for none.
   """
 
   evaluation: Evaluation
@@ -80,42 +43,38 @@ class Scored:
   metric: Any
   rows: Sequence[Any] | None
   problem: str
+  resamples: int
 
-  def estimate(self, resamples: int) -> dict[str, bootstrap.Estimate]:
-    """Scores with intervals; without these if there are no resamples, and
-    scores are not means, of which resamples cost nothing."""
+  @functools.cached_property
+  def estimates(self) -> Mapping[str, bootstrap.Estimate]:
+    """Scores with their intervals; resamples of means cost nothing."""
     if self.rows is None:
       return {}
-    if getattr(self.metric, "is_mean", False):
-      resamples = bootstrap.SAMPLES
-    groups = scoring.groups(self.metric, self.records)
+    is_mean = getattr(self.metric, "is_mean", False)
     return bootstrap.estimate(
-      self.metric, self.rows, groups=groups, samples=resamples
+      self.metric,
+      self.rows,
+      groups=scoring.groups(self.metric, self.records),
+      samples=bootstrap.SAMPLES if is_mean else self.resamples,
     )
 
 
-def score(evaluation: Evaluation, step: int) -> Scored:
-  """Scores the predictions of a step again, by the records alone.
-
-  Raises:
-    ValueError: there are no predictions of this step.
-  """
-  records = evaluation.read(step)
-  examples = [
-    {"_where": str(record.get("where", f"example {record['index']}")), **record}
-    for record in records
-  ]
-  metric = rows = None
-  problem = ""
+def score(evaluation: Evaluation, step: int, resamples: int = 0) -> Scored:
+  """Scores the predictions of a step again, by the records alone."""
+  records, metric, rows, problem = [], None, None, ""
   try:
+    records = evaluation.read(step)
     metric = evaluation.metric(records)
     if hasattr(metric, "rows"):
+      examples = [
+        {"_where": predictions.where(record), **record} for record in records
+      ]
       rows = scoring.apply(
         metric.rows, records, examples, answer_key=evaluation.answer_key
       )
   except (OSError, *_DAMAGE) as error:
     problem = messages.one_line(error)
-  return Scored(evaluation, records, metric, rows, problem)
+  return Scored(evaluation, records, metric, rows, problem, resamples)
 
 
 def in_common(
@@ -144,42 +103,40 @@ def in_common(
   ]
 
 
-def show(
-  evaluation: Evaluation, records: Mapping[str, Record], note: str = ""
-) -> Example:
-  """Returns an example with its answers, {heading: record}."""
-  first = next(iter(records.values()))
-  picture, problem = None, ""
+def draw(
+  evaluation: Evaluation, records: Mapping[str, Record]
+) -> tuple[Image.Image, dict[str, Image.Image]]:
+  """Draws an example with answers to it.
+
+  Args:
+    records: heading -> record.
+
+  Returns:
+    The picture with the true objects, and {heading: with those of the answer};
+    of an answer there is none if neither has any.
+
+  Raises:
+    ValueError: there is no picture; one line that says why.
+  """
   try:
+    first = next(iter(records.values()))
     picture = drawing.enlarge(evaluation.picture(first), SIDE)
   except (OSError, *_DAMAGE, IndexError) as error:
-    problem = messages.one_line(error)
+    raise ValueError(messages.one_line(error)) from None
   decode = None
   with contextlib.suppress(OSError, ValueError):  # boxes alone, then
     decode = evaluation.decode
-  answers, truths, found = [], [], []
+  size, drawn = (picture.height, picture.width), {}
   for heading, record in records.items():
-    drawn = None
-    if picture is not None:
-      size = picture.height, picture.width
-      found, truths = _objects(evaluation, record, size, decode)
-      if found or truths:
-        copy = picture.copy()
-        judged.draw_found(copy, found, truths)
-        drawn = _url(copy)
-    text = messages.shown(judged.shorten(record["prediction"]))
-    answers.append(Answer(heading, text, drawn, is_right(evaluation, record)))
-  if picture is not None:  # of several answers, none decides on its colours
-    judged.draw_truths(picture, truths if answers[1:] else found, truths)
-  return Example(
-    where=str(first.get("where", f"example {first['index']}")),
-    prompt=messages.shown(str(first.get("prefix", ""))),
-    truth=messages.shown(" | ".join(_truths(evaluation, first))),
-    picture=picture and _url(picture),
-    problem=problem,
-    note=note,
-    answers=answers,
-  )
+    found, truths = _objects(evaluation, record, size, decode)
+    if found or truths:
+      drawn[heading] = picture.copy()
+      colours, _ = judged.colours(found, truths)
+      drawing.draw_objects(drawn[heading], found, colours)
+  # Of several answers, none decides on the colours of what is true.
+  _, colours = judged.colours(found if len(records) == 1 else truths, truths)
+  drawing.draw_objects(picture, truths, colours)
+  return picture, drawn
 
 
 def is_right(evaluation: Evaluation, record: Record) -> bool | None:
@@ -193,19 +150,16 @@ def is_right(evaluation: Evaluation, record: Record) -> bool | None:
     return False
 
 
-def worst(scored: Scored) -> list[Example]:
-  """At most WORST wrong answers: the lowest scores first, and of equal ones
-  those of which the model was the surest."""
+def worst(scored: Scored) -> list[tuple[Record, str]]:
+  """At most WORST wrong answers, each with a note: the lowest scores first, and
+  of equal ones those of which the model was the surest."""
   ranked = []
   for i, record in enumerate(scored.records):
     value, note = _quality(scored, i)
     if value is not None and value < 1:
       ranked.append((value, -record.get("score", 0.0), i, note))
   ranked.sort()
-  return [
-    show(scored.evaluation, {"answer": scored.records[i]}, note)
-    for _, _, i, note in ranked[:WORST]
-  ]
+  return [(scored.records[i], note) for _, _, i, note in ranked[:WORST]]
 
 
 def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
@@ -221,7 +175,7 @@ def confusion(scored: Scored) -> dict[tuple[str, str], int] | None:
     found, truths = _objects(scored.evaluation, record, (1, 1))
     if found or truths:
       counts.update(_pairs(found, truths))
-    elif answers := _truths(scored.evaluation, record):
+    elif answers := true_answers(scored.evaluation, record):
       text = record["prediction"]
       truth = text if record.get("correct") else answers[0]
       counts[truth, text] += 1
@@ -248,24 +202,6 @@ def _pairs(found, truths):
   for k, item in enumerate(truths):
     if k not in pairs.values():
       yield item["label"], NOTHING
-
-
-def precision_by_label(scored: Scored) -> list[tuple[str, int, int, Any]]:
-  """(label, true boxes, predicted boxes, {"AP50": ..., "AP": ...}), the lowest
-  AP50 first; none of another metric than detection."""
-  if not isinstance(scored.metric, detection.Detection) or not scored.rows:
-    return []
-  true, found = (
-    collections.Counter(
-      box["label"] for row in scored.rows for box in getattr(row, name)
-    )
-    for name in ("truth", "found")
-  )
-  by_label = detection.average_precision_by_label(scored.rows)
-  return sorted(
-    ((x, true[x], found[x], scores) for x, scores in by_label.items()),
-    key=lambda row: (row[3].get("AP50", 0.0), row[0]),
-  )
 
 
 def _quality(scored, i):
@@ -302,7 +238,7 @@ def _objects(
     return [], []
 
 
-def _truths(evaluation, record):
+def true_answers(evaluation: Evaluation, record: Record) -> list[str]:
   """The true answers as texts, of boxes the labels alone."""
   value = record.get(evaluation.answer_key)
   if isinstance(value, list) and all(isinstance(x, Mapping) for x in value):
@@ -311,9 +247,3 @@ def _truths(evaluation, record):
   values = value if isinstance(value, list) else [value]
   texts = dict.fromkeys(judged.shorten(x) for x in values if isinstance(x, str))
   return list(texts)
-
-
-def _url(picture: Image.Image) -> str:
-  file = io.BytesIO()
-  picture.save(file, "JPEG", quality=80)
-  return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""Curves of runs over steps, as SVG for a page.
+"""Curves of runs over steps, and histograms, as SVG for a page.
 
 Matplotlib draws them, rather than Vega-Lite in the page: a page then holds no
 script at all and 14 kB a curve, in place of 800 kB of JavaScript that this
@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Int
 from matplotlib import figure, ticker
 
 # Of runs; they can be told apart on white and on black, by most people.
@@ -24,8 +25,11 @@ _SIZE = 3.6, 2.1  # inches; a phone shows it as wide as that
 # Room for numbers; fixed, as fitting it would take as long as drawing.
 _MARGINS = dict(left=0.145, right=0.94, top=0.91, bottom=0.13)
 _MOST = 1000  # points of a curve; of more, means of successive ones
+_BARS = 40  # of a histogram
+_OVER = "#dc2626"
 _SMOOTHED = 60  # points from which on a moving mean is drawn over them
 _RC = {
+  "axes.axisbelow": True,
   "axes.edgecolor": _INK,
   "axes.formatter.limits": (-3, 4),
   "axes.formatter.use_mathtext": False,
@@ -66,17 +70,54 @@ def draw(lines: Sequence[Line], label: str) -> str:
   Args:
     label: what is read out in place of it, already escaped.
   """
+
+  def plot(axes):
+    for line in lines:
+      _plot(axes, line)
+    if len(steps := {step for line in lines for step in line.values}) == 1:
+      axes.set_xlim(min(steps) - 1, max(steps) + 1)
+
+  return _draw(plot, label)
+
+
+def histogram(
+  values: Int[np.ndarray, " N"], limit: int | None, label: str
+) -> str:
+  """Returns the SVG element of how often each value occurs.
+
+  Args:
+    values: from 0 on, one at least.
+    limit: what is above it is red; None: nothing is.
+    label: as of `draw`.
+  """
+  over = 0 if limit is None else limit + 1  # no bar reaches over it
+  end = max(int(values.max()), over) + 1
+  width = -(-end // _BARS)
+  edges = np.arange(-(-over % width), end + width, width)
+  counts, _ = np.histogram(values, edges)
+  colours = np.where((edges >= over) & (limit is not None), _OVER, COLOURS[0])
+
+  def plot(axes):
+    (shown,) = np.nonzero(counts)
+    axes.bar(
+      edges[shown], counts[shown], width, align="edge", color=colours[shown]
+    )
+    axes.set_xlim(edges[0], end)
+    if limit is not None:
+      axes.axvline(over, color=_OVER)
+
+  return _draw(plot, label)
+
+
+def _draw(plot, label):
   with mpl.rc_context(_RC):
     drawn = figure.Figure(figsize=_SIZE)
     drawn.subplots_adjust(**_MARGINS)
     axes = drawn.subplots()
-    for line in lines:
-      _plot(axes, line)
-    axes.grid(visible=True)
     axes.margins(x=0.02)
+    plot(axes)
+    axes.grid(visible=True)
     axes.xaxis.set_major_locator(ticker.MaxNLocator(6, integer=True))
-    if len(steps := {step for line in lines for step in line.values}) == 1:
-      axes.set_xlim(min(steps) - 1, max(steps) + 1)
     axes.yaxis.set_major_locator(ticker.MaxNLocator(5))
     file = io.StringIO()
     drawn.savefig(file, format="svg", transparent=True)
@@ -105,10 +146,9 @@ def _plot(axes, line):
 
 def _moving_mean(values):
   """Of a tenth of the points around each, which are fewer at the ends."""
-  half = len(values) // 20
-  return np.array(
-    [values[max(i - half, 0) : i + half + 1].mean() for i in range(len(values))]
-  )
+  window = np.ones(len(values) // 20 * 2 + 1)
+  sums, counts = (np.convolve(x, window, "same") for x in (values, values**0))
+  return sums / counts
 
 
 def _inline(svg, label):

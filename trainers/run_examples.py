@@ -1,14 +1,15 @@
 """The answers of a run as HTML: over time, the worst, and tables of errors."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import collections
+from collections.abc import Callable, Mapping, Sequence
 
 from paligemma import messages
-from paligemma.metrics import bootstrap
+from paligemma.evals import judged, predictions
+from paligemma.metrics import detection
 from trainers import run_answers
 from trainers.run_answers import Scored
 from trainers.run_files import Evaluation
-from trainers.run_html import dot, escaped, number, table
+from trainers.run_html import dot, escaped, number, table, url
 
 _LEGEND = (
   "A predicted box is green if it overlaps with a true one of the same label "
@@ -17,47 +18,11 @@ _LEGEND = (
 )
 
 
-class Reader:
-  """Reads and scores predictions, those of each step once."""
-
-  def __init__(self, resamples: int):
-    self.resamples = resamples
-    self._scored, self._estimates = {}, {}
-
-  def scored(self, evaluation: Evaluation, step: int) -> Scored | str:
-    """Predictions with scores, or why there are none."""
-    key = str(evaluation.folder), step
-    if key not in self._scored:
-      try:
-        self._scored[key] = run_answers.score(evaluation, step)
-      except (OSError, ValueError) as error:
-        self._scored[key] = messages.one_line(error)
-    return self._scored[key]
-
-  def metric(self, evaluation: Evaluation) -> Any:
-    """That of the last step, None if it is not known."""
-    return getattr(
-      self.scored(evaluation, evaluation.steps[-1]), "metric", None
-    )
-
-  def estimates(
-    self, evaluation: Evaluation, step: int
-  ) -> Mapping[str, bootstrap.Estimate]:
-    """Scores of a step with their intervals, as far as they can be had."""
-    key = str(evaluation.folder), step
-    if key not in self._estimates:
-      scored = self.scored(evaluation, step)
-      self._estimates[key] = (
-        {} if isinstance(scored, str) else scored.estimate(self.resamples)
-      )
-    return self._estimates[key]
-
-
 def section(
   evaluator: str,
   names: Sequence[str],
   own: Mapping[int, Evaluation],
-  reader: Reader,
+  score: Callable[[Evaluation, int], Scored],
 ) -> str:
   """Returns the predictions of an evaluator: over time, the worst, and tables.
 
@@ -65,18 +30,18 @@ def section(
     evaluator: its name.
     names: of all runs.
     own: the evaluator in those runs that have it, by the number of the run.
-    reader: of the predictions.
+    score: as run_answers.score, of each step once.
   """
-  last = {i: reader.scored(e, e.steps[-1]) for i, e in own.items()}
-  last = {i: x for i, x in last.items() if not isinstance(x, str)}
+  found = {i: score(e, e.steps[-1]) for i, e in own.items()}
+  last = {i: scored for i, scored in found.items() if scored.records}
   if not last:
-    if any(e.predicts for e in own.values()):
-      problem = next(reader.scored(e, e.steps[-1]) for e in own.values())
-      return (
-        f"<h2>{escaped(evaluator)}</h2>"
-        f'<p class="bad">No predictions to show: {escaped(problem)}</p>\n'
-      )
-    return ""
+    if not any(e.predicts for e in own.values()):
+      return ""
+    problem = next(iter(found.values())).problem
+    return (
+      f"<h2>{escaped(evaluator)}</h2>"
+      f'<p class="bad">No predictions to show: {escaped(problem)}</p>\n'
+    )
   evaluation = own[min(last)]
   problems = []
   if len(last) > 1:
@@ -85,17 +50,12 @@ def section(
   else:
     steps = evaluation.steps
     chosen = sorted({steps[0], steps[len(steps) // 2], steps[-1]})
-    found = {step: reader.scored(evaluation, step) for step in chosen}
-    problems = [x for x in found.values() if isinstance(x, str)]
-    gallery = {
-      f"step {step}": scored.records
-      for step, scored in found.items()
-      if not isinstance(scored, str)
-    }
+    found = {f"step {step}": score(evaluation, step) for step in chosen}
+    problems = [x.problem for x in found.values() if not x.records]
+    gallery = {name: x.records for name, x in found.items() if x.records}
     about = "The same examples at the first, a middle and the last evaluation."
   shown = [
-    _example(run_answers.show(evaluation, records))
-    for records in run_answers.in_common(gallery)
+    _example(evaluation, records) for records in run_answers.in_common(gallery)
   ]
   if not shown:
     problems.append("the runs have no example in common")
@@ -117,34 +77,43 @@ def section(
   return "".join(parts) + "\n"
 
 
-def _example(example):
-  truth = f"<b>truth</b> {escaped(example.truth)}"
-  shown = [_picture(example.picture, example.problem, truth)]
-  texts = []
-  for answer in example.answers:
-    mark = {True: "good", False: "bad", None: ""}[answer.is_right]
-    sign = {True: "✓ ", False: "✗ ", None: ""}[answer.is_right]
+def _example(evaluation, records, note=""):
+  """A card with an example and its answers, {heading: record}."""
+  first = next(iter(records.values()))
+  truth = " | ".join(run_answers.true_answers(evaluation, first))
+  truth = f"<b>truth</b> {escaped(messages.shown(truth))}"
+  drawn = {}
+  try:
+    picture, drawn = run_answers.draw(evaluation, records)
+    shown = [_figure(f'<img alt="" src="{url(picture)}">', truth)]
+  except ValueError as error:
+    problem = f"no picture: {escaped(error)}"
+    shown = [_figure(f'<div class="gone faint">{problem}</div>', truth)]
+  texts = ""
+  for heading, record in records.items():
+    kind, sign = {True: ("good", "✓ "), False: ("bad", "✗ "), None: ("", "")}[
+      run_answers.is_right(evaluation, record)
+    ]
+    answer = escaped(messages.shown(judged.shorten(record["prediction"])))
     text = (
-      f"<b>{escaped(answer.heading)}</b> "
-      f'<span class="{mark}">{sign}{escaped(answer.text) or "(empty)"}</span>'
+      f"<b>{escaped(heading)}</b> "
+      f'<span class="{kind}">{sign}{answer or "(empty)"}</span>'
     )
-    if answer.picture is None:
-      texts.append(f"<p>{text}</p>")
+    if heading in drawn:
+      image = f'<img alt="" src="{url(drawn[heading])}">'
+      shown.append(_figure(image, text))
     else:
-      shown.append(_picture(answer.picture, "", text))
-  note = f" ({escaped(example.note)})" if example.note else ""
+      texts += f"<p>{text}</p>"
+  prompt = escaped(messages.shown(str(first.get("prefix", ""))))
+  note = f" ({escaped(note)})" if note else ""
   return (
-    f'<div class="card"><p><b>{escaped(example.prompt)}</b>{note} '
-    f'<span class="where">{escaped(example.where)}</span></p>'
-    f'<div class="strip">{"".join(shown)}<div>{"".join(texts)}</div></div>'
-    "</div>\n"
+    f'<div class="card"><p><b>{prompt}</b>{note} '
+    f'<span class="where">{escaped(predictions.where(first))}</span></p>'
+    f'<div class="strip">{"".join(shown)}<div>{texts}</div></div></div>\n'
   )
 
 
-def _picture(url, problem, caption):
-  inside = f'<img alt="" src="{url}">'
-  if url is None:
-    inside = f'<div class="gone faint">no picture: {escaped(problem)}</div>'
+def _figure(inside, caption):
   return f"<figure>{inside}<figcaption>{caption}</figcaption></figure>"
 
 
@@ -152,7 +121,10 @@ def _errors(scored):
   found = run_answers.worst(scored)
   if not found:
     return ""
-  cards = "".join(map(_example, found))
+  cards = "".join(
+    _example(scored.evaluation, {"answer": record}, note)
+    for record, note in found
+  )
   return (
     '<h3>Worst errors</h3><p class="faint">The lowest scores first, of equal '
     "ones those of which the model was the surest.</p>"
@@ -169,43 +141,46 @@ def _confusion(scored):
   labels += [x for x in special if any(x in pair for pair in counts)]
   totals = {x: sum(n for (t, _), n in counts.items() if t == x) for x in labels}
   rows = []
-  for truth in labels:
-    if not totals[truth]:
-      continue
-    cells = [f"<th>{escaped(truth or '(empty)')}</th>"]
+  for truth in filter(totals.get, labels):
+    cells = [escaped(truth or "(empty)")]
     for found in labels:
       count = counts.get((truth, found), 0)
       heat = 0.75 * count / totals[truth]
-      kind = (
-        ' class="diagonal"' if truth == found and truth not in special else ""
-      )
+      right = "diagonal" if truth == found and truth not in special else ""
       cells.append(
-        f'<td{kind} style="background: rgba(var(--heat), {heat:.2f})">'
-        f"{count or ''}</td>"
+        f'<div class="{right}" style="background: rgba(var(--heat), '
+        f'{heat:.2f})">{count or ""}</div>'
       )
-    rows.append(f"<tr>{''.join(cells)}</tr>")
-  heads = "".join(f"<th>{escaped(x or '(empty)')}</th>" for x in labels)
+    rows.append(cells)
+  heads = ("truth", *(escaped(x or "(empty)") for x in labels))
   return (
     '<h3>Confusion</h3><p class="faint">Rows: the truth. Columns: what is '
     "predicted. Shades are shares of a row.</p>"
-    f'<div class="scroll"><table class="confusion"><thead><tr><th>truth</th>'
-    f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    + table(heads, rows, kind="number")
   )
 
 
 def _by_label(scored):
-  rows = [
-    (
-      escaped(label),
-      str(true),
-      str(found),
-      *(number(scores[x]) if x in scores else "" for x in ("AP50", "AP")),
+  """Average precision of boxes by their label, the lowest AP50 first."""
+  if not isinstance(scored.metric, detection.Detection) or not scored.rows:
+    return ""
+  true, found = (
+    collections.Counter(
+      box["label"] for row in scored.rows for box in getattr(row, name)
     )
-    for label, true, found, scores in run_answers.precision_by_label(scored)
-  ]
+    for name in ("truth", "found")
+  )
+  by_label = detection.average_precision_by_label(scored.rows)
+  names = ("AP50", "AP")
+  rows = []
+  for label, scores in sorted(
+    by_label.items(), key=lambda item: (item[1].get("AP50", 0.0), item[0])
+  ):
+    shown = (number(scores[x]) if x in scores else "" for x in names)
+    rows.append((escaped(label), str(true[label]), str(found[label]), *shown))
   if not rows:
     return ""
-  headings = ("label", "true boxes", "predicted boxes", "AP50", "AP")
+  heads = ("label", "true boxes", "predicted boxes", *names)
   return "<h3>Average precision by label</h3>" + table(
-    headings, rows, kind="number"
+    heads, rows, kind="number"
   )

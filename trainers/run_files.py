@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from paligemma.evals import predictions
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap
 from trainers import inputs, report, status, tasks, workdir
-from trainers.best import EMA
+from trainers.best import EMA, first_best
 
 Series = dict[int, float]  # by step
 
@@ -28,7 +27,7 @@ _COUNT = "/num_examples"  # behind the name of an evaluator: it always counts
 _FILES = ("config.json", "metrics.jsonl", "status.json")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
   """An evaluator of a run, and what it has found.
 
@@ -110,14 +109,9 @@ class Evaluation:
     known = getattr(metric, "higher_is_better", {})
     if self.kind is not evals.Generate:
       known = self.kind.higher_is_better
-    values = {
-      step: value
-      for step, value in sorted(self.scores[score].items())
-      if not math.isnan(value)
-    }
-    if not values or score not in known:
+    if score not in known:
       return None
-    return (max if known[score] else min)(values, key=values.get)
+    return first_best(self.scores[score], known[score])
 
   def picture(self, record: Record) -> Image.Image:
     """The picture of a record, of several the first, as it is on the disk.
@@ -127,7 +121,7 @@ class Evaluation:
     """
     names = record.get("image")
     name = names[0] if isinstance(names, list) and names else names
-    where = str(record.get("where", f"example {record['index']}"))
+    where = predictions.where(record)
     if isinstance(name, str):
       path = disk.path(self._source["path"])
       root = self._source.get("image_root") or path.parent
@@ -257,18 +251,14 @@ def _series(folder, values, attempt, problems):
     name: Evaluation(
       name,
       folder=folder / name,
-      spec=_spec(values, name.removesuffix(EMA)),
+      spec=tree.unflatten(
+        tree.under(f"evals/{name.removesuffix(EMA)}/", values)
+      ),
       scores=scores[name],
       counts=counts[name],
     )
     for name in sorted(evaluators)
   }
-
-
-def _spec(values, evaluator):
-  prefix = f"evals/{evaluator}/"
-  flat = {k: v for k, v in values.items() if k.startswith(prefix)}
-  return tree.unflatten({k.removeprefix(prefix): v for k, v in flat.items()})
 
 
 def _changes(path):

@@ -3,10 +3,14 @@
 A cell of a table is HTML; everything else becomes it here.
 """
 
+import base64
 import html
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
+
+from PIL import Image
 
 from paligemma import messages
 from trainers import run_curves
@@ -53,9 +57,8 @@ th, td { padding: 0.2rem 0.7rem 0.2rem 0; text-align: left;
   vertical-align: top; }
 th { font-weight: 600; } tbody tr { border-top: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
-.confusion td, .confusion th { padding: 0.25rem 0.45rem; text-align: right; }
-.confusion td.diagonal { outline: 1px solid var(--faint);
-  outline-offset: -1px; }
+td > div { min-height: 1.5em; padding: 0 0.45rem; }
+.diagonal { outline: 1px solid var(--faint); outline-offset: -1px; }
 .score { white-space: nowrap; } .score i { color: var(--faint);
   font-style: normal; }
 .value { overflow-wrap: anywhere; min-width: 8rem; }
@@ -64,6 +67,12 @@ td.number, th.number { text-align: right; }
 img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .gone { border: 1px dashed var(--line); border-radius: 3px; padding: 1.4rem
   0.6rem; text-align: center; }
+.frames { display: flex; flex-wrap: wrap; gap: 2px; }
+.frames img { width: auto; }
+.tokens span { font: 12px/1.7 ui-monospace, monospace; white-space: pre-wrap;
+  border-radius: 2px; padding: 1px; margin: 1px; }
+.prompt { background: #3b82f644; } .supervised { background: #16a34a44; }
+.answer { background: #f9731644; } .padding { background: var(--line); }
 details { margin: 0.7rem 0; } summary { cursor: pointer; }
 @media print { .card, figure { break-inside: avoid; } }
 """
@@ -126,6 +135,13 @@ def as_json(value: Any) -> str:
   """Returns a value of a config, shortened; None is empty."""
   found = "" if value is None else json.dumps(value, ensure_ascii=False)
   return escaped(messages.shown(found))
+
+
+def url(picture: Image.Image) -> str:
+  """Returns the address of a picture that holds it, as JPEG."""
+  file = io.BytesIO()
+  picture.save(file, "JPEG", quality=80)
+  return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def escaped(value: Any) -> str:

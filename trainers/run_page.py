@@ -4,6 +4,7 @@ It holds no script and asks for nothing on any network: curves are SVG, pictures
 are in the page, and every number of a curve is in a table too.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,10 +12,10 @@ from etils import epath
 
 from paligemma import disk, messages
 from paligemma.metrics import bootstrap
-from trainers import progress, run_curves, run_examples, run_files, run_html
+from trainers import progress, run_answers, run_curves, run_examples, run_files
 from trainers.best import EMA
 from trainers.run_files import Run
-from trainers.run_html import as_json, colour, dot, escaped, number, table
+from trainers.run_html import as_json, colour, dot, escaped, number, page, table
 
 RESAMPLES = 200  # of scores that are not means
 _NUMBERS = 24  # rows of the table of what is measured of steps
@@ -82,25 +83,27 @@ def _page(runs, names, resamples):
   for i, run in enumerate(runs):
     for name, evaluation in run.evaluations.items():
       evaluated.setdefault(name, {})[i] = evaluation
-  reader = run_examples.Reader(resamples)
+  # Each step is read and scored once.
+  score = functools.cache(
+    functools.partial(run_answers.score, resamples=resamples)
+  )
   lines = []
   for run, name in zip(runs, names, strict=True):
     lines.append(f"{name}: {run.status}")
     lines += [f"{name}: {problem}" for problem in run.problems]
-  scores, said, decide = _scores(runs, names, evaluated, reader)
+  scores, said, decide = _scores(runs, names, evaluated, score)
   sections = [
     _overview(runs, names),
     scores,
     _curves(runs, names, decide),
     _numbers(runs, names),
     *(
-      run_examples.section(x, names, own, reader)
-      for x, own in evaluated.items()
+      run_examples.section(x, names, own, score) for x, own in evaluated.items()
     ),
     _configs(runs, names),
   ]
   title = f"Report of {', '.join(names)}"
-  return run_html.page(title, sections), lines + said
+  return page(title, sections), lines + said
 
 
 def _overview(runs, names):
@@ -129,16 +132,14 @@ def _overview(runs, names):
   return f'<div class="runs">{"".join(cards)}</div>\n'
 
 
-def _scores(runs, names, evaluated, reader):
+def _scores(runs, names, evaluated, read):
   """The table of scores; lines on those that decide, and their names."""
   rows, lines, remarks, decide = [], [], {}, {}
   for evaluator, own in evaluated.items():
-    metrics = {i: reader.metric(e) for i, e in own.items()}
+    ends = {i: read(e, e.steps[-1]) for i, e in own.items()}
+    metrics = {i: end.metric for i, end in ends.items()}
     main = {i: _main_score(runs[i], e, metrics[i]) for i, e in own.items()}
-    for evaluation in own.values():
-      if evaluation.predicts:
-        last = reader.scored(evaluation, evaluation.steps[-1])
-        remarks[getattr(last, "problem", "")] = None
+    remarks |= {end.problem: None for end in ends.values() if end.records}
     for score in dict.fromkeys(x for e in own.values() for x in e.scores):
       for i, evaluation in own.items():
         if not (values := evaluation.scores.get(score)):
@@ -149,7 +150,7 @@ def _scores(runs, names, evaluated, reader):
         texts = {
           step: _estimate(
             values[step],
-            reader.estimates(evaluation, step).get(score)
+            read(evaluation, step).estimates.get(score)
             if step in known and evaluation.predicts
             else None,
           )

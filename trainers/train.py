@@ -28,7 +28,6 @@ from trainers import (
   command_line,
   compilation_cache,
   find_lr,
-  gpu_memory,
   inputs,
   lock,
   preemption,
@@ -184,11 +183,10 @@ def main() -> None:
   """Runs what the command line says."""
   parser = command_line.parser(__doc__)
   parser.add_argument("--workdir", help="folder of the run")
-  command_line.add_switch(parser, "dry_run", False, "print the plan and stop")
+  command_line.add_switch(parser, "dry_run", "print the plan and stop")
   command_line.add_switch(
     parser,
     "verbose",
-    False,
     "print every parameter, and all that is measured, not the loss alone",
   )
   parser.add_argument(
@@ -200,29 +198,18 @@ def main() -> None:
   command_line.add_switch(
     parser,
     "find_lr",
-    False,
     "print the loss of a hundred steps at growing learning rates, and stop",
   )
-  compilation_cache.add_argument(parser)
   command_line.add_switch(
     parser,
     "override_config",
-    False,
     "resume a run though values of its config that change the training are "
     "others, and write them into its history.jsonl",
   )
-  command_line.add_switch(
-    parser,
-    "distributed",
-    processes.expected(),
-    "several processes: those that JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
-    "and JAX_PROCESS_ID name, or what the cluster (TPU pod, SLURM) says",
-  )
+  processes.add_arguments(parser)
   args, config = command_line.parse(parser)
   steps = args.profile_steps and profile.parse(args.profile_steps)
-  gpu_memory.configure()
-  compilation_cache.configure(args.compilation_cache)
-  processes.start(args.distributed)
+  processes.prepare(vars(args))
   with processes.lost_process_in_one_line():
     if args.dry_run:
       dry_run(config, verbose=args.verbose)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
+from pycocotools import mask as coco
 
 from paligemma.data import image as image_lib
 from paligemma.data import location
@@ -101,7 +102,7 @@ def from_polygons(
       at most the size of the image. Their union is filled.
 
   Raises:
-    ValueError: No polygon, a malformed one, or pycocotools is missing.
+    ValueError: No polygon, or a malformed one.
   """
   _check_size(height, width)
   if not len(polygons):
@@ -110,7 +111,6 @@ def from_polygons(
     _checked_polygon(i, polygon, height, width)
     for i, polygon in enumerate(polygons)
   ]
-  coco = _import_coco("polygons are filled")
   runs = coco.merge(coco.frPyObjects(checked, height, width))
   return from_rle(runs, height, width)
 
@@ -165,24 +165,9 @@ def to_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, list[int]]:
 
 
 def to_compressed_rle(mask: Bool[np.ndarray, "height width"]) -> dict[str, Any]:
-  """As `to_rle`, with "counts" as the text of pycocotools, which is short.
-
-  Raises:
-    ValueError: pycocotools is missing.
-  """
-  coco = _import_coco("masks are compressed")
+  """As `to_rle`, with "counts" as the text of pycocotools, which is short."""
   rle = coco.encode(np.asfortranarray(mask, np.uint8))
   return {"size": list(mask.shape), "counts": rle["counts"].decode()}
-
-
-def _import_coco(what):
-  try:
-    from pycocotools import mask as coco
-  except ImportError:
-    raise ValueError(
-      f"{what} by pycocotools, which is missing: pip install pycocotools"
-    ) from None
-  return coco
 
 
 def _decompress(text):

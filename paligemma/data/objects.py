@@ -67,9 +67,6 @@ def to_json(item: Object) -> Object:
 
   Its box is rounded to hundredths of a pixel; its mask becomes run lengths of
   COCO, compressed.
-
-  Raises:
-    ValueError: There is a mask, and pycocotools is missing.
   """
   written = {**item, "box": [round(float(x), 2) for x in item["box"]]}
   if "mask" in item:

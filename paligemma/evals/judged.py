@@ -4,11 +4,9 @@ On a picture a predicted object is green if it is right and red if not; a true
 one is white if it is found and red if not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from paligemma.data import drawing, location, objects
 from paligemma.evals.predictions import Record
@@ -87,7 +85,8 @@ def read_objects(
   truth = record.get(answer_key)
   if isinstance(truth, str):
     return found, objects.parse(truth, size, decode=decode)
-  boxes = [x for x in _listed(truth) if isinstance(x, Mapping) and "box" in x]
+  listed = truth if isinstance(truth, list) else ()
+  boxes = [x for x in listed if isinstance(x, Mapping) and "box" in x]
   if not boxes:
     return found, []
   original = record["height"], record["width"]
@@ -123,28 +122,12 @@ def shorten(text: str) -> str:
   return location.SEPARATOR.join(obj.label for obj in objects)
 
 
-def draw_found(
-  picture: Image.Image,
-  found: Sequence[objects.Object],
-  truths: Sequence[objects.Object],
-) -> None:
-  """Draws predicted objects into an RGB picture, green if right, else red."""
-  _draw(picture, found, judge(found, truths)[0], RIGHT)
-
-
-def draw_truths(
-  picture: Image.Image,
-  found: Sequence[objects.Object],
-  truths: Sequence[objects.Object],
-) -> None:
-  """Draws true objects into an RGB picture, white if found, else red."""
-  _draw(picture, truths, judge(found, truths)[1], FOUND)
-
-
-def _draw(picture, items, are_good, good):
-  colours = [good if is_good else WRONG for is_good in are_good]
-  drawing.draw_objects(picture, items, colours)
-
-
-def _listed(value: Any) -> Iterable[Any]:
-  return value if isinstance(value, list) else ()
+def colours(
+  found: Sequence[objects.Object], truths: Sequence[objects.Object]
+) -> tuple[list[drawing.Colour], list[drawing.Colour]]:
+  """Returns the colours that predicted and true objects are drawn in."""
+  right, is_found = judge(found, truths)
+  return (
+    [RIGHT if good else WRONG for good in right],
+    [FOUND if good else WRONG for good in is_found],
+  )

@@ -89,6 +89,11 @@ def is_bad(line: Record) -> bool:
   return "error" in line and "prediction" not in line
 
 
+def where(line: Record) -> str:
+  """Returns the file and line of the example of a record."""
+  return str(line.get("where", f"example {line['index']}"))
+
+
 @contextlib.contextmanager
 def appending(path: epath.PathLike) -> Iterator[Callable]:
   """Yields a function that appends records to a file and flushes it."""
@@ -241,14 +246,12 @@ def _add_bundles(path, settings):
   """Checks that a file has these settings, and adds their bundles to its."""
   beside = _settings_of(path)
   try:
-    found = json.loads(disk.path(beside).read_text())
-  except (OSError, RecursionError, ValueError):
-    found = None
-  if not isinstance(found, Mapping):
+    found = disk.read_json(beside)
+  except ValueError:
     raise ValueError(
       f"{path}: exists, and without a readable {beside.name} cannot be resumed;"
       " delete it, or write elsewhere"
-    )
+    ) from None
   known, ours = (x.pop(_BUNDLES, {}) for x in (found, settings))
   old, new = (
     {name: json.dumps(value) for name, value in tree.flatten(values).items()}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -88,10 +89,10 @@ class Captions(Metric):
     corpus = [r.prediction for r in rows], [r.references for r in rows]
     bleus = enumerate(bleu(r.bleu for r in rows), start=1)
     return {
-      "cider": _mean(ciders(*corpus)),
-      "cider_unclipped": _mean(ciders(*corpus, clipped=False)),
+      "cider": statistics.fmean(ciders(*corpus)),
+      "cider_unclipped": statistics.fmean(ciders(*corpus, clipped=False)),
       **{f"bleu-{n}": value for n, value in bleus},
-      "rouge": _mean([r.rouge for r in rows]),
+      "rouge": statistics.fmean([r.rouge for r in rows]),
       "num": float(len(rows)),
     }
 
@@ -243,7 +244,3 @@ def common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
 
 def _num_words(ngrams):
   return sum(times for ngram, times in ngrams.items() if len(ngram) == 1)
-
-
-def _mean(values):
-  return math.fsum(values) / len(values)

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from pycocotools import coco as coco_lib
+from pycocotools import cocoeval
 
 from paligemma.data import location
 from paligemma.metrics import answer_fields
@@ -46,7 +48,6 @@ class Record:
 
     It is the same in every selection of records, and takes most of the time.
     """
-    coco_lib, cocoeval = _pycocotools()
     labels = sorted({box["label"] for box in (*self.truth, *self.found)})
     with contextlib.redirect_stdout(io.StringIO()):
       data = [coco_lib.COCO(), coco_lib.COCO()]
@@ -105,7 +106,7 @@ class Detection(Metric):
   computes these numbers. Labels must match letter for letter.
 
   Raises:
-    ValueError: pycocotools is missing, or nms is no IoU.
+    ValueError: nms is no IoU.
   """
 
   reads_size: ClassVar[bool] = True
@@ -117,7 +118,6 @@ class Detection(Metric):
     if nms is not None and not 0 <= nms <= 1:
       raise ValueError(f"nms is {nms}, expected an IoU in [0, 1] or None.")
     self._nms = math.inf if nms is None else nms
-    _pycocotools()  # raises before anything is predicted
 
   def rows(
     self,
@@ -190,9 +190,6 @@ def average_precision(records: Sequence[Record]) -> dict[str, float]:
   """Returns AP, AP50, AP75, AP/small, AP/medium and AP/large of images.
 
   Those for which no object is annotated are missing. Records may repeat.
-
-  Raises:
-    ValueError: pycocotools is missing.
   """
   return _means(_precision(records)[1])
 
@@ -209,7 +206,6 @@ def _precision(records):
   """Returns the annotated labels, and the precision at
   [IoU threshold, recall, label, area], -1 if undefined."""
   labels = sorted({box["label"] for r in records for box in r.truth})
-  _, cocoeval = _pycocotools()
   evaluation = cocoeval.COCOeval(iouType="bbox")
   parameters = evaluation.params
   parameters.imgIds = list(range(len(records)))
@@ -236,18 +232,6 @@ def _means(precision):
       if (name == "AP" or not suffix) and (values >= 0).any():
         scores[name + suffix] = float(values[values >= 0].mean())
   return scores
-
-
-def _pycocotools():
-  """Its modules coco and cocoeval, whose import takes a moment."""
-  try:
-    from pycocotools import coco, cocoeval
-  except ImportError:
-    raise ValueError(
-      "average precision is computed by pycocotools, which is missing: "
-      "pip install pycocotools"
-    ) from None
-  return coco, cocoeval
 
 
 def _size(example) -> Size:

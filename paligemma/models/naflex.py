@@ -22,7 +22,6 @@ from paligemma import parameters, registry, variants
 from paligemma.lora import config as lora_lib
 from paligemma.models import vit
 from paligemma.models.attention.masks import UNSEEN, Mask
-from paligemma.models.linear import Linear
 
 # Patches, 1 at a patch and 0 at padding, row and column of each patch.
 Patches = tuple[
@@ -101,15 +100,7 @@ class Model(nn.Module):
       z = head(z, _mask(jnp.ones_like(is_patch[:, :1]), is_patch))
     out["head_input"] = out["pre_logits"] = z
     if self.num_classes is not None:
-      z = Linear(
-        (self.num_classes,),
-        self.dtype,
-        kernel_init=nn.initializers.lecun_normal(),
-        lora=self.lora,
-        target="img/head",
-        name="head",
-      )(z, train)
-      out["logits"] = z = z.astype(jnp.float32)
+      out["logits"] = z = vit.head(self)(z, train).astype(jnp.float32)
     return z, out
 
   @nn.nowrap

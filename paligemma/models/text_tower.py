@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from paligemma import quantization, registry, variants
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu, vit
-from paligemma.models.linear import Linear, matrix
+from paligemma.models.linear import matrix
 
 POOLINGS = ("last", "first", "mean", "max", "map")
 
@@ -105,15 +105,7 @@ class Model(nn.Module):
     x, out = self._pool(x), out | {"transformed": x} | of_encoder
     out["pre_logits"] = x
     if self.num_classes is not None:
-      x = Linear(
-        (self.num_classes,),
-        self.dtype,
-        kernel_init=nn.initializers.lecun_normal(),
-        lora=self.lora,
-        target="txt/head",
-        name="head",
-      )(x, train)
-      out["logits"] = x = x.astype(jnp.float32)
+      out["logits"] = x = vit.head(self)(x, train).astype(jnp.float32)
     return x, out
 
   def _pool(self, x):

@@ -49,16 +49,24 @@ def sincos2d(
   return jnp.asarray(waves[None], jnp.float32)
 
 
-def _linear(config, shape, name, target, **options) -> Linear:
+def _linear(config, shape, name, target, kernel_init=None, **options) -> Linear:
   return Linear(
     shape,
     config.dtype,
-    kernel_init=nn.initializers.xavier_uniform(),
+    kernel_init=kernel_init or nn.initializers.xavier_uniform(),
     lora=config.lora,
     target=f"{config.tower}/{target}",
     name=name,
     **options,
   )
+
+
+def head(
+  config: nn.Module, init: nn.initializers.Initializer | None = None
+) -> Linear:
+  """Returns the linear head of a tower, which has `num_classes` features."""
+  init = init or nn.initializers.lecun_normal()
+  return _linear(config, (config.num_classes,), "head", "head", init)
 
 
 class MlpBlock(nn.Module):
@@ -286,16 +294,8 @@ class Model(nn.Module):
       x, patches = jnp.tanh(dense(x)), jnp.tanh(dense(patches))
     out["pre_logits"], out["pre_logits_2d"] = x, in_2d(patches)
     if self.num_classes is not None:
-      zeros, lecun = nn.initializers.zeros, nn.initializers.lecun_normal()
-      head = Linear(
-        (self.num_classes,),
-        self.dtype,
-        kernel_init=zeros if self.head_zeroinit else lecun,
-        lora=self.lora,
-        target="img/head",
-        name="head",
-      )
-      x, patches = (head(y, train).astype(jnp.float32) for y in (x, patches))
+      linear = head(self, nn.initializers.zeros if self.head_zeroinit else None)
+      x, patches = (linear(y, train).astype(jnp.float32) for y in (x, patches))
       out["logits"], out["logits_2d"] = x, in_2d(patches)
     return x.astype(jnp.float32), out
 

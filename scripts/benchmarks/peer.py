@@ -25,12 +25,6 @@ from paligemma.models.paligemma import Model
 DTYPES = ("float32", "bfloat16")
 VERSION = f"transformers {transformers.__version__}, torch {torch.__version__}"
 _IGNORED = -100  # a label without a loss
-# Prefix in checkpoints/huggingface/layout.py -> what their names hold.
-_TOWERS = {
-  "text": "language_model",
-  "vision": "vision_tower",
-  "projector": "multi_modal_projector",
-}
 
 
 def trainers(
@@ -66,7 +60,7 @@ def _trainer(model, keys, learning_rate, batch):
   for name, parameter in model.train().named_parameters():
     parameter.requires_grad_(
       any(
-        _TOWERS[tower] in name and name.endswith(f".{rest}")
+        layout.TOWERS[tower] in name and name.endswith(f".{rest}")
         for tower, _, rest in keys
       )
     )

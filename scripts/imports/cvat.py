@@ -50,8 +50,7 @@ def _entry(request, image, folder, where):
   subset = image.get("subset", "")
   places = [folder, folder / "images", folder / "images" / subset]
   places = [request.images] if request.images else places
-  height, width = _numbers(image, ("height", "width"), where)
-  size = int(height), int(width)
+  size = tuple(map(int, _numbers(image, ("height", "width"), where)))
   objects = ()
   for i, shape in enumerate(image):
     if shape.tag == "tag":

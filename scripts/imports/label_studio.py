@@ -184,8 +184,7 @@ def _label(region, where):
 
 def _size(region, where):
   keys = ("original_height", "original_width")
-  height, width = files.get_numbers(region, keys, where)
-  return int(height), int(width)
+  return tuple(map(int, files.get_numbers(region, keys, where)))
 
 
 def _brush(region, height, width, where):

@@ -33,8 +33,7 @@ def read(request: entries.Request) -> entries.Entries:
       drawn = files.get(content, "shapes", list, where)
       size = None
       if None not in [content.get(side) for side in _SIDES]:
-        sides = files.get_numbers(content, _SIDES, where)
-        size = int(sides[0]), int(sides[1])
+        size = tuple(map(int, files.get_numbers(content, _SIDES, where)))
       yield entries.Entry(
         (_image(request, content, path, root),),
         where,

@@ -153,5 +153,4 @@ def _tokens(records, tokenizer):
 
 def _quantiles(numbers, shares):
   """Quantiles, in thousandths, each of which is one of the numbers."""
-  ordered = sorted(numbers)
-  return [ordered[-(-share * len(ordered) // 1000) - 1] for share in shares]
+  return np.quantile(numbers, np.divide(shares, 1000), method="inverted_cdf")

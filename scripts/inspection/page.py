@@ -1,8 +1,6 @@
 """Renders samples and lengths as one HTML file with embedded images."""
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,49 +8,24 @@ from PIL import Image
 
 from paligemma.data import drawing, objects
 from scripts.inspection.samples import Sample
+from trainers import run_curves, run_html
 
 SIDE = 336  # pixels of an image on the page, of several half as many
-BARS = 40  # of a histogram
 
-_STYLE = """
-body { font: 14px/1.45 system-ui, sans-serif; margin: 2em; color: #222;
-  background: #fff; }
-h2 { border-top: 1px solid #ccc; padding-top: 1em; margin-top: 2em; }
-table { border-collapse: collapse; }
-td, th { padding: 2px 12px 2px 0; text-align: left; vertical-align: top; }
-.charts, .cards { display: flex; flex-wrap: wrap; gap: 16px; margin: 1em 0; }
-.card { border: 1px solid #ddd; border-radius: 4px; padding: 8px; width: 360px;
-  overflow-wrap: anywhere; }
-.card p { margin: 4px 0; }
-.bad { border-color: #c00; color: #900; }
-.where { color: #777; font-size: 12px; }
-.frames { display: flex; flex-wrap: wrap; gap: 2px; }
-.tokens span { font: 12px/1.7 ui-monospace, monospace; white-space: pre-wrap;
-  border-radius: 2px; padding: 1px; margin: 1px; }
-.prompt { background: #d7e5fb; }
-.supervised { background: #c9efcf; }
-.answer { background: #fbe3c0; }
-.padding { background: #eee; color: #777; }
-"""
+# Class of a token -> what it is.
+_TOKENS = {
+  "prompt": "prompt, seen by all",
+  "supervised": "answer, in the loss",
+  "answer": "answer, not in the loss",
+  "padding": "padding",
+}
 
 
 def page(title: str, sections: Sequence[str]) -> str:
   """The whole page; needs no other file and no script."""
-  legend = "".join(
-    f'<span class="{kind}">{text}</span> '
-    for kind, text in (
-      ("prompt", "prompt, seen by all"),
-      ("supervised", "answer, in the loss"),
-      ("answer", "answer, not in the loss"),
-      ("padding", "padding"),
-    )
-  )
-  return (
-    '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-    f"<title>{_text(title)}</title><style>{_STYLE}</style>\n"
-    f"<h1>{_text(title)}</h1>"
-    f'<p class="tokens">Tokens: {legend}</p>\n{"".join(sections)}</html>\n'
-  )
+  legend = (f'<span class="{x}">{text}</span> ' for x, text in _TOKENS.items())
+  legend = f'<p class="tokens">Tokens: {"".join(legend)}</p>\n'
+  return run_html.page(title, [legend, *sections])
 
 
 def section(
@@ -62,53 +35,21 @@ def section(
   cards: Sequence[str],
 ) -> str:
   """What one source gives: a table of facts, histograms and examples."""
-  rows = "".join(
-    f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>"
-    for key, value in facts
-  )
+  rows = [(_text(key), _text(value)) for key, value in facts]
   return (
-    f"<h2>{_text(name)}</h2>\n<table>{rows}</table>\n"
-    f'<div class="charts">{"".join(charts)}</div>\n'
-    f'<div class="cards">{"".join(cards)}</div>\n'
+    f"<h2>{_text(name)}</h2>\n{run_html.table(('', ''), rows, kind='value')}\n"
+    f'<div class="curves">{"".join(charts)}</div>\n'
+    f'<div class="runs">{"".join(cards)}</div>\n'
   )
 
 
 def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
-  """An SVG of how often each length occurs, with those above a limit in red."""
+  """A figure of how often each length occurs, those above a limit in red."""
   if not len(values):
     return ""
-  top = max(int(values.max()), limit or 0) + 1
-  wide = -(-top // BARS)
-  # No bar reaches over the limit.
-  shift = 0 if limit is None else -(limit + 1) % wide
-  counts = np.bincount((values + shift) // wide)
-  width, height = 320, 90
-  unit = width / -(-(top + shift) // wide)
-  shapes = []
-  for i in np.flatnonzero(counts):
-    tall = height * counts[i] / counts.max()
-    first = i * wide - shift
-    last = first + wide - 1
-    over = limit is not None and first > limit
-    span = f"{last}" if wide == 1 else f"{max(first, 0)} to {last}"
-    shapes.append(
-      f'<rect x="{i * unit:.2f}" y="{height - tall:.2f}" '
-      f'width="{max(unit - 0.5, 0.5):.2f}" height="{tall:.2f}" '
-      f'fill="{"#c00" if over else "#58a"}">'
-      f"<title>{span} tokens: {counts[i]}</title></rect>"
-    )
-  if limit is not None:
-    x = (limit + 1 + shift) / wide * unit
-    shapes.append(
-      f'<line x1="{x:.2f}" x2="{x:.2f}" y1="0" y2="{height}" stroke="#c00"/>'
-    )
   above = f", {int((values > limit).sum())} above {limit}" if limit else ""
   return (
-    f'<figure style="margin:0"><svg width="{width}" height="{height + 16}" '
-    f'role="img">{"".join(shapes)}'
-    f'<text x="0" y="{height + 13}" font-size="11">0</text>'
-    f'<text x="{width}" y="{height + 13}" font-size="11" text-anchor="end">'
-    f"{top - 1}</text></svg>"
+    f"<figure>{run_curves.histogram(values, limit, _text(title))}"
     f"<figcaption>{_text(title)}: median {int(np.median(values))}, most "
     f"{int(values.max())}{above}</figcaption></figure>"
   )
@@ -145,13 +86,7 @@ def _image(frame, located, side):
   picture = drawing.enlarge(Image.fromarray(frame), side)
   new = picture.height, picture.width
   drawing.draw_objects(picture, objects.resize(located, frame.shape[:2], new))
-  file = io.BytesIO()
-  picture.save(file, "JPEG", quality=85)
-  data = base64.b64encode(file.getvalue()).decode()
-  return (
-    f'<img width="{side}" height="{side}" alt="" '
-    f'src="data:image/jpeg;base64,{data}">'
-  )
+  return f'<img alt="" src="{run_html.url(picture)}">'
 
 
 def _visible(text):

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from paligemma import disk, messages
-from trainers import report, workdir
+from trainers import best, report, workdir
 
 FILE = "combination.json"
 
@@ -47,13 +47,6 @@ def scores(folder: epath.Path, metric: str) -> dict[int, float]:
   }
 
 
-def best(found: Mapping[int, float], higher_is_better: bool) -> int | None:
-  """The first step of the best value, None if no value is a number."""
-  steps = [step for step, value in found.items() if not math.isnan(value)]
-  sign = -1 if higher_is_better else 1
-  return min(steps, key=lambda step: (sign * found[step], step), default=None)
-
-
 def collect(
   folder: epath.Path, metric: str, higher_is_better: bool
 ) -> list[dict[str, Any]]:
@@ -64,7 +57,7 @@ def collect(
     if found is None:
       continue
     values = scores(run, metric)
-    step = best(values, higher_is_better)
+    step = best.first_best(values, higher_is_better)
     runs.append(
       {
         "name": run.name,

@@ -12,6 +12,7 @@ from etils import epath
 
 from scripts.sweeps import combinations, results
 from scripts.sweeps.combinations import Values
+from trainers import best
 
 FILE = "sweep.db"
 
@@ -117,7 +118,7 @@ class Search:
 
   def tell(self, values: Values, folder: epath.Path, status: str) -> None:
     found = results.scores(folder, self._metric)
-    step = results.best(found, self._higher)
+    step = best.first_best(found, self._higher)
     numbers = self._pending.pop(combinations.folder_name(values))
     for number in numbers:
       if status == "finished" and step is not None:

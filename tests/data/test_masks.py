@@ -1,6 +1,5 @@
 """Masks in pixels: annotations, 64x64 of a box and back, and through text."""
 
-import builtins
 import math
 
 import jax
@@ -251,18 +250,6 @@ def test_bad_sizes(size):
     masks.from_polygons([TRIANGLE], *size)
   with pytest.raises(ValueError, match=message):
     masks.from_rle({"size": list(size), "counts": [0]}, *size)
-
-
-def test_pycocotools_missing(monkeypatch):
-  def refuse(name, *rest, **kwargs):
-    if name.startswith("pycocotools"):
-      raise ImportError(name)
-    return original(name, *rest, **kwargs)
-
-  original = builtins.__import__
-  monkeypatch.setattr(builtins, "__import__", refuse)
-  with pytest.raises(ValueError, match=r"missing: pip install pycocotools$"):
-    masks.from_polygons([TRIANGLE], 13, 11)
 
 
 def test_runs_go_down_the_columns():

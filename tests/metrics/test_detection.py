@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -228,12 +227,6 @@ def test_bad_confidences_are_named(bad):
     precision(f"{A} cat", "", confidences=[bad])
   with pytest.raises(ValueError, match="confidences of 2 predictions for 1"):
     precision(f"{A} cat", "", confidences=[[1.0]] * 2)
-
-
-def test_without_pycocotools(monkeypatch):
-  monkeypatch.setitem(sys.modules, "pycocotools", None)
-  with pytest.raises(ValueError, match=r"missing: pip install pycocotools$"):
-    detection.Detection()
 
 
 def directly(predictions, examples, confidences, nms):

@@ -538,7 +538,7 @@ def test_masks_are_drawn_with_their_codec(make_run):
   config["evals"]["val"]["mask_codec"] = codec
   path.write_text(json.dumps(config))
   masked = run_files.read(folder).evaluations["val"]
-  shown = [run_answers.show(x, {"a": record}) for x in (plain, masked)]
-  assert shown[0].picture != shown[1].picture
-  assert shown[0].answers[0].picture != shown[1].answers[0].picture
+  drawn = [run_answers.draw(x, {"a": record}) for x in (plain, masked)]
+  assert drawn[0][0] != drawn[1][0]
+  assert drawn[0][1]["a"] != drawn[1][1]["a"]
   assert len(objects.parse(text, SIZE, decode=masked.decode)) == 1

@@ -16,7 +16,7 @@ FORKME = "configs/transfers/forkme.py"
 def parse(*arguments, **options):
   parser = argparse.ArgumentParser(prog="train", allow_abbrev=False)
   parser.add_argument("--workdir")
-  command_line.add_switch(parser, "dry_run", False, "")
+  command_line.add_switch(parser, "dry_run", "")
   return command_line.parse(parser, arguments, **options)
 
 

@@ -109,6 +109,8 @@ _HUB_PREFIXES = {
   "vision": "vision_tower.vision_model",
   "projector": "multi_modal_projector",
 }
+# The modules of a model, likewise by the prefix of a key.
+TOWERS = {x: name.partition(".")[0] for x, name in _HUB_PREFIXES.items()}
 
 # Query, key and value of PyTorch's MultiheadAttention are one tensor.
 _JOINED = re.compile(r"(.*attention\.in_proj)_(weight|bias)")

@@ -50,11 +50,6 @@ _MODULES = {
   for target, module in zip(row.targets, modules, strict=False)
 }
 _TARGETS = {module: target for target, module in _MODULES.items()}
-_TOWERS = {
-  "text": "language_model",
-  "vision": "vision_tower",
-  "projector": "multi_modal_projector",
-}
 _PREFIX = "base_model.model."
 _ADAPTER = r"base_model\.model\.(.+)\.lora_([AB])\.weight"
 # A tensor of the model itself: the bias of an adapted module, or one saved.
@@ -174,7 +169,7 @@ def _open_tensors(file, depths):
   for key, tensor in safetensors.open(file).items():
     m = re.fullmatch(_WHOLE, key)
     name = m and _name(re.sub(_WRAPPERS, "", m[1]))
-    if m and name.partition(".")[0] in _TOWERS:
+    if m and name.partition(".")[0] in layout.TOWERS:
       if name in replaced:
         raise ValueError(f"{key}: stands there in another spelling as well")
       replaced[name] = tensor
@@ -378,9 +373,9 @@ def save(
     if f"{name}/a" not in arrays:
       continue
     tower, _, module = module.partition(".")
-    within = rf".*{_TOWERS[tower]}\..*" if has_img else r".*\."
+    within = rf".*{layout.TOWERS[tower]}\..*" if has_img else r".*\."
     targeted.setdefault(within, []).append(module.rpartition(".")[2])
-    module = f"{_TOWERS[tower]}.{module}" if has_img else module
+    module = f"{layout.TOWERS[tower]}.{module}" if has_img else module
     for matrix in "ab":
       array = np.asarray(arrays[f"{name}/{matrix}"])
       key = f"{_PREFIX}model.{module}.lora_{matrix.upper()}.weight"
