@@ -40,7 +40,7 @@ SAID = {
     "data": r"<loc\d{4}>.* \d",
     "train": r"memory",
     "after": r"detection/AP50: \d\.\d+ before, \d\.\d+ at its best",
-    "ask": r"^1 predictions, \d boxes",
+    "ask": r"^predictions: 1, boxes: \d",
   },
 }
 SHOWN = {
@@ -270,7 +270,7 @@ def test_a_zip_of_roboflow_and_a_photo(tmp_path):
   notebook = execute(DETECT, tmp_path, ZIP=zipped, PHOTO=str(photo))
   cells = code_cells(notebook)
   assert "detect digits -> <loc" in text(cells["data"])
-  assert re.search(r"^1 predictions", text(cells["ask"]), re.MULTILINE)
+  assert re.search(r"^predictions: 1,", text(cells["ask"]), re.MULTILINE)
   (drawn,) = images(cells["ask"])
   assert drawn.shape[:2] == image_files.decode(photo).shape[:2]
 
