@@ -11,7 +11,6 @@ image_processing_base.py, image_processing_utils_fast.py.
 """
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -84,55 +83,31 @@ def last_token_id(folder: pathlib.Path) -> int:
 
 
 def write(
-  folder: pathlib.Path,
-  metadata: Mapping[str, Any],
-  *,
-  num_positions: int | None,
-  patch_size: int | None,
+  folder: pathlib.Path, metadata: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
   """Writes the same files into a folder.
 
   Args:
     metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
-    num_positions, patch_size: None of a model without image tower.
-  """
-  generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
-  write_json(folder / _GENERATION, generation)
-  if "chat_template" in metadata:
-    (folder / _TEMPLATE).write_text(metadata["chat_template"], encoding="utf-8")
-  if num_positions is None:
-    return
-  side = patch_size * math.isqrt(num_positions)
-  of_size = {
-    "image_seq_length": num_positions,
-    "size": {"height": side, "width": side},
-  }
-  _write_processor(folder, metadata, "Siglip", "PaliGemmaProcessor", of_size)
-
-
-def write_siglip(
-  folder: pathlib.Path, metadata: Mapping[str, Any], config: Mapping[str, Any]
-) -> None:
-  """Writes how pictures of a SigLIP are prepared.
-
-  Args:
-    metadata: Checkpoint.metadata. Default of "preprocessing": "reference".
     config: That of config.json.
   """
-  vision = config["vision_config"]
-  if "image_size" in vision:
-    side, family = vision["image_size"], "Siglip"
-    of_size = {"size": {"height": side, "width": side}}
+  has_decoder = not config["model_type"].startswith("siglip")
+  if has_decoder:
+    generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
+    write_json(folder / _GENERATION, generation)
+    if "chat_template" in metadata:
+      template = metadata["chat_template"]
+      (folder / _TEMPLATE).write_text(template, encoding="utf-8")
+  vision = config.get("vision_config")
+  if vision is None:
+    return
+  if side := vision.get("image_size"):
+    family, of_size = "Siglip", {"size": {"height": side, "width": side}}
   else:
-    family = "Siglip2"
-    of_size = {
-      "patch_size": vision["patch_size"],
-      "max_num_patches": vision["num_patches"],
-    }
-  _write_processor(folder, metadata, family, f"{family}Processor", of_size)
-
-
-def _write_processor(folder, metadata, family, processor_class, of_size):
+    family, of_size = "Siglip2", {"patch_size": vision["patch_size"]}
+    of_size["max_num_patches"] = vision["num_patches"]
+  if has_decoder:
+    of_size["image_seq_length"] = vision["num_image_tokens"]
   preprocessing = metadata.get("preprocessing", "reference")
   if preprocessing not in _FILTERS:
     logging.warning(
@@ -143,7 +118,7 @@ def _write_processor(folder, metadata, family, processor_class, of_size):
     "do_convert_rgb": True,
     **_PREPARED,
     "image_processor_type": f"{family}ImageProcessor",
-    "processor_class": processor_class,
+    "processor_class": f"{'PaliGemma' if has_decoder else family}Processor",
     **metadata.get("processor", {}),
     "resample": _FILTERS.get(preprocessing, 3),
     **of_size,

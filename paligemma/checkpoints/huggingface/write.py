@@ -105,12 +105,7 @@ def save(
     )
   with disk.folder(path) as folder:
     huggingface_metadata.write_json(folder / "config.json", config)
-    huggingface_metadata.write(
-      folder,
-      metadata,
-      num_positions=num_positions,
-      patch_size=img and img["patch_size"],
-    )
+    huggingface_metadata.write(folder, metadata, config)
     if tokenizer is not None:
       huggingface_tokenizer.save(folder, tokenizer, image_token_id)
     _write_tensors(folder, tensors, max_shard_bytes)
@@ -136,7 +131,7 @@ def _save_siglip(
     )
   with disk.folder(path) as folder:
     huggingface_metadata.write_json(folder / "config.json", config)
-    huggingface_metadata.write_siglip(folder, metadata, config)
+    huggingface_metadata.write(folder, metadata, config)
     if tokenizer is not None:
       huggingface_tokenizer.save_siglip(folder, tokenizer, txt["text_len"])
     tensors = {
