@@ -148,7 +148,7 @@ class Run:
   """All that is known of a run.
 
   Attributes:
-    name: of its folder.
+    name: of its folder; of runs of one name on a page, their paths.
     status: how far it has come.
     checkpoint: step of the last checkpoint, None without any.
     values: of its config, as workdir.values_by_name; {} without a config.

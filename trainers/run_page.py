@@ -4,6 +4,7 @@ It holds no script and asks for nothing on any network: curves are SVG, pictures
 are in the page, and every number of a curve is in a table too.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -14,7 +15,6 @@ from paligemma import disk, messages
 from paligemma.metrics import bootstrap
 from trainers import progress, run_answers, run_curves, run_examples, run_files
 from trainers.best import EMA
-from trainers.run_files import Run
 from trainers.run_html import as_json, colour, dot, escaped, number, page, table
 
 RESAMPLES = 200  # of scores that are not means
@@ -64,20 +64,14 @@ def write(
   """
   runs = list(map(run_files.read, folders))
   path = epath.Path(folders[0]) / "report.html" if out is None else out
-  text, lines = _page(runs, _names(runs), resamples)
+  if len({run.name for run in runs}) < len(runs):
+    runs = [dataclasses.replace(run, name=str(run.folder)) for run in runs]
+  text, lines = _page(runs, resamples)
   disk.write(path, text.encode(errors="replace"))
   return epath.Path(path), lines
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
-  """Names that tell the runs apart: of their folders, or their paths."""
-  names = [run.name for run in runs]
-  if len(set(names)) < len(names):
-    names = [str(run.folder) for run in runs]
-  return names
-
-
-def _page(runs, names, resamples):
+def _page(runs, resamples):
   """The page, and the lines for a terminal."""
   evaluated = {}  # evaluator -> number of the run -> Evaluation
   for i, run in enumerate(runs):
@@ -87,29 +81,27 @@ def _page(runs, names, resamples):
   score = functools.cache(
     functools.partial(run_answers.score, resamples=resamples)
   )
-  lines = []
-  for run, name in zip(runs, names, strict=True):
-    lines.append(f"{name}: {run.status}")
-    lines += [f"{name}: {problem}" for problem in run.problems]
-  scores, said, decide = _scores(runs, names, evaluated, score)
+  names = [run.name for run in runs]
+  lines = [f"{x.name}: {y}" for x in runs for y in (x.status, *x.problems)]
+  scores, said, decide = _scores(runs, evaluated, score)
   sections = [
-    _overview(runs, names),
+    _overview(runs),
     scores,
-    _curves(runs, names, decide),
-    _numbers(runs, names),
+    _curves(runs, decide),
+    _numbers(runs),
     *(
       run_examples.section(x, names, own, score) for x, own in evaluated.items()
     ),
-    _configs(runs, names),
+    _configs(runs),
   ]
   title = f"Report of {', '.join(names)}"
   return page(title, sections), lines + said
 
 
-def _overview(runs, names):
+def _overview(runs):
   """A card for each run: how far it came, what was best, what is amiss."""
   cards = []
-  for i, (run, name) in enumerate(zip(runs, names, strict=True)):
+  for i, run in enumerate(runs):
     facts = [escaped(str(run.status))]
     if run.checkpoint is not None and run.status.state != "finished":
       facts.append(f"last checkpoint: that of step {run.checkpoint}")
@@ -124,7 +116,7 @@ def _overview(runs, names):
     share = run.status.step / (run.status.total_steps or run.status.step or 1)
     bar = f'<div class="bar"><i style="width: {min(share, 1):.1%}; '
     cards.append(
-      f'<div class="card"><h3>{dot(i)}{escaped(name)}</h3>'
+      f'<div class="card"><h3>{dot(i)}{escaped(run.name)}</h3>'
       f'{bar}background: {colour(i)}"></i></div>'
       + "".join(f"<p>{fact}</p>" for fact in facts)
       + "</div>"
@@ -132,7 +124,7 @@ def _overview(runs, names):
   return f'<div class="runs">{"".join(cards)}</div>\n'
 
 
-def _scores(runs, names, evaluated, read):
+def _scores(runs, evaluated, read):
   """The table of scores; lines on those that decide, and their names."""
   rows, lines, remarks, decide = [], [], {}, {}
   for evaluator, own in evaluated.items():
@@ -160,7 +152,7 @@ def _scores(runs, names, evaluated, read):
           "" if step is None else f"{texts[step]}<br><i>step {step}</i>"
           for step in (first, last, best)
         )
-        label = f"{dot(i)}{escaped(names[i])}" if len(runs) > 1 else ""
+        label = f"{dot(i)}{escaped(runs[i].name)}" if len(runs) > 1 else ""
         count = f"{evaluation.counts[last]:.0f}"
         name = f"{evaluator}/{score}"
         rows.append((escaped(name), label, *cells, count))
@@ -171,7 +163,7 @@ def _scores(runs, names, evaluated, read):
             for step, what in {first: "", best: " (best)", last: ""}.items()
             if step is not None
           ]
-          lines.append(f"{names[i]}: {name} {', '.join(said)}, n={count}")
+          lines.append(f"{runs[i].name}: {name} {', '.join(said)}, n={count}")
   if not rows:
     return "", [], []
   remarks.pop("", None)
@@ -197,7 +189,7 @@ def _main_score(run, evaluation, metric):
   return next((x for x in order if x in evaluation.scores), None)
 
 
-def _curves(runs, names, main_scores):
+def _curves(runs, main_scores):
   """All curves; runs are told apart by colour."""
   found = {}  # title -> lines
   for i, run in enumerate(runs):
@@ -221,7 +213,7 @@ def _curves(runs, names, main_scores):
   ]
   groups = [order, sorted(found.keys() - set(order))]
   first, others = (
-    f'<div class="curves">{"".join(_figure(x, found[x], names) for x in group)}'
+    f'<div class="curves">{"".join(_figure(x, found[x], runs) for x in group)}'
     "</div>"
     for group in groups
   )
@@ -238,15 +230,15 @@ def _curves(runs, names, main_scores):
   )
 
 
-def _figure(title, lines, names):
+def _figure(title, lines, runs):
   captions = []
   for i, line in lines:
     first, last = (line.values[f(line.values)] for f in (min, max))
-    who = f"{dot(i)}{escaped(names[i])} " if names[1:] else ""
+    who = f"{dot(i)}{escaped(runs[i].name)} " if runs[1:] else ""
     average = " (moving average)" if line.dashed else ""
     captions.append(f"{who}{number(first)} → {number(last)}{average}")
   drawn = run_curves.draw([line for _, line in lines], escaped(title))
-  told = "<br>".join(["", *captions] if names[1:] else captions)
+  told = "<br>".join(["", *captions] if runs[1:] else captions)
   return (
     f"<figure>{drawn}<figcaption><b>{escaped(title)}</b> "
     f"{told}</figcaption></figure>\n"
@@ -268,10 +260,10 @@ def _measured(run):
   return found
 
 
-def _numbers(runs, names):
+def _numbers(runs):
   """The numbers of the curves."""
   tables = []
-  for run, name in zip(runs, names, strict=True):
+  for run in runs:
     groups = {"Training": _measured(run)} | {
       evaluator: {**evaluation.scores, "examples": evaluation.counts}
       for evaluator, evaluation in run.evaluations.items()
@@ -288,7 +280,7 @@ def _numbers(runs, names):
           )
           for step in shown
         ]
-        about = f"{name}: {group}"
+        about = f"{run.name}: {group}"
         about += f", every {every}th step that was logged" * (every > 1)
         tables.append(
           f"<h3>{escaped(about)}</h3>"
@@ -302,43 +294,40 @@ def _numbers(runs, names):
   )
 
 
-def _configs(runs, names):
+def _configs(runs):
   """What differs between the configs, what changed, and all values."""
   parts = []
   every = dict.fromkeys(x for run in runs for x in sorted(run.values))
   if len(runs) > 1:
     rows = [
-      (
-        escaped(name),
-        *(as_json(run.values.get(name)) for run in runs),
-      )
+      (escaped(name), *(as_json(run.values.get(name)) for run in runs))
       for name in every
       if len({as_json(run.values.get(name)) for run in runs}) > 1
     ]
-    heads = [f"{dot(i)}{escaped(name)}" for i, name in enumerate(names)]
+    heads = [f"{dot(i)}{escaped(run.name)}" for i, run in enumerate(runs)]
     parts.append("<h3>What differs</h3>")
     parts.append(
       table(("value", *heads), rows, kind="value")
       if rows
       else "<p>The configs are the same.</p>"
     )
-  for run, name in zip(runs, names, strict=True):
+  for run in runs:
     rows = [
       (str(step), escaped(key), *map(as_json, list(pair)[:2]))
       for step, changes in run.changes
       for key, pair in changes.items()
     ]
     if rows:
-      parts.append(f"<h3>{escaped(name)}: changed when it was resumed</h3>")
+      parts.append(f"<h3>{escaped(run.name)}: changed when it was resumed</h3>")
       heads = ("step", "value", "before", "after")
       parts.append(table(heads, rows, kind="value"))
-  for run, name in zip(runs, names, strict=True):
+  for run in runs:
     if run.values:
       rows = [
         (escaped(key), as_json(x)) for key, x in sorted(run.values.items())
       ]
       parts.append(
-        f"<details><summary>All values of {escaped(name)}</summary>"
+        f"<details><summary>All values of {escaped(run.name)}</summary>"
         f"{table(('value', ''), rows, kind='value')}</details>"
       )
   return f"<h2>Config</h2>{''.join(parts)}\n" if parts else ""

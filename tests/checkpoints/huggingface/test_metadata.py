@@ -6,6 +6,11 @@ import pytest
 
 from paligemma.checkpoints.huggingface import metadata
 
+CONFIG = {
+  "model_type": "paligemma",
+  "vision_config": {"image_size": 28, "num_image_tokens": 4},
+}
+
 
 @pytest.fixture
 def folder(tmp_path):
@@ -93,7 +98,7 @@ def test_damage(folder, name, content):
 )
 def test_written_as_it_is_prepared(tmp_path, name, resample):
   stated = {"preprocessing": name, "processor": {"do_pad": 1, "resample": 9}}
-  metadata.write(tmp_path, stated, num_positions=4, patch_size=14)
+  metadata.write(tmp_path, stated, CONFIG)
   found = json.loads((tmp_path / "preprocessor_config.json").read_text())
   assert (found["resample"], found["do_pad"]) == (resample, 1)
   assert found["size"] == {"height": 28, "width": 28}
@@ -103,5 +108,5 @@ def test_written_as_it_is_prepared(tmp_path, name, resample):
 def test_what_transformers_cannot_do_is_said(tmp_path, caplog):
   stated = {"preprocessing": "of my own"}
   with caplog.at_level("WARNING"):
-    metadata.write(tmp_path, stated, num_positions=4, patch_size=14)
+    metadata.write(tmp_path, stated, CONFIG)
   assert 'transformers has no "of my own", pictures will be' in caplog.text
