@@ -130,6 +130,10 @@ HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
 # Regexes that match the names of parameters in both layouts.
 HEAD = r"img/head/.*"
 POOLING = r"img/MAPHead_0/.*"
+# What a tower that pools computes once: its one query, and what is behind it.
+POOLED = (
+  r".*/(head|pre_logits)/.*|.*/MAPHead_0/(.*/(query|out)|MlpBlock_0/.*)/.*"
+)
 ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 LORA = "lora_"  # prefix of the second to last part of an adapter's name
 ADAPTERS = rf"(.*/)?{LORA}\w+/[ab]"

@@ -15,9 +15,10 @@ from paligemma import disk
 from scripts.assets import draw_pictures
 from trainers import command_line
 
-RES = 56
+RES = 28
 NUM_VAL = 500
-_RADIUS = (0.25, 0.42)  # of the circle around a shape, in shares of the picture
+SHAPES = ("circle", "ring", "square", "triangle")
+_RADIUS = (0.36, 0.44)  # of the circle around a shape, in shares of the picture
 
 
 def make_example(
@@ -27,7 +28,7 @@ def make_example(
   rng = np.random.default_rng([seed, split, index])
   ground = str(rng.choice(list(draw_pictures.GROUNDS)))
   colour = str(rng.choice(draw_pictures.contrasting(ground)))
-  name = str(rng.choice(list(draw_pictures.OUTLINES)))
+  name = str(rng.choice(SHAPES))
   radius = rng.uniform(*_RADIUS)
   centre = rng.uniform(radius, 1 - radius, size=2)
   size = draw_pictures.OVERSAMPLING * RES

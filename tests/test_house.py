@@ -89,7 +89,14 @@ MAY_IMPORT = {
   ),
   "trainers": ("*", "trainers", "configs.common"),
   "scripts": ("*", "trainers", "configs.common", "configs.arguments"),
-  "configs": ("data", "parameters", "registry", "lora.config", "configs"),
+  "configs": (
+    "data",
+    "parameters",
+    "variants",
+    "registry",
+    "lora.config",
+    "configs",
+  ),
 }
 
 # Data workers start fast, and metrics run anywhere: NumPy alone.

@@ -28,11 +28,6 @@ PEAK_FLOPS = {
   "NVIDIA L4": 121e12,
 }
 
-# Behind the pooling of a tower, and what pools with one query.
-_OF_ONE_TOKEN = (
-  r".*/(head|pre_logits)/.*|.*/MAPHead_0/(.*/(query|out)|MlpBlock_0/.*)/.*"
-)
-
 
 def train_step(
   model: nn.Module,
@@ -126,7 +121,7 @@ def contrastive_step(
       continue
     tower = name.partition("/")[0]
     passes = 1 + flows[tower] + (name in trainable)
-    count = 1 if re.fullmatch(_OF_ONE_TOKEN, name) else tokens[tower]
+    count = 1 if re.fullmatch(parameters.POOLED, name) else tokens[tower]
     total += 2 * math.prod(leaf.shape) * count * passes
   for name, tower in model.towers.items():
     attention = 4 * tower.depth * tokens[name] ** 2 * tower.width

@@ -150,10 +150,10 @@ def make_schedule(
       f"warmup_steps is {warmup_steps}, expected fewer than the "
       f"{total_steps} steps of the training"
     )
-  decay_steps = max(total_steps - warmup_steps, 1)
+  decay_steps = float(max(total_steps - warmup_steps, 1))
 
   def scale(step):
-    step = jnp.minimum(jnp.asarray(step, jnp.float32), total_steps)
+    step = jnp.minimum(jnp.asarray(step, jnp.float32), float(total_steps))
     after = jnp.clip(step - warmup_steps, 0, decay_steps)
     left = (decay_steps - after) / decay_steps
     factor = decay_fn(_Progress(step, after, left, mult), **options)

@@ -23,6 +23,22 @@ ROOT = pathlib.Path(__file__).parents[2]
 # Config -> an argument of it, and values that this has to set. Those of the
 # published transfers are in test_transfers.py.
 CONFIGS = {
+  "configs.siglip.finetune": (
+    "variant=siglip_l16_256",
+    {"res": 256, "weight_decay": 0.0, "trainable": (".*",)},
+  ),
+  "configs.siglip.forkme": (
+    "tune=lora,batch_size=64",
+    {"batch_size": 64, "learning_rate": 2e-4, "res": 224},
+  ),
+  "configs.siglip.lit_coco": (
+    "loss=softmax",
+    {"loss": "softmax", "total_steps": 5000, "weight_decay": 0.01},
+  ),
+  "configs.siglip.siglip2": (
+    "variant=siglip2_so400m16_naflex",
+    {"batch_size": 32768, "total_examples": 40_000_000_000},
+  ),
   "configs.stages.pretrain_tiny": (
     "batch_size=3",
     {"batch_size": 3, "optimizer": "adam", "trainable": (".*",)},
@@ -65,6 +81,7 @@ def test_every_config_is_tested():
     "arguments",
     "common",
     "tuning",
+    "siglip.__init__",
     "stages.__init__",
     "transfers.__init__",
     "transfers.published",
@@ -83,7 +100,8 @@ def test_builds(name):
   for built in (plain, config):
     common.complete(built)  # its keys are those of the table
     json.dumps(workdir.as_json(built))
-    assert built.model.variant in variants.PALIGEMMA
+    known = variants.PALIGEMMA | variants.SIGLIP
+    assert built.model.variant in known
   for key, value in values.items():
     assert config[key] == value
 

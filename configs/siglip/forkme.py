@@ -1,0 +1,84 @@
+"""Fork me: fine-tune SigLIP or SigLIP 2 on your own images with captions.
+
+    python -m trainers.train --workdir runs/mine --config \
+      configs/siglip/forkme.py:variant=siglip2_b16_224,init=siglip2_b16_224,\
+      tokenizer=siglip2_b16_224,train=train.jsonl,val=val.jsonl
+
+Every value of configs/common.py, where each is explained, can be set here or on
+top: --config.learning_rate=1e-4.
+A line of the JSONL: {"image": "0001.jpg", "captions": ["a red barn", "a barn in
+snow"]}, or one caption under "suffix", image paths relative to the file. Of
+several captions each is drawn once in as many epochs.
+tune says what trains: full, lit (all but the image tower), text, image, lora.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from configs import arguments, common
+from configs.tuning import Method
+from paligemma import parameters, registry, variants
+
+# The rate of all weights is a hundredth of that of pre-training, as a fine
+# tuning usually takes; that of the text tower alone is big_vision's, see
+# lit_coco.py; that of adapters QLoRA's (arXiv:2305.14314, table 9).
+_LOGITS = ("t", "b")
+_FULL = Method((".*",), "adam", 1e-5, clip_norm=1.0, warmup=0.05)
+METHODS = {
+  "full": _FULL,
+  "lit": dataclasses.replace(
+    _FULL, trainable=("txt/.*", *_LOGITS), learning_rate=1e-3
+  ),
+  "image": dataclasses.replace(_FULL, trainable=("img/.*", *_LOGITS)),
+  "lora": dataclasses.replace(
+    _FULL,
+    trainable=(parameters.ADAPTERS, *_LOGITS),
+    learning_rate=2e-4,
+    lora=True,
+  ),
+}
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+  """Adam, the sigmoid loss, and zero-shot accuracy where lines have a label."""
+  arg = arguments.parse(
+    argument,
+    variant="siglip2_b16_224",
+    res=0,
+    batch_size=256,
+    epochs=5.0,
+    tune="full",
+    loss="sigmoid",
+    dtype="bfloat16",
+    init="",
+    tokenizer="siglip2_b16_224",
+    train="data/train.jsonl",
+    val="",
+    label="",
+  )
+  method = registry.lookup(METHODS, arg.tune, "tune")
+  sizes = registry.lookup(variants.SIGLIP, arg.variant, "variant")
+  config = common.defaults("contrastive")
+  config.model.update(variant=arg.variant, dtype=arg.dtype)
+  config.init = arg.init
+  config.tokenizer = arg.tokenizer
+  config.res = arg.res or sizes.res or config.res
+
+  config.trainable = method.trainable
+  config.frozen_dtype = arg.dtype
+  if method.lora:
+    config.model.lora = dict(targets=("img/.*", "txt/.*"))
+
+  config.train.sources.main = dict(kind="jsonl", path=arg.train)
+  config.batch_size = arg.batch_size
+  config.total_epochs = arg.epochs
+
+  config.loss = arg.loss
+  config.optimizer = method.optimizer
+  config.optimizer_args = dict(b2=0.95)  # arXiv:2303.15343, section 4.7
+  config.learning_rate = method.learning_rate
+  config.clip_norm = method.clip_norm
+  decay = dict(decay="cosine", warmup_percent=method.warmup)
+  config.schedule = ((".*", decay),)
+  return common.complete(config)
