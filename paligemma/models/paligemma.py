@@ -157,12 +157,16 @@ class Model(nn.Module):
     text: Int[ArrayLike, "B T"],
     mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
+    *,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
     **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
     Args:
       image, text, mask_ar, train: As for `embed_image_and_text`.
+      segment_ids: Of several texts in a row, without images, see
+        attention.masks.make_mask. Default: a row is one text.
       **masks: Its `input_mask` and `frame_mask`.
 
     Returns:
@@ -173,6 +177,7 @@ class Model(nn.Module):
       their largest. Those that a compiled program does not use cost it nothing.
       Flax's `capture_intermediates=True` adds the output of every submodule.
     """
+    masks |= {"segment_ids": segment_ids}
     features, out = self.compute_features(image, text, mask_ar, train, **masks)
     logits = self.compute_logits(features)
     out["llm/logits"] = self.compute_logits(out["llm/pre_logits"])
@@ -187,16 +192,28 @@ class Model(nn.Module):
     text: Int[ArrayLike, "B T"],
     mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
+    *,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
     **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Returns features for `compute_logits`, and intermediates.
 
     These are all steps of __call__ but the last, with the same arguments.
+
+    Raises:
+      ValueError: Images are given with segments; or as embed_image_and_text.
     """
+    if image is not None and segment_ids is not None:
+      raise ValueError(
+        "images with segment_ids, expected texts alone: image tokens belong to "
+        "one text"
+      )
     (x, input_mask, mask_ar), out = self.embed_image_and_text(
       image, text, mask_ar=mask_ar, train=train, **masks
     )
-    pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
+    pre_logits, out_llm = self.llm(
+      x, input_mask, mask_ar, train=train, segment_ids=segment_ids
+    )
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
     return pre_logits[:, -text.shape[1] :], out
 
