@@ -268,11 +268,11 @@ def make(
   patches of the image that initialises or of the checkpoint.
 
   Args:
-    variant: A key of variants.PALIGEMMA.
+    variant: A key of variants.PALIGEMMA; or of variants.GEMMA: a decoder alone.
     vocab_size: Size of the embedding table. Default: the variant's.
     dtype: Compute dtype of both towers: "float32", "bfloat16" or "float16".
     img: Fields of vit.Model that differ; "variant" (e.g. "B/16") exchanges the
-      whole tower.
+      whole tower. Of a decoder alone they are not used.
     llm: Fields of gemma.Model that differ; likewise "variant".
     lora: Fields of lora.config.Lora that differ, {} for its defaults; None for
       no adapters.
@@ -280,18 +280,22 @@ def make(
   Raises:
     ValueError: Unknown variant or field, with the nearest name.
   """
-  sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
-  llm = {"variant": sizes.llm, **sizes.llm_overrides, **(llm or {})}
-  img = {"variant": sizes.img, **(img or {})}
+  known = {**variants.PALIGEMMA, **variants.GEMMA}
+  registry.lookup(known, variant, "variant")
+  llm = {"dtype": dtype, **variants.decoder(variant), **(llm or {})}
   if vocab_size is not None:
     llm["vocab_size"] = vocab_size
+  adapters = {}
   if lora is not None:
     for field in lora:
       registry.lookup(Lora.__annotations__, field, "LoRA field")
-    llm["lora"] = img["lora"] = Lora(**lora)
-  llm = gemma.make(**{"dtype": dtype, **llm})
-  img = vit.make(**{"dtype": dtype, "num_classes": llm.width, **img})
-  return Model(img=img, llm=llm)
+    adapters["lora"] = Lora(**lora)
+  llm = gemma.make(**llm, **adapters)
+  if variant in variants.GEMMA:
+    return Model(img=None, llm=llm)
+  sizes = {"variant": variants.PALIGEMMA[variant].img, "num_classes": llm.width}
+  img = {"dtype": dtype, **sizes, **(img or {}), **adapters}
+  return Model(img=vit.make(**img), llm=llm)
 
 
 def from_sizes(
