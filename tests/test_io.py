@@ -308,7 +308,7 @@ class TestDecoderAlone:
       model, params, tokenizer, None, prompts, max_decode_len=5
     )
     for prompt, answer in zip(prompts, found, strict=True):
-      row = sequence.text_prompt(tokenizer, prompt, 13)
+      row = sequence.prompt(tokenizer, prompt, 13, causal=True)
       batch = {name: array[None] for name, array in row.items()}
       decoded = decode.generate(model, params, batch, max_decode_len=5)
       count = int(decoded.num_tokens[0])

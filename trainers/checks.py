@@ -176,7 +176,7 @@ def _check_answer_is_unseen(dataset, where, prepared, row, pad_id):
 
 def _check_arrays(dataset, where, row):
   """Raises if the image is not finite, or padding cannot be stacked on it."""
-  if not np.isfinite(row["image"]).all():
+  if not np.isfinite(row.get("image", 0)).all():
     raise ValueError(f"{where}: the preprocessed image is not finite")
   padding = dataset.preprocess.padding()
   if _shapes(row) != _shapes(padding):
