@@ -173,8 +173,9 @@ def _settings(file, config):
     img, llm = dict(model.get("img") or {}), dict(model.get("llm") or {})
     lora = model.get("lora")
   try:
-    sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
-    llm = {"variant": sizes.llm, **sizes.llm_overrides, **llm}
+    known = {**variants.PALIGEMMA, **variants.GEMMA}
+    registry.lookup(known, variant, "variant")
+    llm = {**variants.decoder(variant), **llm}
     decoder = registry.lookup(variants.GEMMA, llm["variant"], "decoder")
   except ValueError as e:
     raise ValueError(f"{file}: {e}") from None
