@@ -49,9 +49,8 @@ def accuracy(out: pathlib.Path, path: pathlib.Path) -> float:
   found = paligemma.classify(
     model, params, tok, images, names, templates=TEMPLATES
   )
-  return float(
-    np.mean([names[i] == x["label"] for i, x in zip(found.argmax(1), rows)])
-  )
+  truths = [names.index(row["label"]) for row in rows]
+  return float(np.mean(found.argmax(axis=1) == truths))
 
 
 def kill_and_resume(out: pathlib.Path, name: str) -> None:
