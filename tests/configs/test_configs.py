@@ -35,6 +35,10 @@ CONFIGS = {
     "loss=softmax",
     {"loss": "softmax", "total_steps": 5000, "weight_decay": 0.01},
   ),
+  "configs.siglip.shapes": (
+    "tune=lit",
+    {"learning_rate": 2e-3, "trainable": ("txt/.*", "t", "b")},
+  ),
   "configs.siglip.siglip2": (
     "variant=siglip2_so400m16_naflex",
     {"batch_size": 32768, "total_examples": 40_000_000_000},

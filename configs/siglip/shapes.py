@@ -1,0 +1,27 @@
+"""Learns drawn shapes and their captions from nothing: a fork of forkme.
+
+    python -m scripts.make_shapes data/shapes
+    python -m trainers.train --config configs/siglip/shapes.py \
+      --workdir runs/shapes
+"""
+
+from ml_collections import ConfigDict
+
+from configs.siglip import forkme
+
+_TOWER = dict(width=64, depth=3, mlp_dim=256, num_heads=4, remat_policy="none")
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+  """Two towers of 0.2 million parameters each, or another `tune` of them."""
+  config = forkme.get_config(
+    "variant=siglip_tiny,dtype=float32,res=28,batch_size=32,epochs=14,"
+    "tokenizer=paligemma/assets/tiny_tokenizer.model,"
+    "train=data/shapes/train.jsonl," + (argument or "")
+  )
+  config.model.img.update(_TOWER, patch_size=7)
+  config.model.txt.update(_TOWER, text_len=10, num_classes=64)
+  config.model.bias_init = -2.71  # as the batches are small
+  config.learning_rate = 2e-3  # so small a model takes larger steps
+  config.log_steps = 100
+  return config
