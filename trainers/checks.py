@@ -249,7 +249,8 @@ def _conclude(dataset, found):
     found.notes.append(
       f"{empty} of {len(supervised)} examples have no supervised token"
     )
-  if (share := _share(dataset, found)) < _LOW_SHARE:
+  share = _share(dataset, found)
+  if share < _LOW_SHARE and not dataset.is_packed:
     found.notes.append(
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"
