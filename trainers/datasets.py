@@ -28,6 +28,7 @@ class Dataset:
     max_answer: most tokens that are decoded; None if none are.
     metric: reads the examples once all are decoded; None for none.
     note: on what was chosen for it, "" for nothing.
+    is_packed: whether its texts share rows.
   """
 
   name: str
@@ -41,6 +42,7 @@ class Dataset:
   max_answer: int | None = None
   metric: metrics.Metric | None = None
   note: str = ""
+  is_packed: bool = False
 
   def example(self, index: int) -> Example:
     """The raw example of that index, as the ops see it."""
@@ -135,6 +137,7 @@ def train_datasets(plan: Plan, tok: Tokenizer) -> list[Dataset]:
       trains=True,
       skips=skips,
       note=_note(spec, source),
+      is_packed=isinstance(source, packing.Rows),
     )
     for (name, spec), (source, _), prepare in zip(
       data.sources.items(), plan.sources, made, strict=True

@@ -12,10 +12,11 @@ A line of the JSONL is one of
                   {"role": "model", "content": "Hello"}]}
 
 What is learned is the text, the suffix, or the turns of the model. With
-val=0.01 a hundredth of the lines is held out for the perplexity. Short texts
-share rows of text_len tokens, of which batch_size make a step (packing=false:
-each has a row). Every value of configs/common.py can be set on top:
---config.learning_rate=1e-4.
+val=0.01 a hundredth of the lines is held out for the perplexity; with
+answers=true their prompts are answered, too, and scored by exact match. Short
+texts share rows of text_len tokens, of which batch_size make a step
+(packing=false: each has a row). Every value of configs/common.py can be set on
+top: --config.learning_rate=1e-4.
 """
 
 from ml_collections import ConfigDict
@@ -38,6 +39,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     train="data/train.jsonl",
     val="0.01",
     packing=True,
+    answers=False,
   )
   config = common.defaults()
   config.model.update(variant=arg.variant, dtype=arg.dtype)
@@ -52,5 +54,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
     arg.train, arg.val, kind="text_jsonl", seed=config.get_ref("seed")
   )
   config.train.sources.main = train
-  config.evals.pplx = dict(kind="perplexity", source=val, every_percent=0.25)
+  every = dict(source=val, every_percent=0.25)
+  config.evals.pplx = dict(every, kind="perplexity")
+  if arg.answers:
+    config.evals.val = dict(every, kind="generate")
   return common.complete(config)
