@@ -1,6 +1,5 @@
 """Ask a model about images or text, show its answers; embeddings of SigLIP."""
 
-import contextlib
 import functools
 import logging
 import numbers
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
-from paligemma import messages, registry
+from paligemma import registry
 from paligemma.data import (
   drawing,
   naflex,
@@ -26,9 +25,9 @@ from paligemma.data import (
 )
 from paligemma.data import image as image_lib
 from paligemma.decoding import decode, samplers
+from paligemma.evals import embedding, zero_shot
 from paligemma.models import mask_codec, siglip
 from paligemma.models import paligemma as paligemma_model
-from paligemma.training import sharding
 
 _log = logging.getLogger(__name__)
 
@@ -176,7 +175,7 @@ def embed_images(
     side = siglip.resolution(model, params)
     return to_model(pixels, (side, side)), None
 
-  return _in_batches(
+  return embedding.in_batches(
     model, params, example, count=len(images), batch_size=batch_size
   )
 
@@ -211,9 +210,8 @@ def embed_texts(
     if not isinstance(text, str):
       raise ValueError(f"texts[{i}] is {type(text).__name__}, expected a text")
   _check_siglip(model, tok)
-  return _embed_texts(
-    model, params, tok, [tok.canonicalize(x) for x in texts], batch_size
-  )
+  texts = [tok.canonicalize(x) for x in texts]
+  return embedding.embed_texts(model, params, tok, texts, batch_size=batch_size)
 
 
 def classify(
@@ -223,7 +221,7 @@ def classify(
   images: Picture | Sequence[Picture],
   class_names: Sequence[str],
   *,
-  templates: Sequence[str] = ("a photo of a {}",),
+  templates: str | Sequence[str] = "a photo of a {}",
   batch_size: int = 32,
   preprocessing: str | None = None,
 ) -> Float32[np.ndarray, "N C"]:
@@ -237,37 +235,19 @@ def classify(
     model, params, tok, images, batch_size, preprocessing: As of `embed_images`
       and `embed_texts`.
     class_names: "_" is read as a space, commas stay.
-    templates: Texts with "{}" for the name.
+    templates: Texts with "{}" for the name, or the name of a set of them in
+      class_texts.TEMPLATES: "short", "long".
 
   Raises:
     ValueError: As `embed_images` and `embed_texts`; there is no class, two of
       them are equal or one is empty; or a template lacks "{}".
-
-  Source: big_vision, evaluators/proj/image_text/discriminative_classifier.py.
   """
   _check_siglip(model, tok)
-  names = _class_names(tok, class_names)
-  templates = [templates] if isinstance(templates, str) else list(templates)
-  if not templates:
-    raise ValueError('templates is empty, expected texts with "{}" in them')
-  for i, template in enumerate(templates):
-    if "{}" not in template:
-      raise ValueError(
-        f'templates[{i}] is "{messages.shown(template)}", expected a text with '
-        '"{}" for the name of a class'
-      )
-  templates = [tok.canonicalize(x, keep="{}") for x in templates]
+  classes = zero_shot.embed_classes(model, params, tok, class_names, templates)
   zimg = embed_images(
     model, params, images, batch_size=batch_size, preprocessing=preprocessing
   )
-  texts = [t.replace("{}", name) for name in names for t in templates]
-  ztxt = _embed_texts(model, params, tok, texts, 256)
-  ztxt = ztxt.reshape(len(names), len(templates), -1).mean(axis=1)
-  ztxt /= np.linalg.norm(ztxt, axis=1, keepdims=True) + 1e-8
-  logits = zimg @ ztxt.T * np.exp(np.asarray(params["t"], np.float32))
-  if "b" in params:
-    return np.asarray(jax.nn.sigmoid(logits + np.asarray(params["b"])))
-  return np.asarray(jax.nn.softmax(logits, axis=1))
+  return np.exp(zero_shot.log_probabilities(params, zimg @ classes.T))
 
 
 def parse(
@@ -345,89 +325,6 @@ def _check_siglip(model, tok=None):
       "the same file"
     )
   siglip_tokenizer.check_size(tok, model.txt.vocab_size)
-
-
-def _class_names(tok, class_names):
-  """The names as they stand in a text, none of them empty or twice."""
-  if isinstance(class_names, str) or not len(class_names):
-    raise ValueError(
-      f"class_names is {class_names!r:.60}, expected a list of names"
-    )
-  names = {}
-  for i, given in enumerate(class_names):
-    name = tok.canonicalize(given.replace("_", " "), keep=",")
-    if not name:
-      raise ValueError(f"class_names[{i}] is empty: {given!r:.60}")
-    if name in names:
-      twice = f"class_names[{names[name]}] and class_names[{i}]"
-      raise ValueError(f'{twice} are both "{messages.shown(name)}"')
-    names[name] = i
-  return list(names)
-
-
-def _embed_texts(model, params, tok, texts, batch_size):
-  length, rows = model.txt.text_len, model.txt.vocab_size
-  tokens, is_cut = tok.encode(texts, length)
-  if is_cut.any():
-    _log.warning(
-      "%d of %d texts are longer than the %d tokens of the text tower and cut, "
-      'the first is "%s"',
-      is_cut.sum(),
-      len(texts),
-      length,
-      messages.shown(texts[is_cut.argmax()]),
-    )
-  if (found := np.argwhere(tokens >= rows)).size:
-    row, column = found[0]
-    raise ValueError(
-      f'text {row}, "{messages.shown(texts[row])}", has token '
-      f"{tokens[row, column]}, beyond the {rows:,} rows of the text tower"
-    )
-  return _in_batches(
-    model,
-    params,
-    lambda i: (None, tokens[i]),
-    count=len(texts),
-    batch_size=batch_size,
-  )
-
-
-def _in_batches(model, params, example, *, count, batch_size):
-  """Embeds examples (image, text), one of them None, in batches of one shape.
-
-  They run where the parameters are.
-  """
-  if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
-    raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
-  found = getattr(jax.tree.leaves(params)[0], "sharding", None)
-  mesh = getattr(found, "mesh", None)
-  size = min(int(batch_size), count)
-  if mesh is not None:  # as many examples on every device
-    devices = mesh.shape["data"]
-    size = -(-size // devices) * devices
-
-  def put(*examples):
-    batch = np.stack(examples + examples[:1] * (size - len(examples)))
-    if mesh is None:
-      return batch
-    return jax.make_array_from_callback(
-      batch.shape, sharding.batch_sharding(mesh), batch.__getitem__
-    )
-
-  embedded = [np.zeros((0, model.txt.num_classes or model.txt.width), "f4")]
-  for start in range(0, count, size or 1):
-    chosen = [example(i) for i in range(start, min(start + size, count))]
-    batch = jax.tree.map(put, *chosen)
-    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
-      z = _embed(model, params, *batch)
-    embedded.append(sharding.fetch(z)[: len(chosen)])
-  return np.concatenate(embedded)
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def _embed(model, params, image, text):
-  zimg, ztxt, _ = model.apply({"params": params}, image, text)
-  return ztxt if image is None else zimg
 
 
 def _decoder(codec):

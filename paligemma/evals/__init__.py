@@ -4,7 +4,10 @@ evaluator.run(model, params, mesh, output_dir=..., rng=..., progress=...)
   -> {name: value}
 """
 
+from paligemma.evals.few_shot import FewShot
 from paligemma.evals.generate import Generate
 from paligemma.evals.perplexity import Perplexity
+from paligemma.evals.retrieval import Retrieval
+from paligemma.evals.zero_shot import ZeroShot
 
-__all__ = ["Generate", "Perplexity"]
+__all__ = ["FewShot", "Generate", "Perplexity", "Retrieval", "ZeroShot"]

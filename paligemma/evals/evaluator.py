@@ -1,14 +1,21 @@
 """The base of evaluators: a source whose examples come in batches."""
 
+import abc
 import dataclasses
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
+import flax.linen as nn
 import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
 
 from paligemma.data import batches as batches_lib
+from paligemma.data import example_fields, image_ops, sources
 from paligemma.data import preprocess as preprocess_lib
-from paligemma.data import sources
+from paligemma.data.example_fields import Example
+from paligemma.data.sequence import Arrays
 
 # Called between batches with the numbers of examples done and of all; an
 # exception that it raises ends the evaluation.
@@ -60,3 +67,93 @@ class Evaluator:
       limit=self.limit,
       on_bad=self.on_bad,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PerExample(Evaluator, abc.ABC):
+  """An evaluator whose scores follow from something of each example: a row."""
+
+  @abc.abstractmethod
+  def rows(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[Any]:
+    """Returns a row of every usable example, in order."""
+
+  @abc.abstractmethod
+  def reduce(self, rows: Sequence[Any]) -> dict[str, float]:
+    """Returns the scores of any selection of rows; rows may repeat."""
+
+  def run(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
+  ) -> dict[str, float]:
+    """Evaluates the source, see `rows`; output_dir and rng are not used.
+
+    Returns:
+      As `reduce`, and with on_bad="skip" num_bad, the number of examples that
+      were left out.
+    """
+    del output_dir, rng
+    return self.score(self.rows(model, params, mesh, progress=progress))
+
+  def score(self, rows: Sequence[Any]) -> dict[str, float]:
+    """Returns the scores of all rows, as `run`."""
+    scores = self.reduce(rows)
+    if self.on_bad == "skip":
+      scores["num_bad"] = float(len(self) - len(rows))
+    return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class WithExample:
+  """A preprocess that adds the example to the arrays, as "_example".
+
+  Attributes:
+    preprocess: of the arrays.
+    answer_key: field of the example with its texts.
+    reads_size: whether the example also has the size of its image.
+  """
+
+  preprocess: preprocess_lib.Preprocess
+  answer_key: str
+  reads_size: bool = False
+
+  def __call__(self, example: Example, rng: np.random.Generator) -> Arrays:
+    example = self.preprocess.prepare(example, rng, self.answer_key)
+    # The ops have run.
+    row = dataclasses.replace(self.preprocess, ops=())(example, rng)
+    kept = without_image(example, self.reads_size)
+    return {**row, "_example": np.array(kept, object)}
+
+  def padding(self) -> Arrays:
+    return {**self.preprocess.padding(), "_example": np.array(None, object)}
+
+
+def without_image(example: Example, reads_size: bool) -> Example:
+  """Returns the example without image and bytes, which would fill the memory.
+
+  With reads_size, it gets the "height" and "width" of its image.
+  """
+  kept = {
+    key: value
+    for key, value in example.items()
+    if key != "image" and not isinstance(value, bytes)
+  }
+  if reads_size and None in (kept.get("height"), kept.get("width")):
+    image = example["image"]
+    kept["height"], kept["width"] = image_ops.size(
+      image[0] if isinstance(image, list) else image,
+      where=example_fields.where(example),
+    )
+  return kept

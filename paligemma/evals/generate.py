@@ -13,12 +13,17 @@ from etils import epath
 from jax.sharding import Mesh
 
 from paligemma import disk, metrics
-from paligemma.data import example_fields, image_ops, preprocess, tokenizer
+from paligemma.data import tokenizer
 from paligemma.data.example_fields import Example
 from paligemma.decoding import decode, samplers
 from paligemma.decoding import grammar as grammar_lib
 from paligemma.evals import gather, predictions, scoring
-from paligemma.evals.evaluator import Evaluator, Progress
+from paligemma.evals.evaluator import (
+  Evaluator,
+  Progress,
+  WithExample,
+  without_image,
+)
 from paligemma.evals.predictions import Record
 from paligemma.metrics import confidence
 from paligemma.training import sharding
@@ -151,7 +156,7 @@ class Generate(Evaluator):
     progress = progress or (lambda done, total: None)
     progress(len(records), len(self))
     start = -(-len(records) // self.batch_size)
-    prepare = _WithExample(self.preprocess, self.answer_key, self._reads_size)
+    prepare = WithExample(self.preprocess, self.answer_key, self._reads_size)
     batches = self.batches(prepare)
     batches = dataclasses.replace(batches, dataset=batches.dataset[start:])
     with contextlib.ExitStack() as stack:
@@ -194,7 +199,7 @@ class Generate(Evaluator):
     try:
       example = self.source[index]
       example = self.preprocess.prepare(example, rng, self.answer_key)
-      return _without_image(example, self._reads_size)
+      return without_image(example, self._reads_size)
     except ValueError:
       if self.on_bad == "stop":
         raise
@@ -261,41 +266,3 @@ class Generate(Evaluator):
       )
       records.append(self.finish(record) if self.finish else record)
     return records
-
-
-@dataclasses.dataclass(frozen=True)
-class _WithExample:
-  """A preprocess that adds the example to the arrays, as "_example"."""
-
-  preprocess: preprocess.Preprocess
-  answer_key: str
-  reads_size: bool
-
-  def __call__(self, example, rng):
-    example = self.preprocess.prepare(example, rng, self.answer_key)
-    # The ops have run.
-    row = dataclasses.replace(self.preprocess, ops=())(example, rng)
-    kept = _without_image(example, self.reads_size)
-    return {**row, "_example": np.array(kept, object)}
-
-  def padding(self):
-    return {**self.preprocess.padding(), "_example": np.array(None, object)}
-
-
-def _without_image(example, reads_size):
-  """Returns the example without image and bytes, which would fill the memory.
-
-  With reads_size, it gets the "height" and "width" of its image.
-  """
-  kept = {
-    key: value
-    for key, value in example.items()
-    if key != "image" and not isinstance(value, bytes)
-  }
-  if reads_size and None in (kept.get("height"), kept.get("width")):
-    image = example["image"]
-    kept["height"], kept["width"] = image_ops.size(
-      image[0] if isinstance(image, list) else image,
-      where=example_fields.where(example),
-    )
-  return kept

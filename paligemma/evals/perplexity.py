@@ -9,10 +9,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
-from paligemma.evals.evaluator import Evaluator, Progress
+from paligemma.evals.evaluator import PerExample, Progress
 from paligemma.training import losses, sharding
 
 Row = dict[str, float]
@@ -21,7 +20,7 @@ _KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
 
 
 @dataclasses.dataclass(frozen=True)
-class Perplexity(Evaluator):
+class Perplexity(PerExample):
   """Negative log-likelihood (nll) of the supervised tokens.
 
   Attributes:
@@ -34,29 +33,6 @@ class Perplexity(Evaluator):
   higher_is_better = dict.fromkeys(
     ("perplexity", "nll_per_token", "nll_per_example"), False
   )
-
-  def run(
-    self,
-    model: nn.Module,
-    params: Mapping[str, Any],
-    mesh: Mesh,
-    *,
-    output_dir: epath.PathLike | None = None,
-    rng: jax.Array | None = None,
-    progress: Progress | None = None,
-  ) -> dict[str, float]:
-    """Evaluates the source, see `rows`; output_dir and rng are not used.
-
-    Returns:
-      As `reduce`, and with on_bad="skip" num_bad, the number of examples that
-      were left out.
-    """
-    del output_dir, rng
-    rows = self.rows(model, params, mesh, progress=progress)
-    scores = self.reduce(rows)
-    if self.on_bad == "skip":
-      scores["num_bad"] = float(len(self) - len(rows))
-    return scores
 
   def rows(
     self,

@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from paligemma import init, tree
 from paligemma.data import preprocess
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.models import paligemma as paligemma_model
+from paligemma.models import siglip as siglip_model
+from paligemma.models import text_tower, vit
 from paligemma.training import sharding
 
 ASSETS = pathlib.Path(paligemma_model.__file__).parents[1] / "assets"
@@ -91,3 +95,28 @@ def one_device():
 @pytest.fixture(scope="session")
 def eight_devices():
   return sharding.make_mesh(data=4, model=2)
+
+
+@pytest.fixture(scope="session")
+def siglip_tok(t5_model, tmp_path_factory):
+  path = tmp_path_factory.mktemp("t5") / "spiece.model"
+  path.write_bytes(t5_model)
+  return SiglipTokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def siglip(siglip_tok):
+  """A random SigLIP and its parameters, whose embeddings differ."""
+  sizes = {"width": 12, "depth": 1, "mlp_dim": 20, "num_heads": 3}
+  model = siglip_model.Model(
+    vit.Model(patch_size=14, pool_type="map", **sizes),
+    text_tower.Model(
+      vocab_size=siglip_tok.vocab_size, text_len=9, num_classes=12, **sizes
+    ),
+  )
+  rng = np.random.default_rng(3)
+  flat = {
+    name: rng.normal(0, 0.5, leaf.shape).astype(np.float32)
+    for name, leaf in init.shapes(model, 28).items()
+  }
+  return model, tree.unflatten(flat)

@@ -1,0 +1,192 @@
+"""Few-shot classification: ridge regression on the embeddings of images.
+
+Axes: N examples to learn from, M others, E features, C classes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from paligemma import messages
+from paligemma.data.siglip_tokenizer import SiglipTokenizer
+from paligemma.evals import embedding
+from paligemma.evals.evaluator import Evaluator, PerExample, Progress
+from paligemma.evals.zero_shot import read_class
+
+SHOTS = (1, 5, 10, 25)
+REGULARIZERS = tuple(2.0**i for i in range(-10, 20))
+HELD_OUT = 5  # one of so many chooses the regularizer
+_BIAS = 100.0  # a constant feature, so large that it is hardly regularized
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot(PerExample):
+  """Accuracy of a linear classifier that saw a few examples of each class.
+
+  The text tower is not asked. Of every class a fifth of the examples to learn
+  from, at least one, is held out to choose the regularizer; the others are
+  drawn without replacement. The source is looked at once, at the end.
+
+  Attributes:
+    preprocess: of the task contrastive.
+    tokenizer: canonicalizes the names of classes.
+    train: the examples to learn from.
+    shots: of each class; fewer of a class that has fewer.
+    num_seeds: draws of examples, over which the accuracy is averaged.
+    answer_key: field with the class, after the ops.
+    Others: as of Evaluator.
+  """
+
+  tokenizer: SiglipTokenizer
+  _: dataclasses.KW_ONLY
+  train: Evaluator
+  shots: Sequence[int] = SHOTS
+  num_seeds: int = 3
+  answer_key: str = "suffix"
+
+  @property
+  def higher_is_better(self) -> dict[str, bool]:
+    return {_score(n): True for n in self.shots}
+
+  def rows(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[dict[str, float]]:
+    """Returns per usable example {"5_shot_accuracy": share of the draws}.
+
+    Raises:
+      ValueError: as embedding.embed_images; there is one class alone to learn,
+        or one that has a single example.
+    """
+    found = [
+      embedding.embed_images(
+        evaluator,
+        model,
+        params,
+        mesh,
+        read=functools.partial(
+          read_class,
+          key=self.answer_key,
+          names=None,
+          known=None,
+          tok=self.tokenizer,
+        ),
+        answer_key=self.answer_key,
+        progress=show,
+      )
+      for evaluator, show in ((self.train, None), (self, progress))
+    ]
+    (x, truths), (x_test, truths_test) = (
+      (images.z, [example[self.answer_key] for example in images.examples])
+      for images in found
+    )
+    names = sorted(set(truths))
+    if len(names) < 2:
+      raise ValueError(
+        f'evaluator "{self.name}": one class alone to learn, '
+        f'"{messages.shown(names[0])}", expected 2 or more'
+      )
+    index = {name: i for i, name in enumerate(names)}
+    y = np.array([index[name] for name in truths])
+    y_test = np.array([index.get(name, -1) for name in truths_test])
+    if (counts := np.bincount(y)).min() < 2:
+      name = messages.shown(names[counts.argmin()])
+      raise ValueError(
+        f'evaluator "{self.name}": class "{name}" has one example, expected 2 '
+        "or more: one to learn from, one to choose the regularizer"
+      )
+    right = {
+      shots: np.mean(
+        [
+          classify(x, y, x_test, shots=shots, seed=seed) == y_test
+          for seed in range(self.num_seeds)
+        ],
+        axis=0,
+      )
+      for shots in self.shots
+    }
+    return [
+      {_score(shots): float(right[shots][i]) for shots in self.shots}
+      for i in range(len(y_test))
+    ]
+
+  def reduce(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the means of any selection of rows, and num_examples."""
+    scores = {
+      name: float(np.mean([row[name] for row in rows])) for name in rows[0]
+    }
+    return {**scores, "num_examples": float(len(rows))}
+
+
+def classify(
+  x: Float[np.ndarray, "N E"],
+  y: Int[np.ndarray, " N"],
+  x_test: Float[np.ndarray, "M E"],
+  *,
+  shots: int,
+  seed: int,
+) -> Int[np.ndarray, " M"]:
+  """Returns the classes of examples, learned from a few of each class.
+
+  Args:
+    x, y: embeddings and classes, of which there are 0 to C-1, at least two of
+      each; a fifth of each class chooses the regularizer, of equally good ones
+      the largest, and `shots` of the others are learned from.
+    x_test: embeddings of the others.
+    shots: examples of each class.
+    seed: of the draw.
+  """
+  rng = np.random.default_rng(seed)
+  learned, held_out = [], []
+  for label in range(y.max() + 1):
+    own = rng.permutation(np.flatnonzero(y == label))
+    held_out += own[: -(-len(own) // HELD_OUT)].tolist()
+    learned += own[-(-len(own) // HELD_OUT) :][:shots].tolist()
+  logits = ridge(x[learned], y[learned])
+  best = max(
+    REGULARIZERS,
+    key=lambda r: (np.mean(logits(x[held_out], r).argmax(1) == y[held_out]), r),
+  )
+  return logits(x_test, best).argmax(1)
+
+
+def ridge(
+  x: Float[np.ndarray, "N E"], y: Int[np.ndarray, " N"]
+) -> Callable[[Float[np.ndarray, "M E"], float], Float[np.ndarray, "M C"]]:
+  """Fits a linear classifier; returns a function of others and a regularizer.
+
+  Features are scaled to mean 0 and deviation 1, and a constant one is added;
+  targets are 1 for the class and -1 for the others. The weights minimize the
+  squared error plus the regularizer times their squared norm.
+
+  Source: big_vision, evaluators/fewshot_lsr.py; in float64, and by a singular
+  value decomposition.
+  """
+  mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+
+  def features(x):
+    x = (x - mean) / (std + 1e-5)
+    return np.pad(x, [(0, 0), (0, 1)], constant_values=_BIAS)
+
+  u, s, v = np.linalg.svd(features(x), full_matrices=False)
+  targets = u.T @ (2.0 * np.eye(y.max() + 1)[y] - 1)
+
+  def logits(x, regularizer):
+    scale = s / (s**2 + regularizer)
+    return features(x) @ (v.T @ (scale[:, None] * targets))
+
+  return logits
+
+
+def _score(shots):
+  return f"{shots}_shot_accuracy"

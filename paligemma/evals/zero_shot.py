@@ -1,0 +1,255 @@
+"""Zero-shot classification: which class is an image nearest to, as a text?
+
+Axes: N images, C classes, T templates, E features of an embedding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+from jaxtyping import Float32
+
+from paligemma import disk, messages, registry
+from paligemma.data import class_texts, example_fields
+from paligemma.data.example_fields import Example
+from paligemma.data.siglip_tokenizer import SiglipTokenizer
+from paligemma.evals import embedding, predictions
+from paligemma.evals.evaluator import PerExample, Progress
+from paligemma.evals.predictions import Record
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroShot(PerExample):
+  """Accuracy of the class whose texts are nearest to the image.
+
+  Attributes:
+    preprocess: of the task contrastive.
+    tokenizer: of the text tower.
+    class_names: the classes; an example names one of them, or has its index.
+      Default: all that examples name, in alphabetical order.
+    templates: as of class_texts.make_texts.
+    answer_key: field with the class, after the ops.
+    Others: as of Evaluator.
+  """
+
+  tokenizer: SiglipTokenizer
+  _: dataclasses.KW_ONLY
+  class_names: Sequence[str] | None = None
+  templates: str | Sequence[str] = "short"
+  answer_key: str = "suffix"
+
+  higher_is_better = dict.fromkeys(
+    ("accuracy", "top5_accuracy", "mean_per_class_accuracy"), True
+  )
+
+  def run(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
+  ) -> dict[str, float]:
+    """Evaluates the source, see `predict`; rng is not used.
+
+    Args:
+      output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, see
+        predictions.py. Default: not written.
+    """
+    del rng
+    records = self.predict(model, params, mesh, progress=progress)
+    if output_dir is not None and jax.process_index() == 0:
+      path = epath.Path(output_dir) / self.name / "predictions.jsonl"
+      with (
+        disk.file(path) as temporary,
+        predictions.appending(temporary) as append,
+      ):
+        append(records)
+    return self.score([x for x in records if not predictions.is_bad(x)])
+
+  def rows(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[Record]:
+    """Returns the records of the usable examples, see `predict`."""
+    records = self.predict(model, params, mesh, progress=progress)
+    return [x for x in records if not predictions.is_bad(x)]
+
+  def predict(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[Record]:
+    """Returns a record of every example, see predictions.py.
+
+    Its prediction is the name of the nearest class, its score the logarithm of
+    the probability of that (see `log_probabilities`), and "rank" the number of
+    classes that are nearer than the true one.
+
+    Raises:
+      ValueError: as embedding.embed_images and class_texts.make_texts; the
+        class of an example is not among class_names.
+    """
+    names, key, tok = self.class_names, self.answer_key, self.tokenizer
+    known = None if names is None else class_texts.read_names(tok, names)
+    images = embedding.embed_images(
+      self,
+      model,
+      params,
+      mesh,
+      read=functools.partial(
+        read_class, key=key, names=names, known=known, tok=tok
+      ),
+      answer_key=key,
+      progress=progress,
+    )
+    truths = [example[key] for example in images.examples]
+    if names is None:
+      names = sorted(set(truths))
+    if len(names) < 2:
+      raise ValueError(
+        f'evaluator "{self.name}": one class alone, '
+        f'"{messages.shown(names[0])}", expected 2 or more'
+      )
+    classes = embed_classes(
+      model, params, tok, names, self.templates, mesh=mesh
+    )
+    index = {name: i for i, name in enumerate(names)}
+    labels = [[index[x]] for x in truths]
+    ranks = embedding.ranks(images.z, classes, labels)
+    near = images.z @ classes.T
+    scores = log_probabilities(params, near)
+    made = zip(images.examples, near.argmax(1), ranks, scores, strict=True)
+    records = []
+    for index in range(len(images.examples) + len(images.errors)):
+      if index in images.errors:
+        records.append(predictions.bad_record(index, images.errors[index]))
+        continue
+      example, best, rank, score = next(made)
+      record = predictions.record(
+        index,
+        example,
+        self.answer_key,
+        prediction=names[best],
+        score=float(score[best]),
+      )
+      records.append({**record, "rank": int(rank)})
+    return records
+
+  def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
+    """Returns the scores of any selection of records; they may repeat.
+
+    accuracy: share of the images whose true class is the nearest.
+    top5_accuracy: share of those whose true class is among the five nearest.
+    mean_per_class_accuracy: mean over the classes of their accuracy.
+    num_examples: number of images.
+    """
+    rank = np.array([row["rank"] for row in rows])
+    truth = np.array([row[self.answer_key] for row in rows])
+    by_class = [np.mean(rank[truth == x] == 0) for x in np.unique(truth)]
+    return {
+      "accuracy": float(np.mean(rank == 0)),
+      "top5_accuracy": float(np.mean(rank < 5)),
+      "mean_per_class_accuracy": float(np.mean(by_class)),
+      "num_examples": float(len(rows)),
+    }
+
+
+def embed_classes(
+  model: nn.Module,
+  params: Mapping[str, Any],
+  tok: SiglipTokenizer,
+  class_names: Sequence[str],
+  templates: str | Sequence[str],
+  *,
+  mesh: Mesh | None = None,
+) -> Float32[np.ndarray, "C E"]:
+  """Returns an embedding of every class, see `average`.
+
+  Raises:
+    ValueError: as class_texts.make_texts.
+  """
+  texts = class_texts.make_texts(tok, class_names, templates)
+  z = embedding.embed_texts(model, params, tok, texts, mesh=mesh)
+  return average(z.reshape(len(class_names), -1, z.shape[1]))
+
+
+def average(
+  z: Float32[np.ndarray, "C T E"],
+) -> Float32[np.ndarray, "C E"]:
+  """Returns the mean over the templates, normalized again.
+
+  Source: big_vision, evaluators/proj/image_text/discriminative_classifier.py.
+  """
+  z = z.mean(axis=1)
+  return z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-8)
+
+
+def log_probabilities(
+  params: Mapping[str, Any], near: Float32[np.ndarray, "N C"]
+) -> Float32[np.ndarray, "N C"]:
+  """Returns the logarithm of the probability of each class.
+
+  With a bias each is the sigmoid of its logit, so classes do not exclude each
+  other; without, it is the softmax over the classes.
+
+  Args:
+    params: of the model, of which the temperature and the bias are read.
+    near: cosine similarities.
+  """
+  logits = near * np.exp(np.asarray(params["t"], np.float32))
+  if "b" in params:
+    logits += np.asarray(params["b"], np.float32)
+    return np.asarray(jax.nn.log_sigmoid(logits))
+  return np.asarray(jax.nn.log_softmax(logits, axis=1))
+
+
+def read_class(
+  example: Example,
+  rng: np.random.Generator,
+  *,
+  key: str,
+  names: Sequence[str] | None,
+  known: Mapping[str, int] | None,
+  tok: SiglipTokenizer,
+) -> Example:
+  """An op that writes the class of an example in the one way it is spelled.
+
+  Args:
+    key: field with the class, or its index in `names`.
+    names, known: of class_texts.read_names; None: any.
+    tok: as of class_texts.read_name.
+  """
+  del rng
+  value = example_fields.read(example, key)
+  if names is not None and isinstance(value, int | np.integer):
+    if 0 <= value < len(names):
+      return {**example, key: names[value]}
+    raise example_fields.wrong(example, key, f"0 to {len(names) - 1}")
+  name = class_texts.read_name(tok, example_fields.text(example, key))
+  if not name:
+    raise example_fields.wrong(example, key, "the name of a class")
+  if names is None:
+    return {**example, key: name}
+  if name not in known:
+    raise example_fields.error(
+      example,
+      f'"{messages.shown(value)}" is none of the {len(names)} class_names.'
+      + registry.did_you_mean(name, known),
+    )
+  return {**example, key: names[known[name]]}

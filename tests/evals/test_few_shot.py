@@ -1,0 +1,124 @@
+"""Ridge regression beside NumPy's solver, and few-shot accuracy of a source."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from paligemma import evals
+from paligemma.evals import few_shot
+
+RNG = np.random.default_rng(0)
+
+
+def solved(x, y, x_test, regularizer):
+  """The normal equations, in float64."""
+  x, x_test = x.astype("f8"), x_test.astype("f8")
+  mean, std = x.mean(0), x.std(0) + 1e-5
+  x, x_test = (
+    np.hstack([(z - mean) / std, np.full((len(z), 1), 100.0)])
+    for z in (x, x_test)
+  )
+  targets = np.where(y[:, None] == np.arange(y.max() + 1), 1.0, -1.0)
+  gram = x.T @ x + regularizer * np.eye(x.shape[1])
+  return x_test @ np.linalg.solve(gram, x.T @ targets)
+
+
+@pytest.mark.parametrize("count", [5, 71])  # fewer and more than features
+@pytest.mark.parametrize("regularizer", [2.0**-3, 1.0, 2.0**10])
+def test_ridge_is_that_of_numpy(count, regularizer):
+  x, x_test = (RNG.standard_normal((n, 13)).astype("f4") for n in (count, 17))
+  y = np.arange(count) % 4
+  found = few_shot.ridge(x, y)(x_test, regularizer)
+  expected = solved(x, y, x_test, regularizer)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def clusters(count, noise):
+  y = np.arange(count) % 3
+  centres = np.random.default_rng(7).standard_normal((3, 13))
+  x = centres[y] + noise * RNG.standard_normal((count, 13))
+  return x.astype("f4"), y
+
+
+@pytest.mark.parametrize("shots", [1, 5])
+def test_the_held_out_choose_the_regularizer(shots):
+  (x, y), (x_test, _) = clusters(60, 0.8), clusters(31, 0.8)
+  rng = np.random.default_rng(2)
+  learned, held = [], []
+  for label in range(3):
+    own = rng.permutation(np.flatnonzero(y == label))
+    held += own[:4].tolist()  # a fifth of 20
+    learned += own[4:][:shots].tolist()
+  accuracies = [
+    np.mean(solved(x[learned], y[learned], x[held], r).argmax(1) == y[held])
+    for r in few_shot.REGULARIZERS
+  ]
+  assert len(set(accuracies)) > 1
+  best = few_shot.REGULARIZERS[
+    max(i for i, a in enumerate(accuracies) if a == max(accuracies))
+  ]
+  expected = solved(x[learned], y[learned], x_test, best).argmax(1)
+  found = few_shot.classify(x, y, x_test, shots=shots, seed=2)
+  np.testing.assert_array_equal(found, expected)
+
+
+def test_more_examples_are_better():
+  (x, y), (x_test, y_test) = clusters(150, 1.0), clusters(200, 1.0)
+  one, many = (
+    np.mean(
+      [
+        few_shot.classify(x, y, x_test, shots=shots, seed=seed) == y_test
+        for seed in range(5)
+      ]
+    )
+    for shots in (1, 25)
+  )
+  assert one < many - 0.05 and many > 0.8
+
+
+@pytest.fixture(scope="module")
+def evaluator(examples, prompts, siglip_tok):
+  labelled = [{**x, "suffix": "ab"[i % 2]} for i, x in enumerate(examples)]
+  train = evals.evaluator.Evaluator("few", labelled, prompts, batch_size=4)
+  return evals.FewShot(
+    "few",
+    [*labelled[:6], {**labelled[6], "suffix": "c"}],
+    prompts,
+    siglip_tok,
+    train=train,
+    batch_size=4,
+    shots=(1, 3),
+  )
+
+
+def test_scores_of_a_source(evaluator, siglip, one_device, eight_devices):
+  found = evaluator.run(*siglip, one_device)
+  assert found.keys() == {"1_shot_accuracy", "3_shot_accuracy", "num_examples"}
+  assert evaluator.higher_is_better.keys() == found.keys() - {"num_examples"}
+  assert found["num_examples"] == 7
+  rows = evaluator.rows(*siglip, one_device)
+  # Means over three draws; a class that was not learned is never right.
+  assert {3 * x % 1 for row in rows for x in row.values()} <= {0.0}
+  assert set(rows[6].values()) == {0.0}
+  assert 0 < found["3_shot_accuracy"] < 1
+  train = dataclasses.replace(evaluator.train, batch_size=8)
+  spread = dataclasses.replace(evaluator, train=train, batch_size=8)
+  assert spread.run(*siglip, eight_devices) == found
+
+
+@pytest.mark.parametrize(
+  ("suffixes", "message"),
+  [
+    ("aaaa", '"few": one class alone to learn, "a", expected 2 or more'),
+    ("aaab", '"few": class "b" has one example, expected 2 or more: one to'),
+  ],
+)
+def test_too_few_examples(evaluator, siglip, one_device, suffixes, message):
+  source = [
+    {**x, "suffix": y}
+    for x, y in zip(evaluator.train.source, suffixes, strict=False)
+  ]
+  train = dataclasses.replace(evaluator.train, source=source)
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(evaluator, train=train).run(*siglip, one_device)

@@ -1,0 +1,137 @@
+"""Recall both ways, beside a straightforward computation of NumPy."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+import paligemma
+from paligemma import evals
+from paligemma.evals import retrieval
+
+TEXTS = [
+  ["a photo of red", "Red circle!"],
+  ["blue"],
+  ["what digit is this", "digit", "this is a digit"],
+  ["a segment"],
+]
+
+
+def unit(rng, *shape):
+  z = rng.standard_normal(shape).astype(np.float32)
+  return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def straightforward(zimg, ztxt, owner):
+  """Recalls as big_vision has them: a text belongs to one image."""
+  near = zimg @ ztxt.T
+  by_text, by_image = (-near).argsort(axis=0), (-near).argsort(axis=1)
+  scores = {}
+  for k in (1, 5, 10):
+    wins = owner[by_image[:, :k]] == np.arange(len(zimg))[:, None]
+    scores[f"image_to_text_recall@{k}"] = wins.any(axis=1).mean()
+    wins = by_text[:k] == owner
+    scores[f"text_to_image_recall@{k}"] = wins.any(axis=0).mean()
+  return scores
+
+
+def test_recalls_are_those_of_numpy():
+  rng = np.random.default_rng(0)
+  zimg, ztxt = unit(rng, 37, 5), unit(rng, 101, 5)
+  owner = np.concatenate([np.arange(37), rng.integers(0, 37, 64)])
+  of_image, of_text = retrieval.rank_pairs(
+    zimg, ztxt, [(i, j) for j, i in enumerate(owner)]
+  )
+  rows = [
+    {"image_to_text": [of_image[i]], "text_to_image": of_text[owner == i]}
+    for i in range(37)
+  ]
+  found = evals.Retrieval.reduce(None, rows)
+  expected = straightforward(zimg, ztxt, owner)
+  assert found == pytest.approx(
+    expected | {"num_texts": 101, "num_examples": 37}, abs=1e-6
+  )
+  assert len(set(expected.values())) == 6
+  assert evals.Retrieval.higher_is_better == dict.fromkeys(expected, True)
+
+
+@pytest.fixture(scope="module")
+def captioned(examples):
+  """Four examples with their texts, of which one is no list."""
+  return [
+    {**example, "suffix": own[0] if own[1:] == [] else own}
+    for example, own in zip(examples, TEXTS, strict=False)
+  ]
+
+
+@pytest.fixture(scope="module")
+def evaluator(captioned, prompts, siglip_tok):
+  return evals.Retrieval("val", captioned, prompts, siglip_tok, batch_size=4)
+
+
+def test_ranks_of_a_source(
+  evaluator, siglip, one_device, siglip_tok, captioned
+):
+  model, params = siglip
+  zimg = paligemma.embed_images(model, params, [x["image"] for x in captioned])
+  flat = [text for own in TEXTS for text in own]
+  ztxt = paligemma.embed_texts(model, params, siglip_tok, flat)
+  owner = np.repeat(np.arange(4), [len(own) for own in TEXTS])
+  found = evaluator.run(*siglip, one_device)
+  assert found == pytest.approx(
+    straightforward(zimg, ztxt, owner) | {"num_texts": 7, "num_examples": 4}
+  )
+  rows = evaluator.rows(*siglip, one_device)
+  assert [len(row["text_to_image"]) for row in rows] == [2, 1, 3, 1]
+
+
+def test_equal_images_and_texts_are_one(
+  evaluator, siglip, one_device, captioned, caplog
+):
+  evaluator.run(*siglip, one_device)
+  assert not caplog.records
+  # Each caption on a line of its own, as another file, with the image again.
+  lines = [
+    {**example, "suffix": text, "_where": f"y.jsonl:{text}"}
+    for example, own in zip(captioned, TEXTS, strict=True)
+    for text in own
+  ]
+  again = dataclasses.replace(evaluator, source=lines)
+  rows = again.rows(*siglip, one_device)
+  (record,) = caplog.records
+  assert record.message == (
+    'evaluator "val": of 7 images 4 are different, of 7 texts 7; what belongs '
+    "to one of equal ones belongs to all"
+  )
+  whole = evaluator.rows(*siglip, one_device)
+  owner = np.repeat(np.arange(4), [len(own) for own in TEXTS])
+  assert [row["image_to_text"] for row in rows] == [
+    whole[i]["image_to_text"] for i in owner
+  ]
+  flat = [rank for row in whole for rank in row["text_to_image"]]
+  assert [row["text_to_image"] for row in rows] == [[rank] for rank in flat]
+
+
+def test_a_text_of_all_images_is_always_right(
+  evaluator, siglip, one_device, captioned, caplog
+):
+  words = ("a", "A", "a.", "a")
+  same = [
+    {**x, "suffix": word} for x, word in zip(captioned, words, strict=True)
+  ]
+  found = dataclasses.replace(evaluator, source=same).run(*siglip, one_device)
+  assert {found[f"{way}_recall@1"] for way in retrieval.WAYS} == {1.0}
+  assert "of 4 texts 1" in caplog.text
+
+
+@pytest.mark.parametrize("value", [[], ["a", 3], {"a": "b"}, 3])
+def test_missing_texts(evaluator, siglip, one_device, captioned, value):
+  bad = [*captioned[:2], {**captioned[2], "suffix": value}]
+  with pytest.raises(
+    ValueError,
+    match=re.escape(
+      'x.jsonl:3: expected a text, or a list of texts under "suffix", found'
+    ),
+  ):
+    dataclasses.replace(evaluator, source=bad).run(*siglip, one_device)
