@@ -6,8 +6,9 @@ Weights come from Kaggle or Hugging Face through kagglehub or huggingface_hub,
 the extra "hub", and stay in the cache of that client, where the same name finds
 them again: init=paligemma2_3b_pt_224, paligemma.load("paligemma2_3b_pt_224").
 Both sites ask for an account that has accepted the licence of Gemma, and for
-its key: kagglehub.login() or `hf auth login`. What the folder that
-PALIGEMMA_CHECKPOINTS names has is checked and not downloaded.
+its key: kagglehub.login() or `hf auth login`. SigLIP is under Apache 2.0 and
+needs neither. What the folder that PALIGEMMA_CHECKPOINTS names has is checked
+and not downloaded.
 """
 
 import hashlib

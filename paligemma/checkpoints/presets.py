@@ -72,7 +72,7 @@ class Source:
 
   @property
   def page(self) -> str:
-    """Where a person reads about it and accepts the licence."""
+    """Where a person reads about it and, if need be, accepts the licence."""
     if self.hub == "Kaggle":
       owner, model = self.handle.split("/")[:2]
       return f"https://www.kaggle.com/models/{owner}/{model}"
@@ -97,6 +97,11 @@ class Preset:
   res: int | None
   vocab_size: int
   sources: tuple[Source, ...]
+
+  @property
+  def is_open(self) -> bool:
+    """Whether it is to be had without an account: SigLIP, under Apache 2.0."""
+    return self.variant in variants.SIGLIP
 
   @property
   def stems(self) -> tuple[str, ...]:
@@ -286,19 +291,27 @@ def find(
     if half and source.half:
       source = dataclasses.replace(source, files=source.half)
     try:
-      return _fetch(source, stems)
+      return _fetch(source, stems, {} if preset.is_open else _REFUSED)
     except ValueError as e:
       reasons.append(f"; {source.hub}, {source.handle}: {e}")
   where = f"{directory} and the folders in it"
   if not directory:
     where = f"no directory ({DIRECTORY_VARIABLE} is not set)"
   pages = " or ".join(dict.fromkeys(source.page for source in preset.sources))
+  how = (
+    "sign in, accept the licence there, and put it into the directory as "
+    f"{ours}.npz or {ours}/; or install kagglehub or huggingface_hub and call "
+    "kagglehub.login() or huggingface_hub.login()"
+  )
+  if preset.is_open:
+    how = (
+      "it is under Apache 2.0 and needs no account; put it into the directory "
+      f"as {ours}.npz or {ours}/; or install huggingface_hub"
+    )
   raise ValueError(
     f'preset "{name}": looked in {where} for {", ".join(stems)}, a folder or '
     f"with one of the endings {' '.join(_ENDINGS)}{''.join(reasons)}. Get it "
-    f"at {pages}: sign in, accept the licence there, and put it into the "
-    f"directory as {ours}.npz or {ours}/; or install kagglehub or "
-    "huggingface_hub and call kagglehub.login() or huggingface_hub.login()"
+    f"at {pages}: {how}"
   )
 
 
@@ -333,7 +346,7 @@ def _npz(folder: pathlib.Path, stems, endings) -> pathlib.Path | None:
   return next((path for path in paths if path.is_file()), None)
 
 
-def _fetch(source: Source, stems) -> str:
+def _fetch(source: Source, stems, refused) -> str:
   if source.hub == "big_vision":
     raise ValueError("is a public file, download it")
   is_kaggle = source.hub == "Kaggle"
@@ -349,7 +362,7 @@ def _fetch(source: Source, stems) -> str:
     found = client.snapshot_download(source.handle, allow_patterns=files)
   except Exception as e:  # offline, not signed in, no licence, no such file
     status = getattr(getattr(e, "response", None), "status_code", None)
-    if reason := _REFUSED.get(status):
+    if reason := refused.get(status):
       raise ValueError(f"{status}, {reason}") from None
     reason = " ".join(str(e).split()) or type(e).__name__
     raise ValueError(reason[:200]) from None

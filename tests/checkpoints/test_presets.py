@@ -357,6 +357,29 @@ def test_neither_here_nor_there(tmp_path, kaggle):
   )
 
 
+def test_siglip_needs_no_account(tmp_path, hugging_face):
+  def snapshot_download(repo_id, *, allow_patterns):
+    error = OSError("401 Client Error")
+    error.response = types.SimpleNamespace(status_code=401)
+    raise error
+
+  hugging_face(snapshot_download)
+  with pytest.raises(ValueError) as e:
+    presets.find("siglip_b16_224", tmp_path)
+  assert str(e.value).endswith(
+    "; Hugging Face, google/siglip-base-patch16-224: 401 Client Error; "
+    "big_vision, siglip/webli_en_b16_224_63724782: is a public file, download "
+    "it. Get it at https://huggingface.co/google/siglip-base-patch16-224 or "
+    "https://storage.googleapis.com/big_vision/siglip/webli_en_b16_224_63724782"
+    ".npz: it is under Apache 2.0 and needs no account; put it into the "
+    "directory as siglip_b16_224.npz or siglip_b16_224/; or install "
+    "huggingface_hub"
+  )
+  assert [n for n, x in presets.PRESETS.items() if x.is_open] == [
+    n for n in presets.PRESETS if n.startswith("siglip")
+  ]
+
+
 def test_without_a_directory_and_without_a_client():
   with pytest.raises(
     ValueError, match=r"no directory \(PALIGEMMA_CH.* for gem"
