@@ -153,16 +153,24 @@ def _source(prefix: str) -> list[Key]:
   ]
 
 
-_KINDS = ("perplexity", "generate")
+_EMBEDDING = ("zero_shot", "retrieval", "few_shot")  # evaluators of SigLIP
+_DECODING = ("perplexity", "generate")
+_EVALUATORS = _DECODING + _EMBEDDING
 
 
 def _evaluator(
-  name: str, *rest: Any, kinds: tuple[str, ...] = _KINDS, **more: Any
+  name: str,
+  *rest: Any,
+  kinds: tuple[str, ...] = _EVALUATORS,
+  **more: Any,
 ) -> Key:
   return Key(f"evals.*.{name}", *rest, kinds=kinds, **more)
 
 
+_decoding = functools.partial(_evaluator, kinds=_DECODING)
 _generate = functools.partial(_evaluator, kinds=("generate",))
+_zero_shot = functools.partial(_evaluator, kinds=("zero_shot",))
+_few_shot = functools.partial(_evaluator, kinds=("few_shot",))
 
 _NEXT_TOKEN = {"kinds": ("next_token",)}
 _CONTRASTIVE = {"kinds": ("contrastive",)}
@@ -395,7 +403,7 @@ KEYS = (
     int,
     "evaluations",
   ),
-  Key("evals.*.kind", REQUIRED, "perplexity or generate", str),
+  Key("evals.*.kind", REQUIRED, f"one of {', '.join(_EVALUATORS)}", str),
   *_duration(
     "evals.*.every",
     None,
@@ -409,11 +417,11 @@ KEYS = (
   _evaluator("num_workers", 0, "as of train"),
   _evaluator("ops", None, "None: train.ops", tuple),
   _evaluator("resize", None, "None: train.resize", str),
-  _evaluator("too_long", None, "None: train.too_long", str),
-  _evaluator("texts", None, "None: train.texts", str),
+  _decoding("too_long", None, "None: train.too_long", str),
+  _decoding("texts", None, "None: train.texts", str),
   _evaluator("on_bad", None, "None: train.on_bad", str),
-  _evaluator("text_len", None, "None: config.text_len", int),
-  _evaluator("frames", None, "None: config.frames", int),
+  _decoding("text_len", None, "None: config.text_len", int),
+  _decoding("frames", None, "None: config.frames", int),
   _generate(
     "max_decode_len",
     None,
@@ -437,13 +445,30 @@ KEYS = (
     object,
     optional=True,
   ),
-  _generate("answer_key", "suffix", "field with the answers, after the ops"),
+  _evaluator(
+    "answer_key",
+    "suffix",
+    "field with the answers, the class or the captions, after the ops",
+    kinds=("generate", *_EMBEDDING),
+  ),
   _generate(
     "grammar", None, "answers allowed, see grammar.make; None: all", object
   ),
   _generate(
     "mask_codec", None, "vae-oid.npz, for the metric segmentation", str
   ),
+  _zero_shot(
+    "class_names", None, "the classes; None: all that the examples name", tuple
+  ),
+  _zero_shot(
+    "templates",
+    "short",
+    'texts with "{}" for the class, or a set of them: short, long',
+    object,
+  ),
+  _few_shot("train", REQUIRED, "source of the examples to learn from", dict),
+  *_source("evals.*.train"),
+  _few_shot("num_seeds", 3, "draws of them, over which accuracy is averaged"),
 )
 
 _GROUP = "."  # the Key of a group itself, as model.lora
@@ -541,9 +566,10 @@ def names(config: Mapping[str, Any] | ConfigDict) -> list[str]:
 
 
 def _is_for(schema: Any, kind: Any) -> bool:
-  """Whether a key, or some key of a group, is there for a kind."""
-  if isinstance(schema, Key):
-    return not schema.kinds or kind in schema.kinds
+  """Whether a key, or a group by its own key or some key in it, is there."""
+  key = schema if isinstance(schema, Key) else schema.get(_GROUP)
+  if key is not None:
+    return not key.kinds or kind in key.kinds
   return any(_is_for(inner, kind) for inner in schema.values())
 
 
@@ -573,7 +599,7 @@ def _problems(node: Any, schema: Any, name: str, kind: Any) -> Iterator[str]:
       shown = messages.shown(repr(node))
       yield f"{name} is {shown}, expected {schema.type.__name__}"
     return
-  if node is None and _GROUP in schema:
+  if _GROUP in schema and node is None and schema[_GROUP].accepts(None):
     return
   if not isinstance(node, Mapping | ConfigDict):
     shown = messages.shown(repr(node))

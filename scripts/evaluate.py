@@ -26,8 +26,9 @@ import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from paligemma import evals, messages, metrics
+from paligemma import messages, metrics
 from paligemma.evals import predictions, scoring
+from paligemma.evals.evaluator import PerExample
 from paligemma.metrics import bootstrap
 from scripts import list_transfers
 from scripts import score as scores_lib
@@ -83,7 +84,7 @@ def evaluate(
   bundles = {"bundles": {ran_with["id"]: ran_with}} if ran_with else {}
   for evaluator in chosen:
     scores = {}
-    if isinstance(evaluator, evals.Perplexity):
+    if isinstance(evaluator, PerExample):
       with progress.bar(evaluator.name) as show:
         rows = evaluator.rows(model, params, mesh, progress=show)
       bad = len(evaluator) - len(rows)

@@ -192,7 +192,7 @@ def make_evaluators(
     values = {"on_bad": None} | {
       key: value
       for key, value in spec.items()
-      if key not in ("kind", "source", "mask_codec", *_OWN)
+      if key not in ("kind", "source", "train", "mask_codec", *_OWN)
       and not key.startswith("every_")
     }
     of_training = {
@@ -208,14 +208,19 @@ def make_evaluators(
     own = {key: spec[key] for key in _OWN if spec.get(key) is not None}
     if "tokenizer" in evaluator.__dataclass_fields__:
       values["tokenizer"] = tok
-    own["ops"] = (*spec.source.ops, *own.get("ops", config.train.ops))
-    values |= {
-      "name": name,
-      "source": make_source(spec.source),
-      "preprocess": tasks.of(config).make_preprocess(
-        config, tok, train=evaluator.reads_loss, **own
-      ),
-    }
+    ops = own.pop("ops", config.train.ops)
+
+    def read(source, own=own, ops=ops, train=evaluator.reads_loss):
+      own = {**own, "ops": (*source.ops, *ops)}
+      prepare = tasks.of(config).make_preprocess(
+        config, tok, train=train, **own
+      )
+      return make_source(source), prepare
+
+    values["name"] = name
+    values["source"], values["preprocess"] = read(spec.source)
+    if "train" in spec:
+      values["train"] = read(spec.train)
     try:
       made.append((_with_metric(evaluator(**values), spec), every))
     except TypeError as error:

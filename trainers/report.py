@@ -11,9 +11,8 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from paligemma import disk, messages, tree
+from paligemma import disk, evals, messages, tree
 from paligemma.evals import annotated, predictions
-from paligemma.evals.generate import Generate
 from paligemma.planning import memory
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
@@ -141,7 +140,7 @@ class Report:
 
   def show(self, step: int, evaluator: inputs.Evaluator) -> None:
     """Says beside an evaluator's predictions whose they are; shows some."""
-    if not self._writes or not isinstance(evaluator, Generate):
+    if not self._writes or not isinstance(evaluator, evals.PREDICT):
       return
     path = self._folder / evaluator.name / "predictions.jsonl"
     predictions.describe(path, {"step": step, **self._names})

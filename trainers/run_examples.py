@@ -70,7 +70,7 @@ def section(
   last = {i: reader.scored(e, e.steps[-1]) for i, e in own.items()}
   last = {i: x for i, x in last.items() if not isinstance(x, str)}
   if not last:
-    if any(e.generates for e in own.values()):
+    if any(e.predicts for e in own.values()):
       problem = next(reader.scored(e, e.steps[-1]) for e in own.values())
       return (
         f"<h2>{escaped(evaluator)}</h2>"

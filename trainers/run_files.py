@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from paligemma.data import objects, pictures, sources
 from paligemma.evals import predictions
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap
-from trainers import inputs, report, status, workdir
+from trainers import inputs, report, status, tasks, workdir
 from trainers.best import EMA
 
 Series = dict[int, float]  # by step
@@ -54,8 +55,15 @@ class Evaluation:
     return self.spec.get("answer_key") or "suffix"
 
   @property
-  def generates(self) -> bool:
-    return self.spec.get("kind", "generate") == "generate"
+  def kind(self) -> type:
+    """The class of the evaluator; Generate if it is not known."""
+    of_task = (task.evaluators for task in tasks.TASKS.values())
+    known = functools.reduce(operator.or_, of_task)
+    return known.get(self.spec.get("kind"), evals.Generate)
+
+  @property
+  def predicts(self) -> bool:
+    return self.kind in evals.PREDICT
 
   @functools.cached_property
   def decode(self) -> objects.DecodeMasks | None:
@@ -100,8 +108,8 @@ class Evaluation:
   def best_step(self, score: str, metric: Callable | None) -> int | None:
     """The first step with the best value, None if none can be compared."""
     known = getattr(metric, "higher_is_better", {})
-    if not self.generates:
-      known = evals.Perplexity.higher_is_better
+    if self.kind is not evals.Generate:
+      known = self.kind.higher_is_better
     values = {
       step: value
       for step, value in sorted(self.scores[score].items())

@@ -136,7 +136,7 @@ def _scores(runs, names, evaluated, reader):
     metrics = {i: reader.metric(e) for i, e in own.items()}
     main = {i: _main_score(runs[i], e, metrics[i]) for i, e in own.items()}
     for evaluation in own.values():
-      if evaluation.generates:
+      if evaluation.predicts:
         last = reader.scored(evaluation, evaluation.steps[-1])
         remarks[getattr(last, "problem", "")] = None
     for score in dict.fromkeys(x for e in own.values() for x in e.scores):
@@ -150,7 +150,7 @@ def _scores(runs, names, evaluated, reader):
           step: _estimate(
             values[step],
             reader.estimates(evaluation, step).get(score)
-            if step in known and evaluation.generates
+            if step in known and evaluation.predicts
             else None,
           )
           for step in {first, last, best} - {None}

@@ -11,3 +11,6 @@ from paligemma.evals.retrieval import Retrieval
 from paligemma.evals.zero_shot import ZeroShot
 
 __all__ = ["FewShot", "Generate", "Perplexity", "Retrieval", "ZeroShot"]
+
+# Those that write predictions.
+PREDICT = (Generate, ZeroShot)

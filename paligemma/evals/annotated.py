@@ -16,8 +16,7 @@ from paligemma import disk
 from paligemma.data import drawing, objects, pictures, sources
 from paligemma.evals import predictions
 from paligemma.evals.answer_objects import Answers
-from paligemma.evals.evaluator import Progress
-from paligemma.evals.generate import Generate
+from paligemma.evals.evaluator import Evaluator, Progress
 
 # Begins the description in a drawn picture; a hash of what is drawn follows.
 _MARK = "drawn by paligemma "
@@ -89,7 +88,7 @@ class Sample(NamedTuple):
 
 
 def samples(
-  evaluator: Generate,
+  evaluator: Evaluator,
   records: Sequence[predictions.Record],
   *,
   count: int = 4,

@@ -14,9 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from paligemma import messages
+from paligemma.data import preprocess, sources
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
-from paligemma.evals.evaluator import Evaluator, PerExample, Progress
+from paligemma.evals.evaluator import PerExample, Progress
 from paligemma.evals.zero_shot import read_class
 
 SHOTS = (1, 5, 10, 25)
@@ -25,19 +26,23 @@ HELD_OUT = 5  # one of so many chooses the regularizer
 _BIAS = 100.0  # a constant feature, so large that it is hardly regularized
 
 
+def _score(shots):
+  return f"{shots}_shot_accuracy"
+
+
 @dataclasses.dataclass(frozen=True)
 class FewShot(PerExample):
-  """Accuracy of a linear classifier that saw a few examples of each class.
+  """Accuracy of a linear classifier that saw 1, 5, 10 or 25 of each class.
 
-  The text tower is not asked. Of every class a fifth of the examples to learn
-  from, at least one, is held out to choose the regularizer; the others are
-  drawn without replacement. The source is looked at once, at the end.
+  Of a class that has fewer it sees those. A fifth of the examples to learn
+  from, at least one of each class, is held out to choose the regularizer; the
+  others are drawn without replacement. The source is looked at once, at the
+  end, and the text tower never.
 
   Attributes:
     preprocess: of the task contrastive.
     tokenizer: canonicalizes the names of classes.
-    train: the examples to learn from.
-    shots: of each class; fewer of a class that has fewer.
+    train: source and preprocess of the examples to learn from.
     num_seeds: draws of examples, over which the accuracy is averaged.
     answer_key: field with the class, after the ops.
     Others: as of Evaluator.
@@ -45,14 +50,12 @@ class FewShot(PerExample):
 
   tokenizer: SiglipTokenizer
   _: dataclasses.KW_ONLY
-  train: Evaluator
-  shots: Sequence[int] = SHOTS
+  train: tuple[sources.Source, preprocess.Preprocess]
   num_seeds: int = 3
   answer_key: str = "suffix"
 
-  @property
-  def higher_is_better(self) -> dict[str, bool]:
-    return {_score(n): True for n in self.shots}
+  higher_is_better = dict.fromkeys(map(_score, SHOTS), True)
+  is_mean = True  # of the rows, for bootstrap.estimate
 
   def rows(
     self,
@@ -68,28 +71,29 @@ class FewShot(PerExample):
       ValueError: as embedding.embed_images; there is one class alone to learn,
         or one that has a single example.
     """
-    found = [
-      embedding.embed_images(
-        evaluator,
+    key, tok = self.answer_key, self.tokenizer
+    read = functools.partial(
+      read_class, key=key, names=None, known=None, tok=tok
+    )
+    source, prepare = self.train
+    learned = dataclasses.replace(
+      self, source=source, preprocess=prepare, limit=None
+    )
+    progress = progress or (lambda done, total: None)
+    total, found = len(learned) + len(self), []
+    for part, before in ((learned, 0), (self, len(learned))):
+      images = embedding.embed_images(
+        part,
         model,
         params,
         mesh,
-        read=functools.partial(
-          read_class,
-          key=self.answer_key,
-          names=None,
-          known=None,
-          tok=self.tokenizer,
-        ),
-        answer_key=self.answer_key,
-        progress=show,
+        read=read,
+        answer_key=key,
+        progress=lambda done, _, before=before: progress(before + done, total),
       )
-      for evaluator, show in ((self.train, None), (self, progress))
-    ]
-    (x, truths), (x_test, truths_test) = (
-      (images.z, [example[self.answer_key] for example in images.examples])
-      for images in found
-    )
+      truths = [example[key] for example in images.examples]
+      found.append((images.z, truths))
+    (x, truths), (x_test, truths_test) = found
     names = sorted(set(truths))
     if len(names) < 2:
       raise ValueError(
@@ -113,10 +117,10 @@ class FewShot(PerExample):
         ],
         axis=0,
       )
-      for shots in self.shots
+      for shots in SHOTS
     }
     return [
-      {_score(shots): float(right[shots][i]) for shots in self.shots}
+      {_score(shots): float(right[shots][i]) for shots in SHOTS}
       for i in range(len(y_test))
     ]
 
@@ -186,7 +190,3 @@ def ridge(
     return features(x) @ (v.T @ (scale[:, None] * targets))
 
   return logits
-
-
-def _score(shots):
-  return f"{shots}_shot_accuracy"

@@ -112,6 +112,27 @@ def test_a_config_says_only_what_it_changes():
   assert "lora" not in common.defaults().model
 
 
+def test_few_shot_needs_something_to_learn_from():
+  few = {"kind": "few_shot", "source": JSONL}
+  config = common.complete(
+    ConfigDict({"evals": {"a": {**few, "train": JSONL}}})
+  )
+  assert config.evals.a.train.cache is False
+  for given, problem in (
+    ({}, "config.evals.a.train.kind is missing: one of jsonl"),
+    ({"train": None}, "config.evals.a.train is None, expected a dict of its"),
+    (
+      {"train": {"kind": "jsonl"}},
+      "config.evals.a.train.path is missing: path",
+    ),
+  ):
+    with pytest.raises(ValueError, match=f"^{problem}"):
+      common.complete(ConfigDict({"evals": {"a": {**few, **given}}}))
+  other = {"kind": "retrieval", "source": JSONL, "train": JSONL}
+  with pytest.raises(ValueError, match=r"^config\.evals\.a\.train is unknown"):
+    common.complete(ConfigDict({"evals": {"a": other}}))
+
+
 def test_a_locked_config_stays_locked():
   config = ConfigDict().lock()
   assert common.complete(config).is_locked
@@ -151,8 +172,8 @@ def test_all_mistakes_are_named_at_once():
     "config.train.sources.a.path is missing: path of the file. Did you mean "
     '"pth"?',
     'config.train.sources.a.pth is unknown. Did you mean "path"?',
-    "config.evals.val.kind is missing: perplexity or generate. Did you mean "
-    '"knd"?',
+    "config.evals.val.kind is missing: one of perplexity, generate, zero_shot, "
+    'retrieval, few_shot. Did you mean "knd"?',
     "config.evals.test.source.stride is unknown. Did you mean "
     '"train.sources.*.stride"?',
     'config.evals.test.sampler is unknown. Did you mean "evals.*.sampler"?',

@@ -80,30 +80,32 @@ def test_more_examples_are_better():
 @pytest.fixture(scope="module")
 def evaluator(examples, prompts, siglip_tok):
   labelled = [{**x, "suffix": "ab"[i % 2]} for i, x in enumerate(examples)]
-  train = evals.evaluator.Evaluator("few", labelled, prompts, batch_size=4)
   return evals.FewShot(
     "few",
     [*labelled[:6], {**labelled[6], "suffix": "c"}],
     prompts,
     siglip_tok,
-    train=train,
+    train=(labelled, prompts),
     batch_size=4,
-    shots=(1, 3),
   )
 
 
 def test_scores_of_a_source(evaluator, siglip, one_device, eight_devices):
   found = evaluator.run(*siglip, one_device)
-  assert found.keys() == {"1_shot_accuracy", "3_shot_accuracy", "num_examples"}
-  assert evaluator.higher_is_better.keys() == found.keys() - {"num_examples"}
+  names = {f"{n}_shot_accuracy" for n in (1, 5, 10, 25)}
+  assert found.keys() == {*names, "num_examples"}
+  assert evaluator.higher_is_better == dict.fromkeys(names, True)
   assert found["num_examples"] == 7
   rows = evaluator.rows(*siglip, one_device)
   # Means over three draws; a class that was not learned is never right.
   assert {3 * x % 1 for row in rows for x in row.values()} <= {0.0}
   assert set(rows[6].values()) == {0.0}
-  assert 0 < found["3_shot_accuracy"] < 1
-  train = dataclasses.replace(evaluator.train, batch_size=8)
-  spread = dataclasses.replace(evaluator, train=train, batch_size=8)
+  assert 0 < found["5_shot_accuracy"] < 1
+  said = []
+  evaluator.rows(*siglip, one_device, progress=lambda *x: said.append(x))
+  assert said[0] == (0, 18) and said[-1] == (18, 18)
+  assert (11, 18) in said
+  spread = dataclasses.replace(evaluator, batch_size=8)
   assert spread.run(*siglip, eight_devices) == found
 
 
@@ -117,8 +119,8 @@ def test_scores_of_a_source(evaluator, siglip, one_device, eight_devices):
 def test_too_few_examples(evaluator, siglip, one_device, suffixes, message):
   source = [
     {**x, "suffix": y}
-    for x, y in zip(evaluator.train.source, suffixes, strict=False)
+    for x, y in zip(evaluator.train[0], suffixes, strict=False)
   ]
-  train = dataclasses.replace(evaluator.train, source=source)
+  other = dataclasses.replace(evaluator, train=(source, evaluator.preprocess))
   with pytest.raises(ValueError, match=message):
-    dataclasses.replace(evaluator, train=train).run(*siglip, one_device)
+    other.run(*siglip, one_device)

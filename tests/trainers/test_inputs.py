@@ -255,7 +255,10 @@ def _perplexity(tiny, **changes):
   ("changes", "message"),
   [
     ({"kind": "perplexitty"}, 'kind of evals.mine "perplexitty".*"perplexity"'),
-    ({"kind": None}, "config.evals.mine.kind is missing: perplexity or gen"),
+    (
+      {"kind": None},
+      "config.evals.mine.kind is missing: one of perplexity",
+    ),
     ({"source": None}, "config.evals.mine.source.kind is missing: one of jso"),
     (
       {"batch_sise": 8},
