@@ -448,8 +448,8 @@ KEYS = (
   _evaluator(
     "answer_key",
     "suffix",
-    "field with the answers, the class or the captions, after the ops",
-    kinds=("generate", *_EMBEDDING),
+    "field with the answers, or the class, after the ops",
+    kinds=("generate", "zero_shot", "few_shot"),
   ),
   _generate(
     "grammar", None, "answers allowed, see grammar.make; None: all", object

@@ -27,6 +27,8 @@ from paligemma.evals.evaluator import Evaluator, Progress, WithExample
 from paligemma.training import sharding
 
 _BLOCK = 2**24  # most similarities held at a time
+# An image in a batch: one array, or those of a NaFlex in this order.
+_IMAGE = ("image", "patches", "type", "yidx", "xidx")
 
 _log = logging.getLogger(__name__)
 
@@ -77,11 +79,14 @@ def embed_images(
   found = Images(np.zeros((0, 0), np.float32), [], [], {})
   embedded, done = [], 0
   for batch in evaluator.batches(WithExample(prepared, answer_key)):
+    arrays = {key: batch[key] for key in _IMAGE if key in batch}
     digests = [
-      hashlib.blake2b(row.tobytes()).hexdigest() for row in batch["image"]
+      hashlib.blake2b(b"".join(row.tobytes() for row in rows)).hexdigest()
+      for rows in zip(*arrays.values(), strict=True)
     ]
     mine = batch["_example"].tolist(), batch["_error"].tolist(), digests
-    image = sharding.put_batch({"image": batch["image"]}, mesh)["image"]
+    image = tuple(sharding.put_batch(arrays, mesh).values())
+    image = image if image[1:] else image[0]
     with jax.set_mesh(mesh):
       z = sharding.fetch(_embed(model, params, image, None))
     columns = (zip(*part, strict=True) for part in gather.gather(mine))

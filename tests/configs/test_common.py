@@ -68,9 +68,9 @@ def test_sources_take_what_the_table_says():
 
 @pytest.mark.parametrize("kind", EVALUATORS)
 def test_evaluators_have_the_defaults_of_the_table(kind):
-  config = common.complete(
-    ConfigDict({"evals": {"a": {"kind": kind, "source": JSONL}}})
-  )
+  spec = {"kind": kind, "source": JSONL}
+  spec |= {"train": JSONL} if kind == "few_shot" else {}
+  config = common.complete(ConfigDict({"evals": {"a": spec}}))
   for field in dataclasses.fields(EVALUATORS[kind]):
     # Those that only the trainer, or a caller, sets.
     if field.name in ("metric", "metric_note", "on_bad", "finish"):

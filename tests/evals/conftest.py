@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from paligemma import init, tree
-from paligemma.data import preprocess
+from paligemma.data import pairs, preprocess
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.models import paligemma as paligemma_model
@@ -102,6 +102,12 @@ def siglip_tok(t5_model, tmp_path_factory):
   path = tmp_path_factory.mktemp("t5") / "spiece.model"
   path.write_bytes(t5_model)
   return SiglipTokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def alone(siglip_tok):
+  """The layout without captions."""
+  return pairs.Pairs(siglip_tok, res=28, text_len=9, train=False, texts="plain")
 
 
 @pytest.fixture(scope="session")

@@ -52,8 +52,8 @@ def keep(example, rng):
 
 
 @pytest.fixture(scope="module")
-def evaluator(examples, prompts):
-  return Evaluator("x", examples, prompts, batch_size=4)
+def evaluator(examples, alone):
+  return Evaluator("x", examples, alone, batch_size=4)
 
 
 def embed(evaluator, siglip, mesh, **options):

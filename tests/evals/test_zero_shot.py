@@ -51,11 +51,11 @@ def labelled(examples):
 
 
 @pytest.fixture(scope="module")
-def evaluator(labelled, prompts, siglip_tok):
+def evaluator(labelled, alone, siglip_tok):
   return evals.ZeroShot(
     "val",
     labelled,
-    dataclasses.replace(prompts, texts="plain"),
+    alone,
     siglip_tok,
     batch_size=4,
     class_names=NAMES,

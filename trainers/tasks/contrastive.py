@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paligemma import registry
+from paligemma import evals, registry
 from paligemma.data import pairs, siglip_tokenizer
 from paligemma.lora import apply as lora
 from paligemma.lora.config import Lora
@@ -23,7 +23,11 @@ _PATCHES = ("patches", "type", "yidx", "xidx")
 class Contrastive:
   """The task; see task.Task for its methods."""
 
-  evaluators: ClassVar[dict[str, type]] = {}
+  evaluators: ClassVar[dict[str, type]] = {
+    "zero_shot": evals.ZeroShot,
+    "retrieval": evals.Retrieval,
+    "few_shot": evals.FewShot,
+  }
   # The pairs of a batch are not those of its parts.
   is_additive = False
 
