@@ -27,7 +27,7 @@ import pytest
 from PIL import Image
 
 from paligemma import metrics
-from paligemma.data import sources
+from paligemma.data import class_texts, sources
 from paligemma.decoding import grammar, samplers
 from scripts import import_data
 from trainers import tasks
@@ -280,6 +280,8 @@ def test_every_block_says_who_runs_it(document):
     ("docs/decoding.md", grammar.GRAMMARS),
     ("docs/evaluation.md", metrics.METRICS),
     ("docs/evaluation.md", tasks.TASKS["next_token"].evaluators),
+    ("docs/siglip.md", tasks.TASKS["contrastive"].evaluators),
+    ("docs/siglip.md", class_texts.TEMPLATES),
   ],
 )
 def test_every_choice_is_documented(document, table):

@@ -236,7 +236,7 @@ def make_evaluators(
     values |= {
       key: value
       for key, value in of_training.items()
-      if values.get(key, value) is None
+      if key in values and values[key] is None
     }
     own = {key: spec[key] for key in _OWN if spec.get(key) is not None}
     if "tokenizer" in evaluator.__dataclass_fields__:

@@ -41,7 +41,7 @@ METHODS = {
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Adam, the sigmoid loss, and zero-shot accuracy where lines have a label."""
+  """Adam, the sigmoid loss; recall, and accuracy where lines have a label."""
   arg = arguments.parse(
     argument,
     variant="siglip2_b16_224",
@@ -71,6 +71,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     config.model.lora = dict(targets=("img/.*", "txt/.*"))
 
   config.train.sources.main = dict(kind="jsonl", path=arg.train)
+  val = dict(kind="jsonl", path=arg.val)
+  if arg.val:
+    config.evals.retrieval = dict(kind="retrieval", source=val)
+  if arg.label:
+    config.evals.zero_shot = dict(
+      kind="zero_shot", source=val, answer_key=arg.label
+    )
   config.batch_size = arg.batch_size
   config.total_epochs = arg.epochs
 

@@ -121,7 +121,7 @@ def _sample(evaluator, record, size):
   found = objects.parse(
     text,
     (picture.height, picture.width),
-    decode=getattr(evaluator.metric, "decode", None),
+    decode=getattr(getattr(evaluator, "metric", None), "decode", None),
     scores=record.get("confidences", ()),
   )
   keys = ("prefix", "prediction", evaluator.answer_key)

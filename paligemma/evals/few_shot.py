@@ -5,6 +5,7 @@ Axes: N examples to learn from, M others, E features, C classes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,9 +36,9 @@ class FewShot(PerExample):
   """Accuracy of a linear classifier that saw 1, 5, 10 or 25 of each class.
 
   Of a class that has fewer it sees those. A fifth of the examples to learn
-  from, at least one of each class, is held out to choose the regularizer; the
-  others are drawn without replacement. The source is looked at once, at the
-  end, and the text tower never.
+  from is held out to choose the regularizer; the others are drawn without
+  replacement. The source is looked at once, at the end, and the text tower
+  never.
 
   Attributes:
     preprocess: of the task contrastive.
@@ -69,7 +70,7 @@ class FewShot(PerExample):
 
     Raises:
       ValueError: as embedding.embed_images; there is one class alone to learn,
-        or one that has a single example.
+        or no class has two examples.
     """
     key, tok = self.answer_key, self.tokenizer
     read = functools.partial(
@@ -103,11 +104,11 @@ class FewShot(PerExample):
     index = {name: i for i, name in enumerate(names)}
     y = np.array([index[name] for name in truths])
     y_test = np.array([index.get(name, -1) for name in truths_test])
-    if (counts := np.bincount(y)).min() < 2:
-      name = messages.shown(names[counts.argmin()])
+    if np.bincount(y).max() < 2:
       raise ValueError(
-        f'evaluator "{self.name}": class "{name}" has one example, expected 2 '
-        "or more: one to learn from, one to choose the regularizer"
+        f'evaluator "{self.name}": {len(y)} classes of one example each, '
+        "expected 2 of some class: one to learn from, one to choose the "
+        "regularizer"
       )
     right = {
       shots: np.mean(
@@ -143,9 +144,9 @@ def classify(
   """Returns the classes of examples, learned from a few of each class.
 
   Args:
-    x, y: embeddings and classes, of which there are 0 to C-1, at least two of
-      each; a fifth of each class chooses the regularizer, of equally good ones
-      the largest, and `shots` of the others are learned from.
+    x, y: embeddings and classes 0 to C-1, each of which is there; a fifth of
+      those of a class, rounded up, but not all, chooses the regularizer, of
+      equally good ones the middle one; `shots` of the others are learned from.
     x_test: embeddings of the others.
     shots: examples of each class.
     seed: of the draw.
@@ -154,13 +155,16 @@ def classify(
   learned, held_out = [], []
   for label in range(y.max() + 1):
     own = rng.permutation(np.flatnonzero(y == label))
-    held_out += own[: -(-len(own) // HELD_OUT)].tolist()
-    learned += own[-(-len(own) // HELD_OUT) :][:shots].tolist()
+    held = min(math.ceil(len(own) / HELD_OUT), len(own) - 1)
+    held_out += own[:held].tolist()
+    learned += own[held:][:shots].tolist()
   logits = ridge(x[learned], y[learned])
-  best = max(
-    REGULARIZERS,
-    key=lambda r: (np.mean(logits(x[held_out], r).argmax(1) == y[held_out]), r),
-  )
+  accuracy = [
+    np.mean(logits(x[held_out], r).argmax(1) == y[held_out])
+    for r in REGULARIZERS
+  ]
+  best = np.flatnonzero(accuracy == np.max(accuracy))
+  best = REGULARIZERS[best[len(best) // 2]]
   return logits(x_test, best).argmax(1)
 
 

@@ -5,7 +5,6 @@ Axes: N images, M texts, E features of an embedding.
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +21,6 @@ from paligemma.evals.evaluator import PerExample, Progress
 WAYS = ("image_to_text", "text_to_image")
 TOP = (1, 5, 10)
 
-_log = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True)
 class Retrieval(PerExample):
@@ -31,7 +28,7 @@ class Retrieval(PerExample):
 
   The texts of an image are its captions, see pairs.captions.
   Equal images, and equal texts, are one: what belongs to one of them belongs to
-  all. A line in the log says how many there are.
+  all. The scores say how many are different.
 
   Attributes:
     preprocess: of the task contrastive.
@@ -52,13 +49,13 @@ class Retrieval(PerExample):
     mesh: Mesh,
     *,
     progress: Progress | None = None,
-  ) -> list[dict[str, list[int]]]:
+  ) -> list[dict[str, Any]]:
     """Ranks the texts for every image, and the images for its texts.
 
     Returns:
       Per usable example "image_to_text", a list of how many texts are nearer to
-      its image than the nearest that belongs; and "text_to_image", the same for
-      each of its texts.
+      its image than the nearest that belongs; "text_to_image", the same for
+      each of its texts; and numbers of the image and of each of its "texts".
 
     Raises:
       ValueError: as embedding.embed_images; an example has no caption.
@@ -81,12 +78,6 @@ class Retrieval(PerExample):
       images.digests, return_index=True, return_inverse=True
     )
     texts, text = np.unique(np.array([*texts], object), return_inverse=True)
-    if (len(first), len(texts)) != (len(image), len(text)):
-      _log.warning(
-        'evaluator "%s": of %d images %d are different, of %d texts %d; what '
-        "belongs to one of equal ones belongs to all",
-        *(self.name, len(image), len(first), len(text), len(texts)),
-      )
     to_text, to_image = rank_pairs(
       images.z[first],
       embedding.embed_texts(
@@ -94,33 +85,41 @@ class Retrieval(PerExample):
       ),
       set(zip(image[owner].tolist(), text.tolist(), strict=True)),
     )
-    by_image = np.split(to_image[text], np.cumsum(counts)[:-1])
+    own = np.split(text, np.cumsum(counts)[:-1])
     return [
-      {"image_to_text": [int(rank)], "text_to_image": own.tolist()}
-      for rank, own in zip(to_text[image], by_image, strict=True)
+      {
+        "image": i,
+        "texts": j.tolist(),
+        "image_to_text": [int(to_text[i])],
+        "text_to_image": to_image[j].tolist(),
+      }
+      for i, j in zip(image.tolist(), own, strict=True)
     ]
 
-  def reduce(
-    self, rows: Sequence[Mapping[str, Sequence[int]]]
-  ) -> dict[str, float]:
+  def reduce(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.
 
     image_to_text_recall@k: share of the images to which one of the k nearest
       texts belongs.
     text_to_image_recall@k: share of the texts to which one of the k nearest
       images belongs.
-    num_texts: number of texts.
-    num_examples: number of images.
+    num_images, num_texts: how many are different.
+    num_examples: number of examples.
 
     Source: big_vision, evaluators/proj/image_text/image_text_retrieval.py,
     where a text belongs to one image alone.
     """
     scores = {}
     for way in WAYS:
-      found = np.concatenate([row[way] for row in rows])
+      found = np.array([*itertools.chain(*(row[way] for row in rows))])
       scores |= {f"{way}_recall@{k}": float(np.mean(found < k)) for k in TOP}
-    num_texts = float(sum(len(row["text_to_image"]) for row in rows))
-    return {**scores, "num_texts": num_texts, "num_examples": float(len(rows))}
+    texts = itertools.chain(*(row["texts"] for row in rows))
+    return {
+      **scores,
+      "num_images": float(len({row["image"] for row in rows})),
+      "num_texts": float(len(set(texts))),
+      "num_examples": float(len(rows)),
+    }
 
 
 def rank_pairs(

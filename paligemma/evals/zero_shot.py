@@ -161,7 +161,8 @@ class ZeroShot(PerExample):
     """
     rank = np.array([row["rank"] for row in rows])
     truth = np.array([row[self.answer_key] for row in rows])
-    by_class = [np.mean(rank[truth == x] == 0) for x in np.unique(truth)]
+    _, label = np.unique(truth, return_inverse=True)
+    by_class = np.bincount(label, rank == 0) / np.bincount(label)
     return {
       "accuracy": float(np.mean(rank == 0)),
       "top5_accuracy": float(np.mean(rank < 5)),

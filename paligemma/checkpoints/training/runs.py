@@ -24,8 +24,8 @@ from paligemma.checkpoints.orbax import zarr
 from paligemma.checkpoints.training import fingerprint
 from paligemma.lora.config import Lora
 
-# Fields of the image tower that array shapes cannot tell.
-_IMG_FIELDS = ("posemb", "pool_type")
+# Fields of the towers that array shapes cannot tell, other than of a decoder.
+_FIELDS = {"img": ("posemb", "pool_type"), "txt": ("pool_type",)}
 
 
 def find(path: epath.PathLike) -> epath.Path | None:
@@ -89,7 +89,7 @@ def open(
     registry.lookup(quantized_leaves.HELD_IN, held_in, "frozen_dtype")
     preprocessing = {"preprocessing": str(config["train"]["resize"])}
     computed_in = config["model"].get("dtype")
-  img, llm = _settings(file, config)
+  towers = _settings(file, config)
   trained, ignored = _trained(step / "state")
   if _are_adapters(epath.Path(path)):
     trained = lora_files.open(path, depths={}).leaves
@@ -99,15 +99,14 @@ def open(
     path=str(path),
     format="training run",
     leaves=trained,
-    img=img,
-    llm=llm,
+    **towers,
     ignored=ignored,
     metadata=preprocessing,
     compute_dtype=computed_in,
   )
   if source == "random" and not trains_all:
     way_out = 'convert its "final.npz"'
-    if "lora" in llm:
+    if "lora" in towers["img"]:
       way_out = "a run whose adapters are to be used needs an init"
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
@@ -132,7 +131,8 @@ def open(
     )
   leaves = _laid_over(frozen, trained, step)
   positions, kernel = parameters.POSITIONS, parameters.PATCH_KERNEL
-  if positions in leaves and kernel in leaves:
+  # A NaFlex has no resolution, and one kernel for all pixels of a patch.
+  if positions in leaves and len(leaves[kernel].shape) == 4:
     count = (res // leaves[kernel].shape[0]) ** 2
     leaves[positions] = resample.resample(leaves[positions], count)
   below = {name: leaf for name, leaf in leaves.items() if name not in trained}
@@ -166,28 +166,29 @@ def _held(frozen, dtype):
 
 
 def _settings(file, config):
-  """Fields of vit.Model and gemma.Model, as models/paligemma.make has them."""
+  """Fields of each tower, as paligemma.make and siglip.make have them."""
   with zarr.one_line(str(file)):
     model = config["model"]
     variant = str(model["variant"])
-    img, llm = dict(model.get("img") or {}), dict(model.get("llm") or {})
+    given = {name: dict(model.get(name) or {}) for name in parameters.SIZES}
     lora = model.get("lora")
+    adapted = {} if lora is None else {"lora": Lora(**lora)}
+  towers = {
+    name: {x: given[name][x] for x in fields if x in given[name]} | adapted
+    for name, fields in _FIELDS.items()
+  }
+  if variant in variants.SIGLIP:
+    return towers
   try:
     known = {**variants.PALIGEMMA, **variants.GEMMA}
     registry.lookup(known, variant, "variant")
-    llm = {**variants.decoder(variant), **llm}
+    llm = {**variants.decoder(variant), **given["llm"]}
     decoder = registry.lookup(variants.GEMMA, llm["variant"], "decoder")
   except ValueError as e:
     raise ValueError(f"{file}: {e}") from None
   llm = {**vars(decoder), **llm}
-  adapted = {}
-  if lora is not None:
-    with zarr.one_line(str(file)):
-      adapted["lora"] = Lora(**lora)
-  return (
-    {field: img[field] for field in _IMG_FIELDS if field in img} | adapted,
-    {field: llm[field] for field in parameters.STATED} | adapted,
-  )
+  llm = {field: llm[field] for field in parameters.STATED} | adapted
+  return {"img": towers["img"], "llm": llm}
 
 
 def _trained(state) -> tuple[dict[str, Leaf], tuple[str, ...]]:
