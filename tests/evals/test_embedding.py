@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 
 import paligemma
+from paligemma import init, parameters, tree
+from paligemma.data import pairs
 from paligemma.evals import embedding
 from paligemma.evals.evaluator import Evaluator
+from paligemma.models import naflex
 
 RNG = np.random.default_rng(0)
 
@@ -118,3 +121,32 @@ def test_bad_examples(evaluator, siglip, one_device, examples):
 class Nothing(list):
   def __getitem__(self, index):
     raise ValueError("gone")
+
+
+def test_a_naflex_reads_patches(evaluator, siglip_tok, siglip, one_device):
+  model, _ = siglip
+  sizes = {x: getattr(model.txt, x) for x in parameters.SIZES["txt"]}
+  sizes = {x: sizes[x] for x in sizes if x not in ("vocab_size", "text_len")}
+  model = model.clone(img=naflex.Model(patch_size=7, grid=3, **sizes))
+  rng = np.random.default_rng(5)
+  params = tree.unflatten(
+    {
+      name: rng.normal(0, 0.5, leaf.shape).astype(np.float32)
+      for name, leaf in init.shapes(model, None).items()
+    }
+  )
+  patches = pairs.Pairs(
+    siglip_tok,
+    res=0,
+    text_len=9,
+    train=False,
+    texts="plain",
+    patch_size=7,
+    max_patches=9,
+  )
+  other = dataclasses.replace(evaluator, preprocess=patches, limit=3)
+  found = embed(other, (model, params), one_device)
+  images = [x["image"] for x in evaluator.source[:3]]
+  expected = paligemma.embed_images(model, params, images)
+  np.testing.assert_allclose(found.z, expected, atol=1e-6)
+  assert len(set(found.digests)) == 3
