@@ -1,7 +1,7 @@
 """Fine-tunes all weights of a published SigLIP on COCO captions.
 
     python -m trainers.train --config configs/siglip/finetune.py:\
-      init=siglip2_b16_224 --workdir runs/finetune
+      init=weights/siglip2_b16_224 --workdir runs/finetune
 
 Weights that were trained do not decay, which would undo what they know
 (arXiv:2303.15343, section 4.5); small steps are this project's choice.
@@ -14,7 +14,7 @@ from configs.siglip import forkme, lit_coco
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of forkme, without train and val."""
+  """Arguments: those of forkme but train."""
   config = forkme.get_config(argument)
   lit_coco.read_coco(config)
   config.weight_decay = 0.0

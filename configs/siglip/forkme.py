@@ -1,15 +1,18 @@
 """Fork me: fine-tune SigLIP or SigLIP 2 on your own images with captions.
 
     python -m trainers.train --workdir runs/mine --config \
-      configs/siglip/forkme.py:variant=siglip2_b16_224,init=siglip2_b16_224,\
-      tokenizer=siglip2_b16_224,train=train.jsonl,val=val.jsonl
+      configs/siglip/forkme.py:variant=siglip2_b16_224,train=train.jsonl,\
+      val=val.jsonl,init=weights/siglip2_b16_224,\
+      tokenizer=weights/siglip2_b16_224
 
 Every value of configs/common.py, where each is explained, can be set here or on
 top: --config.learning_rate=1e-4.
 A line of the JSONL: {"image": "0001.jpg", "captions": ["a red barn", "a barn in
 snow"]}, or one caption under "suffix", image paths relative to the file. Of
 several captions each is drawn once in as many epochs.
-tune says what trains: full, lit (all but the image tower), text, image, lora.
+tune says what trains: full, lit (all but the image tower), image, lora. With
+val=val.jsonl recall@1 is evaluated, with label=label beside it, a field of its
+lines, zero-shot accuracy.
 """
 
 import dataclasses
@@ -32,10 +35,7 @@ METHODS = {
   ),
   "image": dataclasses.replace(_FULL, trainable=("img/.*", *_LOGITS)),
   "lora": dataclasses.replace(
-    _FULL,
-    trainable=(parameters.ADAPTERS, *_LOGITS),
-    learning_rate=2e-4,
-    lora=True,
+    _FULL, trainable=(parameters.ADAPTERS,), learning_rate=2e-4, lora=True
   ),
 }
 
@@ -52,7 +52,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     loss="sigmoid",
     dtype="bfloat16",
     init="",
-    tokenizer="siglip2_b16_224",
+    tokenizer="weights/siglip2_b16_224",
     train="data/train.jsonl",
     val="",
     label="",

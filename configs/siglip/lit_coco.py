@@ -1,7 +1,7 @@
 """LiT on COCO captions: the text tower learns, the image tower is locked.
 
     python -m trainers.train --config configs/siglip/lit_coco.py:\
-      init=siglip_b16_224,tokenizer=siglip_b16_224 --workdir runs/lit_coco
+      init=weights/siglip_b16_224 --workdir runs/lit_coco
 
 Values of big_vision's configs/proj/image_text/siglip_lit_coco.py
 (arXiv:2303.15343, arXiv:2111.07991). There the text tower is BERT, and images
@@ -27,10 +27,10 @@ def read_coco(config: ConfigDict) -> None:
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of forkme, without train and val."""
+  """Arguments: those of forkme but train."""
   config = forkme.get_config(
-    "variant=siglip_b16_224,tokenizer=siglip_b16_224,tune=lit,batch_size=512,"
-    + (argument or "")
+    "variant=siglip_b16_224,tokenizer=weights/siglip_b16_224,tune=lit,"
+    "batch_size=512," + (argument or "")
   )
   read_coco(config)
   common.unset_others(config, ["total_steps"])

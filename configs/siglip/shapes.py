@@ -17,11 +17,16 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config = forkme.get_config(
     "variant=siglip_tiny,dtype=float32,res=28,batch_size=32,epochs=14,"
     "tokenizer=paligemma/assets/tiny_tokenizer.model,"
-    "train=data/shapes/train.jsonl," + (argument or "")
+    "train=data/shapes/train.jsonl,val=data/shapes/val.jsonl,label=label,"
+    + (argument or "")
   )
   config.model.img.update(_TOWER, patch_size=7)
   config.model.txt.update(_TOWER, text_len=10, num_classes=64)
   config.model.bias_init = -2.71  # as the batches are small
   config.learning_rate = 2e-3  # so small a model takes larger steps
   config.log_steps = 100
+  for evaluator in config.evals.values():
+    evaluator.every_percent = 0.25
+  if "zero_shot" in config.evals:
+    config.evals.zero_shot.templates = ("a {}", "a picture of a {}")
   return config

@@ -16,7 +16,7 @@ from configs.siglip import forkme
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-  """Arguments: those of forkme, without epochs."""
+  """Arguments: those of forkme but epochs."""
   config = forkme.get_config(f"batch_size=32768,{argument or ''}")
   common.unset_others(config, ["total_examples"])
   config.total_examples = 40_000_000_000

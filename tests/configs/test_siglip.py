@@ -13,7 +13,7 @@ TINY = {"width": 12, "depth": 2, "mlp_dim": 20, "num_heads": 2}
 # Config -> argument, and a regex that finds all that trains.
 CONFIGS = {
   "finetune": ("", ".*"),
-  "forkme": ("tune=lora", r"t|b|(img|txt)/.*/[ab]"),
+  "forkme": ("tune=lora", r"(img|txt)/.*/lora_\w+/[ab]"),
   "forkme, image": ("tune=image", "t|b|img/.*"),
   "forkme, softmax": ("loss=softmax", ".*"),
   "lit_coco": ("", "t|b|txt/.*"),
