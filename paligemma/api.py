@@ -14,6 +14,7 @@ from PIL import Image
 
 from paligemma import registry
 from paligemma.data import (
+  chat,
   drawing,
   naflex,
   objects,
@@ -63,7 +64,9 @@ def generate(
       None for a decoder alone.
     prompts: As many, e.g. "caption en"; or one for all. Leading "<image>" and
       "<bos>" and a trailing line break, which the layout has anyway, are
-      removed, with a warning in the log.
+      removed, with a warning in the log. Where all prompts end as those of a
+      conversation, in "<start_of_turn>model" and a line break, answers end at
+      "<end_of_turn>", which is left out.
     preprocessing: Key of image.PREPROCESSING. Default: what the checkpoint says
       (Model.metadata): of most Hugging Face folders "hf", which is what
       transformers' processor does; of a run what it was trained with; else
@@ -108,6 +111,7 @@ def generate(
     raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
   if preprocessing is None:
     preprocessing = model.metadata.get("preprocessing", "reference")
+  eos_id = _end_of_answers(tok, prompts)
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     examples = []
@@ -125,12 +129,13 @@ def generate(
       max_decode_len=max_decode_len,
       sampler=sampler,
       rng=None if rng is None else jax.random.fold_in(rng, chosen[0]),
-      eos_id=tok.eos_id,
+      eos_id=eos_id,
       pad_id=tok.pad_id,
     )
     tokens, counts = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
     for row, i in enumerate(chosen):
-      answers[i] = tok.decode(tokens[row, : counts[row]].tolist())
+      ids = tokens[row, : counts[row]].tolist()
+      answers[i] = tok.decode(ids[:-1] if ids[-1:] == [eos_id] else ids)
   return answers
 
 
@@ -352,6 +357,13 @@ def _read_prompts(tok, prompts, images):
   for what, i in first.items():
     _log.warning("prompts[%d], and perhaps others: %s taken off", i, what)
   return read, text_len
+
+
+def _end_of_answers(tok, prompts):
+  """The id of what ends an answer: a turn of a conversation, or eos."""
+  end = tok.encode(chat.END)
+  is_chat = all(prompt.endswith(f"{chat.START}model\n") for prompt in prompts)
+  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
 
 
 def _list(images):

@@ -1,7 +1,9 @@
 """A decoder alone: trained on packed texts, resumed, evaluated, asked."""
 
+import functools
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -108,7 +110,9 @@ def run(folder, tmp_path_factory):
   """A config with answers, and its run; texts unpacked."""
   from trainers import train
 
-  config = make_config(folder, answers="true", packing="false", tune="full")
+  config = make_config(
+    folder, answers="true", packing="false", tune="full", epochs=1
+  )
   folder = tmp_path_factory.mktemp("run")
   train.train(config, folder)
   return config, folder
@@ -139,6 +143,28 @@ def test_a_run_answers(run, tmp_path):
   paligemma.save(tmp_path / "hf", model, params, format="huggingface")
   again = paligemma.load(tmp_path / "hf")
   assert paligemma.generate(*again, tok, None, prompts) == found
+
+
+def test_an_answer_ends_with_its_turn(run):
+  config, folder = run
+  tok = paligemma.Tokenizer(config.tokenizer, plain=True)
+  (end,) = tok.encode("<end_of_turn>")
+
+  def always(logits, rng):
+    return jnp.full(len(logits), end)
+
+  ask = functools.partial(
+    paligemma.generate,
+    *paligemma.load(folder),
+    tok,
+    None,
+    sampler=always,
+    rng=0,
+    max_decode_len=3,
+  )
+  turn = "<start_of_turn>user\n3?<end_of_turn>\n<start_of_turn>model\n"
+  assert ask([turn]) == [""]
+  assert ask(["3"]) == ["<end_of_turn>" * 3]
 
 
 @pytest.mark.parametrize(
