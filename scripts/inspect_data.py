@@ -31,7 +31,13 @@ def datasets_of(
     ValueError: a value of the config is wrong, or a file is not there.
   """
   task = tasks.of(config)
-  tok = task.make_tokenizer(config, task.make_model(config))
+  model = task.make_model(config)
+  if model.img is None:
+    raise ValueError(
+      f"{config.model.variant} has no image tower, and this page shows "
+      "pictures; trainers.train --dry_run prints a table of the texts"
+    )
+  tok = task.make_tokenizer(config, model)
   opened = types.SimpleNamespace(
     config=config, sources=inputs.make_sources(config)
   )

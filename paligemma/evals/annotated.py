@@ -13,7 +13,7 @@ from etils import epath
 from PIL import ExifTags, Image
 
 from paligemma import disk
-from paligemma.data import drawing, objects, pictures, sources
+from paligemma.data import drawing, example_fields, objects, pictures, sources
 from paligemma.evals import predictions
 from paligemma.evals.answer_objects import Answers
 from paligemma.evals.evaluator import Evaluator, Progress
@@ -104,8 +104,6 @@ def samples(
     size: of their longer sides, in pixels.
   """
   drawn = []
-  if evaluator.preprocess.res is None:  # there are no images
-    return drawn
   indices = np.linspace(0, len(records) - 1, min(count, len(records)))
   for record in (records[round(i)] for i in indices.tolist()):
     if not predictions.is_bad(record):
@@ -132,7 +130,7 @@ def _sample(evaluator, record, size):
 
 def _first_picture(source, index, where):
   """Returns the image of an example, of several the first."""
-  image = source[index]["image"]
+  image = example_fields.read(source[index], "image")
   image = image[0] if isinstance(image, list) else image
   return Image.fromarray(pictures.pixels(image, where=where))
 

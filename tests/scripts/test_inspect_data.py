@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.gemma import forkme
 from paligemma.data import location, text_ops
 from scripts import inspect_data
 from scripts.inspection import page, samples
@@ -59,6 +60,12 @@ class Page(html.parser.HTMLParser):
     self.texts.append(data)
     if self.open and self.open[-1] == "span":
       self.spans[-1][1] += data
+
+
+def test_texts_alone_have_no_page():
+  config = forkme.get_config("variant=gemma_nano")
+  with pytest.raises(ValueError, match=r"^gemma_nano has no image tower, and"):
+    inspect_data.inspect(config)
 
 
 def opened(url):
