@@ -22,9 +22,10 @@ RULES = ((".*", "fsdp"),)
 class Small:
   """What the state asks of a model: parameters, two of them worth splitting."""
 
-  img = "an image tower"
+  def init_inputs(self, res):
+    return ()
 
-  def init(self, key, image, text, mask_ar):
+  def init(self, key):
     keys = jax.random.split(key, len(SHAPES))
     flat = {
       name: jax.random.normal(key, shape)
