@@ -33,3 +33,23 @@ def parse(
         f"example {name}={defaults[name]}"
       )
   return SimpleNamespace(**values)
+
+
+def split(
+  train: str, val: str, *, kind: str, seed: object
+) -> tuple[dict[str, object], dict[str, object]]:
+  """Returns the sources of training and evaluation.
+
+  Args:
+    train: path of a file.
+    val: likewise; or a share, such as "0.1", of the first that is held out.
+    kind: key of sources.SOURCES, of both.
+    seed: of what is held out.
+  """
+  source = dict(kind=kind, path=train)
+  try:
+    share = float(val)
+  except ValueError:
+    return source, dict(kind=kind, path=val)
+  source |= dict(val_share=share, seed=seed)
+  return source, source | dict(part="val")

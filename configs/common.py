@@ -106,6 +106,7 @@ def _source(prefix: str) -> list[Key]:
   """The keys of a source of examples, see paligemma/data/sources.py."""
   kinds = ", ".join(sources.SOURCES)
   lines, videos, tfds = ("jsonl",), ("video_jsonl",), ("tfds",)
+  texts = ("text_jsonl",)
 
   def key(name, type, meaning, kinds=(), unit=""):
     reader = sources.SOURCES[kinds[0]] if kinds else sources.make
@@ -126,17 +127,17 @@ def _source(prefix: str) -> list[Key]:
     ),
     key("slice", str, 'part of the examples, such as "[:90%]"; None: all'),
     key("cache", bool, "keep the encoded examples in memory"),
-    key("path", str, "path of the file", lines + videos),
+    key("path", str, "path of the file", lines + texts + videos),
     key("image_root", str, "folder of the images; None: that of path", lines),
     key(
       "val_share",
       float,
-      'share of the images, copies together, that make up part "val" of the '
-      "file; None: it is not split",
-      lines,
+      'share of the images or texts, copies together, that make up part "val" '
+      "of the file; None: it is not split",
+      lines + texts,
     ),
-    key("part", str, '"train" or "val" of a file that is split', lines),
-    key("seed", int, "of the split", lines),
+    key("part", str, '"train" or "val" of a file that is split', lines + texts),
+    key("seed", int, "of the split", lines + texts),
     key("video_root", str, "folder of the videos; None: that of path", videos),
     key(
       "num_frames",
@@ -185,7 +186,11 @@ KEYS = (
   ),
   Key("seed", 0, "of all that is random: order, ops, dropout, new weights"),
   # Model
-  Key("model.variant", "paligemma_3b", "name in paligemma/variants.py"),
+  Key(
+    "model.variant",
+    "paligemma_3b",
+    "name in paligemma/variants.py; of a Gemma: a decoder alone, for texts",
+  ),
   Key(
     "model.vocab_size",
     None,
@@ -315,6 +320,13 @@ KEYS = (
     "train.texts",
     "checked",
     '"checked", or "plain": control tokens in a text are letters',
+    **_NEXT_TOKEN,
+  ),
+  Key(
+    "train.packing",
+    False,
+    "fill each row of text_len tokens with several texts, for a decoder alone; "
+    "batches and epochs then count rows",
     **_NEXT_TOKEN,
   ),
   Key("train.on_bad", "stop", 'bad examples: "stop", or "skip" and count them'),

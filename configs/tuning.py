@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from ml_collections import ConfigDict
+
 from paligemma import parameters, registry
 
 
@@ -26,6 +28,18 @@ class Method:
   warmup: float = 0.1
   quantize: str | None = None
   lora: bool = False
+
+  def apply(self, config: ConfigDict) -> None:
+    """Writes what it says into a config, whose model has its dtype."""
+    config.trainable = self.trainable
+    config.frozen_dtype = self.quantize or config.model.dtype
+    if self.lora:
+      config.model.lora = {}
+    config.optimizer = self.optimizer
+    config.learning_rate = self.learning_rate
+    config.clip_norm = self.clip_norm
+    decay = dict(decay="cosine", warmup_percent=self.warmup)
+    config.schedule = ((".*", decay),)
 
 
 # For all weights, Adam is that of big_vision's forkme and of the published

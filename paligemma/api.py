@@ -86,7 +86,7 @@ def generate(
     images, layout = _list(images), sequence.prompt
   elif images is None:
     images = [[]] * (1 if isinstance(prompts, str) else len(prompts))
-    layout = sequence.text_prompt
+    layout = functools.partial(sequence.prompt, causal=True)
   else:
     raise ValueError(
       f"{len(_list(images))} images for a decoder without image tower, "

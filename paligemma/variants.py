@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-VOCAB_SIZE = 257_152  # 256,000 Gemma pieces + 1024 <loc> + 128 <seg>.
+GEMMA_VOCAB_SIZE = 256_000
+VOCAB_SIZE = GEMMA_VOCAB_SIZE + 1024 + 128  # with <loc> and <seg>
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Gemma:
   num_heads: int
   num_kv_heads: int
   head_dim: int
-  vocab_size: int = VOCAB_SIZE
+  vocab_size: int = GEMMA_VOCAB_SIZE
   norm_eps: float = 1e-6
   query_scale: Literal["head_dim", "width_per_head"] | float = "head_dim"
   post_norms: bool = False
@@ -63,6 +64,7 @@ class PaliGemma:
   llm_overrides: Mapping[str, Any] = dataclasses.field(
     default_factory=lambda: MappingProxyType({})
   )
+  vocab_size: int = VOCAB_SIZE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,8 @@ GEMMA = {
   "gemma2_nano": Gemma(128, 4, 512, 4, 2, 32, vocab_size=1792, **_GEMMA2),
   "gemma_2b": Gemma(2048, 18, 16_384, 8, 1, 256),
   "gemma_7b": Gemma(3072, 28, 24_576, 16, 16, 256),
+  # Gemma 1 in all else: no window, no caps, no post norms (arXiv:2510.15001).
+  "vault_gemma_1b": Gemma(1152, 26, 6912, 4, 4, 256),
   "gemma2_2b": Gemma(2304, 26, 9216, 8, 4, 256, **_GEMMA2),
   "gemma2_9b": Gemma(3584, 42, 14_336, 16, 8, 256, **_GEMMA2),
   "gemma2_27b": Gemma(
@@ -145,13 +149,25 @@ AS_IN_PALIGEMMA2 = MappingProxyType(
 )
 
 PALIGEMMA = {
-  "paligemma_tiny": PaliGemma("nano/14", "gemma_nano"),
-  "paligemma2_tiny": PaliGemma("nano/14", "gemma2_nano", AS_IN_PALIGEMMA2),
+  "paligemma_tiny": PaliGemma("nano/14", "gemma_nano", vocab_size=1792),
+  "paligemma2_tiny": PaliGemma(
+    "nano/14", "gemma2_nano", AS_IN_PALIGEMMA2, vocab_size=1792
+  ),
   "paligemma_3b": PaliGemma("So400m/14", "gemma_2b"),
   "paligemma2_3b": PaliGemma("So400m/14", "gemma2_2b", AS_IN_PALIGEMMA2),
   "paligemma2_10b": PaliGemma("So400m/14", "gemma2_9b", AS_IN_PALIGEMMA2),
   "paligemma2_28b": PaliGemma("So400m/14", "gemma2_27b", AS_IN_PALIGEMMA2),
 }
+
+
+def decoder(variant: str) -> dict[str, Any]:
+  """Returns fields of gemma.make for a key of PALIGEMMA or of GEMMA."""
+  if variant in GEMMA:
+    return {"variant": variant}
+  sizes = PALIGEMMA[variant]
+  shared = {"variant": sizes.llm, "vocab_size": sizes.vocab_size}
+  return {**shared, **sizes.llm_overrides}
+
 
 # Patches of a NaFlex image, by default; the grid of its position embedding has
 # the root of it on a side.

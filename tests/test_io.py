@@ -112,6 +112,15 @@ def test_random_weights_of_a_file(saved, params):
   assert_same(again, found)
 
 
+def test_random_weights_of_a_decoder_alone():
+  small = {"depth": 1, "width": 6, "mlp_dim": 7, "head_dim": 2}
+  model, params = paligemma.load(
+    "gemma2_instruct_2b_en", load_weights=False, llm=small
+  )
+  assert model.img is None
+  assert params["llm"]["embedder"]["input_embedding"].shape == (256_000, 6)
+
+
 def test_random_weights_of_a_preset(monkeypatch):
   small = dataclasses.replace(
     presets.get("paligemma2_3b_pt_448"), variant="paligemma2_tiny", res=RES
@@ -299,7 +308,7 @@ class TestDecoderAlone:
       model, params, tokenizer, None, prompts, max_decode_len=5
     )
     for prompt, answer in zip(prompts, found, strict=True):
-      row = sequence.text_prompt(tokenizer, prompt, 13)
+      row = sequence.prompt(tokenizer, prompt, 13, causal=True)
       batch = {name: array[None] for name, array in row.items()}
       decoded = decode.generate(model, params, batch, max_decode_len=5)
       count = int(decoded.num_tokens[0])

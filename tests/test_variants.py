@@ -28,12 +28,13 @@ VIT = {
   "G-opt": (1_663_302_144, 1_663_486_464),
   "e": (3_805_417_728, 3_805_632_768),
 }
-# As published, which is with 256,000 entries in the vocabulary.
+# As published, but for the tiny ones.
 GEMMA = {
-  "gemma_nano": 33_719_424,
-  "gemma2_nano": 33_753_216,
+  "gemma_nano": 1_180_800,
+  "gemma2_nano": 1_214_592,
   "gemma_2b": 2_506_172_416,
   "gemma_7b": 8_537_680_896,
+  "vault_gemma_1b": 1_038_741_120,
   "gemma2_2b": 2_614_341_888,
   "gemma2_9b": 9_241_705_984,
   "gemma2_27b": 27_227_128_320,
@@ -130,7 +131,7 @@ def test_gemma(variant):
     x = model.embed_tokens(tokens)
     return model.compute_logits(model(x, tokens == 0, tokens)[0])
 
-  model = gemma.make(variant, vocab_size=256_000)
+  model = gemma.make(variant)
   init = functools.partial(model.init, method=from_tokens_to_logits)
   found = shapes(init, jnp.zeros((1, 3), jnp.int32))
   assert count(found) == GEMMA[variant]
@@ -257,6 +258,15 @@ def test_fields_that_arrays_cannot_tell():
     llm = paligemma.make(name).llm
     assert llm.final_logits_softcap is llm.sliding_window is None
     assert llm.attn_logits_softcap == 50.0
+
+
+def test_a_decoder_alone_has_no_image_tower():
+  model = paligemma.make("gemma2_2b", dtype="bfloat16", lora={"rank": 3})
+  assert model.img is None
+  assert model.llm.vocab_size == variants.GEMMA_VOCAB_SIZE
+  assert (model.llm.dtype, model.llm.lora.rank) == ("bfloat16", 3)
+  assert model.llm.final_logits_softcap == 30.0  # unlike in PaliGemma 2
+  assert paligemma.make("gemma_nano", vocab_size=29).llm.vocab_size == 29
 
 
 def test_unknown_variant_names_the_nearest():

@@ -278,7 +278,8 @@ def _conclude(dataset, found):
     found.notes.append(
       f"{empty} of {len(supervised)} examples have no supervised token"
     )
-  if (share := _share(dataset, found)) < _LOW_SHARE:
+  share = _share(dataset, found)
+  if share < _LOW_SHARE and not dataset.is_packed:
     found.notes.append(
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"
@@ -289,14 +290,13 @@ def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
   """What in the initial weights does not go with resolution or tokenizer."""
   config = plan.config
   leaves = formats.open(config.init).leaves if config.init else {}
-  notes = []
-  if positions := leaves.get(parameters.POSITIONS):
-    ours = {**plan.trainable, **plan.frozen}[parameters.POSITIONS].shape[1]
-    if positions.shape[1] != ours:
-      notes.append(
-        f"{config.init} has {positions.shape[1]} image positions, res "
-        f"{config.res} makes {ours}: their embedding is resampled"
-      )
+  notes, name = [], parameters.POSITIONS
+  theirs, ours = leaves.get(name), {**plan.trainable, **plan.frozen}.get(name)
+  if theirs and ours and theirs.shape[1] != ours.shape[1]:
+    notes.append(
+      f"{config.init} has {theirs.shape[1]} image positions, res {config.res} "
+      f"makes {ours.shape[1]}: their embedding is resampled"
+    )
   if table := leaves.get(parameters.EMBEDDING):
     rows = table.shape[0]
     if tok.vocab_size != rows:

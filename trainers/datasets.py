@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paligemma import evals, metrics
-from paligemma.data import preprocess, sources
+from paligemma.data import packing, preprocess, sources
 from paligemma.data.example_fields import Example
 from paligemma.data.tokenizer import Tokenizer
 from trainers import inputs
@@ -28,6 +28,7 @@ class Dataset:
     max_answer: most tokens that are decoded; None if none are.
     metric: reads the examples once all are decoded; None for none.
     note: on what was chosen for it, "" for nothing.
+    is_packed: whether its texts share rows.
   """
 
   name: str
@@ -41,6 +42,7 @@ class Dataset:
   max_answer: int | None = None
   metric: metrics.Metric | None = None
   note: str = ""
+  is_packed: bool = False
 
   def example(self, index: int) -> Example:
     """The raw example of that index, as the ops see it."""
@@ -65,7 +67,8 @@ class Dataset:
       pixel = np.zeros((1, 1, 3), np.uint8)
       pixels = [pixel] * len(image) if frames else pixel
       prepared = {**prepared, "image": pixels}
-    bare = dataclasses.replace(self.preprocess, ops=(), res=1)
+    res = self.preprocess.res and 1
+    bare = dataclasses.replace(self.preprocess, ops=(), res=res)
     row = bare(prepared, np.random.default_rng(0))
     return {key: value for key, value in row.items() if key != "image"}
 
@@ -129,11 +132,12 @@ def train_datasets(plan: Plan, tok: Tokenizer) -> list[Dataset]:
   return [
     Dataset(
       f"train.{name}",
-      source,
+      source.source if isinstance(source, packing.Rows) else source,
       prepare,
       trains=True,
       skips=skips,
-      note=_on_split(spec, len(source)),
+      note=_note(spec, source),
+      is_packed=isinstance(source, packing.Rows),
     )
     for (name, spec), (source, _), prepare in zip(
       data.sources.items(), plan.sources, made, strict=True
@@ -141,14 +145,21 @@ def train_datasets(plan: Plan, tok: Tokenizer) -> list[Dataset]:
   ]
 
 
-def _on_split(spec, count):
-  """A note on a source of which a share is for evaluation."""
-  if not (share := spec.get("val_share")):
-    return ""
-  return (
-    f"{share:g} of the images of {spec.path} are held out as val (seed "
-    f"{spec.seed}), copies of one picture together; {count:,} examples train"
-  )
+def _note(spec, source):
+  """On a source of which a share is for evaluation, and on its rows."""
+  notes = []
+  if isinstance(source, packing.Rows):
+    notes.append(source.describe())
+    source = source.source
+  if share := spec.get("val_share"):
+    what, copies = "images", "copies of one picture"
+    if spec.kind == "text_jsonl":
+      what, copies = "lines", "equal ones"
+    notes.append(
+      f"{share:g} of the {what} of {spec.path} are held out as val (seed "
+      f"{spec.seed}), {copies} together; {len(source):,} examples train"
+    )
+  return "; ".join(notes)
 
 
 def evaluation_datasets(

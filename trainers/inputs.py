@@ -16,13 +16,20 @@ from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import io
-from paligemma.data import batches, objects, preprocess, sources, tokenizer
+from paligemma.data import (
+  batches,
+  objects,
+  packing,
+  preprocess,
+  sources,
+  tokenizer,
+)
 from paligemma.data.example_fields import Example
 from paligemma.evals.evaluator import Evaluator
 from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
 from paligemma.training import sharding
-from trainers import schedule, tasks
+from trainers import progress, schedule, tasks
 
 Weighted = tuple[sources.Source, float]
 # An evaluator and the steps between two runs, None for the first and last.
@@ -49,11 +56,34 @@ def make_sources(config: ConfigDict) -> list[Weighted]:
       "config.train.sources is empty, expected what to train on, such as "
       'dict(main=dict(kind="jsonl", path="train.jsonl"))'
     )
-  opened = []
-  for spec in config.train.sources.values():
-    source = make_source(spec)
-    opened.append((source, len(source) if spec.weight is None else spec.weight))
-  return opened
+  specs = config.train.sources
+  opened = [make_source(spec) for spec in specs.values()]
+  if config.train.get("packing"):
+    opened = _packed(config, opened)
+  return [
+    (source, len(source) if spec.weight is None else spec.weight)
+    for source, spec in zip(opened, specs.values(), strict=True)
+  ]
+
+
+def _packed(config, opened):
+  """The rows of all sources, see packing.py."""
+  task = tasks.of(config)
+  model = task.make_model(config)
+  if model.img is not None:
+    raise ValueError(
+      f"config.train.packing is for texts alone, {config.model.variant} has an "
+      "image tower; set it to False"
+    )
+  tok = task.make_tokenizer(config, model)
+  how = {"seed": config.seed, "on_bad": config.train.on_bad}
+  with progress.stage("packing the texts"):
+    return [
+      packing.Rows(source, through, **how)
+      for source, through in zip(
+        opened, train_preprocesses(config, tok), strict=True
+      )
+    ]
 
 
 def examples_per_epoch(train_sources: list[Weighted]) -> int:
@@ -68,7 +98,7 @@ def examples_per_epoch(train_sources: list[Weighted]) -> int:
 def train_preprocesses(
   config: ConfigDict, tok: tokenizer.Tokenizer
 ) -> list[preprocess.Preprocess]:
-  """The preprocessing of each source of the training data."""
+  """The preprocessing of each source of the training data, of each text."""
   data, task = common.complete(config).train, tasks.of(config)
   return [
     task.make_preprocess(
@@ -82,9 +112,12 @@ def train_batches(
   config: ConfigDict, train_sources: list[Weighted], tok: tokenizer.Tokenizer
 ) -> batches.TrainBatches:
   """The endless iterator over this process's share of the training batches."""
+  through = train_preprocesses(config, tok)
+  if config.train.get("packing"):
+    through = [packing.Preprocess(of_text) for of_text in through]
   return batches.train(
     train_sources,
-    train_preprocesses(config, tok),
+    through,
     batch_size=config.batch_size,
     seed=config.seed,
     process_index=jax.process_index(),

@@ -172,7 +172,7 @@ class Loop:
       for name in ("loss", "grad_norm", "update_norm"):
         del measured[name]
     done, seconds, waited = clock.restart(step)
-    examples = self.plan.config.batch_size * done / seconds
+    examples = measured["num_examples"] * done / seconds
     peak = flops.peak_per_second()
     if peak:
       speed = self.plan.count_flops(measured.get("num_tokens")) * done / seconds

@@ -128,6 +128,8 @@ class Evaluation:
     names = record.get("image")
     name = names[0] if isinstance(names, list) and names else names
     where = str(record.get("where", f"example {record['index']}"))
+    if self._source["kind"] == "text_jsonl":
+      raise ValueError("texts alone")
     if isinstance(name, str):
       path = disk.path(self._source["path"])
       root = self._source.get("image_root") or path.parent

@@ -78,8 +78,9 @@ def make_step(
 
   def step(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    num_examples = jnp.sum(batch["_mask"], dtype=jnp.float32)
     (total, measured), grads = accumulated(state.trainable, frozen, batch, rng)
+    num_rows = jnp.sum(batch["_mask"], dtype=jnp.float32)
+    num_examples = measured.get("num_examples", num_rows)
     scale = 1.0 / jnp.maximum(num_examples, 1.0)
     grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = optimizer.update(

@@ -116,7 +116,8 @@ def _prepare(dataset, example, index, remarks):
   answers = dataset.answers(example)
   if through.texts != "plain":
     for text in (example["prefix"], *answers):
-      if found := spelling.find_foreign(text):
+      found = spelling.find_foreign(text)
+      if found and len(through.tokenizer.encode(found)) > 1:
         what = f'"{found}", no control token here but text'
         _remark(remarks, what, where)
   for answer in answers:
@@ -158,7 +159,8 @@ def _count(dataset, tok, prepared, found, remarks):
   lengths = {text: len(tok.encode(text)) for text in distinct}
   through = dataset.preprocess
   for index, (example, answers) in prepared.items():
-    prompt = lengths[example["prefix"]] + 2  # bos and newline
+    # bos and newline; plain text has none
+    prompt = lengths[example["prefix"]] + (1 if through.res is None else 2)
     answer = min([lengths[text] + 1 for text in answers], default=None)  # eos
     fits = answer is not None and prompt + answer <= through.text_len + 1
     try:

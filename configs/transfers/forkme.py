@@ -48,15 +48,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.res = arg.res
   config.text_len = arg.text_len
 
-  config.trainable = method.trainable
-  config.frozen_dtype = method.quantize or arg.dtype
-  if method.lora:  # tune=lora and tune=qlora_... add adapters
-    config.model.lora = {}
+  method.apply(config)  # tune=lora and tune=qlora_... add adapters
 
-  train, val = (dict(kind="jsonl", path=path) for path in (arg.train, arg.val))
-  if (share := _share(arg.val)) is not None:
-    train |= dict(val_share=share, seed=config.get_ref("seed"))
-    val = train | dict(part="val")
+  train, val = arguments.split(
+    arg.train, arg.val, kind="jsonl", seed=config.get_ref("seed")
+  )
   config.train.sources.main = train
   if arg.augment:
     crop = image_ops.InceptionCrop(area=(0.5, 1.0), min_visible=0.5)
@@ -65,23 +61,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.batch_size = arg.batch_size
   config.total_epochs = arg.epochs
 
-  config.optimizer = method.optimizer
-  config.learning_rate = method.learning_rate
-  config.clip_norm = method.clip_norm
-  decay = dict(decay="cosine", warmup_percent=method.warmup)
-  config.schedule = ((".*", decay),)
-
   every = dict(source=val, every_percent=0.25)
   config.evals.pplx = dict(every, kind="perplexity")
   config.evals.val = dict(
     every, kind="generate", mask_codec=arg.mask_codec or None
   )
   return common.complete(config)
-
-
-def _share(val):
-  """The number that `val` is, None for a path."""
-  try:
-    return float(val)
-  except ValueError:
-    return None

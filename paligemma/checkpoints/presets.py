@@ -151,6 +151,7 @@ gemma2_9b  google/shieldgemma shieldgemma_9b_en 2 shieldgemma-9b
 gemma2_27b google/shieldgemma shieldgemma_27b_en 2 shieldgemma-27b
 gemma2_2b  keras/cell2sentence c2s_scale_gemma_2_2b_en 1
 gemma2_27b keras/cell2sentence c2s_scale_gemma_2_27b_en 1
+vault_gemma_1b keras/vaultgemma vault_gemma_1b_en 2
 """
 
 
@@ -202,7 +203,7 @@ def _presets() -> Iterator[tuple[str, Preset]]:
     variant, model, name, version, *hugging_face = line.split()
     sources = [Source("Kaggle", f"{model}/keras/{name}/{version}")]
     sources += map(_transformers, hugging_face)
-    yield name, Preset(variant, None, 256_000, tuple(sources))
+    yield name, Preset(variant, None, variants.GEMMA_VOCAB_SIZE, tuple(sources))
   files = {line.split()[0]: line for line in _SIGLIP.strip().splitlines()}
   for name, variant in variants.SIGLIP.items():
     if name in files or name.startswith("siglip2_"):

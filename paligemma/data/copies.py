@@ -50,7 +50,11 @@ def pictures(files: Files, together: Iterable[Sequence[str]]) -> dict[str, str]:
 
 
 def share(
-  picture: Mapping[str, str], fraction: float, *, seed: str = ""
+  picture: Mapping[str, str],
+  fraction: float,
+  *,
+  seed: str = "",
+  what: str = "images of {} pictures",
 ) -> set[str]:
   """Draws pictures that have about so large a fraction of the images.
 
@@ -61,6 +65,7 @@ def share(
     picture: as `pictures` returns it.
     fraction: in (0, 1).
     seed: any text.
+    what: is drawn from, in the error.
 
   Raises:
     ValueError: that is no image, or all of them.
@@ -81,8 +86,8 @@ def share(
       taken += sizes[first]
   if not 0 < taken < len(picture):
     raise ValueError(
-      f"{fraction:g} of {len(picture)} images of {len(sizes)} pictures is "
-      f"{taken}, which leaves train or val without any"
+      f"{fraction:g} of {len(picture)} {what.format(len(sizes))} is {taken}, "
+      "which leaves train or val without any"
     )
   return drawn
 

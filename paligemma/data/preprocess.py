@@ -7,7 +7,13 @@ from collections.abc import Callable
 import numpy as np
 
 from paligemma import messages, registry
-from paligemma.data import example_fields, location, sequence, spelling
+from paligemma.data import (
+  example_fields,
+  location,
+  plain_text,
+  sequence,
+  spelling,
+)
 from paligemma.data import image as image_lib
 from paligemma.data.example_fields import Example
 from paligemma.data.pictures import pixels
@@ -21,7 +27,7 @@ class Preprocess:
   """Turns an example into arrays: picklable, random only through its rng.
 
   Attributes:
-    res: Height and width of the image, in pixels.
+    res: Height and width of the image, in pixels; None for texts alone.
     text_len: Number of input positions.
     train: True for `sequence.training`, for the loss and perplexity; False for
       `sequence.prompt`, which does not read the answer.
@@ -36,7 +42,7 @@ class Preprocess:
   """
 
   tokenizer: Tokenizer
-  res: int
+  res: int | None
   text_len: int
   train: bool
   ops: tuple[Op, ...] = ()
@@ -68,12 +74,12 @@ class Preprocess:
 
     After the ops an example has "image", as of `pictures.pixels`, or `frames`
     of those; "prefix"; and for training "suffix", with "unsupervised" spans if
-    some of it is not supervised.
+    some of it is not supervised. A text alone is read by plain_text.read.
 
     Returns:
       dict of image float32[res, res, 3], or [frames, res, res, 3], in [-1, 1]
-      (bicubic may overshoot), and the arrays of `sequence.training` or
-      `sequence.prompt`.
+      (bicubic may overshoot), unless res is None, and the arrays of
+      `sequence.training` or `sequence.prompt`, then causal.
 
     Raises:
       ValueError: A field is missing, the image is bad, the number of frames is
@@ -86,6 +92,8 @@ class Preprocess:
       arrays = self._tokenize(prefix, suffix, example.get("unsupervised") or ())
     except ValueError as error:
       raise example_fields.error(example, error) from None
+    if self.res is None:
+      return arrays
     images = example_fields.read(example, "image")
     where = example_fields.where(example)
     return {"image": self._images(images, where), **arrays}
@@ -136,12 +144,14 @@ class Preprocess:
     `spelling` reads and checks the prompt, "suffix", and the answer or list of
     answers under answer_key.
     """
+    if self.res is None:
+      example = plain_text.read(example, self.tokenizer, train=self.train)
     if self.texts == "plain":
       return example, ()
     read, removed = {}, ()
     try:
       if isinstance(text := example.get("prefix"), str):
-        read["prefix"], removed = spelling.read_prompt(text, self.frames or 1)
+        read["prefix"], removed = spelling.read_prompt(text, self._num_images)
       for key in {"suffix", answer_key}:
         value = example.get(key)
         texts = value if isinstance(value, list) else [value]
@@ -159,9 +169,14 @@ class Preprocess:
   def padding(self) -> sequence.Arrays:
     """Returns zeros with the keys and shapes of every example's arrays."""
     arrays = self._tokenize("", "" if self.train else None)
-    frames = (self.frames,) if self.frames else ()
-    arrays["image"] = np.empty((*frames, self.res, self.res, 3), np.float32)
+    if self.res is not None:
+      frames = (self.frames,) if self.frames else ()
+      arrays["image"] = np.empty((*frames, self.res, self.res, 3), np.float32)
     return {key: np.zeros_like(value) for key, value in arrays.items()}
+
+  @property
+  def _num_images(self):
+    return 0 if self.res is None else self.frames or 1
 
   def _image(self, image, where):
     preprocess = image_lib.PREPROCESSING[self.resize]
@@ -184,16 +199,12 @@ class Preprocess:
     return np.stack([self._image(x, f"{where}, frame {i}") for i, x in frames])
 
   def _tokenize(self, prefix, suffix, unsupervised=()):
-    tokenizer, length, too_long = self.tokenizer, self.text_len, self.too_long
+    settings = {"too_long": self.too_long, "causal": self.res is None}
+    tokenizer, length = self.tokenizer, self.text_len
     if not self.train:
-      return sequence.prompt(tokenizer, prefix, length, too_long=too_long)
+      return sequence.prompt(tokenizer, prefix, length, **settings)
     return sequence.training(
-      tokenizer,
-      prefix,
-      suffix,
-      length,
-      too_long=too_long,
-      unsupervised=unsupervised,
+      tokenizer, prefix, suffix, length, unsupervised=unsupervised, **settings
     )
 
 

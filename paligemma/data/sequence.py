@@ -37,6 +37,7 @@ def training(
   *,
   too_long: str = "error",
   unsupervised: Sequence[tuple[int, int]] = (),
+  causal: bool = False,
 ) -> Arrays:
   r"""Returns a supervised sequence: [bos] prefix "\n" suffix [eos] pad.
 
@@ -50,6 +51,10 @@ def training(
       mask_input  1       1    1       1  1  0  0   1: not padding
       mask_loss   0       0    0       1  1  0  0   1: supervised
 
+  With `causal`, for a decoder without image tower: [bos] prefix suffix [eos]
+  pad, and mask_ar is 1 throughout. Gemma was trained on plain text: prompt and
+  answer are not separated (arXiv:2403.08295, section 2).
+
   Args:
     tokenizer, prefix, suffix: Encoder, prompt and answer.
     text_len: L, number of input positions.
@@ -59,6 +64,7 @@ def training(
       that long, no token is supervised.
     unsupervised: (start, stop) of spans that are not supervised, in characters
       of the suffix, ascending and disjoint.
+    causal: Whether it is plain text.
 
   Returns:
     dict of int32[L + 1]; mask_input is bool.
@@ -70,7 +76,7 @@ def training(
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
-  prompt_ids = _prompt_ids(tokenizer, prefix)
+  prompt_ids = _prompt_ids(tokenizer, prefix, causal)
   suffix_ids = tokenizer.encode(suffix, eos=True)
   targets = _targets(tokenizer, suffix, suffix_ids, unsupervised)
   ids, room = prompt_ids + suffix_ids, text_len + 1
@@ -83,7 +89,7 @@ def training(
   position = np.arange(room)
   arrays = {
     "text": _pad(ids[:kept], room, tokenizer.pad_id),
-    "mask_ar": (position >= len(prompt_ids)).astype(np.int32),
+    "mask_ar": (causal | (position >= len(prompt_ids))).astype(np.int32),
     "mask_input": position < kept,
     "mask_loss": _pad(([0] * len(prompt_ids) + targets)[:kept], room, 0),
   }
@@ -98,6 +104,7 @@ def prompt(
   text_len: int,
   *,
   too_long: str = "error",
+  causal: bool = False,
 ) -> Arrays:
   r"""Returns a prompt without an answer: [bos] prefix "\n" pad.
 
@@ -107,6 +114,8 @@ def prompt(
       mask_ar     0       0    0  1  1  1
       mask_input  1       1    1  0  0  0
 
+  With `causal`, as of `training`, there is no "\n", and mask_ar is 1.
+
   There are L = text_len positions. With too_long "truncate" the first L tokens
   are kept, without "\n", as the reference does; by default more are an error.
 
@@ -114,33 +123,9 @@ def prompt(
     dict of int32[L]; mask_input is bool.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
-  ids = _prompt_ids(tokenizer, prefix)
+  ids = _prompt_ids(tokenizer, prefix, causal)
   if too_long == "truncate":
     ids = ids[:text_len]
-  return _padded_prompt(tokenizer, ids, text_len, ar=0)
-
-
-def text_prompt(tokenizer: Tokenizer, prompt: str, text_len: int) -> Arrays:
-  r"""Returns a prompt for a decoder without image tower: [bos] prompt pad.
-
-  Gemma was trained on plain text: prompt and answer are not separated, and
-  attention is causal. For "<loc0003>" and text_len 5:
-
-      text        2  256003  0  0  0
-      mask_ar     1       1  1  1  1
-      mask_input  1       1  0  0  0
-
-  Arguments, result and errors as of `prompt`.
-
-  Source: Gemma (arXiv:2403.08295), section 2: a causal decoder whose sequences
-  begin with bos.
-  """
-  ids = tokenizer.encode(prompt, bos=True)
-  return _padded_prompt(tokenizer, ids, text_len, ar=1)
-
-
-def _padded_prompt(tokenizer, ids, text_len, ar):
-  """Pads a prompt; its mask_ar is `ar`, that of the padding 1."""
   if len(ids) > text_len:
     raise ValueError(
       f"prompt has {len(ids)} tokens, text_len is {text_len}; raise text_len "
@@ -149,7 +134,7 @@ def _padded_prompt(tokenizer, ids, text_len, ar):
   is_prompt = np.arange(text_len) < len(ids)
   return {
     "text": _pad(ids, text_len, tokenizer.pad_id),
-    "mask_ar": np.where(is_prompt, ar, 1).astype(np.int32),
+    "mask_ar": (causal | ~is_prompt).astype(np.int32),
     "mask_input": is_prompt,
   }
 
@@ -179,8 +164,9 @@ def _targets(tokenizer, suffix, suffix_ids, unsupervised):
   return [*targets, 1]
 
 
-def _prompt_ids(tokenizer, prefix):
-  return tokenizer.encode(prefix, bos=True) + tokenizer.encode("\n")
+def _prompt_ids(tokenizer, prefix, causal):
+  end = "" if causal else "\n"
+  return tokenizer.encode(prefix, bos=True) + tokenizer.encode(end)
 
 
 def _pad(ids, length, pad_id):

@@ -7,6 +7,7 @@ pickle small, so that data workers can hold them.
 """
 
 import functools
+import hashlib
 import inspect
 import itertools
 import json
@@ -29,14 +30,12 @@ class Source(Protocol):
 
 
 class _Lines:
-  """The objects of a JSONL file, with the path of an image or video under _key.
+  """The objects of a JSONL file.
 
   Only the positions of lines are kept; a line is parsed when it is asked for.
   """
 
-  _key: str
-
-  def __init__(self, path, root):
+  def __init__(self, path, root=None):
     positions = [position for *position, _ in _lines(path)]
     if not positions:
       raise ValueError(f"{path}: empty data set, expected a JSON object a line")
@@ -71,21 +70,49 @@ class _Lines:
       return self._read(file.readline(), number)
 
   def _read(self, line, number):
-    where, key = f"{self._path}:{number}", self._key
-    fields = _parse_line(line, where)
-    value = fields.get(key)
+    """Returns the fields of a line, with "_where"."""
+    where = f"{self._path}:{number}"
+    return {**_parse_line(line, where), "_where": where}
+
+  def _keep_part(self, share, part, seed):
+    """Leaves the lines of part "train" or "val" of a file that is split."""
+    registry.lookup(dict.fromkeys(("train", "val")), part, "part")
+    if share is None:
+      if part == "val":
+        raise ValueError(f'{self}: part "val" needs val_share, such as 0.1')
+      return
+    if not 0 < share < 1:
+      raise ValueError(
+        f"{self}: val_share is {share}, expected a share between 0 and 1"
+      )
+    try:
+      is_val = self._is_val(share, str(seed))
+    except ValueError as error:
+      raise ValueError(f"{self}: val_share {error}") from None
+    self._positions = self._positions[is_val == (part == "val")]
+
+
+class _WithPath(_Lines):
+  """Lines with the path of an image or video under _key."""
+
+  _key: str
+
+  def _read(self, line, number):
+    fields, key = super()._read(line, number), self._key
+    where, value = fields["_where"], fields.get(key)
     paths = value if key == "image" and isinstance(value, list) else [value]
     if not paths or not all(isinstance(path, str) for path in paths):
-      hint = registry.did_you_mean(key, fields)
-      keys = f"keys {', '.join(fields) or 'none'}.{hint}"
+      names = [name for name in fields if name != "_where"]
+      hint = registry.did_you_mean(key, names)
+      keys = f"keys {', '.join(names) or 'none'}.{hint}"
       found = messages.one_line(repr(value) if key in fields else keys)
       raise ValueError(
         f'{where}: expected a path under the key "{key}", found {found}'
       )
-    return {**fields, "image": None, f"_{key}_path": value, "_where": where}
+    return {**fields, "image": None, f"_{key}_path": value}
 
 
-class Jsonl(_Lines):
+class Jsonl(_WithPath):
   """PaliGemma JSONL: one object a line, with the path of an image.
 
       {"image": "0001.jpg", "prefix": "caption en", "suffix": "a red barn"}
@@ -118,13 +145,7 @@ class Jsonl(_Lines):
     seed: int = 0,
   ):
     super().__init__(path, image_root)
-    registry.lookup(dict.fromkeys(("train", "val")), part, "part")
-    if val_share is None:
-      if part == "val":
-        raise ValueError(f'{path}: part "val" needs val_share, such as 0.1')
-      return
-    is_val = self._is_val(val_share, seed)
-    self._positions = self._positions[is_val == (part == "val")]
+    self._keep_part(val_share, part, seed)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     example = self._without_image(index)
@@ -142,10 +163,6 @@ class Jsonl(_Lines):
 
   def _is_val(self, share, seed):
     """Whether each line is of part "val"; one that cannot be read is not."""
-    if not 0 < share < 1:
-      raise ValueError(
-        f"{self}: val_share is {share}, expected a share between 0 and 1"
-      )
     lines = []  # the images of each
     for example in self.without_images():
       value = () if isinstance(example, ValueError) else example["_image_path"]
@@ -155,16 +172,63 @@ class Jsonl(_Lines):
       name: files.resolve(name, self._root) for names in named for name in names
     }
     picture = copies.pictures(files_of, named)
-    try:
-      chosen = copies.share(picture, share, seed=str(seed))
-    except ValueError as error:
-      raise ValueError(f"{self}: val_share {error}") from None
+    chosen = copies.share(picture, share, seed=seed)
     return np.array(
       [bool(names) and picture[names[0]] in chosen for names in lines]
     )
 
 
-class VideoJsonl(_Lines):
+class TextJsonl(_Lines):
+  """JSONL of texts without images: one object a line, for a decoder alone.
+
+      {"text": "All of this is learned."}
+      {"prefix": "3 + 4 = ", "suffix": "7"}
+      {"messages": [{"role": "user", "content": "Hi"}, ...]}
+
+  All keys are kept.
+
+  Args:
+    path, val_share, part, seed: As of Jsonl; equal lines are in one part.
+
+  Raises:
+    ValueError: As Jsonl; on access, a line has an image.
+  """
+
+  def __init__(
+    self,
+    path: epath.PathLike,
+    val_share: float | None = None,
+    part: str = "train",
+    seed: int = 0,
+  ):
+    super().__init__(path)
+    self._keep_part(val_share, part, seed)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self._without_image(index)
+
+  def _read(self, line, number):
+    fields = super()._read(line, number)
+    if "image" in fields:
+      raise ValueError(
+        f'{fields["_where"]}: has an "image", kind "text_jsonl" is of texts '
+        'alone; use kind "jsonl" and a model with an image tower'
+      )
+    return fields
+
+  def _is_val(self, share, seed):
+    lines = [line.strip() for _, _, line in _lines(self._path)]
+    names = [hashlib.sha256(line).hexdigest() for line in lines]
+    chosen = copies.share(
+      {str(i): name for i, name in enumerate(names)},
+      share,
+      seed=seed,
+      what="texts of {} different ones",
+    )
+    return np.array([name in chosen for name in names])
+
+
+class VideoJsonl(_WithPath):
   """PaliGemma JSONL of videos: one object a line, with the path of a video.
 
       {"video": "0001.mp4", "prefix": "caption en", "suffix": "a barn burns"}
@@ -324,7 +388,12 @@ class Cached:
     return {"_source": self._source, "_examples": {}}
 
 
-SOURCES = {"jsonl": Jsonl, "video_jsonl": VideoJsonl, "tfds": Tfds}
+SOURCES = {
+  "jsonl": Jsonl,
+  "text_jsonl": TextJsonl,
+  "video_jsonl": VideoJsonl,
+  "tfds": Tfds,
+}
 
 
 def make(

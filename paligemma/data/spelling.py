@@ -39,8 +39,8 @@ def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
 
   Returns:
     The prompt without leading "<image>" and "<bos>", white space after them,
-    and trailing line breaks, which the layout adds; and what was removed, of
-    "<image>", "<bos>" and "line break".
+    and behind images without trailing line breaks, as the layout adds these;
+    and what was removed, of "<image>", "<bos>" and "line break".
 
   Raises:
     ValueError: The number of "<image>" in front is not that of the images, a
@@ -58,7 +58,8 @@ def read_prompt(text: str, num_images: int) -> tuple[str, tuple[str, ...]]:
             "each image, and one <bos>"
           )
     text = text[match.end() :]
-  if (stripped := text.rstrip("\r\n")) != text:
+  stripped = text.rstrip("\r\n") if num_images else text
+  if stripped != text:
     removed.append("line break")
   _check_control(stripped, "prompt")
   _check_pieces(stripped, "prompt")

@@ -32,6 +32,7 @@ class Tokenizer:
     add_loc_seg: Whether to append them to a file of another size too. Default
       False: such a file raises, because a checkpoint was not trained with its
       ids.
+    plain: Whether a file without them is left as it is, for a Gemma alone.
 
   Raises:
     ValueError: The file is missing, of another kind or has other ids, or the
@@ -45,7 +46,13 @@ class Tokenizer:
   eos_id = 1
   bos_id = 2
 
-  def __init__(self, path: epath.PathLike, *, add_loc_seg: bool = False):
+  def __init__(
+    self,
+    path: epath.PathLike,
+    *,
+    add_loc_seg: bool = False,
+    plain: bool = False,
+  ):
     try:
       names = (_SentencePiece.file_name, FastTokenizer.file_name)
       path = disk.file_in(path, names)
@@ -53,9 +60,10 @@ class Tokenizer:
     except OSError as error:
       raise ValueError(f"{path}: cannot read tokenizer: {error}") from None
     found = engine(data, path)
-    missing = [p for p in LOC + SEG if found.id_of(p) is None]
+    needed = () if plain else LOC + SEG
+    missing = [p for p in needed if found.id_of(p) is None]
     may_add = add_loc_seg or found.size() == _PLAIN_GEMMA_SIZE
-    if len(missing) == len(LOC + SEG) and may_add:
+    if missing == list(LOC + SEG) and may_add:
       found = found.with_pieces(LOC + SEG, path)
     elif missing:
       raise ValueError(
@@ -63,7 +71,7 @@ class Tokenizer:
         f"are missing, the first is {missing[0]}; use the PaliGemma file of "
         "257,152 pieces, or pass add_loc_seg=True to a file that has none"
       )
-    _check_layout(found, path)
+    _check_layout(found, path, needed)
     self._engine = found
 
   @property
@@ -182,7 +190,7 @@ def engine(
   return kind(data, where)
 
 
-def _check_layout(engine, path):
+def _check_layout(engine, path, needed):
   for name in ("pad", "eos", "bos"):
     found, expected = engine.special_id(name), getattr(Tokenizer, f"{name}_id")
     if found != expected:
@@ -194,12 +202,12 @@ def _check_layout(engine, path):
       f"{newline}, expected one piece; train with user_defined_symbols"
     )
   expected = []
-  for pieces in (LOC, SEG):
+  for pieces in (LOC, SEG) if needed else ():
     first = engine.id_of(pieces[0])
     expected += range(first, first + len(pieces))
   # One text of all pieces: a piece that is split shifts all later ones.
-  found = engine.encode("".join(LOC + SEG))
-  for piece, a, b in zip(LOC + SEG, expected, found, strict=False):
+  found = engine.encode("".join(needed))
+  for piece, a, b in zip(needed, expected, found, strict=False):
     if a != b:
       raise ValueError(
         f"{path}: {piece} encodes to id {b}, expected the one id {a}; the "

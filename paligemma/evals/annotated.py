@@ -104,6 +104,8 @@ def samples(
     size: of their longer sides, in pixels.
   """
   drawn = []
+  if evaluator.preprocess.res is None:  # there are no images
+    return drawn
   indices = np.linspace(0, len(records) - 1, min(count, len(records)))
   for record in (records[round(i)] for i in indices.tolist()):
     if not predictions.is_bad(record):

@@ -16,7 +16,7 @@ from paligemma.training import losses, sharding
 
 Row = dict[str, float]
 
-_KEYS = ("image", "text", "mask_ar", "mask_input", "mask_loss", "_mask")
+_KEYS = ("text", "mask_ar", "mask_input", "mask_loss", "_mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,8 @@ class Perplexity(PerExample):
           " cannot be told from prompt and padding; make them with the training"
           " layout (train=True)."
         )
-      batch = sharding.put_batch({key: batch[key] for key in _KEYS}, mesh)
+      keys = _KEYS if model.img is None else ("image", *_KEYS)
+      batch = sharding.put_batch({key: batch[key] for key in keys}, mesh)
       with jax.set_mesh(mesh):
         sums = _token_sums(model, params, batch)
       real, nll, tokens = sharding.fetch((batch["_mask"], *sums))
@@ -119,7 +120,7 @@ def _token_sums(model, params, batch):
   text, mask_ar = batch["text"], batch["mask_ar"]
   features, _ = model.apply(
     {"params": params},
-    batch["image"],
+    batch.get("image"),
     text[:, :-1],
     mask_ar[:, :-1],
     input_mask=batch["mask_input"][:, :-1],

@@ -343,17 +343,18 @@ class Model(nn.Module):
     input_mask: Bool[ArrayLike, "B T"],
     mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
     """Runs all layers on embedded tokens.
 
-    `input_mask` and `mask_ar` are those of masks.make_mask; with `train`,
-    dropout is on.
+    `input_mask`, `mask_ar` and `segment_ids` are those of masks.make_mask; with
+    `train`, dropout is on.
 
     Returns:
       Normed features for `compute_logits`, and a dict: "attn_mask" bool[B, T,
       T], "encoded" [B, T, D] before the final norm, "pre_logits" after it.
     """
-    mask = masks.make_mask(input_mask, mask_ar)
+    mask = masks.make_mask(input_mask, mask_ar, segment_ids)
     encoded = self._run_layers(x, Call("train" if train else "eval", mask))
     pre_logits = self.final_norm(encoded)
     out = {"attn_mask": mask.dense(), "encoded": encoded}

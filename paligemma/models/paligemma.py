@@ -157,12 +157,16 @@ class Model(nn.Module):
     text: Int[ArrayLike, "B T"],
     mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
+    *,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
     **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T V"], dict[str, Any]]:
     """Predicts each next text token.
 
     Args:
       image, text, mask_ar, train: As for `embed_image_and_text`.
+      segment_ids: Of several texts in a row, without images, see
+        attention.masks.make_mask. Default: a row is one text.
       **masks: Its `input_mask` and `frame_mask`.
 
     Returns:
@@ -173,6 +177,7 @@ class Model(nn.Module):
       their largest. Those that a compiled program does not use cost it nothing.
       Flax's `capture_intermediates=True` adds the output of every submodule.
     """
+    masks |= {"segment_ids": segment_ids}
     features, out = self.compute_features(image, text, mask_ar, train, **masks)
     logits = self.compute_logits(features)
     out["llm/logits"] = self.compute_logits(out["llm/pre_logits"])
@@ -187,16 +192,28 @@ class Model(nn.Module):
     text: Int[ArrayLike, "B T"],
     mask_ar: Int[ArrayLike, "B T"],
     train: bool = False,
+    *,
+    segment_ids: Int[ArrayLike, "B T"] | None = None,
     **masks: Bool[ArrayLike, "B _"] | None,
   ) -> tuple[Float[Array, "B T D"], dict[str, Any]]:
     """Returns features for `compute_logits`, and intermediates.
 
     These are all steps of __call__ but the last, with the same arguments.
+
+    Raises:
+      ValueError: Images are given with segments; or as embed_image_and_text.
     """
+    if image is not None and segment_ids is not None:
+      raise ValueError(
+        "images with segment_ids, expected texts alone: image tokens belong to "
+        "one text"
+      )
     (x, input_mask, mask_ar), out = self.embed_image_and_text(
       image, text, mask_ar=mask_ar, train=train, **masks
     )
-    pre_logits, out_llm = self.llm(x, input_mask, mask_ar, train=train)
+    pre_logits, out_llm = self.llm(
+      x, input_mask, mask_ar, train=train, segment_ids=segment_ids
+    )
     out.update({f"llm/{name}": value for name, value in out_llm.items()})
     return pre_logits[:, -text.shape[1] :], out
 
@@ -251,11 +268,11 @@ def make(
   patches of the image that initialises or of the checkpoint.
 
   Args:
-    variant: A key of variants.PALIGEMMA.
+    variant: A key of variants.PALIGEMMA; or of variants.GEMMA: a decoder alone.
     vocab_size: Size of the embedding table. Default: the variant's.
     dtype: Compute dtype of both towers: "float32", "bfloat16" or "float16".
     img: Fields of vit.Model that differ; "variant" (e.g. "B/16") exchanges the
-      whole tower.
+      whole tower. Of a decoder alone they are not used.
     llm: Fields of gemma.Model that differ; likewise "variant".
     lora: Fields of lora.config.Lora that differ, {} for its defaults; None for
       no adapters.
@@ -263,18 +280,22 @@ def make(
   Raises:
     ValueError: Unknown variant or field, with the nearest name.
   """
-  sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
-  llm = {"variant": sizes.llm, **sizes.llm_overrides, **(llm or {})}
-  img = {"variant": sizes.img, **(img or {})}
+  known = {**variants.PALIGEMMA, **variants.GEMMA}
+  registry.lookup(known, variant, "variant")
+  llm = {"dtype": dtype, **variants.decoder(variant), **(llm or {})}
   if vocab_size is not None:
     llm["vocab_size"] = vocab_size
+  adapters = {}
   if lora is not None:
     for field in lora:
       registry.lookup(Lora.__annotations__, field, "LoRA field")
-    llm["lora"] = img["lora"] = Lora(**lora)
-  llm = gemma.make(**{"dtype": dtype, **llm})
-  img = vit.make(**{"dtype": dtype, "num_classes": llm.width, **img})
-  return Model(img=img, llm=llm)
+    adapters["lora"] = Lora(**lora)
+  llm = gemma.make(**llm, **adapters)
+  if variant in variants.GEMMA:
+    return Model(img=None, llm=llm)
+  sizes = {"variant": variants.PALIGEMMA[variant].img, "num_classes": llm.width}
+  img = {"dtype": dtype, **sizes, **(img or {}), **adapters}
+  return Model(img=vit.make(**img), llm=llm)
 
 
 def from_sizes(

@@ -49,7 +49,7 @@ def train_step(
   B).
 
   Args:
-    model: Of models/paligemma.py.
+    model: Of models/paligemma.py, with or without an image tower.
     shapes: Name -> leaf with a shape, of all parameters.
     trainable: The names that are trained.
     batch_size: Number of examples over all devices, as the result.
@@ -59,7 +59,7 @@ def train_step(
     supervised: Number of supervised tokens in the batch, default all of the
       text.
   """
-  image_tokens = (res // model.img.patch_size) ** 2
+  image_tokens = _image_tokens(model, res)
   frames = frames or 1
   length = frames * image_tokens + text_len
   if supervised is None:
@@ -80,10 +80,11 @@ def train_step(
     passes = 1 + flows + (name in trainable)
     total += 2 * math.prod(leaf.shape) * int(tokens) * passes
 
-  towers = (
-    (model.llm, model.llm.num_heads * model.llm.head_dim, length, 1, True),
-    (model.img, model.img.width, image_tokens, frames, tower_trains),
-  )
+  mixed = model.llm.num_heads * model.llm.head_dim
+  towers = [(model.llm, mixed, length, 1, True)]
+  if model.img is not None:
+    sizes = model.img.width, image_tokens, frames, tower_trains
+    towers.append((model.img, *sizes))
   for tower, width, tokens, times, flows in towers:
     # Queries times keys, and weights times values.
     attention = 4 * tower.depth * tokens**2 * width * times * (1 + 2 * flows)
@@ -145,7 +146,7 @@ def decode(
   at its end, and each later one attends to all tokens before it and itself.
   Every example decodes `max_decode_len` tokens.
   """
-  image_tokens = (res // model.img.patch_size) ** 2
+  image_tokens = _image_tokens(model, res)
   length = image_tokens + text_len
   steps = range(1, max_decode_len)
 
@@ -156,11 +157,16 @@ def decode(
       tokens = max_decode_len
     total += 2 * math.prod(leaf.shape) * tokens
 
-  total += 4 * model.img.depth * image_tokens**2 * model.img.width
+  if model.img is not None:
+    total += 4 * model.img.depth * image_tokens**2 * model.img.width
   pairs = length**2 + sum(length + step for step in steps)
   width = model.llm.num_heads * model.llm.head_dim
   total += 4 * model.llm.depth * pairs * width
   return total * batch_size
+
+
+def _image_tokens(model, res):
+  return 0 if model.img is None else (res // model.img.patch_size) ** 2
 
 
 def _matrices(shapes):

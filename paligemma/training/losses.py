@@ -71,6 +71,7 @@ def mean_next_token(
   weights: Float[ArrayLike, " B"],
   *,
   label_smoothing: float = 0.0,
+  segment_ids: Int[ArrayLike, "B T"] | None = None,
 ) -> Float[Array, ""]:
   """Returns sum_b weights[b] * next_token(...)[b] without storing all logits.
 
@@ -85,14 +86,25 @@ def mean_next_token(
     features: What the logits are computed from.
     targets, mask_loss, label_smoothing: As for `next_token`.
     weights: Of the examples, e.g. 0 for padding of the batch.
+    segment_ids: The number of the text of each target, below T + 1, where
+      several share a row: the mean is over the tokens of each text, and they
+      are summed over texts. Default: a row is one text.
 
   Raises:
     ValueError: As `next_token`.
   """
   _check(features, targets, mask_loss, label_smoothing)
   mask = mask_loss.astype(jnp.float32)
-  weights = weights / jnp.maximum(mask.sum(axis=1), 1)
-  tokens = features, targets, mask * weights[:, None]
+  count = mask.sum(axis=1, keepdims=True)
+  if segment_ids is not None:
+    num_segments = mask.shape[1] + 2
+
+    def count_of_own(mask, ids):
+      return jax.ops.segment_sum(mask, ids, num_segments)[ids]
+
+    count = jax.vmap(count_of_own)(mask, segment_ids)
+  weights = mask * weights[:, None] / jnp.maximum(count, 1)
+  tokens = features, targets, weights
   return _weighted_loss(compute_logits, label_smoothing, head, tokens)
 
 

@@ -62,23 +62,22 @@ def test_prompt(tokenizer, ids):
   check(arrays, expected, DTYPES)
 
 
-def test_text_prompt(tokenizer, ids):
+def test_causal_prompt(tokenizer, ids):
   loc, _, _ = ids
-  arrays = sequence.text_prompt(tokenizer, "<loc0003>", 5)
+  arrays = sequence.prompt(tokenizer, "<loc0003>", 5, causal=True)
   expected = {
     "text": [2, loc, 0, 0, 0],
     "mask_ar": [1, 1, 1, 1, 1],
     "mask_input": [1, 1, 0, 0, 0],
   }
   check(arrays, expected, DTYPES)
-  assert sequence.text_prompt(tokenizer, "<loc0003>", 2)["mask_input"].all()
   with pytest.raises(ValueError, match=r"^prompt has 2 tokens, text_len is 1;"):
-    sequence.text_prompt(tokenizer, "<loc0003>", 1)
+    sequence.prompt(tokenizer, "<loc0003>", 1, causal=True)
 
 
-def test_text_prompt_adds_nothing_but_bos(tokenizer):
+def test_causal_prompt_adds_nothing_but_bos(tokenizer):
   for text in ("what digit is this", "", "two\nlines\n"):
-    arrays = sequence.text_prompt(tokenizer, text, 61)
+    arrays = sequence.prompt(tokenizer, text, 61, causal=True)
     found = arrays["text"][arrays["mask_input"]]
     np.testing.assert_array_equal(found, [2, *tokenizer.encode(text)])
 

@@ -26,6 +26,7 @@ CODES = "".join(f"<seg{i:03d}>" for i in range(16))
     ("<bos>The capital", 0, "The capital", ("<bos>",)),
     ("caption en\n", 1, "caption en", ("line break",)),
     ("a\r\n\n", 1, "a", ("line break",)),
+    ("model\n", 0, "model\n", ()),
     ("<image>", 1, "", ("<image>",)),
     (" caption en ", 1, " caption en ", ()),
     ("a\nb", 1, "a\nb", ()),

@@ -80,6 +80,22 @@ def test_by_hand(pattern, expected, scan):
   assert found == 13 * 2 * expected
 
 
+def test_a_decoder_alone_by_hand():
+  model = paligemma_model.make(
+    "gemma_nano",
+    vocab_size=11,
+    llm=dict(width=6, depth=3, mlp_dim=7, num_heads=3, head_dim=8),
+  )
+  shapes = init.shapes(model, None)
+  sizes = dict(batch_size=13, res=4, text_len=5)
+  found = flops.train_step(model, shapes, names(shapes, ".*"), **sizes)
+  gemma = 5 * 3 * (ATTENTION + MLP) + 5 * VOCABULARY
+  assert found == 13 * 2 * 3 * (gemma + 2 * 3 * 5**2 * 24)
+  found = flops.decode(model, shapes, **sizes, max_decode_len=3)
+  gemma = (5 + 2) * 3 * (ATTENTION + MLP) + 3 * VOCABULARY
+  assert found == 13 * 2 * (gemma + 2 * 3 * (5**2 + 6 + 7) * 24)
+
+
 def test_frames_by_hand():
   model, shapes = make_model(
     4,

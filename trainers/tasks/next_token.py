@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paligemma import evals
+from paligemma import evals, variants
 from paligemma.data import preprocess, tokenizer
 from paligemma.models import paligemma as paligemma_model
 from paligemma.models.paligemma import Model
@@ -31,7 +31,7 @@ class NextToken:
   def make_tokenizer(
     self, config: ConfigDict, model: Model
   ) -> tokenizer.Tokenizer:
-    tok = tokenizer.Tokenizer(config.tokenizer)
+    tok = tokenizer.Tokenizer(config.tokenizer, plain=model.img is None)
     if tok.vocab_size > model.llm.vocab_size:
       raise ValueError(
         f"{config.tokenizer}: {tok.vocab_size} ids, but the model has only "
@@ -50,7 +50,7 @@ class NextToken:
     """The arrays of an example; those for the loss hold the answer too."""
     data = config.train
     shared = {
-      "res": config.res,
+      "res": None if _is_alone(config) else config.res,
       "text_len": config.text_len,
       "frames": config.frames,
       "resize": data.resize,
@@ -72,7 +72,9 @@ class NextToken:
       "mask_loss": jax.ShapeDtypeStruct(text, jnp.int32),
       "_mask": jax.ShapeDtypeStruct((size,), jnp.bool_),
     }
-    if self.make_model(config).img is not None:
+    if config.train.packing and not decodes:
+      shapes["segment_ids"] = shapes["text"]
+    if not _is_alone(config):
       frames = (config.frames,) if config.frames else ()
       image = (size, *frames, res, res, 3)
       shapes["image"] = jax.ShapeDtypeStruct(image, jnp.float32)
@@ -103,6 +105,11 @@ class NextToken:
     )
 
 
+def _is_alone(config):
+  """Whether the model of a config is a decoder without image tower."""
+  return config.model.variant in variants.GEMMA
+
+
 def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
   """Builds the loss of a batch.
 
@@ -116,10 +123,13 @@ def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
   Returns:
     Function of parameters, a batch (image float32[B, H, W, 3]; text, mask_ar,
     mask_input and mask_loss [B, L+1]; _mask bool[B]) and a key that returns the
-    sum, and {"num_tokens": number of supervised tokens}.
+    sum, and {"num_tokens": number of supervised tokens}. With segment_ids [B,
+    L+1] a row holds several examples, and "num_examples" is their number.
   """
 
   def summed_loss(params, batch, rng):
+    segment_ids = batch.get("segment_ids")
+    packed = {} if segment_ids is None else {"segment_ids": segment_ids[:, :-1]}
     features, _ = model.apply(
       {"params": params},
       batch.get("image"),
@@ -129,6 +139,7 @@ def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
       input_mask=batch["mask_input"][:, :-1],
       rngs={"dropout": rng},
       method="compute_features",
+      **packed,
     )
     supervised = batch["mask_loss"][:, 1:]
     total = losses.mean_next_token(
@@ -138,7 +149,12 @@ def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
       supervised,
       batch["_mask"].astype(jnp.float32),
       label_smoothing=label_smoothing,
+      segment_ids=None if segment_ids is None else segment_ids[:, 1:],
     )
-    return total, {"num_tokens": jnp.sum(supervised, dtype=jnp.float32)}
+    measured = {"num_tokens": jnp.sum(supervised, dtype=jnp.float32)}
+    if segment_ids is not None:
+      count = segment_ids.max(axis=1) * batch["_mask"]
+      measured["num_examples"] = jnp.sum(count, dtype=jnp.float32)
+    return total, measured
 
   return summed_loss

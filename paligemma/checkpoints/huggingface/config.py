@@ -68,7 +68,6 @@ def _by_key(variant, fields):
 _GEMMA1_DEFAULTS = {
   **_GEMMA,
   **_by_key(variants.GEMMA["gemma_7b"], _LLM_SIZES),
-  "vocab_size": 256_000,
   "hidden_act": _GELU,
   "rms_norm_eps": 1e-6,
   "tie_word_embeddings": True,
@@ -76,7 +75,6 @@ _GEMMA1_DEFAULTS = {
 _GEMMA2_DEFAULTS = {
   **_GEMMA1_DEFAULTS,
   **_by_key(variants.GEMMA["gemma2_2b"], _LLM_SIZES | _GEMMA2_FIELDS),
-  "vocab_size": 256_000,
   "hidden_activation": _GELU,
   "query_pre_attn_scalar": 256,
 }
@@ -96,7 +94,10 @@ _SIGLIP_TEXT_DEFAULTS = {
 # Of a PaliGemma whose config does not name a tower at all.
 _PALIGEMMA_DEFAULTS = {
   "tie_word_embeddings": True,
-  "text_config": _by_key(variants.GEMMA["gemma_2b"], _LLM_SIZES),
+  "text_config": {
+    **_by_key(variants.GEMMA["gemma_2b"], _LLM_SIZES),
+    "vocab_size": variants.VOCAB_SIZE,
+  },
   "vision_config": {
     **_by_key(variants.VIT["So400m"], _IMG_SIZES),
     "intermediate_size": 4096,

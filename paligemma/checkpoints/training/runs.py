@@ -180,8 +180,9 @@ def _settings(file, config):
   if variant in variants.SIGLIP:
     return towers
   try:
-    sizes = registry.lookup(variants.PALIGEMMA, variant, "variant")
-    llm = {"variant": sizes.llm, **sizes.llm_overrides, **given["llm"]}
+    known = {**variants.PALIGEMMA, **variants.GEMMA}
+    registry.lookup(known, variant, "variant")
+    llm = {**variants.decoder(variant), **given["llm"]}
     decoder = registry.lookup(variants.GEMMA, llm["variant"], "decoder")
   except ValueError as e:
     raise ValueError(f"{file}: {e}") from None

@@ -44,17 +44,19 @@ def attend(
     x = pad_axis(x, 1, size, value)
     return einops.rearrange(x, "B (P T) ... -> P B T ...", T=size)
 
-  blocks = positions = None
+  of_queries = {}
   if mask is not None:
-    blocks, positions = split(mask.query_block, -1), split(mask.query_position)
+    of_queries["query_block"] = split(mask.query_block, -1)
+    of_queries["query_position"] = split(mask.query_position)
+    if mask.query_first is not None:
+      of_queries["query_first"] = split(mask.query_first)
   # Scaling the queries rather than the logits saves a pass over the latter.
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   # In this order the products need no transposition.
   heads = "P B T (K G) H -> P B K G T H"
   q = einops.rearrange(split(q), heads, K=k.shape[2])
   k, v = (einops.rearrange(x, "B S K H -> B K S H") for x in (k, v))
-  masks = mask, blocks, positions
-  mixed = _attend(q, k, v, masks, window, logits_softcap)
+  mixed = _attend(q, k, v, (mask, of_queries), window, logits_softcap)
   mixed = einops.rearrange(mixed, "P B K G T H -> B (P T) (K G) H")
   return mixed[:, :length]
 
@@ -65,12 +67,12 @@ def _attend(q, k, v, masks, window, cap):
 
 
 def _forward(q, k, v, masks, window, cap):
-  mask, *of_queries = masks
+  mask, of_queries = masks
 
   def one_chunk(queries):
-    q, *of_queries = queries
+    q, of_queries = queries
     logits, _ = _logits("BKGTH,BKSH->BKGTS", q, k, cap)
-    seen = _seen(mask, *of_queries, window)
+    seen = _seen(mask, of_queries, window)
     if seen is not None:
       logits = jnp.where(seen[:, None, None], logits, _LOWEST)
     largest = logits.max(axis=-1, keepdims=True)
@@ -79,12 +81,12 @@ def _forward(q, k, v, masks, window, cap):
     mixed = einsum_float32("BKGTS,BKSH->BKGTH", weights, v) / total
     return mixed.astype(v.dtype), largest + jnp.log(total)
 
-  mixed, log_sum = jax.lax.map(one_chunk, (q, *of_queries))
+  mixed, log_sum = jax.lax.map(one_chunk, (q, of_queries))
   return mixed, (q, k, v, masks, window, mixed, log_sum)
 
 
 def _backward(cap, kept, gradient):
-  q, k, v, (mask, *of_queries), window, mixed, log_sum = kept
+  q, k, v, (mask, of_queries), window, mixed, log_sum = kept
   products = gradient.astype(jnp.float32) * mixed.astype(jnp.float32)
   products = products.sum(axis=-1, keepdims=True)
 
@@ -95,10 +97,10 @@ def _backward(cap, kept, gradient):
     # Keys before queries, "BKSGT": none of the five products has to transpose
     # one of the arrays of logits.
     k_gradient, v_gradient = sums
-    q, gradient, products, log_sum, *of_queries = queries
+    q, gradient, products, log_sum, of_queries = queries
     logits, slope = _logits("BKSH,BKGTH->BKSGT", k, q, cap)
     weights = jnp.exp(logits - queries_last(log_sum))
-    seen = _seen(mask, *of_queries, window)
+    seen = _seen(mask, of_queries, window)
     if seen is not None:
       seen = einops.rearrange(seen, "B T S -> B 1 S 1 T")
       weights = jnp.where(seen, weights, 0)
@@ -120,7 +122,7 @@ def _backward(cap, kept, gradient):
   (k_gradient, v_gradient), q_gradient = jax.lax.scan(
     one_chunk,
     tuple(zeros),
-    (q, gradient, products, log_sum, *of_queries),
+    (q, gradient, products, log_sum, of_queries),
   )
   gradients = q_gradient, k_gradient.astype(k.dtype), v_gradient.astype(v.dtype)
   return *gradients, None, None
@@ -138,9 +140,6 @@ def _logits(equation, x, y, cap):
   return cap * squashed, 1 - jnp.square(squashed)
 
 
-def _seen(mask, blocks, positions, window):
+def _seen(mask, of_queries, window):
   """Returns which keys the queries of a chunk attend to, None for all."""
-  if mask is None:
-    return None
-  chunk = mask.replace(query_block=blocks, query_position=positions)
-  return chunk.dense(window)
+  return None if mask is None else mask.replace(**of_queries).dense(window)

@@ -2,7 +2,7 @@
 
 One tile of logits at a time is in the memory of a core, forward and backward
 (FlashAttention, arXiv:2205.14135, with the loops of arXiv:2307.08691). The mask
-of a tile is computed from two numbers per token, so that ragged prefixes,
+of a tile is computed from three numbers per token, so that ragged prefixes,
 padding anywhere and a window need no array of T x S, unlike in the kernels of
 JAX and of tokamax 0.0.12.
 
@@ -63,6 +63,9 @@ def attend(
   )
   query_block = pad_axis(mask.query_block, 1, rows, -1)
   query_position = pad_axis(mask.query_position, 1, rows)
+  query_first = jnp.zeros_like(query_block)
+  if mask.query_first is not None:
+    query_first = pad_axis(mask.query_first, 1, rows)
   key_block = pad_axis(mask.key_block, 1, columns, UNSEEN)
   key_position = pad_axis(mask.key_position, 1, columns)
   tokens = (
@@ -71,7 +74,7 @@ def attend(
     query_block.reshape(batch, -1, rows).max(axis=2),
     key_block.reshape(batch, -1, columns).min(axis=2),
     jnp.asarray([0 if window is None else window], jnp.int32),
-    jnp.stack([query_block, query_position], axis=2),
+    jnp.stack([query_block, query_position, query_first], axis=2),
     jnp.stack([key_block, key_position], axis=1),
   )
   q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
@@ -273,7 +276,7 @@ def _over_tiles(
       lambda b, n, i, j: (b, n // group, j, 0),
     ),
     "row": ((None, None, 1, rows), lambda b, n, i, j: (b, n, 0, i)),
-    "query": ((None, rows, 2), lambda b, n, i, j: (b, i, 0)),
+    "query": ((None, rows, 3), lambda b, n, i, j: (b, i, 0)),
     "key": ((None, 2, columns), lambda b, n, i, j: (b, 0, j)),
   }
 
@@ -330,8 +333,8 @@ def _over_tiles(
 def _seen(settings, query, key, window):
   """Returns Mask.dense of a tile: bool[R, C]."""
   query_block, key_block = query[:, :1], key[:1, :]
-  seen = key_block <= query_block
+  seen = (key_block <= query_block) & (key_block >= query[:, 2:])
   if not settings.windowed:
     return seen
-  distance = query[:, 1:] - key[1:, :]
+  distance = query[:, 1:2] - key[1:, :]
   return seen & ((distance < window) | (key_block == query_block))

@@ -39,12 +39,15 @@ class Mask:
     query_block: -1 at padding, which attends to nothing.
     key_block: UNSEEN at padding, which nothing attends to.
     query_position, key_position: index of each token in its own sequence.
+    query_first: The first block that a query attends to, where several
+      sequences share a row. Default: it attends to all earlier ones.
   """
 
   query_block: Int[Array, "B T"]
   key_block: Int[Array, "B S"]
   query_position: Int[Array, "B T"]
   key_position: Int[Array, "B S"]
+  query_first: Int[Array, "B T"] | None = None
 
   def dense(
     self, window: int | Int[Array, ""] | None = None
@@ -57,6 +60,8 @@ class Mask:
     """
     query, key = self.query_block[:, :, None], self.key_block[:, None, :]
     seen = key <= query
+    if self.query_first is not None:
+      seen &= key >= self.query_first[:, :, None]
     if window is None:
       return seen
     distance = self.query_position[:, :, None] - self.key_position[:, None, :]
@@ -67,9 +72,10 @@ class Mask:
   ) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B S"]]:
     """Returns the mask as one range of keys for each query.
 
-    Only for a mask of `make_mask`, where blocks and positions never fall: a
-    query attends to the valid keys up to the last of its block, with a window
-    from the first of its block or the first one within the window.
+    Only for a mask of `make_mask`, where queries are keys and blocks never
+    fall: a query attends to the valid keys of its sequence up to the last of
+    its block, with a window from the first of its block or the first one within
+    the window.
 
     Args:
       window: As for `dense`.
@@ -87,15 +93,21 @@ class Mask:
       return jax.vmap(search)(rising, wanted).astype(jnp.int32)
 
     end = find(block, self.query_block, "right")
+    start = jnp.zeros_like(end)
+    if self.query_first is not None:
+      start = find(block, self.query_first, "left")
     if window is None:
-      return jnp.zeros_like(end), end, valid
-    nearest = find(self.key_position, self.query_position - window, "right")
+      return start, end, valid
+    count = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
+    nearest = find(count, count - window, "right")
     first = find(block, self.query_block, "left")
-    return jnp.minimum(first, nearest), end, valid
+    return jnp.maximum(start, jnp.minimum(first, nearest)), end, valid
 
 
 def make_mask(
-  input_mask: Bool[ArrayLike, "B T"], mask_ar: Int[ArrayLike, "B T"]
+  input_mask: Bool[ArrayLike, "B T"],
+  mask_ar: Int[ArrayLike, "B T"],
+  segment_ids: Int[ArrayLike, "B T"] | None = None,
 ) -> Mask:
   """Returns the mask of a sequence that attends to itself.
 
@@ -107,21 +119,44 @@ def make_mask(
       mask_ar    0 0 0 1 1 1   prefix-LM: full within 3 tokens, then causal
       mask_ar    1 0 1 0 0 1   causal between blocks, full within each
 
+  With segments, several sequences share a row. None attends to another, and the
+  positions of each begin at 0:
+
+      segment_ids    1 1 1 2 2 0      x . . . . .    two causal texts
+      mask_ar        1 1 1 1 1 1      x x . . . .    and padding
+      position       0 1 2 0 1 0      x x x . . .
+                                      . . . x . .
+                                      . . . x x .
+                                      . . . . . .
+
   Source: big_vision, models/proj/paligemma/paligemma.py.
 
   Args:
     input_mask: True at a token, False at padding, which neither attends nor is
       attended to. Positions count the tokens of an example.
-    mask_ar: 1 where earlier tokens must not attend to a token, else 0.
+    mask_ar: 1 where earlier tokens must not attend to a token, else 0. It is 1
+      at the first token of every segment but the first.
+    segment_ids: The number of the sequence of each token, ascending. Default:
+      there is one.
   """
   block = jnp.cumsum(mask_ar, axis=1, dtype=jnp.int32)
   count = jnp.cumsum(input_mask, axis=1, dtype=jnp.int32)
+  first = None
+  if segment_ids is not None:
+    begins = jnp.diff(segment_ids, axis=1, prepend=-1) != 0
+
+    def at_first(x):
+      return jax.lax.cummax(jnp.where(begins, x, 0), axis=1)
+
+    first = at_first(block)
+    count -= at_first(count - input_mask)
   position = jnp.maximum(count - 1, 0)
   return Mask(
     query_block=jnp.where(input_mask, block, -1),
     key_block=jnp.where(input_mask, block, UNSEEN),
     query_position=position,
     key_position=position,
+    query_first=first,
   )
 
 

@@ -37,6 +37,18 @@ def prefix_mask(length):
   return masks.make_mask(input_mask, mask_ar.astype(np.int32))
 
 
+def packed_mask(length):
+  """Rows of several texts, ragged prefixes in them, padding behind."""
+  rng = np.random.default_rng(5)
+  begins = rng.random((4, length)) < 0.05
+  segment_ids = np.cumsum(begins, axis=1)
+  mask_ar = begins | (rng.random((4, length)) < 0.5)
+  input_mask = (
+    np.arange(length) < np.array([length, length - 7, 101, 0])[:, None]
+  )
+  return masks.make_mask(input_mask, mask_ar.astype(np.int32), segment_ids)
+
+
 def any_mask(queries, keys):
   """Blocks and positions in no order, padding here and there."""
   rng = np.random.default_rng(3)
@@ -89,8 +101,10 @@ reference = functools.partial(attention.attend, implementation="reference")
     ((8, 1), 11, None, None, prefix_mask(131)),
     ((3, 3), 72, 2.5, 7, prefix_mask(131)),
     ((6, 3), 13, 2.5, 23, any_mask(131, 269)),
+    ((4, 2), 11, 2.5, 7, packed_mask(269)),
+    ((4, 1), 11, None, None, packed_mask(269)),
   ],
-  ids=["one_kv_head", "all_kv_heads", "any_mask"],
+  ids=["one_kv_head", "all_kv_heads", "any_mask", "packed", "packed_no_window"],
 )
 def test_equals_reference(heads, head_dim, cap, window, mask):
   sizes = (mask.query_block.shape[1], mask.key_block.shape[1])

@@ -83,6 +83,42 @@ def test_make_mask(input_mask, mask_ar, golden):
   np.testing.assert_array_equal(mask[1], matrix(CAUSAL))
 
 
+SEGMENTS = [1, 1, 1, 2, 2, 2, 0]
+TWO_TEXTS = """
+x . . . . . .
+x x . . . . .
+x x x . . . .
+. . . x . . .
+. . . x x . .
+. . . x x x .
+. . . . . . ."""
+# The second begins with a prefix of two tokens; a window of 2.
+PREFIX_AND_WINDOW = """
+x . . . . . .
+x x . . . . .
+. x x . . . .
+. . . x x . .
+. . . x x . .
+. . . . x x .
+. . . . . . ."""
+
+
+@pytest.mark.parametrize(
+  ("mask_ar", "window", "golden"),
+  [
+    ([1] * 7, None, TWO_TEXTS),
+    ([1, 1, 1, 1, 0, 1, 1], 2, PREFIX_AND_WINDOW),
+  ],
+  ids=["causal", "prefix_and_window"],
+)
+def test_texts_of_a_row_do_not_see_each_other(mask_ar, window, golden):
+  mask = masks.make_mask(
+    jnp.asarray([SEGMENTS], bool), jnp.asarray([mask_ar]), np.array([SEGMENTS])
+  )
+  np.testing.assert_array_equal(mask.dense(window)[0], matrix(golden))
+  np.testing.assert_array_equal(mask.query_position, [[0, 1, 2, 0, 1, 2, 0]])
+
+
 @pytest.mark.parametrize(
   ("window", "mask_ar", "golden"),
   [
@@ -296,9 +332,18 @@ def test_masked_logit_vanishes_and_keeps_gradients_finite(how):
   assert all(jnp.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("num_chunks", [2, 3, 5, 7])
-def test_chunks_change_neither_value_nor_gradient(num_chunks):
+def test_chunks_change_neither_value_nor_gradient(num_chunks, packed):
   q, k, v, mask = random_qkv(queries=5, keys=7)
+  if packed:  # every query still has the key of block 5
+    mask = masks.Mask(
+      jnp.maximum(mask.query_block, 5).at[:, 0].set(6),
+      mask.key_block.at[:, 2].set(5),
+      mask.query_position,
+      mask.key_position,
+      query_first=jnp.asarray([[3, 5, 0, 1, 4], [2, 0, 5, 5, 1]]),
+    )
   weights = jnp.asarray(random_qkv(seed=3)[0], jnp.float32)
 
   @functools.partial(jax.jit, static_argnums=3)
@@ -329,19 +374,27 @@ def test_chunks_change_neither_value_nor_gradient(num_chunks):
   )
 
 
-def padded_mask(seed=0):
+def padded_mask(packed, seed=0):
   """Blocks of any length, padding anywhere, and a row that has none."""
   rng = np.random.default_rng(seed)
   input_mask = rng.random((64, 23)) < rng.random((64, 1))
   mask_ar = rng.random((64, 23)) < rng.random((64, 1))
+  segment_ids = None
+  if packed:
+    begins = rng.random((64, 23)) < 0.2
+    mask_ar |= begins
+    segment_ids = np.cumsum(begins, axis=1)
   return masks.make_mask(
-    jnp.asarray(input_mask).at[0].set(True), jnp.asarray(mask_ar, jnp.int32)
+    jnp.asarray(input_mask).at[0].set(True),
+    jnp.asarray(mask_ar, jnp.int32),
+    segment_ids,
   )
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 2**31 - 1])
-def test_ranges_are_the_mask(window):
-  mask = padded_mask()
+def test_ranges_are_the_mask(window, packed):
+  mask = padded_mask(packed)
   start, end, valid = jax.jit(masks.Mask.ranges)(mask, window)
   place = np.arange(23)[None, None]
   start, end = np.asarray(start), np.asarray(end)

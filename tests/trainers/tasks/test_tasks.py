@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 
 from configs import common
 from paligemma import evals
-from paligemma.models import gemma
-from paligemma.models.paligemma import Model
 from trainers import tasks
 from trainers.tasks import next_token
 
@@ -51,12 +49,10 @@ def test_an_evaluator_of_another_task_is_refused(monkeypatch):
     tasks.evaluator(config, "val")
 
 
-def test_a_decoder_alone_has_a_loss_and_no_images(monkeypatch):
-  model = Model(img=None, llm=gemma.make("gemma_nano"))
-  monkeypatch.setattr(
-    next_token.NextToken, "make_model", lambda self, config: model
-  )
+def test_a_decoder_alone_has_a_loss_and_no_images():
   config = common.defaults()
+  config.model.variant = "gemma_nano"
+  model = tasks.of(config).make_model(config)
   config.batch_size, config.text_len = 3, 7
   shapes = tasks.of(config).batch_shapes(config)
   assert "image" not in shapes and shapes["text"].shape == (3, 8)
