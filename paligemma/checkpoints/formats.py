@@ -14,6 +14,7 @@ from paligemma.checkpoints.lora import peft
 from paligemma.checkpoints.orbax import big_vision
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import gemma as gemma_orbax
+from paligemma.checkpoints.training import fingerprint as fingerprints
 from paligemma.checkpoints.training import runs
 
 
@@ -91,6 +92,15 @@ def open(
   with errors.named(path):
     _, open_format, _ = FORMATS[detect(path)]
     return open_format(str(path))
+
+
+def fingerprint(
+  path: epath.PathLike | Mapping[str, epath.PathLike],
+) -> str | dict[str, str]:
+  """The fingerprint of what `open` takes; of two towers, one each."""
+  if isinstance(path, Mapping):
+    return {tower: fingerprint(x) for tower, x in path.items()}
+  return fingerprints.of(open(path).path)
 
 
 def _path(path):
