@@ -1,5 +1,6 @@
 """Tells the format of a checkpoint, and opens it."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 
@@ -86,6 +87,11 @@ def open(
       )
     return towers.combine(
       *(open(path[tower], directory=directory) for tower in ("img", "llm"))
+    )
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(
+      f'checkpoint is {path!r:.80}, expected a path, or {{"img": one, "llm": '
+      "one} for the towers of two"
     )
   if not _path(path).exists() and presets.is_name(path):
     path = presets.find(path, directory=directory)

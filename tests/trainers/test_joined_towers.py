@@ -1,4 +1,4 @@
-"""Runs that start from the image tower of one file and the decoder of another."""
+"""Runs that start from the towers of two files."""
 
 import shutil
 
@@ -118,6 +118,7 @@ def test_a_run_whose_towers_changed_is_not_loaded(tiny, towers, tmp_path):
 @pytest.mark.parametrize(
   ("init", "said"),
   [
+    (3.0, "checkpoint is 3.0, expected a path, or {"),
     ({"img": "llm", "llm": "llm"}, "gemma.npz: holds no image tower, "),
     ({"img": "img", "llm": "img"}, "siglip.npz: holds no decoder, "),
     ({"img": "img"}, "towers of a checkpoint are ['img'], expected"),
@@ -127,9 +128,12 @@ def test_a_run_whose_towers_changed_is_not_loaded(tiny, towers, tmp_path):
     ),
   ],
 )
-def test_a_tower_that_is_missing(tiny, towers, main, tmp_path, init, said):
-  paths = {tower: towers[name] for tower, name in init.items()}
-  assert said in main(config_of(tiny, paths), tmp_path / "run")
+def test_a_tower_that_is_missing_and_what_is_no_path(
+  tiny, towers, main, tmp_path, init, said
+):
+  if isinstance(init, dict):
+    init = {tower: towers[name] for tower, name in init.items()}
+  assert said in main(config_of(tiny, init), tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 
