@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from configs import arguments
 from configs.transfers import forkme
-from paligemma import registry, variants
+from paligemma import registry
 
 # Each is TASK.jsonl. Those that need resolution or long texts are drawn more
 # often in stage 2; the prompts are those of the published models.
@@ -90,9 +90,8 @@ def make(
     f"val={arg.data}/val.jsonl"
   )
   config.init = init
-  sizes = registry.lookup(variants.PALIGEMMA, arg.variant, "variant")
-  gemma = variants.GEMMA[sizes.llm]
-  config.model.llm.final_logits_softcap = gemma.final_logits_softcap
+  if arg.variant.startswith("paligemma2_"):
+    config.model.llm.final_logits_softcap = 30.0
 
   del config.train.sources["main"]
   for task in arg.tasks.split("+"):
