@@ -1,12 +1,13 @@
 """Draws the pictures, and writes the texts, that the demo of the stages learns.
 
-    python -m scripts.make_stages OUT --num 8000 --seed 0
+    python -m scripts.make_stages OUT --num 16000 --seed 0
 
 Every picture holds one digit, or two side by side, printed in some font and
 colour. Of each there is a line in caption.jsonl; of one digit one in
 answer.jsonl, of two one in ocr.jsonl. text.jsonl has texts without pictures.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -70,7 +71,7 @@ def write_text(rng: np.random.Generator) -> str:
 
 
 def make_stages(out: str | os.PathLike, *, num: int, seed: int = 0) -> None:
-  """Writes the files to train on, and val_caption.jsonl and val.jsonl.
+  """Writes TASK.jsonl and val_TASK.jsonl, and val.jsonl with all questions.
 
   The folder appears at once or not at all.
 
@@ -80,23 +81,24 @@ def make_stages(out: str | os.PathLike, *, num: int, seed: int = 0) -> None:
     seed: of all that is drawn.
   """
   with disk.folder(pathlib.Path(out)) as partial:
-    lines = {}
+    (partial / "pictures").mkdir()
+    lines = collections.defaultdict(list)
     for i in range(num + NUM_VAL):
       rng = np.random.default_rng([seed, i])
-      is_two = rng.random() < TWO_DIGITS
-      split = "" if i < num else "val_"
-      picture, text, digits = draw(1 + is_two, rng)
+      number = 2 if rng.random() < TWO_DIGITS else 1
+      picture, text, digits = draw(number, rng)
       name = f"pictures/{i:06d}.png"
-      (partial / name).parent.mkdir(exist_ok=True)
       picture.save(partial / name, compress_level=1)
-      example = {"image": name, "label": digits}
-      lines.setdefault(f"{split}caption", []).append(
-        example | {"prefix": "caption en", "suffix": text}
-      )
-      question = {"prefix": "ocr" if is_two else READ, "suffix": digits}
-      task = "val" if split else "ocr" if is_two else "answer"
-      lines.setdefault(task, []).append(example | question)
-      lines.setdefault(f"{split}text", []).append({"text": write_text(rng)})
+      read, prompt = ("answer", READ) if number == 1 else ("ocr", "ocr")
+      split = "" if i < num else "val_"
+      lines[f"{split}text"].append({"text": write_text(rng)})
+      for task, prefix, suffix in (
+        ("caption", "caption en", text),
+        (read, prompt, digits),
+      ):
+        line = {"image": name, "prefix": prefix, "suffix": suffix}
+        lines[f"{split}{task}"].append(line)
+    lines["val"] = lines["val_answer"] + lines["val_ocr"]
     for name, rows in lines.items():
       text = "".join(f"{json.dumps(row)}\n" for row in rows)
       (partial / f"{name}.jsonl").write_text(text)
@@ -105,7 +107,7 @@ def make_stages(out: str | os.PathLike, *, num: int, seed: int = 0) -> None:
 def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("out", help="the folder to make")
-  parser.add_argument("--num", type=int, default=8000, help="pictures")
+  parser.add_argument("--num", type=int, default=16_000, help="pictures")
   parser.add_argument("--seed", type=int, default=0)
   args = parser.parse_args()
   make_stages(args.out, num=args.num, seed=args.seed)

@@ -1,4 +1,4 @@
-"""What stages 1 and 2 share: PaliGemma pre-trained on a mixture of tasks.
+"""What stages share, above all 1 and 2: pre-training on a mixture of tasks.
 
     python -m trainers.train --config configs/stages/stage1.py \
       --workdir runs/stage1
@@ -45,6 +45,17 @@ WARMUP = dict(warmup_percent=0.01)
 SLOW_WARMUP = dict(warmup_percent=0.1)
 COOLDOWN = dict(cooldown_percent=0.05)
 IMAGE_TOWER = r"img/(?!head/).*"
+
+
+def from_nothing(config: ConfigDict, *, learning_rate: float) -> ConfigDict:
+  """A config of stage 0: Adam at the rate of new weights, rsqrt, cool-down."""
+  config.optimizer = "adam"
+  config.optimizer_args = dict(b2=0.95)
+  config.learning_rate = learning_rate
+  config.weight_decay = 0.1 * learning_rate
+  infinite = dict(decay="rsqrt", timescale_epochs=0.1, **COOLDOWN, **WARMUP)
+  config.schedule = ((".*", infinite),)
+  return config
 
 
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:

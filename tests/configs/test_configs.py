@@ -51,6 +51,14 @@ CONFIGS = {
     "batch_size=3",
     {"batch_size": 3, "res": 112, "learning_rate": 1e-3},
   ),
+  "configs.stages.stage0_gemma": (
+    "variant=gemma2_2b,val=a.jsonl",
+    {"text_len": 8192, "trainable": (".*",), "total_epochs": 1.0, "init": ""},
+  ),
+  "configs.stages.stage0_siglip": (
+    "variant=siglip_b16_224,train=a.jsonl",
+    {"batch_size": 32_768, "trainable": (".*",), "res": 224, "init": ""},
+  ),
   "configs.stages.stage1": (
     "variant=paligemma2_3b,img=,llm=",
     {"init": "", "learning_rate": 1e-5, "total_examples": 1_000_000_000},
@@ -125,7 +133,7 @@ def test_builds(name):
   for built in (plain, config):
     common.complete(built)  # its keys are those of the table
     json.dumps(workdir.as_json(built))
-    known = variants.PALIGEMMA | variants.SIGLIP
+    known = variants.PALIGEMMA | variants.SIGLIP | variants.GEMMA
     assert built.model.variant in known
   for key, value in values.items():
     assert config[key] == value

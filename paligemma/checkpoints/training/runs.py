@@ -91,7 +91,7 @@ def open(
     registry.lookup(quantized_leaves.HELD_IN, held_in, "frozen_dtype")
     preprocessing = {"preprocessing": str(config["train"]["resize"])}
     computed_in = config["model"].get("dtype")
-  towers = _settings(file, config)
+  stated = _settings(file, config)
   trained, ignored = _trained(step / "state")
   if _are_adapters(epath.Path(path)):
     trained = lora_files.open(path, depths={}).leaves
@@ -101,14 +101,14 @@ def open(
     path=str(path),
     format="training run",
     leaves=trained,
-    **towers,
+    **stated,
     ignored=ignored,
     metadata=preprocessing,
     compute_dtype=computed_in,
   )
   if source == "random" and not trains_all:
     way_out = 'convert its "final.npz"'
-    if "lora" in towers["img"]:
+    if "lora" in stated["img"]:
       way_out = "a run whose adapters are to be used needs an init"
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
