@@ -22,19 +22,12 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs.stages import (
-  stage0_gemma,
-  stage0_siglip,
-  stage1,
-  stage2_448,
-  stage3,
-)
 from paligemma import messages
 from trainers import command_line, compilation_cache, train
 
 WIDTH, DEPTH = 64, 3
 SEEDS = (0, 1, 2)
-EXAMPLES = dict(stage1=16_000, stage2=3000)
+EXAMPLES = dict(stage1=10_000, stage2=3000)
 SHARED = (
   "dtype=float32,tokenizer=paligemma/assets/tiny_tokenizer.model,batch_size=16"
 )
@@ -80,11 +73,16 @@ def small(config: ConfigDict, *, learning_rate: float, seed: int) -> ConfigDict:
   return config
 
 
+def _load(stage: str, argument: str) -> ConfigDict:
+  return command_line.load_config(f"configs/stages/{stage}.py:{argument}")
+
+
 def siglip(data: pathlib.Path) -> ConfigDict:
   """Stage 0 of the image tower."""
-  config = stage0_siglip.get_config(
+  config = _load(
+    "stage0_siglip",
     f"{SHARED},variant=siglip_tiny,batch_size=32,epochs=2,loss=softmax,"
-    f"train={data}/caption.jsonl"
+    f"train={data}/caption.jsonl",
   )
   config.evals.zero_shot = dict(
     kind="zero_shot",
@@ -101,31 +99,34 @@ def siglip(data: pathlib.Path) -> ConfigDict:
 
 def gemma(data: pathlib.Path) -> ConfigDict:
   """Stage 0 of the decoder."""
-  config = stage0_gemma.get_config(
+  config = _load(
+    "stage0_gemma",
     f"{SHARED},variant=gemma_nano,text_len=64,epochs=1,train={data}/text.jsonl,"
-    f"val={data}/val_text.jsonl"
+    f"val={data}/val_text.jsonl",
   )
   return small(config, learning_rate=2e-3, seed=0)
 
 
 def pretraining(
-  module: object, seed: int, data: pathlib.Path, argument: str
+  stage: str, seed: int, data: pathlib.Path, argument: str
 ) -> ConfigDict:
   """Stage 1 or 2."""
-  config = module.get_config(
+  config = _load(
+    stage,
     f"{SHARED},variant=paligemma_tiny,text_len=20,data={data},timescale=8000,"
-    f"{argument}"
+    f"{argument}",
   )
-  return small(config, learning_rate=2e-3, seed=seed)
+  return small(config, learning_rate=5e-4, seed=seed)
 
 
 def transfer(
   init: object, seed: int, digits: pathlib.Path, res: int
 ) -> ConfigDict:
   """Stage 3, always of the same steps."""
-  config = stage3.get_config(
+  config = _load(
+    "stage3",
     f"{SHARED},variant=paligemma_tiny,res={res},text_len=16,epochs=1,init=,"
-    f"train={digits}/train.jsonl,val={digits}/test.jsonl"
+    f"train={digits}/train.jsonl,val={digits}/test.jsonl",
   )
   config.init = init
   return small(config, learning_rate=1e-3, seed=seed)
@@ -165,11 +166,12 @@ def with_stage0(
   examples, more = EXAMPLES["stage1"], EXAMPLES["stage2"]
   return {
     "stage 1": run(
-      pretraining(stage1, seed, data, f"{argument},examples={examples}"), first
+      pretraining("stage1", seed, data, f"{argument},examples={examples}"),
+      first,
     ),
     "stage 2": run(
       pretraining(
-        stage2_448,
+        "stage2_448",
         seed,
         data,
         f"init={first},{AT_112},examples={more},seen={examples}",
@@ -194,7 +196,7 @@ def without_stage0(
   first = out / f"stage1_alone_{seed}"
   argument = f"img=,llm=,{AT_56},examples={EXAMPLES['stage1']}"
   return {
-    "stage 1 alone": run(pretraining(stage1, seed, data, argument), first),
+    "stage 1 alone": run(pretraining("stage1", seed, data, argument), first),
     **{
       name: run(transfer(init, seed, digits, 56), out / f"{folder}_{seed}")
       for name, folder, init in (

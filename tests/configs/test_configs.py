@@ -51,6 +51,10 @@ CONFIGS = {
     "batch_size=3",
     {"batch_size": 3, "res": 112, "learning_rate": 1e-3},
   ),
+  "configs.gemma.forkme": (
+    "variant=gemma_2b,tune=full",
+    {"optimizer": "adam", "trainable": (".*",), "text_len": 1024},
+  ),
   "configs.stages.stage0_gemma": (
     "variant=gemma2_2b,val=a.jsonl",
     {"text_len": 8192, "trainable": (".*",), "total_epochs": 1.0, "init": ""},
@@ -113,6 +117,7 @@ def test_every_config_is_tested():
     "arguments",
     "common",
     "tuning",
+    "gemma.__init__",
     "siglip.__init__",
     "stages.__init__",
     "stages.pretraining",

@@ -26,7 +26,7 @@ def test_transfers_differ_in_nothing_but_their_weights(folders):
 
 def test_towers_of_stage_0_fit_those_of_stage_1(folders):
   _, data, _ = folders
-  one = stages.pretraining(stages.stage1, 0, data, "img=,llm=,examples=32")
+  one = stages.pretraining("stage1", 0, data, "img=,llm=,examples=32")
   siglip, gemma = stages.siglip(data), stages.gemma(data)
   for name in ("width", "depth", "mlp_dim", "num_heads"):
     assert siglip.model.img[name] == one.model.img[name]
