@@ -255,7 +255,13 @@ KEYS = (
     Lora.targets,
     "regexes of what has adapters, see lora.config.TARGETS",
   ),
-  Key("init", "", "checkpoint of any format or preset; empty: random weights"),
+  Key(
+    "init",
+    "",
+    "checkpoint of any format or preset; or {img: one, llm: one}, the image "
+    "tower of one and the decoder of another; empty: random weights",
+    object,
+  ),
   Key("tokenizer", "paligemma_tokenizer.model", "SentencePiece file"),
   Key(
     "res",

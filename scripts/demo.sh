@@ -4,6 +4,7 @@
 #
 #   bash scripts/demo.sh          reads one digit; attention weights alone
 #   bash scripts/demo.sh detect   finds and cuts out several; all weights
+#   bash scripts/demo.sh stages   trains a PaliGemma from nothing, all stages
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh demo
@@ -37,8 +38,15 @@ case "${1:-read}" in
     python -m scripts.summarize_run "$run" detection/AP50 segmentation/miou
     python -m scripts.report "$run"
     ;;
+  stages)
+    python -m scripts.make_digits data/digits
+    if [ ! -e data/stages ]; then
+      python -m scripts.make_stages data/stages
+    fi
+    python -m scripts.stages runs/stages
+    ;;
   *)
-    echo "error: demo \"$1\", expected read or detect" >&2
+    echo "error: demo \"$1\", expected read, detect or stages" >&2
     exit 2
     ;;
 esac

@@ -18,6 +18,7 @@ from tests.same_trees import assert_same
 
 RES = 28
 IMG = dict(width=12, depth=2, mlp_dim=20, num_heads=3)
+TABLE = "llm/embedder/input_embedding"
 LLM = dict(
   width=18, depth=3, mlp_dim=22, num_heads=6, num_kv_heads=2, head_dim=10
 )
@@ -163,7 +164,7 @@ def test_no_format(model, params, tmp_path):
 
 @pytest.fixture(scope="module")
 def paths(params, tmp_path_factory):
-  """A SigLIP npz and a decoder without <loc> and <seg>."""
+  """A SigLIP npz and a decoder with Gemma's vocabulary, no <loc> and <seg>."""
   folder = tmp_path_factory.mktemp("towers")
   flat = tree.flatten(params)
   siglip = {n: x for n, x in flat.items() if n.startswith("img/")}
@@ -176,6 +177,7 @@ def paths(params, tmp_path_factory):
   }
   npz.save(folder / "siglip.npz", siglip)
   gemma = {n: x for n, x in flat.items() if n.startswith("llm/")}
+  gemma[TABLE] = np.resize(gemma[TABLE], (256_000, 18))
   npz.save(folder / "gemma.npz", gemma)
   return {"img": folder / "siglip.npz", "llm": folder / "gemma.npz"}
 
@@ -187,24 +189,44 @@ class TestTwoTowers:
     table = found["llm"]["embedder"].pop("input_embedding")
     head = found["img"].pop("head")
     expected = jax.tree.map(lambda x: x, params)
-    old = expected["llm"]["embedder"].pop("input_embedding")
+    del expected["llm"]["embedder"], found["llm"]["embedder"]
     del expected["img"]["head"]
+    old = npz.load(paths["llm"])[TABLE]
     assert_same(found, expected)
     assert table.shape == (257_152, 18)
     np.testing.assert_array_equal(table[: len(old)], old)
     assert np.std(table[len(old) :]) == pytest.approx(0.02, rel=0.01)
-    assert np.std(head["kernel"]) == pytest.approx(12**-0.5, rel=0.2)
+    np.testing.assert_array_equal(head["kernel"], np.zeros((12, 18)))
     np.testing.assert_array_equal(head["bias"], np.zeros(18))
 
   def test_what_was_left_out_and_drawn_is_said(self, paths):
     said = formats.open(paths).describe()
-    assert "ignored: img/MAPHead_0/probe, txt/head/bias, t, b" in said
-    assert "drawn at random: img/head/kernel, img/head/bias, llm/emb" in said
+    assert "left out: img/MAPHead_0/probe, txt/head/bias, t, b" in said
+    assert "in no file: img/head/kernel, img/head/bias, llm/embed" in said
 
   def test_a_subtree_is_a_tower_too(self, paths):
     whole = formats.open(paths).leaves
     part = formats.open({**paths, "img": f"{paths['img']}:img"}).leaves
     assert part.keys() == whole.keys()
+
+  def test_a_decoder_of_another_vocabulary_is_left_as_it_is(
+    self, paths, params, tmp_path
+  ):
+    flat = tree.flatten(params)
+    gemma = {n: x for n, x in flat.items() if n.startswith("llm/")}
+    npz.save(tmp_path / "gemma.npz", gemma)
+    both = formats.open({**paths, "llm": tmp_path / "gemma.npz"})
+    np.testing.assert_array_equal(both.leaves[TABLE].read(), flat[TABLE])
+    assert both.created == ("img/head/kernel", "img/head/bias")
+
+  def test_a_head_of_siglip_is_no_projector(self, paths, tmp_path):
+    siglip = dict(npz.load(paths["img"]))
+    siglip["img/head/kernel"] = np.ones((12, 18), np.float32)
+    siglip["img/head/bias"] = np.ones(18, np.float32)
+    npz.save(tmp_path / "siglip.npz", siglip)
+    both = formats.open({**paths, "img": tmp_path / "siglip.npz"})
+    assert "img/head/kernel" in both.created
+    assert ", t, b, img/head/... (2); in no file: " in both.describe()
 
   def test_a_head_that_fits_is_kept(self, params, model, paths, tmp_path):
     paligemma.save(tmp_path / "a.npz", model, params)
@@ -228,9 +250,8 @@ class TestTwoTowers:
 
   def test_few_rows_of_a_quantized_decoder(self, paths, tmp_path):
     gemma = dict(npz.load(paths["llm"]))
-    name = "llm/embedder/input_embedding"
-    both = quantization.quantize(name, gemma.pop(name), "int8")
-    gemma |= {f"{name}/{part}": x for part, x in both.items()}
+    both = quantization.quantize(TABLE, gemma.pop(TABLE), "int8")
+    gemma |= {f"{TABLE}/{part}": x for part, x in both.items()}
     npz.save(tmp_path / "gemma.npz", gemma)
     message = r"gemma\.npz: .*input_embedding is quantized and has \d+ rows"
     with pytest.raises(ValueError, match=message):

@@ -16,7 +16,7 @@ from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import example_fields, pairs, tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import captions, datasets, inputs, texts
+from trainers import captions, datasets, inputs, start, texts
 from trainers.datasets import Dataset, Findings
 from trainers.plan import Plan
 
@@ -289,25 +289,28 @@ def _conclude(dataset, found):
 def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
   """What in the initial weights does not go with resolution or tokenizer."""
   config = plan.config
-  leaves = formats.open(config.init).leaves if config.init else {}
+  source = start.source(config)
+  leaves = formats.open(source).leaves if source else {}
+  is_joined = isinstance(source, dict)
+  img, llm = (source[x] if is_joined else source for x in ("img", "llm"))
   notes, name = [], parameters.POSITIONS
   theirs, ours = leaves.get(name), {**plan.trainable, **plan.frozen}.get(name)
   if theirs and ours and theirs.shape[1] != ours.shape[1]:
     notes.append(
-      f"{config.init} has {theirs.shape[1]} image positions, res {config.res} "
+      f"{img} has {theirs.shape[1]} image positions, res {config.res} "
       f"makes {ours.shape[1]}: their embedding is resampled"
     )
   if table := leaves.get(parameters.EMBEDDING):
     rows = table.shape[0]
     if tok.vocab_size != rows:
       notes.append(
-        f"{config.tokenizer} has {tok.vocab_size} ids, {config.init} a "
+        f"{config.tokenizer} has {tok.vocab_size} ids, {llm} a "
         f"vocabulary of {rows}: was it trained with this tokenizer?"
       )
     elif rows == variants.VOCAB_SIZE and tok.loc_id(0) != _FIRST_LOC:
       notes.append(
         f"{config.tokenizer} gives {tokenizer.LOC[0]} the id {tok.loc_id(0)}, "
-        f"published checkpoints {_FIRST_LOC}: was {config.init} trained with "
+        f"published checkpoints {_FIRST_LOC}: was {llm} trained with "
         "this tokenizer?"
       )
   return notes

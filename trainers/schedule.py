@@ -89,13 +89,13 @@ def in_steps(
 
   Args:
     arguments: warmup_ and cooldown_, each in one of UNITS or absent, become
-      warmup_steps and cooldown_steps; timescale_examples and timescale_epochs
-      become timescale, which need not be whole; the rest stays.
+      warmup_steps and cooldown_steps; timescale_ and shift_, in examples or
+      epochs, become timescale and shift, which need not be whole; the rest
+      stays.
     **sizes: see `steps`.
 
   Raises:
-    ValueError: as `steps`; two of timescale, timescale_examples and
-      timescale_epochs.
+    ValueError: as `steps`; timescale or shift is given in two units.
   """
   prefixes = ("warmup", "cooldown")
   durations = {f"{prefix}_{unit}" for prefix in prefixes for unit in UNITS}
@@ -104,18 +104,16 @@ def in_steps(
     for prefix in prefixes
   }
   batch_size, epoch = sizes["batch_size"], sizes["examples_per_epoch"]
-  timescales = {
-    "timescale_examples": 1 / batch_size,
-    "timescale_epochs": epoch / batch_size,
-  }
-  given = [name for name in ("timescale", *timescales) if name in arguments]
-  if len(given) > 1:
-    raise ValueError(f"both {given[0]} and {given[1]} are set; keep one")
-  for name, value in arguments.items():
-    if name in timescales:
-      converted["timescale"] = value * timescales[name]
-    elif name not in durations:
-      converted[name] = value
+  in_unit = {"examples": 1 / batch_size, "epochs": epoch / batch_size}
+  for option in ("timescale", "shift"):
+    units = {f"{option}_{unit}": x for unit, x in in_unit.items()}
+    given = [name for name in (option, *units) if name in arguments]
+    if len(given) > 1:
+      raise ValueError(f"both {given[0]} and {given[1]} are set; keep one")
+    for name in given:
+      converted[option] = arguments[name] * units.get(name, 1)
+    durations |= units.keys()
+  converted |= {n: x for n, x in arguments.items() if n not in durations}
   return converted
 
 

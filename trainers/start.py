@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 from paligemma import init, io
 from paligemma.checkpoints import formats
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.checkpoints.training import fingerprint
 from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.data import image
 from paligemma.tree import Flat
@@ -70,7 +69,7 @@ def _initial_params(plan, names):
   everything = {**plan.trainable, **plan.frozen}
   params = {}
   if config.init and names:
-    params = state.load_params(config.init, everything, names)
+    params = state.load_params(source(config), everything, names)
   if drawn := {n: everything[n] for n in names if n not in params}:
     with progress.stage(f"drawing {len(drawn)} parameters"):
       params |= init.random_params(
@@ -79,25 +78,31 @@ def _initial_params(plan, names):
   return params
 
 
-def frozen_source(config: ConfigDict) -> dict[str, str]:
-  """Path and hash of the weights a run started from."""
+def source(config: ConfigDict) -> str | dict[str, str]:
+  """What formats.open takes: a path, or one of each tower; "" for none."""
+  init = config.init
+  return init.to_dict() if isinstance(init, ConfigDict) else init
+
+
+def frozen_source(config: ConfigDict) -> dict[str, Any]:
+  """Path and hash of the weights a run started from, of two towers a dict."""
   if not config.init:
     return {"path": "random", "fingerprint": f"seed:{config.seed}"}
-  path = formats.open(config.init).path
-  return {"path": config.init, "fingerprint": fingerprint.of(path)}
+  path = source(config)
+  return {"path": path, "fingerprint": formats.fingerprint(path)}
 
 
 def checkpoint_metadata(config: ConfigDict) -> dict[str, Any]:
   """The metadata of the last checkpoint of a run."""
-  source = formats.open(config.init).metadata if config.init else {}
-  return {**source, "preprocessing": config.train.resize}
+  known = formats.open(source(config)).metadata if config.init else {}
+  return {**known, "preprocessing": config.train.resize}
 
 
 def describe_source(config: ConfigDict, model: io.Model) -> str:
   """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
-  checkpoint = formats.open(config.init)
+  checkpoint = formats.open(source(config))
   lines = [f"initial weights: {checkpoint.describe()}"]
   name, tower = list(model.towers.items())[-1]
   for field, theirs in getattr(checkpoint, name).items():

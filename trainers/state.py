@@ -4,7 +4,7 @@ Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
 trains and what is frozen are two dicts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -103,7 +103,7 @@ def create_state(
 
 
 def load_params(
-  path: str, abstract: Shapes, names: Iterable[str]
+  path: str | Mapping[str, str], abstract: Shapes, names: Iterable[str]
 ) -> dict[str, jax.Array]:
   """Reads parameters from a checkpoint, one at a time, cast and sharded.
 

@@ -33,7 +33,7 @@ FREE = re.compile(
 _OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")
 # Paths of files, which may be others if the files hold the same.
 FILES = re.compile(
-  r"init|tokenizer|(train/sources/[^/]+|evals/[^/]+/source)/path"
+  r"init(/(img|llm))?|tokenizer|(train/sources/[^/]+|evals/[^/]+/source)/path"
   r"|evals/[^/]+/mask_codec"
 )
 

@@ -1,5 +1,6 @@
 """An opened checkpoint, the same for every format."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +25,8 @@ class Checkpoint:
     txt: The same of text_tower.Model.
     ignored: Names of tensors that are no parameters of the model, such as
       buffers, or the pooling head of SigLIP in a PaliGemma.
-    created: Names of leaves that are in no file and drawn at random, such as
-      the head between two towers that were never trained together.
+    created: Names of leaves that are in no file, such as the head between two
+      towers that were never trained together.
     metadata: What the files say beside the towers, as JSON holds it, see
       stated_fields.METADATA. Model.metadata keeps it, `save` writes it again.
     compute_dtype: What the model computes in; None: the files do not say.
@@ -57,7 +58,17 @@ class Checkpoint:
         listed = ", ".join(f"{k}={v}" for k, v in sorted(stated.items()))
         parts.append(f"{tower} as the files say: {listed}")
     if self.ignored:
-      parts.append(f"ignored: {', '.join(self.ignored)}")
+      parts.append(f"left out: {', '.join(_grouped(self.ignored))}")
     if self.created:
-      parts.append(f"drawn at random: {', '.join(self.created)}")
+      parts.append(f"in no file: {', '.join(self.created)}")
     return "; ".join(parts)
+
+
+def _grouped(names):
+  """The names, several of one module as one: "txt/Encoder_0/... (18)"."""
+  modules = ["/".join(name.split("/")[:2]) for name in names]
+  sizes = collections.Counter(modules)
+  return dict.fromkeys(
+    name if sizes[module] == 1 else f"{module}/... ({sizes[module]})"
+    for name, module in zip(names, modules, strict=True)
+  )

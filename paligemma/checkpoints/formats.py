@@ -1,5 +1,6 @@
 """Tells the format of a checkpoint, and opens it."""
 
+import os
 import zipfile
 from collections.abc import Mapping
 
@@ -14,6 +15,7 @@ from paligemma.checkpoints.lora import peft
 from paligemma.checkpoints.orbax import big_vision
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.checkpoints.orbax import gemma as gemma_orbax
+from paligemma.checkpoints.training import fingerprint as fingerprints
 from paligemma.checkpoints.training import runs
 
 
@@ -86,11 +88,25 @@ def open(
     return towers.combine(
       *(open(path[tower], directory=directory) for tower in ("img", "llm"))
     )
+  if not isinstance(path, str | os.PathLike):
+    raise ValueError(
+      f'checkpoint is {path!r:.80}, expected a path, or {{"img": one, "llm": '
+      "one} for the towers of two"
+    )
   if not _path(path).exists() and presets.is_name(path):
     path = presets.find(path, directory=directory)
   with errors.named(path):
     _, open_format, _ = FORMATS[detect(path)]
     return open_format(str(path))
+
+
+def fingerprint(
+  path: epath.PathLike | Mapping[str, epath.PathLike],
+) -> str | dict[str, str]:
+  """The fingerprint of what `open` takes; of two towers, one each."""
+  if isinstance(path, Mapping):
+    return {tower: fingerprint(x) for tower, x in path.items()}
+  return fingerprints.of(open(path).path)
 
 
 def _path(path):

@@ -8,20 +8,22 @@ import numpy as np
 from paligemma import parameters
 from paligemma.checkpoints import infer, leaves, quantized_leaves
 from paligemma.checkpoints.checkpoint import Checkpoint
-from paligemma.variants import VOCAB_SIZE
+from paligemma.variants import GEMMA_VOCAB_SIZE, VOCAB_SIZE
 
 # What SigLIP has beside its image tower, and PaliGemma does not: the pooling
 # head, the text tower, temperature and bias of the loss.
-_OF_SIGLIP_ALONE = rf"{parameters.POOLING}|{parameters.HEAD}|txt/.*|t|b"
+_LOSS_AND_TEXT = r"txt/.*|t|b"
+_OF_SIGLIP_ALONE = rf"{parameters.POOLING}|{parameters.HEAD}|{_LOSS_AND_TEXT}"
 _NEW_ROWS_STDDEV = 0.02  # big_vision's models/ppp/gemma.py
 
 
 def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
   """Takes the image tower of one checkpoint and the decoder of another.
 
-  The head between them is that of `img` if it fits the decoder, else it is
-  drawn at random (kernel LeCun normal, bias zero). A decoder without <loc> and
-  <seg> gets embeddings for them, drawn from N(0, 0.02).
+  The head between them, the projector, is that of `img` if that is of a
+  PaliGemma and fits the decoder, else it is zero, as at the start of stage 1
+  (arXiv:2407.07726, section 3.1). A decoder with Gemma's vocabulary, without
+  <loc> and <seg>, gets embeddings for them, drawn from N(0, 0.02).
 
   Args:
     img: PaliGemma, SigLIP ("img/...", its text tower and pooling head are left
@@ -44,18 +46,18 @@ def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
   heads = quantized_leaves.full_shapes(
     {n: x.shape for n, x in img.leaves.items()}
   )
-  if heads.get(parameters.HEAD_KERNEL, ())[-1:] == (width,):
+  is_siglip = any(re.fullmatch(_LOSS_AND_TEXT, n) for n in img.leaves)
+  if not is_siglip and heads.get(parameters.HEAD_KERNEL, ())[-1:] == (width,):
     of_head = [n for n in ignored if re.fullmatch(parameters.HEAD, n)]
     image |= {n: img.leaves[n] for n in of_head}
     ignored = [n for n in ignored if n not in of_head]
   else:
     features = infer.sizes(image)["img"]["width"]
-    kernel = _normal((features, width), features**-0.5)
-    created[parameters.HEAD_KERNEL] = leaves.Leaf.of(kernel)
-    created[parameters.HEAD_BIAS] = leaves.Leaf.of(_normal((width,), 0.0))
+    created[parameters.HEAD_KERNEL] = _zeros((features, width))
+    created[parameters.HEAD_BIAS] = _zeros((width,))
   table = parameters.EMBEDDING
   names = list(created)
-  if rows < VOCAB_SIZE:
+  if rows == GEMMA_VOCAB_SIZE:
     if table not in decoder:
       raise ValueError(
         f"{llm.path}: {table} is quantized and has {rows} rows, expected "
@@ -71,6 +73,13 @@ def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
     llm=llm.llm,
     ignored=(*img.ignored, *ignored, *llm.ignored),
     created=tuple(names),
+  )
+
+
+def _zeros(shape) -> leaves.Leaf:
+  zeros = np.broadcast_to(np.float32(0), shape)
+  return leaves.Leaf.of(
+    leaves.Computed(shape, zeros.dtype, lambda index: zeros[index])
   )
 
 

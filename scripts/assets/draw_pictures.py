@@ -253,11 +253,21 @@ def draw_shapes(
   return ground, reading_order(objects)
 
 
-def _draw_small_digit(size, rng):
-  """One white digit that fills a black picture, as in a small scan."""
-  name = str(rng.integers(10))
-  mask = _digit_mask(name, size, rng.uniform(0.9, 1.0), 0.12, 0.88, rng)
-  return "black", [Object(name, "white", "", mask)]
+def draw_digit(
+  size: int,
+  heights: tuple[float, float],
+  room: tuple[float, float],
+  colour: str,
+  rng: np.random.Generator,
+) -> Object:
+  """A digit with a mask of size x size pixels.
+
+  Its smallest and largest height, and the room from left to right, are in
+  fractions of the picture.
+  """
+  name, height = str(rng.integers(10)), rng.uniform(*heights)
+  mask = _digit_mask(name, size, height, *room, rng)
+  return Object(name, colour, "", mask)
 
 
 def draw_digits(
@@ -274,13 +284,8 @@ def draw_digits(
     colour = "white" if ground == "black" else "black"
   else:
     colour = _choice(contrasting(ground), rng)
-  objects = []
-  for i in range(number):
-    name, height = str(rng.integers(10)), rng.uniform(*heights)
-    room = i / number, (i + 1) / number
-    mask = _digit_mask(name, size, height, *room, rng)
-    objects.append(Object(name, colour, "", mask))
-  return ground, objects
+  rooms = [(i / number, (i + 1) / number) for i in range(number)]
+  return ground, [draw_digit(size, heights, x, colour, rng) for x in rooms]
 
 
 def _rgb(name, rng):
@@ -440,10 +445,12 @@ def _make_digits(res, rng):
   needs about 7 rows of such a grid to be legible, so it fills the small ones.
   """
   if rng.random() < SMALL_DIGITS:
-    ground, objects = _draw_small_digit(OVERSAMPLING * res, rng)
-    picture = compose(ground, objects, int(rng.integers(8, 11)), 0.0, rng)
+    # White on black, as in a small scan.
+    size, room = OVERSAMPLING * res, (0.12, 0.88)
+    obj = draw_digit(size, (0.9, 1.0), room, "white", rng)
+    picture = compose("black", [obj], int(rng.integers(8, 11)), 0.0, rng)
     picture = picture.resize((res, res), Image.Resampling.BILINEAR)
-    return picture, *ask_digit(ground, objects[0], rng)
+    return picture, *ask_digit("black", obj, rng)
   number = 2 if rng.random() < 0.15 else 1
   grid, heights = res, (0.45, 0.95)
   if rng.random() < 0.6:

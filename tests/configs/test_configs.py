@@ -51,6 +51,34 @@ CONFIGS = {
     "batch_size=3",
     {"batch_size": 3, "res": 112, "learning_rate": 1e-3},
   ),
+  "configs.gemma.forkme": (
+    "variant=gemma_2b,tune=full",
+    {"optimizer": "adam", "trainable": (".*",), "text_len": 1024},
+  ),
+  "configs.stages.stage0_gemma": (
+    "variant=gemma2_2b,val=a.jsonl",
+    {"text_len": 8192, "trainable": (".*",), "total_epochs": 1.0, "init": ""},
+  ),
+  "configs.stages.stage0_siglip": (
+    "variant=siglip_b16_224,train=a.jsonl",
+    {"batch_size": 32_768, "trainable": (".*",), "res": 224, "init": ""},
+  ),
+  "configs.stages.stage1": (
+    "variant=paligemma2_3b,img=,llm=",
+    {"init": "", "learning_rate": 1e-5, "total_examples": 1_000_000_000},
+  ),
+  "configs.stages.stage2_448": (
+    "init=a.npz,variant=paligemma2_10b",
+    {"init": "a.npz", "res": 448, "text_len": 512, "learning_rate": 5e-6},
+  ),
+  "configs.stages.stage2_896": (
+    "examples=5",
+    {"init": "runs/stage2_448", "res": 896, "total_examples": 5},
+  ),
+  "configs.stages.stage3": (
+    "train=a.jsonl,res=224,init=runs/stage1",
+    {"res": 224, "optimizer": "adam", "learning_rate": 1e-5},
+  ),
   "configs.transfers.digits": (
     "epochs=0.5",
     {"total_epochs": 0.5, "optimizer": "sgd", "res": 56},
@@ -58,6 +86,10 @@ CONFIGS = {
   "configs.transfers.forkme": (
     "variant=paligemma2_10b,res=448,tune=image",
     {"res": 448, "trainable": ("img/.*",), "frozen_dtype": "bfloat16"},
+  ),
+  "configs.transfers.mix": (
+    "res=448,transfers=gqa+vqav2",
+    {"text_len": 512, "init": "paligemma_3b_pt_448", "total_epochs": 1.0},
   ),
   "configs.transfers.photos": (
     "train=a.jsonl,epochs=3",
@@ -85,8 +117,10 @@ def test_every_config_is_tested():
     "arguments",
     "common",
     "tuning",
+    "gemma.__init__",
     "siglip.__init__",
     "stages.__init__",
+    "stages.pretraining",
     "transfers.__init__",
     "transfers.published",
   }
@@ -104,16 +138,16 @@ def test_builds(name):
   for built in (plain, config):
     common.complete(built)  # its keys are those of the table
     json.dumps(workdir.as_json(built))
-    known = variants.PALIGEMMA | variants.SIGLIP
+    known = variants.PALIGEMMA | variants.SIGLIP | variants.GEMMA
     assert built.model.variant in known
   for key, value in values.items():
     assert config[key] == value
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_takes_the_arguments_of_forkme_alone(name):
+def test_takes_its_own_arguments_alone(name):
   get_config = importlib.import_module(name).get_config
-  with pytest.raises(ValueError, match=r'"tran", expected one of: .*"train"'):
+  with pytest.raises(ValueError, match=r'"tran", expected one of: '):
     get_config("tran=a.jsonl")
 
 

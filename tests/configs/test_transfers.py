@@ -38,7 +38,7 @@ def config_of(task, **arguments):
 def test_all_published_transfers_are_here():
   found = {path.stem for path in (ROOT / "configs/transfers").glob("*.py")}
   found -= {"__init__", "published"}
-  found -= {"forkme", "vertexai_l4", "digits", "photos", "scenes"}
+  found -= {"forkme", "vertexai_l4", "digits", "mix", "photos", "scenes"}
   assert found == FACTS.keys()
   # With forkme and vertexai_l4 and without ours, there are 34.
   assert len(found - {"detection"} | {"forkme", "vertexai_l4"}) == 34

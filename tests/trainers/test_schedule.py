@@ -94,6 +94,9 @@ def test_a_missing_size_is_named_even_with_a_default(unit, missing):
     ({"timescale": 5}, {"timescale": 5}),
     ({"timescale_examples": 100}, {"timescale": 12.5}),
     ({"timescale_epochs": 3}, {"timescale": 37.5}),
+    ({"shift": 5, "timescale": 3}, {"shift": 5, "timescale": 3}),
+    ({"shift_examples": 100}, {"shift": 12.5}),
+    ({"shift_epochs": 3}, {"shift": 37.5}),
     ({"warmup_percnt": 0.1}, {"warmup_percnt": 0.1}),  # the schedule refuses it
   ],
 )
@@ -102,7 +105,8 @@ def test_durations_of_a_schedule(given, expected):
   assert schedule.in_steps(given, **SIZES) == nothing | expected
 
 
-def test_a_timescale_is_set_once():
-  given = {"timescale": 5, "timescale_epochs": 1}
-  with pytest.raises(ValueError, match="both timescale and timescale_epochs"):
+@pytest.mark.parametrize("name", ["timescale", "shift"])
+def test_what_need_not_be_whole_is_set_once(name):
+  given = {name: 5, f"{name}_epochs": 1}
+  with pytest.raises(ValueError, match=f"both {name} and {name}_epochs"):
     schedule.in_steps(given, **SIZES)

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, parameters, quantization, registry, tree, variants
-from paligemma.checkpoints import errors, quantized_leaves, resample
+from paligemma.checkpoints import errors, quantized_leaves, resample, towers
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.leaves import Leaf, cast, layered_like
 from paligemma.checkpoints.lora import files as lora_files
@@ -82,14 +82,16 @@ def open(
   with zarr.one_line(str(file)):
     metadata = json.loads(disk.path(file).read_text())["metadata"]
     config, init = metadata["config"], metadata["init"]
-    source, expected = str(init["path"]), str(init["fingerprint"])
+    source, expected = init["path"], init["fingerprint"]
+    if not isinstance(source, Mapping):
+      source = str(source)
     trains_all = ".*" in config["trainable"]
     res = int(config["res"])
     held_in = config.get("frozen_dtype", "float32")
     registry.lookup(quantized_leaves.HELD_IN, held_in, "frozen_dtype")
     preprocessing = {"preprocessing": str(config["train"]["resize"])}
     computed_in = config["model"].get("dtype")
-  towers = _settings(file, config)
+  stated = _settings(file, config)
   trained, ignored = _trained(step / "state")
   if _are_adapters(epath.Path(path)):
     trained = lora_files.open(path, depths={}).leaves
@@ -99,14 +101,14 @@ def open(
     path=str(path),
     format="training run",
     leaves=trained,
-    **towers,
+    **stated,
     ignored=ignored,
     metadata=preprocessing,
     compute_dtype=computed_in,
   )
   if source == "random" and not trains_all:
     way_out = 'convert its "final.npz"'
-    if "lora" in towers["img"]:
+    if "lora" in stated["img"]:
       way_out = "a run whose adapters are to be used needs an init"
     raise ValueError(
       f"{step}: the frozen weights of this run were random ({expected}) and "
@@ -115,18 +117,14 @@ def open(
   if trains_all:
     metadata = {}
     with contextlib.suppress(ValueError):  # the source may be gone
-      metadata = open_source(_locate(source, step)).metadata
+      if not isinstance(source, Mapping):  # two towers have none
+        metadata = open_source(_locate(source, step)).metadata
     return dataclasses.replace(found, metadata=metadata | preprocessing)
   with errors.named(step):
-    source = _locate(source, step)
-    if find(source) is None:
-      frozen = open_source(source)
-    else:
-      frozen = open(source, open_source, above=(*above, step))
-  given = fingerprint.of(frozen.path)
+    frozen, given = _open_source(source, step, open_source, above)
   if given != expected:
     raise ValueError(
-      f"{step}: was trained on top of {source} with {expected}, but "
+      f"{step}: was trained on top of {init['path']} with {expected}, but "
       f"{frozen.path} has {given}; put the former weights there"
     )
   leaves = _laid_over(frozen, trained, step)
@@ -146,6 +144,24 @@ def open(
     created=tuple(name for name in frozen.created if name not in trained),
     metadata=frozen.metadata | preprocessing,
   )
+
+
+def _open_source(source, step, open_source, above):
+  """What a run started from, and its fingerprint; of two towers one each."""
+  if isinstance(source, Mapping):
+    opened = {
+      tower: _open_source(str(path), step, open_source, above)
+      for tower, path in source.items()
+    }
+    (img, _), (llm, _) = opened["img"], opened["llm"]
+    given = {tower: given for tower, (_, given) in opened.items()}
+    return towers.combine(img, llm), given
+  source = _locate(source, step)
+  if find(source) is None:
+    found = open_source(source)
+  else:
+    found = open(source, open_source, above=(*above, step))
+  return found, fingerprint.of(found.path)
 
 
 def _are_adapters(path):
