@@ -7,8 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma import init, tree
+from paligemma import init, messages, tree
 from paligemma.decoding import decode
+from paligemma.lora import apply as lora
 from paligemma.training import optimizers, sharding
 from trainers import inputs, report, schedule, state, tasks
 from trainers.state import Shapes
@@ -75,6 +76,8 @@ class Plan:
     self.trainable, self.frozen = state.abstract_params(
       self.model, config, self.mesh
     )
+    if lora.lora_of(self.model) is not None:
+      self._check_adapters_alone_train()
     mults = config.weight_decay_mults
     self.optimizer, self.learning_rates = optimizers.make(
       list(self.trainable),
@@ -99,6 +102,20 @@ class Plan:
     )
     self._shapes = init.shapes(self.model, config.res)
     self.flops_per_step = self.count_flops()
+
+  def _check_adapters_alone_train(self):
+    """Raises for what a file of adapters would not hold."""
+    others, _ = tree.partition(
+      self.trainable,
+      {name: not hit for name, hit in lora.is_adapter(self.trainable).items()},
+    )
+    if others:
+      raise ValueError(
+        "config.trainable matches, beside the adapters of config.model.lora, "
+        f"{messages.listed(list(others), most=3)}, which a file of adapters "
+        "does not hold; train the adapters alone, or set config.model.lora to "
+        "None"
+      )
 
   def count_flops(self, supervised: float | None = None) -> int:
     """FLOPs of a step with so many supervised tokens, see flops.py."""

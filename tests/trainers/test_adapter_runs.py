@@ -97,6 +97,13 @@ def test_the_best_adapters_are_kept(tiny, tmp_path):
   same(paligemma.load(tmp_path / "best.safetensors")[1], found[1])
 
 
+def test_what_a_file_of_adapters_does_not_hold_does_not_train(tiny):
+  config = config_of(tiny, "lora")
+  config.trainable = (*config.trainable, "llm/final_norm/scale")
+  with pytest.raises(ValueError, match="lora, llm/final_norm/scale, which a"):
+    plan.Plan(config)
+
+
 @pytest.mark.parametrize("tune", METHODS)
 def test_what_is_frozen_is_the_source_in_few_bits(tiny, tune):
   config = config_of(tiny, tune)
