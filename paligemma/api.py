@@ -83,7 +83,8 @@ def generate(
   Raises:
     ValueError: A picture cannot be read, the numbers of pictures and prompts
       differ, or a prompt spells out a control token elsewhere or a malformed
-      location, see paligemma.data.spelling, or holds half a surrogate pair.
+      location, see paligemma.data.spelling, holds half a surrogate pair, or
+      a token beyond the decoder's table of embeddings.
   """
   if model.img is not None:
     images, layout = _list(images), sequence.prompt
@@ -104,7 +105,9 @@ def generate(
     )
   if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
     raise ValueError(f"batch_size is {batch_size}, expected 1 or more")
-  prompts, text_len = _read_prompts(tok, prompts, images)
+  prompts, text_len = _read_prompts(
+    tok, prompts, images, rows=model.llm.vocab_size
+  )
   if isinstance(rng, numbers.Integral):
     rng = jax.random.key(int(rng))
   elif not isinstance(rng, jax.Array | None):
@@ -336,7 +339,7 @@ def _decoder(codec):
   return None if codec is None else functools.partial(mask_codec.decode, codec)
 
 
-def _read_prompts(tok, prompts, images):
+def _read_prompts(tok, prompts, images, *, rows):
   """The prompts as the layout takes them, see spelling, and its length."""
   read, first, text_len = [], {}, 1
   for i, (prompt, pictures_of_it) in enumerate(
@@ -348,7 +351,13 @@ def _read_prompts(tok, prompts, images):
       )
     try:
       text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
-      text_len = max(text_len, len(tok.encode(text, bos=True)) + 1)
+      ids = tok.encode(text, bos=True)
+      if max(ids) >= rows:
+        raise ValueError(
+          f"has token {max(ids)}, beyond the {rows:,} rows of the decoder; "
+          "give the tokenizer of the checkpoint"
+        )
+      text_len = max(text_len, len(ids) + 1)
     except ValueError as error:
       raise ValueError(f"prompts[{i}]: {error}") from None
     read.append(text)

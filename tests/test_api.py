@@ -442,6 +442,15 @@ def test_what_is_wrong_is_said(
   assert "\n" not in str(caught.value)
 
 
+def test_a_token_beyond_the_table_is_refused(gemma1, tokenizer, pictures):
+  model, params = paligemma.load(gemma1[0])
+  model = model.clone(llm=model.llm.clone(vocab_size=700))
+  with pytest.raises(ValueError, match=r"prompts\[1\]: has token \d+, beyond"):
+    paligemma.generate(
+      model, params, tokenizer, pictures[:2], ["a", "what is at <loc1023>?"]
+    )
+
+
 @pytest.mark.parametrize(
   ("name", "message"),
   [
