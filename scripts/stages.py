@@ -141,7 +141,8 @@ def run(config: ConfigDict, folder: pathlib.Path) -> dict[str, float]:
     contextlib.redirect_stdout(log),
     contextlib.redirect_stderr(log),
   ):
-    train.train(config, folder)
+    if not train.train(config, folder):
+      raise ValueError(f"{folder}: was asked to stop; start again to go on")
   after = resource.getrusage(resource.RUSAGE_SELF)
   seconds = sum(after[:2]) - sum(before[:2])
   scores = {}
