@@ -86,6 +86,11 @@ def generate(
       location, see paligemma.data.spelling, holds half a surrogate pair, or
       a token beyond the decoder's table of embeddings.
   """
+  if isinstance(model, siglip.Model):
+    raise ValueError(
+      "the model is a SigLIP, which compares and does not answer, expected a "
+      "PaliGemma or a Gemma"
+    )
   if model.img is not None:
     images, layout = _list(images), sequence.prompt
   elif images is None:

@@ -72,8 +72,7 @@ def compare(
   model, params = io.load(ckpt, dtype)
   if any(quantization.split(name) for name in tree.flatten(params)):
     raise ValueError(f"{ckpt}: is quantized, expected full precision")
-  if model.img is None:
-    raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
+  paligemma_model.check_whole(model, str(ckpt))
   layout = preprocess.Preprocess(
     tokenizer_lib.Tokenizer(tokenizer),
     res=paligemma_model.resolution(model, params),

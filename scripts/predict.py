@@ -54,6 +54,7 @@ from trainers import (
   processes,
   progress,
 )
+from trainers.tasks import next_token
 
 
 def predict(
@@ -108,6 +109,8 @@ def predict(
     model, params = io.load(
       ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
     )
+  paligemma_model.check_whole(model, str(ckpt))
+  next_token.check_tokenizer(tok, model, str(tokenizer))
   weights = {"dtype": dtype, "quantize": quantize}
   if adapter is not None:
     model, params = adapters.load_adapter(adapter, model, params)
@@ -116,13 +119,6 @@ def predict(
   fields = io.model_fields(model)
   weights["model"] = {tower: fields[tower] for tower in ("img", "llm")}
   weights["computed_in"] = str(model.llm.dtype)
-  if model.img is None:
-    raise ValueError(f"{ckpt}: has no image tower, expected a whole PaliGemma")
-  if tok.vocab_size > model.llm.vocab_size:
-    raise ValueError(
-      f"{tokenizer}: {tok.vocab_size} ids, but the model has only "
-      f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
-    )
   evaluator = evals.Generate(
     name="predict",
     source=source,

@@ -6,12 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import paligemma
 from paligemma import init, tree
 from paligemma.data import image as image_lib
 from paligemma.models import naflex, siglip, text_tower, vit
 from paligemma.training import sharding
+from scripts import predict
 
 SIZES = {"width": 16, "depth": 1, "mlp_dim": 16, "num_heads": 2}
 RNG = np.random.default_rng(0)
@@ -212,3 +214,23 @@ def test_a_paligemma_has_no_text_tower():
   model, params = paligemma.load("paligemma/assets/tiny.npz")
   with pytest.raises(ValueError, match="the model has no text tower to comp"):
     paligemma.embed_images(model, params, PICTURES)
+
+
+def test_a_siglip_does_not_answer(square, tokenizer):
+  with pytest.raises(ValueError, match="the model is a SigLIP, which compares"):
+    paligemma.generate(*square, tokenizer, PICTURES[:1], "caption en")
+
+
+def test_photos_are_not_asked_of_a_siglip(square, tokenizer, tmp_path):
+  model, params = square
+  paligemma.save(tmp_path / "siglip.npz", model, params)
+  tokenizer.save(tmp_path / "pieces.model")
+  Image.fromarray(PICTURES[0]).save(tmp_path / "1.png")
+  with pytest.raises(ValueError, match=r"siglip.npz: holds img and txt, expec"):
+    predict.predict(
+      tmp_path / "siglip.npz",
+      tmp_path / "pieces.model",
+      tmp_path / "1.png",
+      tmp_path / "y.jsonl",
+      prompt="caption en",
+    )

@@ -333,6 +333,20 @@ def from_sizes(
   return Model(img=img, llm=llm)
 
 
+def check_whole(model: nn.Module, name: str) -> None:
+  """Raises if a model lacks the image tower or the decoder.
+
+  Args:
+    model: Of any kind.
+    name: Of its checkpoint, for the error.
+  """
+  if set(model.towers) != {"img", "llm"}:
+    raise ValueError(
+      f"{name}: holds {' and '.join(model.towers)}, expected a whole "
+      "PaliGemma: an image tower (img) and a decoder (llm)"
+    )
+
+
 def resolution(model: Model, params: Mapping[str, Any]) -> int:
   """Returns the side in pixels of the images that the positions are for.
 

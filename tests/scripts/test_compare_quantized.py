@@ -108,5 +108,5 @@ def test_errors(tiny, tmp_path):
     command.compare(tmp_path / "a.npz", *where)
   flat = {n: x for n, x in npz.load(tiny.weights).items() if n[:3] == "llm"}
   npz.save(tmp_path / "b.npz", flat)
-  with pytest.raises(ValueError, match=r"b\.npz: has no image tower, expected"):
+  with pytest.raises(ValueError, match=r"b\.npz: holds llm, expected a whole"):
     command.compare(tmp_path / "b.npz", *where)

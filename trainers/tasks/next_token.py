@@ -32,11 +32,7 @@ class NextToken:
     self, config: ConfigDict, model: Model
   ) -> tokenizer.Tokenizer:
     tok = tokenizer.Tokenizer(config.tokenizer, plain=model.img is None)
-    if tok.vocab_size > model.llm.vocab_size:
-      raise ValueError(
-        f"{config.tokenizer}: {tok.vocab_size} ids, but the model has only "
-        f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
-      )
+    check_tokenizer(tok, model, config.tokenizer)
     return tok
 
   def make_preprocess(
@@ -108,6 +104,15 @@ class NextToken:
 def _is_alone(config):
   """Whether the model of a config is a decoder without image tower."""
   return config.model.variant in variants.GEMMA
+
+
+def check_tokenizer(tok: tokenizer.Tokenizer, model: Model, path: str) -> None:
+  """Raises if the decoder has no row for some id of the tokenizer at a path."""
+  if tok.vocab_size > model.llm.vocab_size:
+    raise ValueError(
+      f"{path}: {tok.vocab_size} ids, but the model has only "
+      f"{model.llm.vocab_size} rows; give the tokenizer of the checkpoint"
+    )
 
 
 def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
