@@ -1,5 +1,7 @@
 """Traces of steps, and the ops that are named."""
 
+import concurrent.futures
+import multiprocessing
 import re
 
 import jax
@@ -48,22 +50,40 @@ def test_ops_of_the_step_alone_on_accelerators(text):
   assert profile.time_of_ops(trace, "jit_step") == {"fusion.7": 5}
 
 
-@pytest.fixture
-def compiled():
+def compile_step():
   def step(x):
     return jax.lax.fori_loop(0, 3, lambda _, x: jnp.sin(x @ x), x), 1
 
   return jax.jit(step).lower(jnp.ones((53, 53))).compile()
 
 
-def test_trace_of_the_steps_that_are_named(compiled, tmp_path):
+@pytest.fixture
+def alone():
+  """Calls a function of this file in a process of its own.
+
+  A process that has loaded libtpu 0.0.51, as tests of the planner do, ends with
+  a segmentation fault when it begins a trace.
+  """
+  context = multiprocessing.get_context("spawn")
+  with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
+    yield lambda *call: pool.submit(*call).result()
+
+
+def trace_four_steps(folder):
   said = []
-  step = profile.Profiled(compiled, (2, 4), tmp_path, step=1, say=said.append)
+  step = profile.Profiled(
+    compile_step(), (2, 4), folder, step=1, say=said.append
+  )
   is_there = []
   x = jnp.ones((53, 53))
   for _ in range(4):
     x, _ = step(x)
-    is_there.append(any(tmp_path.rglob("*.xplane.pb")))
+    is_there.append(any(folder.rglob("*.xplane.pb")))
+  return said, is_there
+
+
+def test_trace_of_the_steps_that_are_named(alone, tmp_path):
+  said, is_there = alone(trace_four_steps, tmp_path)
   assert is_there == [False, False, True, True]
   (text,) = said
   first, head, *rows = text.splitlines()
@@ -78,17 +98,23 @@ def test_trace_of_the_steps_that_are_named(compiled, tmp_path):
   assert not any(row.startswith("while") for row in rows)
 
 
-def test_a_run_that_stops_meanwhile_ends_its_trace(compiled, tmp_path):
+def stop_while_tracing(folder):
   for _ in range(2):
-    step = profile.Profiled(compiled, (0, 2), tmp_path, step=0, say=print)
+    step = profile.Profiled(compile_step(), (0, 2), folder, step=0, say=print)
     step(jnp.ones((53, 53)))
     step.close()
     step.close()
 
 
-def test_a_resumed_run_beyond_them(compiled, tmp_path):
+def test_a_run_that_stops_meanwhile_ends_its_trace(alone, tmp_path):
+  alone(stop_while_tracing, tmp_path)
+
+
+def test_a_resumed_run_beyond_them(tmp_path):
   said = []
-  step = profile.Profiled(compiled, (2, 4), tmp_path, step=3, say=said.append)
+  step = profile.Profiled(
+    compile_step(), (2, 4), tmp_path, step=3, say=said.append
+  )
   step(jnp.ones((53, 53)))
   assert said == ["no trace: the run goes on at step 3, after 2"]
   assert not any(tmp_path.iterdir())
