@@ -290,6 +290,8 @@ def _image_tower(config) -> Description:
     return Description(config.values["model_type"], image_tower=tower)
   # Pixels that fill no patch are not looked at.
   num_positions = (_side(config, "image_size") // patch_size) ** 2
+  if not num_positions:
+    raise config.error("image_size", f"at least the patch_size, {patch_size}")
   tower = sizes | {"patch_size": patch_size, "num_positions": num_positions}
   return Description(model_type=_VISION, image_tower=tower)
 

@@ -410,7 +410,7 @@ REFUSED = {
   "layer_norm_eps": ("vision_config", 1e-5, "1e-06, our models"),
   "hidden_act": ("vision_config", "quick_gelu", "'gelu_pytorch_tanh'"),
   "patch_size": ("vision_config", [5, 7], "a square"),
-  "image_size": ("vision_config", [10, 20], "a square"),
+  "image_size": ("vision_config", 1, "at least the patch_size, "),
   "num_channels": ("vision_config", 4, "3, our models"),
   "num_attention_heads": ("vision_config", 3, "a divisor of the width 14"),
   "vision_config": (None, [1], "an object"),

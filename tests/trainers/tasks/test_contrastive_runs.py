@@ -24,7 +24,8 @@ def data(tmp_path_factory):
 
 
 def command(data, folder, *flags, **arguments):
-  arguments = {"train": data / "train.jsonl", **arguments}
+  given = {"train": data / "train.jsonl", "val": "", "label": ""}
+  arguments = given | arguments
   argument = ",".join(f"{name}={value}" for name, value in arguments.items())
   return f"--config={CONFIG}:{argument}", f"--workdir={folder}", *flags
 
@@ -104,7 +105,7 @@ def test_captions_that_cannot_be_used_end_in_one_line(data, main, tmp_path):
   lines[3] = '{"image": "train/000003.png", "prefix": "caption en"}'
   path = data / "bad.jsonl"
   path.write_text("\n".join(lines))
-  config = load_module(CONFIG).get_config(f"train={path}")
+  config = load_module(CONFIG).get_config(f"train={path},val=,label=")
   line = main(config, tmp_path / "run")
   assert line.endswith(
     "train.main: 1 of 13 examples looked at cannot be used, the first: "
@@ -113,6 +114,8 @@ def test_captions_that_cannot_be_used_end_in_one_line(data, main, tmp_path):
   )
   assert not (tmp_path / "run").exists()
   good = data / "train.jsonl"
-  config = load_module(CONFIG).get_config(f"train={good},batch_size=1")
+  config = load_module(CONFIG).get_config(
+    f"train={good},val=,label=,batch_size=1"
+  )
   line = main(config, tmp_path / "run")
   assert "batch_size is 1, but a contrastive loss compares" in line
