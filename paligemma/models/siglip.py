@@ -68,6 +68,10 @@ class Model(nn.Module):
       a dict: "t", the factor of the logits, and "b", what is added to them,
       both [1]; "t/parameter", the logarithm of t; the outputs of the towers
       under "img/" and "txt/", with "norm" and "normalized".
+
+    Raises:
+      ValueError: Images are smaller than a patch, or texts have another length
+        than the text tower.
     """
     zimg, ztxt, out = None, None, {}
     if text is not None:
@@ -87,7 +91,13 @@ class Model(nn.Module):
   def _whole_patches(self, image):
     if isinstance(image, tuple):
       return image
-    height, width = (x - x % self.img.patch_size for x in image.shape[1:3])
+    side = self.img.patch_size
+    height, width = (x - x % side for x in image.shape[1:3])
+    if not height or not width:
+      raise ValueError(
+        f"images have {image.shape[1]}x{image.shape[2]} pixels, expected at "
+        f"least a patch of {side}x{side}"
+      )
     return image[:, :height, :width]
 
   @property

@@ -99,6 +99,14 @@ def test_pixels_that_fill_no_patch_are_not_looked_at():
   )
 
 
+@pytest.mark.parametrize("size", [(1, 6), (6, 1)])
+def test_images_smaller_than_a_patch(size):
+  model, image = build(), np.zeros((2, *size, 3), np.float32)
+  said = f"^images have {size[0]}x{size[1]} pixels, expected .* patch of 2x2"
+  with pytest.raises(ValueError, match=said):
+    model.apply({"params": params_of(model)}, image)
+
+
 @pytest.mark.parametrize("pool", ["last", "first", "mean", "max", "map"])
 def test_poolings_of_the_text_tower(pool):
   model = build(txt={"pool_type": pool}).txt
