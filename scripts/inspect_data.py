@@ -32,10 +32,11 @@ def datasets_of(
   """
   task = tasks.of(config)
   model = task.make_model(config)
-  if model.img is None:
+  if set(model.towers) != {"img", "llm"}:
     raise ValueError(
-      f"{config.model.variant} has no image tower, and this page shows "
-      "pictures; trainers.train --dry_run prints a table of the texts"
+      f"{config.model.variant} has no image tower beside a decoder, and this "
+      "page shows pictures with prompts; trainers.train --dry_run prints a "
+      "table of the data"
     )
   tok = task.make_tokenizer(config, model)
   opened = types.SimpleNamespace(

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from configs.gemma import forkme
+from configs.siglip import forkme as siglip_forkme
 from paligemma.data import location, text_ops
 from scripts import inspect_data
 from scripts.inspection import page, samples
@@ -62,9 +63,13 @@ class Page(html.parser.HTMLParser):
       self.spans[-1][1] += data
 
 
-def test_texts_alone_have_no_page():
-  config = forkme.get_config("variant=gemma_nano")
-  with pytest.raises(ValueError, match=r"^gemma_nano has no image tower, and"):
+@pytest.mark.parametrize(
+  ("make", "variant"),
+  [(forkme, "gemma_nano"), (siglip_forkme, "siglip2_b16_224")],
+)
+def test_what_has_no_prompts_for_pictures_has_no_page(make, variant):
+  config = make.get_config(f"variant={variant}")
+  with pytest.raises(ValueError, match=f"^{variant} has no image tower besi"):
     inspect_data.inspect(config)
 
 
