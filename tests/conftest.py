@@ -51,6 +51,13 @@ def forget_compiled_programs():
   jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def compilation_cache_stays_on():
+  """A command that runs on several CPU devices turns the cache off."""
+  yield
+  jax.config.update("jax_enable_compilation_cache", True)
+
+
 @pytest.fixture(scope="session")
 def sentencepiece_model():
   """A small SentencePiece model without loc and seg pieces, as bytes."""
