@@ -218,9 +218,9 @@ KEYS = (
       ("dropout", 0.0, "rate of dropout in the {}", float),
       (
         "remat_policy",
-        "block_inputs",
-        "what of the {} is kept for the backward pass, see "
-        "paligemma/models/stack.py",
+        "auto",
+        "what of the {} is kept for the backward pass: block_inputs, none (is "
+        "recomputed), or auto: none where it fits the devices",
         str,
       ),
       ("*", None, "any other field of the {}; default: the variant's", object),
@@ -388,7 +388,14 @@ KEYS = (
   Key(
     "sharding",
     ((".*", "fsdp"),),
-    '(regex, "fsdp" or "replicate") pairs: how parameters are sharded',
+    '(regex, "fsdp", "tensor_parallel" or "replicate") pairs: how parameters '
+    "are sharded",
+  ),
+  Key(
+    "frozen_sharding",
+    "auto",
+    "of what is frozen, under fsdp: shard, replicate, or auto: replicate where "
+    "it fits the devices",
   ),
   # Log, checkpoints, evaluation
   *_duration("log", "steps", 10, "between two lines of the log"),

@@ -38,11 +38,13 @@ def abstract_params(
   mesh: jax.sharding.Mesh,
   *,
   trainable: Sequence[str] | None = None,
+  frozen_sharding: str = "shard",
 ) -> tuple[Shapes, Shapes]:
   """Shapes, dtypes and shardings of what trains and of what is frozen.
 
   A frozen_dtype of quantization.KINDS leaves in float32 what is not quantized.
-  `trainable` overrides the config's.
+  `trainable` overrides the config's. With `frozen_sharding` "replicate"
+  FSDP does not split what is frozen; tensor parallelism does.
 
   Raises:
     ValueError: a regex matches no parameter, or an unknown frozen_dtype.
@@ -60,6 +62,13 @@ def abstract_params(
   in_float32 = dict.fromkeys(trained, jnp.float32)
   stored |= quantized_leaves.storage(trained, in_float32, None)
   shardings = sharding.infer(stored, mesh, config.sharding)
+  if frozen_sharding == "replicate":
+    rules = [
+      (regex, "tensor_parallel" if strategy == "fsdp" else strategy)
+      for regex, strategy in config.sharding
+    ]
+    whole = sharding.infer(stored, mesh, rules)
+    shardings |= {name: x for name, x in whole.items() if name not in trained}
   sharded = {
     name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[name])
     for name, leaf in sorted(stored.items())

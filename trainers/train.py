@@ -28,6 +28,7 @@ from trainers import (
   command_line,
   compilation_cache,
   find_lr,
+  fitting,
   inputs,
   lock,
   preemption,
@@ -81,7 +82,7 @@ def train(
       table = checks.check(plan, tok, evaluators)
     progress.say([table])
     held = stack.enter_context(lock.held(folder))
-    compiled = compile_step(plan)
+    plan, compiled = fit(plan)
     progress.say([plan.describe(compiled, verbose=verbose)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
@@ -140,11 +141,19 @@ def compile_step(plan: Plan) -> jax.stages.Compiled:
   return step
 
 
+def fit(plan: Plan) -> tuple[Plan, jax.stages.Compiled]:
+  """Compiles the step so that it fits, and prints what that took."""
+  usable = fitting.usable_bytes()
+  plan, compiled, tried = fitting.fit(plan, usable, compile_step)
+  progress.say([found.describe(usable) for found in tried])
+  return plan, compiled
+
+
 def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
   writers.check(common.complete(config).writers)
-  plan = Plan(config)
-  print(plan.describe(compile_step(plan), verbose=verbose))
+  plan, compiled = fit(Plan(config))
+  print(plan.describe(compiled, verbose=verbose))
   tok = plan.task.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
@@ -165,7 +174,7 @@ def try_learning_rates(
   plan = Plan(find_lr.growing(config))
   tok = plan.task.make_tokenizer(config, plan.model)
   progress.say([checks.check(plan, tok, [])])
-  compiled = compile_step(plan)
+  plan, compiled = fit(plan)
   with progress.stage("weights"):
     state, frozen = start.initial(plan)
   batches = inputs.train_batches(plan.config, plan.sources, tok)

@@ -25,8 +25,8 @@ from paligemma.checkpoints.training import fingerprint
 FREE = re.compile(
   r"(log_|checkpoint_|evals(/|$)).*"
   r"|keep_(checkpoints|every|best)|early_stop"
-  r"|(mesh|sharding)(/.*)?"
-  r"|model/(img|llm)/remat_policy"
+  r"|(mesh|sharding)(/.*)?|frozen_sharding"
+  r"|model/(img|llm|txt)/remat_policy"
   r"|writers|train/(num_workers|on_bad|too_long)"
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )

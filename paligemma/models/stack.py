@@ -21,7 +21,7 @@ from paligemma import parameters, registry
 from paligemma.models import microbatch
 from paligemma.models.attention.masks import Mask
 
-REMAT_POLICIES = ("none", "block_inputs")
+REMAT_POLICIES = ("none", "block_inputs", "auto")
 
 
 @flax.struct.dataclass
@@ -63,7 +63,8 @@ class Stack:
       of a layer: "none" all that it needs, "block_inputs" only the input of the
       layer, from which it computes the layer again. Of stacked layers that is
       the input in the compute dtype, and parameters that are split over devices
-      are gathered once per layer and pass, see `scan_layers`.
+      are gathered once per layer and pass, see `scan_layers`. "auto" is
+      "block_inputs"; trainers make it "none" where that fits.
     tower: A key of parameters.LAYERS, which names the parameters.
     tokens_at_once: How many tokens of a device go through a layer at once in
       `scan_layers`, at most (but at least one example).
@@ -122,7 +123,7 @@ class Stack:
     variables = {"params": self._read(owner, "params")}
     if call.mode == "extend":
       variables["cache"] = self._read(owner, "cache")
-    if config.scan and config.remat_policy == "block_inputs" and not written:
+    if config.scan and config.remat_policy != "none" and not written:
       batch, length, _ = x.shape
       number = microbatch.find_number(batch, self.tokens_at_once // length)
       x, (named, _) = scan_layers(
@@ -143,13 +144,13 @@ class Stack:
     return x, named
 
   def _run_plainly(self, run, variables, x, layers, mask):
-    """Stores what autodiff does, or with "block_inputs" the float32 inputs."""
+    """Stores what autodiff does, or else the float32 inputs of layers."""
 
     def step(x, layer):
       variables, layer = layer
       return run(variables, x, layer, mask, 0)
 
-    if self.config.remat_policy == "block_inputs":
+    if self.config.remat_policy != "none":
       step = jax.checkpoint(step, prevent_cse=not self.config.scan)
     if self.config.scan:
       x, (named, new) = jax.lax.scan(step, x, (variables, layers))

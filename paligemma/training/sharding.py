@@ -5,6 +5,7 @@ stores a part and gathers the rest of a layer when it runs. Mesh axis "model"
 splits heads, hidden units and the vocabulary: tensor parallelism.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -100,6 +101,7 @@ def infer(
       "replicate": every device has all of it. "fsdp": the axis of
       TENSOR_PARALLEL over "model" where it divides, then the largest remaining
       axis that divides over "data", unless the leaf is below MIN_FSDP_SIZE.
+      "tensor_parallel": the former alone.
 
   Raises:
     ValueError: An unknown strategy, a regex without any match, or a name
@@ -143,12 +145,12 @@ def infer_state(
   return jax.tree_util.tree_map_with_path(choose, state)
 
 
-def _fsdp(name, shape, mesh):
+def _fsdp(name, shape, mesh, data=None):
   axes = [None] * len(shape)
   split = _tensor_parallel_axis(name, shape, mesh.shape["model"])
   if split is not None:
     axes[split] = "model"
-  data = mesh.shape["data"]
+  data = data or mesh.shape["data"]
   free = [i for i, axis in enumerate(axes) if not axis and shape[i] % data == 0]
   if data > 1 and free and math.prod(shape) >= MIN_FSDP_SIZE:
     axes[max(free, key=lambda i: shape[i])] = "data"
@@ -171,6 +173,7 @@ def _tensor_parallel_axis(name, shape, model):
 
 STRATEGIES = {
   "fsdp": _fsdp,
+  "tensor_parallel": functools.partial(_fsdp, data=1),
   "replicate": lambda name, shape, mesh: PartitionSpec(),
 }
 

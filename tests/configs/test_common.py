@@ -100,7 +100,7 @@ def test_a_config_says_only_what_it_changes():
   assert config.model.llm.to_dict() == {
     "width": 16,
     "dropout": 0.0,
-    "remat_policy": "block_inputs",
+    "remat_policy": "auto",
   }
   assert Lora(**config.model.lora) == Lora(rank=4)
   assert (config.train.sources.a.weight, config.train.sources.b.weight) == (

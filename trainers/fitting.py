@@ -1,0 +1,93 @@
+"""Memory that a device has to spare makes a step faster: how much is kept.
+
+A step recomputes its layers in the backward pass, and gathers frozen weights
+that are split over devices, only where it would not fit otherwise.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from paligemma.planning import memory
+from paligemma.planning.memory import GIB
+from trainers.plan import Layout, Plan
+
+# Of the memory of a device, what a step may need: evaluation, the next batch
+# and fragments take some.
+SHARE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """A layout, and what was found.
+
+  Attributes:
+    layout: of the step.
+    peak: bytes on each device, of the compiled step or at least.
+    fits: whether that is little enough.
+    compiled: whether it was, or was too much by what it surely keeps.
+  """
+
+  layout: Layout
+  peak: float
+  fits: bool
+  compiled: bool
+
+  def describe(self, usable: float) -> str:
+    """One line for people."""
+    verdict = "taken" if self.fits else "does not fit"
+    least = "" if self.compiled else "at least "
+    return (
+      f"remat_policy {self.layout.remat_policy}, frozen_sharding "
+      f"{self.layout.frozen_sharding}: {least}{self.peak / GIB:.2f} GiB of "
+      f"{usable / GIB:.2f}, {verdict}"
+    )
+
+
+def usable_bytes() -> float | None:
+  """Memory of the smallest device of all processes; None: that of the host."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  least = min(found.get("bytes_limit", 0) for found in stats)
+  everywhere = multihost_utils.process_allgather(np.float32(least))
+  return float(np.min(everywhere)) or None
+
+
+def fit(
+  plan: Plan,
+  usable: float | None,
+  compile_step: Callable[[Plan], jax.stages.Compiled],
+) -> tuple[Plan, jax.stages.Compiled, list[Tried]]:
+  """Compiles the step with the fastest of plan.layouts that fits.
+
+  Args:
+    plan: of the run.
+    usable: bytes of each device. None, as of a CPU: the last layout is taken,
+      which needs least.
+    compile_step: compiles the step of a plan.
+
+  Returns:
+    The plan with this layout, its step, and what was tried if there was a
+    choice. The last layout is taken untried, whether or not it fits.
+  """
+  *faster, last = plan.layouts
+  tried = []
+  for layout in faster if usable else ():
+    candidate = plan.with_layout(layout)
+    compiled, peak = None, candidate.least_bytes()
+    if peak <= usable:
+      try:
+        compiled = compile_step(candidate)
+        peak = memory.of(compiled).peak
+      except jax.errors.JaxRuntimeError as error:
+        if (wanted := memory.wanted(error)) is None:
+          raise
+        peak, compiled = wanted, None
+    fits = compiled is not None and peak <= SHARE * usable
+    tried.append(Tried(layout, peak, fits, compiled is not None))
+    if fits:
+      return candidate, compiled, tried
+  plan = plan.with_layout(last)
+  return plan, compile_step(plan), tried
