@@ -219,8 +219,8 @@ KEYS = (
       (
         "remat_policy",
         "auto",
-        "what of the {} is kept for the backward pass: block_inputs, none (is "
-        "recomputed), or auto: none where it fits the devices",
+        "what of the {} is kept for the backward pass, see models/stack.py: "
+        "none, products, block_inputs; auto: products where they fit",
         str,
       ),
       ("*", None, "any other field of the {}; default: the variant's", object),

@@ -23,7 +23,7 @@ from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
 from paligemma.models.attention import masks
 from paligemma.models.attention import reference as attention
-from paligemma.models.linear import adapt, matrix, product
+from paligemma.models.linear import adapt, keep, matrix, product
 from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once: 128 MiB in bfloat16.
@@ -134,21 +134,23 @@ class Attention(nn.Module):
     elif call.mode == "extend":
       k = self._append("k", k, call.cache_index)
       v = self._append("v", v, call.cache_index)
-    mixed = attention.attend(
-      q,
-      k,
-      v,
-      call.mask,
-      scale=config.find_query_scale(),
-      logits_softcap=config.attn_logits_softcap,
-      window=call.window,
-      implementation=config.attention,
+    mixed = keep(
+      attention.attend(
+        q,
+        k,
+        v,
+        call.mask,
+        scale=config.find_query_scale(),
+        logits_softcap=config.attn_logits_softcap,
+        window=call.window,
+        implementation=config.attention,
+      )
     )
     shape = config.num_heads, config.head_dim, width
     einsum = self._einsum("attn_vec_einsum", shape, _fan_in((0, 1), (2,)))
     out = einsum("BTNH,NHD->BTD", mixed)
     out += self._adapt("out", mixed, (width,), call.train)
-    return out.astype(config.dtype)
+    return keep(out.astype(config.dtype))
 
   def _einsum(self, name, shape, init):
     return Einsum(shape, init, self.config.dtype, name=name)
@@ -171,7 +173,11 @@ class Attention(nn.Module):
       kv = self._einsum("kv_einsum", shape, fan_in)
       qkv = q("BTD,NDH->BTNH", x), *kv("BTD,2KDH->2BTKH", x)
     return [
-      (y + self._adapt(target, x, y.shape[2:], train)).astype(self.config.dtype)
+      keep(
+        (y + self._adapt(target, x, y.shape[2:], train)).astype(
+          self.config.dtype
+        )
+      )
       for target, y in zip("qkv", qkv, strict=True)
     ]
 
@@ -210,7 +216,8 @@ class FeedForward(nn.Module):
 
     def project(i, target):
       out = product("BTD,DF->BTF", x, jax.tree.map(lambda w: w[i], gating))
-      return (out + self._adapt(target, x, (mlp_dim,), train)).astype(kept)
+      out = (out + self._adapt(target, x, (mlp_dim,), train)).astype(kept)
+      return keep(out)
 
     gate, up = project(0, "gate"), project(1, "up")
     headroom = 64.0 if dtype == "float16" else 1.0

@@ -14,11 +14,14 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
 from paligemma.models import cpu
+
+PRODUCT = "product"
 
 # A weight matrix, or a quantized one: see quantization.py.
 Matrix = Array | Mapping[str, Array]
@@ -72,6 +75,11 @@ def _bwd(equation, factors, gradient):
 
 
 _einsum_bfloat16.defvjp(_fwd, _bwd)
+
+
+def keep(x: Array) -> Array:
+  """Marks what remat_policy "products" keeps for the backward pass."""
+  return checkpoint_name(x, PRODUCT)
 
 
 def matrix(
@@ -209,4 +217,4 @@ class Linear(nn.Module):
     added = adapt(self.lora, self.target, of_one, self.shape, self.dtype, train)
     out += added if isinstance(added, float) else added.reshape(out.shape)
     bias = jnp.expand_dims(bias.astype(self.dtype), range(len(rows)))
-    return out.astype(self.dtype) + bias
+    return keep(out.astype(self.dtype) + bias)

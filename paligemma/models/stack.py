@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from paligemma import parameters, registry
 from paligemma.models import microbatch
 from paligemma.models.attention.masks import Mask
+from paligemma.models.linear import PRODUCT
 
-REMAT_POLICIES = ("none", "block_inputs", "auto")
+REMAT_POLICIES = ("none", "products", "block_inputs", "auto")
 
 
 @flax.struct.dataclass
@@ -60,11 +61,13 @@ class Stack:
       layers, `depth`; `dtype`, in which they compute; `scan`, whether their
       parameters are stacked on a leading axis, as they are trained, or separate
       as in some checkpoints; and `remat_policy`, what the backward pass stores
-      of a layer: "none" all that it needs, "block_inputs" only the input of the
-      layer, from which it computes the layer again. Of stacked layers that is
-      the input in the compute dtype, and parameters that are split over devices
-      are gathered once per layer and pass, see `scan_layers`. "auto" is
-      "block_inputs"; trainers make it "none" where that fits.
+      of a layer. "none" stores all that it needs, "products" the results of
+      matrix products and of attention, from which the rest costs little, and
+      "block_inputs" only the input of the layer, from which it computes the
+      layer again. Of stacked layers that is the input in the compute dtype, and
+      parameters that are split over devices are gathered once per layer and
+      pass, see `scan_layers`. "auto" is "block_inputs"; trainers make it
+      "products" where that fits.
     tower: A key of parameters.LAYERS, which names the parameters.
     tokens_at_once: How many tokens of a device go through a layer at once in
       `scan_layers`, at most (but at least one example).
@@ -81,6 +84,11 @@ class Stack:
   @property
   def config(self) -> nn.Module:
     return self.block.config
+
+  @property
+  def inputs_alone(self) -> bool:
+    """Whether the backward pass computes whole layers again."""
+    return self.config.remat_policy in ("block_inputs", "auto")
 
   def __call__(
     self, owner: nn.Module, x: Float[Array, "B T D"], call: Call
@@ -123,7 +131,7 @@ class Stack:
     variables = {"params": self._read(owner, "params")}
     if call.mode == "extend":
       variables["cache"] = self._read(owner, "cache")
-    if config.scan and config.remat_policy != "none" and not written:
+    if config.scan and self.inputs_alone and not written:
       batch, length, _ = x.shape
       number = microbatch.find_number(batch, self.tokens_at_once // length)
       x, (named, _) = scan_layers(
@@ -144,14 +152,18 @@ class Stack:
     return x, named
 
   def _run_plainly(self, run, variables, x, layers, mask):
-    """Stores what autodiff does, or else the float32 inputs of layers."""
+    """Stores what autodiff does, products, or the float32 inputs of layers."""
 
     def step(x, layer):
       variables, layer = layer
       return run(variables, x, layer, mask, 0)
 
     if self.config.remat_policy != "none":
-      step = jax.checkpoint(step, prevent_cse=not self.config.scan)
+      saved = jax.checkpoint_policies.save_only_these_names(PRODUCT)
+      policy = None if self.inputs_alone else saved
+      step = jax.checkpoint(
+        step, policy=policy, prevent_cse=not self.config.scan
+      )
     if self.config.scan:
       x, (named, new) = jax.lax.scan(step, x, (variables, layers))
       return x, named, new

@@ -11,7 +11,7 @@ from trainers.plan import Layout, Plan
 
 LEAST = Layout("block_inputs", "shard")
 WHOLE = Layout("block_inputs", "replicate")
-STORES = Layout("none", "replicate")
+STORES = Layout("products", "replicate")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_layouts_of_a_config(config):
   assert layouts(frozen_sharding="shard") == [LEAST]
   assert layouts(frozen_sharding="replicate") == [STORES, WHOLE]
   assert layouts(trainable=(".*",)) == [LEAST]
-  assert layouts(devices=1) == [Layout("none", "shard"), LEAST]
+  assert layouts(devices=1) == [Layout("products", "shard"), LEAST]
   for tower in ("img", "llm"):
     config.model[tower].remat_policy = "block_inputs"
   assert layouts() == [WHOLE, LEAST]
@@ -82,7 +82,8 @@ def test_the_lines_say_what_was_tried(config):
   (line,) = (found.describe(1e9) for found in tried)
   size = f"{peak(plan, STORES) / 2**30:.2f}"
   assert line == (
-    f"remat_policy none, frozen_sharding replicate: {size} GiB of 0.93, taken"
+    f"remat_policy products, frozen_sharding replicate: {size} GiB of 0.93, "
+    "taken"
   )
   *_, tried = fitting.fit(plan, 1.0, Plan.compile_step)
   assert [found.compiled for found in tried] == [False, False]
