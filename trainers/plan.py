@@ -112,10 +112,12 @@ class Plan:
       if must_shard or _bytes(self.frozen) <= _bytes(self.trainable):
         return (least,)  # what is split is gathered once per layer and pass
       whole = dataclasses.replace(least, frozen_sharding="replicate")
-    stores = whole
+    policies = ()
     if any(x.remat_policy == "auto" for x in model.towers.values()):
-      stores = dataclasses.replace(whole, remat_policy="products")
-    return tuple(dict.fromkeys((stores, whole, least)))
+      is_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+      policies = (*["products_unrolled"] * is_gpu, "products")
+    stores = (dataclasses.replace(whole, remat_policy=x) for x in policies)
+    return tuple(dict.fromkeys((*stores, whole, least)))
 
   def _lay_out(self, model, layout):
     """Makes arrays and optimizer of a model, and the model itself."""
@@ -177,12 +179,12 @@ class Plan:
   def least_bytes(self) -> float:
     """What a device surely holds during a step.
 
-    With remat_policy "products" that is half of what autodiff asks to keep, as
-    XLA may store once what is there twice.
+    Unless the policy is "block_inputs", that is half of what autodiff asks to
+    keep, as XLA may store once what is there twice.
     """
     given, frozen, batch = self.step_arguments()
     held = sum(map(memory.bytes_per_device, jax.tree.leaves((given, frozen))))
-    if self.layout.remat_policy != "products":
+    if self.layout.remat_policy == "block_inputs":
       return held
     loss = self.task.make_loss(self.config, self.model)
 

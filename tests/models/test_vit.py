@@ -408,7 +408,7 @@ def test_image_must_divide_into_patches():
     ),
     (
       {"remat_policy": "all"},
-      'unknown remat_policy "all", expected one of: block_inputs, none.',
+      'unknown remat_policy "all", expected one of: auto, block_inputs, none, ',
     ),
     ({"num_heads": 5}, "width 12 is not divisible by 5 heads"),
   ],
