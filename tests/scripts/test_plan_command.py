@@ -105,12 +105,12 @@ def test_a_program_that_the_compiler_refuses(config, monkeypatch):
   assert found["peak_gib_per_device"] == pytest.approx(20.4)
   assert found["collective_bytes"] is None
   assert not found["fits"]["v5e"]
-  assert not found["fits"]["T4"]
+  assert not found["fits"]["t4"]
   assert found["fits"]["v5p"]
   said = command.describe(found)
   assert "refused in " in said
   assert "\nto change: 20.40 GiB needed, 15.75 usable: 4.65 too much\n" in said
-  assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), T4 (" in said
+  assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), t4 (" in said
 
 
 @pytest.mark.parametrize("gib", [18.5, 20.4])
@@ -215,16 +215,16 @@ def test_what_cannot_be_planned(config, arguments, message):
 def test_what_fits_a_t4(monkeypatch, tmp_path):
   asked = []
 
-  def measure(config, devices):
+  def measure(config, devices, chip):
     asked.append(config)
     peak = 15 if config.model.variant == "paligemma2_3b" else 3
-    return None, memory.Memory(2 * GIB, (peak - 2) * GIB), {}
+    needed = memory.Memory(2 * GIB, (peak - 2) * GIB)
+    return None, needed, {"roofline_ms": 1234.0}
 
   monkeypatch.setattr(command, "measure", measure)
   monkeypatch.setattr(command, "devices_of", lambda name: [name])
   monkeypatch.chdir(tmp_path)
   rows = command.t4_table(
-    "v5e:1x1",
     batch_sizes={"paligemma_3b": 8, "paligemma2_3b": 1},
     resolutions=(448,),
   )
@@ -236,6 +236,6 @@ def test_what_fits_a_t4(monkeypatch, tmp_path):
     *("float16", "float16", "int8", "int4")
   ]
   said = command.describe_t4(rows).splitlines()
-  row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB yes"
+  row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB 1.23 s yes"
   assert said[3].split() == row.split()
   assert said[-1] == "T4: 14.2 GiB usable"
