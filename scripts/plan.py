@@ -134,13 +134,13 @@ def measure(
   params = {**plan.trainable, **plan.frozen}
   if what == "train":
     count, compile_it = plan.flops_per_step, plan.compile_step
-    arguments, useful = plan.step_arguments(), plan.count_flops(0)
+    arguments, needs = plan.step_arguments(), plan.count_flops(0)
   else:
     arguments = plan.decode_arguments()
     sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
     sizes["max_decode_len"] = max_decode_len
     shapes = init.shapes(plan.model, config.res)
-    count = useful = flops.decode(plan.model, shapes, **sizes)
+    count = needs = flops.decode(plan.model, shapes, **sizes)
     compile_it = functools.partial(plan.compile_decode, max_decode_len)
   start, hlo = time.perf_counter(), None
   try:
@@ -173,6 +173,7 @@ def measure(
     "collective_bytes": None,
     "parameter_gather_bytes": None,
     "synchronous_gathers": None,
+    "scatters_as_all_reduce_bytes": None,
     "fits": memory.fits(needed.peak),
   }
   if hlo is not None:
@@ -181,10 +182,23 @@ def measure(
     figures["collective_bytes"] = collectives.bytes_by_kind(found)
     figures["parameter_gather_bytes"] = gathered
     figures["synchronous_gathers"] = collectives.synchronous_gathers(found)
+    scattered = collectives.scatters_as_all_reduce(found)
+    figures["scatters_as_all_reduce_bytes"] = scattered
   if hlo is not None and chip is not None:
     bound = roofline.analyse(hlo, chip)
-    figures |= _bounds(bound, useful / plan.mesh.size, chip)
-    figures["flops_executed"] = bound.flops * plan.mesh.size
+    peak = chip.flops * plan.mesh.size
+    figures |= {
+      "flops_needed": needs,
+      "flops_executed": bound.flops * plan.mesh.size,
+      "roofline_ms": bound.seconds * 1e3,
+      "mfu_bound": needs / peak / bound.seconds,
+      "bytes_moved": bound.num_bytes,
+      "float32_products_backward": bound.float32_products_backward,
+      "operations": {
+        label: {"ms": seconds * 1e3, "tflop": flops / 1e12, "gb": moved / 1e9}
+        for label, (seconds, flops, moved) in bound.by_label().items()
+      },
+    }
     if what == "decode":
       figures["bytes_per_token"] = bound.bytes_per_token
       figures["bytes_per_token_needed"] = roofline.needed_per_token(
@@ -194,21 +208,6 @@ def measure(
         length=_prompt_length(plan) + max_decode_len // 2,
       )
   return plan, needed, figures
-
-
-def _bounds(bound, useful, chip):
-  """The figures of a roofline, with useful FLOPs of a device."""
-  return {
-    "roofline_ms": bound.seconds * 1e3,
-    "mfu_bound": useful / chip.flops / bound.seconds,
-    "flops_executed_ratio": bound.flops / useful,
-    "bytes_moved": bound.num_bytes,
-    "float32_products_backward": bound.float32_products_backward,
-    "operations": {
-      label: {"ms": seconds * 1e3, "tflop": flops / 1e12, "gb": moved / 1e9}
-      for label, (seconds, flops, moved) in bound.by_label().items()
-    },
-  }
 
 
 def _prompt_length(plan):
@@ -273,6 +272,11 @@ def describe(figures: Mapping[str, Any]) -> str:
     lines.append(f"  of which all-gather of parameters: {gathered}")
   if waits := figures["synchronous_gathers"]:
     lines.append(f"  the step waits for {waits} of the all-gathers")
+  if scattered := figures["scatters_as_all_reduce_bytes"]:
+    lines.append(
+      f"  {scattered / GIB:.3f} GiB of all-reduce are reduce-scatters that the "
+      "compiler does not do as such"
+    )
   if "roofline_ms" in figures:
     lines += _describe_roofline(figures)
   for fits, verdict in ((True, "fits"), (False, "too much for")):
@@ -306,7 +310,8 @@ def _describe_roofline(figures):
     yield (
       f"MFU at best: {100 * figures['mfu_bound']:.1f} %; "
       f"{figures['flops_executed']:.4g} FLOPs executed, "
-      f"{figures['flops_executed_ratio']:.2f} times those needed"
+      f"{figures['flops_executed'] / figures['flops_needed']:.2f} times those "
+      "needed, without logits"
     )
     count = figures["float32_products_backward"]
     yield f"float32 products in the backward pass: {count}"

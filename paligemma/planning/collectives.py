@@ -29,6 +29,8 @@ class Collective(NamedTuple):
     num_bytes: The bytes of all of these on one device.
     times: How often the loops around it run it.
     is_synchronous: Whether nothing is computed meanwhile.
+    is_scatter: Whether it is an all-reduce in the place of a reduce-scatter:
+      every device receives all of the sum, and keeps its part.
   """
 
   kind: str
@@ -36,6 +38,7 @@ class Collective(NamedTuple):
   num_bytes: int
   times: int
   is_synchronous: bool = False
+  is_scatter: bool = False
 
 
 def find(hlo: str) -> list[Collective]:
@@ -59,7 +62,7 @@ def find(hlo: str) -> list[Collective]:
         chain = _chain(instruction)
         if chain is None or chain not in seen:
           seen.add(chain)
-          each = _collective(instruction, kind, name, computation, times)
+          each = _collective(instruction, kind, name, program, times)
           waits = chain is None and not is_started and _waits(instruction)
           found.append(each._replace(is_synchronous=waits))
       inside = times
@@ -91,6 +94,15 @@ def synchronous_gathers(found: Iterable[Collective]) -> int:
   )
 
 
+def scatters_as_all_reduce(found: Iterable[Collective]) -> int:
+  """Returns the bytes per step of all-reduces in the place of scatters."""
+  return sum(
+    collective.num_bytes * collective.times
+    for collective in found
+    if collective.is_scatter
+  )
+
+
 def parameter_bytes(
   found: Iterable[Collective], params: Mapping[str, jax.ShapeDtypeStruct]
 ) -> int:
@@ -114,8 +126,8 @@ def parameter_bytes(
   )
 
 
-def _collective(instruction, kind, name, computation, times):
-  arrays = instruction.arrays
+def _collective(instruction, kind, name, program, times):
+  computation, arrays = program.computations[name], instruction.arrays
   operands = [
     array
     for operand in instruction.inputs
@@ -127,8 +139,18 @@ def _collective(instruction, kind, name, computation, times):
     arrays = arrays[len(operands) :]  # its operands are in front of its results
   if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"  # how the TPU compiler writes it
-  num_bytes = sum(array.num_bytes for array in arrays)
-  return Collective(kind, tuple(a.size for a in arrays), num_bytes, times)
+  is_scatter = kind == "all-reduce" and any(
+    each.op_name == "reduce_scatter"
+    for reduction in program.called(instruction)
+    for each in program.computations[reduction].values()
+  )
+  return Collective(
+    kind,
+    sizes=tuple(array.size for array in arrays),
+    num_bytes=sum(array.num_bytes for array in arrays),
+    times=times,
+    is_scatter=is_scatter,
+  )
 
 
 def _waits(instruction):

@@ -22,8 +22,8 @@ from paligemma.planning.chips import Chip
 # What an operation is about, by the path that JAX notes; the first match.
 _KINDS = {
   "logits": r"compute_logits|embedder\.decode",
-  "mlp": r"/mlp\b|MlpBlock",
-  "projections": r"_einsum\b|_project\b|/(query|key|value|out)\b",
+  "mlp": r"/[Mm]lp",
+  "projections": r"einsum\b|_project\b|/(query|key|value|out)\b",
   "attention": r"/attn\b|MultiHead",
   "norm": r"[Nn]orm\b",
 }

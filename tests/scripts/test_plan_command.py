@@ -4,13 +4,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from paligemma.planning import flops, memory
+from paligemma.planning import chips, flops, memory, topologies
 from paligemma.planning.memory import GIB
 from scripts import plan as command
 from trainers.plan import Plan
@@ -190,6 +191,44 @@ def test_decoding_for_a_slice_that_is_not_there():
   assert done.returncode == 0, done.stderr
   said = "decode, batch 8, on v5e:1x1 (1 data x 1 model), compiled in "
   assert done.stdout.startswith(said)
+  assert re.search(r"\na token: 0.00\d GB, \d+\.\d\d times the", done.stdout)
+
+
+# sm75 and sm90: cuBLAS on a T4, Triton on an H200.
+@pytest.mark.parametrize("topology", ["t4", "h200:1x1x2"])
+def test_a_gpu_that_is_not_there(topology):
+  if not (pathlib.Path(command.GPU_COMPILER) / "jax_plugins").exists():
+    pytest.skip(topologies.gpu_compiler_command(command.GPU_COMPILER))
+  done = run(
+    f"--config={TINY_CONFIG}:{NOT_THERE}",
+    f"--topology={topology}",
+    "--dtype=float16",
+    "--json",
+  )
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  found = json.loads(last)
+  assert text == command.describe(found).splitlines()
+  assert (found["topology"], found["batch_size"]) == (topology, 8)
+  # The tiny model keeps all activations, and its logits are one turn of a loop.
+  assert found["flops_executed"] == pytest.approx(
+    found["flops_per_step"], rel=0.1
+  )
+  seconds = found["roofline_ms"] / 1e3
+  assert found["bytes_moved"] / seconds <= chips.CHIPS["h200"].bandwidth
+  assert 0 < found["mfu_bound"] < 1
+  gathers = found["collective_bytes"]["all-gather"]
+  assert (gathers > 0) == (found["devices"] == 2)
+
+
+def test_decoding_in_other_storage(config):
+  changed = command.with_storage(config, "float16", None)
+  assert (changed.model.dtype, changed.frozen_dtype) == ("float16", "float16")
+  changed = command.with_storage(changed, "bfloat16", "int4")
+  assert (changed.model.dtype, changed.frozen_dtype) == ("bfloat16", "int4")
+  changed = command.with_storage(changed, "float16", None)
+  assert (changed.model.dtype, changed.frozen_dtype) == ("float16", "int4")
+  assert config.model.dtype == config.frozen_dtype == "float32"
 
 
 def test_a_mistake_ends_in_one_line():
