@@ -214,8 +214,8 @@ def test_a_gpu_that_is_not_there(topology):
   assert found["flops_executed"] == pytest.approx(
     found["flops_per_step"], rel=0.1
   )
-  seconds = found["roofline_ms"] / 1e3
-  assert found["bytes_moved"] / seconds <= chips.CHIPS["h200"].bandwidth
+  chip, seconds = chips.CHIPS[found["device"]], found["roofline_ms"] / 1e3
+  assert found["bytes_moved"] / seconds < 1.01 * chip.bandwidth
   assert 0 < found["mfu_bound"] < 1
   gathers = found["collective_bytes"]["all-gather"]
   assert (gathers > 0) == (found["devices"] == 2)
