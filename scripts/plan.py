@@ -5,10 +5,19 @@
 
 Compiles the train step (or --what decode) of a config ahead of time and prints
 what it needs: memory of each device, FLOPs, bytes of every collective, which
-devices it fits, and what to change if it does not fit. With --topology the
-compiler is that of TPUs (pip install -e ".[plan]"), on any machine; without,
-that of the local devices. --largest_batch searches the largest batch that fits
-the chip, in a few compilations. With --json the last line is one object.
+devices it fits, and what to change if it does not fit. It also prints how fast
+the program can be at best (paligemma/planning/roofline.py): the time of every
+kind of operation, if each takes its FLOPs at the chip's peak or its bytes at
+the chip's bandwidth, whichever is longer.
+
+With --topology the compiler is that of TPUs (pip install -e ".[plan]") or of
+NVIDIA GPUs, on any machine; without, that of the local devices. The compiler of
+GPUs is a part of JAX that is installed apart, because JAX would take it for a
+GPU: into ~/.cache/paligemma/gpu_compiler, or the folder that the environment
+variable PALIGEMMA_GPU_COMPILER names. A command without it says how.
+
+--largest_batch searches the largest batch that fits the chip, in a few
+compilations. With --json the last line is one object.
 
     python -m scripts.plan --t4
 
@@ -31,13 +40,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from paligemma import messages
+from paligemma import init, messages, quantization
 from paligemma.planning import (
   advice,
+  chips,
   collectives,
   flops,
   largest_batch,
   memory,
+  roofline,
   topologies,
 )
 from paligemma.planning.memory import GIB
@@ -52,6 +63,10 @@ WITHOUT_A_TPU = {
   "TPU_ACCELERATOR_TYPE": "v5litepod-1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+GPU_COMPILER = os.environ.get(
+  "PALIGEMMA_GPU_COMPILER",
+  pathlib.Path("~/.cache/paligemma/gpu_compiler").expanduser(),
+)
 # The schedule does not change what a step needs, so any size of data will do.
 _EXAMPLES = 1_000_000
 _SUMMARY = """\
@@ -72,10 +87,32 @@ def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
   return changed
 
 
+def with_storage(
+  config: ConfigDict, dtype: str | None, quantize: str | None
+) -> ConfigDict:
+  """A copy of a config that computes and keeps frozen weights otherwise.
+
+  Args:
+    config: of a run.
+    dtype: of the products, and of frozen weights that are not quantized; None
+      leaves both as they are.
+    quantize: one of quantization.KINDS, for the frozen weights; None likewise.
+  """
+  changed = config.copy_and_resolve_references()
+  if dtype:
+    changed.model.dtype = dtype
+    if changed.frozen_dtype not in quantization.KINDS:
+      changed.frozen_dtype = dtype
+  if quantize:
+    changed.frozen_dtype = quantize
+  return changed
+
+
 def measure(
   config: ConfigDict,
   *,
   devices: Sequence[Any] | None = None,
+  chip: chips.Chip | None = None,
   what: str = "train",
   max_decode_len: int = 128,
 ) -> tuple[Plan, memory.Memory, dict[str, Any]]:
@@ -84,6 +121,7 @@ def measure(
   Args:
     config: as for trainers.plan.Plan, which raises if its values do not fit.
     devices: those of topologies.devices. Default: the local ones.
+    chip: what they are, for the roofline; default, without one.
     what: "train" or "decode".
     max_decode_len: tokens, for "decode".
 
@@ -96,18 +134,22 @@ def measure(
   params = {**plan.trainable, **plan.frozen}
   if what == "train":
     count, compile_it = plan.flops_per_step, plan.compile_step
-    arguments = plan.step_arguments()
+    arguments, needs = plan.step_arguments(), plan.count_flops(0)
   else:
     arguments = plan.decode_arguments()
     sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
     sizes["max_decode_len"] = max_decode_len
-    count = flops.decode(plan.model, params, **sizes)
+    shapes = init.shapes(plan.model, config.res)
+    count = needs = flops.decode(plan.model, shapes, **sizes)
     compile_it = functools.partial(plan.compile_decode, max_decode_len)
   start, hlo = time.perf_counter(), None
   try:
     with tempfile.TemporaryDirectory() as folder:
       # Not compiled.as_text(): jaxlib cannot read all that libtpu writes.
-      compiled = compile_it(xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      options = dict(xla_dump_to=folder, xla_dump_hlo_as_text=True)
+      if devices is not None and devices[0].platform == "gpu":
+        options |= topologies.GPU_OPTIONS
+      compiled = compile_it(**options)
       (text,) = pathlib.Path(folder).glob("*.jit_*after_optimizations.txt")
       needed, hlo = memory.of(compiled), text.read_text()
   except jax.errors.JaxRuntimeError as error:
@@ -130,6 +172,8 @@ def measure(
     "flops_per_step": count,
     "collective_bytes": None,
     "parameter_gather_bytes": None,
+    "synchronous_gathers": None,
+    "scatters_as_all_reduce_bytes": None,
     "fits": memory.fits(needed.peak),
   }
   if hlo is not None:
@@ -137,7 +181,39 @@ def measure(
     gathered = collectives.parameter_bytes(found, params)
     figures["collective_bytes"] = collectives.bytes_by_kind(found)
     figures["parameter_gather_bytes"] = gathered
+    figures["synchronous_gathers"] = collectives.synchronous_gathers(found)
+    scattered = collectives.scatters_as_all_reduce(found)
+    figures["scatters_as_all_reduce_bytes"] = scattered
+  if hlo is not None and chip is not None:
+    bound = roofline.analyse(hlo, chip)
+    peak = chip.flops * plan.mesh.size
+    figures |= {
+      "flops_needed": needs,
+      "flops_executed": bound.flops * plan.mesh.size,
+      "roofline_ms": bound.seconds * 1e3,
+      "mfu_bound": needs / peak / bound.seconds,
+      "bytes_moved": bound.num_bytes,
+      "float32_products_backward": bound.float32_products_backward,
+      "operations": {
+        label: {"ms": seconds * 1e3, "tflop": flops / 1e12, "gb": moved / 1e9}
+        for label, (seconds, flops, moved) in bound.by_label().items()
+      },
+    }
+    if what == "decode":
+      figures["bytes_per_token"] = bound.bytes_per_token
+      figures["bytes_per_token_needed"] = roofline.needed_per_token(
+        plan.model,
+        arguments[0],
+        batch_size=config.batch_size // plan.mesh.shape["data"],
+        length=_prompt_length(plan) + max_decode_len // 2,
+      )
   return plan, needed, figures
+
+
+def _prompt_length(plan):
+  config, img = plan.config, plan.model.img
+  patches = 0 if img is None else (config.res // img.patch_size) ** 2
+  return patches + config.text_len
 
 
 def measure_largest(
@@ -194,9 +270,18 @@ def describe(figures: Mapping[str, Any]) -> str:
   if gathered := figures["parameter_gather_bytes"]:
     gathered = f"{gathered / GIB:.3f} GiB"
     lines.append(f"  of which all-gather of parameters: {gathered}")
+  if waits := figures["synchronous_gathers"]:
+    lines.append(f"  the step waits for {waits} of the all-gathers")
+  if scattered := figures["scatters_as_all_reduce_bytes"]:
+    lines.append(
+      f"  {scattered / GIB:.3f} GiB of all-reduce are reduce-scatters that the "
+      "compiler does not do as such"
+    )
+  if "roofline_ms" in figures:
+    lines += _describe_roofline(figures)
   for fits, verdict in ((True, "fits"), (False, "too much for")):
     names = [
-      f"{name} ({memory.USABLE_GIB[name]} GiB)"
+      f"{name} ({chips.CHIPS[name].usable_gib} GiB)"
       for name, found in figures["fits"].items()
       if found == fits
     ]
@@ -207,6 +292,35 @@ def describe(figures: Mapping[str, Any]) -> str:
   if "largest_batch" in figures:
     lines.append(f"largest batch that fits: {figures['largest_batch']}")
   return "\n".join(lines)
+
+
+def _describe_roofline(figures):
+  moved = figures["bytes_moved"] / 1e9
+  yield f"at best: {figures['roofline_ms']:.2f} ms, {moved:.3f} GB moved"
+  if figures["what"] == "decode":
+    moved, needed = (
+      figures["bytes_per_token"],
+      figures["bytes_per_token_needed"],
+    )
+    yield (
+      f"a token: {moved / 1e9:.3f} GB, {moved / needed:.2f} times the "
+      f"{needed / 1e9:.3f} GB of weights and cache"
+    )
+  else:
+    yield (
+      f"MFU at best: {100 * figures['mfu_bound']:.1f} %; "
+      f"{figures['flops_executed']:.4g} FLOPs executed, "
+      f"{figures['flops_executed'] / figures['flops_needed']:.2f} times those "
+      "needed, without logits"
+    )
+    count = figures["float32_products_backward"]
+    yield f"float32 products in the backward pass: {count}"
+  rows = [("operations", "ms", "TFLOP", "GB")]
+  for label, found in figures["operations"].items():
+    if found["ms"] >= figures["roofline_ms"] / 1000:
+      values = (found[unit] for unit in ("ms", "tflop", "gb"))
+      rows.append((label, *(f"{value:10.3f}" for value in values)))
+  yield from (f"  {line}" for line in messages.aligned(rows))
 
 
 def plan_command(
@@ -223,9 +337,11 @@ def plan_command(
   if topology_name is None:
     devices, device = None, jax.devices()[0].device_kind
     usable = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    how["chip"] = chips.of_kind(device)
   else:
     devices, device = devices_of(topology_name), topology_name.split(":")[0]
-    usable = memory.USABLE_GIB[device] * GIB
+    how["chip"] = chips.CHIPS[device]
+    usable = chips.CHIPS[device].usable_gib * GIB
   how["devices"] = devices
   if not find_largest:
     plan, needed, figures = measure(config, **how)
@@ -237,7 +353,9 @@ def plan_command(
     plan, needed, figures = measure_largest(config, usable, say=say, **how)
   if usable is None:  # a CPU: advice for the largest device it does not fit
     missed = [n for n, fits in figures["fits"].items() if not fits]
-    usable = max((memory.USABLE_GIB[n] * GIB for n in missed), default=math.inf)
+    usable = max(
+      (chips.CHIPS[n].usable_gib * GIB for n in missed), default=math.inf
+    )
 
   def peak_with(policies):
     changed = plan.config.copy_and_resolve_references()
@@ -253,24 +371,20 @@ def plan_command(
 
 
 def devices_of(topology_name: str) -> Sequence[Any]:
-  """Devices of a TPU slice, which need not be there."""
+  """Devices of a topology, which need not be there."""
   jax.config.update("jax_platforms", "cpu")  # leave a TPU to others
   for name, value in WITHOUT_A_TPU.items():
     os.environ.setdefault(name, value)
-  return topologies.devices(topology_name)
+  return topologies.devices(topology_name, GPU_COMPILER)
 
 
 def t4_table(
-  topology_name: str,
   *,
   batch_sizes: Mapping[str, int] = T4_BATCH_SIZES,
   resolutions: Sequence[int] = (224, 448),
 ) -> list[dict[str, Any]]:
-  """What models, resolutions and methods need; each row is printed on stderr.
-
-  There is no compiler for a T4 without one: a TPU of about its size stands in.
-  """
-  devices = devices_of(topology_name)
+  """What models, resolutions and methods need; rows go to stderr as well."""
+  devices = devices_of("t4")
   found = []
   for variant, res, tune in itertools.product(
     batch_sizes, resolutions, T4_METHODS
@@ -282,13 +396,16 @@ def t4_table(
     config = command_line.load_config(
       f"configs/transfers/forkme.py:{arguments},dtype=float16"
     )
-    _, needed, _ = measure(config, devices=devices)
+    _, needed, figures = measure(
+      config, devices=devices, chip=chips.CHIPS["t4"]
+    )
     row = {
       **run,
       "argument_gib": needed.arguments / GIB,
       "temp_gib": needed.temporaries / GIB,
       "peak_gib": needed.peak / GIB,
-      "fits": memory.fits(needed.peak)["T4"],
+      "roofline_ms": figures["roofline_ms"],
+      "fits": memory.fits(needed.peak)["t4"],
     }
     print(json.dumps(row), file=sys.stderr, flush=True)
     found.append(row)
@@ -298,13 +415,23 @@ def t4_table(
 def describe_t4(found: Sequence[Mapping[str, Any]]) -> str:
   """The rows of `t4_table` as lines."""
   rows = [
-    ("model", "res", "tune", "batch", "weights and state", "peak", "fits")
+    (
+      "model",
+      "res",
+      "tune",
+      "batch",
+      "weights and state",
+      "peak",
+      "step",
+      "fits",
+    )
   ]
   for row in found:
     run = (str(row[key]) for key in ("variant", "res", "tune", "batch_size"))
     sizes = (f"{row[key]:.2f} GiB" for key in ("argument_gib", "peak_gib"))
-    rows.append((*run, *sizes, "yes" if row["fits"] else "no"))
-  usable = memory.USABLE_GIB["T4"]
+    step = f"{row['roofline_ms'] / 1e3:.2f} s"
+    rows.append((*run, *sizes, step, "yes" if row["fits"] else "no"))
+  usable = chips.CHIPS["t4"].usable_gib
   return "\n".join([*messages.aligned(rows), f"T4: {usable} GiB usable"])
 
 
@@ -317,11 +444,22 @@ def _positive(text):
 def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument(
-    "--topology", help="TPU slice, such as v5e:4x4; default: the local devices"
+    "--topology",
+    help="v5e:4x4, h200, h200:1x1x8, ...; default: the local devices",
   )
   parser.add_argument("--what", default="train", choices=("train", "decode"))
   parser.add_argument(
     "--batch_size", type=_positive, help="in the place of the config's"
+  )
+  parser.add_argument(
+    "--dtype",
+    choices=("bfloat16", "float16", "float32"),
+    help="in the place of the config's",
+  )
+  parser.add_argument(
+    "--quantize",
+    choices=quantization.KINDS,
+    help="the frozen weights; for --what decode all weights",
   )
   command_line.add_switch(
     parser, "largest_batch", "search the largest batch that fits"
@@ -336,7 +474,7 @@ def main() -> None:
   command_line.add_switch(parser, "json", "end with one JSON object")
   args, config = command_line.parse(parser, required=False)
   if args.t4:
-    rows = t4_table(args.topology or "v5e:1x1")
+    rows = t4_table()
     print(describe_t4(rows))
     if args.json:
       print(json.dumps(rows))
@@ -344,7 +482,7 @@ def main() -> None:
   if config is None:
     raise ValueError("no --config given, expected a config, or --t4")
   figures = plan_command(
-    config,
+    with_storage(config, args.dtype, args.quantize),
     topology_name=args.topology,
     batch_size=args.batch_size,
     find_largest=args.largest_batch,

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from paligemma.planning import hlo as hlo_lib
+
 KINDS = (
   *("all-gather", "all-reduce", "reduce-scatter", "all-to-all"),
   "collective-permute",
@@ -26,20 +28,17 @@ class Collective(NamedTuple):
       reduce-scatter and after an all-gather: the larger side.
     num_bytes: The bytes of all of these on one device.
     times: How often the loops around it run it.
+    is_synchronous: Whether nothing is computed meanwhile.
+    is_scatter: Whether it is an all-reduce in the place of a reduce-scatter:
+      every device receives all of the sum, and keeps its part.
   """
 
   kind: str
   sizes: tuple[int, ...]
   num_bytes: int
   times: int
-
-
-class _Instruction(NamedTuple):
-  is_root: bool
-  shape: str
-  opcode: str
-  operands: str
-  attributes: str
+  is_synchronous: bool = False
+  is_scatter: bool = False
 
 
 def find(hlo: str) -> list[Collective]:
@@ -52,25 +51,29 @@ def find(hlo: str) -> list[Collective]:
   count once, and so do the copies of it that the TPU compiler puts into the
   fusions it overlaps with.
   """
-  computations, entry = _parse(hlo)
+  program = hlo_lib.parse(hlo)
   found, seen = [], set()
 
-  def visit(name, times):
-    computation = computations[name]
+  def visit(name, times, is_started):
+    computation = program.computations[name]
     for instruction in computation.values():
       kind = instruction.opcode.removesuffix("-start")
       if kind in KINDS:
         chain = _chain(instruction)
         if chain is None or chain not in seen:
           seen.add(chain)
-          found.append(_collective(instruction, kind, name, computation, times))
+          each = _collective(instruction, kind, name, program, times)
+          waits = chain is None and not is_started and _waits(instruction)
+          found.append(each._replace(is_synchronous=waits))
       inside = times
       if instruction.opcode == "while":
-        inside *= _trip_count(instruction, computation, computations)
-      for called in _called(instruction, computations):
-        visit(called, inside)
+        inside *= program.trip_count(instruction, computation) or 1
+      if instruction.opcode not in ("async-update", "async-done"):
+        for called in program.called(instruction):  # once: at the async-start
+          starts = is_started or instruction.opcode == "async-start"
+          visit(called, inside, starts)
 
-  visit(entry, 1)
+  visit(program.entry, 1, False)
   return found
 
 
@@ -80,6 +83,24 @@ def bytes_by_kind(found: Iterable[Collective]) -> dict[str, int]:
   for collective in found:
     total[collective.kind] += collective.num_bytes * collective.times
   return total
+
+
+def synchronous_gathers(found: Iterable[Collective]) -> int:
+  """Returns how many all-gathers a step waits for."""
+  return sum(
+    collective.times
+    for collective in found
+    if collective.kind == "all-gather" and collective.is_synchronous
+  )
+
+
+def scatters_as_all_reduce(found: Iterable[Collective]) -> int:
+  """Returns the bytes per step of all-reduces in the place of scatters."""
+  return sum(
+    collective.num_bytes * collective.times
+    for collective in found
+    if collective.is_scatter
+  )
 
 
 def parameter_bytes(
@@ -105,12 +126,12 @@ def parameter_bytes(
   )
 
 
-def _collective(instruction, kind, name, computation, times):
-  arrays = _arrays(instruction.shape)
+def _collective(instruction, kind, name, program, times):
+  computation, arrays = program.computations[name], instruction.arrays
   operands = [
     array
-    for operand in _names(instruction.operands)
-    for array in _arrays(computation[operand].shape)
+    for operand in instruction.inputs
+    for array in computation[operand].arrays
   ]
   if kind != "all-gather":
     arrays = operands
@@ -118,8 +139,24 @@ def _collective(instruction, kind, name, computation, times):
     arrays = arrays[len(operands) :]  # its operands are in front of its results
   if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
     kind = "reduce-scatter"  # how the TPU compiler writes it
-  num_bytes = sum(size * bits // 8 for size, bits in arrays)
-  return Collective(kind, tuple(size for size, _ in arrays), num_bytes, times)
+  is_scatter = kind == "all-reduce" and any(
+    each.op_name == "reduce_scatter"
+    for reduction in program.called(instruction)
+    for each in program.computations[reduction].values()
+  )
+  return Collective(
+    kind,
+    sizes=tuple(array.size for array in arrays),
+    num_bytes=sum(array.num_bytes for array in arrays),
+    times=times,
+    is_scatter=is_scatter,
+  )
+
+
+def _waits(instruction):
+  """Returns whether a collective that nothing starts is not asynchronous."""
+  is_sync = '"is_sync":true' in instruction.attributes
+  return is_sync or not instruction.opcode.endswith("-start")
 
 
 def _chain(instruction):
@@ -127,111 +164,3 @@ def _chain(instruction):
   chain = re.search(r'chain_id="?(\d+)', instruction.attributes)
   channel = re.search(r"channel_id=(\d+)", instruction.attributes)
   return (chain[1], channel and channel[1]) if chain else None
-
-
-def _names(text):
-  return re.findall(r"%([\w.-]+)", text)
-
-
-def _arrays(shape):
-  """Returns (elements, bits of each) of all arrays in a shape or tuple."""
-  return [
-    (
-      math.prod(map(int, filter(None, sizes.split(",")))),
-      8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0]),
-    )
-    for dtype, sizes in re.findall(r"\b([a-z]+\d*\w*)\[([\d,]*)\]", shape)
-    if dtype not in ("token", "opaque")
-  ]
-
-
-def _trip_count(loop, computation, computations):
-  noted = re.search(r'known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
-  if noted:
-    return int(noted[1])
-  condition = computations[_attribute(loop, "condition")]
-  body = computations[_attribute(loop, "body")]
-  for compare in condition.values():
-    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
-      continue
-    counter, bound = (condition[name] for name in _names(compare.operands))
-    if counter.opcode == "get-tuple-element" and bound.opcode == "constant":
-      index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-      start = _start(loop, index, computation)
-      return max(-((start - int(bound.operands)) // _step(body, index)), 0)
-  return 1
-
-
-def _start(loop, index, computation):
-  """Returns the first value of a loop's counter, 0 if that is not constant."""
-  initial = computation[_names(loop.operands)[0]]
-  if initial.opcode == "tuple":
-    value = computation[_names(initial.operands)[index]]
-    while value.opcode in ("copy", "bitcast"):
-      value = computation[_names(value.operands)[0]]
-    if value.opcode == "constant":
-      return int(value.operands)
-  return 0
-
-
-def _step(body, index):
-  """Returns what a loop adds to its counter, 1 if that is not constant."""
-  (root,) = (i for i in body.values() if i.is_root)
-  if root.opcode == "tuple":
-    value = body[_names(root.operands)[index]]
-    if value.opcode == "add":
-      for name in _names(value.operands):
-        if body[name].opcode == "constant":
-          return int(body[name].operands)
-  return 1
-
-
-def _attribute(instruction, key):
-  return re.search(rf"\b{key}=%([\w.-]+)", instruction.attributes)[1]
-
-
-def _called(instruction, computations):
-  """Returns the computations an instruction runs, except reductions."""
-  if instruction.opcode == "while":
-    return [_attribute(instruction, key) for key in ("condition", "body")]
-  if instruction.opcode in ("async-update", "async-done"):
-    return []  # their async-start calls it
-  attributes = instruction.attributes.partition("metadata=")[0]
-  return [name for name in _names(attributes) if name in computations]
-
-
-def _parse(hlo):
-  """Returns computation -> name -> instruction, and the entry's name."""
-  computations, entry = {}, None
-  for line in hlo.splitlines():
-    line = re.sub(r"/\*.*?\*/", "", line)
-    header = re.match(r"(ENTRY )?%([\w.-]+) .*\{$", line)
-    if header:
-      computations[header[2]] = instructions = {}
-      entry = header[2] if header[1] else entry
-      continue
-    match = re.match(r"\s+(ROOT )?%([\w.-]+) = ", line)
-    if not match:
-      continue
-    rest = line[match.end() :]
-    cut = _closing(rest, 0) if rest.startswith("(") else rest.index(" ")
-    opens = rest.index("(", cut)
-    closes = _closing(rest, opens)
-    instructions[match[2]] = _Instruction(
-      is_root=bool(match[1]),
-      shape=rest[:cut],
-      opcode=rest[cut:opens].strip(),
-      operands=rest[opens + 1 : closes - 1],
-      attributes=rest[closes:],
-    )
-  return computations, entry
-
-
-def _closing(text, start):
-  """Returns the index behind the parenthesis that closes the one at `start`."""
-  depth = 0
-  for i in range(start, len(text)):
-    depth += (text[i] == "(") - (text[i] == ")")
-    if not depth:
-      return i + 1
-  raise AssertionError(f"no end: {text}")

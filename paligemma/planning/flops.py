@@ -12,21 +12,7 @@ import flax.linen as nn
 import jax
 
 from paligemma import parameters
-
-# Dense bfloat16 FLOP/s of one device, from the vendors' data sheets.
-PEAK_FLOPS = {
-  "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5": 459e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
-  "Tesla T4": 65e12,  # float16
-  "NVIDIA A100-SXM4-40GB": 312e12,
-  "NVIDIA A100-SXM4-80GB": 312e12,
-  "NVIDIA H100 80GB HBM3": 989e12,
-  "NVIDIA H200": 989e12,
-  "NVIDIA L4": 121e12,
-}
+from paligemma.planning import chips
 
 
 def train_step(
@@ -180,5 +166,5 @@ def _matrices(shapes):
 
 def peak_per_second() -> float | None:
   """Returns the FLOP/s of all devices, None for an unknown kind (a CPU)."""
-  peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-  return peak and peak * jax.device_count()
+  chip = chips.of_kind(jax.devices()[0].device_kind)
+  return chip and chip.flops * jax.device_count()

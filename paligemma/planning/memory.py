@@ -4,23 +4,9 @@ import math
 import re
 from typing import Any, NamedTuple
 
-GIB = 2**30
+from paligemma.planning.chips import CHIPS
 
-# GiB that a program may take on one device. TPUs: the limit that their compiler
-# names when a program exceeds it (libtpu 0.0.51); v4 counts per core. GPUs:
-# 0.5 GiB less than CUDA reports (14.7, 39.4, 79.1, 79.1 and 139.8 GiB); of a
-# T4's 16 GB, error correction takes some.
-USABLE_GIB = {
-  "v4": 15.25,
-  "v5e": 15.75,
-  "v5p": 95.73,
-  "v6e": 31.24,
-  "T4": 14.2,
-  "A100": 38.9,  # 40 GB
-  "A100-80GB": 78.6,
-  "H100": 78.6,
-  "H200": 139.3,
-}
+GIB = 2**30
 
 
 class Memory(NamedTuple):
@@ -85,5 +71,5 @@ def wanted(error: Exception) -> float | None:
 
 
 def fits(peak: float) -> dict[str, bool]:
-  """Returns for each device of USABLE_GIB whether so many bytes fit."""
-  return {name: peak <= usable * GIB for name, usable in USABLE_GIB.items()}
+  """Returns for each chip of CHIPS whether so many bytes fit."""
+  return {n: peak <= chip.usable_gib * GIB for n, chip in CHIPS.items()}

@@ -166,6 +166,29 @@ def test_the_program_of_a_tpu(mesh):
   )
 
 
+def test_what_a_step_waits_for():
+  found = collectives.find(TPU)
+  assert collectives.synchronous_gathers(found) == 0
+  in_turn = TPU.replace('frontend_attributes={chain_id="4"}', "a={}").replace(
+    "channel_id=5", 'channel_id=5, backend_config={"is_sync":true}'
+  )
+  found = collectives.find(in_turn)
+  assert collectives.synchronous_gathers(found) == 3 * 2 + 1
+
+
+def test_a_scatter_done_as_an_all_reduce():
+  found = collectives.find(TPU)
+  assert collectives.scatters_as_all_reduce(found) == 0
+  noted = 'parameter(0), metadata={op_name="reduce_scatter"}'
+  as_scatter = TPU.replace(
+    "%a = f32[]{:T(128)} parameter(0)", f"%a = f32[] {noted}"
+  )
+  found = collectives.find(as_scatter)  # fused with the slice: a real one
+  assert collectives.scatters_as_all_reduce(found) == 0
+  found = collectives.find(as_scatter.replace("all-reduce-scatter", "reduced"))
+  assert collectives.scatters_as_all_reduce(found) == 3 * 24 * 7 * 4
+
+
 def test_gathered_parameters_are_told_by_their_size(mesh):
   def leaf(shape, *axes):
     place = NamedSharding(mesh, P(*axes))

@@ -34,7 +34,7 @@ def test_of_a_program():
 
 
 def test_fits():
-  names = ["v5e", "v5p", "v6e", "T4", "A100", "H100", "H200"]
+  names = ["v5e", "v5p", "v6e", "t4", "a100-40", "h100", "h200"]
   assert set(names) <= set(memory.fits(0))
   assert all(memory.fits(7.8 * GIB).values())
   found = memory.fits(20.4 * GIB)

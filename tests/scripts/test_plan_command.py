@@ -4,13 +4,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from paligemma.planning import flops, memory
+from paligemma.planning import chips, flops, memory, topologies
 from paligemma.planning.memory import GIB
 from scripts import plan as command
 from trainers.plan import Plan
@@ -105,12 +106,12 @@ def test_a_program_that_the_compiler_refuses(config, monkeypatch):
   assert found["peak_gib_per_device"] == pytest.approx(20.4)
   assert found["collective_bytes"] is None
   assert not found["fits"]["v5e"]
-  assert not found["fits"]["T4"]
+  assert not found["fits"]["t4"]
   assert found["fits"]["v5p"]
   said = command.describe(found)
   assert "refused in " in said
   assert "\nto change: 20.40 GiB needed, 15.75 usable: 4.65 too much\n" in said
-  assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), T4 (" in said
+  assert "\ntoo much for v4 (15.25 GiB), v5e (15.75 GiB), t4 (" in said
 
 
 @pytest.mark.parametrize("gib", [18.5, 20.4])
@@ -190,6 +191,44 @@ def test_decoding_for_a_slice_that_is_not_there():
   assert done.returncode == 0, done.stderr
   said = "decode, batch 8, on v5e:1x1 (1 data x 1 model), compiled in "
   assert done.stdout.startswith(said)
+  assert re.search(r"\na token: 0.00\d GB, \d+\.\d\d times the", done.stdout)
+
+
+# sm75 and sm90: cuBLAS on a T4, Triton on an H200.
+@pytest.mark.parametrize("topology", ["t4", "h200:1x1x2"])
+def test_a_gpu_that_is_not_there(topology):
+  if not (pathlib.Path(command.GPU_COMPILER) / "jax_plugins").exists():
+    pytest.skip(topologies.gpu_compiler_command(command.GPU_COMPILER))
+  done = run(
+    f"--config={TINY_CONFIG}:{NOT_THERE}",
+    f"--topology={topology}",
+    "--dtype=float16",
+    "--json",
+  )
+  assert done.returncode == 0, done.stderr
+  *text, last = done.stdout.splitlines()
+  found = json.loads(last)
+  assert text == command.describe(found).splitlines()
+  assert (found["topology"], found["batch_size"]) == (topology, 8)
+  # The tiny model keeps all activations, and its logits are one turn of a loop.
+  assert found["flops_executed"] == pytest.approx(
+    found["flops_per_step"], rel=0.1
+  )
+  chip, seconds = chips.CHIPS[found["device"]], found["roofline_ms"] / 1e3
+  assert found["bytes_moved"] / seconds < 1.01 * chip.bandwidth
+  assert 0 < found["mfu_bound"] < 1
+  gathers = found["collective_bytes"]["all-gather"]
+  assert (gathers > 0) == (found["devices"] == 2)
+
+
+def test_decoding_in_other_storage(config):
+  changed = command.with_storage(config, "float16", None)
+  assert (changed.model.dtype, changed.frozen_dtype) == ("float16", "float16")
+  changed = command.with_storage(changed, "bfloat16", "int4")
+  assert (changed.model.dtype, changed.frozen_dtype) == ("bfloat16", "int4")
+  changed = command.with_storage(changed, "float16", None)
+  assert (changed.model.dtype, changed.frozen_dtype) == ("float16", "int4")
+  assert config.model.dtype == config.frozen_dtype == "float32"
 
 
 def test_a_mistake_ends_in_one_line():
@@ -215,16 +254,16 @@ def test_what_cannot_be_planned(config, arguments, message):
 def test_what_fits_a_t4(monkeypatch, tmp_path):
   asked = []
 
-  def measure(config, devices):
+  def measure(config, devices, chip):
     asked.append(config)
     peak = 15 if config.model.variant == "paligemma2_3b" else 3
-    return None, memory.Memory(2 * GIB, (peak - 2) * GIB), {}
+    needed = memory.Memory(2 * GIB, (peak - 2) * GIB)
+    return None, needed, {"roofline_ms": 1234.0}
 
   monkeypatch.setattr(command, "measure", measure)
   monkeypatch.setattr(command, "devices_of", lambda name: [name])
   monkeypatch.chdir(tmp_path)
   rows = command.t4_table(
-    "v5e:1x1",
     batch_sizes={"paligemma_3b": 8, "paligemma2_3b": 1},
     resolutions=(448,),
   )
@@ -236,6 +275,6 @@ def test_what_fits_a_t4(monkeypatch, tmp_path):
     *("float16", "float16", "int8", "int4")
   ]
   said = command.describe_t4(rows).splitlines()
-  row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB yes"
+  row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB 1.23 s yes"
   assert said[3].split() == row.split()
   assert said[-1] == "T4: 14.2 GiB usable"
