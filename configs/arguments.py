@@ -24,7 +24,7 @@ def parse(
     name = name.strip()
     kind = type(registry.lookup(defaults, name, "config argument"))
     try:
-      values[name] = _BOOLEANS[text] if kind is bool else kind(text)
+      values[name] = _BOOLEANS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
       equals = False
     if not equals:

@@ -36,8 +36,8 @@ from trainers import (
   bundle,
   checks,
   command_line,
-  datasets,
   evaluation,
+  inputs,
   processes,
   progress,
   tasks,
@@ -72,9 +72,7 @@ def evaluate(
   )
   if out is not None:
     evaluation.one_that_generates(chosen)
-  reads = datasets.evaluation_datasets(
-    [(evaluator, None) for evaluator in chosen]
-  )
+  reads = inputs.evaluation_datasets(tasks.of(config), chosen)
   with progress.stage("checking the data"):
     notes = checks.notes(reads, tok)
   progress.say(notes)

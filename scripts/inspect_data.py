@@ -4,48 +4,41 @@
       --config configs/transfers/forkme.py:res=224,train=data/train.jsonl
 
 Of the training data and of every evaluator: examples as they are after all ops
-and the resize, with prompt, answer and the boxes in them; their tokens, by
-colour in the loss or not; and how long texts are against the room there is.
+and the resize, with prompt, answer and the boxes in them, or of a SigLIP with
+all captions and the one that was drawn; their tokens, by colour in the loss or
+not; and how long texts are against the room there is. Packed texts are shown
+row by row.
 Examples are drawn at random, always the same ones. One that cannot be used is
 shown with its error. The page needs no other file. With --mask_codec it also
 shows masks.
 """
 
+import math
 import pathlib
-import types
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-import paligemma
 from paligemma.data import objects
 from scripts.inspection import page, samples
-from trainers import command_line, datasets, evaluation, inputs, tasks
+from trainers import command_line, evaluation, inputs, tasks
+from trainers.tasks import datasets
 
 
-def datasets_of(
-  config: ConfigDict,
-) -> tuple[paligemma.Tokenizer, list[datasets.Dataset]]:
+def datasets_of(config: ConfigDict) -> tuple[Any, list[datasets.Dataset]]:
   """The tokenizer, and all that is read: training data, then evaluators.
 
   Raises:
     ValueError: a value of the config is wrong, or a file is not there.
   """
   task = tasks.of(config)
-  model = task.make_model(config)
-  if set(model.towers) != {"img", "llm"}:
-    raise ValueError(
-      f"{config.model.variant} has no image tower beside a decoder, and this "
-      "page shows pictures with prompts; trainers.train --dry_run prints a "
-      "table of the data"
-    )
-  tok = task.make_tokenizer(config, model)
-  opened = types.SimpleNamespace(
-    config=config, sources=inputs.make_sources(config)
-  )
-  found = datasets.train_datasets(opened, tok)
+  tok = task.make_tokenizer(config, task.make_model(config))
+  opened = inputs.make_sources(config)
+  found = inputs.train_datasets(config, opened, tok)
   if config.evals:
     evaluators = evaluation.make_evaluators(config, tok)
-    found += datasets.evaluation_datasets([(e, None) for e in evaluators])
+    found += inputs.evaluation_datasets(task, evaluators)
   return tok, found
 
 
@@ -66,80 +59,72 @@ def inspect(
   if num < 1:
     raise ValueError(f"--num is {num}, expected at least 1 example")
   tok, found = datasets_of(config)
-  sections, lines = [], []
+  sections, lines, kinds = [], [], set()
   for dataset in found:
-    indices = sorted(samples.draw(dataset, num))
-    shown = [samples.look(dataset, tok, index, decode) for index in indices]
-    lengths = samples.measure(dataset, tok)
+    shown = [
+      samples.look(dataset, tok, index, decode)
+      for index in samples.draw(dataset, num)
+    ]
+    lengths, bad = samples.measure(dataset, tok)
+    charts = zip(dataset.rooms, lengths.T, strict=True)
     sections.append(
       page.section(
         dataset.name,
-        _facts(dataset, shown, lengths),
-        _charts(dataset, lengths),
+        _facts(dataset, tok, shown, lengths, bad),
+        [page.histogram(name, of, room) for (name, room), of in charts],
         [page.card(sample) for sample in shown],
       )
     )
+    kinds |= {token.kind for sample in shown for token in sample.texts.tokens}
     lines.append(_summary(dataset, shown, lengths))
-  return page.page(title, sections), lines
+  return page.page(title, sections, kinds), lines
 
 
-def _room(dataset):
-  """Most tokens of prompt and answer that fit."""
-  return dataset.preprocess.text_len + dataset.preprocess.train
-
-
-def _charts(dataset, lengths):
-  prompts, both = lengths.prompts, lengths.prompts + lengths.answers
-  second = ("tokens of prompt and answer", both, _room(dataset))
-  if dataset.decodes:
-    second = ("tokens of the answer", lengths.answers, dataset.max_answer)
-  first = ("tokens of the prompt", prompts, dataset.preprocess.text_len)
-  return [page.histogram(*chart) for chart in (first, second)]
-
-
-def _facts(dataset, shown, lengths):
+def _facts(dataset, tok, shown, lengths, unmeasured):
   """The table at the head of a section."""
-  through, total = dataset.preprocess, len(lengths.prompts)
-  frames = f"{through.frames} frames of " if through.frames else ""
-  rows = [
-    ("source", f"{dataset.source}, {len(dataset.source):,} examples"),
-    ("ops", ", ".join(map(str, through.ops)) or "none"),
-    ("image", f"{frames}{through.res}x{through.res}, resize {through.resize}"),
-    ("text_len", f"{through.text_len}, too_long {through.too_long}"),
-    ("measured", f"{total:,} examples"),
-    ("cannot be used", _of(sum(bool(s.problem) for s in shown), len(shown))),
-    ("cannot be measured", str(lengths.bad)),
-    ("too long", _of(too_long(dataset, lengths), total)),
-  ]
-  if not lengths.bad:
-    del rows[-2]
-  if through.train and (tokens := [t for s in shown for t in s.tokens]):
-    supervised = sum(t.kind == "supervised" for t in tokens)
-    positions = len(tokens) + sum(s.padding for s in shown)
-    said = f"{supervised / len(tokens):.1%} of the tokens, "
-    said += f"{supervised / positions:.1%} of all positions"
-    rows.append(("supervised", said))
-  return rows
+  through, bad = dataset.preprocess, sum(bool(s.problem) for s in shown)
+  rows = {
+    "source": f"{dataset.source}, {len(dataset.source):,} examples",
+    "ops": ", ".join(map(str, through.ops)) or "none",
+    "image": dataset.describe_image(),
+    "text_len": f"{through.text_len}, too_long {through.too_long}",
+    "measured": f"{len(lengths):,} examples",
+    "cannot be used": _of(bad, len(shown)),
+    "cannot be measured": str(unmeasured or ""),
+    "too long": _of(too_long(dataset, lengths), len(lengths)),
+    "note": dataset.note,
+  }
+  if not dataset.rooms:  # the images alone are read
+    rows = {key: rows[key] for key in ("source", "ops", "image")}
+  kinds = [token.kind for s in shown for token in s.texts.tokens]
+  if supervised := kinds.count("supervised"):
+    count = len(kinds) - kinds.count("start")
+    positions = count + sum(s.texts.padding for s in shown)
+    rows["supervised"] = (
+      f"{supervised / count:.1%} of the tokens, "
+      f"{supervised / positions:.1%} of all positions"
+    )
+  found = [("note", note) for note in dataset.read(tok).notes]
+  return [(key, value) for key, value in rows.items() if value] + found
 
 
-def too_long(dataset: datasets.Dataset, lengths: samples.Lengths) -> int:
+def too_long(dataset: datasets.Dataset, lengths: np.ndarray) -> int:
   """How many of the measured examples do not fit."""
-  if dataset.decodes:
-    over = lengths.prompts > dataset.preprocess.text_len
-    # An answer of just so many tokens is complete, though without its eos.
-    return int((over | (lengths.answers - 1 > dataset.max_answer)).sum())
-  over = lengths.prompts + lengths.answers > _room(dataset)
-  return int(over.sum())
+  rooms = [math.inf if room is None else room for _, room in dataset.rooms]
+  return int((lengths > np.array(rooms)).any(axis=1).sum())
 
 
 def _summary(dataset, shown, lengths):
   """The line that the command prints."""
   bad = sum(bool(sample.problem) for sample in shown)
-  return (
-    f"{dataset.name}: {len(dataset.source):,} examples, {len(shown)} shown, "
-    f"{bad} of these cannot be used; {too_long(dataset, lengths)} of "
-    f"{len(lengths.prompts):,} are too long"
+  line = (
+    f"{dataset.name}: {len(dataset.source):,} examples, {len(shown)} "
+    f"{'shown' if dataset.rows is None else 'rows shown'}, {bad} of these "
+    "cannot be used"
   )
+  if dataset.rooms:
+    line += f"; {too_long(dataset, lengths)} of {len(lengths):,} are too long"
+  return line
 
 
 def _of(count, total):

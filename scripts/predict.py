@@ -48,7 +48,6 @@ from trainers import (
   bundle,
   checks,
   command_line,
-  datasets,
   evaluation,
   inputs,
   processes,
@@ -140,7 +139,7 @@ def predict(
     finish=add_objects,
     on_bad=on_bad,
   )
-  (reads,) = datasets.evaluation_datasets([(evaluator, None)])
+  (reads,) = inputs.evaluation_datasets(next_token.NextToken(), [evaluator])
   reads = dataclasses.replace(reads, name="predict")
   with progress.stage("checking the data"):
     notes = checks.notes([reads], tok)

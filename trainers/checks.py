@@ -7,26 +7,23 @@ Every process draws the same sample, and so stops at the same error.
 """
 
 import math
-import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
-from paligemma.data import example_fields, pairs, tokenizer
+from paligemma.data import tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import captions, datasets, inputs, start, texts
-from trainers.datasets import Dataset, Findings
+from trainers import inputs, start
 from trainers.plan import Plan
+from trainers.tasks.datasets import Dataset, Findings
 
 NUM_EXAMPLES = 256  # in the samples of all sources together
-NUM_WITH_IMAGE = 2  # of each source, however slow that is
 SECONDS = 2.0  # for the others of all sources
 
 _FIRST_LOC = 256_000  # <loc0000> in the vocabulary of published checkpoints
 _LOW_SHARE = 0.01
-_MARKER = "qzxjv"  # no word of any data
 _HEAD = (
   "data",
   "examples",
@@ -52,8 +49,10 @@ def check(
       that it must predict, or nothing is supervised; names the source and the
       example.
   """
-  all_of_run = datasets.train_datasets(plan, tok)
-  all_of_run += datasets.evaluation_datasets(evaluators)
+  all_of_run = inputs.train_datasets(plan.config, plan.sources, tok)
+  all_of_run += inputs.evaluation_datasets(
+    plan.task, [evaluator for evaluator, _ in evaluators]
+  )
   table, notes = [_HEAD], weight_notes(plan, tok)
   for dataset in all_of_run:
     found = _examine(dataset, tok, 1 / len(all_of_run))
@@ -75,13 +74,8 @@ def notes(checked: Sequence[Dataset], tok: Tokenizer) -> list[str]:
 def _examine(dataset, tok, share):
   """Findings in all texts, and in a share of the sample."""
   num, seconds = int(NUM_EXAMPLES * share), SECONDS * share
-  if isinstance(dataset.preprocess, pairs.Pairs):
-    found = captions.read(dataset)
-    num = NUM_WITH_IMAGE if found.is_complete else num
-    sample = _sample_pairs(dataset, num=num, seconds=seconds)
-  else:
-    found = texts.read(dataset, tok)
-    sample = _sample(dataset, tok, num=num, seconds=seconds)
+  found = dataset.read(tok)
+  sample = dataset.sample(tok, num=num, seconds=seconds)
   errors = {**found.errors, **sample.errors}
   if found.is_complete:
     counts = {i: x for i, x in found.counts.items() if i not in errors}
@@ -103,156 +97,12 @@ def look(
 ) -> Findings:
   """Checks a sample of a dataset, always the same one; raises as `check`.
 
-  It has at most `num` examples, and at least NUM_WITH_IMAGE; those beyond may
-  take so many seconds.
+  It has at most `num` examples, and at least datasets.NUM_WITH_IMAGE; those
+  beyond may take so many seconds.
   """
-  found = _sample(dataset, tok, num=num, seconds=seconds)
+  found = dataset.sample(tok, num=num, seconds=seconds)
   _conclude(dataset, found)
   return found
-
-
-def _sample(dataset, tok, *, num, seconds):
-  """What `look` finds; examples whose locations an op may leave come first."""
-  drawn = _draw(dataset, num)
-  first = texts.located(dataset)
-  drawn = first + [index for index in drawn if index not in first]
-  num_with_image = len(first) + NUM_WITH_IMAGE
-  found, end = Findings(), time.perf_counter() + seconds
-  for number, index in enumerate(drawn):
-    with_image = number < num_with_image
-    if not with_image and time.perf_counter() > end:
-      break
-    try:
-      example = dataset.example(index)
-      prepared = dataset.prepare(example, index)
-      row = dataset.tokenize(prepared)
-      if with_image:
-        full_row = dataset.preprocess(example, np.random.default_rng(index))
-    except ValueError as error:
-      found.errors[index] = str(error)
-      continue
-    where = f"{dataset.name}: {example_fields.where(example)}"
-    _check_answer_is_unseen(dataset, where, prepared, row, tok.pad_id)
-    if dataset.metric and dataset.metric.group_key is None:
-      texts.check_metric(dataset, [prepared])
-    if with_image:
-      _check_arrays(dataset, where, full_row)
-      found.notes = found.notes or _copied_answer(dataset, example, index)
-    found.counts[index] = dataset.count(tok, prepared, row)
-  return found
-
-
-def _sample_pairs(dataset, *, num, seconds):
-  """What a sample of images and captions shows, see `look`."""
-  found, end = Findings(), time.perf_counter() + seconds
-  for number, index in enumerate(_draw(dataset, num)):
-    if number >= NUM_WITH_IMAGE and time.perf_counter() > end:
-      break
-    try:
-      example, rng = dataset.example(index), np.random.default_rng(index)
-      row = dataset.preprocess(example, rng)
-      prepared = dataset.preprocess.apply_ops(example, rng)
-      found.counts[index], _ = captions.count(dataset, prepared)
-    except ValueError as error:
-      found.errors[index] = str(error)
-      continue
-    where = f"{dataset.name}: {example_fields.where(example)}"
-    _check_arrays(dataset, where, row)
-  return found
-
-
-def _draw(dataset, num):
-  """Indices of a sample, always the same one."""
-  size = min(len(dataset.source), dataset.limit or len(dataset.source))
-  num = min(max(num, NUM_WITH_IMAGE), size)
-  return np.random.default_rng(0).choice(size, num, replace=False).tolist()
-
-
-def _check_answer_is_unseen(dataset, where, prepared, row, pad_id):
-  """Raises if a position can attend to the token that it must predict."""
-  supervised = row.get("mask_loss", np.zeros_like(row["text"])).astype(bool)
-  padding = ~row["mask_input"].astype(bool) | (row["text"] == pad_id)
-  if (at := np.flatnonzero(supervised & padding)).size:
-    raise ValueError(
-      f"{where}: mask_loss supervises padding, at position {at[0]}; it must "
-      "end with the answer"
-    )
-  # What predicts a token is the position before it. It sees the token, unless
-  # that begins a block; if so, it sees none of those that follow either.
-  if (at := np.flatnonzero(supervised & (row["mask_ar"] == 0))).size:
-    raise ValueError(
-      f"{where}: position {at[0] - 1} is to predict the token at {at[0]} and "
-      "sees it; mask_ar must be 1 wherever mask_loss is"
-    )
-  if prepared.get("unsupervised"):  # the answer may begin with such a part
-    prepared = {**prepared, "unsupervised": ()}
-    row = dataset.tokenize(prepared)
-    supervised = row.get("mask_loss", supervised).astype(bool)
-  answer_keys = {"suffix", dataset.answer_key} & prepared.keys()
-  no_answer = dict.fromkeys(answer_keys, "")
-  other = dataset.tokenize({**prepared, **no_answer})
-  trains = "mask_loss" in row and not dataset.decodes
-  prompt = int(supervised.argmax()) if trains else len(supervised)
-  for key in ("text", "mask_ar", "mask_input"):
-    if not np.array_equal(row[key][:prompt], other[key][:prompt]):
-      hint = "; make it with the evaluation layout (train=False)"
-      raise ValueError(
-        f"{where}: the answer leaks into the prompt: without it, {key} of the "
-        "prompt is another"
-        + (hint if dataset.decodes and "mask_loss" in row else "")
-      )
-
-
-def _check_arrays(dataset, where, row):
-  """Raises if the image is not finite, or padding cannot be stacked on it."""
-  if not all(np.isfinite(x).all() for x in row.values()):
-    raise ValueError(f"{where}: the preprocessed image is not finite")
-  padding = dataset.preprocess.padding()
-  if _shapes(row) != _shapes(padding):
-    raise ValueError(
-      f"{where}: the row has {_shapes(row)}, a row of padding "
-      f"{_shapes(padding)}; they must be alike to be stacked"
-    )
-  for key in ("mask_input", "mask_loss"):
-    if key in padding and padding[key].any():
-      raise ValueError(
-        f"{dataset.name}: {key} of a row of padding is not all 0"
-      )
-
-
-def _shapes(row):
-  shown = (f"{k} {v.dtype}{list(v.shape)}" for k, v in sorted(row.items()))
-  return ", ".join(shown)
-
-
-def _copied_answer(dataset, example, index):
-  """Notes on a field that becomes the answer and is in the prompt too.
-
-  A marker stands for its text: is it the whole answer, and in the prompt too?
-  Where other texts of the field are in the prompt, they are choices.
-  """
-  for key, value in example.items():
-    texts = [value] if isinstance(value, str) else value
-    if key.startswith("_") or not isinstance(texts, list):
-      continue
-    markers = [f"{_MARKER}{i}x" for i in range(len(texts))]
-    marked = markers[0] if isinstance(value, str) else markers
-    try:
-      prepared = dataset.prepare({**example, key: marked}, index)
-    except Exception:  # an op that looks for something in the field
-      continue
-    prompt = str(prepared.get("prefix")).lower()
-    in_prompt = [marker for marker in markers if marker in prompt]
-    answer = prepared.get(dataset.answer_key)
-    answers = answer if isinstance(answer, list) else [answer]
-    answers = [str(answer).lower() for answer in answers]
-    if len(in_prompt) == 1 and in_prompt[0] in answers:
-      return [
-        f'an op writes "{key}", which is the answer, into the prompt, as of '
-        f"{example_fields.where(example)}; right only if it stands there "
-        "among others to choose from"
-      ]
-  return []
 
 
 def _conclude(dataset, found):
@@ -279,7 +129,7 @@ def _conclude(dataset, found):
       f"{empty} of {len(supervised)} examples have no supervised token"
     )
   share = _share(dataset, found)
-  if share < _LOW_SHARE and not dataset.is_packed:
+  if share < _LOW_SHARE and dataset.rows is None:
     found.notes.append(
       f"only {share:.2%} of text_len is supervised; if the rest is padding, a "
       "lower text_len saves time"

@@ -6,7 +6,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import common
-from paligemma import io
+from paligemma import evals, io, metrics
 from paligemma.data import (
   batches,
   objects,
@@ -30,6 +30,7 @@ from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
 from paligemma.training import sharding
 from trainers import progress, schedule, tasks
+from trainers.tasks import datasets
 
 Weighted = tuple[sources.Source, float]
 # An evaluator and the steps between two runs, None for the first and last.
@@ -339,3 +340,75 @@ def make_source(spec: Mapping[str, Any]) -> sources.Source:
   """Opens the source that a config, or a part of config.json, describes."""
   own = {k: v for k, v in spec.items() if k not in ("kind", "weight", "ops")}
   return sources.make(spec.kind, **own)
+
+
+def train_datasets(
+  config: ConfigDict, train_sources: list[Weighted], tok: Any
+) -> list[datasets.Dataset]:
+  """The sources of the training data."""
+  data, made = config.train, train_preprocesses(config, tok)
+  skips = data.on_bad == "skip"
+  return [
+    tasks.of(config).dataset(
+      f"train.{name}",
+      source.source if isinstance(source, packing.Rows) else source,
+      prepare,
+      trains=True,
+      skips=skips,
+      note=_note(spec, source),
+      rows=source if isinstance(source, packing.Rows) else None,
+    )
+    for (name, spec), (source, _), prepare in zip(
+      data.sources.items(), train_sources, made, strict=True
+    )
+  ]
+
+
+def _note(spec, source):
+  """On a source of which a share is for evaluation, and on its rows."""
+  notes = []
+  if isinstance(source, packing.Rows):
+    notes.append(source.describe())
+    source = source.source
+  if share := spec.get("val_share"):
+    what, copies = "images", "copies of one picture"
+    if spec.kind == "text_jsonl":
+      what, copies = "lines", "equal ones"
+    notes.append(
+      f"{share:g} of the {what} of {spec.path} are held out as val (seed "
+      f"{spec.seed}), {copies} together; {len(source):,} examples train"
+    )
+  return "; ".join(notes)
+
+
+def evaluation_datasets(
+  task: tasks.Task, evaluators: Sequence[Evaluator]
+) -> list[datasets.Dataset]:
+  """The sources of the evaluators.
+
+  Raises:
+    ValueError: a metric is unknown.
+  """
+  found = []
+  for evaluator in evaluators:
+    options = {}
+    if isinstance(evaluator, evals.Generate):
+      metric = evaluator.metric and metrics.make(evaluator.metric)
+      options = dict(
+        decodes=True,
+        answer_key=evaluator.answer_key,
+        max_answer=evaluator.max_decode_len,
+        metric=metric if isinstance(metric, metrics.Metric) else None,
+        note=evaluator.metric_note,
+      )
+    found.append(
+      task.dataset(
+        f"evals.{evaluator.name}",
+        evaluator.source,
+        evaluator.preprocess,
+        skips=evaluator.on_bad == "skip",
+        limit=getattr(evaluator, "limit", None),
+        **options,
+      )
+    )
+  return found

@@ -65,7 +65,9 @@ def score(evaluation: Evaluation, step: int, resamples: int = 0) -> Scored:
   try:
     records = evaluation.read(step)
     metric = evaluation.metric(records)
-    if hasattr(metric, "rows"):
+    if metric is evaluation.kind:
+      rows = records
+    elif hasattr(metric, "rows"):
       examples = [
         {"_where": predictions.where(record), **record} for record in records
       ]
@@ -206,13 +208,12 @@ def _pairs(found, truths):
 
 def _quality(scored, i):
   """How good an answer is, 1 at best, and a note on it; None if unknown."""
-  row = scored.rows[i] if scored.rows else None
-  if isinstance(row, dict):
+  row, record = scored.rows[i] if scored.rows else None, scored.records[i]
+  if isinstance(row, dict) and row is not record:
     known = getattr(scored.metric, "higher_is_better", {})
     for name, is_higher_better in known.items():
       if name in row and is_higher_better:
         return row[name], f"{name} {row[name]:.3g}"
-  record = scored.records[i]
   found, truths = _objects(scored.evaluation, record, (1, 1))
   if found or truths:
     right, is_found = judged.judge(found, truths)

@@ -51,7 +51,8 @@ class Evaluation:
 
   @property
   def answer_key(self) -> str:
-    return self.spec.get("answer_key") or "suffix"
+    found = self.spec.get("answer_key")
+    return found or getattr(self.kind, "answer_key", "suffix")
 
   @property
   def kind(self) -> type:
@@ -62,7 +63,7 @@ class Evaluation:
 
   @property
   def predicts(self) -> bool:
-    return self.kind in evals.PREDICT
+    return issubclass(self.kind, evals.PREDICT)
 
   @functools.cached_property
   def decode(self) -> objects.DecodeMasks | None:
@@ -90,11 +91,13 @@ class Evaluation:
     return found
 
   def metric(self, records: list[Record]) -> Callable | None:
-    """The metric of the config, None if it has none.
+    """The metric of the config, None if it has none; or what reduces records.
 
     Raises:
       ValueError: it cannot be made of the config's values, as a function.
     """
+    if self.kind is not evals.Generate:
+      return self.kind
     found, _ = inputs.make_metric(
       self.spec.get("metric", "auto"),
       records,

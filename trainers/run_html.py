@@ -72,7 +72,9 @@ img { width: 100%; height: auto; display: block; border-radius: 3px; }
 .tokens span { font: 12px/1.7 ui-monospace, monospace; white-space: pre-wrap;
   border-radius: 2px; padding: 1px; margin: 1px; }
 .prompt { background: #3b82f644; } .supervised { background: #16a34a44; }
-.answer { background: #f9731644; } .padding { background: var(--line); }
+.unsupervised { background: #f9731644; } .caption { background: #16a34a44; }
+.start { background: var(--ink); color: var(--paper); }
+.padding { background: var(--line); }
 details { margin: 0.7rem 0; } summary { cursor: pointer; }
 @media print { .card, figure { break-inside: avoid; } }
 """

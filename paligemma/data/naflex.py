@@ -90,3 +90,19 @@ def patchify(
   kind[:count] = 1
   y[:count], x[:count] = np.divmod(np.arange(count), columns)
   return patches, kind, y, x
+
+
+def join(
+  patches: Float32[np.ndarray, "P Z"],
+  kind: Int32[np.ndarray, " P"],
+  y: Int32[np.ndarray, " P"],
+  x: Int32[np.ndarray, " P"],
+) -> Float32[np.ndarray, "H W 3"]:
+  """Returns the image that `patchify` cut into these patches."""
+  rows, columns, side = (
+    y.max() + 1,
+    x.max() + 1,
+    math.isqrt(len(patches[0]) // 3),
+  )
+  cut = patches[kind == 1].reshape(rows, columns, side, side, 3)
+  return cut.swapaxes(1, 2).reshape(rows * side, columns * side, 3)

@@ -132,6 +132,10 @@ class SiglipTokenizer:
       rows[i, : len(ids)] = ids
     return rows, is_cut
 
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids, all of them."""
+    return self._engine.decode(list(ids))
+
   @property
   def file_name(self) -> str:
     """Name of its file in a folder of transformers."""

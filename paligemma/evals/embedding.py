@@ -9,7 +9,7 @@ import functools
 import hashlib
 import logging
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,8 +22,9 @@ from paligemma import messages
 from paligemma.data import preprocess
 from paligemma.data.example_fields import Example
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
-from paligemma.evals import gather
+from paligemma.evals import gather, predictions
 from paligemma.evals.evaluator import Evaluator, Progress, WithExample
+from paligemma.evals.predictions import Record
 from paligemma.training import sharding
 
 _BLOCK = 2**24  # most similarities held at a time
@@ -106,6 +107,29 @@ def embed_images(
       f"used, one of them: {next(iter(found.errors.values()), '')}"
     )
   return found._replace(z=np.stack(embedded))
+
+
+def records(
+  images: Images, answer_key: str, answers: Iterable[Record]
+) -> list[Record]:
+  """Returns a record of every example, see predictions.py.
+
+  Args:
+    images: of all examples.
+    answer_key: field of an example with its answer or answers.
+    answers: of each usable example "prediction" and "score", whether it is
+      "correct", and what else its record is to hold.
+  """
+  found, usable = [], zip(images.examples, answers, strict=True)
+  for index in range(len(images.examples) + len(images.errors)):
+    if index in images.errors:
+      found.append(predictions.bad_record(index, images.errors[index]))
+      continue
+    example, answer = next(usable)
+    said = {key: answer.pop(key) for key in ("prediction", "score")}
+    line = predictions.record(index, example, answer_key, **said)
+    found.append(line | answer)
+  return found
 
 
 def embed_texts(
@@ -209,12 +233,26 @@ def _embed(model, params, image, text):
   return ztxt if image is None else zimg
 
 
+class Ranks(NamedTuple):
+  """What is near to each query.
+
+  Attributes:
+    rank: how many are nearer than the first that belongs.
+    nearest: index of what is the nearest.
+    similarity: of the nearest, float32.
+  """
+
+  rank: Int[np.ndarray, " Q"]
+  nearest: Int[np.ndarray, " Q"]
+  similarity: Float32[np.ndarray, " Q"]
+
+
 def ranks(
   queries: Float32[np.ndarray, "Q E"],
   searched: Float32[np.ndarray, "G E"],
   belong: Sequence[Sequence[int]],
-) -> Int[np.ndarray, " Q"]:
-  """Returns how many are nearer to each query than the first that belongs.
+) -> Ranks:
+  """Ranks all that is searched by how near it is to each query.
 
   Of equally near ones the first comes first; what is not a number, last.
 
@@ -231,5 +269,7 @@ def ranks(
       best = own[row[own].argmax()]
       ahead = ~(row <= row[best])
       ahead[:best] |= row[:best] == row[best]
-      found.append(ahead.sum())
-  return np.array(found, int)
+      nearest = np.nan_to_num(row, nan=-np.inf).argmax()
+      found.append((ahead.sum(), nearest, row[nearest]))
+  rank, nearest, similarity = zip(*found, strict=True)
+  return Ranks(np.array(rank), np.array(nearest), np.array(similarity))

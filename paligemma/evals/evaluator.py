@@ -11,11 +11,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from paligemma import disk
 from paligemma.data import batches as batches_lib
 from paligemma.data import example_fields, image_ops, sources
 from paligemma.data import preprocess as preprocess_lib
 from paligemma.data.example_fields import Example
 from paligemma.data.sequence import Arrays
+from paligemma.evals import predictions
+from paligemma.evals.predictions import Record
 
 # Called between batches with the numbers of examples done and of all; an
 # exception that it raises ends the evaluation.
@@ -84,8 +87,9 @@ class PerExample(Evaluator, abc.ABC):
   ) -> list[Any]:
     """Returns a row of every usable example, in order."""
 
+  @staticmethod
   @abc.abstractmethod
-  def reduce(self, rows: Sequence[Any]) -> dict[str, float]:
+  def reduce(rows: Sequence[Any]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat."""
 
   def run(
@@ -105,14 +109,68 @@ class PerExample(Evaluator, abc.ABC):
       were left out.
     """
     del output_dir, rng
-    return self.score(self.rows(model, params, mesh, progress=progress))
+    return self._score(self.rows(model, params, mesh, progress=progress))
 
-  def score(self, rows: Sequence[Any]) -> dict[str, float]:
-    """Returns the scores of all rows, as `run`."""
+  def _score(self, rows):
     scores = self.reduce(rows)
     if self.on_bad == "skip":
       scores["num_bad"] = float(len(self) - len(rows))
     return scores
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorded(PerExample):
+  """An evaluator whose rows are records of predictions, see predictions.py."""
+
+  @abc.abstractmethod
+  def predict(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[Record]:
+    """Returns a record of every example, also of the unusable ones."""
+
+  def rows(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    progress: Progress | None = None,
+  ) -> list[Record]:
+    """Returns the records of the usable examples, see `predict`."""
+    records = self.predict(model, params, mesh, progress=progress)
+    return [x for x in records if not predictions.is_bad(x)]
+
+  def run(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
+  ) -> dict[str, float]:
+    """Evaluates the source as PerExample does.
+
+    Args:
+      output_dir: records go to {output_dir}/{name}/predictions.jsonl. Default:
+        not written.
+    """
+    del rng
+    records = self.predict(model, params, mesh, progress=progress)
+    if output_dir is not None and jax.process_index() == 0:
+      path = epath.Path(output_dir) / self.name / "predictions.jsonl"
+      with (
+        disk.file(path) as temporary,
+        predictions.appending(temporary) as append,
+      ):
+        append(records)
+    return self._score([x for x in records if not predictions.is_bad(x)])
 
 
 @dataclasses.dataclass(frozen=True)

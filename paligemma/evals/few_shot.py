@@ -5,6 +5,7 @@ Axes: N examples to learn from, M others, E features, C classes.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ from paligemma import messages
 from paligemma.data import preprocess, sources
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
-from paligemma.evals.evaluator import PerExample, Progress
+from paligemma.evals.evaluator import Progress, Recorded
+from paligemma.evals.predictions import Record
 from paligemma.evals.zero_shot import read_class
 
 SHOTS = (1, 5, 10, 25)
@@ -32,7 +34,7 @@ def _score(shots):
 
 
 @dataclasses.dataclass(frozen=True)
-class FewShot(PerExample):
+class FewShot(Recorded):
   """Accuracy of a linear classifier that saw 1, 5, 10 or 25 of each class.
 
   Of a class that has fewer it sees those. A fifth of the examples to learn
@@ -56,17 +58,20 @@ class FewShot(PerExample):
   answer_key: str = "suffix"
 
   higher_is_better = dict.fromkeys(map(_score, SHOTS), True)
-  is_mean = True  # of the rows, for bootstrap.estimate
 
-  def rows(
+  def predict(
     self,
     model: nn.Module,
     params: Mapping[str, Any],
     mesh: Mesh,
     *,
     progress: Progress | None = None,
-  ) -> list[dict[str, float]]:
-    """Returns per usable example {"5_shot_accuracy": share of the draws}.
+  ) -> list[Record]:
+    """Returns a record of every example, see predictions.py.
+
+    Its "5_shot_accuracy" is the share of the draws that are right, its
+    prediction what most draws of 25 examples say, and its score the logarithm
+    of their share.
 
     Raises:
       ValueError: as embedding.embed_images; there is one class alone to learn,
@@ -110,25 +115,38 @@ class FewShot(PerExample):
         "expected 2 of some class: one to learn from, one to choose the "
         "regularizer"
       )
-    right = {
-      shots: np.mean(
+    said = {
+      _score(shots): np.array(
         [
-          classify(x, y, x_test, shots=shots, seed=seed) == y_test
+          classify(x, y, x_test, shots=shots, seed=seed)
           for seed in range(self.num_seeds)
-        ],
-        axis=0,
+        ]
       )
       for shots in SHOTS
     }
-    return [
-      {_score(shots): float(right[shots][i]) for shots in SHOTS}
-      for i in range(len(y_test))
-    ]
 
-  def reduce(self, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    def answer(i, truth):
+      votes = np.bincount(said[_score(SHOTS[-1])][:, i])
+      best = votes.argmax()
+      return {
+        "prediction": names[best],
+        "score": math.log(votes[best] / self.num_seeds),
+        "correct": bool(best == truth),
+        **{
+          name: float(np.mean(of[:, i] == truth)) for name, of in said.items()
+        },
+      }
+
+    return embedding.records(
+      images, key, itertools.starmap(answer, enumerate(y_test))
+    )
+
+  @staticmethod
+  def reduce(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the means of any selection of rows, and num_examples."""
     scores = {
-      name: float(np.mean([row[name] for row in rows])) for name in rows[0]
+      name: float(np.mean([row[name] for row in rows]))
+      for name in map(_score, SHOTS)
     }
     return {**scores, "num_examples": float(len(rows))}
 

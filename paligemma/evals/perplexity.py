@@ -87,7 +87,8 @@ class Perplexity(PerExample):
       )
     return rows
 
-  def reduce(self, rows: Sequence[Row]) -> dict[str, float]:
+  @staticmethod
+  def reduce(rows: Sequence[Row]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.
 
       nll_per_token: sum_i s_i / sum_i n_i.

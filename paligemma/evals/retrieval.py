@@ -6,24 +6,25 @@ Axes: N images, M texts, E features of an embedding.
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 
 from paligemma.data import pairs
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
-from paligemma.evals.evaluator import PerExample, Progress
+from paligemma.evals.evaluator import Progress, Recorded
+from paligemma.evals.predictions import Record
 
 WAYS = ("image_to_text", "text_to_image")
 TOP = (1, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Retrieval(PerExample):
+class Retrieval(Recorded):
   """Recall at 1, 5 and 10, of texts for images and of images for texts.
 
   The texts of an image are its captions, see pairs.captions.
@@ -36,26 +37,28 @@ class Retrieval(PerExample):
     Others: as of Evaluator.
   """
 
+  answer_key: ClassVar[str] = "captions"
+
   tokenizer: SiglipTokenizer
 
   higher_is_better = dict.fromkeys(
     (f"{way}_recall@{k}" for way in WAYS for k in TOP), True
   )
 
-  def rows(
+  def predict(
     self,
     model: nn.Module,
     params: Mapping[str, Any],
     mesh: Mesh,
     *,
     progress: Progress | None = None,
-  ) -> list[dict[str, Any]]:
-    """Ranks the texts for every image, and the images for its texts.
+  ) -> list[Record]:
+    """Returns a record of every example, see predictions.py.
 
-    Returns:
-      Per usable example "image_to_text", a list of how many texts are nearer to
-      its image than the nearest that belongs; "text_to_image", the same for
-      each of its texts; and numbers of the image and of each of its "texts".
+    Its prediction is the nearest text, its score how near that is (cosine);
+    "image_to_text", a list of how many texts are nearer to its image than the
+    nearest that belongs; "text_to_image", the same for each of its texts; and
+    numbers of the different "image_number" and "text_numbers".
 
     Raises:
       ValueError: as embedding.embed_images; an example has no caption.
@@ -66,7 +69,7 @@ class Retrieval(PerExample):
       params,
       mesh,
       read=_read,
-      answer_key="captions",
+      answer_key=self.answer_key,
       progress=progress,
     )
     of_image = [example["captions"] for example in images.examples]
@@ -86,17 +89,25 @@ class Retrieval(PerExample):
       set(zip(image[owner].tolist(), text.tolist(), strict=True)),
     )
     own = np.split(text, np.cumsum(counts)[:-1])
-    return [
-      {
-        "image": i,
-        "texts": j.tolist(),
-        "image_to_text": [int(to_text[i])],
-        "text_to_image": to_image[j].tolist(),
-      }
-      for i, j in zip(image.tolist(), own, strict=True)
-    ]
+    return embedding.records(
+      images,
+      self.answer_key,
+      (
+        {
+          "prediction": texts[to_text.nearest[i]],
+          "score": float(to_text.similarity[i]),
+          "correct": not to_text.rank[i],
+          "image_number": i,
+          "text_numbers": j.tolist(),
+          "image_to_text": [int(to_text.rank[i])],
+          "text_to_image": to_image.rank[j].tolist(),
+        }
+        for i, j in zip(image.tolist(), own, strict=True)
+      ),
+    )
 
-  def reduce(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  @staticmethod
+  def reduce(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the scores of any selection of rows; rows may repeat.
 
     image_to_text_recall@k: share of the images to which one of the k nearest
@@ -113,10 +124,10 @@ class Retrieval(PerExample):
     for way in WAYS:
       found = np.array([*itertools.chain(*(row[way] for row in rows))])
       scores |= {f"{way}_recall@{k}": float(np.mean(found < k)) for k in TOP}
-    texts = itertools.chain(*(row["texts"] for row in rows))
+    texts = itertools.chain(*(row["text_numbers"] for row in rows))
     return {
       **scores,
-      "num_images": float(len({row["image"] for row in rows})),
+      "num_images": float(len({row["image_number"] for row in rows})),
       "num_texts": float(len(set(texts))),
       "num_examples": float(len(rows)),
     }
@@ -126,10 +137,8 @@ def rank_pairs(
   zimg: Float32[np.ndarray, "N E"],
   ztxt: Float32[np.ndarray, "M E"],
   together: Iterable[tuple[int, int]],
-) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"]]:
-  """Returns how many texts are nearer to each image than one of its own.
-
-  And how many images are nearer to each text, in the same way.
+) -> tuple[embedding.Ranks, embedding.Ranks]:
+  """Ranks all texts for each image, and all images for each text.
 
   Args:
     zimg, ztxt: embeddings of L2 norm 1.

@@ -11,21 +11,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from paligemma import disk, messages, registry
+from paligemma import messages, registry
 from paligemma.data import class_texts, example_fields
 from paligemma.data.example_fields import Example
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
-from paligemma.evals import embedding, predictions
-from paligemma.evals.evaluator import PerExample, Progress
+from paligemma.evals import embedding
+from paligemma.evals.evaluator import Progress, Recorded
 from paligemma.evals.predictions import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class ZeroShot(PerExample):
+class ZeroShot(Recorded):
   """Accuracy of the class whose texts are nearest to the image.
 
   Attributes:
@@ -48,45 +47,6 @@ class ZeroShot(PerExample):
     ("accuracy", "top5_accuracy", "mean_per_class_accuracy"), True
   )
 
-  def run(
-    self,
-    model: nn.Module,
-    params: Mapping[str, Any],
-    mesh: Mesh,
-    *,
-    output_dir: epath.PathLike | None = None,
-    rng: jax.Array | None = None,
-    progress: Progress | None = None,
-  ) -> dict[str, float]:
-    """Evaluates the source, see `predict`; rng is not used.
-
-    Args:
-      output_dir: predictions go to {output_dir}/{name}/predictions.jsonl, see
-        predictions.py. Default: not written.
-    """
-    del rng
-    records = self.predict(model, params, mesh, progress=progress)
-    if output_dir is not None and jax.process_index() == 0:
-      path = epath.Path(output_dir) / self.name / "predictions.jsonl"
-      with (
-        disk.file(path) as temporary,
-        predictions.appending(temporary) as append,
-      ):
-        append(records)
-    return self.score([x for x in records if not predictions.is_bad(x)])
-
-  def rows(
-    self,
-    model: nn.Module,
-    params: Mapping[str, Any],
-    mesh: Mesh,
-    *,
-    progress: Progress | None = None,
-  ) -> list[Record]:
-    """Returns the records of the usable examples, see `predict`."""
-    records = self.predict(model, params, mesh, progress=progress)
-    return [x for x in records if not predictions.is_bad(x)]
-
   def predict(
     self,
     model: nn.Module,
@@ -99,7 +59,7 @@ class ZeroShot(PerExample):
 
     Its prediction is the name of the nearest class, its score the logarithm of
     the probability of that (see `log_probabilities`), and "rank" the number of
-    classes that are nearer than the true one.
+    classes that are nearer than the true one, its "true_class".
 
     Raises:
       ValueError: as embedding.embed_images and class_texts.make_texts; the
@@ -130,28 +90,27 @@ class ZeroShot(PerExample):
       model, params, tok, names, self.templates, mesh=mesh
     )
     index = {name: i for i, name in enumerate(names)}
-    labels = [[index[x]] for x in truths]
-    ranks = embedding.ranks(images.z, classes, labels)
-    near = images.z @ classes.T
-    scores = log_probabilities(params, near)
-    made = zip(images.examples, near.argmax(1), ranks, scores, strict=True)
-    records = []
-    for index in range(len(images.examples) + len(images.errors)):
-      if index in images.errors:
-        records.append(predictions.bad_record(index, images.errors[index]))
-        continue
-      example, best, rank, score = next(made)
-      record = predictions.record(
-        index,
-        example,
-        self.answer_key,
-        prediction=names[best],
-        score=float(score[best]),
-      )
-      records.append({**record, "rank": int(rank)})
-    return records
+    found = embedding.ranks(images.z, classes, [[index[x]] for x in truths])
+    scores = log_probabilities(params, images.z @ classes.T)
+    return embedding.records(
+      images,
+      key,
+      (
+        {
+          "prediction": names[best],
+          "score": float(score[best]),
+          "correct": not rank,
+          "rank": int(rank),
+          "true_class": truth,
+        }
+        for truth, rank, best, score in zip(
+          truths, found.rank, found.nearest, scores, strict=True
+        )
+      ),
+    )
 
-  def reduce(self, rows: Sequence[Record]) -> dict[str, float]:
+  @staticmethod
+  def reduce(rows: Sequence[Record]) -> dict[str, float]:
     """Returns the scores of any selection of records; they may repeat.
 
     accuracy: share of the images whose true class is the nearest.
@@ -160,7 +119,7 @@ class ZeroShot(PerExample):
     num_examples: number of images.
     """
     rank = np.array([row["rank"] for row in rows])
-    truth = np.array([row[self.answer_key] for row in rows])
+    truth = np.array([row["true_class"] for row in rows])
     _, label = np.unique(truth, return_inverse=True)
     by_class = np.bincount(label, rank == 0) / np.bincount(label)
     return {

@@ -1,7 +1,7 @@
 """Renders samples and lengths as one HTML file with embedded images."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,16 +14,22 @@ SIDE = 336  # pixels of an image on the page, of several half as many
 
 # Class of a token -> what it is.
 _TOKENS = {
+  "start": "a text of the row begins",
   "prompt": "prompt, seen by all",
-  "supervised": "answer, in the loss",
-  "answer": "answer, not in the loss",
+  "supervised": "in the loss",
+  "unsupervised": "not in the loss, seen by what follows",
+  "caption": "caption",
   "padding": "padding",
 }
 
 
-def page(title: str, sections: Sequence[str]) -> str:
-  """The whole page; needs no other file and no script."""
-  legend = (f'<span class="{x}">{text}</span> ' for x, text in _TOKENS.items())
+def page(title: str, sections: Sequence[str], kinds: Collection[str]) -> str:
+  """The whole page, with a legend of so many kinds of tokens."""
+  legend = (
+    f'<span class="{x}">{text}</span> '
+    for x, text in _TOKENS.items()
+    if x in {"padding", *kinds}
+  )
   legend = f'<p class="tokens">Tokens: {"".join(legend)}</p>\n'
   return run_html.page(title, [legend, *sections])
 
@@ -48,9 +54,10 @@ def histogram(title: str, values: np.ndarray, limit: int | None) -> str:
   if not len(values):
     return ""
   above = f", {int((values > limit).sum())} above {limit}" if limit else ""
+  what = f"tokens of {_text(title)}"
   return (
-    f"<figure>{run_curves.histogram(values, limit, _text(title))}"
-    f"<figcaption>{_text(title)}: median {int(np.median(values))}, most "
+    f"<figure>{run_curves.histogram(values, limit, what)}"
+    f"<figcaption>{what}: median {int(np.median(values))}, most "
     f"{int(values.max())}{above}</figcaption></figure>"
   )
 
@@ -62,23 +69,24 @@ def card(sample: Sample) -> str:
     return f'<div class="card bad">{where}<p>{_text(sample.problem)}</p></div>'
   side = SIDE if len(sample.frames) == 1 else SIDE // 2
   # What is located is in the first image; which of several cannot be said.
-  first, *others = sample.frames
-  images = _image(first, list(sample.objects), side)
-  images += "".join(_image(frame, [], side) for frame in others)
+  images = "".join(
+    _image(frame, [] if number else list(sample.objects), side)
+    for number, frame in enumerate(sample.frames)
+  )
   tokens = "".join(
     f'<span class="{token.kind}">{_visible(token.text)}</span>'
-    for token in sample.tokens
+    for token in sample.texts.tokens
   )
-  if sample.padding:
-    tokens += f'<span class="padding">{sample.padding} of padding</span>'
-  cut = " (cut to fit)" if sample.truncated else ""
-  answers = " | ".join(sample.answers) if sample.answers else "none"
+  if padding := sample.texts.padding:
+    tokens += f'<span class="padding">{padding} of padding</span>'
+  texts = "".join(
+    f"<p><b>{_text(label)}</b> {_text(text)}</p>"
+    for label, text in sample.texts.labelled
+  )
   malformed = "".join(f"<p>{_text(what)}</p>" for what in sample.malformed)
   return (
     f'<div class="card">{where}<div class="frames">{images}</div>'
-    f"<p><b>prompt</b> {_text(sample.prefix)}</p>"
-    f"<p><b>answer</b>{cut} {_text(answers)}</p>{malformed}"
-    f'<p class="tokens">{tokens}</p></div>\n'
+    f'{texts}{malformed}<p class="tokens">{tokens}</p></div>\n'
   )
 
 

@@ -21,7 +21,7 @@ def refused(match):
 
 
 def test_an_adapter_names_the_way(tmp_path):
-  peft.save(tmp_path / "of_peft", ARRAYS, LORA, has_img=False)
+  peft.save(tmp_path / "of_peft", ARRAYS, LORA, towers=("llm",))
   lora_files.save(tmp_path / "ours.safetensors", ARRAYS, LORA, {})
   for name in ("of_peft", "ours.safetensors"):
     message = rf"^{tmp_path}/{name}: is an adapter; load the model .*load_adapt"
@@ -30,13 +30,13 @@ def test_an_adapter_names_the_way(tmp_path):
 
 
 def test_an_adapter_beside_a_model_is_let_be(tmp_path):
-  peft.save(tmp_path / "a", ARRAYS, LORA, has_img=False)
+  peft.save(tmp_path / "a", ARRAYS, LORA, towers=("llm",))
   (tmp_path / "a/config.json").write_text("{}")
   assert formats.detect(tmp_path / "a") == "Hugging Face"
 
 
 def test_what_lies_one_folder_below_is_named(tmp_path):
-  peft.save(tmp_path / "x/mine", ARRAYS, LORA, has_img=False)
+  peft.save(tmp_path / "x/mine", ARRAYS, LORA, towers=("llm",))
   with refused(rf'^{tmp_path}/x: no checkpoint, but "mine" in it$'):
     paligemma.load(tmp_path / "x")
   (tmp_path / "x/other").mkdir()

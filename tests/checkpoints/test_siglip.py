@@ -10,7 +10,7 @@ import pytest
 
 import paligemma
 from paligemma import init, tree, variants
-from paligemma.checkpoints import npz, presets
+from paligemma.checkpoints import npz, presets, safetensors
 from paligemma.models import naflex, siglip, text_tower, vit
 from paligemma.training import sharding
 from tests.same_trees import assert_same
@@ -241,7 +241,7 @@ def test_presets_without_weights():
   assert siglip.resolution(model, params) == 384
 
 
-@pytest.mark.parametrize("which", ["scan", "naflex, loop"])
+@pytest.mark.parametrize("which", ["scan", "naflex, loop", "heads of both"])
 def test_adapters(which, tmp_path):
   model = MODELS[which]
   params = jax.tree.map(jnp.asarray, tree.unflatten(draw(model)))
@@ -271,5 +271,24 @@ def test_adapters(which, tmp_path):
   np.testing.assert_allclose(
     embed(merged, alone), embed(adapted, both), atol=1e-5
   )
-  with pytest.raises(ValueError, match="adapters of a SigLIP are not written"):
-    paligemma.save_adapter(tmp_path / "x", adapted, both, format="peft")
+  if model.img.num_classes:
+    with pytest.raises(ValueError, match="SigLIP has no img/head, of which"):
+      paligemma.save_adapter(tmp_path / "x", adapted, both)
+    return
+  paligemma.save_adapter(tmp_path / "x", adapted, both)
+  found, again = paligemma.load_adapter(
+    tmp_path / "x", model, tree.unflatten(base)
+  )
+  assert found.img.lora.rank == 3
+  assert_same(tree.flatten(again), tree.flatten(both))
+  names = safetensors.open(tmp_path / "x/adapter_model.safetensors").keys()
+  stem = "base_model.model.text_model"
+  assert f"{stem}.encoder.layers.1.mlp.fc2.lora_A.weight" in names
+  assert f"{stem}.head.lora_B.weight" in names
+  for tower, other in (("img", "txt"), ("txt", "img")):
+    alone = tmp_path / tower
+    one, its = paligemma.enable_lora(model, params, targets=[f"{tower}/attn/q"])
+    paligemma.save_adapter(alone, one, its)
+    there = (alone / "adapter_model.safetensors").read_bytes()
+    assert {"img": b"vision_model", "txt": b"text_model"}[tower] in there
+    assert {"img": b"vision_model", "txt": b"text_model"}[other] not in there

@@ -29,25 +29,30 @@ def test_ranks_are_those_of_a_sorted_list(block, monkeypatch):
     RNG.choice(31, RNG.integers(1, 5), replace=False) for _ in range(41)
   ]
   found = embedding.ranks(queries, searched, belong)
-  for query, own, rank in zip(queries, belong, found, strict=True):
+  for i, (query, own) in enumerate(zip(queries, belong, strict=True)):
     order = np.argsort(-(searched @ query), kind="stable").tolist()
-    assert rank == min(order.index(i) for i in own)
-  assert len(set(found.tolist())) > 8
+    assert found.rank[i] == min(order.index(j) for j in own)
+    assert found.nearest[i] == order[0]
+    near = searched[order[0]] @ query
+    assert found.similarity[i] == pytest.approx(near, abs=1e-6)
+  assert len(set(found.rank.tolist())) > 8
 
 
 def test_of_equally_near_ones_the_first_comes_first():
   searched = np.eye(2, dtype="f4")[[0, 1, 1, 1, 0]]
   near = np.float32([[0, 1]])
-  ranks = [embedding.ranks(near, searched, [own])[0] for own in ([1], [3, 2])]
+  ranks = [
+    embedding.ranks(near, searched, [own]).rank[0] for own in ([1], [3, 2])
+  ]
   assert ranks == [0, 1]
-  assert embedding.ranks(near, searched, [[4]])[0] == 4
+  assert embedding.ranks(near, searched, [[4]]).rank[0] == 4
 
 
 def test_what_is_not_a_number_is_never_near():
   z = unit(3, 5)
   broken = np.full_like(z, np.nan)
-  assert (embedding.ranks(broken, z, [[0], [1], [2]]) == 3).all()
-  assert (embedding.ranks(z, broken, [[0], [1], [2]]) == 3).all()
+  assert (embedding.ranks(broken, z, [[0], [1], [2]]).rank == 3).all()
+  assert (embedding.ranks(z, broken, [[0], [1], [2]]).rank == 3).all()
 
 
 def keep(example, rng):

@@ -1,6 +1,7 @@
 """Ridge regression beside NumPy's solver, and few-shot accuracy of a source."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -104,8 +105,14 @@ def test_scores_of_a_source(evaluator, siglip, one_device, eight_devices):
   assert found["num_examples"] == 7
   rows = evaluator.rows(*siglip, one_device)
   # Means over three draws; a class that was not learned is never right.
-  assert {3 * x % 1 for row in rows for x in row.values()} <= {0.0}
-  assert set(rows[6].values()) == {0.0}
+  assert {3 * row[name] % 1 for row in rows for name in names} <= {0.0}
+  assert {rows[6][name] for name in names} == {0.0}
+  for row, truth in zip(rows, "abababc", strict=True):
+    assert row["suffix"] == truth and row["prediction"] in "ab"
+    assert row["correct"] == (row["prediction"] == truth)
+    votes = round(3 * math.exp(row["score"]))
+    right = votes if row["correct"] else 3 - votes
+    assert row["25_shot_accuracy"] == pytest.approx(right / 3) or truth == "c"
   assert 0 < found["5_shot_accuracy"] < 1
   said = []
   evaluator.rows(*siglip, one_device, progress=lambda *x: said.append(x))

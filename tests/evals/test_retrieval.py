@@ -44,14 +44,14 @@ def test_recalls_are_those_of_numpy():
   )
   rows = [
     {
-      "image": i,
-      "texts": np.flatnonzero(owner == i),
-      "image_to_text": [of_image[i]],
-      "text_to_image": of_text[owner == i],
+      "image_number": i,
+      "text_numbers": np.flatnonzero(owner == i),
+      "image_to_text": [of_image.rank[i]],
+      "text_to_image": of_text.rank[owner == i],
     }
     for i in range(37)
   ]
-  found = evals.Retrieval.reduce(None, rows)
+  found = evals.Retrieval.reduce(rows)
   expected = straightforward(zimg, ztxt, owner)
   assert found == pytest.approx(
     expected | {"num_images": 37, "num_texts": 101, "num_examples": 37},
@@ -91,6 +91,13 @@ def test_ranks_of_a_source(
   )
   rows = evaluator.rows(*siglip, one_device)
   assert [len(row["text_to_image"]) for row in rows] == [2, 1, 3, 1]
+  near = zimg @ ztxt.T
+  for i, row in enumerate(rows):
+    best = near[i].argmax()
+    assert row["prediction"] == siglip_tok.canonicalize(flat[best])
+    assert row["score"] == pytest.approx(near[i, best], abs=1e-6)
+    assert row["correct"] == (owner[best] == i) == (row["image_to_text"] == [0])
+    assert row["captions"] == TEXTS[i] and row["where"] == f"x.jsonl:{i + 1}"
 
 
 def test_equal_images_and_texts_are_one(

@@ -22,7 +22,7 @@ from tests.parity.test_transformers import (  # noqa: E402
   make_inputs,
   with_images,
 )
-from tests.parity.transformers_models import random_model  # noqa: E402
+from tests.parity.transformers_models import random_model, random_siglip  # noqa: E402
 
 # Asked of transformers by peft 0.21.
 pytestmark = pytest.mark.filterwarnings(
@@ -262,6 +262,72 @@ def test_a_gemma_alone(tmp_path, agree):
   theirs.save_pretrained(tmp_path / "theirs")
   _, back = paligemma.load_adapter(tmp_path / "theirs", *base)
   jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("naflex", [False, True])
+def test_a_siglip(naflex, agree, tmp_path):
+  theirs = random_siglip(3, naflex=naflex)
+  theirs.save_pretrained(tmp_path / "base")
+  base = paligemma.load(tmp_path / "base")
+  tower = base[0].img
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(3, 30, (4, base[0].txt.text_len))
+  if naflex:
+    index = np.arange(4, dtype=np.int32)[None].repeat(4, 0)
+    patches = rng.normal(size=(4, 4, 3 * tower.patch_size**2)).astype("f4")
+    image = (patches, np.ones_like(index), index // 2, index % 2)
+    there = dict(
+      pixel_values=torch.from_numpy(patches),
+      pixel_attention_mask=torch.ones(4, 4, dtype=torch.int32),
+      spatial_shapes=torch.full((4, 2), 2),
+    )
+  else:
+    side = theirs.config.vision_config.image_size
+    image = rng.normal(size=(4, side, side, 3)).astype("f4")
+    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy())
+    there = dict(pixel_values=pixels)
+
+  @torch.no_grad()
+  def logits_there(model):
+    ids = torch.from_numpy(tokens)
+    return model(input_ids=ids, **there).logits_per_image.numpy()
+
+  def logits_here(model, params):
+    zimg, ztxt, out = jax.jit(model.apply)({"params": params}, image, tokens)
+    return np.asarray(zimg @ ztxt.T * out["t"][0] + out["b"][0])
+
+  before = logits_there(theirs)
+  agree("logits, SigLIP", logits_here(*base), before, BOUND)
+  adapted = randomized(
+    *paligemma.enable_lora(*base, rank=3, targets=["img/.*", "txt/.*"])
+  )
+  paligemma.save_adapter(tmp_path / "ours", *adapted)
+  loaded = peft.PeftModel.from_pretrained(theirs, tmp_path / "ours").eval()
+  assert_every_tensor_is_used(loaded, tmp_path / "ours")
+  expected = logits_there(loaded)
+  assert np.abs(expected - before).max() > 0.1
+  agree("logits, adapter of SigLIP", logits_here(*adapted), expected, BOUND)
+
+  loaded.save_pretrained(tmp_path / "theirs")
+  _, back = paligemma.load_adapter(tmp_path / "theirs", *base)
+  jax.tree.map(np.testing.assert_array_equal, back, adapted[1])
+
+  # With a bias of the model itself, which is trained beside the adapters.
+  config = peft.LoraConfig(
+    r=2, target_modules=["q_proj", "fc1"], exclude_modules=".*vision.*head.*",
+    bias="lora_only",
+  )  # fmt: skip
+  kind = transformers.Siglip2Model if naflex else transformers.SiglipModel
+  again = peft.get_peft_model(kind.from_pretrained(tmp_path / "base"), config)
+  generator = torch.Generator().manual_seed(0)
+  for name, parameter in again.named_parameters():
+    if parameter.requires_grad and "lora_A" not in name:
+      draw = torch.randn(parameter.shape, generator=generator)
+      parameter.data.add_(0.3 * draw)
+  again.eval().save_pretrained(tmp_path / "biases")
+  found = paligemma.load_adapter(tmp_path / "biases", *base)
+  expected = logits_there(again)
+  agree("logits, peft of SigLIP", logits_here(*found), expected, BOUND)
 
 
 def randomized(model, params):

@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 
 from configs.gemma import forkme
-from configs.siglip import forkme as siglip_forkme
-from paligemma.data import location, text_ops
+from paligemma.data import location, sequence, text_ops
 from scripts import inspect_data
 from scripts.inspection import page, samples
 from tests.trainers import tiny_config
+from tests.trainers.tasks import siglip_config
+from trainers.tasks import texts
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOKENIZER = ROOT / "paligemma/assets/tiny_tokenizer.model"
@@ -61,16 +62,6 @@ class Page(html.parser.HTMLParser):
     self.texts.append(data)
     if self.open and self.open[-1] == "span":
       self.spans[-1][1] += data
-
-
-@pytest.mark.parametrize(
-  ("make", "variant"),
-  [(forkme, "gemma_nano"), (siglip_forkme, "siglip2_b16_224")],
-)
-def test_what_has_no_prompts_for_pictures_has_no_page(make, variant):
-  config = make.get_config(f"variant={variant}")
-  with pytest.raises(ValueError, match=f"^{variant} has no image tower besi"):
-    inspect_data.inspect(config)
 
 
 def opened(url):
@@ -149,23 +140,23 @@ def test_tokens_tell_prompt_answer_and_padding(folder):
   sample = samples.look(dataset, tok, 3)
   row = dataset.preprocess(dataset.source[3], np.random.default_rng(3))
   supervised = row["mask_loss"].astype(bool)
-  kinds = [token.kind for token in sample.tokens]
+  kinds = [token.kind for token in sample.texts.tokens]
   expected = np.where(supervised, "supervised", "prompt")
   assert kinds == expected[row["mask_input"]].tolist()
   # Four locations, a space, a label, and the end.
   assert kinds.count("supervised") == 7
-  assert len(kinds) + sample.padding == 30
-  texts = [token.text for token in sample.tokens]
-  assert texts[0] == "<bos>" and texts[-1] == "<eos>"
-  assert "".join(texts[1:-1]) == "detect 1\n" + read(folder)[3]["suffix"]
+  assert len(kinds) + sample.texts.padding == 30
+  pieces = [token.text for token in sample.texts.tokens]
+  assert pieces[0] == "<bos>" and pieces[-1] == "<eos>"
+  assert "".join(pieces[1:-1]) == "detect 1\n" + read(folder)[3]["suffix"]
 
 
 def test_what_is_to_be_predicted_is_not_among_the_tokens(folder):
   tok, dataset = dataset_of(config_of(folder), "evals.val")
   sample = samples.look(dataset, tok, 3)
-  assert {token.kind for token in sample.tokens} == {"prompt"}
-  assert sample.tokens[-1].text == "\n"
-  assert sample.answers == (read(folder)[3]["suffix"],)
+  assert {token.kind for token in sample.texts.tokens} == {"prompt"}
+  assert sample.texts.tokens[-1].text == "\n"
+  assert sample.texts.labelled[1] == ("answer", read(folder)[3]["suffix"])
 
 
 def test_tokens_of_the_answer_that_are_not_in_the_loss(folder):
@@ -174,16 +165,17 @@ def test_tokens_of_the_answer_that_are_not_in_the_loss(folder):
     lambda example, rng: {**example, "unsupervised": [(0, 18)]},
   )
   tok, dataset = dataset_of(config)
-  kinds = [token.kind for token in samples.look(dataset, tok, 3).tokens]
-  assert kinds == ["prompt"] * 5 + ["answer"] * 2 + ["supervised"] * 5
+  kinds = [token.kind for token in samples.look(dataset, tok, 3).texts.tokens]
+  assert kinds == ["prompt"] * 5 + ["unsupervised"] * 2 + ["supervised"] * 5
 
 
 def test_pieces_keep_their_spaces(tokenizer):
   text = "what digit is\nthis <loc0042>\u00e9"
-  pieces = [samples._piece(tokenizer, i) for i in tokenizer.encode(text)]
+  row = sequence.prompt(tokenizer, text, 64)
+  pieces = [token.text for token in texts.tokens(tokenizer, row)[0]]
   assert "<loc0042>" in pieces
   shown = "".join(piece for piece in pieces if "\ufffd" not in piece)
-  assert shown == text.removesuffix("\u00e9")
+  assert shown == "<bos>" + text.removesuffix("\u00e9") + "\n"
 
 
 def test_frames_are_the_images_of_the_row(folder):
@@ -215,8 +207,8 @@ def test_random_ops_choose_alike_for_text_and_image(folder):
   )
   tok, dataset = dataset_of(config)
   sample = samples.look(dataset, tok, 2)
-  assert "".join(t.text for t in sample.tokens).startswith(
-    f"<bos>{sample.prefix}\n"
+  assert "".join(t.text for t in sample.texts.tokens).startswith(
+    f"<bos>{sample.texts.labelled[0][1]}\n"
   )
 
 
@@ -227,26 +219,21 @@ def test_lengths(folder):
   lines[7]["prefix"] = 5
   write(folder, "train", lines)
   tok, dataset = dataset_of(config_of(folder))
-  lengths = samples.measure(dataset, tok)
-  assert lengths.bad == 1
-  assert len(lengths.prompts) == 10
-  expected = sorted(
-    (
-      len(tok.encode(line["prefix"], bos=True)) + 1,
-      len(tok.encode(line["suffix"])) + 1,
-    )
-    for i, line in enumerate(lines)
-    if i != 7
-  )
-  found = zip(lengths.prompts.tolist(), lengths.answers.tolist(), strict=True)
-  assert sorted(found) == expected
+  lengths, bad = samples.measure(dataset, tok)
+  assert (bad, len(lengths)) == (1, 10)
+  expected = []
+  for line in lines[:7] + lines[8:]:
+    prompt = len(tok.encode(line["prefix"], bos=True)) + 1
+    both = prompt + len(tok.encode(line["suffix"])) + 1
+    expected.append([prompt, both])
+  assert sorted(lengths.tolist()) == sorted(expected)
   assert inspect_data.too_long(dataset, lengths) == 2
 
 
 def test_measuring_ends_in_time(folder, monkeypatch):
   tok, dataset = dataset_of(config_of(folder))
   monkeypatch.setattr(samples, "SECONDS", -1.0)
-  assert not len(samples.measure(dataset, tok).prompts)
+  assert not len(samples.measure(dataset, tok)[0])
   text, _ = inspect_data.inspect(config_of(folder), num=1)
   assert Page(text).images  # without histograms
 
@@ -255,8 +242,8 @@ def test_what_is_too_long_to_be_decoded(folder):
   config = config_of(folder)
   config.evals.val.max_decode_len = 5
   tok, dataset = dataset_of(config, "evals.val")
-  lengths = samples.measure(dataset, tok)
-  assert set(lengths.answers.tolist()) == {7}
+  lengths, _ = samples.measure(dataset, tok)
+  assert set(lengths[:, 1].tolist()) == {7}
   assert inspect_data.too_long(dataset, lengths) == 11
   config.evals.val.max_decode_len = 6  # all but the end of the answer
   tok, dataset = dataset_of(config, "evals.val")
@@ -286,8 +273,8 @@ def test_truncated_answers_are_marked(folder):
   config = config_of(folder)
   config.train.too_long = "truncate"
   tok, dataset = dataset_of(config)
-  assert samples.look(dataset, tok, 0).truncated
-  assert not samples.look(dataset, tok, 1).truncated
+  shown = [samples.look(dataset, tok, i).texts.labelled[1][0] for i in (0, 1)]
+  assert shown == ["answer (cut to fit)", "answer"]
   text, _ = inspect_data.inspect(config)
   assert "(cut to fit)" in text
 
@@ -300,7 +287,7 @@ def test_page_stands_alone(folder):
     assert opened(url).shape == (page.SIDE, page.SIDE, 3)
   assert "a & b" in shown.texts
   assert "<script" not in text and "://" not in text
-  kinds = [kind for kind, _ in shown.spans[4:]]  # behind the legend
+  kinds = [kind for kind, _ in shown.spans[3:]]  # behind the legend
   assert set(kinds) == {"prompt", "supervised", "padding"}
   assert ["padding", "18 of padding"] in shown.spans
 
@@ -415,10 +402,83 @@ def test_several_answers(folder):
   config.evals.val.ops = (text_ops.Format("detect {prefix}"),)
   tok, dataset = dataset_of(config, "evals.val")
   sample = samples.look(dataset, tok, 0)
-  assert sample.answers == ("1 1 1", "2")
-  assert sample.prefix == "detect detect 1"
+  assert sample.texts.labelled == [
+    ("prompt", "detect detect 1"),
+    ("answer", "1 1 1"),
+    ("or", "2"),
+  ]
   # The shortest will do.
-  assert samples.measure(dataset, tok).answers[0] == len(tok.encode("2")) + 1
+  assert samples.measure(dataset, tok)[0][0, 1] == len(tok.encode("2")) + 1
+
+
+CAPTIONS = [
+  {"image": "0.png", "captions": ["A Red wall", "a wall"]},
+  {"image": "1.png", "suffix": "a wall"},
+  {"image": "2.png", "suffix": "a wall that is red and blue and red"},
+]
+
+
+@pytest.mark.parametrize("variant", ["siglip_tiny", "siglip2_b16_naflex"])
+def test_captions_of_a_siglip(folder, variant):
+  write(folder, "train", CAPTIONS)
+  write(folder, "val", CAPTIONS)
+  paths = f"train={folder}/train.jsonl,val={folder}/val.jsonl,label="
+  config = siglip_config.get_config(f"{paths},tokenizer={TOKENIZER}")
+  if variant.endswith("naflex"):
+    config.model.variant, config.max_patches = variant, 12
+    config.model.txt.vocab_size = 1792
+  config.train.too_long = "truncate"
+  tok, dataset = dataset_of(config)
+  shown = [samples.look(dataset, tok, i) for i in range(3)]
+  drawn = shown[0].texts.labelled
+  assert ("caption, drawn, of 2 images", "a wall") in drawn or (
+    drawn[:2] == [("caption, drawn", "A Red wall"), ("read as", "a red wall")]
+  )
+  assert shown[1].texts.labelled == [
+    ("caption, drawn, of 2 images", "a wall"),
+  ]
+  pieces = [token.text for token in shown[1].texts.tokens]
+  assert ("".join(pieces[:-1]).strip(), pieces[-1]) == ("a wall", "<eos>")
+  assert shown[1].texts.padding == 10 - len(pieces)
+  assert shown[2].texts.labelled[0][0] == "caption, drawn (cut to fit)"
+  assert not shown[2].texts.padding
+  lengths, _ = samples.measure(dataset, tok)
+  assert inspect_data.too_long(dataset, lengths) == 1
+  (frame,) = shown[2].frames
+  # A NaFlex keeps the aspect ratio of 22 x 40 pixels.
+  assert frame.shape == (28, 28, 3) or variant.endswith("naflex")
+  assert (frame[-1, :, 2] < 128).all() and (frame[0, -1] == (0, 0, 255)).all()
+  text, lines = inspect_data.inspect(config, num=3)
+  assert lines[0].endswith("0 of these cannot be used; 1 of 3 are too long")
+  assert lines[1].endswith("0 of these cannot be used")
+  assert "1 of 3 captions belong to several" in "".join(Page(text).texts)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_texts_of_a_gemma_alone(folder, packing):
+  write(folder, "train", [{"text": "1 2 3"}, {"prefix": "4 ", "suffix": "5"}])
+  config = forkme.get_config(
+    f"variant=gemma_nano,tokenizer={TOKENIZER},train={folder}/train.jsonl,"
+    f"val={folder}/train.jsonl,text_len=31,answers=true,packing={packing}"
+  )
+  tok, dataset = dataset_of(config)
+  indices = samples.draw(dataset, 5)
+  shown = [samples.look(dataset, tok, i) for i in indices]
+  if packing:
+    (row,) = shown
+    kinds = [(x.text, x.kind) for x in row.texts.tokens]
+    starts = [i for i, (_, kind) in enumerate(kinds) if kind == "start"]
+    assert [kinds[i][0] for i in starts] == ["text 1", "text 2"]
+    assert all(kinds[i + 1] == ("<bos>", "unsupervised") for i in starts)
+    assert len(kinds) - 2 + row.texts.padding == 32
+  else:
+    alone, prompted = (x.texts for x in shown)
+    assert alone.labelled == [("answer", "1 2 3")]
+    assert {x.kind for x in alone.tokens[1:]} == {"supervised"}
+    assert prompted.labelled == [("prompt", "4 "), ("answer", "5")]
+  text, lines = inspect_data.inspect(config)
+  assert not Page(text).images
+  assert ("1 rows shown" if packing else "2 shown") in lines[0]
 
 
 def command(monkeypatch, config, *arguments):

@@ -16,9 +16,16 @@ from paligemma.checkpoints import formats, npz
 from paligemma.data import preprocess, text_ops
 from paligemma.models import paligemma as paligemma_model
 from paligemma.models.attention import masks
-from trainers import checks, datasets, inputs, loop, train
+from trainers import (
+  checks,
+  inputs,
+  loop,
+  tasks,
+  train,
+)
 from trainers.plan import Plan
 from trainers.state import TrainState
+from trainers.tasks import datasets, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +88,7 @@ def make(tokenizer, image):
     else:
       through = Faulty(tokenizer, fault=fault, **options)
     source = Source(image, changes or {}, size)
-    return datasets.Dataset("train.main", source, through, **(dataset or {}))
+    return texts.TextDataset("train.main", source, through, **(dataset or {}))
 
   return dataset
 
@@ -155,7 +162,7 @@ def test_as_many_rows_as_asked_for_always_the_same(make, look, monkeypatch):
 
 
 def test_when_the_time_is_over_two_have_been_looked_at(make, look):
-  assert len(look(make(), seconds=-1.0).counts) == checks.NUM_WITH_IMAGE == 2
+  assert len(look(make(), seconds=-1.0).counts) == datasets.NUM_WITH_IMAGE == 2
   assert len(look(make(), num=0).counts) == 2
   assert len(look(make(size=1), seconds=-1.0).counts) == 1
 
@@ -479,7 +486,9 @@ def test_an_evaluator_is_looked_at_as_it_works(make, tokenizer, image):
     answer_key="a",
     limit=7,
   )
-  (dataset,) = datasets.evaluation_datasets([(evaluator, 3)])
+  (dataset,) = inputs.evaluation_datasets(
+    tasks.TASKS["next_token"], [evaluator]
+  )
   rows = checks.look(dataset, tokenizer).counts.values()
   assert len(rows) == 7
   assert {row.answer for row in rows} == {ids(tokenizer, "1 1") + 1}
@@ -515,7 +524,9 @@ def test_a_metric_must_find_what_it_reads(
     max_decode_len=9,
     metric=metric,
   )
-  (dataset,) = datasets.evaluation_datasets([(evaluator, None)])
+  (dataset,) = inputs.evaluation_datasets(
+    tasks.TASKS["next_token"], [evaluator]
+  )
   if message is None:
     assert len(checks.look(dataset, tokenizer).counts) == 13
   else:
@@ -537,7 +548,9 @@ def test_detection_must_know_how_large_an_image_is(make, tokenizer, image):
     max_decode_len=9,
     metric="detection",
   )
-  (dataset,) = datasets.evaluation_datasets([(evaluator, None)])
+  (dataset,) = inputs.evaluation_datasets(
+    tasks.TASKS["next_token"], [evaluator]
+  )
   assert len(checks.look(dataset, tokenizer).counts) == 13
   two = {"image": [image, image]}
   source = Source(image, {i: two | {"suffix": ""} for i in range(13)})

@@ -15,6 +15,7 @@ from paligemma.models import siglip
 from paligemma.models.siglip import Model
 from paligemma.planning import flops
 from paligemma.training import contrastive
+from trainers.tasks import captions
 from trainers.tasks.task import Loss
 
 _PATCHES = ("patches", "type", "yidx", "xidx")
@@ -23,6 +24,7 @@ _PATCHES = ("patches", "type", "yidx", "xidx")
 class Contrastive:
   """The task; see task.Task for its methods."""
 
+  dataset = captions.CaptionDataset
   evaluators: ClassVar[dict[str, type]] = {
     "zero_shot": evals.ZeroShot,
     "retrieval": evals.Retrieval,

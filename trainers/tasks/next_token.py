@@ -13,12 +13,14 @@ from paligemma.models import paligemma as paligemma_model
 from paligemma.models.paligemma import Model
 from paligemma.planning import flops
 from paligemma.training import losses
+from trainers.tasks import texts
 from trainers.tasks.task import Loss
 
 
 class NextToken:
   """The task; see task.Task for its methods."""
 
+  dataset = texts.TextDataset
   evaluators: ClassVar[dict[str, type]] = {
     "generate": evals.Generate,
     "perplexity": evals.Perplexity,

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from paligemma import io
 from paligemma.data import preprocess
+from trainers.tasks import datasets
 
 # Parameters as a tree, a batch and a key for dropout -> the sum of the losses
 # of its examples, those with `_mask`, and measurements, float32[].
@@ -21,12 +22,14 @@ class Task(Protocol):
   """A task; all methods get a complete config.
 
   Attributes:
+    dataset: class of the sources with their preprocessing.
     evaluators: kind -> class of the evaluators that fit.
     is_additive: whether loss and measurements of a batch are the sums of those
       of its parts, so that step.py may split it into microbatches. If not, the
       loss itself does as config.accumulate_steps says.
   """
 
+  dataset: type[datasets.Dataset]
   evaluators: Mapping[str, type]
   is_additive: bool
 

@@ -80,16 +80,11 @@ def write(
         "or a folder's without suffix"
       )
   registry.lookup(FORMATS, format, "format of adapters")
-  if format == "peft" and "llm" not in model.towers:
-    raise ValueError(
-      f"{path}: adapters of a SigLIP are not written for peft, expected a name "
-      f"that ends in {lora_files.SUFFIX}; or merge_lora, and save the model"
-    )
   arrays = {name: np.asarray(x) for name, x in arrays.items()}
   arrays = layouts.stack(arrays, lambda _, x: np.stack(x))
   adapters = lora.lora_of(model)
   if format == "peft":
-    peft.save(path, arrays, adapters, has_img=model.img is not None)
+    peft.save(path, arrays, adapters, towers=model.towers)
   else:
     lora_files.save(path, arrays, adapters, _sizes(model), base, weights)
 
@@ -200,17 +195,21 @@ def _kind(weights):
 
 def _replaced(weights, model, tensors):
   """Parameters with tensors of transformers in the place of some."""
-  img, llm = model.img, model.llm
-  positions = weights[parameters.POSITIONS].shape[1] if img else None
-  entries = {
-    entry.key: entry
-    for entry in layout.entries(
-      img and {x: getattr(img, x) for x in parameters.SIZES["img"]},
-      {x: getattr(llm, x) for x in (*parameters.SIZES["llm"], "post_norms")},
-      positions,
-    )
+  sizes = {
+    tower: {x: getattr(module, x) for x in parameters.SIZES[tower]}
+    for tower, module in model.towers.items()
   }
+  if "llm" in sizes:
+    sizes["llm"]["post_norms"] = model.llm.post_norms
+  positions = getattr(weights.get(parameters.POSITIONS), "shape", (1, None, 1))
+  found = layout.entries(
+    *(sizes.get(tower) for tower in ("img", "llm")),
+    positions[1] if positions[0] == 1 else None,
+    sizes.get("txt"),
+  )
+  entries = {entry.key: entry for entry in found}
   weights = dict(weights)
+  dtype = next(reversed(model.towers.values())).dtype
   for key, tensor in tensors.items():
     entry = entries.get(key)
     if entry is None:
@@ -228,6 +227,6 @@ def _replaced(weights, model, tensors):
     if quantization.is_quantized(old):
       for kind in old:
         del weights[f"{name}/{kind}"]
-      old = quantization.dequantize(old, llm.dtype)
+      old = quantization.dequantize(old, dtype)
     weights[name] = jnp.asarray(old).at[at].set(part.astype(old.dtype))
   return weights

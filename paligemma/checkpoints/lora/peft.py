@@ -8,8 +8,10 @@
       .lora_B.weight  float[O, R]
 
 That is how peft 0.21 names them with transformers 5.23. All spellings of other
-releases are read. A Gemma alone has no "language_model.". Heads are one axis
-(N H) here and there, so that our matrices are these transposed.
+releases are read. A Gemma alone has no "language_model.", and a SigLIP begins
+with "base_model.model.text_model.encoder." and "...vision_model.encoder.".
+Heads are one axis (N H) here and there, so that our matrices are these
+transposed.
 
 Our adapters have every layer, one rank and one scale. For layers without
 adapter, and for ranks and alphas that differ between modules, zeros are added
@@ -24,7 +26,7 @@ import dataclasses
 import functools
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -45,11 +47,13 @@ FILE = "adapter_model.safetensors"
 _MODULES = {
   target: module
   for row, _, modules in names.rows(
-    layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR, ["grouped"]
+    layout.DECODER + layout.IMAGE_TOWER + layout.PROJECTOR + layout.TEXT_TOWER,
+    ["grouped"],
   )
   for target, module in zip(row.targets, modules, strict=False)
 }
 _TARGETS = {module: target for target, module in _MODULES.items()}
+_TOWERS = {"img": "image tower", "txt": "text tower", "llm": "decoder"}
 _PREFIX = "base_model.model."
 _ADAPTER = r"base_model\.model\.(.+)\.lora_([AB])\.weight"
 # A tensor of the model itself: the bias of an adapted module, or one saved.
@@ -92,9 +96,8 @@ def open(
 
   Args:
     path: Folder that peft's `save_pretrained` wrote, of an adapter of PaliGemma
-      1 or 2, or of a Gemma alone.
-    depths: Number of layers of the towers, "llm" and perhaps "img", of the
-      model that it is for.
+      1 or 2, of a Gemma alone, or of a SigLIP.
+    depths: Number of layers of each tower of the model that it is for.
 
   Returns:
     The Lora, whose targets are those that the tensors are of; name -> leaf with
@@ -189,7 +192,7 @@ def _open_tensors(file, depths):
     layer = re.search(_LAYER, name)
     layer = layer and int(layer[0])
     if tower not in depths:
-      raise ValueError(f"{key}: the model has no image tower")
+      raise ValueError(f"{key}: the model has no {_TOWERS[tower]}")
     if layer is not None and layer >= depths[tower]:
       raise ValueError(
         f"{key}: the model has {depths[tower]} layers there, adapters of "
@@ -215,8 +218,12 @@ def _open_tensors(file, depths):
 
 def _name(path: str) -> str:
   """The name in huggingface/layout.py of what transformers names by a path."""
-  is_gemma = re.match(r"(model\.)?(layers|norm|embed_tokens)\.", path)
-  return huggingface.normalize(path, "gemma" if is_gemma else "paligemma")
+  family = "paligemma"
+  if re.match(r"(model\.)?(layers|norm|embed_tokens)\.", path):
+    family = "gemma"
+  elif re.match(r"(text|vision)_model\.", path):
+    family = "siglip"
+  return huggingface.normalize(path, family)
 
 
 def _lora(config, modules) -> lora_lib.Lora:
@@ -245,9 +252,10 @@ def _check_complete(config, modules, depths) -> None:
     prefixes[tower] = module.path.removesuffix(name)
   for target, module in _MODULES.items():
     tower, _, name = module.partition(".")
-    if tower not in prefixes:
+    depth = depths.get(target.partition("/")[0])
+    if tower not in prefixes or depth is None:
       continue
-    layers = range(depths[target.partition("/")[0]]) if "*" in name else [None]
+    layers = range(depth) if "*" in name else [None]
     for layer in layers:
       path = prefixes[tower] + name.replace("*", str(layer))
       if (target, layer) not in modules and _is_targeted(config, path):
@@ -350,14 +358,15 @@ def save(
   arrays: Mapping[str, Any],
   lora: lora_lib.Lora,
   *,
-  has_img: bool,
+  towers: Collection[str],
 ) -> None:
   """Writes a folder for peft's `PeftModel.from_pretrained(model, path)`.
 
   Args:
     path: Local folder to make, with its parents. It may not exist.
     arrays: Name -> array, of the adapters with stacked layers.
-    has_img: Whether the model is a PaliGemma, or a Gemma alone.
+    towers: Names of those of the model: of a PaliGemma, of a Gemma alone, or of
+      a SigLIP.
 
   Raises:
     ValueError: `path` exists or is not local.
@@ -372,18 +381,31 @@ def save(
     name = lora_lib.TARGETS[target]
     if f"{name}/a" not in arrays:
       continue
-    tower, _, module = module.partition(".")
-    within = rf".*{layout.TOWERS[tower]}\..*" if has_img else r".*\."
+    tower, _, inner = module.partition(".")
+    if "txt" in towers:
+      if tower == "projector":
+        raise ValueError(
+          f"{path}: transformers' SigLIP has no {target}, of which there are "
+          "adapters; merge_lora, and save the model as npz"
+        )
+      path_there = layout.siglip_key(module)
+      # All of the tower, but not of its pooling head.
+      layers = r"encoder\..*" if "*" in module else ""
+      within = rf".*{tower}_model\.{layers}"
+    elif "img" in towers:
+      path_there = f"model.{layout.TOWERS[tower]}.{inner}"
+      within = rf".*{layout.TOWERS[tower]}\..*"
+    else:
+      path_there, within = f"model.{inner}", r".*\."
     targeted.setdefault(within, []).append(module.rpartition(".")[2])
-    module = f"{layout.TOWERS[tower]}.{module}" if has_img else module
     for matrix in "ab":
       array = np.asarray(arrays[f"{name}/{matrix}"])
-      key = f"{_PREFIX}model.{module}.lora_{matrix.upper()}.weight"
+      key = f"{_PREFIX}{path_there}.lora_{matrix.upper()}.weight"
       for i, layer in enumerate(array if "*" in key else [array]):
         tensors[key.replace("*", str(i))] = layer.T
   config = {
     "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
+    "task_type": "CAUSAL_LM" if "llm" in towers else None,
     "base_model_name_or_path": None,
     "inference_mode": True,
     "r": lora.rank,

@@ -127,10 +127,10 @@ def test_the_adapter_in_a_folder(tmp_path):
     for x, shape in (("a", (1, 7, 3)), ("b", (1, 3, 9)))
   }
   lora = Lora(rank=3, targets=["llm/attn/q"])
-  peft.save(tmp_path / "x/mine", arrays, lora, has_img=False)
+  peft.save(tmp_path / "x/mine", arrays, lora, towers=("llm",))
   found = lora_files.open(tmp_path / "x", depths={"llm": 1})
   assert found.lora.targets == ("llm/attn/q",)
-  peft.save(tmp_path / "x/yours", arrays, lora, has_img=False)
+  peft.save(tmp_path / "x/yours", arrays, lora, towers=("llm",))
   message = rf"^{tmp_path}/x: holds 2 adapters, name .*: mine, yours$"
   with refused(message):
     lora_files.open(tmp_path / "x", depths={"llm": 1})

@@ -11,6 +11,7 @@ from paligemma.lora import config as lora_lib
 from paligemma.lora.config import Lora
 
 RANK, DEPTH, WIDTH = 2, 3, 7
+TOWERS = ("img", "llm")
 DEPTHS = {"img": DEPTH, "llm": DEPTH}
 FIELDS = dict(rank=RANK, alpha=0.5, rslora=True, dropout=0.25)
 
@@ -38,7 +39,7 @@ ALL = make_arrays(TARGETS)
 @pytest.fixture
 def path(tmp_path):
   path = tmp_path / "new" / "adapter"
-  peft.save(path, ALL, Lora(**FIELDS, targets=[".*"]), has_img=True)
+  peft.save(path, ALL, Lora(**FIELDS, targets=[".*"]), towers=TOWERS)
   return path
 
 
@@ -160,7 +161,7 @@ def test_other_spellings(path, spellings):
 
 def test_a_gemma_alone(tmp_path):
   arrays = make_arrays(["llm/attn/v", "llm/mlp/gate"])
-  peft.save(tmp_path / "x", arrays, Lora(**FIELDS), has_img=False)
+  peft.save(tmp_path / "x", arrays, Lora(**FIELDS), towers=("llm",))
   keys = tensors_of(tmp_path / "x").keys()
   assert (
     "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight" in keys
@@ -383,7 +384,7 @@ def test_a_dropped_adapter_is_missed(path, module, targets):
 def test_layers_without_adapter_are_zeros(tmp_path, fields):
   arrays = make_arrays(["llm/mlp/up"])
   path = tmp_path / "x"
-  peft.save(path, arrays, Lora(**FIELDS), has_img=True)
+  peft.save(path, arrays, Lora(**FIELDS), towers=TOWERS)
   configure(path, **fields)
   drop(path, "layers.1.")
   lora, found = read(path)
@@ -399,7 +400,7 @@ def test_ranks_and_alphas_that_differ(tmp_path, rslora):
   arrays = make_arrays(["llm/attn/v", "llm/mlp/up"])
   path = tmp_path / "x"
   lora = Lora(rank=RANK, alpha=0.5, rslora=rslora)
-  peft.save(path, arrays, lora, has_img=True)
+  peft.save(path, arrays, lora, towers=TOWERS)
   rng = np.random.default_rng(1)
   tensors = tensors_of(path)
   v = f"{STEM}.layers.1.self_attn.v_proj"
@@ -500,6 +501,6 @@ def test_layers_of_different_shape(path):
 
 def test_where_it_cannot_be_written(path):
   with refused(f"^{path}: exists, expected a new folder"):
-    peft.save(path, ALL, Lora(**FIELDS), has_img=True)
+    peft.save(path, ALL, Lora(**FIELDS), towers=TOWERS)
   with refused(r"^gs://x/y: expected a folder of the local file system$"):
-    peft.save("gs://x/y", ALL, Lora(**FIELDS), has_img=True)
+    peft.save("gs://x/y", ALL, Lora(**FIELDS), towers=TOWERS)

@@ -14,7 +14,7 @@ from paligemma.evals import predictions
 from paligemma.models import siglip
 from scripts import evaluate
 from scripts.make_shapes import make_shapes
-from trainers import inputs, run_files, train
+from trainers import inputs, run_answers, run_files, train
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[3] / "paligemma/assets/tiny_tokenizer.model"
@@ -84,7 +84,14 @@ def test_every_evaluator_has_measured(run):
     kind = evaluation.kind
     assert kind.__name__.lower() == config.evals[name].kind.replace("_", "")
     assert evaluation.scores.keys() == kind.higher_is_better.keys()
-    assert evaluation.predicts == (name == "zero")
+    scored = run_answers.score(evaluation, 2, resamples=20)
+    assert evaluation.predicts and not scored.problem
+    worst = {record["correct"] for record, _ in run_answers.worst(scored)}
+    assert worst == {False}
+    for score, values in evaluation.scores.items():
+      estimate = scored.estimates[score]
+      assert estimate.value == pytest.approx(values[2])
+      assert estimate.low <= estimate.value <= estimate.high
   first, last = (found["zero"].scores["accuracy"][step] for step in (0, 2))
   best = json.loads((folder / "best.json").read_text())
   assert best["score"] == "zero/top5_accuracy"

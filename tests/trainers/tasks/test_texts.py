@@ -10,8 +10,9 @@ from PIL import Image
 
 from paligemma import metrics
 from paligemma.data import image_ops, object_ops, preprocess, sources, text_ops
-from trainers import checks, datasets, texts
+from trainers import checks
 from trainers.plan import Plan
+from trainers.tasks import texts
 
 BOX = "<loc0001><loc0022><loc0333><loc1023>"
 FLAT = "<loc0333><loc0022><loc0001><loc1023>"
@@ -39,7 +40,7 @@ def make(tokenizer, tmp_path):
     options = {"res": 28, "text_len": 41, "train": True, **options}
     through = preprocess.Preprocess(tokenizer, **options)
     source = sources.Jsonl(path)
-    return datasets.Dataset("train.main", source, through, **(dataset or {}))
+    return texts.TextDataset("train.main", source, through, **(dataset or {}))
 
   return make
 
@@ -54,7 +55,7 @@ def test_rows_are_those_of_the_preprocess(
   dataset = {"decodes": not train, "max_answer": None if train else 3}
   options = {"train": train, "text_len": text_len, "too_long": "truncate"}
   dataset = make({} if train else answers, dataset=dataset, **options)
-  read = texts.read(dataset, tokenizer)
+  read = dataset.read(tokenizer)
   assert read.is_complete
   assert read.counts == checks.look(dataset, tokenizer).counts
   assert (read.errors, read.notes) == ({}, [])
@@ -63,7 +64,7 @@ def test_rows_are_those_of_the_preprocess(
 def test_no_picture_is_opened(make, tokenizer, tmp_path):
   dataset = make()
   (tmp_path / "a.png").unlink()
-  assert len(texts.read(dataset, tokenizer).counts) == 7
+  assert len(dataset.read(tokenizer).counts) == 7
 
 
 def test_every_line_is_read(make, tokenizer):
@@ -75,7 +76,7 @@ def test_every_line_is_read(make, tokenizer):
     5: {"suffix": "1" * 99},
     6: {"suffix": "<loc100> dot"},
   }
-  bad = texts.read(make(changes), tokenizer).errors
+  bad = make(changes).read(tokenizer).errors
   messages = {
     1: r"data.jsonl:2: malformed JSON",
     2: 'data.jsonl:3: expected a path under the key "image", found None',
@@ -98,7 +99,7 @@ def test_what_is_odd_is_counted_with_its_first_line(make, tokenizer):
     5: {"suffix": " "},
     6: {"suffix": FLAT},
   }
-  found = texts.read(make(changes, text_len=99), tokenizer)
+  found = make(changes, text_len=99).read(tokenizer)
   assert not found.errors
   notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
   assert notes == [
@@ -119,20 +120,20 @@ def test_control_tokens_of_other_models_are_counted(make, tokenizer):
     2: {"prefix": "<IMAGE>dot", "suffix": "1</s>"},
     3: {"suffix": "<b>1</b> [1] <section>"},
   }
-  found = texts.read(make(changes, text_len=99), tokenizer)
+  found = make(changes, text_len=99).read(tokenizer)
   notes = [re.sub(r"/\S*/", "", note) for note in found.notes]
   assert notes == [
     '"</s>", no control token here but text: 2, the first at data.jsonl:2',
     '"<IMAGE>", no control token here but text: 1, the first at data.jsonl:3',
   ]
-  assert not texts.read(make(changes, texts="plain"), tokenizer).notes
+  assert not make(changes, texts="plain").read(tokenizer).notes
 
 
 @pytest.mark.parametrize("train", [True, False])
 def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
   changes = {i: {"prefix": "dot" * 50} for i in (2, 5)}
   options = {"train": train, "dataset": {"decodes": not train}}
-  found = texts.read(make(changes, too_long="truncate", **options), tokenizer)
+  found = make(changes, too_long="truncate", **options).read(tokenizer)
   (note,) = found.notes
   assert re.match(
     r"prompts cut to text_len: 2, the first at \S*data.jsonl:3$", note
@@ -144,14 +145,14 @@ def test_prompts_that_are_cut_are_counted(make, tokenizer, train):
       make(changes, too_long="truncate", **options), tokenizer
     ).counts
   )
-  found = texts.read(make(changes, **options), tokenizer)
+  found = make(changes, **options).read(tokenizer)
   assert found.errors.keys() == {2, 5}
   assert "raise text_len or shorten" in found.errors[2]
 
 
 def test_plain_texts_are_taken_as_they_are(make, tokenizer):
   changes = {1: {"prefix": "see <image>"}, 2: {"suffix": "<loc100> 1<eos>"}}
-  found = texts.read(make(changes, texts="plain"), tokenizer)
+  found = make(changes, texts="plain").read(tokenizer)
   assert (len(found.counts), found.errors, found.notes) == (7, {}, [])
 
 
@@ -162,15 +163,15 @@ def test_answers_that_are_all_empty_stop_the_run(make, tokenizer):
     match=r"^train.main: the answers of all 7 examples are empty, the first: "
     r"\S*data.jsonl:1; were their labels found\?$",
   ):
-    texts.read(dataset, tokenizer)
+    dataset.read(tokenizer)
 
 
 def test_a_slice_and_a_limit_are_read_alone(make, tokenizer):
   dataset = make({i: {"suffix": 7} for i in (0, 1, 5, 6)})
   part = sources.Cached(sources.Slice(dataset.source, "[2:5]"))
-  found = texts.read(dataclasses.replace(dataset, source=part), tokenizer)
+  found = dataclasses.replace(dataset, source=part).read(tokenizer)
   assert (found.counts.keys(), found.errors) == ({0, 1, 2}, {})
-  found = texts.read(dataclasses.replace(dataset, limit=2), tokenizer)
+  found = dataclasses.replace(dataset, limit=2).read(tokenizer)
   assert (found.counts, found.errors.keys()) == ({}, {0, 1})
 
 
@@ -178,7 +179,7 @@ def test_ops_write_the_texts_that_are_read(make, tokenizer):
   ops = (text_ops.Format("count {what}", "{answer}"),)
   changes = {i: {"what": "dots", "answer": "one"} for i in range(7)}
   changes[3] = {"what": "dots"}
-  found = texts.read(make(changes, ops=ops), tokenizer)
+  found = make(changes, ops=ops).read(tokenizer)
   assert found.errors.keys() == {3}
   assert 'missing key "answer"' in found.errors[3]
 
@@ -190,7 +191,7 @@ def test_ops_that_need_the_picture_leave_the_lines(make, tokenizer):
   changes = {i: {"objects": objects} for i in range(7)}
   changes[4] = "{"
   dataset = make(changes, ops=ops)
-  found = texts.read(dataset, tokenizer)
+  found = dataset.read(tokenizer)
   assert not found.is_complete
   assert (found.counts, found.errors.keys()) == ({}, {4})
   with pytest.raises(ValueError, match=r"1 of 7 .*data.jsonl:5: malformed"):
@@ -202,10 +203,10 @@ def test_a_metric_reads_all_examples(make, tokenizer):
   dataset = {"decodes": True, "metric": metric, "max_answer": 5}
   pairs = {i: {"pair": i // 2} for i in range(6)}
   dataset = make(pairs, size=6, train=False, dataset=dataset)
-  assert len(texts.read(dataset, tokenizer).counts) == 6
+  assert len(dataset.read(tokenizer).counts) == 6
   odd = dataclasses.replace(dataset, limit=5)
   with pytest.raises(ValueError, match=r"^train.main: .*two examples of each"):
-    texts.read(odd, tokenizer)
+    odd.read(tokenizer)
 
 
 def test_the_size_that_a_metric_reads_may_be_missing(make, tokenizer):
@@ -213,12 +214,12 @@ def test_the_size_that_a_metric_reads_may_be_missing(make, tokenizer):
   changes = {i: {"suffix": f"{BOX} dot"} for i in range(7)}
   changes[2] |= {"height": None, "width": 13}
   dataset = make(changes, train=False, dataset=detection)
-  assert len(texts.read(dataset, tokenizer).counts) == 7
+  assert len(dataset.read(tokenizer).counts) == 7
   wrong = make(
     {**changes, 3: {"suffix": "dot"}}, train=False, dataset=detection
   )
   with pytest.raises(ValueError, match=r"data.jsonl:4: .*label without box"):
-    texts.read(wrong, tokenizer)
+    wrong.read(tokenizer)
 
 
 MOVING = {
@@ -235,7 +236,7 @@ def test_pixels_do_not_move_under_locations(make, tokenizer, name):
   """One answer of many holds a box: it is found, whatever is sampled."""
   changes = {299: {"suffix": f"{BOX} dot"}}
   dataset = make(changes, size=300, ops=(MOVING[name],))
-  assert texts.located(dataset) == [299]
+  assert dataset.located() == [299]
   with pytest.raises(
     ValueError,
     match=rf"data.jsonl:300: {name} moves the pixels, but not the locations in "
@@ -283,7 +284,7 @@ def test_the_table_counts_all(tiny, tmp_path):
 
 def test_lengths_of_a_large_file_fit_in_chunks(make, tokenizer, monkeypatch):
   monkeypatch.setattr(texts, "_CHUNK", 3)
-  read = texts.read(make(), tokenizer)
+  read = make().read(tokenizer)
   monkeypatch.setattr(texts, "_CHUNK", 1000)
-  assert read == texts.read(make(), tokenizer)
+  assert read == make().read(tokenizer)
   assert np.all([row.prompt > 2 for row in read.counts.values()])
