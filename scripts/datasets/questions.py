@@ -7,13 +7,18 @@ too; the questions of xGQA are those of GQA's testdev in eight languages.
 """
 
 import functools
+import io
+import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
 from scripts.datasets import sources
 from scripts.datasets.data_set import DataSet, Records, Split
 from scripts.datasets.raw import Raw
+from scripts.imports import entries
 
 XGQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
@@ -131,6 +136,34 @@ def _tallyqa(x: Mapping[str, Any]) -> dict:
     "answer": int(x["answer"]),
     # Unknown of those to train on.
     "issimple": int(x.get("issimple", -1)),
+  }
+
+
+def _countbenchqa(raw: Raw) -> Records:
+  questions = raw.items("countbench_paired_questions.json")
+  table = "train-00000-of-00001-cf54c241ba947306.parquet"
+  for (where, row), (_, asked) in zip(
+    raw.parquet(table), questions, strict=True
+  ):
+    yield where, (where.rpartition(" ")[2], row, asked["question"])
+
+
+def _countbenchqa_fields(record: Sequence[Any]) -> dict[str, Any] | None:
+  """None without a picture, or with a gray one, as in the reference."""
+  number, row, question = record
+  if row["image"] is None:
+    return None
+  data = row["image"]["bytes"]
+  with Image.open(io.BytesIO(data)) as picture:
+    if picture.mode not in ("RGB", "RGBA"):
+      return None
+    end = f".{picture.format.lower()}"
+  return {
+    "image": entries.Contents(
+      pathlib.PurePosixPath(f"countbenchqa/{number}{end}"), data
+    ),
+    "question": question,
+    "answer": int(row["number"]),
   }
 
 
@@ -297,12 +330,19 @@ DATA_SETS = {
       "tallyqa.zip, of which is also test.json",
       **sources.VISUAL_GENOME,
       **sources.COCO_2014,
+      "train-00000-of-00001-cf54c241ba947306.parquet": "https://huggingface.co/"
+      "datasets/nielsr/countbench",
+      "countbench_paired_questions.json": "https://github.com/google-research/"
+      "big_vision/tree/main/big_vision/datasets/countbenchqa/data",
     },
     splits={
-      name: Split(
-        functools.partial(Raw.items, path=f"{name}.json"), _tallyqa, count
-      )
-      for name, count in {"train": 249_318, "test": 38_589}.items()
+      **{
+        name: Split(
+          functools.partial(Raw.items, path=f"{name}.json"), _tallyqa, count
+        )
+        for name, count in {"train": 249_318, "test": 38_589}.items()
+      },
+      "countbenchqa": Split(_countbenchqa, _countbenchqa_fields, 490),
     },
   ),
 }

@@ -120,6 +120,22 @@ class Raw:
         file = stack.enter_context(archive.extractfile(place.path))
       yield stack.enter_context(_unpacked(file, place.path))
 
+  def names(self, folder: str, end: str) -> list[str]:
+    """The names of files with an ending in a folder, sorted."""
+    if self._packed is None:
+      self._packed = self._list_archives()
+    found = {
+      name
+      for index in (self._plain, self._packed)
+      for name, places in index.items()
+      if name.endswith(end) and _matching(places, f"{folder}/{name}")
+    }
+    if not found:
+      raise ValueError(
+        f"{self.folder}: holds no {folder}{self._origin(folder)}"
+      )
+    return sorted(found)
+
   def read(self, path: str) -> bytes:
     """The contents of a file."""
     with self.open(path) as file:

@@ -187,7 +187,7 @@ def test_missing_pictures_are_counted(prepared, tmp_path):
     (
       "v2_OpenEnded_mscoco_train2014_questions.json",
       '{"questions": [{"question_id": 9000, "image_id": 9, "question": ""},',
-      "malformed JSON at character 69: the file ends too early",
+      "malformed JSON at character 68: the file ends too early",
     ),
     (
       "v2_OpenEnded_mscoco_train2014_questions.json",
