@@ -1,10 +1,9 @@
 """Reads JSON value by value, as annotation files can be larger than memory."""
 
-import io
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, TextIO
 
 _CHUNK = 1 << 20  # characters that are read at a time
 _LONGEST = 1 << 28  # characters of one value
@@ -16,13 +15,12 @@ class JsonStream:
   """A position in a JSON text.
 
   Args:
-    file: UTF-8, with or without a byte-order mark.
+    file: Of the text.
     where: The file, for errors.
   """
 
-  def __init__(self, file: BinaryIO, where: str):
-    self._file = io.TextIOWrapper(file, "utf-8-sig")
-    self._where = where
+  def __init__(self, file: TextIO, where: str):
+    self._file, self._where = file, where
     self._text, self._at, self._passed = "", 0, 0
 
   def members(self) -> Iterator[Any]:

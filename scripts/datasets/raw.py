@@ -14,7 +14,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from scripts.datasets.json_stream import JsonStream
 from scripts.imports import hf
@@ -120,6 +120,17 @@ class Raw:
         file = stack.enter_context(archive.extractfile(place.path))
       yield stack.enter_context(_unpacked(file, place.path))
 
+  @contextlib.contextmanager
+  def open_text(
+    self, path: str, newline: str | None = None
+  ) -> Iterator[TextIO]:
+    """Opens a file in UTF-8, with or without a byte-order mark."""
+    with (
+      self.open(path) as file,
+      io.TextIOWrapper(file, "utf-8-sig", newline=newline) as text,
+    ):
+      yield text
+
   def names(self, folder: str, end: str) -> list[str]:
     """The names of files with an ending in a folder, sorted."""
     if self._packed is None:
@@ -154,7 +165,7 @@ class Raw:
       for where, _, value in self.sections(path, (key,)):
         yield where, value
       return
-    with self.open(path) as file:
+    with self.open_text(path) as file:
       stream = JsonStream(file, path)
       for name in stream.members():
         value = stream.value()
@@ -166,7 +177,7 @@ class Raw:
   ) -> Iterator[tuple[str, str, Any]]:
     """Yields (where, key, element) of the lists under keys of a JSON object."""
     found = []
-    with self.open(path) as file:
+    with self.open_text(path) as file:
       stream = JsonStream(file, path)
       for name in stream.members():
         found.append(str(name))
@@ -182,13 +193,13 @@ class Raw:
 
   def json(self, path: str) -> Any:
     """The value of a small JSON file."""
-    with self.open(path) as file:
+    with self.open_text(path) as file:
       return JsonStream(file, path).value()
 
   def lines(self, path: str) -> Iterator[tuple[str, str]]:
     """Yields ("a.txt:12", line) for each line that is not blank."""
-    with self.open(path) as file:
-      for number, line in enumerate(io.TextIOWrapper(file, "utf-8-sig"), 1):
+    with self.open_text(path) as file:
+      for number, line in enumerate(file, 1):
         if line.strip():
           yield f"{path}:{number}", line.rstrip("\r\n")
 
@@ -203,9 +214,8 @@ class Raw:
 
   def rows(self, path: str) -> Iterator[tuple[str, dict[str, str]]]:
     """Yields ("a.csv:12", row) of a CSV file with a header."""
-    with self.open(path) as file:
-      text = io.TextIOWrapper(file, "utf-8-sig", newline="")
-      reader = csv.DictReader(text)
+    with self.open_text(path, newline="") as file:
+      reader = csv.DictReader(file)
       try:
         for row in reader:
           yield f"{path}:{reader.line_num}", row
