@@ -253,7 +253,7 @@ def docvqa():
 POLYGON = [8.0, 5.0, 26.0, 5.0, 26.0, 20.0, 8.0, 20.0]
 
 
-def refcoco():
+def refcoco_seg():
   """Picture 3 is in a validation split of one, and to train on in another."""
 
   def reference(image, of, split, *sentences):

@@ -23,18 +23,13 @@ def prepared(tmp_path):
     raw = publishers.write_all(
       tmp_path / "raw", getattr(publishers, name)() if files is None else files
     )
-    found = catalog_name(name)
-    folder.prepare(found, raw, tmp_path / "out", **options)
+    folder.prepare(name, raw, tmp_path / "out", **options)
     return {
       path.stem: [json.loads(line) for line in path.read_text().splitlines()]
       for path in (tmp_path / "out").glob("*.jsonl")
     }
 
   return prepare
-
-
-def catalog_name(name):
-  return name if name in catalog.DATA_SETS else f"{name}_seg"
 
 
 def readable(path):
@@ -119,7 +114,7 @@ def test_docvqa_of_two_releases(prepared):
 
 
 def test_refcoco(prepared):
-  found = prepared("refcoco")
+  found = prepared("refcoco_seg")
   # Picture 3 is that of a validation split.
   (train,) = found["train"]
   assert train["image"] == "../raw/train2017/000000000001.jpg"
@@ -146,10 +141,10 @@ def test_a_pickle_that_runs_code_is_refused(prepared, tmp_path):
     def __reduce__(self):
       return os.mkdir, (str(tmp_path / "evil"),)
 
-  files = publishers.refcoco()
+  files = publishers.refcoco_seg()
   files["refcocog/refs(umd).p"] = publishers.pickle.dumps([Evil()])
   with pytest.raises(ValueError, match=r"refs\(umd\).p: .*an object .*mkdir"):
-    prepared("refcoco", files)
+    prepared("refcoco_seg", files)
   assert not (tmp_path / "evil").exists()
 
 
