@@ -16,6 +16,8 @@ import os
 import sys
 import textwrap
 
+import jax
+
 from paligemma import messages, registry
 from scripts.datasets import catalog, folder
 from trainers import command_line, progress
@@ -27,8 +29,8 @@ def listing(name: str | None) -> str:
     rows = [("name", "licence", "download, about", "splits")]
     for key, data_set in catalog.DATA_SETS.items():
       splits = list(data_set.splits)
-      shown = ", ".join(splits[:4])
-      more = f", and {len(splits) - 4} more" if len(splits) > 4 else ""
+      shown = ", ".join(splits[:3])
+      more = f", and {len(splits) - 3} more" if len(splits) > 3 else ""
       rows.append((key, data_set.licence, data_set.size, shown + more))
     return "\n".join(messages.aligned(rows))
   data_set = registry.lookup(catalog.DATA_SETS, name, "data set")
@@ -98,6 +100,7 @@ def _parser():
 
 
 def main() -> None:
+  jax.config.update("jax_platforms", "cpu")  # leave a GPU to others
   args = _parser().parse_args()
   if args.list:
     print(listing(args.name))

@@ -38,10 +38,10 @@ What differs on purpose, and why, is listed in tests/configs/transfer_facts.py.
 """
 
 import dataclasses
-import pathlib
 from types import SimpleNamespace
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import arguments, common
@@ -207,8 +207,8 @@ def make(
 
   is_video = hasattr(arg, "num_frames")
   data = arg.data or (f"data/{data_set}" if data_set else "tfds")
-  prepared = pathlib.Path(data, "prepared.json")
-  if data != "tfds" and (not arg.data or prepared.exists()) and not is_video:
+  is_prepared = not arg.data or _is_prepared(data)
+  if data != "tfds" and is_prepared and not is_video:
     train, evals = _prepared(data, train, evals, arg.final_split)
   elif data != "tfds":
     train, evals = _folder(arg, is_video)
@@ -288,6 +288,13 @@ def _resize(antialias, is_video):
   if is_video:
     return "aliased"
   return "reference_uint8" if antialias else "aliased_uint8"
+
+
+def _is_prepared(folder):
+  try:
+    return (epath.Path(folder) / "prepared.json").exists()
+  except Exception:  # of remote file systems; the source says what is wrong
+    return False
 
 
 def _prepared(folder, train, evals, final):

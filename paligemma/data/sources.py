@@ -453,8 +453,7 @@ def _preparation(path):
     return ""
   return (
     f"; if {names[0]} is a published data set, python -m scripts.prepare "
-    f"{names[0]} --list says what to download and write it of; what is not "
-    "there can be left out of the config's argument splits"
+    f"{names[0]} --list says what to download for it"
   )
 
 

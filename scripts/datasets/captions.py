@@ -158,8 +158,8 @@ DATA_SETS = {
     about="COCO captions in Karpathy's splits, and NoCaps, which is evaluated "
     "without training on it.",
     homepage="https://cocodataset.org, https://nocaps.org",
-    licence="CC BY 4.0 (captions), Flickr's terms (pictures)",
-    size="19 GB, NoCaps 12 GB",
+    licence="CC BY 4.0 (captions)",
+    size="31 GB",
     files={
       **KARPATHY_SOURCE,
       **sources.COCO_2014,

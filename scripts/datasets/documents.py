@@ -179,9 +179,10 @@ DATA_SETS = {
     licence="see the homepage",
     size="9 GB",
     files={
-      "train_v1.0_withQT.json": f"{_RRC}, task 1, spdocvqa_qas.zip",
-      "val_v1.0_withQT.json": "the same",
-      "test_v1.0.json": "the same",
+      **dict.fromkeys(
+        ("train_v1.0_withQT.json", "val_v1.0_withQT.json", "test_v1.0.json"),
+        f"{_RRC}, task 1, spdocvqa_qas.zip",
+      ),
       "spdocvqa_images": f"{_RRC}, task 1, spdocvqa_images.tar.gz; or "
       "train/documents, val/documents and test/documents of the first release",
     },
@@ -200,10 +201,15 @@ DATA_SETS = {
     licence="see the homepage",
     size="4 GB",
     files={
-      "infographicsVQA_train_v1.0.json": f"{_RRC}, task 3",
-      "infographicsVQA_val_v1.0_withQT.json": "the same",
-      "infographicsVQA_test_v1.0.json": "the same",
-      "infographicsvqa_images": "the same; images in the first release",
+      **dict.fromkeys(
+        (
+          "infographicsVQA_train_v1.0.json",
+          "infographicsVQA_val_v1.0_withQT.json",
+          "infographicsVQA_test_v1.0.json",
+          "infographicsvqa_images",
+        ),
+        f"{_RRC}, task 3",
+      ),
     },
     splits={
       name: _split(
@@ -221,12 +227,17 @@ DATA_SETS = {
     "train on, as the publisher has none; train and val have 26,074 questions.",
     homepage="https://rrc.cvc.uab.es/?ch=11",
     licence="see the homepage",
-    size="6 GB, pictures of COCO 13 GB",
+    size="19 GB",
     files={
-      "train_task_3.json": "https://rrc.cvc.uab.es/?ch=11&com=downloads",
-      "test_task_3.json": "the same",
-      "train_images": "the same",
-      "test_task3_images": "the same",
+      **dict.fromkeys(
+        (
+          "train_task_3.json",
+          "test_task_3.json",
+          "train_images",
+          "test_task3_images",
+        ),
+        "https://rrc.cvc.uab.es/?ch=11&com=downloads",
+      ),
       "train2014": sources.COCO_2014["train2014"],
     },
     splits={

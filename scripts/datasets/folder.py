@@ -120,7 +120,7 @@ def prepare(
           running, 0.5, concurrent.futures.FIRST_COMPLETED
         )
         show(counter.value, max(total, counter.value))
-        for future in done:
+        for future in [x for x in running if x in done]:
           split = running.pop(future)
           found[split] = written = future.result()
           if written.examples is None:

@@ -181,9 +181,10 @@ DATA_SETS = {
     licence="for research",
     size="200 GB",
     files={
-      "train.json": "the publisher, captions.zip",
-      "val_1.json": "the same",
-      "val_2.json": "the same",
+      **dict.fromkeys(
+        ("train.json", "val_1.json", "val_2.json"),
+        "https://cs.stanford.edu/people/ranjaykrishna/densevid, captions.zip",
+      ),
       "v_*.mp4": _ACTIVITYNET,
     },
     splits={
@@ -229,9 +230,14 @@ DATA_SETS = {
     licence="CC BY 4.0 (captions)",
     size="60 GB",
     files={
-      "vatex_training_v1.0.json": "the publisher",
-      "vatex_validation_v1.0.json": "the publisher",
-      "vatex_public_test_english_v1.1.json": "the publisher",
+      **dict.fromkeys(
+        (
+          "vatex_training_v1.0.json",
+          "vatex_validation_v1.0.json",
+          "vatex_public_test_english_v1.1.json",
+        ),
+        "https://eric-xw.github.io/vatex-website/download.html",
+      ),
       "Ptf_2VRj-V0_000122_000132.mp4, and the like": "YouTube, cut as named",
     },
     splits={

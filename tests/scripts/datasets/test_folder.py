@@ -271,3 +271,31 @@ def test_every_data_set_says_where_it_comes_from():
     assert data_set.homepage.startswith("https://"), name
     for split in data_set.splits:
       assert pathlib.PurePath(split).name == split
+
+
+def test_lines_of_damaged_pictures_are_left_out_of_a_split(prepared, tmp_path):
+  """One picture of an archive is damaged, and the others are kept."""
+  files = publishers.cococap()
+  names = [f"val2014/COCO_val2014_{i:012d}.jpg" for i in (2, 3, 4)]
+  content = {name: publishers.jpeg(i) for i, name in enumerate(names)}
+  karpathy = publishers.karpathy()
+  for image in karpathy["images"][1:4]:
+    image["split"] = "val"
+  files["caption_datasets.zip"] = publishers.zipped(
+    {"dataset_coco.json": json.dumps(karpathy)}
+  )
+  data = bytearray(publishers.zipped(content))
+  data[len(data) // 2] ^= 255
+  files["val2014.zip"] = bytes(data)
+  raw = publishers.write_all(tmp_path / "raw", files)
+  with pytest.raises(ValueError, match=r"is it complete\?$"):
+    folder.prepare("cococap", raw, tmp_path / "out", splits=["val"])
+  written = folder.prepare(
+    "cococap", raw, tmp_path / "out", splits=["val"], skip_bad=True
+  )
+  assert (written["val"].examples, written["val"].left_out) == (2, 1)
+  assert "COCO_val2014_000000000003.jpg" in written["val"].first
+  lines = (tmp_path / "out/val.jsonl").read_text().splitlines()
+  kept = [f"images/{names[0]}", f"images/{names[2]}"]
+  assert [json.loads(line)["image"] for line in lines] == kept
+  assert readable(tmp_path / "out/val.jsonl")
