@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paligemma import disk, messages, registry
-from paligemma.data import image_files, pictures
+from paligemma.data import image_files, pictures, video
 from scripts.datasets import catalog
 from scripts.datasets.data_set import Picture, Split
 from scripts.datasets.raw import Raw
@@ -410,11 +410,13 @@ def _check_pictures(out, of_splits, decode, jobs, show):
 
 
 def _undecodable(path):
-  """Why a training would stop at a picture, or None. Videos are not decoded."""
-  if not path.lower().endswith(image_files.SUFFIXES):
-    return None
+  """Why a training would stop at a picture, or at a video, or None."""
   try:
-    image_files.decode(pictures.read(path), where=path)
+    if path.lower().endswith(image_files.SUFFIXES):
+      image_files.decode(pictures.read(path), where=path)
+    else:
+      with open(path, "rb") as file:
+        video.Frames(1, 1).sample(file, where=path)
   except ValueError as error:
     return messages.one_line(error)
   return None

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import io
 import json
 import lzma
@@ -62,8 +63,7 @@ class Raw:
     self.opened: dict[str, list[int]] = {}
     self._sources = sources
     self._plain = collections.defaultdict(list)
-    self._archives = []
-    self._packed = None  # name of a file -> its places in archives
+    self._archives = {True: [], False: []}  # whether of a zip -> paths
     seen = set()
     for below, folders, names in os.walk(self.folder, followlinks=True):
       real = os.path.realpath(below)
@@ -74,7 +74,7 @@ class Raw:
       for name in names:
         self._plain[name].append(Place(start + name))
         if name.endswith((".zip", *_TAR)):
-          self._archives.append(start + name)
+          self._archives[name.endswith(".zip")].append(start + name)
 
   def find(self, path: str) -> Place | None:
     """Where a file lies: unpacked if it is, and as little deep as it is.
@@ -83,11 +83,8 @@ class Raw:
       ValueError: An archive that has to be searched is damaged.
     """
     name = path.rpartition("/")[2]
-    found = _matching(self._plain.get(name, ()), path)
-    if not found:
-      if self._packed is None:
-        self._packed = self._list_archives()
-      found = _matching(self._packed.get(name, ()), path)
+    indexes = (index.get(name, ()) for index in self._indexes())
+    found = next(filter(None, (_matching(x, path) for x in indexes)), ())
     return min(
       found,
       key=lambda x: (x.path.count("/"), x.archive or "", x.path),
@@ -133,11 +130,9 @@ class Raw:
 
   def names(self, folder: str, end: str) -> list[str]:
     """The names of files with an ending in a folder, sorted."""
-    if self._packed is None:
-      self._packed = self._list_archives()
     found = {
       name
-      for index in (self._plain, self._packed)
+      for index in self._indexes()
       for name, places in index.items()
       if name.endswith(end) and _matching(places, f"{folder}/{name}")
     }
@@ -265,9 +260,26 @@ class Raw:
           failed |= found
     return failed
 
-  def _list_archives(self):
+  def _indexes(self):
+    """Yields {name of a file: its places}: of files, of zips, of tars.
+
+    To list a zip is quick; a tar has to be read.
+    """
+    yield self._plain
+    yield self._zipped
+    yield self._tarred
+
+  @functools.cached_property
+  def _zipped(self):
+    return self._list(self._archives[True])
+
+  @functools.cached_property
+  def _tarred(self):
+    return self._list(self._archives[False])
+
+  def _list(self, archives):
     packed = collections.defaultdict(list)
-    for archive in self._archives:
+    for archive in archives:
       path = self.folder / archive
       with damage(str(path)):
         if archive.endswith(".zip"):

@@ -316,7 +316,10 @@ def test_fields(name, tmp_path):
   splits, found = prepare(name, tmp_path)
   for split, line in LINES[name].items():
     assert found[split][0] == line, split
-  _, wrong = folder.check(name, tmp_path / "out", splits=splits)
+  (line, *_) = LINES[name].values()
+  _, wrong = folder.check(
+    name, tmp_path / "out", splits=splits, decode="image" in line
+  )
   # Made-up files have few examples, and some the same picture everywhere.
   unexpected = [
     line for line in wrong if "published" not in line and "share" not in line
@@ -375,3 +378,6 @@ def test_videos_that_are_gone_are_left_out(tmp_path):
     "activitynet_cap", raw, tmp_path / "out", skip_bad=True
   )
   assert {(x.examples, x.left_out) for x in written.values()} == {(1, 1)}
+  _, wrong = folder.check("activitynet_cap", tmp_path / "out")
+  assert "v_Qk_17.37_60.81.mp4: " in wrong[-1]  # one byte is no video
+  assert "0 more pictures cannot be decoded" in wrong[-1]
