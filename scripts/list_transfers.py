@@ -39,8 +39,9 @@ or `scores.json` and run it again.
 
 What the configs share is in [published.py](published.py), with the arguments
 that each of them takes: `res`, `variant`, `init`, `tokenizer`, `tune`, `data`,
-`splits` and `final_split`. Examples come from TFDS or, with `data=folder`, from
-`train.jsonl` and `val.jsonl` in that folder, with the fields named below. The
+`splits` and `final_split`. Examples come from the folder that
+[prepare](../../docs/reproduce.md) writes, from TFDS, or with `data=folder` from
+your own `train.jsonl` and `val.jsonl`, with the fields named below. The
 values are those of the default resolution; other resolutions have their own.
 
 The scores are the published ones, which a faithful run of the official weights

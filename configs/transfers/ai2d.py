@@ -14,6 +14,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = {"possible_answers": "choices"}
   return make(
     argument,
+    data_set="ai2d",
     train=tfds("ai2d", "train[:-1024]", final="train", fields=fields),
     evals={
       "minival": tfds("ai2d", "train[-1024:]", fields=fields),

@@ -12,6 +12,7 @@ from paligemma.data import text_ops
 def get_config(argument: str | None = None) -> ConfigDict:
   return make(
     argument,
+    data_set="aokvqa",
     train=tfds("aokvqa", "train", final="train+val"),
     evals={x: tfds("aokvqa", x, hidden=x == "test") for x in ("val", "test")},
     answer_ops=(text_ops.Choice("direct_answers", "suffix", replace=False),),

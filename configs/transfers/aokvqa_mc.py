@@ -15,6 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = choices | {"multiple_choice_correct_idx": "correct"}
   return make(
     argument,
+    data_set="aokvqa",
     train=tfds("aokvqa", "train", final="train+val", fields=fields),
     evals={
       "val": tfds("aokvqa", "val", fields=fields),

@@ -17,14 +17,19 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument, res=896)
   return make(
     arg,
+    data_set="chartqa",
     train={
       kind: tfds(
-        f"chartqa/{kind}", "train", final="train+val", weight=float(size)
+        f"chartqa/{kind}",
+        "train",
+        final="train+val",
+        weight=float(size),
+        file=f"{{}}_{kind}",
       )
       for kind, size in SIZES.items()
     },
     evals={
-      f"{split}_{kind}": tfds(f"chartqa/{kind}", split)
+      f"{split}_{kind}": tfds(f"chartqa/{kind}", split, file=f"{{}}_{kind}")
       for split in ("val", "test")
       for kind in SIZES
     },

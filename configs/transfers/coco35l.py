@@ -33,9 +33,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
     evals[f"dev_{code}"] = tfds("coco35l", f"dev_{code}", last=last)
   for code in LANGUAGES_XM3600:
     last = code not in OFTEN
-    evals[f"xm3600_{code}"] = tfds("xm3600", code, fields=words, last=last)
+    evals[f"xm3600_{code}"] = tfds(
+      "xm3600", code, fields=words, last=last, file="xm3600_{}"
+    )
   return make(
     arg,
+    data_set="coco35l",
     train={code: tfds("coco35l", f"train_{code}") for code in LANGUAGES},
     evals=evals,
     ops=(text_ops.Format("caption {language}"),),

@@ -36,13 +36,16 @@ def get_config(argument: str | None = None) -> ConfigDict:
   coco = dict(fields={"captions/text": "captions"})
   return make(
     arg,
+    data_set="cococap",
     train=tfds(
       "coco_captions", "train[:98%]+restval", final="train+restval", **coco
     ),
     evals={
       "minival": tfds("coco_captions", "train[-2%:]", **coco),
       "val": tfds("coco_captions", "val", **coco),
-      "nocaps": tfds("nocaps", "val", fields={"texts": "captions"}),
+      "nocaps": tfds(
+        "nocaps", "val", fields={"texts": "captions"}, file="nocaps"
+      ),
     },
     **CAPTIONS,
     sampler="beam(beam_size=2)",

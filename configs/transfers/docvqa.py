@@ -16,6 +16,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument, res=896)
   return make(
     arg,
+    data_set="docvqa",
     train=tfds("docvqa", "train[:-5%]", final="train+val"),
     evals={
       "minival": tfds("docvqa", "train[-5%:]"),

@@ -15,11 +15,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument)
   return make(
     arg,
+    data_set="gqa",
     train=tfds("gqa", "train_balanced", final="train_balanced+val_balanced"),
     evals={
       "val": tfds("gqa", "val_balanced"),
       "testdev": tfds("gqa", "testdev_balanced", last=True),
-      **{f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}") for x in LANGUAGES},
+      **{
+        f"xgqa_{x}": tfds("xgqa", f"test_zs_{x}", file=f"xgqa_{x}")
+        for x in LANGUAGES
+      },
     },
     tune=at(arg.res, {224: "full", 448: "decoder"}),
     antialias=False,

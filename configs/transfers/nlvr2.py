@@ -19,11 +19,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
   )
   return make(
     arg,
+    data_set="nlvr2",
     train=tfds("nlvr2", "train", final="train+dev", **two),
     evals={
       "dev": tfds("nlvr2", "dev", **two),
       "test": tfds("nlvr2", "test", **two),
-      **{f"marvl_{x}": tfds("marvl", f"test_{x}", **two) for x in LANGUAGES},
+      **{
+        f"marvl_{x}": tfds("marvl", f"test_{x}", file=f"marvl_{x}", **two)
+        for x in LANGUAGES
+      },
     },
     text_len=64,
     ops=(text_ops.Format("answer en {sentence}"),),

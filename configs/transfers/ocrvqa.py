@@ -12,6 +12,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument)
   return make(
     arg,
+    data_set="ocrvqa",
     train=tfds("ocrvqa_id", "train+val[20000:]", final="train+val"),
     evals={
       "minival": tfds("ocrvqa_id", "val[:20000]"),

@@ -11,6 +11,7 @@ from configs.transfers.published import ANSWERS, make, tfds
 def get_config(argument: str | None = None) -> ConfigDict:
   return make(
     argument,
+    data_set="okvqa",
     train=tfds("okvqa", "train[:-10%]", final="train"),
     evals={
       "minival": tfds("okvqa", "train[-10%:]"),

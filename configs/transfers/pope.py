@@ -16,11 +16,12 @@ def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and prefix, the prompt."""
   arg = parse(argument, prefix="{question}")
   sets = {
-    kind: tfds(f"pope_{kind}", "test")
+    kind: tfds(f"pope_{kind}", "test", file=kind)
     for kind in ("random", "popular", "adversarial")
   }
   config = make(
     arg,
+    data_set="pope",
     train=sets,
     evals=sets,
     text_len=48,

@@ -16,12 +16,15 @@ weight_decay_mults = None is all matrices.
 
 Where the examples come from:
 
+    data=data/NAME     the default: what scripts.prepare writes of the data set
+                       that the config names
     data=tfds          the TFDS builders published with big_vision and those of
                        TFDS itself, in ArrayRecord files
-    data=folder        folder/train.jsonl and folder/val.jsonl, whose fields the
-                       config names
-    splits=val+test    what is evaluated; of a folder, val.jsonl and test.jsonl.
-                       Default: all that were published, or val of a folder
+    data=folder        one that scripts.prepare has written; or your own
+                       folder/train.jsonl and folder/val.jsonl, with the fields
+                       that the config names
+    splits=val+test    what is evaluated; of your own folder, val.jsonl and
+                       test.jsonl. Default: all that were published, or val
     final_split=true   train on the validation data too, as the models of the
                        published scores were; every example is as likely
     init=pt            the preset of variant and res, the default
@@ -38,6 +41,7 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from configs import arguments, common
@@ -70,12 +74,14 @@ class Split:
     final: with final_split=true, the TFDS split instead; None: the same one.
     hidden: the answers are not public: predictions are only written.
     last: evaluate at the end of a training alone, as where answers are hidden.
+    file: of scripts.prepare, without .jsonl, for "{}" the split.
   """
 
   source: dict[str, Any]
   final: str | None = None
   hidden: bool = False
   last: bool = False
+  file: str = "{}"
 
 
 def tfds(
@@ -87,6 +93,7 @@ def tfds(
   ops: tuple[Op, ...] = (),
   hidden: bool = False,
   last: bool = False,
+  file: str = "{}",
   **source: Any,
 ) -> Split:
   """A Split of a TFDS data set.
@@ -96,12 +103,12 @@ def tfds(
     split: to read.
     fields: their name -> ours, of fields that have another name there.
     ops: run once the fields have our names.
-    final, hidden, last: see Split.
+    final, hidden, last, file: see Split.
     **source: image_key and weight.
   """
   copies = (text_ops.Copy(*names) for names in (fields or {}).items())
   source |= dict(kind="tfds", name=name, split=split, ops=(*copies, *ops))
-  return Split(source, final, hidden, last or hidden)
+  return Split(source, final, hidden, last or hidden, file)
 
 
 def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
@@ -115,7 +122,7 @@ def parse(argument: str | None, **defaults: Any) -> SimpleNamespace:
     init="pt",
     tokenizer="paligemma_tokenizer.model",
     tune="",
-    data="tfds",
+    data="",
     splits="",
     final_split=False,
   )
@@ -131,6 +138,7 @@ def at(res: int, values: dict[int, Any]) -> Any:
 def make(
   arg: SimpleNamespace | str | None,
   *,
+  data_set: str | None = None,
   text_len: int = 32,
   ops: tuple[Op, ...] = (text_ops.Format("answer en {question}"),),
   answer_ops: tuple[Op, ...] = (text_ops.Copy("answer", "suffix"),),
@@ -156,6 +164,7 @@ def make(
   Args:
     arg: what `parse` returned, or the argument to parse, where a transfer has
       none of its own; one with num_frames and stride is of videos.
+    data_set: name of it in scripts.prepare; None: data=tfds is the default.
     text_len: of prompt and answer, in tokens.
     ops: in training and evaluation; they write the prompt.
     answer_ops: in training and for the perplexity; they write the answer.
@@ -197,7 +206,11 @@ def make(
   config.log_steps = 50
 
   is_video = hasattr(arg, "num_frames")
-  if arg.data != "tfds":
+  data = arg.data or (f"data/{data_set}" if data_set else "tfds")
+  is_prepared = not arg.data or _is_prepared(data)
+  if data != "tfds" and is_prepared and not is_video:
+    train, evals = _prepared(data, train, evals, arg.final_split)
+  elif data != "tfds":
     train, evals = _folder(arg, is_video)
   elif train is None:
     raise ValueError(
@@ -275,6 +288,44 @@ def _resize(antialias, is_video):
   if is_video:
     return "aliased"
   return "reference_uint8" if antialias else "aliased_uint8"
+
+
+def _is_prepared(folder):
+  try:
+    return (epath.Path(folder) / "prepared.json").exists()
+  except Exception:  # of remote file systems; the source says what is wrong
+    return False
+
+
+def _prepared(folder, train, evals, final):
+  """The Splits of a folder that scripts.prepare writes."""
+  mixture = train if isinstance(train, dict) else {"main": train}
+  sources = {}
+  for split in mixture.values():
+    names = split.final if final and split.final else split.source["split"]
+    sources |= _files(folder, split, names)
+  found = {}
+  for name, split in evals.items():
+    ((_, source),) = _files(folder, split, split.source["split"]).items()
+    found[name] = dataclasses.replace(split, source=source)
+  # A weight of None is the size: as if all were one file.
+  return (
+    {name: Split({**x, "weight": None}) for name, x in sources.items()},
+    found,
+  )
+
+
+def _files(folder, split, names):
+  """{file: source} of splits as TFDS names them: "train+val[:90%]"."""
+  sources = {}
+  for part in names.split("+"):
+    name, bracket, bounds = part.partition("[")
+    file = split.file.format(name)
+    path = f"{folder}/{file}.jsonl"
+    sources[file] = dict(kind="jsonl", path=path)
+    if bracket:
+      sources[file]["slice"] = f"[{bounds}"
+  return sources
 
 
 def _folder(arg, is_video):

@@ -34,12 +34,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
       name,
       f"{of.replace('val', 'validation')}_flat",
       last=(short, of) != ("refcoco", "val"),
+      file=f"{short}_{of}",
     )
     for short, (name, splits) in SPLITS.items()
     for of in splits
   }
   config = make(
     arg,
+    data_set="refcoco_seg",
     train=split("refcocox_combined", "train"),
     evals=evals,
     text_len=48,

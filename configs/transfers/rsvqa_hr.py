@@ -13,6 +13,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   name = "rsvqa_hr/nonum"
   return make(
     argument,
+    data_set="rsvqa_hr",
     train=tfds(name, "train", final="train+val"),
     evals={
       "val": tfds(name, "val", last=True),

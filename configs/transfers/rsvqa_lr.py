@@ -13,6 +13,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   name = "rsvqa_lr/nonum"
   return make(
     argument,
+    data_set="rsvqa_lr",
     train=tfds(name, "train", final="train+val"),
     evals={x: tfds(name, x) for x in ("val", "test")},
     **ANSWERS,

@@ -15,6 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = {theirs: "caption"}
   return make(
     argument,
+    data_set="scicap",
     train=tfds(name, "train", final="train+val", fields=fields),
     evals={x: tfds(name, x, fields=fields) for x in ("val", "test")},
     text_len=96,

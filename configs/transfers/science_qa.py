@@ -15,6 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument, res=448, qfmt="QCM", afmt="A")
   return make(
     arg,
+    data_set="science_qa",
     train=tfds("science_qa", "train", final="train+val"),
     evals={x: tfds("science_qa", x) for x in ("val", "test")},
     text_len=512,

@@ -12,6 +12,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = {"summary": "captions"}
   return make(
     argument,
+    data_set="screen2words",
     train=tfds("screen2_words", "train", final="train+dev", fields=fields),
     evals={x: tfds("screen2_words", x, fields=fields) for x in ("dev", "test")},
     text_len=24,

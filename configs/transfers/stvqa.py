@@ -20,6 +20,7 @@ def get_config(
   arg = parse(argument, res=896)
   return make(
     arg,
+    data_set=name,
     train=tfds(name, "train", final="train+val"),
     evals={x: tfds(name, x, hidden=x == "test") for x in ("val", "test")},
     text_len=48,

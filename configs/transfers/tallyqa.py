@@ -14,11 +14,15 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument)
   return make(
     arg,
+    data_set="tallyqa",
     train=tfds("tallyqa", "train"),
     evals={
       "test": tfds("tallyqa", "test"),
       "countbenchqa": tfds(
-        "countbenchqa", "huggingface", fields={"number": "answer"}
+        "countbenchqa",
+        "huggingface",
+        fields={"number": "answer"},
+        file="countbenchqa",
       ),
     },
     answer_ops=(text_ops.Text("answer", "suffix"),),

@@ -15,6 +15,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = {"texts": "captions"}
   return make(
     arg,
+    data_set="textcaps",
     train=tfds("text_caps", "train[:98%]", final="train", fields=fields),
     evals={
       "minival": tfds("text_caps", "train[-2%:]", fields=fields),

@@ -13,6 +13,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   arg = parse(argument)
   return make(
     arg,
+    data_set="textvqa",
     train=tfds("textvqa", "train", final="train+val"),
     evals={x: tfds("textvqa", x, hidden=x == "test") for x in ("val", "test")},
     **ANSWERS,

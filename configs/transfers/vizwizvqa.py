@@ -11,6 +11,7 @@ from configs.transfers.published import ANSWERS, make, tfds
 def get_config(argument: str | None = None) -> ConfigDict:
   return make(
     argument,
+    data_set="vizwizvqa",
     train=tfds("vizwizvqa", "train", final="train+val"),
     evals={
       x: tfds("vizwizvqa", x, hidden=x == "test") for x in ("val", "test")

@@ -18,11 +18,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
   held_out = "" if arg.final_split else "[:-10240]"
   return make(
     arg,
+    data_set="vqav2",
     train=tfds("vqa", f"train+validation{held_out}", fields=fields),
     evals={
       "minival": tfds("vqa", "validation[-10240:]", fields=fields),
       # The two were made one in 2021.
-      "test": tfds("vqa", "test+test-dev", fields=fields, hidden=True),
+      "test": tfds(
+        "vqa", "test+test-dev", fields=fields, hidden=True, file="test"
+      ),
     },
     **ANSWERS,
     metric="vqav2",

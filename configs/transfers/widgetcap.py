@@ -14,6 +14,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   fields = {"texts": "captions"}
   return make(
     arg,
+    data_set="widgetcap",
     train=tfds("widgetcap", "train", final="train+dev", fields=fields),
     evals={x: tfds("widgetcap", x, fields=fields) for x in ("dev", "test")},
     ops=(

@@ -36,7 +36,10 @@ class _Lines:
   """
 
   def __init__(self, path, root=None):
-    positions = [position for *position, _ in _lines(path)]
+    try:
+      positions = [position for *position, _ in _lines(path)]
+    except ValueError as error:
+      raise ValueError(f"{error}{_preparation(path)}") from None
     if not positions:
       raise ValueError(f"{path}: empty data set, expected a JSON object a line")
     self._positions = np.array(positions, np.int64)
@@ -443,6 +446,17 @@ def _lines(path):
       offset += len(line)
 
 
+def _preparation(path):
+  """What writes a missing file of a published data set, for its error."""
+  start, *names = epath.Path(path).parts
+  if start != "data" or len(names) != 2 or epath.Path(path).exists():
+    return ""
+  return (
+    f"; if {names[0]} is a published data set, python -m scripts.prepare "
+    f"{names[0]} --list says what to download for it"
+  )
+
+
 def _parse_line(line, where):
   try:
     text = line.decode().removeprefix("\ufeff").rstrip("\r\n")
@@ -476,13 +490,23 @@ def _parse_line(line, where):
 
 
 def _open_tfds(name, split, data_dir, image_key):
-  import tensorflow_datasets as tfds  # a slow import, only if it is used
-
+  other = "scripts.prepare --list names data sets that need no TFDS"
+  try:
+    import tensorflow_datasets as tfds  # a slow import, only if it is used
+  except ImportError:
+    raise ValueError(
+      f'tfds {name}: needs a package: pip install "paligemma[tfds]"; {other}'
+    ) from None
   try:
     builder = tfds.builder(name, data_dir=data_dir)
   except ValueError as error:
     reason = str(error).strip().splitlines()[0]
-    raise ValueError(f"tfds {name}: {reason}") from None
+    raise ValueError(f"tfds {name}: {reason} {other}") from None
+  except ImportError:
+    raise ValueError(
+      f"tfds {name}: not prepared under {data_dir or 'the folder of TFDS'}, "
+      f"and to prepare it TFDS needs TensorFlow; {other}"
+    ) from None
   registry.lookup(builder.info.features, image_key, f"image_key of tfds {name}")
 
   class Encoded(tfds.decode.SkipDecoding):

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 from paligemma import messages
 from paligemma.data import image_files
@@ -122,7 +124,7 @@ def _rows(path):
   if path.suffix not in TABLES:
     yield from files.read_rows(path)
     return
-  with _opened(path) as (_, batches):
+  with opened(path) as (_, batches):
     rows = (
       row
       for batch in batches
@@ -136,7 +138,7 @@ def _rows(path):
 def _described(folder, path):
   """Names of classes by column, in a table, dataset_info.json or README.md."""
   if path.suffix in TABLES:
-    with _opened(path) as (schema, _):
+    with opened(path) as (schema, _):
       kept = schema.metadata or {}
     content = json.loads(kept.get(b"huggingface", b"{}"))
     if features := content.get("info", {}).get("features"):
@@ -225,7 +227,7 @@ def _decoded(value, names, where):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def opened(path: pathlib.Path) -> Iterator[tuple[Any, Iterator[Any]]]:
   """The schema of a table, and its batches of rows."""
   try:
     import pyarrow

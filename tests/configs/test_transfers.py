@@ -16,6 +16,7 @@ from paligemma.data import image_ops, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import optimizers, sharding
+from scripts.datasets import catalog
 from tests.configs import transfer_facts
 from tests.configs.transfer_facts import FACTS, RESOLUTIONS, STRIDES
 from trainers import inputs, state, tasks, workdir
@@ -33,6 +34,12 @@ def config_of(task, **arguments):
   module = importlib.import_module(f"configs.transfers.{task}")
   given = ",".join(f"{name}={value}" for name, value in arguments.items())
   return module.get_config(given)
+
+
+def of_tfds(task, **arguments):
+  """The config of a task on the examples of TFDS; videos have none."""
+  data = {} if task in STRIDES else {"data": "tfds"}
+  return config_of(task, **data, **arguments)
 
 
 def test_all_published_transfers_are_here():
@@ -142,7 +149,7 @@ def test_values_that_are_their_own():
   assert len(config_of("coco35l").evals) == 1 + 35 + 36
   weights = {
     name: source.weight
-    for name, source in config_of("chartqa").train.sources.items()
+    for name, source in of_tfds("chartqa").train.sources.items()
   }
   assert weights == {"human": 7398, "augmented": 20901}
 
@@ -150,7 +157,7 @@ def test_values_that_are_their_own():
 @pytest.mark.parametrize("task", FACTS)
 def test_evaluators(task):
   facts = FACTS[task]
-  config = config_of(task)
+  config = of_tfds(task)
   specs = {
     name: spec for name, spec in config.evals.items() if spec.kind == "generate"
   }
@@ -204,10 +211,61 @@ def test_answers_are_compared_with_or_without_case(task):
 @pytest.mark.parametrize("task", [t for t in FACTS if t not in STRIDES])
 def test_tfds_splits(task):
   for final, expected in zip(("0", "1"), FACTS[task].train, strict=True):
-    sources = config_of(task, final_split=final).train.sources.to_dict()
+    sources = of_tfds(task, final_split=final).train.sources.to_dict()
     found = {f"{s['name']}:{s['split']}" for s in sources.values()}
     assert expected in found
     assert len(found) == {"coco35l": 35, "chartqa": 2, "pope": 3}.get(task, 1)
+
+
+def files_of(config):
+  """The data set and {split: slice} of all that a config reads."""
+  specs = [spec.source for spec in config.evals.values()]
+  found = {}
+  for source in (*config.train.sources.values(), *specs):
+    path = pathlib.PurePath(source.path)
+    assert source.kind in ("jsonl", "video_jsonl")
+    assert path.suffix == ".jsonl"
+    assert not source.ops, "fields have our names already"
+    found.setdefault(str(path.parent), {})[path.stem] = source.slice
+  ((folder, splits),) = found.items()
+  assert folder.startswith("data/")
+  return folder.removeprefix("data/"), splits
+
+
+@pytest.mark.parametrize("task", [t for t in FACTS if t != "detection"])
+def test_what_is_read_by_default_can_be_prepared(task):
+  for final in ("0", "1"):
+    name, splits = files_of(config_of(task, final_split=final))
+    assert splits.keys() <= catalog.DATA_SETS[name].splits.keys()
+    for split in splits:
+      facts = catalog.DATA_SETS[name].splits[split]
+      hidden = config_of(task).evals.get(split)
+      assert not facts.hidden or hidden.metric is None
+
+
+def test_parts_that_are_held_out_are_those_of_tfds():
+  def sources(task, **arguments):
+    config = config_of(task, **arguments)
+    read = {k: v.slice for k, v in config.train.sources.items()}
+    return read, config.evals.minival.source.slice
+
+  assert sources("okvqa") == ({"train": "[:-10%]"}, "[-10%:]")
+  assert sources("okvqa", final_split=1) == ({"train": None}, "[-10%:]")
+  whole = {"train": None, "validation": "[:-10240]"}
+  assert sources("vqav2") == (whole, "[-10240:]")
+  assert sources("ocrvqa") == ({"train": None, "val": "[20000:]"}, "[:20000]")
+  assert sources("cococap")[0] == {"train": "[:98%]", "restval": None}
+  assert sources("cococap", final_split=1)[0] == {
+    "train": None,
+    "restval": None,
+  }
+  charts = config_of("chartqa", final_split=1).train.sources
+  assert set(charts) == {
+    f"{split}_{kind}"
+    for split in ("train", "val")
+    for kind in ("human", "augmented")
+  }
+  assert all(source.weight is None for source in charts.values())
 
 
 @pytest.mark.parametrize(("task", "stride"), STRIDES.items())
@@ -434,7 +492,7 @@ def test_texts(task, write, picture):
 
   if task in STRIDES or task == "refcoco_seg":
     return
-  config = config_of(task, res=28)
+  config = of_tfds(task, res=28)
   fields = {**facts.example, "image": picture, **(facts.tfds or {})}
   renamed = facts.tfds or {}
   if task == "nlvr2":
@@ -445,12 +503,12 @@ def test_texts(task, write, picture):
     fields["objects"] = {"bbox": [box.astype(np.float32)], "label": [15]}
   assert renamed.keys() <= fields.keys()
   fields = {k: v for k, v in fields.items() if v is not None}
-  of_tfds = written(config, fields, train_ops(config))
-  assert of_tfds["prefix"] == made["prefix"]
+  named = written(config, fields, train_ops(config))
+  assert named["prefix"] == made["prefix"]
   if task == "detection":
-    assert of_tfds["suffix"].startswith(facts.suffix + " ; <loc")
+    assert named["suffix"].startswith(facts.suffix + " ; <loc")
   else:
-    assert of_tfds["suffix"] == made["suffix"]
+    assert named["suffix"] == made["suffix"]
 
 
 SIZES = {"batch_size": 8, "examples_per_epoch": 8, "total_steps": 2}

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -490,8 +491,13 @@ def test_tfds_errors(tfds_dir, tmp_path):
   def make(name="shades", split="train", data_dir=tfds_dir, key="picture"):
     return sources.Tfds(name, split, data_dir, key)
 
-  with pytest.raises(ValueError, match=r"tfds shads: .*not found"):
+  with pytest.raises(
+    ValueError, match=r"tfds shads: .*not found.* scripts.prepare --list"
+  ):
     make("shads")
+  # Its builder is that of TFDS, which needs TensorFlow to be made.
+  with pytest.raises(ValueError, match=r"not prepared .*needs TensorFlow"):
+    make("coco_captions", data_dir=tmp_path)
   with pytest.raises(
     ValueError, match="tfds shades/tain: Unknown split 'tain'"
   ):
@@ -500,6 +506,22 @@ def test_tfds_errors(tfds_dir, tmp_path):
     make(key="picure")
   with pytest.raises(ValueError, match=r"not prepared .* run: tfds build shad"):
     make(data_dir=tmp_path)
+
+
+def test_tfds_without_its_package(monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+  with pytest.raises(ValueError, match=r"tfds okvqa: needs a package: pip in"):
+    sources.make("tfds", name="okvqa", split="train")
+
+
+def test_a_missing_published_data_set_says_how_to_prepare_it():
+  with pytest.raises(
+    ValueError,
+    match=r"data/okvqa/val.jsonl: .*No such file.*scripts.prepare okvqa --list",
+  ):
+    sources.make("jsonl", path="data/okvqa/val.jsonl")
+  with pytest.raises(ValueError, match=r"No such file or directory$"):
+    sources.make("jsonl", path="mine/val.jsonl")
 
 
 def test_frames_of_a_video_reach_the_model(videos, tokenizer):

@@ -1,0 +1,426 @@
+"""The folder that a config reads: a JSONL file for each split, and pictures.
+
+Pictures that are files stay where they are; those in archives, and edited ones,
+are written to images/. prepared.json says which splits are complete, and of
+which files they were made.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from paligemma import disk, messages, registry
+from paligemma.data import image_files, pictures, video
+from scripts.datasets import catalog
+from scripts.datasets.data_set import Picture, Split
+from scripts.datasets.raw import Raw
+from scripts.imports import entries
+
+RECORD = "prepared.json"
+MOST = 10  # problems that a report names
+
+_COUNTED = 500  # examples between two looks of the progress bar
+# Fields without which an example teaches nothing.
+_NEEDED = (
+  "answer",
+  "answers",
+  "captions",
+  "caption",
+  "direct_answers",
+  "label",
+)
+_MEDIA = ("image", "video")
+
+Show = Callable[[int, int], None]
+
+
+@dataclasses.dataclass
+class Written:
+  """A split that was read.
+
+  Attributes:
+    examples: Lines that were written; None if the split was left out.
+    left_out: How many examples were left out.
+    first: Why the first of these, or the split, was.
+    opened: As of Raw.
+  """
+
+  examples: int | None = None
+  left_out: int = 0
+  first: str = ""
+  opened: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+
+
+def prepare(
+  name: str,
+  raw: os.PathLike | str,
+  out: os.PathLike | str,
+  *,
+  splits: Sequence[str] = (),
+  skip_bad: bool = False,
+  jobs: int = 1,
+  show: Show = lambda done, total: None,
+) -> dict[str, Written]:
+  """Writes the folder of a data set; complete splits are not read again.
+
+  Args:
+    name: Of the data set, a key of catalog.DATA_SETS.
+    raw: Folder of what was downloaded.
+    out: Folder to write.
+    splits: To write. Default: all.
+    skip_bad: Leave out examples whose picture is missing or whose record is
+      malformed, and splits whose files are missing or damaged; otherwise the
+      first of these is an error.
+    jobs: Splits that are read at a time, each in a process of its own.
+    show: Called with the examples that were read, and all that were published.
+
+  Returns:
+    {split: what was written}, without those that were complete.
+
+  Raises:
+    ValueError: What is missing, damaged or malformed, in one line.
+  """
+  data_set = registry.lookup(catalog.DATA_SETS, name, "data set")
+  raw, out = pathlib.Path(raw), pathlib.Path(out)
+  for split in splits:
+    registry.lookup(data_set.splits, split, f"split of {name}")
+  record = _read_record(out, name)
+  todo = [
+    split
+    for split in splits or data_set.splits
+    if not _is_complete(record["splits"].get(split), raw, out, split)
+  ]
+  total = sum(data_set.splits[split].count or 0 for split in todo)
+  # Workers do not inherit the threads of JAX.
+  context = multiprocessing.get_context("spawn")
+  counter = context.Value("q", 0)
+  if min(jobs, len(todo)) > 1:
+    pool = concurrent.futures.ProcessPoolExecutor(
+      min(jobs, len(todo)), context, _start, (counter,)
+    )
+  else:
+    pool = concurrent.futures.ThreadPoolExecutor(1, None, _start, (counter,))
+  found = {}
+  with pool:
+    running = {
+      pool.submit(_write_split, name, split, raw, out, skip_bad): split
+      for split in todo
+    }
+    try:
+      while running:
+        done, _ = concurrent.futures.wait(
+          running, 0.5, concurrent.futures.FIRST_COMPLETED
+        )
+        show(counter.value, max(total, counter.value))
+        for future in [x for x in running if x in done]:
+          split = running.pop(future)
+          found[split] = written = future.result()
+          if written.examples is None:
+            continue
+          record["splits"][split] = dict(
+            examples=written.examples,
+            left_out=written.left_out,
+            raw=written.opened,
+          )
+          disk.write(out / RECORD, json.dumps(record, indent=1) + "\n")
+    finally:
+      pool.shutdown(cancel_futures=True)
+  if found and all(written.examples is None for written in found.values()):
+    raise ValueError(next(iter(found.values())).first)
+  return {split: found[split] for split in todo}
+
+
+def check(
+  name: str,
+  out: os.PathLike | str,
+  *,
+  splits: Sequence[str] = (),
+  decode: bool = True,
+  jobs: int = 1,
+  show: Show = lambda done, total: None,
+) -> tuple[list[tuple[str, ...]], list[str]]:
+  """Compares a prepared folder with what was published.
+
+  Args:
+    decode: Decode every picture, as a training does.
+    jobs: Processes that decode.
+
+  Other arguments as of `prepare`.
+
+  Returns:
+    Rows of a table, and what is wrong, a line each.
+  """
+  data_set = registry.lookup(catalog.DATA_SETS, name, "data set")
+  out = pathlib.Path(out)
+  rows = [("split", "examples", "published", "pictures")]
+  wrong, of_splits = [], {}
+  for split in splits or data_set.splits:
+    facts = data_set.splits[split]
+    path = out / f"{split}.jsonl"
+    published = "" if facts.count is None else f"{facts.count:,}"
+    if not path.is_file():
+      rows.append((split, "missing", published, ""))
+      wrong.append(f"{path}: missing, expected {published or 'some'} examples")
+      continue
+    count, media = _check_lines(path, facts, wrong)
+    rows.append((split, f"{count:,}", published, f"{len(media):,}"))
+    if facts.count not in (None, count):
+      wrong.append(
+        f"{path}: {count:,} examples, {facts.count:,} were published: "
+        f"{abs(count - facts.count):,} "
+        f"{'less' if count < facts.count else 'more'}; is it another release, "
+        "or were some left out?"
+      )
+    of_splits[split] = media
+  wrong += _shared(of_splits)
+  wrong += _check_pictures(out, of_splits, decode, jobs, show)
+  return rows, wrong
+
+
+def _start(counter):
+  _counter.append(counter)
+
+
+_counter = []  # of this process, or this thread's parent
+
+
+def _write_split(name, split, raw_folder, out, skip_bad):
+  """Writes SPLIT.jsonl and the pictures that it names; returns Written."""
+  data_set = catalog.DATA_SETS[name]
+  problems = entries.Problems(skip_bad)
+  written = Written()
+  with problems:
+    raw = Raw(raw_folder, data_set.files)
+    place = _Pictures(raw, out)
+    with disk.file(out / f"{split}.jsonl") as temporary:
+      with temporary.open("w", encoding="utf-8") as file:
+        examples = _examples(data_set.splits[split], raw, place, problems)
+        count = _write_lines(file, examples)
+      failed = raw.extract(place.wanted)
+      if failed:
+        count -= _leave_out(pathlib.Path(temporary), out, failed, problems)
+      if not count:
+        reason = problems.messages[:1] or ["its files hold none"]
+        raise ValueError(f"{split}: no example was written: {reason[0]}")
+    written.examples, written.opened = count, raw.opened
+  written.left_out = len(problems.messages)
+  if problems.messages:  # the last one is that of the split
+    written.first = problems.messages[0 if written.examples else -1]
+  return written
+
+
+def _write_lines(file, examples):
+  count = 0
+  for count, example in enumerate(examples, 1):
+    file.write(f"{json.dumps(example, ensure_ascii=False)}\n")
+    if count % _COUNTED == 0:
+      _add(_COUNTED)
+  _add(count % _COUNTED)
+  return count
+
+
+def _add(count):
+  counter = _counter[-1]
+  with counter.get_lock():
+    counter.value += count
+
+
+def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
+  """Yields the lines of a split; raises at its end if pictures are missing."""
+  missing, first, total = 0, "", 0
+  for where, record in split.read(raw):
+    with problems:
+      try:
+        fields = split.fields(record)
+      except (KeyError, TypeError, IndexError, AttributeError) as error:
+        what = f"missing key {error}" if isinstance(error, KeyError) else error
+        raise ValueError(f"{where}: malformed record: {what}") from None
+      if fields is None:
+        continue
+      total += 1
+      key = next(key for key in _MEDIA if key in fields)
+      try:
+        named = place(fields[key])
+      except LookupError as error:
+        missing, first = missing + 1, first or f"{where}: {error.args[0]}"
+        if problems.skip:
+          raise ValueError(f"{where}: no picture {error.args[0]}") from None
+        continue
+      yield {key: named, **{k: v for k, v in fields.items() if k != key}}
+  if missing and not problems.skip:
+    raise ValueError(
+      f"{raw.folder}: {missing:,} of {total:,} examples name pictures that are "
+      f"not there, the first: {first}; --list names where they come from, "
+      "--skip_bad leaves these examples out"
+    )
+
+
+class _Pictures:
+  """Names the pictures of examples relative to the folder that is written.
+
+  Attributes:
+    wanted: Archive -> {path in it: path to write}, see Raw.extract.
+  """
+
+  def __init__(self, raw, out):
+    self.wanted = collections.defaultdict(dict)
+    self._raw, self._out = raw, out
+    self._root = os.path.relpath(raw.folder, out)
+
+  def __call__(self, picture):
+    if isinstance(picture, list):
+      return [self(x) for x in picture]
+    if isinstance(picture, entries.Contents):
+      return self._write(picture.path.as_posix(), lambda: picture.data)
+    if isinstance(picture, str):
+      picture = Picture((picture,))
+    found = next(filter(None, map(self._raw.find, picture.paths)), None)
+    if found is None:
+      raise LookupError(picture.paths[0])
+    if picture.edit is not None:
+      edited = functools.partial(self._edited, picture, found)
+      return self._write(picture.name, edited)
+    if found.archive is None:
+      return pathlib.PurePath(self._root, found.path).as_posix()
+    name = f"images/{found.path}"
+    self.wanted[found.archive][found.path] = self._out / name
+    return name
+
+  def _edited(self, picture, found):
+    where = str(self._raw.folder / found.path)
+    try:
+      return picture.edit(self._raw.read(found.path))
+    except OSError as error:  # of Pillow
+      raise ValueError(f"{where}: no picture: {error}") from None
+
+  def _write(self, name, data):
+    path = self._out / "images" / name
+    if not path.is_file():
+      disk.write(path, data())
+    return f"images/{name}"
+
+
+def _leave_out(lines, out, failed, problems):
+  """Removes lines whose pictures are damaged; returns how many."""
+  names = {path.relative_to(out).as_posix(): x for path, x in failed.items()}
+  kept, left_out = lines.with_suffix(".kept"), 0
+  with lines.open(encoding="utf-8") as old, kept.open("w") as new:
+    for line in old:
+      value = json.loads(line)
+      media = next(value[key] for key in _MEDIA if key in value)
+      bad = [x for x in _listed(media) if x in names]
+      if not bad:
+        new.write(line)
+        continue
+      left_out += 1
+      with problems:
+        raise ValueError(names[bad[0]])
+  kept.replace(lines)
+  return left_out
+
+
+def _read_record(out, name):
+  if not (out / RECORD).exists():
+    return {"data_set": name, "splits": {}}
+  record = disk.read_json(out / RECORD)
+  if record.get("data_set") != name:
+    raise ValueError(
+      f"{out}: holds {record.get('data_set')}, name another folder for {name}"
+    )
+  return record
+
+
+def _is_complete(record, raw, out, split):
+  """Whether a split was written, of files that have not changed since."""
+  if record is None or not (out / f"{split}.jsonl").is_file():
+    return False
+  return not record["left_out"] and all(
+    (raw / path).is_file()
+    and [(raw / path).stat().st_size, (raw / path).stat().st_mtime_ns] == state
+    for path, state in record["raw"].items()
+  )
+
+
+def _check_lines(path, facts, wrong):
+  """Returns how many examples a file has, and the names of its pictures."""
+  media, count, empty, first = set(), 0, 0, ""
+  with path.open(encoding="utf-8") as file:
+    for count, line in enumerate(file, 1):
+      try:
+        example = json.loads(line)
+        media.update(_listed(next(example[k] for k in _MEDIA if k in example)))
+      except (ValueError, StopIteration, TypeError):
+        wrong.append(f"{path}:{count}: no example, expected what was written")
+        continue
+      if not facts.hidden and any(
+        key in example and example[key] in ("", []) for key in _NEEDED
+      ):
+        empty, first = empty + 1, first or f"{path}:{count}"
+  if empty:
+    wrong.append(f"{first}: this and {empty - 1:,} more have no answer")
+  return count, media
+
+
+def _shared(of_splits):
+  """Pictures to train on that are evaluated as well."""
+  wrong = []
+  for one, other in itertools.combinations(of_splits, 2):
+    trains = [name.startswith(("train", "restval")) for name in (one, other)]
+    if sum(trains) != 1:
+      continue
+    if both := of_splits[one] & of_splits[other]:
+      wrong.append(
+        f"{one} and {other} share {len(both):,} pictures, such as {min(both)}"
+      )
+  return wrong
+
+
+def _check_pictures(out, of_splits, decode, jobs, show):
+  """What is wrong with the pictures of all splits."""
+  names = sorted(set().union(*of_splits.values()))
+  missing = [name for name in names if not (out / name).is_file()]
+  wrong = []
+  if missing:
+    wrong.append(
+      f"{out / missing[0]}: no such picture, and {len(missing) - 1:,} more of "
+      f"{len(names):,} are missing"
+    )
+  present = sorted({*names} - {*missing})
+  bad = []
+  if decode and present:
+    paths = [str(out / name) for name in present]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
+      run = map if jobs == 1 else functools.partial(pool.map, chunksize=64)
+      for done, reason in enumerate(run(_undecodable, paths), 1):
+        show(done, len(paths))
+        if reason:
+          bad.append(reason)
+  if bad:
+    wrong.append(f"{bad[0]}; {len(bad) - 1:,} more pictures cannot be decoded")
+  return wrong
+
+
+def _undecodable(path):
+  """Why a training would stop at a picture, or at a video, or None."""
+  try:
+    if path.lower().endswith(image_files.SUFFIXES):
+      image_files.decode(pictures.read(path), where=path)
+    else:
+      with open(path, "rb") as file:
+        video.Frames(1, 1).sample(file, where=path)
+  except ValueError as error:
+    return messages.one_line(error)
+  return None
+
+
+def _listed(media):
+  return media if isinstance(media, list) else [media]

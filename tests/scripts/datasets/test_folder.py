@@ -1,0 +1,301 @@
+"""Published data sets: from the publisher's files to the lines of a config."""
+
+import io
+import json
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paligemma.data import masks, sources
+from scripts.datasets import catalog, folder
+from tests.scripts.datasets import publishers
+from tests.scripts.datasets.publishers import ANSWERS, vqa_line
+
+
+@pytest.fixture
+def prepared(tmp_path):
+  """Writes the publisher's files and prepares them; returns the lines."""
+
+  def prepare(name, files=None, **options):
+    raw = publishers.write_all(
+      tmp_path / "raw", getattr(publishers, name)() if files is None else files
+    )
+    folder.prepare(name, raw, tmp_path / "out", **options)
+    return {
+      path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+      for path in (tmp_path / "out").glob("*.jsonl")
+    }
+
+  return prepare
+
+
+def readable(path):
+  """Whether a training can read every example of a file."""
+  source = sources.make("jsonl", path=path)
+  return all(source[i]["image"] for i in range(len(source)))
+
+
+def test_coco_captions_and_nocaps(prepared, tmp_path):
+  found = prepared("cococap")
+  assert {name: len(lines) for name, lines in found.items()} == {
+    "train": 2,
+    "restval": 1,
+    "val": 1,
+    "test": 1,
+    "nocaps": 1,
+    "nocaps_test": 1,
+  }
+  assert found["train"][0] == {
+    "image": "../raw/train2014/COCO_train2014_000000000001.jpg",
+    "captions": [f"A barn {n}. " for n in range(5)],
+    "image_id": 1,
+  }
+  (restval,) = found["restval"]
+  assert restval["image"] == "images/val2014/COCO_val2014_000000000002.jpg"
+  assert len(restval["captions"]) == 7
+  (nocaps,) = found["nocaps"]
+  assert nocaps["captions"] == [f"A dog {i}." for i in range(10)]
+  assert nocaps["image"] == "images/validation/0013.jpg"
+  assert all(map(readable, (tmp_path / "out").glob("*.jsonl")))
+  # Of a zip, only what is named is unpacked.
+  assert not list((tmp_path / "out").rglob("*000007.jpg"))
+
+
+def test_vqav2(prepared, tmp_path):
+  found = prepared("vqav2", jobs=2)
+  packed = "COCO_train2014_000000000009.jpg"
+  first, *others = found["train"]
+  assert first == {
+    **vqa_line("", 9000),
+    "image": f"images/train2014/{packed}",
+  }
+  assert [x["question_id"] for x in others] == [9001, 9002]
+  assert found["validation"] == [
+    vqa_line("val2014/COCO_val2014_000000000009.jpg", 42000)
+  ]
+  assert found["test"][1:] == found["test-dev"]
+  assert found["test-dev"] == [
+    vqa_line("coco/test2015/COCO_test2015_000000000009.jpg", 2, hidden=True)
+  ]
+  assert all(map(readable, (tmp_path / "out").glob("*.jsonl")))
+
+
+def test_textvqa_turns_pictures_back(prepared, tmp_path):
+  found = prepared("textvqa")
+  turned, _, upright = found["train"]
+  assert turned == {
+    "image": "images/train_images/aa.jpg",
+    "question": "What does it say, 0?",
+    "question_id": 0,
+    "answers": ANSWERS,
+  }
+  assert upright["image"] == "../raw/train_images/bb.jpg"
+  assert "answers" not in found["test"][0]
+  was = np.asarray(Image.open(io.BytesIO(publishers.jpeg(1))), int)
+  now = np.asarray(Image.open(tmp_path / "out" / turned["image"]), int)
+  # Counterclockwise, as tf.image.rot90.
+  assert np.abs(now - np.rot90(was)).mean() < 12
+  assert np.abs(now - np.rot90(was, -1)).mean() > 60
+
+
+def test_docvqa_of_two_releases(prepared):
+  found = prepared("docvqa")
+  assert found["train"][0] == {
+    "image": "../raw/train/documents/x_0.png",
+    "question": "What is the date?",
+    "question_id": 337,
+    "answers": ["1/8/93", "1/8/1993"],
+  }
+  assert found["val"][0]["image"] == "images/spdocvqa_images/x_0.png"
+  assert found["test"][0].keys() == {"image", "question", "question_id"}
+
+
+def test_refcoco(prepared):
+  found = prepared("refcoco_seg")
+  # Picture 3 is that of a validation split.
+  (train,) = found["train"]
+  assert train["image"] == "../raw/train2017/000000000001.jpg"
+  assert [x["sentences"] for x in train["objects"]] == [
+    ["left dog", "dog"] * 2,
+    ["a big dog"],
+  ]
+  assert (train["height"], train["width"]) == (31, 43)
+  first, second = found["refcoco_val"]
+  (item,) = second["objects"]
+  assert item["sentences"] == ["the dog"]
+  assert item["label"] == "dog"
+  assert item["box"] == [5.0, 8.0, 20.0, 26.0]
+  mask = masks.from_rle(item["mask"], 31, 43)
+  assert mask[5:20, 8:26].all() and mask.sum() == 15 * 18
+  assert first["objects"][0]["sentences"] == ["right dog"]
+  (crowd,) = found["refcocop_testA"]
+  assert masks.from_rle(crowd["objects"][0]["mask"], 31, 43).sum() == 62
+  assert found["refcocog_val"][0]["objects"][0]["sentences"] == ["v"]
+
+
+def test_a_pickle_that_runs_code_is_refused(prepared, tmp_path):
+  class Evil:
+    def __reduce__(self):
+      return os.mkdir, (str(tmp_path / "evil"),)
+
+  files = publishers.refcoco_seg()
+  files["refcocog/refs(umd).p"] = publishers.pickle.dumps([Evil()])
+  with pytest.raises(ValueError, match=r"refs\(umd\).p: .*an object .*mkdir"):
+    prepared("refcoco_seg", files)
+  assert not (tmp_path / "evil").exists()
+
+
+def test_a_missing_file_is_one_line_and_can_be_left_out(prepared, tmp_path):
+  files = publishers.vqav2()
+  del files["v2_mscoco_val2014_annotations.json"]
+  with pytest.raises(ValueError, match=r"holds no v2_mscoco_val2014.*_Val_ms"):
+    prepared("vqav2", files)
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  written = folder.prepare("vqav2", raw, out, skip_bad=True)
+  assert written["validation"].examples is None
+  assert "holds no v2_mscoco_val2014_annotations.json" in (
+    written["validation"].first
+  )
+  assert (out / "test.jsonl").exists()
+  assert not (out / "validation.jsonl").exists()
+
+
+def test_missing_pictures_are_counted(prepared, tmp_path):
+  files = publishers.textvqa()
+  del files["train_images/bb.jpg"]
+  with pytest.raises(
+    ValueError, match=r"1 of 3 examples name pictures .*data 2: train_images/bb"
+  ):
+    prepared("textvqa", files)
+  out = tmp_path / "out"
+  assert not list(out.glob("train*")) and not list(out.glob(".train*"))
+  written = folder.prepare("textvqa", tmp_path / "raw", out, skip_bad=True)
+  assert (written["train"].examples, written["train"].left_out) == (2, 1)
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    (
+      "v2_OpenEnded_mscoco_train2014_questions.json",
+      '{"questions": [{"question_id": 9000, "image_id": 9, "question": ""},',
+      "malformed JSON at character 68: the file ends too early",
+    ),
+    (
+      "v2_OpenEnded_mscoco_train2014_questions.json",
+      '{"questions": [{"question_id": 1 "image_id": 9, "question": "abcdef"}]}',
+      "malformed JSON at character 33: Expecting ',' delimiter",
+    ),
+    ("v2_OpenEnded_mscoco_train2014_questions.json", "{}", 'no "questions"'),
+    (
+      "v2_OpenEnded_mscoco_train2014_questions.json",
+      {"questions": [{"question_id": 9000, "question": "x"}]},
+      "questions 0: malformed record: missing key 'image_id'",
+    ),
+    ("train2014.zip", b"PK\3\4 cut off", r"train2014.zip: .*is it complete\?"),
+  ],
+)
+def test_damaged_files_are_named(prepared, name, content, message):
+  files = {**publishers.vqav2(), name: content}
+  with pytest.raises(ValueError, match=message) as caught:
+    prepared("vqav2", files)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_picture_of_an_archive_leaves_out_its_lines(
+  prepared, tmp_path
+):
+  files = publishers.vqav2()
+  data = bytearray(files["train2014.zip"])
+  data[200] ^= 255
+  files["train2014.zip"] = bytes(data)
+  with pytest.raises(ValueError, match=r"COCO_train2014.*is it complete"):
+    prepared("vqav2", files)
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  written = folder.prepare("vqav2", raw, out, skip_bad=True)
+  assert written["train"].examples is None
+  assert "no example was written" in written["train"].first
+  assert written["test"].examples == 2
+
+
+def test_a_second_run_goes_on(prepared, tmp_path):
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  prepared("vqav2", splits=["train"])
+  before = (out / "train.jsonl").stat().st_mtime_ns
+  assert list(folder.prepare("vqav2", raw, out)) == [
+    *("validation", "test", "test-dev")
+  ]
+  assert (out / "train.jsonl").stat().st_mtime_ns == before
+  assert folder.prepare("vqav2", raw, out) == {}
+  # A file that has changed is read again.
+  publishers.write_all(raw, publishers.vqa("v2_", "val2014", 42000, 42001))
+  assert folder.prepare("vqav2", raw, out)["validation"].examples == 2
+  with pytest.raises(ValueError, match="holds vqav2, name another folder"):
+    folder.prepare("okvqa", raw, out)
+
+
+def test_check_names_what_differs(prepared, tmp_path):
+  out = tmp_path / "out"
+  prepared("textvqa")
+  rows, wrong = folder.check("textvqa", out)
+  assert rows[1] == ("train", "3", "34,602", "2")
+  assert [line.partition(": ")[2] for line in wrong] == [
+    "3 examples, 34,602 were published: 34,599 less; is it another release, "
+    "or were some left out?",
+    *(
+      f"1 examples, {count} were published: {less} less; is it another "
+      "release, or were some left out?"
+      for count, less in [("5,000", "4,999"), ("5,734", "5,733")]
+    ),
+  ]
+  (tmp_path / "raw/train_images/bb.jpg").write_bytes(publishers.jpeg()[:900])
+  (tmp_path / "raw/test_images/cc.jpg").unlink()
+  (out / "val.jsonl").write_text(
+    '{"image": "../raw/train_images/bb.jpg", "answers": []}\n'
+  )
+  _, wrong = folder.check("textvqa", out)
+  _, no_answer, _, _, shared, missing, damaged = wrong
+  assert no_answer.endswith("val.jsonl:1: this and 0 more have no answer")
+  assert shared.startswith("train and val share 1 pictures, such as ../raw")
+  assert "cc.jpg: no such picture, and 0 more of 3 are missing" in missing
+  assert "bb.jpg" in damaged and "0 more pictures cannot be decoded" in damaged
+
+
+def test_every_data_set_says_where_it_comes_from():
+  for name, data_set in catalog.DATA_SETS.items():
+    assert data_set.about.endswith("."), name
+    assert data_set.files and data_set.splits, name
+    assert data_set.homepage.startswith("https://"), name
+    for split in data_set.splits:
+      assert pathlib.PurePath(split).name == split
+
+
+def test_lines_of_damaged_pictures_are_left_out_of_a_split(prepared, tmp_path):
+  """One picture of an archive is damaged, and the others are kept."""
+  files = publishers.cococap()
+  names = [f"val2014/COCO_val2014_{i:012d}.jpg" for i in (2, 3, 4)]
+  content = {name: publishers.jpeg(i) for i, name in enumerate(names)}
+  karpathy = publishers.karpathy()
+  for image in karpathy["images"][1:4]:
+    image["split"] = "val"
+  files["caption_datasets.zip"] = publishers.zipped(
+    {"dataset_coco.json": json.dumps(karpathy)}
+  )
+  data = bytearray(publishers.zipped(content))
+  data[len(data) // 2] ^= 255
+  files["val2014.zip"] = bytes(data)
+  raw = publishers.write_all(tmp_path / "raw", files)
+  with pytest.raises(ValueError, match=r"is it complete\?$"):
+    folder.prepare("cococap", raw, tmp_path / "out", splits=["val"])
+  written = folder.prepare(
+    "cococap", raw, tmp_path / "out", splits=["val"], skip_bad=True
+  )
+  assert (written["val"].examples, written["val"].left_out) == (2, 1)
+  assert "COCO_val2014_000000000003.jpg" in written["val"].first
+  lines = (tmp_path / "out/val.jsonl").read_text().splitlines()
+  kept = [f"images/{names[0]}", f"images/{names[2]}"]
+  assert [json.loads(line)["image"] for line in lines] == kept
+  assert readable(tmp_path / "out/val.jsonl")
