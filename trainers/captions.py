@@ -56,10 +56,12 @@ def count(dataset: Dataset, example: pairs.Example) -> tuple:
     return TokenCounts(None, None, None, False), []
   written = pairs.captions(example)
   rows = [through.tokenize(example, text) for text in written]
+  regions = pairs.read_regions(example) if through.regions else ()
+  of_regions = [through.tokenize_region(example, x) for x in regions]
   tok = through.tokenizer
   lengths = [
     int((row["text"] != tok.pad_id).sum()) + (tok.pad_id == tok.eos_id)
     for row in rows
   ]
-  cut = any(row.get("truncated", False) for row in rows)
+  cut = any(row.get("truncated", False) for row in rows + of_regions)
   return TokenCounts(None, max(lengths), None, cut), written
