@@ -77,7 +77,7 @@ def numpy_logits(params, image, text, parallel):
     for layer in range(2):
       norms = [f"decoderblock/LayerNorm_{i}" for i in range(3)]
       mha = "decoderblock/MultiHeadDotProductAttention"
-      y, every = norm(x, norms[0], layer), np.ones((T, S), bool)
+      y, every = norm(x, norms[0], layer), np.ones((T, len(image[b])), bool)
       x = x + attend(y, y, f"{mha}_0", layer, seen)
       y = norm(x, norms[1], layer)
       x = x + attend(y, image[b], f"{mha}_1", layer, every)

@@ -1,5 +1,6 @@
 """Contrastive training of a SigLIP on images and their captions."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paligemma import evals, parameters, registry, tree
+from paligemma import evals, parameters, registry
 from paligemma.data import pairs, siglip_tokenizer
 from paligemma.lora import apply as lora
 from paligemma.lora.config import Lora
@@ -141,7 +142,7 @@ def _check_decoder(config):
       "more, and a share in [0, 1]"
     )
   name = parameters.DECODER_HEAD
-  if not tree.match_any(config.trainable, [name])[name]:
+  if not any(re.fullmatch(rule, name) for rule in config.trainable):
     raise ValueError(
       "decoder_weight is set, but config.trainable leaves the decoder as it is "
       'drawn; add "dec/.*" to it, or set decoder_weight to 0'
