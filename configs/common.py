@@ -213,6 +213,7 @@ KEYS = (
       ("img", "image tower", ()),
       ("llm", "decoder", _NEXT_TOKEN["kinds"]),
       ("txt", "text tower", _CONTRASTIVE["kinds"]),
+      ("dec", "decoder of decoder_weight", _CONTRASTIVE["kinds"]),
     )
     for name, default, meaning, type in (
       ("dropout", 0.0, "rate of dropout in the {}", float),
@@ -373,6 +374,19 @@ KEYS = (
     "loss",
     "sigmoid",
     "over all pairs of a batch: sigmoid, or softmax as of CLIP",
+    **_CONTRASTIVE,
+  ),
+  Key(
+    "decoder_weight",
+    0.0,
+    "of the loss of a decoder that writes captions, and with `objects` boxes "
+    "and their labels, from the tokens of the image; 0: there is no decoder",
+    **_CONTRASTIVE,
+  ),
+  Key(
+    "decoder_parallel",
+    0.5,
+    "share of the captions of which all tokens are predicted at once",
     **_CONTRASTIVE,
   ),
   Key("accumulate_steps", 1, "microbatches that a batch is split into"),

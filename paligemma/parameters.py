@@ -8,8 +8,9 @@ Axes: L layers, D width, F hidden units of the MLP, N heads, K key/value heads,
 H head dim, V vocabulary, P positions of patches, T positions of text, C
 colours, h and w pixels of a patch, M features that the head of the image tower
 reads, E features that a head returns; y and x the grid of positions and Z the
-values of a patch in NaFlex; I inputs, O outputs and R rank of an adapter. A
-number is an axis of so many parts: keys and values, gate and up.
+values of a patch in NaFlex; W width of an image tower beside D; I inputs, O
+outputs and R rank of an adapter. A number is an axis of so many parts: keys and
+values, gate and up.
 
 Names and shapes are those of big_vision: models/vit.py, models/ppp/gemma.py and
 models/proj/image_text/{two_towers,text_transformer,naflex_vit}.py.
@@ -100,13 +101,25 @@ _VIT_LAYER = (
   ("MlpBlock_0/Dense_1/kernel", "F D", MATRIX, "F", "mlp/down"),
   ("MlpBlock_0/Dense_1/bias", "D", BIAS),
 )
+_DEC = (
+  ("Embed_0/embedding", "V D", TABLE, "D"),
+  ("pos_embedding", "1 T D", POSITION),
+  ("tokens", "1 4 D", TOKEN),
+  ("decoder_norm/scale", "D", SCALE),
+  ("decoder_norm/bias", "D", BIAS),
+  ("head/kernel", "D V", MATRIX, "D"),
+  ("head/bias", "V", BIAS),
+)
 
 # Prefix of the layers of a tower, and what joins the number of a layer to it.
 LAYERS = {
   "llm": ("llm/layers", "/"),
   "img": ("img/Transformer/encoderblock", "_"),
   "txt": ("txt/Encoder_0/encoderblock", "_"),
+  "dec": ("dec/decoderblock", "_"),
 }
+# Heads that losses alone need: in runs, but not in what is made of them.
+LOSS_HEADS = ("dec",)
 
 # Size of a tower -> its letter. Shapes show no other field of a tower.
 _SIZES = {"width": "D", "depth": "L", "mlp_dim": "F", "num_heads": "N"}
@@ -123,6 +136,8 @@ TEXT_POSITIONS = "txt/pos_embedding"
 SECOND_TEXT_POSITIONS = "txt/Encoder_0/pos_embedding"  # of some old files
 TEXT_NORM = "txt/Encoder_0/encoder_norm/scale"
 TEMPERATURE, LOGIT_BIAS = "t", "b"
+DECODER_EMBEDDING = "dec/Embed_0/embedding"
+DECODER_HEAD = "dec/head/kernel"
 PATCH_KERNEL = "img/embedding/kernel"
 POSITIONS = "img/pos_embedding"
 HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
@@ -130,9 +145,12 @@ HEAD_KERNEL, HEAD_BIAS = "img/head/kernel", "img/head/bias"
 # Regexes that match the names of parameters in both layouts.
 HEAD = r"img/head/.*"
 POOLING = r"img/MAPHead_0/.*"
+# Of the cross attention: what is computed for each token of the image.
+CROSS_KEYS = r"dec/.*/MultiHeadDotProductAttention_1/(key|value)/.*"
 # What a tower that pools computes once: its one query, and what is behind it.
 POOLED = (
-  r".*/(head|pre_logits)/.*|.*/MAPHead_0/(.*/(query|out)|MlpBlock_0/.*)/.*"
+  r"(img|txt)/((head|pre_logits)/.*|"
+  r"MAPHead_0/(.*/(query|out)|MlpBlock_0/.*)/.*)"
 )
 ATTENTION = r"llm/layers/(\d+/)?attn/.*"
 LORA = "lora_"  # prefix of the second to last part of an adapter's name
@@ -153,7 +171,8 @@ class Parameter:
     when: Which models have it. "": all with its tower. "grouped", "fused":
       those with fewer key/value heads than heads, or as many. "post_norms":
       Gemma 2. "lora": with adapters. "map", "tok", "rep_size": towers with such
-      a pooling or head. "naflex": image towers for any aspect ratio.
+      a pooling or head. "naflex": image towers for any aspect ratio. "dec": a
+      SigLIP with a decoder, see models/text_decoder.py.
   """
 
   name: str
@@ -222,6 +241,20 @@ def _rows() -> Iterator[Parameter]:
       if not name.startswith("LayerNorm_1"):
         name = f"{tower}/MAPHead_0/{name}"
         yield _row(tower, name, axes, kind, *rest[:1], when="map")
+  # A block with two attentions, the second one to the tokens of the image.
+  for name, axes, kind, *rest in _VIT_LAYER:
+    rows = [(name, axes, "".join(rest[:1]))]
+    if name.startswith("LayerNorm_1"):
+      rows.append((name.replace("_1", "_2"), axes, ""))
+    elif name.startswith(_MHA):
+      of_image = name.endswith(("key/kernel", "value/kernel"))
+      found = (x.replace("D", "W") if of_image else x for x in rows[0][1:])
+      rows.append((name.replace(_MHA, f"{_MHA[:-1]}1"), *found))
+    for name, axes, summed in rows:
+      name = f"{LAYERS['dec'][0]}/{name}"
+      yield _row("dec", name, f"L {axes}", kind, summed, when="dec")
+  for name, axes, kind, *rest in _DEC:
+    yield _row("dec", f"dec/{name}", axes, kind, *rest, when="dec")
   yield _row("", TEMPERATURE, "1", LOGIT)
   yield _row("", LOGIT_BIAS, "1", LOGIT)
 

@@ -3,7 +3,8 @@
     python -m scripts.make_shapes OUT --num 6000 --seed 0
 
 A line of train.jsonl and val.jsonl: {"image": "train/000000.png", "captions":
-["a red star", "a star in red on blue"], "label": "red star"}.
+["a red star", "a star in red on blue"], "label": "red star", "objects":
+[{"box": [y0, x0, y1, x1] in pixels, "label": "a red star"}]}.
 """
 
 import json
@@ -43,7 +44,12 @@ def make_example(
     f"a {name} in {colour}",
     f"a picture of {described}",
   ]
-  return picture, {"captions": captions, "label": f"{colour} {name}"}
+  box = [round(RES * side, 1) for side in shape.box]
+  return picture, {
+    "captions": captions,
+    "label": f"{colour} {name}",
+    "objects": [{"box": box, "label": described}],
+  }
 
 
 def make_shapes(

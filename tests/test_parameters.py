@@ -16,6 +16,7 @@ GEMMA = "llm/layers"
 VIT = "img/Transformer/encoderblock"
 MHA = f"{VIT}/MultiHeadDotProductAttention_0"
 TXT = "txt/Encoder_0/encoderblock"
+DEC = "dec/decoderblock"
 TXT_MHA = f"{TXT}/MultiHeadDotProductAttention_0"
 
 # Name -> axis from the last that is split over devices, axes over which the
@@ -36,6 +37,9 @@ BY_HAND = {
   "txt/pos_embedding": (None, None, True, False),
   f"{TXT}/MlpBlock_0/Dense_0/kernel": (-1, (-2,), False, True),
   "txt/head/kernel": (None, (-2,), False, True),
+  "dec/head/kernel": (-1, (-2,), False, True),
+  "dec/tokens": (None, None, True, False),
+  f"{DEC}/MultiHeadDotProductAttention_1/key/kernel": (-2, (-3,), False, True),
   "t": (None, None, True, False),
   "b": (None, None, True, False),
   f"{VIT}/LayerNorm_0/bias": (None, None, True, False),
@@ -127,6 +131,11 @@ def siglip_shapes(*, scan=True, variant="siglip_tiny", **img):
   return model, init.shapes(model, RES)
 
 
+def decoder_shapes(**dec):
+  model = siglip.make("siglip_tiny", dec=dec)
+  return model, init.shapes(model, RES)
+
+
 def pooled_shapes(**fields):
   model = vit.make("mu/14", num_classes=7, **fields)
   image = jax.ShapeDtypeStruct((1, RES, RES, 3), "float32")
@@ -153,6 +162,15 @@ def test_also_of_siglip(scan):
   assert_rows(shapes, sizes | {"t": {}, "b": {}})
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_also_of_the_decoder_beside_a_siglip(scan):
+  model, shapes = decoder_shapes(scan=scan, width=24, num_heads=2)
+  ours = {name: x for name, x in shapes.items() if name.startswith("dec/")}
+  sizes = {x: getattr(model.dec, x) for x in parameters.SIZES["txt"]}
+  letters = txt_letters(model.txt.clone(**sizes))
+  assert_rows(ours, {"dec": letters | {"W": model.img.width}})
+
+
 def test_naflex_has_other_axes_for_two_parameters():
   _, shapes = siglip_shapes(variant="siglip2_b16_naflex")
   letters = {"Z": 3 * 16**2, "D": 768, "y": 16, "x": 16}
@@ -174,6 +192,7 @@ def test_every_row_is_of_some_model():
     paligemma_shapes("paligemma_tiny", num_kv_heads=4),
     *(pooled_shapes(**fields) for fields in POOLED),
     siglip_shapes(),
+    decoder_shapes(),
   ]
   assert set().union(*(shapes for _, shapes in models)) == set(parameters.ROWS)
 

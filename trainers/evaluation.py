@@ -96,7 +96,11 @@ def load(
   mesh = sharding.make_mesh(**config.mesh)
   model = tasks.of(config).make_model(config)
   trainable, frozen = state.abstract_params(model, config, mesh)
-  leaves = {**trainable, **frozen}
+  leaves = {
+    name: leaf
+    for name, leaf in {**trainable, **frozen}.items()
+    if not state.loss_heads([name])
+  }
   params = state.load_params(path, leaves, leaves)
   for note in start.preprocessing_notes(config, formats.open(path)):
     logging.warning("%s: %s", path, note)

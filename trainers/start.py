@@ -12,6 +12,7 @@ from paligemma.checkpoints import formats
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.data import image
+from paligemma.parameters import LOSS_HEADS
 from paligemma.tree import Flat
 from trainers import progress, state
 from trainers.plan import Plan
@@ -102,8 +103,11 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
   """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
-  checkpoint = formats.open(source(config))
+  heads = [head for head in LOSS_HEADS if getattr(model, head, None)]
+  checkpoint = formats.open(source(config), keep=heads)
   lines = [f"initial weights: {checkpoint.describe()}"]
+  for head in set(heads) - state.loss_heads(checkpoint.leaves):
+    lines.append(f'note: nothing under "{head}/" in the files, so it is drawn')
   name, tower = list(model.towers.items())[-1]
   for field, theirs in getattr(checkpoint, name).items():
     if (ours := getattr(tower, field)) != theirs:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from paligemma import init, io, quantization, registry, tree
+from paligemma import init, io, parameters, quantization, registry, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.lora import apply as lora
 from paligemma.training import sharding
@@ -123,15 +123,19 @@ def load_params(
     names: those to read; a resumed run has the others in its checkpoint.
 
   Returns:
-    Arrays by name, without adapters if the checkpoint has none.
+    Arrays by name, without adapters and heads of losses if the checkpoint has
+    none.
 
   Raises:
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
-  checkpoint = formats.open(path)
   shapes = {name: leaf.shape for name, leaf in abstract.items()}
   expected = quantized_leaves.full_shapes(shapes)
+  heads = loss_heads(expected)
+  checkpoint = formats.open(path, keep=heads)
+  for head in heads - loss_heads(checkpoint.leaves):
+    expected = {n: x for n, x in expected.items() if loss_heads([n]) != {head}}
   if not any(lora.is_adapter(checkpoint.leaves).values()):
     is_adapter = lora.is_adapter(expected)
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
@@ -143,6 +147,12 @@ def load_params(
       {name: abstract[name] for name in names},
       progress=show,
     )
+
+
+def loss_heads(names: Iterable[str]) -> set[str]:
+  """Which of parameters.LOSS_HEADS have some of the parameters."""
+  found = {name.partition("/")[0] for name in names}
+  return found.intersection(parameters.LOSS_HEADS)
 
 
 def _new_state(optimizer, trainable, ema):

@@ -10,6 +10,7 @@ top: --config.learning_rate=1e-4.
 A line of the JSONL: {"image": "0001.jpg", "captions": ["a red barn", "a barn in
 snow"]}, or one caption under "suffix", image paths relative to the file. Of
 several captions each is drawn once in as many epochs.
+decoder=1 adds the loss of a decoder, see docs/siglip.md.
 tune says what trains: full, lit (all but the image tower), image, lora. With
 val=val.jsonl recall@1 is evaluated, with label=label beside it, a field of its
 lines, zero-shot accuracy.
@@ -50,6 +51,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     epochs=5.0,
     tune="full",
     loss="sigmoid",
+    decoder=0.0,
     dtype="bfloat16",
     init="",
     tokenizer="weights/siglip2_b16_224",
@@ -66,6 +68,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.res = arg.res or sizes.res or config.res
 
   config.trainable = method.trainable
+  if arg.decoder and not method.lora:
+    config.trainable += ("dec/.*",)
   config.frozen_dtype = arg.dtype
   if method.lora:
     config.model.lora = dict(targets=("img/.*", "txt/.*"))
@@ -82,6 +86,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.total_epochs = arg.epochs
 
   config.loss = arg.loss
+  config.decoder_weight = arg.decoder
   config.optimizer = method.optimizer
   config.optimizer_args = dict(b2=0.95)  # arXiv:2303.15343, section 4.7
   config.learning_rate = method.learning_rate

@@ -1,12 +1,13 @@
 """Tells the format of a checkpoint, and opens it."""
 
+import dataclasses
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from paligemma import disk, registry
+from paligemma import disk, parameters, registry
 from paligemma.checkpoints import errors, keras_hub, npz, presets, towers
 from paligemma.checkpoints.checkpoint import Checkpoint
 from paligemma.checkpoints.huggingface import read as huggingface
@@ -68,6 +69,7 @@ def open(
   path: epath.PathLike | Mapping[str, epath.PathLike],
   *,
   directory: epath.PathLike | None = None,
+  keep: Sequence[str] = (),
 ) -> Checkpoint:
   """Opens a checkpoint of any format; reads only what tells names and shapes.
 
@@ -76,6 +78,7 @@ def open(
       presets.PRESETS), or {"img": path, "llm": path} for the image tower of one
       and the decoder of another.
     directory: Where presets are looked for first, see presets.find.
+    keep: Those of parameters.LOSS_HEADS that are not left out.
 
   Raises:
     ValueError: No such file, an unknown or damaged format.
@@ -97,7 +100,15 @@ def open(
     path = presets.find(path, directory=directory)
   with errors.named(path):
     _, open_format, _ = FORMATS[detect(path)]
-    return open_format(str(path))
+    return _without_heads(open_format(str(path)), keep)
+
+
+def _without_heads(found, keep):
+  heads = set(parameters.LOSS_HEADS).difference(keep)
+  left_out = [n for n in found.leaves if n.partition("/")[0] in heads]
+  leaves = {n: x for n, x in found.leaves.items() if n not in left_out}
+  ignored = (*found.ignored, *left_out)
+  return dataclasses.replace(found, leaves=leaves, ignored=ignored)
 
 
 def fingerprint(

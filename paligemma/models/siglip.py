@@ -18,10 +18,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import parameters, registry, tree, variants
-from paligemma.models import naflex, text_tower, vit
+from paligemma.models import naflex, text_decoder, text_tower, vit
 
 _EPSILON = 1e-8  # of norms
 
@@ -34,6 +34,7 @@ class Model(nn.Module):
     txt: text_tower.Model.
     temperature_init: Of out["t"].
     bias_init: Of out["b"]; None: no bias, as with the softmax loss of CLIP.
+    dec: text_decoder.Model, for a loss beside that of the pairs; None: none.
     metadata: As of paligemma.Model.
   """
 
@@ -41,6 +42,7 @@ class Model(nn.Module):
   txt: nn.Module
   temperature_init: float = 10.0
   bias_init: float | None = -10.0
+  dec: nn.Module | None = None
   metadata: Mapping[str, Any] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
   )
@@ -80,6 +82,8 @@ class Model(nn.Module):
     if image is not None:
       zimg, of_image = self.img(self._whole_patches(image), train=train)
       zimg = _normalize("img", zimg, of_image, out)
+      if self.dec is not None and self.is_initializing():
+        self.dec.init_from(of_image["encoded"])
     start = nn.initializers.constant(math.log(self.temperature_init))
     out["t/parameter"] = t = self.param("t", start, (1,), jnp.float32)
     out["t"] = jnp.exp(t.astype(jnp.float32))
@@ -99,6 +103,17 @@ class Model(nn.Module):
         f"least a patch of {side}x{side}"
       )
     return image[:, :height, :width]
+
+  def decode(
+    self,
+    image_tokens: Float[Array, "B S C"],
+    is_patch: Bool[Array, "B S"] | None,
+    text: Int[Array, "B R T"],
+    parallel: Bool[Array, " B"],
+    train: bool = False,
+  ) -> Float[Array, "B R*T D"]:
+    """Reads texts beside images, see text_decoder.Model."""
+    return self.dec(image_tokens, is_patch, text, parallel, train)
 
   @property
   def towers(self) -> dict[str, nn.Module]:
@@ -166,6 +181,7 @@ def make(
   dtype: str = "float32",
   img: Mapping[str, Any] | None = None,
   txt: Mapping[str, Any] | None = None,
+  dec: Mapping[str, Any] | None = None,
   **fields: Any,
 ) -> Model:
   """Returns a model by name, such as "siglip2_b16_224".
@@ -177,6 +193,8 @@ def make(
     variant: A key of variants.SIGLIP.
     dtype: Compute dtype of both towers: "float32", "bfloat16" or "float16".
     img, txt: Fields of vit.Model and text_tower.Model that differ.
+    dec: Fields of text_decoder.Model that differ from the text tower's; None:
+      no decoder.
     **fields: Fields of Model that differ: temperature_init, bias_init.
 
   Raises:
@@ -188,8 +206,10 @@ def make(
   txt.setdefault("num_classes", sizes.embed_dim)
   img = {"pool_type": "map", **(img or {})}
   tower = vit if sizes.res else naflex
+  txt = text_tower.make(sizes.txt, dtype=dtype, **txt)
   return Model(
     img=tower.make(sizes.img, dtype=dtype, **img),
-    txt=text_tower.make(sizes.txt, dtype=dtype, **txt),
+    txt=txt,
+    dec=None if dec is None else text_decoder.beside(txt, **dec),
     **fields,
   )

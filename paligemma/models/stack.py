@@ -40,6 +40,8 @@ class Call:
       for a block. Default: no bound.
     cache_size: Number of positions of the cache that "prefill" makes.
     cache_index: Position of the cache that "extend" writes to.
+    context: Other tokens that all blocks attend to, such as those of an image.
+    context_mask: Which of them a query attends to. Default: all.
   """
 
   mode: str = flax.struct.field(pytree_node=False, default="eval")
@@ -47,6 +49,8 @@ class Call:
   window: Int[Array, "*L"] | None = None
   cache_size: int | None = flax.struct.field(pytree_node=False, default=None)
   cache_index: Int[Array, ""] | None = None
+  context: Float[Array, "B S C"] | None = None
+  context_mask: Mask | None = None
 
   @property
   def train(self) -> bool:
@@ -118,20 +122,27 @@ class Stack:
       if owner.is_mutable_collection(name)
     ]
 
-    def run(variables, x, layer, mask, number):
+    def run(variables, x, layer, shared, number):
       rngs = {}
+      mask, context, context_mask = shared
       if "rng" in layer:
         rngs["dropout"] = jax.random.fold_in(layer["rng"], number)
       (x, named), new = self.block.apply(
         variables,
         x,
-        call.replace(mask=mask, window=layer["window"]),
+        call.replace(
+          mask=mask,
+          window=layer["window"],
+          context=context,
+          context_mask=context_mask,
+        ),
         rngs=rngs,
         mutable=written,
         capture_intermediates="intermediates" in written,
       )
       return x, (named, new)
 
+    shared = call.mask, call.context, call.context_mask
     variables = {"params": self._read(owner, "params")}
     if call.mode == "extend":
       variables["cache"] = self._read(owner, "cache")
@@ -143,24 +154,24 @@ class Stack:
         variables,
         x,
         layers,
-        call.mask,
+        shared,
         dtype=config.dtype,
         num_microbatches=number,
       )
     else:
-      x, named, new = self._run_plainly(run, variables, x, layers, call.mask)
+      x, named, new = self._run_plainly(run, variables, x, layers, shared)
       for name, value in new.items():
         self._write(owner, name, value)
     if config.scan:
       named = [_layer(named, i) for i in range(config.depth)]
     return x, named
 
-  def _run_plainly(self, run, variables, x, layers, mask):
+  def _run_plainly(self, run, variables, x, layers, shared):
     """Stores what autodiff does, products, or the float32 inputs of layers."""
 
     def step(x, layer):
       variables, layer = layer
-      return run(variables, x, layer, mask, 0)
+      return run(variables, x, layer, shared, 0)
 
     if self.config.remat_policy != "none":
       saved = jax.checkpoint_policies.save_only_these_names(PRODUCT)
@@ -258,7 +269,7 @@ def scan_layers(
     params: [L, ...].
     x: The input of the first layer.
     layers: [L, ...], not differentiated.
-    shared: [B, ...], the same for all layers, not differentiated.
+    shared: [B, ...], the same for all layers.
     dtype: Compute dtype.
     num_microbatches: How many microbatches go through a layer one by one, which
       bounds its memory; divides the examples of a device.
@@ -312,15 +323,20 @@ def _forward(block, kept_dtype, num_microbatches, params, x, layers, shared):
 
 
 def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
-  trained = jax.tree.map(lambda p: p.value if p.perturbed else None, params)
-  frozen = jax.tree.map(lambda p: None if p.perturbed else p.value, params)
+  differentiated, fixed = (
+    jax.tree.map(
+      lambda p, wanted=wanted: p.value if p.perturbed == wanted else None,
+      (params, shared),
+    )
+    for wanted in (True, False)
+  )
   params, x, layers, shared = jax.tree.map(
     lambda p: p.value, (params, x, layers, shared)
   )
   y, (kept, out) = _forward(
     block, dtype, num_microbatches, params, x, layers, shared
   )
-  return (y, out), (trained, frozen, kept, layers, shared)
+  return (y, out), (differentiated, fixed, kept, layers)
 
 
 def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
@@ -332,36 +348,39 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
       "the named outputs of blocks have no gradient, as blocks are computed "
       'again in the backward pass; set remat_policy to "none"'
     )
-  trained, frozen, kept, layers, shared = residuals
+  (trained, followed), (frozen, shared), kept, layers = residuals
   sums = jax.tree.map(
     lambda p: jax.ShapeDtypeStruct(p.shape[1:], jnp.float32), trained
   )
   if isinstance(dy, zero):
     dy = jnp.zeros(dy.shape, dy.dtype)
 
-  def step(dy, layer):
+  def add(total, more):
+    return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, more)
+
+  def step(carry, layer):
+    dy, by_shared = carry
     index, kept, layer = layer
 
     def on_device(of_layer, arrays):
       params, index, layer = of_layer
 
       def one_microbatch(total, arrays):
-        number, kept, dy, shared = arrays
+        number, kept, dy, followed, shared = arrays
         trained, frozen = _take(params, index, number)
 
-        def run(trained, x):
-          merged = jax.tree.map(
+        def run(trained, x, followed):
+          params, merged = jax.tree.map(
             lambda t, f: f if t is None else t,
-            trained,
-            frozen,
+            (trained, followed),
+            (frozen, shared),
             is_leaf=lambda p: p is None,
           )
-          return block(merged, x, layer, shared, number)[0]
+          return block(params, x, layer, merged, number)[0]
 
-        _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype))
-        grads, dx = pull_back(dy)
-        total = jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, grads)
-        return total, dx
+        _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype), followed)
+        grads, *by_arrays = pull_back(dy)
+        return add(total, grads), by_arrays
 
       zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), sums)
       return microbatch.scan_microbatches(
@@ -369,14 +388,18 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
       )
 
     of_layer = (*_to_share((trained, frozen), index, len(dy)), layer)
-    grads, dx = microbatch.on_each_device(
-      on_device, of_layer, (kept, dy, shared), sums
+    grads, (dx, more) = microbatch.on_each_device(
+      on_device, of_layer, (kept, dy, followed, shared), sums
     )
-    return dx, jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
+    grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, trained)
+    return (dx, add(by_shared, more)), grads
 
   indices = _indices((trained, frozen))
-  dx, grads = jax.lax.scan(step, dy, (indices, kept, layers), reverse=True)
-  return grads, dx, None, None
+  first = dy, jax.tree.map(jnp.zeros_like, followed)
+  (dx, by_shared), grads = jax.lax.scan(
+    step, first, (indices, kept, layers), reverse=True
+  )
+  return grads, dx, None, by_shared
 
 
 _scan.defvjp(_scan_fwd, _scan_bwd, symbolic_zeros=True)

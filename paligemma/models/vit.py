@@ -5,7 +5,8 @@ shapes of the parameters are those of big_vision's models/vit.py, so its
 checkpoints load unchanged. Sources: arXiv:2010.11929 (ViT), arXiv:2205.01580
 (sincos2d), arXiv:2106.04560 (MAP head), arXiv:2303.15343 (SigLIP).
 
-Axes: B batch, H height, W width in pixels, L patches, D width, N heads.
+Axes: B batch, H height, W width in pixels, L patches, D width, N heads; T
+queries, S keys of width C.
 """
 
 import re
@@ -96,7 +97,7 @@ class MultiHeadDotProductAttention(nn.Module):
   def __call__(
     self,
     queries: Float[Array, "B T D"],
-    keys: Float[Array, "B S D"],
+    keys: Float[Array, "B S C"],
     train: bool = False,
     mask: Mask | None = None,
   ) -> Float[Array, "B T D"]:

@@ -88,7 +88,8 @@ def contrastive_step(
 ) -> int:
   """Counts the multiplications and additions of a step over image-text pairs.
 
-  As `train_step`; the logits are those of all pairs of the batch.
+  As `train_step`; the logits are those of all pairs of the batch. A decoder
+  beside the towers counts with three texts of full length.
 
   Args:
     model: Of models/siglip.py.
@@ -96,6 +97,8 @@ def contrastive_step(
     patches: Of an image.
   """
   tokens = {"img": patches, "txt": model.txt.text_len}
+  if model.dec is not None:
+    tokens["dec"] = model.dec.num_tokens
   # A gradient flows through a tower if more than its head trains.
   flows = {
     tower: any(re.match(f"{tower}/(?!head/)", name) for name in trainable)
@@ -104,14 +107,19 @@ def contrastive_step(
   trained = {name.partition("/")[0] for name in trainable} & tokens.keys()
   total = 0
   for name, leaf in _matrices(shapes):
-    if name == parameters.TEXT_EMBEDDING:  # reading a row is no product
-      continue
+    if name in (parameters.TEXT_EMBEDDING, parameters.DECODER_EMBEDDING):
+      continue  # reading a row is no product
     tower = name.partition("/")[0]
     passes = 1 + flows[tower] + (name in trainable)
     count = 1 if re.fullmatch(parameters.POOLED, name) else tokens[tower]
+    if re.fullmatch(parameters.CROSS_KEYS, name):
+      count = patches
     total += 2 * math.prod(leaf.shape) * count * passes
-  for name, tower in model.towers.items():
-    attention = 4 * tower.depth * tokens[name] ** 2 * tower.width
+  for name, tower in (model.towers | {"dec": model.dec}).items():
+    if tower is None:
+      continue
+    keys = tokens[name] + patches * (name == "dec")
+    attention = 4 * tower.depth * tokens[name] * keys * tower.width
     total += attention * (1 + 2 * flows[name])
   width = model.txt.num_classes or model.txt.width
   return batch_size * (total + 2 * batch_size * width * (1 + len(trained)))

@@ -14,6 +14,7 @@ TINY = {"width": 12, "depth": 2, "mlp_dim": 20, "num_heads": 2}
 CONFIGS = {
   "finetune": ("", ".*"),
   "forkme": ("tune=lora", r"(img|txt)/.*/lora_\w+/[ab]"),
+  "forkme, decoder": ("decoder=1,tune=image", "t|b|(img|dec)/.*"),
   "forkme, image": ("tune=image", "t|b|img/.*"),
   "forkme, softmax": ("loss=softmax", ".*"),
   "lit_coco": ("", "t|b|txt/.*"),

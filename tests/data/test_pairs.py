@@ -125,6 +125,73 @@ def test_a_long_caption_is_cut_if_told(make):
     assert 1 in row["text"]  # eos, also of the one that is cut
 
 
+def test_a_region_is_described_and_found(make, tok):
+  """A picture of 30 x 50 pixels: 15 and 25 are locations 512, halves even."""
+  item = {"box": [0, 0, 15, 25], "label": "A red Star"}
+  pairs = make(regions=True, text_len=24)
+  arrays = pairs(
+    example(suffix="one star", objects=[item]), np.random.default_rng(0)
+  )
+  label, box = (
+    tok.encode([text], 24)[0][0].tolist()
+    for text in ("a red star", "0 0 512 512")
+  )
+  label, box = (ids[: ids.index(1)] for ids in (label, box))
+  for i, (given, learned) in enumerate(((label, box), (box, label))):
+    ids = [*given, *learned, 1]
+    assert arrays["regions"][i].tolist() == ids + [0] * (24 - len(ids))
+    expected = np.zeros(24, int)
+    expected[len(given) : len(ids)] = 1
+    np.testing.assert_array_equal(arrays["regions_loss"][i], expected)
+
+
+def test_of_several_regions_each_is_drawn_and_none_is_learned_of_none(make):
+  pairs = make(regions=True, text_len=24)
+  items = [{"box": [0, 0, 9 + i, 9], "label": "star"} for i in range(2)]
+  drawn = {
+    pairs(example(suffix="star", objects=items), np.random.default_rng(seed))[
+      "regions"
+    ].tobytes()
+    for seed in range(9)
+  }
+  assert len(drawn) == 2
+  for objects in (None, []):
+    without = example(suffix="star", objects=objects)
+    arrays = pairs(without, np.random.default_rng(0))
+    assert not arrays["regions_loss"].any()
+  padding = pairs.padding()
+  assert {n: x.shape for n, x in padding.items()} == {
+    n: x.shape for n, x in arrays.items()
+  }
+
+
+@pytest.mark.parametrize(
+  ("item", "message"),
+  [
+    ({"box": [0, 0, 9], "label": "star"}, 'object 0 of "objects" is'),
+    ({"box": [0, 0, 9, 9], "label": " "}, 'the label "" is empty'),
+    (
+      {"box": [0, 0, 9, 9], "label": "a red star"},
+      'the label with its box "a red star" is longer than the 7 tokens',
+    ),
+  ],
+)
+def test_a_region_that_cannot_be_used_is_one_line(make, item, message):
+  pairs = make(regions=True)
+  with pytest.raises(ValueError, match=f"^a.jsonl:3: {re.escape(message)}"):
+    pairs(example(suffix="star", objects=[item]), np.random.default_rng(0))
+
+
+def test_a_long_region_is_cut_if_told(make):
+  pairs = make(regions=True, too_long="truncate")
+  item = {"box": [0, 0, 9, 9], "label": "a red star"}
+  arrays = pairs(
+    example(suffix="star", objects=[item]), np.random.default_rng(0)
+  )
+  assert arrays["truncated"] == 1
+  assert (arrays["regions"][:, -1] == 1).all()
+
+
 def test_for_evaluation_there_is_the_image_alone(make):
   pairs = make(train=False)
   assert pairs(example(), np.random.default_rng(0)).keys() == {"image"}

@@ -79,6 +79,35 @@ def test_values_and_gradients_are_those_of_the_layers(num_microbatches, names):
   )
 
 
+@pytest.mark.parametrize("num_microbatches", [1, 3])
+def test_what_layers_share_has_a_gradient(num_microbatches):
+  def by_shared(run, shared):
+    return jax.grad(lambda s: jnp.sum(jnp.sin(run(s))))(shared)
+
+  def scan(shared):
+    return scan_layers(
+      lambda p, x, layer, shared, part: block(p, x, layer, shared[0], part),
+      PARAMS,
+      X,
+      LAYERS,
+      (shared, ROWS),
+      dtype="float32",
+      num_microbatches=num_microbatches,
+    )[0]
+
+  def layers(shared):
+    x = X
+    for i in range(L):
+      here, layer = jax.tree.map(lambda p, i=i: p[i], (PARAMS, LAYERS))
+      x, _ = block(here, x, layer, shared, 0)
+    return x
+
+  shared = ROWS.astype(np.float32)
+  np.testing.assert_allclose(
+    by_shared(scan, shared), by_shared(layers, shared), rtol=1e-4, atol=1e-4
+  )
+
+
 def test_over_devices():
   mesh = sharding.make_mesh(data=2, model=4)
   expected = gradients(plain, PARAMS)

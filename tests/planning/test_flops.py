@@ -199,12 +199,17 @@ def test_peak_is_that_of_all_devices(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "rule", [".*", "txt/.*", "img/.*", "t|b", "txt/head/.*"]
+  ("rule", "has_decoder"),
+  [
+    *((x, False) for x in (".*", "txt/.*", "img/.*", "t|b", "txt/head/.*")),
+    *((x, True) for x in (".*", "dec/.*")),
+  ],
 )
-def test_contrastive_step_agrees_with_xla(rule):
+def test_contrastive_step_agrees_with_xla(rule, has_decoder):
   """Layers apart, as XLA counts the body of a scan once."""
   loop = {"scan": False, "remat_policy": "none"}
-  model = siglip.make("siglip_tiny", img=loop, txt=loop)
+  dec = loop if has_decoder else None
+  model = siglip.make("siglip_tiny", img=loop, txt=loop, dec=dec)
   batch_size, res = 8, 56
   shapes = init.shapes(model, res)
   trained, frozen = tree.partition(shapes, tree.match_any([rule], shapes))
@@ -213,7 +218,10 @@ def test_contrastive_step_agrees_with_xla(rule):
     "text": jax.ShapeDtypeStruct((batch_size, 16), jnp.int32),
     "_mask": jax.ShapeDtypeStruct((batch_size,), bool),
   }
-  loss = contrastive.make_loss(model)
+  if has_decoder:
+    regions = jax.ShapeDtypeStruct((batch_size, 2, 16), jnp.int32)
+    batch |= {"regions": regions, "regions_loss": regions}
+  loss = contrastive.make_loss(model, decoder_weight=1.0)
 
   def grads(trained, frozen, batch):
     return jax.grad(

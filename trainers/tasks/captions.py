@@ -63,6 +63,10 @@ class CaptionDataset(Dataset):
       for text in self._captions(prepared)
     ]
     longest = max((_length(tok, row["text"]) for row in rows), default=None)
+    through = self.preprocess
+    if through.train and through.regions:
+      regions = pairs.read_regions(prepared)
+      rows += [through.tokenize_region(prepared, x) for x in regions]
     cut = any(row.get("truncated", False) for row in rows)
     return TokenCounts(None, longest, None, cut)
 

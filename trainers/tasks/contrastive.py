@@ -1,5 +1,6 @@
 """Contrastive training of a SigLIP on images and their captions."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -7,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from paligemma import evals, registry
+from paligemma import evals, parameters, registry
 from paligemma.data import pairs, siglip_tokenizer
 from paligemma.lora import apply as lora
 from paligemma.lora.config import Lora
-from paligemma.models import siglip
+from paligemma.models import siglip, text_decoder
 from paligemma.models.siglip import Model
 from paligemma.planning import flops
-from paligemma.training import contrastive
+from paligemma.training import contrastive, losses
 from trainers.tasks import captions
 from trainers.tasks.task import Loss
 
@@ -36,6 +37,10 @@ class Contrastive:
   def make_model(self, config: ConfigDict) -> Model:
     fields = config.model.to_dict()
     adapters = fields.pop("lora", None)
+    decoder = fields.pop("dec", {})
+    if config.decoder_weight:
+      _check_decoder(config)
+      fields["dec"] = decoder
     model = siglip.make(**fields)
     if adapters is not None:
       model = lora.with_lora(model, Lora(**adapters))
@@ -66,6 +71,8 @@ class Contrastive:
       "too_long": data.too_long,
       "texts": "plain",
     }
+    if model.dec is not None:
+      shared["regions"] = True
     if siglip.is_naflex(model):
       shared["patch_size"] = model.img.patch_size
       shared["max_patches"] = config.max_patches
@@ -87,6 +94,10 @@ class Contrastive:
       "text": jax.ShapeDtypeStruct((size, model.txt.text_len), jnp.int32),
       "_mask": jax.ShapeDtypeStruct((size,), jnp.bool_),
     }
+    if model.dec is not None:
+      text = (size, 2, model.txt.text_len)
+      for name in ("regions", "regions_loss"):
+        shapes[name] = jax.ShapeDtypeStruct(text, jnp.int32)
     if not siglip.is_naflex(model):
       image = (size, config.res, config.res, 3)
       return {**shapes, "image": jax.ShapeDtypeStruct(image, jnp.float32)}
@@ -97,7 +108,11 @@ class Contrastive:
 
   def make_loss(self, config: ConfigDict, model: Model) -> Loss:
     return make_loss(
-      model, loss=config.loss, num_microbatches=config.accumulate_steps
+      model,
+      loss=config.loss,
+      num_microbatches=config.accumulate_steps,
+      decoder_weight=config.decoder_weight,
+      decoder_parallel=config.decoder_parallel,
     )
 
   def count_flops(
@@ -121,8 +136,28 @@ class Contrastive:
     )
 
 
+def _check_decoder(config):
+  weight, share = config.decoder_weight, config.decoder_parallel
+  if not (weight > 0 and 0 <= share <= 1):
+    raise ValueError(
+      f"decoder_weight is {weight} and decoder_parallel {share}, expected 0 or "
+      "more, and a share in [0, 1]"
+    )
+  name = parameters.DECODER_HEAD
+  if not any(re.fullmatch(rule, name) for rule in config.trainable):
+    raise ValueError(
+      "decoder_weight is set, but config.trainable leaves the decoder as it is "
+      'drawn; add "dec/.*" to it, or set decoder_weight to 0'
+    )
+
+
 def make_loss(
-  model: Model, *, loss: str = "sigmoid", num_microbatches: int = 1
+  model: Model,
+  *,
+  loss: str = "sigmoid",
+  num_microbatches: int = 1,
+  decoder_weight: float = 0.0,
+  decoder_parallel: float = 0.5,
 ) -> Loss:
   """Builds the loss over all pairs of a batch.
 
@@ -136,14 +171,19 @@ def make_loss(
     model: to train.
     loss: key of contrastive.LOSSES.
     num_microbatches: the batch is split into.
+    decoder_weight: of the loss of model.dec, if there is one; it is the sum
+      over the texts of an image, each the mean over its tokens.
+    decoder_parallel: share of the captions that it predicts in parallel.
 
   Returns:
     Function of parameters, a batch (image float32[B, H, W, 3], or of a NaFlex
-    patches, type, yidx and xidx; text int32[B, T]; _mask bool[B]) and a key
+    patches, type, yidx and xidx; text int32[B, T]; _mask bool[B]; with a
+    decoder regions and regions_loss int32[B, 2, T], see pairs.Pairs) and a key
     that returns the sum over the images, and measurements: accuracy, the share
     of images whose own text has the largest logit; temperature and bias, the
     factor and the bias of the logits; equal_texts, how many texts of the batch
-    are those of an example before them, which count as negatives.
+    are those of an example before them, which count as negatives; with a
+    decoder the means contrastive_loss and decoder_loss.
 
   Raises:
     ValueError: unknown loss; on tracing, if the batch does not divide into the
@@ -155,14 +195,46 @@ def make_loss(
     image = batch.get("image")
     if image is None:
       image = tuple(batch[name] for name in _PATCHES)
-    zimg, ztxt, _ = model.apply(
+    zimg, ztxt, out = model.apply(
       {"params": params},
       image,
       batch["text"],
       train=True,
       rngs={"dropout": rng},
     )
-    return zimg, ztxt
+    if model.dec is None:
+      return zimg, ztxt, jnp.zeros(())
+    is_patch = batch["type"] == 1 if "type" in batch else None
+    encoded = out["img/encoded"]
+    return zimg, ztxt, decoder_loss(params, encoded, is_patch, batch, rng)
+
+  def decoder_loss(params, encoded, is_patch, batch, rng):
+    caption = batch["text"][:, None]
+    is_end = caption == siglip_tokenizer.SiglipTokenizer.eos_id
+    is_before = jnp.cumsum(is_end, axis=2) == is_end  # up to the first eos
+    text = jnp.concatenate([caption, batch["regions"]], axis=1)
+    learned = jnp.concatenate([is_before, batch["regions_loss"]], axis=1)
+    features = model.apply(
+      {"params": params},
+      encoded,
+      is_patch,
+      text,
+      batch["parallel"],
+      train=True,
+      rngs={"dropout": jax.random.fold_in(rng, 1)},
+      method="decode",
+    )
+    number, kinds, length = text.shape
+    kind = jnp.repeat(jnp.arange(kinds), length)
+    return losses.mean_next_token(
+      text_decoder.OutputLayer(model.dec),
+      {"head": params["dec"]["head"]},
+      features,
+      text.reshape(number, -1),
+      learned.reshape(number, -1),
+      batch["_mask"].astype(jnp.float32),
+      segment_ids=jnp.broadcast_to(kind, (number, kinds * length)),
+    )
 
   def embed_in_microbatches(params, batch, rng):
     size, rest = divmod(len(batch["_mask"]), num_microbatches)
@@ -181,26 +253,38 @@ def make_loss(
     def embed_one(params, batch, rng):
       return embed(params, batch, rng)
 
-    _, found = jax.lax.scan(
+    _, (*found, of_decoder) = jax.lax.scan(
       lambda params, one: (params, embed_one(params, *one)),
       params,
       (jax.tree.map(split, batch), jax.random.split(rng, num_microbatches)),
     )
-    return [z.swapaxes(0, 1).reshape(-1, z.shape[2]) for z in found]
+    found = [z.swapaxes(0, 1).reshape(-1, z.shape[2]) for z in found]
+    return *found, of_decoder.sum()
 
   def summed_loss(params, batch, rng):
+    if model.dec is not None:
+      key = jax.random.fold_in(rng, 2)
+      drawn = jax.random.uniform(key, batch["_mask"].shape)
+      batch = {**batch, "parallel": drawn < decoder_parallel}
     whole = num_microbatches == 1
-    zimg, ztxt = (embed if whole else embed_in_microbatches)(params, batch, rng)
+    zimg, ztxt, of_decoder = (embed if whole else embed_in_microbatches)(
+      params, batch, rng
+    )
     _, _, logit = model.apply({"params": params}, None, None)
     t, b = logit["t"][0], logit.get("b", jnp.zeros(1))[0]
     is_real = batch["_mask"]
     total, num_correct = of_pairs(zimg, ztxt, t, b, is_real)
     num_real = jnp.maximum(jnp.sum(is_real, dtype=jnp.float32), 1.0)
-    return total, {
+    measured = {
       "accuracy": num_correct / num_real,
       "temperature": t,
       "bias": b,
       "equal_texts": contrastive.count_equal(batch["text"], is_real),
     }
+    if model.dec is not None:
+      measured["contrastive_loss"] = total / num_real
+      measured["decoder_loss"] = of_decoder / num_real
+      total += decoder_weight * of_decoder
+    return total, measured
 
   return summed_loss

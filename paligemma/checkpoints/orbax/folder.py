@@ -145,7 +145,8 @@ def check_names(where: epath.PathLike, arrays: Mapping[str, Any]) -> None:
 
   Quantized matrices are checked in quantized_leaves.
   """
-  towers = (*parameters.SIZES, parameters.TEMPERATURE, parameters.LOGIT_BIAS)
+  towers = {*parameters.SIZES, *parameters.LOSS_HEADS}
+  towers |= {parameters.TEMPERATURE, parameters.LOGIT_BIAS}
   foreign = [n for n in arrays if n.partition("/")[0] not in towers]
   if foreign or not arrays:
     raise ValueError(
