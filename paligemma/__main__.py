@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     "convert": ("scripts.convert", "write a checkpoint in another format"),
     "plan": ("scripts.plan", "memory and time of a training, before it starts"),
     "import": ("scripts.import_data", "convert COCO, YOLO, VOC, ... to JSONL"),
+    "pack": ("scripts.pack", "copy a JSONL and its images into large files"),
     "inspect": ("scripts.inspect_data", "show examples as the model sees them"),
     "fetch": ("scripts.fetch", "download a published checkpoint"),
   }
