@@ -57,6 +57,7 @@ setup(
     "pycocotools",  # average precision of boxes; masks given as polygons
     "qwix>=0.1.8",
     "sentencepiece>=0.2.3",
+    "simplejpeg>=1.9",
     "tensorboardX",
     "tensorstore",
     "tqdm",

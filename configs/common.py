@@ -127,7 +127,12 @@ def _source(prefix: str) -> list[Key]:
     ),
     key("slice", str, 'part of the examples, such as "[:90%]"; None: all'),
     key("cache", bool, "keep the encoded examples in memory"),
-    key("path", str, "path of the file", lines + texts + videos),
+    key(
+      "path",
+      str,
+      "path of the file, of a jsonl also that of a folder of scripts.pack",
+      lines + texts + videos,
+    ),
     key("image_root", str, "folder of the images; None: that of path", lines),
     key(
       "val_share",

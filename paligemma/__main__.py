@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
       "scripts.prepare",
       "a published data set, from its publisher's files to JSONL",
     ),
+    "pack": ("scripts.pack", "copy a JSONL and its images into large files"),
     "inspect": ("scripts.inspect_data", "show examples as the model sees them"),
     "fetch": ("scripts.fetch", "download a published checkpoint"),
   }

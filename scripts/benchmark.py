@@ -14,7 +14,8 @@ products are in --dtype, what trains in float32. `loss_difference` is the
 largest, over the first three steps, to a step in the plain form.
 decode: tokens per second of greedy decoding from a prompt of 16 tokens and an
 image, both read within the time measured, to 32 tokens a row.
-data: images per second of one core from JPEG, 640x480, to a row of a batch.
+data: images per second of one core from JPEG, 640x480, to a row of a batch;
+with --workers N also those of 1 and N worker processes, on a quiet machine.
 load: seconds and peak host memory of paligemma.load for a full-size checkpoint
 with random weights, which is written first (5.5 GiB for PaliGemma 3B) and kept
 in --folder. Each run is a process of its own, and the one that warms up fills
@@ -95,6 +96,9 @@ def _parser():
     command.add_argument("--json", action="store_true")
     if what == "data":
       command.set_defaults(dtype="float32")
+      command.add_argument(
+        "--workers", type=int, help="1 and so many worker processes, in turn"
+      )
       continue
     command.add_argument(
       "--dtype", default="bfloat16", choices=("bfloat16", "float32")

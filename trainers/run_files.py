@@ -14,7 +14,7 @@ from PIL import Image
 
 from paligemma import disk, evals, messages, metrics, tree
 from paligemma.checkpoints.orbax import folder as orbax
-from paligemma.data import objects, pictures, sources
+from paligemma.data import objects, pictures, shards, sources
 from paligemma.evals import predictions
 from paligemma.evals.predictions import Record
 from paligemma.metrics import bootstrap
@@ -127,7 +127,7 @@ class Evaluation:
     where = predictions.where(record)
     if self._source["kind"] == "text_jsonl":
       raise ValueError("texts alone")
-    if isinstance(name, str):
+    if isinstance(name, str) and not shards.is_packed(self._source["path"]):
       path = disk.path(self._source["path"])
       root = self._source.get("image_root") or path.parent
       image = pictures.read(name, root=root, where=where)

@@ -43,7 +43,7 @@ def pictures(files: Files, together: Iterable[Sequence[str]]) -> dict[str, str]:
   for name, file in files.items():
     if match := _COPY.fullmatch(pathlib.PurePath(file).name):
       copies[match[1]].append(name)
-  for names in (*copies.values(), *_of_equal_contents(files), *together):
+  for names in (*copies.values(), *of_equal_contents(files), *together):
     for other in names[1:]:
       found[first(other)] = first(names[0])
   return {name: first(name) for name in files}
@@ -92,8 +92,8 @@ def share(
   return drawn
 
 
-def _of_equal_contents(files: Files) -> Iterable[list[str]]:
-  """Groups of two or more images whose files have equal contents.
+def of_equal_contents(files: Files) -> list[list[str]]:
+  """Returns groups of two or more images whose files have equal contents.
 
   Few have the size of another one, and few of those the same end, so that
   hardly a file is read that has no copy.

@@ -52,10 +52,13 @@ def resize(
 
 
 def to_model_range(
-  image: Num[np.ndarray, "..."], low: float = -1.0, high: float = 1.0
+  image: Num[np.ndarray, "..."],
+  low: float = -1.0,
+  high: float = 1.0,
+  out: Float32[np.ndarray, "..."] | None = None,
 ) -> Float32[np.ndarray, "..."]:
-  """Maps [0, 255] linearly to [low, high]."""
-  scaled = np.multiply(image, (high - low) / 255, dtype=np.float32)
+  """Maps [0, 255] linearly to [low, high], in `out` if it is given."""
+  scaled = np.multiply(image, (high - low) / 255, out=out, dtype=np.float32)
   scaled += low
   return scaled
 
@@ -73,8 +76,10 @@ def reference(
   truncates to uint8 in between, which lowers the mean by half a level of 255;
   we do so only with `truncate`, and its notebook for fine-tuning does not.
   """
-  scale = truncated if truncate else resize
-  return to_model_range(scale(image, size, method, antialias))
+  if truncate:
+    return to_model_range(truncated(image, size, method, antialias))
+  new = resize(image, size, method, antialias)
+  return to_model_range(new, out=new)  # fresh memory costs more than the values
 
 
 def hf(image: Pixels, size: Size) -> Input:

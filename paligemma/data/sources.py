@@ -6,6 +6,7 @@ field of the data set, and "_where" (str), with which errors begin. Sources
 pickle small, so that data workers can hold them.
 """
 
+import codecs
 import functools
 import hashlib
 import inspect
@@ -19,7 +20,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages, registry
-from paligemma.data import copies, files, pictures
+from paligemma.data import copies, files, pictures, shards
 from paligemma.data import video as video_lib
 
 
@@ -54,6 +55,11 @@ class _Lines:
 
   def __str__(self) -> str:
     return str(self._path)
+
+  def lines(self) -> Iterator[bytes]:
+    """Yields each line of the file that is not blank."""
+    for _, _, line in _lines(self._path):
+      yield line.removeprefix(codecs.BOM_UTF8).strip()
 
   def without_images(self) -> Iterator[dict[str, Any] | ValueError]:
     """Yields the example of each line with "image" None, or its error."""
@@ -164,6 +170,13 @@ class Jsonl(_WithPath):
     value = self._without_image(0)["_image_path"]
     return len(value) if isinstance(value, list) else 0
 
+  def copies(self) -> list[list[str]]:
+    """Returns the names of images with equal contents, together."""
+    found = (x for x in self.without_images() if isinstance(x, dict))
+    values = (example["_image_path"] for example in found)
+    named = ([x] if isinstance(x, str) else x for x in values)
+    return copies.of_equal_contents(self._files_of(named))
+
   def _is_val(self, share, seed):
     """Whether each line is of part "val"; one that cannot be read is not."""
     lines = []  # the images of each
@@ -171,14 +184,54 @@ class Jsonl(_WithPath):
       value = () if isinstance(example, ValueError) else example["_image_path"]
       lines.append([value] if isinstance(value, str) else value)
     named = [names for names in lines if names]
-    files_of = {
-      name: files.resolve(name, self._root) for names in named for name in names
-    }
-    picture = copies.pictures(files_of, named)
+    files_of = self._files_of(named)
+    picture = self._pictures(files_of, named)
     chosen = copies.share(picture, share, seed=seed)
     return np.array(
       [bool(names) and picture[names[0]] in chosen for names in lines]
     )
+
+  def _files_of(self, named):
+    names = itertools.chain.from_iterable(named)
+    return {name: files.resolve(name, self._root) for name in names}
+
+  def _pictures(self, files_of, named):
+    return copies.pictures(files_of, named)
+
+
+class Packed(Jsonl):
+  """What scripts.pack has made of a PaliGemma JSONL: the same examples.
+
+  A line and its images are read at once, from ArrayRecord files.
+
+  Args:
+    path: The folder.
+    val_share, part, seed: As of Jsonl; the parts are those of the JSONL.
+
+  Raises:
+    ValueError: As Jsonl and shards.Shards.
+  """
+
+  def __init__(
+    self,
+    path: epath.PathLike,
+    val_share: float | None = None,
+    part: str = "train",
+    seed: int = 0,
+  ):
+    self._shards = shards.Shards(path)
+    lines = epath.Path(path) / shards.LINES
+    super().__init__(lines, lines, val_share, part, seed)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    number = int(self._positions[index][0])
+    line, images = self._shards[number - 1]
+    example = self._read(line, number)
+    is_list = isinstance(example["_image_path"], list)
+    return {**example, "image": images if is_list else images[0]}
+
+  def _pictures(self, files_of, named):
+    return copies.pictures(files_of, [*self._shards.copies, *named])
 
 
 class TextJsonl(_Lines):
@@ -391,8 +444,26 @@ class Cached:
     return {"_source": self._source, "_examples": {}}
 
 
+def open_jsonl(
+  path: epath.PathLike,
+  image_root: epath.PathLike | None = None,
+  val_share: float | None = None,
+  part: str = "train",
+  seed: int = 0,
+) -> Jsonl:
+  """Opens a PaliGemma JSONL, or a folder that scripts.pack has made of one.
+
+  Arguments and errors as of Jsonl and Packed.
+  """
+  if not shards.is_packed(path):
+    return Jsonl(path, image_root, val_share, part, seed)
+  if image_root is not None:
+    raise ValueError(f"{path}: holds its images, leave image_root out")
+  return Packed(path, val_share, part, seed)
+
+
 SOURCES = {
-  "jsonl": Jsonl,
+  "jsonl": open_jsonl,
   "text_jsonl": TextJsonl,
   "video_jsonl": VideoJsonl,
   "tfds": Tfds,

@@ -8,16 +8,27 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from paligemma.data import preprocess, tokenizer
+from paligemma.data import batches, preprocess, tokenizer
 from scripts.benchmarks import contest
 
 _SIZE = (640, 480)
 _JPEG = "quality 85, 4:2:0"
 _IMAGES = 16
 _WORDS = "answer en what does the sign on the left say"
+_BATCHES = 64  # timed for each number of workers
 
 
-def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
+class _Source(list):
+  """Examples with one of the images each; an epoch is all that is read."""
+
+  def __getitem__(self, index):
+    image = super().__getitem__(index % _IMAGES)
+    return _example(image) | {"_where": f"image {index % _IMAGES}"}
+
+
+def measure(
+  config: ConfigDict, *, runs: int, workers: int | None = None
+) -> dict[str, Any]:
   """What `scripts.benchmark data` prints."""
   row = preprocess.Preprocess(
     tokenizer.Tokenizer(config.tokenizer),
@@ -31,7 +42,7 @@ def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
 
   def ours():
     for data in images:
-      row({"image": data, "prefix": _WORDS, "suffix": "exit"}, rng)
+      row(_example(data), rng)
 
   def jpeg_alone():
     for data in images:
@@ -40,13 +51,42 @@ def measure(config: ConfigDict, *, runs: int) -> dict[str, Any]:
   contestants = {"ours": ours, "floor": jpeg_alone}
   rate = contest.rates(contestants, _IMAGES, runs, clock=time.process_time)
   figure = {"dtype": "float32", "floor": rate["floor"]["median"]}
+  counts = {1, workers} if workers else ()
   return {
     "what": "data",
     "hardware": contest.hardware(),
     "images_per_s": rate["ours"] | figure,
+    "workers": {
+      str(n): contest.spread([_rate(images, row, n) for _ in range(runs)])
+      for n in sorted(counts)
+    },
     "jpeg": f"{_SIZE[0]}x{_SIZE[1]}, {_JPEG}, {len(images[0])} bytes",
     "res": config.res,
   }
+
+
+def _example(data):
+  return {"image": data, "prefix": _WORDS, "suffix": "exit"}
+
+
+def _rate(images, row, workers):
+  """Images per second of so many worker processes, once all have begun."""
+  read = batches.train(
+    [(_Source(images), 1)],
+    row,
+    batch_size=_IMAGES,
+    seed=0,
+    num_workers=workers,
+    num_threads=1,
+  )
+  for _ in range(4 * workers):  # more than they read ahead
+    next(read)
+  start = time.perf_counter()
+  for _ in range(_BATCHES * workers):
+    next(read)
+  seconds = time.perf_counter() - start
+  read.close()
+  return _BATCHES * workers * _IMAGES / seconds
 
 
 def _image(seed):

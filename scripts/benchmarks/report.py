@@ -35,6 +35,8 @@ def describe(result: Mapping[str, Any]) -> str:
     for about in ("loss_difference", "equal_tokens"):
       for name, value in peer.get(about, {}).items():
         lines.append(f"  {about} {name}: {value:.2g}")
+  for count, rate in result.get("workers", {}).items():
+    lines.append(_row("workers", count, unit, rate))
   for what, rows in result.get("growth", {}).items():
     lines.append(f"growth with {what}, the first row being 1:")
     for row in rows:

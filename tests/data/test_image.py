@@ -126,6 +126,14 @@ def test_resize_leaves_its_input_alone():
   np.testing.assert_array_equal(image, before)
 
 
+def test_the_model_range_can_be_made_in_place():
+  image = pixels(13, 11).astype(np.float32)
+  expected = image_lib.to_model_range(image)
+  assert image_lib.to_model_range(image, out=image) is image
+  np.testing.assert_array_equal(image, expected)
+  assert -1 <= image.min() < -0.9 and 0.9 < image.max() <= 1
+
+
 def covered(values, new_length):
   """The mean of every interval of the first axis, old pixel by old pixel."""
   scale = len(values) / new_length

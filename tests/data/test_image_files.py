@@ -42,6 +42,42 @@ def test_decode_jpeg():
   np.testing.assert_allclose(result.astype(int), smooth, rtol=0, atol=8)
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(1, 1), (37, 53), (163, 97)])
+@pytest.mark.parametrize(
+  "options",
+  [
+    {"quality": 30, "subsampling": "4:2:0"},
+    {"quality": 85, "subsampling": "4:2:2", "progressive": True},
+    {"quality": 95, "subsampling": "4:4:4", "restart_marker_rows": 1},
+    {"keep_rgb": True},
+    {"mode": "L"},
+    {"mode": "CMYK"},
+  ],
+)
+def test_a_jpeg_has_the_pixels_that_pillow_decodes(options, size, orientation):
+  options = dict(options)
+  noise = Image.fromarray(pixels(13, 11)).resize(size).convert("RGB")
+  picture = noise.convert(options.pop("mode", "RGB"))
+  data = encode(picture, "JPEG", exif=exif_of(orientation), **options)
+  expected = image_files.to_rgb(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(image_files.decode(data), expected)
+
+
+def test_pillow_decodes_what_libjpeg_warns_of():
+  data = encode(Image.fromarray(pixels(67, 71)), "JPEG")
+  start = data.index(b"\xff\xda") + 300
+  data = data[:start] + b"\xff\xd9"  # the pixels end early
+  expected = np.asarray(Image.open(io.BytesIO(data)))
+  np.testing.assert_array_equal(image_files.decode(data), expected)
+
+
+def test_pillow_does_not_decode_a_sound_jpeg(monkeypatch):
+  data = encode(Image.fromarray(pixels(67, 71)), "JPEG")
+  monkeypatch.delattr(image_files, "_rgb")
+  assert image_files.decode(data).shape == (67, 71, 3)
+
+
 def test_decode_grayscale_and_one_bit():
   gray = pixels(5, 7)[:, :, 0]
   result = image_files.decode(encode(Image.fromarray(gray)))

@@ -10,7 +10,7 @@ import pytest
 
 import paligemma
 from scripts import benchmark
-from scripts.benchmarks import contest, decode, load, subject, train
+from scripts.benchmarks import contest, data, decode, load, subject, train
 
 SIZES = ["--variant", "paligemma_tiny", "--res", "28"]
 CONFIG = (
@@ -90,10 +90,13 @@ def test_decode(run):
   assert time.keys() == {"new_tokens", "seconds_per_token"}
 
 
-def test_data(run):
-  result = run("data", "--config", CONFIG, "--runs", 2)
+def test_data(run, monkeypatch):
+  monkeypatch.setattr(data, "_BATCHES", 2)
+  result = run("data", "--config", CONFIG, "--runs", 2, "--workers", 2)
   assert_figure(result["images_per_s"], "float32")
   assert result["jpeg"].startswith("640x480, quality 85, 4:2:0, ")
+  assert list(result["workers"]) == ["1", "2"]
+  assert result["workers"]["2"]["min"] > 0
 
 
 @pytest.mark.parametrize("what", ["train", "decode"])
