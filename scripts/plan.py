@@ -25,6 +25,7 @@ prints which models train on a T4 by which method.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -53,7 +54,7 @@ from paligemma.planning import (
 )
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
-from trainers import command_line
+from trainers import command_line, fitting
 from trainers.plan import Plan
 
 # What lets libtpu compile on a machine without a TPU, beside other compilers.
@@ -113,6 +114,7 @@ def measure(
   *,
   devices: Sequence[Any] | None = None,
   chip: chips.Chip | None = None,
+  usable: float | None = None,
   what: str = "train",
   max_decode_len: int = 128,
 ) -> tuple[Plan, memory.Memory, dict[str, Any]]:
@@ -122,6 +124,8 @@ def measure(
     config: as for trainers.plan.Plan, which raises if its values do not fit.
     devices: those of topologies.devices. Default: the local ones.
     chip: what they are, for the roofline; default, without one.
+    usable: bytes of each device; the step is the fastest that fits, see
+      trainers/fitting.py. Default: that which needs least.
     what: "train" or "decode".
     max_decode_len: tokens, for "decode".
 
@@ -131,30 +135,35 @@ def measure(
     collectives.
   """
   plan = Plan(config, devices=devices, examples_per_epoch=_EXAMPLES)
+  start, texts, tried = time.perf_counter(), {}, []
+  try:
+    if what == "train":
+
+      def compile_step(plan):
+        compiled, texts[plan.layout] = _compile(plan.compile_step, devices)
+        return compiled
+
+      plan, compiled, tried = fitting.fit(plan, usable, compile_step)
+      hlo = texts[plan.layout]
+    else:
+      compile_it = functools.partial(plan.compile_decode, max_decode_len)
+      compiled, hlo = _compile(compile_it, devices)
+    needed = memory.of(compiled)
+  except jax.errors.JaxRuntimeError as error:
+    if (wanted := memory.wanted(error)) is None:
+      raise
+    needed, hlo = None, None
   params = {**plan.trainable, **plan.frozen}
   if what == "train":
-    count, compile_it = plan.flops_per_step, plan.compile_step
-    arguments, needs = plan.step_arguments(), plan.count_flops(0)
+    count, needs = plan.flops_per_step, plan.count_flops(0)
+    arguments = plan.step_arguments()
   else:
     arguments = plan.decode_arguments()
     sizes = {key: config[key] for key in ("batch_size", "res", "text_len")}
     sizes["max_decode_len"] = max_decode_len
     shapes = init.shapes(plan.model, config.res)
     count = needs = flops.decode(plan.model, shapes, **sizes)
-    compile_it = functools.partial(plan.compile_decode, max_decode_len)
-  start, hlo = time.perf_counter(), None
-  try:
-    with tempfile.TemporaryDirectory() as folder:
-      # Not compiled.as_text(): jaxlib cannot read all that libtpu writes.
-      options = dict(xla_dump_to=folder, xla_dump_hlo_as_text=True)
-      if devices is not None and devices[0].platform == "gpu":
-        options |= topologies.GPU_OPTIONS
-      compiled = compile_it(**options)
-      (text,) = pathlib.Path(folder).glob("*.jit_*after_optimizations.txt")
-      needed, hlo = memory.of(compiled), text.read_text()
-  except jax.errors.JaxRuntimeError as error:
-    if (wanted := memory.wanted(error)) is None:
-      raise
+  if needed is None:
     given = sum(map(memory.bytes_per_device, jax.tree.leaves(arguments)))
     needed = memory.Memory(given, max(int(wanted) - given, 0))
   figures = {
@@ -174,6 +183,8 @@ def measure(
     "parameter_gather_bytes": None,
     "synchronous_gathers": None,
     "scatters_as_all_reduce_bytes": None,
+    "layout": dataclasses.asdict(plan.layout) if what == "train" else None,
+    "layouts_tried": [found.describe(usable) for found in tried],
     "fits": memory.fits(needed.peak),
   }
   if hlo is not None:
@@ -208,6 +219,18 @@ def measure(
         length=_prompt_length(plan) + max_decode_len // 2,
       )
   return plan, needed, figures
+
+
+def _compile(compile_it, devices):
+  """What is compiled, and its optimized HLO."""
+  with tempfile.TemporaryDirectory() as folder:
+    # Not compiled.as_text(): jaxlib cannot read all that libtpu writes.
+    options = dict(xla_dump_to=folder, xla_dump_hlo_as_text=True)
+    if devices is not None and devices[0].platform == "gpu":
+      options |= topologies.GPU_OPTIONS
+    compiled = compile_it(**options)
+    (text,) = pathlib.Path(folder).glob("*.jit_*after_optimizations.txt")
+    return compiled, text.read_text()
 
 
 def _prompt_length(plan):
@@ -259,7 +282,7 @@ def describe(figures: Mapping[str, Any]) -> str:
   mesh = " x ".join(f"{size} {axis}" for axis, size in figures["mesh"].items())
   verb = "compiled" if figures["compiled"] else "refused"
   summary = _SUMMARY.format(**figures | {"mesh": mesh, "verb": verb})
-  lines = summary.splitlines()
+  lines = [*figures["layouts_tried"], *summary.splitlines()]
   if figures["compiled"]:
     sent = [
       f"{kind} {count / GIB:.3f} GiB"
@@ -344,7 +367,7 @@ def plan_command(
     usable = chips.CHIPS[device].usable_gib * GIB
   how["devices"] = devices
   if not find_largest:
-    plan, needed, figures = measure(config, **how)
+    plan, needed, figures = measure(config, usable=usable, **how)
   elif usable is None:
     raise ValueError(
       f"--largest_batch: a {device} has no memory of its own; give a --topology"

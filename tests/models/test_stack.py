@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from paligemma.models import gemma, vit
 from paligemma.models.stack import REMAT_POLICIES, scan_layers
@@ -274,7 +275,7 @@ def count_products(jaxpr):
   for eqn in jaxpr.eqns:
     times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
     total += eqn.primitive.name == "dot_general"
-    for inner in jax.core.jaxprs_in_params(eqn.params):
+    for inner in core.jaxprs_in_params(eqn.params):
       total += times * count_products(inner)
   return total
 
