@@ -1,4 +1,4 @@
-"""Answers a prompt about photos, and draws the boxes of the answers.
+"""Answers prompts, about photos or alone, and draws the boxes of the answers.
 
     python -m scripts.predict --ckpt runs/mine --tokenizer tokenizer.model \
       --image photos --prompt "detect cat ; dog" --out found.jsonl --draw found
@@ -9,8 +9,9 @@ relative to the file, or a list of them, as long in every line, which are asked
 about together; the prompt is its "prefix", unless --prompt gives one for all,
 in which {name} stands for a field of the line: "answer en {question}". --ckpt
 is the workdir of a run, or a checkpoint of any other format; no config is
-needed. Predictions are appended as they are made; what was stopped goes on
-there when started again.
+needed. A Gemma alone answers --prompt without --image, or a JSONL file of texts
+("prefix", or "messages"). Predictions are appended as they are made; what was
+stopped goes on there when started again.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ import jax
 from etils import epath
 
 from paligemma import evals, io, messages, quantization
+from paligemma.checkpoints import formats
 from paligemma.checkpoints.lora import adapters
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data import (
@@ -59,7 +61,7 @@ from trainers.tasks import next_token
 def predict(
   ckpt: epath.PathLike,
   tokenizer: epath.PathLike,
-  image: epath.PathLike | Sequence[epath.PathLike],
+  image: epath.PathLike | Sequence[epath.PathLike] | None,
   out: epath.PathLike,
   *,
   prompt: str | None = None,
@@ -92,23 +94,30 @@ def predict(
   if not 0 <= min_score <= 1:
     raise ValueError(f"--min_score {min_score}: expected a number in [0, 1]")
   write_format = format and object_formats.make(format)
-  names = [image] if isinstance(image, str | os.PathLike) else list(image)
-  with progress.stage("finding the photos") as details:
-    source, described = _open(names, prompt)
+  names = [image] if isinstance(image, str | os.PathLike) else image or []
+  sees = _has_image_tower(ckpt)
+  if not sees and (draw is not None or format):
+    raise ValueError(
+      f"{ckpt}: holds no image tower; --draw and --format are for boxes in "
+      "pictures"
+    )
+  with progress.stage("finding the data") as details:
+    open_source = _open if sees else _open_texts
+    source, described = open_source(list(names), prompt, ckpt)
     details.append(f"{len(source):,}")
   if draw is not None:
     annotated.check_folder(draw, names)
   mesh = sharding.make_mesh()
-  tok = tokenizer_lib.Tokenizer(tokenizer)
-  decode = inputs.mask_decoder(codec)
-  add_objects = answer_objects.AddObjects(
-    codec and fingerprint.of(codec), decode
-  )
+  tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
+  add_objects = None
+  if sees:
+    decode = inputs.mask_decoder(codec)
+    name = codec and fingerprint.of(codec)
+    add_objects = answer_objects.AddObjects(name, decode)
   with progress.copying("reading the weights") as show:
     model, params = io.load(
       ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
     )
-  paligemma_model.check_whole(model, str(ckpt))
   next_token.check_tokenizer(tok, model, str(tokenizer))
   weights = {"dtype": dtype, "quantize": quantize}
   if adapter is not None:
@@ -116,19 +125,19 @@ def predict(
     weights["adapter"] = fingerprint.of(adapter)
   # Beside the weights: what files state that arrays cannot tell.
   fields = io.model_fields(model)
-  weights["model"] = {tower: fields[tower] for tower in ("img", "llm")}
+  weights["model"] = {tower: fields[tower] for tower in model.towers}
   weights["computed_in"] = str(model.llm.dtype)
   evaluator = evals.Generate(
     name="predict",
     source=source,
     preprocess=preprocess.Preprocess(
       tok,
-      res=paligemma_model.resolution(model, params),
+      res=paligemma_model.resolution(model, params) if sees else None,
       text_len=text_len,
       train=False,
-      ops=() if prompt is None else (text_ops.Format(prompt),),
+      ops=(text_ops.Format(prompt),) if prompt and names else (),
       resize=resize or model.metadata.get("preprocessing", "reference"),
-      frames=source.frames(),
+      frames=source.frames() if sees else 0,
     ),
     tokenizer=tok,
     batch_size=batch_size,
@@ -157,8 +166,8 @@ def predict(
       settings=_with_bundle(settings, ckpt),
       progress=show,
     )
-  lines = _summary(records)
-  if jax.process_index() != 0:
+  lines = _summary(records, sees)
+  if jax.process_index() != 0 or not sees:
     return lines
   answers = answer_objects.by_image(records, min_score)
   if write_format:
@@ -181,8 +190,38 @@ def _with_bundle(settings, ckpt):
   return settings | {"bundles": {made["id"]: made}}
 
 
-def _open(names, prompt):
+def _has_image_tower(ckpt):
+  """Whether a checkpoint is a PaliGemma, or a Gemma alone."""
+  names = formats.open(ckpt).leaves
+  towers = sorted({name.partition("/")[0] for name in names})
+  if "llm" not in towers:
+    raise ValueError(
+      f"{ckpt}: holds {' and '.join(towers)}, which answer nothing, expected a "
+      "PaliGemma or a Gemma: a decoder (llm)"
+    )
+  return "img" in towers
+
+
+def _open_texts(names, prompt, ckpt):
+  """Returns the source of prompts without pictures, and what it was made of."""
+  if not names and prompt is not None:
+    return [{"prefix": prompt, "_where": "--prompt"}], {"prompt": prompt}
+  if len(names) == 1 and os.fspath(names[0]).endswith(".jsonl"):
+    return sources.TextJsonl(names[0]), {"path": names[0]}
+  found = f"--image {os.fspath(names[0])}" if names else "neither"
+  raise ValueError(
+    f"{ckpt}: is a Gemma without image tower, expected --prompt alone, or "
+    f"--image with one JSONL file of texts, found {found}"
+  )
+
+
+def _open(names, prompt, ckpt):
   """Returns the source of what --image names, and what it was made of."""
+  if not names:
+    raise ValueError(
+      f"{ckpt}: is a PaliGemma, which answers about pictures; name them with "
+      "--image"
+    )
   are_texts = [os.fspath(name).endswith(".jsonl") for name in names]
   if len(names) == 1 and are_texts[0]:
     return sources.Jsonl(names[0]), {"path": names[0]}
@@ -200,12 +239,13 @@ def _open(names, prompt):
   return source, {"photos": source.fingerprint()}
 
 
-def _summary(records):
+def _summary(records, sees):
   """Lines on how many predictions there are, and which examples are bad."""
   bad = [line for line in records if predictions.is_bad(line)]
   found = sum(len(line.get("objects", ())) for line in records)
   malformed = sum("malformed" in line for line in records)
-  said = f"predictions: {len(records) - len(bad)}, boxes: {found}"
+  said = f"predictions: {len(records) - len(bad)}"
+  said += f", boxes: {found}" if sees else ""
   if malformed:
     said += f", with malformed boxes, which stay text: {malformed}"
   if bad:
@@ -221,7 +261,6 @@ def main() -> None:
   parser.add_argument(
     "--image",
     "--data",
-    required=True,
     nargs="+",
     action="extend",
     metavar="PHOTO|FOLDER|PATTERN|X.jsonl",

@@ -15,8 +15,10 @@ import concurrent.futures
 import contextlib
 import json
 import multiprocessing
+import os
 import pathlib
 import resource
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -231,6 +233,22 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
   return "\n".join(messages.aligned(rows))
 
 
+def pool(size: int) -> concurrent.futures.ProcessPoolExecutor:
+  """Processes that end with this one, also where it is killed."""
+  context = multiprocessing.get_context("spawn")
+  return concurrent.futures.ProcessPoolExecutor(
+    size, context, initializer=_end_with_parent
+  )
+
+
+def _end_with_parent():
+  def watch():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 def _worker(function: Callable[..., Scores], *arguments: object) -> Scores:
   compilation_cache.configure(compilation_cache.FOLDER)
   return function(*arguments)
@@ -243,17 +261,16 @@ def main() -> None:
   parser.add_argument("--digits", type=pathlib.Path, default="data/digits")
   args = parser.parse_args()
   inputs = args.out, args.data, args.digits
-  context = multiprocessing.get_context("spawn")
   found = {}
-  with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+  with pool(2) as workers:
     towers = [
-      pool.submit(_worker, stage0, args.out, args.data, x)
+      workers.submit(_worker, stage0, args.out, args.data, x)
       for x in ("siglip", "gemma")
     ]
     for one in towers:
       found |= {name: [scores] for name, scores in one.result().items()}
     chains = [
-      pool.submit(_worker, function, *inputs, seed)
+      workers.submit(_worker, function, *inputs, seed)
       for function in (with_stage0, without_stage0)
       for seed in SEEDS
     ]

@@ -8,11 +8,12 @@
 All weights train. The data is a folder with a JSONL for each task, see TASKS.
 
 As published (arXiv:2407.07726, section 3.2): resolutions, text lengths, numbers
-of examples, the infinite rsqrt schedule, the image tower's slow linear warm-up
-in stage 1 and the tasks; the learning rates, Adam, and the soft caps of Gemma 2
-in these stages are from arXiv:2412.03555, section 3. Not published, and chosen
-here: batch sizes, lengths of warm-up and cool-down, the timescale, the shares
-of the tasks.
+of examples, that the rate follows an infinite rsqrt schedule, that the image
+tower warms up slowly and linearly in stage 1, and the kinds of tasks. The peak
+of 2e-5, its half and quarter for PaliGemma 2, Adam with its default values, and
+the soft caps of Gemma 2 in these stages alone are from arXiv:2412.03555,
+section 3. Not found in either, and chosen here: batch sizes, lengths of warm-up
+and cool-down, the timescale, weights of the tasks, the cool-down itself.
 """
 
 from types import SimpleNamespace

@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from paligemma import api, io
+from paligemma import api, init, io
+from paligemma.checkpoints import npz
 from paligemma.checkpoints.training import fingerprint
 from paligemma.data import preprocess, sources, text_ops
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.decoding import decode
 from paligemma.evals import predictions
+from paligemma.models import paligemma
 from scripts import predict as command
 
 OPTIONS = {"max_decode_len": 3, "batch_size": 8, "text_len": 19}
@@ -138,6 +140,66 @@ def test_several_pictures_a_line(tiny, tmp_path):
     ValueError, match=r"pairs.jsonl:4: expected 2 frames .* found one image; "
   ):
     run(tiny, tmp_path / "z.jsonl", data=data)
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+  """A decoder alone, in a file."""
+  sizes = {"width": 16, "depth": 2, "mlp_dim": 22, "head_dim": 10}
+  model = paligemma.make("gemma_nano", vocab_size=1792, llm=sizes)
+  rng = np.random.default_rng(0)
+  path = tmp_path_factory.mktemp("gemma") / "gemma.npz"
+  npz.save(
+    path,
+    {
+      name: rng.standard_normal(leaf.shape).astype(np.float32)
+      for name, leaf in init.shapes(model, None).items()
+    },
+  )
+  return path
+
+
+def ask(tiny, gemma, out, image=None, **options):
+  return command.predict(gemma, tiny.tokenizer, image, out, **OPTIONS | options)
+
+
+def test_a_gemma_answers_without_pictures(tiny, gemma, tmp_path):
+  prompts = ["what {digit}", "count", "1 + 1 = "]
+  model, params = io.load(gemma)
+  tok = tokenizer_lib.Tokenizer(tiny.tokenizer, plain=True)
+  expected = api.generate(model, params, tok, None, prompts, max_decode_len=3)
+  out = tmp_path / "one.jsonl"
+  assert ask(tiny, gemma, out, prompt=prompts[0]) == ["predictions: 1"]
+  (one,) = predictions.read(out, 1)
+  assert (one["prefix"], one["prediction"]) == (prompts[0], expected[0])
+  data = tmp_path / "texts.jsonl"
+  rows = [{"prefix": prompt, "n": i} for i, prompt in enumerate(prompts)]
+  data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  ask(tiny, gemma, tmp_path / "all.jsonl", data)
+  assert texts(predictions.read(tmp_path / "all.jsonl", 3)) == expected
+  ask(tiny, gemma, tmp_path / "n.jsonl", [data], prompt="what {n}")
+  found = predictions.read(tmp_path / "n.jsonl", 3)
+  assert [x["prefix"] for x in found] == ["what 0", "what 1", "what 2"]
+
+
+def test_pictures_for_those_that_see_alone(tiny, gemma, tmp_path):
+  out = tmp_path / "y.jsonl"
+  photo = tiny.folder / "1.png"
+  with refused(r"gemma.npz: is a Gemma .* alone, or .*found --image .*1.png$"):
+    ask(tiny, gemma, out, [photo], prompt="what")
+  with refused(r"gemma.npz: is a Gemma without image tower, .*found neither$"):
+    ask(tiny, gemma, out)
+  with refused(r":1: has an \"image\", kind \"text_jsonl\" is of texts alo"):
+    ask(tiny, gemma, out, tiny.data)
+  with refused(r"gemma.npz: holds no image tower; --draw and --format are fo"):
+    ask(tiny, gemma, out, prompt="what", draw=tmp_path / "drawn")
+  with refused(r": is a PaliGemma, which answers about pictures; name them wi"):
+    ask(tiny, tiny.weights, out, prompt="what")
+  assert not out.exists()
+
+
+def refused(message):
+  return pytest.raises(ValueError, match=message)
 
 
 def test_a_grammar(tiny, tmp_path):
@@ -335,7 +397,7 @@ def test_control_tokens_of_prompts_are_taken_off(tiny, lines, tmp_path, capsys):
     assert note in said
   stages = [x.split(":")[0] for x in said.splitlines() if x.endswith(" ...")]
   assert stages == [
-    "finding the photos ...",
+    "finding the data ...",
     "reading the weights",
     "checking the data ...",
     f"{tmp_path}/y.jsonl",

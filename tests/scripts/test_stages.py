@@ -1,5 +1,10 @@
 """The runs of the demo of the stages, and its table."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 
 from scripts import make_stages, stages
@@ -44,3 +49,33 @@ def test_the_table():
     "siglip   0.500      -         -           -",
     "stage 1  -          -         -           0.500 (0.250 to 0.750)",
   ]
+
+
+PARENT = """
+import os, time
+from scripts import stages
+
+if __name__ == "__main__":
+  with stages.pool(1) as workers:
+    print(workers.submit(os.getpid).result(), flush=True)
+    workers.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_their_parent(how, tmp_path):
+  (tmp_path / "parent.py").write_text(PARENT)
+  parent = subprocess.Popen(
+    [sys.executable, tmp_path / "parent.py"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env={**os.environ, "PYTHONPATH": os.getcwd()},
+  )
+  worker = int(parent.stdout.readline())
+  parent.send_signal(how)
+  try:
+    # The pipe is open for as long as either lives.
+    parent.communicate(timeout=100)
+  except subprocess.TimeoutExpired:
+    os.kill(worker, signal.SIGKILL)
+    raise
