@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from paligemma import registry, variants
 from paligemma.lora import config as lora_lib
@@ -241,12 +241,16 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: Float[ArrayLike, "B H W 3"], train: bool = False
+    self,
+    image: Float[ArrayLike, "B H W 3"],
+    train: bool = False,
+    masked: tuple[Bool[Array, "B L"], Float[Array, "1 1 D"]] | None = None,
   ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
     Pixels are in [-1, 1]. H and W are multiples of the patch size, and with
-    posemb "learn" give as many patches as at init.
+    posemb "learn" give as many patches as at init. `masked` says which patches
+    are hidden, and what stands for their embeddings.
 
     Returns:
       [B, L, C] (or [B, C] with a pooling), C being num_classes or the width,
@@ -271,6 +275,8 @@ class Model(nn.Module):
     out["stem"] = x
     batch, rows, columns, _ = x.shape
     x = x.reshape(batch, rows * columns, self.width)
+    if masked is not None:
+      x = jnp.where(masked[0][:, :, None], masked[1], x)
     x = out["with_posemb"] = x + self._position_embedding(rows, columns)
     if self.pool_type == "tok":
       cls = self.param(
