@@ -9,10 +9,13 @@ Axes: B batch, H height, W width in pixels, L patches, D width, N heads; T
 queries, S keys of width C.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -332,6 +335,21 @@ class Model(nn.Module):
       config = self.clone(parent=None, lora=None)
       return MAPHead(config, name="MAPHead_0")(x)
     return x if self.pool_type == "none" else x[:, 0]
+
+
+def with_positions(params: Mapping[str, Any], side: int) -> dict[str, Any]:
+  """Returns parameters of a tower for images of side x side patches.
+
+  The learned position embedding, of a square, is resized linearly.
+  """
+  positions = params["pos_embedding"]
+  _, count, width = positions.shape
+  old = math.isqrt(count)
+  if old != side:
+    grid = positions.reshape(1, old, old, width)
+    grid = jax.image.resize(grid, (1, side, side, width), "linear")
+    positions = grid.reshape(1, -1, width)
+  return {**params, "pos_embedding": positions}
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:

@@ -315,7 +315,9 @@ def make_loss(
       drawn = jax.random.uniform(key, batch["_mask"].shape)
       batch = {**batch, "parallel": drawn < decoder_parallel}
     if model.distill is not None:
-      patches = params["img"]["pos_embedding"].shape[1]
+      height, width = batch["image"].shape[1:3]
+      side = model.img.patch_size
+      patches = (height // side) * (width // side)
       key = jax.random.fold_in(rng, 3)
       batch = {**batch, **views.draw(key, len(batch["_mask"]), patches)}
     run = embed_and_distill if num_microbatches == 1 else embed_in_microbatches

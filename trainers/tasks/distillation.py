@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from paligemma.models import vit
 from paligemma.models.siglip import Model
 from paligemma.training import distillation
 
@@ -33,9 +34,8 @@ def make(model: Model) -> Callable[..., dict[str, jax.Array]]:
 
   def features(params, pixels, **options):
     """Pooled and of patches, for images of any resolution."""
-    params = dict(params["img"])
-    old = params["pos_embedding"]
-    params["pos_embedding"] = _resized(old, pixels.shape[1], image_tower)
+    side = pixels.shape[1] // image_tower.patch_size
+    params = vit.with_positions(params["img"], side)
     pooled, out = image_tower.apply({"params": params}, pixels, **options)
     return pooled, out["encoded"]
 
@@ -94,14 +94,3 @@ def make(model: Model) -> Callable[..., dict[str, jax.Array]]:
     return jax.lax.cond(is_taught, losses, nothing, params, teacher, batch, rng)
 
   return distill
-
-
-def _resized(positions, res, image_tower):
-  """The position embedding for images of another resolution."""
-  _, count, width = positions.shape
-  old, new = round(count**0.5), res // image_tower.patch_size
-  if old == new:
-    return positions
-  grid = positions.reshape(1, old, old, width)
-  shape = (1, new, new, width)
-  return jax.image.resize(grid, shape, "linear").reshape(1, -1, width)
