@@ -394,6 +394,27 @@ KEYS = (
     "share of the captions of which all tokens are predicted at once",
     **_CONTRASTIVE,
   ),
+  Key(
+    "distill_weight",
+    0.0,
+    "of self-distillation and masked prediction, whose teacher is the moving "
+    "average of ema_decay; 0: there is neither",
+    **_CONTRASTIVE,
+  ),
+  Key(
+    "distill_after",
+    0.8,
+    "fraction of the training before they begin",
+    **_CONTRASTIVE,
+  ),
+  *(
+    Key(f"model.distill.{name}", default, meaning, **_CONTRASTIVE)
+    for name, default, meaning in (
+      ("hidden", 2048, "hidden units of the heads of distill_weight"),
+      ("features", 256, "that are compared with prototypes"),
+      ("prototypes", 8192, "which a view is matched with"),
+    )
+  ),
   Key("accumulate_steps", 1, "microbatches that a batch is split into"),
   Key(
     "ema_decay",

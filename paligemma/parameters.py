@@ -8,9 +8,9 @@ Axes: L layers, D width, F hidden units of the MLP, N heads, K key/value heads,
 H head dim, V vocabulary, P positions of patches, T positions of text, C
 colours, h and w pixels of a patch, M features that the head of the image tower
 reads, E features that a head returns; y and x the grid of positions and Z the
-values of a patch in NaFlex; W width of an image tower beside D; I inputs, O
-outputs and R rank of an adapter. A number is an axis of so many parts: keys and
-values, gate and up.
+values of a patch in NaFlex; Q prototypes; W width of an image tower beside D; I
+inputs, O outputs and R rank of an adapter. A number is an axis of so many
+parts: keys and values, gate and up.
 
 Names and shapes are those of big_vision: models/vit.py, models/ppp/gemma.py and
 models/proj/image_text/{two_towers,text_transformer,naflex_vit}.py.
@@ -34,6 +34,7 @@ SCALE = "scale of a norm"
 POSITION = "position embedding"
 TOKEN = "learned token"
 LOGIT = "temperature or bias of logits"
+LOSS_MATRIX = "matrix of a head of a loss"
 
 # Tables of "img/...", "txt/..." and "llm/...": name, axes, kind, axes that its
 # product sums over, adapters beside it (one for each part), which models have
@@ -110,6 +111,20 @@ _DEC = (
   ("head/kernel", "D V", MATRIX, "D"),
   ("head/bias", "V", BIAS),
 )
+_DISTILL = (
+  ("mask_token", "1 1 D", TOKEN),
+  ("centers", "2 Q", TOKEN),
+  *(
+    (f"{head}/{name}", axes, LOSS_MATRIX, axes[0])
+    for head in ("pooled", "patches")
+    for name, axes in (
+      ("hidden_0", "D F"),
+      ("hidden_1", "F O"),
+      ("features", "F E"),
+      ("prototypes", "E Q"),
+    )
+  ),
+)
 
 # Prefix of the layers of a tower, and what joins the number of a layer to it.
 LAYERS = {
@@ -119,7 +134,7 @@ LAYERS = {
   "dec": ("dec/decoderblock", "_"),
 }
 # Heads that losses alone need: in runs, but not in what is made of them.
-LOSS_HEADS = ("dec",)
+LOSS_HEADS = ("dec", "distill")
 
 # Size of a tower -> its letter. Shapes show no other field of a tower.
 _SIZES = {"width": "D", "depth": "L", "mlp_dim": "F", "num_heads": "N"}
@@ -136,6 +151,7 @@ TEXT_POSITIONS = "txt/pos_embedding"
 SECOND_TEXT_POSITIONS = "txt/Encoder_0/pos_embedding"  # of some old files
 TEXT_NORM = "txt/Encoder_0/encoder_norm/scale"
 TEMPERATURE, LOGIT_BIAS = "t", "b"
+MASK_TOKEN, CENTERS = "distill/mask_token", "distill/centers"
 DECODER_EMBEDDING = "dec/Embed_0/embedding"
 DECODER_HEAD = "dec/head/kernel"
 PATCH_KERNEL = "img/embedding/kernel"
@@ -172,7 +188,8 @@ class Parameter:
       those with fewer key/value heads than heads, or as many. "post_norms":
       Gemma 2. "lora": with adapters. "map", "tok", "rep_size": towers with such
       a pooling or head. "naflex": image towers for any aspect ratio. "dec": a
-      SigLIP with a decoder, see models/text_decoder.py.
+      SigLIP with a decoder, see models/text_decoder.py. "distill": with heads
+      of self-distillation, see models/distillation.py.
   """
 
   name: str
@@ -255,6 +272,8 @@ def _rows() -> Iterator[Parameter]:
       yield _row("dec", name, f"L {axes}", kind, summed, when="dec")
   for name, axes, kind, *rest in _DEC:
     yield _row("dec", f"dec/{name}", axes, kind, *rest, when="dec")
+  for name, axes, kind, *rest in _DISTILL:
+    yield _row("distill", f"distill/{name}", axes, kind, *rest, when="distill")
   yield _row("", TEMPERATURE, "1", LOGIT)
   yield _row("", LOGIT_BIAS, "1", LOGIT)
 

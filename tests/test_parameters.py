@@ -132,7 +132,7 @@ def siglip_shapes(*, scan=True, variant="siglip_tiny", **img):
 
 
 def decoder_shapes(**dec):
-  model = siglip.make("siglip_tiny", dec=dec)
+  model = siglip.make("siglip_tiny", dec=dec, distill={})
   return model, init.shapes(model, RES)
 
 

@@ -54,6 +54,8 @@ def growing(config: ConfigDict) -> ConfigDict:
   )
   config.weight_decay = 0.0
   config.ema_decay = None
+  if "distill_weight" in config:
+    config.distill_weight = 0.0  # which the average would teach
   return config
 
 

@@ -222,6 +222,7 @@ class Plan:
       seed=self.config.seed,
       accumulate_steps=self.config.accumulate_steps if splits else 1,
       ema_decay=self.config.ema_decay,
+      teach_from=self.task.teach_from(self.config, self.total_steps),
     )
     shardings = (
       jax.tree.map(lambda leaf: leaf.sharding, self.state),

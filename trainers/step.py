@@ -24,6 +24,7 @@ def make_step(
   seed: int,
   accumulate_steps: int = 1,
   ema_decay: float | None = None,
+  teach_from: int | None = None,
 ) -> Step:
   """Builds the step of a training.
 
@@ -40,6 +41,11 @@ def make_step(
       the sum of theirs; the gradient is that of the whole batch, the
       activations are those of one of them.
     ema_decay: of the moving average of the parameters, None for none.
+    teach_from: the step at which the average becomes a teacher; until then it
+      is the parameters themselves. The loss then also gets `teacher`, all
+      parameters as a tree, those that train averaged, and `is_taught`, whether
+      that step has come; among its measurements it returns "averaged", what is
+      averaged in the place of some parameters. None: there is no teacher.
 
   Returns:
     Function of TrainState, frozen parameters and a batch that returns the new
@@ -51,14 +57,14 @@ def make_step(
     ValueError: on tracing, if the batch does not divide into the microbatches.
   """
 
-  def summed_loss(trainable, frozen, batch, rng):
-    return loss(tree.unflatten({**frozen, **trainable}), batch, rng)
+  def summed_loss(trainable, frozen, batch, rng, **taught):
+    return loss(tree.unflatten({**frozen, **trainable}), batch, rng, **taught)
 
   loss_and_grads = jax.value_and_grad(summed_loss, has_aux=True)
 
-  def accumulated(trainable, frozen, batch, rng):
+  def accumulated(trainable, frozen, batch, rng, **taught):
     if accumulate_steps == 1:
-      return loss_and_grads(trainable, frozen, batch, rng)
+      return loss_and_grads(trainable, frozen, batch, rng, **taught)
     size, rest = divmod(len(batch["_mask"]), accumulate_steps)
     if rest:
       raise ValueError(
@@ -78,7 +84,14 @@ def make_step(
 
   def step(state, frozen, batch):
     rng = jax.random.fold_in(jax.random.key(seed), state.step)
-    (total, measured), grads = accumulated(state.trainable, frozen, batch, rng)
+    taught, decay = {}, ema_decay
+    if teach_from is not None:
+      taught["teacher"] = tree.unflatten({**frozen, **state.ema})
+      taught["is_taught"] = state.step >= teach_from
+      decay = jnp.where(taught["is_taught"], ema_decay, 0.0)
+    (total, measured), grads = accumulated(
+      state.trainable, frozen, batch, rng, **taught
+    )
     num_rows = jnp.sum(batch["_mask"], dtype=jnp.float32)
     num_examples = measured.get("num_examples", num_rows)
     scale = 1.0 / jnp.maximum(num_examples, 1.0)
@@ -89,7 +102,8 @@ def make_step(
     trainable = optax.apply_updates(state.trainable, updates)
     ema = state.ema
     if ema_decay is not None:
-      ema = optimizers.ema(trainable, ema, ema_decay)
+      averaged = {**trainable, **measured.pop("averaged", {})}
+      ema = optimizers.ema(averaged, ema, decay)
     stepped = state.replace(trainable=trainable, opt_state=opt_state, ema=ema)
     is_step = num_examples > 0
     state = jax.tree.map(

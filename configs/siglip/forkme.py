@@ -10,7 +10,8 @@ top: --config.learning_rate=1e-4.
 A line of the JSONL: {"image": "0001.jpg", "captions": ["a red barn", "a barn in
 snow"]}, or one caption under "suffix", image paths relative to the file. Of
 several captions each is drawn once in as many epochs.
-decoder=1 adds the loss of a decoder, see docs/siglip.md.
+decoder=1 and distill=0.25 add the other losses of SigLIP 2, with these weights,
+see docs/siglip.md.
 tune says what trains: full, lit (all but the image tower), image, lora. With
 val=val.jsonl recall@1 is evaluated, with label=label beside it, a field of its
 lines, zero-shot accuracy.
@@ -52,6 +53,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     tune="full",
     loss="sigmoid",
     decoder=0.0,
+    distill=0.0,
     dtype="bfloat16",
     init="",
     tokenizer="weights/siglip2_b16_224",
@@ -68,8 +70,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.res = arg.res or sizes.res or config.res
 
   config.trainable = method.trainable
-  if arg.decoder and not method.lora:
-    config.trainable += ("dec/.*",)
+  if not method.lora:
+    for head in ("dec",) * (arg.decoder > 0) + ("distill",) * (arg.distill > 0):
+      config.trainable += (f"{head}/.*",)
   config.frozen_dtype = arg.dtype
   if method.lora:
     config.model.lora = dict(targets=("img/.*", "txt/.*"))
@@ -87,6 +90,9 @@ def get_config(argument: str | None = None) -> ConfigDict:
 
   config.loss = arg.loss
   config.decoder_weight = arg.decoder
+  config.distill_weight = arg.distill
+  if arg.distill:
+    config.ema_decay = 0.996  # arXiv:2104.14294, where DINO's teacher starts
   config.optimizer = method.optimizer
   config.optimizer_args = dict(b2=0.95)  # arXiv:2303.15343, section 4.7
   config.learning_rate = method.learning_rate

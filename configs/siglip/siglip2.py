@@ -6,7 +6,8 @@
 Values of arXiv:2502.14786, section 2: Adam at 1e-3, decoupled decay 1e-4,
 gradients of norm 1 at most, batches of 32k, 20k steps of warm-up, 40B examples,
 both losses with equal weight, half of the captions predicted in parallel.
-decoder=0 leaves the decoder out.
+decoder=0 leaves the decoder out. distill adds self-distillation and masked
+prediction in the last fifth: 0.25 for B, 0.5 for L and g, 1 for So400m there.
 """
 
 from ml_collections import ConfigDict

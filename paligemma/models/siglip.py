@@ -21,7 +21,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import parameters, registry, tree, variants
-from paligemma.models import naflex, text_decoder, text_tower, vit
+from paligemma.models import (
+  distillation,
+  naflex,
+  text_decoder,
+  text_tower,
+  vit,
+)
 
 _EPSILON = 1e-8  # of norms
 
@@ -35,6 +41,7 @@ class Model(nn.Module):
     temperature_init: Of out["t"].
     bias_init: Of out["b"]; None: no bias, as with the softmax loss of CLIP.
     dec: text_decoder.Model, for a loss beside that of the pairs; None: none.
+    distill: distillation.Heads, likewise.
     metadata: As of paligemma.Model.
   """
 
@@ -43,6 +50,7 @@ class Model(nn.Module):
   temperature_init: float = 10.0
   bias_init: float | None = -10.0
   dec: nn.Module | None = None
+  distill: nn.Module | None = None
   metadata: Mapping[str, Any] = dataclasses.field(
     default_factory=dict, compare=False, repr=False
   )
@@ -81,6 +89,8 @@ class Model(nn.Module):
       ztxt = _normalize("txt", ztxt, of_text, out)
     if image is not None:
       zimg, of_image = self.img(self._whole_patches(image), train=train)
+      if self.distill is not None and self.is_initializing():
+        self.distill(zimg, of_image["encoded"])
       zimg = _normalize("img", zimg, of_image, out)
       if self.dec is not None and self.is_initializing():
         self.dec.init_from(of_image["encoded"])
@@ -182,6 +192,7 @@ def make(
   img: Mapping[str, Any] | None = None,
   txt: Mapping[str, Any] | None = None,
   dec: Mapping[str, Any] | None = None,
+  distill: Mapping[str, Any] | None = None,
   **fields: Any,
 ) -> Model:
   """Returns a model by name, such as "siglip2_b16_224".
@@ -195,6 +206,7 @@ def make(
     img, txt: Fields of vit.Model and text_tower.Model that differ.
     dec: Fields of text_decoder.Model that differ from the text tower's; None:
       no decoder.
+    distill: Fields of distillation.Heads that differ; None: no such heads.
     **fields: Fields of Model that differ: temperature_init, bias_init.
 
   Raises:
@@ -211,5 +223,6 @@ def make(
     img=tower.make(sizes.img, dtype=dtype, **img),
     txt=txt,
     dec=None if dec is None else text_decoder.beside(txt, **dec),
+    distill=None if distill is None else distillation.Heads(**distill),
     **fields,
   )

@@ -93,7 +93,7 @@ class Model(nn.Module):
     """Of all texts of an image."""
     return len(KINDS) * self.text_len
 
-  def setup(self):
+  def setup(self) -> None:
     self.embed = text_tower.Embed(self.vocab_size, self.width, name="Embed_0")
     self.norm = nn.LayerNorm(dtype=jnp.float32, name="decoder_norm")
     self.head = Linear(

@@ -9,14 +9,17 @@ Axes: B batch, H height, W width in pixels, L patches, D width, N heads; T
 queries, S keys of width C.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from paligemma import registry, variants
 from paligemma.lora import config as lora_lib
@@ -243,12 +246,16 @@ class Model(nn.Module):
 
   @nn.compact
   def __call__(
-    self, image: Float[ArrayLike, "B H W 3"], train: bool = False
+    self,
+    image: Float[ArrayLike, "B H W 3"],
+    train: bool = False,
+    masked: tuple[Bool[Array, "B L"], Float[Array, "1 1 D"]] | None = None,
   ) -> tuple[Float[Array, "B ..."], dict[str, Any]]:
     """Embeds images.
 
     Pixels are in [-1, 1]. H and W are multiples of the patch size, and with
-    posemb "learn" give as many patches as at init.
+    posemb "learn" give as many patches as at init. `masked` says which patches
+    are hidden, and what stands for their embeddings.
 
     Returns:
       [B, L, C] (or [B, C] with a pooling), C being num_classes or the width,
@@ -273,6 +280,8 @@ class Model(nn.Module):
     out["stem"] = x
     batch, rows, columns, _ = x.shape
     x = x.reshape(batch, rows * columns, self.width)
+    if masked is not None:
+      x = jnp.where(masked[0][:, :, None], masked[1], x)
     x = out["with_posemb"] = x + self._position_embedding(rows, columns)
     if self.pool_type == "tok":
       cls = self.param(
@@ -328,6 +337,21 @@ class Model(nn.Module):
       config = self.clone(parent=None, lora=None)
       return MAPHead(config, name="MAPHead_0")(x)
     return x if self.pool_type == "none" else x[:, 0]
+
+
+def with_positions(params: Mapping[str, Any], side: int) -> dict[str, Any]:
+  """Returns parameters of a tower for images of side x side patches.
+
+  The learned position embedding, of a square, is resized linearly.
+  """
+  positions = params["pos_embedding"]
+  _, count, width = positions.shape
+  old = math.isqrt(count)
+  if old != side:
+    grid = positions.reshape(1, old, old, width)
+    grid = jax.image.resize(grid, (1, side, side, width), "linear")
+    positions = grid.reshape(1, -1, width)
+  return {**params, "pos_embedding": positions}
 
 
 def make(variant: str, *, dtype: str = "float32", **overrides: Any) -> Model:

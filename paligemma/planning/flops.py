@@ -89,7 +89,8 @@ def contrastive_step(
   """Counts the multiplications and additions of a step over image-text pairs.
 
   As `train_step`; the logits are those of all pairs of the batch. A decoder
-  beside the towers counts with three texts of full length.
+  beside the towers counts with three texts of full length. What distillation
+  adds at the end of a training does not count.
 
   Args:
     model: Of models/siglip.py.
@@ -110,6 +111,8 @@ def contrastive_step(
     if name in (parameters.TEXT_EMBEDDING, parameters.DECODER_EMBEDDING):
       continue  # reading a row is no product
     tower = name.partition("/")[0]
+    if tower not in tokens:
+      continue
     passes = 1 + flows[tower] + (name in trainable)
     count = 1 if re.fullmatch(parameters.POOLED, name) else tokens[tower]
     if re.fullmatch(parameters.CROSS_KEYS, name):

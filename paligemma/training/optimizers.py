@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float
 
 from paligemma import parameters, registry, tree
 
@@ -380,7 +381,7 @@ def make(
   return optax.GradientTransformation(init, update), learning_rates
 
 
-def ema(params: Any, average: Any, decay: float) -> Any:
+def ema(params: Any, average: Any, decay: float | Float[Array, ""]) -> Any:
   """Returns the moving average of parameters, average + (1 - decay) * change.
 
   Args:

@@ -15,6 +15,7 @@ CONFIGS = {
   "finetune": ("", ".*"),
   "forkme": ("tune=lora", r"(img|txt)/.*/lora_\w+/[ab]"),
   "forkme, decoder": ("decoder=1,tune=image", "t|b|(img|dec)/.*"),
+  "forkme, distill": ("distill=0.25", ".*"),
   "forkme, image": ("tune=image", "t|b|img/.*"),
   "forkme, softmax": ("loss=softmax", ".*"),
   "lit_coco": ("", "t|b|txt/.*"),

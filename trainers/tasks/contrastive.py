@@ -16,7 +16,8 @@ from paligemma.models import siglip, text_decoder
 from paligemma.models.siglip import Model
 from paligemma.planning import flops
 from paligemma.training import contrastive, losses
-from trainers.tasks import captions
+from paligemma.training import distillation as views
+from trainers.tasks import captions, distillation
 from trainers.tasks.task import Loss
 
 _PATCHES = ("patches", "type", "yidx", "xidx")
@@ -37,11 +38,15 @@ class Contrastive:
   def make_model(self, config: ConfigDict) -> Model:
     fields = config.model.to_dict()
     adapters = fields.pop("lora", None)
-    decoder = fields.pop("dec", {})
+    heads = fields.pop("dec", {}), fields.pop("distill", {})
     if config.decoder_weight:
       _check_decoder(config)
-      fields["dec"] = decoder
+      fields["dec"] = heads[0]
+    if config.distill_weight:
+      fields["distill"] = heads[1]
     model = siglip.make(**fields)
+    if config.distill_weight:
+      _check_distillation(config, model)
     if adapters is not None:
       model = lora.with_lora(model, Lora(**adapters))
     return model
@@ -113,7 +118,13 @@ class Contrastive:
       num_microbatches=config.accumulate_steps,
       decoder_weight=config.decoder_weight,
       decoder_parallel=config.decoder_parallel,
+      distill_weight=config.distill_weight,
     )
+
+  def teach_from(self, config: ConfigDict, total_steps: int) -> int | None:
+    if not config.distill_weight:
+      return None
+    return round(config.distill_after * total_steps)
 
   def count_flops(
     self,
@@ -143,11 +154,35 @@ def _check_decoder(config):
       f"decoder_weight is {weight} and decoder_parallel {share}, expected 0 or "
       "more, and a share in [0, 1]"
     )
-  name = parameters.DECODER_HEAD
-  if not any(re.fullmatch(rule, name) for rule in config.trainable):
+  _check_trains(config, "decoder_weight", parameters.DECODER_HEAD)
+
+
+def _check_distillation(config, model):
+  weight, after = config.distill_weight, config.distill_after
+  if not (weight > 0 and 0 <= after <= 1):
     raise ValueError(
-      "decoder_weight is set, but config.trainable leaves the decoder as it is "
-      'drawn; add "dec/.*" to it, or set decoder_weight to 0'
+      f"distill_weight is {weight} and distill_after {after}, expected 0 or "
+      "more, and a share in [0, 1]"
+    )
+  if config.ema_decay is None:
+    raise ValueError(
+      "distill_weight is set, but ema_decay is None; the moving average is the "
+      "teacher: set it, as to 0.996"
+    )
+  if siglip.is_naflex(model) or model.img.posemb != "learn":
+    raise ValueError(
+      "distill_weight is set, but views need an image tower of one resolution, "
+      "with a learned position embedding; set it to 0"
+    )
+  _check_trains(config, "distill_weight", parameters.MASK_TOKEN)
+
+
+def _check_trains(config, key, name):
+  if not any(re.fullmatch(rule, name) for rule in config.trainable):
+    head = name.partition("/")[0]
+    raise ValueError(
+      f"{key} is set, but config.trainable leaves its head as it is drawn; add "
+      f'"{head}/.*" to it, or set {key} to 0'
     )
 
 
@@ -158,6 +193,7 @@ def make_loss(
   num_microbatches: int = 1,
   decoder_weight: float = 0.0,
   decoder_parallel: float = 0.5,
+  distill_weight: float = 0.0,
 ) -> Loss:
   """Builds the loss over all pairs of a batch.
 
@@ -174,6 +210,8 @@ def make_loss(
     decoder_weight: of the loss of model.dec, if there is one; it is the sum
       over the texts of an image, each the mean over its tokens.
     decoder_parallel: share of the captions that it predicts in parallel.
+    distill_weight: of the losses of distillation.py, for a model with such
+      heads; the loss then takes a teacher, see step.make_step.
 
   Returns:
     Function of parameters, a batch (image float32[B, H, W, 3], or of a NaFlex
@@ -183,13 +221,17 @@ def make_loss(
     of images whose own text has the largest logit; temperature and bias, the
     factor and the bias of the logits; equal_texts, how many texts of the batch
     are those of an example before them, which count as negatives; with a
-    decoder the means contrastive_loss and decoder_loss.
+    decoder the means contrastive_loss and decoder_loss; with heads of
+    distillation the means distill_loss and masked_loss, 0 until it begins.
 
   Raises:
     ValueError: unknown loss; on tracing, if the batch does not divide into the
       microbatches.
   """
   of_pairs = registry.lookup(contrastive.LOSSES, loss, "loss")
+
+  if model.distill is not None:
+    distill = distillation.make(model)
 
   def embed(params, batch, rng):
     image = batch.get("image")
@@ -236,7 +278,13 @@ def make_loss(
       segment_ids=jnp.broadcast_to(kind, (number, kinds * length)),
     )
 
-  def embed_in_microbatches(params, batch, rng):
+  def embed_and_distill(params, batch, rng, **taught):
+    found = embed(params, batch, rng)
+    if model.distill is None:
+      return *found, {}
+    return *found, distill(params, batch, rng, **taught)
+
+  def embed_in_microbatches(params, batch, rng, **taught):
     size, rest = divmod(len(batch["_mask"]), num_microbatches)
     if rest:
       raise ValueError(
@@ -251,25 +299,30 @@ def make_loss(
 
     @jax.checkpoint
     def embed_one(params, batch, rng):
-      return embed(params, batch, rng)
+      return embed_and_distill(params, batch, rng, **taught)
 
-    _, (*found, of_decoder) = jax.lax.scan(
+    _, (*found, of_decoder, distilled) = jax.lax.scan(
       lambda params, one: (params, embed_one(params, *one)),
       params,
       (jax.tree.map(split, batch), jax.random.split(rng, num_microbatches)),
     )
     found = [z.swapaxes(0, 1).reshape(-1, z.shape[2]) for z in found]
-    return *found, of_decoder.sum()
+    sums = jax.tree.map(lambda x: x.sum(axis=0), (of_decoder, distilled))
+    return *found, *sums
 
-  def summed_loss(params, batch, rng):
+  def summed_loss(params, batch, rng, **taught):
     if model.dec is not None:
       key = jax.random.fold_in(rng, 2)
       drawn = jax.random.uniform(key, batch["_mask"].shape)
       batch = {**batch, "parallel": drawn < decoder_parallel}
-    whole = num_microbatches == 1
-    zimg, ztxt, of_decoder = (embed if whole else embed_in_microbatches)(
-      params, batch, rng
-    )
+    if model.distill is not None:
+      height, width = batch["image"].shape[1:3]
+      side = model.img.patch_size
+      patches = (height // side) * (width // side)
+      key = jax.random.fold_in(rng, 3)
+      batch = {**batch, **views.draw(key, len(batch["_mask"]), patches)}
+    run = embed_and_distill if num_microbatches == 1 else embed_in_microbatches
+    zimg, ztxt, of_decoder, distilled = run(params, batch, rng, **taught)
     _, _, logit = model.apply({"params": params}, None, None)
     t, b = logit["t"][0], logit.get("b", jnp.zeros(1))[0]
     is_real = batch["_mask"]
@@ -281,10 +334,18 @@ def make_loss(
       "bias": b,
       "equal_texts": contrastive.count_equal(batch["text"], is_real),
     }
-    if model.dec is not None:
+    if model.dec is not None or model.distill is not None:
       measured["contrastive_loss"] = total / num_real
+    if model.dec is not None:
       measured["decoder_loss"] = of_decoder / num_real
       total += decoder_weight * of_decoder
+    if model.distill is not None:
+      means = jax.tree.map(lambda x: x / num_real, distilled)
+      measured["distill_loss"] = means["local"]
+      measured["masked_loss"] = means["masked"]
+      measured["averaged"] = {parameters.CENTERS: means["centers"]}
+      both = distilled["local"] + distillation.MASKED * distilled["masked"]
+      total += distill_weight * both
     return total, measured
 
   return summed_loss

@@ -83,6 +83,9 @@ class NextToken:
   def make_loss(self, config: ConfigDict, model: Model) -> Loss:
     return make_loss(model, label_smoothing=config.label_smoothing)
 
+  def teach_from(self, config: ConfigDict, total_steps: int) -> None:
+    return None
+
   def count_flops(
     self,
     config: ConfigDict,

@@ -67,6 +67,9 @@ class Task(Protocol):
   def make_loss(self, config: ConfigDict, model: io.Model) -> Loss:
     """Returns the loss of a batch, a pure function."""
 
+  def teach_from(self, config: ConfigDict, total_steps: int) -> int | None:
+    """Returns `teach_from` of step.make_step for a run of so many steps."""
+
   def count_flops(
     self,
     config: ConfigDict,
