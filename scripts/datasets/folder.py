@@ -7,6 +7,7 @@ which files they were made.
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import functools
 import itertools
@@ -14,6 +15,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -99,40 +101,21 @@ def prepare(
     if not _is_complete(record["splits"].get(split), raw, out, split)
   ]
   total = sum(data_set.splits[split].count or 0 for split in todo)
-  # Workers do not inherit the threads of JAX.
-  context = multiprocessing.get_context("spawn")
-  counter = context.Value("q", 0)
+  arguments = name, raw, out, skip_bad
   if min(jobs, len(todo)) > 1:
-    pool = concurrent.futures.ProcessPoolExecutor(
-      min(jobs, len(todo)), context, _start, (counter,)
-    )
+    results = _in_processes(todo, arguments, jobs, total, show)
   else:
-    pool = concurrent.futures.ThreadPoolExecutor(1, None, _start, (counter,))
+    results = _in_turn(todo, arguments, total, show)
   found = {}
-  with pool:
-    running = {
-      pool.submit(_write_split, name, split, raw, out, skip_bad): split
-      for split in todo
-    }
-    try:
-      while running:
-        done, _ = concurrent.futures.wait(
-          running, 0.5, concurrent.futures.FIRST_COMPLETED
-        )
-        show(counter.value, max(total, counter.value))
-        for future in [x for x in running if x in done]:
-          split = running.pop(future)
-          found[split] = written = future.result()
-          if written.examples is None:
-            continue
-          record["splits"][split] = dict(
-            examples=written.examples,
-            left_out=written.left_out,
-            raw=written.opened,
-          )
-          disk.write(out / RECORD, json.dumps(record, indent=1) + "\n")
-    finally:
-      pool.shutdown(cancel_futures=True)
+  for split, written in results:
+    found[split] = written
+    if written.examples is not None:
+      record["splits"][split] = dict(
+        examples=written.examples,
+        left_out=written.left_out,
+        raw=written.opened,
+      )
+      disk.write(out / RECORD, json.dumps(record, indent=1) + "\n")
   if found and all(written.examples is None for written in found.values()):
     raise ValueError(next(iter(found.values())).first)
   return {split: found[split] for split in todo}
@@ -185,14 +168,75 @@ def check(
   return rows, wrong
 
 
-def _start(counter):
-  _counter.append(counter)
+def _in_turn(todo, arguments, total, show):
+  """Yields (split, Written) of splits that are read one after another."""
+  read = 0
+
+  def add(count):
+    nonlocal read
+    read += count
+    show(read, max(total, read))
+
+  for split in todo:
+    yield split, _write_split(split, *arguments, add)
 
 
-_counter = []  # of this process, or this thread's parent
+def _in_processes(todo, arguments, jobs, total, show):
+  """Yields (split, Written) as splits are complete; ends all with an error."""
+  # Workers do not inherit the threads of JAX.
+  context = multiprocessing.get_context("spawn")
+  counter = context.Value("q", 0)
+  with concurrent.futures.ProcessPoolExecutor(
+    min(jobs, len(todo)), context, _share, (counter,)
+  ) as pool:
+    running = {
+      pool.submit(_write_in_worker, split, *arguments): split for split in todo
+    }
+    try:
+      while running:
+        done, _ = concurrent.futures.wait(
+          running, 0.5, concurrent.futures.FIRST_COMPLETED
+        )
+        show(counter.value, max(total, counter.value))
+        for future in [x for x in running if x in done]:
+          yield running.pop(future), future.result()
+    except concurrent.futures.process.BrokenProcessPool:
+      raise ValueError(
+        "a process that read a split was ended, perhaps for want of memory; "
+        "run it again with --jobs 1"
+      ) from None
+    finally:
+      if running:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+          child.terminate()
+          child.join()
 
 
-def _write_split(name, split, raw_folder, out, skip_bad):
+def _share(counter):
+  global _counter
+  _counter = counter
+  # A worker whose parent was killed would wait for work for ever.
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)
+
+
+_counter = None  # of the examples that all processes have read
+
+
+def _write_in_worker(*arguments):
+  def add(count):
+    with _counter.get_lock():
+      _counter.value += count
+
+  return _write_split(*arguments, add)
+
+
+def _write_split(split, name, raw_folder, out, skip_bad, add):
   """Writes SPLIT.jsonl and the pictures that it names; returns Written."""
   data_set = catalog.DATA_SETS[name]
   problems = entries.Problems(skip_bad)
@@ -203,7 +247,7 @@ def _write_split(name, split, raw_folder, out, skip_bad):
     with disk.file(out / f"{split}.jsonl") as temporary:
       with temporary.open("w", encoding="utf-8") as file:
         examples = _examples(data_set.splits[split], raw, place, problems)
-        count = _write_lines(file, examples)
+        count = _write_lines(file, examples, add)
       failed = raw.extract(place.wanted)
       if failed:
         count -= _leave_out(pathlib.Path(temporary), out, failed, problems)
@@ -217,20 +261,14 @@ def _write_split(name, split, raw_folder, out, skip_bad):
   return written
 
 
-def _write_lines(file, examples):
+def _write_lines(file, examples, add):
   count = 0
   for count, example in enumerate(examples, 1):
     file.write(f"{json.dumps(example, ensure_ascii=False)}\n")
     if count % _COUNTED == 0:
-      _add(_COUNTED)
-  _add(count % _COUNTED)
+      add(_COUNTED)
+  add(count % _COUNTED)
   return count
-
-
-def _add(count):
-  counter = _counter[-1]
-  with counter.get_lock():
-    counter.value += count
 
 
 def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:

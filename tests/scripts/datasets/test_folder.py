@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 
@@ -299,3 +300,25 @@ def test_lines_of_damaged_pictures_are_left_out_of_a_split(prepared, tmp_path):
   kept = [f"images/{names[0]}", f"images/{names[2]}"]
   assert [json.loads(line)["image"] for line in lines] == kept
   assert readable(tmp_path / "out/val.jsonl")
+
+
+def test_progress_is_told_in_one_process_and_in_several(prepared, tmp_path):
+  for jobs in (1, 3):
+    told = []
+    prepared(
+      "vqav2",
+      jobs=jobs,
+      show=lambda *counts, told=told: told.append(counts),
+    )
+    # Of 7 made-up examples, where 1,213,298 were published.
+    assert told[-1] == (7, 1_213_298)
+    for path in (tmp_path / "out").glob("*.json*"):
+      path.unlink()
+
+
+def test_an_error_of_one_split_ends_the_processes_of_all(prepared, tmp_path):
+  files = publishers.vqav2()
+  del files["v2_OpenEnded_mscoco_test2015_questions.json"]
+  with pytest.raises(ValueError, match="holds no v2_OpenEnded_mscoco_test2015"):
+    prepared("vqav2", files, jobs=3)
+  assert not multiprocessing.active_children()
