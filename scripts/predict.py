@@ -107,7 +107,12 @@ def predict(
   )
   with progress.copying("reading the weights") as show:
     model, params = io.load(
-      ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
+      ckpt,
+      dtype,
+      quantize=quantize,
+      llm={"scan": False},  # as decoding reads layers
+      mesh=mesh,
+      progress=show,
     )
   paligemma_model.check_whole(model, str(ckpt))
   next_token.check_tokenizer(tok, model, str(tokenizer))

@@ -149,10 +149,18 @@ class Plan:
       lowered = jitted.lower(*self.step_arguments())
     return lowered.compile(compiler_options=options)
 
+  @property
+  def served_model(self) -> Any:
+    """The model with its decoder's layers apart, as decoding reads them."""
+    return self.model.clone(llm=self.model.llm.clone(scan=False))
+
   def decode_arguments(self) -> tuple[Shapes, Shapes]:
-    """Shapes and shardings of the parameters, all frozen, and of prompts."""
+    """Shapes and shardings of the parameters, all frozen, and of prompts.
+
+    The layers of the decoder are apart, as `scripts.predict` loads them.
+    """
     _, params = state.abstract_params(
-      self.model, self.config, self.mesh, trainable=()
+      self.served_model, self.config, self.mesh, trainable=()
     )
     return params, inputs.abstract_batch(self.config, self.mesh, decodes=True)
 
@@ -163,7 +171,7 @@ class Plan:
 
     def generate(params, batch):
       return decode.generate(
-        self.model,
+        self.served_model,
         tree.unflatten(params),
         batch,
         max_decode_len=max_decode_len,

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paligemma import parameters, registry, tree, variants
 from paligemma.lora.config import Lora
-from paligemma.models import gemma, vit
+from paligemma.models import gemma, stack, vit
 
 # Pixels; or their embeddings, for a tower that returns them (decode.generate).
 Images = Float[ArrayLike, "B *F H W 3"] | Float[ArrayLike, "B L D"]
@@ -233,6 +233,20 @@ class Model(nn.Module):
     that are its `head`.
     """
     return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
+
+  @nn.nowrap
+  def unstack_decoder(
+    self, params: Mapping[str, Any]
+  ) -> tuple["Model", dict[str, Any]]:
+    """Returns this model with the layers of the decoder apart, as copies.
+
+    A loop over tokens reads them once per token. Of layers that are stacked XLA
+    copies each before its product, for every token.
+    """
+    llm = self.llm
+    layers = stack.unstack(params["llm"]["layers"], llm.depth, llm.dtype)
+    params = {**params, "llm": {**params["llm"], "layers": layers}}
+    return self.clone(llm=llm.clone(scan=False)), params
 
   def prefill_cache(
     self,
