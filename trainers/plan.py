@@ -93,6 +93,9 @@ class Plan:
       weight_decay=config.weight_decay,
       weight_decay_mults=optimizers.MATRICES if mults is None else mults,
       clip_norm=config.clip_norm,
+      scales_loss=any(
+        tower.dtype == "float16" for tower in self.model.towers.values()
+      ),
     )
     self.state = state.abstract_state(
       self.optimizer,
@@ -132,6 +135,10 @@ class Plan:
 
   def compile_step(self, **options: Any) -> jax.stages.Compiled:
     """The step compiled with options of XLA; its first argument is donated."""
+    return self.lower_step().compile(compiler_options=options)
+
+  def lower_step(self) -> jax.stages.Lowered:
+    """The step before it is compiled."""
     splits = self.task.is_additive
     step = make_step(
       self.task.make_loss(self.config, self.model),
@@ -146,8 +153,7 @@ class Plan:
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     with jax.set_mesh(self.mesh):
-      lowered = jitted.lower(*self.step_arguments())
-    return lowered.compile(compiler_options=options)
+      return jitted.lower(*self.step_arguments())
 
   @property
   def served_model(self) -> Any:

@@ -27,10 +27,10 @@ Matrix = Array | Mapping[str, Array]
 def einsum_float32(equation: str, x: Array, y: Array) -> Array:
   """jnp.einsum of two arrays of one dtype, with a float32 result.
 
-  In the backward pass of bfloat16 the gradient of the result is rounded to it
-  first, so that all three products are those of bfloat16: JAX itself would
-  convert the other factor, a weight matrix, to float32. The small gradients of
-  float16 (5.96e-8 is its smallest number) stay float32.
+  In the backward pass of 16 bits the gradient of the result is rounded to them
+  first, so that all three products are of 16 bits: JAX itself would convert the
+  other factor, a weight matrix, to float32. Small gradients of float16 (5.96e-8
+  is its smallest number) need a scaled loss, see optimizers.LossScale.
 
   On CPUs, too, a bfloat16 product is twice as fast if its output is float32
   (jax 0.10.2, AVX-512): ask for it and round.
@@ -38,8 +38,8 @@ def einsum_float32(equation: str, x: Array, y: Array) -> Array:
   Args:
     equation: Of two factors; an axis of only one of them is in the result, too.
   """
-  if x.dtype == jnp.bfloat16:
-    return _einsum_bfloat16(equation, x, y)
+  if x.dtype.itemsize == 2:
+    return _einsum_16_bits(equation, x, y)
   return _einsum(equation, x, y)
 
 
@@ -64,24 +64,24 @@ def _einsum(equation, x, y):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _einsum_bfloat16(equation, x, y):
+def _einsum_16_bits(equation, x, y):
   return _einsum(equation, x, y)
 
 
 def _fwd(equation, x, y):
-  return _einsum_bfloat16(equation, x, y), (x, y)
+  return _einsum_16_bits(equation, x, y), (x, y)
 
 
 def _bwd(equation, factors, gradient):
   x, y = factors
   left, right, out = re.split(",|->", equation)
-  gradient = gradient.astype(jnp.bfloat16)
-  by_x = _einsum_bfloat16(f"{out},{right}->{left}", gradient, y)
-  by_y = _einsum_bfloat16(f"{left},{out}->{right}", x, gradient)
+  gradient = gradient.astype(x.dtype)
+  by_x = _einsum_16_bits(f"{out},{right}->{left}", gradient, y)
+  by_y = _einsum_16_bits(f"{left},{out}->{right}", x, gradient)
   return by_x.astype(x.dtype), by_y.astype(y.dtype)
 
 
-_einsum_bfloat16.defvjp(_fwd, _bwd)
+_einsum_16_bits.defvjp(_fwd, _bwd)
 
 
 def matrix(

@@ -14,6 +14,7 @@ from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -232,7 +233,13 @@ class Model(nn.Module):
     It is a function (head, features) -> logits, and those of the parameters
     that are its `head`.
     """
-    return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
+    head = {"embedder": params["llm"]["embedder"]}
+    if self.llm.dtype == "float16":
+      # Once, not for every few tokens: the GPUs of float16 multiply no int8.
+      head = jax.tree.map(
+        lambda x: x.astype("float16") if x.dtype == jnp.int8 else x, head
+      )
+    return OutputLayer(self.llm), head
 
   @nn.nowrap
   def unstack_decoder(

@@ -368,11 +368,12 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
-def test_bfloat16_goes_back_in_bfloat16():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_go_back_in_16_bits(dtype):
   def total(x, y):
     return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y) * GRADIENT)
 
-  factors = (jnp.asarray(LEFT, "bfloat16"), jnp.asarray(RIGHT, "bfloat16"))
+  factors = (jnp.asarray(LEFT, dtype), jnp.asarray(RIGHT, dtype))
   jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(*factors)
   products = [
     equation
@@ -381,13 +382,15 @@ def test_bfloat16_goes_back_in_bfloat16():
   ]
   assert len(products) == 3
   dtypes = {v.aval.dtype.name for e in products for v in e.invars}
-  assert dtypes == {"bfloat16"}
+  assert dtypes == {dtype}
 
 
-def test_small_gradients_of_float16_survive():
-  def total(x, y):
-    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y)) * 1e-9
+def test_small_gradients_of_float16_need_a_scaled_loss():
+  def total(x, y, scale):
+    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y)) * 1e-9 * scale
 
   large = jnp.full((1, 1, 2), 3e4, jnp.float16)
-  grad = jax.grad(total)(jnp.ones_like(large), large[0].T)
-  np.testing.assert_allclose(grad, 3e-5, rtol=1e-2)
+  factors = jnp.ones_like(large), large[0].T
+  scaled = jax.grad(total)(*factors, 2.0**15)
+  np.testing.assert_allclose(scaled, 3e-5 * 2**15, rtol=1e-2)
+  assert not jax.grad(total)(*factors, 1.0).any()
