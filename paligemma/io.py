@@ -258,7 +258,9 @@ def _siglip_of(checkpoint, sizes, *, res, img, llm, txt):
       "checkpoint of both towers"
     )
   if llm:
-    raise ValueError(f"has no decoder to give {sorted(llm)}")
+    raise ValueError(
+      f"holds a SigLIP, which has no decoder to give {sorted(llm)}"
+    )
   found = sizes["img"].pop("res", None)
   if res is not None and "grid" in sizes["img"]:
     raise ValueError(

@@ -116,7 +116,12 @@ def predict(
     add_objects = answer_objects.AddObjects(name, decode)
   with progress.copying("reading the weights") as show:
     model, params = io.load(
-      ckpt, dtype, quantize=quantize, mesh=mesh, progress=show
+      ckpt,
+      dtype,
+      quantize=quantize,
+      llm={"scan": False},  # as decoding reads layers
+      mesh=mesh,
+      progress=show,
     )
   next_token.check_tokenizer(tok, model, str(tokenizer))
   weights = {"dtype": dtype, "quantize": quantize}

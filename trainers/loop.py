@@ -74,6 +74,7 @@ class Loop:
     if latest is not None:
       self.counts_before |= checkpoints.metadata(latest)["counts"]
     self.empty = set()  # steps since this start whose batch had no example
+    self.skipped_steps = 0  # whose gradient was not finite
     self.best = best
     if latest is not None:
       best.restore(checkpoints.metadata(latest).get("best", {}))
@@ -105,6 +106,8 @@ class Loop:
     Returns how it ended, see status.py, and the step.
     """
     step, total = int(train_state.step), self.plan.total_steps
+    if (scale := train_state.opt_state.loss_scale) is not None:
+      self.skipped_steps = int(scale.skipped_steps)
     self.notice.hold()
     # Also where it resumes: it may have been stopped before it evaluated.
     if not self.evaluate(step, train_state, frozen, self.due(step)):
@@ -225,6 +228,7 @@ class Loop:
   def learning_rates(self, step: int) -> dict[str, jax.Array]:
     """The learning rates that the last step used, by name."""
     steps = step - self.counts_before["empty_batches"] - len(self.empty)
+    steps -= int(self.skipped_steps)
     return {
       f"learning_rate/{regex}".removesuffix("/.*"): at(max(steps - 1, 0))
       for regex, at in self.plan.learning_rates.items()
@@ -249,6 +253,13 @@ class Loop:
       raise ValueError(
         f"the batch of step {step} supervises no token: its examples have no "
         "answer; check the data"
+      )
+    if (skipped := measured.get("skipped_steps", 0)) > self.skipped_steps:
+      self.skipped_steps = skipped
+      self.report.say(
+        f"step {step}: a gradient exceeds float16 at loss scale "
+        f"{measured['loss_scale']:.6g}, which is halved; the weights stay as "
+        "they are"
       )
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(measured[name]):

@@ -152,6 +152,9 @@ class Plan:
       weight_decay=config.weight_decay,
       weight_decay_mults=optimizers.MATRICES if mults is None else mults,
       clip_norm=config.clip_norm,
+      scales_loss=any(
+        tower.dtype == "float16" for tower in self.model.towers.values()
+      ),
     )
     self.state = state.abstract_state(
       self.optimizer,
@@ -215,6 +218,10 @@ class Plan:
 
   def compile_step(self, **options: Any) -> jax.stages.Compiled:
     """The step compiled with options of XLA; its first argument is donated."""
+    return self.lower_step().compile(compiler_options=options)
+
+  def lower_step(self) -> jax.stages.Lowered:
+    """The step before it is compiled."""
     splits = self.task.is_additive
     step = make_step(
       self.task.make_loss(self.config, self.model),
@@ -230,13 +237,20 @@ class Plan:
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     with jax.set_mesh(self.mesh):
-      lowered = jitted.lower(*self.step_arguments())
-    return lowered.compile(compiler_options=options)
+      return jitted.lower(*self.step_arguments())
+
+  @property
+  def served_model(self) -> Any:
+    """The model with its decoder's layers apart, as decoding reads them."""
+    return self.model.clone(llm=self.model.llm.clone(scan=False))
 
   def decode_arguments(self) -> tuple[Shapes, Shapes]:
-    """Shapes and shardings of the parameters, all frozen, and of prompts."""
+    """Shapes and shardings of the parameters, all frozen, and of prompts.
+
+    The layers of the decoder are apart, as `scripts.predict` loads them.
+    """
     _, params = state.abstract_params(
-      self.model, self.config, self.mesh, trainable=()
+      self.served_model, self.config, self.mesh, trainable=()
     )
     return params, inputs.abstract_batch(self.config, self.mesh, decodes=True)
 
@@ -247,7 +261,7 @@ class Plan:
 
     def generate(params, batch):
       return decode.generate(
-        self.model,
+        self.served_model,
         tree.unflatten(params),
         batch,
         max_decode_len=max_decode_len,

@@ -31,7 +31,8 @@ def make_step(
   The loss is the mean over the examples of the global batch (those with
   `_mask`). A batch without an example is no step of the optimizer: parameters,
   its state (the schedule's count with it) and the moving average stay as they
-  are, and `step` alone advances, which counts batches.
+  are, and `step` alone advances, which counts batches. So it is for a step with
+  a gradient that is not finite, if the optimizer's state has a LossScale.
 
   Args:
     loss: of a batch, see tasks/task.py.
@@ -51,7 +52,9 @@ def make_step(
     Function of TrainState, frozen parameters and a batch that returns the new
     TrainState and measurements, float32[]: loss, grad_norm, update_norm,
     param_norm, num_examples and those of the loss; without an example the first
-    three are 0.
+    three are 0. With a LossScale also loss_scale, that of this step, and
+    skipped_steps, the number of steps that a gradient has made none; of those,
+    grad_norm and update_norm are 0, unless the scale cannot fall any more.
 
   Raises:
     ValueError: on tracing, if the batch does not divide into the microbatches.
@@ -89,12 +92,18 @@ def make_step(
       taught["teacher"] = tree.unflatten({**frozen, **state.ema})
       taught["is_taught"] = state.step >= teach_from
       decay = jnp.where(taught["is_taught"], ema_decay, 0.0)
+    loss_scale = getattr(state.opt_state, "loss_scale", None)
+    if loss_scale is not None:
+      weight = jnp.full(batch["_mask"].shape, loss_scale.value)
+      batch = {**batch, "_weight": weight}
     (total, measured), grads = accumulated(
       state.trainable, frozen, batch, rng, **taught
     )
     num_rows = jnp.sum(batch["_mask"], dtype=jnp.float32)
     num_examples = measured.get("num_examples", num_rows)
     scale = 1.0 / jnp.maximum(num_examples, 1.0)
+    if loss_scale is not None:
+      scale /= loss_scale.value
     grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt_state = optimizer.update(
       grads, state.opt_state, state.trainable
@@ -105,13 +114,30 @@ def make_step(
       averaged = {**trainable, **measured.pop("averaged", {})}
       ema = optimizers.ema(averaged, ema, decay)
     stepped = state.replace(trainable=trainable, opt_state=opt_state, ema=ema)
-    is_step = num_examples > 0
-    state = jax.tree.map(
-      lambda new, old: jnp.where(is_step, new, old), stepped, state
-    )
+    grad_norm, has_examples = optax.tree.norm(grads), num_examples > 0
+    is_step = has_norm = has_examples
+    if loss_scale is not None:
+      is_finite = jnp.isfinite(grad_norm)
+      is_step = has_examples & is_finite
+      has_norm = is_step | (has_examples & (loss_scale.value == 1))
+
+    def choose(chosen, new, old):
+      return jax.tree.map(lambda n, o: jnp.where(chosen, n, o), new, old)
+
+    state = choose(is_step, stepped, state)
+    if loss_scale is not None:
+      after = optimizers.next_loss_scale(loss_scale, is_finite)
+      after = choose(has_examples, after, loss_scale)
+      opt_state = state.opt_state._replace(loss_scale=after)
+      state = state.replace(opt_state=opt_state)
+      measured = {
+        **measured,
+        "loss_scale": loss_scale.value,
+        "skipped_steps": after.skipped_steps.astype(jnp.float32),
+      }
     measurements = {
-      "loss": jnp.where(is_step, total * scale, 0.0),
-      "grad_norm": jnp.where(is_step, optax.tree.norm(grads), 0.0),
+      "loss": jnp.where(has_examples, total * scale, 0.0),
+      "grad_norm": jnp.where(has_norm, grad_norm, 0.0),
       "update_norm": jnp.where(is_step, optax.tree.norm(updates), 0.0),
       "param_norm": optax.tree.norm(state.trainable),
       "num_examples": num_examples,

@@ -1,6 +1,7 @@
 """From images and prompts to tokens: one prefill, then a token at a time."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -103,7 +104,32 @@ def generate(
     max_decode_len=max_decode_len,
     sampler=sampler,
     num_answers=num_answers,
+    unstack=_has_room_to_unstack(params),
   )
+
+
+def _has_room_to_unstack(params):
+  """Returns whether a copy of the decoder's layers, if stacked, is small.
+
+  That is an eighth of the memory of a device: it then fits beside a training of
+  all parameters, too, whose gradients and moments take at least six times as
+  much. Sharded layers stay stacked.
+  """
+  layers = params.get("llm", {}).get("layers", {"0": None})
+  if "0" in layers:
+    return False
+  arrays = jax.tree.leaves(layers)
+  for x in arrays:
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+      return False
+    if not x.is_fully_replicated:
+      return False
+  return 8 * sum(x.nbytes for x in arrays) <= _memory_of_device(arrays[0])
+
+
+def _memory_of_device(array):
+  stats = min(array.devices(), key=lambda d: d.id).memory_stats()
+  return (stats or {}).get("bytes_limit", math.inf)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -199,7 +225,9 @@ def _pad_prompts(text, buckets):
 
 @functools.partial(
   cpu.fast_math_jit,
-  static_argnames=("model", "max_decode_len", "sampler", "num_answers"),
+  static_argnames=(
+    *("model", "max_decode_len", "sampler", "num_answers", "unstack"),
+  ),
 )
 def program(
   model: nn.Module,
@@ -215,8 +243,15 @@ def program(
   max_decode_len: int,
   sampler: samplers.AnySampler,
   num_answers: int | None,
+  unstack: bool,
 ) -> Decoded:
-  """The compiled part of `generate`; is_real says which prompts to answer."""
+  """The compiled part of `generate`.
+
+  is_real says which prompts to answer, unstack whether to copy the decoder's
+  layers out of their stack first.
+  """
+  if unstack:
+    model, params = model.unstack_decoder(params)
   variables = {"params": params}
 
   def apply(variables, *args, **options):

@@ -214,12 +214,17 @@ class FeedForward(nn.Module):
     # float16 would overflow; bfloat16 takes half the memory of float32.
     kept = "float32" if dtype == "float16" else dtype
 
-    def project(i, target):
-      out = product("BTD,DF->BTF", x, jax.tree.map(lambda w: w[i], gating))
-      out = (out + self._adapt(target, x, (mlp_dim,), train)).astype(kept)
-      return keep(out)
-
-    gate, up = project(0, "gate"), project(1, "up")
+    if x.shape[1] == 1:  # in decoding a slice of weights is a copy
+      both = product("BTD,2DF->2BTF", x, gating)
+    else:
+      both = [
+        product("BTD,DF->BTF", x, jax.tree.map(lambda w, i=i: w[i], gating))
+        for i in range(2)
+      ]
+    gate, up = (
+      keep((out + self._adapt(target, x, (mlp_dim,), train)).astype(kept))
+      for out, target in zip(both, ("gate", "up"), strict=True)
+    )
     headroom = 64.0 if dtype == "float16" else 1.0
 
     def combine(gate, up):

@@ -14,13 +14,14 @@ from typing import Any
 
 import einops
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from paligemma import parameters, registry, tree, variants
 from paligemma.lora.config import Lora
-from paligemma.models import gemma, vit
+from paligemma.models import gemma, stack, vit
 
 # Pixels; or their embeddings, for a tower that returns them (decode.generate).
 Images = Float[ArrayLike, "B *F H W 3"] | Float[ArrayLike, "B L D"]
@@ -232,7 +233,27 @@ class Model(nn.Module):
     It is a function (head, features) -> logits, and those of the parameters
     that are its `head`.
     """
-    return OutputLayer(self.llm), {"embedder": params["llm"]["embedder"]}
+    head = {"embedder": params["llm"]["embedder"]}
+    if self.llm.dtype == "float16":
+      # Once, not for every few tokens: the GPUs of float16 multiply no int8.
+      head = jax.tree.map(
+        lambda x: x.astype("float16") if x.dtype == jnp.int8 else x, head
+      )
+    return OutputLayer(self.llm), head
+
+  @nn.nowrap
+  def unstack_decoder(
+    self, params: Mapping[str, Any]
+  ) -> tuple["Model", dict[str, Any]]:
+    """Returns this model with the layers of the decoder apart, as copies.
+
+    A loop over tokens reads them once per token. Of layers that are stacked XLA
+    copies each before its product, for every token.
+    """
+    llm = self.llm
+    layers = stack.unstack(params["llm"]["layers"], llm.depth, llm.dtype)
+    params = {**params, "llm": {**params["llm"], "layers": layers}}
+    return self.clone(llm=llm.clone(scan=False)), params
 
   def prefill_cache(
     self,

@@ -240,6 +240,36 @@ def _layer(tree, i):
   return jax.tree.map(lambda x: x[i], tree)
 
 
+def _in_dtype(params, dtype):
+  """Converts matrices; norms, biases and quantized matrices stay."""
+
+  def convert(path, p):
+    keeps = path[-1].key in parameters.VECTORS
+    keeps |= not jnp.issubdtype(p.dtype, jnp.floating)  # quantized
+    return p if keeps else p.astype(dtype)
+
+  return jax.tree_util.tree_map_with_path(convert, params)
+
+
+def unstack(
+  params: PyTree[ArrayLike], depth: int, dtype: str
+) -> dict[str, PyTree[Array]]:
+  """Copies the parameters of each layer out of those that are stacked.
+
+  Args:
+    params: [L, ...].
+    depth: L.
+    dtype: Of the matrices in the copy.
+
+  Returns:
+    The layers as "0", "1", ..., the names in a tower whose `scan` is False.
+  """
+  params = _in_dtype(params, dtype)
+  apart = {str(i): _layer(params, i) for i in range(depth)}
+  # Or XLA would take the slices where they are used: in a loop, each time.
+  return jax.lax.optimization_barrier(apart)
+
+
 def scan_layers(
   block: Callable[..., tuple[Array, Any]],
   params: PyTree[ArrayLike],
@@ -280,13 +310,7 @@ def scan_layers(
   Raises:
     ValueError: A gradient is asked for through `out`.
   """
-
-  def convert(path, p):
-    keeps = path[-1].key in parameters.VECTORS
-    keeps |= not jnp.issubdtype(p.dtype, jnp.floating)  # quantized
-    return p if keeps else p.astype(dtype)
-
-  params = jax.tree_util.tree_map_with_path(convert, params)
+  params = _in_dtype(params, dtype)
   return _scan(block, dtype, num_microbatches, params, x, layers, shared)
 
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from paligemma import parameters, registry, tree
 
@@ -268,11 +268,47 @@ OPTIMIZERS = {
 }
 
 
+class LossScale(NamedTuple):
+  """What the loss of float16 is multiplied by, so that gradients are not 0.
+
+  Source: dynamic loss scaling of arXiv:1710.03740, section 3.2, with the
+  constants of PyTorch's GradScaler and of DynamicLossScale in
+  github.com/google-deepmind/jmp. Where these start at 2**16 and 2**15, this
+  starts at 2**15.
+  """
+
+  value: jax.Array  # float32[], a power of two from 1
+  good_steps: jax.Array  # int32[], since it last changed
+  skipped_steps: jax.Array  # int32[], of the whole training
+
+
+_FIRST_LOSS_SCALE = 2.0**15
+_GROWTH_STEPS = 2000
+
+
+def next_loss_scale(scale: LossScale, is_finite: Bool[Array, ""]) -> LossScale:
+  """Returns the scale after a step.
+
+  After 2000 steps with finite gradients it doubles. After one without, which
+  is to be skipped, it halves, but not below 1.
+  """
+  value, good_steps, skipped_steps = scale
+  grows = good_steps + 1 == _GROWTH_STEPS
+  after_good = value * jnp.where(grows, 2.0, 1.0)
+  after_bad = jnp.maximum(value / 2, 1.0)
+  return LossScale(
+    value=jnp.where(is_finite, after_good, after_bad),
+    good_steps=jnp.where(is_finite & ~grows, good_steps + 1, 0),
+    skipped_steps=skipped_steps + ~is_finite,
+  )
+
+
 class State(NamedTuple):
   """State of the optimizer made by `make`."""
 
   count: jax.Array  # number of updates done
   direction: Any  # of the optax transforms; in float32, or momentum_dtype
+  loss_scale: LossScale | None = None
 
 
 def make(
@@ -287,6 +323,7 @@ def make(
   weight_decay: float = 0.0,
   weight_decay_mults: Sequence[tuple[str, float]] = MATRICES,
   clip_norm: float | None = None,
+  scales_loss: bool = False,
 ) -> tuple[
   optax.GradientTransformation,
   dict[str, Callable[[jax.typing.ArrayLike], jax.Array]],
@@ -312,6 +349,8 @@ def make(
     weight_decay_mults: (regex, factor) pairs on top of weight_decay, not read
       if that is 0; the first match counts, 0 without a match.
     clip_norm: Largest global norm of the gradients; None for no clipping.
+    scales_loss: Whether the state has a LossScale, which the train step applies
+      and changes. Gradients given to `update` are those of the loss itself.
 
   Returns:
     The transformation, whose `update` needs the parameters, and whose updates
@@ -354,7 +393,13 @@ def make(
     return {name: flat[name].astype(jnp.float32) for name in moving}
 
   def init(params):
-    return State(jnp.zeros([], jnp.int32), direction.init(in_float32(params)))
+    zero = jnp.zeros([], jnp.int32)
+    scale = LossScale(jnp.float32(_FIRST_LOSS_SCALE), zero, zero)
+    return State(
+      count=zero,
+      direction=direction.init(in_float32(params)),
+      loss_scale=scale if scales_loss else None,
+    )
 
   def update(grads, state, params):
     assert grads.keys() == rule_of.keys(), sorted(grads.keys() ^ rule_of.keys())
@@ -372,7 +417,8 @@ def make(
       if name in decays:
         change += decays[name] * params[name]
       updates[name] = -factors[rule_of[name]] * change
-    return updates, State(state.count + 1, direction_state)
+    state = state._replace(count=state.count + 1, direction=direction_state)
+    return updates, state
 
   learning_rates = {
     regex: lambda step, scale=scale: learning_rate * scale(step)

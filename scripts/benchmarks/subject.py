@@ -62,14 +62,14 @@ def make_plan(config: ConfigDict) -> Plan:
 
 def trained_parameters(plan: Plan) -> tuple[dict[str, Any], ...]:
   """Random parameters as training holds them: flat, (trainable, frozen)."""
-  drawn = _draw(plan, {**plan.trainable, **plan.frozen})
+  drawn = _draw(plan, plan.model, {**plan.trainable, **plan.frozen})
   parts = plan.trainable, plan.frozen
   return tuple({name: drawn[name] for name in part} for part in parts)
 
 
 def served_parameters(plan: Plan) -> dict[str, Any]:
   """Random parameters as decoding holds them: flat, in the stored dtype."""
-  return _draw(plan, plan.decode_arguments()[0])
+  return _draw(plan, plan.served_model, plan.decode_arguments()[0])
 
 
 def batch(config: ConfigDict, vocab_size: int) -> dict[str, np.ndarray]:
@@ -103,5 +103,5 @@ def prompts(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   return {"image": batch["image"], **texts}
 
 
-def _draw(plan, abstract):
-  return init.random_params(plan.model, plan.config.res, abstract, seed=0)
+def _draw(plan, model, abstract):
+  return init.random_params(model, plan.config.res, abstract, seed=0)

@@ -366,6 +366,37 @@ def test_prompts_of_any_length_share_a_few_programs(
   assert decode.program.num_compiled() == compiled + programs
 
 
+def test_layers_are_read_stacked_or_apart(real, monkeypatch):
+  model, params, batch = real
+  layers = params["llm"]["layers"]
+  size = sum(x.nbytes for x in jax.tree.leaves(layers))
+  apart, unstacked = model.unstack_decoder(params)
+  decoded = greedy(apart, unstacked, batch)
+  for memory, fits in ((8 * size, True), (8 * size - 1, False)):
+    monkeypatch.setattr(decode, "_memory_of_device", lambda _, m=memory: m)
+    assert decode._has_room_to_unstack(params) == fits
+    assert_same(greedy(model, params, batch), decoded)
+  for there in (unstacked, {"llm": jax.tree.map(np.asarray, params["llm"])}):
+    assert not decode._has_room_to_unstack(there)
+
+
+@pytest.mark.parametrize("unstack", [True, False])
+def test_a_loop_over_tokens_has_no_stack_of_weights(real, unstack):
+  model, params, batch = real
+
+  def run(params, batch):
+    if unstack:
+      return greedy(*model.unstack_decoder(params), batch)
+    return greedy(model, params, batch)
+
+  hlo = jax.jit(run).lower(params, batch).compile().as_text()
+  gating = params["llm"]["layers"]["mlp"]["gating_einsum"].shape
+  stack, layer = (",".join(map(str, s)) for s in (gating, gating[1:]))
+  loops = [x for x in hlo.splitlines() if " while(" in x]
+  assert any(f"f32[{stack}]" in x for x in loops) != unstack
+  assert any(f"f32[{layer}]" in x for x in loops) == unstack
+
+
 def test_buckets_change_no_answer(real):
   model, params, batch = real
   padded, exact = (

@@ -1,7 +1,5 @@
 """What only CPUs need: right, and needed still."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,32 +140,6 @@ class TestMatvec:
       ours = compiled(cpu.matvec, rows(4), table)
       assert "ynn_fusion" not in ours
       assert "bf16[701,67]{1,0} convert" not in ours
-
-
-class TestOneRow:
-  @pytest.mark.parametrize(
-    ("equation", "x", "y"),
-    [
-      ("BTD,CKDH->CBTKH", (1, 1, 67), (2, 3, 67, 11)),
-      ("BTNH,NHD->BTD", (1, 1, 5, 7), (5, 7, 61)),
-      ("XD,VD->XV", (1, 67), (701, 67)),
-    ],
-  )
-  def test_the_matrix_stays_in_bfloat16(self, equation, x, y):
-    x, y = (
-      jax.random.normal(jax.random.key(len(shape)), shape, jnp.bfloat16)
-      for shape in (x, y)
-    )
-    multiply = functools.partial(linear.einsum_float32, equation)
-    assert f"f32[{','.join(map(str, y.shape))}]" not in compiled(multiply, x, y)
-    exact = np.einsum(equation, *(np.asarray(z, np.float64) for z in (x, y)))
-    np.testing.assert_allclose(jax.jit(multiply)(x, y), exact, atol=1e-4)
-
-  def test_xla_still_converts_it(self):
-    def plain(x, y):
-      return jnp.einsum("XD,VD->XV", x, y, preferred_element_type=jnp.float32)
-
-    assert "f32[701,67]" in compiled(plain, rows(1), TABLES["bfloat16"])
 
 
 class TestGather:

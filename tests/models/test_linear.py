@@ -1,6 +1,7 @@
 """Matrices and their products: in few bits, and as Flax has them."""
 
 import functools
+import re
 
 import flax.linen as nn
 import jax
@@ -25,6 +26,7 @@ EQUATIONS = {
   "BTD,2KDH->2BTKH": "llm/layers/0/attn/kv_einsum/w",
   "BTNH,NHD->BTD": "llm/layers/0/attn/attn_vec_einsum/w",
   "BTD,DF->BTF": "llm/layers/0/mlp/gating_einsum",
+  "BTD,2DF->2BTF": "llm/layers/0/mlp/gating_einsum",
   "BTF,FD->BTD": "llm/layers/0/mlp/linear",
   "XD,VD->XV": "llm/embedder/input_embedding",
   "BTI,IO->BTO": f"{_IMG}/MlpBlock_0/Dense_0/kernel",
@@ -66,6 +68,32 @@ def test_product_of_a_plain_matrix(equation):
   )
 
 
+@pytest.mark.parametrize("kind", [None, *quantization.KINDS])
+@pytest.mark.parametrize("equation", [x for x in EQUATIONS if "BTD," in x])
+def test_product_of_one_token_is_that_of_several(equation, kind):
+  x, w = factors(equation)
+  if kind is not None:
+    w = quantization.quantize(EQUATIONS[equation], w, kind)
+  whole = linear.product(equation, x, w)
+  found = linear.product(equation, x[:, 2:3], w)
+  axis = equation.split("->")[1].index("T")
+  expected = jax.lax.slice_in_dim(whole, 2, 3, axis=axis)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_token_is_multiplied_by_a_weight_as_it_is_stored():
+  # As XLA would else transpose or convert it, on GPUs: axis N is a batch axis,
+  # and there are two rows.
+  x, w = factors("BTD,NDH->BTNH")
+  x, w = x[:1, :1].astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+  program = jax.jit(functools.partial(linear.product, "BTD,NDH->BTNH"))
+  hlo = program.lower(x, w).as_text()
+  (product,) = re.findall(r"dot_general %\w+, %\w+, (.*)", hlo)
+  assert "tensor<3x14x10xbf16>" in product
+  assert "tensor<3x2x1x14xbf16>" in product
+  assert "batching_dims = [0] x [0]" in product
+
+
 @pytest.mark.parametrize("kind", quantization.KINDS)
 def test_gradient_goes_through_a_quantized_matrix(kind):
   equation = "BTD,NDH->BTNH"
@@ -97,14 +125,49 @@ def test_these_are_the_equations_of_both_towers(monkeypatch):
     model = gemma.Model(
       **sizes, num_kv_heads=kv_heads, head_dim=4, vocab_size=8
     )
-    x = jnp.zeros((1, 3, 12))
     apply = functools.partial(model.init_with_output, jax.random.key(0))
-    jax.eval_shape(apply, x, jnp.ones((1, 3), bool), jnp.zeros((1, 3), int))
+    for length in (1, 3):
+      x, ones = jnp.zeros((1, length, 12)), jnp.ones((1, length), int)
+      jax.eval_shape(apply, x, ones.astype(bool), ones)
     jax.eval_shape(functools.partial(apply, method="compute_logits"), x)
   for pooling in ("none", "gap"):
     model = vit.Model(**sizes, patch_size=2, num_classes=6, pool_type=pooling)
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))
   assert seen == EQUATIONS.keys()
+
+
+def compiled(function, *args):
+  return jax.jit(function).lower(*args).compile().as_text()
+
+
+class TestOneRow:
+  @pytest.mark.parametrize(
+    ("equation", "x", "y"),
+    [
+      ("BTD,CKDH->CBTKH", (1, 1, 67), (2, 3, 67, 11)),
+      ("BTNH,NHD->BTD", (1, 1, 5, 7), (5, 7, 61)),
+      ("XD,VD->XV", (1, 67), (701, 67)),
+    ],
+  )
+  def test_the_matrix_stays_in_bfloat16(self, equation, x, y):
+    x, y = (
+      jax.random.normal(jax.random.key(len(shape)), shape, jnp.bfloat16)
+      for shape in (x, y)
+    )
+    multiply = functools.partial(linear.einsum_float32, equation)
+    assert f"f32[{','.join(map(str, y.shape))}]" not in compiled(multiply, x, y)
+    exact = np.einsum(equation, *(np.asarray(z, np.float64) for z in (x, y)))
+    np.testing.assert_allclose(jax.jit(multiply)(x, y), exact, atol=1e-4)
+
+  def test_xla_still_converts_it(self):
+    def plain(x, y):
+      return jnp.einsum("XD,VD->XV", x, y, preferred_element_type=jnp.float32)
+
+    row, table = (
+      jnp.zeros((1, 67), "bfloat16"),
+      jnp.zeros((701, 67), "bfloat16"),
+    )
+    assert "f32[701,67]" in compiled(plain, row, table)
 
 
 # As Flax would write it -> the same here, and the shape of the input.
@@ -305,11 +368,12 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
-def test_bfloat16_goes_back_in_bfloat16():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_16_bits_go_back_in_16_bits(dtype):
   def total(x, y):
     return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y) * GRADIENT)
 
-  factors = (jnp.asarray(LEFT, "bfloat16"), jnp.asarray(RIGHT, "bfloat16"))
+  factors = (jnp.asarray(LEFT, dtype), jnp.asarray(RIGHT, dtype))
   jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(*factors)
   products = [
     equation
@@ -318,13 +382,15 @@ def test_bfloat16_goes_back_in_bfloat16():
   ]
   assert len(products) == 3
   dtypes = {v.aval.dtype.name for e in products for v in e.invars}
-  assert dtypes == {"bfloat16"}
+  assert dtypes == {dtype}
 
 
-def test_small_gradients_of_float16_survive():
-  def total(x, y):
-    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y)) * 1e-9
+def test_small_gradients_of_float16_need_a_scaled_loss():
+  def total(x, y, scale):
+    return jnp.sum(linear.einsum_float32("BTD,DF->BTF", x, y)) * 1e-9 * scale
 
   large = jnp.full((1, 1, 2), 3e4, jnp.float16)
-  grad = jax.grad(total)(jnp.ones_like(large), large[0].T)
-  np.testing.assert_allclose(grad, 3e-5, rtol=1e-2)
+  factors = jnp.ones_like(large), large[0].T
+  scaled = jax.grad(total)(*factors, 2.0**15)
+  np.testing.assert_allclose(scaled, 3e-5 * 2**15, rtol=1e-2)
+  assert not jax.grad(total)(*factors, 1.0).any()

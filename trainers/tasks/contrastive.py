@@ -327,6 +327,8 @@ def make_loss(
     t, b = logit["t"][0], logit.get("b", jnp.zeros(1))[0]
     is_real = batch["_mask"]
     total, num_correct = of_pairs(zimg, ztxt, t, b, is_real)
+    if "_weight" in batch:
+      total *= batch["_weight"][0]
     num_real = jnp.maximum(jnp.sum(is_real, dtype=jnp.float32), 1.0)
     measured = {
       "accuracy": num_correct / num_real,

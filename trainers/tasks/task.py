@@ -11,7 +11,8 @@ from paligemma.data import preprocess
 from trainers.tasks import datasets
 
 # Parameters as a tree, a batch and a key for dropout -> the sum of the losses
-# of its examples, those with `_mask`, and measurements, float32[].
+# of its examples, those with `_mask`, and measurements, float32[]. The sum is
+# times `_weight`, float32[B], where a batch has it: one value for all.
 Loss = Callable[
   [Mapping[str, Any], Mapping[str, jax.Array], jax.Array],
   tuple[jax.Array, dict[str, jax.Array]],

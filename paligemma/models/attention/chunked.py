@@ -108,8 +108,7 @@ def _backward(cap, kept, gradient):
     by_logits = weights * (by_weights - queries_last(products))
     if slope is not None:
       by_logits *= slope
-    if q.dtype == jnp.bfloat16:  # as in the backward pass of einsum_float32
-      by_logits = by_logits.astype(jnp.bfloat16)
+    by_logits = by_logits.astype(q.dtype)  # as einsum_float32 does
     v_gradient += einsum_float32(
       "BKSGT,BKGTH->BKSH", weights.astype(v.dtype), gradient
     )
