@@ -11,7 +11,7 @@ from paligemma import init, messages, tree
 from paligemma.decoding import decode
 from paligemma.lora import apply as lora
 from paligemma.training import optimizers, sharding
-from trainers import inputs, report, schedule, state, tasks
+from trainers import inputs, report, schedule, state, tasks, text_lengths
 from trainers.state import Shapes
 from trainers.step import make_step
 
@@ -33,6 +33,10 @@ class Plan:
     learning_rates: regex -> function from a step to the learning rate.
     state: TrainState of shapes and shardings.
     flops_per_step: see paligemma/planning/flops.py, if all text is supervised.
+    pads_texts: whether texts are padded to one of several lengths.
+    text_lengths: these, ascending, see text_lengths.py; before the data is
+      checked, or without them, config.text_len alone.
+    longest_text: the one of these that the longest text of the data needs.
   """
 
   def __init__(
@@ -100,6 +104,11 @@ class Plan:
       mesh=self.mesh,
       ema=config.ema_decay is not None,
     )
+    self.pads_texts = bool(
+      config.train.get("text_buckets") and not config.train.packing
+    )
+    self.longest_text = config.get("text_len")
+    self.text_lengths = (self.longest_text,)
     self._shapes = init.shapes(self.model, config.res)
     self.flops_per_step = self.count_flops()
 
@@ -117,21 +126,35 @@ class Plan:
         "None"
       )
 
-  def count_flops(self, supervised: float | None = None) -> int:
+  def count_flops(
+    self, supervised: float | None = None, text_len: int | None = None
+  ) -> int:
     """FLOPs of a step with so many supervised tokens, see flops.py."""
+    config = self._of_length(text_len)
     return self.task.count_flops(
-      self.config, self.model, self._shapes, self.trainable, supervised
+      config, self.model, self._shapes, self.trainable, supervised
     )
 
   def step_arguments(
-    self,
+    self, text_len: int | None = None
   ) -> tuple[state.TrainState, state.Shapes, state.Shapes]:
     """Shapes and shardings of the arguments of the step."""
-    batch = inputs.abstract_batch(self.config, self.mesh)
+    batch = inputs.abstract_batch(self._of_length(text_len), self.mesh)
     return self.state, self.frozen, batch
 
-  def compile_step(self, **options: Any) -> jax.stages.Compiled:
-    """The step compiled with options of XLA; its first argument is donated."""
+  def _of_length(self, text_len):
+    """The config with another length of texts; None: its own."""
+    if text_len in (None, self.config.get("text_len")):
+      return self.config
+    config = self.config.copy_and_resolve_references()
+    config.text_len = text_len
+    return config
+
+  def compile_step(
+    self, text_len: int | None = None, **options: Any
+  ) -> jax.stages.Compiled:
+    """The step for texts of a length, default config.text_len, compiled with
+    options of XLA; its first argument is donated."""
     splits = self.task.is_additive
     step = make_step(
       self.task.make_loss(self.config, self.model),
@@ -146,7 +169,7 @@ class Plan:
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     with jax.set_mesh(self.mesh):
-      lowered = jitted.lower(*self.step_arguments())
+      lowered = jitted.lower(*self.step_arguments(text_len))
     return lowered.compile(compiler_options=options)
 
   def decode_arguments(self) -> tuple[Shapes, Shapes]:
@@ -191,4 +214,6 @@ class Plan:
       f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step "
       "at most"
     )
+    if len(self.text_lengths) > 1:
+      sizes += f"\n{text_lengths.describe(self.text_lengths)}"
     return "\n".join([table, sizes, report.memory_line(compiled)])

@@ -11,6 +11,7 @@ trains nothing.
 """
 
 import contextlib
+import functools
 import os
 import sys
 
@@ -37,6 +38,7 @@ from trainers import (
   run_page,
   start,
   status,
+  text_lengths,
   workdir,
   writers,
 )
@@ -81,7 +83,7 @@ def train(
       table = checks.check(plan, tok, evaluators)
     progress.say([table])
     held = stack.enter_context(lock.held(folder))
-    compiled = compile_step(plan)
+    compiled, step = compile_steps(plan)
     progress.say([plan.describe(compiled, verbose=verbose)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
@@ -111,10 +113,9 @@ def train(
       loop.report.say(best.describe_rule())
     if changes:
       loop.report.say(workdir.describe(changes))
-    step = compiled
     if profile_steps is not None:
       step = profile.Profiled(
-        compiled,
+        step,
         profile_steps,
         folder,
         step=int(state.step),
@@ -129,26 +130,42 @@ def train(
   return ended != "stopped"
 
 
-def compile_step(plan: Plan) -> jax.stages.Compiled:
+def compile_step(
+  plan: Plan, text_len: int | None = None
+) -> jax.stages.Compiled:
   """Compiles the step, and prints how long it took."""
+  what = "" if text_len is None else f" for {text_len} tokens of text"
   with (
-    progress.stage("compiling the step") as details,
+    progress.stage(f"compiling the step{what}") as details,
     compilation_cache.watching() as compiled,
   ):
-    step = plan.compile_step()
+    step = plan.compile_step(text_len)
     details += ["from the cache"] * compiled.from_cache
   return step
+
+
+def compile_steps(
+  plan: Plan,
+) -> tuple[jax.stages.Compiled, text_lengths.Steps | jax.stages.Compiled]:
+  """The step of the longest texts, and that of all, compiled as needed."""
+  if len(plan.text_lengths) == 1:
+    step = compile_step(plan)
+    return step, step
+  step = compile_step(plan, plan.longest_text)
+  others = functools.partial(compile_step, plan)
+  return step, text_lengths.Steps(others, plan.longest_text, step)
 
 
 def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
   writers.check(common.complete(config).writers)
   plan = Plan(config)
-  print(plan.describe(compile_step(plan), verbose=verbose))
   tok = plan.task.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
-  print(checks.check(plan, tok, evaluators))
+  table = checks.check(plan, tok, evaluators)
+  print(plan.describe(compile_steps(plan)[0], verbose=verbose))
+  print(table)
   if best.name is not None:
     print(best.describe_rule())
 
