@@ -341,6 +341,13 @@ KEYS = (
     "batches and epochs then count rows",
     **_NEXT_TOKEN,
   ),
+  Key(
+    "train.text_buckets",
+    True,
+    "pad the texts of a batch to one of a few lengths, as its longest text "
+    "needs; False: always to text_len",
+    **_NEXT_TOKEN,
+  ),
   Key("train.on_bad", "stop", 'bad examples: "stop", or "skip" and count them'),
   Key("train.num_workers", 0, "processes that read data; 0: threads"),
   Key("batch_size", 32, "in a step, on all devices", unit="examples"),

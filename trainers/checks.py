@@ -15,7 +15,7 @@ from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import inputs, start
+from trainers import inputs, start, text_lengths
 from trainers.plan import Plan
 from trainers.tasks.datasets import Dataset, Findings
 
@@ -42,7 +42,7 @@ def check(
   """Checks all sources of a run, and the shapes of its initial weights.
 
   Returns:
-    A table with a line per source, then notes.
+    A table with a line per source, then notes. The plan then has text_lengths.
 
   Raises:
     ValueError: an example cannot be used, a position can attend to the answer
@@ -54,10 +54,20 @@ def check(
     plan.task, [evaluator for evaluator, _ in evaluators]
   )
   table, notes = [_HEAD], weight_notes(plan, tok)
+  lengths = []
   for dataset in all_of_run:
     found = _examine(dataset, tok, 1 / len(all_of_run))
     table.append(_line(dataset, found))
     notes += [f"{dataset.name}: {note}" for note in found.notes]
+    if dataset.trains:
+      lengths.append(found.lengths)
+  if plan.pads_texts:
+    plan.text_lengths, plan.longest_text = text_lengths.choose(
+      lengths,
+      [weight for _, weight in plan.sources],
+      batch_size=plan.config.batch_size,
+      text_len=plan.config.text_len,
+    )
   lines = messages.aligned(table) + [f"note: {note}" for note in notes]
   return "\n".join(lines)
 
@@ -79,7 +89,13 @@ def _examine(dataset, tok, share):
   errors = {**found.errors, **sample.errors}
   if found.is_complete:
     counts = {i: x for i, x in found.counts.items() if i not in errors}
+    lengths = [
+      x.prompt + x.answer - 1
+      for x in found.counts.values()
+      if None not in (x.prompt, x.answer)
+    ]
     found = Findings(counts, errors, found.notes + sample.notes)
+    found.lengths = np.array(lengths)
   else:
     found = Findings(sample.counts, errors, sample.notes)
   _conclude(dataset, found)

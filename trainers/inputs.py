@@ -29,7 +29,7 @@ from paligemma.evals.evaluator import Evaluator
 from paligemma.metrics import choice, segmentation
 from paligemma.models import mask_codec
 from paligemma.training import sharding
-from trainers import progress, schedule, tasks
+from trainers import progress, schedule, tasks, text_lengths
 from trainers.tasks import datasets
 
 Weighted = tuple[sources.Source, float]
@@ -140,10 +140,17 @@ class Feed(grain.DatasetIterator):
   """
 
   def __init__(
-    self, batches: Iterator[Any], shapes: Mapping[str, jax.ShapeDtypeStruct]
+    self,
+    batches: Iterator[Any],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    lengths: Sequence[int] = (),
   ):
-    """Takes batches, and what the step reads, see abstract_batch."""
+    """Takes batches, and what the step reads, see abstract_batch.
+
+    Texts are padded to one of several `lengths`, see text_lengths.py.
+    """
     super().__init__()
+    self._lengths = lengths
     self._batches = batches
     self._keys = list(shapes)
     self._mesh = shapes["_mask"].sharding.mesh
@@ -163,10 +170,19 @@ class Feed(grain.DatasetIterator):
     if self._next is not None:
       return
     state = self._batches.get_state()
+    local = found = problem = None
     try:
-      self._next = state, self._read(), None
+      local, counts = self._read()
     except Exception as error:
-      self._next = state, None, error
+      problem = error
+    # Also after an error: the other processes wait for this one's length.
+    length = self._length(local)
+    if local is not None:
+      try:
+        found = self._put(local, length), counts
+      except Exception as error:
+        problem = error
+    self._next = state, found, problem
 
   def get_state(self) -> dict[str, Any]:
     return self._next[0] if self._next else self._batches.get_state()
@@ -188,8 +204,20 @@ class Feed(grain.DatasetIterator):
       "skipped": int((~local["_mask"]).sum()),
       "truncated": int(local.get("truncated", 0 * local["_mask"]).sum()),
     }
+    return local, counts
+
+  def _length(self, local):
+    if len(self._lengths) > 1:
+      mask = None if local is None else local["mask_input"]
+      return text_lengths.of_batch(mask, self._lengths)
+    return None
+
+  def _put(self, local, length):
     local = {key: local[key] for key in self._keys}
-    return sharding.put_batch(local, self._mesh), counts
+    if length is not None:
+      for key in text_lengths.KEYS:
+        local[key] = local[key][:, : length + 1]
+    return sharding.put_batch(local, self._mesh)
 
 
 def abstract_batch(

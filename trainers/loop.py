@@ -61,7 +61,10 @@ class Loop:
     self.plan = plan
     self.folder = folder
     self.checkpoints = checkpoints
-    self.feed = inputs.Feed(batches, plan.step_arguments()[-1])
+    self.feed = inputs.Feed(
+      batches, plan.step_arguments()[-1], plan.text_lengths
+    )
+    self.text_lens = []  # of the batches since the last log
     self.evaluators = evaluators
     sizes = plan.sizes
     self.log_every = schedule.steps(plan.config, "log", **sizes)
@@ -117,6 +120,8 @@ class Loop:
       batch, counts = next(self.feed)
       for name, count in counts.items():
         self.counts[name] += count
+      if self.plan.pads_texts:
+        self.text_lens.append(batch["text"].shape[1] - 1)
       train_state, measured = compiled(train_state, frozen, batch)
       if processes.devices_wait_for_each_other():
         jax.block_until_ready(train_state)
@@ -178,7 +183,10 @@ class Loop:
     examples = measured["num_examples"] * done / seconds
     peak = flops.peak_per_second()
     if peak:
-      speed = self.plan.count_flops(measured.get("num_tokens")) * done / seconds
+      tokens, lens = measured.get("num_tokens"), self.text_lens or [None]
+      counted = [self.plan.count_flops(tokens, length) for length in lens]
+      speed = sum(counted) / len(counted) * done / seconds
+    self.text_lens = []
     counts, rates = self.total_counts(), self.learning_rates(step)
     if "num_tokens" in measured:
       measured["tokens_per_second"] = measured["num_tokens"] * done / seconds

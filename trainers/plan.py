@@ -14,7 +14,7 @@ from paligemma.decoding import decode
 from paligemma.lora import apply as lora
 from paligemma.planning import memory
 from paligemma.training import optimizers, sharding
-from trainers import inputs, report, schedule, state, tasks
+from trainers import inputs, report, schedule, state, tasks, text_lengths
 from trainers.state import Shapes
 from trainers.step import make_step
 
@@ -52,6 +52,10 @@ class Plan:
     learning_rates: regex -> function from a step to the learning rate.
     state: TrainState of shapes and shardings.
     flops_per_step: see paligemma/planning/flops.py, if all text is supervised.
+    pads_texts: whether texts are padded to one of several lengths.
+    text_lengths: these, ascending, see text_lengths.py; before the data is
+      checked, or without them, config.text_len alone.
+    longest_text: the one of these that the longest text of the data needs.
   """
 
   def __init__(
@@ -93,6 +97,11 @@ class Plan:
         f"config.keep_every is {config.keep_every} with a checkpoint every "
         f"{self.save_every} steps, expected both above 0"
       )
+    self.pads_texts = bool(
+      config.train.get("text_buckets") and not config.train.packing
+    )
+    self.longest_text = config.get("text_len")
+    self.text_lengths = (self.longest_text,)
     model = self.task.make_model(config)
     least = config.frozen_sharding.replace("auto", "shard")
     self._lay_out(model, Layout("block_inputs", least))
@@ -185,7 +194,7 @@ class Plan:
     Unless the policy is "block_inputs", that is half of what autodiff asks to
     keep, as XLA may store once what is there twice.
     """
-    given, frozen, batch = self.step_arguments()
+    given, frozen, batch = self.step_arguments(self.longest_text)
     held = sum(map(memory.bytes_per_device, jax.tree.leaves((given, frozen))))
     if self.layout.remat_policy == "block_inputs":
       return held
@@ -203,24 +212,38 @@ class Plan:
     parts = self.mesh.shape["data"] * self.config.accumulate_steps
     return held + _bytes(stored) / 2 / parts
 
-  def count_flops(self, supervised: float | None = None) -> int:
+  def count_flops(
+    self, supervised: float | None = None, text_len: int | None = None
+  ) -> int:
     """FLOPs of a step with so many supervised tokens, see flops.py."""
+    config = self._of_length(text_len)
     return self.task.count_flops(
-      self.config, self.model, self._shapes, self.trainable, supervised
+      config, self.model, self._shapes, self.trainable, supervised
     )
 
   def step_arguments(
-    self,
+    self, text_len: int | None = None
   ) -> tuple[state.TrainState, state.Shapes, state.Shapes]:
     """Shapes and shardings of the arguments of the step."""
-    batch = inputs.abstract_batch(self.config, self.mesh)
+    batch = inputs.abstract_batch(self._of_length(text_len), self.mesh)
     return self.state, self.frozen, batch
 
-  def compile_step(self, **options: Any) -> jax.stages.Compiled:
-    """The step compiled with options of XLA; its first argument is donated."""
-    return self.lower_step().compile(compiler_options=options)
+  def _of_length(self, text_len):
+    """The config with another length of texts; None: its own."""
+    if text_len in (None, self.config.get("text_len")):
+      return self.config
+    config = self.config.copy_and_resolve_references()
+    config.text_len = text_len
+    return config
 
-  def lower_step(self) -> jax.stages.Lowered:
+  def compile_step(
+    self, text_len: int | None = None, **options: Any
+  ) -> jax.stages.Compiled:
+    """The step for texts of a length, default config.text_len, compiled with
+    options of XLA; its first argument is donated."""
+    return self.lower_step(text_len).compile(compiler_options=options)
+
+  def lower_step(self, text_len: int | None = None) -> jax.stages.Lowered:
     """The step before it is compiled."""
     splits = self.task.is_additive
     step = make_step(
@@ -237,7 +260,7 @@ class Plan:
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=shardings)
     with jax.set_mesh(self.mesh):
-      return jitted.lower(*self.step_arguments())
+      return jitted.lower(*self.step_arguments(text_len))
 
   @property
   def served_model(self) -> Any:
@@ -289,6 +312,8 @@ class Plan:
       f"{self.total_steps} steps, {self.flops_per_step:.3g} FLOPs per step "
       "at most"
     )
+    if len(self.text_lengths) > 1:
+      sizes += f"\n{text_lengths.describe(self.text_lengths)}"
     return "\n".join([table, sizes, report.memory_line(compiled)])
 
 

@@ -11,6 +11,7 @@ trains nothing.
 """
 
 import contextlib
+import functools
 import os
 import sys
 
@@ -38,6 +39,7 @@ from trainers import (
   run_page,
   start,
   status,
+  text_lengths,
   workdir,
   writers,
 )
@@ -82,7 +84,7 @@ def train(
       table = checks.check(plan, tok, evaluators)
     progress.say([table])
     held = stack.enter_context(lock.held(folder))
-    plan, compiled = fit(plan)
+    plan, compiled, step = fit(plan)
     progress.say([plan.describe(compiled, verbose=verbose)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
@@ -112,10 +114,9 @@ def train(
       loop.report.say(best.describe_rule())
     if changes:
       loop.report.say(workdir.describe(changes))
-    step = compiled
     if profile_steps is not None:
       step = profile.Profiled(
-        compiled,
+        step,
         profile_steps,
         folder,
         step=int(state.step),
@@ -130,34 +131,53 @@ def train(
   return ended != "stopped"
 
 
-def compile_step(plan: Plan) -> jax.stages.Compiled:
+def compile_step(
+  plan: Plan, text_len: int | None = None
+) -> jax.stages.Compiled:
   """Compiles the step, and prints how long it took."""
+  what = "" if text_len is None else f" for {text_len} tokens of text"
   with (
-    progress.stage("compiling the step") as details,
+    progress.stage(f"compiling the step{what}") as details,
     compilation_cache.watching() as compiled,
   ):
-    step = plan.compile_step()
+    step = plan.compile_step(text_len)
     details += ["from the cache"] * compiled.from_cache
   return step
 
 
-def fit(plan: Plan) -> tuple[Plan, jax.stages.Compiled]:
-  """Compiles the step so that it fits, and prints what that took."""
-  usable = fitting.usable_bytes()
-  plan, compiled, tried = fitting.fit(plan, usable, compile_step)
+def fit(
+  plan: Plan,
+) -> tuple[Plan, jax.stages.Compiled, text_lengths.Steps | jax.stages.Compiled]:
+  """Lays out the step so that it fits, and prints what was tried.
+
+  Returns the plan, the step of the longest texts, and that of all, compiled as
+  needed.
+  """
+  usable, has_several = fitting.usable_bytes(), len(plan.text_lengths) > 1
+
+  def compile_longest(plan):
+    return compile_step(plan, plan.longest_text if has_several else None)
+
+  plan, compiled, tried = fitting.fit(plan, usable, compile_longest)
   progress.say([found.describe(usable) for found in tried])
-  return plan, compiled
+  if not has_several:
+    return plan, compiled, compiled
+  others = functools.partial(compile_step, plan)
+  step = text_lengths.Steps(others, plan.longest_text, compiled)
+  return plan, compiled, step
 
 
 def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   """Prints the tables that a training begins with, and allocates nothing."""
   writers.check(common.complete(config).writers)
-  plan, compiled = fit(Plan(config))
-  print(plan.describe(compiled, verbose=verbose))
+  plan = Plan(config)
   tok = plan.task.make_tokenizer(config, plan.model)
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
-  print(checks.check(plan, tok, evaluators))
+  table = checks.check(plan, tok, evaluators)
+  plan, compiled, _ = fit(plan)
+  print(plan.describe(compiled, verbose=verbose))
+  print(table)
   if best.name is not None:
     print(best.describe_rule())
 
@@ -174,15 +194,16 @@ def try_learning_rates(
   plan = Plan(find_lr.growing(config))
   tok = plan.task.make_tokenizer(config, plan.model)
   progress.say([checks.check(plan, tok, [])])
-  plan, compiled = fit(plan)
+  plan, _, step = fit(plan)
   with progress.stage("weights"):
     state, frozen = start.initial(plan)
   batches = inputs.train_batches(plan.config, plan.sources, tok)
+  shapes = plan.step_arguments()[-1]
   with (
-    contextlib.closing(inputs.Feed(batches, plan.step_arguments()[-1])) as feed,
+    contextlib.closing(inputs.Feed(batches, shapes, plan.text_lengths)) as feed,
     progress.stage(f"trying {find_lr.STEPS} learning rates"),
   ):
-    found = find_lr.find_lr(compiled, state, frozen, feed)
+    found = find_lr.find_lr(step, state, frozen, feed)
   progress.say([found.describe()])
   if folder and jax.process_index() == 0:
     found.write(folder)

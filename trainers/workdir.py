@@ -27,7 +27,7 @@ FREE = re.compile(
   r"|keep_(checkpoints|every|best)|early_stop"
   r"|(mesh|sharding)(/.*)?|frozen_sharding"
   r"|model/(img|llm|txt)/remat_policy"
-  r"|writers|train/(num_workers|on_bad|too_long)"
+  r"|writers|train/(num_workers|on_bad|too_long|text_buckets)"
   r"|train/sources/[^/]+/(cache|image_root|video_root|data_dir)"
 )
 _OPS_OF_SOURCE = re.compile(r"train/sources/[^/]+/ops")

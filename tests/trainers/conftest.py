@@ -269,15 +269,15 @@ def reuse_steps(monkeypatch, compiled_steps):
   """Compiles a step once for all tests whose configs differ in data alone."""
   compile_step = Plan.compile_step
 
-  def reuse(plan):
+  def reuse(plan, text_len=None):
     values = {
       name: value
       for name, value in plan.config.to_dict().items()
       if name not in NOT_IN_THE_STEP
     }
-    key = f"{values} {plan.mesh} {plan.total_steps}"
+    key = f"{values} {plan.mesh} {plan.total_steps} {text_len}"
     if key not in compiled_steps:
-      compiled_steps[key] = compile_step(plan)
+      compiled_steps[key] = compile_step(plan, text_len)
     return compiled_steps[key]
 
   monkeypatch.setattr(Plan, "compile_step", reuse)

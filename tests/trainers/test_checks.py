@@ -732,7 +732,7 @@ def test_another_tokenizer_is_noted(
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-  def fail(plan):
+  def fail(plan, text_len=None):
     raise AssertionError("compiled")
 
   monkeypatch.setattr(Plan, "compile_step", fail)
@@ -758,7 +758,7 @@ def test_a_run_and_a_dry_run_say_the_same(
   config = tiny.config(res=42)
   table = checks.check(*start(config))
   assert "note: " in table
-  monkeypatch.setattr(Plan, "compile_step", lambda plan: None)
+  monkeypatch.setattr(Plan, "compile_step", lambda plan, text_len=None: None)
   monkeypatch.setattr(Plan, "describe", lambda *_, **__: "the plan")
   nothing = TrainState(np.zeros(()), {}, (), None)
   monkeypatch.setattr(train.start, "start_or_resume", lambda *_: (nothing, {}))

@@ -31,12 +31,14 @@ class Findings:
     errors: why examples cannot be used, by index.
     notes: what is odd.
     is_complete: whether all examples were read, or only a sample.
+    lengths: positions that the text of each takes, if all were read.
   """
 
   counts: dict[int, TokenCounts] = dataclasses.field(default_factory=dict)
   errors: dict[int, str] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
   is_complete: bool = False
+  lengths: np.ndarray | None = None
 
 
 class Token(NamedTuple):
