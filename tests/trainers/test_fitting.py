@@ -93,7 +93,7 @@ def test_the_lines_say_what_was_tried(config):
 
 def test_a_device_without_memory_of_its_own_takes_the_least(config):
   assert fitting.usable_bytes() is None
-  plan, _ = train.fit(Plan(config))
+  plan, *_ = train.fit(Plan(config))
   assert plan.layout == LEAST
 
 
