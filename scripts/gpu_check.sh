@@ -15,12 +15,13 @@ readonly SECONDS_IN_ALL=460 SECONDS_OF_A_CHECK=110
 if [ "${1:-}" = --pack ]; then
   version="${PYTHON_VERSION:-3.12}"
   python -c 'import re; print(*re.findall(r"^    \"(.+?)\",", open("setup.py")
-    .read().split("install_requires=[")[1].split("]")[0], re.M), sep="\n")' \
+    .read().split("install_requires=[")[1].split("\n  ],")[0], re.M), sep="\n")' \
     > /tmp/requirements.$$
   python -m pip download --quiet --dest wheels --only-binary=:all: \
     --python-version "$version" --constraint constraints.txt \
     --requirement /tmp/requirements.$$
-  rm -f /tmp/requirements.$$ wheels/jax-*.whl wheels/jaxlib-*.whl
+  rm -f /tmp/requirements.$$ # and what every JAX brings with it
+  rm -f wheels/{jax,jaxlib,ml_dtypes,numpy,opt_einsum,scipy}-*.whl
   du -sh wheels
   exit
 fi

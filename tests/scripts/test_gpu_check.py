@@ -66,9 +66,7 @@ def test_every_check_is_a_config(checks):
 def test_mistakes(run):
   with pytest.raises(ValueError, match=r"no GPU found .*--dry_run needs none"):
     run()
-  with pytest.raises(
-    ValueError, match=r"unknown checks train, expected .*_224"
-  ):
+  with pytest.raises(ValueError, match=r"unknown checks train, .*_224"):
     run("train", "--dry_run")
 
 
