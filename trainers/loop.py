@@ -262,13 +262,6 @@ class Loop:
         f"the batch of step {step} supervises no token: its examples have no "
         "answer; check the data"
       )
-    if (skipped := measured.get("skipped_steps", 0)) > self.skipped_steps:
-      self.skipped_steps = skipped
-      self.report.say(
-        f"step {step}: a gradient exceeds float16 at loss scale "
-        f"{measured['loss_scale']:.6g}, which is halved; the weights stay as "
-        "they are"
-      )
     for name in ("loss", "grad_norm", "param_norm"):
       if not math.isfinite(measured[name]):
         latest = self.checkpoints.latest_step()
@@ -279,6 +272,13 @@ class Loop:
           f"step {step}: {name} is {measured[name]}; {good} in {self.folder}; "
           "lower the learning rate or clip the gradients"
         )
+    if (skipped := measured.get("skipped_steps", 0)) > self.skipped_steps:
+      self.skipped_steps = skipped
+      self.report.say(
+        f"step {step}: a gradient exceeds float16 at loss scale "
+        f"{measured['loss_scale']:.6g}, which is halved; the weights stay as "
+        "they are"
+      )
     return measured
 
   def count_empty(self, step: int) -> None:

@@ -1,5 +1,7 @@
 """Training in float16: the scale of the loss, from the rule to the run."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from paligemma.checkpoints.training.steps import StepCheckpoints
 from paligemma.training import optimizers
-from trainers import start
+from trainers import loop, start
 from trainers import step as step_lib
 from trainers.plan import Plan
 from trainers.state import TrainState
@@ -90,6 +92,20 @@ def test_a_gradient_that_no_scale_makes_finite_is_shown():
     assert measured["grad_norm"] == 0
   _, measured = step(state, {}, BATCH)
   assert measured["loss_scale"] == 1 and np.isinf(measured["grad_norm"])
+
+
+def test_a_skipped_step_is_reported_once():
+  said = []
+  report = types.SimpleNamespace(say=said.append)
+  run = types.SimpleNamespace(skipped_steps=2, report=report)
+  measured = dict(num_examples=8, loss=1.0, grad_norm=0.0, param_norm=1.0)
+  measured |= dict(loss_scale=2.0**15, skipped_steps=3)
+  for _ in range(2):
+    loop.Loop.check(run, 7, measured)
+  assert said == [
+    "step 7: a gradient exceeds float16 at loss scale 32768, which is halved; "
+    "the weights stay as they are"
+  ]
 
 
 def test_a_batch_without_an_example_leaves_the_scale():

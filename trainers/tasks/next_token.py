@@ -152,13 +152,14 @@ def make_loss(model: Model, *, label_smoothing: float = 0.0) -> Loss:
       **packed,
     )
     supervised = batch["mask_loss"][:, 1:]
+    targets = batch["text"][:, 1:]
     weights = batch["_mask"].astype(jnp.float32)
     if "_weight" in batch:
       weights *= batch["_weight"]
     total = losses.mean_next_token(
       *model.output_layer(params),
       features,
-      batch["text"][:, 1:],
+      targets,
       supervised,
       weights,
       label_smoothing=label_smoothing,
