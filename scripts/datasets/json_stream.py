@@ -59,8 +59,8 @@ class JsonStream:
         reason = error.msg
       except RecursionError:
         raise self._error("nested too deep", self._at) from None
-      # What ends with the text, such as a number, may go on.
-      if end is not None and end < len(self._text):
+      # Of a number that goes on, "0." or "0e-", "0" alone is read.
+      if end is not None and len(self._text) - end > 2:
         self._at = end
         return found
       length = None if end is None else end - self._at
