@@ -102,7 +102,8 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
   """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
-  checkpoint = formats.open(source(config))
+  path = source(config)
+  checkpoint = formats.open(path)
   lines = [f"initial weights: {checkpoint.describe()}"]
   name, tower = list(model.towers.items())[-1]
   for field, theirs in getattr(checkpoint, name).items():
@@ -111,6 +112,11 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
         f"note: {field} is {theirs} in the files and {ours} in this run; "
         f"config.model.{name}.{field} changes it"
       )
+  if isinstance(path, dict) and len(path) == 1:
+    lines.append(
+      f"note: {checkpoint.path} gives {', '.join(path)} alone; all else begins "
+      "with random weights"
+    )
   return "\n".join(lines + preprocessing_notes(config, checkpoint))
 
 

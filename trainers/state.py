@@ -114,13 +114,18 @@ def load_params(
     names: those to read; a resumed run has the others in its checkpoint.
 
   Returns:
-    Arrays by name, without adapters if the checkpoint has none.
+    Arrays by name, without adapters if the checkpoint has none, and of one
+    tower alone if `path` names one.
 
   Raises:
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
   checkpoint = formats.open(path)
+  if isinstance(path, Mapping) and len(path) == 1:
+    (prefix,) = (f"{tower}/" for tower in path)
+    abstract = {n: x for n, x in abstract.items() if n.startswith(prefix)}
+    names = [name for name in names if name in abstract]
   shapes = {name: leaf.shape for name, leaf in abstract.items()}
   expected = quantized_leaves.full_shapes(shapes)
   if not any(lora.is_adapter(checkpoint.leaves).values()):
