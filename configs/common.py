@@ -265,7 +265,8 @@ KEYS = (
     "init",
     "",
     "checkpoint of any format or preset; or {img: one, llm: one}, the image "
-    "tower of one and the decoder of another; empty: random weights",
+    "tower of one and the decoder of another; or {img: one}, or {txt: one}, of "
+    "which a SigLIP takes that tower alone; empty: random weights",
     object,
   ),
   Key("tokenizer", "paligemma_tokenizer.model", "SentencePiece file"),

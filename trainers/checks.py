@@ -153,14 +153,23 @@ def _conclude(dataset, found):
 
 
 def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
-  """What in the initial weights does not go with resolution or tokenizer."""
+  """What in the initial weights does not go with resolution or tokenizer.
+
+  Raises:
+    ValueError: they are one tower alone, and the model is no SigLIP.
+  """
   config = plan.config
   source = start.source(config)
   leaves = formats.open(source).leaves if source else {}
   is_joined = isinstance(source, dict)
-  img, llm = (source[x] if is_joined else source for x in ("img", "llm"))
+  ours = {**plan.trainable, **plan.frozen}
+  if is_joined and len(source) == 1 and parameters.EMBEDDING in ours:
+    raise ValueError(
+      f'towers of a checkpoint are {sorted(source)}, expected "img" and "llm"'
+    )
+  img, llm = (source.get(x) if is_joined else source for x in ("img", "llm"))
   notes, name = [], parameters.POSITIONS
-  theirs, ours = leaves.get(name), {**plan.trainable, **plan.frozen}.get(name)
+  theirs, ours = leaves.get(name), ours.get(name)
   if theirs and ours and theirs.shape[1] != ours.shape[1]:
     notes.append(
       f"{img} has {theirs.shape[1]} image positions, res {config.res} "

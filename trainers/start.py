@@ -103,8 +103,9 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
   """Lines on the initial weights, and on what the config overrides in them."""
   if not config.init:
     return "initial weights: random"
+  path = source(config)
   heads = [head for head in LOSS_HEADS if getattr(model, head, None)]
-  checkpoint = formats.open(source(config), keep=heads)
+  checkpoint = formats.open(path, keep=heads)
   lines = [f"initial weights: {checkpoint.describe()}"]
   for head in set(heads) - state.loss_heads(checkpoint.leaves):
     lines.append(f'note: nothing under "{head}/" in the files, so it is drawn')
@@ -115,6 +116,11 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
         f"note: {field} is {theirs} in the files and {ours} in this run; "
         f"config.model.{name}.{field} changes it"
       )
+  if isinstance(path, dict) and len(path) == 1:
+    lines.append(
+      f"note: {checkpoint.path} gives {', '.join(path)} alone; all else begins "
+      "with random weights"
+    )
   return "\n".join(lines + preprocessing_notes(config, checkpoint))
 
 

@@ -124,12 +124,16 @@ def load_params(
 
   Returns:
     Arrays by name, without adapters and heads of losses if the checkpoint has
-    none.
+    none, and of one tower alone if `path` names one.
 
   Raises:
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
+  if isinstance(path, Mapping) and len(path) == 1:
+    (prefix,) = (f"{tower}/" for tower in path)
+    abstract = {n: x for n, x in abstract.items() if n.startswith(prefix)}
+    names = [name for name in names if name in abstract]
   shapes = {name: leaf.shape for name, leaf in abstract.items()}
   expected = quantized_leaves.full_shapes(shapes)
   heads = loss_heads(expected)

@@ -12,6 +12,8 @@ snow"]}, or one caption under "suffix", image paths relative to the file. Of
 several captions each is drawn once in as many epochs.
 decoder=1 and distill=0.25 add the other losses of SigLIP 2, with these weights,
 see docs/siglip.md.
+img=vit.npz, in the place of init, takes the image tower alone, such as a Vision
+Transformer with a map head, and begins with a new text tower (tune=lit).
 tune says what trains: full, lit (all but the image tower), image, lora. With
 val=val.jsonl recall@1 is evaluated, with label=label beside it, a field of its
 lines, zero-shot accuracy.
@@ -56,6 +58,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     distill=0.0,
     dtype="bfloat16",
     init="",
+    img="",
     tokenizer="weights/siglip2_b16_224",
     train="data/train.jsonl",
     val="",
@@ -65,7 +68,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   sizes = registry.lookup(variants.SIGLIP, arg.variant, "variant")
   config = common.defaults("contrastive")
   config.model.update(variant=arg.variant, dtype=arg.dtype)
-  config.init = arg.init
+  config.init = dict(img=arg.img) if arg.img else arg.init
   config.tokenizer = arg.tokenizer
   config.res = arg.res or sizes.res or config.res
 

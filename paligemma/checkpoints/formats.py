@@ -75,8 +75,9 @@ def open(
 
   Args:
     path: A file or folder of any format in FORMATS, the name of a preset (see
-      presets.PRESETS), or {"img": path, "llm": path} for the image tower of one
-      and the decoder of another.
+      presets.PRESETS), {"img": path, "llm": path} for the image tower of one
+      and the decoder of another, or {"img": path} or {"txt": path} for one
+      tower of a SigLIP alone.
     directory: Where presets are looked for first, see presets.find.
     keep: Those of parameters.LOSS_HEADS that are not left out.
 
@@ -84,9 +85,13 @@ def open(
     ValueError: No such file, an unknown or damaged format.
   """
   if isinstance(path, Mapping):
+    if len(path) == 1 and path.keys() <= {"img", "txt"}:
+      ((tower, of),) = path.items()
+      return towers.alone(open(of, directory=directory), tower)
     if set(path) != {"img", "llm"}:
       raise ValueError(
-        f'towers of a checkpoint are {sorted(path)}, expected "img" and "llm"'
+        f'towers of a checkpoint are {sorted(path)}, expected "img" and "llm", '
+        'or one of "img" and "txt" for a SigLIP'
       )
     return towers.combine(
       *(open(path[tower], directory=directory) for tower in ("img", "llm"))

@@ -1,4 +1,4 @@
-"""A PaliGemma from an image tower and a decoder that never met."""
+"""A tower of a checkpoint; a PaliGemma of two that never met."""
 
 import math
 import re
@@ -15,6 +15,35 @@ from paligemma.variants import GEMMA_VOCAB_SIZE, VOCAB_SIZE
 _LOSS_AND_TEXT = r"txt/.*|t|b"
 _OF_SIGLIP_ALONE = rf"{parameters.POOLING}|{parameters.HEAD}|{_LOSS_AND_TEXT}"
 _NEW_ROWS_STDDEV = 0.02  # big_vision's models/ppp/gemma.py
+
+
+def alone(checkpoint: Checkpoint, tower: str) -> Checkpoint:
+  """Takes one tower of a checkpoint, for a SigLIP whose other one is new.
+
+  Args:
+    checkpoint: SigLIP, or for "img" a PaliGemma or a bare Vision Transformer,
+      of which the output layer is left out: it is of another space.
+    tower: "img" or "txt".
+
+  Raises:
+    ValueError: There is no such tower.
+  """
+  found = _named(checkpoint, tower)
+  is_siglip = any(re.fullmatch(_LOSS_AND_TEXT, name) for name in found)
+  own = {
+    name: leaf
+    for name, leaf in found.items()
+    if name.startswith(f"{tower}/")
+    and (is_siglip or not re.fullmatch(parameters.HEAD, name))
+  }
+  return Checkpoint(
+    path=checkpoint.path,
+    format=checkpoint.format,
+    leaves=own,
+    ignored=(*checkpoint.ignored, *(n for n in found if n not in own)),
+    metadata=checkpoint.metadata,
+    **{tower: getattr(checkpoint, tower)},
+  )
 
 
 def combine(img: Checkpoint, llm: Checkpoint) -> Checkpoint:
@@ -112,15 +141,22 @@ def _with_new_rows(table: leaves.Leaf) -> leaves.Computed:
   return leaves.Computed((VOCAB_SIZE, width), table.dtype, read)
 
 
+def _named(checkpoint, tower):
+  """The leaves of a checkpoint; a bare tower gets its prefix."""
+  found = checkpoint.leaves
+  if not any(name.startswith(f"{tower}/") for name in found):
+    if not any(parameters.find(f"{tower}/{name}") for name in found):
+      what = {"img": "image", "txt": "text"}[tower]
+      raise ValueError(
+        f'{checkpoint.path}: holds no {what} tower, nothing under "{tower}/"'
+      )
+    found = {f"{tower}/{name}": leaf for name, leaf in found.items()}
+  return found
+
+
 def _image_tower(checkpoint):
   """The leaves of the tower itself, and the names of what is left out."""
-  found = checkpoint.leaves
-  if not any(name.startswith("img/") for name in found):
-    if not any(parameters.find(f"img/{name}") for name in found):
-      raise ValueError(
-        f'{checkpoint.path}: holds no image tower, nothing under "img/"'
-      )
-    found = {f"img/{name}": leaf for name, leaf in found.items()}
+  found = _named(checkpoint, "img")
   left_out = [
     n for n in found if re.fullmatch(rf"{_OF_SIGLIP_ALONE}|llm/.*", n)
   ]

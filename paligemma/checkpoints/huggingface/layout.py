@@ -122,6 +122,7 @@ def entries(
   llm: Mapping[str, Any] | None,
   num_positions: int | None,
   txt: Mapping[str, Any] | None = None,
+  pools: bool = False,
 ) -> list[Entry]:
   """The tensors of a PaliGemma, a SigLIP, or of a Gemma or image tower alone.
 
@@ -131,6 +132,7 @@ def entries(
       None: no decoder, nor a projector.
     num_positions: Patches of an image; None for NaFlex.
     txt: Fields of text_tower.Model, the sizes; None: no SigLIP.
+    pools: Whether an image tower alone has the pooling head of a SigLIP.
   """
   found = []
   if llm is not None:
@@ -147,8 +149,9 @@ def entries(
     if llm is not None:
       sizes["E"] = llm["width"]
       found += names.entries(PROJECTOR, sizes, _spell)
-  if txt is not None:
+  if txt is not None or pools:
     found += names.entries(_POOLING, sizes, _spell, when=["map"])
+  if txt is not None:
     sizes = names.letters("txt", txt)
     found += names.entries(TEXT_TOWER + _LOGITS, sizes, _spell)
   return found

@@ -70,7 +70,7 @@ def open(path: epath.PathLike) -> Checkpoint:
   Args:
     path: Directory of a PaliGemma, of a SigLIP ("img/...", "txt/...", "t" and
       "b"), of a Gemma (which gives "llm/..." alone) or of the image tower of a
-      SigLIP ("img/...", without the pooling head).
+      SigLIP ("img/...", with its pooling head if it is there).
 
   Returns:
     Checkpoint in scan layout. The vocabulary of a PaliGemma ends before its
@@ -87,7 +87,8 @@ def open(path: epath.PathLike) -> Checkpoint:
     raise ValueError(f"{path}: no such directory, expected one of Hugging Face")
   config = huggingface_config.read(path / "config.json")
   raw = _read_headers(path)
-  if config.text_tower is not None:
+  img, llm, txt = config.image_tower, config.decoder, config.text_tower
+  if llm is None:
     raw = layout.split_joined(raw)
   keys = {}  # name in layout.py -> key in the files
   for key in raw:
@@ -100,9 +101,9 @@ def open(path: epath.PathLike) -> Checkpoint:
       f"{path}: tie_word_embeddings is false in config.json, expected logits "
       "from the table of embeddings"
     )
-  img, llm, txt = config.image_tower, config.decoder, config.text_tower
+  pools = llm is None and any(re.fullmatch(_POOLING, name) for name in keys)
   unused, hub_key = (*_UNUSED, _POOLING), layout.hub_key
-  if txt is not None:
+  if llm is None:
     unused, hub_key = _UNUSED, layout.siglip_key
   depth = max(sizes["depth"] for sizes in (img, llm, txt) if sizes)
   if depth > len(raw):
@@ -112,7 +113,9 @@ def open(path: epath.PathLike) -> Checkpoint:
     )
   entries = [
     dataclasses.replace(x, key=keys.get(x.key, hub_key(x.key)))
-    for x in layout.entries(img, llm, img and img.get("num_positions"), txt)
+    for x in layout.entries(
+      img, llm, img and img.get("num_positions"), txt, pools
+    )
   ]
   ignored = {
     key

@@ -527,10 +527,20 @@ def test_a_siglip_gives_the_image_tower_alone(tmp_path, prefix):
     key.replace("vision_tower.vision_model.", prefix): x
     for key, x in draw.tensors.items()
   }
-  tensors[f"{prefix}head.probe"] = np.ones((1, 1, IMG_WIDTH), np.float32)
-  found = huggingface.open(write(tmp_path, VISION, tensors))
+  found = huggingface.open(write(tmp_path / "x", VISION, tensors))
   assert_leaves(found.leaves, leaves)
-  assert found.ignored == (f"{prefix}head.probe",)
+  # With the pooling head, which a SigLIP takes as its own.
+  whole = Draw()
+  beside = draw_siglip(whole)
+  leaves |= {n: x for n, x in beside.items() if n.startswith("img/MAPHead_0")}
+  tensors |= {
+    key.replace("vision_model.", prefix): x
+    for key, x in whole.tensors.items()
+    if key.startswith("vision_model.head.")
+  }
+  found = huggingface.open(write(tmp_path / "y", VISION, tensors))
+  assert_leaves(found.leaves, leaves)
+  assert found.ignored == ()
 
 
 SIGLIP = {

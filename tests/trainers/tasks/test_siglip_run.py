@@ -8,7 +8,8 @@ import pytest
 
 import paligemma
 from configs import common
-from paligemma import init, tree
+from paligemma import init as init_lib
+from paligemma import tree
 from paligemma.checkpoints import npz
 from paligemma.evals import predictions
 from paligemma.models import siglip
@@ -65,7 +66,7 @@ def run(tmp_path_factory):
   rng = np.random.default_rng(0)
   flat = {
     name: rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-    for name, leaf in init.shapes(model, 28).items()
+    for name, leaf in init_lib.shapes(model, 28).items()
   }
   npz.save(folder / "start.npz", flat)
   config = config_of(
@@ -129,6 +130,62 @@ def test_a_run_is_loaded_as_its_file(run):
   same = {n for n, x in start.items() if np.array_equal(x, ours[n])}
   assert same >= {n for n in start if n.startswith("img/")}
   assert not same & {"t", "txt/head/kernel"}
+
+
+@pytest.mark.parametrize("tower", ["img", "txt"])
+def test_a_run_from_one_tower(run, tower, tmp_path, capfd):
+  _, folder = run
+  whole = npz.load(folder.parent / "start.npz")
+  own = {n: x for n, x in whole.items() if n.startswith(f"{tower}/")}
+  bare = {n.removeprefix("img/"): x for n, x in own.items()}
+  if tower == "img":  # as a classifier has it
+    bare["head/kernel"] = np.zeros((12, 5), np.float32)
+    bare["head/bias"] = np.zeros(5, np.float32)
+  npz.save(tmp_path / "tower.npz", bare)
+  values = config_of(
+    folder.parent,
+    init={tower: str(tmp_path / "tower.npz")},
+    trainable=("t", "b"),
+    evals={},
+    keep_best=None,
+  )
+  assert train.train(values, tmp_path / "run")
+  said = capfd.readouterr().err
+  assert f"tower.npz gives {tower} alone; all else begins with random" in said
+  final = npz.load(tmp_path / "run/final.npz")
+  assert final.keys() == whole.keys()
+  for name, value in own.items():
+    np.testing.assert_array_equal(final[name], value, err_msg=name)
+  other = {"img": "txt/head/kernel", "txt": "img/embedding/kernel"}[tower]
+  assert not np.array_equal(final[other], whole[other]) and final[other].any()
+
+
+@pytest.mark.parametrize(
+  ("init", "message"),
+  [
+    ({"txt": "llm.npz"}, r'llm.npz: holds no text tower, nothing under "txt'),
+    (
+      {"img": "other.npz"},
+      r"other.npz: does not fit the model, \d+ leaves d",
+    ),
+    ({"vit": "llm.npz"}, r"towers of a checkpoint are \['vit'\], expected \"i"),
+  ],
+)
+def test_a_tower_that_does_not_fit(run, init, message, tmp_path):
+  npz.save(tmp_path / "llm.npz", {"llm/final_norm/scale": np.ones(3, "f4")})
+  model = siglip.make("siglip_tiny", img=TINY | {"mlp_dim": 21}, txt=TXT)
+  flat = {
+    name: np.zeros(leaf.shape, np.float32)
+    for name, leaf in init_lib.shapes(model, 28).items()
+    if name.startswith("img/")
+  }
+  npz.save(tmp_path / "other.npz", flat)
+  init = {name: str(tmp_path / file) for name, file in init.items()}
+  values = {"init": init, "evals": {}, "keep_best": None, "trainable": ("t",)}
+  config = config_of(run[1].parent, **values)
+  with pytest.raises(ValueError, match=message) as error:
+    train.train(config, tmp_path / "run")
+  assert "\n" not in str(error.value)
 
 
 def test_the_task_of_an_evaluator(run):
