@@ -34,6 +34,8 @@ _FREE = (
 )
 # Ends of asynchronous operations: what they cost is at their beginnings.
 _ENDS = ("-done", "-update")
+# They run beside others, and return what they read beside what they write.
+_COPIES = ("copy-start", "async-start", "slice-start")
 # They read no more of their first operand than they return.
 _SLICES = ("dynamic-slice", "slice", "gather")
 # They read of their operand what is read of them.
@@ -260,9 +262,11 @@ class _Costs:
     """Returns the bytes that an instruction moves to and from the memory."""
     opcode = instruction.opcode
     operands = [computation[name] for name in instruction.inputs]
-    if opcode.endswith("-start"):  # a copy: its other arrays are aliases
-      moved = self._in_memory(operands[:1] or [instruction])
+    if opcode in _COPIES:  # of (a part of) one array; a TPU's is in its VMEM
+      moved = min(array.num_bytes for array in instruction.arrays[:2])
       return 2 * moved if self.chip.gpu else moved
+    if opcode.endswith("-start"):  # its results stand beside its operands
+      return 2 * self._in_memory(operands)
     if opcode in _SLICES:
       return self._in_memory(operands[:1]) and 2 * self._written(instruction)
     if opcode == "dynamic-update-slice":

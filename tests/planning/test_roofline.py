@@ -165,6 +165,10 @@ def test_a_product_on_a_tpu():
   assert found.seconds == copied + others  # the bandwidth is for both
   assert found.by_label()["image forward mlp"] == (others, 840, others)
   assert found.by_label()["copies"] == (0, 0, copied)
+  part = ON_TPU.replace(
+    "copy-start(%y)", "async-start(%y), calls=%cut"
+  ).replace("S(1)}, bf16[5,4,7]", "S(1)}, bf16[55,4,7]")
+  assert roofline.analyse(part, TPU).num_bytes == copied + others
   computing = roofline.analyse(ON_TPU, TPU._replace(flops=1))
   assert computing.seconds == 840
 
