@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from paligemma import messages
 from paligemma.planning import memory
 from paligemma.planning.memory import GIB
 from trainers.plan import Layout, Plan
@@ -28,17 +29,20 @@ class Tried:
     layout: of the step.
     peak: bytes on each device, of the compiled step or at least.
     fits: whether that is little enough.
-    compiled: whether it was, or was too much by what it surely keeps.
+    compiled: whether it was; else it was too much by what it surely keeps, or
+      the compiler refused it.
+    problem: what else the compiler said, "" for nothing.
   """
 
   layout: Layout
   peak: float
   fits: bool
   compiled: bool
+  problem: str = ""
 
   def describe(self, usable: float) -> str:
     """One line for people."""
-    verdict = "taken" if self.fits else "does not fit"
+    verdict = "taken" if self.fits else self.problem or "does not fit"
     least = "" if self.compiled else "at least "
     return (
       f"remat_policy {self.layout.remat_policy}, frozen_sharding "
@@ -71,22 +75,26 @@ def fit(
   Returns:
     The plan with this layout, its step, and what was tried if there was a
     choice. The last layout is taken untried, whether or not it fits.
+
+  Raises:
+    jax.errors.JaxRuntimeError: the last layout does not compile either.
   """
   *faster, last = plan.layouts
   tried = []
   for layout in faster if usable else ():
     candidate = plan.with_layout(layout)
-    compiled, peak = None, candidate.least_bytes()
+    compiled, peak, problem = None, candidate.least_bytes(), ""
     if peak <= usable:
       try:
         compiled = compile_step(candidate)
         peak = memory.of(compiled).peak
       except jax.errors.JaxRuntimeError as error:
-        if (wanted := memory.wanted(error)) is None:
-          raise
-        peak, compiled = wanted, None
+        compiled, wanted = None, memory.wanted(error)
+        peak = wanted or peak
+        if wanted is None:
+          problem = f"does not compile: {messages.shown(str(error))}"
     fits = compiled is not None and peak <= SHARE * usable
-    tried.append(Tried(layout, peak, fits, compiled is not None))
+    tried.append(Tried(layout, peak, fits, compiled is not None, problem))
     if fits:
       return candidate, compiled, tried
   plan = plan.with_layout(last)

@@ -131,18 +131,20 @@ class Plan:
   def _lay_out(self, model, layout):
     """Makes arrays and optimizer of a model, and the model itself."""
     config, self.layout = self.config, layout
+    self.trainable, self.frozen = state.abstract_params(
+      model,
+      config,
+      self.mesh,
+      frozen_sharding=layout.frozen_sharding,
+    )
+    # Nothing is kept of a frozen tower, so that its policy is all the same.
     self.model = model.clone(
       **{
         name: tower.clone(remat_policy=layout.remat_policy)
         for name, tower in model.towers.items()
         if tower.remat_policy == "auto"
+        and any(x.startswith(f"{name}/") for x in self.trainable)
       }
-    )
-    self.trainable, self.frozen = state.abstract_params(
-      self.model,
-      config,
-      self.mesh,
-      frozen_sharding=layout.frozen_sharding,
     )
     if lora.lora_of(self.model) is not None:
       self._check_adapters_alone_train()

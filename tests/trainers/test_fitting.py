@@ -131,6 +131,13 @@ def test_a_step_that_the_compiler_refuses_does_not_fit(config):
   with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
     fitting.fit(plan, 1e9, fail)
 
+  def fail_once(plan):
+    return fail(plan) if plan.layout == STORES else plan.compile_step()
+
+  fitted, _, (stores, _) = fitting.fit(plan, 1e9, fail_once)
+  assert fitted.layout == WHOLE
+  assert "does not compile: INTERNAL: something else" in stores.describe(1e9)
+
 
 def test_replicated_weights_are_not_gathered(config):
   plan = Plan(config)
