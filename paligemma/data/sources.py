@@ -12,6 +12,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -519,8 +520,8 @@ def _lines(path):
 
 def _preparation(path):
   """What writes a missing file of a published data set, for its error."""
-  start, *names = epath.Path(path).parts
-  if start != "data" or len(names) != 2 or epath.Path(path).exists():
+  start, *names = pathlib.PurePath(path).parts or ("",)
+  if start != "data" or len(names) != 2 or pathlib.Path(path).exists():
     return ""
   return (
     f"; if {names[0]} is a published data set, python -m scripts.prepare "
