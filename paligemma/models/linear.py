@@ -118,14 +118,24 @@ def product(equation: str, x: Array, weight: Matrix) -> Array:
 
   For one token of each example, as in decoding, axes of the weight before those
   that are summed over make it a batch of products: for "BTD,NDH->BTNH" XLA on
-  GPUs would otherwise transpose the weight for every token (jax 0.10.2).
+  GPUs would otherwise transpose the weight for every token (jax 0.10.2). XLA on
+  CPUs does not, and lacks such a product of bfloat16.
   """
   left, right, out = re.split(",|->", equation)
   outer = "".join(itertools.takewhile(lambda axis: axis not in left, right))
-  if outer and x.ndim == 3 and x.shape[1] == 1:
+  multiply = functools.partial(_product, equation)
+  if not outer or x.ndim != 3 or x.shape[1] != 1:
+    return multiply(x, weight)
+
+  def batch(x, weight):
     sizes = jax.tree.leaves(weight)[0].shape[: len(outer)]
     x = jnp.broadcast_to(x, (*sizes, *x.shape))
-    equation = f"{outer}{left},{right}->{out}"
+    return _product(f"{outer}{left},{right}->{out}", x, weight)
+
+  return jax.lax.platform_dependent(x, weight, cpu=multiply, default=batch)
+
+
+def _product(equation, x, weight):
   if not quantization.is_quantized(weight):
     return einsum_float32(equation, x, weight)
   if quantization.kind_of(weight) != "int8":

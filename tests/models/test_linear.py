@@ -70,7 +70,14 @@ def test_product_of_a_plain_matrix(equation):
 
 @pytest.mark.parametrize("kind", [None, *quantization.KINDS])
 @pytest.mark.parametrize("equation", [x for x in EQUATIONS if "BTD," in x])
-def test_product_of_one_token_is_that_of_several(equation, kind):
+@pytest.mark.parametrize("platform", ["cpu", "default"])
+def test_product_of_one_token_is_that_of_several(
+  equation, kind, platform, monkeypatch
+):
+  def choose(*args, **paths):
+    return paths[platform](*args)
+
+  monkeypatch.setattr(jax.lax, "platform_dependent", choose)
   x, w = factors(equation)
   if kind is not None:
     w = quantization.quantize(EQUATIONS[equation], w, kind)
@@ -87,7 +94,8 @@ def test_a_token_is_multiplied_by_a_weight_as_it_is_stored():
   x, w = factors("BTD,NDH->BTNH")
   x, w = x[:1, :1].astype(jnp.bfloat16), w.astype(jnp.bfloat16)
   program = jax.jit(functools.partial(linear.product, "BTD,NDH->BTNH"))
-  hlo = program.lower(x, w).as_text()
+  lowered = program.trace(x, w).lower(lowering_platforms=("cuda",))
+  hlo = lowered.as_text()
   (product,) = re.findall(r"dot_general %\w+, %\w+, (.*)", hlo)
   assert "tensor<3x14x10xbf16>" in product
   assert "tensor<3x2x1x14xbf16>" in product
