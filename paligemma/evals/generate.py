@@ -1,7 +1,9 @@
 """Decodes an answer for every example, scores them, writes them as JSONL."""
 
+import collections
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from concurrent import futures
 from typing import Any
@@ -15,7 +17,7 @@ from jax.sharding import Mesh
 from paligemma import disk, metrics
 from paligemma.data import tokenizer
 from paligemma.data.example_fields import Example
-from paligemma.decoding import decode, samplers
+from paligemma.decoding import continuous, decode, samplers
 from paligemma.decoding import grammar as grammar_lib
 from paligemma.evals import gather, predictions, scoring
 from paligemma.evals.evaluator import (
@@ -27,6 +29,8 @@ from paligemma.evals.evaluator import (
 from paligemma.evals.predictions import Record
 from paligemma.metrics import confidence
 from paligemma.training import sharding
+
+_TOGETHER = 16  # batches, which a file that is continued decodes anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +136,9 @@ class Generate(Evaluator):
       rng: key for a stochastic sampler; batch n uses fold_in(rng, n).
       path: file to append each batch to, see predictions.py. Default: none.
       settings: what the predictions depend on, as JSON values. The file is
-        continued after its last complete batch if it was begun with the same,
+        continued after its last complete batch if it was begun with the same
+        (on one device up to 15 batches before it are decoded again, so that the
+        file is the same to the last bit),
         see predictions.resume. Default: the file does not exist yet.
       progress: see evaluator.Progress.
 
@@ -156,6 +162,12 @@ class Generate(Evaluator):
     progress = progress or (lambda done, total: None)
     progress(len(records), len(self))
     start = -(-len(records) // self.batch_size)
+    decodes = self._decode_each
+    if mesh.size == 1 and grammar is None and self._is_greedy:
+      decodes = self._decode_together
+      if len(records) < len(self):  # a group again, for the same rounding
+        start -= start % _TOGETHER
+    position = start * self.batch_size
     prepare = WithExample(self.preprocess, self.answer_key, self._reads_size)
     batches = self.batches(prepare)
     batches = dataclasses.replace(batches, dataset=batches.dataset[start:])
@@ -163,16 +175,28 @@ class Generate(Evaluator):
       append = None
       if path is not None and jax.process_index() == 0:
         append = stack.enter_context(predictions.appending(path))
-      for number, batch in enumerate(batches, start=start):
-        mine = batch.pop("_example").tolist(), batch.pop("_error").tolist()
-        del batch["_index"]  # the examples are in order
-        found = [
-          pair
-          for columns in gather.gather(mine)
-          for pair in zip(*columns, strict=True)
-        ][: len(self) - len(records)]
-        key = None if rng is None else jax.random.fold_in(rng, number)
-        decoded = self._decode(model, params, mesh, batch, key, grammar)
+      waiting = collections.deque()  # examples of batches that are decoded
+
+      def prompts():
+        for batch in batches:
+          mine = batch.pop("_example").tolist(), batch.pop("_error").tolist()
+          del batch["_index"]  # the examples are in order
+          waiting.append(
+            [
+              pair
+              for columns in gather.gather(mine)
+              for pair in zip(*columns, strict=True)
+            ]
+          )
+          yield sharding.put_batch(batch, mesh)
+
+      for decoded in decodes(
+        model, params, prompts(), mesh, rng, grammar, start
+      ):
+        found = waiting.popleft()[: len(self) - position]
+        position += len(found)
+        if position <= len(records):  # in the file
+          continue
         new = self._records(len(records), found, decoded)
         if append is not None:
           append(new)
@@ -227,23 +251,41 @@ class Generate(Evaluator):
       raise kept
     return kept
 
-  def _decode(self, model, params, mesh, batch, rng, grammar):
-    """Returns the Decoded of a global batch, in every process."""
-    batch = sharding.put_batch(batch, mesh)
-    with jax.set_mesh(mesh):
-      decoded = decode.generate(
+  @property
+  def _is_greedy(self):
+    return isinstance(samplers.make(self.sampler), samplers.Greedy)
+
+  def _decode_together(self, model, params, batches, *_):
+    """Yields the Decoded of each batch; those of a group share their places."""
+    for first in batches:
+      rest = itertools.islice(batches, _TOGETHER - 1)
+      yield from continuous.generate(
         model,
         params,
-        batch,
+        itertools.chain([first], rest),
         max_decode_len=self.max_decode_len,
-        sampler=self.sampler,
-        rng=rng,
-        grammar=grammar,
         eos_id=self.tokenizer.eos_id,
         pad_id=self.tokenizer.pad_id,
-        prompt_buckets=(),  # all batches have one shape
       )
-    return sharding.fetch(decoded)
+
+  def _decode_each(self, model, params, batches, mesh, rng, grammar, start):
+    """Yields the Decoded of each global batch, in every process."""
+    for number, batch in enumerate(batches, start=start):
+      key = None if rng is None else jax.random.fold_in(rng, number)
+      with jax.set_mesh(mesh):
+        decoded = decode.generate(
+          model,
+          params,
+          batch,
+          max_decode_len=self.max_decode_len,
+          sampler=self.sampler,
+          rng=key,
+          grammar=grammar,
+          eos_id=self.tokenizer.eos_id,
+          pad_id=self.tokenizer.pad_id,
+          prompt_buckets=(),  # all batches have one shape
+        )
+      yield sharding.fetch(decoded)
 
   def _records(self, start, found, decoded) -> list[Record]:
     """Returns the records of a batch whose first example has index `start`."""

@@ -11,7 +11,7 @@ import pytest
 from paligemma import evals
 from paligemma.data import location, pictures, text_ops
 from paligemma.decoding import decode, samplers
-from paligemma.evals import predictions
+from paligemma.evals import generate, predictions
 from paligemma.metrics import confidence, exact_match
 
 
@@ -418,7 +418,11 @@ def test_a_file_with_bad_examples_is_resumed(evaluator, predict, tmp_path):
   assert [x is None for x in again[1]] == [i in (1, 7) for i in range(11)]
 
 
-def test_resuming_decodes_only_what_is_left(evaluator, predict, tmp_path):
+@pytest.mark.parametrize("together", [1, 2, 16])
+def test_resuming_decodes_only_what_is_left(
+  evaluator, predict, tmp_path, monkeypatch, together
+):
+  monkeypatch.setattr(generate, "_TOGETHER", together)
   done = []
   predict(evaluator, "y.jsonl", progress=lambda *at: done.append(at))
   assert done == [(0, 11), (5, 11), (10, 11), (11, 11)]

@@ -1,0 +1,286 @@
+"""Decoding of many batches in which no place waits for the longest answer.
+
+A row whose answer has ended is given the next prompt, while the others go on.
+Shapes are fixed: a batch of places that decode, and a batch of prompts, already
+prefilled, that take places as they become free. So no program depends on how
+long answers are, and the number of steps is about that of all tokens over the
+number of places, not the sum of the longest answer of each batch.
+
+Every row counts its own tokens and positions. All write to the same position of
+the cache at a step; behind the prompt these are a ring as long as an answer, so
+that a row which begins anywhere in it has room.
+"""
+
+import collections
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Int
+
+from paligemma.decoding import decode, samplers
+from paligemma.decoding.decoded import Decoded
+from paligemma.models import cpu
+
+Done = tuple[Int[Array, " B"], Decoded]  # owners and answers
+
+_WAIT = 8  # places change rows once an eighth of them is free
+
+
+class Rows(NamedTuple):
+  """Answers of B prompts, begun or complete.
+
+  Attributes:
+    owner: number of the prompt, from the first batch on.
+    token: the last one, which the model has not read yet.
+    ended: whether the answer is complete.
+    decoded: the tokens so far.
+    cache: of the model.
+  """
+
+  owner: Int[Array, " B"]
+  token: Int[Array, " B"]
+  ended: Bool[Array, " B"]
+  decoded: Decoded
+  cache: Any
+
+
+def generate(
+  model: nn.Module,
+  params: Mapping[str, Any],
+  batches: Iterable[Mapping[str, Any]],
+  *,
+  max_decode_len: int,
+  eos_id: Int[ArrayLike, ""] = 1,
+  pad_id: Int[ArrayLike, ""] = 0,
+) -> Iterator[Decoded]:
+  """Answers the prompts of many batches greedily, on a single device.
+
+  Answers are those of decode.generate with sampler "greedy", up to the order in
+  which float32 sums are added. A batch is taken before all of those before it
+  are answered.
+
+  Args:
+    model, params, max_decode_len, eos_id, pad_id: As of decode.generate.
+    batches: As of decode.generate, all of the same shapes.
+
+  Yields:
+    The answers of each batch, in order, as arrays of NumPy.
+
+  Raises:
+    ValueError: As decode.generate.
+  """
+  ends = {"eos_id": eos_id, "pad_id": pad_id, "max_len": max_decode_len}
+  active, answers, sizes = None, {}, collections.deque()
+  taken = yielded = 0
+
+  def complete():
+    nonlocal yielded
+    while sizes and all(yielded + i in answers for i in range(sizes[0])):
+      rows = [answers.pop(yielded + i) for i in range(sizes[0])]
+      yielded += sizes.popleft()
+      yield jax.tree.map(lambda *x: np.stack(x), *rows)
+
+  for batch in batches:
+    images, text = decode._inputs(model, batch)
+    size = len(batch["text"])
+    is_real = batch.get("_mask", np.ones(size, bool))
+    owner = np.arange(taken, taken + size, dtype=np.int32)
+    prompts = images, text, is_real, owner
+    taken += size
+    sizes.append(size)
+    new = _begin(model, params, *prompts, **ends)
+    if active is None:
+      active, axes = new, _batch_axes(model, params, prompts, ends)
+      continue
+    active, done, _ = _advance(model, params, active, new, axes=axes, **ends)
+    _keep(done, answers)
+    yield from complete()
+  if active is not None:
+    _keep(_finish(model, params, active, **ends)[0], answers)
+    yield from complete()
+
+
+def _keep(done, answers):
+  owner, decoded = jax.device_get(done)
+  for i, number in enumerate(owner.tolist()):
+    answers[number] = jax.tree.map(lambda x, i=i: x[i], decoded)
+
+
+def _batch_axes(model, params, prompts, ends) -> tuple[int | None, ...]:
+  """Finds the axis of each leaf of a cache that grows with one more prompt."""
+
+  def caches(more):
+    def grown(x):
+      return jax.ShapeDtypeStruct((len(x) + more, *x.shape[1:]), x.dtype)
+
+    begin = functools.partial(_begin, model, **ends)
+    rows = jax.eval_shape(begin, params, *jax.tree.map(grown, prompts))
+    return [leaf.shape for leaf in jax.tree.leaves(rows.cache)]
+
+  return tuple(
+    next(
+      (i for i, (n, m) in enumerate(zip(*pair, strict=True)) if n != m), None
+    )
+    for pair in zip(caches(0), caches(1), strict=True)
+  )
+
+
+def _functions(model, params):
+  """Returns prefill and extend, as of decode.program."""
+  variables = {"params": params}
+
+  def apply(variables, *args, **options):
+    logits, cache = model.apply(variables, *args, mutable=["cache"], **options)
+    return logits[:, 0].astype(jnp.float32), cache
+
+  def extend(cache, token):
+    x, _ = model.apply(variables, token[:, None], method="embed_text")
+    return apply(variables | cache, x, method="extend_cache")
+
+  return functools.partial(apply, variables, method="prefill_cache"), extend
+
+
+_STATIC = ("model", "max_len")
+
+
+@functools.partial(cpu.fast_math_jit, static_argnames=_STATIC)
+def _begin(
+  model, params, images, text, is_real, owner, eos_id, pad_id, *, max_len
+) -> Rows:
+  """Prefills prompts and chooses their first token."""
+  prefill, _ = _functions(model, params)
+  prompt = decode._embed(model, {"params": params}, images, text)
+  size = prompt[0].shape[1] + max_len - 1
+  logits, cache = prefill(*prompt, cache_size=size)
+  shape = (len(logits), max_len)
+  rows = Rows(
+    owner=owner,
+    token=jnp.full(len(logits), pad_id, jnp.int32),
+    ended=~is_real,
+    decoded=Decoded(
+      tokens=jnp.full(shape, pad_id, jnp.int32),
+      log_probs=jnp.zeros(shape, jnp.float32),
+      num_tokens=jnp.zeros(len(logits), jnp.int32),
+      score=jnp.where(is_real, 0.0, -jnp.inf),
+    ),
+    cache=cache,
+  )
+  return _choose(rows, logits, eos_id, pad_id, max_len)
+
+
+@functools.partial(
+  cpu.fast_math_jit,
+  static_argnames=(*_STATIC, "axes"),
+  donate_argnames="active",
+)
+def _advance(
+  model, params, active, new, eos_id, pad_id, *, max_len, axes
+) -> tuple[Rows, Done, Int[Array, ""]]:
+  """Decodes until all new prompts have a place.
+
+  Returns:
+    The rows at work; the answers that made room; the number of steps.
+  """
+  size = len(new.token)
+
+  def has_room(state):
+    rows, _, taken, _ = state
+    return rows.ended.sum() >= jnp.minimum(max(size // _WAIT, 1), size - taken)
+
+  def step(state):
+    rows, done, taken, steps = state
+    rows = _extend(model, params, rows, eos_id, pad_id, max_len)
+    return rows, done, taken, steps + 1
+
+  def change(state):
+    state = jax.lax.while_loop(lambda s: ~has_room(s), step, state)
+    rows, done, taken, steps = state
+    order = taken + jnp.cumsum(rows.ended) - 1
+    enters = rows.ended & (order < size)
+    index = jnp.where(enters, order, size)  # beyond the end: none
+    done = jax.tree.map(
+      lambda all, row: all.at[index].set(row, mode="drop"),
+      done,
+      (rows.owner, rows.decoded),
+    )
+
+    def pick(old, fresh, axis=0):
+      if axis is None:
+        return old
+      shape = [-1 if i == axis else 1 for i in range(old.ndim)]
+      fresh = jnp.take(fresh, index, axis=axis, mode="clip")
+      return jnp.where(enters.reshape(shape), fresh, old)
+
+    old, tree = jax.tree.flatten(rows.cache)
+    cache = map(pick, old, jax.tree.leaves(new.cache), axes)
+    rows = jax.tree.map(
+      pick, rows._replace(cache=()), new._replace(cache=())
+    )._replace(cache=jax.tree.unflatten(tree, cache))
+    return rows, done, taken + enters.sum(), steps
+
+  state = (active, (active.owner, active.decoded), jnp.int32(0), jnp.int32(0))
+  state = jax.lax.while_loop(lambda s: s[2] < size, change, state)
+  rows, done, _, steps = state
+  return rows, done, steps
+
+
+@functools.partial(cpu.fast_math_jit, static_argnames=_STATIC)
+def _finish(
+  model, params, active, eos_id, pad_id, *, max_len
+) -> tuple[Done, Int[Array, ""]]:
+  """Decodes the last rows to their ends; returns these and the steps."""
+
+  def step(state):
+    rows, steps = state
+    rows = _extend(model, params, rows, eos_id, pad_id, max_len)
+    return rows, steps + 1
+
+  def unfinished(state):
+    return ~jnp.all(state[0].ended)
+
+  rows, steps = jax.lax.while_loop(unfinished, step, (active, jnp.int32(0)))
+  return (rows.owner, rows.decoded), steps
+
+
+def _extend(model, params, rows, eos_id, pad_id, max_len):
+  """Reads the last token of every row and chooses the next one."""
+  flat = jax.tree_util.tree_flatten_with_path(rows.cache)[0]
+  named = {path[-1].key: x for path, x in flat}
+  end = named["input_mask"].shape[1]
+  start = end - (max_len - 1)
+
+  def wrapped(path, x):
+    if path[-1].key != "next_index":
+      return x
+    return jnp.where(x == end, start, x)
+
+  cache = jax.tree_util.tree_map_with_path(wrapped, rows.cache)
+  logits, cache = _functions(model, params)[1](cache, rows.token)
+  return _choose(rows._replace(cache=cache), logits, eos_id, pad_id, max_len)
+
+
+def _choose(rows, logits, eos_id, pad_id, max_len):
+  """Appends the most probable token to every row that has not ended."""
+  token = jnp.where(rows.ended, pad_id, samplers.Greedy()(logits))
+  token = token.astype(jnp.int32)
+  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+  log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
+  log_prob = jnp.where(rows.ended, 0.0, log_prob)
+  at = jnp.arange(len(token)), rows.decoded.num_tokens
+  num_tokens = rows.decoded.num_tokens + ~rows.ended
+  return rows._replace(
+    token=token,
+    ended=rows.ended | (token == eos_id) | (num_tokens == max_len),
+    decoded=Decoded(
+      tokens=rows.decoded.tokens.at[at].set(token, mode="drop"),
+      log_probs=rows.decoded.log_probs.at[at].set(log_prob, mode="drop"),
+      num_tokens=num_tokens,
+      score=rows.decoded.score + log_prob,
+    ),
+  )
