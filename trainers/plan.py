@@ -98,7 +98,9 @@ class Plan:
         f"{self.save_every} steps, expected both above 0"
       )
     self.pads_texts = bool(
-      config.train.get("text_buckets") and not config.train.packing
+      "text_len" in config
+      and config.train.text_buckets
+      and not config.train.packing
     )
     self.longest_text = config.get("text_len")
     self.text_lengths = (self.longest_text,)
