@@ -18,16 +18,11 @@ variable PALIGEMMA_GPU_COMPILER names. A command without it says how.
 
 --largest_batch searches the largest batch that fits the chip, in a few
 compilations. With --json the last line is one object.
-
-    python -m scripts.plan --t4
-
-prints which models train on a T4 by which method.
 """
 
 import argparse
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import os
@@ -76,9 +71,6 @@ memory of each device: {peak_gib_per_device:.3f} GiB \
 (arguments {argument_gib:.3f}, temporaries {temp_gib:.3f}, \
 new outputs {output_gib:.3f}; program {program_gib:.3f} more)
 FLOPs: {flops_per_step:.4g} on all devices"""
-# Variant -> batch size of the table of what fits a free T4.
-T4_BATCH_SIZES = {"paligemma_3b": 8, "paligemma2_3b": 8, "paligemma2_10b": 1}
-T4_METHODS = ("attention", "lora", "qlora_int8", "qlora_int4")
 
 
 def with_batch_size(config: ConfigDict, batch_size: int) -> ConfigDict:
@@ -401,63 +393,6 @@ def devices_of(topology_name: str) -> Sequence[Any]:
   return topologies.devices(topology_name, GPU_COMPILER)
 
 
-def t4_table(
-  *,
-  batch_sizes: Mapping[str, int] = T4_BATCH_SIZES,
-  resolutions: Sequence[int] = (224, 448),
-) -> list[dict[str, Any]]:
-  """What models, resolutions and methods need; rows go to stderr as well."""
-  devices = devices_of("t4")
-  found = []
-  for variant, res, tune in itertools.product(
-    batch_sizes, resolutions, T4_METHODS
-  ):
-    run = dict(
-      variant=variant, res=res, tune=tune, batch_size=batch_sizes[variant]
-    )
-    arguments = ",".join(f"{name}={value}" for name, value in run.items())
-    config = command_line.load_config(
-      f"configs/transfers/forkme.py:{arguments},dtype=float16"
-    )
-    _, needed, figures = measure(
-      config, devices=devices, chip=chips.CHIPS["t4"]
-    )
-    row = {
-      **run,
-      "argument_gib": needed.arguments / GIB,
-      "temp_gib": needed.temporaries / GIB,
-      "peak_gib": needed.peak / GIB,
-      "roofline_ms": figures["roofline_ms"],
-      "fits": memory.fits(needed.peak)["t4"],
-    }
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    found.append(row)
-  return found
-
-
-def describe_t4(found: Sequence[Mapping[str, Any]]) -> str:
-  """The rows of `t4_table` as lines."""
-  rows = [
-    (
-      "model",
-      "res",
-      "tune",
-      "batch",
-      "weights and state",
-      "peak",
-      "step",
-      "fits",
-    )
-  ]
-  for row in found:
-    run = (str(row[key]) for key in ("variant", "res", "tune", "batch_size"))
-    sizes = (f"{row[key]:.2f} GiB" for key in ("argument_gib", "peak_gib"))
-    step = f"{row['roofline_ms'] / 1e3:.2f} s"
-    rows.append((*run, *sizes, step, "yes" if row["fits"] else "no"))
-  usable = chips.CHIPS["t4"].usable_gib
-  return "\n".join([*messages.aligned(rows), f"T4: {usable} GiB usable"])
-
-
 def _positive(text):
   if (value := int(text)) < 1:
     raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
@@ -493,17 +428,8 @@ def main() -> None:
     default=128,
     help="tokens to decode, for --what decode",
   )
-  command_line.add_switch(parser, "t4", "the table of what fits a T4")
   command_line.add_switch(parser, "json", "end with one JSON object")
-  args, config = command_line.parse(parser, required=False)
-  if args.t4:
-    rows = t4_table()
-    print(describe_t4(rows))
-    if args.json:
-      print(json.dumps(rows))
-    return
-  if config is None:
-    raise ValueError("no --config given, expected a config, or --t4")
+  args, config = command_line.parse(parser)
   figures = plan_command(
     with_storage(config, args.dtype, args.quantize),
     topology_name=args.topology,

@@ -46,15 +46,12 @@ def parser(text: str, epilog: str | None = None) -> argparse.ArgumentParser:
 def parse(
   parser: argparse.ArgumentParser,
   argv: Sequence[str] | None = None,
-  *,
-  required: bool = True,
-) -> tuple[argparse.Namespace, ConfigDict | None]:
+) -> tuple[argparse.Namespace, ConfigDict]:
   """Reads a command line: what the parser finds, and the complete config.
 
   Args:
     parser: of all but --config and --config.name=value.
     argv: default sys.argv[1:].
-    required: whether there has to be a --config; if not, it may be None.
 
   Raises:
     ValueError: an unknown flag, a config that cannot be read, or a value on top
@@ -62,16 +59,15 @@ def parse(
   """
   parser.add_argument(
     "--config",
-    required=required,
+    required=True,
     metavar="FILE[:ARGUMENT]",
     help="and any --config.name=value, see docs/config_keys.md",
   )
   args, rest = parser.parse_known_args(argv)
   logging.use_absl_handler()
   logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
-  config = None if args.config is None else load_config(args.config)
-  if config is not None:
-    rest = set_values(config, rest)
+  config = load_config(args.config)
+  rest = set_values(config, rest)
   try:  # what libraries define, such as --verbosity
     _, *rest = flags.FLAGS([parser.prog, *rest], known_only=True)
   except flags.Error as error:

@@ -249,32 +249,3 @@ def test_a_mistake_ends_in_one_line():
 def test_what_cannot_be_planned(config, arguments, message):
   with pytest.raises(ValueError, match=message):
     command.plan_command(config, **arguments)
-
-
-def test_what_fits_a_t4(monkeypatch, tmp_path):
-  asked = []
-
-  def measure(config, devices, chip):
-    asked.append(config)
-    peak = 15 if config.model.variant == "paligemma2_3b" else 3
-    needed = memory.Memory(2 * GIB, (peak - 2) * GIB)
-    return None, needed, {"roofline_ms": 1234.0}
-
-  monkeypatch.setattr(command, "measure", measure)
-  monkeypatch.setattr(command, "devices_of", lambda name: [name])
-  monkeypatch.chdir(tmp_path)
-  rows = command.t4_table(
-    batch_sizes={"paligemma_3b": 8, "paligemma2_3b": 1},
-    resolutions=(448,),
-  )
-  assert [row["tune"] for row in rows] == 2 * list(command.T4_METHODS)
-  assert [row["fits"] for row in rows] == 4 * [True] + 4 * [False]
-  assert {config.model.dtype for config in asked} == {"float16"}
-  assert {config.res for config in asked} == {448}
-  assert [c.frozen_dtype for c in asked[:4]] == [
-    *("float16", "float16", "int8", "int4")
-  ]
-  said = command.describe_t4(rows).splitlines()
-  row = "paligemma_3b 448 qlora_int8 8 2.00 GiB 3.00 GiB 1.23 s yes"
-  assert said[3].split() == row.split()
-  assert said[-1] == "T4: 14.2 GiB usable"
