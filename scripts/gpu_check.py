@@ -142,7 +142,7 @@ def _measure_decoding(plan, new_tokens, runs):
 
   def seconds(count):
     answer = functools.partial(
-      decode.generate, plan.model, params, batch, max_decode_len=count
+      decode.generate, plan.served_model, params, batch, max_decode_len=count
     )
     taken = []
     for _ in range(min(runs, 3) + 1):  # the first compiles

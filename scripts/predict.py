@@ -198,11 +198,12 @@ def _with_bundle(settings, ckpt):
 def _has_image_tower(ckpt):
   """Whether a checkpoint is a PaliGemma, or a Gemma alone."""
   names = formats.open(ckpt).leaves
-  towers = sorted({name.partition("/")[0] for name in names})
+  found = {name.partition("/")[0] for name in names}
+  towers = [name for name in ("img", "llm", "txt") if name in found]
   if "llm" not in towers:
     raise ValueError(
-      f"{ckpt}: holds {' and '.join(towers)}, which answer nothing, expected a "
-      "PaliGemma or a Gemma: a decoder (llm)"
+      f"{ckpt}: holds {' and '.join(towers)}, expected a decoder (llm), which "
+      "answers: a PaliGemma or a Gemma"
     )
   return "img" in towers
 

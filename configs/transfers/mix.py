@@ -60,7 +60,7 @@ TRANSFERS = {
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and transfers, epochs.
 
-  `data` is "tfds", or a folder with a folder for each transfer.
+  `data` is "tfds", or a folder with a folder for each transfer; default data.
   """
   arg = published.parse(argument, transfers="+".join(TRANSFERS), epochs=1.0)
   init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
@@ -72,7 +72,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.train.sources, config.evals = ConfigDict(), ConfigDict()
   for name in arg.transfers.split("+"):
     module = registry.lookup(TRANSFERS, name, "transfer")
-    data = arg.data if arg.data == "tfds" else f"{arg.data}/{name}"
+    own = arg.data not in ("", "tfds")
+    data = f"{arg.data}/{name}" if own else arg.data
     one = module.get_config(
       f"variant={arg.variant},res={arg.res},init={init},data={data},"
       f"splits={arg.splits},final_split={str(arg.final_split).lower()}"

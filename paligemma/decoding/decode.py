@@ -113,7 +113,7 @@ def _has_room_to_unstack(params):
 
   That is an eighth of the memory of a device: it then fits beside a training of
   all parameters, too, whose gradients and moments take at least six times as
-  much. Sharded layers stay stacked.
+  much. Layers that are sharded, or belong to several processes, stay stacked.
   """
   layers = params.get("llm", {}).get("layers", {"0": None})
   if "0" in layers:
@@ -122,7 +122,7 @@ def _has_room_to_unstack(params):
   for x in arrays:
     if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
       return False
-    if not x.is_fully_replicated:
+    if not (x.is_fully_replicated and x.is_fully_addressable):
       return False
   return 8 * sum(x.nbytes for x in arrays) <= _memory_of_device(arrays[0])
 

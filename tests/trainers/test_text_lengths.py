@@ -81,7 +81,7 @@ def test_a_run_has_the_losses_of_the_longest_padding(tiny):
   assert plain.text_lengths == (40,)
   found = []
   for each, read in ((plan, batches), (plain, plain_batches)):
-    _, step = train.compile_steps(each)
+    *_, step = train.fit(each)
     state, frozen = start.initial(each)
     feed = inputs.Feed(read, each.step_arguments()[-1], each.text_lengths)
     for _ in range(3):
