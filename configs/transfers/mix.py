@@ -60,7 +60,8 @@ TRANSFERS = {
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and transfers, epochs.
 
-  `data` is "tfds", or a folder with a folder for each transfer; default data.
+  `data` is "tfds", the default, or a folder with one for each transfer, all of
+  whose parts are as likely, however long.
   """
   arg = published.parse(argument, transfers="+".join(TRANSFERS), epochs=1.0)
   init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
@@ -73,7 +74,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
   for name in arg.transfers.split("+"):
     module = registry.lookup(TRANSFERS, name, "transfer")
     own = arg.data not in ("", "tfds")
-    data = f"{arg.data}/{name}" if own else arg.data
+    data = f"{arg.data}/{name}" if own else "tfds"
     one = module.get_config(
       f"variant={arg.variant},res={arg.res},init={init},data={data},"
       f"splits={arg.splits},final_split={str(arg.final_split).lower()}"
