@@ -57,10 +57,11 @@ def test_decoding():
   plan = subject.make_plan(config)
   prompts = subject.prompts(subject.batch(config, plan.model.llm.vocab_size))
   params = subject.served_parameters(plan)
-  theirs = peer.decoders(plan.model, params, prompts, 5)["float32"]()
+  model = plan.served_model
+  theirs = peer.decoders(model, params, prompts, 5)["float32"]()
   nested = tree.unflatten(params)
   ours = decode_lib.generate(
-    plan.model, nested, prompts, max_decode_len=5, eos_id=-1
+    model, nested, prompts, max_decode_len=5, eos_id=-1
   )
   assert len(set(np.asarray(ours.tokens).ravel())) > 3
   np.testing.assert_array_equal(ours.tokens, theirs)
