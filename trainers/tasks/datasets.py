@@ -1,5 +1,6 @@
 """A source with its preprocessing, as checks and pages of data read it."""
 
+import abc
 import dataclasses
 import time
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ class Texts(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Dataset:
+class Dataset(abc.ABC):
   """A source and what its examples go through; each task has its own class.
 
   Attributes:
@@ -92,26 +93,27 @@ class Dataset:
   note: str = ""
   rows: packing.Rows | None = None
 
+  @abc.abstractmethod
   def read(self, tok: Any) -> Findings:
     """Reads all examples without their images.
 
     They are complete unless the source cannot give its texts alone (then
     empty), or ops need the image.
     """
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def count(self, tok: Any, prepared: Example) -> TokenCounts:
     """Returns the counts of an example after the ops, as training cuts it.
 
     Raises:
       ValueError: a text cannot be used.
     """
-    raise NotImplementedError
 
   def check(
     self, tok: Any, index: int, example: Example, prepared: Example
   ) -> None:
     """Raises a ValueError if what is learned of an example would be wrong."""
+    del tok, index, example, prepared
 
   def odd(self, example: Example, index: int) -> list[str]:
     """Returns notes on what is odd in an example."""
@@ -122,22 +124,22 @@ class Dataset:
     """Returns examples that a sample must begin with."""
     return []
 
+  @abc.abstractmethod
   def show(self, tok: Any, prepared: Example, row: dict[str, Any]) -> Texts:
     """Returns what a page shows of an example after the ops, and of its row."""
-    raise NotImplementedError
 
   @property
+  @abc.abstractmethod
   def rooms(self) -> tuple[tuple[str, int | None], ...]:
     """What `measure` counts, and the most that fits of each."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def measure(self, tok: Any, prepared: Example) -> tuple[int, ...]:
     """Returns how many tokens an example has, whether they fit or not.
 
     Raises:
       ValueError: it lacks a text.
     """
-    raise NotImplementedError
 
   def describe_image(self) -> str:
     """Returns how the images of an example are resized; "" without any."""
