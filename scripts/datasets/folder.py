@@ -207,10 +207,9 @@ def _in_processes(todo, arguments, jobs, total, show):
       ) from None
     finally:
       if running:
-        pool.shutdown(wait=False, cancel_futures=True)
+        # The pool, broken by it, waits for their ends.
         for child in multiprocessing.active_children():
           child.terminate()
-          child.join()
 
 
 def _share(counter):
