@@ -78,6 +78,18 @@ MAY_IMPORT = {
     "disk",
     "messages",
   ),
+  "paligemma.serving": (
+    "data",
+    "decoding",
+    "evals",
+    "lora",
+    "models",
+    "messages",
+    "registry",
+    "tree",
+    "quantization",
+    "variants",
+  ),
   # The table of keys: what a config may set and what a trainer reads is one.
   "configs.common": (
     "data",
