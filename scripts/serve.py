@@ -8,25 +8,31 @@ machine can reach it, unless --host says otherwise, which needs a token. Ctrl-C
 or SIGTERM ends it once the answers being written are complete.
 """
 
+import math
 import os
 import pathlib
+import queue
 import sys
 from collections.abc import Sequence
 
 if __name__ == "__main__":  # the imports take seconds on a busy machine
   print("starting: importing JAX", file=sys.stderr, flush=True)
 
+import numpy as np
 from etils import epath
 
 from paligemma import io, quantization
 from paligemma.checkpoints.lora import adapters
+from paligemma.data import siglip_tokenizer
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.models import siglip
 from paligemma.serving import engine as engine_lib
+from paligemma.serving import request
 from trainers import command_line, inputs, processes, progress
 from trainers.tasks import next_token
 
 try:
-  from scripts.serving import limits, served, server
+  from scripts.serving import limits, served, server, siglip_engine
 except ModuleNotFoundError as error:
   if error.name not in ("fastapi", "uvicorn", "prometheus_client"):
     raise
@@ -92,6 +98,7 @@ def serve(
   dtype: str | None = None,
   codec: epath.PathLike | None = None,
   places: int = 8,
+  max_prompt: int | None = None,
   max_tokens: int = 256,
   max_waiting: int = 64,
   deadline: float = 60.0,
@@ -111,28 +118,35 @@ def serve(
   """
   token = read_token(host, token, token_file, insecure)
   paths = read_adapters(adapter)
-  name = name or os.path.basename(os.path.normpath(ckpt))
+  name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
   if name in paths:
     raise ValueError(f"--adapter {name}: is the name of the model, see --name")
   with progress.copying("reading the weights") as show:
     model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
-  sees = model.img is not None
-  tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
-  next_token.check_tokenizer(tok, model, str(tokenizer))
-  adapted = {}
-  for key, path in paths.items():
-    with progress.stage(f"reading the adapter {key}"):
-      adapted[key] = adapters.load_adapter(path, model, params)
-  with progress.stage("preparing the engine"):
-    engine = engine_lib.Engine(
-      model,
-      params,
-      tok,
-      adapters=adapted,
-      places=places,
-      max_tokens=max_tokens,
-      max_waiting=max_waiting,
-    )
+  is_siglip = isinstance(model, siglip.Model)
+  sees = not is_siglip and model.img is not None
+  if is_siglip:
+    tok = siglip_tokenizer.SiglipTokenizer(tokenizer)
+    engine = siglip_engine.SiglipEngine(model, params, tok)
+  else:
+    tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
+    next_token.check_tokenizer(tok, model, str(tokenizer))
+    adapted = {}
+    for key, path in paths.items():
+      with progress.stage(f"reading the adapter {key}"):
+        adapted[key] = adapters.load_adapter(path, model, params)
+    with progress.stage("compiling"):
+      engine = engine_lib.Engine(
+        model,
+        params,
+        tok,
+        adapters=adapted,
+        places=places,
+        max_prompt=max_prompt,
+        max_tokens=max_tokens,
+        max_waiting=max_waiting,
+      )
+      _answer_once(engine, sees)
   server.make(
     served.Served(
       name,
@@ -148,6 +162,19 @@ def serve(
     port=port,
     token=token,
   ).run()
+
+
+def _answer_once(engine, sees):
+  """Waits for an answer, which shows that the engine works."""
+  ends = queue.SimpleQueue()
+  blank = np.full((16, 16, 3), 128, np.uint8)
+  asked = request.Request(
+    "caption en", (blank,) * sees, max_tokens=1, deadline=math.inf
+  )
+  engine.submit(asked, lambda token: None, ends.put)
+  end = ends.get()
+  if end.reason == "error":
+    raise ValueError(f"the engine failed: {end.message}")
 
 
 def main() -> None:
@@ -169,6 +196,12 @@ def main() -> None:
   parser.add_argument("--codec", help="npz of the mask codec, for masks")
   parser.add_argument(
     "--places", type=int, default=8, help="requests decoded at a time"
+  )
+  parser.add_argument(
+    "--max_prompt",
+    type=int,
+    help="most positions of a prompt, those of pictures included; default: one "
+    "picture and 256 tokens",
   )
   parser.add_argument(
     "--max_tokens", type=int, default=256, help="most tokens of an answer"

@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 import paligemma
 from paligemma.serving.request import Engine
-from scripts.serving import errors, openai_chat, tasks
+from scripts.serving import embeddings, errors, openai_chat, tasks
+from scripts.serving.errors import Refused
 from scripts.serving.limits import Gate
 from scripts.serving.metrics import Measured, Metrics
 from scripts.serving.served import Served
@@ -51,10 +52,10 @@ def make(
   )
   app.state.served = served
   errors.add_handlers(app)
-  app.include_router(openai_chat.router)
-  app.include_router(tasks.router)
+  for room in (openai_chat, tasks, embeddings):
+    app.include_router(room.router)
   _add_models(app, served)
-  _add_health(app, metrics)
+  _add_health(app, served.engine, metrics)
   free = {"/healthz", "/readyz", *_add_page(app)}
   paths = frozenset([*app.openapi()["paths"], *free, "/metrics"])
   gate = Gate(app, limits=served.limits, hosts=hosts, token=token, free=free)
@@ -96,7 +97,7 @@ def _add_models(app, served):
     return described(model, **({"parent": served.name} if adapter else {}))
 
 
-def _add_health(app, metrics):
+def _add_health(app, engine, metrics):
   @app.get("/healthz")
   async def health() -> dict[str, str]:
     """The process answers."""
@@ -105,6 +106,8 @@ def _add_health(app, metrics):
   @app.get("/readyz")
   async def ready() -> dict[str, str]:
     """The server takes requests."""
+    if not engine.ready:
+      raise Refused(503, "the engine is not ready", retry_after=5)
     return {"status": "ok"}
 
   @app.get("/metrics", include_in_schema=False)
