@@ -13,14 +13,16 @@ class PlainEngine:
   Args:
     tokenizer: of the answers.
     seconds: that a token takes.
+    answer: in place of the prompt.
     max_waiting: most requests at a time.
   """
 
   adapters = ("cats", "dogs")
   ready = True
 
-  def __init__(self, tokenizer, *, seconds=0.0, max_waiting=64):
+  def __init__(self, tokenizer, *, seconds=0.0, max_waiting=64, answer=None):
     self._tokenizer, self._seconds = tokenizer, seconds
+    self._text = answer
     self._most = max_waiting
     self.active = set()
     self.ends = collections.Counter()
@@ -34,18 +36,19 @@ class PlainEngine:
       raise request.Full
     if "<image>" in asked.prompt:
       raise ValueError("prompt holds <image>")
+    text = f"{asked.adapter or 'base'}: {asked.prompt}, {len(asked.images)}"
+    ids = self._tokenizer.encode(self._text or text)
     self.asked.append(asked)
     cancelled = threading.Event()
     answer = threading.Thread(
-      target=self._answer, args=(asked, cancelled, on_token, on_end)
+      target=self._answer, args=(asked, ids, cancelled, on_token, on_end)
     )
     self.active.add(answer)
     answer.start()
     return cancelled.set
 
-  def _answer(self, asked, cancelled, on_token, on_end):
-    text = f"{asked.adapter or 'base'}: {asked.prompt}, {len(asked.images)}"
-    ids = [*self._tokenizer.encode(text), self._tokenizer.eos_id]
+  def _answer(self, asked, ids, cancelled, on_token, on_end):
+    ids = [*ids, self._tokenizer.eos_id]
     until = time.monotonic() + asked.deadline
     told, reason = [], "stop"
     for i in ids[: asked.max_tokens]:
