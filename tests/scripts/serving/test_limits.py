@@ -26,6 +26,10 @@ def port_of(server):
   return int(server.address.rpartition(":")[2])
 
 
+def connect(server):
+  return socket.create_connection(("127.0.0.1", port_of(server)), WAIT)
+
+
 @pytest.mark.parametrize(
   ("given", "status"),
   [
@@ -59,8 +63,17 @@ def test_token(make_served, given, status):
     ("0.0.0.0", {"token": "12345678"}, "12345678"),
     ("0.0.0.0", {"insecure": True}, None),
     ("::1", {"token_file": "in the file"}, "in the file"),
+  ],
+)
+def test_read_token(host, options, token, tmp_path):
+  assert serve.read_token(host, **token_options(options, tmp_path)) == token
+
+
+@pytest.mark.parametrize(
+  ("host", "options", "problem"),
+  [
     ("0.0.0.0", {}, "--host 0.0.0.0: other machines can reach it, expected"),
-    ("::", {}, "--host ::: other machines can reach it, expected"),
+    ("::", {}, "--host ::: other machines can reach it, expected --token, "),
     ("::1", {"token": "short"}, "--token: expected 8 or more letters"),
     (
       "::1",
@@ -69,20 +82,19 @@ def test_token(make_served, given, status):
     ),
   ],
 )
-def test_read_token(host, options, token, tmp_path, monkeypatch):
-  monkeypatch.delenv(serve.TOKEN, raising=False)
+def test_wrong_token(host, options, problem, tmp_path):
+  with pytest.raises(ValueError) as caught:
+    serve.read_token(host, **token_options(options, tmp_path))
+  assert str(caught.value).startswith(problem)
+
+
+def token_options(options, folder):
+  """All options of read_token; a file that holds what is given."""
   options = {"token": None, "token_file": None, "insecure": False, **options}
   if options["token_file"]:
-    path = tmp_path / "token"
-    path.write_text(f"{options['token_file']}\n")
-    options["token_file"] = path
-  if token is None or "expected" not in token:
-    is_wrong = options["token"] == "short" or (token and "given" in token)
-    assert not is_wrong and serve.read_token(host, **options) == token
-  else:
-    with pytest.raises(ValueError) as caught:
-      serve.read_token(host, **options)
-    assert str(caught.value).startswith(token)
+    (folder / "token").write_text(f"{options['token_file']}\n")
+    options["token_file"] = folder / "token"
+  return options
 
 
 def test_token_of_the_environment(monkeypatch):
@@ -116,14 +128,12 @@ def test_all_bodies_together(make_served):
   head = b"POST /v1/caption HTTP/1.1\r\nhost: localhost\r\n"
   with (
     conftest.running(make_served(limits=allowed)) as server,
-    socket.create_connection(("127.0.0.1", port_of(server)), WAIT) as one,
+    connect(server) as one,
   ):
     one.sendall(head + b"content-length: 2000\r\n\r\n" + b" " * 1000)
     until = time.monotonic() + WAIT
     while True:
-      with socket.create_connection(
-        ("127.0.0.1", port_of(server)), WAIT
-      ) as two:
+      with connect(server) as two:
         two.sendall(head + b"content-length: 900\r\n\r\n" + b" " * 900)
         answer = two.recv(999)
       if b" 503 " in answer or time.monotonic() > until:
@@ -131,9 +141,7 @@ def test_all_bodies_together(make_served):
     assert b"retry-after: 1" in answer and b"hold too much" in answer
     one.close()
     while b" 400 " not in answer and time.monotonic() < until:
-      with socket.create_connection(
-        ("127.0.0.1", port_of(server)), WAIT
-      ) as two:
+      with connect(server) as two:
         two.sendall(head + b"content-length: 900\r\n\r\n" + b" " * 900)
         answer = two.recv(999)
     assert b" 400 " in answer
@@ -155,30 +163,28 @@ def test_the_idle_are_closed(make_served, monkeypatch):
   """Also those that send a byte now and then."""
   monkeypatch.setattr(connections, "IDLE_SECONDS", 0.3)
   with conftest.running(make_served()) as server:
-    with socket.create_connection(("127.0.0.1", port_of(server)), WAIT) as one:
+    with connect(server) as one:
       assert one.recv(1) == b""
-    with socket.create_connection(("127.0.0.1", port_of(server)), WAIT) as one:
-      with contextlib.suppress(ConnectionError):
-        for _ in range(100):
-          one.sendall(b"G")
-          time.sleep(0.05)
-        pytest.fail("it is still open")
+    with connect(server) as one, contextlib.suppress(ConnectionError):
+      for _ in range(100):
+        one.sendall(b"G")
+        time.sleep(0.05)
+      pytest.fail("it is still open")
 
 
 def test_the_longest_idle_makes_room(make_served, monkeypatch):
   monkeypatch.setattr(connections, "MOST", 5)
   with conftest.running(make_served()) as server, contextlib.ExitStack() as all:
-    opened = [
-      all.enter_context(
-        socket.create_connection(("127.0.0.1", port_of(server)), WAIT)
-      )
-      for _ in range(5)
-    ]
+    first = all.enter_context(connect(server))
+    while not server.server_state.connections:
+      time.sleep(0.01)
+    time.sleep(0.1)  # the loop's clock is coarse
+    others = [all.enter_context(connect(server)) for _ in range(4)]
     assert ask(server.address).status_code == 200
-    with pytest.raises(ConnectionResetError):
-      opened[0].recv(1)
-    opened[4].sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
-    assert b" 200 " in opened[4].recv(999)
+    assert first.recv(1) == b""
+    for other in others:
+      other.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+      assert b" 200 " in other.recv(999)
 
 
 def test_who_does_not_read_is_cut_off(make_served, monkeypatch):
@@ -191,7 +197,7 @@ def test_who_does_not_read_is_cut_off(make_served, monkeypatch):
 
   with conftest.running(make_served()) as server:
     server.config.loaded_app = app
-    with socket.create_connection(("127.0.0.1", port_of(server)), WAIT) as one:
+    with connect(server) as one:
       one.sendall(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
       until = time.monotonic() + WAIT
       while server.server_state.connections and time.monotonic() < until:
