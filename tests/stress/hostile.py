@@ -412,7 +412,7 @@ KINDS = {
       + d.randbytes(99)
       + b"\r\n\r\n"
     ),
-    (400, CLOSED),
+    (400, 421, CLOSED),
   ),
   "a header that does not end": Kind(
     lambda d: b"GET / HTTP/1.1\r\nhost: loc",
