@@ -3,19 +3,23 @@
     python -m tests.stress.load --clients 16 --seconds 60
 
 Asks `paligemma.generate` one prompt after the other, then a server of
-`scripts.serve` with so many clients at a time, then generate again, each for as
-long, about pictures that were never seen before. Prints latencies, answers per
+`scripts.serve` with so many clients at a time, then generate again, about
+pictures that were never seen before. Prints latencies, answers per
 second, and the server's memory over time; ends with 1 if an answer is lost or
 memory grows by more than 5 % after the first quarter.
 
+--wide is the tiny model with a decoder of 178 million random parameters, which
+is bound by memory, as those of real models are, and by 32 tokens an answer.
 --address measures another server of OpenAI's API in the place of ours, such as
 `transformers serve`; --write makes the folder that it serves.
 """
 
 import asyncio
 import base64
+import functools
 import io
 import sys
+import tempfile
 import time
 
 import httpx
@@ -23,11 +27,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 import paligemma
+from paligemma import init
+from paligemma.checkpoints import npz
+from paligemma.models import paligemma as paligemma_model
 from tests.stress import hostile
 from trainers import command_line
 
 ASSETS = "paligemma/assets"
-PROMPT = "answer en what digit is this?"
+PROMPT = "caption en"
+WIDE = dict(width=1024, depth=12, mlp_dim=4096, num_heads=8, head_dim=128)
+TOKENS = 32
 MOST_GROWTH = 1.05
 
 
@@ -46,10 +55,13 @@ def one_by_one(load, seconds):
   """Answers per second of `generate`, one prompt after the other."""
   model, params, tok = load
   seen = pictures(time.time_ns())
-  paligemma.generate(model, params, tok, [next(seen)], PROMPT)  # compiles
+  ask = functools.partial(
+    paligemma.generate, model, params, tok, max_decode_len=TOKENS
+  )
+  ask([next(seen)], PROMPT)  # compiles
   start, count = time.perf_counter(), 0
   while time.perf_counter() - start < seconds:
-    paligemma.generate(model, params, tok, [next(seen)], PROMPT)
+    ask([next(seen)], PROMPT)
     count += 1
   return count / (time.perf_counter() - start)
 
@@ -95,7 +107,7 @@ def _asked(name, picture):
   return {
     "model": name,
     "messages": [{"role": "user", "content": content}],
-    "max_tokens": 64,
+    "max_tokens": TOKENS,
     "temperature": 0,
   }
 
@@ -112,12 +124,26 @@ def report(what, latencies, errors, seconds):
   return rate
 
 
-def measure(clients: int, seconds: float) -> bool:
+def write_wide(path: str) -> None:
+  """Writes the tiny model with a larger decoder, without training."""
+  model = paligemma_model.make("paligemma_tiny", llm=WIDE)
+  rng = np.random.default_rng(0)
+  npz.save(
+    path,
+    {
+      name: rng.normal(0, 0.02, leaf.shape).astype(np.float32)
+      for name, leaf in init.shapes(model, 56).items()
+    },
+  )
+
+
+def measure(clients: int, seconds: float, ckpt: str) -> bool:
   """Compares a server with one-by-one; returns whether nothing was wrong."""
   tok = paligemma.Tokenizer(f"{ASSETS}/tiny_tokenizer.model")
-  load = *paligemma.load(f"{ASSETS}/tiny.npz"), tok
-  rates = [one_by_one(load, seconds / 2)]
-  server, address = hostile.start("--places", str(clients))
+  load = *paligemma.load(ckpt), tok
+  alone = min(seconds / 2, 30)
+  rates = [one_by_one(load, alone)]
+  server, address = hostile.start("--places", str(clients), ckpt=ckpt)
   try:
     asyncio.run(many(address, "tiny", clients, 2, None))
     latencies, errors, memory = asyncio.run(
@@ -126,7 +152,7 @@ def measure(clients: int, seconds: float) -> bool:
   finally:
     server.terminate()
     server.wait(60)
-  rates.append(one_by_one(load, seconds / 2))
+  rates.append(one_by_one(load, alone))
   rate = report(f"{clients} clients", latencies, errors, seconds)
   print(f"one by one: {rates[0]:.1f} and {rates[1]:.1f} answers/s")
   print(f"times as many: {rate / max(rates):.2f}")
@@ -141,6 +167,7 @@ def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("--clients", type=int, default=16)
   parser.add_argument("--seconds", type=float, default=60)
+  command_line.add_switch(parser, "wide", "a larger decoder")
   parser.add_argument("--address", help="of another server, http://...")
   parser.add_argument("--name", default="tiny", help="of its model")
   parser.add_argument("--write", metavar="FOLDER", help="for transformers")
@@ -161,7 +188,13 @@ def main() -> None:
       f"{args.clients} clients of {args.address}", *found[:2], args.seconds
     )
   else:
-    sys.exit(not measure(args.clients, args.seconds))
+    with tempfile.TemporaryDirectory() as folder:
+      ckpt = f"{ASSETS}/tiny.npz"
+      if args.wide:
+        ckpt = f"{folder}/wide.npz"
+        write_wide(ckpt)
+      went_well = measure(args.clients, args.seconds, ckpt)
+    sys.exit(not went_well)
 
 
 if __name__ == "__main__":
