@@ -182,7 +182,7 @@ DATA_SETS = {
   "ai2d": DataSet(
     about="Multiple-choice questions about diagrams of a school book.",
     homepage="https://prior.allenai.org/projects/diagram-understanding",
-    licence="see license.txt in the archive",
+    licence="see license.txt",
     size="1 GB",
     files={
       "ai2d_test_ids.csv": "https://s3-us-east-2.amazonaws.com/"
