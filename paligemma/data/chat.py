@@ -9,9 +9,10 @@ Source: the chat template of google/gemma-2b-it and google/gemma-2-2b-it on
 Hugging Face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from paligemma import messages as text_messages
+from paligemma.data.tokenizer import Tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
 
@@ -58,6 +59,32 @@ def render(
       "of the model, and so on, the last of the model"
     )
   return text[:-1], spans
+
+
+def end_of_answer(tokenizer: Tokenizer, prompt: str) -> int:
+  """Returns the id of what ends the answer to a prompt: END, or eos.
+
+  It is END where the prompt ends as a turn of the model begins, and where that
+  is one piece of the vocabulary.
+  """
+  ids = tokenizer.encode(END) if prompt.endswith(f"{START}model\n") else []
+  return ids[0] if len(ids) == 1 else tokenizer.eos_id
+
+
+def end_of_answers(tokenizer: Tokenizer, prompts: Iterable[str]) -> int:
+  """Returns what ends all answers, see `end_of_answer`: END, or else eos."""
+  end = tokenizer.eos_id
+  for prompt in prompts:
+    end = end_of_answer(tokenizer, prompt)
+    if end == tokenizer.eos_id:
+      break
+  return end
+
+
+def answer(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
+  """Returns the text of an answer up to its end, see `end_of_answer`."""
+  end = end_of_answer(tokenizer, prompt)
+  return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
 def _turn(message, i):
