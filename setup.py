@@ -35,7 +35,7 @@ setup(
   package_dir=PROGRAMS,
   package_data={
     "paligemma": ["assets/*", "py.typed"],
-    "paligemma.programs.configs.transfers": ["scores.json"],
+    "paligemma.programs.configs.transfers": ["*.json"],
   },
   entry_points={"console_scripts": ["paligemma = paligemma.__main__:main"]},
   install_requires=[
