@@ -35,10 +35,13 @@ setup(
   package_dir=PROGRAMS,
   package_data={
     "paligemma": ["assets/*", "py.typed"],
-    "paligemma.programs.configs.transfers": ["scores.json"],
+    "paligemma.programs.configs.transfers": ["*.json"],
     "paligemma.programs.scripts.serving": ["page/*"],
   },
-  entry_points={"console_scripts": ["paligemma = paligemma.__main__:main"]},
+  entry_points={
+    "console_scripts": ["paligemma = paligemma.__main__:main"],
+    "lmms_eval.models": ["paligemma = paligemma.integrations:lmms_eval_models"],
+  },
   install_requires=[
     "absl-py",
     "einops",
@@ -88,6 +91,7 @@ setup(
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
+    "lmms_eval": ["lmms-eval>=0.7.3"],  # its benchmarks; it brings PyTorch
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],

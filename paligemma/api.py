@@ -357,11 +357,7 @@ def _read_prompts(tok, prompts, images, *, rows):
     try:
       text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
       ids = tok.encode(text, bos=True)
-      if max(ids) >= rows:
-        raise ValueError(
-          f"has token {max(ids)}, beyond the {rows:,} rows of the decoder; "
-          "give the tokenizer of the checkpoint"
-        )
+      sequence.check_rows(ids, rows)
       text_len = max(text_len, len(ids) + 1)
     except ValueError as error:
       raise ValueError(f"prompts[{i}]: {error}") from None
