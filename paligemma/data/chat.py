@@ -16,6 +16,22 @@ from paligemma.data.tokenizer import Tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
 
+# `render` for transformers, as Jinja; the tokenizer writes no bos before it.
+TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages %}
+{%- set role = 'model' if message.role == 'assistant' else message.role %}
+{%- if role != ('user', 'model')[loop.index0 % 2] %}
+{{- raise_exception('turns alternate, first the user, then the model') }}
+{%- endif %}
+{{- '<start_of_turn>' + role + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<start_of_turn>model\\n' }}
+{%- endif %}
+"""
+
 # What data of other models calls the turns.
 _ROLES = {"user": "user", "model": "model", "assistant": "model"}
 
