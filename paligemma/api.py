@@ -64,9 +64,9 @@ def generate(
       None for a decoder alone.
     prompts: As many, e.g. "caption en"; or one for all. Leading "<image>" and
       "<bos>" and a trailing line break, which the layout has anyway, are
-      removed, with a warning in the log. Where all prompts end as those of a
-      conversation, in "<start_of_turn>model" and a line break, answers end at
-      "<end_of_turn>", which is left out.
+      removed, with a warning in the log. The answer to one that ends as that of
+      a conversation, in "<start_of_turn>model" and a line break, ends before
+      "<end_of_turn>".
     preprocessing: Key of image.PREPROCESSING. Default: what the checkpoint says
       (Model.metadata): of most Hugging Face folders "hf", which is what
       transformers' processor does; of a run what it was trained with; else
@@ -119,7 +119,7 @@ def generate(
     raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
   if preprocessing is None:
     preprocessing = model.metadata.get("preprocessing", "reference")
-  eos_id = _end_of_answers(tok, prompts)
+  eos_id = chat.end_of_answers(tok, prompts)
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     examples = []
@@ -143,7 +143,7 @@ def generate(
     tokens, counts = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
     for row, i in enumerate(chosen):
       ids = tokens[row, : counts[row]].tolist()
-      answers[i] = tok.decode(ids[:-1] if ids[-1:] == [eos_id] else ids)
+      answers[i] = chat.answer(tok, prompts[i], ids)
   return answers
 
 
@@ -357,11 +357,7 @@ def _read_prompts(tok, prompts, images, *, rows):
     try:
       text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
       ids = tok.encode(text, bos=True)
-      if max(ids) >= rows:
-        raise ValueError(
-          f"has token {max(ids)}, beyond the {rows:,} rows of the decoder; "
-          "give the tokenizer of the checkpoint"
-        )
+      sequence.check_rows(ids, rows)
       text_len = max(text_len, len(ids) + 1)
     except ValueError as error:
       raise ValueError(f"prompts[{i}]: {error}") from None
@@ -371,13 +367,6 @@ def _read_prompts(tok, prompts, images, *, rows):
   for what, i in first.items():
     _log.warning("prompts[%d], and perhaps others: %s taken off", i, what)
   return read, text_len
-
-
-def _end_of_answers(tok, prompts):
-  """The id of what ends an answer: a turn of a conversation, or eos."""
-  end = tok.encode(chat.END)
-  is_chat = all(prompt.endswith(f"{chat.START}model\n") for prompt in prompts)
-  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
 
 
 def _list(images):

@@ -26,12 +26,20 @@ def one_line(text: object) -> str:
     text = f"{text.filename}: {text.strerror}"
   words = " ".join(str(text).split()) or type(text).__name__
   words = _LONG.sub(lambda found: _cut(found[0], LONGEST), words)
-  return _cut(_printable(words), _OF_ALL)
+  return _cut(printable(words), _OF_ALL)
 
 
 def shown(text: str) -> str:
   """Returns a user's text as a message quotes it: one line, not too long."""
-  return _cut(_printable(" ".join(text.split())), LONGEST)
+  return _cut(printable(" ".join(text.split())), LONGEST)
+
+
+def printable(text: str) -> str:
+  """Returns a text whose unprintable characters are escaped."""
+  return "".join(
+    char if char.isprintable() else char.encode("unicode_escape").decode()
+    for char in text
+  )
 
 
 def listed(lines: Sequence[str], most: int = 10) -> str:
@@ -47,13 +55,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
     for row in rows
   ]
-
-
-def _printable(text):
-  return "".join(
-    char if char.isprintable() else char.encode("unicode_escape").decode()
-    for char in text
-  )
 
 
 def _cut(text, longest):

@@ -95,7 +95,7 @@ def predict(
     raise ValueError(f"--min_score {min_score}: expected a number in [0, 1]")
   write_format = format and object_formats.make(format)
   names = [image] if isinstance(image, str | os.PathLike) else image or []
-  sees = _has_image_tower(ckpt)
+  sees = has_image_tower(ckpt)
   if not sees and (draw is not None or format):
     raise ValueError(
       f"{ckpt}: holds no image tower; --draw and --format are for boxes in "
@@ -195,7 +195,7 @@ def _with_bundle(settings, ckpt):
   return settings | {"bundles": {made["id"]: made}}
 
 
-def _has_image_tower(ckpt):
+def has_image_tower(ckpt: epath.PathLike) -> bool:
   """Whether a checkpoint is a PaliGemma, or a Gemma alone."""
   names = formats.open(ckpt).leaves
   found = {name.partition("/")[0] for name in names}

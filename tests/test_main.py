@@ -121,7 +121,7 @@ def test_arguments_are_handed_over(tmp_path):
   assert error.startswith("error: --config no.py: no such file, expected")
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "predict"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "predict", "ask"])
 def test_the_first_line_comes_before_jax(name):
   module, _ = command.COMMANDS[name]
   code = (

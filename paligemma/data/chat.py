@@ -9,11 +9,28 @@ Source: the chat template of google/gemma-2b-it and google/gemma-2-2b-it on
 Hugging Face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from paligemma import messages as text_messages
+from paligemma.data.tokenizer import Tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
+
+# `render` for transformers, as Jinja; the tokenizer writes no bos before it.
+TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages %}
+{%- set role = 'model' if message.role == 'assistant' else message.role %}
+{%- if role != ('user', 'model')[loop.index0 % 2] %}
+{{- raise_exception('turns alternate, first the user, then the model') }}
+{%- endif %}
+{{- '<start_of_turn>' + role + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<start_of_turn>model\\n' }}
+{%- endif %}
+"""
 
 # What data of other models calls the turns.
 _ROLES = {"user": "user", "model": "model", "assistant": "model"}
@@ -58,6 +75,32 @@ def render(
       "of the model, and so on, the last of the model"
     )
   return text[:-1], spans
+
+
+def end_of_answer(tokenizer: Tokenizer, prompt: str) -> int:
+  """Returns the id of what ends the answer to a prompt: END, or eos.
+
+  It is END where the prompt ends as a turn of the model begins, and where that
+  is one piece of the vocabulary.
+  """
+  ids = tokenizer.encode(END) if prompt.endswith(f"{START}model\n") else []
+  return ids[0] if len(ids) == 1 else tokenizer.eos_id
+
+
+def end_of_answers(tokenizer: Tokenizer, prompts: Iterable[str]) -> int:
+  """Returns what ends all answers, see `end_of_answer`: END, or else eos."""
+  end = tokenizer.eos_id
+  for prompt in prompts:
+    end = end_of_answer(tokenizer, prompt)
+    if end == tokenizer.eos_id:
+      break
+  return end
+
+
+def answer(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
+  """Returns the text of an answer up to its end, see `end_of_answer`."""
+  end = end_of_answer(tokenizer, prompt)
+  return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
 def _turn(message, i):
