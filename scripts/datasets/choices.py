@@ -37,6 +37,7 @@ def _chartqa(split: str, x: Mapping[str, Any]) -> dict[str, Any]:
     "image": f"{split}/png/{x['imgname']}",
     "question": x["query"],
     "answer": x["label"],
+    "imgname": x["imgname"],
   }
 
 

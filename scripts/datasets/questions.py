@@ -119,6 +119,7 @@ def _gqa(record: Sequence[Any]) -> dict:
 
 def _vizwiz(split: str, x: Mapping[str, Any]) -> dict:
   fields = {"image": f"{split}/{x['image']}", "question": x["question"]}
+  fields["question_id"] = x["image"]
   if split == "test":
     return fields
   answers = [answer["answer"] for answer in x["answers"] if answer["answer"]]
