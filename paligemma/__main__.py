@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
     "train": ("trainers.train", "fine-tune, or resume a run"),
     "sweep": ("scripts.sweep", "train once per combination of values"),
     "predict": ("scripts.predict", "ask a checkpoint about images"),
+    "serve": ("scripts.serve", "answer over HTTP: OpenAI's API, tasks, a page"),
     "ask": ("scripts.ask", "ask about a picture in a terminal"),
     "evaluate": ("scripts.evaluate", "score a checkpoint as a config says"),
     "score": ("scripts.score", "score predictions again, or compare two files"),

@@ -119,7 +119,7 @@ def generate(
     raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
   if preprocessing is None:
     preprocessing = model.metadata.get("preprocessing", "reference")
-  eos_id = _end_of_answers(tok, prompts)
+  eos_id = chat.end_id(tok, prompts)
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     examples = []
@@ -357,11 +357,7 @@ def _read_prompts(tok, prompts, images, *, rows):
     try:
       text, removed = spelling.read_prompt(prompt, len(pictures_of_it))
       ids = tok.encode(text, bos=True)
-      if max(ids) >= rows:
-        raise ValueError(
-          f"has token {max(ids)}, beyond the {rows:,} rows of the decoder; "
-          "give the tokenizer of the checkpoint"
-        )
+      sequence.check_rows(ids, rows)
       text_len = max(text_len, len(ids) + 1)
     except ValueError as error:
       raise ValueError(f"prompts[{i}]: {error}") from None
@@ -371,13 +367,6 @@ def _read_prompts(tok, prompts, images, *, rows):
   for what, i in first.items():
     _log.warning("prompts[%d], and perhaps others: %s taken off", i, what)
   return read, text_len
-
-
-def _end_of_answers(tok, prompts):
-  """The id of what ends an answer: a turn of a conversation, or eos."""
-  end = tok.encode(chat.END)
-  is_chat = all(prompt.endswith(f"{chat.START}model\n") for prompt in prompts)
-  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
 
 
 def _list(images):

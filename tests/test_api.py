@@ -445,7 +445,9 @@ def test_what_is_wrong_is_said(
 def test_a_token_beyond_the_table_is_refused(gemma1, tokenizer, pictures):
   model, params = paligemma.load(gemma1[0])
   model = model.clone(llm=model.llm.clone(vocab_size=700))
-  with pytest.raises(ValueError, match=r"prompts\[1\]: has token \d+, beyond"):
+  with pytest.raises(
+    ValueError, match=r"prompts\[1\]: prompt has token \d+, beyond"
+  ):
     paligemma.generate(
       model, params, tokenizer, pictures[:2], ["a", "what is at <loc1023>?"]
     )

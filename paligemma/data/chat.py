@@ -12,6 +12,7 @@ Hugging Face.
 from collections.abc import Mapping, Sequence
 
 from paligemma import messages as text_messages
+from paligemma.data import tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
 
@@ -58,6 +59,17 @@ def render(
       "of the model, and so on, the last of the model"
     )
   return text[:-1], spans
+
+
+def end_id(tok: tokenizer.Tokenizer, prompts: Sequence[str]) -> int:
+  """Returns the id of what ends an answer: a turn of a conversation, or eos.
+
+  A turn, where all prompts end as those of a conversation and the tokenizer has
+  a piece for its end.
+  """
+  end = tok.encode(END)
+  is_chat = all(prompt.endswith(f"{START}model\n") for prompt in prompts)
+  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
 
 
 def _turn(message, i):

@@ -76,7 +76,7 @@ def training(
   Source: PaliGemma (arXiv:2407.07726), section 3.1 and figure 2.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
-  prompt_ids = _prompt_ids(tokenizer, prefix, causal)
+  prompt_ids = encode_prompt(tokenizer, prefix, causal=causal)
   suffix_ids = tokenizer.encode(suffix, eos=True)
   targets = _targets(tokenizer, suffix, suffix_ids, unsupervised)
   ids, room = prompt_ids + suffix_ids, text_len + 1
@@ -123,7 +123,7 @@ def prompt(
     dict of int32[L]; mask_input is bool.
   """
   registry.lookup(TOO_LONG, too_long, "choice of too_long")
-  ids = _prompt_ids(tokenizer, prefix, causal)
+  ids = encode_prompt(tokenizer, prefix, causal=causal)
   if too_long == "truncate":
     ids = ids[:text_len]
   if len(ids) > text_len:
@@ -137,6 +137,23 @@ def prompt(
     "mask_ar": (causal | ~is_prompt).astype(np.int32),
     "mask_input": is_prompt,
   }
+
+
+def encode_prompt(
+  tokenizer: Tokenizer, prefix: str, *, causal: bool = False
+) -> list[int]:
+  """Returns the tokens of `prompt`, without padding."""
+  end = "" if causal else "\n"
+  return tokenizer.encode(prefix, bos=True) + tokenizer.encode(end)
+
+
+def check_rows(ids: Sequence[int], rows: int) -> None:
+  """Raises a ValueError for a token beyond the decoder's embeddings."""
+  if max(ids) >= rows:
+    raise ValueError(
+      f"prompt has token {max(ids)}, beyond the {rows:,} rows of the decoder; "
+      "give the tokenizer of the checkpoint"
+    )
 
 
 def _targets(tokenizer, suffix, suffix_ids, unsupervised):
@@ -162,11 +179,6 @@ def _targets(tokenizer, suffix, suffix_ids, unsupervised):
       "where tokens do"
     )
   return [*targets, 1]
-
-
-def _prompt_ids(tokenizer, prefix, causal):
-  end = "" if causal else "\n"
-  return tokenizer.encode(prefix, bos=True) + tokenizer.encode(end)
 
 
 def _pad(ids, length, pad_id):

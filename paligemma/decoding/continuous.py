@@ -131,21 +131,6 @@ def _batch_axes(model, params, prompts, ends) -> tuple[int | None, ...]:
   )
 
 
-def _functions(model, params):
-  """Returns prefill and extend, as of decode.program."""
-  variables = {"params": params}
-
-  def apply(variables, *args, **options):
-    logits, cache = model.apply(variables, *args, mutable=["cache"], **options)
-    return logits[:, 0].astype(jnp.float32), cache
-
-  def extend(cache, token):
-    x, _ = model.apply(variables, token[:, None], method="embed_text")
-    return apply(variables | cache, x, method="extend_cache")
-
-  return functools.partial(apply, variables, method="prefill_cache"), extend
-
-
 _STATIC = ("model", "max_len")
 
 
@@ -154,8 +139,8 @@ def _begin(
   model, params, images, text, is_real, owner, eos_id, pad_id, *, max_len
 ) -> Rows:
   """Prefills prompts and chooses their first token."""
-  prefill, _ = _functions(model, params)
-  prompt = decode._embed(model, {"params": params}, images, text)
+  prefill, _ = decode.functions(model, params)
+  prompt = decode.embed_prompts(model, params, images, text)
   size = prompt[0].shape[1] + max_len - 1
   logits, cache = prefill(*prompt, cache_size=size)
   shape = (len(logits), max_len)
@@ -250,19 +235,23 @@ def _finish(
 
 def _extend(model, params, rows, eos_id, pad_id, max_len):
   """Reads the last token of every row and chooses the next one."""
-  flat = jax.tree_util.tree_flatten_with_path(rows.cache)[0]
+  cache = in_ring(rows.cache, max_len - 1)
+  logits, cache = decode.functions(model, params)[1](cache, rows.token)
+  return _choose(rows._replace(cache=cache), logits, eos_id, pad_id, max_len)
+
+
+def in_ring(cache: Any, length: int) -> Any:
+  """Returns a cache whose next position is in its last ones, used as a ring."""
+  flat = jax.tree_util.tree_flatten_with_path(cache)[0]
   named = {path[-1].key: x for path, x in flat}
   end = named["input_mask"].shape[1]
-  start = end - (max_len - 1)
 
   def wrapped(path, x):
     if path[-1].key != "next_index":
       return x
-    return jnp.where(x == end, start, x)
+    return jnp.where(x == end, end - length, x)
 
-  cache = jax.tree_util.tree_map_with_path(wrapped, rows.cache)
-  logits, cache = _functions(model, params)[1](cache, rows.token)
-  return _choose(rows._replace(cache=cache), logits, eos_id, pad_id, max_len)
+  return jax.tree_util.tree_map_with_path(wrapped, cache)
 
 
 def _choose(rows, logits, eos_id, pad_id, max_len):

@@ -252,21 +252,10 @@ def program(
   """
   if unstack:
     model, params = model.unstack_decoder(params)
-  variables = {"params": params}
-
-  def apply(variables, *args, **options):
-    logits, cache = model.apply(variables, *args, mutable=["cache"], **options)
-    return logits[:, 0].astype(jnp.float32), cache
-
-  prefill = functools.partial(apply, variables, method="prefill_cache")
-
-  def extend(cache, token):
-    x, _ = model.apply(variables, token[:, None], method="embed_text")
-    return apply(variables | cache, x, method="extend_cache")
-
+  prefill, extend = functions(model, params)
   # The first token comes from the prefill and each later one from a step, so
   # the last token is never fed to the model.
-  prompt = _embed(model, variables, images, text)
+  prompt = embed_prompts(model, params, images, text)
   prompt_len = prompt[0].shape[1]
   cache_size = prompt_len + max_decode_len - 1
   logits, cache = prefill(*prompt, cache_size=cache_size)
@@ -305,8 +294,38 @@ def program(
   return jax.tree.map(lambda x: x[:, kept], decoded)
 
 
-def _embed(model, variables, images, text):
-  """Returns the prompt as embeddings and masks; each image is embedded once."""
+def functions(
+  model: nn.Module, params: Mapping[str, Any]
+) -> tuple[Callable, Callable]:
+  """Returns prefill and extend, each to logits f32[B, V] and a cache.
+
+  The first takes what embed_prompts returns and the cache_size of
+  gemma.Model.prefill_cache, the other a cache and the last tokens i32[B].
+  """
+  variables = {"params": params}
+
+  def apply(variables, *args, **options):
+    logits, cache = model.apply(variables, *args, mutable=["cache"], **options)
+    return logits[:, 0].astype(jnp.float32), cache
+
+  def extend(cache, token):
+    x, _ = model.apply(variables, token[:, None], method="embed_text")
+    return apply(variables | cache, x, method="extend_cache")
+
+  return functools.partial(apply, variables, method="prefill_cache"), extend
+
+
+def embed_prompts(
+  model: nn.Module,
+  params: Mapping[str, Any],
+  images: Mapping[str, ArrayLike],
+  text: Mapping[str, ArrayLike],
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]]:
+  """Returns prompts as embeddings and masks; each image is embedded once.
+
+  `images` and `text` are keys of the batch of `generate`.
+  """
+  variables = {"params": params}
   image = images.get("image", images.get("image_embedding"))
   if images.keys() - {"image"}:
     if "image" in images:

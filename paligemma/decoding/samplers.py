@@ -111,13 +111,8 @@ class Nucleus:
     _check(self, "p", 0 < self.p <= 1, "a mass in (0, 1]")
 
   def __call__(self, logits: Logits, rng: jax.Array) -> Ids:
-    ids = jnp.argsort(logits, axis=-1, descending=True, stable=True)
-    ranked = jnp.take_along_axis(logits, ids, axis=-1) / self.temperature
-    mass = jax.nn.softmax(ranked.astype(jnp.float32), axis=-1)
-    # The sum is shifted by one instead of subtracting each token's own mass,
-    # because the first entry must be exactly 0.
-    before = jnp.pad(jnp.cumsum(mass, axis=-1)[:, :-1], ((0, 0), (1, 0)))
-    return _draw(rng, jnp.where(before < self.p, ranked, -jnp.inf), ids)
+    ranked, ids = rank_nucleus(logits, self.p, self.temperature)
+    return _draw(rng, ranked, ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +228,25 @@ def score(
   transformers divides by |Y| ** length_penalty.
   """
   return log_prob / ((5.0 + num_tokens) / 6.0) ** length_penalty
+
+
+def rank_nucleus(
+  logits: Logits,
+  p: float | Float[Array, "B 1"],
+  temperature: float | Float[Array, "B 1"],
+) -> tuple[Logits, Int[Array, "B V"]]:
+  """Returns logits over temperature, the highest first, and their ids.
+
+  Those that Nucleus does not keep are -inf. p and temperature are those of all
+  examples, or of each.
+  """
+  ids = jnp.argsort(logits, axis=-1, descending=True, stable=True)
+  ranked = jnp.take_along_axis(logits, ids, axis=-1) / temperature
+  mass = jax.nn.softmax(ranked.astype(jnp.float32), axis=-1)
+  # The sum is shifted by one instead of subtracting each token's own mass,
+  # because the first entry must be exactly 0.
+  before = jnp.pad(jnp.cumsum(mass, axis=-1)[:, :-1], ((0, 0), (1, 0)))
+  return jnp.where(before < p, ranked, -jnp.inf), ids
 
 
 def _draw(rng, logits, ids):

@@ -101,11 +101,14 @@ def matrix(
 ) -> Matrix:
   """Returns a parameter of a module in its compute dtype, or quantized.
 
-  Without a dtype it is returned as it is stored.
+  Without a dtype it is returned as it is stored. Of adapters there may be one
+  for each example, on an axis in front, see lora/gather.py.
   """
   found = module.get_variable("params", name)
   if quantization.is_quantized(found):
     return jax.tree.map(jnp.asarray, found)
+  if found is not None and found.ndim > len(shape):
+    return jnp.asarray(found, dtype)
   return jnp.asarray(module.param(name, init, shape, jnp.float32), dtype)
 
 
@@ -165,12 +168,12 @@ class Adapter(nn.Module):
     self, x: Float[Array, "B T I"], train: bool
   ) -> Float[Array, "B T O"]:
     rank, dtype = self.lora.rank, self.dtype
-    a = self.param("a", _like_peft, (x.shape[-1], rank), jnp.float32)
-    b = self.param("b", nn.initializers.zeros, (rank, self.outputs))
-    a, b = jnp.asarray(a, dtype), jnp.asarray(b, dtype)
+    a = matrix(self, "a", _like_peft, (x.shape[-1], rank), dtype)
+    b = matrix(self, "b", nn.initializers.zeros, (rank, self.outputs), dtype)
+    of = "B" if a.ndim == 3 else ""
     x = nn.Dropout(self.lora.dropout)(x.astype(dtype), deterministic=not train)
-    low = einsum_float32("BTI,IR->BTR", x, a).astype(dtype)
-    return einsum_float32("BTR,RO->BTO", low, b) * self.lora.scale
+    low = einsum_float32(f"BTI,{of}IR->BTR", x, a).astype(dtype)
+    return einsum_float32(f"BTR,{of}RO->BTO", low, b) * self.lora.scale
 
 
 def _like_peft(key, shape, dtype):

@@ -8,22 +8,30 @@ decode loop reads (automaton.py); no library does this within one XLA program.
 In a config it is written as a string:
 
     boxes(masks=True)    choices("yes", "no")    regex("[0-9]{1,3}")    anything
+    json_schema({"type": "object", "properties": {"n": {"type": "integer"}}})
 
 An answer is always in its grammar and always complete: eos is allowed only
 where an answer may end, and near the length limit only tokens from which an end
 can be reached in time. So a short limit excludes the longer answers.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from paligemma import registry
-from paligemma.decoding.grammar import automaton, language, patterns, pieces
+from paligemma.decoding.grammar import (
+  automaton,
+  language,
+  patterns,
+  pieces,
+  schemas,
+)
 from paligemma.decoding.grammar.automaton import Grammar
 from paligemma.decoding.grammar.pieces import Tokenizer
 
 __all__ = ["GRAMMARS", "Grammar", "Tokenizer", "make"]
-__all__ += ["anything", "boxes", "choices", "regex"]
+__all__ += ["anything", "boxes", "choices", "json_schema", "regex"]
 
 _LAST_LOC, _LAST_SEG, _CODES = 1023, 127, 16
 _MASKS = {False: (0, 0), True: (1, 1), "optional": (0, 1)}
@@ -68,6 +76,21 @@ def regex(tokenizer: Tokenizer, pattern: str) -> Grammar:
   if not isinstance(pattern, str):
     raise ValueError(f"regex: pattern is {pattern!r:.60}, expected a text.")
   return _lift(tokenizer, patterns.parse(pattern))
+
+
+def json_schema(tokenizer: Tokenizer, schema: Mapping | str) -> Grammar:
+  """Allows the JSON of a JSON Schema, see schemas.py.
+
+  Args:
+    schema: an object, or its text.
+
+  Raises:
+    ValueError: no schema, or a keyword of it is not supported (names it), or it
+      needs too many states.
+  """
+  if isinstance(schema, str):
+    schema = json.loads(schema)
+  return _lift(tokenizer, schemas.parse(schema))
 
 
 def boxes(
@@ -133,7 +156,13 @@ def boxes(
   return _lift(tokenizer, answer, with_text=labels is None)
 
 
-GRAMMARS = dict(anything=anything, boxes=boxes, choices=choices, regex=regex)
+GRAMMARS = dict(
+  anything=anything,
+  boxes=boxes,
+  choices=choices,
+  json_schema=json_schema,
+  regex=regex,
+)
 
 
 def make(grammar: str | Grammar, tokenizer: Tokenizer) -> Grammar:

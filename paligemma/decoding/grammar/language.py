@@ -4,10 +4,11 @@ A symbol is a number: one of the 256 bytes, or TOKEN + id for a token as such,
 whatever its text. An expression of Symbols, Sequence, Either and Repeat
 describes the allowed sequences; `automaton` compiles it by the constructions of
 Thompson (expression -> nondeterministic automaton), of subsets (->
-deterministic) and of Moore (-> smallest).
+deterministic) and of Hopcroft (-> smallest).
 
 Source: Hopcroft, Motwani and Ullman, "Introduction to Automata Theory,
-Languages, and Computation", chapters 2 to 4.
+Languages, and Computation", chapters 2 to 4; Hopcroft, "An n log n algorithm
+for minimizing states in a finite automaton", 1971.
 """
 
 import bisect
@@ -22,6 +23,8 @@ from jaxtyping import Bool, Int
 TOKEN = 256  # the symbol of token 0
 
 MOST_STATES = 1 << 15  # more would need tables that are too large
+_MOST_NODES = 1 << 16
+_MOST_VISITS = 1 << 19  # of edges, by the construction of subsets: seconds
 
 
 class Symbols(NamedTuple):
@@ -131,11 +134,14 @@ def automaton(expression: Expression) -> Automaton:
   """Returns the smallest automaton of an expression.
 
   Raises:
-    ValueError: it would have more than MOST_STATES.
+    ValueError: it would have more than MOST_STATES, or take long to find out.
   """
   nodes = _Nodes([], [], set())
   start = nodes.add()
-  end = nodes.build(expression, start)
+  try:
+    end = nodes.build(expression, start)
+  except RecursionError:
+    raise ValueError("grammar is nested too deep.") from None
   bounds = {
     bound
     for edges in nodes.edges
@@ -171,7 +177,7 @@ class _Nodes(NamedTuple):
   rising: set[int]
 
   def add(self) -> int:
-    if len(self.edges) > 16 * MOST_STATES:
+    if len(self.edges) > _MOST_NODES:
       raise _too_large()
     self.edges.append([])
     self.jumps.append([])
@@ -197,13 +203,17 @@ class _Nodes(NamedTuple):
         return end
       case Repeat(part, least, most):
         for _ in range(least):
-          start = self.build(part, start)
+          before, start = start, self.build(part, start)
+          if start == before:  # the part is empty, however often
+            return start
         end = self.add()
         self.jumps[start].append(end)
         if most is None:
           self.jumps[self.build(part, end)].append(end)
         for _ in range(0 if most is None else most - least):
-          start = self.build(part, start)
+          before, start = start, self.build(part, start)
+          if start == before:
+            break
           self.jumps[start].append(end)
         return end
 
@@ -218,11 +228,21 @@ def _too_large():
 def _subsets(nodes, start, bounds):
   """Returns {class: next state} and the nodes of each reachable state."""
 
+  visits = 0
+
+  def visit(count):
+    nonlocal visits
+    visits += count
+    if visits > _MOST_VISITS:
+      raise _too_large()
+
   @functools.cache
   def closure(subset):
     found, left = set(subset), list(subset)
     while left:
-      for node in nodes.jumps[left.pop()]:
+      jumps = nodes.jumps[left.pop()]
+      visit(1 + len(jumps))
+      for node in jumps:
         if node not in found:
           found.add(node)
           left.append(node)
@@ -234,6 +254,7 @@ def _subsets(nodes, start, bounds):
   while len(rows) < len(members):
     moves = defaultdict(set)
     for node in members[len(rows)]:
+      visit(len(nodes.edges[node]))
       for first, last, after in nodes.edges[node]:
         low = bisect.bisect_left(bounds, first)
         for k in range(low, bisect.bisect_left(bounds, last + 1)):
@@ -252,16 +273,40 @@ def _subsets(nodes, start, bounds):
 
 
 def _merge(rows, kinds) -> list[int]:
-  """Numbers the states; equivalent ones get the same number."""
-  numbers = _numbered(kinds)
-  while True:
-    finer = _numbered(
-      (numbers[state], frozenset((k, numbers[s]) for k, s in row.items()))
-      for state, row in enumerate(rows)
-    )
-    if max(finer) == max(numbers):
-      return numbers
-    numbers = finer
+  """Numbers the states; equivalent ones get the same number.
+
+  Blocks of states that may be equivalent are split by the edges into a block
+  until no edge tells them apart; of two new blocks the smaller one suffices.
+  """
+  edges = [[] for _ in rows]  # into each state
+  for state, row in enumerate(rows):
+    for k, after in row.items():
+      edges[after].append((k, state))
+  block_of = _numbered(kinds)
+  blocks = [set() for _ in range(max(block_of) + 1)]
+  for state, block in enumerate(block_of):
+    blocks[block].add(state)
+  work = set(range(len(blocks)))
+  while work:
+    sources = defaultdict(list)
+    for state in blocks[work.pop()]:
+      for k, source in edges[state]:
+        sources[k].append(source)
+    for found in sources.values():
+      hit = defaultdict(set)
+      for state in found:
+        hit[block_of[state]].add(state)
+      for block, part in hit.items():
+        if len(part) == len(blocks[block]):
+          continue
+        blocks[block] -= part
+        new = len(blocks)
+        blocks.append(part)
+        for state in part:
+          block_of[state] = new
+        is_smaller = len(part) <= len(blocks[block])
+        work.add(new if block in work or is_smaller else block)
+  return _numbered(block_of)
 
 
 def _numbered(keys) -> list[int]:
