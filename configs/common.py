@@ -315,6 +315,12 @@ KEYS = (
     "share of this source in a mixture; None: its number of examples",
     optional=True,
   ),
+  Key(
+    "train.sources.*.group",
+    "",
+    "sources of one group add up their weights; all of their examples are "
+    "drawn equally often",
+  ),
   *_source("train.sources.*"),
   Key(
     "train.ops",

@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
       "show runs on a page: curves, answers, errors",
     ),
     "convert": ("scripts.convert", "write a checkpoint in another format"),
+    "export": ("scripts.export", "write StableHLO that runs in JAX alone"),
     "plan": ("scripts.plan", "memory and time of a training, before it starts"),
     "import": ("scripts.import_data", "convert COCO, YOLO, VOC, ... to JSONL"),
     "prepare": (

@@ -64,9 +64,9 @@ def generate(
       None for a decoder alone.
     prompts: As many, e.g. "caption en"; or one for all. Leading "<image>" and
       "<bos>" and a trailing line break, which the layout has anyway, are
-      removed, with a warning in the log. Where all prompts end as those of a
-      conversation, in "<start_of_turn>model" and a line break, answers end at
-      "<end_of_turn>", which is left out.
+      removed, with a warning in the log. The answer to one that ends as that of
+      a conversation, in "<start_of_turn>model" and a line break, ends before
+      "<end_of_turn>".
     preprocessing: Key of image.PREPROCESSING. Default: what the checkpoint says
       (Model.metadata): of most Hugging Face folders "hf", which is what
       transformers' processor does; of a run what it was trained with; else
@@ -119,7 +119,7 @@ def generate(
     raise ValueError(f"rng is {rng!r:.60}, expected a JAX key or a seed")
   if preprocessing is None:
     preprocessing = model.metadata.get("preprocessing", "reference")
-  eos_id = chat.end_id(tok, prompts)
+  eos_id = chat.end_of_answers(tok, prompts)
   answers = [""] * len(prompts)
   for chosen, filling in _batches(images, batch_size):
     examples = []
@@ -143,7 +143,7 @@ def generate(
     tokens, counts = np.asarray(decoded.tokens), np.asarray(decoded.num_tokens)
     for row, i in enumerate(chosen):
       ids = tokens[row, : counts[row]].tolist()
-      answers[i] = tok.decode(ids[:-1] if ids[-1:] == [eos_id] else ids)
+      answers[i] = chat.answer(tok, prompts[i], ids)
   return answers
 
 

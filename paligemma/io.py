@@ -15,6 +15,7 @@ from paligemma.checkpoints import (
   fit,
   formats,
   infer,
+  model_card,
   npz,
   presets,
   quantized_leaves,
@@ -298,6 +299,7 @@ def write(
   quantize: str | None = None,
   tokenizer: Any = None,
   compute_dtype: str | None = None,
+  about: model_card.About | None = None,
 ) -> None:
   """Writes arrays or leaves, one at a time.
 
@@ -308,6 +310,7 @@ def write(
     quantize: As in `load`, of leaves.
     compute_dtype: What the model computes in, where the format can say it.
       Default: what `load` infers from the arrays.
+    about: How the model came to be, for the card of a Hugging Face folder.
 
   Raises:
     ValueError: See `save`.
@@ -339,7 +342,9 @@ def write(
     _check_addressable(path, arrays)
   if format == "huggingface":
     arrays = quantized_leaves.restored(arrays)
-    writer(path, arrays, **fields, dtype=dtype, tokenizer=tokenizer)
+    writer(
+      path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, about=about
+    )
   else:
     arrays = quantized_leaves.each_array(arrays, quantize)
     writer(path, arrays, **fields, dtype=dtype, compute_dtype=compute_dtype)

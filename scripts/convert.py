@@ -6,8 +6,9 @@
 SRC is whatever paligemma.load takes. DST is an .npz file with big_vision's
 names, or with --format a folder for Hugging Face or Orbax; it appears when it
 is complete. One tensor at a time is in memory; a model with adapters is as a
-whole, and they are merged. --check reads both again and prints a line per
-tensor and the logits of one fixed input before and after.
+whole, and they are merged. A Hugging Face folder has a model card: what SRC
+was trained on, how, and its scores, if it is of a run. --check reads both again
+and prints a line per tensor and the logits of one fixed input before and after.
 """
 
 import hashlib
@@ -21,10 +22,11 @@ from etils import epath
 from paligemma import init, io, quantization, tree
 from paligemma.checkpoints import fit, formats, quantized_leaves
 from paligemma.checkpoints.leaves import Leaf
-from paligemma.data import naflex
+from paligemma.checkpoints.lora import adapters
+from paligemma.data import chat, naflex
 from paligemma.lora import apply as lora
 from paligemma.models import siglip
-from trainers import command_line
+from trainers import command_line, run_card
 
 _BLOCK_ELEMENTS = 2**24
 # Tower -> its name for people, and fields that shapes do not tell.
@@ -47,20 +49,28 @@ def convert(
   quantize: str | None = None,
   tokenizer: epath.PathLike | None = None,
   res: int | None = None,
+  adapter: epath.PathLike | None = None,
 ) -> str:
   """Writes the checkpoint `src` to `dst`; returns what to print about it."""
   if epath.Path(dst).exists():
     raise ValueError(f"{dst}: exists already, expected a new name")
-  checkpoint, model, found, _ = _open(src, res)
+  checkpoint, model, found, _ = _open(src, res, adapter)
+  fields = io.model_fields(model)
+  about = None
+  if format == "huggingface":
+    about = run_card.of(src, adapter)
+    if fields["img"] is None and run_card.is_chat(adapter or src):
+      fields["metadata"].setdefault("chat_template", chat.TEMPLATE)
   io.write(
     dst,
     found,
-    io.model_fields(model),
+    fields,
     format=format,
     dtype=dtype,
     quantize=quantize,
     tokenizer=tokenizer,
     compute_dtype=dtype or checkpoint.compute_dtype,
+    about=about,
   )
   return f"{checkpoint.describe()}\n{describe(model)}\nwrote {dst}"
 
@@ -83,13 +93,14 @@ def check(
   dst: epath.PathLike,
   *,
   res: int | None = None,
+  adapter: epath.PathLike | None = None,
 ) -> tuple[str, bool]:
   """Compares two checkpoints tensor by tensor and by their logits.
 
   Returns:
     Tuple of the report, and True if `dst` is `src` rounded to its dtypes.
   """
-  _, model, before, res = _open(src, res)
+  _, model, before, res = _open(src, res, adapter)
   _, model_after, after, _ = _open(dst, None)
   row = "{:<70} {:<18} {:<20} {:>9} {:>12}".format
   lines = [row("tensor", "shape", "dtype", "max diff", "sha256")]
@@ -151,13 +162,16 @@ def _logits(model, found, res, tokens=7):
   return np.asarray(forward(params, image, text)[0])
 
 
-def _open(path, res):
+def _open(path, res, adapter=None):
   """The checkpoint, its model, its leaves as the model has them, and `res`."""
   checkpoint = formats.open(path)
   model, res = io.model_of(checkpoint, res=res)
-  if lora.lora_of(model) is None:
+  if adapter is None and lora.lora_of(model) is None:
     return checkpoint, model, fit.fit(checkpoint, init.shapes(model, res)), res
-  model, params = lora.merge_lora(*io.load(path, res=res))
+  model, params = io.load(path, res=res)
+  if adapter is not None:
+    model, params = adapters.load_adapter(adapter, model, params)
+  model, params = lora.merge_lora(model, params)
   found = {n: Leaf.of(np.asarray(x)) for n, x in tree.flatten(params).items()}
   return checkpoint, model, quantized_leaves.paired(found), res
 
@@ -231,6 +245,7 @@ def main() -> None:
   parser.add_argument("--quantize", choices=quantization.KINDS)
   parser.add_argument("--tokenizer", help="file, or its folder, to write too")
   parser.add_argument("--decoder", help="SRC is an image tower, this its Gemma")
+  parser.add_argument("--adapter", help="LoRA weights to merge, as of predict")
   parser.add_argument("--res", type=int, help="resample the position embedding")
   parser.add_argument("--check", action="store_true")
   args = vars(parser.parse_args())
@@ -239,7 +254,7 @@ def main() -> None:
   whole = {"img": src, "llm": decoder} if decoder else src
   print(convert(whole, dst, **args))
   if again:
-    report, exact = check(whole, dst, res=args["res"])
+    report, exact = check(whole, dst, res=args["res"], adapter=args["adapter"])
     print(report)
     if not exact:
       raise ValueError(f"{dst}: is not what {src} holds")

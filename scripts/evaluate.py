@@ -5,7 +5,8 @@
 
 --ckpt is the workdir of a run, or a checkpoint of any other format. With --out
 the predictions are appended as they are made, and whoever is stopped goes on
-there when started again. The table has a 95% interval of every score, of the
+there when started again; a folder, such as runs/vqav2/predictions/, gets a file
+for each evaluator. The table has a 95% interval of every score, of the
 bootstrap over examples. With --all_checkpoints --ckpt is a workdir, and the
 table has a line for each checkpoint in it, and for the best, without intervals.
 Published scores of a config in configs/transfers stand beside those reached.
@@ -70,7 +71,7 @@ def evaluate(
   chosen = evaluation.make_evaluators(
     config, tok, split=split, limit=limit, batch_size=batch_size
   )
-  if out is not None:
+  if out is not None and not _is_folder(out):
     evaluation.one_that_generates(chosen)
   reads = inputs.evaluation_datasets(tasks.of(config), chosen)
   with progress.stage("checking the data"):
@@ -86,16 +87,19 @@ def evaluate(
       bad = len(evaluator) - len(rows)
       scores = bootstrap.estimate(evaluator, rows, **options)
     else:
-      settings = None
+      settings = path = None
       if out is not None:
         settings = evaluation.config_settings(evaluator, ckpt, config) | bundles
+        path = out
+        if _is_folder(out):
+          path = epath.Path(out) / f"{evaluator.name}.jsonl"
       with progress.bar(evaluator.name) as show:
         records, examples = evaluator.predict(
           model,
           params,
           mesh,
           rng=jax.random.key(config.seed),
-          path=out,
+          path=path,
           settings=settings,
           progress=show,
         )
@@ -108,6 +112,10 @@ def evaluate(
     if evaluator.on_bad == "skip":
       scores["num_bad"] = bootstrap.Estimate(float(bad))
     yield evaluator.name, len(evaluator), scores
+
+
+def _is_folder(out):
+  return str(out).endswith("/") or epath.Path(out).is_dir()
 
 
 def evaluate_all(
@@ -160,7 +168,9 @@ def main() -> None:
   parser.add_argument("--ckpt", required=True)
   parser.add_argument("--split", help="name of an evaluator, default all")
   parser.add_argument("--limit", type=int, help="the first examples only")
-  parser.add_argument("--out", help="file of predictions, resumed if it exists")
+  parser.add_argument(
+    "--out", help="file of predictions, or folder of several, resumed if there"
+  )
   parser.add_argument("--batch_size", type=int)
   parser.add_argument(
     "--resamples", type=int, default=bootstrap.SAMPLES, help="0: no intervals"

@@ -1,8 +1,11 @@
 """Writes configs/transfers/README.md: prompts, metrics, scores and commands.
 
     python -m scripts.list_transfers
+    python -m scripts.list_transfers --reached runs/reproduce/reached.json
 
-It reads the configs, and the published scores in configs/transfers/scores.json.
+It reads the configs, the published scores in configs/transfers/scores.json, and
+those that runs have reached in configs/transfers/reached.json, to which
+--reached adds what scripts.reproduce has written.
 """
 
 import importlib
@@ -16,6 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from paligemma import disk
 from paligemma.data import text_ops
 from trainers import command_line
 
@@ -35,7 +39,9 @@ For anyone who trains or compares on a published dataset: prompts, metrics,
 hyper-parameters, scores to expect, and commands.
 
 This page is written by `python -m scripts.list_transfers`; change the configs
-or `scores.json` and run it again.
+or `scores.json` and run it again. `python -m scripts.reproduce NAME` trains and
+evaluates one, and with `--reached` this page takes over what it has reached,
+with the bundle of the evaluation.
 
 What the configs share is in [published.py](published.py), with the arguments
 that each of them takes: `res`, `variant`, `init`, `tokenizer`, `tune`, `data`,
@@ -55,11 +61,25 @@ written here can be submitted there. Sources: {sources}.
 """
 
 
+def published_scores() -> list[dict[str, Any]]:
+  """The rows of scores.json."""
+  return json.loads((FOLDER / "scores.json").read_text())["scores"]
+
+
+def reached_scores() -> list[dict[str, Any]]:
+  """The rows of reached.json."""
+  return json.loads((FOLDER / "reached.json").read_text())
+
+
+def place(score: Mapping[str, Any]) -> tuple[Any, ...]:
+  """What a score is of, published or reached."""
+  return tuple(score[x] for x in ("task", "split", "metric", "variant", "res"))
+
+
 def transfers() -> list[tuple[str, types.ModuleType, ConfigDict]]:
   """(name, module, config) of every transfer with scores."""
-  scores = json.loads((FOLDER / "scores.json").read_text())["scores"]
   found = []
-  for name in sorted({score["task"] for score in scores}):
+  for name in sorted({score["task"] for score in published_scores()}):
     module = importlib.import_module(f"configs.transfers.{name}")
     found.append((name, module, module.get_config()))
   return found
@@ -78,11 +98,11 @@ def published(
   file = pathlib.PurePath((path or "").partition(":")[0])
   if file.parts[-3:-1] != FOLDER.parts[-2:]:
     return {}
-  place = (file.stem, split, config.model.variant, config.res)
+  here = (file.stem, split, config.model.variant, config.res)
   return {
     score["metric"]: score["score"] / 100
-    for score in json.loads((FOLDER / "scores.json").read_text())["scores"]
-    if tuple(score[x] for x in ("task", "split", "variant", "res")) == place
+    for score in published_scores()
+    if tuple(score[x] for x in ("task", "split", "variant", "res")) == here
   }
 
 
@@ -117,8 +137,12 @@ def duration(config: ConfigDict) -> str:
   raise ValueError("a config without a duration")
 
 
-def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
-  """Rows of what was measured, columns of variants and resolutions."""
+def score_table(
+  scores: Sequence[Mapping[str, Any]],
+  reached: Sequence[Mapping[str, Any]] = (),
+) -> str:
+  """Rows of what was measured, columns of variants and resolutions, and one of
+  what runs have reached."""
   found = {
     tuple(s[key] for key in ("split", "metric", "variant", "res")): s["score"]
     for s in scores
@@ -128,14 +152,36 @@ def score_table(scores: Sequence[Mapping[str, Any]]) -> str:
     c for c in itertools.product(VARIANTS, RESOLUTIONS) if c in measured
   ]
   names = [f"{VARIANTS[variant]}, {res}" for variant, res in columns]
-  rows = [("split", "metric", *names), ("---",) * (2 + len(names))]
-  for row in dict.fromkeys(key[:2] for key in found):
+  rows = [("split", "metric", *names, "reached"), ("---",) * (3 + len(names))]
+  of_runs = [(s["split"], s["metric"]) for s in reached]
+  for row in dict.fromkeys([*(key[:2] for key in found), *of_runs]):
     values = (found.get((*row, *column)) for column in columns)
-    rows.append((*row, *("" if x is None else f"{x:g}" for x in values)))
+    runs = (
+      f"{VARIANTS.get(s['variant'], s['variant'])}, {s['res']}: "
+      f"{s['score']:.2f}{_interval(s)} (`{s['bundle']}`)"
+      for s, of in zip(reached, of_runs, strict=True)
+      if of == row
+    )
+    shown = ("" if x is None else f"{x:g}" for x in values)
+    rows.append((*row, *shown, "; ".join(runs)))
   return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _section(name, module, config, scores):
+def _interval(score):
+  low, high = score["low"], score["high"]
+  return "" if low is None else f" [{low:.2f}, {high:.2f}]"
+
+
+def add_reached(path: pathlib.Path, file: pathlib.Path) -> None:
+  """Adds the rows of a file of scripts.reproduce to those of another, in place
+  of rows of the same."""
+  found = {place(x): x for x in json.loads(file.read_text())}
+  found |= {place(x): x for x in json.loads(disk.path(path).read_text())}
+  ordered = [found[key] for key in sorted(found)]
+  disk.write(file, f"{json.dumps(ordered, indent=1)}\n")
+
+
+def _section(name, module, config, scores, reached):
   path = f"configs/transfers/{name}.py"
   trains = config.get("total_steps") != 0
   ckpt = f"runs/{name}" if trains else "runs/vqav2"
@@ -152,7 +198,9 @@ def _section(name, module, config, scores):
   )
   about = inspect.cleandoc(module.__doc__)
   code = "\n".join(["<!-- needs weights -->", "```bash", *commands, "```"])
-  return "\n\n".join([f"## {name}", about, said, score_table(scores), code])
+  return "\n\n".join(
+    [f"## {name}", about, said, score_table(scores, reached), code]
+  )
 
 
 def _document():
@@ -171,15 +219,25 @@ def _document():
     )
     text += f"| {' | '.join(map(str, cells))} |\n"
   for name, module, config in found:
-    scores = [s for s in published["scores"] if s["task"] == name]
-    text += f"\n{_section(name, module, config, scores)}\n"
+    scores, reached = (
+      [s for s in rows if s["task"] == name]
+      for rows in (published["scores"], reached_scores())
+    )
+    text += f"\n{_section(name, module, config, scores, reached)}\n"
   return text
 
 
 def main() -> None:
   parser = command_line.parser(__doc__)
   parser.add_argument("--out", default=FOLDER / "README.md", type=pathlib.Path)
+  parser.add_argument(
+    "--reached",
+    metavar="FILE",
+    help="of scripts.reproduce, to add",
+  )
   args = parser.parse_args()
+  if args.reached:
+    add_reached(args.reached, FOLDER / "reached.json")
   args.out.write_text(_document(), encoding="utf-8")
   print(f"wrote {args.out}")
 

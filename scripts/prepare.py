@@ -7,9 +7,10 @@
 
 Reads the files of DIR as the publisher ships them, packed or not; --list names
 them. Writes OUT/SPLIT.jsonl for each split, with the fields that the configs
-name. Pictures that are files stay where they are; those in archives go to
-OUT/images. A second run goes on where the first has stopped. In the end, or
-with --check alone, all is compared with the published counts.
+name. Pictures that are files stay where they are, unless --link or --pack is
+given; those in archives go to OUT/images. A second run goes on where the first
+has stopped. In the end, or with --check alone, all is compared with the
+published counts.
 """
 
 import os
@@ -88,7 +89,20 @@ def _parser():
     "--skip_bad",
     action="store_true",
     help="leave out examples without their picture, and splits whose files are "
-    "missing or damaged",
+    "missing or damaged; with --check, what was left out may be missing",
+  )
+  pictures = parser.add_mutually_exclusive_group()
+  pictures.add_argument(
+    "--link",
+    action="store_true",
+    help="links (copies, on another disk) of all pictures in OUT/images, so "
+    "that OUT needs no other folder",
+  )
+  pictures.add_argument(
+    "--pack",
+    action="store_true",
+    help="pack each split with its pictures into large files, as scripts.pack "
+    "does; a picture is stored with every example that names it",
   )
   parser.add_argument(
     "--jobs",
@@ -109,7 +123,8 @@ def main() -> None:
     raise ValueError("expected the name of a data set; --list shows all")
   out = args.out or f"data/{args.name}"
   splits = [split for split in (args.splits or "").split("+") if split]
-  shared = dict(splits=splits, jobs=max(args.jobs, 1))
+  jobs = max(args.jobs, 1)
+  shared = dict(splits=splits, skip_bad=args.skip_bad, jobs=jobs)
   if args.raw is None and not args.check:
     raise ValueError(
       f"--raw: expected the folder of what was downloaded; python -m "
@@ -119,8 +134,10 @@ def main() -> None:
   if args.raw is not None:
     with progress.bar(args.name) as show:
       written = folder.prepare(
-        args.name, args.raw, out, skip_bad=args.skip_bad, show=show, **shared
+        args.name, args.raw, out, link=args.link, show=show, **shared
       )
+    if args.pack:
+      folder.pack(args.name, out, splits=splits)
     left_out = [(k, x) for k, x in written.items() if x.first]
   with progress.bar("pictures", unit="pictures") as show:
     rows, wrong = folder.check(

@@ -90,6 +90,7 @@ MAY_IMPORT = {
     "quantization",
     "variants",
   ),
+  "paligemma.integrations": ANYTHING,
   # The table of keys: what a config may set and what a trainer reads is one.
   "configs.common": (
     "data",

@@ -53,11 +53,13 @@ def check(
   all_of_run += inputs.evaluation_datasets(
     plan.task, [evaluator for evaluator, _ in evaluators]
   )
-  table, notes = [_HEAD], weight_notes(plan, tok)
+  shares = _shares(plan)
+  table = [(*_HEAD, "drawn" if shares else "")]
+  notes = weight_notes(plan, tok)
   lengths = []
   for dataset in all_of_run:
     found = _examine(dataset, tok, 1 / len(all_of_run))
-    table.append(_line(dataset, found))
+    table.append((*_line(dataset, found), shares.get(dataset.name, "")))
     notes += [f"{dataset.name}: {note}" for note in found.notes]
     if dataset.trains:
       lengths.append(found.lengths)
@@ -189,6 +191,18 @@ def weight_notes(plan: Plan, tok: Tokenizer) -> list[str]:
         "this tokenizer?"
       )
   return notes
+
+
+def _shares(plan):
+  """How much of a mixture each source is; {} of one source."""
+  weights = [weight for _, weight in plan.sources]
+  names = [f"train.{name}" for name in plan.config.train.sources]
+  if len(names) == 1:
+    return {}
+  return {
+    name: f"{weight / sum(weights):.1%}"
+    for name, weight in zip(names, weights, strict=True)
+  }
 
 
 def _line(dataset, found):

@@ -1,5 +1,6 @@
 """From the values of a config to tokenizer, batches and evaluators."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -46,7 +47,8 @@ def make_sources(config: ConfigDict) -> list[Weighted]:
   """Opens the training data: (source, weight) pairs.
 
   The weight of None is the number of examples, so that those of all such
-  sources are as likely as in one file.
+  sources are as likely as in one file. Sources of one group add up their
+  weights, and those of their examples are equal.
 
   Raises:
     ValueError: there is no source, or one cannot be read.
@@ -61,9 +63,21 @@ def make_sources(config: ConfigDict) -> list[Weighted]:
   opened = [make_source(spec) for spec in specs.values()]
   if config.train.get("packing"):
     opened = _packed(config, opened)
-  return [
+  weighted = [
     (source, len(source) if spec.weight is None else spec.weight)
     for source, spec in zip(opened, specs.values(), strict=True)
+  ]
+  return _equal_in_groups(weighted, [spec.group for spec in specs.values()])
+
+
+def _equal_in_groups(weighted, groups):
+  weights, sizes = collections.Counter(), collections.Counter()
+  for (source, weight), group in zip(weighted, groups, strict=True):
+    weights[group] += weight
+    sizes[group] += len(source)
+  return [
+    (source, weights[x] * len(source) / sizes[x] if x else weight)
+    for (source, weight), x in zip(weighted, groups, strict=True)
   ]
 
 
@@ -366,7 +380,8 @@ def _prepared(evaluator):
 
 def make_source(spec: Mapping[str, Any]) -> sources.Source:
   """Opens the source that a config, or a part of config.json, describes."""
-  own = {k: v for k, v in spec.items() if k not in ("kind", "weight", "ops")}
+  ours = ("kind", "weight", "group", "ops")
+  own = {k: v for k, v in spec.items() if k not in ours}
   return sources.make(spec.kind, **own)
 
 

@@ -8,8 +8,9 @@ named vqav2_minival and so on. Image sizes, text length, optimizer and length
 of the training are those of the mix. The published mix models were trained "on
 a mixture of all our transfer tasks, with a balancing intended to make it nice
 to use" (big_vision's README of PaliGemma), with 256 tokens at 224 pixels and
-512 at 448; the shares were not published. Here all are equal:
---config.train.sources.vqav2_main.weight=3 changes one.
+512 at 448; the shares were not published. Here all transfers have the weight 1,
+and of one transfer all examples are as likely:
+--config.train.sources.vqav2_train.weight=3 changes one.
 """
 
 from ml_collections import ConfigDict
@@ -60,8 +61,8 @@ TRANSFERS = {
 def get_config(argument: str | None = None) -> ConfigDict:
   """Arguments: those of published.parse, and transfers, epochs.
 
-  `data` is "tfds", the default, or a folder with one for each transfer, all of
-  whose parts are as likely, however long.
+  `data` is that of each transfer by default, "tfds", or a folder with one for
+  each transfer.
   """
   arg = published.parse(argument, transfers="+".join(TRANSFERS), epochs=1.0)
   init = f"{arg.variant}_pt_{arg.res}" if arg.init == "pt" else arg.init
@@ -74,16 +75,14 @@ def get_config(argument: str | None = None) -> ConfigDict:
   for name in arg.transfers.split("+"):
     module = registry.lookup(TRANSFERS, name, "transfer")
     own = arg.data not in ("", "tfds")
-    data = f"{arg.data}/{name}" if own else "tfds"
+    data = f"{arg.data}/{name}" if own else arg.data
     one = module.get_config(
       f"variant={arg.variant},res={arg.res},init={init},data={data},"
       f"splits={arg.splits},final_split={str(arg.final_split).lower()}"
     )
-    sources = one.train.sources
-    weights = {part: spec.weight or 1.0 for part, spec in sources.items()}
-    for part, spec in sources.items():
+    for part, spec in one.train.sources.items():
       spec.ops = (*spec.ops, *one.train.augment, *one.train.ops)
-      spec.weight = weights[part] / sum(weights.values())
+      spec.weight, spec.group = 1 / len(one.train.sources), name
       config.train.sources[f"{name}_{part}"] = spec
     for part, spec in one.evals.items():
       spec.ops = one.train.ops if spec.ops is None else spec.ops

@@ -19,7 +19,7 @@ Where the examples come from:
     data=data/NAME     the default: what scripts.prepare writes of the data set
                        that the config names
     data=tfds          the TFDS builders published with big_vision and those of
-                       TFDS itself, in ArrayRecord files
+                       TFDS itself, in ArrayRecord or TFRecord files
     data=folder        one that scripts.prepare has written; or your own
                        folder/train.jsonl and folder/val.jsonl, with the fields
                        that the config names

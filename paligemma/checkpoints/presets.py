@@ -104,6 +104,12 @@ class Preset:
     return self.variant in variants.SIGLIP
 
   @property
+  def hub_name(self) -> str | None:
+    """Its name on Hugging Face, for transformers, if it has one."""
+    handles = [x.handle for x in self.sources if x.hub == "Hugging Face"]
+    return next((x for x in handles if not x.endswith("-jax")), None)
+
+  @property
   def stems(self) -> tuple[str, ...]:
     """Names that files and folders of it have, without the ending."""
     handles = [source.handle.split("/") for source in self.sources]
@@ -251,6 +257,18 @@ def get(name: str) -> Preset:
   """
   name = str(name)
   return registry.lookup(PRESETS, ALIASES.get(name, name), "preset")
+
+
+def named_by(path: epath.PathLike) -> str | None:
+  """Returns the preset that a file or folder has the name of, if any.
+
+  Args:
+    path: As "weights/paligemma2-3b-pt-224.b16.npz", or the name itself.
+  """
+  name = os.path.basename(str(path).partition(".npz:")[0])
+  for ending in sorted(_ENDINGS, key=len, reverse=True):
+    name = name.removesuffix(ending)
+  return ALIASES.get(name, name) if is_name(name) else None
 
 
 def find(

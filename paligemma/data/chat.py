@@ -9,12 +9,28 @@ Source: the chat template of google/gemma-2b-it and google/gemma-2-2b-it on
 Hugging Face.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from paligemma import messages as text_messages
-from paligemma.data import tokenizer
+from paligemma.data.tokenizer import Tokenizer
 
 START, END = "<start_of_turn>", "<end_of_turn>"
+
+# `render` for transformers, as Jinja; the tokenizer writes no bos before it.
+TEMPLATE = """\
+{{ bos_token }}
+{%- for message in messages %}
+{%- set role = 'model' if message.role == 'assistant' else message.role %}
+{%- if role != ('user', 'model')[loop.index0 % 2] %}
+{{- raise_exception('turns alternate, first the user, then the model') }}
+{%- endif %}
+{{- '<start_of_turn>' + role + '\\n' }}
+{{- message.content | trim + '<end_of_turn>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<start_of_turn>model\\n' }}
+{%- endif %}
+"""
 
 # What data of other models calls the turns.
 _ROLES = {"user": "user", "model": "model", "assistant": "model"}
@@ -61,15 +77,30 @@ def render(
   return text[:-1], spans
 
 
-def end_id(tok: tokenizer.Tokenizer, prompts: Sequence[str]) -> int:
-  """Returns the id of what ends an answer: a turn of a conversation, or eos.
+def end_of_answer(tokenizer: Tokenizer, prompt: str) -> int:
+  """Returns the id of what ends the answer to a prompt: END, or eos.
 
-  A turn, where all prompts end as those of a conversation and the tokenizer has
-  a piece for its end.
+  It is END where the prompt ends as a turn of the model begins, and where that
+  is one piece of the vocabulary.
   """
-  end = tok.encode(END)
-  is_chat = all(prompt.endswith(f"{START}model\n") for prompt in prompts)
-  return end[0] if is_chat and prompts and len(end) == 1 else tok.eos_id
+  ids = tokenizer.encode(END) if prompt.endswith(f"{START}model\n") else []
+  return ids[0] if len(ids) == 1 else tokenizer.eos_id
+
+
+def end_of_answers(tokenizer: Tokenizer, prompts: Iterable[str]) -> int:
+  """Returns what ends all answers, see `end_of_answer`: END, or else eos."""
+  end = tokenizer.eos_id
+  for prompt in prompts:
+    end = end_of_answer(tokenizer, prompt)
+    if end == tokenizer.eos_id:
+      break
+  return end
+
+
+def answer(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> str:
+  """Returns the text of an answer up to its end, see `end_of_answer`."""
+  end = end_of_answer(tokenizer, prompt)
+  return tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
 
 
 def _turn(message, i):

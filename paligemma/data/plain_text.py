@@ -56,7 +56,8 @@ def read(example: Example, tokenizer: Any, *, train: bool) -> Example:
       example |= {"suffix": text, "unsupervised": spans}
     else:
       start = spans[-1][1]
-      example |= {"prefix": text[:start], "suffix": text[start:]}
+      answer = text[start:].removesuffix(chat.END)  # where decoding stops
+      example |= {"prefix": text[:start], "suffix": answer}
   return example
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages, registry
-from paligemma.data import copies, files, pictures, shards
+from paligemma.data import copies, files, pictures, shards, tfrecords
 from paligemma.data import video as video_lib
 
 
@@ -327,7 +327,7 @@ class VideoJsonl(_WithPath):
 
 
 class Tfds:
-  """A TFDS data set in ArrayRecord files, read without TensorFlow.
+  """A TFDS data set in ArrayRecord or TFRecord files, without TensorFlow.
 
   Text fields become str; the image stays encoded. A sequence of images becomes
   a list. A field with the contents of a video file is decoded by video.Frames
@@ -587,15 +587,36 @@ def _open_tfds(name, split, data_dir, image_key):
 
   decoders = {image_key: Encoded()}
   try:
+    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+      return _TfRecords(builder.info, split, decoders)
     return builder.as_data_source(split=split, decoders=decoders)
-  except (AssertionError, FileNotFoundError, NotImplementedError):
+  except (LookupError, OSError, AssertionError, NotImplementedError):
     raise ValueError(
-      f"tfds {name}: not prepared in ArrayRecord format under "
+      f"tfds {name}: not prepared in ArrayRecord or TFRecord format under "
       f"{builder.data_path}; run: tfds build {name} --file_format=array_record"
     ) from None
   except ValueError as error:
     reason = str(error).strip().splitlines()[0]
     raise ValueError(f"tfds {name}/{split}: {reason}") from None
+
+
+class _TfRecords:
+  """The examples of a split in TFRecord files, as TFDS decodes them."""
+
+  def __init__(self, info, split, decoders):
+    found = info.splits[split].file_instructions
+    self._records = tfrecords.Records(
+      [(part.filename, part.skip, part.take) for part in found]
+    )
+    self._decode = functools.partial(
+      info.features.deserialize_example_np, decoders=decoders
+    )
+
+  def __len__(self):
+    return len(self._records)
+
+  def __getitem__(self, index):
+    return self._decode(self._records[index])
 
 
 def _to_text(value):

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from concurrent import futures
@@ -15,7 +16,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from paligemma import disk, metrics
-from paligemma.data import tokenizer
+from paligemma.data import chat, tokenizer
 from paligemma.data.example_fields import Example
 from paligemma.decoding import continuous, decode, samplers
 from paligemma.decoding import grammar as grammar_lib
@@ -251,6 +252,15 @@ class Generate(Evaluator):
       raise kept
     return kept
 
+  @functools.cached_property
+  def _end(self) -> int:
+    """The token that ends all answers; a conversation has no image."""
+    if self.preprocess.res is not None:
+      return self.tokenizer.eos_id
+    examples = map(self._example, range(len(self)))
+    prompts = (example["prefix"] for example in examples if example)
+    return chat.end_of_answers(self.tokenizer, prompts)
+
   @property
   def _is_greedy(self):
     return isinstance(samplers.make(self.sampler), samplers.Greedy)
@@ -264,7 +274,7 @@ class Generate(Evaluator):
         params,
         itertools.chain([first], rest),
         max_decode_len=self.max_decode_len,
-        eos_id=self.tokenizer.eos_id,
+        eos_id=self._end,
         pad_id=self.tokenizer.pad_id,
       )
 
@@ -281,7 +291,7 @@ class Generate(Evaluator):
           sampler=self.sampler,
           rng=key,
           grammar=grammar,
-          eos_id=self.tokenizer.eos_id,
+          eos_id=self._end,
           pad_id=self.tokenizer.pad_id,
           prompt_buckets=(),  # all batches have one shape
         )
@@ -302,7 +312,7 @@ class Generate(Evaluator):
         start + row,
         example,
         self.answer_key,
-        prediction=self.tokenizer.decode(ids),
+        prediction=chat.answer(self.tokenizer, example["prefix"], ids),
         score=float(log_probs.sum()),
         confidences=confidence.of_boxes(pieces, log_probs),
       )

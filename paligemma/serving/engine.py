@@ -220,7 +220,7 @@ class Engine:
       sequence.prompt(tok, text, length, causal=causal),
       adapter,
       before + len(ids),
-      ends={tok.eos_id, chat.end_id(tok, [text])},
+      ends={tok.eos_id, chat.end_of_answer(tok, text)},
       tokenizer=tok,
     )
 

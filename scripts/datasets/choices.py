@@ -182,7 +182,7 @@ DATA_SETS = {
   "ai2d": DataSet(
     about="Multiple-choice questions about diagrams of a school book.",
     homepage="https://prior.allenai.org/projects/diagram-understanding",
-    licence="CC BY-SA 4.0",
+    licence="see license.txt",
     size="1 GB",
     files={
       "ai2d_test_ids.csv": "https://s3-us-east-2.amazonaws.com/"
@@ -195,8 +195,9 @@ DATA_SETS = {
     },
   ),
   "ocrvqa": DataSet(
-    about="Questions about covers of books: about a million in all splits. "
-    "The pictures are fetched one by one, and some are gone: --skip_bad.",
+    about="Questions about 207,572 covers of books: about 801,600 to train on "
+    "and 100,000 in each other split. The pictures are fetched one by one, and "
+    "some are gone: --skip_bad.",
     homepage="https://ocr-vqa.github.io",
     licence="see the homepage",
     size="10 GB",

@@ -1,8 +1,9 @@
 """The folder that a config reads: a JSONL file for each split, and pictures.
 
 Pictures that are files stay where they are; those in archives, and edited ones,
-are written to images/. prepared.json says which splits are complete, and of
-which files they were made.
+are written to images/. In place of a JSONL file, and of its pictures, there can
+be a folder that scripts.pack makes of them. prepared.json says which splits are
+complete, and of which files they were made.
 """
 
 import collections
@@ -15,12 +16,14 @@ import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from paligemma import disk, messages, registry
-from paligemma.data import image_files, pictures, video
+from paligemma.data import image_files, pictures, shards, sources, video
+from scripts import pack as pack_lib
 from scripts.datasets import catalog
 from scripts.datasets.data_set import Picture, Split
 from scripts.datasets.raw import Raw
@@ -39,7 +42,7 @@ _NEEDED = (
   "direct_answers",
   "label",
 )
-_MEDIA = ("image", "video")
+_MEDIA = {"image": "picture", "video": "video"}
 
 Show = Callable[[int, int], None]
 
@@ -68,6 +71,7 @@ def prepare(
   *,
   splits: Sequence[str] = (),
   skip_bad: bool = False,
+  link: bool = False,
   jobs: int = 1,
   show: Show = lambda done, total: None,
 ) -> dict[str, Written]:
@@ -81,6 +85,8 @@ def prepare(
     skip_bad: Leave out examples whose picture is missing or whose record is
       malformed, and splits whose files are missing or damaged; otherwise the
       first of these is an error.
+    link: Give pictures that are files a second name in images/, or copy them
+      where the file system has no such links.
     jobs: Splits that are read at a time, each in a process of its own.
     show: Called with the examples that were read, and all that were published.
 
@@ -98,10 +104,10 @@ def prepare(
   todo = [
     split
     for split in splits or data_set.splits
-    if not _is_complete(record["splits"].get(split), raw, out, split)
+    if not _is_complete(record["splits"].get(split), raw, out, split, link)
   ]
   total = sum(data_set.splits[split].count or 0 for split in todo)
-  arguments = name, raw, out, skip_bad
+  arguments = name, raw, out, skip_bad, link
   if min(jobs, len(todo)) > 1:
     results = _in_processes(todo, arguments, jobs, total, show)
   else:
@@ -113,6 +119,7 @@ def prepare(
       record["splits"][split] = dict(
         examples=written.examples,
         left_out=written.left_out,
+        linked=link,
         raw=written.opened,
       )
       disk.write(out / RECORD, json.dumps(record, indent=1) + "\n")
@@ -121,11 +128,43 @@ def prepare(
   return {split: found[split] for split in todo}
 
 
+def pack(
+  name: str, out: os.PathLike | str, *, splits: Sequence[str] = ()
+) -> None:
+  """Makes a folder of scripts.pack of each split, and removes its pictures.
+
+  Args:
+    name, out, splits: As of `prepare`, which has written them.
+
+  Raises:
+    ValueError: It is a data set of videos, or a picture is damaged.
+  """
+  out = pathlib.Path(out)
+  for split in (
+    splits or registry.lookup(catalog.DATA_SETS, name, "data set").splits
+  ):
+    path = out / f"{split}.jsonl"
+    if not path.is_file():
+      continue
+    with path.open(encoding="utf-8") as file:
+      if "video" in json.loads(file.readline()):
+        raise ValueError(f"{path}: videos are not packed; leave --pack out")
+    packed = path.with_suffix(".packed")
+    shutil.rmtree(packed, ignore_errors=True)
+    with disk.folder(packed) as temporary:
+      pack_lib.pack(path, temporary)
+    path.unlink()
+    packed.rename(path)
+  if all(path.is_dir() for path in out.glob("*.jsonl")):
+    shutil.rmtree(out / "images", ignore_errors=True)
+
+
 def check(
   name: str,
   out: os.PathLike | str,
   *,
   splits: Sequence[str] = (),
+  skip_bad: bool = False,
   decode: bool = True,
   jobs: int = 1,
   show: Show = lambda done, total: None,
@@ -133,6 +172,7 @@ def check(
   """Compares a prepared folder with what was published.
 
   Args:
+    skip_bad: What `prepare` has left out may be missing.
     decode: Decode every picture, as a training does.
     jobs: Processes that decode.
 
@@ -143,24 +183,29 @@ def check(
   """
   data_set = registry.lookup(catalog.DATA_SETS, name, "data set")
   out = pathlib.Path(out)
-  rows = [("split", "examples", "published", "pictures")]
+  rows = [("split", "examples", "left out", "published", "pictures")]
+  record = _read_record(out, name)["splits"]
   wrong, of_splits = [], {}
   for split in splits or data_set.splits:
     facts = data_set.splits[split]
     path = out / f"{split}.jsonl"
     published = "" if facts.count is None else f"{facts.count:,}"
-    if not path.is_file():
-      rows.append((split, "missing", published, ""))
+    if not path.exists():
+      rows.append((split, "missing", "", published, ""))
       wrong.append(f"{path}: missing, expected {published or 'some'} examples")
       continue
-    count, media = _check_lines(path, facts, wrong)
-    rows.append((split, f"{count:,}", published, f"{len(media):,}"))
-    if facts.count not in (None, count):
+    left_out = record.get(split, {}).get("left_out", 0)
+    count, media = _check_lines(_lines(path), facts, wrong)
+    shown = f"{left_out:,}" if left_out else ""
+    rows.append((split, f"{count:,}", shown, published, f"{len(media):,}"))
+    if facts.count not in (None, count, count + left_out * skip_bad):
+      reason = "is it another release?"
+      if left_out:
+        reason = f"--skip_bad left out {left_out:,}"
       wrong.append(
         f"{path}: {count:,} examples, {facts.count:,} were published: "
         f"{abs(count - facts.count):,} "
-        f"{'less' if count < facts.count else 'more'}; is it another release, "
-        "or were some left out?"
+        f"{'less' if count < facts.count else 'more'}; {reason}"
       )
     of_splits[split] = media
   wrong += _shared(of_splits)
@@ -235,15 +280,16 @@ def _write_in_worker(*arguments):
   return _write_split(*arguments, add)
 
 
-def _write_split(split, name, raw_folder, out, skip_bad, add):
+def _write_split(split, name, raw_folder, out, skip_bad, link, add):
   """Writes SPLIT.jsonl and the pictures that it names; returns Written."""
   data_set = catalog.DATA_SETS[name]
   problems = entries.Problems(skip_bad)
   written = Written()
   with problems:
     raw = Raw(raw_folder, data_set.files)
-    place = _Pictures(raw, out)
-    with disk.file(out / f"{split}.jsonl") as temporary:
+    place = _Pictures(raw, out, link)
+    path = out / f"{split}.jsonl"
+    with disk.file(path) as temporary:
       with temporary.open("w", encoding="utf-8") as file:
         examples = _examples(data_set.splits[split], raw, place, problems)
         count = _write_lines(file, examples, add)
@@ -253,6 +299,8 @@ def _write_split(split, name, raw_folder, out, skip_bad, add):
       if not count:
         reason = problems.messages[:1] or ["its files hold none"]
         raise ValueError(f"{split}: no example was written: {reason[0]}")
+      if path.is_dir():  # packed, of other files
+        shutil.rmtree(path)
     written.examples, written.opened = count, raw.opened
   written.left_out = len(problems.messages)
   if problems.messages:  # the last one is that of the split
@@ -272,7 +320,7 @@ def _write_lines(file, examples, add):
 
 def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
   """Yields the lines of a split; raises at its end if pictures are missing."""
-  missing, first, total = 0, "", 0
+  missing, first, total, what = 0, "", 0, ""
   for where, record in split.read(raw):
     with problems:
       try:
@@ -283,18 +331,18 @@ def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
       if fields is None:
         continue
       total += 1
-      key = next(key for key in _MEDIA if key in fields)
+      key, what = next(pair for pair in _MEDIA.items() if pair[0] in fields)
       try:
         named = place(fields[key])
       except LookupError as error:
         missing, first = missing + 1, first or f"{where}: {error.args[0]}"
         if problems.skip:
-          raise ValueError(f"{where}: no picture {error.args[0]}") from None
+          raise ValueError(f"{where}: no {what} {error.args[0]}") from None
         continue
       yield {key: named, **{k: v for k, v in fields.items() if k != key}}
   if missing and not problems.skip:
     raise ValueError(
-      f"{raw.folder}: {missing:,} of {total:,} examples name pictures that are "
+      f"{raw.folder}: {missing:,} of {total:,} examples name {what}s that are "
       f"not there, the first: {first}; --list names where they come from, "
       "--skip_bad leaves these examples out"
     )
@@ -307,9 +355,9 @@ class _Pictures:
     wanted: Archive -> {path in it: path to write}, see Raw.extract.
   """
 
-  def __init__(self, raw, out):
+  def __init__(self, raw, out, link):
     self.wanted = collections.defaultdict(dict)
-    self._raw, self._out = raw, out
+    self._raw, self._out, self._links = raw, out, link
     self._root = os.path.relpath(raw.folder, out)
 
   def __call__(self, picture):
@@ -325,9 +373,12 @@ class _Pictures:
     if picture.edit is not None:
       edited = functools.partial(self._edited, picture, found)
       return self._write(picture.name, edited)
-    if found.archive is None:
+    if found.archive is None and not self._links:
       return pathlib.PurePath(self._root, found.path).as_posix()
     name = f"images/{found.path}"
+    if found.archive is None:
+      _link(self._raw.folder / found.path, self._out / name)
+      return name
     self.wanted[found.archive][found.path] = self._out / name
     return name
 
@@ -343,6 +394,19 @@ class _Pictures:
     if not path.is_file():
       disk.write(path, data())
     return f"images/{name}"
+
+
+def _link(source, target):
+  """Gives a file a second name, or copies it; one that is there stays."""
+  size = source.stat().st_size
+  if target.is_file() and target.stat().st_size == size:
+    return
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with disk.file(target) as temporary:
+    try:
+      os.link(os.path.realpath(source), temporary)
+    except OSError:  # another disk, or one without links
+      shutil.copyfile(source, temporary)
 
 
 def _leave_out(lines, out, failed, problems):
@@ -375,15 +439,23 @@ def _read_record(out, name):
   return record
 
 
-def _is_complete(record, raw, out, split):
+def _is_complete(record, raw, out, split, link):
   """Whether a split was written, of files that have not changed since."""
-  if record is None or not (out / f"{split}.jsonl").is_file():
+  path = out / f"{split}.jsonl"
+  if record is None or not path.exists():
+    return False
+  if link and path.is_file() and not record.get("linked"):
     return False
   return not record["left_out"] and all(
     (raw / path).is_file()
     and [(raw / path).stat().st_size, (raw / path).stat().st_mtime_ns] == state
     for path, state in record["raw"].items()
   )
+
+
+def _lines(path):
+  """The JSONL file of a split, also of one that is packed."""
+  return path / shards.LINES if path.is_dir() else path
 
 
 def _check_lines(path, facts, wrong):
@@ -422,41 +494,57 @@ def _shared(of_splits):
 
 def _check_pictures(out, of_splits, decode, jobs, show):
   """What is wrong with the pictures of all splits."""
-  names = sorted(set().union(*of_splits.values()))
-  missing = [name for name in names if not (out / name).is_file()]
+  files, packed = set(), []
+  for split, media in of_splits.items():
+    path = out / f"{split}.jsonl"
+    if path.is_dir():
+      packed += [(path, i) for i in range(len(sources.Packed(path)))]
+    else:
+      files |= media
+  missing = sorted(name for name in files if not (out / name).is_file())
   wrong = []
   if missing:
     wrong.append(
-      f"{out / missing[0]}: no such picture, and {len(missing) - 1:,} more of "
-      f"{len(names):,} are missing"
+      f"{out / missing[0]}: no such file, and {len(missing) - 1:,} more of "
+      f"{len(files):,} are missing"
     )
-  present = sorted({*names} - {*missing})
+  present = [(out / name, None) for name in sorted({*files} - {*missing})]
   bad = []
-  if decode and present:
-    paths = [str(out / name) for name in present]
+  if decode and (todo := present + packed):
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
       run = map if jobs == 1 else functools.partial(pool.map, chunksize=64)
-      for done, reason in enumerate(run(_undecodable, paths), 1):
-        show(done, len(paths))
+      for done, reason in enumerate(run(_undecodable, todo), 1):
+        show(done, len(todo))
         if reason:
           bad.append(reason)
   if bad:
-    wrong.append(f"{bad[0]}; {len(bad) - 1:,} more pictures cannot be decoded")
+    wrong.append(f"{bad[0]}; {len(bad) - 1:,} more cannot be decoded")
   return wrong
 
 
-def _undecodable(path):
-  """Why a training would stop at a picture, or at a video, or None."""
+def _undecodable(place):
+  """Why a training would stop at a file, or at an index of a folder, or None.
+
+  The file is a picture or a video, the folder of scripts.pack.
+  """
+  path, index = place
   try:
-    if path.lower().endswith(image_files.SUFFIXES):
-      image_files.decode(pictures.read(path), where=path)
+    if index is not None:
+      example = _packed(path)[index]
+      for data in _listed(example["image"]):
+        image_files.decode(data, where=example["_where"])
+    elif path.name.lower().endswith(image_files.SUFFIXES):
+      image_files.decode(pictures.read(path), where=str(path))
     else:
-      with open(path, "rb") as file:
-        video.Frames(1, 1).sample(file, where=path)
+      with path.open("rb") as file:
+        video.Frames(1, 1).sample(file, where=str(path))
   except ValueError as error:
     return messages.one_line(error)
   return None
+
+
+_packed = functools.lru_cache(sources.Packed)
 
 
 def _listed(media):

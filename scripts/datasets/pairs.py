@@ -16,7 +16,7 @@ from scripts.datasets.raw import Raw
 
 LANGUAGES = {"id": 1_128, "sw": 1_108, "ta": 1_242, "tr": 1_180, "zh": 1_012}
 _NLVR2 = "https://github.com/lil-lab/nlvr/tree/master/nlvr2"
-_MARVL = "https://github.com/e-bug/iglue/tree/main/datasets/MaRVL"
+_MARVL = "https://github.com/e-bug/iglue/tree/main/datasets/marvl/zero_shot/annotations"
 
 
 def _nlvr2(folder: str, x: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ DATA_SETS = {
       **{f"{x}.json": f"{_NLVR2}/data" for x in ("train", "dev", "test1")},
       **dict.fromkeys(("train", "dev", "test1"), _NLVR2),
       **{f"marvl-{code}.jsonl": _MARVL for code in LANGUAGES},
-      "images": "https://marvl-challenge.github.io",
+      "images": "https://marvl-challenge.github.io/download (for research)",
     },
     splits={
       **{

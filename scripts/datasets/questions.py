@@ -326,8 +326,8 @@ DATA_SETS = {
     licence="see the homepage",
     size="33 GB",
     files={
-      "train.json": "https://github.com/manoja328/TallyQA_dataset, "
-      "tallyqa.zip, of which is also test.json",
+      "train.json": "https://github.com/manoja328/tallyqa/blob/master/"
+      "tallyqa.zip?raw=true, of which is also test.json",
       **sources.VISUAL_GENOME,
       **sources.COCO_2014,
       "train-00000-of-00001-cf54c241ba947306.parquet": "https://huggingface.co/"

@@ -111,8 +111,9 @@ def _mask(segmentation, size):
 
 DATA_SETS = {
   "refcoco_seg": DataSet(
-    about="The masks of objects that sentences refer to. The publisher's "
-    "server is often away; the archives are mirrored.",
+    about="The masks of objects that sentences refer to, in about 24,400 "
+    "pictures to train on. The publisher's server is often away; the archives "
+    "are mirrored.",
     homepage=_REFER,
     licence="Apache 2.0",
     size="18 GB",

@@ -76,7 +76,7 @@ DATA_SETS = {
   "rsvqa_lr": _data_set(
     "Questions about satellite pictures of 10 m a pixel.",
     6344334,
-    "1 GB",
+    "200 MB",
     "LR",
     "Images_LR",
     ("count",),

@@ -16,6 +16,7 @@ from scripts.datasets.raw import Raw
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm")
 _VIDEO_QA = "https://github.com/xudejing/video-question-answering"
 _ACTIVITYNET = "http://activity-net.org/download.html"
+_VATEX = "https://eric-xw.github.io/vatex-website"
 _GONE = "Videos that are gone need --skip_bad."
 
 
@@ -160,7 +161,8 @@ DATA_SETS = {
     files={
       **{f"{x}_qa.json": _VIDEO_QA for x in ("train", "val", "test")},
       "youtube_mapping.txt": _VIDEO_QA,
-      "YouTubeClips": "https://www.cs.utexas.edu/~ml/clamp/videoDescription",
+      "YouTubeClips": "https://www.cs.utexas.edu/users/ml/clamp/"
+      "videoDescription/YouTubeClips.tar",
     },
     splits={
       split: Split(
@@ -183,7 +185,7 @@ DATA_SETS = {
     files={
       **dict.fromkeys(
         ("train.json", "val_1.json", "val_2.json"),
-        "https://cs.stanford.edu/people/ranjaykrishna/densevid, captions.zip",
+        "https://cs.stanford.edu/people/ranjaykrishna/densevid/captions.zip",
       ),
       "v_*.mp4": _ACTIVITYNET,
     },
@@ -226,18 +228,16 @@ DATA_SETS = {
   ),
   "vatex_cap": DataSet(
     about=f"Captions of clips of ten seconds, ten each in English. {_GONE}",
-    homepage="https://eric-xw.github.io/vatex-website/download.html",
+    homepage=f"{_VATEX}/download.html",
     licence="CC BY 4.0 (captions)",
     size="60 GB",
     files={
-      **dict.fromkeys(
-        (
-          "vatex_training_v1.0.json",
-          "vatex_validation_v1.0.json",
-          "vatex_public_test_english_v1.1.json",
-        ),
-        "https://eric-xw.github.io/vatex-website/download.html",
-      ),
+      **{
+        f"vatex_{name}.json": f"{_VATEX}/data/vatex_{name}.json"
+        for name in (
+          *("training_v1.0", "validation_v1.0", "public_test_english_v1.1"),
+        )
+      },
       "Ptf_2VRj-V0_000122_000132.mp4, and the like": "YouTube, cut as named",
     },
     splits={

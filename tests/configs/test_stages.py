@@ -124,14 +124,17 @@ def test_of_gemma_2(variant, rate, softcap):
 
 
 def test_a_mix_is_its_transfers():
-  config = mix.get_config("transfers=chartqa+vqav2")
-  weights = {name: spec.weight for name, spec in config.train.sources.items()}
-  assert weights == {
-    "chartqa_augmented": pytest.approx(20901 / 28299),
-    "chartqa_human": pytest.approx(7398 / 28299),
-    "vqav2_main": 1.0,
+  config = mix.get_config("transfers=chartqa+vqav2,data=tfds")
+  weights = {
+    name: (spec.weight, spec.group)
+    for name, spec in config.train.sources.items()
   }
-  one = mix.vqav2.get_config()
+  assert weights == {
+    "chartqa_augmented": (0.5, "chartqa"),
+    "chartqa_human": (0.5, "chartqa"),
+    "vqav2_main": (1.0, "vqav2"),
+  }
+  one = mix.vqav2.get_config("data=tfds")
   spec = config.train.sources.vqav2_main
   assert repr(spec.ops[-len(one.train.ops) :]) == repr(one.train.ops)
   assert config.train.ops == config.train.augment == ()
@@ -141,15 +144,21 @@ def test_a_mix_is_its_transfers():
     assert found.resize == one.train.resize
 
 
-def test_a_mix_of_folders():
-  config = mix.get_config("transfers=gqa,data=d,final_split=true")
+@pytest.mark.parametrize(
+  ("data", "folder", "names"),
+  [
+    ("d", "d/gqa", ("train", "val")),
+    ("", "data/gqa", ("train_balanced", "val_balanced")),
+  ],
+)
+def test_a_mix_of_folders(data, folder, names):
+  config = mix.get_config(f"transfers=gqa,data={data},final_split=true")
   found = {
-    name: (spec.path, spec.weight)
+    name: (spec.path, spec.weight, spec.group)
     for name, spec in config.train.sources.items()
   }
   assert found == {
-    "gqa_train": ("d/gqa/train.jsonl", 0.5),
-    "gqa_val": ("d/gqa/val.jsonl", 0.5),
+    f"gqa_{name}": (f"{folder}/{name}.jsonl", 0.5, "gqa") for name in names
   }
   with pytest.raises(ValueError, match=r'"vqav", expected .*"vqav2"'):
     mix.get_config("transfers=vqav")

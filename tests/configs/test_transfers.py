@@ -379,6 +379,13 @@ def tiny(task, folder):
   return config
 
 
+def let_train(config):
+  """Gives POPE, which trains nothing, what the others train with."""
+  if not config.trainable:
+    config.update(optimizer="adam", optimizer_args={"b2": 0.999})
+    config.trainable, config.learning_rate = (".*",), 1e-3
+
+
 @pytest.fixture(scope="module")
 def compiled():
   """Of a plan: its step, compiled once for all frames alike, and a state."""
@@ -408,9 +415,7 @@ def one_device_plan(config):
 @pytest.mark.parametrize("task", FACTS)
 def test_two_steps_and_a_metric(task, write, compiled, tmp_path):
   config = tiny(task, write(FACTS[task].example))
-  if task == "pope":
-    config.update(optimizer="adam", optimizer_args={"b2": 0.999})
-    config.trainable, config.learning_rate = (".*",), 1e-3
+  let_train(config)
   config.total_steps = 2
   plan = one_device_plan(config)
   assert plan.config.frames == (2 if FACTS[task].frames else 0)

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from paligemma.data import preprocess, sources
+from paligemma.data import plain_text, preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 
 TEXT_LEN = 29
@@ -82,6 +82,9 @@ def test_the_turns_of_the_model_are_learned(gemma):
   prompt = arrays(gemma, {"messages": TURNS}, text_len=60, train=False)
   assert used(prompt) == used(row)[: len(used(prompt))]
   assert gemma.decode(used(prompt)).endswith("<start_of_turn>model\n")
+  example = {"messages": TURNS, "_where": "a.jsonl:7"}
+  read = plain_text.read(example, gemma, train=False)
+  assert read["suffix"] == "two"  # decoding stops at the end of the turn
 
 
 @pytest.mark.parametrize(

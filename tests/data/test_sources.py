@@ -7,7 +7,9 @@ import sys
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 from PIL import Image
+from tensorboardX import record_writer
 
 from paligemma.data import preprocess, sources, video
 
@@ -485,6 +487,38 @@ def test_tfds_split_and_pickle(tfds_dir):
   )
   assert len(source) == 2
   assert ids(pickle.loads(pickle.dumps(source))) == ids(source)
+
+
+def test_tfds_in_tfrecord_files(tfds_dir, tmp_path):
+  """TFDS writes these with TensorFlow alone: its records, framed anew."""
+  (folder,) = tfds_dir.glob("shades/*")
+  out = tmp_path / "shades" / folder.name
+  out.mkdir(parents=True)
+  for name in ("dataset_info.json", "features.json"):
+    text = (folder / name).read_text()
+    (out / name).write_text(text.replace("array_record", "tfrecord"))
+  (path,) = folder.glob("*.array_record*")
+  records = array_record_module.ArrayRecordReader(str(path)).read_all()
+  path = out / path.name.replace("array_record", "tfrecord")
+  writer = record_writer.RecordWriter(str(path))
+  for record in records:
+    writer.write(record)
+  writer.close()
+  key = dict(image_key="picture")
+  for split in ("train", "train[40%:]"):
+    expected = sources.Tfds("shades", split, tfds_dir, **key)
+    found = pickle.loads(
+      pickle.dumps(sources.Tfds("shades", split, tmp_path, **key))
+    )
+    np.testing.assert_equal(
+      [found[i] for i in range(len(found))],
+      [expected[i] for i in range(len(expected))],
+    )
+  with pytest.raises(ValueError, match="shades/tain: Unknown split 'tain'"):
+    sources.Tfds("shades", "tain", tmp_path, **key)
+  path.write_bytes(path.read_bytes()[:-1])
+  with pytest.raises(ValueError, match="ends within record 4, copy it again"):
+    sources.Tfds("shades", "train", tmp_path, **key)[0]
 
 
 def test_tfds_errors(tfds_dir, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 import paligemma
 from paligemma import quantization, tree
 from paligemma.checkpoints import npz
+from paligemma.data import chat
 from scripts import convert
 from tests.same_trees import assert_same
 
@@ -206,3 +207,45 @@ convert.convert(*sys.argv[1:3], format=sys.argv[3])
   expected = tree.flatten(paligemma.load(SOURCE)[1])
   for name, array in tree.flatten(paligemma.load(target)[1]).items():
     np.testing.assert_array_equal(array, expected[name])
+
+
+def test_a_card_and_a_chat_template(tmp_path):
+  sizes = {"width": 16, "depth": 1, "mlp_dim": 22, "head_dim": 10}
+  model, params = paligemma.load(
+    "gemma_instruct_2b_en",
+    load_weights=False,
+    llm={**sizes, "num_heads": 2, "vocab_size": 1792},
+  )
+  source = tmp_path / "gemma_instruct_2b_en.npz"
+  paligemma.save(source, model, params)
+  folder = tmp_path / "mine"
+  convert.convert(source, folder, format="huggingface", tokenizer=TOKENIZER)
+  card = (folder / "README.md").read_text()
+  assert 'base_model: ["google/gemma-2b-it"]\n' in card
+  assert "# mine\n" in card and "apply_chat_template" in card
+  assert (folder / "NOTICE").read_text().startswith("Gemma is provided under")
+  assert (folder / "chat_template.jinja").read_text() == chat.TEMPLATE
+
+
+def test_a_folder_without_tokenizer_says_so(tmp_path):
+  convert.convert(SOURCE, tmp_path / "a", format="huggingface")
+  assert (
+    "This folder holds no tokenizer" in (tmp_path / "a/README.md").read_text()
+  )
+  assert not (tmp_path / "a/NOTICE").exists()
+
+
+def test_an_adapter_is_merged(tmp_path):
+  model, params = paligemma.load(SOURCE)
+  model, params = paligemma.enable_lora(model, params, rank=2)
+  flat = tree.flatten(params)
+  rng = np.random.default_rng(0)
+  for name, x in flat.items():
+    if name.endswith("/b"):
+      flat[name] = rng.normal(0, 0.1, x.shape).astype(np.float32)
+  params = tree.unflatten(flat)
+  adapter = tmp_path / "adapter.safetensors"
+  paligemma.save_adapter(adapter, model, params)
+  convert.convert(SOURCE, tmp_path / "a.npz", adapter=adapter)
+  merged = tree.flatten(paligemma.merge_lora(model, params)[1])
+  assert_same(npz.load(tmp_path / "a.npz"), merged)

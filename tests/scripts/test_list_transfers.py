@@ -100,9 +100,9 @@ def test_score_table():
     ]
   )
   assert table.splitlines() == [
-    "| split | metric | PaliGemma 3B, 896 | PaliGemma 2 3B, 448 |",
-    "| --- | --- | --- | --- |",
-    "| val | acc | 5.25 | 70 |",
+    "| split | metric | PaliGemma 3B, 896 | PaliGemma 2 3B, 448 | reached |",
+    "| --- | --- | --- | --- | --- |",
+    "| val | acc | 5.25 | 70 |  |",
   ]
 
 

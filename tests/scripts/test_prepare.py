@@ -28,15 +28,15 @@ def test_a_data_set_is_prepared_and_compared_with_what_was_published(
   publishers.write_all(tmp_path / "raw", publishers.vqav2())
   said = run("vqav2", "--raw", "raw", "--jobs", "1")
   assert said.out.splitlines() == [
-    "split       examples  published  pictures",
-    "train       3         443,757    1",
-    "validation  1         214,354    1",
-    "test        2         447,793    1",
-    "test-dev    1         107,394    1",
+    "split       examples  left out  published  pictures",
+    "train       3                   443,757    1",
+    "validation  1                   214,354    1",
+    "test        2                   447,793    1",
+    "test-dev    1                   107,394    1",
   ]
   assert (
     "differs: data/vqav2/train.jsonl: 3 examples, 443,757 were published: "
-    "443,754 less; is it another release, or were some left out?\n"
+    "443,754 less; is it another release?\n"
   ) in said.err
   with pytest.raises(ValueError, match="data/vqav2: 1 differences, see above"):
     run("vqav2", "--check", "--jobs", "1", "--splits", "train")
@@ -45,7 +45,10 @@ def test_a_data_set_is_prepared_and_compared_with_what_was_published(
     *("vqav2", "--raw", "raw", "--out", "other", "--skip_bad", "--jobs", "1")
   )
   assert "validation: left out: raw: holds no v2_mscoco_val2014" in said.err
-  assert "validation  missing   214,354" in said.out
+  assert "validation  missing             214,354" in said.out
+  said = run("vqav2", "--raw", "raw", "--splits", "test", "--pack")
+  assert (tmp_path / "data/vqav2/test.jsonl/index.json").exists()
+  assert "test   2                   447,793    1" in said.out
 
 
 def test_what_to_download_is_listed(run):

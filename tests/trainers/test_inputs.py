@@ -1,5 +1,6 @@
 import json
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from paligemma.data import text_ops
 from paligemma.metrics import segmentation
 from paligemma.models import paligemma as paligemma_model
 from paligemma.training import sharding
-from trainers import inputs, tasks
+from trainers import checks, inputs, tasks
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEYS = ("text", "_mask")  # of a batch that a step reads
@@ -89,6 +90,27 @@ def test_an_epoch_of_a_mixture_is_as_long_as_all_its_sources(
   assert [weight for _, weight in sources] == expected
   assert inputs.examples_per_epoch(sources) == 16
   assert inputs.examples_per_epoch(sources[:1]) == 13
+
+
+def test_examples_of_a_group_are_drawn_equally_often(tiny, tokenizer):
+  config = tiny.config()
+  files = {"a": "train", "b": "val", "c": "val", "d": "val"}
+  for name, file in files.items():
+    path = str(tiny.folder / f"{file}.jsonl")
+    config.train.sources[name] = {"kind": "jsonl", "path": path}
+  del config.train.sources["main"]
+  config.train.sources.a.update(group="ab", weight=0.5)
+  config.train.sources.b.update(group="ab", weight=0.5)
+  config.train.sources.d.update(weight=None)
+  sources = inputs.make_sources(config)
+  assert [weight for _, weight in sources] == [13 / 18, 5 / 18, 1.0, 5]
+  plan = types.SimpleNamespace(config=config, sources=sources)
+  assert checks._shares(plan) == {
+    "train.a": "10.3%",
+    "train.b": "4.0%",
+    "train.c": "14.3%",
+    "train.d": "71.4%",
+  }
 
 
 def test_evaluators_and_when_they_run(tiny, tokenizer):

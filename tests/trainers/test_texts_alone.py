@@ -1,18 +1,22 @@
 """A decoder alone: trained on packed texts, resumed, evaluated, asked."""
 
+import dataclasses
 import functools
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import paligemma
 from configs.gemma import forkme
-from paligemma import init, variants
+from paligemma import evals, init, variants
 from paligemma.checkpoints import npz
+from paligemma.data import preprocess, sources
 from paligemma.data import tokenizer as tokenizer_lib
 from paligemma.models import paligemma as paligemma_model
+from paligemma.training import sharding
 from tests.trainers.conftest import TOKENIZER, write_jsonl
 
 SIZES = {
@@ -165,6 +169,49 @@ def test_an_answer_ends_with_its_turn(run):
   turn = "<start_of_turn>user\n3?<end_of_turn>\n<start_of_turn>model\n"
   assert ask([turn]) == [""]
   assert ask(["3"]) == ["<end_of_turn>" * 3]
+  assert ask([turn, "3"]) == ["", "<end_of_turn>" * 3]
+
+
+def test_an_evaluated_answer_ends_with_its_turn(run, tmp_path):
+  """As one of paligemma.generate; its reference has no end either."""
+  config, folder = run
+  model, params = paligemma.load(folder)
+  tok = paligemma.Tokenizer(config.tokenizer, plain=True)
+  (end,) = tok.encode("<end_of_turn>")
+  chat = {
+    "messages": [
+      {"role": "user", "content": "3?"},
+      {"role": "model", "content": "3!"},
+    ]
+  }
+  path = tmp_path / "val.jsonl"
+  evaluator = evals.Generate(
+    name="val",
+    source=None,
+    preprocess=preprocess.Preprocess(tok, None, 67, train=False),
+    tokenizer=tok,
+    batch_size=2,
+    max_decode_len=3,
+    sampler=lambda logits, rng: jnp.full(len(logits), end),
+  )
+
+  def answers(*lines):
+    write_jsonl(path, lines)
+    source = sources.make("text_jsonl", path=path)
+    records, _ = dataclasses.replace(evaluator, source=source).predict(
+      model,
+      params,
+      sharding.make_mesh(devices=jax.devices()[:1]),
+      rng=jax.random.key(0),
+    )
+    return records
+
+  first, _ = answers(chat, chat)
+  assert (first["prediction"], first["suffix"]) == ("", "3!")
+  mixed, plain = answers(chat, {"prefix": "3", "suffix": "3"})
+  assert mixed["prediction"] == ""
+  assert mixed["score"] < first["score"] < 0, "goes on beyond the turn"
+  assert plain["prediction"] == "<end_of_turn>" * 3
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,17 @@ import numpy as np
 from etils import epath
 
 from paligemma import disk, messages, tree
-from paligemma.checkpoints import errors, layouts, names, safetensors
+from paligemma.checkpoints import (
+  errors,
+  layouts,
+  model_card,
+  names,
+  safetensors,
+)
 from paligemma.checkpoints.huggingface import config as huggingface_config
 from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
+from paligemma.checkpoints.huggingface import model_card as huggingface_card
 from paligemma.checkpoints.huggingface import read as huggingface_read
 from paligemma.checkpoints.huggingface import tokenizer as huggingface_tokenizer
 from paligemma.checkpoints.leaves import BLOCK_BYTES, Computed, Leaf, nbytes
@@ -34,12 +41,15 @@ def save(
   metadata: Mapping[str, Any] | None = None,
   tokenizer: Any = None,
   dtype: Any = None,
+  about: model_card.About | None = None,
   max_shard_bytes: float = 5e9,
 ) -> None:
   """Writes a directory that transformers opens with `from_pretrained`.
 
-  Tensors are fetched, cast and written one at a time. The directory appears
-  under its name when it is complete. With several processes let one write.
+  Beside the files of transformers there is a model card, README.md, and for a
+  Gemma the NOTICE that its terms ask for. Tensors are fetched, cast and written
+  one at a time. The directory appears under its name when it is complete. With
+  several processes let one write.
 
   Args:
     path: Local directory to make, with its parents. It may not exist.
@@ -55,6 +65,7 @@ def save(
     tokenizer: As in tokenizer.save. Default: no tokenizer is written.
     dtype: Of all tensors, default as they are. config.json names that of the
       table of embeddings, in which transformers then holds them all.
+    about: How the model came to be, for the model card. Default: unknown.
     max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
 
   Raises:
@@ -76,6 +87,7 @@ def save(
       metadata=metadata,
       tokenizer=tokenizer,
       dtype=dtype,
+      about=about,
       max_shard_bytes=max_shard_bytes,
     )
     return
@@ -108,11 +120,23 @@ def save(
     huggingface_metadata.write(folder, metadata, config)
     if tokenizer is not None:
       huggingface_tokenizer.save(folder, tokenizer, image_token_id)
+    huggingface_card.write(
+      folder, path.name, {"img": img, "llm": llm}, _count(arrays), about
+    )
     _write_tensors(folder, tensors, max_shard_bytes)
 
 
 def _save_siglip(
-  path, arrays, *, img, txt, metadata, tokenizer, dtype, max_shard_bytes
+  path,
+  arrays,
+  *,
+  img,
+  txt,
+  metadata,
+  tokenizer,
+  dtype,
+  about,
+  max_shard_bytes,
 ) -> None:
   with errors.named(path):
     _check_siglip(img, txt, arrays)
@@ -134,6 +158,9 @@ def _save_siglip(
     huggingface_metadata.write(folder, metadata, config)
     if tokenizer is not None:
       huggingface_tokenizer.save_siglip(folder, tokenizer, txt["text_len"])
+    huggingface_card.write(
+      folder, path.name, {"img": img, "txt": txt}, _count(arrays), about
+    )
     tensors = {
       key: parts[0] if len(parts) == 1 else _concatenated(parts)
       for key, parts in joined.items()
@@ -160,6 +187,10 @@ def _check_siglip(img, txt, arrays) -> None:
       f"there is no bias {LOGIT_BIAS} of the logits, expected one: "
       "transformers' SigLIP has it; write an npz"
     )
+
+
+def _count(arrays):
+  return sum(math.prod(x.shape) for x in arrays.values())
 
 
 def _tensors(arrays, entries, hub_key, dtype):

@@ -1,5 +1,7 @@
 """Each published data set: the publisher's files become the config's fields."""
 
+import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -372,12 +374,35 @@ def test_counts_without_a_picture_or_with_a_gray_one_are_left_out(tmp_path):
 def test_videos_that_are_gone_are_left_out(tmp_path):
   raw = publishers.write_all(tmp_path / "raw", publishers.activitynet_cap())
   (raw / "clips/v_Qk_0.83_19.86.mp4").unlink()
-  with pytest.raises(ValueError, match=r"1 of 2 examples name pictures .*v_Qk"):
+  with pytest.raises(ValueError, match=r"1 of 2 examples name videos .*v_Qk"):
     folder.prepare("activitynet_cap", raw, tmp_path / "out")
   written = folder.prepare(
     "activitynet_cap", raw, tmp_path / "out", skip_bad=True
   )
   assert {(x.examples, x.left_out) for x in written.values()} == {(1, 1)}
-  _, wrong = folder.check("activitynet_cap", tmp_path / "out")
+  rows, wrong = folder.check("activitynet_cap", tmp_path / "out")
+  assert rows[1] == ("train", "1", "1", "37,421", "1")
+  assert wrong[0].endswith("37,420 less; --skip_bad left out 1")
   assert "v_Qk_17.37_60.81.mp4: " in wrong[-1]  # one byte is no video
-  assert "0 more pictures cannot be decoded" in wrong[-1]
+  assert "0 more cannot be decoded" in wrong[-1]
+
+
+def test_what_was_left_out_may_be_missing(tmp_path, monkeypatch):
+  """And what is gone afterwards is named."""
+  raw = publishers.write_all(tmp_path / "raw", publishers.activitynet_cap())
+  (raw / "clips/v_Qk_0.83_19.86.mp4").unlink()
+  data_set = catalog.DATA_SETS["activitynet_cap"]
+  split = dataclasses.replace(data_set.splits["val"], count=2)
+  only = dataclasses.replace(data_set, splits={"val": split})
+  monkeypatch.setitem(catalog.DATA_SETS, "activitynet_cap", only)
+  out = tmp_path / "out"
+  folder.prepare("activitynet_cap", raw, out, skip_bad=True)
+  check = functools.partial(
+    folder.check, "activitynet_cap", out, decode=False, skip_bad=True
+  )
+  assert check()[1] == []
+  (line,) = check(skip_bad=False)[1]
+  assert line.endswith("2 were published: 1 less; --skip_bad left out 1")
+  (raw / "clips/v_Qk_17.37_60.81.mp4").unlink()
+  (line,) = check()[1]
+  assert line.endswith("no such file, and 0 more of 1 are missing")

@@ -1,10 +1,12 @@
 """Published data sets: from the publisher's files to the lines of a config."""
 
+import errno
 import io
 import json
 import multiprocessing
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -238,17 +240,97 @@ def test_a_second_run_goes_on(prepared, tmp_path):
     folder.prepare("okvqa", raw, out)
 
 
+def test_a_packed_split_holds_its_pictures(prepared, tmp_path):
+  """Also of an archive; training reads it by the path of the JSONL file."""
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  prepared("cococap")
+  lines = (out / "restval.jsonl").read_bytes()
+  plain = [sources.make("jsonl", path=out / "restval.jsonl")[i] for i in (0,)]
+  folder.pack("cococap", out, splits=["restval"])
+  assert (out / "images").exists(), "that others name"
+  folder.pack("cococap", out)
+  assert sorted(path.name for path in out.iterdir()) == [
+    *("nocaps.jsonl", "nocaps_test.jsonl", "prepared.json"),
+    *("restval.jsonl", "test.jsonl", "train.jsonl", "val.jsonl"),
+  ]
+  shutil.move(raw, tmp_path / "away")
+  packed = sources.make("jsonl", path=out / "restval.jsonl")
+  assert (out / "restval.jsonl/examples.jsonl").read_bytes() == lines
+  (found,) = [packed[i] for i in range(len(packed))]
+  assert found["image"] == plain[0]["image"]
+  rows, wrong = folder.check("cococap", out)
+  assert rows[2] == ("restval", "1", "", "30,504", "1")
+  assert all("were published" in line for line in wrong)
+  # Complete, and written again if the files have changed.
+  shutil.move(tmp_path / "away", raw)
+  assert folder.prepare("cococap", raw, out) == {}
+  os.utime(raw / "nocaps_val_4500_captions.json", (0, 0))
+  assert list(folder.prepare("cococap", raw, out)) == ["nocaps"]
+  assert (out / "nocaps.jsonl").is_file()
+
+
+def test_a_damaged_picture_of_a_packed_split_is_named(prepared, tmp_path):
+  out = tmp_path / "out"
+  prepared("textvqa", splits=["val"])
+  picture = tmp_path / "raw/train_images/dd.jpg"
+  whole = picture.read_bytes()
+  picture.write_bytes(whole[:900])
+  with pytest.raises(ValueError, match=r"val.jsonl:1: truncated or damaged"):
+    folder.pack("textvqa", out)
+  assert sorted(path.name for path in out.iterdir()) == [
+    *("prepared.json", "val.jsonl")
+  ]
+  png = io.BytesIO()
+  Image.open(io.BytesIO(whole)).save(png, "PNG")
+  data = bytearray(png.getvalue())
+  data[len(data) // 2] ^= 255
+  picture.write_bytes(data)
+  folder.pack("textvqa", out)
+  _, wrong = folder.check("textvqa", out, splits=["val"])
+  assert "examples.jsonl:1: " in wrong[-1]
+  assert "0 more cannot be decoded" in wrong[-1]
+
+
+def test_videos_are_not_packed(tmp_path):
+  raw = publishers.write_all(tmp_path / "raw", publishers.msvd_qa())
+  folder.prepare("msvd_qa", raw, tmp_path / "out")
+  with pytest.raises(ValueError, match=r"train.jsonl: videos are not packed; "):
+    folder.pack("msvd_qa", tmp_path / "out")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_linked_pictures_need_no_other_folder(
+  prepared, tmp_path, monkeypatch, has_links
+):
+  raw, out = tmp_path / "raw", tmp_path / "out"
+  prepared("textvqa")
+  if not has_links:
+    monkeypatch.setattr(os, "link", _no_link)
+  found = prepared("textvqa", link=True)
+  assert found["val"][0]["image"] == "images/train_images/dd.jpg"
+  image, source = (
+    out / "images/train_images/dd.jpg",
+    raw / "train_images/dd.jpg",
+  )
+  assert image.samefile(source) == has_links
+  assert folder.prepare("textvqa", raw, out) == {}, "complete without links"
+  shutil.rmtree(raw)
+  assert all(map(readable, out.glob("*.jsonl")))
+
+
+def _no_link(*_):
+  raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
 def test_check_names_what_differs(prepared, tmp_path):
   out = tmp_path / "out"
   prepared("textvqa")
   rows, wrong = folder.check("textvqa", out)
-  assert rows[1] == ("train", "3", "34,602", "2")
+  assert rows[1] == ("train", "3", "", "34,602", "2")
   assert [line.partition(": ")[2] for line in wrong] == [
-    "3 examples, 34,602 were published: 34,599 less; is it another release, "
-    "or were some left out?",
+    "3 examples, 34,602 were published: 34,599 less; is it another release?",
     *(
-      f"1 examples, {count} were published: {less} less; is it another "
-      "release, or were some left out?"
+      f"1 examples, {count} were published: {less} less; is it another release?"
       for count, less in [("5,000", "4,999"), ("5,734", "5,733")]
     ),
   ]
@@ -261,8 +343,8 @@ def test_check_names_what_differs(prepared, tmp_path):
   _, no_answer, _, _, shared, missing, damaged = wrong
   assert no_answer.endswith("val.jsonl:1: this and 0 more have no answer")
   assert shared.startswith("train and val share 1 pictures, such as ../raw")
-  assert "cc.jpg: no such picture, and 0 more of 3 are missing" in missing
-  assert "bb.jpg" in damaged and "0 more pictures cannot be decoded" in damaged
+  assert "cc.jpg: no such file, and 0 more of 3 are missing" in missing
+  assert "bb.jpg" in damaged and "0 more cannot be decoded" in damaged
 
 
 def test_every_data_set_says_where_it_comes_from():
