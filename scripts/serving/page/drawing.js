@@ -18,10 +18,11 @@ export function colour(label) {
 }
 
 export function caption({ label, score }) {
-  return score === undefined ? label : `${label} ${score.toFixed(2)}`.trim();
+  return `${label} ${score.toFixed(2)}`.trim();
 }
 
-// Fills a canvas. Boxes are in pixels of the picture; a line is 3 units thick.
+// Fills a canvas. Boxes, [y0, x0, y1, x1], are in pixels of the picture; a line
+// is 3 units thick.
 export function draw(canvas, picture, objects, unit) {
   const context = canvas.getContext("2d");
   const { width, height } = canvas;
@@ -36,11 +37,12 @@ export function draw(canvas, picture, objects, unit) {
       image, x * scale, y * scale, image.width * scale, image.height * scale);
   }
   context.globalAlpha = 1;
-  const boxes = objects.map((item) => item.box.map((edge) => edge * scale));
+  // On the middle of pixels: lines are sharp.
+  const boxes = objects.map((item) => item.box.map((edge) => Math.floor(edge * scale) + 0.5));
   for (const [style, thickness] of [[EDGE, 5 * unit], [null, 3 * unit]]) {
     context.lineWidth = thickness;
     objects.forEach((item, i) => {
-      const [x0, y0, x1, y1] = boxes[i];
+      const [y0, x0, y1, x1] = boxes[i];
       context.strokeStyle = style ?? colour(item.label);
       context.strokeRect(x0, y0, x1 - x0, y1 - y0);
     });
@@ -51,10 +53,10 @@ export function draw(canvas, picture, objects, unit) {
 // The part of a mask in its box as a canvas, and where it lies.
 function tinted({ mask, box, label }) {
   const [height, width] = mask.size;
-  const [x0, y0] = box.slice(0, 2).map((edge) => Math.max(Math.floor(edge), 0));
+  const [y0, x0] = box.slice(0, 2).map((edge) => Math.max(Math.floor(edge), 0));
   const canvas = document.createElement("canvas");
-  canvas.width = Math.max(Math.min(Math.ceil(box[2]), width) - x0, 1);
-  canvas.height = Math.max(Math.min(Math.ceil(box[3]), height) - y0, 1);
+  canvas.width = Math.max(Math.min(Math.ceil(box[3]), width) - x0, 1);
+  canvas.height = Math.max(Math.min(Math.ceil(box[2]), height) - y0, 1);
   const context = canvas.getContext("2d");
   context.fillStyle = colour(label);
   context.fillRect(0, 0, canvas.width, canvas.height);
@@ -105,8 +107,7 @@ function write(context, objects, boxes, unit) {
   const taken = [];
   objects.forEach((item, i) => {
     const text = caption(item);
-    if (!text) return;
-    const [x0, y0, x1, y1] = boxes[i];
+    const [y0, x0, y1, x1] = boxes[i];
     const wide = Math.min(context.measureText(text).width + 2 * pad, width);
     const spots = [y0 - high, y1, y0, y1 - high].flatMap(
       (y) => [[x0 - unit, y], [x1 - wide + unit, y]]);

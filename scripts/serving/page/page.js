@@ -16,25 +16,26 @@ const TASKS = {
   },
   detect: {
     send: "Find", text: "What to find", hint: "Finds boxes, of several labels too: cat, dog",
-    prompt: (text) => `detect ${labels(text)}`,
+    prompt: (text) => `detect ${split(text).join(" ; ")}`,
   },
   segment: {
     send: "Outline", text: "What to outline", hint: "Finds boxes and masks, of several labels too: cat, dog",
-    prompt: (text) => `segment ${labels(text)}`,
+    prompt: (text) => `segment ${split(text).join(" ; ")}`,
   },
   read: { send: "Read", hint: "Reads what is written in the picture.", prompt: () => "ocr" },
   prompt: { send: "Send", text: "Prompt", hint: "Sent as it is, for a model with prompts of its own.", prompt: (text) => text },
 };
 
-// {name, url, bitmap, answers: [{task, prompt, model, text, objects, shown, ...}]};
+// {name, url, bitmap, answers: [{prompt, model, text, objects, shown, ...}]};
 // an answer has objects if its prompt asks to detect or segment.
 let picture = null;
 
-const labels = (text) => text.split(/[,;]/).map((label) => label.trim()).filter(Boolean).join(" ; ");
+const split = (text) => text.split(/[,;]/).map((label) => label.trim()).filter(Boolean);
 const language = () => find("language").value.trim() || "en";
 const task = () => document.querySelector("[name=task]:checked").value;
-const least = () => Number(find("threshold").value);
-const visible = (answer) => (answer.objects ?? []).filter((item) => (item.score ?? 1) >= least());
+const number = (id) => (find(id).value === "" ? null : Number(find(id).value));
+const least = () => number("threshold");
+const visible = (answer) => (answer.objects ?? []).filter((item) => item.score >= least());
 const drawn = () => picture.answers.filter((answer) => answer.shown).flatMap(visible);
 
 // What the page shows elsewhere, too, is said only to those who do not see it.
@@ -43,14 +44,26 @@ function say(text, look = "") {
   find("status").className = look;
 }
 
+// The largest file and picture that are sent as they are.
+const BYTES = 12e6;
+const PIXELS = 20e6;
+
 async function take(file) {
   if (!file) return;
+  const name = file.name || "picture";
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    say(`${file.name || "The file"} is no picture that this browser can show.`, "error");
+    say(`${name} is no picture that this browser can show.`, "error");
     return;
+  }
+  let note = `${name}, ${bitmap.width} × ${bitmap.height} pixels`;
+  if (file.size > BYTES || bitmap.width * bitmap.height > PIXELS) {
+    const factor = Math.min(1, 4096 / Math.max(bitmap.width, bitmap.height));
+    file = await toBlob(onCanvas(bitmap, factor), "image/jpeg");
+    bitmap = await createImageBitmap(file);
+    note += `, sent as ${bitmap.width} × ${bitmap.height}`;
   }
   picture?.answers.forEach((answer) => answer.abort?.abort());
   picture?.bitmap.close();
@@ -59,12 +72,12 @@ async function take(file) {
     reader.onload = () => resolve(reader.result);
     reader.readAsDataURL(file);
   });
-  picture = { name: file.name || "picture", url, bitmap, answers: [] };
+  picture = { name, url, bitmap, answers: [] };
   find("answers").replaceChildren();
   for (const id of ["results", "threshold-label", "empty"]) find(id).hidden = true;
   canvas.hidden = false;
   frame.classList.add("full");
-  say(`${picture.name}, ${bitmap.width} × ${bitmap.height} pixels`);
+  say(note);
   redraw();
 }
 
@@ -111,35 +124,27 @@ function add(answer) {
 }
 
 async function ask() {
-  const name = task();
   const about = picture;
   if (!about) {
     say("Choose a picture first.", "error");
     return;
   }
   const answer = {
-    task: name,
-    prompt: TASKS[name].prompt(find("text").value.trim()),
+    prompt: TASKS[task()].prompt(find("text").value.trim()),
     model: find("model").value,
+    settings: { max_tokens: number("max_tokens") },
     text: "",
     shown: false,
     abort: new AbortController(),
-  };
-  const settings = {
-    model: answer.model,
-    max_tokens: Number(find("tokens").value),
-    temperature: Number(find("temperature").value),
-    top_p: Number(find("top-p").value),
-    seed: Number(find("seed").value),
   };
   const item = add(answer);
   item.classList.add("busy");
   item.setAttribute("aria-busy", "true");
   say("Asked …", "unseen");
   try {
-    const finds = /^(detect|segment)\b/.exec(answer.prompt)?.[0];
-    if (finds) await locate(answer, finds, settings);
-    else await stream(answer, settings);
+    const [, finds, text] = /^(detect|segment) (.*)$/.exec(answer.prompt) ?? [];
+    if (finds) await locate(answer, finds, split(text));
+    else await stream(answer);
     if (about === picture) say(summary(answer), "unseen");
   } catch (error) {
     const stopped = error.name === "AbortError";
@@ -156,13 +161,15 @@ async function ask() {
   if (about === picture) find("results").hidden = false;
 }
 
-async function stream(answer, settings) {
+async function stream(answer) {
+  const { model, settings } = answer;
   const text = answer.item.querySelector(".text");
+  for (const name of ["temperature", "top_p", "seed"]) settings[name] = number(name);
   const content = [
     { type: "image_url", image_url: { url: picture.url } },
     { type: "text", text: answer.prompt },
   ];
-  const body = { messages: [{ role: "user", content }], ...settings };
+  const body = { model, ...settings, messages: [{ role: "user", content }] };
   for await (const piece of server.pieces(body, answer.abort.signal)) {
     answer.text += piece.text;
     text.textContent = answer.text;
@@ -170,12 +177,12 @@ async function stream(answer, settings) {
   }
 }
 
-async function locate(answer, task, settings) {
-  const { item, prompt, abort } = answer;
+async function locate(answer, task, labels) {
+  const { item, model, settings, abort } = answer;
   const { answers, url } = picture;
-  const body = { image: url, prompt, ...settings };
-  const { text, objects } = await server.objects(task, body, abort.signal);
-  Object.assign(answer, { text, objects });
+  const body = { model, ...settings, image: url, labels };
+  const { text, objects, complete, malformed } = await server.objects(task, body, abort.signal);
+  Object.assign(answer, { text, objects, complete, malformed });
   answers.forEach((other) => {
     other.shown = other === answer;
     other.item.querySelector(".shown input").checked = other.shown;
@@ -199,7 +206,7 @@ function list(answer) {
     swatch.style.background = colour(object.label);
     const [label, score, box] = [0, 1, 2].map(() => row.insertCell());
     label.append(swatch, object.label);
-    score.textContent = object.score?.toFixed(2) ?? "";
+    score.textContent = object.score.toFixed(2);
     box.textContent = object.box.map(Math.round).join(", ");
     return row;
   }));
@@ -210,8 +217,23 @@ function summary(answer) {
   if (!answer.objects) return "Answered.";
   const total = answer.objects.length;
   const below = total - visible(answer).length;
-  if (!total) return "Nothing found.";
-  return `${total} found` + (below ? `, ${below} of them below the least score.` : ".");
+  let said = total ? `${total} found` : "Nothing found";
+  if (below) said += `, ${below} of them below the least score`;
+  if (!answer.complete) said += "; the answer has as many tokens as allowed";
+  if (answer.malformed) said += `; not read: ${answer.malformed}`;
+  return `${said}.`;
+}
+
+function onCanvas(bitmap, factor) {
+  const canvas = document.createElement("canvas");
+  canvas.width = Math.round(bitmap.width * factor);
+  canvas.height = Math.round(bitmap.height * factor);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+function toBlob(canvas, type) {
+  return new Promise((resolve) => canvas.toBlob(resolve, type, 0.92));
 }
 
 function save(blob, suffix) {
@@ -224,23 +246,20 @@ function save(blob, suffix) {
 
 function saveJson() {
   const { name, bitmap, answers } = picture;
-  const kept = answers.map(({ task, prompt, model, text, objects, error }) => (
-    { task, prompt, model, text, objects, error }));
-  const size = [bitmap.width, bitmap.height];
-  const content = { image: name, image_size: size, answers: kept };
+  const kept = answers.map(({ prompt, model, settings, text, objects, error }) => (
+    { prompt, model, settings, text, objects, error }));
+  const content = { image: name, height: bitmap.height, width: bitmap.width, answers: kept };
   save(new Blob([JSON.stringify(content, null, 2)], { type: "application/json" }), ".json");
 }
 
 // At the picture's own size, or enlarged until letters have room.
-function savePicture() {
+async function savePicture() {
   const { bitmap } = picture;
   const longer = Math.max(bitmap.width, bitmap.height);
   const factor = Math.max(1, Math.ceil(480 / longer));
-  const large = document.createElement("canvas");
-  large.width = bitmap.width * factor;
-  large.height = bitmap.height * factor;
-  draw(large, bitmap, drawn(), Math.max(1, (longer * factor) / 900));
-  large.toBlob((blob) => save(blob, "-answers.png"));
+  const canvas = onCanvas(bitmap, factor);
+  draw(canvas, bitmap, drawn(), Math.max(1, (longer * factor) / 900));
+  save(await toBlob(canvas, "image/png"), "-answers.png");
 }
 
 let camera = null;
@@ -261,14 +280,10 @@ async function openCamera() {
   find("camera-dialog").showModal();
 }
 
-function shoot() {
-  const video = find("video");
-  const still = document.createElement("canvas");
-  still.width = video.videoWidth;
-  still.height = video.videoHeight;
-  still.getContext("2d").drawImage(video, 0, 0);
+async function shoot() {
+  const still = onCanvas(await createImageBitmap(find("video")), 1);
   find("camera-dialog").close();
-  still.toBlob((blob) => take(new File([blob], "camera.jpg")), "image/jpeg", 0.92);
+  take(new File([await toBlob(still, "image/jpeg")], "camera.jpg"));
 }
 
 function askForToken(hint) {
