@@ -99,6 +99,7 @@ setup(
     "test": [
       "alembic",
       "av>=18",
+      "axe-playwright-python>=0.1.8",
       "beartype",
       "fastapi>=0.132",
       "google-crc32c",
