@@ -95,12 +95,14 @@ class Engine:
       self._images = Images(all_adapted, image_cache_bytes)
     of_picture = self._images.tokens if self._images else 0
     max_prompt = max_prompt or of_picture + _TEXT
-    given = {"places": places, "max_tokens": max_tokens}
-    given |= {"max_waiting": max_waiting, "max_prompt": max_prompt - of_picture}
-    for name, value in given.items():
-      if value < 1:
-        least = 1 + of_picture if name == "max_prompt" else 1
-        raise ValueError(f"{name} is too low, expected {least} or more")
+    for name, value, least in (
+      ("places", places, 1),
+      ("max_prompt", max_prompt, of_picture + 1),
+      ("max_tokens", max_tokens, 1),
+      ("max_waiting", max_waiting, 1),
+    ):
+      if value < least:
+        raise ValueError(f"{name} is {value}, expected {least} or more")
     self._max_prompt, self._max_tokens = max_prompt, max_tokens
     self._max_waiting = max_waiting
     decoders = [(m.clone(img=None), {"llm": p["llm"]}) for m, p in all_adapted]

@@ -269,13 +269,17 @@ def _choose(logits, class_of_token, rows) -> Chosen:
   return Chosen(token, chosen - own, *told)
 
 
-def _check_memory(cache, count, size, params):
+def free_memory(params: Mapping[str, Any]) -> float:
+  """Returns the bytes left on the device of parameters, inf if it keeps mum."""
   device = min(jax.tree.leaves(params)[0].devices(), key=lambda d: d.id)
   stats = device.memory_stats() or {}
-  free = stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
-  needed = sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache)
-  )
+  return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
+
+
+def _check_memory(cache, count, size, params):
+  free = free_memory(params)
+  arrays = jax.tree.leaves(cache)
+  needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
   if needed > free:
     raise ValueError(
       f"the cache of {count} places of {size} positions takes "
