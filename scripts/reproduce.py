@@ -354,6 +354,7 @@ def main() -> None:
   names = options.pop("names")
   lines, failed = reproduce(names, **options)
   print(reached.table(lines))
+  print(f"wrote {pathlib.Path(options['workdir'], 'README.md')}")
   if failed:
     raise ValueError("; ".join(f"{name}: {x}" for name, x in failed.items()))
 
