@@ -71,7 +71,6 @@ setup(
     "cuda12": ["jax[cuda12]"],  # for drivers older than 580
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
     "tfds": [
@@ -99,6 +98,7 @@ setup(
     "test": [
       "alembic",
       "av>=18",
+      "axe-playwright-python>=0.1.8",
       "beartype",
       "fastapi>=0.132",
       "google-crc32c",

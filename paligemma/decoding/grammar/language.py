@@ -23,8 +23,8 @@ from jaxtyping import Bool, Int
 TOKEN = 256  # the symbol of token 0
 
 MOST_STATES = 1 << 15  # more would need tables that are too large
-_MOST_NODES = 1 << 17
-_MOST_VISITS = 1 << 20  # of edges, by the construction of subsets: seconds
+_MOST_NODES = 1 << 16
+_MOST_VISITS = 1 << 19  # of edges, by the construction of subsets: seconds
 
 
 class Symbols(NamedTuple):

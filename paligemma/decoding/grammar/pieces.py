@@ -1,5 +1,6 @@
 """The bytes that each token writes."""
 
+import functools
 from typing import Protocol, runtime_checkable
 
 _REPLACEMENT = "\ufffd"  # decoded from bytes that are not UTF-8
@@ -24,6 +25,7 @@ class Tokenizer(Protocol):
   def seg_id(self, i: int) -> int: ...
 
 
+@functools.lru_cache(maxsize=2)  # it decodes every piece
 def of(tokenizer: Tokenizer) -> list[bytes]:
   r"""Returns the bytes that each token adds to a text; none for pad and eos.
 

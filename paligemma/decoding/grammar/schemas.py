@@ -20,7 +20,7 @@ from typing import Any
 
 from paligemma.decoding.grammar import language, patterns
 
-NESTED = 2
+NESTED = 3
 _DEEPEST = 32  # of a schema
 
 # What describes, and does not restrict.
@@ -51,7 +51,7 @@ _CHARACTER = language.Either(
 _SPACE = language.Repeat(language.text(" "), 0, 1)
 
 
-def parse(schema: Mapping[str, Any]) -> language.Expression:
+def parse(schema: Any) -> language.Expression:
   """Returns the expression of the JSON that a schema allows.
 
   Raises:
