@@ -71,7 +71,6 @@ setup(
     "cuda12": ["jax[cuda12]"],  # for drivers older than 580
     "cuda13": ["jax[cuda13]"],
     "tpu": ["jax[tpu]"],
-    "tokamax": ["tokamax>=0.0.12"],  # attention kernels for Hopper GPUs
     "plan": ["libtpu"],  # the compiler of TPUs; it needs no TPU
     # Data sets of the TFDS catalogue; no TensorFlow is needed to read them.
     "tfds": [

@@ -120,13 +120,34 @@ def _rounded(x, kind, scale_shape):
 
 def dequantize(matrix: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
   """Returns the matrix that {kind: values, "scale": ...} replaces."""
-  import qwix
-
   kind = kind_of(matrix)
   values = matrix[kind]
   if kind != "int8":
-    values = _unpack(values, kind)
-  array = qwix.QArray(values, matrix[SCALE], qtype=_QTYPES[kind])
+    values = jnp.concatenate(_unpack(values, kind), axis=-1)
+  return _scaled(values, matrix[SCALE], kind, dtype)
+
+
+def unscaled_halves(
+  matrix: Mapping[str, jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """Returns the halves of the last axis, of outputs, of a matrix in 4 bits.
+
+  They are what the lower and the upper four bits of its bytes hold: the numbers
+  in float32, and their scales.
+  """
+  kind = kind_of(matrix)
+  one = jnp.ones((1,) * matrix[SCALE].ndim, jnp.float32)
+  halves = [
+    _scaled(half, one, kind, jnp.float32)
+    for half in _unpack(matrix[kind], kind)
+  ]
+  return halves, jnp.split(matrix[SCALE], 2, axis=-1)
+
+
+def _scaled(values, scale, kind, dtype):
+  import qwix
+
+  array = qwix.QArray(values, scale, qtype=_QTYPES[kind])
   return qwix.dequantize(array).astype(dtype)
 
 
@@ -168,8 +189,9 @@ def _pack(values):
 
 
 def _unpack(values, kind):
-  both = jnp.concatenate([values & 15, values >> 4], axis=-1)
+  """Returns the numbers in the lower and in the upper four bits."""
+  halves = values & 15, values >> 4
   if kind == "nf4":
-    return both.astype(jnp.uint4)
-  both = both.astype(jnp.int8)
-  return jnp.where(both > 7, both - 16, both)
+    return [half.astype(jnp.uint4) for half in halves]
+  halves = (half.astype(jnp.int8) for half in halves)
+  return [jnp.where(half > 7, half - 16, half) for half in halves]

@@ -59,10 +59,9 @@ WITHOUT_A_TPU = {
   "TPU_ACCELERATOR_TYPE": "v5litepod-1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-GPU_COMPILER = os.environ.get(
-  "PALIGEMMA_GPU_COMPILER",
-  pathlib.Path("~/.cache/paligemma/gpu_compiler").expanduser(),
-)
+GPU_COMPILER = pathlib.Path(
+  os.environ.get("PALIGEMMA_GPU_COMPILER", "~/.cache/paligemma/gpu_compiler")
+).expanduser()
 # The schedule does not change what a step needs, so any size of data will do.
 _EXAMPLES = 1_000_000
 _SUMMARY = """\

@@ -130,7 +130,7 @@ def prepare_data(config: ConfigDict, raw: str | None = None) -> list[str]:
     return []
   out, splits = files[0].parent, [file.stem for file in files]
   name = out.name
-  if raw is not None and not all(file.is_file() for file in files):
+  if raw is not None and not all(file.exists() for file in files):
     here = pathlib.Path(raw, name)
     with progress.bar(name) as show:
       folder.prepare(
@@ -141,7 +141,7 @@ def prepare_data(config: ConfigDict, raw: str | None = None) -> list[str]:
         jobs=_JOBS,
         show=show,
       )
-  if missing := [file for file in files if not file.is_file()]:
+  if missing := [file for file in files if not file.exists()]:
     raise ValueError(
       f"{missing[0]}: missing; python -m scripts.prepare {name} --list says "
       "what to download, and --raw names its folder here"

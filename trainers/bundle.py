@@ -35,7 +35,7 @@ NAME = "bundle.json"
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
   *("flax", "grain", "jax", "jaxlib", "ml_collections", "ml_dtypes", "numpy"),
-  *("optax", "orbax-checkpoint", "pillow", "qwix", "sentencepiece", "tokamax"),
+  *("optax", "orbax-checkpoint", "pillow", "qwix", "sentencepiece"),
   *("tensorstore", "libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin"),
 )
 # Compiler flags, which no other file tells.

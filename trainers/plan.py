@@ -26,10 +26,12 @@ class Layout:
   Attributes:
     remat_policy: of the towers whose policy is "auto", see models/stack.py.
     frozen_sharding: "shard" or "replicate", see state.abstract_params.
+    attention: of the towers whose attention is "auto", see attention/reference.
   """
 
   remat_policy: str
   frozen_sharding: str
+  attention: str = "auto"
 
 
 class Plan:
@@ -40,8 +42,9 @@ class Plan:
     mesh: of the devices of all processes.
     task: of the config, see tasks/task.py.
     layouts: those that the config allows, the fastest first; the last needs the
-      least memory.
-    layout: the last of them, or that of `with_layout`.
+      least memory. Behind it, on a GPU, is one without a kernel for attention,
+      which is for a kernel that does not compile.
+    layout: the one of the least memory, or that of `with_layout`.
     model: Model of the config.
     sources: (source, weight) pairs to train on; None if not opened.
     sizes: batch_size, examples_per_epoch and total_steps.
@@ -118,17 +121,20 @@ class Plan:
   def _find_layouts(self, model):
     """The layouts of a model as its config has it, once one is laid out."""
     whole = least = self.layout
+    is_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+    plain = ()
+    if is_gpu and any(x.attention == "auto" for x in model.towers.values()):
+      plain = (dataclasses.replace(least, attention="chunked"),)
     if self.mesh.shape["data"] > 1:
       must_shard = self.config.frozen_sharding == "shard"
       if must_shard or _bytes(self.frozen) <= _bytes(self.trainable):
-        return (least,)  # what is split is gathered once per layer and pass
+        return least, *plain  # what is split is gathered once a pass and layer
       whole = dataclasses.replace(least, frozen_sharding="replicate")
     policies = ()
     if any(x.remat_policy == "auto" for x in model.towers.values()):
-      is_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
       policies = (*["products_unrolled"] * is_gpu, "products")
     stores = (dataclasses.replace(whole, remat_policy=x) for x in policies)
-    return tuple(dict.fromkeys((*stores, whole, least)))
+    return tuple(dict.fromkeys((*stores, whole, least, *plain)))
 
   def _lay_out(self, model, layout):
     """Makes arrays and optimizer of a model, and the model itself."""
@@ -139,14 +145,19 @@ class Plan:
       self.mesh,
       frozen_sharding=layout.frozen_sharding,
     )
-    # Nothing is kept of a frozen tower, so that its policy is all the same.
+
+    def lay_out(name, tower):
+      chosen = {}
+      if tower.attention == "auto":
+        chosen["attention"] = layout.attention
+      # Nothing is kept of a frozen tower, so that its policy is all the same.
+      trains = any(x.startswith(f"{name}/") for x in self.trainable)
+      if trains and tower.remat_policy == "auto":
+        chosen["remat_policy"] = layout.remat_policy
+      return tower.clone(**chosen)
+
     self.model = model.clone(
-      **{
-        name: tower.clone(remat_policy=layout.remat_policy)
-        for name, tower in model.towers.items()
-        if tower.remat_policy == "auto"
-        and any(x.startswith(f"{name}/") for x in self.trainable)
-      }
+      **{name: lay_out(name, tower) for name, tower in model.towers.items()}
     )
     if lora.lora_of(self.model) is not None:
       self._check_adapters_alone_train()

@@ -134,17 +134,15 @@ class Attention(nn.Module):
     elif call.mode == "extend":
       k = self._append("k", k, call.cache_index)
       v = self._append("v", v, call.cache_index)
-    mixed = keep(
-      attention.attend(
-        q,
-        k,
-        v,
-        call.mask,
-        scale=config.find_query_scale(),
-        logits_softcap=config.attn_logits_softcap,
-        window=call.window,
-        implementation=config.attention,
-      )
+    mixed = attention.attend(
+      q,
+      k,
+      v,
+      call.mask,
+      scale=config.find_query_scale(),
+      logits_softcap=config.attn_logits_softcap,
+      window=call.window,
+      implementation=config.attention,
     )
     shape = config.num_heads, config.head_dim, width
     einsum = self._einsum("attn_vec_einsum", shape, _fan_in((0, 1), (2,)))

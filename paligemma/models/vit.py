@@ -25,7 +25,7 @@ from paligemma import registry, variants
 from paligemma.lora import config as lora_lib
 from paligemma.models.attention import reference as attention
 from paligemma.models.attention.masks import Mask
-from paligemma.models.linear import Linear, keep
+from paligemma.models.linear import Linear
 from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once, 128 MiB in float32.
@@ -116,10 +116,8 @@ class MultiHeadDotProductAttention(nn.Module):
       _linear(config, heads, name, f"attn/{name[0]}")(x, train)
       for name, x in (("query", queries), ("key", keys), ("value", keys))
     )
-    mixed = keep(
-      attention.attend(
-        q, k, v, mask, scale=head_dim**-0.5, implementation=config.attention
-      )
+    mixed = attention.attend(
+      q, k, v, mask, scale=head_dim**-0.5, implementation=config.attention
     )
     return _linear(config, (width,), "out", "attn/out", axes=2)(mixed, train)
 

@@ -287,8 +287,8 @@ class _Costs:
 
   def _written(self, instruction):
     arrays = instruction.arrays
-    if instruction.opcode == "custom-call" and len(arrays) > 1:
-      arrays = arrays[:1]  # the others are the kernel's workspace
+    if "__cu" in instruction.attributes and len(arrays) > 1:
+      arrays = arrays[:1]  # the others are the workspace of NVIDIA's library
     return sum(array.num_bytes for array in arrays if self._is_in_memory(array))
 
   def _in_memory(self, instructions):
@@ -409,7 +409,12 @@ def _convolution_flops(instruction, left, right):
 
 def _stated_flops(instruction):
   """Returns the FLOPs that a kernel's author states, None for another."""
-  found = re.search(r'cost_estimate":\{"flops":"?(\d+)', instruction.attributes)
+  # \22 is a quotation mark within those of an attribute.
+  attributes = instruction.attributes.replace(r"\22", '"')
+  found = re.search(
+    r'(?:cost_estimate"|serialized_metadata\W+):?\{"flops": ?"?(\d+)',
+    attributes,
+  )
   return int(found[1]) if found else None
 
 

@@ -17,7 +17,13 @@ from typing import Any
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from scripts.datasets.data_set import DataSet, Picture, Records, Split
+from scripts.datasets.data_set import (
+  DataSet,
+  Picture,
+  Records,
+  Split,
+  paired,
+)
 from scripts.datasets.raw import Raw
 
 _CHARTQA = "https://huggingface.co/datasets/ahmed-masry/ChartQA"
@@ -31,6 +37,7 @@ def _chartqa(split: str, x: Mapping[str, Any]) -> dict[str, Any]:
     "image": f"{split}/png/{x['imgname']}",
     "question": x["query"],
     "answer": x["label"],
+    "imgname": x["imgname"],
   }
 
 
@@ -107,8 +114,8 @@ def draw_letters(texts: Mapping[str, Any], data: bytes) -> bytes:
 def _ocrvqa(raw: Raw) -> Records:
   """One record a question; a book has several."""
   for where, (name, book) in raw.items("dataset.json"):
-    pairs = zip(book["questions"], book["answers"], strict=True)
-    for question, answer in pairs:
+    pairs = book["questions"], book["answers"]
+    for question, answer in paired(f"{where}: its lists", *pairs):
       yield where, (name, book, question, answer)
 
 

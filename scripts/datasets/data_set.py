@@ -1,13 +1,23 @@
 """What is known of a published data set, and how its examples are read."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from scripts.datasets.raw import Raw
 
 # (place for errors, what `fields` takes)
 Records = Iterator[tuple[str, Any]]
+
+
+def paired(where: str, one: Iterable, other: Iterable) -> Iterator[tuple]:
+  """Yields the elements of two together; raises if one has more of them."""
+  rest = object()
+  for pair in itertools.zip_longest(one, other, fillvalue=rest):
+    if rest in pair:
+      raise ValueError(f"{where}: differ in length")
+    yield pair
 
 
 @dataclasses.dataclass(frozen=True)

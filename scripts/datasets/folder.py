@@ -25,6 +25,7 @@ from paligemma import disk, messages, registry
 from paligemma.data import image_files, pictures, shards, sources, video
 from scripts import pack as pack_lib
 from scripts.datasets import catalog
+from scripts.datasets import raw as raw_lib
 from scripts.datasets.data_set import Picture, Split
 from scripts.datasets.raw import Raw
 from scripts.imports import entries
@@ -43,6 +44,9 @@ _NEEDED = (
   "label",
 )
 _MEDIA = {"image": "picture", "video": "video"}
+
+# What a record of another form raises where it is read.
+_MALFORMED = (LookupError, TypeError, AttributeError)
 
 Show = Callable[[int, int], None]
 
@@ -106,6 +110,8 @@ def prepare(
     for split in splits or data_set.splits
     if not _is_complete(record["splits"].get(split), raw, out, split, link)
   ]
+  for half in (out / "images").rglob(".*.tmp"):  # of a killed process
+    half.unlink()
   total = sum(data_set.splits[split].count or 0 for split in todo)
   arguments = name, raw, out, skip_bad, link
   if min(jobs, len(todo)) > 1:
@@ -321,13 +327,12 @@ def _write_lines(file, examples, add):
 def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
   """Yields the lines of a split; raises at its end if pictures are missing."""
   missing, first, total, what = 0, "", 0, ""
-  for where, record in split.read(raw):
+  for where, record in _records(split, raw):
     with problems:
       try:
         fields = split.fields(record)
-      except (KeyError, TypeError, IndexError, AttributeError) as error:
-        what = f"missing key {error}" if isinstance(error, KeyError) else error
-        raise ValueError(f"{where}: malformed record: {what}") from None
+      except _MALFORMED as error:
+        raise _malformed(where, error) from None
       if fields is None:
         continue
       total += 1
@@ -339,6 +344,8 @@ def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
         if problems.skip:
           raise ValueError(f"{where}: no {what} {error.args[0]}") from None
         continue
+      except (TypeError, AttributeError) as error:
+        raise _malformed(where, error) from None
       yield {key: named, **{k: v for k, v in fields.items() if k != key}}
   if missing and not problems.skip:
     raise ValueError(
@@ -346,6 +353,24 @@ def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
       f"not there, the first: {first}; --list names where they come from, "
       "--skip_bad leaves these examples out"
     )
+
+
+def _records(split, raw):
+  """Yields as split.read; a file of another form is one line."""
+  try:
+    yield from split.read(raw)
+  except _MALFORMED as error:
+    (*_, last) = raw.folder, *raw.opened
+    raise _malformed(last, error) from None
+
+
+def _malformed(where, error):
+  what = f"a value of another kind ({error})"
+  if isinstance(error, KeyError):
+    what = f"missing key {error}"
+  return ValueError(
+    f"{where}: malformed record: {what}; is it of another release?"
+  )
 
 
 class _Pictures:
@@ -388,6 +413,8 @@ class _Pictures:
       return picture.edit(self._raw.read(found.path))
     except OSError as error:  # of Pillow
       raise ValueError(f"{where}: no picture: {error}") from None
+    except _MALFORMED as error:
+      raise _malformed(f"{where}: its texts", error) from None
 
   def _write(self, name, data):
     path = self._out / "images" / name
@@ -398,15 +425,14 @@ class _Pictures:
 
 def _link(source, target):
   """Gives a file a second name, or copies it; one that is there stays."""
-  size = source.stat().st_size
-  if target.is_file() and target.stat().st_size == size:
+  if raw_lib.is_there(target, source.stat().st_size):
     return
   target.parent.mkdir(parents=True, exist_ok=True)
-  with disk.file(target) as temporary:
-    try:
-      os.link(os.path.realpath(source), temporary)
-    except OSError:  # another disk, or one without links
-      shutil.copyfile(source, temporary)
+  target.unlink(missing_ok=True)
+  try:
+    os.link(os.path.realpath(source), target)
+  except OSError:  # another disk, or one without links
+    raw_lib.write(target, source.read_bytes())
 
 
 def _leave_out(lines, out, failed, problems):

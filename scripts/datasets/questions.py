@@ -16,11 +16,15 @@ from typing import Any
 from PIL import Image
 
 from scripts.datasets import sources
-from scripts.datasets.data_set import DataSet, Records, Split
+from scripts.datasets.data_set import DataSet, Records, Split, paired
 from scripts.datasets.raw import Raw
 from scripts.imports import entries
 
 XGQA_LANGUAGES = ("bn", "de", "en", "id", "ko", "pt", "ru", "zh")
+_COUNTBENCH = (
+  "train-00000-of-00001-cf54c241ba947306.parquet",
+  "countbench_paired_questions.json",
+)
 _VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 _OKVQA = "https://okvqa.allenai.org/static/data"
 _VIZWIZ = "https://vizwiz.cs.colorado.edu/VizWiz_final"
@@ -115,6 +119,7 @@ def _gqa(record: Sequence[Any]) -> dict:
 
 def _vizwiz(split: str, x: Mapping[str, Any]) -> dict:
   fields = {"image": f"{split}/{x['image']}", "question": x["question"]}
+  fields["question_id"] = x["image"]
   if split == "test":
     return fields
   answers = [answer["answer"] for answer in x["answers"] if answer["answer"]]
@@ -140,11 +145,9 @@ def _tallyqa(x: Mapping[str, Any]) -> dict:
 
 
 def _countbenchqa(raw: Raw) -> Records:
-  questions = raw.items("countbench_paired_questions.json")
-  table = "train-00000-of-00001-cf54c241ba947306.parquet"
-  for (where, row), (_, asked) in zip(
-    raw.parquet(table), questions, strict=True
-  ):
+  table, questions = _COUNTBENCH
+  pairs = raw.parquet(table), raw.items(questions)
+  for (where, row), (_, asked) in paired(" and ".join(_COUNTBENCH), *pairs):
     yield where, (where.rpartition(" ")[2], row, asked["question"])
 
 
@@ -330,9 +333,8 @@ DATA_SETS = {
       "tallyqa.zip?raw=true, of which is also test.json",
       **sources.VISUAL_GENOME,
       **sources.COCO_2014,
-      "train-00000-of-00001-cf54c241ba947306.parquet": "https://huggingface.co/"
-      "datasets/nielsr/countbench",
-      "countbench_paired_questions.json": "https://github.com/google-research/"
+      _COUNTBENCH[0]: "https://huggingface.co/datasets/nielsr/countbench",
+      _COUNTBENCH[1]: "https://github.com/google-research/"
       "big_vision/tree/main/big_vision/datasets/countbenchqa/data",
     },
     splits={

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from paligemma import disk
 from scripts.datasets.json_stream import JsonStream
 from scripts.imports import hf
 
@@ -309,7 +310,8 @@ def damage(where: str) -> Iterator[None]:
   except UnicodeDecodeError as error:
     raise ValueError(f"{where}: not UTF-8: {error}") from None
   except _DAMAGE as error:
-    reason = getattr(error, "strerror", None) or error
+    reason = getattr(error, "strerror", None) or str(error)
+    reason, *_ = reason.split(":\n")  # what each format of a tar lacks
     raise ValueError(
       f"{where}: cannot be read ({reason}); is it complete?"
     ) from None
@@ -344,41 +346,61 @@ def _unpacked(file, path):
 
 def _extract_zip(path, members):
   failed = {}
-  with damage(str(path)), zipfile.ZipFile(path) as archive:
+  with damage(str(path)):
+    archive = zipfile.ZipFile(path)
+  with archive:
     for name, target in members.items():
       try:
         with damage(f"{path}: {name}"):
-          if not _is_there(target, archive.getinfo(name).file_size):
-            _write(target, archive.read(name))
+          if is_there(target, archive.getinfo(name).file_size):
+            continue
+          data = archive.read(name)
       except ValueError as error:
         failed[target] = str(error)
+        continue
+      write(target, data)
   return failed
 
 
 def _extract_tar(path, members):
   missing = dict(members)
   reason = f"{path}: damaged or partly downloaded"
-  try:
+
+  def contents():
     with damage(str(path)), tarfile.open(path) as archive:
       for member in archive:
         target = missing.get(member.name)
-        if target is not None and not _is_there(target, member.size):
-          _write(target, archive.extractfile(member).read())
-        missing.pop(member.name, None)
-        if not missing:
-          break
+        if target is not None:
+          there = is_there(target, member.size)
+          yield member.name, None if there else archive.extractfile(member)
+
+  try:
+    for name, file in contents():
+      if file is not None:
+        with damage(f"{path}: {name}"):
+          data = file.read()
+        write(missing[name], data)
+      del missing[name]
+      if not missing:
+        break
   except ValueError as error:
     reason = str(error)
   return dict.fromkeys(missing.values(), reason)
 
 
-def _is_there(target, size):
-  return target.is_file() and target.stat().st_size == size
+def is_there(path: pathlib.Path, size: int) -> bool:
+  """Whether a file was written before, as far as its size tells."""
+  return path.is_file() and path.stat().st_size == size
 
 
-def _write(target, data):
+def write(path: pathlib.Path, data: bytes) -> None:
   """Writes a picture: whole or not at all; --check finds what a crash left."""
-  target.parent.mkdir(parents=True, exist_ok=True)
-  temporary = target.parent / f".{target.name}.{os.getpid()}.tmp"
-  temporary.write_bytes(data)
-  temporary.replace(target)
+  temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+  with disk.named(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      temporary.write_bytes(data)
+      temporary.replace(path)
+    except OSError:
+      temporary.unlink(missing_ok=True)
+      raise

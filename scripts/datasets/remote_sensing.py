@@ -6,23 +6,24 @@ out, and those of a count, or of an area.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from scripts.datasets.data_set import DataSet, Picture, Records, Split
+from scripts.datasets.data_set import (
+  DataSet,
+  Picture,
+  Records,
+  Split,
+  paired,
+)
 from scripts.datasets.raw import Raw
 
 
 def _read(raw: Raw, start: str) -> Records:
   """Questions with their answers, which are in a file in the same order."""
-  questions = raw.items(f"{start}_questions.json", "questions")
-  answers = raw.items(f"{start}_answers.json", "answers")
-  for question, answer in itertools.zip_longest(questions, answers):
-    if question is None or answer is None:
-      raise ValueError(
-        f"{start}_questions.json and {start}_answers.json differ in length"
-      )
+  files = f"{start}_questions.json", f"{start}_answers.json"
+  questions, answers = map(raw.items, files, ("questions", "answers"))
+  for question, answer in paired(" and ".join(files), questions, answers):
     where, x = question
     if x["active"]:
       if x["id"] != answer[1]["question_id"]:

@@ -10,7 +10,13 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.datasets.data_set import DataSet, Picture, Records, Split
+from scripts.datasets.data_set import (
+  DataSet,
+  Picture,
+  Records,
+  Split,
+  paired,
+)
 from scripts.datasets.raw import Raw
 
 ENDINGS = (".mp4", ".avi", ".mkv", ".webm")
@@ -76,8 +82,8 @@ def _msvd_qa_fields(record: Sequence[Any]) -> dict[str, Any]:
 def _activitynet(raw: Raw, file: str) -> Records:
   """One record a sentence, which is about a part of a video."""
   for where, (name, x) in raw.items(f"{file}.json"):
-    pairs = zip(x["timestamps"], x["sentences"], strict=True)
-    for (start, end), sentence in pairs:
+    pairs = x["timestamps"], x["sentences"]
+    for (start, end), sentence in paired(f"{where}: its lists", *pairs):
       yield where, (name, start, end, sentence)
 
 

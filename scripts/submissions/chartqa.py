@@ -10,7 +10,6 @@ test_augmented.json have these fields.
 
 import csv
 import io
-import pathlib
 from collections.abc import Sequence
 
 from paligemma.evals.predictions import Record
@@ -19,7 +18,7 @@ from scripts.submissions.submission_format import Entry, Format
 
 def _entry(record: Record) -> Entry:
   return {
-    "imgname": pathlib.PurePosixPath(record["image"]).name,
+    "imgname": record["imgname"],
     "query": record["question"],
     "label": record["answer"],
     "prediction": record["prediction"],

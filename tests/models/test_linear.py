@@ -88,6 +88,36 @@ def test_product_of_one_token_is_that_of_several(
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["int4", "nf4"])
+@pytest.mark.parametrize("equation", [x for x in EQUATIONS if x[:2] == "BT"])
+def test_product_of_one_row_on_a_gpu(equation, kind, monkeypatch):
+  taken = []
+
+  def choose(*args, **paths):
+    taken.append("cuda" in paths)
+    return paths.get("cuda", paths["default"])(*args)
+
+  monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+  x, w = factors(equation)
+  few = quantization.quantize(EQUATIONS[equation], w, kind)
+  found = linear.product(equation, x[:1, 2:3], few)
+  full = quantization.dequantize(few, jnp.float32)
+  expected = linear.einsum_float32(equation, x[:1, 2:3], full)
+  assert taken == [True]
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+  def total(multiply, weight):
+    product = functools.partial(multiply, equation)
+    return jax.grad(lambda x: jnp.sum(jnp.sin(product(x, weight))))
+
+  np.testing.assert_allclose(
+    total(linear.product, few)(x[:1, 2:3]),
+    total(linear.einsum_float32, full)(x[:1, 2:3]),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+
+
 def test_a_token_is_multiplied_by_a_weight_as_it_is_stored():
   # As XLA would else transpose or convert it, on GPUs: axis N is a batch axis,
   # and there are two rows.

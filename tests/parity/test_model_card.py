@@ -37,6 +37,8 @@ def run_card(folder, monkeypatch):
   return printed
 
 
+# NumPy 2 on how the processor reads tensors of PyTorch.
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_paligemma(tmp_path, monkeypatch):
   folder = tmp_path / "hf"
   convert.convert(TINY, folder, format="huggingface", tokenizer=TOKENIZER)

@@ -1,5 +1,3 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -10,7 +8,7 @@ from scripts import plan
 
 
 def gpu_compiler_is_there():
-  return (pathlib.Path(plan.GPU_COMPILER) / topologies._GPU_LIBRARY).exists()
+  return (plan.GPU_COMPILER / topologies._GPU_LIBRARY).exists()
 
 
 @pytest.mark.parametrize(

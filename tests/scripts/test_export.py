@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import jax.export
+import jax.extend
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,7 +20,7 @@ from paligemma.checkpoints import npz
 from paligemma.data import image, image_files
 from paligemma.models import siglip
 from scripts import convert, export
-from scripts.exports import stablehlo
+from scripts.exports import onnx, programs, stablehlo
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ROOT / "paligemma/assets/tiny.npz"
@@ -65,7 +67,7 @@ def photos(tmp_path_factory):
 def exported(tmp_path_factory):
   out = tmp_path_factory.mktemp("exported") / "tiny"
   said = export.export(TINY, TOKENIZER, out, **SIZES)
-  assert said == f"wrote {out}: try python {out}/run.py"
+  assert said == f"wrote {out}; its README.md says how to run it"
   return out
 
 
@@ -103,7 +105,7 @@ def test_manifest(exported):
   manifest = json.loads((exported / "manifest.json").read_text())
   assert (manifest["format"], manifest["version"]) == ("paligemma stablehlo", 1)
   assert {k: manifest[k] for k in SIZES} == SIZES
-  assert manifest["jax"]["jax"] == jax.__version__
+  assert manifest["jax"] == jax.__version__
   assert manifest["tokenizer_sha256"] == (
     hashlib.sha256(TOKENIZER.read_bytes()).hexdigest()
   )
@@ -132,12 +134,12 @@ def test_quantized(tmp_path, photos):
   assert found == ask_here(PROMPT, photos[:2], quantize="int8")
 
 
-@pytest.mark.parametrize("preprocessing", sorted(stablehlo._PREPROCESSING))
+@pytest.mark.parametrize("preprocessing", sorted(programs.PREPROCESSING))
 def test_pictures_are_prepared_as_here(
   preprocessing, exported, photos, monkeypatch
 ):
   runner = run_in(exported)
-  how = {"side": 56, **stablehlo._PREPROCESSING[preprocessing]}
+  how = {"side": 56, **programs.PREPROCESSING[preprocessing]}
   monkeypatch.setitem(runner.ABOUT, "image", how)
   for photo in photos:
     pixels = image_files.decode(photo.read_bytes())
@@ -174,10 +176,53 @@ def test_what_cannot_be_exported(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_is_not_installed(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ("format", "way_out"),
+  [
+    ("stablehlo", r'pip install "paligemma\[export\]"$'),
+    (
+      "onnx",
+      "missing: jax2onnx, onnx, onnxruntime; pip install --no-deps jax2",
+    ),
+  ],
+)
+def test_what_is_not_installed(format, way_out, tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-  with pytest.raises(ValueError, match=r'pip install "paligemma\[export\]"$'):
-    export.export(TINY, TOKENIZER, tmp_path / "a", **SIZES)
+  with pytest.raises(ValueError, match=way_out):
+    export.export(TINY, TOKENIZER, tmp_path / "a", format=format, **SIZES)
+
+
+def test_onnx_is_of_float32(tmp_path, monkeypatch):
+  monkeypatch.setattr(onnx, "check", lambda: None)
+  with pytest.raises(ValueError, match="float16, but ONNX is written in float"):
+    export.export(TINY, TOKENIZER, tmp_path / "a", format="onnx", **SIZES)
+  assert not (tmp_path / "a").exists()
+
+
+def test_calls_are_written_out_for_onnx():
+  @jax.custom_jvp
+  def same(x):
+    return jax.lax.optimization_barrier(x)
+
+  same.defjvps(lambda tangent, *_: tangent)
+
+  @jax.checkpoint
+  def layer(x):
+    chosen = jax.lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos)
+    return jax.jit(jnp.tanh)(same(chosen))
+
+  def function(x, y):
+    return layer(layer(x)), x + y
+
+  x = np.linspace(0, 1, 7, dtype=np.float32)
+  traced = jax.make_jaxpr(function)(x, x)
+  again = jax.make_jaxpr(
+    lambda *arrays: onnx._evaluate(traced.jaxpr, traced.consts, arrays)
+  )(x, x)
+  assert [e.primitive.name for e in again.eqns] == ["sin", "tanh"] * 2 + ["add"]
+  found = jax.jit(jax.extend.core.jaxpr_as_fun(again))(x, x)
+  for a, b in zip(found, function(x, x), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_a_siglip_is_refused(tmp_path):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import paligemma
 from scripts import evaluate, reproduce
 from scripts.datasets import folder
 from tests.scripts.datasets import publishers
@@ -117,6 +118,19 @@ def test_what_is_done_is_not_done_again(here, monkeypatch):
   assert lines.read_text() == text
   now = json.loads((here / RUN / "evaluations/val.json").read_text())
   assert now["scores"] == json.loads(before)["scores"]
+
+
+def test_a_hugging_face_folder_is_evaluated_like_the_run(here):
+  """As the checkpoints are that others have tuned and published."""
+  paligemma.save("hf", *paligemma.load(RUN), format="huggingface")
+  config = reproduce.config_of("textvqa", **OPTIONS)
+  found = {}
+  for ckpt in (RUN, "hf"):
+    (row,) = evaluate.evaluate(config, ckpt, split="val", out=f"{ckpt}.jsonl")
+    line = json.loads(pathlib.Path(f"{ckpt}.jsonl").read_text())
+    found[ckpt] = row, line["prediction"], round(line["score"], 4)
+  assert found["hf"] == found[RUN]
+  assert found["hf"][0][:2] == ("val", 1)
 
 
 def test_one_that_fails_does_not_stop_the_others(here):

@@ -456,14 +456,15 @@ def memory(process: int) -> tuple[float, float]:
   return tuple(int(found[x].split()[0]) / 1024 for x in ("VmRSS", "VmHWM"))
 
 
-def start(*options: str) -> tuple[subprocess.Popen, str]:
-  """Starts a server of the tiny model; returns it and its address."""
-  assets = "paligemma/assets"
+def start(
+  *options: str, ckpt: str = "paligemma/assets/tiny.npz"
+) -> tuple[subprocess.Popen, str]:
+  """Starts a server of a model; returns it and its address."""
   server = subprocess.Popen(
     [
-      *(sys.executable, "-m", "scripts.serve", "--port", "0"),
-      *("--ckpt", f"{assets}/tiny.npz"),
-      *("--tokenizer", f"{assets}/tiny_tokenizer.model", *options),
+      *(sys.executable, "-m", "scripts.serve", "--port", "0", "--ckpt", ckpt),
+      *("--tokenizer", "paligemma/assets/tiny_tokenizer.model"),
+      *("--name", "tiny", *options),
     ],
     stdout=subprocess.PIPE,
     text=True,

@@ -20,7 +20,7 @@ from typing import Any
 
 from paligemma.decoding.grammar import language, patterns
 
-NESTED = 2
+NESTED = 3
 _DEEPEST = 32  # of a schema
 
 # What describes, and does not restrict.

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from paligemma.models.attention.masks import Mask, pad_axis
-from paligemma.models.linear import einsum_float32
+from paligemma.models.linear import einsum_float32, keep
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -81,7 +81,8 @@ def _forward(q, k, v, masks, window, cap):
     mixed = einsum_float32("BKGTS,BKSH->BKGTH", weights, v) / total
     return mixed.astype(v.dtype), largest + jnp.log(total)
 
-  mixed, log_sum = jax.lax.map(one_chunk, (q, of_queries))
+  # If these two are kept, the backward pass does not attend again.
+  mixed, log_sum = map(keep, jax.lax.map(one_chunk, (q, of_queries)))
   return mixed, (q, k, v, masks, window, mixed, log_sum)
 
 

@@ -25,6 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
 from paligemma.models.attention.masks import UNSEEN, Mask, pad_axis
+from paligemma.models.linear import keep
 
 # Sides of a tile, multiples of the lanes; 512 x 512 logits take 1 MiB.
 _LANES = 128
@@ -109,7 +110,10 @@ def _attend_fwd(settings, q, k, v, tokens):
       ("row", (batch, heads, 1, queries), jnp.float32),
     ],
     scratch=[((rows, 1), _LOWEST), ((rows, 1), 0.0), ((rows, head_dim), 0.0)],
+    products=2,
   )
+  # If these two are kept, the backward pass does not attend again.
+  out, total = keep(out), keep(total)
   return out, (q, k, v, tokens, out, total)
 
 
@@ -156,6 +160,7 @@ def _attend_bwd(settings, residuals, d_out):
     inputs,
     outputs=[("q", q.shape, q.dtype)],
     scratch=[((settings.rows, q.shape[3]), 0.0)],
+    products=3,
   )
   dk, dv = _over_tiles(
     _keys_tile,
@@ -165,6 +170,7 @@ def _attend_bwd(settings, residuals, d_out):
     inputs,
     outputs=[("k", k.shape, k.dtype), ("k", v.shape, v.dtype)],
     scratch=[((settings.columns, k.shape[3]), 0.0)] * 2,
+    products=4,
     by_keys=True,
   )
   return dq, dk, dv, None
@@ -234,7 +240,16 @@ def _dot(x, y, x_axis, y_axis):
 
 
 def _over_tiles(
-  step, end, settings, tokens, inputs, outputs, scratch, by_keys=False
+  step,
+  end,
+  settings,
+  tokens,
+  inputs,
+  outputs,
+  scratch,
+  *,
+  products,
+  by_keys=False,
 ):
   """Runs a kernel over all tiles of logits.
 
@@ -247,6 +262,7 @@ def _over_tiles(
     inputs: List of (kind, array); the kind says which block a tile needs.
     outputs: List of (kind, shape, dtype).
     scratch: List of (shape, initial value), float32.
+    products: How many products of a tile the kernel computes.
     by_keys: Whether to traverse all tiles of a key, of all heads in its group,
       rather than all tiles of a query.
   """
@@ -308,6 +324,9 @@ def _over_tiles(
     def _():
       end(of_outputs, of_scratch)
 
+  arrays = [array for _, array in inputs]
+  shapes = [jax.ShapeDtypeStruct(*out) for _, *out in outputs]
+  logits = batch * heads * queries * keys
   return pl.pallas_call(
     kernel,
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -321,13 +340,18 @@ def _over_tiles(
       out_specs=[spec(kind) for kind, _, _ in outputs],
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape, _ in scratch],
     ),
-    out_shape=[jax.ShapeDtypeStruct(*out) for _, *out in outputs],
+    out_shape=shapes,
+    cost_estimate=pl.CostEstimate(
+      flops=2 * products * logits * head_dim,
+      transcendentals=logits,
+      bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays + shapes),
+    ),
     compiler_params=pltpu.CompilerParams(
       dimension_semantics=("parallel",) * (len(grid) - in_turn)
       + ("arbitrary",) * in_turn
     ),
     name=f"flash{step.__name__}",
-  )(*tokens, *[array for _, array in inputs])
+  )(*tokens, *arrays)
 
 
 def _seen(settings, query, key, window):

@@ -3,8 +3,6 @@
 Axes: B batch, T query position, S key position.
 """
 
-import functools
-
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -66,42 +64,6 @@ class Mask:
       return seen
     distance = self.query_position[:, :, None] - self.key_position[:, None, :]
     return seen & ((distance < window) | (key == query))
-
-  def ranges(
-    self, window: int | Int[Array, ""] | None = None
-  ) -> tuple[Int[Array, "B T"], Int[Array, "B T"], Bool[Array, "B S"]]:
-    """Returns the mask as one range of keys for each query.
-
-    Only for a mask of `make_mask`, where queries are keys and blocks never
-    fall: a query attends to the valid keys of its sequence up to the last of
-    its block, with a window from the first of its block or the first one within
-    the window.
-
-    Args:
-      window: As for `dense`.
-
-    Returns:
-      The index of the first key, the index behind the last one, and which keys
-      are valid.
-    """
-    valid = self.key_block != UNSEEN
-    # Padding joins the block that follows; at the end it stays out of all.
-    block = jax.lax.cummin(self.key_block, axis=1, reverse=True)
-
-    def find(rising, wanted, side):
-      search = functools.partial(jnp.searchsorted, side=side)
-      return jax.vmap(search)(rising, wanted).astype(jnp.int32)
-
-    end = find(block, self.query_block, "right")
-    start = jnp.zeros_like(end)
-    if self.query_first is not None:
-      start = find(block, self.query_first, "left")
-    if window is None:
-      return start, end, valid
-    count = jnp.cumsum(valid, axis=1, dtype=jnp.int32)
-    nearest = find(count, count - window, "right")
-    first = find(block, self.query_block, "left")
-    return jnp.maximum(start, jnp.minimum(first, nearest)), end, valid
 
 
 def make_mask(

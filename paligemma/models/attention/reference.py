@@ -4,6 +4,8 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
+import re
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -11,19 +13,19 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from paligemma import registry
-from paligemma.models.attention import chunked, flash
-from paligemma.models.attention import gpu as gpu_attention
+from paligemma.models.attention import chunked, flash, flash_gpu
 from paligemma.models.attention.masks import Mask
-from paligemma.models.linear import einsum_float32
+from paligemma.models.linear import einsum_float32, keep
 from paligemma.models.microbatch import local_batch
 
-# Kernel -> the platform it runs on, and the dtypes it takes.
+# The kernels of "flash" by platform, and the dtypes they take.
 _KERNELS = {
-  "flash": ("tpu", ("float32", "bfloat16")),
-  "tokamax": ("gpu", ("bfloat16", "float16")),
-  "cudnn": ("gpu", ("bfloat16", "float16")),
+  "tpu": (flash, ("float32", "bfloat16")),
+  "gpu": (flash_gpu, ("bfloat16", "float16")),
 }
-IMPLEMENTATIONS = ("auto", "reference", "chunked", *_KERNELS)
+# Triton needs a GPU since Ampere. Older ones are called "Tesla T4" or so.
+_TAKES_TRITON = re.compile(r"NVIDIA (?!TITAN|Quadro|GeForce (GTX|RTX 20))")
+IMPLEMENTATIONS = ("auto", "reference", "chunked", "flash")
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
 # any key (padding) yields a plain average instead of NaN.
@@ -94,17 +96,15 @@ def attend(
 
       reference  plain, for short sequences: its logits are B x N x T x S
       chunked    a chunk of the queries at a time, on any device
-      flash      tile by tile within the cores of a TPU
-      tokamax    likewise on Hopper and Blackwell GPUs
-      cudnn      likewise on GPUs, without a mask: the image tower. cuDNN takes
-                 lengths, or a bias of T x S, but no prefix, and no soft cap
+      flash      tile by tile within the cores of a TPU, for float32 and
+                 bfloat16, or of an NVIDIA GPU since Ampere, for 16 bits
 
   "auto" is the reference while the logits of a device are at most 2**25, on
-  CPUs 2**21. Beyond, it is flash on a TPU for float32 and bfloat16, unless
-  there are fewer than 128 queries, heads are split over the mesh axis "model",
-  or there are several devices and no mesh of jax.set_mesh says what they hold;
-  else chunked. It is never a kernel for GPUs: none has been run on one. A
-  single query, as in decoding, takes the reference whatever is asked for.
+  CPUs 2**21. Beyond, it is flash where there is one, unless there are fewer
+  than 128 queries, heads are split over the mesh axis "model", or there are
+  several devices and no mesh of jax.set_mesh says what they hold; else chunked.
+  A single query, as in decoding, takes the reference whatever is asked for.
+  What remat_policy "products" keeps is marked here.
 
   Args:
     q, k, v: Queries, not yet scaled, keys and values; K divides N.
@@ -123,48 +123,42 @@ def attend(
   if q.shape[1] == 1:
     implementation = "reference"
   elif implementation == "auto":
-    implementation = _choose(q, k, mask, logits_softcap)
-  elif refusal := _refuse(implementation, q, k, mask, logits_softcap):
+    implementation = _choose(q, k)
+  elif implementation == "flash" and (refusal := _refuse_flash(q)):
     raise ValueError(
       f'attention "{implementation}" {refusal}; use "auto" or "chunked"'
     )
   settings = {"scale": scale, "logits_softcap": logits_softcap}
   if implementation == "reference":
     seen = None if mask is None else mask.dense(window)
-    return _attend(q, k, v, seen, **settings)
+    return keep(_attend(q, k, v, seen, **settings))
   if implementation == "chunked":
     num_chunks = num_chunks or _count_chunks(q, k)
     return chunked.attend(q, k, v, mask, window, num_chunks, **settings)
 
+  device = _device()
+
   def on_device(arrays, window):
     q, k, v, mask = arrays
-    if implementation == "flash":
-      if mask is None:  # every query attends to every key
-        query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
-        mask = Mask(query, key, query, key)
-      return flash.attend(q, k, v, mask, window, **settings)
-    try:
-      if implementation == "tokamax":
-        return gpu_attention.tokamax(q, k, v, mask, window, **settings)
-      return jax.nn.dot_product_attention(
-        q, k, v, scale=scale, implementation="cudnn"
-      )
-    except (NotImplementedError, RuntimeError) as error:
-      raise ValueError(
-        f'attention "{implementation}" cannot do this: {error}; use "auto"'
-      ) from None
+    if mask is None:  # every query attends to every key
+      query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+      mask = Mask(query, key, query, key)
+    if device.platform == "gpu":
+      settings["device_kind"] = device.device_kind
+    kernel, _ = _KERNELS[device.platform]
+    return kernel.attend(q, k, v, mask, window, **settings)
 
   return _on_each_device(on_device, (q, k, v, mask), window)
 
 
-def _choose(q, k, mask, cap):
+def _choose(q, k):
   """Returns the implementation that "auto" stands for."""
   if _count_chunks(q, k) == 1:
     return "reference"
   mesh = jax.sharding.get_abstract_mesh()
   split_is_known = jax.device_count() == 1 or not mesh.empty
   long = q.shape[1] >= 128
-  if long and split_is_known and not _refuse("flash", q, k, mask, cap):
+  if long and split_is_known and not _refuse_flash(q):
     return "flash"
   return "chunked"
 
@@ -173,42 +167,34 @@ def _count_chunks(q, k):
   """Returns how many chunks of queries keep the logits of a device small."""
   batch, length, heads, _ = q.shape
   logits = local_batch(batch) * heads * length * k.shape[1]
-  at_once = _LOGITS_IN_CACHE if _platform() == "cpu" else _LOGITS_AT_ONCE
+  is_cpu = _device().platform == "cpu"
+  at_once = _LOGITS_IN_CACHE if is_cpu else _LOGITS_AT_ONCE
   return -(-logits // at_once)
 
 
-def _refuse(implementation, q, k, mask, cap):
-  """Returns why an implementation cannot do what is asked, or None."""
-  if implementation in ("reference", "chunked"):
-    return None
-  platform = _platform()
-  wanted, dtypes = _KERNELS[implementation]
-  mesh = jax.sharding.get_abstract_mesh()
-  if platform != wanted:
-    return f"runs on a {wanted.upper()}, found {platform.upper()}"
+def _refuse_flash(q):
+  """Returns why no kernel can do what is asked, or None."""
+  device = _device()
+  if device.platform not in _KERNELS:
+    return f"runs on a TPU or a GPU, found {device.platform.upper()}"
+  if device.platform == "gpu" and not _TAKES_TRITON.match(device.device_kind):
+    return f"needs an NVIDIA GPU since Ampere, found {device.device_kind}"
+  _, dtypes = _KERNELS[device.platform]
   if q.dtype.name not in dtypes:
-    return f"takes {' or '.join(dtypes)}, found {q.dtype}"
+    return f"takes {' or '.join(dtypes)} there, found {q.dtype}"
+  mesh = jax.sharding.get_abstract_mesh()
   if "model" not in mesh.manual_axes and mesh.shape.get("model", 1) > 1:
     return (
       'does not split heads, and the mesh axis "model" has '
       f"{mesh.shape['model']} devices"
     )
-  if implementation == "tokamax" and mask and q.shape[1] != k.shape[1]:
-    return (
-      "takes a mask of as many queries as keys, found "
-      f"{q.shape[1]} and {k.shape[1]}"
-    )
-  if implementation == "cudnn" and mask:
-    return "knows no mask of a prefix"
-  if implementation == "cudnn" and cap:
-    return f"knows no soft cap of the logits, found {cap}"
   return None
 
 
-def _platform():
+def _device():
   """Returns what is compiled for: the devices of the mesh need not be here."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return jax.default_backend() if device is None else device.platform
+  described = jax.sharding.get_abstract_mesh().abstract_device
+  return described or jax.devices()[0]
 
 
 def _on_each_device(function, arrays, window):

@@ -1,4 +1,4 @@
-"""The kernel for TPUs, interpreted on the CPU, against the reference."""
+"""The kernels, interpreted on the CPU, against the reference."""
 
 import functools
 import math
@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from paligemma.models.attention import flash, masks
+from paligemma.models import linear
+from paligemma.models.attention import flash, flash_gpu, masks
 from paligemma.models.attention import reference as attention
-from paligemma.planning import topologies
+from paligemma.planning import chips, roofline, topologies
 from paligemma.training import sharding
 from scripts import plan
 
@@ -93,8 +94,10 @@ def mix_and_gradients(attend, q, k, v, weights, mask, window, **settings):
 
 
 reference = functools.partial(attention.attend, implementation="reference")
+both = pytest.mark.parametrize("kernel", [flash, flash_gpu])
 
 
+@both
 @pytest.mark.parametrize(
   ("heads", "head_dim", "cap", "window", "mask"),
   [
@@ -103,45 +106,50 @@ reference = functools.partial(attention.attend, implementation="reference")
     ((6, 3), 13, 2.5, 23, any_mask(131, 269)),
     ((4, 2), 11, 2.5, 7, packed_mask(269)),
     ((4, 1), 11, None, None, packed_mask(269)),
+    ((2, 1), 144, None, None, prefix_mask(131)),
   ],
-  ids=["one_kv_head", "all_kv_heads", "any_mask", "packed", "packed_no_window"],
+  ids=["one_kv", "all_kv", "any_mask", "packed", "packed_no_window", "wide"],
 )
-def test_equals_reference(heads, head_dim, cap, window, mask):
+def test_equals_reference(kernel, heads, head_dim, cap, window, mask):
   sizes = (mask.query_block.shape[1], mask.key_block.shape[1])
-  arrays = draw(*heads, head_dim, *sizes)
+  q, *others = draw(*heads, head_dim, *sizes)
+  arrays = q * 3 / head_dim**0.5, *others
   settings = {"mask": mask, "window": window, "logits_softcap": cap}
-  found = mix_and_gradients(flash.attend, *arrays, **settings)
+  found = mix_and_gradients(kernel.attend, *arrays, **settings)
   expected = mix_and_gradients(reference, *arrays, **settings)
   for a, b in zip(found, expected, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_reference():
+@both
+def test_bfloat16_is_as_near_to_float32_as_the_reference(kernel):
   mask = prefix_mask(131)
   arrays = draw(4, 2, 11, 131, 131, "bfloat16")
   settings = {"mask": mask, "window": 7, "logits_softcap": 2.5}
   exact = [x.astype(jnp.float32) for x in arrays]
   exact = mix_and_gradients(reference, *exact, **settings)
-  found = mix_and_gradients(flash.attend, *arrays, **settings)
+  found = mix_and_gradients(kernel.attend, *arrays, **settings)
   rounded = mix_and_gradients(reference, *arrays, **settings)
   for a, b, c in zip(found, rounded, exact, strict=True):
     assert np.abs(a - c).mean() < 1.1 * np.abs(b - c).mean()
     assert np.abs(a - c).max() < 2 * np.abs(b - c).max()
 
 
-def test_one_softmax_over_large_and_small_logits():
+@both
+def test_one_softmax_over_large_and_small_logits(kernel):
   # Of the first tile the weights vanish beside those of the second, and if the
   # largest logit were not taken off, they would overflow.
   q, k, v, weights = draw(1, 1, 3, 131, 257)
   arrays = (100 * q, k.at[:, 128:].multiply(100.0), v, weights)
   settings = {"mask": any_mask(131, 257), "window": None}
-  found, *gradients = mix_and_gradients(flash.attend, *arrays, **settings)
+  found, *gradients = mix_and_gradients(kernel.attend, *arrays, **settings)
   expected, *_ = mix_and_gradients(reference, *arrays, **settings)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
   assert all(np.isfinite(x).all() for x in gradients)
 
 
-def test_a_query_without_keys_gets_zeros_and_sends_none_back():
+@both
+def test_a_query_without_keys_gets_zeros_and_sends_none_back(kernel):
   mask = prefix_mask(131)
   blind = ~mask.dense().any(axis=2)
   assert blind.any()
@@ -149,7 +157,7 @@ def test_a_query_without_keys_gets_zeros_and_sends_none_back():
   @jax.jit
   def run(q, k, v):
     def attend(*arrays):
-      return flash.attend(*arrays, mask, scale=1.0)
+      return kernel.attend(*arrays, mask, scale=1.0)
 
     out, pull_back = jax.vjp(attend, q, k, v)
     cotangent = jnp.where(blind[:, :, None, None], jnp.ones_like(out), 0.0)
@@ -161,13 +169,14 @@ def test_a_query_without_keys_gets_zeros_and_sends_none_back():
   assert not any(gradient.any() for gradient in gradients)
 
 
-def test_tiles_that_nobody_sees_are_passed_over():
+@both
+def test_tiles_that_nobody_sees_are_passed_over(kernel):
   q, k, v, weights = draw(2, 1, 5, 257, 257)
   place = jnp.arange(257)[None].repeat(4, axis=0)
   # Text of one tile, then padding: were it computed with, 0 * NaN is NaN.
   mask = masks.make_mask(place < 128, place)
   arrays = (q, k.at[:, 128:].set(jnp.nan), v.at[:, 128:].set(jnp.nan), weights)
-  mixed = mix_and_gradients(flash.attend, *arrays, mask=mask, window=None)
+  mixed = mix_and_gradients(kernel.attend, *arrays, mask=mask, window=None)
   assert all(np.isfinite(x).all() for x in mixed)
 
 
@@ -183,12 +192,17 @@ def test_tiles(monkeypatch, length, tile):
 def gradient_step(length):
   """A function of (q, k, v, mask_ar), and the shapes that it takes."""
 
+  policy = jax.checkpoint_policies.save_only_these_names(linear.PRODUCT)
+
+  @functools.partial(jax.checkpoint, policy=policy)  # as a layer does
+  def attend(q, k, v, mask):
+    return attention.attend(
+      jnp.sin(q), k, v, mask, scale=1.0, window=7, logits_softcap=5.0
+    )
+
   def total(q, k, v, mask_ar):
     mask = masks.make_mask(mask_ar >= 0, mask_ar)
-    out = attention.attend(
-      q, k, v, mask, scale=1.0, window=7, logits_softcap=5.0
-    )
-    return jnp.sum(out.astype(jnp.float32) ** 2)
+    return jnp.sum(attend(q, k, v, mask).astype(jnp.float32) ** 2)
 
   shapes = [(1, length, n, 72) for n in (2, 1, 1)]
   arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
@@ -203,11 +217,43 @@ def largest_array(hlo):
 
 def test_no_array_of_all_queries_and_keys(monkeypatch):
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
-  monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+  device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+  monkeypatch.setattr(attention, "_device", lambda: device)
   step, arrays = gradient_step(509)
   hlo = jax.jit(step).lower(*arrays).compile().as_text()
   assert "509,72" in hlo.replace(" ", "")
   assert largest_array(hlo) < 509 * 509
+
+
+@pytest.mark.parametrize("head_dim", [72, 256])
+@pytest.mark.parametrize("name", ["l4", "a100-40", "h200"])
+def test_compiles_for_gpus(monkeypatch, name, head_dim):
+  monkeypatch.undo()
+  if not (plan.GPU_COMPILER / topologies._GPU_LIBRARY).exists():
+    pytest.skip(topologies.gpu_compiler_command(plan.GPU_COMPILER))
+  mesh = sharding.make_mesh(devices=topologies.devices(name, plan.GPU_COMPILER))
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
+  step, arrays = gradient_step(1217)
+  here = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  arrays = [
+    jax.ShapeDtypeStruct(
+      (*x.shape[:-1], head_dim) if x.ndim == 4 else x.shape,
+      x.dtype,
+      sharding=here,
+    )
+    for x in arrays
+  ]
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(step).lower(*arrays).compile(topologies.GPU_OPTIONS)
+  hlo = compiled.as_text()
+  # The backward pass does not attend again: what it needs is kept.
+  assert hlo.count("__gpu$xla.gpu.triton") == 3
+  assert largest_array(hlo) < 1217 * 1217
+  found = roofline.analyse(hlo, chips.CHIPS[name])
+  tiles, padded = -(-1217 // 64) * 64, {72: 128, 256: 256}[head_dim]
+  if name == "l4" and head_dim == 256:  # half of the side
+    tiles = -(-1217 // 32) * 32
+  assert found.flops == 2 * (2 + 3 + 4) * 2 * tiles**2 * padded
 
 
 @pytest.mark.parametrize("name", ["v4:1x1x1", "v5e:2x2"])

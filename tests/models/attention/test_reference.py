@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models.attention import chunked, flash, masks
+from paligemma.models import linear
+from paligemma.models.attention import chunked, flash, flash_gpu, masks
 from paligemma.models.attention import reference as attention
 from paligemma.training import sharding
 
@@ -374,35 +375,6 @@ def test_chunks_change_neither_value_nor_gradient(num_chunks, packed):
   )
 
 
-def padded_mask(packed, seed=0):
-  """Blocks of any length, padding anywhere, and a row that has none."""
-  rng = np.random.default_rng(seed)
-  input_mask = rng.random((64, 23)) < rng.random((64, 1))
-  mask_ar = rng.random((64, 23)) < rng.random((64, 1))
-  segment_ids = None
-  if packed:
-    begins = rng.random((64, 23)) < 0.2
-    mask_ar |= begins
-    segment_ids = np.cumsum(begins, axis=1)
-  return masks.make_mask(
-    jnp.asarray(input_mask).at[0].set(True),
-    jnp.asarray(mask_ar, jnp.int32),
-    segment_ids,
-  )
-
-
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 3, 7, 2**31 - 1])
-def test_ranges_are_the_mask(window, packed):
-  mask = padded_mask(packed)
-  start, end, valid = jax.jit(masks.Mask.ranges)(mask, window)
-  place = np.arange(23)[None, None]
-  start, end = np.asarray(start), np.asarray(end)
-  within = (start[:, :, None] <= place) & (place < end[:, :, None])
-  seen = within & np.asarray(valid)[:, None]
-  np.testing.assert_array_equal(seen, mask.dense(window))
-
-
 def largest_array(hlo):
   """Elements of the largest array in the text of a program."""
   shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", hlo)
@@ -435,6 +407,21 @@ def test_no_array_of_all_queries_and_keys(monkeypatch, how):
   assert holds_all == (how == "reference")
 
 
+def test_chunks_are_not_attended_to_again():
+  policy = jax.checkpoint_policies.save_only_these_names(linear.PRODUCT)
+
+  @functools.partial(jax.checkpoint, policy=policy)  # as a layer does
+  def attend(q, k, v):
+    return attention.attend(
+      jnp.sin(q), k, v, None, scale=1.0, implementation="chunked"
+    )
+
+  arrays = small("float32")[:3]
+  step = jax.grad(lambda *x: jnp.sum(attend(*x) ** 2), argnums=(0, 1, 2))
+  text = str(jax.make_jaxpr(step)(*arrays))
+  assert text.count("dot_general[") == 2 + 5
+
+
 @pytest.mark.parametrize("how", ["reference", "auto"])
 def test_no_array_of_all_queries_and_keys_at_896_pixels(how):
   """4096 patches and 512 tokens of text; the program is not run."""
@@ -450,35 +437,51 @@ def small(dtype=jnp.bfloat16, length=131):
   return (x, x, x, masks.make_mask(tokens == 1, tokens))
 
 
+KINDS = {
+  "cpu": "cpu",
+  "tpu": "TPU v5 lite",
+  "gpu": "NVIDIA H200",
+  "turing": "Tesla T4",
+}
+
+
+def device(name):
+  platform = name if name in ("cpu", "tpu") else "gpu"
+  return jax.sharding.AbstractDevice(KINDS[name], 1, platform)
+
+
 @pytest.mark.parametrize(
-  ("how", "platform", "arrays", "cap", "message"),
+  ("how", "name", "dtype", "message"),
   [
-    ("flahs", "tpu", small(), None, 'unknown attention "flahs".*flash'),
-    ("flash", "cpu", small(), None, "runs on a TPU, found CPU"),
-    ("flash", "gpu", small(), None, "runs on a TPU, found GPU"),
-    ("flash", "tpu", small("float16"), None, "float32 or bfloat16, .* float16"),
-    ("tokamax", "tpu", small(), None, "runs on a GPU, found TPU"),
-    ("tokamax", "gpu", small("float32"), None, "bfloat16 or .* found float32"),
-    (
-      "tokamax",
-      "gpu",
-      (small()[0][:, :7], *small()[1:]),
-      None,
-      "as many queries as keys, found 7 and 131",
-    ),
-    ("cudnn", "cpu", small(), None, "runs on a GPU, found CPU"),
-    ("cudnn", "gpu", small(), None, "knows no mask of a prefix"),
-    ("cudnn", "gpu", small()[:3], 50.0, "knows no soft cap .* found 50.0"),
-    ("cudnn", "gpu", small()[:3], None, "cuDNN is not detected"),
+    ("flahs", "tpu", "bfloat16", 'unknown attention "flahs".*flash'),
+    ("flash", "cpu", "bfloat16", "runs on a TPU or a GPU, found CPU"),
+    ("flash", "tpu", "float16", "float32 or bfloat16 there, found float16"),
+    ("flash", "gpu", "float32", "bfloat16 or float16 there, found float32"),
+    ("flash", "turing", "float16", "GPU since Ampere, found Tesla T4"),
   ],
 )
 def test_what_an_implementation_cannot_do(
-  monkeypatch, how, platform, arrays, cap, message
+  monkeypatch, how, name, dtype, message
 ):
-  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  monkeypatch.setattr(attention, "_device", lambda: device(name))
   with pytest.raises(ValueError, match=message) as error:
-    attention.attend(*arrays, scale=1.0, logits_softcap=cap, implementation=how)
+    attention.attend(*small(dtype), scale=1.0, implementation=how)
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("kind", "takes"),
+  [
+    ("NVIDIA A100-SXM4-40GB", True),
+    ("NVIDIA GeForce RTX 4090", True),
+    ("NVIDIA GeForce RTX 2080 Ti", False),
+    ("NVIDIA TITAN V", False),
+    ("Tesla V100-SXM2-16GB", False),
+    ("AMD Instinct MI300X", False),
+  ],
+)
+def test_gpus_that_take_triton(kind, takes):
+  assert bool(attention._TAKES_TRITON.match(kind)) == takes
 
 
 @pytest.mark.parametrize(
@@ -487,7 +490,10 @@ def test_what_an_implementation_cannot_do(
     ("cpu", "bfloat16", 131, 2**25, 1, "reference"),
     ("tpu", "bfloat16", 131, 2**25, 1, "reference"),
     ("cpu", "bfloat16", 131, 2**13, 1, "chunked"),
-    ("gpu", "bfloat16", 131, 2**13, 1, "chunked"),
+    ("gpu", "bfloat16", 131, 2**13, 1, "flash_gpu"),
+    ("gpu", "float16", 131, 2**13, 1, "flash_gpu"),
+    ("gpu", "float32", 131, 2**13, 1, "chunked"),
+    ("turing", "float16", 131, 2**13, 1, "chunked"),
     ("tpu", "bfloat16", 131, 2**13, 1, "flash"),
     ("tpu", "float32", 131, 2**13, 1, "flash"),
     ("tpu", "float16", 131, 2**13, 1, "chunked"),
@@ -496,7 +502,7 @@ def test_what_an_implementation_cannot_do(
   ],
 )
 def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
-  monkeypatch.setattr(attention, "_platform", lambda: platform)
+  monkeypatch.setattr(attention, "_device", lambda: device(platform))
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", logits)
   monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", logits)
   called = []
@@ -509,6 +515,7 @@ def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
     ("reference", attention, "_attend"),
     ("chunked", chunked, "attend"),
     ("flash", flash, "attend"),
+    ("flash_gpu", flash_gpu, "attend"),
   ):
     monkeypatch.setattr(where, path, functools.partial(record, name))
   with jax.set_mesh(sharding.make_mesh(1, model, jax.devices()[:model])):
@@ -519,10 +526,10 @@ def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
 def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
   monkeypatch,
 ):
-  monkeypatch.setattr(attention, "_platform", lambda: "tpu")
+  monkeypatch.setattr(attention, "_device", lambda: device("tpu"))
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
-  q, k, _, mask = small("bfloat16", 131)
-  choose = functools.partial(attention._choose, q, k, mask, None)
+  q, k, *_ = small("bfloat16", 131)
+  choose = functools.partial(attention._choose, q, k)
   assert choose() == "chunked"
   with jax.set_mesh(sharding.make_mesh(8)):
     assert choose() == "flash"
@@ -530,7 +537,7 @@ def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
   assert choose() == "flash"
 
 
-@pytest.mark.parametrize("how", ["flash", "tokamax", "cudnn", "chunked"])
+@pytest.mark.parametrize("how", ["flash", "chunked"])
 def test_a_single_query_takes_the_reference(how):
   q, k, v, mask = random_qkv(queries=1)
   arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
@@ -539,11 +546,11 @@ def test_a_single_query_takes_the_reference(how):
   np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_platform_is_that_of_the_mesh():
-  assert attention._platform() == "cpu"
+def test_the_device_is_that_of_the_mesh():
+  assert attention._device().platform == "cpu"
   with jax.set_mesh(sharding.make_mesh(8)):
-    assert attention._platform() == "cpu"
+    assert attention._device().platform == "cpu"
   device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
   mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert attention._platform() == "tpu"
+    assert attention._device() == device

@@ -55,6 +55,7 @@ LINES = {
       "image": f"{RAW}/ChartQA Dataset/{split}/png/41699051005347.png",
       "question": kind,
       "answer": "57%",
+      "imgname": "41699051005347.png",
     }
     for split in ("train", "test")
     for kind in ("human", "augmented")
@@ -237,12 +238,14 @@ LINES = {
     "train": {
       "image": f"{RAW}/train/VizWiz_train_00000001.jpg",
       "question": "What is this?",
+      "question_id": "VizWiz_train_00000001.jpg",
       "answers": _VIZWIZ,
       "answerable": 0,
     },
     "test": {
       "image": f"{RAW}/test/VizWiz_test_00000001.jpg",
       "question": "What is this?",
+      "question_id": "VizWiz_test_00000001.jpg",
     },
   },
   "widgetcap": {

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -238,6 +239,86 @@ def test_a_second_run_goes_on(prepared, tmp_path):
   assert folder.prepare("vqav2", raw, out)["validation"].examples == 2
   with pytest.raises(ValueError, match="holds vqav2, name another folder"):
     folder.prepare("okvqa", raw, out)
+
+
+@pytest.mark.parametrize(
+  ("name", "picture"),
+  [("vqav2", "train2014_000000000009"), ("screen2words", "combined/.*")],
+)
+def test_a_full_disk_is_no_damaged_picture(
+  tmp_path, monkeypatch, name, picture
+):
+  """Of a zip, and of a tar: nothing is left out for it."""
+
+  def no_space(path, data):
+    path.touch()
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  raw = publishers.write_all(tmp_path / "raw", getattr(publishers, name)())
+  out = tmp_path / "out"
+  with monkeypatch.context() as patched:
+    patched.setattr(pathlib.Path, "write_bytes", no_space)
+    with pytest.raises(OSError, match=rf"No space left .*{picture}.jpg'$"):
+      folder.prepare(name, raw, out, skip_bad=True)
+  assert not [path for path in out.rglob("*") if path.is_file()]
+  half = out / "images/x/.y.jpg.123.tmp"
+  half.parent.mkdir(parents=True)
+  half.touch()
+  written = folder.prepare(name, raw, out, skip_bad=True)
+  assert not half.exists()
+  assert not any(x.left_out for x in written.values())
+
+
+@pytest.mark.parametrize(
+  ("name", "file", "content", "message"),
+  [
+    (
+      "widgetcap",
+      "widget-caption/widget_captions.csv",
+      "screen,node\n1,2\n",
+      "widget_captions.csv: malformed record: missing key 'screenId'; is it of "
+      "another release?",
+    ),
+    (
+      "ocrvqa",
+      "dataset.json",
+      {
+        "1": {
+          "questions": ["a", "b"],
+          "answers": ["c"],
+          "split": 1,
+          "imageURL": "1.jpg",
+        }
+      },
+      "dataset.json: 1: its lists: differ in length",
+    ),
+    (
+      "ocrvqa",
+      "dataset.json",
+      [1, 2],
+      "dataset.json: malformed record: a value of another kind (",
+    ),
+    (
+      "aokvqa",
+      "aokvqa_v1p0.tar.gz",
+      b"not packed",
+      "aokvqa_v1p0.tar.gz: cannot be read (file could not be opened "
+      "successfully); is it complete?",
+    ),
+    (
+      "ai2d",
+      "ai2d/annotations/0.png.json",
+      {"text": {"T": {"rectangle": [[0, 0], [9, 9]]}}},
+      "0.png: its texts: malformed record: missing key 'replacementText'",
+    ),
+  ],
+)
+def test_files_of_another_release(tmp_path, name, file, content, message):
+  files = getattr(publishers, name)()
+  assert file in files
+  raw = publishers.write_all(tmp_path / "raw", {**files, file: content})
+  with pytest.raises(ValueError, match=re.escape(message)):
+    folder.prepare(name, raw, tmp_path / "out")
 
 
 def test_a_packed_split_holds_its_pictures(prepared, tmp_path):

@@ -25,7 +25,7 @@ FILES = [
   (
     "vizwizvqa",
     "test",
-    {"image": "/raw/test/VizWiz_test_00000001.jpg"},
+    {"question_id": "VizWiz_test_00000001.jpg"},
     '[{"image": "VizWiz_test_00000001.jpg", "answer": "a \\"red\\" barn"}]',
   ),
   ("docvqa", "test", {"question_id": 337}, '[{"questionId": 337, "answer": '),
@@ -47,7 +47,7 @@ FILES = [
   (
     "chartqa",
     "test_human",
-    {"image": "test/png/1.png", "question": "Which, 1 or 2?", "answer": "57%"},
+    {"imgname": "1.png", "question": "Which, 1 or 2?", "answer": "57%"},
     "imgname,query,label,prediction\n"
     '1.png,"Which, 1 or 2?",57%,"a ""red"" barn"\n',
   ),
