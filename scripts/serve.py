@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import queue
+import re
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,7 @@ except ModuleNotFoundError as error:
   sys.exit(f'error: {error.name} is missing: pip install "paligemma[serve]"')
 
 TOKEN = "PALIGEMMA_TOKEN"
+_SITES = re.compile(r"https?://[\w.*:-]+( https?://[\w.*:-]+)*")
 
 
 def read_token(
@@ -108,6 +110,7 @@ def serve(
   token_file: epath.PathLike | None = None,
   insecure: bool = False,
   fetch_images: str = "",
+  frames: str | None = None,
 ) -> None:
   """Serves until SIGTERM or Ctrl-C.
 
@@ -116,6 +119,10 @@ def serve(
   Raises:
     ValueError: an option does not fit the others, or a file the model.
   """
+  if frames and not _SITES.fullmatch(frames):
+    raise ValueError(
+      f'--frames "{frames}": expected sites such as https://huggingface.co'
+    )
   token = read_token(host, token, token_file, insecure)
   paths = read_adapters(adapter)
   name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
@@ -161,6 +168,7 @@ def serve(
     host=host,
     port=port,
     token=token,
+    frames=frames,
   ).run()
 
 
@@ -224,6 +232,12 @@ def main() -> None:
     default="",
     metavar="HOST,HOST",
     help="hosts from which pictures are fetched; default: none",
+  )
+  parser.add_argument(
+    "--frames",
+    metavar="SITES",
+    help="that may show the page in a frame, such as https://huggingface.co; "
+    "default: none",
   )
   processes.add_arguments(parser)
   args = vars(parser.parse_args())

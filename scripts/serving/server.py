@@ -32,6 +32,7 @@ def make(
   host: str = "127.0.0.1",
   port: int = 8000,
   token: str | None = None,
+  frames: str | None = None,
 ) -> Server:
   """Returns a server; its `run()` serves until SIGTERM or Ctrl-C.
 
@@ -39,11 +40,12 @@ def make(
     served: what it serves.
     host, port: where it listens; port 0 is any free one.
     token: what clients must give; None lets all in.
+    frames: as of app.make.
   """
   hosts = limits.LOOPBACK if host in limits.LOOPBACK else None
   return Server(
     uvicorn.Config(
-      app.make(served, hosts=hosts, token=token),
+      app.make(served, hosts=hosts, token=token, frames=frames),
       host=host,
       port=port,
       http=connections.Connection,
