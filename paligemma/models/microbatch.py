@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from paligemma.models import cpu
+from paligemma.models import cpu, device
 
 _SCATTERED_AT_ONCE = 8
 
@@ -89,7 +89,7 @@ def _psum_scatter(x, axis):
   0.0.51) makes it an all-reduce, of which each device keeps a part.
   """
   shards = jax.lax.axis_size("data")
-  if not _is_for_tpus() or shards <= _SCATTERED_AT_ONCE:
+  if device.current().platform != "tpu" or shards <= _SCATTERED_AT_ONCE:
     return cpu.psum_scatter(x, "data", axis)
   width = max(n for n in range(1, math.isqrt(shards) + 1) if shards % n == 0)
   lines = np.arange(shards).reshape(width, -1)
@@ -113,14 +113,6 @@ def split_batch(x: Array) -> Array:
   if local_batch(len(x)) == len(x):
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
-
-
-def gather(params: PyTree[Array]) -> PyTree[Array]:
-  """Replicates parameters on all devices, without a mesh axis "model"."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if _shards() == 1 or mesh.shape.get("model", 1) > 1:
-    return params
-  return jax.lax.with_sharding_constraint(params, PartitionSpec())
 
 
 def find_number(batch: int, at_once: int) -> int:
@@ -170,11 +162,6 @@ def scan_microbatches(
 
 def _is_on_each_device():
   return "data" in jax.sharding.get_abstract_mesh().manual_axes
-
-
-def _is_for_tpus():
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return device is not None and device.platform == "tpu"
 
 
 def _shards():

@@ -22,11 +22,6 @@ from paligemma.models import microbatch
 from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import PRODUCT
 
-# Bytes of trained parameters, in the compute dtype, that devices gather before
-# the first layer: no layer then waits for its own, and the backward pass has
-# them already.
-_GATHERED_AT_ONCE = 2**30
-
 REMAT_POLICIES = (
   *("none", "products", "products_unrolled", "block_inputs", "auto"),
 )
@@ -294,7 +289,7 @@ def scan_layers(
   as of jax.checkpoint around each layer. Only parameters that are
   differentiated get a gradient. Matrices are converted to `dtype` before the
   layers run, while they are still split over devices, and so are their
-  gradients after it. Trained ones of at most 1 GiB are gathered then.
+  gradients after it.
 
   Args:
     block: Function of (params, x, layer, shared, number) that returns (x, out).
@@ -363,17 +358,6 @@ def _scan_fwd(block, dtype, num_microbatches, params, x, layers, shared):
   params, x, layers, shared = jax.tree.map(
     lambda p: p.value, (params, x, layers, shared)
   )
-  trained, followed = differentiated
-  size = sum(p.size * p.dtype.itemsize for p in jax.tree.leaves(trained))
-  if size <= _GATHERED_AT_ONCE:
-    trained = microbatch.gather(trained)
-    differentiated = trained, followed
-    params = jax.tree.map(
-      lambda t, p: p if t is None else t,
-      trained,
-      params,
-      is_leaf=lambda p: p is None,
-    )
   y, (kept, out) = _forward(
     block, dtype, num_microbatches, params, x, layers, shared
   )
