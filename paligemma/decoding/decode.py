@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from paligemma.decoding import beam, samplers
 from paligemma.decoding.decoded import Decoded
@@ -320,7 +320,7 @@ def embed_prompts(
   params: Mapping[str, Any],
   images: Mapping[str, ArrayLike],
   text: Mapping[str, ArrayLike],
-) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns prompts as embeddings and masks; each image is embedded once.
 
   `images` and `text` are keys of the batch of `generate`.
