@@ -25,6 +25,7 @@ from paligemma import io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.data import siglip_tokenizer
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.decoding.grammar import pieces
 from paligemma.models import siglip
 from paligemma.serving import engine as engine_lib
 from paligemma.serving import request
@@ -121,6 +122,7 @@ def serve(
   name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
   if name in paths:
     raise ValueError(f"--adapter {name}: is the name of the model, see --name")
+  address = server.bind(host, port)
   with progress.copying("reading the weights") as show:
     model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
   is_siglip = isinstance(model, siglip.Model)
@@ -147,21 +149,19 @@ def serve(
         max_waiting=max_waiting,
       )
       _answer_once(engine, sees)
-  server.make(
-    served.Served(
-      name,
-      engine,
-      tok,
-      sees,
-      max_tokens,
-      deadline=deadline,
-      decode_masks=inputs.mask_decoder(codec),
-      hosts=tuple(filter(None, fetch_images.split(","))),
-    ),
-    host=host,
-    port=port,
-    token=token,
-  ).run()
+      pieces.of(tok)  # is kept, for grammars and log-probabilities
+  model_served = served.Served(
+    name,
+    engine,
+    tok,
+    sees,
+    max_tokens,
+    deadline=deadline,
+    decode_masks=inputs.mask_decoder(codec),
+    hosts=tuple(filter(None, fetch_images.lower().split(","))),
+    limits=limits.Limits(request_seconds=deadline + 15),
+  )
+  server.make(model_served, host=host, token=token).run([address])
 
 
 def _answer_once(engine, sees):

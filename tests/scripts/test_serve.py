@@ -103,6 +103,7 @@ def wait_for(address, line):
     (["--host", "0.0.0.0"], "error: --host 0.0.0.0: other machines can reach"),
     (["--adapter", "x"], "error: --adapter x: expected name=path, each name"),
     (["--adapter", "weights=a"], "error: --adapter weights: is the name of th"),
+    (["--port", "99999"], "error: --host 127.0.0.1 --port 99999: cannot list"),
     (["--places", "0"], "error: places is too low, expected 1 or more"),
   ],
 )
