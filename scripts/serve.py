@@ -122,46 +122,46 @@ def serve(
   name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
   if name in paths:
     raise ValueError(f"--adapter {name}: is the name of the model, see --name")
-  address = server.bind(host, port)
-  with progress.copying("reading the weights") as show:
-    model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
-  is_siglip = isinstance(model, siglip.Model)
-  sees = not is_siglip and model.img is not None
-  if is_siglip:
-    tok = siglip_tokenizer.SiglipTokenizer(tokenizer)
-    engine = siglip_engine.SiglipEngine(model, params, tok)
-  else:
-    tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
-    next_token.check_tokenizer(tok, model, str(tokenizer))
-    adapted = {}
-    for key, path in paths.items():
-      with progress.stage(f"reading the adapter {key}"):
-        adapted[key] = adapters.load_adapter(path, model, params)
-    with progress.stage("compiling"):
-      engine = engine_lib.Engine(
-        model,
-        params,
-        tok,
-        adapters=adapted,
-        places=places,
-        max_prompt=max_prompt,
-        max_tokens=max_tokens,
-        max_waiting=max_waiting,
-      )
-      _answer_once(engine, sees)
-      pieces.of(tok)  # is kept, for grammars and log-probabilities
-  model_served = served.Served(
-    name,
-    engine,
-    tok,
-    sees,
-    max_tokens,
-    deadline=deadline,
-    decode_masks=inputs.mask_decoder(codec),
-    hosts=tuple(filter(None, fetch_images.lower().split(","))),
-    limits=limits.Limits(request_seconds=deadline + 15),
-  )
-  server.make(model_served, host=host, token=token).run([address])
+  with server.bind(host, port) as address:
+    with progress.copying("reading the weights") as show:
+      model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
+    is_siglip = isinstance(model, siglip.Model)
+    sees = not is_siglip and model.img is not None
+    if is_siglip:
+      tok = siglip_tokenizer.SiglipTokenizer(tokenizer)
+      engine = siglip_engine.SiglipEngine(model, params, tok)
+    else:
+      tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
+      next_token.check_tokenizer(tok, model, str(tokenizer))
+      adapted = {}
+      for key, path in paths.items():
+        with progress.stage(f"reading the adapter {key}"):
+          adapted[key] = adapters.load_adapter(path, model, params)
+      with progress.stage("compiling"):
+        engine = engine_lib.Engine(
+          model,
+          params,
+          tok,
+          adapters=adapted,
+          places=places,
+          max_prompt=max_prompt,
+          max_tokens=max_tokens,
+          max_waiting=max_waiting,
+        )
+        _answer_once(engine, sees)
+        pieces.of(tok)  # is kept, for grammars and log-probabilities
+    model_served = served.Served(
+      name,
+      engine,
+      tok,
+      sees,
+      max_tokens,
+      deadline=deadline,
+      decode_masks=inputs.mask_decoder(codec),
+      hosts=tuple(filter(None, fetch_images.lower().split(","))),
+      limits=limits.Limits(request_seconds=deadline + 15),
+    )
+    server.make(model_served, host=host, token=token).run([address])
 
 
 def _answer_once(engine, sees):
