@@ -115,6 +115,7 @@ setup(
       "openai>=3",
       "optuna>=5",
       "pillow-heif>=1.8",
+      "playwright>=1.65",
       "prometheus_client",
       "pytest",
       "pytest-xdist",

@@ -5,8 +5,8 @@
 
 An answer with boxes is shown as a table, in pixels of the picture. Without a
 prompt, one is read from each line of a pipe, or from a terminal, with a history
-of earlier ones; the picture passes the image tower once. Lines that begin with
-a colon are commands:
+of earlier ones; the picture passes the image tower once, and Ctrl-C ends an
+answer. Lines that begin with a colon are commands:
 
     :image other.jpg   asks about another picture
     :draw found.png    writes the picture with what the last answer found
@@ -16,35 +16,27 @@ Ctrl-D ends.
 """
 
 import contextlib
+import math
 import os
 import pathlib
+import queue
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":  # the imports take seconds on a busy machine
   print("starting: importing JAX", file=sys.stderr, flush=True)
 
-import jax
-import numpy as np
 from etils import epath
 from PIL import Image
 
 from paligemma import disk, io, messages, quantization, registry
 from paligemma.checkpoints.lora import adapters
-from paligemma.data import (
-  drawing,
-  image_files,
-  objects,
-  pictures,
-  sequence,
-  spelling,
-)
-from paligemma.data import image as image_lib
+from paligemma.data import drawing, image_files, objects, pictures
 from paligemma.data import tokenizer as tokenizer_lib
-from paligemma.decoding import decode, samplers
 from paligemma.metrics import confidence
-from paligemma.models import paligemma as paligemma_model
+from paligemma.serving import engine
+from paligemma.serving.request import Request, Token
 from scripts import predict
 from trainers import (
   command_line,
@@ -85,7 +77,8 @@ class Model:
     adapter: epath.PathLike | None = None,
     codec: epath.PathLike | None = None,
     max_decode_len: int = 64,
-    sampler: str = "greedy",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
     seed: int = 0,
   ):
     """Reads the files; arguments are the options of the command line.
@@ -99,7 +92,6 @@ class Model:
         f"{ckpt}: is a Gemma without image tower, expected a PaliGemma; "
         "scripts.predict asks a Gemma"
       )
-    self._sampler = samplers.make(sampler)
     self._decode_masks = inputs.mask_decoder(codec)
     self._tok = tokenizer_lib.Tokenizer(tokenizer)
     with progress.copying("reading the weights") as show:
@@ -107,14 +99,20 @@ class Model:
         ckpt,
         dtype,
         quantize=quantize,
-        llm={"scan": False},  # as decoding reads layers
         progress=show,
       )
     next_token.check_tokenizer(self._tok, model, str(tokenizer))
     if adapter is not None:
       model, params = adapters.load_adapter(adapter, model, params)
-    self._model, self._params = model, params
-    self._max_decode_len, self._seed = max_decode_len, seed
+    self._settings = {
+      "max_tokens": max_decode_len,
+      "temperature": temperature,
+      "top_p": top_p,
+      "seed": seed,
+    }
+    self._engine = engine.Engine(
+      model, params, self._tok, places=1, max_tokens=max_decode_len
+    )
 
   def look(self, path: epath.PathLike) -> None:
     """Reads the picture that is asked about from now on.
@@ -122,42 +120,41 @@ class Model:
     Raises:
       OSError, ValueError: it cannot be read; the one before stays.
     """
-    pixels = image_files.decode(pictures.read(path), where=os.fspath(path))
-    name = self._model.metadata.get("preprocessing", "reference")
-    to_model = registry.lookup(image_lib.PREPROCESSING, name, "preprocessing")
-    side = paligemma_model.resolution(self._model, self._params)
-    image = to_model(pixels, (side, side))[None]
-    self._seen = decode.embed_images(self._model, self._params, image)
-    self.path, self.pixels = path, pixels
+    self.pixels = image_files.decode(pictures.read(path), where=os.fspath(path))
+    self.path = path
 
-  def ask(self, prompt: str) -> Answer:
+  def ask(self, prompt: str, on_text: Callable[[str], None]) -> Answer:
     """Answers a prompt about the picture.
 
+    Args:
+      prompt: such as "caption en".
+      on_text: called with what each token adds to the answer.
+
     Raises:
-      ValueError: the prompt spells a control token or a malformed location.
+      ValueError: the prompt spells a control token or a malformed location, or
+        the device failed.
     """
-    prompt, _ = spelling.read_prompt(prompt, 1)
-    length = len(self._tok.encode(prompt, bos=True)) + 1
-    layout = sequence.prompt(self._tok, prompt, length)
-    batch = {name: array[None] for name, array in layout.items()}
-    decoded = decode.generate(
-      self._model,
-      self._params,
-      batch | {"image_embedding": self._seen},
-      max_decode_len=self._max_decode_len,
-      sampler=self._sampler,
-      rng=jax.random.key(self._seed),
-      eos_id=self._tok.eos_id,
-      pad_id=self._tok.pad_id,
+    events = queue.SimpleQueue()
+    asked = Request(prompt, (self.pixels,), deadline=math.inf, **self._settings)
+    cancel = self._engine.submit(asked, events.put, events.put)
+    tokens = []
+    try:
+      while isinstance(event := events.get(), Token):
+        tokens.append(event)
+        on_text(event.text)
+    finally:
+      cancel()
+    if event.reason == "error":
+      raise ValueError(event.message)
+    scores = confidence.of_boxes(
+      self._tok.pieces([token.id for token in tokens]),
+      [token.log_prob for token in tokens],
     )
-    length = int(decoded.num_tokens[0])
-    ids = decoded.tokens[0, :length].tolist()
-    log_probs = np.asarray(decoded.log_probs[0, :length], np.float64)
-    text = self._tok.decode(ids)
-    scores = confidence.of_boxes(self._tok.pieces(ids), log_probs)
     size = self.pixels.shape[:2]
-    found = objects.parse(text, size, decode=self._decode_masks, scores=scores)
-    return Answer(text, found)
+    found = objects.parse(
+      event.text, size, decode=self._decode_masks, scores=scores
+    )
+    return Answer(event.text, found)
 
 
 class Conversation:
@@ -168,24 +165,39 @@ class Conversation:
     self._model, self._min_score = model, min_score
     self._last = None
 
-  def answer(self, line: str) -> list[str]:
+  def answer(self, line: str, write: Callable[[str], None]) -> None:
     """Carries out a command, or asks the model.
 
-    Returns:
-      Lines to print.
+    Args:
+      line: what a person wrote.
+      write: called with what is to be printed. Of an answer that is no list of
+        objects, this is each token as it comes.
 
     Raises:
       OSError, ValueError: a picture cannot be read or written, or the line is
         neither a command nor a prompt.
     """
-    name, _, argument = line.partition(" ")
     if line.startswith(":"):
+      name, _, argument = line.partition(" ")
       command = registry.lookup(_COMMANDS, name, "command")
-      return command(self, argument.strip())
-    text, found = self._model.ask(line)
-    found = [item for item in found if item["score"] >= self._min_score]
-    self._last = Answer(text, found)
-    return _table(found) if found else _printable(text)
+      write(_lines(command(self, argument.strip())))
+      return
+    text, written = "", 0
+
+    def show(piece):
+      nonlocal text, written
+      text += piece
+      if text.lstrip()[:1] not in ("", "<"):  # as objects begin
+        write(_printable(text[written:]))
+        written = len(text)
+
+    whole, found = self._model.ask(line, show)
+    kept = [item for item in found if item["score"] >= self._min_score]
+    self._last = Answer(whole, kept)
+    if written or not found:
+      write(f"{_printable(whole[written:])}\n")
+    if found:
+      write(_lines(_table(kept)))
 
   def draw(self, path: str) -> list[str]:
     """Writes the picture with the last answer."""
@@ -239,9 +251,13 @@ def _table(found):
   return messages.aligned(rows)
 
 
+def _lines(lines):
+  return "".join(f"{line}\n" for line in lines)
+
+
 def _printable(text):
-  """The lines of an answer; what would steer a terminal is escaped."""
-  return [messages.printable(line) for line in text.splitlines()] or [""]
+  """A text whose lines stay; what would steer a terminal is escaped."""
+  return "\n".join(messages.printable(line) for line in text.split("\n"))
 
 
 @contextlib.contextmanager
@@ -281,6 +297,10 @@ def _typed() -> Iterator[str]:
         return
 
 
+def _write(text):
+  print(text, end="", flush=True)
+
+
 def ask(
   image: epath.PathLike,
   prompt: str | None = None,
@@ -309,7 +329,7 @@ def ask(
   conversation = Conversation(model, min_score)
 
   def answer(line):
-    print("\n".join(conversation.answer(line)), flush=True)
+    conversation.answer(line, _write)
     if draw is not None and not line.startswith(":"):
       print("\n".join(conversation.draw(draw)), file=sys.stderr)
 
@@ -324,6 +344,10 @@ def ask(
     except (OSError, ValueError) as error:
       print(f"error: {messages.one_line(error)}", file=sys.stderr)
       failed += 1
+    except KeyboardInterrupt:
+      if not sys.stdin.isatty():
+        raise
+      print()
   return 0 if sys.stdin.isatty() else failed
 
 
@@ -340,8 +364,16 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--max_decode_len", type=int, default=64, help="most tokens of an answer"
   )
-  parser.add_argument("--sampler", default="greedy", help="as samplers.make")
-  parser.add_argument("--seed", type=int, default=0, help="of a sampler")
+  parser.add_argument(
+    "--temperature",
+    type=float,
+    default=0.0,
+    help="of the draw; 0, the default, takes the most probable token",
+  )
+  parser.add_argument(
+    "--top_p", type=float, default=1.0, help="mass that is drawn from"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of the draw")
   parser.add_argument(
     "--draw",
     metavar="FILE",

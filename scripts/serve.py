@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import queue
+import re
 import sys
 from collections.abc import Sequence
 
@@ -40,6 +41,7 @@ except ModuleNotFoundError as error:
   sys.exit(f'error: {error.name} is missing: pip install "paligemma[serve]"')
 
 TOKEN = "PALIGEMMA_TOKEN"
+_SITES = re.compile(r"https?://[\w.*:-]+( https?://[\w.*:-]+)*")
 
 
 def read_token(
@@ -109,6 +111,7 @@ def serve(
   token_file: epath.PathLike | None = None,
   insecure: bool = False,
   fetch_images: str = "",
+  frames: str | None = None,
 ) -> None:
   """Serves until SIGTERM or Ctrl-C.
 
@@ -117,6 +120,10 @@ def serve(
   Raises:
     ValueError: an option does not fit the others, or a file the model.
   """
+  if frames and not _SITES.fullmatch(frames):
+    raise ValueError(
+      f'--frames "{frames}": expected sites such as https://huggingface.co'
+    )
   token = read_token(host, token, token_file, insecure)
   paths = read_adapters(adapter)
   name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
@@ -161,7 +168,8 @@ def serve(
       hosts=tuple(filter(None, fetch_images.lower().split(","))),
       limits=limits.Limits(request_seconds=deadline + 15),
     )
-    server.make(model_served, host=host, token=token).run([address])
+    made = server.make(model_served, host=host, token=token, frames=frames)
+    made.run([address])
 
 
 def _answer_once(engine, sees):
@@ -224,6 +232,12 @@ def main() -> None:
     default="",
     metavar="HOST,HOST",
     help="hosts from which pictures are fetched; default: none",
+  )
+  parser.add_argument(
+    "--frames",
+    metavar="SITES",
+    help="that may show the page in a frame, such as https://huggingface.co; "
+    "default: none",
   )
   processes.add_arguments(parser)
   args = vars(parser.parse_args())

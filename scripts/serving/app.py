@@ -22,9 +22,9 @@ from scripts.serving.served import Served
 GRACE = 20
 
 _ALONE = {
-  # Nothing from elsewhere, and in no frame of another page.
+  # Nothing from elsewhere, and in no frame of another page but those allowed.
   "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; "
-  "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+  "base-uri 'none'; form-action 'none'; frame-ancestors ",
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",
 }
@@ -35,12 +35,14 @@ def make(
   *,
   hosts: Collection[str] | None = None,
   token: str | None = None,
+  frames: str | None = None,
 ) -> ASGIApp:
   """Returns the application of a server.
 
   Args:
     served: what it serves.
     hosts, token: as of limits.Gate.
+    frames: sites that may show the page in a frame, "https://huggingface.co".
   """
   metrics = Metrics(served.engine)
   app = FastAPI(
@@ -56,7 +58,7 @@ def make(
     app.include_router(room.router)
   _add_models(app, served)
   _add_health(app, served.engine, metrics)
-  free = {"/healthz", "/readyz", *_add_page(app)}
+  free = {"/healthz", "/readyz", *_add_page(app, frames)}
   paths = frozenset([*app.openapi()["paths"], *free, "/metrics"])
   gate = Gate(app, limits=served.limits, hosts=hosts, token=token, free=free)
   return Measured(gate, metrics, paths)
@@ -116,8 +118,10 @@ def _add_health(app, engine, metrics):
     return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-def _add_page(app):
+def _add_page(app, frames):
   """Serves the files of the page, which are few and small; returns paths."""
+  headers = dict(_ALONE)
+  headers["content-security-policy"] += frames or "'none'"
   folder = importlib.resources.files("scripts.serving") / "page"
   found = []
   for file in folder.iterdir() if folder.is_dir() else ():
@@ -127,13 +131,13 @@ def _add_page(app):
     path = "/" if file.name == "index.html" else f"/{file.name}"
     found.append(path)
     app.add_api_route(
-      path, _sender(file.read_bytes(), kind), include_in_schema=False
+      path, _sender(file.read_bytes(), kind, headers), include_in_schema=False
     )
   return found
 
 
-def _sender(data, kind):
+def _sender(data, kind, headers):
   async def send() -> Response:
-    return Response(data, media_type=kind, headers=_ALONE)
+    return Response(data, media_type=kind, headers=headers)
 
   return send

@@ -54,6 +54,7 @@ def make(
   *,
   host: str,
   token: str | None = None,
+  frames: str | None = None,
 ) -> Server:
   """Returns a server; `run([bind(...)])` serves until SIGTERM or Ctrl-C.
 
@@ -61,11 +62,12 @@ def make(
     served: what it serves.
     host: where it listens. On the own machine other names for it are refused.
     token: what clients must give; None lets all in.
+    frames: as of app.make.
   """
   hosts = limits.LOOPBACK if host in limits.LOOPBACK else None
   return Server(
     uvicorn.Config(
-      app.make(served, hosts=hosts, token=token),
+      app.make(served, hosts=hosts, token=token, frames=frames),
       http=connections.Connection,
       ws="none",
       log_level="error",

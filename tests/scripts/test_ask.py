@@ -17,7 +17,6 @@ from paligemma import api
 from paligemma import io as checkpoint_io
 from paligemma.data import objects
 from paligemma.data import tokenizer as tokenizer_lib
-from paligemma.decoding import decode
 from scripts import ask as command
 
 SIZE = 113, 127  # of a picture, height and width
@@ -48,29 +47,38 @@ def found(model, tiny, monkeypatch):
     {"label": "dog", "box": (0.0, 10.0, 17.0, 31.0), "score": 0.2},
   ]
   answer = command.Answer("<loc0001> ...", objects)
-  monkeypatch.setattr(model, "ask", lambda prompt: answer)
-  return command.Conversation(model)
+  monkeypatch.setattr(model, "ask", lambda prompt, on_text: answer)
+  return Talk(model)
 
 
-def test_answers_are_those_of_generate(model, options, tiny, monkeypatch):
+class Talk(command.Conversation):
+  """A conversation whose answers are lines."""
+
+  def answer(self, line):
+    written = []
+    super().answer(line, written.append)
+    text = "".join(written)
+    assert text.endswith("\n")
+    return text.removesuffix("\n").split("\n")
+
+
+def test_answers_are_those_of_generate(model, tiny):
   """And a picture that is asked about again is not embedded again."""
   loaded = checkpoint_io.load(tiny.weights)
   tok = tokenizer_lib.Tokenizer(tiny.tokenizer)
-  embedded = []
-  embed = decode.embed_images
-  monkeypatch.setattr(
-    decode, "embed_images", lambda *x: embedded.append(1) or embed(*x)
-  )
-  seen = set()
+  before, seen = model._engine.counts(), set()
   for image in ("3.png", "5.png"):
     path = tiny.folder / image
     model.look(path)
     for prompt in ("what digit", "is this\n"):
       (expected,) = api.generate(*loaded, tok, path, prompt, max_decode_len=3)
-      assert model.ask(prompt).text == expected
+      pieces = []
+      assert model.ask(prompt, pieces.append).text == expected
+      assert "".join(pieces) == expected
+      assert len(pieces) > 1
       seen.add(expected)
   assert len(seen) == 4
-  assert len(embedded) == 2
+  assert model._engine.counts()["image_misses"] - before["image_misses"] == 2
 
 
 def test_objects_have_boxes_in_pixels_and_scores(tmp_path):
@@ -88,7 +96,7 @@ def test_objects_have_boxes_in_pixels_and_scores(tmp_path):
     max_decode_len=24,
   )
   model.look(path)
-  text, (found,) = model.ask("segment 3")
+  text, (found,) = model.ask("segment 3", lambda piece: None)
   (expected,) = objects.parse(text, SIZE)
   assert (found["label"], found["box"]) == ("3", expected["box"])
   assert 0.5 < found["score"] <= 1
@@ -106,11 +114,33 @@ def test_objects_are_a_table(found):
   assert len(found.answer("detect cat")) == 2
 
 
-def test_a_text_cannot_steer_the_terminal(model, monkeypatch):
-  answer = command.Answer("a\x1b[31m\nb\x07", [])
-  monkeypatch.setattr(model, "ask", lambda prompt: answer)
-  conversation = command.Conversation(model)
-  assert conversation.answer("caption en") == ["a\\x1b[31m", "b\\x07"]
+def test_a_text_is_written_as_it_comes(model, monkeypatch):
+  """And what would steer the terminal is escaped."""
+
+  def ask(prompt, on_text):
+    for piece in (" ", "a\x1b[31m", "", "\nb", "\x07"):
+      on_text(piece)
+    return command.Answer(" a\x1b[31m\nb\x07", [])
+
+  monkeypatch.setattr(model, "ask", ask)
+  written = []
+  command.Conversation(model).answer("caption en", written.append)
+  assert written == [" a\\x1b[31m", "", "\nb", "\\x07", "\n"]
+
+
+def test_objects_are_no_text(model, monkeypatch):
+  """Their locations are not written, unless they are malformed."""
+
+  def ask(prompt, on_text):
+    for piece in ("<loc0001>", " cat"):
+      on_text(piece)
+    found = [{"label": "cat", "box": (0.0, 0.0, 9.0, 9.0), "score": 0.5}]
+    return command.Answer("<loc0001> cat", found if "cat" in prompt else [])
+
+  monkeypatch.setattr(model, "ask", ask)
+  assert len(Talk(model).answer("detect cat")) == 2
+  assert Talk(model).answer("detect dog") == ["<loc0001> cat"]
+  assert len(Talk(model, min_score=0.6).answer("detect cat")) == 1  # the head
 
 
 def test_the_last_answer_is_drawn(found, model, tmp_path):

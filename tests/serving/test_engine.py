@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import random
 import threading
 import time
@@ -17,7 +18,7 @@ from paligemma.decoding import grammar
 from paligemma.decoding.grammar import automaton
 from paligemma.lora import apply as lora
 from paligemma.models import paligemma as paligemma_model
-from paligemma.serving import answers, engine, places, request
+from paligemma.serving import answers, engine, places, request, sizes
 from tests import typecheck
 
 RES, LENGTH = 28, 11
@@ -232,23 +233,27 @@ def test_log_probabilities_are_those_of_the_model(started, pictures):
   assert all(x.top == () and x.log_prob < 0 for x in drawn.tokens)
 
 
-def test_a_place_waits_for_one_prompt_at_most(started, pictures, monkeypatch):
+def test_answers_under_way_wait_for_few_prompts(started, pictures, monkeypatch):
   calls = []
   for name in ("prefill", "extend"):
 
     def call(self, *args, run=getattr(places.Places, name), name=name):
-      calls.append(name)
+      calls.append(len(args[0]) if name == "prefill" else name)
       return run(self, *args)
 
     monkeypatch.setattr(places.Places, name, call)
-  asked = started()
-  clients = [Client(asked, ask("what", pictures[i % 5])) for i in range(12)]
+  asked = started(places=7)
+  while not asked.ready:
+    time.sleep(0.01)
+  calls.clear()
+  clients = [Client(asked, ask("what", pictures[i % 5])) for i in range(17)]
   for client in clients:
     client.end()
-  del calls[: calls.index("extend") + 1]  # of the warm-up
-  rounds = "".join(x[0] for x in calls).split("e")
-  assert max(map(len, rounds)) == 1
-  assert sum(map(len, rounds)) == 12
+  prefills = [x for x in calls if x != "extend"]
+  assert sum(prefills) == 17
+  assert max(prefills) <= sizes.TOGETHER
+  for one, other in itertools.pairwise(calls):
+    assert "extend" in (one, other)
 
 
 def test_a_picture_is_embedded_once(started, pictures, monkeypatch):

@@ -306,7 +306,9 @@ async function connect() {
 find("tasks").onchange = chooseTask;
 find("form").onsubmit = (event) => {
   event.preventDefault();
-  find("text").select(); // the next one replaces it
+  // The next question replaces this one; on a phone the keyboard goes.
+  const touched = matchMedia("(pointer: coarse)").matches;
+  touched ? find("text").blur() : find("text").select();
   ask();
 };
 find("threshold").oninput = () => {

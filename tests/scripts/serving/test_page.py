@@ -7,6 +7,7 @@ import pathlib
 import re
 import shutil
 import threading
+import urllib.request
 
 import axe_playwright_python.sync_playwright as axe
 import numpy as np
@@ -16,6 +17,7 @@ from playwright import sync_api
 
 from paligemma.data import location
 from paligemma.serving import request
+from scripts import serve
 from tests.scripts.serving import conftest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -486,3 +488,13 @@ def test_anybody_can_use_it(opened, width, scheme):
     if fault["impact"] in ("serious", "critical")
   ]
   assert grave == []
+
+
+@pytest.mark.parametrize("frames", [None, "https://huggingface.co"])
+def test_no_other_site_may_show_it_in_a_frame(server, frames):
+  with urllib.request.urlopen(server(frames=frames)) as answer:
+    policy = answer.headers["content-security-policy"]
+  allowed = frames or "'none'"
+  assert policy.endswith(f"; frame-ancestors {allowed}")
+  with pytest.raises(ValueError, match=r'^--frames "a;b": expected sites such'):
+    serve.serve("x.npz", "x.model", frames="a;b")
