@@ -26,6 +26,7 @@ from paligemma import io, quantization
 from paligemma.checkpoints.lora import adapters
 from paligemma.data import siglip_tokenizer
 from paligemma.data import tokenizer as tokenizer_lib
+from paligemma.decoding.grammar import pieces
 from paligemma.models import siglip
 from paligemma.serving import engine as engine_lib
 from paligemma.serving import request
@@ -128,34 +129,35 @@ def serve(
   name = name or os.path.basename(os.path.normpath(ckpt)).removesuffix(".npz")
   if name in paths:
     raise ValueError(f"--adapter {name}: is the name of the model, see --name")
-  with progress.copying("reading the weights") as show:
-    model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
-  is_siglip = isinstance(model, siglip.Model)
-  sees = not is_siglip and model.img is not None
-  if is_siglip:
-    tok = siglip_tokenizer.SiglipTokenizer(tokenizer)
-    engine = siglip_engine.SiglipEngine(model, params, tok)
-  else:
-    tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
-    next_token.check_tokenizer(tok, model, str(tokenizer))
-    adapted = {}
-    for key, path in paths.items():
-      with progress.stage(f"reading the adapter {key}"):
-        adapted[key] = adapters.load_adapter(path, model, params)
-    with progress.stage("compiling"):
-      engine = engine_lib.Engine(
-        model,
-        params,
-        tok,
-        adapters=adapted,
-        places=places,
-        max_prompt=max_prompt,
-        max_tokens=max_tokens,
-        max_waiting=max_waiting,
-      )
-      _answer_once(engine, sees)
-  server.make(
-    served.Served(
+  with server.bind(host, port) as address:
+    with progress.copying("reading the weights") as show:
+      model, params = io.load(ckpt, dtype, quantize=quantize, progress=show)
+    is_siglip = isinstance(model, siglip.Model)
+    sees = not is_siglip and model.img is not None
+    if is_siglip:
+      tok = siglip_tokenizer.SiglipTokenizer(tokenizer)
+      engine = siglip_engine.SiglipEngine(model, params, tok)
+    else:
+      tok = tokenizer_lib.Tokenizer(tokenizer, plain=not sees)
+      next_token.check_tokenizer(tok, model, str(tokenizer))
+      adapted = {}
+      for key, path in paths.items():
+        with progress.stage(f"reading the adapter {key}"):
+          adapted[key] = adapters.load_adapter(path, model, params)
+      with progress.stage("compiling"):
+        engine = engine_lib.Engine(
+          model,
+          params,
+          tok,
+          adapters=adapted,
+          places=places,
+          max_prompt=max_prompt,
+          max_tokens=max_tokens,
+          max_waiting=max_waiting,
+        )
+        _answer_once(engine, sees)
+        pieces.of(tok)  # is kept, for grammars and log-probabilities
+    model_served = served.Served(
       name,
       engine,
       tok,
@@ -163,13 +165,11 @@ def serve(
       max_tokens,
       deadline=deadline,
       decode_masks=inputs.mask_decoder(codec),
-      hosts=tuple(filter(None, fetch_images.split(","))),
-    ),
-    host=host,
-    port=port,
-    token=token,
-    frames=frames,
-  ).run()
+      hosts=tuple(filter(None, fetch_images.lower().split(","))),
+      limits=limits.Limits(request_seconds=deadline + 15),
+    )
+    made = server.make(model_served, host=host, token=token, frames=frames)
+    made.run([address])
 
 
 def _answer_once(engine, sees):

@@ -7,7 +7,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import NamedTuple
 
-from paligemma.serving.request import End, Request, Token
+from paligemma.serving.request import Closed, End, Full, Request, Token
+from scripts.serving import errors
 from scripts.serving.errors import Refused
 from scripts.serving.served import Served
 
@@ -41,7 +42,7 @@ async def start(
     cancels: of `cancelling`.
 
   Raises:
-    Refused, ValueError, Full, Closed: as `make` and Engine.submit.
+    Refused: as `make`, or the engine does not take them.
   """
   loop, events = asyncio.get_running_loop(), asyncio.Queue()
   running, stopped = [], threading.Event()
@@ -62,7 +63,10 @@ async def start(
       stop()
 
   cancels.callback(stop)
-  await served.run(submit)
+  try:
+    await served.run(submit)
+  except (Full, Closed, ValueError) as error:
+    raise errors.of(error) from None
   return events
 
 

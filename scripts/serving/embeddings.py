@@ -12,7 +12,7 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from scripts.serving import pictures_in
+from scripts.serving import errors, pictures_in
 from scripts.serving.errors import Refused
 from scripts.serving.fields import Strict
 from scripts.serving.served import Served
@@ -57,10 +57,13 @@ async def embed(asked: EmbeddingRequest, request: Request) -> dict[str, Any]:
 def _embed(served, text, where):
   engine = served.engine
   embed_texts = getattr(engine, "embed_texts", None)
-  if embed_texts and not text.startswith(_IS_PICTURE):
-    return embed_texts([text])[0]
-  picture = pictures_in.read(text, where, served.limits, served.hosts)
-  return engine.embed_images([picture])[0]
+  try:
+    if embed_texts and not text.startswith(_IS_PICTURE):
+      return embed_texts([text])[0]
+    picture = pictures_in.read(text, where, served.limits, served.hosts)
+    return engine.embed_images([picture])[0]
+  except ValueError as error:
+    raise errors.of(error) from None
 
 
 def _written(embedding, form):

@@ -65,25 +65,22 @@ class Refused(Exception):
     return JSONResponse(self.body(), self.status, headers)
 
 
-def of(error: Exception) -> Refused:
-  """What a client is told of an error of the engine or of reading a request."""
-  if isinstance(error, Refused):
-    return error
+def of(error: Full | Closed | ValueError) -> Refused:
+  """What a client is told of an error of the engine, or of a grammar."""
   if isinstance(error, Full):
     return Refused(
       429, "as many requests wait as may; try again", retry_after=1
     )
   if isinstance(error, Closed):
     return Refused(503, "the server is ending", retry_after=5)
-  assert isinstance(error, ValueError), error
   return Refused(400, error)
 
 
 def add_handlers(app: FastAPI) -> None:
   """Answers every error of an app in this form."""
 
-  async def known(request: Request, error: Exception) -> JSONResponse:
-    return of(error).response()
+  async def refused(request: Request, error: Refused) -> JSONResponse:
+    return error.response()
 
   async def malformed(
     request: Request, error: RequestValidationError
@@ -97,8 +94,7 @@ def add_handlers(app: FastAPI) -> None:
   async def unknown(request: Request, error: Exception) -> JSONResponse:
     return Refused(500, "internal error, see the server's log").response()
 
-  for kind in (Refused, Full, Closed, ValueError):
-    app.add_exception_handler(kind, known)
+  app.add_exception_handler(Refused, refused)
   app.add_exception_handler(RequestValidationError, malformed)
   app.add_exception_handler(HTTPException, http)
   app.add_exception_handler(Exception, unknown)

@@ -9,7 +9,7 @@ class Strict(pydantic.BaseModel):
   """Fields of exactly these names and types; null is as if left out."""
 
   model_config = pydantic.ConfigDict(
-    extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True
+    extra="forbid", strict=True, allow_inf_nan=False
   )
 
   @pydantic.model_validator(mode="before")

@@ -12,6 +12,7 @@ from paligemma.data import chat, objects, tokenizer
 from paligemma.decoding import grammar
 from paligemma.decoding.grammar import automaton, pieces
 from paligemma.serving.request import Engine
+from scripts.serving import errors
 from scripts.serving.errors import Refused
 from scripts.serving.limits import Limits
 
@@ -92,11 +93,18 @@ class Served:
     return await loop.run_in_executor(self.workers, function, *arguments)
 
   async def compile(self, name: str, *arguments: Any) -> automaton.Grammar:
-    """Compiles a grammar, as `grammar`, where pictures do not wait for it."""
+    """Compiles a grammar, as `grammar`, where pictures do not wait for it.
+
+    Raises:
+      Refused: there is no such grammar, or it is too large.
+    """
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(
-      self.compiler, self.grammar, name, *arguments
-    )
+    try:
+      return await loop.run_in_executor(
+        self.compiler, self.grammar, name, *arguments
+      )
+    except ValueError as error:
+      raise errors.of(error) from None
 
   @functools.cached_property
   def has_turns(self) -> bool:
@@ -105,12 +113,8 @@ class Served:
 
   def written(self, token: int) -> bytes:
     """What a token of the vocabulary writes."""
-    found = self._pieces
+    found = pieces.of(self.tokenizer)
     return found[token] if token < len(found) else b""
-
-  @functools.cached_property
-  def _pieces(self):
-    return pieces.of(self.tokenizer)
 
   @functools.cached_property
   def grammar(self) -> Callable[..., automaton.Grammar]:

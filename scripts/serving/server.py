@@ -26,19 +26,41 @@ class Server(uvicorn.Server):
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def bind(host: str, port: int) -> socket.socket:
+  """Returns a socket with an address, where nobody listens yet.
+
+  Args:
+    host: a name or an address of this machine.
+    port: 0 is any free one.
+
+  Raises:
+    ValueError: the address is in use, or none of this machine.
+  """
+  is_v6 = ":" in host
+  found = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET)
+  found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+  try:
+    found.bind((host, port))
+  except (OSError, OverflowError) as error:
+    found.close()
+    raise ValueError(
+      f"--host {host} --port {port}: cannot listen there: {error}"
+    ) from None
+  return found
+
+
 def make(
   served: Served,
   *,
-  host: str = "127.0.0.1",
-  port: int = 8000,
+  host: str,
   token: str | None = None,
   frames: str | None = None,
 ) -> Server:
-  """Returns a server; its `run()` serves until SIGTERM or Ctrl-C.
+  """Returns a server; `run([bind(...)])` serves until SIGTERM or Ctrl-C.
 
   Args:
     served: what it serves.
-    host, port: where it listens; port 0 is any free one.
+    host: where it listens. On the own machine other names for it are refused.
     token: what clients must give; None lets all in.
     frames: as of app.make.
   """
@@ -46,8 +68,6 @@ def make(
   return Server(
     uvicorn.Config(
       app.make(served, hosts=hosts, token=token, frames=frames),
-      host=host,
-      port=port,
       http=connections.Connection,
       ws="none",
       log_level="error",

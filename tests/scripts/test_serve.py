@@ -10,6 +10,8 @@ import threading
 import httpx
 import pytest
 
+from scripts import serve
+from scripts.serving import server
 from tests.scripts import conftest
 
 WAIT = 300  # seconds; ends a hang
@@ -100,16 +102,22 @@ def wait_for(address, line):
 @pytest.mark.parametrize(
   ("options", "problem"),
   [
-    (["--host", "0.0.0.0"], "error: --host 0.0.0.0: other machines can reach"),
-    (["--adapter", "x"], "error: --adapter x: expected name=path, each name"),
-    (["--adapter", "weights=a"], "error: --adapter weights: is the name of th"),
-    (["--places", "0"], "error: places is too low, expected 1 or more"),
+    ({"host": "0.0.0.0"}, "--host 0.0.0.0: other machines can reach it, expec"),
+    ({"adapter": ["x"]}, "--adapter x: expected name=path, each name once"),
+    ({"adapter": ["weights=a"]}, "--adapter weights: is the name of the model"),
+    ({"port": 99999}, "--host 127.0.0.1 --port 99999: cannot listen there: "),
+    ({"port": 0, "places": 0}, "places is 0, expected 1 or more"),
   ],
 )
 def test_mistakes(tiny, options, problem):
-  said = tiny.run(
-    "scripts.serve",
-    *("--ckpt", tiny.weights, "--tokenizer", tiny.tokenizer, *options),
-    fails=True,
-  )
-  assert said.splitlines()[-1].startswith(problem)
+  with pytest.raises(ValueError) as caught:
+    serve.serve(tiny.weights, tiny.tokenizer, **options)
+  assert str(caught.value).startswith(problem)
+
+
+def test_an_address_in_use():
+  with server.bind("127.0.0.1", 0) as one:
+    one.listen()
+    port = one.getsockname()[1]
+    with pytest.raises(ValueError, match=r"cannot listen there: .*in use"):
+      server.bind("127.0.0.1", port)

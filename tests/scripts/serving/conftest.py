@@ -21,10 +21,11 @@ SECONDS = 60  # after which a server hangs
 
 
 @contextlib.contextmanager
-def running(served, **options):
+def running(served, host="127.0.0.1", **options):
   """A server on a free port, and its address."""
-  server = server_lib.make(served, port=0, **options)
-  thread = threading.Thread(target=server.run)
+  server = server_lib.make(served, host=host, **options)
+  address = server_lib.bind(host, 0)
+  thread = threading.Thread(target=server.run, args=([address],))
   thread.start()
   until = time.monotonic() + SECONDS
   while not server.started and thread.is_alive():
