@@ -85,7 +85,14 @@ setup(
     "hub": ["huggingface_hub", "kagglehub"],  # presets by name
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
-    "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
+    "parity": [
+      "bitsandbytes",
+      "keras",
+      "keras-hub",
+      "peft",
+      "torch",
+      "transformers",
+    ],
     "test": [
       "alembic",
       "av>=18",
