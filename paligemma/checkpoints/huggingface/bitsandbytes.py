@@ -29,10 +29,11 @@ import numpy as np
 
 from paligemma import quantization
 from paligemma.checkpoints.leaves import Computed, Tensor
+from paligemma.parameters import LAYERS
 
 BLOCK = 64
 _MATRIX = re.compile(r"text\.layers\.\d+\..*_proj\.weight")
-_LLM = "llm/layers/"
+_LLM = f"{LAYERS['llm'][0]}/"
 _REASONS = {
   "int8": "its int8 rounds what matrices are multiplied with, too, so answers "
   "are others",
