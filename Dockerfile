@@ -5,7 +5,13 @@
 #     paligemma train --config configs/transfers/digits.py --workdir runs/digits
 #
 # With --build-arg EXTRAS=cuda it is for NVIDIA GPUs (docker run --gpus all), with
-# EXTRAS=tpu,gcs for TPUs; the extras are those of setup.py.
+# EXTRAS=tpu,gcs for TPUs; the extras are those of setup.py. To serve, on CPUs, or
+# with EXTRAS=serve,cuda and --gpus all on GPUs:
+#
+#   docker build -t paligemma-serve --build-arg EXTRAS=serve .
+#   docker run --rm -p 127.0.0.1:8000:8000 -v "$PWD:/work:ro" paligemma-serve \
+#     serve --ckpt runs/digits --tokenizer tokenizer.model --host 0.0.0.0 \
+#     --token_file token
 ARG PYTHON=3.12
 
 FROM python:${PYTHON}-slim AS build

@@ -84,7 +84,7 @@ def shapes(
     *others, tiled = axes
     for axis in others:
       scale[axis] = shape[axis]
-    scale[tiled] = shape[tiled] // _tile(shape[tiled])
+    scale[tiled] = shape[tiled] // tile(shape[tiled])
     values = jax.ShapeDtypeStruct((*shape[:-1], shape[-1] // 2), jnp.uint8)
   return {kind: values, SCALE: jax.ShapeDtypeStruct(tuple(scale), jnp.float32)}
 
@@ -128,20 +128,23 @@ def dequantize(matrix: Mapping[str, jax.Array], dtype: Any) -> jax.Array:
 
 
 def unscaled_halves(
-  matrix: Mapping[str, jax.Array],
+  matrix: Mapping[str, jax.Array], axis: int
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-  """Returns the halves of the last axis, of outputs, of a matrix in 4 bits.
+  """Returns the halves of an axis of outputs: numbers in float32, and scales.
 
-  They are what the lower and the upper four bits of its bytes hold: the numbers
-  in float32, and their scales.
+  In 4 bits that is the last axis: the halves are what the lower and the upper
+  four bits of the bytes hold.
   """
   kind = kind_of(matrix)
+  scales = jnp.split(matrix[SCALE], 2, axis=axis)
+  if kind == "int8":
+    return jnp.split(matrix[kind].astype(jnp.float32), 2, axis=axis), scales
   one = jnp.ones((1,) * matrix[SCALE].ndim, jnp.float32)
   halves = [
     _scaled(half, one, kind, jnp.float32)
     for half in _unpack(matrix[kind], kind)
   ]
-  return halves, jnp.split(matrix[SCALE], 2, axis=-1)
+  return halves, scales
 
 
 def _scaled(values, scale, kind, dtype):
@@ -179,7 +182,8 @@ def full_shape(kind: str, values: Any) -> tuple[int, ...]:
   return (*rest, last if kind == "int8" else 2 * last)
 
 
-def _tile(size):
+def tile(size: int) -> int:
+  """Returns how many of so many inputs share a scale in 4 bits."""
   return max(n for n in range(1, min(TILE, size) + 1) if size % n == 0)
 
 

@@ -175,7 +175,16 @@ def measure(
     "synchronous_gathers": None,
     "scatters_as_all_reduce_bytes": None,
     "layout": dataclasses.asdict(plan.layout) if what == "train" else None,
-    "layouts_tried": [found.describe(usable) for found in tried],
+    "layouts_tried": [
+      dataclasses.asdict(found.layout)
+      | {
+        "peak_gib": found.peak / GIB,
+        "is_peak_known": found.compiled,
+        "roofline_ms": _milliseconds(texts.get(found.layout), chip),
+        "verdict": found.verdict,
+      }
+      for found in tried
+    ],
     "fits": memory.fits(needed.peak),
   }
   if hlo is not None:
@@ -210,6 +219,13 @@ def measure(
         length=_prompt_length(plan) + max_decode_len // 2,
       )
   return plan, needed, figures
+
+
+def _milliseconds(hlo, chip):
+  """The roofline of a program, None without it or its chip."""
+  if hlo is None or chip is None:
+    return None
+  return roofline.analyse(hlo, chip).seconds * 1e3
 
 
 def _compile(compile_it, devices):
@@ -273,7 +289,7 @@ def describe(figures: Mapping[str, Any]) -> str:
   mesh = " x ".join(f"{size} {axis}" for axis, size in figures["mesh"].items())
   verb = "compiled" if figures["compiled"] else "refused"
   summary = _SUMMARY.format(**figures | {"mesh": mesh, "verb": verb})
-  lines = [*figures["layouts_tried"], *summary.splitlines()]
+  lines = [*_describe_layouts(figures), *summary.splitlines()]
   if figures["compiled"]:
     sent = [
       f"{kind} {count / GIB:.3f} GiB"
@@ -306,6 +322,36 @@ def describe(figures: Mapping[str, Any]) -> str:
   if "largest_batch" in figures:
     lines.append(f"largest batch that fits: {figures['largest_batch']}")
   return "\n".join(lines)
+
+
+def _describe_layouts(figures):
+  """A table of the choices, the fastest first, up to the one that is taken."""
+  tried = figures["layouts_tried"]
+  if not tried:
+    return []
+  rows = [("remat_policy", "frozen", "attention", "peak, GiB", "ms", "")]
+  for found in tried:
+    least = "" if found["is_peak_known"] else "at least "
+    best = found["roofline_ms"]
+    rows.append(
+      (
+        *(found["remat_policy"], found["frozen_sharding"], found["attention"]),
+        f"{least}{found['peak_gib']:.2f}",
+        "" if best is None else f"{best:.1f}",
+        found["verdict"],
+      )
+    )
+  if all(found["verdict"] != "taken" for found in tried):
+    taken, best = figures["layout"], figures.get("roofline_ms")
+    rows.append(
+      (
+        *(taken["remat_policy"], taken["frozen_sharding"], taken["attention"]),
+        f"{figures['peak_gib_per_device']:.2f}",
+        "" if best is None else f"{best:.1f}",
+        "taken, as it needs least",
+      )
+    )
+  return messages.aligned(rows)
 
 
 def _describe_roofline(figures):

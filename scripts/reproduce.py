@@ -15,11 +15,13 @@ For each transfer of configs/transfers/README.md:
    differences, bundles.
 
 What is done is not done again: the same command goes on where it was stopped. A
-transfer that fails does not stop those behind it. --budget steps=200,limit=100
-is a trial: so many steps of training, and so many examples of each evaluation.
-pope trains nothing and evaluates vqav2 of the same WORKDIR.
+transfer that fails does not stop the others; all data is checked before the
+first training. --budget steps=200,limit=100 is a trial: so many steps of
+training, and so many examples of each evaluation. pope trains nothing and
+evaluates vqav2 of the same WORKDIR.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -37,6 +39,7 @@ from scripts import evaluate, list_transfers, reached
 from scripts.datasets import catalog, folder
 from scripts.submissions import catalog as submissions
 from trainers import command_line, processes, progress, train
+from trainers import workdir as workdirs
 
 UNITS = ("steps", "examples", "epochs", "limit")
 _JOBS = min(os.cpu_count() or 1, 8)
@@ -211,65 +214,83 @@ def write_submissions(
   return problems
 
 
-def reproduce(
-  name: str,
-  config: ConfigDict,
-  workdir: pathlib.Path,
-  *,
-  raw: str | None = None,
-  budget: str = "",
-) -> None:
-  """Does all of one transfer that is not done yet.
+@dataclasses.dataclass(frozen=True)
+class Reproduction:
+  """One transfer, in a folder of its own.
 
-  Args:
+  Attributes:
     name: Of the transfer.
     config: As `config_of` made it.
-    workdir: Folder of the runs.
-    raw: See `prepare_data`.
+    workdir: Folder of all runs.
     budget: That of the config.
   """
-  # No "=", which would end the name of an argument of a config.
-  end = f"_{budget}".replace("=", "").replace(",", "_") if budget else ""
 
-  def folder_of(task):
-    return workdir / f"{task}_{config.model.variant}_{config.res}{end}"
+  name: str
+  config: ConfigDict
+  workdir: pathlib.Path
+  budget: str = ""
 
-  run = ckpt = folder_of(name)
-  record = run / reached.RUN
-  # What differed may be mended since.
-  if not record.exists() or disk.read_json(record)["note"]:
-    differences = prepare_data(config, raw)
+  @property
+  def run(self) -> pathlib.Path:
+    """The folder of its run."""
+    return self._run_of(self.name)
+
+  @property
+  def ckpt(self) -> pathlib.Path:
+    """The folder of the run whose weights are evaluated."""
+    trains = self.config.total_steps != 0
+    return self.run if trains else self._run_of("vqav2")
+
+  def _run_of(self, task):
+    model = f"{self.config.model.variant}_{self.config.res}"
+    # No "=", which would end the name of an argument of a config.
+    end = f"_{self.budget}".replace("=", "").replace(",", "_")
+    return self.workdir / f"{task}_{model}{end.rstrip('_')}"
+
+  def check(self, raw: str | None = None) -> None:
+    """Compares the data, and the run that may be there, see `prepare_data`."""
+    workdirs.check(self.run, self.config)
+    record = self.run / reached.RUN
+    # What differed may be mended since.
+    if record.exists() and not disk.read_json(record)["note"]:
+      return
+    differences = prepare_data(self.config, raw)
     for line in differences[: folder.MOST]:
       progress.say([f"differs: {messages.one_line(line)}"])
     note = f"data: {len(differences)} differences" if differences else ""
     found = {
-      "task": name,
-      "variant": config.model.variant,
-      "res": config.res,
-      "budget": budget,
+      "task": self.name,
+      "variant": self.config.model.variant,
+      "res": self.config.res,
+      "budget": self.budget,
       "note": note,
     }
     disk.write(record, f"{json.dumps(found, indent=1)}\n")
-  if config.total_steps == 0:
-    ckpt = folder_of("vqav2")
-  if not any((ckpt / file).exists() for file in _TRAINED):
-    if ckpt != run:
+
+  def train(self) -> None:
+    """Trains, with the curve of the perplexity alone: the scores follow."""
+    if any((self.ckpt / file).exists() for file in _TRAINED):
+      return
+    if self.ckpt != self.run:
       raise ValueError(
-        f"{ckpt}: missing, {name} evaluates what vqav2 has trained; name vqav2 "
-        "before it"
+        f"{self.ckpt}: missing, {self.name} evaluates what vqav2 has trained; "
+        "name vqav2 before it"
       )
-    curves = config.copy_and_resolve_references()
-    with curves.unlocked():  # of the perplexity; the others follow
+    config = self.config.copy_and_resolve_references()
+    with config.unlocked():
       for split in _generating(config):
-        del curves.evals[split]
-    if not train.train(curves, run):
+        del config.evals[split]
+    if not train.train(config, self.run):
       sys.exit(os.EX_TEMPFAIL)  # asked to stop
-  run_evaluations(config, ckpt, run)
-  for line in write_submissions(name, config, run):
-    progress.say([f"submission: {messages.one_line(line)}"])
+
+  def evaluate(self) -> None:
+    """Evaluates and submits what is not in the folder yet."""
+    run_evaluations(self.config, self.ckpt, self.run)
+    for line in write_submissions(self.name, self.config, self.run):
+      progress.say([f"submission: {messages.one_line(line)}"])
 
 
-def reproduce_all(
+def reproduce(
   names: Sequence[str],
   workdir: str | os.PathLike,
   *,
@@ -277,24 +298,34 @@ def reproduce_all(
   budget: str = "",
   **options: object,
 ) -> tuple[list[reached.Row], dict[str, str]]:
-  """`reproduce` of several.
+  """Does all that is not done yet: first all data is checked.
 
   Args:
     names: Of transfers.
-    workdir, raw: As of `reproduce`.
+    workdir: Folder of the runs.
+    raw: See `prepare_data`.
     budget, **options: As of `config_of`.
 
   Returns:
     The lines of the table; and what failed, with the reason.
   """
   workdir, failed = pathlib.Path(workdir), {}
-  configs = {x: config_of(x, budget=budget, **options) for x in names}
-  for name, config in configs.items():
-    try:
-      reproduce(name, config, workdir, raw=raw, budget=budget)
-    except (OSError, ValueError) as error:
-      failed[name] = messages.one_line(error)
-      progress.say([f"{name}: {failed[name]}"])
+  todo = {
+    name: Reproduction(
+      name, config_of(name, budget=budget, **options), workdir, budget
+    )
+    for name in names
+  }
+  for stage in (
+    lambda one: one.check(raw),
+    lambda one: (one.train(), one.evaluate()),
+  ):
+    for name in [x for x in todo if x not in failed]:
+      try:
+        stage(todo[name])
+      except (OSError, ValueError) as error:
+        failed[name] = messages.one_line(error)
+        progress.say([f"{name}: {failed[name]}"])
   return reached.write(workdir), failed
 
 
@@ -321,8 +352,9 @@ def main() -> None:
   options = vars(parser.parse_args())
   processes.prepare(options)
   names = options.pop("names")
-  lines, failed = reproduce_all(names, **options)
+  lines, failed = reproduce(names, **options)
   print(reached.table(lines))
+  print(f"wrote {pathlib.Path(options['workdir'], 'README.md')}")
   if failed:
     raise ValueError("; ".join(f"{name}: {x}" for name, x in failed.items()))
 

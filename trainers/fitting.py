@@ -40,16 +40,19 @@ class Tried:
   compiled: bool
   problem: str = ""
 
+  @property
+  def verdict(self) -> str:
+    return "taken" if self.fits else self.problem or "does not fit"
+
   def describe(self, usable: float) -> str:
     """One line for people."""
-    verdict = "taken" if self.fits else self.problem or "does not fit"
     least = "" if self.compiled else "at least "
     attention = self.layout.attention
     how = "" if attention == "auto" else f", attention {attention}"
     return (
       f"remat_policy {self.layout.remat_policy}, frozen_sharding "
       f"{self.layout.frozen_sharding}{how}: {least}{self.peak / GIB:.2f} GiB "
-      f"of {usable / GIB:.2f}, {verdict}"
+      f"of {usable / GIB:.2f}, {self.verdict}"
     )
 
 

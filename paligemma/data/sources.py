@@ -587,7 +587,8 @@ def _open_tfds(name, split, data_dir, image_key):
 
   decoders = {image_key: Encoded()}
   try:
-    if builder.info.file_format == tfds.core.FileFormat.TFRECORD:
+    formats = builder.info.available_file_formats()
+    if formats == {tfds.core.FileFormat.TFRECORD}:
       return _TfRecords(builder.info, split, decoders)
     return builder.as_data_source(split=split, decoders=decoders)
   except (LookupError, OSError, AssertionError, NotImplementedError):

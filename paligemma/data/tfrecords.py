@@ -85,8 +85,12 @@ def _offsets(path: epath.PathLike, file: BinaryIO) -> np.ndarray:
 
 def _checksum(data: bytes) -> bytes:
   """CRC-32C, rotated and shifted, as TensorFlow stores it."""
-  import google_crc32c  # of an extra
-
+  try:
+    import google_crc32c  # of an extra
+  except ImportError:
+    raise ValueError(
+      'TFRecord files need a package: pip install "paligemma[tfds]"'
+    ) from None
   crc = google_crc32c.value(data)
   rotated = (crc >> 15 | crc << 17) + 0xA282EAD8
   return _CHECKSUM.pack(rotated & 0xFFFFFFFF)

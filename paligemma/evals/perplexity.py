@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
+from paligemma import disk
 from paligemma.evals.evaluator import PerExample, Progress
 from paligemma.training import losses, sharding
 
 Row = dict[str, float]
 
-_KEYS = ("text", "mask_ar", "mask_input", "mask_loss", "_mask")
+_KEYS = ("text", "mask_ar", "mask_input", "mask_loss", "_mask", "_index")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +50,8 @@ class Perplexity(PerExample):
     Arguments are those of Generate.predict.
 
     Returns:
-      Per example, "nll" s_i: summed nll in nats of its supervised tokens, and
-      "tokens" n_i: their number.
+      Per example, "index": in the source; "nll" s_i: summed nll in nats of its
+      supervised tokens, and "tokens" n_i: their number.
 
     Raises:
       ValueError: batches have no mask_loss, or it supervises no token at all;
@@ -69,10 +72,11 @@ class Perplexity(PerExample):
       batch = sharding.put_batch({key: batch[key] for key in keys}, mesh)
       with jax.set_mesh(mesh):
         sums = _token_sums(model, params, batch)
-      real, nll, tokens = sharding.fetch((batch["_mask"], *sums))
+      found = sharding.fetch((batch["_mask"], batch["_index"], *sums))
+      real, *columns = found
       rows += [
-        {"nll": float(s), "tokens": float(n)}
-        for s, n in zip(nll[real], tokens[real], strict=True)
+        {"index": int(i), "nll": float(s), "tokens": float(n)}
+        for i, s, n in zip(*(x[real] for x in columns), strict=True)
       ]
       progress(len(rows), len(self))
     if not rows:
@@ -86,6 +90,29 @@ class Perplexity(PerExample):
         " examples, expected answers under mask_loss."
       )
     return rows
+
+  def run(
+    self,
+    model: nn.Module,
+    params: Mapping[str, Any],
+    mesh: Mesh,
+    *,
+    output_dir: epath.PathLike | None = None,
+    rng: jax.Array | None = None,
+    progress: Progress | None = None,
+  ) -> dict[str, float]:
+    """Evaluates the source as PerExample does.
+
+    Args:
+      output_dir: rows go to {output_dir}/{name}/nll.jsonl. Default: not
+        written.
+    """
+    del rng
+    rows = self.rows(model, params, mesh, progress=progress)
+    if output_dir is not None and jax.process_index() == 0:
+      path = epath.Path(output_dir) / self.name / "nll.jsonl"
+      disk.write(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    return self._score(rows)
 
   @staticmethod
   def reduce(rows: Sequence[Row]) -> dict[str, float]:

@@ -10,7 +10,8 @@ puts around it ("Answer the question using a single word or phrase.") are left
 out, as no PaliGemma was trained with them. Tasks that PROMPTS does not know are
 asked as lmms-eval does, which the log says.
 
-Source: lmms-eval 0.7.3, lmms_eval/api/model.py and models/registry_v2.py.
+Source: lmms-eval 0.7.3, lmms_eval/api/{model,task,instance}.py and
+models/registry_v2.py.
 """
 
 import functools
@@ -22,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 
 from paligemma import api, io, registry
@@ -127,14 +129,16 @@ class PaliGemma(lmms):
           answers[i] = text
     return answers
 
-  def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+  def loglikelihood(self, requests: Sequence[Any]) -> list[GenerationResult]:
     """Scores requests of (context, answer, doc_to_visual, id, task, split).
 
     Returns:
-      For each the log-probability of the answer and of its end, in nats, and
-      whether it is the greedy one.
+      For each (loss, is_greedy) as `text` of a result, as the evaluator of
+      0.7.3 makes a string of a bare pair: the negative log-probability of the
+      answer and of its end, in nats, of which multiple choice takes the least
+      there; and whether the answer is the greedy one.
     """
-    return [self._score(request) for request in requests]
+    return [GenerationResult(self._score(request)) for request in requests]
 
   def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
     """Raises ValueError: PaliGemma answers one question."""
@@ -177,8 +181,8 @@ class PaliGemma(lmms):
     pixels = [to_model(pictures.pixels(x), (res, res)) for x in images]
     arrays["image"] = pixels[0] if len(pixels) == 1 else np.stack(pixels)
     batch = {key: value[None] for key, value in arrays.items()}
-    total, is_greedy = _log_likelihood(self._model, self._params, batch)
-    return float(total), bool(is_greedy)
+    loss, is_greedy = _loss(self._model, self._params, batch)
+    return float(loss), bool(is_greedy)
 
 
 @functools.cache
@@ -202,7 +206,7 @@ def _decoding(options: Mapping[str, Any]) -> tuple[int, str, tuple[str, ...]]:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _log_likelihood(model, params, batch):
+def _loss(model, params, batch):
   """Returns the sum over the answer, and whether it is the greedy one."""
   text, mask_ar = batch["text"], batch["mask_ar"]
   logits, _ = model.apply(
@@ -216,4 +220,4 @@ def _log_likelihood(model, params, batch):
   log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
   chosen = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
   is_greedy = (log_probs.argmax(axis=-1) == targets) | ~is_answer
-  return (chosen * is_answer).sum(), is_greedy.all()
+  return -(chosen * is_answer).sum(), is_greedy.all()

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
+from paligemma.models import device
 
 PRODUCT = "product"
 
@@ -133,10 +134,8 @@ def product(equation: str, x: Array, weight: Matrix) -> Array:
   left, right, out = re.split(",|->", equation)
   outer = "".join(itertools.takewhile(lambda axis: axis not in left, right))
   multiply = functools.partial(_product, equation)
-  ends_in_output = right[-1] in out
-  if ends_in_output and _is_one_row(left, right, x) and _has_4_bits(weight):
-    one_row = functools.partial(_one_row_by_4_bits, equation)
-    return jax.lax.platform_dependent(x, weight, cuda=one_row, default=multiply)
+  if (halved := _halved_axis(left, right, out, x, weight)) is not None:
+    return _one_row(equation, halved, x, weight)
   if not outer or x.ndim != 3 or x.shape[1] != 1:
     return multiply(x, weight)
 
@@ -157,30 +156,44 @@ def _product(equation, x, weight):
   return out * _as_output(equation, weight[quantization.SCALE])
 
 
-def _has_4_bits(weight):
-  return (
-    quantization.is_quantized(weight) and quantization.kind_of(weight) != "int8"
-  )
+def _halved_axis(left, right, out, x, weight):
+  """Returns the axis of a weight for `_one_row`, None where that is no gain.
+
+  Triton's products, on GPUs since Ampere, read int8 as it is.
+  """
+  if not (quantization.is_quantized(weight) and device.is_gpu()):
+    return None
+  kind = quantization.kind_of(weight)
+  if kind == "int8" and device.takes_triton():
+    return None
+  axes = range(len(right)) if kind == "int8" else [len(right) - 1]
+  shape = quantization.full_shape(kind, weight[kind])
+  even = [i for i in axes if right[i] in out and shape[i] % 2 == 0]
+  return even[-1] if even and _is_one_row(left, right, x) else None
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _one_row_by_4_bits(equation, x, weight):
-  """_product of a single row, as sums that XLA fuses with the unpacking.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _one_row(equation, halved, x, weight):
+  """_product of one row on GPUs, as sums that XLA fuses with the unpacking.
 
   A product of cuBLAS needs the matrix in 16 bits in memory: 9.6 GB a token of
-  PaliGemma 3B (jax 0.10.2). Both halves of a byte are used where it is read,
-  and a scale multiplies the sum of its inputs.
+  PaliGemma 3B in 4 bits (jax 0.10.2). Both halves of a byte are used where it
+  is read, and a scale multiplies the sum of its inputs.
   """
   left, right, out = re.split(",|->", equation)
   given = ["x" + axis if axis in right else "1" for axis in left]
   fitting = ["x" + axis if axis in left else "1" for axis in right]
   row = einops.rearrange(x, f"{' '.join(given)} -> {' '.join(fitting)}")
   *_, tiled = summed = [i for i, axis in enumerate(right) if axis not in out]
-  halves, scales = quantization.unscaled_halves(weight)
+  halves, scales = quantization.unscaled_halves(weight, halved)
 
   def in_tiles(array):
-    before, after = array.shape[:tiled], array.shape[tiled + 1 :]
-    return array.reshape(*before, scales[0].shape[tiled], -1, *after)
+    return array.reshape(
+      *array.shape[:tiled],
+      -1,
+      quantization.tile(array.shape[tiled]),
+      *array.shape[tiled + 1 :],
+    )
 
   row = in_tiles(row.astype(jnp.float32))
   # Both sums at once: XLA makes one of them a product, of a float32 matrix.
@@ -191,16 +204,16 @@ def _one_row_by_4_bits(equation, x, weight):
     dimensions=(tiled + 1,),
   )
   sums = [x * scale for x, scale in zip(sums, scales, strict=True)]
-  sums = jnp.concatenate(sums, axis=-1).sum(axis=tuple(summed))
+  sums = jnp.concatenate(sums, axis=halved).sum(axis=tuple(summed))
   kept = ["x" + axis for axis in right if axis in out]
   wanted = ["x" + axis if axis in right else "1" for axis in out]
   return einops.rearrange(sums, f"{' '.join(kept)} -> {' '.join(wanted)}")
 
 
-@_one_row_by_4_bits.defjvp
-def _(equation, primals, tangents):
+@_one_row.defjvp
+def _(equation, halved, primals, tangents):
   x, weight = primals
-  out = _one_row_by_4_bits(equation, x, weight)
+  out = _one_row(equation, halved, x, weight)
   return out, _product(equation, tangents[0], weight)
 
 

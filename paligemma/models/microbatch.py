@@ -3,16 +3,20 @@
 Batch: the first axis of arrays, split over the devices of mesh axis "data".
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 
-from paligemma.models import cpu
+from paligemma.models import cpu, device
+
+_SCATTERED_AT_ONCE = 8
 
 
 def local_batch(batch: int) -> int:
@@ -63,7 +67,7 @@ def on_each_device(
     axis = split_axis(x)
     if axis is None:
       return jax.lax.psum(x, "data")
-    return cpu.psum_scatter(x, "data", axis)
+    return _psum_scatter(x, axis)
 
   def run(shared, arrays):
     sums, arrays = function(shared, arrays)
@@ -76,6 +80,39 @@ def on_each_device(
     axis_names={"data"},
     check_vma=False,
   )(shared, arrays)
+
+
+def _psum_scatter(x, axis):
+  """Sums over mesh axis "data" and splits an axis over it, on TPUs in turns.
+
+  If all of more than 8 devices take part at once, the compiler of TPUs (libtpu
+  0.0.51) makes it an all-reduce, of which each device keeps a part.
+  """
+  shards = jax.lax.axis_size("data")
+  if device.current().platform != "tpu" or shards <= _SCATTERED_AT_ONCE:
+    return cpu.psum_scatter(x, "data", axis)
+  width = max(n for n in range(1, math.isqrt(shards) + 1) if shards % n == 0)
+  lines = np.arange(shards).reshape(width, -1)
+  for groups in (lines.T, lines)[width == 1 :]:
+    x = jax.lax.psum_scatter(
+      x,
+      "data",
+      scatter_dimension=axis,
+      axis_index_groups=groups.tolist(),
+      tiled=True,
+    )
+  return x
+
+
+def split_batch(x: Array) -> Array:
+  """Says that the first axis is split over the devices, if they share it.
+
+  XLA may otherwise give every device all examples, to split features instead:
+  of parameters that are split themselves.
+  """
+  if local_batch(len(x)) == len(x):
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
 
 
 def find_number(batch: int, at_once: int) -> int:

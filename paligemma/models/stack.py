@@ -171,6 +171,7 @@ class Stack:
 
     def step(x, layer):
       variables, layer = layer
+      x = microbatch.split_batch(x)
       return run(variables, x, layer, shared, 0)
 
     if self.config.remat_policy != "none":

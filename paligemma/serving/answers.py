@@ -34,6 +34,11 @@ class Prompt(NamedTuple):
   ends: Collection[int]
   tokenizer: Tokenizer
 
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Number of pictures and length of the text; those alike read together."""
+    return len(self.pictures), len(self.text["text"])
+
 
 class Answer:
   """A request under way; used by one thread, but for `cancel`.

@@ -8,13 +8,13 @@
       on_token=..., on_end=...,
     )
 
-A round of the thread prefills at most one prompt, into a place that is free,
-and then decodes one token of every active request. So an answer under way waits
-for one prompt at most between two of its tokens. What requests ask for, their
-adapter, sampler and grammar, are arguments of the same few programs.
+A round of the thread reads a few prompts into places that are free, and then
+decodes one token of every active request. So between two of its tokens an
+answer waits for these few prompts at most. What requests ask for, adapter,
+sampler and grammar, are arguments of the same few programs.
 """
 
-import collections
+import dataclasses
 import logging
 import math
 import threading
@@ -33,15 +33,16 @@ from paligemma.decoding.grammar import automaton
 from paligemma.lora import apply as lora
 from paligemma.lora import gather
 from paligemma.models import paligemma as paligemma_model
+from paligemma.serving import sizes
 from paligemma.serving.answers import Answer, Prompt
 from paligemma.serving.images import Images
-from paligemma.serving.places import MOST_TOLD, Places, Row
+from paligemma.serving.places import MOST_TOLD, Places, Reading, Row
 from paligemma.serving.request import Closed, End, Full, Request, Token
 
 _log = logging.getLogger(__name__)
 
 # Lengths that the text of a prompt is padded to, so that programs are few.
-_TEXT_LENGTHS = (32, 128, 512, 2048)
+_TEXT_LENGTHS = (32, 256, 2048)
 _TEXT = 256  # positions of the longest text, by default
 
 
@@ -95,19 +96,21 @@ class Engine:
       self._images = Images(all_adapted, image_cache_bytes)
     of_picture = self._images.tokens if self._images else 0
     max_prompt = max_prompt or of_picture + _TEXT
-    given = {"places": places, "max_tokens": max_tokens}
-    given |= {"max_waiting": max_waiting, "max_prompt": max_prompt - of_picture}
-    for name, value in given.items():
-      if value < 1:
-        least = 1 + of_picture if name == "max_prompt" else 1
-        raise ValueError(f"{name} is too low, expected {least} or more")
+    for name, value, least in (
+      ("places", places, 1),
+      ("max_prompt", max_prompt, of_picture + 1),
+      ("max_tokens", max_tokens, 1),
+      ("max_waiting", max_waiting, 1),
+    ):
+      if value < least:
+        raise ValueError(f"{name} is {value}, expected {least} or more")
     self._max_prompt, self._max_tokens = max_prompt, max_tokens
     self._max_waiting = max_waiting
     decoders = [(m.clone(img=None), {"llm": p["llm"]}) for m, p in all_adapted]
     stacked = _apart(*gather.stack(decoders))
     self._places = Places(*stacked, places, max_prompt, max_tokens)
     self._active: list[Answer | None] = [None] * places
-    self._waiting: collections.deque[Answer] = collections.deque()
+    self._waiting: list[Answer] = []
     self._changed = threading.Condition()
     self._embedding = threading.Lock()
     self._ready, self._closes_at, self._failure = False, None, ""
@@ -129,7 +132,10 @@ class Engine:
     """See request.Engine; from any thread. The pictures are resized in it."""
     with self._changed:
       self._check_open()
-    answer = Answer(request, on_token, on_end, self._read(request))
+    prompt = self._read(request)
+    # What waits keeps no pictures in their own size: 75 MB for 25 megapixels.
+    request = dataclasses.replace(request, images=())
+    answer = Answer(request, on_token, on_end, prompt)
     with self._changed:
       self._check_open()
       self._waiting.append(answer)
@@ -169,7 +175,8 @@ class Engine:
     for i, image in enumerate(images):
       picture = self._images.read(image, f"images[{i}]")
       with self._embedding:
-        means.append(np.asarray(self._images.embed(picture)).mean(axis=0))
+        (tokens,) = self._images.embed([(picture, 0)])
+        means.append(np.asarray(tokens).mean(axis=0))
     return np.stack(means)
 
   def close(self, seconds: float = 10.0) -> None:
@@ -254,11 +261,13 @@ class Engine:
     before = sum(map(len, images))
     for length in self._text_lengths(before):
       text = sequence.prompt(self._tokenizer, "", length, causal=causal)
-      self._places.prefill(0, images, text, 0)
+      reading = Reading(images, text, adapter=0)
+      for count in {1, min(sizes.TOGETHER, len(self._active))}:
+        self._places.prefill(dict.fromkeys(range(count), reading))
     self._decode()
 
   def _round(self) -> bool:
-    """Lets at most one request in, and decodes a token of each active one.
+    """Lets a few requests in, and decodes a token of each active one.
 
     Returns:
       Whether there may be another round.
@@ -271,21 +280,22 @@ class Engine:
         lambda: self._waiting or self._is_busy() or self._closes_at is not None
       )
       closing = self._closes_at is not None
-      over = [(x, x.why_over()) for x in self._waiting]
+      waiting = [(x, x.why_over()) for x in self._waiting]
       if closing:
-        over = [(x, reason or "cancelled") for x, reason in over]
-      over = [(x, reason) for x, reason in over if reason]
-      for answer, _ in over:
-        self._waiting.remove(answer)
-      enters = None
-      if self._waiting and None in self._active:
-        enters = self._waiting.popleft()
-        place = self._active.index(None)
-        self._active[place] = enters
-    for answer, reason in over:
-      self._end(answer, reason)
-    if enters is not None:
-      self._prefill(place, enters)
+        waiting = [(x, reason or "cancelled") for x, reason in waiting]
+      stay = [x for x, reason in waiting if not reason]
+      free = [i for i, x in enumerate(self._active) if x is None]
+      alike = [x for x in stay if x.prompt.shape == stay[0].prompt.shape]
+      enter = dict(zip(free, alike[: sizes.TOGETHER], strict=False))
+      for place, answer in enter.items():
+        self._active[place] = answer
+        stay.remove(answer)
+      self._waiting = stay
+    for answer, reason in waiting:
+      if reason:
+        self._end(answer, reason)
+    if enter:
+      self._prefill(enter)
     if self._is_busy():
       self._decode()
     return self._is_busy() or not closing
@@ -297,12 +307,23 @@ class Engine:
     is_late = self._closes_at is not None and time.monotonic() > self._closes_at
     return answer.why_over() or ("cancelled" if is_late else None)
 
-  def _prefill(self, place, answer):
-    prompt, grammar = answer.prompt, answer.request.grammar
-    images = [self._images.embed(x, prompt.adapter) for x in prompt.pictures]
-    self._places.prefill(place, images, prompt.text, prompt.adapter)
-    if grammar is not None:
-      self._places.restrict(place, grammar.class_of_token)
+  def _prefill(self, enter):
+    """Reads the prompts of answers into their places."""
+    prompts = [x.prompt for x in enter.values()]
+    images = iter(())
+    if self._images:
+      wanted = [
+        (x, prompt.adapter) for prompt in prompts for x in prompt.pictures
+      ]
+      images = iter(self._images.embed(wanted))
+    readings = (
+      Reading(tuple(next(images) for _ in x.pictures), x.text, x.adapter)
+      for x in prompts
+    )
+    self._places.prefill(dict(zip(enter, readings, strict=True)))
+    for place, answer in enter.items():
+      if (grammar := answer.request.grammar) is not None:
+        self._places.restrict(place, grammar.class_of_token)
 
   def _decode(self):
     free = Row(), 0

@@ -1,11 +1,13 @@
 """Embeddings of pictures, kept by what they show."""
 
 import collections
+import functools
 import hashlib
 import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
@@ -15,6 +17,7 @@ from paligemma.data import pictures
 from paligemma.decoding import decode
 from paligemma.lora import apply, gather
 from paligemma.models import paligemma as paligemma_model
+from paligemma.serving import sizes
 
 
 class Picture(NamedTuple):
@@ -80,35 +83,51 @@ class Images:
 
   def warm_up(self) -> Float[Array, "N D"]:
     """Compiles the towers; returns the tokens of a gray picture."""
-    gray = Picture(b"", np.zeros((self._res, self._res, 3), np.float32))
+    gray = np.zeros((self._res, self._res, 3), np.float32)
     for i, shares in enumerate(self._shares):
-      if i and not shares:
-        self._run(gray, i)
-    return self._run(gray, 0)
+      if not shares or i == 0:
+        for count in (1, sizes.TOGETHER):
+          tokens = _embed(*self._towers[i], np.stack([gray] * count))
+    return tokens[0]
 
-  def embed(self, picture: Picture, adapter: int = 0) -> Float[Array, "N D"]:
-    """Returns the tokens of a picture; from any thread.
+  def embed(
+    self, wanted: Sequence[tuple[Picture, int]]
+  ) -> list[Float[Array, "N D"]]:
+    """Returns the tokens of pictures; from any thread.
 
-    It returns before they are there. The adapter is an index into `adapted`.
+    It returns before they are there.
+
+    Args:
+      wanted: Pictures and adapters, indices into `adapted`.
     """
-    tower = 0 if self._shares[adapter] else adapter
-    key = tower, picture.digest
+    keys = [(0 if self._shares[i] else i, x.digest) for x, i in wanted]
+    found, missing = {}, collections.defaultdict(dict)
     with self._lock:
-      if key in self._kept:
-        self.hits += 1
-        self._kept.move_to_end(key)
-        return self._kept[key]
-      self.misses += 1
-    embedded = self._run(picture, tower)
+      for key, (picture, _) in zip(keys, wanted, strict=True):
+        if key in self._kept:
+          self._kept.move_to_end(key)
+          found[key] = self._kept[key]
+        else:
+          missing[key[0]][key] = picture.pixels
+      new = sum(map(len, missing.values()))
+      self.misses += new
+      self.hits += len(keys) - new
+    for tower, pixels in missing.items():
+      for i in range(0, len(pixels), sizes.TOGETHER):
+        some = [*pixels][i : i + sizes.TOGETHER]
+        batch = np.stack(sizes.padded([pixels[key] for key in some]))
+        found |= zip(some, _embed(*self._towers[tower], batch), strict=False)
     with self._lock:
-      if key not in self._kept:
-        self._kept[key] = embedded
-        self._bytes += embedded.nbytes
+      for key in (key for some in missing.values() for key in some):
+        if key not in self._kept:
+          self._kept[key] = found[key]
+          self._bytes += found[key].nbytes
       while self._bytes > self._max_bytes:
         _, oldest = self._kept.popitem(last=False)
         self._bytes -= oldest.nbytes
-    return embedded
+    return [found[key] for key in keys]
 
-  def _run(self, picture, tower):
-    model, params = self._towers[tower]
-    return decode.embed_images(model, params, picture.pixels[None])[0]
+
+@functools.partial(jax.jit, static_argnames="model")
+def _embed(model, params, pixels):
+  return tuple(decode.embed_images(model, params, pixels))

@@ -1,7 +1,7 @@
 """The places of a device, in which answers are decoded side by side.
 
-A prompt is prefilled alone and put into a place, that is, a row of one cache,
-while the others wait for no more than that. Then each round is two programs,
+A few prompts are prefilled and put into places, rows of one cache, while the
+others wait for no more than that. Then each round is two programs,
 whatever the places hold: `choose` takes a token of each row of logits as its
 request asks, and `extend` reads these tokens and leaves the logits of the next.
 The host reads the tokens and acts on them while `extend` runs.
@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from paligemma.decoding import continuous, decode, samplers
 from paligemma.lora import gather
 from paligemma.models import cpu
+from paligemma.serving import sizes
 
 MOST_TOLD = 20  # tokens of which log-probabilities are told
 
@@ -48,6 +49,20 @@ class Row(NamedTuple):
   told: Bool[np.ndarray, "*P"] = False
   allowed: Bool[np.ndarray, "*P C"] = np.ones(1, bool)
   floor: Int[np.ndarray, "*P"] = -1
+
+
+class Reading(NamedTuple):
+  """What a model reads of a request.
+
+  Attributes:
+    images: The tokens of each picture.
+    text: As sequence.prompt returns it.
+    adapter: Index into the argument of lora.gather.stack.
+  """
+
+  images: tuple[Float[Array, "N D"], ...]
+  text: Mapping[str, np.ndarray]
+  adapter: int
 
 
 class Chosen(NamedTuple):
@@ -96,29 +111,23 @@ class Places:
     self._logits = jnp.zeros((count, vocabulary), jnp.float32)
     self._class_of_token = jnp.zeros((count, vocabulary), jnp.int32)
 
-  def prefill(
-    self,
-    place: int,
-    images: Sequence[Float[Array, "N D"]],
-    text: Mapping[str, np.ndarray],
-    adapter: int,
-  ) -> None:
-    """Reads a prompt into a place, which is free.
+  def prefill(self, prompts: Mapping[int, Reading]) -> None:
+    """Reads prompts of one shape into free places.
 
     Args:
-      images: The tokens of each picture.
-      text: As sequence.prompt returns it.
-      adapter: Index into the argument of lora.gather.stack.
+      prompts: Place -> what it reads, at most sizes.TOGETHER.
     """
+    place, prompts = zip(*sizes.padded([*prompts.items()]), strict=True)
+    texts = [x.text for x in prompts]
     self._cache, self._logits = _prefill(
       self._model,
       self._params,
       self._cache,
       self._logits,
-      tuple(images),
-      text,
-      np.int32(place),
-      np.int32(adapter),
+      tuple(x.images for x in prompts),
+      {name: np.stack([x[name] for x in texts]) for name in texts[0]},
+      np.array(place, np.int32),
+      np.array([x.adapter for x in prompts], np.int32),
       size=self._size,
     )
 
@@ -182,19 +191,21 @@ class Places:
 def _prefill(
   model, params, cache, logits, images, text, place, adapter, *, size
 ):
-  params = gather.take(params, adapter[None])
-  text = {name: x[None] for name, x in text.items()}
+  params = gather.take(params, adapter)
   of_images = {}
-  if images:
-    of_images["image_embedding"] = jnp.concatenate(images)[None]
-  prompt = decode.embed_prompts(model, params, of_images, text)
+  if images[0]:
+    joined = [jnp.concatenate(x) for x in images]
+    of_images["image_embedding"] = jnp.stack(joined)
+  prompts = decode.embed_prompts(model, params, of_images, text)
   prefill, _ = decode.functions(model, params)
-  new = prefill(*prompt, cache_size=size)
+  new_logits, new_cache = prefill(*prompts, cache_size=size)
 
-  def put(all_places, one):  # next_index is that of all
-    return _row_put(all_places, one, place) if one.ndim else all_places
+  def put(all_places, rows):
+    if rows.ndim:  # else the next index, which is that of all
+      for i in range(len(rows)):
+        all_places = _row_put(all_places, rows[i : i + 1], place[i])
+    return all_places
 
-  new_logits, new_cache = new
   return jax.tree.map(put, cache, new_cache), put(logits, new_logits)
 
 
@@ -269,13 +280,17 @@ def _choose(logits, class_of_token, rows) -> Chosen:
   return Chosen(token, chosen - own, *told)
 
 
-def _check_memory(cache, count, size, params):
+def free_memory(params: Mapping[str, Any]) -> float:
+  """Returns the bytes left on the device of parameters, inf if it keeps mum."""
   device = min(jax.tree.leaves(params)[0].devices(), key=lambda d: d.id)
   stats = device.memory_stats() or {}
-  free = stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
-  needed = sum(
-    math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache)
-  )
+  return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
+
+
+def _check_memory(cache, count, size, params):
+  free = free_memory(params)
+  arrays = jax.tree.leaves(cache)
+  needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
   if needed > free:
     raise ValueError(
       f"the cache of {count} places of {size} positions takes "

@@ -21,6 +21,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import PIL
+
 from paligemma import disk, messages, registry
 from paligemma.data import image_files, pictures, shards, sources, video
 from scripts import pack as pack_lib
@@ -46,7 +48,10 @@ _NEEDED = (
 _MEDIA = {"image": "picture", "video": "video"}
 
 # What a record of another form raises where it is read.
-_MALFORMED = (LookupError, TypeError, AttributeError)
+_MALFORMED = (
+  *(LookupError, TypeError, AttributeError),
+  PIL.UnidentifiedImageError,
+)
 
 Show = Callable[[int, int], None]
 
@@ -331,7 +336,7 @@ def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
     with problems:
       try:
         fields = split.fields(record)
-      except _MALFORMED as error:
+      except (*_MALFORMED, ValueError) as error:
         raise _malformed(where, error) from None
       if fields is None:
         continue
@@ -359,12 +364,19 @@ def _records(split, raw):
   """Yields as split.read; a file of another form is one line."""
   try:
     yield from split.read(raw)
-  except _MALFORMED as error:
-    (*_, last) = raw.folder, *raw.opened
-    raise _malformed(last, error) from None
+  except (*_MALFORMED, ValueError) as error:
+    names = [str(raw.folder), *raw.opened]
+    if isinstance(error, ValueError) and any(
+      pathlib.PurePath(name).name in str(error) for name in names
+    ):
+      raise
+    raise _malformed(names[-1], error) from None
 
 
 def _malformed(where, error):
+  """The error of a record, unless it says where it is."""
+  if str(error).startswith(where):
+    return error
   what = f"a value of another kind ({error})"
   if isinstance(error, KeyError):
     what = f"missing key {error}"

@@ -5,12 +5,10 @@ big_vision/datasets/{screen2words,widgetcap}), under the names of our configs.
 """
 
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
+from paligemma.data import image_files
 from scripts.datasets import sources
 from scripts.datasets.data_set import DataSet, Records, Split
 from scripts.datasets.raw import Raw
@@ -38,13 +36,13 @@ def _widgetcap(raw: Raw, split: str) -> Records:
   for where, row in raw.rows("widget_captions.csv"):
     screen = row["screenId"]
     if screen in screens:
-      view = raw.json(f"combined/{screen}.json")
-      with Image.open(io.BytesIO(raw.read(f"combined/{screen}.jpg"))) as found:
-        yield where, (row, view, found.size)
+      view, picture = (f"combined/{screen}{end}" for end in (".json", ".jpg"))
+      size = image_files.size(raw.read(picture), where=picture)
+      yield where, (row, raw.json(view), size)
 
 
 def _widgetcap_fields(record: Sequence[Any]) -> dict[str, Any]:
-  row, view, (width, height) = record
+  row, view, (height, width) = record
   box = _bounds(view, row["nodeId"])
   x0, y0, x1, y1 = (x * height / _CANVAS_HEIGHT for x in box)
   return {

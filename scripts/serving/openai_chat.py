@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
 
 from paligemma.data import chat
+from paligemma.decoding.grammar import automaton
 from paligemma.serving.request import End, Token
 from paligemma.serving.request import Request as EngineRequest
 from scripts.serving import answers, pictures_in
@@ -169,8 +170,8 @@ def _images(messages, served):
   )
 
 
-def _grammar(asked, served):
-  """The grammar of what is asked for, if the answer has a form."""
+def _form(asked):
+  """The arguments of Served.compile; none for any text."""
   wanted = []
   form = asked.response_format
   if form and form.type == "json_object":
@@ -199,10 +200,12 @@ def _grammar(asked, served):
       "structured_outputs",
       param="structured_outputs",
     )
-  return served.grammar(*wanted[0]) if wanted else None
+  return wanted[0] if wanted else ()
 
 
-def engine_requests(asked: ChatRequest, served: Served) -> list[EngineRequest]:
+def engine_requests(
+  asked: ChatRequest, served: Served, grammar: automaton.Grammar | None
+) -> list[EngineRequest]:
   """What the engine is asked: as many requests as answers are wanted.
 
   Raises:
@@ -221,7 +224,6 @@ def engine_requests(asked: ChatRequest, served: Served) -> list[EngineRequest]:
   adapter = served.adapter(asked.model)
   prompt = chat_prompt(asked.messages, served)
   images = _images(asked.messages, served)
-  grammar = _grammar(asked, served)
   return [
     EngineRequest(
       prompt,
@@ -248,8 +250,10 @@ async def complete(
 ) -> Response:
   """Answers a prompt about pictures, in one piece or as a stream."""
   served = request.app.state.served
+  form = _form(asked)
+  grammar = await served.compile(*form) if form else None
   events = await answers.start(
-    served, lambda: engine_requests(asked, served), cancels
+    served, lambda: engine_requests(asked, served, grammar), cancels
   )
   made = _Reply(asked, served)
   if asked.stream:

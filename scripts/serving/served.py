@@ -15,8 +15,9 @@ from paligemma.serving.request import Engine
 from scripts.serving.errors import Refused
 from scripts.serving.limits import Limits
 
-# Pictures are decoded and grammars compiled by so many threads.
-WORKERS = 2
+WORKERS = 2  # threads that decode pictures
+
+_MOST_BYTES = 2**24  # of a grammar, as several are kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Served:
   created: int = dataclasses.field(default_factory=lambda: int(time.time()))
   workers: futures.ThreadPoolExecutor = dataclasses.field(
     default_factory=lambda: futures.ThreadPoolExecutor(WORKERS)
+  )
+  compiler: futures.ThreadPoolExecutor = dataclasses.field(
+    default_factory=lambda: futures.ThreadPoolExecutor(1)
   )
 
   def adapter(self, model: str) -> str | None:
@@ -87,6 +91,13 @@ class Served:
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(self.workers, function, *arguments)
 
+  async def compile(self, name: str, *arguments: Any) -> automaton.Grammar:
+    """Compiles a grammar, as `grammar`, where pictures do not wait for it."""
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(
+      self.compiler, self.grammar, name, *arguments
+    )
+
   @functools.cached_property
   def has_turns(self) -> bool:
     """Whether the tokenizer knows the template of conversations."""
@@ -108,10 +119,18 @@ class Served:
     "make" compiles a text such as 'boxes(["cat"])'.
     """
 
-    @functools.lru_cache(maxsize=64)
+    @functools.lru_cache(maxsize=16)
     def compiled(name: str, *arguments: Any) -> automaton.Grammar:
       if name == "make":
-        return grammar.make(*arguments, self.tokenizer)
-      return grammar.GRAMMARS[name](self.tokenizer, *arguments)
+        found = grammar.make(*arguments, self.tokenizer)
+      else:
+        found = grammar.GRAMMARS[name](self.tokenizer, *arguments)
+      if found.target.nbytes > _MOST_BYTES:
+        states, classes = found.target.shape
+        raise ValueError(
+          f"grammar has {states} states x {classes} classes of tokens, "
+          f"expected at most {_MOST_BYTES // 4} in all"
+        )
+      return found
 
     return compiled

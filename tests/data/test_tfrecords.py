@@ -1,6 +1,7 @@
 """TFRecord files, as tensorboardX and TensorFlow write them."""
 
 import base64
+import sys
 
 import pytest
 from tensorboardX import record_writer
@@ -56,6 +57,12 @@ def test_bad_files(path, change, message):
   with pytest.raises(ValueError, match=message):
     for i in range(5):
       records[i]
+
+
+def test_without_its_package(path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "google_crc32c", None)
+  with pytest.raises(ValueError, match=r"need a package: pip install .paligem"):
+    tfrecords.Records([(path, 0, 1)])[0]
 
 
 def test_a_missing_file(tmp_path):

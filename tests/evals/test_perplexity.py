@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -77,6 +78,23 @@ def test_a_bad_example_is_an_error_or_left_out(
   good = [x for i, x in enumerate(examples) if i not in (3, 10)]
   alone = dataclasses.replace(evaluator, source=good)
   assert_same(found, alone.run(model, params, one_device))
+
+
+def test_the_nll_of_each_example_is_written(
+  evaluator, model, params, one_device, examples, tmp_path
+):
+  skipping = dataclasses.replace(
+    evaluator, source=Damaged(examples), on_bad="skip"
+  )
+  skipping.run(model, params, one_device, output_dir=tmp_path)
+  lines = (tmp_path / "pplx/nll.jsonl").read_text().splitlines()
+  rows = list(map(json.loads, lines))
+  assert [row["index"] for row in rows] == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+  whole = evaluator.rows(model, params, one_device)
+  for row in rows:
+    expected = whole[row["index"]]
+    assert row["tokens"] == expected["tokens"]
+    assert row["nll"] == pytest.approx(expected["nll"], rel=1e-5)
 
 
 def test_padding_of_the_last_batch_changes_nothing(

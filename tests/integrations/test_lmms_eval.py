@@ -24,7 +24,8 @@ TOKENIZER = "paligemma/assets/tiny_tokenizer.model"
 @pytest.fixture(scope="module")
 def module():
   """The adapter, over the stand-in."""
-  names = ("", ".api", ".api.model", ".models", ".models.registry_v2")
+  names = ("", ".api", ".api.instance", ".api.model")
+  names += (".models", ".models.registry_v2")
   fake = {f"lmms_eval{x}": types.ModuleType(f"lmms_eval{x}") for x in names}
 
   class lmms:
@@ -36,7 +37,12 @@ def module():
     model_id: str
     simple_class_path: str
 
+  @dataclasses.dataclass
+  class GenerationResult:
+    text: object
+
   fake["lmms_eval.api.model"].lmms = lmms
+  fake["lmms_eval.api.instance"].GenerationResult = GenerationResult
   registry = fake["lmms_eval.models.registry_v2"]
   registry.ModelManifest = ModelManifest
   fake["lmms_eval.models"].registry_v2 = registry
@@ -145,18 +151,19 @@ def test_a_prompt_of_ones_own(module, model, monkeypatch):
   assert prompt == "answer de what digit is this, 4?"
 
 
-def test_log_likelihoods_are_those_of_the_perplexity(model, documents):
+def test_losses_are_those_of_the_perplexity(model, documents):
   greedy = answers(documents[:1], "caption en", max_decode_len=32)[0]
   asked = [(0, greedy), (0, f" {greedy}"), (1, "a barn"), (0, lambda doc: "7")]
-  found = model.loglikelihood(
+  results = model.loglikelihood(
     [request("textcaps_val_lite", i, answer) for i, answer in asked]
   )
+  found = [result.text for result in results]
   assert [is_greedy for _, is_greedy in found] == [True, True, False, False]
   assert found[0] == found[1]
   texts = [answer if isinstance(answer, str) else "7" for _, answer in asked]
-  for (total, _), (i, _), text in zip(found, asked, texts, strict=True):
-    assert total == pytest.approx(
-      -nll(model, documents[i]["image"], text.strip()), rel=1e-4
+  for (loss, _), (i, _), text in zip(found, asked, texts, strict=True):
+    assert loss == pytest.approx(
+      nll(model, documents[i]["image"], text.strip()), rel=1e-4
     )
 
 

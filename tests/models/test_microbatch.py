@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from paligemma.models import microbatch
+from paligemma.models import device, microbatch
+from paligemma.planning import collectives, topologies
 from paligemma.training import sharding
+from scripts import plan
 
 
 @pytest.mark.parametrize(
@@ -107,3 +109,62 @@ def test_rows_that_the_devices_cannot_share_stay_together(mesh):
   total, out = microbatch.on_each_device(shift_and_sum, 5.0, jnp.arange(7.0))
   assert total == 21
   np.testing.assert_array_equal(out, np.arange(7) + 5)
+
+
+def gradient_step(x):
+  """The product of two halves of the features, summed over all examples."""
+
+  def multiply(_, x):
+    return x[:, :256].T @ x[:, 256:], x
+
+  like = jax.eval_shape(lambda: jnp.zeros((256, x.shape[1] - 256), x.dtype))
+  return microbatch.on_each_device(multiply, (), x, like)[0]
+
+
+def test_sums_are_split_in_turns(monkeypatch):
+  tpu = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+  monkeypatch.setattr(device, "current", lambda: tpu)
+  monkeypatch.setattr(microbatch, "_SCATTERED_AT_ONCE", 2)
+  mesh = sharding.make_mesh(data=8)
+  with jax.set_mesh(mesh):
+    x = np.random.default_rng(0).standard_normal((16, 768)).astype(np.float32)
+    x = jax.device_put(x, sharding.batch_sharding(mesh))
+    compiled = jax.jit(gradient_step).lower(x).compile()
+    total = compiled(x)
+  expected = np.asarray(x)[:, :256].T @ np.asarray(x)[:, 256:]
+  np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-5)
+  assert total.addressable_shards[0].data.shape == (256, 64)
+  found = collectives.find(compiled.as_text())
+  size = 256 * 512 * 4  # before the first turn, of 2 devices
+  assert collectives.bytes_by_kind(found)["reduce-scatter"] == size + size // 2
+
+
+@pytest.mark.parametrize("name", ["v5e:2x4", "v5e:4x4", "v5p:4x4x4"])
+def test_tpus_split_sums_as_they_add(monkeypatch, tmp_path, name):
+  pytest.importorskip("libtpu")
+  for variable, value in plan.WITHOUT_A_TPU.items():
+    monkeypatch.setenv(variable, value)
+  mesh = sharding.make_mesh(devices=topologies.devices(name))
+  rows = sharding.batch_sharding(mesh)
+  x = jax.ShapeDtypeStruct((128, 256 + 8192), jnp.float32, sharding=rows)
+  # jaxlib cannot read all that libtpu writes, so not compiled.as_text().
+  options = {"xla_dump_to": str(tmp_path), "xla_dump_hlo_as_text": True}
+  with jax.set_mesh(mesh):
+    jax.jit(gradient_step).lower(x).compile(options)
+  (text,) = tmp_path.glob("*.jit_*after_optimizations.txt")
+  found = collectives.bytes_by_kind(collectives.find(text.read_text()))
+  assert found["reduce-scatter"] >= 256 * 8192 * 4
+  assert found["all-reduce"] == 0
+
+
+def test_a_batch_stays_split():
+  mesh = sharding.make_mesh(data=8)
+
+  def run(x):
+    return microbatch.split_batch(x), microbatch.split_batch(x[:7])
+
+  with jax.set_mesh(mesh):
+    x = jax.device_put(np.zeros((8, 16)), sharding.replicated(mesh))
+    split, rest = jax.jit(run)(x)
+    assert split.sharding.is_equivalent_to(sharding.batch_sharding(mesh), 2)
+    assert rest.sharding.is_fully_replicated

@@ -124,6 +124,32 @@ def test_gke():
   assert mounted == [volume["name"] for volume in pod["volumes"]]
 
 
+def test_serve():
+  text = (LAUNCH / "serve.yaml").read_text()
+  deployment, service = yaml.safe_load_all(text)
+  newest = kubernetes_validate.latest_version()
+  for made in (deployment, service):
+    kubernetes_validate.validate(made, newest, strict=True)
+  template = deployment["spec"]["template"]
+  labels = template["metadata"]["labels"]
+  assert deployment["spec"]["selector"]["matchLabels"] == labels
+  assert service["spec"]["selector"] == labels
+  pod = template["spec"]
+  (container,) = pod["containers"]
+  (port,) = container["ports"]
+  command = dict(x.partition("=")[::2] for x in container["command"])
+  assert command["--port"] == str(port["containerPort"])
+  assert {p["targetPort"] for p in service["spec"]["ports"]} == {port["name"]}
+  probes = [
+    container[f"{x}Probe"]["httpGet"] for x in ("liveness", "readiness")
+  ]
+  assert [x["path"] for x in probes] == ["/healthz", "/readyz"]
+  mounts = {x["name"]: x["mountPath"] for x in container["volumeMounts"]}
+  assert command["--token_file"] == f"{mounts['token']}/token"
+  assert command["--ckpt"].startswith(f"{mounts['weights']}/")
+  assert [x["name"] for x in pod["volumes"]] == list(mounts)
+
+
 def test_hadolint():
   done = subprocess.run(
     ["hadolint", ROOT / "Dockerfile"], capture_output=True, text=True

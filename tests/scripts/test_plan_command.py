@@ -136,6 +136,26 @@ def test_another_failure_is_none_of_the_memory(config, monkeypatch):
     command.plan_command(config)
 
 
+def test_the_choices_are_a_table(config, monkeypatch):
+  for tower in ("img", "llm"):
+    config.model[tower].remat_policy = "auto"
+
+  def needs(rows, plan):
+    return 20.4 if plan.layout.remat_policy == "products" else 9.5
+
+  refusing_compiler(monkeypatch, needs)
+  devices = jax.devices()[:1]
+  found = command.measure(config, usable=15 * GIB, devices=devices)[2]
+  table = command.describe(
+    {"topology": "local", "device": "cpu", "advice": [], **found}
+  ).splitlines()[:3]
+  assert [re.split("  +", line) for line in table] == [
+    ["remat_policy", "frozen", "attention", "peak, GiB", "ms"],
+    ["products", "shard", "auto", "at least 20.40", "does not fit"],
+    ["block_inputs", "shard", "auto", "0.00", "taken, as it needs least"],
+  ]
+
+
 def test_the_largest_batch(config, monkeypatch):
   config.accumulate_steps = 3  # batches are multiples of 8 x 3
   refusing_compiler(monkeypatch, lambda rows, plan: 3 + rows / 64)
@@ -197,7 +217,7 @@ def test_decoding_for_a_slice_that_is_not_there():
 # sm75 and sm90: cuBLAS on a T4, Triton on an H200.
 @pytest.mark.parametrize("topology", ["t4", "h200:1x1x2"])
 def test_a_gpu_that_is_not_there(topology):
-  if not (pathlib.Path(command.GPU_COMPILER) / "jax_plugins").exists():
+  if not (command.GPU_COMPILER / "jax_plugins").exists():
     pytest.skip(topologies.gpu_compiler_command(command.GPU_COMPILER))
   done = run(
     f"--config={TINY_CONFIG}:{NOT_THERE}",
@@ -217,8 +237,36 @@ def test_a_gpu_that_is_not_there(topology):
   chip, seconds = chips.CHIPS[found["device"]], found["roofline_ms"] / 1e3
   assert found["bytes_moved"] / seconds < 1.01 * chip.bandwidth
   assert 0 < found["mfu_bound"] < 1
-  gathers = found["collective_bytes"]["all-gather"]
-  assert (gathers > 0) == (found["devices"] == 2)
+  # Matrices so small are not split: their gradients are summed.
+  sent = {kind for kind, size in found["collective_bytes"].items() if size}
+  assert sent == ({"all-reduce"} if found["devices"] == 2 else set())
+  assert found["float32_products_backward"] == 0
+
+
+@pytest.mark.parametrize(
+  ("topology", "dtype", "quantize", "most"),
+  [
+    ("t4", "float16", None, 1.05),
+    ("t4", "float16", "int8", 1.2),
+    ("t4", "float16", "int4", 1.4),
+    ("h200", "bfloat16", None, 1.05),
+    ("h200", "bfloat16", "int8", 1.05),
+    ("h200", "bfloat16", "nf4", 1.3),
+  ],
+)
+def test_a_token_reads_little_more_than_it_must(
+  config, topology, dtype, quantize, most
+):
+  if not (command.GPU_COMPILER / "jax_plugins").exists():
+    pytest.skip(topologies.gpu_compiler_command(command.GPU_COMPILER))
+  config.model.img.num_classes = 1024
+  config.model.llm.update(width=1024, mlp_dim=8192, depth=2, num_heads=4)
+  config.model.llm.update(num_kv_heads=1, head_dim=256)
+  config = command.with_storage(config, dtype, quantize)
+  found = command.plan_command(
+    config, topology_name=topology, what="decode", batch_size=1
+  )
+  assert 1 <= found["bytes_per_token"] / found["bytes_per_token_needed"] < most
 
 
 def test_decoding_in_other_storage(config):

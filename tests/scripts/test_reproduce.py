@@ -59,7 +59,7 @@ def here(done, tmp_path, monkeypatch):
 
 
 def again(*names, **options):
-  return reproduce.reproduce_all(
+  return reproduce.reproduce(
     names or ["textvqa"],
     "runs",
     **{**OPTIONS, "budget": "steps=2", "batch_size": 8} | options,
@@ -131,6 +131,14 @@ def test_a_hugging_face_folder_is_evaluated_like_the_run(here):
     found[ckpt] = row, line["prediction"], round(line["score"], 4)
   assert found["hf"] == found[RUN]
   assert found["hf"][0][:2] == ("val", 1)
+
+
+def test_another_config_is_refused(here):
+  _, failed = again(tokenizer=str(ROOT / "README.md"))
+  assert (
+    "textvqa_paligemma_tiny_28_steps2: belongs to another config (tok"
+    in (failed["textvqa"])
+  )
 
 
 def test_one_that_fails_does_not_stop_the_others(here):

@@ -628,7 +628,7 @@ def test_all_sources_stand_in_one_table(tiny):
   plan, tok, evaluators = start(config)
   lines = checks.check(plan, tok, evaluators).splitlines()
   found = {line.split()[0]: re.split("  +", line)[1:] for line in lines}
-  assert found["data"] == list(checks._HEAD[1:])
+  assert found["data"] == [*checks._HEAD[1:], "drawn"]
   names = ["train.main", "train.extra", "evals.pplx", "evals.val"]
   assert sorted(found) == sorted(["data", *names])
   assert [found[name][:2] for name in names] == [
@@ -644,7 +644,9 @@ def test_all_sources_stand_in_one_table(tiny):
     "19",
     "0",
     f"{sum(lengths) / 13 / 19:.1%}",
+    "66.7%",
   ]
+  assert found["train.extra"][-1] == "33.3%"
   assert found["evals.val"][5:] == ["1", "-"]  # "1 dots" in 3 tokens
 
 

@@ -237,14 +237,17 @@ def _distances(target):
   start, kind = np.nonzero(target >= 0)
   edges = np.unique(start * len(target) + target[start, kind])
   start, stop = np.divmod(edges, len(target))
+  start = start[np.argsort(stop)]
+  first = np.searchsorted(np.sort(stop), np.arange(len(target) + 1))
   distance = np.full(len(target), _NEVER)
-  distance[END] = 0
-  while True:
-    nearer = distance.copy()
-    np.minimum.at(nearer, start, distance[stop] + 1)
-    if (nearer == distance).all():
-      return distance
-    distance = nearer
+  new, steps = np.array([END]), 0
+  while len(new):
+    distance[new] = steps
+    steps += 1
+    before = [start[first[state] : first[state + 1]] for state in new]
+    before = np.concatenate(before)
+    new = np.unique(before[distance[before] == _NEVER])
+  return distance
 
 
 def _reduced(class_of_token, target, distance, rising):

@@ -4,8 +4,6 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
-import re
-
 import einops
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from paligemma import registry
+from paligemma.models import device as device_lib
 from paligemma.models.attention import chunked, flash, flash_gpu
 from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import einsum_float32, keep
@@ -23,8 +22,6 @@ _KERNELS = {
   "tpu": (flash, ("float32", "bfloat16")),
   "gpu": (flash_gpu, ("bfloat16", "float16")),
 }
-# Triton needs a GPU since Ampere. Older ones are called "Tesla T4" or so.
-_TAKES_TRITON = re.compile(r"NVIDIA (?!TITAN|Quadro|GeForce (GTX|RTX 20))")
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "flash")
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
@@ -136,7 +133,7 @@ def attend(
     num_chunks = num_chunks or _count_chunks(q, k)
     return chunked.attend(q, k, v, mask, window, num_chunks, **settings)
 
-  device = _device()
+  device = device_lib.current()
 
   def on_device(arrays, window):
     q, k, v, mask = arrays
@@ -167,17 +164,17 @@ def _count_chunks(q, k):
   """Returns how many chunks of queries keep the logits of a device small."""
   batch, length, heads, _ = q.shape
   logits = local_batch(batch) * heads * length * k.shape[1]
-  is_cpu = _device().platform == "cpu"
+  is_cpu = device_lib.current().platform == "cpu"
   at_once = _LOGITS_IN_CACHE if is_cpu else _LOGITS_AT_ONCE
   return -(-logits // at_once)
 
 
 def _refuse_flash(q):
   """Returns why no kernel can do what is asked, or None."""
-  device = _device()
+  device = device_lib.current()
   if device.platform not in _KERNELS:
     return f"runs on a TPU or a GPU, found {device.platform.upper()}"
-  if device.platform == "gpu" and not _TAKES_TRITON.match(device.device_kind):
+  if device.platform == "gpu" and not device_lib.takes_triton():
     return f"needs an NVIDIA GPU since Ampere, found {device.device_kind}"
   _, dtypes = _KERNELS[device.platform]
   if q.dtype.name not in dtypes:
@@ -189,12 +186,6 @@ def _refuse_flash(q):
       f"{mesh.shape['model']} devices"
     )
   return None
-
-
-def _device():
-  """Returns what is compiled for: the devices of the mesh need not be here."""
-  described = jax.sharding.get_abstract_mesh().abstract_device
-  return described or jax.devices()[0]
 
 
 def _on_each_device(function, arrays, window):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+from paligemma.models import device as device_lib
 from paligemma.models import linear
 from paligemma.models.attention import flash, flash_gpu, masks
 from paligemma.models.attention import reference as attention
@@ -218,7 +219,7 @@ def largest_array(hlo):
 def test_no_array_of_all_queries_and_keys(monkeypatch):
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
   device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
-  monkeypatch.setattr(attention, "_device", lambda: device)
+  monkeypatch.setattr(device_lib, "current", lambda: device)
   step, arrays = gradient_step(509)
   hlo = jax.jit(step).lower(*arrays).compile().as_text()
   assert "509,72" in hlo.replace(" ", "")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from paligemma.models import device as device_lib
 from paligemma.models import linear
 from paligemma.models.attention import chunked, flash, flash_gpu, masks
 from paligemma.models.attention import reference as attention
@@ -463,7 +464,7 @@ def device(name):
 def test_what_an_implementation_cannot_do(
   monkeypatch, how, name, dtype, message
 ):
-  monkeypatch.setattr(attention, "_device", lambda: device(name))
+  monkeypatch.setattr(device_lib, "current", lambda: device(name))
   with pytest.raises(ValueError, match=message) as error:
     attention.attend(*small(dtype), scale=1.0, implementation=how)
   assert "\n" not in str(error.value)
@@ -480,8 +481,10 @@ def test_what_an_implementation_cannot_do(
     ("AMD Instinct MI300X", False),
   ],
 )
-def test_gpus_that_take_triton(kind, takes):
-  assert bool(attention._TAKES_TRITON.match(kind)) == takes
+def test_gpus_that_take_triton(monkeypatch, kind, takes):
+  found = jax.sharding.AbstractDevice(kind, 1, "gpu")
+  monkeypatch.setattr(device_lib, "current", lambda: found)
+  assert device_lib.takes_triton() == takes
 
 
 @pytest.mark.parametrize(
@@ -502,7 +505,7 @@ def test_gpus_that_take_triton(kind, takes):
   ],
 )
 def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
-  monkeypatch.setattr(attention, "_device", lambda: device(platform))
+  monkeypatch.setattr(device_lib, "current", lambda: device(platform))
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", logits)
   monkeypatch.setattr(attention, "_LOGITS_IN_CACHE", logits)
   called = []
@@ -526,7 +529,7 @@ def test_auto(monkeypatch, platform, dtype, length, logits, model, chosen):
 def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
   monkeypatch,
 ):
-  monkeypatch.setattr(attention, "_device", lambda: device("tpu"))
+  monkeypatch.setattr(device_lib, "current", lambda: device("tpu"))
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
   q, k, *_ = small("bfloat16", 131)
   choose = functools.partial(attention._choose, q, k)
@@ -547,10 +550,10 @@ def test_a_single_query_takes_the_reference(how):
 
 
 def test_the_device_is_that_of_the_mesh():
-  assert attention._device().platform == "cpu"
+  assert device_lib.current().platform == "cpu"
   with jax.set_mesh(sharding.make_mesh(8)):
-    assert attention._device().platform == "cpu"
+    assert device_lib.current().platform == "cpu"
   device = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
   mesh = jax.sharding.AbstractMesh((2,), ("data",), abstract_device=device)
   with jax.sharding.use_abstract_mesh(mesh):
-    assert attention._device() == device
+    assert device_lib.current() == device

@@ -299,6 +299,20 @@ def test_a_full_disk_is_no_damaged_picture(
       "dataset.json: malformed record: a value of another kind (",
     ),
     (
+      "screen2words",
+      "screen2words/split/dev_screens.txt",
+      "one\n",
+      "screen2words/split/dev_screens.txt: malformed record: a value of "
+      "another kind (invalid literal for int() with base 10: 'one')",
+    ),
+    (
+      "tallyqa",
+      "train.json",
+      [{"image": "VG_100K/1.jpg", "question": "How many?", "answer": "a"}],
+      "train.json: 0: malformed record: a value of another kind (invalid lit",
+    ),
+    ("widgetcap", "combined/1.jpg", b"no", "combined/1.jpg: not a readable"),
+    (
       "aokvqa",
       "aokvqa_v1p0.tar.gz",
       b"not packed",

@@ -7,7 +7,9 @@ import httpx
 import openai
 import pytest
 
+from paligemma.serving import request
 from scripts.serving import openai_chat
+from scripts.serving import served as served_lib
 from tests.scripts.serving import conftest, plain_engine
 
 
@@ -246,3 +248,35 @@ def test_a_stream_that_fails_says_so(make_served, tiny_tokenizer):
   assert done == "data: [DONE]"
   message = json.loads(error.removeprefix("data: "))["error"]["message"]
   assert message == "the deadline passed before the answer was complete"
+
+
+def test_a_grammar_that_is_too_large(client, monkeypatch):
+  monkeypatch.setattr(served_lib, "_MOST_BYTES", 999)
+  with pytest.raises(openai.BadRequestError, match="expected at most 249 in a"):
+    client.chat.completions.create(
+      model="tiny",
+      messages=about(),
+      extra_body={"structured_outputs": {"regex": "a{9}"}},
+    )
+
+
+def test_errors_of_the_model(make_served, tiny_tokenizer):
+  engine = plain_engine.PlainEngine(tiny_tokenizer)
+
+  def fail(asked, on_token, on_end):
+    on_end(request.End("error", "", 0, 0, "the device failed"))
+    return lambda: None
+
+  engine.submit = fail
+  asked = {"model": "tiny", "messages": about()}
+  with conftest.running(make_served(engine)) as server:
+    url = f"{server.address}/v1/chat/completions"
+    for stream in (False, True):
+      answer = httpx.post(url, json={**asked, "stream": stream})
+      assert answer.status_code == 500
+      assert answer.json()["error"]["message"] == "the device failed"
+    engine.closed = True
+    del engine.submit
+    answer = httpx.post(url, json=asked)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["message"] == "the server is ending"

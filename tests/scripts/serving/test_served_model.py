@@ -238,3 +238,23 @@ def test_embeddings(client, pictures):
   assert found[0].embedding != found[1].embedding
   with pytest.raises(openai.BadRequestError, match="is no base64"):
     client.embeddings.create(model="tiny", input="a cat")
+
+
+def test_a_decoder_alone(models, tiny_tokenizer, make_served):
+  """It continues a prompt, as its tokenizer knows no template."""
+  model, params = models["tiny"]
+  alone = model.clone(img=None), {"llm": params["llm"]}
+  engine = engine_lib.Engine(*alone, tiny_tokenizer, places=2)
+  served = make_served(engine, sees=False)
+  (expected,) = paligemma.generate(
+    *alone, tiny_tokenizer, None, "the digit", max_decode_len=LENGTH
+  )
+  with conftest.running(served) as server:
+    found = post(
+      server.address,
+      "chat/completions",
+      model="tiny",
+      messages=[{"role": "user", "content": "the digit"}],
+      max_tokens=LENGTH,
+    )
+  assert found["choices"][0]["message"]["content"] == expected
