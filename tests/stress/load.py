@@ -124,7 +124,7 @@ def report(what, latencies, errors, seconds):
   rate = len(latencies) / seconds
   p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
   print(
-    f"{what}: {rate:.1f} answers/s, p50 {p50 * 1e3:.0f} ms, "
+    f"{what}: {rate:.3g} answers/s, p50 {p50 * 1e3:.0f} ms, "
     f"p95 {p95 * 1e3:.0f}, p99 {p99 * 1e3:.0f}, {len(errors)} errors"
   )
   print(*errors[:3], sep="\n", end="")
@@ -161,7 +161,7 @@ def measure(clients: int, seconds: float, ckpt: str, again: bool) -> bool:
     server.wait(60)
   rates.append(one_by_one(load, alone))
   rate = report(f"{clients} clients", latencies, errors, seconds)
-  print(f"one by one: {rates[0]:.1f} and {rates[1]:.1f} answers/s")
+  print(f"one by one: {rates[0]:.3g} and {rates[1]:.3g} answers/s")
   print(f"times as many: {rate / max(rates):.2f}")
   quarter = len(memory) // 4
   settled = memory[quarter]
