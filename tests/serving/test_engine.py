@@ -50,7 +50,7 @@ def tiny(tokenizer):
   )
   params["llm"]["embedder"]["input_embedding"] *= 0.2
   params["llm"]["embedder"]["input_embedding"][1] *= 4  # eos
-  return model, jax.device_put(params)
+  return model, jax.device_put(params, jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
