@@ -94,7 +94,14 @@ setup(
     "lmms_eval": ["lmms-eval>=0.7.3"],  # its benchmarks; it brings PyTorch
     "demo": ["scikit-learn"],  # the scans of handwritten digits
     # Other implementations to compare with; never used at run time.
-    "parity": ["keras", "keras-hub", "peft", "torch", "transformers"],
+    "parity": [
+      "bitsandbytes",
+      "keras",
+      "keras-hub",
+      "peft",
+      "torch",
+      "transformers",
+    ],
     "test": [
       "alembic",
       "av>=18",

@@ -21,6 +21,7 @@ from paligemma.checkpoints import (
   quantized_leaves,
 )
 from paligemma.checkpoints.checkpoint import Checkpoint
+from paligemma.checkpoints.huggingface import bitsandbytes
 from paligemma.checkpoints.huggingface import write as huggingface_write
 from paligemma.checkpoints.orbax import folder as orbax
 from paligemma.lora import apply as lora
@@ -307,7 +308,7 @@ def write(
     path, format, dtype, tokenizer: As in `save`.
     arrays: Name -> array, Leaf or Pair.
     fields: From `model_fields`.
-    quantize: As in `load`, of leaves.
+    quantize: As in `load`, of leaves; of a Hugging Face folder "nf4" alone.
     compute_dtype: What the model computes in, where the format can say it.
       Default: what `load` infers from the arrays.
     about: How the model came to be, for the card of a Hugging Face folder.
@@ -334,17 +335,15 @@ def write(
       f'beside "{format}"; copy its file, or leave tokenizer out'
     )
   if quantize and format == "huggingface":
-    raise ValueError(
-      f"{path}: a Hugging Face folder has no form for {quantize}; write an npz "
-      "or Orbax, or leave quantize out"
-    )
+    with errors.named(path):
+      bitsandbytes.check(arrays, quantize)
+    arrays = dict(quantized_leaves.each_array(arrays, quantize))
   if format != "orbax":
     _check_addressable(path, arrays)
   if format == "huggingface":
     arrays = quantized_leaves.restored(arrays)
-    writer(
-      path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, about=about
-    )
+    more = {"about": about, "quantize": quantize}
+    writer(path, arrays, **fields, dtype=dtype, tokenizer=tokenizer, **more)
   else:
     arrays = quantized_leaves.each_array(arrays, quantize)
     writer(path, arrays, **fields, dtype=dtype, compute_dtype=compute_dtype)

@@ -7,8 +7,9 @@ SRC is whatever paligemma.load takes. DST is an .npz file with big_vision's
 names, or with --format a folder for Hugging Face or Orbax; it appears when it
 is complete. One tensor at a time is in memory; a model with adapters is as a
 whole, and they are merged. A Hugging Face folder has a model card: what SRC
-was trained on, how, and its scores, if it is of a run. --check reads both again
-and prints a line per tensor and the logits of one fixed input before and after.
+was trained on, how, and its scores, if it is of a run; with --quantize nf4 it
+is for bitsandbytes. --check reads both again and prints a line per tensor and
+the logits of one fixed input before and after.
 """
 
 import hashlib
@@ -251,6 +252,11 @@ def main() -> None:
   args = vars(parser.parse_args())
   src, dst, again = args.pop("src"), args.pop("dst"), args.pop("check")
   decoder = args.pop("decoder")
+  if again and args["quantize"] and args["format"] == "huggingface":
+    raise ValueError(
+      f"{dst}: --check reads DST again, which only transformers can of one in "
+      f"{args['quantize']}; leave --check out"
+    )
   whole = {"img": src, "llm": decoder} if decoder else src
   print(convert(whole, dst, **args))
   if again:

@@ -9,6 +9,8 @@ own, as memory's peak is that of the process; gpu_check.sh sees to it. A GPU of
 less than 20 GiB has smaller checks of the same names. --dry_run runs all of
 them with a tiny model, on any device.
 
+attention_*: of a layer at 896 pixels, forward and backward: milliseconds of our
+kernel and in chunks, and how far apart the two are, relative to the largest.
 train_*: milliseconds of a step, and the share of the peak FLOPs (mfu).
 decode_*: milliseconds of a token after the first, and the bytes that it must
 read a second, beside the bandwidth of the data sheet.
@@ -29,11 +31,14 @@ import jax.numpy as jnp
 
 from paligemma import tree
 from paligemma.decoding import decode
+from paligemma.models import device as device_lib
+from paligemma.models.attention import masks
+from paligemma.models.attention import reference as attention
 from paligemma.planning import chips, memory, roofline
 from paligemma.planning.memory import GIB
 from paligemma.training import sharding
 from scripts.benchmarks import subject
-from trainers import command_line, compilation_cache, gpu_memory, state
+from trainers import command_line, compilation_cache, fitting, gpu_memory, state
 from trainers.plan import Plan
 
 _SMALL_GIB = 20
@@ -47,12 +52,15 @@ class Check:
 
   Attributes:
     arguments: of configs/transfers/forkme.py, beside the variant.
+    attention: examples, tokens, query heads, key/value heads and head dim; the
+      last eighth of the tokens is causal. None trains or decodes.
     new_tokens: to decode; 0 trains.
     frozen_dtype: of the weights, if not that of the config.
     cap_gib: memory that the process may take; None: nearly all.
   """
 
-  arguments: str
+  arguments: str = ""
+  attention: tuple[int, int, int, int, int] | None = None
   new_tokens: int = 0
   frozen_dtype: str | None = None
   cap_gib: float | None = None
@@ -61,28 +69,35 @@ class Check:
 _DECODE = "res=224,text_len=128,batch_size"
 _QLORA = "text_len=128,tune=qlora_int4,dtype=float16"
 LARGE = {
+  "attention_decoder": Check(attention=(8, 4608, 8, 1, 256)),
+  "attention_image": Check(attention=(8, 4096, 16, 16, 72)),
   "train_224": Check("res=224,text_len=128,batch_size=64"),
-  "decode_1": Check(f"{_DECODE}=1", 128),
-  "decode_32": Check(f"{_DECODE}=32", 128),
+  "decode_1": Check(f"{_DECODE}=1", new_tokens=128),
+  "decode_32": Check(f"{_DECODE}=32", new_tokens=128),
   "train_float16": Check("res=224,text_len=128,batch_size=64,dtype=float16"),
   "cap_15_gib": Check(f"{_QLORA},res=224,batch_size=8", cap_gib=15),
-  "decode_1_int8": Check(f"{_DECODE}=1", 128, "int8"),
+  "decode_1_int8": Check(f"{_DECODE}=1", new_tokens=128, frozen_dtype="int8"),
   "train_896": Check("res=896,text_len=512,batch_size=8"),
   "train_448": Check("res=448,text_len=128,batch_size=16"),
-  "decode_256": Check(f"{_DECODE}=256", 128),
+  "decode_256": Check(f"{_DECODE}=256", new_tokens=128),
 }
 _SERVED = f"dtype=float16,{_DECODE}"
 SMALL = {
   "train_224": Check(f"{_QLORA},res=224,batch_size=8"),
-  "decode_1": Check(f"{_SERVED}=1", 64),
-  "decode_32": Check(f"{_SERVED}=32", 64),
-  "decode_1_int8": Check(f"{_SERVED}=1", 64, "int8"),
+  "decode_1": Check(f"{_SERVED}=1", new_tokens=64),
+  "decode_32": Check(f"{_SERVED}=32", new_tokens=64),
+  "decode_1_int8": Check(f"{_SERVED}=1", new_tokens=64, frozen_dtype="int8"),
   "train_448": Check(f"{_QLORA},res=448,batch_size=8"),
 }
 
 
 def measure(check: Check, *, dry_run: bool = False) -> dict[str, Any]:
   """What one check finds; `dry_run` takes a tiny model and one repetition."""
+  device, runs = jax.local_devices()[0], 1 if dry_run else 10
+  about = {"device": device.device_kind, "jax": jax.__version__}
+  if check.attention:
+    sizes = (2, 40, 2, 1, 16) if dry_run else check.attention
+    return about | _measure_attention(sizes, runs)
   arguments = f"variant=paligemma_3b,{check.arguments}"
   new_tokens = check.new_tokens
   if dry_run:
@@ -90,16 +105,12 @@ def measure(check: Check, *, dry_run: bool = False) -> dict[str, Any]:
   config = command_line.load_config(f"configs/transfers/forkme.py:{arguments}")
   config.frozen_dtype = check.frozen_dtype or config.frozen_dtype
   plan = Plan(config, examples_per_epoch=config.batch_size)
-  runs = 1 if dry_run else 10
   if new_tokens:
     found = _measure_decoding(plan, new_tokens, runs)
   else:
     found = _measure_training(plan, runs)
-  device = jax.local_devices()[0]
   peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
-  return {
-    "device": device.device_kind,
-    "jax": jax.__version__,
+  return about | {
     "arguments": arguments,
     "frozen_dtype": config.frozen_dtype,
     **found,
@@ -107,9 +118,53 @@ def measure(check: Check, *, dry_run: bool = False) -> dict[str, Any]:
   }
 
 
+def _measure_attention(sizes, runs):
+  batch, length, heads, kv_heads, head_dim = sizes
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, k, v, weights = (
+    jax.random.normal(key, (batch, length, n, head_dim), jnp.bfloat16)
+    for key, n in zip(keys, (heads, kv_heads, kv_heads, heads), strict=True)
+  )
+  mask_ar = jnp.arange(length) >= length - length // 8
+  mask_ar = jnp.tile(mask_ar.astype(jnp.int32), (batch, 1))
+  mask = masks.make_mask(jnp.ones_like(mask_ar, bool), mask_ar)
+
+  def measured(implementation):
+    def total(q, k, v):
+      out = attention.attend(
+        q, k, v, mask, scale=head_dim**-0.5, implementation=implementation
+      )
+      return jnp.sum((out * weights).astype(jnp.float32)), out
+
+    step = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))
+    result, taken = jax.block_until_ready(step(q, k, v)), []
+    for _ in range(runs):
+      start = time.perf_counter()
+      jax.block_until_ready(step(q, k, v))
+      taken.append(time.perf_counter() - start)
+    milliseconds = statistics.median(taken) * 1e3
+    return milliseconds, [
+      x.astype(jnp.float32) for x in jax.tree.leaves(result)
+    ]
+
+  kernel = "flash" if device_lib.takes_triton() else "reference"
+  (flash_ms, found), (chunked_ms, expected) = map(measured, (kernel, "chunked"))
+  return {
+    "sizes": sizes,
+    f"{kernel}_ms": flash_ms,
+    "chunked_ms": chunked_ms,
+    "difference": max(
+      float(jnp.abs(x - y).max() / jnp.abs(y).max())
+      for x, y in zip(found, expected, strict=True)
+    ),
+  }
+
+
 def _measure_training(plan, runs):
   config, start = plan.config, time.perf_counter()
-  compiled = plan.compile_step()
+  plan, compiled, _ = fitting.fit(
+    plan, fitting.usable_bytes(), Plan.compile_step
+  )
   found = _planned(plan, compiled, start)
   batch = sharding.put_batch(
     subject.batch(config, plan.model.llm.vocab_size), plan.mesh

@@ -327,31 +327,29 @@ def describe(figures: Mapping[str, Any]) -> str:
 def _describe_layouts(figures):
   """A table of the choices, the fastest first, up to the one that is taken."""
   tried = figures["layouts_tried"]
-  if not tried:
-    return []
-  rows = [("remat_policy", "frozen", "attention", "peak, GiB", "ms", "")]
+  if tried and all(found["verdict"] != "taken" for found in tried):
+    last = {
+      "peak_gib": figures["peak_gib_per_device"],
+      "is_peak_known": True,
+      "roofline_ms": figures.get("roofline_ms"),
+      "verdict": "taken, as it needs least",
+    }
+    tried = [*tried, figures["layout"] | last]
+  rows = [("remat_policy", "frozen_sharding", "peak, GiB", "ms at best", "")]
   for found in tried:
     least = "" if found["is_peak_known"] else "at least "
-    best = found["roofline_ms"]
+    best, attention = found["roofline_ms"], found["attention"]
+    how = "" if attention == "auto" else f", attention {attention}"
     rows.append(
       (
-        *(found["remat_policy"], found["frozen_sharding"], found["attention"]),
+        found["remat_policy"] + how,
+        found["frozen_sharding"],
         f"{least}{found['peak_gib']:.2f}",
         "" if best is None else f"{best:.1f}",
         found["verdict"],
       )
     )
-  if all(found["verdict"] != "taken" for found in tried):
-    taken, best = figures["layout"], figures.get("roofline_ms")
-    rows.append(
-      (
-        *(taken["remat_policy"], taken["frozen_sharding"], taken["attention"]),
-        f"{figures['peak_gib_per_device']:.2f}",
-        "" if best is None else f"{best:.1f}",
-        "taken, as it needs least",
-      )
-    )
-  return messages.aligned(rows)
+  return messages.aligned(rows) if tried else []
 
 
 def _describe_roofline(figures):

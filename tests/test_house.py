@@ -81,14 +81,11 @@ MAY_IMPORT = {
   "paligemma.serving": (
     "data",
     "decoding",
-    "evals",
     "lora",
     "models",
     "messages",
     "registry",
     "tree",
-    "quantization",
-    "variants",
   ),
   "paligemma.integrations": ANYTHING,
   # The table of keys: what a config may set and what a trainer reads is one.

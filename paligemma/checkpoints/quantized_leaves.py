@@ -234,7 +234,9 @@ def restored(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """
   joined = paired(
     {
-      name: leaves.Leaf.of(x) if quantization.split(name) else x
+      name: leaves.Leaf.of(x)
+      if quantization.split(name) and not isinstance(x, leaves.Leaf)
+      else x
       for name, x in arrays.items()
     }
   )

@@ -320,7 +320,7 @@ def embed_prompts(
   params: Mapping[str, Any],
   images: Mapping[str, ArrayLike],
   text: Mapping[str, ArrayLike],
-) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"], Int[Array, "B S"]]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns prompts as embeddings and masks; each image is embedded once.
 
   `images` and `text` are keys of the batch of `generate`.

@@ -107,9 +107,13 @@ class Places:
     self.count = count
     shapes = jax.eval_shape(self._empty_cache, params)
     _check_memory(shapes, count, self._size, params)
-    self._cache = jax.jit(self._empty_cache)(params)
-    self._logits = jnp.zeros((count, vocabulary), jnp.float32)
-    self._class_of_token = jnp.zeros((count, vocabulary), jnp.int32)
+    cache = jax.jit(self._empty_cache)(params)
+    logits = jnp.zeros((count, vocabulary), jnp.float32)
+    classes = jnp.zeros((count, vocabulary), jnp.int32)
+    # Programs are compiled anew for arrays that are bound to no device.
+    self._cache, self._logits, self._class_of_token = jax.device_put(
+      (cache, logits, classes), _device(params)
+    )
 
   def prefill(self, prompts: Mapping[int, Reading]) -> None:
     """Reads prompts of one shape into free places.
@@ -280,10 +284,13 @@ def _choose(logits, class_of_token, rows) -> Chosen:
   return Chosen(token, chosen - own, *told)
 
 
+def _device(params):
+  return min(jax.tree.leaves(params)[0].devices(), key=lambda d: d.id)
+
+
 def free_memory(params: Mapping[str, Any]) -> float:
   """Returns the bytes left on the device of parameters, inf if it keeps mum."""
-  device = min(jax.tree.leaves(params)[0].devices(), key=lambda d: d.id)
-  stats = device.memory_stats() or {}
+  stats = _device(params).memory_stats() or {}
   return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
 
 

@@ -33,7 +33,9 @@ python run.py "caption en" photo.jpg
 ```
 
 The programs are StableHLO of fixed shapes, see manifest.json. jax.export keeps
-them running with {_PROMISE}."""
+them running with
+
+> {_PROMISE}."""
 
 
 def check() -> None:

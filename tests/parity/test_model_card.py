@@ -41,7 +41,9 @@ def run_card(folder, monkeypatch):
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")
 def test_paligemma(tmp_path, monkeypatch):
   folder = tmp_path / "hf"
-  convert.convert(TINY, folder, format="huggingface", tokenizer=TOKENIZER)
+  convert.convert(
+    TINY, folder, format="huggingface", tokenizer=TOKENIZER, dtype="float32"
+  )
   pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
   Image.fromarray(pixels).save(folder / "photo.jpg")
   theirs, ours = run_card(folder, monkeypatch)

@@ -153,12 +153,20 @@ def test_check_finds_a_changed_scale(tmp_path):
   assert not exact and report.endswith("DIFFERS from SRC, bit for bit")
 
 
-def test_what_cannot_be_quantized(tmp_path):
+def test_what_cannot_be_quantized(tmp_path, monkeypatch):
   convert.convert(SOURCE, tmp_path / "a.npz", quantize="int8")
-  with pytest.raises(ValueError, match="folder has no form for int8; write an"):
-    convert.convert(
-      SOURCE, tmp_path / "folder", format="huggingface", quantize="int8"
-    )
+  for kind, reason in (
+    ("int8", r"form for int8: of bitsandbytes, its int8 rounds what matrices"),
+    ("int4", r"form for int4: of bitsandbytes, it has no 4-bit integers; give"),
+    ("nf4", r"attn_vec_einsum/w: nf4 has a scale for every 32 inputs here, bu"),
+  ):
+    with pytest.raises(ValueError, match=reason):
+      convert.convert(
+        SOURCE, tmp_path / "folder", format="huggingface", quantize=kind
+      )
+  nf4 = ("--format", "huggingface", "--quantize", "nf4", "--check")
+  with pytest.raises(ValueError, match="can of one in nf4; leave --check out"):
+    run(monkeypatch, SOURCE, tmp_path / "folder", *nf4)
   with pytest.raises(ValueError, match="is int8 in the files, expected int4"):
     convert.convert(tmp_path / "a.npz", tmp_path / "b.npz", quantize="int4")
   assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]

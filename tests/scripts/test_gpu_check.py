@@ -44,6 +44,13 @@ def test_a_dry_run(run):
     assert 0 < found["planned_peak_gib"] < 1
 
 
+def test_a_dry_run_of_attention(run):
+  found = json.loads(run("attention_decoder", "--dry_run"))
+  assert found["sizes"] == [2, 40, 2, 1, 16]
+  assert found["reference_ms"] > 0 and found["chunked_ms"] > 0
+  assert 0 < found["difference"] < 0.02  # of bfloat16
+
+
 def test_a_small_gpu_has_checks_of_its_own(run):
   assert run("--list", gib=14.7).split() == list(gpu_check.SMALL)
   assert run("--list", gib=140.4).split() == list(gpu_check.LARGE)

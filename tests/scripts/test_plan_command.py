@@ -150,9 +150,9 @@ def test_the_choices_are_a_table(config, monkeypatch):
     {"topology": "local", "device": "cpu", "advice": [], **found}
   ).splitlines()[:3]
   assert [re.split("  +", line) for line in table] == [
-    ["remat_policy", "frozen", "attention", "peak, GiB", "ms"],
-    ["products", "shard", "auto", "at least 20.40", "does not fit"],
-    ["block_inputs", "shard", "auto", "0.00", "taken, as it needs least"],
+    ["remat_policy", "frozen_sharding", "peak, GiB", "ms at best"],
+    ["products", "shard", "at least 20.40", "does not fit"],
+    ["block_inputs", "shard", "0.00", "taken, as it needs least"],
   ]
 
 

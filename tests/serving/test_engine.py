@@ -246,9 +246,13 @@ def test_answers_under_way_wait_for_few_prompts(started, pictures, monkeypatch):
   while not asked.ready:
     time.sleep(0.01)
   calls.clear()
+  compiled = [x.num_compiled() for x in (places._prefill, places._extend)]
   clients = [Client(asked, ask("what", pictures[i % 5])) for i in range(17)]
   for client in clients:
     client.end()
+  assert compiled == [
+    x.num_compiled() for x in (places._prefill, places._extend)
+  ]
   prefills = [x for x in calls if x != "extend"]
   assert sum(prefills) == 17
   assert max(prefills) <= sizes.TOGETHER

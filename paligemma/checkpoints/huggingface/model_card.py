@@ -30,7 +30,7 @@ import paligemma
 
 model, params = paligemma.load(".")
 tok = paligemma.Tokenizer(".")
-print(paligemma.generate(model, params, tok, "photo.jpg", "caption en"))
+print(paligemma.generate(model, params, tok, "photo.jpg", "caption en")[0])
 ```"""
 _GEMMA = """\
 With transformers:
@@ -54,7 +54,7 @@ import paligemma
 
 model, params = paligemma.load(".")
 tok = paligemma.Tokenizer(".", plain=True)
-print(paligemma.generate(model, params, tok, None, OUR_PROMPT))
+print(paligemma.generate(model, params, tok, None, OUR_PROMPT)[0])
 ```"""
 # Has a chat template -> what is asked with transformers, and here.
 _PROMPTS = {
@@ -93,6 +93,11 @@ model, params = paligemma.load(".")
 tok = paligemma.SiglipTokenizer(".")
 print(paligemma.classify(model, params, tok, "photo.jpg", ["cat", "dog"]))
 ```"""
+_QUANTIZED = """\
+The matrices of the decoder are in nf4, which transformers reads with
+bitsandbytes (`pip install bitsandbytes accelerate`).
+
+"""
 _NO_TOKENIZER = "This folder holds no tokenizer: add that of the base.\n\n"
 
 
@@ -118,6 +123,8 @@ def write(
     use = _GEMMA.replace("OUR_PROMPT", ours).replace("PROMPT", theirs)
   if not (folder / "tokenizer_config.json").exists():
     use = _NO_TOKENIZER + use
+  if "quantization_config" in (folder / "config.json").read_text():
+    use = _QUANTIZED + use.partition("\n\nWith paligemma:")[0]
   texts = model_card.documents(
     name,
     fields,

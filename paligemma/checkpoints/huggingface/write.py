@@ -16,8 +16,8 @@ from paligemma.checkpoints import (
   names,
   safetensors,
 )
+from paligemma.checkpoints.huggingface import bitsandbytes, layout
 from paligemma.checkpoints.huggingface import config as huggingface_config
-from paligemma.checkpoints.huggingface import layout
 from paligemma.checkpoints.huggingface import metadata as huggingface_metadata
 from paligemma.checkpoints.huggingface import model_card as huggingface_card
 from paligemma.checkpoints.huggingface import read as huggingface_read
@@ -42,6 +42,7 @@ def save(
   tokenizer: Any = None,
   dtype: Any = None,
   about: model_card.About | None = None,
+  quantize: str | None = None,
   max_shard_bytes: float = 5e9,
 ) -> None:
   """Writes a directory that transformers opens with `from_pretrained`.
@@ -66,6 +67,7 @@ def save(
     dtype: Of all tensors, default as they are. config.json names that of the
       table of embeddings, in which transformers then holds them all.
     about: How the model came to be, for the model card. Default: unknown.
+    quantize: "nf4" rounds the matrices of the decoder, see bitsandbytes.py.
     max_shard_bytes: Most bytes in a file, unless one tensor alone has more.
 
   Raises:
@@ -103,10 +105,16 @@ def save(
     entries = layout.entries(img, llm, num_positions)
     _check(entries, arrays)
     hub_key = layout.gemma_key if img is None else layout.hub_key
-    tensors = _tensors(arrays, entries, hub_key, dtype)
     table = arrays[EMBEDDING]
     table_dtype = np.dtype(dtype or table.dtype)
-    tensors[hub_key(layout.TABLE)] = _table(table, num_rows, table_dtype)
+    tensors = _tensors(arrays, entries, str, dtype)
+    tensors[layout.TABLE] = _table(table, num_rows, table_dtype)
+    for entry in filter(lambda x: bitsandbytes.is_matrix(x.key), entries):
+      if quantize:
+        matrix = _tensor(arrays, entry, np.float32)
+        parts = bitsandbytes.pack(matrix, str(table_dtype))
+        tensors |= {entry.key + end: part for end, part in parts.items()}
+    tensors = {hub_key(key): tensor for key, tensor in tensors.items()}
     config = huggingface_config.make(
       img=img,
       llm=llm,
@@ -115,6 +123,9 @@ def save(
       image_token_id=image_token_id,
       dtype=str(table_dtype),
     )
+    if quantize:
+      quantized = bitsandbytes.config(str(table_dtype))
+      config["quantization_config"] = quantized
   with disk.folder(path) as folder:
     huggingface_metadata.write_json(folder / "config.json", config)
     huggingface_metadata.write(folder, metadata, config)

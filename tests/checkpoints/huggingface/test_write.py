@@ -117,17 +117,18 @@ def test_read_back_it_is_itself(tmp_path, gemma2, window):
   llm = llm_fields(gemma2=gemma2, norm_eps=1e-5)
   if gemma2:
     llm |= {**GEMMA2, "sliding_window": window}
-  huggingface_write.save(tmp_path / "a", arrays, img=IMG, llm=llm)
-  found = huggingface.open(tmp_path / "a")
+  first, second = tmp_path / "a/mine", tmp_path / "b/mine"
+  huggingface_write.save(first, arrays, img=IMG, llm=llm)
+  found = huggingface.open(first)
   assert_leaves(found.leaves, arrays)
   assert found.llm == {name: llm[name] for name in found.llm}
   assert found.ignored == ()
   assert "image_token_id" not in found.metadata
   # And the same file again, from what was read.
-  huggingface_write.save(tmp_path / "b", found.leaves, img=IMG, llm=llm)
-  assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-  for file in (tmp_path / "a").iterdir():
-    assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()
+  huggingface_write.save(second, found.leaves, img=IMG, llm=llm)
+  assert os.listdir(tmp_path / "b") == ["mine"]
+  for file in first.iterdir():
+    assert (second / file.name).read_bytes() == file.read_bytes()
 
 
 def test_rows_that_are_added_never_win(tmp_path, monkeypatch):

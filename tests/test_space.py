@@ -12,7 +12,7 @@ import yaml
 from paligemma import __main__ as command
 from scripts import serve
 
-SPACE = pathlib.Path(__file__).parents[2] / "scripts/launch/space"
+SPACE = pathlib.Path(__file__).parents[1] / "space"
 
 
 @pytest.mark.parametrize("model", [None, "somebody/cats"])
