@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 
 def vllm(asked):
-  """As of vLLM 0.11: LLM, SamplingParams and RequestOutput.outputs."""
+  """vLLM: LLM, SamplingParams and RequestOutput.outputs."""
 
   class LLM:
     def __init__(self, model, *, dtype="auto", limit_mm_per_prompt=None):
@@ -50,7 +50,7 @@ def vllm(asked):
 
 
 def sglang(asked):
-  """As of SGLang 0.5: Engine(model_path=...).generate and shutdown."""
+  """SGLang: Engine(model_path=...).generate and shutdown."""
 
   class Engine:
     def __init__(self, *, model_path, dtype="auto"):
