@@ -42,8 +42,9 @@ class Plan:
     mesh: of the devices of all processes.
     task: of the config, see tasks/task.py.
     layouts: those that the config allows, the fastest first; the last needs the
-      least memory. Behind it, on a GPU, is one without a kernel for attention,
-      which is for a kernel that does not compile.
+      least memory.
+    plain: the last one without a kernel for attention, for when that does not
+      compile; None where "auto" takes none.
     layout: the one of the least memory, or that of `with_layout`.
     model: Model of the config.
     sources: (source, weight) pairs to train on; None if not opened.
@@ -111,6 +112,10 @@ class Plan:
     least = config.frozen_sharding.replace("auto", "shard")
     self._lay_out(model, Layout("block_inputs", least))
     self.layouts = self._find_layouts(model)
+    is_auto = any(x.attention == "auto" for x in model.towers.values())
+    self.plain = None
+    if self._is_on_gpu and is_auto:
+      self.plain = dataclasses.replace(self.layouts[-1], attention="chunked")
 
   def with_layout(self, layout: Layout) -> Self:
     """Returns this plan with another layout."""
@@ -118,23 +123,23 @@ class Plan:
     plan._lay_out(self.task.make_model(self.config), layout)
     return plan
 
+  @property
+  def _is_on_gpu(self):
+    return self.mesh.devices.flat[0].platform in ("gpu", "cuda")
+
   def _find_layouts(self, model):
     """The layouts of a model as its config has it, once one is laid out."""
     whole = least = self.layout
-    is_gpu = self.mesh.devices.flat[0].platform in ("gpu", "cuda")
-    plain = ()
-    if is_gpu and any(x.attention == "auto" for x in model.towers.values()):
-      plain = (dataclasses.replace(least, attention="chunked"),)
     if self.mesh.shape["data"] > 1:
       must_shard = self.config.frozen_sharding == "shard"
       if must_shard or _bytes(self.frozen) <= _bytes(self.trainable):
-        return least, *plain  # what is split is gathered once a pass and layer
+        return (least,)  # what is split is gathered once a pass and layer
       whole = dataclasses.replace(least, frozen_sharding="replicate")
     policies = ()
     if any(x.remat_policy == "auto" for x in model.towers.values()):
-      policies = (*["products_unrolled"] * is_gpu, "products")
+      policies = (*["products_unrolled"] * self._is_on_gpu, "products")
     stores = (dataclasses.replace(whole, remat_policy=x) for x in policies)
-    return tuple(dict.fromkeys((*stores, whole, least, *plain)))
+    return tuple(dict.fromkeys((*stores, whole, least)))
 
   def _lay_out(self, model, layout):
     """Makes arrays and optimizer of a model, and the model itself."""

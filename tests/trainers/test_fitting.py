@@ -139,6 +139,34 @@ def test_a_step_that_the_compiler_refuses_does_not_fit(config):
   assert "does not compile: INTERNAL: something else" in stores.describe(1e9)
 
 
+@pytest.mark.parametrize("usable", [1e9, 1.0, None])
+def test_a_kernel_that_does_not_compile_is_left_out(config, usable):
+  plan = Plan(config)
+  assert plan.plain is None  # there is none on a CPU
+
+  def compile_step(plan):
+    if plan.layout.attention == "auto":
+      raise jax.errors.JaxRuntimeError("INTERNAL: no such instruction")
+    return plan.compile_step()
+
+  plan.plain = Layout("block_inputs", "shard", "chunked")
+  fitted, step, tried = fitting.fit(plan, usable, compile_step)
+  assert fitted.layout == plan.plain
+  towers = fitted.model.towers.values()
+  assert {tower.attention for tower in towers} == {"chunked"}
+  refused, taken = (found.describe(usable) for found in tried[-2:])
+  assert refused.endswith("does not compile: INTERNAL: no such instruction")
+  assert "attention chunked" in taken and taken.endswith(", taken")
+  assert tried[-1].peak == memory.of(step).peak
+
+
+def test_a_kernel_is_kept_where_nothing_fits(config):
+  plan = Plan(config)
+  plan.plain = Layout("block_inputs", "shard", "chunked")
+  assert fitting.fit(plan, 1.0, Plan.compile_step)[0].layout == LEAST
+  assert fitting.fit(plan, None, Plan.compile_step)[0].layout == LEAST
+
+
 def test_replicated_weights_are_not_gathered(config):
   plan = Plan(config)
 
