@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -74,7 +75,14 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True)
 class PerExample(Evaluator, abc.ABC):
-  """An evaluator whose scores follow from something of each example: a row."""
+  """An evaluator whose scores follow from something of each example: a row.
+
+  Attributes:
+    rows_file: name of the file that `run` writes rows to, one JSON object a
+      line; None, the default, for rows that are not written.
+  """
+
+  rows_file: ClassVar[str | None] = None
 
   @abc.abstractmethod
   def rows(
@@ -102,14 +110,23 @@ class PerExample(Evaluator, abc.ABC):
     rng: jax.Array | None = None,
     progress: Progress | None = None,
   ) -> dict[str, float]:
-    """Evaluates the source, see `rows`; output_dir and rng are not used.
+    """Evaluates the source, see `rows`; rng is not used.
+
+    Args:
+      output_dir: rows go to {output_dir}/{name}/{rows_file}, if it is named.
+        Default: not written.
 
     Returns:
       As `reduce`, and with on_bad="skip" num_bad, the number of examples that
       were left out.
     """
-    del output_dir, rng
-    return self._score(self.rows(model, params, mesh, progress=progress))
+    del rng
+    rows = self.rows(model, params, mesh, progress=progress)
+    is_written = self.rows_file and output_dir is not None
+    if is_written and jax.process_index() == 0:
+      path = epath.Path(output_dir) / self.name / self.rows_file
+      disk.write(path, "".join(f"{json.dumps(row)}\n" for row in rows))
+    return self._score(rows)
 
   def _score(self, rows):
     scores = self.reduce(rows)

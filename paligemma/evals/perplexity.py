@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,10 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
-from paligemma import disk
 from paligemma.evals.evaluator import PerExample, Progress
 from paligemma.training import losses, sharding
 
@@ -33,6 +30,7 @@ class Perplexity(PerExample):
   """
 
   reads_loss = True
+  rows_file = "nll.jsonl"
   higher_is_better = dict.fromkeys(
     ("perplexity", "nll_per_token", "nll_per_example"), False
   )
@@ -90,29 +88,6 @@ class Perplexity(PerExample):
         " examples, expected answers under mask_loss."
       )
     return rows
-
-  def run(
-    self,
-    model: nn.Module,
-    params: Mapping[str, Any],
-    mesh: Mesh,
-    *,
-    output_dir: epath.PathLike | None = None,
-    rng: jax.Array | None = None,
-    progress: Progress | None = None,
-  ) -> dict[str, float]:
-    """Evaluates the source as PerExample does.
-
-    Args:
-      output_dir: rows go to {output_dir}/{name}/nll.jsonl. Default: not
-        written.
-    """
-    del rng
-    rows = self.rows(model, params, mesh, progress=progress)
-    if output_dir is not None and jax.process_index() == 0:
-      path = epath.Path(output_dir) / self.name / "nll.jsonl"
-      disk.write(path, "".join(f"{json.dumps(row)}\n" for row in rows))
-    return self._score(rows)
 
   @staticmethod
   def reduce(rows: Sequence[Row]) -> dict[str, float]:
