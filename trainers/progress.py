@@ -73,7 +73,7 @@ def bar(
         )
         if shown.disable:
           say([f"{name}: {amount(done)} of {amount(total)} {unit} ..."])
-      elif round(compiled.seconds, 1):  # as it is shown
+      elif compiled.seconds:
         cached = ", from the cache" * compiled.from_cache
         say([f"{name}: compiled in {compiled.seconds:.1f} s{cached}"])
         compiled.seconds = 0.0
