@@ -356,7 +356,11 @@ KEYS = (
     **_NEXT_TOKEN,
   ),
   Key("train.on_bad", "stop", 'bad examples: "stop", or "skip" and count them'),
-  Key("train.num_workers", 0, "processes that read data; 0: threads"),
+  Key(
+    "train.num_workers",
+    0,
+    "processes that read data, one core each; 0: threads",
+  ),
   Key("batch_size", 32, "in a step, on all devices", unit="examples"),
   *_duration("total", "epochs", 15.0, "length of the training"),
   # Optimizer, see paligemma/training/optimizers.py

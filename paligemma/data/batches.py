@@ -142,9 +142,9 @@ def train(
     batch_size: GLOBAL number of examples.
     seed: In [0, 2**32).
     process_index, process_count: Which host of how many this is.
-    num_workers: Processes that prepare batches ahead, or 0.
-    num_threads: Threads that do so, in this process or in each worker; each
-      holds one batch. 0 prepares a batch when it is requested.
+    num_workers: Processes that prepare batches ahead, each on one core; or 0.
+    num_threads: Without workers, threads of this process that do so; each holds
+      one batch. 0 prepares a batch when it is requested.
     on_bad: Key of ON_BAD: what to do with an example that cannot be used.
       "skip" logs a line; steps, shards and resumption are the same as without
       bad examples.
@@ -303,6 +303,8 @@ def _reader(num_workers, num_threads):
   # grain 0.2.18 reads this flag of its own even if flags are not parsed, as in
   # a notebook (google/grain#1355). This makes it find the default.
   flags.FLAGS["grain_enable_multiprocess_worker_profiling"].present = True
+  if num_workers:
+    num_threads = 0  # a worker reads ahead by itself
   threads = grain.ReadOptions(
     num_threads=num_threads, prefetch_buffer_size=num_threads
   )

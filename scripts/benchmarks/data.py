@@ -80,7 +80,6 @@ def _rate(images, row, workers):
     batch_size=_IMAGES,
     seed=0,
     num_workers=workers,
-    num_threads=1,
   )
   for _ in range(4 * workers):  # more than they read ahead
     next(read)
