@@ -372,19 +372,19 @@ def _sample(
   )
 
   def unfinished(state):
-    growing, _ = state
-    return ~jnp.all(growing.ended)
+    step, growing, _ = state  # the number of steps bounds the loop, for plans
+    return (step < max_len) & ~jnp.all(growing.ended)
 
   def advance(state):
-    growing, cache = state
+    step, growing, cache = state
     logits, cache = extend(cache, growing.token)
-    return append(growing, logits), cache
+    return step + 1, append(growing, logits), cache
 
   growing = next_token.begin(
     is_real, rng, grammar, max_len=max_len, pad_id=pad_id
   )
-  state = append(growing, logits), cache
-  growing, _ = jax.lax.while_loop(unfinished, advance, state)
+  state = 1, append(growing, logits), cache
+  _, growing, _ = jax.lax.while_loop(unfinished, advance, state)
   return growing.decoded
 
 
