@@ -338,11 +338,10 @@ def _describe_layouts(figures):
   rows = [("remat_policy", "frozen_sharding", "peak, GiB", "ms at best", "")]
   for found in tried:
     least = "" if found["is_peak_known"] else "at least "
-    best, attention = found["roofline_ms"], found["attention"]
-    how = "" if attention == "auto" else f", attention {attention}"
+    best = found["roofline_ms"]
     rows.append(
       (
-        found["remat_policy"] + how,
+        found["remat_policy"],
         found["frozen_sharding"],
         f"{least}{found['peak_gib']:.2f}",
         "" if best is None else f"{best:.1f}",

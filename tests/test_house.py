@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "parameters",
     "tree",
     "registry",
+    "messages",
     "lora.config",
     "quantization",
   ),

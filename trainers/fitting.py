@@ -44,16 +44,13 @@ class Tried:
   def verdict(self) -> str:
     return "taken" if self.fits else self.problem or "does not fit"
 
-  def describe(self, usable: float | None) -> str:
-    """One line for people; usable as of `fit`."""
+  def describe(self, usable: float) -> str:
+    """One line for people."""
     least = "" if self.compiled else "at least "
-    attention = self.layout.attention
-    how = "" if attention == "auto" else f", attention {attention}"
-    room = "" if usable is None else f" of {usable / GIB:.2f}"
     return (
       f"remat_policy {self.layout.remat_policy}, frozen_sharding "
-      f"{self.layout.frozen_sharding}{how}: {least}{self.peak / GIB:.2f} GiB"
-      f"{room}, {self.verdict}"
+      f"{self.layout.frozen_sharding}: {least}{self.peak / GIB:.2f} GiB "
+      f"of {usable / GIB:.2f}, {self.verdict}"
     )
 
 
@@ -80,11 +77,10 @@ def fit(
 
   Returns:
     The plan with this layout, its step, and what was tried if there was a
-    choice. The last layout is taken untried, whether or not it fits, and
-    plan.plain if it does not compile.
+    choice. The last layout is taken untried, whether or not it fits.
 
   Raises:
-    jax.errors.JaxRuntimeError: none compiles.
+    jax.errors.JaxRuntimeError: the last layout does not compile.
   """
   *faster, last = plan.layouts
   tried = []
@@ -99,24 +95,10 @@ def fit(
         compiled, wanted = None, memory.wanted(error)
         peak = wanted or peak
         if wanted is None:
-          problem = _problem(error)
+          problem = f"does not compile: {messages.shown(str(error))}"
     fits = compiled is not None and peak <= SHARE * usable
     tried.append(Tried(layout, peak, fits, compiled is not None, problem))
     if fits:
       return candidate, compiled, tried
   plan = plan.with_layout(last)
-  try:
-    return plan, compile_step(plan), tried
-  except jax.errors.JaxRuntimeError as error:
-    if plan.plain is None or memory.wanted(error) is not None:
-      raise
-    problem = _problem(error)
-  tried.append(Tried(last, plan.least_bytes(), False, False, problem))
-  plan = plan.with_layout(plan.plain)
-  compiled = compile_step(plan)
-  tried.append(Tried(plan.plain, memory.of(compiled).peak, True, True))
-  return plan, compiled, tried
-
-
-def _problem(error):
-  return f"does not compile: {messages.shown(str(error))}"
+  return plan, compile_step(plan), tried

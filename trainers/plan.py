@@ -26,12 +26,10 @@ class Layout:
   Attributes:
     remat_policy: of the towers whose policy is "auto", see models/stack.py.
     frozen_sharding: "shard" or "replicate", see state.abstract_params.
-    attention: of the towers whose attention is "auto", see attention/reference.
   """
 
   remat_policy: str
   frozen_sharding: str
-  attention: str = "auto"
 
 
 class Plan:
@@ -43,8 +41,6 @@ class Plan:
     task: of the config, see tasks/task.py.
     layouts: those that the config allows, the fastest first; the last needs the
       least memory.
-    plain: the last one without a kernel for attention, for when that does not
-      compile; None where "auto" takes none.
     layout: the one of the least memory, or that of `with_layout`.
     model: Model of the config.
     sources: (source, weight) pairs to train on; None if not opened.
@@ -112,10 +108,6 @@ class Plan:
     least = config.frozen_sharding.replace("auto", "shard")
     self._lay_out(model, Layout("block_inputs", least))
     self.layouts = self._find_layouts(model)
-    is_auto = any(x.attention == "auto" for x in model.towers.values())
-    self.plain = None
-    if self._is_on_gpu and is_auto:
-      self.plain = dataclasses.replace(self.layouts[-1], attention="chunked")
 
   def with_layout(self, layout: Layout) -> Self:
     """Returns this plan with another layout."""
@@ -152,14 +144,11 @@ class Plan:
     )
 
     def lay_out(name, tower):
-      chosen = {}
-      if tower.attention == "auto":
-        chosen["attention"] = layout.attention
       # Nothing is kept of a frozen tower, so that its policy is all the same.
       trains = any(x.startswith(f"{name}/") for x in self.trainable)
       if trains and tower.remat_policy == "auto":
-        chosen["remat_policy"] = layout.remat_policy
-      return tower.clone(**chosen)
+        return tower.clone(remat_policy=layout.remat_policy)
+      return tower
 
     self.model = model.clone(
       **{name: lay_out(name, tower) for name, tower in model.towers.items()}

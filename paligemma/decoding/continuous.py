@@ -13,7 +13,8 @@ that a row which begins anywhere in it has room.
 
 import collections
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Int
 
-from paligemma.decoding import decode, samplers
+from paligemma.decoding import decode, next_token, samplers
 from paligemma.decoding.decoded import Decoded
+from paligemma.decoding.grammar import automaton
 from paligemma.models import cpu
 
 Done = tuple[Int[Array, " B"], Decoded]  # owners and answers
@@ -37,16 +39,12 @@ class Rows(NamedTuple):
 
   Attributes:
     owner: number of the prompt, from the first batch on.
-    token: the last one, which the model has not read yet.
-    ended: whether the answer is complete.
-    decoded: the tokens so far.
+    growing: the answers.
     cache: of the model.
   """
 
   owner: Int[Array, " B"]
-  token: Int[Array, " B"]
-  ended: Bool[Array, " B"]
-  decoded: Decoded
+  growing: next_token.Growing
   cache: Any
 
 
@@ -56,26 +54,46 @@ def generate(
   batches: Iterable[Mapping[str, Any]],
   *,
   max_decode_len: int,
+  sampler: str | Callable | samplers.Sampler = "greedy",
+  rngs: Iterable[jax.Array | None] = itertools.repeat(None),
+  grammar: automaton.Grammar | None = None,
   eos_id: Int[ArrayLike, ""] = 1,
   pad_id: Int[ArrayLike, ""] = 0,
 ) -> Iterator[Decoded]:
-  """Answers the prompts of many batches greedily, on a single device.
+  """Answers the prompts of many batches, on a single device.
 
-  Answers are those of decode.generate with sampler "greedy", up to the order in
-  which float32 sums are added. A batch is taken before all of those before it
-  are answered.
+  Answers are those of decode.generate, batch by batch, up to the order in which
+  float32 sums are added. A batch is taken before all of those before it are
+  answered.
 
   Args:
-    model, params, max_decode_len, eos_id, pad_id: As of decode.generate.
+    model, params, max_decode_len, grammar, eos_id, pad_id: As of
+      decode.generate.
     batches: As of decode.generate, all of the same shapes.
+    sampler: See samplers.make; not Beam or BestOf, which follow several answers
+      of a prompt.
+    rngs: The rng of each batch, as of decode.generate.
 
   Yields:
     The answers of each batch, in order, as arrays of NumPy.
 
   Raises:
-    ValueError: As decode.generate.
+    ValueError: As decode.generate, and for such a sampler.
   """
-  ends = {"eos_id": eos_id, "pad_id": pad_id, "max_len": max_decode_len}
+  sampler = samplers.make(sampler)
+  if not callable(sampler):
+    raise ValueError(
+      f"{sampler} follows several answers of a prompt: use decode.generate"
+    )
+  if grammar is not None:
+    automaton.check(grammar, max_decode_len, eos_id)
+  how = {
+    "grammar": grammar,
+    "eos_id": eos_id,
+    "pad_id": pad_id,
+    "sampler": sampler,
+    "max_len": max_decode_len,
+  }
   active, answers, sizes = None, {}, collections.deque()
   taken = yielded = 0
 
@@ -86,23 +104,25 @@ def generate(
       yielded += sizes.popleft()
       yield jax.tree.map(lambda *x: np.stack(x), *rows)
 
-  for batch in batches:
+  for batch, rng in zip(batches, rngs, strict=False):
     images, text = decode._inputs(model, batch)
+    rng = decode._rng_for(sampler, rng)
     size = len(batch["text"])
     is_real = batch.get("_mask", np.ones(size, bool))
     owner = np.arange(taken, taken + size, dtype=np.int32)
     prompts = images, text, is_real, owner
     taken += size
     sizes.append(size)
-    new = _begin(model, params, *prompts, **ends)
+    begin = functools.partial(_begin, model, params, rng=rng, **how)
+    new = begin(*prompts)
     if active is None:
-      active, axes = new, _batch_axes(model, params, prompts, ends)
+      active, axes = new, _batch_axes(begin, prompts)
       continue
-    active, done, _ = _advance(model, params, active, new, axes=axes, **ends)
+    active, done, _ = _advance(model, params, active, new, axes=axes, **how)
     _keep(done, answers)
     yield from complete()
   if active is not None:
-    _keep(_finish(model, params, active, **ends)[0], answers)
+    _keep(_finish(model, params, active, **how)[0], answers)
     yield from complete()
 
 
@@ -112,15 +132,14 @@ def _keep(done, answers):
     answers[number] = jax.tree.map(lambda x, i=i: x[i], decoded)
 
 
-def _batch_axes(model, params, prompts, ends) -> tuple[int | None, ...]:
+def _batch_axes(begin, prompts) -> tuple[int | None, ...]:
   """Finds the axis of each leaf of a cache that grows with one more prompt."""
 
   def caches(more):
     def grown(x):
       return jax.ShapeDtypeStruct((len(x) + more, *x.shape[1:]), x.dtype)
 
-    begin = functools.partial(_begin, model, **ends)
-    rows = jax.eval_shape(begin, params, *jax.tree.map(grown, prompts))
+    rows = jax.eval_shape(begin, *jax.tree.map(grown, prompts))
     return [leaf.shape for leaf in jax.tree.leaves(rows.cache)]
 
   return tuple(
@@ -131,32 +150,22 @@ def _batch_axes(model, params, prompts, ends) -> tuple[int | None, ...]:
   )
 
 
-_STATIC = ("model", "max_len")
+_STATIC = ("model", "sampler", "max_len")
 
 
 @functools.partial(cpu.fast_math_jit, static_argnames=_STATIC)
 def _begin(
-  model, params, images, text, is_real, owner, eos_id, pad_id, *, max_len
+  model, params, images, text, is_real, owner, *, rng, max_len, pad_id, **how
 ) -> Rows:
   """Prefills prompts and chooses their first token."""
   prefill, _ = decode.functions(model, params)
   prompt = decode.embed_prompts(model, params, images, text)
   size = prompt[0].shape[1] + max_len - 1
   logits, cache = prefill(*prompt, cache_size=size)
-  shape = (len(logits), max_len)
-  rows = Rows(
-    owner=owner,
-    token=jnp.full(len(logits), pad_id, jnp.int32),
-    ended=~is_real,
-    decoded=Decoded(
-      tokens=jnp.full(shape, pad_id, jnp.int32),
-      log_probs=jnp.zeros(shape, jnp.float32),
-      num_tokens=jnp.zeros(len(logits), jnp.int32),
-      score=jnp.where(is_real, 0.0, -jnp.inf),
-    ),
-    cache=cache,
-  )
-  return _choose(rows, logits, eos_id, pad_id, max_len)
+  ends = {"max_len": max_len, "pad_id": pad_id}
+  growing = next_token.begin(is_real, rng, how["grammar"], **ends)
+  growing = next_token.append(growing, logits, **how, **ends)
+  return Rows(owner, growing, cache)
 
 
 @functools.partial(
@@ -165,34 +174,37 @@ def _begin(
   donate_argnames="active",
 )
 def _advance(
-  model, params, active, new, eos_id, pad_id, *, max_len, axes
+  model, params, active, new, *, axes, **how
 ) -> tuple[Rows, Done, Int[Array, ""]]:
   """Decodes until all new prompts have a place.
 
   Returns:
     The rows at work; the answers that made room; the number of steps.
   """
-  size = len(new.token)
+  size = len(new.owner)
 
   def has_room(state):
     rows, _, taken, _ = state
-    return rows.ended.sum() >= jnp.minimum(max(size // _WAIT, 1), size - taken)
+    return rows.growing.ended.sum() >= jnp.minimum(
+      max(size // _WAIT, 1), size - taken
+    )
 
   def step(state):
     rows, done, taken, steps = state
-    rows = _extend(model, params, rows, eos_id, pad_id, max_len)
+    rows = _extend(model, params, rows, how)
     return rows, done, taken, steps + 1
 
   def change(state):
     state = jax.lax.while_loop(lambda s: ~has_room(s), step, state)
     rows, done, taken, steps = state
-    order = taken + jnp.cumsum(rows.ended) - 1
-    enters = rows.ended & (order < size)
+    ended = rows.growing.ended
+    order = taken + jnp.cumsum(ended) - 1
+    enters = ended & (order < size)
     index = jnp.where(enters, order, size)  # beyond the end: none
     done = jax.tree.map(
       lambda all, row: all.at[index].set(row, mode="drop"),
       done,
-      (rows.owner, rows.decoded),
+      (rows.owner, rows.growing.decoded),
     )
 
     def pick(old, fresh, axis=0):
@@ -209,35 +221,36 @@ def _advance(
     )._replace(cache=jax.tree.unflatten(tree, cache))
     return rows, done, taken + enters.sum(), steps
 
-  state = (active, (active.owner, active.decoded), jnp.int32(0), jnp.int32(0))
+  done = active.owner, active.growing.decoded
+  state = (active, done, jnp.int32(0), jnp.int32(0))
   state = jax.lax.while_loop(lambda s: s[2] < size, change, state)
   rows, done, _, steps = state
   return rows, done, steps
 
 
 @functools.partial(cpu.fast_math_jit, static_argnames=_STATIC)
-def _finish(
-  model, params, active, eos_id, pad_id, *, max_len
-) -> tuple[Done, Int[Array, ""]]:
+def _finish(model, params, active, **how) -> tuple[Done, Int[Array, ""]]:
   """Decodes the last rows to their ends; returns these and the steps."""
 
   def step(state):
     rows, steps = state
-    rows = _extend(model, params, rows, eos_id, pad_id, max_len)
+    rows = _extend(model, params, rows, how)
     return rows, steps + 1
 
   def unfinished(state):
-    return ~jnp.all(state[0].ended)
+    return ~jnp.all(state[0].growing.ended)
 
   rows, steps = jax.lax.while_loop(unfinished, step, (active, jnp.int32(0)))
-  return (rows.owner, rows.decoded), steps
+  return (rows.owner, rows.growing.decoded), steps
 
 
-def _extend(model, params, rows, eos_id, pad_id, max_len):
+def _extend(model, params, rows, how):
   """Reads the last token of every row and chooses the next one."""
-  cache = in_ring(rows.cache, max_len - 1)
-  logits, cache = decode.functions(model, params)[1](cache, rows.token)
-  return _choose(rows._replace(cache=cache), logits, eos_id, pad_id, max_len)
+  cache = in_ring(rows.cache, how["max_len"] - 1)
+  token = rows.growing.token
+  logits, cache = decode.functions(model, params)[1](cache, token)
+  growing = next_token.append(rows.growing, logits, **how)
+  return rows._replace(growing=growing, cache=cache)
 
 
 def in_ring(cache: Any, length: int) -> Any:
@@ -252,24 +265,3 @@ def in_ring(cache: Any, length: int) -> Any:
     return jnp.where(x == end, end - length, x)
 
   return jax.tree_util.tree_map_with_path(wrapped, cache)
-
-
-def _choose(rows, logits, eos_id, pad_id, max_len):
-  """Appends the most probable token to every row that has not ended."""
-  token = jnp.where(rows.ended, pad_id, samplers.Greedy()(logits))
-  token = token.astype(jnp.int32)
-  chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-  log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
-  log_prob = jnp.where(rows.ended, 0.0, log_prob)
-  at = jnp.arange(len(token)), rows.decoded.num_tokens
-  num_tokens = rows.decoded.num_tokens + ~rows.ended
-  return rows._replace(
-    token=token,
-    ended=rows.ended | (token == eos_id) | (num_tokens == max_len),
-    decoded=Decoded(
-      tokens=rows.decoded.tokens.at[at].set(token, mode="drop"),
-      log_probs=rows.decoded.log_probs.at[at].set(log_prob, mode="drop"),
-      num_tokens=num_tokens,
-      score=rows.decoded.score + log_prob,
-    ),
-  )

@@ -12,7 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from paligemma.decoding import beam, samplers
+from paligemma.decoding import beam, next_token, samplers
 from paligemma.decoding.decoded import Decoded
 from paligemma.decoding.grammar import automaton
 from paligemma.models import cpu
@@ -64,7 +64,8 @@ def generate(
     num_answers: how many of the answers that Beam or BestOf finds to return,
       best first, on a second axis of every array. Default: the best one,
       without that axis.
-    rng: key for a stochastic sampler; token n uses fold_in(rng, n).
+    rng: key for a stochastic sampler; token n of prompt b is drawn from
+      fold_in(fold_in(rng, b), n), whatever the other prompts are.
     grammar: the answers that are allowed, see grammar.make. Another one of the
       same shape needs no compilation. Default: all answers.
     eos_id: token that ends an answer.
@@ -80,8 +81,7 @@ def generate(
   sampler = samplers.make(sampler)
   if max_decode_len < 1:
     raise ValueError(f"max_decode_len={max_decode_len}, expected at least 1.")
-  if sampler.stochastic and rng is None:
-    raise ValueError(f"{sampler} draws at random: give generate an rng.")
+  rng = _rng_for(sampler, rng)
   found = _answers_per_prompt(sampler)
   if num_answers is not None and not 1 <= num_answers <= found:
     raise ValueError(
@@ -97,7 +97,7 @@ def generate(
     images,
     _pad_prompts(text, prompt_buckets),
     batch.get("_mask", np.ones(len(batch["text"]), bool)),
-    rng if sampler.stochastic else None,
+    rng,
     grammar,
     eos_id,
     pad_id,
@@ -106,6 +106,13 @@ def generate(
     num_answers=num_answers,
     unstack=_has_room_to_unstack(params),
   )
+
+
+def _rng_for(sampler, rng):
+  """Returns the key that a sampler needs, None if it draws nothing."""
+  if sampler.stochastic and rng is None:
+    raise ValueError(f"{sampler} draws at random: give generate an rng.")
+  return rng if sampler.stochastic else None
 
 
 def _has_room_to_unstack(params):
@@ -355,44 +362,30 @@ def _sample(
   logits, cache, is_real, extend, rng, sampler, grammar, max_len, eos_id, pad_id
 ) -> Decoded:
   """Samples one answer per prompt from logits f32[B, V] of the first token."""
-
-  def choose(step, logits, ended, grammar_state, decoded):
-    key = None if rng is None else jax.random.fold_in(rng, step)
-    left = max_len - step
-    allowed = automaton.restrict(grammar, grammar_state, logits, left)
-    token = jnp.where(ended, pad_id, sampler(allowed, key))
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    log_prob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    log_prob = jnp.where(ended, 0.0, log_prob)
-    decoded = Decoded(
-      tokens=decoded.tokens.at[:, step].set(token),
-      log_probs=decoded.log_probs.at[:, step].set(log_prob),
-      num_tokens=decoded.num_tokens + ~ended,
-      score=decoded.score + log_prob,
-    )
-    grammar_state = automaton.advance(grammar, grammar_state, token)
-    return token, ended | (token == eos_id), grammar_state, decoded
+  append = functools.partial(
+    next_token.append,
+    sampler=sampler,
+    grammar=grammar,
+    max_len=max_len,
+    eos_id=eos_id,
+    pad_id=pad_id,
+  )
 
   def unfinished(state):
-    step, _, ended, *_ = state
-    return (step < max_len) & ~jnp.all(ended)
+    step, growing, _ = state  # the number of steps bounds the loop, for plans
+    return (step < max_len) & ~jnp.all(growing.ended)
 
   def advance(state):
-    step, token, ended, grammar_state, decoded, cache = state
-    logits, cache = extend(cache, token)
-    return step + 1, *choose(step, logits, ended, grammar_state, decoded), cache
+    step, growing, cache = state
+    logits, cache = extend(cache, growing.token)
+    return step + 1, append(growing, logits), cache
 
-  shape = (len(logits), max_len)
-  empty = Decoded(
-    tokens=jnp.full(shape, pad_id, jnp.int32),
-    log_probs=jnp.zeros(shape, jnp.float32),
-    num_tokens=jnp.zeros(len(logits), jnp.int32),
-    score=jnp.where(is_real, 0.0, -jnp.inf),
+  growing = next_token.begin(
+    is_real, rng, grammar, max_len=max_len, pad_id=pad_id
   )
-  grammar_state = automaton.begin(grammar, is_real.shape)
-  state = (1, *choose(0, logits, ~is_real, grammar_state, empty), cache)
-  *_, decoded, _ = jax.lax.while_loop(unfinished, advance, state)
-  return decoded
+  state = 1, append(growing, logits), cache
+  _, growing, _ = jax.lax.while_loop(unfinished, advance, state)
+  return growing.decoded
 
 
 def _rank(drawn, sampler) -> Decoded:

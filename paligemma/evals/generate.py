@@ -164,7 +164,7 @@ class Generate(Evaluator):
     progress(len(records), len(self))
     start = -(-len(records) // self.batch_size)
     decodes = self._decode_each
-    if mesh.size == 1 and grammar is None and self._is_greedy:
+    if mesh.size == 1 and callable(samplers.make(self.sampler)):
       decodes = self._decode_together
       if len(records) < len(self):  # a group again, for the same rounding
         start -= start % _TOGETHER
@@ -261,12 +261,9 @@ class Generate(Evaluator):
     prompts = (example["prefix"] for example in examples if example)
     return chat.end_of_answers(self.tokenizer, prompts)
 
-  @property
-  def _is_greedy(self):
-    return isinstance(samplers.make(self.sampler), samplers.Greedy)
-
-  def _decode_together(self, model, params, batches, *_):
+  def _decode_together(self, model, params, batches, _, rng, grammar, start):
     """Yields the Decoded of each batch; those of a group share their places."""
+    rngs = (_of_batch(rng, number) for number in itertools.count(start))
     for first in batches:
       rest = itertools.islice(batches, _TOGETHER - 1)
       yield from continuous.generate(
@@ -274,6 +271,9 @@ class Generate(Evaluator):
         params,
         itertools.chain([first], rest),
         max_decode_len=self.max_decode_len,
+        sampler=self.sampler,
+        rngs=rngs,
+        grammar=grammar,
         eos_id=self._end,
         pad_id=self.tokenizer.pad_id,
       )
@@ -281,7 +281,6 @@ class Generate(Evaluator):
   def _decode_each(self, model, params, batches, mesh, rng, grammar, start):
     """Yields the Decoded of each global batch, in every process."""
     for number, batch in enumerate(batches, start=start):
-      key = None if rng is None else jax.random.fold_in(rng, number)
       with jax.set_mesh(mesh):
         decoded = decode.generate(
           model,
@@ -289,7 +288,7 @@ class Generate(Evaluator):
           batch,
           max_decode_len=self.max_decode_len,
           sampler=self.sampler,
-          rng=key,
+          rng=_of_batch(rng, number),
           grammar=grammar,
           eos_id=self._end,
           pad_id=self.tokenizer.pad_id,
@@ -318,3 +317,7 @@ class Generate(Evaluator):
       )
       records.append(self.finish(record) if self.finish else record)
     return records
+
+
+def _of_batch(rng, number):
+  return None if rng is None else jax.random.fold_in(rng, number)

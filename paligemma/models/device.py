@@ -18,6 +18,13 @@ def current() -> Any:
   return described or jax.devices()[0]
 
 
+def local() -> jax.Device | None:
+  """Returns a device of this process of the same kind; None: it has none."""
+  kind = current().device_kind
+  devices = jax.local_devices()
+  return next((x for x in devices if x.device_kind == kind), None)
+
+
 def is_gpu() -> bool:
   return current().platform in ("gpu", "cuda")
 

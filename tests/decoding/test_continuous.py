@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from paligemma.decoding import continuous, decode
+from paligemma.decoding.grammar import automaton, language, patterns
 from paligemma.models import paligemma as paligemma_model
 
 ROWS, LENGTH, BATCHES = 7, 13, 12
@@ -54,13 +55,34 @@ def steps(monkeypatch):
   return counts
 
 
-def test_answers_are_those_of_one_batch_at_a_time(tiny, steps):
-  found = continuous.generate(*tiny, batches(BATCHES), max_decode_len=LENGTH)
+def regex(vocabulary):
+  """Answers of one to eleven of a hundred tokens, and the end."""
+  pieces = [b""] * 3 + [b"a"] * 100 + [b"b"] * (vocabulary - 103)
+  return automaton.lift(
+    language.automaton(patterns.parse("a{1,11}")), pieces, eos_id=1
+  )
+
+
+@pytest.mark.parametrize(
+  ("sampler", "restricts"),
+  [
+    ("greedy", False),
+    ("nucleus(temperature=0.3)", False),
+    ("top_k(k=7)", True),
+  ],
+)
+def test_answers_are_those_of_one_batch_at_a_time(
+  tiny, steps, sampler, restricts
+):
+  grammar = regex(tiny[0].llm.vocab_size) if restricts else None
+  how = {"max_decode_len": LENGTH, "sampler": sampler, "grammar": grammar}
+  rngs = list(jax.random.split(jax.random.key(7), BATCHES))
+  found = continuous.generate(*tiny, batches(BATCHES), rngs=rngs, **how)
   longest = 0
-  for batch, ours in zip(batches(BATCHES), found, strict=True):
-    expected = decode.generate(
-      *tiny, batch, max_decode_len=LENGTH, prompt_buckets=()
-    )
+  for batch, rng, ours in zip(batches(BATCHES), rngs, found, strict=True):
+    expected = decode.generate(*tiny, batch, rng=rng, prompt_buckets=(), **how)
+    if restricts:
+      assert set(ours.tokens.flat) <= {0, 1, *range(3, 103)}
     np.testing.assert_array_equal(ours.tokens, expected.tokens)
     np.testing.assert_array_equal(ours.num_tokens, expected.num_tokens)
     for name in ("log_probs", "score"):
@@ -69,6 +91,32 @@ def test_answers_are_those_of_one_batch_at_a_time(tiny, steps):
       )
     longest += int(expected.num_tokens.max()) - 1
   assert sum(steps) <= 0.7 * longest
+
+
+def test_a_draw_depends_on_no_other_prompt(tiny):
+  (batch,) = batches(1)
+  how = {"max_decode_len": LENGTH, "sampler": "temperature"}
+  rng = jax.random.key(3)
+  together = decode.generate(*tiny, batch, rng=rng, **how)
+  first = {name: x[:2] for name, x in batch.items()}
+  alone = decode.generate(*tiny, first, rng=rng, **how)
+  np.testing.assert_array_equal(alone.tokens, together.tokens[:2])
+  assert (together.tokens[0] != together.tokens[1]).any()
+
+
+@pytest.mark.parametrize(
+  ("sampler", "message"),
+  [
+    ("beam(4)", "follows several answers of a prompt: use decode.generate"),
+    ("nucleus", r"Nucleus\(p=0.9.* draws at random: give generate an rng"),
+  ],
+)
+def test_what_it_cannot_sample(tiny, sampler, message):
+  found = continuous.generate(
+    *tiny, batches(1), max_decode_len=3, sampler=sampler
+  )
+  with pytest.raises(ValueError, match=message):
+    next(found)
 
 
 def test_answers_of_one_token_need_no_step(tiny, steps):

@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import random
+import re
 
 import jax
 import numpy as np
@@ -191,6 +192,25 @@ def test_batches_draw_apart(evaluator, run):
   )
   drawn = column(run(drawing, rng=jax.random.key(0))[1], "prediction")
   assert drawn[:5] != drawn[5:]
+
+
+def test_draws_and_grammars_are_those_of_one_batch_at_a_time(
+  evaluator, run, monkeypatch
+):
+  drawing = dataclasses.replace(
+    evaluator,
+    source=[evaluator.source[i % 11] for i in range(23)],
+    sampler="temperature(2.0)",
+    grammar='regex("[a-z]+")',
+  )
+  together = run(drawing, rng=jax.random.key(0))[1]
+  each = generate.Generate._decode_each
+  monkeypatch.setattr(generate.Generate, "_decode_together", each)
+  apart = run(drawing, rng=jax.random.key(0))[1]
+  answers = column(together, "prediction")
+  assert answers == column(apart, "prediction")
+  assert all(re.fullmatch("[a-z]+", answer) for answer in answers)
+  assert len(set(answers)) > 15
 
 
 def test_sampler_of_a_config(evaluator, run, model, params, prompts, tokenizer):

@@ -5,6 +5,8 @@ import contextlib
 import jax
 import pytest
 
+from paligemma.models import device as device_lib
+from paligemma.models.attention import reference as attention
 from paligemma.planning import collectives, memory
 from trainers import fitting, inputs, start, train
 from trainers.plan import Layout, Plan
@@ -139,32 +141,26 @@ def test_a_step_that_the_compiler_refuses_does_not_fit(config):
   assert "does not compile: INTERNAL: something else" in stores.describe(1e9)
 
 
-@pytest.mark.parametrize("usable", [1e9, 1.0, None])
-def test_a_kernel_that_does_not_compile_is_left_out(config, usable):
-  plan = Plan(config)
-  assert plan.plain is None  # there is none on a CPU
+def test_a_step_whose_kernel_does_not_compile_is_in_chunks(
+  tiny, monkeypatch, caplog
+):
+  gpu = jax.sharding.AbstractDevice("NVIDIA H200", 1, "gpu")
+  monkeypatch.setattr(device_lib, "current", lambda: gpu)
+  monkeypatch.setattr(device_lib, "local", lambda: jax.local_devices()[0])
+  monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**11)
 
-  def compile_step(plan):
-    if plan.layout.attention == "auto":
-      raise jax.errors.JaxRuntimeError("INTERNAL: no such instruction")
-    return plan.compile_step()
+  def lower(how):
+    config = tiny.config({"model.dtype": "bfloat16"}, text_len=131)
+    config.model.llm.update(attention=how, head_dim=14)
+    return Plan(config).lower_step().as_text()
 
-  plan.plain = Layout("block_inputs", "shard", "chunked")
-  fitted, step, tried = fitting.fit(plan, usable, compile_step)
-  assert fitted.layout == plan.plain
-  towers = fitted.model.towers.values()
-  assert {tower.attention for tower in towers} == {"chunked"}
-  refused, taken = (found.describe(usable) for found in tried[-2:])
-  assert refused.endswith("does not compile: INTERNAL: no such instruction")
-  assert "attention chunked" in taken and taken.endswith(", taken")
-  assert tried[-1].peak == memory.of(step).peak
-
-
-def test_a_kernel_is_kept_where_nothing_fits(config):
-  plan = Plan(config)
-  plan.plain = Layout("block_inputs", "shard", "chunked")
-  assert fitting.fit(plan, 1.0, Plan.compile_step)[0].layout == LEAST
-  assert fitting.fit(plan, None, Plan.compile_step)[0].layout == LEAST
+  found = lower("auto")
+  (line,) = caplog.messages
+  assert "2 heads of 14 in bfloat16: ValueError: Only interpret" in line
+  assert line.endswith('"chunked" is used')
+  assert found == lower("chunked")
+  with pytest.raises(ValueError, match='"flash" does not run on NVIDIA H200'):
+    lower("flash")
 
 
 def test_replicated_weights_are_not_gathered(config):

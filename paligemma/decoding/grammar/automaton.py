@@ -147,7 +147,7 @@ def restrict(
   grammar: Grammar | None,
   state: State | None,
   logits: Float[Array, "... V"],
-  left: Int[ArrayLike, ""],
+  left: Int[ArrayLike, ""] | Int[ArrayLike, "..."],
 ) -> Float[Array, "... V"]:
   """Returns logits with -inf where a token is not allowed.
 
@@ -156,7 +156,8 @@ def restrict(
 
   Args:
     logits: of the next token.
-    left: number of tokens left, this one and eos included.
+    left: number of tokens left, this one and eos included; of all answers, or
+      of each.
 
   Raises:
     ValueError: there are fewer logits than tokens of the grammar's tokenizer.
@@ -174,7 +175,8 @@ def restrict(
   class_of_token = jnp.pad(jnp.asarray(grammar.class_of_token), more)
   target = jnp.asarray(grammar.target)[state.node]
   distance = jnp.asarray(grammar.distance)[target]
-  allowed = (target >= 0) & (distance < left)
+  left = jnp.broadcast_to(left, distance.shape[:-1])
+  allowed = (target >= 0) & (distance < left[..., None])
   allowed = jnp.take(allowed, class_of_token, axis=-1, mode="clip")
   rising = jnp.asarray(grammar.rising)[state.node]
   floor = jnp.where(rising, state.before[..., 0], -1)

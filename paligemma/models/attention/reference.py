@@ -4,6 +4,9 @@ Axes: B batch, T query position, S key position, N query heads, K key/value
 heads, G query heads per key/value head (N = K * G), H head dim.
 """
 
+import functools
+import logging
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -12,16 +15,13 @@ from jaxtyping import Array, Float, Int
 
 from paligemma import registry
 from paligemma.models import device as device_lib
-from paligemma.models.attention import chunked, flash, flash_gpu
+from paligemma.models.attention import chunked, kernels
 from paligemma.models.attention.masks import Mask
 from paligemma.models.linear import einsum_float32, keep
 from paligemma.models.microbatch import local_batch
 
-# The kernels of "flash" by platform, and the dtypes they take.
-_KERNELS = {
-  "tpu": (flash, ("float32", "bfloat16")),
-  "gpu": (flash_gpu, ("bfloat16", "float16")),
-}
+_log = logging.getLogger(__name__)
+
 IMPLEMENTATIONS = ("auto", "reference", "chunked", "flash")
 
 # Large enough to vanish in a float32 softmax, finite so that a query without
@@ -100,6 +100,8 @@ def attend(
   CPUs 2**21. Beyond, it is flash where there is one, unless there are fewer
   than 128 queries, heads are split over the mesh axis "model", or there are
   several devices and no mesh of jax.set_mesh says what they hold; else chunked.
+  Where a kernel, tried once in a process, does not run or computes wrongly, a
+  line says so and chunked is used.
   A single query, as in decoding, takes the reference whatever is asked for.
   What remat_policy "products" keeps is marked here.
 
@@ -114,17 +116,19 @@ def attend(
       below 2**25, on CPUs below 2**21.
 
   Raises:
-    ValueError: An unknown implementation, or one that cannot do this here.
+    ValueError: An unknown implementation, or one that cannot do this here, or
+      not rightly.
   """
   registry.lookup(dict.fromkeys(IMPLEMENTATIONS), implementation, "attention")
   if q.shape[1] == 1:
     implementation = "reference"
   elif implementation == "auto":
-    implementation = _choose(q, k)
-  elif implementation == "flash" and (refusal := _refuse_flash(q)):
-    raise ValueError(
-      f'attention "{implementation}" {refusal}; use "auto" or "chunked"'
-    )
+    implementation = _choose(q, k, window, logits_softcap)
+  elif implementation == "flash":
+    problem = kernels.refuse(q)
+    problem = problem or kernels.find_problem(q, k, window, logits_softcap)
+    if problem:
+      raise ValueError(f'attention "flash" {problem}; use "auto" or "chunked"')
   settings = {"scale": scale, "logits_softcap": logits_softcap}
   if implementation == "reference":
     seen = None if mask is None else mask.dense(window)
@@ -133,31 +137,33 @@ def attend(
     num_chunks = num_chunks or _count_chunks(q, k)
     return chunked.attend(q, k, v, mask, window, num_chunks, **settings)
 
-  device = device_lib.current()
-
   def on_device(arrays, window):
     q, k, v, mask = arrays
     if mask is None:  # every query attends to every key
       query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
       mask = Mask(query, key, query, key)
-    if device.platform == "gpu":
-      settings["device_kind"] = device.device_kind
-    kernel, _ = _KERNELS[device.platform]
-    return kernel.attend(q, k, v, mask, window, **settings)
+    return kernels.attend(q, k, v, mask, window, **settings)
 
   return _on_each_device(on_device, (q, k, v, mask), window)
 
 
-def _choose(q, k):
+def _choose(q, k, window, logits_softcap):
   """Returns the implementation that "auto" stands for."""
   if _count_chunks(q, k) == 1:
     return "reference"
   mesh = jax.sharding.get_abstract_mesh()
   split_is_known = jax.device_count() == 1 or not mesh.empty
-  long = q.shape[1] >= 128
-  if long and split_is_known and not _refuse_flash(q):
-    return "flash"
-  return "chunked"
+  if q.shape[1] < 128 or not split_is_known or kernels.refuse(q):
+    return "chunked"
+  if problem := kernels.find_problem(q, k, window, logits_softcap):
+    _say_what_is_used(problem)
+    return "chunked"
+  return "flash"
+
+
+@functools.cache
+def _say_what_is_used(problem):
+  _log.warning('attention "flash" %s; "chunked" is used', problem)
 
 
 def _count_chunks(q, k):
@@ -167,25 +173,6 @@ def _count_chunks(q, k):
   is_cpu = device_lib.current().platform == "cpu"
   at_once = _LOGITS_IN_CACHE if is_cpu else _LOGITS_AT_ONCE
   return -(-logits // at_once)
-
-
-def _refuse_flash(q):
-  """Returns why no kernel can do what is asked, or None."""
-  device = device_lib.current()
-  if device.platform not in _KERNELS:
-    return f"runs on a TPU or a GPU, found {device.platform.upper()}"
-  if device.platform == "gpu" and not device_lib.takes_triton():
-    return f"needs an NVIDIA GPU since Ampere, found {device.device_kind}"
-  _, dtypes = _KERNELS[device.platform]
-  if q.dtype.name not in dtypes:
-    return f"takes {' or '.join(dtypes)} there, found {q.dtype}"
-  mesh = jax.sharding.get_abstract_mesh()
-  if "model" not in mesh.manual_axes and mesh.shape.get("model", 1) > 1:
-    return (
-      'does not split heads, and the mesh axis "model" has '
-      f"{mesh.shape['model']} devices"
-    )
-  return None
 
 
 def _on_each_device(function, arrays, window):

@@ -532,7 +532,7 @@ def test_auto_leaves_the_kernel_where_no_mesh_says_how_devices_share(
   monkeypatch.setattr(device_lib, "current", lambda: device("tpu"))
   monkeypatch.setattr(attention, "_LOGITS_AT_ONCE", 2**13)
   q, k, *_ = small("bfloat16", 131)
-  choose = functools.partial(attention._choose, q, k)
+  choose = functools.partial(attention._choose, q, k, None, None)
   assert choose() == "chunked"
   with jax.set_mesh(sharding.make_mesh(8)):
     assert choose() == "flash"
