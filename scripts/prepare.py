@@ -88,7 +88,8 @@ def _parser():
   parser.add_argument(
     "--skip_bad",
     action="store_true",
-    help="leave out examples without their picture, and splits whose files are "
+    help="leave out examples without their picture, or with one that --pack "
+    "finds damaged, or with malformed fields, and splits whose files are "
     "missing or damaged; with --check, what was left out may be missing",
   )
   pictures = parser.add_mutually_exclusive_group()
@@ -130,15 +131,18 @@ def main() -> None:
       f"--raw: expected the folder of what was downloaded; python -m "
       f"scripts.prepare {args.name} --list names it"
     )
-  left_out = []
+  left_out = []  # (split, Written)
   if args.raw is not None:
     with progress.bar(args.name) as show:
       written = folder.prepare(
         args.name, args.raw, out, link=args.link, show=show, **shared
       )
-    if args.pack:
-      folder.pack(args.name, out, splits=splits)
     left_out = [(k, x) for k, x in written.items() if x.first]
+    if args.pack:
+      packed = folder.pack(
+        args.name, out, splits=splits, skip_bad=args.skip_bad
+      )
+      left_out += packed.items()
   with progress.bar("pictures", unit="pictures") as show:
     rows, wrong = folder.check(
       args.name, out, decode=args.check, show=show, **shared

@@ -4,8 +4,9 @@ Fields as the reference's builders yield them (google-research/big_vision,
 big_vision/datasets/{chartqa,science_qa,ai2d}), under the names of our configs.
 ScienceQA without a picture is left out, as there. The letters of AI2D are drawn
 as there, in DejaVu Sans instead of DM Sans. OCR-VQA has no public builder:
-"split" is 1, 2 or 3, and pictures are named as its download script names them.
-MMVP is from its repository: pictures 1 to 300, of which each two are a pair.
+"split" is 1, 2 or 3, and pictures are named as its download script names them,
+or all .jpg, as in copies of them. MMVP is from its repository: pictures 1 to
+300, of which each two are a pair.
 """
 
 import functools
@@ -62,8 +63,8 @@ def _ai2d(raw: Raw, split: str) -> Records:
       continue
     diagram = raw.json(f"questions/{name}")
     texts = raw.json(f"annotations/{name}")["text"]
-    for question, x in diagram["questions"].items():
-      where = f"questions/{name}: {question}"
+    for number, (question, x) in enumerate(diagram["questions"].items()):
+      where = f"questions/{name}: question {number}"
       yield where, (diagram["imageName"], question, x, texts)
 
 
@@ -125,7 +126,7 @@ def _ocrvqa_fields(number: int, record: Sequence[Any]) -> dict | None:
     return None
   end = pathlib.PurePosixPath(book["imageURL"]).suffix
   return {
-    "image": f"images/{name}{end}",
+    "image": Picture((f"images/{name}{end}", f"images/{name}.jpg")),
     "question": question,
     "answer": answer,
   }
@@ -182,6 +183,7 @@ DATA_SETS = {
         functools.partial(Raw.items, path="problems.json"),
         functools.partial(_science_qa, split),
         count,
+        answer=int,
       )
       for split, count in {"train": 6_218, "val": 2_097, "test": 2_017}.items()
     },

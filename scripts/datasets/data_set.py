@@ -47,12 +47,14 @@ class Split:
       Picture, the contents of a file, or a list of these.
     count: Published number of examples; None: not published.
     hidden: The answers are not public.
+    answer: Type of the field "answer", str or int.
   """
 
   read: Callable[[Raw], Records]
   fields: Callable[[Any], dict[str, Any] | None]
   count: int | None = None
   hidden: bool = False
+  answer: type = str
 
 
 @dataclasses.dataclass(frozen=True)

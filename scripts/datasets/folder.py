@@ -19,14 +19,13 @@ import pathlib
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import PIL
 
 from paligemma import disk, messages, registry
 from paligemma.data import image_files, pictures, shards, sources, video
 from scripts import pack as pack_lib
-from scripts.datasets import catalog
+from scripts.datasets import catalog, lines
 from scripts.datasets import raw as raw_lib
 from scripts.datasets.data_set import Picture, Split
 from scripts.datasets.raw import Raw
@@ -92,8 +91,8 @@ def prepare(
     out: Folder to write.
     splits: To write. Default: all.
     skip_bad: Leave out examples whose picture is missing or whose record is
-      malformed, and splits whose files are missing or damaged; otherwise the
-      first of these is an error.
+      malformed (see lines.encode), and splits whose files are missing or
+      damaged; otherwise the first of these is an error.
     link: Give pictures that are files a second name in images/, or copy them
       where the file system has no such links.
     jobs: Splits that are read at a time, each in a process of its own.
@@ -140,17 +139,26 @@ def prepare(
 
 
 def pack(
-  name: str, out: os.PathLike | str, *, splits: Sequence[str] = ()
-) -> None:
+  name: str,
+  out: os.PathLike | str,
+  *,
+  splits: Sequence[str] = (),
+  skip_bad: bool = False,
+) -> dict[str, Written]:
   """Makes a folder of scripts.pack of each split, and removes its pictures.
 
   Args:
     name, out, splits: As of `prepare`, which has written them.
+    skip_bad: Leave out examples whose picture is damaged, as far as its head
+      and its end tell; otherwise the first is an error.
+
+  Returns:
+    {split: what was packed}, of those of which examples were left out.
 
   Raises:
     ValueError: It is a data set of videos, or a picture is damaged.
   """
-  out = pathlib.Path(out)
+  out, found = pathlib.Path(out), {}
   for split in (
     splits or registry.lookup(catalog.DATA_SETS, name, "data set").splits
   ):
@@ -160,6 +168,8 @@ def pack(
     with path.open(encoding="utf-8") as file:
       if "video" in json.loads(file.readline()):
         raise ValueError(f"{path}: videos are not packed; leave --pack out")
+    if skip_bad and (damaged := _damaged(path, out)):
+      found[split] = _without(path, name, damaged)
     packed = path.with_suffix(".packed")
     shutil.rmtree(packed, ignore_errors=True)
     with disk.folder(packed) as temporary:
@@ -168,6 +178,7 @@ def pack(
     packed.rename(path)
   if all(path.is_dir() for path in out.glob("*.jsonl")):
     shutil.rmtree(out / "images", ignore_errors=True)
+  return found
 
 
 def check(
@@ -321,15 +332,15 @@ def _write_split(split, name, raw_folder, out, skip_bad, link, add):
 
 def _write_lines(file, examples, add):
   count = 0
-  for count, example in enumerate(examples, 1):
-    file.write(f"{json.dumps(example, ensure_ascii=False)}\n")
+  for count, line in enumerate(examples, 1):
+    file.write(f"{line}\n")
     if count % _COUNTED == 0:
       add(_COUNTED)
   add(count % _COUNTED)
   return count
 
 
-def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
+def _examples(split: Split, raw, place, problems) -> Iterator[str]:
   """Yields the lines of a split; raises at its end if pictures are missing."""
   missing, first, total, what = 0, "", 0, ""
   for where, record in _records(split, raw):
@@ -351,7 +362,12 @@ def _examples(split: Split, raw, place, problems) -> Iterator[dict[str, Any]]:
         continue
       except (TypeError, AttributeError) as error:
         raise _malformed(where, error) from None
-      yield {key: named, **{k: v for k, v in fields.items() if k != key}}
+      rest = {k: v for k, v in fields.items() if k != key}
+      try:
+        line = lines.encode({key: named, **rest}, split.answer)
+      except ValueError as error:
+        raise ValueError(f"{where}: malformed record: {error}") from None
+      yield line
   if missing and not problems.skip:
     raise ValueError(
       f"{raw.folder}: {missing:,} of {total:,} examples name {what}s that are "
@@ -447,23 +463,56 @@ def _link(source, target):
     raw_lib.write(target, source.read_bytes())
 
 
-def _leave_out(lines, out, failed, problems):
-  """Removes lines whose pictures are damaged; returns how many."""
+def _leave_out(path, out, failed, problems):
+  """Removes lines whose pictures are damaged; returns how many.
+
+  Raises if no line is left, and changes nothing.
+  """
   names = {path.relative_to(out).as_posix(): x for path, x in failed.items()}
-  kept, left_out = lines.with_suffix(".kept"), 0
-  with lines.open(encoding="utf-8") as old, kept.open("w") as new:
+  left_out, is_empty = 0, True
+  with (
+    disk.file(path) as kept,
+    path.open(encoding="utf-8") as old,
+    kept.open("w", encoding="utf-8") as new,
+  ):
     for line in old:
-      value = json.loads(line)
-      media = next(value[key] for key in _MEDIA if key in value)
-      bad = [x for x in _listed(media) if x in names]
+      bad = [x for x in _media(line) if x in names]
       if not bad:
         new.write(line)
+        is_empty = False
         continue
       left_out += 1
       with problems:
         raise ValueError(names[bad[0]])
-  kept.replace(lines)
+    if is_empty:
+      raise ValueError(f"{names[bad[0]]}; no picture of the split is sound")
   return left_out
+
+
+def _damaged(path, out):
+  """{picture: error} of those that a split names and that cannot be packed."""
+  with path.open(encoding="utf-8") as file:
+    names = {name for line in file for name in _media(line)}
+  failed = {}
+  for name in sorted(names):
+    try:
+      image_files.size(out / name)
+    except ValueError as error:
+      failed[out / name] = str(error)
+  return failed
+
+
+def _without(path, name, damaged):
+  """Leaves out lines with damaged pictures, also in the record."""
+  out, split = path.parent, path.stem
+  problems = entries.Problems(skip=True)
+  count = _leave_out(path, out, damaged, problems)
+  record = _read_record(out, name)
+  state = record["splits"].setdefault(split, {"examples": 0, "left_out": 0})
+  state["examples"] -= count
+  state["left_out"] += count
+  disk.write(out / RECORD, json.dumps(record, indent=1) + "\n")
+  return Written(state["examples"], count, problems.messages[0])
 
 
 def _read_record(out, name):
@@ -499,20 +548,30 @@ def _lines(path):
 def _check_lines(path, facts, wrong):
   """Returns how many examples a file has, and the names of its pictures."""
   media, count, empty, first = set(), 0, 0, ""
+  asked, twice, again = set(), 0, ""
   with path.open(encoding="utf-8") as file:
     for count, line in enumerate(file, 1):
       try:
         example = json.loads(line)
-        media.update(_listed(next(example[k] for k in _MEDIA if k in example)))
+        media.update(_media(line))
       except (ValueError, StopIteration, TypeError):
         wrong.append(f"{path}:{count}: no example, expected what was written")
         continue
+      if (question := example.get("question_id")) is not None:
+        if str(question) in asked:
+          twice, again = twice + 1, again or f"{path}:{count}: {question}"
+        asked.add(str(question))
       if not facts.hidden and any(
         key in example and example[key] in ("", []) for key in _NEEDED
       ):
         empty, first = empty + 1, first or f"{path}:{count}"
   if empty:
     wrong.append(f"{first}: this and {empty - 1:,} more have no answer")
+  if twice:
+    wrong.append(
+      f"{again} is the question_id of another example too, and so are "
+      f"{twice - 1:,} more"
+    )
   return count, media
 
 
@@ -583,6 +642,12 @@ def _undecodable(place):
 
 
 _packed = functools.lru_cache(sources.Packed)
+
+
+def _media(line):
+  """The names of the pictures, or of the video, of a line."""
+  value = json.loads(line)
+  return _listed(next(value[key] for key in _MEDIA if key in value))
 
 
 def _listed(media):

@@ -27,8 +27,15 @@ def _nlvr2(folder: str, x: Mapping[str, Any]) -> dict[str, Any]:
   return {
     "image": [f"{folder}/{stem}-img{i}.png" for i in (0, 1)],
     "sentence": x["sentence"],
-    "label": str(x["label"]).capitalize(),
+    "label": _label(x["label"]),
   }
+
+
+def _label(value: bool | str) -> str:
+  found = str(value).capitalize()
+  if found not in ("True", "False"):
+    raise ValueError(f"label is {value!r:.60}, expected true or false")
+  return found
 
 
 def _marvl(code: str, x: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +49,7 @@ def _marvl(code: str, x: Mapping[str, Any]) -> dict[str, Any]:
   return {
     "image": [picture(x["left_img"]), picture(x["right_img"])],
     "sentence": x["caption"],
-    "label": str(x["label"]).capitalize(),
+    "label": _label(x["label"]),
   }
 
 

@@ -340,11 +340,16 @@ DATA_SETS = {
     splits={
       **{
         name: Split(
-          functools.partial(Raw.items, path=f"{name}.json"), _tallyqa, count
+          functools.partial(Raw.items, path=f"{name}.json"),
+          _tallyqa,
+          count,
+          answer=int,
         )
         for name, count in {"train": 249_318, "test": 38_589}.items()
       },
-      "countbenchqa": Split(_countbenchqa, _countbenchqa_fields, 490),
+      "countbenchqa": Split(
+        _countbenchqa, _countbenchqa_fields, 490, answer=int
+      ),
     },
   ),
 }

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
-import functools
 import io
 import json
 import lzma
@@ -65,6 +64,8 @@ class Raw:
     self._sources = sources
     self._plain = collections.defaultdict(list)
     self._archives = {True: [], False: []}  # whether of a zip -> paths
+    # Likewise, name of a file -> its places; or why they cannot be listed.
+    self._packed: dict[bool, dict[str, list[Place]] | str] = {}
     seen = set()
     for below, folders, names in os.walk(self.folder, followlinks=True):
       real = os.path.realpath(below)
@@ -107,6 +108,8 @@ class Raw:
       stat.st_mtime_ns,
     ]
     where = f"{outer}: {place.path}" if place.archive else str(outer)
+    if not stat.st_size:
+      raise ValueError(f"{where}: is empty; is it complete?")
     with damage(where), contextlib.ExitStack() as stack:
       if place.archive is None:
         file = stack.enter_context(outer.open("rb"))
@@ -267,16 +270,20 @@ class Raw:
     To list a zip is quick; a tar has to be read.
     """
     yield self._plain
-    yield self._zipped
-    yield self._tarred
+    yield self._listed(True)
+    yield self._listed(False)
 
-  @functools.cached_property
-  def _zipped(self):
-    return self._list(self._archives[True])
-
-  @functools.cached_property
-  def _tarred(self):
-    return self._list(self._archives[False])
+  def _listed(self, is_zip):
+    """The index of one kind of archive; a damaged one is read once."""
+    if is_zip not in self._packed:
+      try:
+        self._packed[is_zip] = self._list(self._archives[is_zip])
+      except ValueError as error:
+        self._packed[is_zip] = str(error)
+    found = self._packed[is_zip]
+    if isinstance(found, str):
+      raise ValueError(found)
+    return found
 
   def _list(self, archives):
     packed = collections.defaultdict(list)

@@ -4,7 +4,8 @@ As refcocox_combined and the flat splits of ref_coco_bv, version 1.4.0, in the
 reference (google-research/big_vision, big_vision/datasets/refcoco): to train on
 are the pictures of all three without those of any validation or test split, one
 example a picture with all its objects; evaluated is one example a sentence.
-Masks are the union of COCO's polygons, as its run lengths.
+Masks are the union of COCO's polygons, as its run lengths; an object of which
+no pixel is inside can be neither learnt nor scored, and is left out.
 """
 
 import functools
@@ -52,9 +53,8 @@ def _read(raw: Raw, names: tuple[str, ...], split: str) -> Records:
   for x in chosen:
     if x["split"] == split and x["image_id"] not in excluded:
       images[x["image_id"]] = None
-      sentences.setdefault(x["ann_id"], []).extend(
-        sentence["sent"] for sentence in x["sentences"]
-      )
+      for sentence in x["sentences"]:
+        sentences.setdefault(x["ann_id"], []).append(sentence["sent"])
   objects, labels = {}, {}
   sections = ("images", "annotations", "categories")
   for where, key, value in raw.sections(INSTANCES, sections):
@@ -83,9 +83,12 @@ def _read(raw: Raw, names: tuple[str, ...], split: str) -> Records:
         yield where, (fields, [(x, label, [sentence])])
 
 
-def _fields(record) -> dict[str, Any]:
+def _fields(record) -> dict[str, Any] | None:
   image, objects = record
   size = image["height"], image["width"]
+  drawn = [(*found, _mask(found[0]["segmentation"], size)) for found in objects]
+  if not (drawn := [found for found in drawn if found[-1].any()]):
+    return None
   return {
     "image": f"train2017/{image['file_name']}",
     "image_id": image["id"],
@@ -95,10 +98,10 @@ def _fields(record) -> dict[str, Any]:
       {
         "box": entries.BOXES["xywh"](*x["bbox"]),
         "label": label,
-        "mask": _mask(x["segmentation"], size),
+        "mask": masks.to_compressed_rle(mask),
         "sentences": sentences,
       }
-      for x, label, sentences in objects
+      for x, label, sentences, mask in drawn
     ],
   }
 
@@ -106,7 +109,7 @@ def _fields(record) -> dict[str, Any]:
 def _mask(segmentation, size):
   is_rle = isinstance(segmentation, dict)
   read = masks.from_rle if is_rle else masks.from_polygons
-  return masks.to_compressed_rle(read(segmentation, *size))
+  return read(segmentation, *size)
 
 
 DATA_SETS = {

@@ -25,18 +25,18 @@ def run(monkeypatch, capsys, tmp_path):
 def test_a_data_set_is_prepared_and_compared_with_what_was_published(
   run, tmp_path
 ):
-  publishers.write_all(tmp_path / "raw", publishers.vqav2())
+  publishers.write_all(tmp_path / "raw", publishers.vqav2().files)
   said = run("vqav2", "--raw", "raw", "--jobs", "1")
   assert said.out.splitlines() == [
     "split       examples  left out  published  pictures",
-    "train       3                   443,757    1",
-    "validation  1                   214,354    1",
-    "test        2                   447,793    1",
-    "test-dev    1                   107,394    1",
+    "train       24                  443,757    8",
+    "validation  24                  214,354    8",
+    "test        47                  447,793    16",
+    "test-dev    24                  107,394    8",
   ]
   assert (
-    "differs: data/vqav2/train.jsonl: 3 examples, 443,757 were published: "
-    "443,754 less; is it another release?\n"
+    "differs: data/vqav2/train.jsonl: 24 examples, 443,757 were published: "
+    "443,733 less; is it another release?\n"
   ) in said.err
   with pytest.raises(ValueError, match="data/vqav2: 1 differences, see above"):
     run("vqav2", "--check", "--jobs", "1", "--splits", "train")
@@ -48,7 +48,7 @@ def test_a_data_set_is_prepared_and_compared_with_what_was_published(
   assert "validation  missing             214,354" in said.out
   said = run("vqav2", "--raw", "raw", "--splits", "test", "--pack")
   assert (tmp_path / "data/vqav2/test.jsonl/index.json").exists()
-  assert "test   2                   447,793    1" in said.out
+  assert "test   47                  447,793    16" in said.out
 
 
 def test_what_to_download_is_listed(run):

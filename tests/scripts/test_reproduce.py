@@ -41,7 +41,7 @@ def small(name, given, load=reproduce._load):
 def done(tmp_path_factory):
   """The folder of a run that came to its end."""
   folder = tmp_path_factory.mktemp("done")
-  publishers.write_all(folder / "raw/textvqa", publishers.textvqa())
+  publishers.write_all(folder / "raw/textvqa", publishers.textvqa().files)
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
     patch.setattr(reproduce, "_load", small)
@@ -68,8 +68,9 @@ def again(*names, **options):
 
 def test_a_line_for_each_evaluation(here):
   run = here / RUN
-  (asked,) = json.loads((run / "submissions/test.json").read_text())
-  assert asked.keys() == {"question_id", "answer"}
+  asked = json.loads((run / "submissions/test.json").read_text())
+  assert [x["question_id"] for x in asked] == list(range(24))
+  assert {tuple(x) for x in asked} == {("question_id", "answer")}
   found = json.loads((run / "evaluations/val.json").read_text())
   settings = json.loads((run / "predictions/val.jsonl.settings").read_text())
   assert found["bundle"] in settings["bundles"]
@@ -127,10 +128,13 @@ def test_a_hugging_face_folder_is_evaluated_like_the_run(here):
   found = {}
   for ckpt in (RUN, "hf"):
     (row,) = evaluate.evaluate(config, ckpt, split="val", out=f"{ckpt}.jsonl")
-    line = json.loads(pathlib.Path(f"{ckpt}.jsonl").read_text())
-    found[ckpt] = row, line["prediction"], round(line["score"], 4)
+    lines = publishers.read_lines(pathlib.Path(f"{ckpt}.jsonl"))
+    found[ckpt] = (
+      row,
+      [(x["prediction"], round(x["score"], 4)) for x in lines],
+    )
   assert found["hf"] == found[RUN]
-  assert found["hf"][0][:2] == ("val", 1)
+  assert found["hf"][0][:2] == ("val", 24)
 
 
 def test_another_config_is_refused(here):
@@ -150,7 +154,7 @@ def test_one_that_fails_does_not_stop_the_others(here):
     "pope --list says what to download, and --raw names its folder here",
   }
   assert {row.task for row in rows} == {"textvqa"}
-  publishers.write_all(here / "raw/pope", publishers.pope())
+  publishers.write_all(here / "raw/pope", publishers.pope().files)
   _, failed = again("pope", raw="raw")
   assert failed == {
     "pope": "runs/vqav2_paligemma_tiny_28_steps2: missing, pope evaluates what "

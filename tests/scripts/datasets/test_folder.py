@@ -2,21 +2,22 @@
 
 import errno
 import io
-import json
 import multiprocessing
 import os
 import pathlib
+import pickle
 import re
 import shutil
+import tarfile
+import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from paligemma.data import masks, sources
+from paligemma.data import sources
 from scripts.datasets import catalog, folder
 from tests.scripts.datasets import publishers
-from tests.scripts.datasets.publishers import ANSWERS, vqa_line
 
 
 @pytest.fixture
@@ -25,11 +26,11 @@ def prepared(tmp_path):
 
   def prepare(name, files=None, **options):
     raw = publishers.write_all(
-      tmp_path / "raw", getattr(publishers, name)() if files is None else files
+      tmp_path / "raw", files or getattr(publishers, name)().files
     )
     folder.prepare(name, raw, tmp_path / "out", **options)
     return {
-      path.stem: [json.loads(line) for line in path.read_text().splitlines()]
+      path.stem: publishers.read_lines(path)
       for path in (tmp_path / "out").glob("*.jsonl")
     }
 
@@ -42,102 +43,43 @@ def readable(path):
   return all(source[i]["image"] for i in range(len(source)))
 
 
-def test_coco_captions_and_nocaps(prepared, tmp_path):
-  found = prepared("cococap")
-  assert {name: len(lines) for name, lines in found.items()} == {
-    "train": 2,
-    "restval": 1,
-    "val": 1,
-    "test": 1,
-    "nocaps": 1,
-    "nocaps_test": 1,
-  }
-  assert found["train"][0] == {
-    "image": "../raw/train2014/COCO_train2014_000000000001.jpg",
-    "captions": [f"A barn {n}. " for n in range(5)],
-    "image_id": 1,
-  }
-  (restval,) = found["restval"]
-  assert restval["image"] == "images/val2014/COCO_val2014_000000000002.jpg"
-  assert len(restval["captions"]) == 7
-  (nocaps,) = found["nocaps"]
-  assert nocaps["captions"] == [f"A dog {i}." for i in range(10)]
-  assert nocaps["image"] == "images/validation/0013.jpg"
+@pytest.mark.parametrize(
+  "name", ["cococap", "docvqa", "textvqa", "tallyqa", "nlvr2"]
+)
+def test_a_training_reads_every_example(name, prepared, tmp_path):
+  prepared(name)
   assert all(map(readable, (tmp_path / "out").glob("*.jsonl")))
-  # Of a zip, only what is named is unpacked.
-  assert not list((tmp_path / "out").rglob("*000007.jpg"))
 
 
-def test_vqav2(prepared, tmp_path):
-  found = prepared("vqav2", jobs=2)
-  packed = "COCO_train2014_000000000009.jpg"
-  first, *others = found["train"]
-  assert first == {
-    **vqa_line("", 9000),
-    "image": f"images/train2014/{packed}",
-  }
-  assert [x["question_id"] for x in others] == [9001, 9002]
-  assert found["validation"] == [
-    vqa_line("val2014/COCO_val2014_000000000009.jpg", 42000)
-  ]
-  assert found["test"][1:] == found["test-dev"]
-  assert found["test-dev"] == [
-    vqa_line("coco/test2015/COCO_test2015_000000000009.jpg", 2, hidden=True)
-  ]
-  assert all(map(readable, (tmp_path / "out").glob("*.jsonl")))
+def test_of_an_archive_only_what_is_named_is_unpacked(prepared, tmp_path):
+  files = publishers.cococap().files
+  with zipfile.ZipFile(io.BytesIO(files["val2014.zip"])) as archive:
+    assert "val2014/COCO_val2014_999999.jpg" in archive.namelist()
+  prepared("cococap", files)
+  assert (tmp_path / "out/images/val2014").is_dir()
+  assert not list((tmp_path / "out").rglob("*999999.jpg"))
 
 
 def test_textvqa_turns_pictures_back(prepared, tmp_path):
-  found = prepared("textvqa")
-  turned, _, upright = found["train"]
-  assert turned == {
-    "image": "images/train_images/aa.jpg",
-    "question": "What does it say, 0?",
-    "question_id": 0,
-    "answers": ANSWERS,
-  }
-  assert upright["image"] == "../raw/train_images/bb.jpg"
-  assert "answers" not in found["test"][0]
-  was = np.asarray(Image.open(io.BytesIO(publishers.jpeg(1))), int)
+  found = prepared("textvqa", publishers.textvqa().files)
+  turned, upright = found["train"][0], found["train"][3]
+  assert upright["image"].startswith("../raw/train_images/")
+  path = turned["image"].removeprefix("images/")
+  was = np.asarray(Image.open(tmp_path / "raw" / path), int)
   now = np.asarray(Image.open(tmp_path / "out" / turned["image"]), int)
   # Counterclockwise, as tf.image.rot90.
   assert np.abs(now - np.rot90(was)).mean() < 12
   assert np.abs(now - np.rot90(was, -1)).mean() > 60
 
 
-def test_docvqa_of_two_releases(prepared):
-  found = prepared("docvqa")
-  assert found["train"][0] == {
-    "image": "../raw/train/documents/x_0.png",
-    "question": "What is the date?",
-    "question_id": 337,
-    "answers": ["1/8/93", "1/8/1993"],
-  }
-  assert found["val"][0]["image"] == "images/spdocvqa_images/x_0.png"
-  assert found["test"][0].keys() == {"image", "question", "question_id"}
-
-
-def test_refcoco(prepared):
+def test_pictures_of_a_validation_split_are_not_trained_on(prepared):
+  """Also if another of the three data sets trains on them."""
   found = prepared("refcoco_seg")
-  # Picture 3 is that of a validation split.
-  (train,) = found["train"]
-  assert train["image"] == "../raw/train2017/000000000001.jpg"
-  assert [x["sentences"] for x in train["objects"]] == [
-    ["left dog", "dog"] * 2,
-    ["a big dog"],
-  ]
-  assert (train["height"], train["width"]) == (31, 43)
-  first, second = found["refcoco_val"]
-  (item,) = second["objects"]
-  assert item["sentences"] == ["the dog"]
-  assert item["label"] == "dog"
-  assert item["box"] == [5.0, 8.0, 20.0, 26.0]
-  mask = masks.from_rle(item["mask"], 31, 43)
-  assert mask[5:20, 8:26].all() and mask.sum() == 15 * 18
-  assert first["objects"][0]["sentences"] == ["right dog"]
-  (crowd,) = found["refcocop_testA"]
-  assert masks.from_rle(crowd["objects"][0]["mask"], 31, 43).sum() == 62
-  assert found["refcocog_val"][0]["objects"][0]["sentences"] == ["v"]
+  trained = {x["image"] for x in found["train"]}
+  for name in ("refcoco_val", "refcocop_testA", "refcocog_val"):
+    assert not trained & {x["image"] for x in found[name]}
+  assert "../raw/train2017/000000000004.jpg" in trained
+  assert "../raw/train2017/000000000005.jpg" not in trained
 
 
 def test_a_pickle_that_runs_code_is_refused(prepared, tmp_path):
@@ -145,15 +87,15 @@ def test_a_pickle_that_runs_code_is_refused(prepared, tmp_path):
     def __reduce__(self):
       return os.mkdir, (str(tmp_path / "evil"),)
 
-  files = publishers.refcoco_seg()
-  files["refcocog/refs(umd).p"] = publishers.pickle.dumps([Evil()])
+  files = publishers.refcoco_seg().files
+  files["refcocog/refs(umd).p"] = pickle.dumps([Evil()])
   with pytest.raises(ValueError, match=r"refs\(umd\).p: .*an object .*mkdir"):
     prepared("refcoco_seg", files)
   assert not (tmp_path / "evil").exists()
 
 
 def test_a_missing_file_is_one_line_and_can_be_left_out(prepared, tmp_path):
-  files = publishers.vqav2()
+  files = publishers.vqav2().files
   del files["v2_mscoco_val2014_annotations.json"]
   with pytest.raises(ValueError, match=r"holds no v2_mscoco_val2014.*_Val_ms"):
     prepared("vqav2", files)
@@ -168,16 +110,16 @@ def test_a_missing_file_is_one_line_and_can_be_left_out(prepared, tmp_path):
 
 
 def test_missing_pictures_are_counted(prepared, tmp_path):
-  files = publishers.textvqa()
-  del files["train_images/bb.jpg"]
+  files = publishers.textvqa().files
+  del files["train_images/t000000000000001.jpg"]
   with pytest.raises(
-    ValueError, match=r"1 of 3 examples name pictures .*data 2: train_images/bb"
+    ValueError, match=r"3 of 24 examples name pictures .*data 3: train_images/t"
   ):
     prepared("textvqa", files)
   out = tmp_path / "out"
   assert not list(out.glob("train*")) and not list(out.glob(".train*"))
   written = folder.prepare("textvqa", tmp_path / "raw", out, skip_bad=True)
-  assert (written["train"].examples, written["train"].left_out) == (2, 1)
+  assert (written["train"].examples, written["train"].left_out) == (21, 3)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +145,7 @@ def test_missing_pictures_are_counted(prepared, tmp_path):
   ],
 )
 def test_damaged_files_are_named(prepared, name, content, message):
-  files = {**publishers.vqav2(), name: content}
+  files = {**publishers.vqav2().files, name: content}
   with pytest.raises(ValueError, match=message) as caught:
     prepared("vqav2", files)
   assert "\n" not in str(caught.value)
@@ -212,7 +154,7 @@ def test_damaged_files_are_named(prepared, name, content, message):
 def test_a_damaged_picture_of_an_archive_leaves_out_its_lines(
   prepared, tmp_path
 ):
-  files = publishers.vqav2()
+  files = publishers.vqav2().files
   data = bytearray(files["train2014.zip"])
   data[200] ^= 255
   files["train2014.zip"] = bytes(data)
@@ -220,9 +162,9 @@ def test_a_damaged_picture_of_an_archive_leaves_out_its_lines(
     prepared("vqav2", files)
   raw, out = tmp_path / "raw", tmp_path / "out"
   written = folder.prepare("vqav2", raw, out, skip_bad=True)
-  assert written["train"].examples is None
-  assert "no example was written" in written["train"].first
-  assert written["test"].examples == 2
+  assert (written["train"].examples, written["train"].left_out) == (21, 3)
+  assert "COCO_train2014_000000000009.jpg: " in written["train"].first
+  assert written["test"].examples == 47
 
 
 def test_a_second_run_goes_on(prepared, tmp_path):
@@ -235,8 +177,9 @@ def test_a_second_run_goes_on(prepared, tmp_path):
   assert (out / "train.jsonl").stat().st_mtime_ns == before
   assert folder.prepare("vqav2", raw, out) == {}
   # A file that has changed is read again.
-  publishers.write_all(raw, publishers.vqa("v2_", "val2014", 42000, 42001))
-  assert folder.prepare("vqav2", raw, out)["validation"].examples == 2
+  files, _ = publishers.vqa("v2_", "val2014", range(3), str)
+  publishers.write_all(raw, files)
+  assert folder.prepare("vqav2", raw, out)["validation"].examples == 3
   with pytest.raises(ValueError, match="holds vqav2, name another folder"):
     folder.prepare("okvqa", raw, out)
 
@@ -254,7 +197,8 @@ def test_a_full_disk_is_no_damaged_picture(
     path.touch()
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  raw = publishers.write_all(tmp_path / "raw", getattr(publishers, name)())
+  files = getattr(publishers, name)().files
+  raw = publishers.write_all(tmp_path / "raw", files)
   out = tmp_path / "out"
   with monkeypatch.context() as patched:
     patched.setattr(pathlib.Path, "write_bytes", no_space)
@@ -328,7 +272,7 @@ def test_a_full_disk_is_no_damaged_picture(
   ],
 )
 def test_files_of_another_release(tmp_path, name, file, content, message):
-  files = getattr(publishers, name)()
+  files = getattr(publishers, name)().files
   assert file in files
   raw = publishers.write_all(tmp_path / "raw", {**files, file: content})
   with pytest.raises(ValueError, match=re.escape(message)):
@@ -340,7 +284,8 @@ def test_a_packed_split_holds_its_pictures(prepared, tmp_path):
   raw, out = tmp_path / "raw", tmp_path / "out"
   prepared("cococap")
   lines = (out / "restval.jsonl").read_bytes()
-  plain = [sources.make("jsonl", path=out / "restval.jsonl")[i] for i in (0,)]
+  plain = sources.make("jsonl", path=out / "restval.jsonl")
+  plain = [plain[i]["image"] for i in range(len(plain))]
   folder.pack("cococap", out, splits=["restval"])
   assert (out / "images").exists(), "that others name"
   folder.pack("cococap", out)
@@ -351,10 +296,9 @@ def test_a_packed_split_holds_its_pictures(prepared, tmp_path):
   shutil.move(raw, tmp_path / "away")
   packed = sources.make("jsonl", path=out / "restval.jsonl")
   assert (out / "restval.jsonl/examples.jsonl").read_bytes() == lines
-  (found,) = [packed[i] for i in range(len(packed))]
-  assert found["image"] == plain[0]["image"]
+  assert [packed[i]["image"] for i in range(len(packed))] == plain
   rows, wrong = folder.check("cococap", out)
-  assert rows[2] == ("restval", "1", "", "30,504", "1")
+  assert rows[2] == ("restval", "24", "", "30,504", "24")
   assert all("were published" in line for line in wrong)
   # Complete, and written again if the files have changed.
   shutil.move(tmp_path / "away", raw)
@@ -367,13 +311,13 @@ def test_a_packed_split_holds_its_pictures(prepared, tmp_path):
 def test_a_damaged_picture_of_a_packed_split_is_named(prepared, tmp_path):
   out = tmp_path / "out"
   prepared("textvqa", splits=["val"])
-  picture = tmp_path / "raw/train_images/dd.jpg"
+  picture = tmp_path / "raw/train_images/v000000000000001.jpg"
   whole = picture.read_bytes()
-  picture.write_bytes(whole[:900])
-  with pytest.raises(ValueError, match=r"val.jsonl:1: truncated or damaged"):
+  picture.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=r"val.jsonl:4: truncated or damaged"):
     folder.pack("textvqa", out)
   assert sorted(path.name for path in out.iterdir()) == [
-    *("prepared.json", "val.jsonl")
+    *("images", "prepared.json", "val.jsonl")
   ]
   png = io.BytesIO()
   Image.open(io.BytesIO(whole)).save(png, "PNG")
@@ -382,12 +326,66 @@ def test_a_damaged_picture_of_a_packed_split_is_named(prepared, tmp_path):
   picture.write_bytes(data)
   folder.pack("textvqa", out)
   _, wrong = folder.check("textvqa", out, splits=["val"])
-  assert "examples.jsonl:1: " in wrong[-1]
-  assert "0 more cannot be decoded" in wrong[-1]
+  assert "examples.jsonl:4: " in wrong[-1]
+  assert "2 more cannot be decoded" in wrong[-1]
+
+
+def test_examples_of_damaged_pictures_are_not_packed(prepared, tmp_path):
+  """With skip_bad: each is counted, and the others are there."""
+  out = tmp_path / "out"
+  lines = prepared("nlvr2", splits=["dev", "test"])
+  picture = out / lines["dev"][0]["image"][1]
+  whole = picture.read_bytes()
+  picture.write_bytes(whole[: len(whole) // 2])
+  names_it = [x for x in lines["dev"] if "dev-10171-0-img1" in str(x["image"])]
+  found = folder.pack("nlvr2", out, splits=["dev", "test"], skip_bad=True)
+  assert list(found) == ["dev"]
+  assert (found["dev"].examples, found["dev"].left_out) == (22, len(names_it))
+  assert found["dev"].first.startswith(f"{picture}: truncated or damaged")
+  packed = sources.make("jsonl", path=out / "dev.jsonl")
+  assert [packed[i]["sentence"] for i in range(len(packed))] == [
+    x["sentence"] for x in lines["dev"] if x not in names_it
+  ]
+  rows, wrong = folder.check("nlvr2", out, splits=["dev"])
+  assert rows[1] == ("dev", "22", "2", "6,982", "22")
+  assert len(wrong) == 1, "of the published count alone"
+
+
+def test_a_split_of_damaged_pictures_alone_is_kept(prepared, tmp_path):
+  out = tmp_path / "out"
+  lines = prepared("mmvp")["test"]
+  for line in lines:
+    (out / line["image"]).write_bytes(b"no")
+  with pytest.raises(ValueError, match=r".jpg: not a .*; no picture of the"):
+    folder.pack("mmvp", out, skip_bad=True)
+  assert publishers.read_lines(out / "test.jsonl") == lines
+
+
+def test_a_damaged_archive_is_read_once(prepared, monkeypatch):
+  """Not for each of a million examples, of which it may hold the picture."""
+  files = publishers.screen2words().files
+  opened, read = [], tarfile.open
+  monkeypatch.setattr(tarfile, "open", lambda x: opened.append(x) or read(x))
+  files["unique_uis.tar.gz"] = files["unique_uis.tar.gz"][:900]
+  with pytest.raises(ValueError, match=r"no example .*is it complete\?"):
+    prepared("screen2words", files, splits=["dev"], skip_bad=True)
+  assert len(opened) == 1
+
+
+def test_a_question_that_is_there_twice_is_told(prepared, tmp_path):
+  files = publishers.docvqa().files
+  questions = files["val_v1.0_withQT.json"]["data"]
+  questions += questions[3:5]
+  prepared("docvqa", files)
+  _, wrong = folder.check("docvqa", tmp_path / "out", splits=["val"])
+  assert wrong[0].endswith(
+    "val.jsonl:25: 340 is the question_id of another example too, and so are 1 "
+    "more"
+  )
 
 
 def test_videos_are_not_packed(tmp_path):
-  raw = publishers.write_all(tmp_path / "raw", publishers.msvd_qa())
+  raw = publishers.write_all(tmp_path / "raw", publishers.msvd_qa().files)
   folder.prepare("msvd_qa", raw, tmp_path / "out")
   with pytest.raises(ValueError, match=r"train.jsonl: videos are not packed; "):
     folder.pack("msvd_qa", tmp_path / "out")
@@ -402,11 +400,9 @@ def test_linked_pictures_need_no_other_folder(
   if not has_links:
     monkeypatch.setattr(os, "link", _no_link)
   found = prepared("textvqa", link=True)
-  assert found["val"][0]["image"] == "images/train_images/dd.jpg"
-  image, source = (
-    out / "images/train_images/dd.jpg",
-    raw / "train_images/dd.jpg",
-  )
+  name = "train_images/v000000000000001.jpg"
+  assert found["val"][3]["image"] == f"images/{name}"
+  image, source = out / "images" / name, raw / name
   assert image.samefile(source) == has_links
   assert folder.prepare("textvqa", raw, out) == {}, "complete without links"
   shutil.rmtree(raw)
@@ -421,25 +417,27 @@ def test_check_names_what_differs(prepared, tmp_path):
   out = tmp_path / "out"
   prepared("textvqa")
   rows, wrong = folder.check("textvqa", out)
-  assert rows[1] == ("train", "3", "", "34,602", "2")
+  assert rows[1] == ("train", "24", "", "34,602", "8")
   assert [line.partition(": ")[2] for line in wrong] == [
-    "3 examples, 34,602 were published: 34,599 less; is it another release?",
-    *(
-      f"1 examples, {count} were published: {less} less; is it another release?"
-      for count, less in [("5,000", "4,999"), ("5,734", "5,733")]
-    ),
+    f"24 examples, {count} were published: {less} less; is it another release?"
+    for count, less in [
+      *(("34,602", "34,578"), ("5,000", "4,976"), ("5,734", "5,710"))
+    ]
   ]
-  (tmp_path / "raw/train_images/bb.jpg").write_bytes(publishers.jpeg()[:900])
-  (tmp_path / "raw/test_images/cc.jpg").unlink()
+  images = tmp_path / "raw/train_images"
+  (images / "t000000000000001.jpg").write_bytes(publishers.jpeg()[:900])
+  (tmp_path / "raw/test_images/t000000000000001.jpg").unlink()
   (out / "val.jsonl").write_text(
-    '{"image": "../raw/train_images/bb.jpg", "answers": []}\n'
+    '{"image": "../raw/train_images/t000000000000001.jpg", "answers": []}\n'
   )
   _, wrong = folder.check("textvqa", out)
   _, no_answer, _, _, shared, missing, damaged = wrong
   assert no_answer.endswith("val.jsonl:1: this and 0 more have no answer")
   assert shared.startswith("train and val share 1 pictures, such as ../raw")
-  assert "cc.jpg: no such file, and 0 more of 3 are missing" in missing
-  assert "bb.jpg" in damaged and "0 more cannot be decoded" in damaged
+  assert "1.jpg: no such file, and 0 more of 16 are missing" in missing
+  assert (
+    "t000000000000001.jpg" in damaged and "0 more cannot be decoded" in damaged
+  )
 
 
 def test_every_data_set_says_where_it_comes_from():
@@ -453,17 +451,12 @@ def test_every_data_set_says_where_it_comes_from():
 
 def test_lines_of_damaged_pictures_are_left_out_of_a_split(prepared, tmp_path):
   """One picture of an archive is damaged, and the others are kept."""
-  files = publishers.cococap()
-  names = [f"val2014/COCO_val2014_{i:012d}.jpg" for i in (2, 3, 4)]
-  content = {name: publishers.jpeg(i) for i, name in enumerate(names)}
-  karpathy = publishers.karpathy()
-  for image in karpathy["images"][1:4]:
-    image["split"] = "val"
-  files["caption_datasets.zip"] = publishers.zipped(
-    {"dataset_coco.json": json.dumps(karpathy)}
-  )
-  data = bytearray(publishers.zipped(content))
-  data[len(data) // 2] ^= 255
+  files, lines = publishers.cococap()
+  data = bytearray(files["val2014.zip"])
+  with zipfile.ZipFile(io.BytesIO(data)) as archive:
+    damaged = lines["val"][1]["image"]
+    info = archive.getinfo(damaged.removeprefix("images/"))
+  data[info.header_offset + 200] ^= 255
   files["val2014.zip"] = bytes(data)
   raw = publishers.write_all(tmp_path / "raw", files)
   with pytest.raises(ValueError, match=r"is it complete\?$"):
@@ -471,11 +464,10 @@ def test_lines_of_damaged_pictures_are_left_out_of_a_split(prepared, tmp_path):
   written = folder.prepare(
     "cococap", raw, tmp_path / "out", splits=["val"], skip_bad=True
   )
-  assert (written["val"].examples, written["val"].left_out) == (2, 1)
-  assert "COCO_val2014_000000000003.jpg" in written["val"].first
-  lines = (tmp_path / "out/val.jsonl").read_text().splitlines()
-  kept = [f"images/{names[0]}", f"images/{names[2]}"]
-  assert [json.loads(line)["image"] for line in lines] == kept
+  assert (written["val"].examples, written["val"].left_out) == (23, 1)
+  assert damaged.removeprefix("images/") in written["val"].first
+  kept = publishers.read_lines(tmp_path / "out/val.jsonl")
+  assert kept == [lines["val"][0], *lines["val"][2:]]
   assert readable(tmp_path / "out/val.jsonl")
 
 
@@ -487,14 +479,14 @@ def test_progress_is_told_in_one_process_and_in_several(prepared, tmp_path):
       jobs=jobs,
       show=lambda *counts, told=told: told.append(counts),
     )
-    # Of 7 made-up examples, where 1,213,298 were published.
-    assert told[-1] == (7, 1_213_298)
+    # Of the made-up examples, where 1,213,298 were published.
+    assert told[-1] == (24 + 24 + 47 + 24, 1_213_298)
     for path in (tmp_path / "out").glob("*.json*"):
       path.unlink()
 
 
 def test_an_error_of_one_split_ends_the_processes_of_all(prepared, tmp_path):
-  files = publishers.vqav2()
+  files = publishers.vqav2().files
   del files["v2_OpenEnded_mscoco_test2015_questions.json"]
   with pytest.raises(ValueError, match="holds no v2_OpenEnded_mscoco_test2015"):
     prepared("vqav2", files, jobs=3)
