@@ -1,6 +1,7 @@
 """Matrices and their products: in few bits, and as Flax has them."""
 
 import functools
+import math
 import re
 
 import flax.linen as nn
@@ -159,9 +160,9 @@ def test_gradient_goes_through_a_quantized_matrix(kind):
 def test_these_are_the_equations_of_both_towers(monkeypatch):
   seen = set()
 
-  def product(equation, x, weight):
+  def product(equation, x, weight, **how):
     seen.add(equation)
-    return weights_product(equation, x, weight)
+    return weights_product(equation, x, weight, **how)
 
   weights_product = linear.product
   for module in (gemma, linear):
@@ -327,6 +328,55 @@ def test_adapter_in_bfloat16_adds_in_float32():
   exact = Adapted(lora_lib.Lora()).apply({"params": params}, X)
   off = np.abs(found - exact).max() / np.abs(exact).max()
   assert 1e-5 < off < 1e-2
+
+
+class AdaptedProduct(nn.Module):
+  equation: str
+  lora: lora_lib.Lora
+
+  @nn.compact
+  def __call__(self, x, weight, train=False):
+    return linear.adapted_product(
+      self.equation, x, weight, self.lora, "llm/attn/q", train, rounds=False
+    )
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize("equation", ["BTD,NDH->BTNH", "BTNH,NHD->BTD"])
+def test_joined_products_are_those_apart(equation, per_example, monkeypatch):
+  x, w = factors(equation)
+  few = quantization.quantize(EQUATIONS[equation], w, "int4")
+  module = AdaptedProduct(equation, lora_lib.Lora(rank=3, rslora=True))
+  params = module.init(jax.random.key(0), x, few)["params"]
+  params = jax.tree.map(
+    lambda p: (
+      0.3
+      * jax.random.normal(
+        jax.random.key(p.size), (2, *p.shape) if per_example else p.shape
+      )
+    ),
+    params,
+  )
+
+  def total(params, x):
+    return jnp.sum(jnp.sin(module.apply({"params": params}, x, few)))
+
+  run = jax.value_and_grad(total, argnums=(0, 1))
+  expected = run(params, x)
+  t4 = jax.sharding.AbstractDevice("Tesla T4", 1, "gpu")
+  monkeypatch.setattr(device, "current", lambda: t4)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    run(params, x),
+    expected,
+  )
+  products = [
+    each.outvars[0].aval.shape
+    for each in equations(jax.make_jaxpr(run)(params, x).jaxpr)
+    if each.primitive.name == "dot_general"
+  ]
+  if not per_example:  # The frozen matrix has no gradient.
+    assert max(math.prod(s) for s in products if len(s) == 2) < w.size
 
 
 def test_a_starts_as_in_peft():
