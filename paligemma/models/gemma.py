@@ -20,10 +20,17 @@ from jaxtyping import Array, Bool, Float, Int
 
 from paligemma import quantization, registry, variants
 from paligemma.lora import config as lora_lib
-from paligemma.models import cpu
+from paligemma.models import cpu, device
 from paligemma.models.attention import masks
 from paligemma.models.attention import reference as attention
-from paligemma.models.linear import adapt, keep, matrix, product
+from paligemma.models.linear import (
+  Matrix,
+  adapt,
+  adapted_product,
+  keep,
+  matrix,
+  product,
+)
 from paligemma.models.stack import Call, Stack
 
 # Hidden values of the MLP that one device holds at once: 128 MiB in bfloat16.
@@ -38,17 +45,16 @@ def _fan_in(in_axis, out_axis):
   )
 
 
-class Einsum(nn.Module):
-  """A weight "w" and the einsum that applies it, with a float32 result."""
+class Weight(nn.Module):
+  """A matrix "w" of its own name, in the compute dtype or quantized."""
 
   shape: tuple[int, ...]
   kernel_init: nn.initializers.Initializer
   dtype: str
 
   @nn.compact
-  def __call__(self, equation: str, x: Float[Array, "..."]) -> Array:
-    w = matrix(self, "w", self.kernel_init, self.shape, self.dtype)
-    return product(equation, x.astype(self.dtype), w)
+  def __call__(self) -> Matrix:
+    return matrix(self, "w", self.kernel_init, self.shape, self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -145,39 +151,39 @@ class Attention(nn.Module):
       implementation=config.attention,
     )
     shape = config.num_heads, config.head_dim, width
-    einsum = self._einsum("attn_vec_einsum", shape, _fan_in((0, 1), (2,)))
-    out = einsum("BTNH,NHD->BTD", mixed)
-    out += self._adapt("out", mixed, (width,), call.train)
-    return keep(out.astype(config.dtype))
+    w = self._weight("attn_vec_einsum", shape, _fan_in((0, 1), (2,)))
+    out = adapted_product(
+      "BTNH,NHD->BTD", mixed, w, config.lora, "llm/attn/out", call.train
+    )
+    return keep(out)
 
-  def _einsum(self, name, shape, init):
-    return Einsum(shape, init, self.config.dtype, name=name)
-
-  def _adapt(self, target, x, shape, train):
-    target = f"llm/attn/{target}"
-    return adapt(self.config.lora, target, x, shape, self.config.dtype, train)
+  def _weight(self, name, shape, init):
+    return Weight(shape, init, self.config.dtype, name=name)()
 
   def _project(self, x, train):
-    width, head_dim = x.shape[-1], self.config.head_dim
-    num_heads, num_kv_heads = self.config.num_heads, self.config.num_kv_heads
-    fan_in = _fan_in((2,), (0, 1, 3))
-    if num_kv_heads == num_heads:
-      shape = 3, num_heads, width, head_dim
-      qkv = self._einsum("qkv_einsum", shape, fan_in)("BTD,3NDH->3BTNH", x)
+    config, width = self.config, x.shape[-1]
+    num_heads, head_dim = config.num_heads, config.head_dim
+    fan_in, x = _fan_in((2,), (0, 1, 3)), x.astype(config.dtype)
+
+    def adapted(several, targets):
+      for target, y in zip(targets, several, strict=True):
+        target = f"llm/attn/{target}"
+        shape = y.shape[2:]
+        yield y + adapt(config.lora, target, x, shape, config.dtype, train)
+
+    if config.num_kv_heads == num_heads:
+      w = self._weight("qkv_einsum", (3, num_heads, width, head_dim), fan_in)
+      qkv = adapted(product("BTD,3NDH->3BTNH", x, w), "qkv")
     else:
       shape = num_heads, width, head_dim
-      q = self._einsum("q_einsum", shape, _fan_in((1,), (0, 2)))
-      shape = 2, num_kv_heads, width, head_dim
-      kv = self._einsum("kv_einsum", shape, fan_in)
-      qkv = q("BTD,NDH->BTNH", x), *kv("BTD,2KDH->2BTKH", x)
-    return [
-      keep(
-        (y + self._adapt(target, x, y.shape[2:], train)).astype(
-          self.config.dtype
-        )
+      w = self._weight("q_einsum", shape, _fan_in((1,), (0, 2)))
+      q = adapted_product(
+        "BTD,NDH->BTNH", x, w, config.lora, "llm/attn/q", train
       )
-      for target, y in zip("qkv", qkv, strict=True)
-    ]
+      shape = 2, config.num_kv_heads, width, head_dim
+      w = self._weight("kv_einsum", shape, fan_in)
+      qkv = q, *adapted(product("BTD,2KDH->2BTKH", x, w), "kv")
+    return [keep(y.astype(config.dtype)) for y in qkv]
 
   def _append(self, name, new, cache_index):
     cached = self.get_variable("cache", name)
@@ -209,20 +215,30 @@ class FeedForward(nn.Module):
     shape = mlp_dim, width
     linear = matrix(self, "linear", _fan_in((0,), (1,)), shape, dtype)
     x = x.astype(dtype)
-    # float16 would overflow; bfloat16 takes half the memory of float32.
-    kept = "float32" if dtype == "float16" else dtype
+    # 16 bits are half of what a GPU would write and read. float16 holds either
+    # factor of the hidden values, if not their product.
+    rounds = dtype != "float16" or device.is_gpu()
 
     if x.shape[1] == 1:  # in decoding a slice of weights is a copy
       both = product("BTD,2DF->2BTF", x, gating)
+      both = [
+        out + self._adapt(target, x, (mlp_dim,), train)
+        for out, target in zip(both, ("gate", "up"), strict=True)
+      ]
     else:
       both = [
-        product("BTD,DF->BTF", x, jax.tree.map(lambda w, i=i: w[i], gating))
-        for i in range(2)
+        adapted_product(
+          "BTD,DF->BTF",
+          x,
+          jax.tree.map(lambda w, i=i: w[i], gating),
+          self.config.lora,
+          f"llm/mlp/{target}",
+          train,
+          rounds=rounds,
+        )
+        for i, target in enumerate(("gate", "up"))
       ]
-    gate, up = (
-      keep((out + self._adapt(target, x, (mlp_dim,), train)).astype(kept))
-      for out, target in zip(both, ("gate", "up"), strict=True)
-    )
+    gate, up = (keep(out.astype(dtype) if rounds else out) for out in both)
     headroom = 64.0 if dtype == "float16" else 1.0
 
     def combine(gate, up):
@@ -231,8 +247,16 @@ class FeedForward(nn.Module):
 
     # The backward pass stores gate and up, and recomputes the rest.
     hidden = jax.checkpoint(combine, prevent_cse=False)(gate, up)
-    out = product("BTF,FD->BTD", hidden, linear)
-    return (out + self._adapt("down", hidden, (width,), train)) * headroom
+    out = adapted_product(
+      "BTF,FD->BTD",
+      hidden,
+      linear,
+      self.config.lora,
+      "llm/mlp/down",
+      train,
+      rounds=False,
+    )
+    return out * headroom
 
   def _adapt(self, target, x, shape, train):
     target = f"llm/mlp/{target}"

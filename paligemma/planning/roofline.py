@@ -318,9 +318,7 @@ class _Costs:
       total = 0
       for user in users.get(value.name, ()):
         first = user.inputs[0] == value.name
-        if user.opcode in _SLICES and first:
-          total += user.arrays[0].size
-        elif user.opcode in _ELEMENTWISE:
+        if user.opcode in _ELEMENTWISE or (user.opcode in _SLICES and first):
           total += elements_read(user)
         elif user.opcode == "dynamic-update-slice" and first:
           total += 0 if is_written(user) else value.arrays[0].size

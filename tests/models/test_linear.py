@@ -159,9 +159,9 @@ def test_gradient_goes_through_a_quantized_matrix(kind):
 def test_these_are_the_equations_of_both_towers(monkeypatch):
   seen = set()
 
-  def product(equation, x, weight):
+  def product(equation, x, weight, **how):
     seen.add(equation)
-    return weights_product(equation, x, weight)
+    return weights_product(equation, x, weight, **how)
 
   weights_product = linear.product
   for module in (gemma, linear):
@@ -327,6 +327,59 @@ def test_adapter_in_bfloat16_adds_in_float32():
   exact = Adapted(lora_lib.Lora()).apply({"params": params}, X)
   off = np.abs(found - exact).max() / np.abs(exact).max()
   assert 1e-5 < off < 1e-2
+
+
+class AdaptedProduct(nn.Module):
+  equation: str
+  lora: lora_lib.Lora
+
+  @nn.compact
+  def __call__(self, x, weight, train=False):
+    return linear.adapted_product(
+      self.equation, x, weight, self.lora, "llm/attn/q", train, rounds=False
+    )
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+@pytest.mark.parametrize("equation", ["BTD,NDH->BTNH", "BTNH,NHD->BTD"])
+def test_joined_products_are_those_apart(
+  equation, kind, per_example, monkeypatch
+):
+  x, w = factors(equation)
+  if kind is not None:
+    w = quantization.quantize(EQUATIONS[equation], w, kind)
+  module = AdaptedProduct(equation, lora_lib.Lora(rank=3, rslora=True))
+
+  def draw(p):
+    shape = (len(x), *p.shape) if per_example else p.shape
+    return 0.3 * jax.random.normal(jax.random.key(p.size), shape)
+
+  params = module.init(jax.random.key(0), x, w)["params"]
+  params = jax.tree.map(draw, params)
+
+  def total(params, x, w):
+    return jnp.sum(jnp.sin(module.apply({"params": params}, x, w)))
+
+  # A matrix that is not quantized may be trained, too.
+  trained = (0, 1, 2) if kind is None else (0, 1)
+
+  def products(params, x, w):
+    run = jax.value_and_grad(total, argnums=trained)
+    jaxpr = jax.make_jaxpr(run)(params, x, w).jaxpr
+    names = [each.primitive.name for each in equations(jaxpr)]
+    return run(params, x, w), names.count("concatenate")
+
+  expected, few = products(params, x, w)
+  t4 = jax.sharding.AbstractDevice("Tesla T4", 1, "gpu")
+  monkeypatch.setattr(device, "current", lambda: t4)
+  found, more = products(params, x, w)
+  assert (more > few) == (not per_example)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+    found,
+    expected,
+  )
 
 
 def test_a_starts_as_in_peft():
