@@ -61,7 +61,8 @@ class Retrieval(Recorded):
     numbers of the different "image_number" and "text_numbers".
 
     Raises:
-      ValueError: as embedding.embed_images; an example has no caption.
+      ValueError: as embedding.embed_images; an example has no caption; all
+        images or all texts are equal.
     """
     images = embedding.embed_images(
       self,
@@ -81,6 +82,12 @@ class Retrieval(Recorded):
       images.digests, return_index=True, return_inverse=True
     )
     texts, text = np.unique(np.array([*texts], object), return_inverse=True)
+    if min(len(first), len(texts)) < 2:
+      raise ValueError(
+        f'evaluator "{self.name}": {len(first)} different images and '
+        f"{len(texts)} different texts, expected 2 or more of both: of one "
+        "alone each recall is 1"
+      )
     to_text, to_image = rank_pairs(
       images.z[first],
       embedding.embed_texts(

@@ -142,11 +142,30 @@ def embed_classes(
   """Returns an embedding of every class, see `average`.
 
   Raises:
-    ValueError: as class_texts.make_texts.
+    ValueError: as class_texts.make_texts; the text tower cuts the texts of two
+      classes where they begin to differ.
   """
   texts = class_texts.make_texts(tok, class_names, templates)
+  _check_cut(tok, class_names, texts, model.txt.text_len)
   z = embedding.embed_texts(model, params, tok, texts, mesh=mesh)
   return average(z.reshape(len(class_names), -1, z.shape[1]))
+
+
+def _check_cut(tok, class_names, texts, length):
+  """Raises if two classes are one to a text tower of so many tokens."""
+  tokens, is_cut = tok.encode(texts, length)
+  if not is_cut.any():
+    return
+  first = {}
+  for name, row in zip(
+    class_names, tokens.reshape(len(class_names), -1), strict=True
+  ):
+    if (other := first.setdefault(row.tobytes(), name)) != name:
+      raise ValueError(
+        f'the classes "{messages.shown(other)}" and "{messages.shown(name)}" '
+        f"are equal in the {length} tokens that the text tower reads of each "
+        "text; give shorter templates or names"
+      )
 
 
 def average(
