@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from paligemma.data import pairs
+from paligemma.data import pairs, preprocess
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
 from paligemma.evals.evaluator import Progress, Recorded
@@ -45,6 +45,10 @@ class Retrieval(Recorded):
     (f"{way}_recall@{k}" for way in WAYS for k in TOP), True
   )
 
+  def reader(self) -> preprocess.Op:
+    """Returns the op that reads the captions of an example."""
+    return _read
+
   def predict(
     self,
     model: nn.Module,
@@ -69,7 +73,7 @@ class Retrieval(Recorded):
       model,
       params,
       mesh,
-      read=_read,
+      read=self.reader(),
       answer_key=self.answer_key,
       progress=progress,
     )
