@@ -15,7 +15,7 @@ from paligemma import messages, parameters, variants
 from paligemma.checkpoints import formats
 from paligemma.data import tokenizer
 from paligemma.data.tokenizer import Tokenizer
-from trainers import inputs, start, state, text_lengths
+from trainers import inputs, start, text_lengths
 from trainers.plan import Plan
 from trainers.tasks.datasets import Dataset, Findings
 
@@ -47,7 +47,7 @@ def check(
   Raises:
     ValueError: an example cannot be used, a position can attend to the answer
       that it must predict, or nothing is supervised; names the source and the
-      example. The weights do not fit the model, see state.load_params.
+      example.
   """
   all_of_run = inputs.train_datasets(plan.config, plan.sources, tok)
   all_of_run += inputs.evaluation_datasets(
@@ -56,8 +56,6 @@ def check(
   shares = _shares(plan)
   table = [(*_HEAD, "drawn" if shares else "")]
   notes = weight_notes(plan, tok)
-  if init := start.source(plan.config):
-    state.fit_params(init, {**plan.trainable, **plan.frozen})
   lengths = []
   for dataset in all_of_run:
     found = _examine(dataset, tok, 1 / len(all_of_run))
