@@ -140,7 +140,7 @@ def predict(
       res=paligemma_model.resolution(model, params) if sees else None,
       text_len=text_len,
       train=False,
-      ops=(text_ops.Format(prompt),) if prompt and names else (),
+      ops=(text_ops.Format(prompt),) if prompt is not None and names else (),
       resize=resize or model.metadata.get("preprocessing", "reference"),
       frames=source.frames() if sees else 0,
     ),

@@ -430,7 +430,7 @@ def evaluation_datasets(
   """The sources of the evaluators.
 
   Raises:
-    ValueError: a metric is unknown.
+    ValueError: a metric is unknown, or classes or templates are wrong.
   """
   found = []
   for evaluator in evaluators:
@@ -444,12 +444,17 @@ def evaluation_datasets(
         metric=metric if isinstance(metric, metrics.Metric) else None,
         note=evaluator.metric_note,
       )
+    elif isinstance(evaluator, evals.Recorded):
+      options = {"reader": evaluator.reader()}
+    options["skips"] = evaluator.on_bad == "skip"
+    name = f"evals.{evaluator.name}"
+    if isinstance(evaluator, evals.FewShot):
+      found.append(task.dataset(f"{name}.train", *evaluator.train, **options))
     found.append(
       task.dataset(
-        f"evals.{evaluator.name}",
+        name,
         evaluator.source,
         evaluator.preprocess,
-        skips=evaluator.on_bad == "skip",
         limit=getattr(evaluator, "limit", None),
         **options,
       )

@@ -57,6 +57,13 @@ def start_or_resume(
   return state.TrainState(step, trainable, opt_state, ema), frozen
 
 
+def check_weights(plan: Plan) -> None:
+  """Raises if the initial weights do not fit, before anything is compiled."""
+  if plan.config.init:
+    everything = {**plan.trainable, **plan.frozen}
+    state.fit_params(source(plan.config), everything)
+
+
 def initial(plan: Plan) -> tuple[state.TrainState, Flat]:
   """The state and the frozen parameters before the first step."""
   params = _initial_params(plan, {**plan.trainable, **plan.frozen})

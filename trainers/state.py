@@ -14,7 +14,7 @@ import optax
 from ml_collections import ConfigDict
 
 from paligemma import init, io, parameters, quantization, registry, tree
-from paligemma.checkpoints import fit, formats, quantized_leaves
+from paligemma.checkpoints import fit, formats, leaves, quantized_leaves
 from paligemma.lora import apply as lora
 from paligemma.training import sharding
 from trainers import progress
@@ -130,10 +130,25 @@ def load_params(
     ValueError: the file is unreadable, or holds other names or shapes than the
       model; all that differ are listed.
   """
+  found = fit_params(path, abstract)
+  wanted = {(quantization.split(name) or (name,))[0] for name in names}
+  wanted = {name: leaf for name, leaf in found.items() if name in wanted}
+  placed = {
+    name: abstract[name]
+    for name in names
+    if (quantization.split(name) or (name,))[0] in wanted
+  }
+  with progress.copying("reading the weights") as show:
+    return quantized_leaves.place_all(wanted, placed, progress=show)
+
+
+def fit_params(
+  path: str | Mapping[str, str], abstract: Shapes
+) -> dict[str, leaves.Leaf | quantized_leaves.Pair]:
+  """What `load_params` reads, by name, before it is read; raises as it does."""
   if isinstance(path, Mapping) and len(path) == 1:
     (prefix,) = (f"{tower}/" for tower in path)
     abstract = {n: x for n, x in abstract.items() if n.startswith(prefix)}
-    names = [name for name in names if name in abstract]
   shapes = {name: leaf.shape for name, leaf in abstract.items()}
   expected = quantized_leaves.full_shapes(shapes)
   heads = loss_heads(expected)
@@ -143,14 +158,7 @@ def load_params(
   if not any(lora.is_adapter(checkpoint.leaves).values()):
     is_adapter = lora.is_adapter(expected)
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
-  found = fit.fit(checkpoint, expected)
-  wanted = {(quantization.split(name) or (name,))[0] for name in names}
-  with progress.copying("reading the weights") as show:
-    return quantized_leaves.place_all(
-      {name: leaf for name, leaf in found.items() if name in wanted},
-      {name: abstract[name] for name in names},
-      progress=show,
-    )
+  return fit.fit(checkpoint, expected)
 
 
 def loss_heads(names: Iterable[str]) -> set[str]:

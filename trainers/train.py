@@ -84,8 +84,6 @@ def train(
       table = checks.check(plan, tok, evaluators)
     progress.say([table])
     held = stack.enter_context(lock.held(folder))
-    plan, compiled, step = fit(plan)
-    progress.say([plan.describe(compiled, verbose=verbose)])
     checkpoints = stack.enter_context(
       steps.StepCheckpoints(
         folder / "checkpoints",
@@ -93,6 +91,10 @@ def train(
         keep_period=plan.keep_period,
       )
     )
+    if checkpoints.latest_step() is None:
+      start.check_weights(plan)
+    plan, compiled, step = fit(plan)
+    progress.say([plan.describe(compiled, verbose=verbose)])
     state, frozen = start.start_or_resume(plan, checkpoints, batches)
     changes = workdir.claim(folder, config, step=int(state.step))
     ran_with = bundle.of_start(plan, folder, evaluators, int(state.step))
@@ -175,6 +177,7 @@ def dry_run(config: ConfigDict, *, verbose: bool = False) -> None:
   evaluators = inputs.make_evaluators(config, tok, **plan.sizes)
   best = Best(config, evaluators)
   table = checks.check(plan, tok, evaluators)
+  start.check_weights(plan)
   plan, compiled, _ = fit(plan)
   print(plan.describe(compiled, verbose=verbose))
   print(table)
@@ -194,6 +197,7 @@ def try_learning_rates(
   plan = Plan(find_lr.growing(config))
   tok = plan.task.make_tokenizer(config, plan.model)
   progress.say([checks.check(plan, tok, [])])
+  start.check_weights(plan)
   plan, _, step = fit(plan)
   with progress.stage("weights"):
     state, frozen = start.initial(plan)

@@ -92,6 +92,10 @@ def get_config(argument: str | None = None) -> ConfigDict:
   config.total_epochs = arg.epochs
 
   config.loss = arg.loss
+  if arg.loss == "softmax" and not arg.init:
+    # It has no gradient, and classify would add it where there is one.
+    config.model.bias_init = None
+    config.trainable = tuple(x for x in config.trainable if x != "b")
   config.decoder_weight = arg.decoder
   config.distill_weight = arg.distill
   if arg.distill:

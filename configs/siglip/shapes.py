@@ -22,7 +22,8 @@ def get_config(argument: str | None = None) -> ConfigDict:
   )
   config.model.img.update(_TOWER, patch_size=7)
   config.model.txt.update(_TOWER, text_len=10, num_classes=64)
-  config.model.bias_init = -2.71  # as the batches are small
+  if config.loss == "sigmoid":
+    config.model.bias_init = -2.71  # as the batches are small
   config.learning_rate = 2e-3  # so small a model takes larger steps
   config.log_steps = 100
   for evaluator in config.evals.values():

@@ -37,7 +37,8 @@ def fit(
   if POSITIONS in fitted and POSITIONS in expected:
     wanted = expected[POSITIONS]
     rows, count, _ = getattr(wanted, "shape", wanted)
-    if rows == 1:  # NaFlex has a grid, and resizes it for each image
+    # NaFlex has a grid, and resizes it for each image.
+    if rows == fitted[POSITIONS].shape[0] == 1:
       fitted[POSITIONS] = resample.resample(fitted[POSITIONS], count)
   differences = tree.compare(expected, fitted) or [
     f"{name}: found dtype {leaf.dtype}, expected floating point numbers"

@@ -97,10 +97,11 @@ def make_texts(
   if not templates:
     raise ValueError('templates is empty, expected texts with "{}" in them')
   for i, template in enumerate(templates):
-    if "{}" not in template:
+    if not isinstance(template, str) or "{}" not in template:
       raise ValueError(
-        f'templates[{i}] is "{messages.shown(template)}", expected a text with '
-        f'"{{}}" for the name of a class, or one of: {", ".join(TEMPLATES)}'
+        f'templates[{i}] is "{messages.shown(str(template))}", expected a text '
+        'with "{}" for the name of a class, or one of: '
+        f"{', '.join(TEMPLATES)}"
       )
   templates = [tok.canonicalize(x, keep="{}") for x in templates]
   return [x.replace("{}", name) for name in names for x in templates]

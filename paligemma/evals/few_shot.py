@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from paligemma import messages
-from paligemma.data import preprocess, sources
+from paligemma.data import preprocess, sources, text_ops
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
 from paligemma.evals.evaluator import Progress, Recorded
@@ -47,7 +47,7 @@ class FewShot(Recorded):
     tokenizer: canonicalizes the names of classes.
     train: source and preprocess of the examples to learn from.
     num_seeds: draws of examples, over which the accuracy is averaged.
-    answer_key: field with the class, after the ops.
+    answer_key: field with the class, a text or a number, after the ops.
     Others: as of Evaluator.
   """
 
@@ -58,6 +58,12 @@ class FewShot(Recorded):
   answer_key: str = "suffix"
 
   higher_is_better = dict.fromkeys(map(_score, SHOTS), True)
+
+  def reader(self) -> preprocess.Op:
+    """Returns the op that reads the class of an example, also a number."""
+    return functools.partial(
+      _read_class, key=self.answer_key, tok=self.tokenizer
+    )
 
   def predict(
     self,
@@ -77,10 +83,7 @@ class FewShot(Recorded):
       ValueError: as embedding.embed_images; there is one class alone to learn,
         or no class has two examples.
     """
-    key, tok = self.answer_key, self.tokenizer
-    read = functools.partial(
-      read_class, key=key, names=None, known=None, tok=tok
-    )
+    key, read = self.answer_key, self.reader()
     source, prepare = self.train
     learned = dataclasses.replace(
       self, source=source, preprocess=prepare, limit=None
@@ -149,6 +152,11 @@ class FewShot(Recorded):
       for name in map(_score, SHOTS)
     }
     return {**scores, "num_examples": float(len(rows))}
+
+
+def _read_class(example, rng, *, key, tok):
+  example = text_ops.Text(key)(example, rng)
+  return read_class(example, rng, key=key, names=None, known=None, tok=tok)
 
 
 def classify(

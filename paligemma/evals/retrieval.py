@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from paligemma.data import pairs
+from paligemma.data import pairs, preprocess
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
 from paligemma.evals.evaluator import Progress, Recorded
@@ -45,6 +45,10 @@ class Retrieval(Recorded):
     (f"{way}_recall@{k}" for way in WAYS for k in TOP), True
   )
 
+  def reader(self) -> preprocess.Op:
+    """Returns the op that reads the captions of an example."""
+    return _read
+
   def predict(
     self,
     model: nn.Module,
@@ -61,14 +65,15 @@ class Retrieval(Recorded):
     numbers of the different "image_number" and "text_numbers".
 
     Raises:
-      ValueError: as embedding.embed_images; an example has no caption.
+      ValueError: as embedding.embed_images; an example has no caption; all
+        images or all texts are equal.
     """
     images = embedding.embed_images(
       self,
       model,
       params,
       mesh,
-      read=_read,
+      read=self.reader(),
       answer_key=self.answer_key,
       progress=progress,
     )
@@ -81,6 +86,12 @@ class Retrieval(Recorded):
       images.digests, return_index=True, return_inverse=True
     )
     texts, text = np.unique(np.array([*texts], object), return_inverse=True)
+    if min(len(first), len(texts)) < 2:
+      raise ValueError(
+        f'evaluator "{self.name}": {len(first)} different images and '
+        f"{len(texts)} different texts, expected 2 or more of both: of one "
+        "alone each recall is 1"
+      )
     to_text, to_image = rank_pairs(
       images.z[first],
       embedding.embed_texts(

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float32
 
 from paligemma import messages, registry
-from paligemma.data import class_texts, example_fields
+from paligemma.data import class_texts, example_fields, preprocess
 from paligemma.data.example_fields import Example
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
 from paligemma.evals import embedding
@@ -47,6 +47,21 @@ class ZeroShot(Recorded):
     ("accuracy", "top5_accuracy", "mean_per_class_accuracy"), True
   )
 
+  def reader(self) -> preprocess.Op:
+    """Returns the op that reads the class of an example, see `read_class`.
+
+    Raises:
+      ValueError: as class_texts.make_texts.
+    """
+    names, tok = self.class_names, self.tokenizer
+    class_texts.make_texts(
+      tok, ["a"] if names is None else names, self.templates
+    )
+    known = None if names is None else class_texts.read_names(tok, names)
+    return functools.partial(
+      read_class, key=self.answer_key, names=names, known=known, tok=tok
+    )
+
   def predict(
     self,
     model: nn.Module,
@@ -66,15 +81,12 @@ class ZeroShot(Recorded):
         class of an example is not among class_names.
     """
     names, key, tok = self.class_names, self.answer_key, self.tokenizer
-    known = None if names is None else class_texts.read_names(tok, names)
     images = embedding.embed_images(
       self,
       model,
       params,
       mesh,
-      read=functools.partial(
-        read_class, key=key, names=names, known=known, tok=tok
-      ),
+      read=self.reader(),
       answer_key=key,
       progress=progress,
     )
@@ -142,11 +154,30 @@ def embed_classes(
   """Returns an embedding of every class, see `average`.
 
   Raises:
-    ValueError: as class_texts.make_texts.
+    ValueError: as class_texts.make_texts; the text tower cuts the texts of two
+      classes where they begin to differ.
   """
   texts = class_texts.make_texts(tok, class_names, templates)
+  _check_cut(tok, class_names, texts, model.txt.text_len)
   z = embedding.embed_texts(model, params, tok, texts, mesh=mesh)
   return average(z.reshape(len(class_names), -1, z.shape[1]))
+
+
+def _check_cut(tok, class_names, texts, length):
+  """Raises if two classes are one to a text tower of so many tokens."""
+  tokens, is_cut = tok.encode(texts, length)
+  if not is_cut.any():
+    return
+  first = {}
+  for name, row in zip(
+    class_names, tokens.reshape(len(class_names), -1), strict=True
+  ):
+    if (other := first.setdefault(row.tobytes(), name)) != name:
+      raise ValueError(
+        f'the classes "{messages.shown(other)}" and "{messages.shown(name)}" '
+        f"are equal in the {length} tokens that the text tower reads of each "
+        "text; give shorter templates or names"
+      )
 
 
 def average(
@@ -201,6 +232,10 @@ def read_class(
     if 0 <= value < len(names):
       return {**example, key: names[value]}
     raise example_fields.wrong(example, key, f"0 to {len(names) - 1}")
+  if names is None and isinstance(value, int | np.integer):
+    raise example_fields.wrong(
+      example, key, "the name of a class (for its index give class_names)"
+    )
   name = class_texts.read_name(tok, example_fields.text(example, key))
   if not name:
     raise example_fields.wrong(example, key, "the name of a class")

@@ -210,7 +210,8 @@ def make(
     **fields: Fields of Model that differ: temperature_init, bias_init.
 
   Raises:
-    ValueError: Unknown variant or field, with the nearest name.
+    ValueError: Unknown variant or field, with the nearest name; embeddings of
+      images and texts have other sizes.
   """
   sizes = registry.lookup(variants.SIGLIP, variant, "variant")
   names = ("vocab_size", "text_len")
@@ -218,9 +219,16 @@ def make(
   txt.setdefault("num_classes", sizes.embed_dim)
   img = {"pool_type": "map", **(img or {})}
   tower = vit if sizes.res else naflex
+  img = tower.make(sizes.img, dtype=dtype, **img)
   txt = text_tower.make(sizes.txt, dtype=dtype, **txt)
+  found = [getattr(x, "num_classes", None) or x.width for x in (img, txt)]
+  if found[0] != found[1]:
+    raise ValueError(
+      f"embeddings of images have {found[0]} features, of texts {found[1]}, "
+      f"which cannot be compared; txt.num_classes={found[0]} makes them equal"
+    )
   return Model(
-    img=tower.make(sizes.img, dtype=dtype, **img),
+    img=img,
     txt=txt,
     dec=None if dec is None else text_decoder.beside(txt, **dec),
     distill=None if distill is None else distillation.Heads(**distill),

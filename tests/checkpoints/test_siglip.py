@@ -10,7 +10,7 @@ import pytest
 
 import paligemma
 from paligemma import init, tree, variants
-from paligemma.checkpoints import npz, presets, safetensors
+from paligemma.checkpoints import fit, formats, npz, presets, safetensors
 from paligemma.models import naflex, siglip, text_tower, vit
 from paligemma.training import sharding
 from tests.same_trees import assert_same
@@ -118,6 +118,16 @@ def test_another_resolution(tmp_path):
   npz.save(tmp_path / "y.npz", draw(MODELS["naflex"]))
   with pytest.raises(ValueError, match=r"y\.npz: is a NaFlex, .* res is 8"):
     paligemma.load(tmp_path / "y.npz", res=8)
+
+
+def test_a_naflex_does_not_fit_a_tower_of_one_resolution(tmp_path):
+  npz.save(tmp_path / "x.npz", draw(MODELS["naflex"]))
+  with pytest.raises(
+    ValueError,
+    match=r"x\.npz: does not fit the model, 2 leaves differ: .*"
+    r"img/pos_embedding: found shape \(3, 3, 12\), expected \(1, 9, 12\)",
+  ):
+    fit.fit(formats.open(tmp_path / "x.npz"), init.shapes(MODELS["scan"], RES))
 
 
 def test_two_position_embeddings_of_an_old_text_tower_are_added(tmp_path):

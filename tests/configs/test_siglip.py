@@ -6,7 +6,7 @@ import re
 import jax
 import pytest
 
-from configs.siglip import forkme
+from configs.siglip import forkme, shapes
 from trainers.plan import Plan
 
 TINY = {"width": 12, "depth": 2, "mlp_dim": 20, "num_heads": 2}
@@ -17,7 +17,7 @@ CONFIGS = {
   "forkme, decoder": ("decoder=1,tune=image", "t|b|(img|dec)/.*"),
   "forkme, distill": ("distill=0.25", ".*"),
   "forkme, image": ("tune=image", "t|b|img/.*"),
-  "forkme, softmax": ("loss=softmax", ".*"),
+  "forkme, softmax": ("loss=softmax,tune=image", "t|img/.*"),
   "lit_coco": ("", "t|b|txt/.*"),
   "siglip2": ("variant=siglip2_b16_naflex", ".*"),
 }
@@ -34,11 +34,19 @@ def test_a_step_compiles(name):
   config.update(batch_size=16, res=32, max_patches=6)
   plan = Plan(config, examples_per_epoch=100)
   every = {**plan.trainable, **plan.frozen}
+  assert ("b" in every) == ("softmax" not in name)
   assert set(plan.trainable) == {x for x in every if re.fullmatch(trains, x)}
   assert plan.flops_per_step > 0
   _, measured = plan.compile_step().output_shardings
   assert {"loss", "accuracy", "equal_texts"} <= measured.keys()
   assert len(plan.mesh.devices.flat) == jax.device_count() == 8
+
+
+def test_the_bias_of_a_file_stays_with_the_softmax():
+  given = forkme.get_config("loss=softmax,init=siglip2_b16_224")
+  assert given.model.bias_init == -10.0 and given.trainable == (".*",)
+  assert shapes.get_config("loss=softmax").model.bias_init is None
+  assert shapes.get_config().model.bias_init == -2.71
 
 
 def test_an_unknown_way_to_tune():

@@ -47,6 +47,7 @@ def test_sets_of_templates(tok, name, count):
       "shorter",
       'templates[0] is "shorter", expected a text with "{}" f',
     ),
+    (["a"], ["{}", 3], 'templates[1] is "3", expected a text with "{}" f'),
     (["a"], "x", '"{}" for the name of a class, or one of: short, long'),
   ],
 )

@@ -34,6 +34,7 @@ def names(folder, *given):
     ((".",), ["a.png", "b.JPG", "sub/c.webp"]),
     (("*.png",), ["a.png"]),
     (("**/*.webp", "a.png"), ["sub/c.webp", "a.png"]),
+    (("s*/**/[c]*", "**/sub/*"), ["sub/c.webp"]),
     (("n.txt",), ["n.txt"]),  # who names a file knows what it is
     (("b.JPG", "sub", "b.JPG", "*.JPG"), ["b.JPG", "sub/c.webp"]),
   ],
@@ -61,6 +62,35 @@ def test_the_fingerprint_is_of_paths_and_sizes(folder):
   prints.append(photos.Photos([folder]).fingerprint())
   assert prints[0] == prints[1] == prints[2]
   assert len(set(prints)) == 3
+
+
+@pytest.mark.parametrize("name", [".", "**", "**/*.*"])
+def test_links_that_lead_back_show_nothing_twice(folder, name):
+  (folder / "other").mkdir()
+  (folder / "other/h.png").touch()
+  (folder / "sub/loop").symlink_to("..")
+  (folder / "sub/other").symlink_to("../other")
+  (folder / "other/sub").symlink_to("../sub")
+  (folder / "n.txt").unlink()
+  assert names(folder, name) == [
+    "a.png",
+    "b.JPG",
+    "other/h.png",
+    "other/sub/c.webp",
+    "sub/c.webp",
+    "sub/other/h.png",
+  ]
+
+
+def test_a_link_to_nothing_is_a_photo_that_cannot_be_read(folder):
+  (folder / "dead.png").symlink_to("none.png")
+  found = photos.Photos([folder])
+  assert len(found) == 4
+  assert found.fingerprint() != photos.Photos([folder / "*"]).fingerprint()
+  with pytest.raises(
+    ValueError, match=r"dead\.png: cannot read image: No such"
+  ):
+    found[2]
 
 
 @pytest.mark.parametrize(

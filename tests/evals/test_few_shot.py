@@ -124,6 +124,20 @@ def test_scores_of_a_source(evaluator, siglip, one_device, eight_devices):
   assert spread.run(*siglip, eight_devices) == found
 
 
+def test_numbers_are_classes(evaluator, siglip, one_device):
+  def numbered(source):
+    return [{**x, "suffix": "abc".index(x["suffix"])} for x in source]
+
+  other = dataclasses.replace(
+    evaluator,
+    source=numbered(evaluator.source),
+    train=(numbered(evaluator.train[0]), evaluator.preprocess),
+  )
+  rows = other.rows(*siglip, one_device)
+  assert [x["suffix"] for x in rows] == list("0101012")
+  assert other.reduce(rows) == evaluator.run(*siglip, one_device)
+
+
 @pytest.mark.parametrize(
   ("suffixes", "message"),
   [

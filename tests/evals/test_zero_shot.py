@@ -173,6 +173,33 @@ def test_an_example_of_no_class(
   assert found == good.run(*siglip, one_device)
 
 
+def test_classes_that_are_cut_to_the_same_tokens_are_an_error(
+  evaluator, siglip, one_device
+):
+  cut = dataclasses.replace(evaluator, templates=["a " * 40 + "{}"])
+  with pytest.raises(
+    ValueError,
+    match=r'^the classes ".*" and ".*" are equal in the \d+ tokens t',
+  ):
+    cut.run(*siglip, one_device)
+  # One template that tells them apart is enough.
+  dataclasses.replace(cut, templates=[*cut.templates, "{}"]).run(
+    *siglip, one_device
+  )
+
+
+def test_a_number_is_no_class_without_names(
+  evaluator, siglip, one_device, labelled
+):
+  numbered = [{**x, "suffix": i % 2} for i, x in enumerate(labelled)]
+  other = dataclasses.replace(evaluator, source=numbered, class_names=None)
+  with pytest.raises(
+    ValueError,
+    match=r"expected the name of a class \(for its index give class_n",
+  ):
+    other.run(*siglip, one_device)
+
+
 def test_one_class_is_an_error(evaluator, siglip, one_device, labelled):
   alike = [{**x, "suffix": "photo"} for x in labelled]
   for names in (None, ["photo"]):

@@ -169,6 +169,15 @@ def test_make_knows_its_names():
     siglip.make("siglip2_b16_naflex", img={"grit": 16})
 
 
+@pytest.mark.parametrize("variant", ["siglip_b16_224", "siglip2_b16_naflex"])
+def test_embeddings_of_two_sizes_are_refused(variant):
+  with pytest.raises(
+    ValueError, match=r"images have 24 features, of texts 768, which .*=24 ma"
+  ):
+    siglip.make(variant, img={"num_classes": 24})
+  siglip.make(variant, img={"num_classes": 24}, txt={"num_classes": 24})
+
+
 # NaFlex: rows and columns of five images, of which none fills all 12 patches.
 GRIDS = ((1, 1), (2, 5), (5, 2), (3, 3), (1, 11))
 PATCHES = 12

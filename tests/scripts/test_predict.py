@@ -251,6 +251,12 @@ def test_photos_are_neither_replaced_nor_asked_about_twice(tiny, tmp_path):
   assert (photos / "0.png").read_bytes() == original
 
 
+def test_an_empty_prompt_is_a_prompt(tiny, tmp_path):
+  run(tiny, tmp_path / "y", data=tiny.folder / "0.png", prompt="")
+  (line,) = predictions.read(tmp_path / "y", 1)
+  assert line["prefix"] == ""
+
+
 def test_photos_and_jsonl_are_not_mixed(tiny, tmp_path):
   with pytest.raises(
     ValueError, match=r"val.jsonl and 1 more, expected one JS"

@@ -741,6 +741,16 @@ def no_compiler(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_compiler")
+def test_weights_that_do_not_fit_are_told_before_anything_is_compiled(
+  tiny, main, tmp_path
+):
+  config = tiny.config()
+  config.model.img.mlp_dim = 21
+  line = main(config, tmp_path / "run")
+  assert line.startswith(f"error: {config.init}: does not fit the model, 3 lea")
+
+
+@pytest.mark.usefixtures("no_compiler")
 def test_a_mistake_is_told_before_anything_is_compiled(tiny, main, tmp_path):
   config = tiny.config()
   config.evals.val.ops = (text_ops.Format("{question}"),)

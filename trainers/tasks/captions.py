@@ -1,13 +1,14 @@
 """Images with captions before the first step; all captions are read."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 
 import numpy as np
 
 from paligemma import messages
-from paligemma.data import naflex, pairs, sources
+from paligemma.data import naflex, pairs, preprocess, sources
 from paligemma.data.example_fields import Example
 from paligemma.data.sequence import Arrays
 from paligemma.data.siglip_tokenizer import SiglipTokenizer
@@ -16,10 +17,16 @@ from trainers.tasks.datasets import Dataset, Findings, Texts, Token, TokenCounts
 _LONG = 1 << 12  # tokens; no caption is longer
 
 
+@dataclasses.dataclass(frozen=True)
 class CaptionDataset(Dataset):
-  """Pictures with one or several captions; an evaluator may read none."""
+  """Pictures with one or several captions; an evaluator may read none.
+
+  Attributes:
+    reader: an op of an evaluator that reads what else it needs; None: nothing.
+  """
 
   preprocess: pairs.Pairs
+  reader: preprocess.Op | None = None
 
   def read(self, tok: SiglipTokenizer) -> Findings:
     """As Dataset."""
@@ -58,6 +65,8 @@ class CaptionDataset(Dataset):
 
   def count(self, tok: SiglipTokenizer, prepared: Example) -> TokenCounts:
     """As Dataset: the longest caption of an example."""
+    if self.reader is not None:
+      self.reader(prepared, np.random.default_rng(0))
     rows = [
       self.preprocess.tokenize(prepared, text)
       for text in self._captions(prepared)

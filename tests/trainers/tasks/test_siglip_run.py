@@ -16,6 +16,7 @@ from paligemma.models import siglip
 from scripts import evaluate
 from scripts.make_shapes import make_shapes
 from trainers import inputs, run_answers, run_files, train
+from trainers.plan import Plan
 
 TOKENIZER = (
   pathlib.Path(__file__).parents[3] / "paligemma/assets/tiny_tokenizer.model"
@@ -186,6 +187,48 @@ def test_a_tower_that_does_not_fit(run, init, message, tmp_path):
   with pytest.raises(ValueError, match=message) as error:
     train.train(config, tmp_path / "run")
   assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ("evaluator", "values", "message"),
+  [
+    (
+      "zero",
+      {"class_names": ("a", "b", "A")},
+      r"^class_names\[0\] and class_n",
+    ),
+    ("zero", {"answer_key": "captions"}, r"^evals\.zero: 24 of 24 examples .*"),
+    (
+      "few",
+      {"answer_key": "lable"},
+      r'^evals\.few\.train: 200 of 200 .* "lable", .* Did you mean "label"\?',
+    ),
+    (
+      "both",
+      {"source": "captions.jsonl"},
+      r"^evals\.both: 1 of 24 .*\.jsonl:3:",
+    ),
+  ],
+)
+def test_what_an_evaluator_cannot_read_is_told_before_anything_is_compiled(
+  run, evaluator, values, message, tmp_path, monkeypatch
+):
+  def compiles(plan, text_len=None):
+    raise AssertionError("compiled")
+
+  monkeypatch.setattr(Plan, "compile_step", compiles)
+  config = config_of(run[1].parent, trainable=("t",))
+  if "source" in values:
+    path = config.evals[evaluator].source.path
+    lines = pathlib.Path(path).read_text().splitlines()
+    lines[2] = json.dumps(json.loads(lines[2]) | {"captions": [None]})
+    bad = pathlib.Path(path).with_name(values["source"])
+    bad.write_text("\n".join(lines))
+    values = {"source": {"kind": "jsonl", "path": str(bad)}}
+  config.evals[evaluator].update(values)
+  with pytest.raises(ValueError, match=message):
+    train.train(config, tmp_path / "run")
+  assert not (tmp_path / "run").exists()
 
 
 def test_the_task_of_an_evaluator(run):
