@@ -56,10 +56,10 @@ def fast_math_jit(function: Callable, **options: Any) -> Callable:
 
   @functools.wraps(function)
   def run(*args, **kwargs):
+    if jax.default_backend() != "cpu":
+      return otherwise(*args, **kwargs)
     is_nested = isinstance(jnp.zeros(()), jax.core.Tracer)
-    if jax.default_backend() == "cpu" and not is_nested:
-      return on_cpus(*args, **kwargs)
-    return otherwise(*args, **kwargs)
+    return (otherwise if is_nested else on_cpus)(*args, **kwargs)
 
   run.num_compiled = lambda: on_cpus._cache_size() + otherwise._cache_size()
   return run

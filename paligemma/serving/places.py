@@ -202,9 +202,14 @@ def _prefill(
     of_images["image_embedding"] = jnp.stack(joined)
   prompts = decode.embed_prompts(model, params, of_images, text)
   prefill, _ = decode.functions(model, params)
-  new_logits, new_cache = prefill(*prompts, cache_size=size)
+  # Of keys and values only those of the prompt are written: who was in the
+  # place before has left others behind it, which the mask hides.
+  length = prompts[0].shape[1]
+  new_logits, new_cache = prefill(*prompts, cache_size=length)
 
   def put(all_places, rows):
+    if rows.dtype == bool:
+      rows = jnp.pad(rows, [(0, 0), (0, size - length)])
     if rows.ndim:  # else the next index, which is that of all
       for i in range(len(rows)):
         all_places = _row_put(all_places, rows[i : i + 1], place[i])

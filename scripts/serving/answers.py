@@ -34,7 +34,7 @@ async def start(
   make: Callable[[], Sequence[Request]],
   cancels: contextlib.ExitStack,
 ) -> Events:
-  """Submits requests to the engine.
+  """Submits requests to the engine; each token wakes the event loop.
 
   Args:
     served: whose engine and workers are used.
@@ -45,6 +45,55 @@ async def start(
     Refused: as `make`, or the engine does not take them.
   """
   loop, events = asyncio.get_running_loop(), asyncio.Queue()
+
+  def put(index, event):
+    loop.call_soon_threadsafe(events.put_nowait, (index, event))
+
+  def callbacks(index):
+    on_event = functools.partial(put, index)
+    return on_event, on_event
+
+  await _submit(served, make, cancels, callbacks)
+  return events
+
+
+async def whole(
+  served: Served,
+  make: Callable[[], Sequence[Request]],
+  cancels: contextlib.ExitStack,
+) -> list[Answer]:
+  """Submits requests and waits for their ends, which wake the event loop.
+
+  Args:
+    served, make, cancels: as of `start`.
+
+  Raises:
+    Refused: as `start` and `check`.
+  """
+  loop, futures = asyncio.get_running_loop(), []
+
+  def settle(future, answer):
+    if not future.done():  # as it is when nobody waits any more
+      future.set_result(answer)
+
+  def callbacks(index):
+    tokens, future = [], loop.create_future()
+    futures.append(future)
+
+    def on_end(end):
+      loop.call_soon_threadsafe(settle, future, Answer(tokens, end))
+
+    return tokens.append, on_end
+
+  await _submit(served, make, cancels, callbacks)
+  found = [await future for future in futures]
+  for answer in found:
+    check(answer.end)
+  return found
+
+
+async def _submit(served, make, cancels, callbacks):
+  """Submits requests; callbacks(index) are on_token and on_end of one."""
   running, stopped = [], threading.Event()
 
   def stop():
@@ -52,13 +101,9 @@ async def start(
     for cancel in tuple(running):
       cancel()
 
-  def put(index, event):
-    loop.call_soon_threadsafe(events.put_nowait, (index, event))
-
   def submit():
     for i, request in enumerate(() if stopped.is_set() else make()):
-      on_event = functools.partial(put, i)
-      running.append(served.engine.submit(request, on_event, on_event))
+      running.append(served.engine.submit(request, *callbacks(i)))
     if stopped.is_set():
       stop()
 
@@ -67,24 +112,6 @@ async def start(
     await served.run(submit)
   except (Full, Closed, ValueError) as error:
     raise errors.of(error) from None
-  return events
-
-
-async def whole(events: Events, count: int) -> list[Answer]:
-  """Waits for the ends of so many answers.
-
-  Raises:
-    Refused: as `check`.
-  """
-  tokens, ends = [[] for _ in range(count)], {}
-  while len(ends) < count:
-    index, event = await events.get()
-    if isinstance(event, End):
-      check(event)
-      ends[index] = event
-    else:
-      tokens[index].append(event)
-  return [Answer(tokens[i], ends[i]) for i in range(count)]
 
 
 def check(end: End) -> None:

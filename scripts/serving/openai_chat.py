@@ -252,11 +252,13 @@ async def complete(
   served = request.app.state.served
   form = _form(asked)
   grammar = await served.compile(*form) if form else None
-  events = await answers.start(
-    served, lambda: engine_requests(asked, served, grammar), cancels
-  )
+
+  def make():
+    return engine_requests(asked, served, grammar)
+
   made = _Reply(asked, served)
   if asked.stream:
+    events = await answers.start(served, make, cancels)
     # Errors before the first token still have a status of their own.
     first = await events.get()
     if isinstance(first[1], End):
@@ -266,7 +268,7 @@ async def complete(
       media_type="text/event-stream",
       headers={"cache-control": "no-store"},
     )
-  return JSONResponse(made.whole(await answers.whole(events, asked.n)))
+  return JSONResponse(made.whole(await answers.whole(served, make, cancels)))
 
 
 class _Reply:

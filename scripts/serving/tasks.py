@@ -133,8 +133,7 @@ async def _ask(
       )
     ]
 
-  events = await answers.start(served, make, cancels)
-  (found,) = await answers.whole(events, 1)
+  (found,) = await answers.whole(served, make, cancels)
   told = {
     "model": model,
     "prompt": prompt,
