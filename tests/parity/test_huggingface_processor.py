@@ -60,6 +60,20 @@ def test_sequences_are_ours(processor, tokenizer):
       assert list(ids["input_ids"][0]) == expected, repr(prefix)
 
 
+def test_a_message_is_a_prompt(processor, tokenizer):
+  """As servers of chat completions ask, with one picture or two."""
+  for count in (1, 2):
+    image = {"type": "image", "image": np.zeros((70, 91, 3), np.uint8)}
+    text = {"type": "text", "text": "detect cat ; dog"}
+    message = {"role": "user", "content": [text, *[image] * count]}
+    (ids,) = processor.apply_chat_template([message], tokenize=True)
+    expected = [
+      *16 * count * [tokenizer.vocab_size],
+      *tokenizer.encode("detect cat ; dog\n", bos=True),
+    ]
+    assert list(ids) == expected
+
+
 def test_text_comes_back(processor, tokenizer):
   for text in texts():
     ids = tokenizer.encode(text)

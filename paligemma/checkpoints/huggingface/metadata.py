@@ -27,6 +27,22 @@ _TEMPLATE = "chat_template.jinja"
 _ADDED, _FAST = "added_tokens.json", "tokenizer.json"
 _TOKENIZER = "tokenizer_config.json"
 _TEMPLATES_IN_JSON = ("chat_template.json", _TOKENIZER)
+# Of a PaliGemma that has none, for servers that ask for one: all images, then
+# the text of the last message. The processor adds bos and the line break.
+_PALIGEMMA_TEMPLATE = """\
+{%- for message in messages if message.content is not string %}
+  {%- for part in message.content if part.type == "image" %}
+    {{- "<image>" }}
+  {%- endfor %}
+{%- endfor %}
+{%- if messages[-1].content is string %}
+  {{- messages[-1].content }}
+{%- else %}
+  {%- for part in messages[-1].content if part.type == "text" %}
+    {{- part.text }}
+  {%- endfor %}
+{%- endif %}
+"""
 
 # Key of image.PREPROCESSING -> number of Pillow's filter. The first of a number
 # is what it is read as.
@@ -56,7 +72,8 @@ def read(
   found = {}
   if generation := _read_json(folder / _GENERATION):
     found["generation"] = generation
-  if (template := _read_template(folder)) is not None:
+  template = _read_template(folder)
+  if template not in (None, _PALIGEMMA_TEMPLATE):
     found["chat_template"] = template
   if has_images:
     processor = _read_processor(folder)
@@ -95,8 +112,10 @@ def write(
   if has_decoder:
     generation = {**SPECIAL_IDS, **metadata.get("generation", {})}
     write_json(folder / _GENERATION, generation)
-    if "chat_template" in metadata:
-      template = metadata["chat_template"]
+    template = metadata.get("chat_template")
+    if template is None and "vision_config" in config:
+      template = _PALIGEMMA_TEMPLATE
+    if template is not None:
       (folder / _TEMPLATE).write_text(template, encoding="utf-8")
   vision = config.get("vision_config")
   if vision is None:

@@ -81,6 +81,12 @@ def test_the_chat_template_is_looked_for_where_it_may_be(folder):
   assert read(path)["chat_template"] == "a"
 
 
+def test_a_chat_template_of_ours_is_none_of_the_model(tmp_path):
+  metadata.write(tmp_path, {}, CONFIG)
+  assert "<image>" in (tmp_path / "chat_template.jinja").read_text()
+  assert "chat_template" not in read(tmp_path)
+
+
 @pytest.mark.parametrize(
   "name", ["generation_config", "preprocessor_config", "tokenizer_config"]
 )
