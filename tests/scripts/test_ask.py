@@ -3,11 +3,13 @@
 import contextlib
 import io
 import os
+import pathlib
 import pty
 import select
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -235,7 +237,7 @@ def gemma_alone(tiny):
   return path
 
 
-def test_history_in_a_terminal(tmp_path):
+def test_history_in_a_terminal(tmp_path, request):
   """A line of one conversation is found in the next; old ones are dropped."""
   code = (
     "import readline, sys\n"
@@ -255,6 +257,8 @@ def test_history_in_a_terminal(tmp_path):
     env={**os.environ, "TERM": "dumb", "INPUTRC": "/dev/null"},
   )
   os.close(its)
+  request.addfinalizer(child.wait)
+  request.addfinalizer(child.kill)
 
   def reply(keys, end=b"\n> "):
     """Types, and returns what is printed up to the next prompt or the end."""
@@ -273,6 +277,9 @@ def test_history_in_a_terminal(tmp_path):
   assert history.read_text().split() == ["two", "three", "four"]
   assert b"got three" in reply(b"\x10\x10\n")  # as the arrow upwards, twice
   reply(b"no", end=b"no")
+  # Before it waits for a key, Python loses a Ctrl-C until the next one comes.
+  while pathlib.Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "S":
+    time.sleep(0.01)
   child.send_signal(signal.SIGINT)  # Ctrl-C drops a line
   assert b"got" not in reply(b"")
   assert b"got five" in reply(b"five\n")
