@@ -72,6 +72,8 @@ def test_a_message_is_a_prompt(processor, tokenizer):
       *tokenizer.encode("detect cat ; dog\n", bos=True),
     ]
     assert list(ids) == expected
+  with pytest.raises(Exception, match="PaliGemma reads one message: pictures"):
+    processor.apply_chat_template([message, message], tokenize=True)
 
 
 def test_text_comes_back(processor, tokenizer):

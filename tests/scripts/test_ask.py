@@ -278,7 +278,8 @@ def test_history_in_a_terminal(tmp_path, request):
   assert b"got three" in reply(b"\x10\x10\n")  # as the arrow upwards, twice
   reply(b"no", end=b"no")
   # Before it waits for a key, Python loses a Ctrl-C until the next one comes.
-  while pathlib.Path(f"/proc/{child.pid}/stat").read_text().split()[2] != "S":
+  state = pathlib.Path(f"/proc/{child.pid}/stat")
+  while child.poll() is None and state.read_text().split()[2] != "S":
     time.sleep(0.01)
   child.send_signal(signal.SIGINT)  # Ctrl-C drops a line
   assert b"got" not in reply(b"")

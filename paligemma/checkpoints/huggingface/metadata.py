@@ -27,18 +27,20 @@ _TEMPLATE = "chat_template.jinja"
 _ADDED, _FAST = "added_tokens.json", "tokenizer.json"
 _TOKENIZER = "tokenizer_config.json"
 _TEMPLATES_IN_JSON = ("chat_template.json", _TOKENIZER)
-# Of a PaliGemma that has none, for servers that ask for one: all images, then
-# the text of the last message. The processor adds bos and the line break.
+# Of a PaliGemma that has none, for servers that ask for one: the pictures and
+# the prompt of a message. The processor adds bos and the line break.
 _PALIGEMMA_TEMPLATE = """\
-{%- for message in messages if message.content is not string %}
-  {%- for part in message.content if part.type == "image" %}
+{%- if messages | length != 1 %}
+  {{- raise_exception("PaliGemma reads one message: pictures and a prompt") }}
+{%- endif %}
+{%- set content = messages[0].content %}
+{%- if content is string %}
+  {{- content }}
+{%- else %}
+  {%- for part in content if part.type == "image" %}
     {{- "<image>" }}
   {%- endfor %}
-{%- endfor %}
-{%- if messages[-1].content is string %}
-  {{- messages[-1].content }}
-{%- else %}
-  {%- for part in messages[-1].content if part.type == "text" %}
+  {%- for part in content if part.type == "text" %}
     {{- part.text }}
   {%- endfor %}
 {%- endif %}

@@ -7,6 +7,7 @@ fails. That is once for every kind of device and of heads.
 """
 
 import functools
+from collections.abc import Callable
 from concurrent import futures
 
 import jax
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from paligemma import messages
 from paligemma.models import device as device_lib
 from paligemma.models.attention import chunked, flash, flash_gpu
-from paligemma.models.attention.masks import Mask, make_mask
+from paligemma.models.attention.masks import make_mask
 
 # By platform, with the dtypes that they take.
 _KERNELS = {
@@ -34,26 +35,16 @@ _LENGTH, _TEXT = 131, 120  # several tiles, and padding
 _WINDOW, _CAP = 29, 2.5
 
 
-def attend(
-  q: Float[Array, "B T N H"],
-  k: Float[Array, "B S K H"],
-  v: Float[Array, "B S K H"],
-  mask: Mask,
-  window: int | Int[Array, ""] | None = None,
-  *,
-  scale: float,
-  logits_softcap: float | None = None,
-) -> Float[Array, "B T N H"]:
-  """Attends as reference.attend, with the kernel of the device."""
-  settings = {"scale": scale, "logits_softcap": logits_softcap}
-  return _kernel(device_lib.current())(q, k, v, mask, window, **settings)
+def kernel() -> Callable[..., Array]:
+  """Returns the kernel of the device, a function as reference.attend.
 
-
-def _kernel(device):
-  kernel, _ = _KERNELS[device.platform]
+  The device has one: `refuse` returns None.
+  """
+  device = device_lib.current()
+  found, _ = _KERNELS[device.platform]
   if device.platform != "gpu":
-    return kernel.attend
-  return functools.partial(kernel.attend, device_kind=device.device_kind)
+    return found.attend
+  return functools.partial(found.attend, device_kind=device.device_kind)
 
 
 def refuse(q: Float[Array, "B T N H"]) -> str | None:
@@ -103,15 +94,13 @@ def find_problem(
 
 @functools.cache
 def _try(described, device, sizes, dtype, is_windowed, is_capped, agrees):
-  heads, _, head_dim = sizes
+  attend, (heads, _, head_dim) = kernel(), sizes
   where = f"{described.device_kind} with {heads} heads of {head_dim} in {dtype}"
 
   def find():
     problem = None
     try:
-      apart = _distance(
-        _kernel(described), device, sizes, dtype, is_windowed, is_capped
-      )
+      apart = _distance(attend, device, sizes, dtype, is_windowed, is_capped)
       if not apart <= TOLERANCE:  # nor if it is NaN
         problem = (
           f"computes wrongly on {where}: {apart:.2g} of the largest value "
@@ -131,7 +120,7 @@ def _try(described, device, sizes, dtype, is_windowed, is_capped, agrees):
     return pool.submit(find).result()
 
 
-def _distance(kernel, device, sizes, dtype, is_windowed, is_capped):
+def _distance(attend, device, sizes, dtype, is_windowed, is_capped):
   """Returns the largest relative difference of results and gradients."""
   heads, kv_heads, head_dim = sizes
   rng = np.random.default_rng(0)
@@ -162,11 +151,12 @@ def _distance(kernel, device, sizes, dtype, is_windowed, is_capped):
   exact = [x.astype(jnp.float32) for x in arrays]
   chunks = functools.partial(chunked.attend, num_chunks=1)
   pairs = zip(
-    jax.tree.leaves(run(kernel, *arrays)),
+    jax.tree.leaves(run(attend, *arrays)),
     jax.tree.leaves(run(chunks, *exact)),
     strict=True,
   )
-  return max(
-    float(jnp.abs(x.astype(jnp.float32) - y).max() / jnp.abs(y).max())
+  apart = [
+    jnp.abs(x.astype(jnp.float32) - y).max() / jnp.abs(y).max()
     for x, y in pairs
-  )
+  ]
+  return float(jnp.max(jnp.stack(apart)))  # NaN if one is

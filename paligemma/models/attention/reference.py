@@ -142,7 +142,7 @@ def attend(
     if mask is None:  # every query attends to every key
       query, key = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
       mask = Mask(query, key, query, key)
-    return kernels.attend(q, k, v, mask, window, **settings)
+    return kernels.kernel()(q, k, v, mask, window, **settings)
 
   return _on_each_device(on_device, (q, k, v, mask), window)
 

@@ -118,9 +118,19 @@ def test_a_kernel_that_computes_wrongly_is_left_out(
     gradients("flash")
 
 
-def test_a_result_that_is_no_number_is_wrong(monkeypatch, caplog):
-  def nan(q, k, v, *_, **__):
-    return q * jnp.nan
+@pytest.mark.parametrize("number", range(3))
+def test_a_gradient_that_is_no_number_is_wrong(monkeypatch, caplog, number):
+  """One of those of q, k and v, where all else is right."""
+
+  @jax.custom_jvp
+  def spoiled(x):
+    return x
+
+  spoiled.defjvp(lambda x, dx: (*x, dx[0] * jnp.nan))
+
+  def nan(*arrays, device_kind, **settings):
+    arrays = [spoiled(x) if i == number else x for i, x in enumerate(arrays)]
+    return chunked.attend(*arrays, num_chunks=1, **settings)
 
   monkeypatch.setattr(flash_gpu, "attend", nan)
   gradients()
