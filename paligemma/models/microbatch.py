@@ -44,7 +44,8 @@ def on_each_device(
     function: Of (shared, arrays), returns (sums, arrays).
     shared: Replicated on every device.
     arrays: Split over the devices, [B, ...].
-    sums: What the function sums over its examples.
+    sums: What the function sums over its examples, of which it may return fewer
+      bits: they are added over devices in these dtypes.
 
   Returns:
     What the function returns: the sums over all examples, and the arrays.
@@ -63,15 +64,15 @@ def on_each_device(
     axes = () if axis is None else (*axis * (None,), "data")
     return PartitionSpec(*axes)
 
-  def add(x):
-    axis = split_axis(x)
+  def add(x, like):
+    x, axis = x.astype(like.dtype), split_axis(x)
     if axis is None:
       return jax.lax.psum(x, "data")
     return _psum_scatter(x, axis)
 
   def run(shared, arrays):
-    sums, arrays = function(shared, arrays)
-    return jax.tree.map(add, sums), arrays
+    of_device, arrays = function(shared, arrays)
+    return _add_over_devices(add, of_device, sums), arrays
 
   return jax.shard_map(
     run,
@@ -80,6 +81,25 @@ def on_each_device(
     axis_names={"data"},
     check_vma=False,
   )(shared, arrays)
+
+
+def _add_over_devices(add, sums, like):
+  """Adds the sums of all devices; on TPUs, the largest behind the next largest.
+
+  Gradients of a single microbatch have 16 bits until they are added. libtpu
+  0.0.51 would hold both largest in float32 at once: 0.2 GiB more for PaliGemma
+  2 10B, 0.4 GiB for 28B.
+  """
+  leaves, structure = jax.tree.flatten(sums)
+  like, added = jax.tree.leaves(like), [None] * len(leaves)
+  order = sorted(range(len(leaves)), key=lambda i: leaves[i].size)
+  for position, i in enumerate(order):
+    x, before = leaves[i], order[position - 1]
+    is_largest = i == order[-1] and leaves[before].size < x.size
+    if is_largest and device.current().platform == "tpu":
+      x, added[before] = jax.lax.optimization_barrier((x, added[before]))
+    added[i] = add(x, like[i])
+  return structure.unflatten(added)
 
 
 def _psum_scatter(x, axis):

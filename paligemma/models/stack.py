@@ -405,7 +405,9 @@ def _scan_bwd(block, dtype, num_microbatches, residuals, cotangents):
 
         _, pull_back = jax.vjp(run, trained, kept.astype(dy.dtype), followed)
         grads, *by_arrays = pull_back(dy)
-        return add(total, grads), by_arrays
+        if num_microbatches > 1:
+          grads = add(total, grads)
+        return grads, by_arrays
 
       zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), sums)
       return microbatch.scan_microbatches(

@@ -139,6 +139,37 @@ def test_sums_are_split_in_turns(monkeypatch):
   assert collectives.bytes_by_kind(found)["reduce-scatter"] == size + size // 2
 
 
+def test_tpus_add_the_largest_last(monkeypatch):
+  tpu = jax.sharding.AbstractDevice("TPU v5 lite", 1, "tpu")
+  monkeypatch.setattr(device, "current", lambda: tpu)
+  mesh = sharding.make_mesh(data=8)
+  like = {
+    "large": jax.ShapeDtypeStruct((24,), jnp.float32),
+    "next": jax.ShapeDtypeStruct((16,), jnp.float32),
+    "small": jax.ShapeDtypeStruct((8,), jnp.float32),
+  }
+
+  def tile(_, x):
+    tiled = {name: jnp.tile(x, sum.size) for name, sum in like.items()}
+    return tiled, x
+
+  def add(x):
+    return microbatch.on_each_device(tile, (), x, like)[0]
+
+  with jax.set_mesh(mesh):
+    x = jnp.array([256, 1, 1, 1, 1, 1, 1, 1], jnp.bfloat16)
+    x = jax.device_put(x, sharding.batch_sharding(mesh))
+    lowered = jax.jit(add).lower(x)
+    added = lowered.compile()(x)
+  for name, total in added.items():  # in bfloat16, 256 + 1 is 256
+    expected = np.full(like[name].shape, 263, np.float32)
+    np.testing.assert_array_equal(total, expected, strict=True)
+  before, after = lowered.as_text().split("optimization_barrier")
+  assert before.count("reduce_scatter") == 2  # the small and the next one
+  widened = "(tensor<24xbf16>) -> tensor<24xf32>"
+  assert widened not in before and widened in after
+
+
 @pytest.mark.parametrize("name", ["v5e:2x4", "v5e:4x4", "v5p:4x4x4"])
 def test_tpus_split_sums_as_they_add(monkeypatch, tmp_path, name):
   pytest.importorskip("libtpu")
