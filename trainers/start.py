@@ -119,9 +119,10 @@ def describe_source(config: ConfigDict, model: io.Model) -> str:
   name, tower = list(model.towers.items())[-1]
   for field, theirs in getattr(checkpoint, name).items():
     if (ours := getattr(tower, field)) != theirs:
+      key = "lora" if field == "lora" else f"{name}.{field}"
       lines.append(
         f"note: {field} is {theirs} in the files and {ours} in this run; "
-        f"config.model.{name}.{field} changes it"
+        f"config.model.{key} changes it"
       )
   if isinstance(path, dict) and len(path) == 1:
     lines.append(

@@ -4,6 +4,7 @@ Parameters are flat here, "llm/layers/attn/q_einsum/w" -> array, so that what
 trains and what is frozen are two dicts.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -155,10 +156,40 @@ def fit_params(
   checkpoint = formats.open(path, keep=heads)
   for head in heads - loss_heads(checkpoint.leaves):
     expected = {n: x for n, x in expected.items() if loss_heads([n]) != {head}}
-  if not any(lora.is_adapter(checkpoint.leaves).values()):
-    is_adapter = lora.is_adapter(expected)
+  is_adapter = lora.is_adapter(expected)
+  if any(lora.is_adapter(checkpoint.leaves).values()):
+    _check_adapters(checkpoint, expected)
+  else:
     expected = {n: x for n, x in expected.items() if not is_adapter[n]}
   return fit.fit(checkpoint, expected)
+
+
+def _check_adapters(checkpoint, expected):
+  """Raises if the adapters of a checkpoint are not those of the model."""
+  found = _adapters(leaves.layered_like(checkpoint.leaves, expected))
+  wanted = _adapters(expected)
+  if found != wanted:
+    raise ValueError(
+      f"{checkpoint.path}: has {_described(found)}, the model of the config "
+      f"{_described(wanted)}; give config.model.lora what they were trained "
+      "with, or merge them into the weights: python -m scripts.convert "
+      f"{shlex.quote(str(checkpoint.path))} merged.npz"
+    )
+
+
+def _adapters(flat):
+  """The shapes of the parameters that belong to adapters."""
+  return {
+    name: tuple(getattr(flat[name], "shape", flat[name]))
+    for name, belongs in lora.is_adapter(flat).items()
+    if belongs
+  }
+
+
+def _described(adapters):
+  ranks = sorted({s[-1] for name, s in adapters.items() if name.endswith("/a")})
+  of_rank = f" of rank {' and '.join(map(str, ranks))}" if ranks else ""
+  return f"{len(adapters) // 2 or 'no'} adapters{of_rank}"
 
 
 def loss_heads(names: Iterable[str]) -> set[str]:

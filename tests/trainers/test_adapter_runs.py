@@ -173,6 +173,38 @@ def test_adapters_of_a_run_go_on_in_another(runs, tiny):
   )
 
 
+@pytest.mark.parametrize(
+  ("tune", "model", "wanted"),
+  [
+    ("attention", {}, "no adapters"),
+    ("lora", {"rank": 3}, "7 adapters of rank 3"),
+    ("lora", {"targets": ("llm/attn/.",)}, "3 adapters of rank 8"),
+  ],
+)
+def test_adapters_that_a_config_lacks_are_to_be_merged(
+  runs, tiny, tune, model, wanted
+):
+  folder = runs("lora")
+  config = config_of(tiny, tune, init=str(folder))
+  if model:
+    config.model.lora = model
+  with pytest.raises(ValueError) as caught:
+    start.check_weights(plan.Plan(config))
+  ckpt = folder / "checkpoints" / "2"
+  assert str(caught.value) == (
+    f"{ckpt}: has 7 adapters of rank 8, the model of the config {wanted}; give "
+    "config.model.lora what they were trained with, or merge them into the "
+    f"weights: python -m scripts.convert {ckpt} merged.npz"
+  )
+
+
+def test_adapters_of_another_scale_are_a_note(runs, tiny):
+  config = config_of(tiny, "lora", init=str(runs("lora")))
+  config.model.lora = {"alpha": 3.0}
+  said = start.describe_source(config, plan.Plan(config).model)
+  assert " in this run; config.model.lora changes it" in said
+
+
 def flat_of(folder):
   return tree.flatten(paligemma.load(folder)[1])
 
