@@ -166,8 +166,9 @@ def fit_params(
 
 def _check_adapters(checkpoint, expected):
   """Raises if the adapters of a checkpoint are not those of the model."""
-  found = _adapters(leaves.layered_like(checkpoint.leaves, expected))
-  wanted = _adapters(expected)
+  ours = leaves.layered_like(checkpoint.leaves, expected)
+  found = _ranks({name: leaf.shape for name, leaf in ours.items()})
+  wanted = _ranks(expected)
   if found != wanted:
     raise ValueError(
       f"{checkpoint.path}: has {_described(found)}, the model of the config "
@@ -177,19 +178,20 @@ def _check_adapters(checkpoint, expected):
     )
 
 
-def _adapters(flat):
-  """The shapes of the parameters that belong to adapters."""
+def _ranks(shapes):
+  """Returns the name of the first matrix of every adapter -> its rank."""
   return {
-    name: tuple(getattr(flat[name], "shape", flat[name]))
-    for name, belongs in lora.is_adapter(flat).items()
-    if belongs
+    name: shapes[name][-1]
+    for name, belongs in lora.is_adapter(shapes).items()
+    if belongs and name.endswith("/a")
   }
 
 
-def _described(adapters):
-  ranks = sorted({s[-1] for name, s in adapters.items() if name.endswith("/a")})
-  of_rank = f" of rank {' and '.join(map(str, ranks))}" if ranks else ""
-  return f"{len(adapters) // 2 or 'no'} adapters{of_rank}"
+def _described(ranks):
+  if not ranks:
+    return "no adapters"
+  every = " and ".join(map(str, sorted(set(ranks.values()))))
+  return f"{len(ranks)} adapters of rank {every}"
 
 
 def loss_heads(names: Iterable[str]) -> set[str]:

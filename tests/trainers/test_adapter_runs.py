@@ -198,6 +198,14 @@ def test_adapters_that_a_config_lacks_are_to_be_merged(
   )
 
 
+def test_adapters_of_a_model_of_other_sizes_are_not_to_be_merged(runs, tiny):
+  config = config_of(tiny, "lora", init=str(runs("lora")))
+  config.model.llm.mlp_dim = 7
+  with pytest.raises(ValueError, match="mlp/lora_gate/b") as caught:
+    start.check_weights(plan.Plan(config))
+  assert "merge" not in str(caught.value)
+
+
 def test_adapters_of_another_scale_are_a_note(runs, tiny):
   config = config_of(tiny, "lora", init=str(runs("lora")))
   config.model.lora = {"alpha": 3.0}
