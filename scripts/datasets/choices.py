@@ -23,6 +23,7 @@ from scripts.datasets.data_set import (
   Picture,
   Records,
   Split,
+  flag,
   paired,
 )
 from scripts.datasets.raw import Raw
@@ -71,7 +72,7 @@ def _ai2d(raw: Raw, split: str) -> Records:
 def _ai2d_fields(record: Sequence[Any]) -> dict[str, Any]:
   name, question, x, texts = record
   image = f"images/{name}"
-  if x["abcLabel"]:
+  if flag(x, "abcLabel"):
     draw = functools.partial(draw_letters, texts)
     image = Picture((image,), draw, f"letters/{name}")
   return {

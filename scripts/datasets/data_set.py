@@ -20,6 +20,14 @@ def paired(where: str, one: Iterable, other: Iterable) -> Iterator[tuple]:
     yield pair
 
 
+def flag(record: Mapping[str, Any], key: str) -> bool:
+  """Returns the boolean of a key; raises if it is missing or no boolean."""
+  value = record[key]
+  if not isinstance(value, bool):
+    raise TypeError(f"{key} is {value!r}, expected true or false")
+  return value
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
   """A picture, or a video, of an example.

@@ -14,6 +14,7 @@ from scripts.datasets.data_set import (
   Picture,
   Records,
   Split,
+  flag,
   paired,
 )
 from scripts.datasets.raw import Raw
@@ -25,7 +26,7 @@ def _read(raw: Raw, start: str) -> Records:
   questions, answers = map(raw.items, files, ("questions", "answers"))
   for question, answer in paired(" and ".join(files), questions, answers):
     where, x = question
-    if x["active"]:
+    if flag(x, "active"):
       if x["id"] != answer[1]["question_id"]:
         raise ValueError(f"{where}: {answer[0]} answers another question")
       yield where, (x, answer[1]["answer"])

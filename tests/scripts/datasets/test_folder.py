@@ -269,6 +269,19 @@ def test_a_full_disk_is_no_damaged_picture(
       {"text": {"T": {"rectangle": [[0, 0], [9, 9]]}}},
       "0.png: its texts: malformed record: missing key 'replacementText'",
     ),
+    (
+      "ai2d",
+      "ai2d/questions/0.png.json",
+      {"imageName": "0.png", "questions": {"Which?": {"abcLabel": "false"}}},
+      "questions/0.png.json: question 0: malformed record: a value of another "
+      "kind (abcLabel is 'false', expected true or false); is it of another",
+    ),
+    (
+      "rsvqa_lr",
+      "LR_split_train_questions.json",
+      {"questions": [{"id": 0, "active": "false"}]},
+      "kind (active is 'false', expected true or false)",
+    ),
   ],
 )
 def test_files_of_another_release(tmp_path, name, file, content, message):
