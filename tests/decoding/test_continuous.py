@@ -64,22 +64,22 @@ def regex(vocabulary):
 
 
 @pytest.mark.parametrize(
-  ("sampler", "restricts"),
+  ("sampler", "restricts", "count"),
   [
-    ("greedy", False),
-    ("nucleus(temperature=0.3)", False),
-    ("top_k(k=7)", True),
+    ("greedy", False, 144),  # 1,003 prompts
+    ("nucleus(temperature=0.3)", False, BATCHES),
+    ("top_k(k=7)", True, BATCHES),
   ],
 )
 def test_answers_are_those_of_one_batch_at_a_time(
-  tiny, steps, sampler, restricts
+  tiny, steps, sampler, restricts, count
 ):
   grammar = regex(tiny[0].llm.vocab_size) if restricts else None
   how = {"max_decode_len": LENGTH, "sampler": sampler, "grammar": grammar}
-  rngs = list(jax.random.split(jax.random.key(7), BATCHES))
-  found = continuous.generate(*tiny, batches(BATCHES), rngs=rngs, **how)
+  rngs = list(jax.random.split(jax.random.key(7), count))
+  found = continuous.generate(*tiny, batches(count), rngs=rngs, **how)
   longest = 0
-  for batch, rng, ours in zip(batches(BATCHES), rngs, found, strict=True):
+  for batch, rng, ours in zip(batches(count), rngs, found, strict=True):
     expected = decode.generate(*tiny, batch, rng=rng, prompt_buckets=(), **how)
     if restricts:
       assert set(ours.tokens.flat) <= {0, 1, *range(3, 103)}
@@ -90,6 +90,7 @@ def test_answers_are_those_of_one_batch_at_a_time(
         getattr(ours, name), getattr(expected, name), atol=1e-4
       )
     longest += int(expected.num_tokens.max()) - 1
+  print(f"{sum(steps)} steps in place of {longest}")
   assert sum(steps) <= 0.7 * longest
 
 
