@@ -44,8 +44,8 @@ def on_each_device(
     function: Of (shared, arrays), returns (sums, arrays).
     shared: Replicated on every device.
     arrays: Split over the devices, [B, ...].
-    sums: What the function sums over its examples, of which it may return fewer
-      bits: they are added over devices in these dtypes.
+    sums: Shapes and dtypes of what the function sums over its examples. It may
+      return them in fewer bits; devices add them in these dtypes.
 
   Returns:
     What the function returns: the sums over all examples, and the arrays.
@@ -84,7 +84,7 @@ def on_each_device(
 
 
 def _add_over_devices(add, sums, like):
-  """Adds the sums of all devices; on TPUs, the largest behind the next largest.
+  """Adds the sums of all devices; on TPUs, the largest after all others.
 
   Gradients of a single microbatch have 16 bits until they are added. libtpu
   0.0.51 would hold both largest in float32 at once: 0.2 GiB more for PaliGemma
