@@ -21,7 +21,7 @@ from jaxtyping import Array, Float
 
 from paligemma import parameters, quantization
 from paligemma.lora import config as lora_lib
-from paligemma.models import device
+from paligemma.models import device, microbatch
 
 PRODUCT = "product"
 
@@ -96,8 +96,13 @@ def _bwd(equation, dtype, factors, gradient):
   left, right, out = re.split(",|->", equation)
   gradient = gradient.astype(x.dtype)
   by_x = einsum_rounded(f"{out},{right}->{left}", gradient, y)
-  by_y = einsum_rounded(f"{left},{out}->{right}", x, gradient)
+  by_y = _by_weight(f"{left},{out}->{right}", x, gradient)
   return by_x, by_y
+
+
+def _by_weight(equation, x, gradient):
+  """The gradient of a weight: float32 until all devices have added theirs."""
+  return einsum_float32(equation, x, gradient).astype(x.dtype)
 
 
 _einsum_16_bits.defvjp(_fwd, _bwd)
@@ -267,7 +272,7 @@ class Adapter(nn.Module):
     of = "B" if a.ndim == 3 else ""
     if frozen is not None and not of:
       scaled = (b.astype(jnp.float32) * scale).astype(dtype)
-      return _joined(x, frozen, a, scaled)
+      return _joined(x, frozen, *map(microbatch.replicate, (a, scaled)))
     out = 0.0
     if frozen is not None:
       out = einsum_float32("BTI,IO->BTO", x, frozen)
@@ -318,9 +323,9 @@ def _joined_bwd(factors, gradient):
     by_low = einsum_rounded("BTO,RO->BTR", gradient, b)
     further = jnp.concatenate([gradient, by_low], axis=-1)
     by_x = einsum_rounded("BTO,IO->BTI", further, both)
-  by_a = einsum_rounded("BTI,BTR->IR", x, by_low)
-  by_b = einsum_rounded("BTR,BTO->RO", low, gradient)
-  by_frozen = einsum_rounded("BTI,BTO->IO", x, gradient)
+  by_a = _by_weight("BTI,BTR->IR", x, by_low)
+  by_b = _by_weight("BTR,BTO->RO", low, gradient)
+  by_frozen = _by_weight("BTI,BTO->IO", x, gradient)
   return by_x, by_frozen, by_a, by_b
 
 

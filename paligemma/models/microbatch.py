@@ -134,6 +134,17 @@ def split_batch(x: Array) -> Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec("data"))
 
 
+def replicate(x: Array) -> Array:
+  """Says that every device has the whole of a parameter, however it is kept.
+
+  XLA may otherwise split what it computes from a small parameter and one that
+  is not split, and gather all of that.
+  """
+  if _shards() == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def find_number(batch: int, at_once: int) -> int:
   """Returns into how many microbatches each device splits its examples.
 

@@ -9,10 +9,13 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from paligemma import quantization, tree
 from paligemma.lora import config as lora_lib
 from paligemma.models import device, gemma, linear, vit
+from paligemma.planning import collectives
+from paligemma.training import sharding
 
 # Sizes of axes; a last one of a matrix must be even in 4 bits.
 SIZES = dict(B=2, T=5, X=11, D=14, N=3, K=2, H=10, F=22, V=13)
@@ -382,6 +385,35 @@ def test_joined_products_are_those_apart(
   )
 
 
+def test_devices_gather_adapters_alone(monkeypatch):
+  h200 = jax.sharding.AbstractDevice("NVIDIA H200", 1, "gpu")
+  monkeypatch.setattr(device, "current", lambda: h200)
+  equation = "BTD,NDH->BTNH"
+  x, w = factors(equation)
+  x = jnp.tile(x, (4, 1, 1))
+  module = AdaptedProduct(equation, lora_lib.Lora(rank=8))
+  mesh = sharding.make_mesh(data=8)
+
+  def total(params, x, w):
+    return jnp.sum(jnp.sin(module.apply({"params": params}, x, w)))
+
+  with jax.set_mesh(mesh):
+    params = module.init(jax.random.key(0), x, w)["params"]
+    ranks = {"a": (None, "data"), "b": ("data",)}
+    params = jax.tree_util.tree_map_with_path(
+      lambda path, p: jax.device_put(
+        p, NamedSharding(mesh, PartitionSpec(*ranks[path[-1].key]))
+      ),
+      params,
+    )
+    x = jax.device_put(x, sharding.batch_sharding(mesh))
+    w = jax.device_put(w, NamedSharding(mesh, PartitionSpec()))
+    compiled = jax.jit(jax.grad(total)).lower(params, x, w).compile()
+  found = collectives.bytes_by_kind(collectives.find(compiled.as_text()))
+  adapters = sum(p.nbytes for p in jax.tree.leaves(params))
+  assert found["all-gather"] == adapters
+
+
 def test_a_starts_as_in_peft():
   # Uniform within the root of 1 / 44 inputs.
   _, params = init_adapted(lora_lib.Lora(rank=97), X)
@@ -482,6 +514,30 @@ def test_16_bits_go_back_in_16_bits(dtype):
   assert len(products) == 3
   dtypes = {v.aval.dtype.name for e in products for v in e.invars}
   assert dtypes == {dtype}
+
+
+@pytest.mark.parametrize("lora", [None, lora_lib.Lora(rank=3)])
+@pytest.mark.parametrize("equation", ["BTD,NDH->BTNH", "BTNH,NHD->BTD"])
+def test_gradients_of_weights_are_float32_until_devices_have_added_them(
+  equation, lora, monkeypatch
+):
+  h200 = jax.sharding.AbstractDevice("NVIDIA H200", 1, "gpu")
+  monkeypatch.setattr(device, "current", lambda: h200)
+  x, w = (each.astype(jnp.bfloat16) for each in factors(equation))
+  module = AdaptedProduct(equation, lora)
+  params = module.init(jax.random.key(0), x, w)
+
+  def total(params, w):
+    return jnp.sum(module.apply(params, x, w))
+
+  jaxpr = jax.make_jaxpr(jax.grad(total, (0, 1)))(params, w)
+  dtypes = [
+    each.outvars[0].aval.dtype.name
+    for each in equations(jaxpr.jaxpr)
+    if each.primitive.name == "dot_general"
+    and SIZES["T"] not in each.outvars[0].aval.shape
+  ]
+  assert dtypes == ["float32"] * (1 if lora is None else 3)
 
 
 def test_small_gradients_of_float16_need_a_scaled_loss():
